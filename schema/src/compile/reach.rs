@@ -1,0 +1,69 @@
+//! Who can reach whom: told by network and node, never as a list of pairs.
+//!
+//! In a network without access rules every joined node reaches every other, directly or through the hub, so what
+//! reaches is a set of nodes, and what a change gains or loses are nodes that enter or leave that set.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::Mesh;
+use crate::scalars::{Name, NetworkName};
+use crate::snapshot::ResourceId;
+
+/// Whether reachability is gained or lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// It was not there before.
+    Gained,
+    /// It is not there afterwards.
+    Lost,
+}
+
+/// Nodes of a network that reach each other after a change but not before, or the other way round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachChange {
+    /// The network.
+    pub network: NetworkName,
+    /// The node, or `*` for every one.
+    pub from: String,
+    /// The node, or `*` for every one; both ways.
+    pub to: String,
+    /// Which way it changes.
+    pub direction: Direction,
+    /// How many ordered pairs of nodes that is.
+    pub pairs: u64,
+    /// The change that it follows from, as far as there is one alone.
+    pub because: Option<ResourceId>,
+}
+
+/// The nodes of a network that reach each other.
+fn reaching(mesh: Option<&Mesh>) -> BTreeSet<Name> {
+    let Some(mesh) = mesh else { return BTreeSet::new() };
+    let cut = mesh.hub().is_some_and(|hub| !mesh.peers.contains_key(hub));
+    if cut || mesh.len() < 2 { BTreeSet::new() } else { mesh.nodes().cloned().collect() }
+}
+
+/// What reachability a change of one network gains and loses.
+pub fn between(network: &NetworkName, before: Option<&Mesh>, after: Option<&Mesh>) -> Vec<ReachChange> {
+    let (was, is) = (reaching(before), reaching(after));
+    let mut changes = Vec::new();
+    for (direction, some, other) in [(Direction::Lost, &was, &is), (Direction::Gained, &is, &was)] {
+        let moved: Vec<_> = some.difference(other).collect();
+        let (count, all) = (moved.len() as u64, some.len() as u64);
+        let change = |from: String, pairs| {
+            let (network, to) = (network.clone(), "*".to_owned());
+            ReachChange { network, from, to, direction, pairs, because: None }
+        };
+        if count > 0 && count == all {
+            changes.push(change("*".into(), all * (all - 1)));
+            continue;
+        }
+        // Each pair is told once: with the first of its two nodes.
+        for (place, node) in moved.into_iter().enumerate() {
+            changes.push(change(node.to_string(), 2 * (all - 1 - place as u64)));
+        }
+    }
+    changes
+}

@@ -1,0 +1,132 @@
+//! Documents to a snapshot, reporting every problem on the way.
+
+use std::collections::BTreeMap;
+
+use crate::descriptor::Mismatch;
+use crate::kinds::Kind;
+use crate::report::{Code, Problem, Report};
+use crate::rules;
+use crate::scalars::{Name, NetworkName};
+use crate::snapshot::{Entry, ResourceId, Revision, Snapshot};
+use crate::value::{Data, Document, Location, Span, Spanned, Value};
+
+/// What files declare: the resources, and where each of them stands.
+#[derive(Debug, Default)]
+pub struct Declared {
+    /// The resources.
+    pub snapshot: Snapshot,
+    /// Where they stand.
+    pub places: Places,
+}
+
+/// Where resources stand in the files that declare them, readable or not.
+#[derive(Debug, Default)]
+pub struct Places {
+    documents: BTreeMap<ResourceId, Document>,
+}
+
+impl Places {
+    /// Whether some file declares the resource, be it readable or not.
+    pub fn declares(&self, id: &ResourceId) -> bool {
+        self.documents.contains_key(id)
+    }
+
+    /// Where a field of a resource stands, or else the name of the resource.
+    pub fn location(&self, id: &ResourceId, field: Option<&str>) -> Option<Location> {
+        let document = self.documents.get(id)?;
+        let value = field.and_then(|field| document.fields.get(field)).map(|member| member.value.span);
+        Some(Location { source: document.source, span: value.unwrap_or(document.name.span) })
+    }
+
+    /// Where one text of a field stands, if it is a list that has it.
+    pub fn element(&self, id: &ResourceId, field: &str, text: &str) -> Option<Location> {
+        let document = self.documents.get(id)?;
+        let Data::List(items) = &document.fields.get(field)?.value.data else { return None };
+        let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
+        Some(Location { source: document.source, span: items.iter().find(is)?.span })
+    }
+
+    /// Where the name of the network stands that holds a resource.
+    pub fn parent(&self, id: &ResourceId) -> Option<Location> {
+        let document = self.documents.get(id)?;
+        Some(Location { source: document.source, span: document.parent.as_ref()?.span })
+    }
+}
+
+/// Reads documents into resources and checks every rule: all problems of all files at once.
+pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
+    let mut declared = Declared::default();
+    let mut report = Report::default();
+    for document in documents {
+        let Some((id, kind)) = identify(&document, &mut report) else { continue };
+        if let Some(first) = declared.places.location(&id, None) {
+            let at = Location { source: document.source, span: document.name.span };
+            let problem = Problem::new(Code::DuplicateResource, format!("{id} is defined twice")).at(at);
+            report.push(problem.see(Some(first), "defined here first").help("keep one of the two".to_owned()).about(&id));
+            continue;
+        }
+        let mut found = Vec::new();
+        if let Some(object) = kind.read(&document.fields, document.name.span, &mut found) {
+            declared.snapshot.put(id.clone(), Entry { object, revision: Revision(0), owner: None });
+        }
+        report_mismatches(found, &id, document.source, &mut report);
+        declared.places.documents.insert(id, document);
+    }
+    report.append(rules::check(&declared.snapshot, &declared.places));
+    (declared, report)
+}
+
+/// Reads the fields of one resource that came without a file: a body of the wire or the store.
+pub fn decode_body(id: &ResourceId, body: &Value) -> Result<Entry, Report> {
+    let mut report = Report::default();
+    let Some(record) = body.as_record() else {
+        let message = format!("{id} holds fields, not {}", body.data.describe());
+        report.push(Problem::new(Code::WrongType, message).about(id));
+        return Err(report);
+    };
+    let mut found = Vec::new();
+    let object = id.kind.read(record, Span::default(), &mut found);
+    for mismatch in found {
+        report.push(Problem::new(mismatch.code, mismatch.message).help(mismatch.help).about(id));
+    }
+    object.map(|object| Entry { object, revision: Revision(0), owner: None }).ok_or(report)
+}
+
+fn report_mismatches(found: Vec<Mismatch>, id: &ResourceId, source: crate::value::SourceId, report: &mut Report) {
+    for Mismatch { code, span, message, help } in found {
+        report.push(Problem::new(code, message).at(Location { source, span }).help(help).about(id));
+    }
+}
+
+/// The id that a document claims.
+fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kind)> {
+    let kind = Kind::of(document.descriptor)?;
+    let mut read = |spanned: &Spanned| spanned.text.parse().map_err(|why| report.push(bad_name(document, spanned, why)));
+    let id = match &document.parent {
+        None => {
+            let network: NetworkName = document.name.text.parse().map_err(|why| report.push(bad_name(document, &document.name, why))).ok()?;
+            ResourceId::of_network(network)
+        }
+        Some(parent) => {
+            let name: Result<Name, ()> = read(&document.name);
+            // A network's own block reports its bad name; its objects say nothing about it.
+            let network = parent.text.parse().ok()?;
+            ResourceId { network, kind, name: name.ok()? }
+        }
+    };
+    Some((id, kind))
+}
+
+fn bad_name(document: &Document, name: &Spanned, why: String) -> Problem {
+    let at = Location { source: document.source, span: name.span };
+    let message = format!("{:?} cannot be the name of a {}: {why}", &*name.text, document.descriptor.word);
+    Problem::new(Code::InvalidName, message).at(at).help(better_name(&name.text))
+}
+
+/// A name that would do, made from one that does not.
+fn better_name(text: &str) -> Option<String> {
+    let lower = text.to_lowercase().replace(['_', '.', ' '], "-");
+    let kept: String = lower.chars().filter(|c| matches!(c, 'a'..='z' | '0'..='9' | '-')).collect();
+    let name: Name = kept.trim_matches('-').parse().ok()?;
+    (name.as_str() != text).then(|| format!("{:?} would do", name.as_str()))
+}

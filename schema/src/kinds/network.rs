@@ -1,0 +1,114 @@
+//! A network: one mesh, its addresses and what its nodes have in common.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use schema_derive::Describe;
+
+use super::Node;
+use crate::descriptor::{Bounded, Ref};
+use crate::report::{Code, Problem};
+use crate::rules::{Findings, Rules};
+use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};
+use crate::snapshot::{ResourceId, Snapshot};
+
+/// A port number that can be asked for.
+pub type Port = Bounded<1, 65_535>;
+/// A packet size that IPv6 can live with (RFC 8200, section 5).
+pub type Mtu = Bounded<1_280, 65_535>;
+
+/// One WireGuard mesh: its address ranges, its shape, and what its nodes have in common.
+#[derive(Clone, Debug, PartialEq, Describe)]
+#[describe(word = "network", plural = "networks")]
+pub struct Network {
+    /// The IPv4 range that nodes get their addresses from. Absent: the network has no IPv4; then `ipv6` is needed.
+    pub ipv4: Option<Ipv4Range>,
+    /// The IPv6 range that nodes get their addresses from. Absent: the network has no IPv6; then `ipv4` is needed.
+    pub ipv6: Option<Ipv6Range>,
+    /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which every
+    /// node has every other as a peer. While the hub has not joined, no other node has a peer.
+    pub hub: Option<Ref<Node>>,
+    /// The UDP port that nodes listen on unless they say otherwise. Where it is taken on a machine, the agent takes the
+    /// next free one.
+    #[field(default = Port::new(51_821))]
+    pub listen_port: Port,
+    /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from its own
+    /// default route, 1280 to 1420.
+    pub mtu: Option<Mtu>,
+    /// How often nodes send each other a packet, so that a NAT between them keeps their mapping; `0s` turns it off, at
+    /// most `18h`. See PersistentKeepalive in wg(8).
+    #[field(default = Seconds(20))]
+    pub keepalive: Seconds,
+    /// Whether names of this network resolve on its nodes, as NAME.NETWORK.
+    #[field(default = true)]
+    pub name_service: bool,
+    /// How many nodes may be in the network, joined and awaited together. Absent: as many as there are addresses.
+    pub node_limit: Option<Bounded<1, 1_000_000>>,
+    /// How often an agent checks in while nothing else makes it speak, `1s` to `1h`.
+    #[field(default = Seconds(15))]
+    pub check_in: Seconds,
+    /// How long the address of a node that left rests before another node may get it; the longest rested goes first
+    /// where no other is free, but never under 10 minutes.
+    #[field(default = Seconds::hours(24))]
+    pub address_rest: Seconds,
+}
+
+impl Rules for Network {
+    fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        if self.ipv4.is_none() && self.ipv6.is_none() {
+            let problem = Problem::new(Code::NoRange, format!("network {id} has neither an IPv4 nor an IPv6 range"));
+            findings.push(problem.help("add `ipv4 \"10.40.0.0/16\"`".to_owned()), None);
+        }
+        within(findings, "check-in", self.check_in, Seconds(1), Seconds::hours(1));
+        within(findings, "keepalive", self.keepalive, Seconds(0), Seconds::hours(18));
+        let declared = world.all_in::<Node>(&id.network).count() as u128;
+        self.check_room(id, declared, findings);
+        let limit = self.node_limit.map(|limit| limit.number() as u128);
+        if let Some(limit) = limit.filter(|limit| declared > *limit) {
+            let message = format!("network {id} declares {declared} nodes and allows {limit}");
+            let problem = Problem::new(Code::NodeLimit, message);
+            findings.push(problem.help(format!("raise node-limit to at least {declared}")), Some("node-limit"));
+        }
+    }
+}
+
+impl Network {
+    fn check_room(&self, id: &ResourceId, declared: u128, findings: &mut Findings<'_>) {
+        let ipv4 = self.ipv4.map(|range| ("ipv4", 32 - u32::from(range.net().prefix_len()), 2));
+        let ipv6 = self.ipv6.map(|range| ("ipv6", 128 - u32::from(range.net().prefix_len()), 1));
+        for (field, bits, lost) in ipv4.into_iter().chain(ipv6) {
+            let hosts = 1u128.checked_shl(bits).unwrap_or(u128::MAX).saturating_sub(lost);
+            if hosts < declared.max(2) {
+                let needed = format!("it needs room for {}", declared.max(2));
+                let message = format!("the {field} range of network {id} has {hosts} addresses for nodes; {needed}");
+                findings.push(
+                    Problem::new(Code::RangeTooSmall, message).help("take a shorter prefix".to_owned()),
+                    Some(field),
+                );
+            }
+        }
+    }
+}
+
+fn within(findings: &mut Findings<'_>, field: &str, value: Seconds, min: Seconds, max: Seconds) {
+    if value < min || value > max {
+        let message = format!("{field} is {value}; {min} to {max} work");
+        findings.push(Problem::new(Code::OutOfBounds, message), Some(field));
+    }
+}
+
+impl Network {
+    /// The range of the address's family, if the network has one.
+    pub fn range_of(&self, address: IpAddr) -> Option<IpNet> {
+        match address {
+            IpAddr::V4(_) => self.ipv4.map(|range| range.net().into()),
+            IpAddr::V6(_) => self.ipv6.map(|range| range.net().into()),
+        }
+    }
+
+    /// Its ranges, at most one of each family.
+    pub fn ranges(&self) -> impl Iterator<Item = IpNet> {
+        let ipv4 = self.ipv4.map(|range| IpNet::from(range.net()));
+        ipv4.into_iter().chain(self.ipv6.map(|range| range.net().into()))
+    }
+}

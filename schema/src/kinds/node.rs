@@ -1,0 +1,77 @@
+//! A declared node: what is known of a machine before it joins, or asked of it afterwards.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use schema_derive::Describe;
+
+use super::Network;
+use super::network::Port;
+use crate::report::{Code, Problem};
+use crate::rules::{Findings, Rules};
+use crate::scalars::{Endpoint, Name, Scalar, Seconds};
+use crate::snapshot::{ResourceId, Snapshot};
+
+/// A declared node: a machine that is awaited under this name, and how it is set once it has joined.
+///
+/// A key whose `for` names it lets its machine claim the name.
+#[derive(Clone, Debug, PartialEq, Describe)]
+#[describe(word = "node", plural = "nodes", within = "network", resolves)]
+pub struct Node {
+    /// The IPv4 address that is reserved for it. Absent: it gets the lowest free one when it joins.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address that is reserved for it. Absent: it gets the lowest free one when it joins.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Words that rules select machines by; those of its key are added at the join.
+    pub tags: BTreeSet<Name>,
+    /// Where the others reach it, for a node with a fixed public address or a port that is forwarded. Absent: what its
+    /// agent reports and the server sees.
+    pub endpoint: Option<Endpoint>,
+    /// The UDP port that it listens on. Absent: the network's, or the next free one.
+    pub listen_port: Option<Port>,
+    /// How often it and its peers send each other a packet, instead of the network's `keepalive`.
+    pub keepalive: Option<Seconds>,
+}
+
+impl Node {
+    /// The addresses that are reserved for it.
+    pub fn reserved(&self) -> impl Iterator<Item = (&'static str, IpAddr)> {
+        let ipv4 = self.ipv4.map(|address| ("ipv4", address.into()));
+        ipv4.into_iter().chain(self.ipv6.map(|address| ("ipv6", address.into())))
+    }
+}
+
+impl Rules for Node {
+    fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        let Some(network) = world.network(&id.network) else { return };
+        for (field, address) in self.reserved() {
+            if let Some(why) = outside(network, address) {
+                let message = format!("{address} cannot be reserved for {id}: {why}");
+                findings.push(Problem::new(Code::OutsideRange, message), Some(field));
+            }
+            if let Some(other) = findings.first_with_address(&id.network, address).filter(|other| *other != id).cloned() {
+                let message = format!("{address} is reserved for {} and for {}", other.name, id.name);
+                let first = findings.location(&other, Some(field));
+                findings.push(Problem::new(Code::AddressTaken, message).see(first, "reserved here first"), Some(field));
+            }
+        }
+        if self.keepalive.is_some_and(|keepalive| keepalive > Seconds::hours(18)) {
+            let message = format!("keepalive is {}; 0s to 18h work", self.keepalive.unwrap_or_default());
+            findings.push(Problem::new(Code::OutOfBounds, message), Some("keepalive"));
+        }
+    }
+}
+
+/// Why a node of the network cannot have that address; nothing if it can.
+fn outside(network: &Network, address: IpAddr) -> Option<String> {
+    let kind = if address.is_ipv4() { Ipv4Addr::NAME } else { Ipv6Addr::NAME };
+    match network.range_of(address) {
+        None => Some(format!("the network has no range for {kind}")),
+        Some(range) if !range.contains(&address) => Some(format!("it lies outside of {range}")),
+        Some(range) if range.network() == address => Some(format!("it is the address of {range} itself")),
+        Some(range) if address.is_ipv4() && range.broadcast() == address => {
+            Some(format!("it is the broadcast address of {range}"))
+        }
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,410 @@
+//! A plan: what leads from what a server has to what files declare, and what comes of it.
+//!
+//! A plan is a value. It is made by [`plan`], shown, saved, reviewed, and carried out by a server that finds everything it
+//! touches as it was ([`Plan::stale`], [`Plan::apply`]). It holds no secret: there is none in what it is made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::compile::allocate::Exhausted;
+use crate::compile::reach::{self, Direction, ReachChange};
+use crate::compile::{Mesh, Touched};
+use crate::decode::{Declared, Places, decode_body};
+use crate::diff::{Action, Change, diff};
+use crate::inventory::Inventory;
+use crate::kinds::Kind;
+use crate::report::{Code, Problem, Report};
+use crate::rules;
+use crate::scalars::{Name, NetworkName, PublicKey};
+use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
+use crate::view::ViewDelta;
+use crate::world::{ServerInfo, World};
+
+/// The version of the saved form; raised when an older reader would misread it.
+pub const FORMAT: &str = "1.0";
+
+/// What leads from what a server has to what is declared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The version of this form.
+    pub format: String,
+    /// What names the plan; see [`Plan::digest_now`].
+    pub digest: String,
+    /// The project and env that declare.
+    pub owner: Owner,
+    /// The server that it was made for.
+    pub server: PlannedServer,
+    /// What is done, in order.
+    pub changes: Vec<Change>,
+    /// The revision of each resource that is touched; 0 for one that is made.
+    pub touched: BTreeMap<ResourceId, Revision>,
+    /// The machines that a declaration which is made binds to; those that it does not are named in `touched` alone.
+    pub binds: Vec<Bind>,
+    /// What each machine that is touched will notice.
+    pub impact: Vec<NodeImpact>,
+    /// Who can reach whom afterwards and could not before, or the other way round.
+    pub reach: Vec<ReachChange>,
+    /// Whether there is anything to carry out.
+    pub applyable: bool,
+}
+
+/// The server that a plan was made for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedServer {
+    /// Its id.
+    pub id: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Its revision when the plan was made.
+    pub revision: Revision,
+}
+
+/// A machine that has joined already under a name that is declared now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// The declaration.
+    pub id: ResourceId,
+    /// When the machine joined.
+    pub joined: Timestamp,
+    /// The key that it joined with.
+    pub key: Option<Name>,
+    /// Its identity, which must be the same when the plan is carried out.
+    pub identity: PublicKey,
+}
+
+/// What one machine will notice of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeImpact {
+    /// The network.
+    pub network: NetworkName,
+    /// The node.
+    pub node: Name,
+    /// Whether the plan takes it out of the network.
+    pub removed: bool,
+    /// Peers that it gains.
+    pub peers_added: u32,
+    /// Peers that it loses.
+    pub peers_removed: u32,
+    /// Peers that change.
+    pub peers_changed: u32,
+    /// Ranges that it gains a route to.
+    pub routes_added: u32,
+    /// Ranges that it loses the route to.
+    pub routes_removed: u32,
+    /// Its new addresses, where they change.
+    pub readdressed: Vec<IpAddr>,
+    /// Whether connections through the mesh break: its address or port changes.
+    pub sessions_break: bool,
+    /// Whether its way to the server stays outside of the mesh.
+    pub keeps_server: bool,
+}
+
+/// How much a plan does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Resources that are made.
+    pub create: u64,
+    /// Resources that change.
+    pub update: u64,
+    /// Resources that are taken away.
+    pub delete: u64,
+    /// Machines that notice.
+    pub nodes_changed: u64,
+    /// Ordered pairs of nodes that can reach each other afterwards only.
+    pub reach_gained: u64,
+    /// Ordered pairs of nodes that could reach each other before only.
+    pub reach_lost: u64,
+    /// The revision that the plan was made on.
+    pub base_revision: Revision,
+    /// The digest.
+    pub digest: String,
+}
+
+/// What a change leaves of the world.
+pub struct Outcome {
+    /// The declarations.
+    pub snapshot: Snapshot,
+    /// What has joined.
+    pub inventory: Inventory,
+}
+
+/// Plans: the changes that lead from a server's world to what is declared, and what comes of them.
+///
+/// `only` limits reading and deleting to one network. Nothing is planned where the declarations break a rule in the
+/// company of what else the server has, or touch what they do not manage.
+pub fn plan(
+    declared: &Declared,
+    owner: &Owner,
+    only: Option<&NetworkName>,
+    world: &World,
+    server: &ServerInfo,
+    now: Timestamp,
+) -> Result<Plan, Report> {
+    let desired = desired(declared, owner, only, &world.snapshot)?;
+    let report = rules::check(&desired, &declared.places);
+    if report.has_errors() {
+        return Err(report);
+    }
+    let inventory = world.inventory.settled(&desired, now).map_err(|exhausted| {
+        let mut report = Report::default();
+        report.push(no_room(&exhausted, &declared.places));
+        report
+    })?;
+    let changes = diff(&world.snapshot, &desired);
+    let after = Outcome { snapshot: desired, inventory };
+    let (impact, mut reach) = effects(world, &after, server);
+    for change in &mut reach {
+        change.because = cause(change, &changes);
+    }
+    let revision = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
+    let mut plan = Plan {
+        format: FORMAT.into(),
+        digest: String::new(),
+        owner: owner.clone(),
+        server: PlannedServer { id: server.id.clone(), epoch: world.epoch, revision: world.revision },
+        touched: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
+        binds: binds(&changes, &world.inventory),
+        applyable: !changes.is_empty(),
+        changes,
+        impact,
+        reach,
+    };
+    plan.digest = plan.digest_now();
+    Ok(plan)
+}
+
+/// What files declare, in the company of what the server has from elsewhere.
+fn desired(declared: &Declared, owner: &Owner, only: Option<&NetworkName>, observed: &Snapshot) -> Result<Snapshot, Report> {
+    let meant = |id: &ResourceId| only.is_none_or(|network| id.network == *network);
+    let mut desired = observed.clone();
+    let mut report = Report::default();
+    for (id, entry) in observed.entries().filter(|(id, _)| meant(id)) {
+        if entry.owner.as_ref() == Some(owner) {
+            desired.delete(id);
+        }
+    }
+    for (id, entry) in declared.snapshot.entries().filter(|(id, _)| meant(id)) {
+        match observed.entry(id) {
+            Some(Entry { owner: Some(other), .. }) if other != owner => {
+                report.push(taken(id, &declared.places, Code::ManagedByAnother, format!("is managed by {other}")));
+            }
+            Some(Entry { owner: None, .. }) => {
+                report.push(taken(id, &declared.places, Code::NotManaged, "was made by hand".into()));
+            }
+            Some(Entry { revision, .. }) => {
+                let (object, owner, revision) = (entry.object.clone(), Some(owner.clone()), *revision);
+                desired.put(id.clone(), Entry { object, revision, owner });
+            }
+            None => desired.put(id.clone(), Entry { owner: Some(owner.clone()), ..entry.clone() }),
+        }
+    }
+    if report.has_errors() { Err(report) } else { Ok(desired) }
+}
+
+fn taken(id: &ResourceId, places: &Places, code: Code, why: String) -> Problem {
+    let message = format!("{id} exists on the server and {why}, so it cannot be declared here");
+    Problem::new(code, message).at(places.location(id, None)).about(id).help("give the declared one another name".to_owned())
+}
+
+fn no_room(exhausted: &Exhausted, places: &Places) -> Problem {
+    let Exhausted { network, range } = exhausted;
+    let id = ResourceId::of_network(network.clone());
+    let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
+    Problem::new(Code::RangeExhausted, format!("the machines of network {network} do not fit into {range}"))
+        .at(places.location(&id, Some(field)))
+        .about(id)
+        .help("take a shorter prefix".to_owned())
+}
+
+fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
+    let made = changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node);
+    let bind = |change: &Change| {
+        let ResourceId { network, name, .. } = &change.id;
+        let joined = inventory.node(&(network.clone(), name.clone()))?;
+        let (key, identity) = (joined.key.clone(), joined.identity);
+        Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
+    };
+    made.filter_map(bind).collect()
+}
+
+/// What machines notice, and what reachability changes, between two worlds.
+fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImpact>, Vec<ReachChange>) {
+    let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
+    let touched = Touched::between(old, new);
+    let (mut impact, mut reach) = (Vec::new(), Vec::new());
+    for network in touched.networks() {
+        let was = Mesh::compile(network, old.0, old.1);
+        let is = match &was {
+            Some(was) => was.follow(new.0, new.1, &touched),
+            None => Mesh::compile(network, new.0, new.1),
+        };
+        reach.extend(reach::between(network, was.as_ref(), is.as_ref()));
+        impact.extend(impact_of(was.as_ref(), is.as_ref(), server));
+    }
+    (impact, reach)
+}
+
+fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<NodeImpact> {
+    let names: BTreeSet<&Name> = was.into_iter().chain(is).flat_map(Mesh::nodes).collect();
+    names.into_iter().filter_map(|node| node_impact(node, was?, is, server)).collect()
+}
+
+/// What one machine notices; nothing if it notices nothing.
+fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) -> Option<NodeImpact> {
+    let before = was.view(node)?;
+    let Some(after) = is.and_then(|is| is.view(node)) else {
+        let peers_removed = count(before.peers.len());
+        let routes_removed = count(before.interface.addresses.len());
+        let (network, node) = (before.network, node.clone());
+        return Some(NodeImpact {
+            network,
+            node,
+            removed: true,
+            peers_added: 0,
+            peers_removed,
+            peers_changed: 0,
+            routes_added: 0,
+            routes_removed,
+            readdressed: Vec::new(),
+            sessions_break: true,
+            keeps_server: true,
+        });
+    };
+    let delta = ViewDelta::between(&before, &after);
+    if delta.is_empty() {
+        return None;
+    }
+    let known = delta.peers.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
+    let ranges = |view: &crate::view::View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
+    let (had, has) = (ranges(&before), ranges(&after));
+    let moved = before.interface.addresses != after.interface.addresses;
+    Some(NodeImpact {
+        network: after.network.clone(),
+        node: node.clone(),
+        removed: false,
+        peers_added: count(delta.peers.len() - known),
+        peers_removed: count(delta.lost_peers.len()),
+        peers_changed: count(known),
+        routes_added: count(has.difference(&had).count()),
+        routes_removed: count(had.difference(&has).count()),
+        readdressed: if moved { after.interface.addresses.iter().map(ipnet::IpNet::addr).collect() } else { Vec::new() },
+        sessions_break: moved || before.interface.listen_port != after.interface.listen_port,
+        keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
+    })
+}
+
+fn count(of: usize) -> u32 {
+    u32::try_from(of).unwrap_or(u32::MAX)
+}
+
+fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
+    let endpoints = server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
+    endpoints.filter_map(|endpoint| match endpoint.host {
+        crate::scalars::Host::Address(address) => Some(address),
+        crate::scalars::Host::Domain(_) => None,
+    })
+}
+
+/// The one change that a change of reachability follows from, if there is one.
+fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
+    let here = || changes.iter().filter(|change| change.id.network == reach.network);
+    let node = here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == reach.from);
+    let network = || here().find(|change| change.id.kind == Kind::Network);
+    node.or_else(network).map(|change| change.id.clone())
+}
+
+impl Plan {
+    /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the server, the
+    /// owner, the changes, the revisions that they touch and the identities that they bind.
+    ///
+    /// The commit, the time and the version of the tool are not part of it, so it survives a merge.
+    pub fn digest_now(&self) -> String {
+        #[derive(Serialize)]
+        struct Meant<'a> {
+            server: &'a str,
+            owner: &'a Owner,
+            changes: &'a [Change],
+            touched: &'a BTreeMap<ResourceId, Revision>,
+            binds: &'a [Bind],
+        }
+        let Self { server, owner, changes, touched, binds, .. } = self;
+        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, owner, changes, touched, binds });
+        let bytes = Sha256::digest(canonical.expect("a plan can be written as JSON"));
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// How much it does.
+    pub fn summary(&self) -> Summary {
+        let actions = |action| self.changes.iter().filter(|change| change.action == action).count() as u64;
+        let pairs = |direction| {
+            self.reach.iter().filter(|change| change.direction == direction).map(|change| change.pairs).sum()
+        };
+        Summary {
+            create: actions(Action::Create),
+            update: actions(Action::Update),
+            delete: actions(Action::Delete),
+            nodes_changed: self.impact.len() as u64,
+            reach_gained: pairs(Direction::Gained),
+            reach_lost: pairs(Direction::Lost),
+            base_revision: self.server.revision,
+            digest: self.digest.clone(),
+        }
+    }
+
+    /// What the plan touches and has moved since: each resource with the revision that it is at now.
+    pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
+        let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
+        let mut stale: Vec<_> = self.touched.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
+        let identity = |id: &ResourceId| {
+            let joined = world.inventory.node(&(id.network.clone(), id.name.clone()));
+            joined.map(|joined| joined.identity)
+        };
+        for change in self.changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node) {
+            let bound = self.binds.iter().find(|bind| bind.id == change.id).map(|bind| bind.identity);
+            if identity(&change.id) != bound {
+                stale.push((change.id.clone(), world.revision));
+            }
+        }
+        stale
+    }
+
+    /// What the plan leaves of a world in which nothing that it touches has moved; the rules are checked again.
+    pub fn apply(&self, world: &World, now: Timestamp) -> Result<Outcome, Report> {
+        let (mut snapshot, mut report) = (world.snapshot.clone(), Report::default());
+        let revision = Revision(world.revision.0 + 1);
+        for change in &self.changes {
+            match &change.after {
+                None => drop(snapshot.delete(&change.id)),
+                Some(body) => match decode_body(&change.id, body) {
+                    Ok(entry) => {
+                        let owner = Some(self.owner.clone());
+                        snapshot.put(change.id.clone(), Entry { owner, revision, ..entry });
+                    }
+                    Err(problems) => report.append(problems),
+                },
+            }
+        }
+        report.append(rules::check(&snapshot, &Places::default()));
+        if report.has_errors() {
+            return Err(report);
+        }
+        match world.inventory.settled(&snapshot, now) {
+            Ok(inventory) => Ok(Outcome { snapshot, inventory }),
+            Err(exhausted) => {
+                report.push(no_room(&exhausted, &Places::default()));
+                Err(report)
+            }
+        }
+    }
+
+    /// The access keys that the plan makes.
+    pub fn new_keys(&self) -> impl Iterator<Item = &ResourceId> {
+        let made = self.changes.iter().filter(|change| change.action == Action::Create);
+        made.map(|change| &change.id).filter(|id| id.kind == Kind::AccessKey)
+    }
+}

@@ -1,0 +1,233 @@
+//! What is wrong with input: problems, gathered and then explained.
+//!
+//! A [`Problem`] is a finding about files, not a failed operation. Every reader of input pushes what it finds to a
+//! [`Report`] and goes on, so that one run shows everything. Rendering is left to the programs.
+
+use serde::Serialize;
+
+use crate::value::Location;
+
+/// A finding about input.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Which of the known problems.
+    pub code: Code,
+    /// The resource that it is about; absent: none was read yet.
+    pub id: Option<String>,
+    /// Where it stands; absent: the input was no file.
+    pub at: Option<Location>,
+    /// Other places that belong to it, each with what stands there.
+    pub related: Vec<(Location, String)>,
+    /// What is wrong with what, and why it matters.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The input cannot be used.
+    Error,
+    /// The input can be used, but hardly means what its author thinks.
+    Warning,
+}
+
+/// All the problems that one reading found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Adds a problem.
+    pub fn push(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// Adds the problems of another report.
+    pub fn append(&mut self, other: Report) {
+        self.problems.extend(other.problems);
+    }
+
+    /// Whether anything makes the input unusable.
+    pub fn has_errors(&self) -> bool {
+        self.problems.iter().any(|problem| problem.code.severity() == Severity::Error)
+    }
+
+    /// The problems, in the order of their files and places.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let mut sorted: Vec<_> = self.problems.iter().collect();
+        sorted.sort_by_key(|problem| (problem.at, problem.code));
+        sorted.into_iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+impl Problem {
+    /// A problem that has only a code and a message yet.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, id: None, at: None, related: Vec::new(), message: message.into(), help: None }
+    }
+
+    /// The same problem at a place.
+    #[must_use]
+    pub fn at(mut self, at: impl Into<Option<Location>>) -> Self {
+        self.at = at.into();
+        self
+    }
+
+    /// The same problem with what to do about it.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        self.help = help.into();
+        self
+    }
+
+    /// The same problem, about a resource.
+    #[must_use]
+    pub fn about(mut self, id: impl ToString) -> Self {
+        self.id = Some(id.to_string());
+        self
+    }
+
+    /// The same problem, with another place that belongs to it.
+    #[must_use]
+    pub fn see(mut self, at: Option<Location>, what: impl Into<String>) -> Self {
+        self.related.extend(at.map(|at| (at, what.into())));
+        self
+    }
+}
+
+/// `did you mean "x"?`, if one of the known words is close to the one that was written.
+pub fn did_you_mean<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let distance = |word: &&str| strsim::damerau_levenshtein(written, word);
+    let nearest = known.into_iter().min_by_key(distance)?;
+    let close = distance(&nearest) <= 1 + written.chars().count() / 4;
+    close.then(|| format!("did you mean {nearest:?}?"))
+}
+
+/// Declares the codes: one table, from which everything that enumerates them is made.
+macro_rules! codes {
+    ($($variant:ident $code:literal $severity:ident $title:literal $explanation:literal)+) => {
+        /// Which of the known problems; a code is never used again for another.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(#[doc = $title] $variant,)+
+        }
+
+        impl Code {
+            /// Every code, in the order of the reference.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Its stable name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// How bad it is.
+            pub const fn severity(self) -> Severity {
+                match self { $(Self::$variant => Severity::$severity,)+ }
+            }
+
+            /// A few constant words for it.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)+ }
+            }
+
+            /// What it means and what to do, at length.
+            pub const fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => $explanation,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    TooLarge "syntax::too_large" Error "file too large"
+        "A file may hold 16 MiB. Split it: every file of a directory is read, and order has no meaning."
+    TooDeep "syntax::too_deep" Error "nested too deep"
+        "Blocks and lists may be nested 64 deep; configuration needs four levels. Deeper files are refused before they are parsed."
+    NotText "syntax::not_text" Error "not UTF-8 text"
+        "Files are UTF-8 text without a byte order mark."
+    Kdl "syntax::kdl" Error "not KDL 2"
+        "The file is not well-formed KDL 2.0. Texts stand in quotes, booleans are written #true and #false, blocks in braces."
+    Yaml "syntax::yaml" Error "not YAML"
+        "The file is not well-formed YAML 1.2."
+    YamlFeature "syntax::yaml_feature" Error "YAML feature not supported"
+        "Aliases, anchors, tags, merge keys, several documents and keys that are not texts are refused: they hide what a reviewer must see, and they let a small file grow without bound."
+    DuplicateKey "syntax::duplicate_key" Error "given twice"
+        "A field may be given once. KDL and YAML parsers disagree about which of two wins, so neither does."
+    UnknownWord "schema::unknown_word" Error "unknown word"
+        "The word is neither a kind of object that may stand here nor a field. `nmplan schema` prints what may."
+    UnknownField "schema::unknown_field" Error "unknown field"
+        "The kind has no field of that name."
+    MissingField "schema::missing_field" Error "field missing"
+        "The field has no default, so it must be given."
+    MissingName "schema::missing_name" Error "name missing"
+        "An object is written with its name behind its kind: `node \"db-1\"`, in YAML `nodes: { db-1: {} }`."
+    ExtraArgument "schema::extra_argument" Error "one value too many"
+        "An object takes one argument, its name; everything else is a field. A field takes its values either as arguments or as a block, not both."
+    WrongType "schema::wrong_type" Error "wrong type"
+        "The value is of another type than the field. Nothing is converted by guessing."
+    InvalidValue "schema::invalid_value" Error "invalid value"
+        "The value is of the right type but not one that the field can hold."
+    InvalidName "schema::invalid_name" Error "invalid name"
+        "Names are lower-case letters, digits and inner hyphens, at most 63 characters, because nodes and entries resolve by them; a network's has at most 12, because its interface is called nm-NAME."
+    DuplicateResource "schema::duplicate_resource" Error "defined twice"
+        "A resource has one definition. Several blocks of one network may add objects to it, but its own fields stand in one of them."
+    NetworkNotDefined "schema::network_not_defined" Error "network not defined"
+        "Objects are added to a network of which no block holds the fields."
+    UnknownVariable "schema::unknown_variable" Error "unknown variable"
+        "${name} stands for a variable that nmplan.kdl declares with `var` and that the env, NMPLAN_VAR_name or --var sets. A literal ${ is written $${."
+    UnknownReference "schema::unknown_reference" Error "no such object"
+        "A field names an object that the files do not declare. Every node that a file names is declared by a `node`."
+    NameTaken "schema::name_taken" Error "name taken"
+        "Nodes, groups, DNS entries and external clients of one network resolve as NAME.NETWORK, so they share one set of names."
+    NoRange "schema::no_range" Error "network without addresses"
+        "A network needs an IPv4 range, an IPv6 range, or both."
+    RangeTooSmall "schema::range_too_small" Error "range too small"
+        "The range has no room for two nodes, or for the nodes that are declared: an IPv4 range loses its network and broadcast address, an IPv6 range its first."
+    OverlappingRanges "schema::overlapping_ranges" Error "ranges overlap"
+        "Two networks share addresses, so a machine in both could not tell them apart."
+    OutsideRange "schema::outside_range" Error "address outside of the network"
+        "A node's reserved address lies in its network's range, and is neither the network nor the broadcast address."
+    AddressTaken "schema::address_taken" Error "address reserved twice"
+        "Two nodes of one network reserve the same address."
+    UsesWithFor "schema::uses_with_for" Error "uses given twice"
+        "A key with `for` may be used once by each node that it names; `uses` would say that again, or otherwise."
+    NodeLimit "schema::node_limit" Error "more nodes than allowed"
+        "The network declares more nodes than its own `node-limit` allows."
+    DnsTarget "schema::dns_target" Error "entry without one target"
+        "A DNS entry has either addresses (`a`, `aaaa`), or a `node`, or a `cname`: exactly one of the three."
+    DnsLoop "schema::dns_loop" Error "entries in a circle"
+        "CNAME entries lead to each other in a circle, so none of them resolves."
+    DnsUnknownName "schema::dns_unknown_name" Error "name not in the network"
+        "A CNAME ends in the network's name, but the network has no node and no entry of that name."
+    OutOfBounds "schema::out_of_bounds" Error "outside of its bounds"
+        "The value lies outside of what works; the message names the bounds."
+    ManagedByAnother "plan::managed_by_another" Error "managed by another project"
+        "Each resource on the server is managed by one project and env. Only that one changes it."
+    NotManaged "plan::not_managed" Error "made by hand"
+        "The resource exists on the server and no project manages it. It is left alone: give the declared one another name, or delete the one on the server."
+    RangeExhausted "plan::range_exhausted" Error "no address left"
+        "The machines that have joined do not fit into the range that is declared."
+    ProjectMissing "project::missing" Error "no project"
+        "nmplan.kdl (or nmplan.yaml) names the project: `project \"acme\" schema=1`."
+    ProjectSchema "project::schema" Error "schema not known"
+        "This nmplan reads files of schema 1."
+    ProjectPath "project::path" Error "path not usable"
+        "The paths of `use` are directories or files below the project's directory."
+    NothingDeclared "project::nothing_declared" Warning "nothing declared"
+        "No network is declared by any file, so everything that the project manages would be deleted."
+}

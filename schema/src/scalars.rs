@@ -1,0 +1,102 @@
+//! What may stand in a field as one value: newtypes with one way in, their parser.
+//!
+//! Each scalar owns its range and its normal form; [`Scalar::GOOD`] and [`Scalar::BAD`] are shown in the reference
+//! and tried by one test over all of them. A scalar is written the same way in every language, on the wire and in
+//! the store: as the text that [`Display`](std::fmt::Display) gives.
+
+mod domain_name;
+mod endpoint;
+mod expiry;
+
+mod name;
+mod public_key;
+mod range;
+mod seconds;
+mod uses;
+
+pub use domain_name::DomainName;
+pub use endpoint::{Endpoint, Host};
+pub use expiry::Expiry;
+
+pub use name::{Name, NetworkName};
+pub use public_key::PublicKey;
+pub use range::{Ipv4Range, Ipv6Range};
+pub use seconds::Seconds;
+pub use uses::Uses;
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// A value that is written as one word, with a parser that is the only way in.
+///
+/// The error of the parser is the end of the sentence "`"x"` is not a NAME: ..."; it says what is wrong, not what
+/// was given.
+pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
+    /// What it is called in messages and in the reference, with its article: `a duration`.
+    const NAME: &'static str;
+    /// What it means and what it may hold, for the reference.
+    const DOC: &'static str;
+    /// Texts that parse, the first of them typical.
+    const GOOD: &'static [&'static str];
+    /// Texts that do not.
+    const BAD: &'static [&'static str];
+    /// Where a bare number may stand for it: how it is written as one, if this one is; absent: a number is refused.
+    const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
+
+    /// Reads a bare number: as its text, unless the scalar knows better.
+    fn from_integer(number: i64) -> Result<Self, <Self as FromStr>::Err> {
+        number.to_string().parse()
+    }
+}
+
+/// Makes serde read and write a scalar as its text.
+macro_rules! serde_as_text {
+    ($($type:ty),+ $(,)?) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )+};
+}
+serde_as_text!(
+    Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, PublicKey, Seconds, Uses
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn examples_hold<T: Scalar>() {
+        for good in T::GOOD {
+            let value: T = good.parse().unwrap_or_else(|why| panic!("{good:?} is {}: {why}", T::NAME));
+            let again: T = value.to_string().parse().unwrap_or_else(|why| panic!("{value} reads back: {why}"));
+            assert!(value == again, "{good:?} and {value} are one value");
+        }
+        for bad in T::BAD {
+            assert!(bad.parse::<T>().is_err(), "{bad:?} is not {}", T::NAME);
+        }
+    }
+
+    #[test]
+    fn good_examples_parse_and_bad_ones_do_not() {
+        examples_hold::<Name>();
+        examples_hold::<NetworkName>();
+        examples_hold::<Ipv4Range>();
+        examples_hold::<Ipv6Range>();
+        examples_hold::<std::net::Ipv4Addr>();
+        examples_hold::<std::net::Ipv6Addr>();
+        examples_hold::<Endpoint>();
+        examples_hold::<Expiry>();
+        examples_hold::<DomainName>();
+        examples_hold::<PublicKey>();
+        examples_hold::<Seconds>();
+        examples_hold::<Uses>();
+    }
+}

@@ -1,0 +1,136 @@
+//! Names of networks and of what they hold.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::Scalar;
+
+/// The name of a resource inside its network: a DNS label, so that a node can be called by it.
+///
+/// Lower-case letters, digits and inner hyphens, 1 to 63 characters (RFC 1123, section 2.1).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Arc<str>);
+
+/// The name of a network: a [`Name`] of at most 12 characters.
+///
+/// Its interface is `nm-<network>`, and Linux allows 15 characters for an interface (`IFNAMSIZ` less one). `comms`,
+/// alone or followed by digits, is taken by the control tunnel.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetworkName(Name);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Name {
+    /// The name that sorts before every other: where a search begins.
+    pub(crate) fn lowest() -> Self {
+        Self("0".into())
+    }
+}
+
+impl NetworkName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The same name, where any resource's name may stand.
+    pub fn name(&self) -> &Name {
+        &self.0
+    }
+}
+
+impl Scalar for Name {
+    const NAME: &'static str = "a name";
+    const DOC: &'static str = "Lower-case letters, digits and inner hyphens, 1 to 63 characters.";
+    const GOOD: &'static [&'static str] = &["db-1", "a", "0", "gw-fra"];
+    const BAD: &'static [&'static str] = &[
+        "", "-a", "a-", "A", "a_b", "a.b", "ä",
+        "a123456789012345678901234567890123456789012345678901234567890123",
+    ];
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is empty".into());
+        }
+        if text.len() > 63 {
+            return Err(format!("it has {} characters, 63 are allowed", text.len()));
+        }
+        if let Some(odd) = text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+            return Err(format!("{odd:?} may not stand in it; lower-case letters, digits and inner hyphens may"));
+        }
+        if text.starts_with('-') || text.ends_with('-') {
+            return Err("it starts or ends with a hyphen".into());
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl Scalar for NetworkName {
+    const NAME: &'static str = "a network's name";
+    const DOC: &'static str = "A name of at most 12 characters; `comms`, alone or followed by digits, is reserved.";
+    const GOOD: &'static [&'static str] = &["corp", "lab-2", "comms-x", "a23456789012"];
+    const BAD: &'static [&'static str] = &["a234567890123", "comms", "comms2", "Corp"];
+}
+
+impl FromStr for NetworkName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name: Name = text.parse()?;
+        if text.len() > 12 {
+            return Err(format!("it has {} characters; 12 are allowed, because its interface is nm-{text}", text.len()));
+        }
+        let reserved = text.strip_prefix("comms").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+        if reserved {
+            return Err("it is reserved for the control tunnel".into());
+        }
+        Ok(Self(name))
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl Borrow<str> for NetworkName {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,82 @@
+//! Address ranges of a network, and addresses.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::Scalar;
+
+/// An IPv4 range in CIDR notation, with no bit set behind its prefix (RFC 4632).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv4Range(pub(crate) Ipv4Net);
+
+/// An IPv6 range in CIDR notation, with no bit set behind its prefix (RFC 4291).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv6Range(pub(crate) Ipv6Net);
+
+macro_rules! range {
+    ($type:ident, $net:ident) => {
+        impl $type {
+            /// The range as the address library's type.
+            pub fn net(self) -> $net {
+                self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                let net: $net = text.parse().map_err(|_| format!("it is not written like {}", Self::GOOD[0]))?;
+                if net.trunc() != net {
+                    return Err(format!("bits are set behind its prefix; the range is {}", net.trunc()));
+                }
+                Ok(Self(net))
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+range!(Ipv4Range, Ipv4Net);
+range!(Ipv6Range, Ipv6Net);
+
+impl Scalar for Ipv4Range {
+    const NAME: &'static str = "an IPv4 range";
+    const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set behind the prefix.";
+    const GOOD: &'static [&'static str] = &["10.40.0.0/16", "192.168.7.64/26", "10.0.0.0/8"];
+    const BAD: &'static [&'static str] = &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "fd40::/64", "10.40/16", ""];
+}
+
+impl Scalar for Ipv6Range {
+    const NAME: &'static str = "an IPv6 range";
+    const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set behind the prefix.";
+    const GOOD: &'static [&'static str] = &["fd40:40::/64", "fd00::/48"];
+    const BAD: &'static [&'static str] = &["fd40:40::1/64", "fd40::", "fd40::/129", "10.0.0.0/8", ""];
+}
+
+impl Scalar for Ipv4Addr {
+    const NAME: &'static str = "an IPv4 address";
+    const DOC: &'static str = "An IPv4 address in dotted decimal notation.";
+    const GOOD: &'static [&'static str] = &["10.40.0.1"];
+    const BAD: &'static [&'static str] = &["10.40.0.256", "10.40.1", "fd40::1", ""];
+}
+
+impl Scalar for Ipv6Addr {
+    const NAME: &'static str = "an IPv6 address";
+    const DOC: &'static str = "An IPv6 address (RFC 4291); it is shown in the form of RFC 5952.";
+    const GOOD: &'static [&'static str] = &["fd40:40::1", "FD40:40:0:0::1"];
+    const BAD: &'static [&'static str] = &["fd40:::1", "10.40.0.1", ""];
+}

@@ -1,0 +1,80 @@
+//! Spans of time.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::Scalar;
+
+/// A span of time in whole seconds, written with its unit: `90s`, `15m`, `24h`, `30d`, also `1h30m`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seconds(pub u32);
+
+const UNITS: [(char, u32); 5] = [('w', 604_800), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+
+impl Seconds {
+    /// So many hours.
+    pub const fn hours(count: u32) -> Self {
+        Self(count * 3_600)
+    }
+
+    /// The same span as the standard library's type.
+    pub const fn duration(self) -> Duration {
+        Duration::from_secs(self.0 as u64)
+    }
+}
+
+impl Scalar for Seconds {
+    const NAME: &'static str = "a duration";
+    const DOC: &'static str =
+        "Whole numbers with their units: `s`, `m`, `h`, `d`, `w`; largest unit first. A bare number is seconds.";
+    const GOOD: &'static [&'static str] = &["20s", "15m", "24h", "30d", "1h30m", "0s", "2w"];
+    const BAD: &'static [&'static str] = &["", "20", "s", "1.5h", "-1s", "30m1h", "1d1d", "99999999999s", "5 m"];
+    const INTEGER: Option<fn(&Self) -> Option<i64>> = Some(|_| None);
+
+    fn from_integer(number: i64) -> Result<Self, String> {
+        u32::try_from(number).map(Self).map_err(|_| "it lies outside of 0 seconds to 136 years".into())
+    }
+}
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "it is not written like 20s, 15m, 24h or 1h30m";
+        let (mut total, mut digits, mut units) = (0u32, String::new(), UNITS.as_slice());
+        for c in text.chars() {
+            if c.is_ascii_digit() {
+                digits.push(c);
+                continue;
+            }
+            let place = units.iter().position(|(unit, _)| *unit == c).ok_or(FORM)?;
+            let count: u32 = std::mem::take(&mut digits).parse().map_err(|_| FORM)?;
+            let more = count.checked_mul(units[place].1).and_then(|more| total.checked_add(more));
+            total = more.ok_or("it is longer than 136 years")?;
+            units = &units[place + 1..];
+        }
+        if text.is_empty() || !digits.is_empty() {
+            return Err(FORM.into());
+        }
+        Ok(Self(total))
+    }
+}
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0s");
+        }
+        // Weeks are read but not written: "30d" should not come back as "4w2d".
+        let mut rest = self.0;
+        for (unit, size) in &UNITS[1..] {
+            let count = rest / size;
+            rest %= size;
+            if count > 0 {
+                write!(f, "{count}{unit}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! Every resource at one moment, with typed lookup.
+//!
+//! A snapshot is a value: clones share what they have in common, and none changes under its holder.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::kinds::{Kind, Network, Object, Resource};
+use crate::scalars::{Name, NetworkName};
+
+/// The number of a transaction; the server counts them without gaps. 0 is before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// What a resource is called everywhere: `corp/dns/api`; a network by its name alone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceId {
+    /// The network that it belongs to.
+    pub network: NetworkName,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; a network's own name again where the kind is that.
+    pub name: Name,
+}
+
+/// Who manages a resource: `project/env`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Owner(pub Arc<str>);
+
+/// A resource and what is known of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// What it says.
+    pub object: Object,
+    /// The revision that wrote it; 0 for what no server has seen.
+    pub revision: Revision,
+    /// Who manages it; absent: nobody, it was made by hand.
+    pub owner: Option<Owner>,
+}
+
+/// Every resource at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    entries: OrdMap<ResourceId, Entry>,
+}
+
+impl Snapshot {
+    /// Adds or replaces a resource.
+    pub fn put(&mut self, id: ResourceId, entry: Entry) {
+        self.entries.insert(id, entry);
+    }
+
+    /// Takes a resource away.
+    pub fn delete(&mut self, id: &ResourceId) -> Option<Entry> {
+        self.entries.remove(id)
+    }
+
+    /// The resource of that id.
+    pub fn entry(&self, id: &ResourceId) -> Option<&Entry> {
+        self.entries.get(id)
+    }
+
+    /// Every resource, by id.
+    pub fn entries(&self) -> impl Iterator<Item = (&ResourceId, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// How many resources there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The network of that name.
+    pub fn network(&self, name: &NetworkName) -> Option<&Arc<Network>> {
+        self.named(name, name.name())
+    }
+
+    /// Every network.
+    pub fn networks(&self) -> impl Iterator<Item = (&NetworkName, &Arc<Network>)> {
+        self.entries.iter().filter_map(|(id, entry)| Some((&id.network, Network::of(&entry.object)?)))
+    }
+
+    /// The resource of that kind and name in a network.
+    pub fn named<T: Resource>(&self, network: &NetworkName, name: &Name) -> Option<&Arc<T>> {
+        let id = ResourceId { network: network.clone(), kind: T::KIND, name: name.clone() };
+        self.entries.get(&id).and_then(|entry| T::of(&entry.object))
+    }
+
+    /// Every resource of a kind in a network, by name.
+    pub fn all_in<T: Resource>(&self, network: &NetworkName) -> impl Iterator<Item = (&ResourceId, &Arc<T>)> {
+        let from = ResourceId { network: network.clone(), kind: T::KIND, name: Name::lowest() };
+        let network = network.clone();
+        self.entries
+            .range(from..)
+            .take_while(move |(id, _)| id.network == network && id.kind == T::KIND)
+            .filter_map(|(id, entry)| Some((id, T::of(&entry.object)?)))
+    }
+
+    /// What differs between this snapshot and a later one: the ids, each with what it was and is.
+    pub fn differences<'a>(&'a self, later: &'a Self) -> impl Iterator<Item = Difference<'a>> {
+        self.entries.diff(&later.entries).map(|item| match item {
+            imbl::ordmap::DiffItem::Add(id, after) => (id, None, Some(after)),
+            imbl::ordmap::DiffItem::Update { old: (id, before), new: (_, after) } => (id, Some(before), Some(after)),
+            imbl::ordmap::DiffItem::Remove(id, before) => (id, Some(before), None),
+        })
+    }
+}
+
+/// A resource that differs, before and after.
+pub type Difference<'a> = (&'a ResourceId, Option<&'a Entry>, Option<&'a Entry>);
+
+impl ResourceId {
+    /// The id of a network itself.
+    pub fn of_network(network: NetworkName) -> Self {
+        let name = network.name().clone();
+        Self { network, kind: Kind::Network, name }
+    }
+
+    /// The id of a resource of a kind in a network.
+    pub fn of<T: Resource>(network: &NetworkName, name: &Name) -> Self {
+        Self { network: network.clone(), kind: T::KIND, name: name.clone() }
+    }
+}
+
+impl fmt::Display for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind.descriptor().within {
+            None => self.network.fmt(f),
+            Some(_) => write!(f, "{}/{}/{}", self.network, self.kind, self.name),
+        }
+    }
+}
+
+impl fmt::Debug for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for ResourceId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, '/');
+        let network = parts.next().unwrap_or_default().parse()?;
+        match (parts.next(), parts.next()) {
+            (None, _) => Ok(Self::of_network(network)),
+            (Some(kind), Some(name)) => Ok(Self { network, kind: kind.parse()?, name: name.parse()? }),
+            (Some(_), None) => Err("it is not written like corp/dns/api".into()),
+        }
+    }
+}
+
+impl Serialize for ResourceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ResourceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is no resource id: {why}")))
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

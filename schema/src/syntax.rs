@@ -1,0 +1,123 @@
+//! Text to documents: one front end for each language, all of them ignorant of the kinds.
+//!
+//! A front end knows from the table of [`Descriptor`]s it is given which words open an object and which fields collect
+//! repeated blocks; what a field holds, the decoder judges. Input is bounded: its size and nesting are checked before a
+//! parser that recurses sees it.
+
+mod kdl;
+mod variables;
+mod yaml;
+
+use std::sync::Arc;
+
+use crate::descriptor::Descriptor;
+use crate::report::{Code, Problem, Report, did_you_mean};
+use crate::value::{Document, Location, SourceId, Span, Spanned};
+
+pub use variables::{Variables, substitute};
+
+/// The largest file, in bytes.
+pub const MAX_SIZE: usize = 16 << 20;
+/// The deepest nesting of blocks and lists.
+pub const MAX_DEPTH: usize = 64;
+
+/// A file, or what takes its place.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its path as messages show it.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub text: Arc<str>,
+    /// What it is written in.
+    pub language: Language,
+}
+
+/// The languages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// KDL 2.
+    Kdl,
+    /// YAML 1.2, a safe part of it.
+    Yaml,
+}
+
+impl Language {
+    /// The language of a file of that name, if its ending is known.
+    pub fn of(path: &str) -> Option<Self> {
+        match path.rsplit_once('.')?.1 {
+            "kdl" => Some(Self::Kdl),
+            "yaml" | "yml" => Some(Self::Yaml),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the objects of one file; `kinds` are those that may stand in it, at the top or inside each other.
+pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor]) -> (Vec<Document>, Report) {
+    let mut context = Context { source: id, kinds, documents: Vec::new(), report: Report::default() };
+    if source.text.len() > MAX_SIZE {
+        let message = format!("{} holds {} bytes, {MAX_SIZE} are allowed", source.name, source.text.len());
+        context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
+        return (context.documents, context.report);
+    }
+    match source.language {
+        Language::Kdl => kdl::parse(&source.text, &mut context),
+        Language::Yaml => yaml::parse(&source.text, &mut context),
+    }
+    (context.documents, context.report)
+}
+
+/// Writes documents in a language; parsing the text gives equal documents back.
+pub fn print(documents: &[Document], language: Language) -> String {
+    match language {
+        Language::Kdl => kdl::print(documents),
+        Language::Yaml => yaml::print(documents),
+    }
+}
+
+/// What a front end carries along while it reads one file.
+struct Context {
+    source: SourceId,
+    kinds: &'static [&'static Descriptor],
+    documents: Vec<Document>,
+    report: Report,
+}
+
+impl Context {
+    fn problem(&mut self, code: Code, span: Span, message: impl Into<String>, help: Option<String>) {
+        let at = Location { source: self.source, span };
+        self.report.push(Problem::new(code, message).at(at).help(help));
+    }
+
+    fn duplicate(&mut self, name: &str, first: Span, second: Span) {
+        let at = |span| Location { source: self.source, span };
+        let problem = Problem::new(Code::DuplicateKey, format!("{name:?} is given twice"))
+            .at(at(second))
+            .see(Some(at(first)), "given here first")
+            .help(Some("keep one of the two".to_owned()));
+        self.report.push(problem);
+    }
+
+    /// The kind that a word opens inside a parent.
+    fn kind(&self, word: impl Fn(&Descriptor) -> bool, parent: Option<&Descriptor>) -> Option<&'static Descriptor> {
+        let within = parent.map(|parent| parent.word);
+        self.kinds.iter().copied().find(|kind| kind.within == within && word(kind))
+    }
+
+    /// A word that stands where only kinds may.
+    fn unknown_word(&mut self, word: &str, span: Span, parent: Option<&Descriptor>, name: fn(&Descriptor) -> &'static str) {
+        let within = parent.map(|parent| parent.word);
+        let known = self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind));
+        let fields = parent.map(|parent| parent.fields).unwrap_or_default().iter().map(|field| field.name);
+        let known: Vec<_> = known.chain(fields).collect();
+        let place = parent.map_or("at the top of a file".to_owned(), |parent| format!("in a {}", parent.word));
+        let help = did_you_mean(word, known.iter().copied())
+            .unwrap_or_else(|| format!("what may stand here: {}", known.join(", ")));
+        self.problem(Code::UnknownWord, span, format!("{word:?} means nothing {place}"), Some(help));
+    }
+
+    fn document(&mut self, descriptor: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, fields: crate::value::Record) {
+        let (source, parent) = (self.source, parent.cloned());
+        self.documents.push(Document { descriptor, source, name, parent, fields });
+    }
+}

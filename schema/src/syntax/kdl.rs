@@ -1,0 +1,397 @@
+//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments.
+//!
+//! The parser recurses on blocks, and a stack that runs out ends the process, so nesting is counted by [`depth`] first
+//! and the parser runs on a thread with a stack for the deepest nesting that is allowed.
+
+use std::fmt::Write as _;
+use std::thread;
+
+use kdl::{KdlDocument, KdlEntry, KdlError, KdlNode, KdlValue};
+use miette::SourceSpan;
+
+use super::{Context, MAX_DEPTH};
+use crate::descriptor::Descriptor;
+use crate::report::Code;
+use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
+
+/// Errors shown for one file: one slip of the pen makes a KDL parser stumble over all that follows.
+const MAX_ERRORS: usize = 3;
+/// Enough for [`MAX_DEPTH`] blocks in a build without optimisation.
+const STACK: usize = 64 << 20;
+
+pub(super) fn parse(text: &str, context: &mut Context) {
+    if let Some(at) = too_deep(text) {
+        let message = format!("more than {MAX_DEPTH} blocks are open here");
+        return context.problem(Code::TooDeep, Span::new(at, at + 1), message, Some("close a block before".into()));
+    }
+    let parse = || KdlDocument::parse(text);
+    let parsed = thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, parse);
+        thread.expect("a thread can be started").join().expect("the KDL parser does not panic")
+    });
+    match parsed {
+        Ok(document) => read_top(&document, context),
+        Err(error) => errors(error, text, context),
+    }
+}
+
+/// Where more than the allowed number of blocks or comments are open; nothing if nowhere.
+///
+/// Knows just enough of KDL to tell a brace in a string or comment from one outside; where a file is malformed it may
+/// count too many, never too few, because it never skips over a brace that the parser would see.
+fn too_deep(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let (mut at, mut open) = (0, 0usize);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'{' => {
+                open += 1;
+                if open > MAX_DEPTH {
+                    return Some(at);
+                }
+            }
+            b'}' => open = open.saturating_sub(1),
+            b'"' => at = after_string(bytes, at, 0),
+            b'#' => {
+                let hashes = bytes[at..].iter().take_while(|byte| **byte == b'#').count();
+                if bytes.get(at + hashes) == Some(&b'"') {
+                    at = after_string(bytes, at + hashes, hashes);
+                } else {
+                    at += hashes - 1;
+                }
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'/') => {
+                at += bytes[at..].iter().take_while(|byte| !matches!(byte, b'\n' | b'\r')).count();
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'*') => match after_comment(bytes, at) {
+                Ok(after) => at = after,
+                Err(deep) => return Some(deep),
+            },
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// The last byte of the string whose first quote stands at `at`, behind so many hashes.
+fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
+    let quotes = if bytes[at..].starts_with(b"\"\"\"") { 3 } else { 1 };
+    let mut place = at + quotes;
+    while place < bytes.len() {
+        let ends = bytes[place..].iter().take(quotes).filter(|byte| **byte == b'"').count() == quotes
+            && bytes[place + quotes..].iter().take(hashes).filter(|byte| **byte == b'#').count() == hashes;
+        match bytes[place] {
+            b'"' if ends => return place + quotes + hashes - 1,
+            b'\\' if hashes == 0 => place += 2,
+            b'\n' if quotes == 1 => return place,
+            _ => place += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// The last byte of the comment that opens at `at`; comments nest, and where too many do, the place of that one.
+fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
+    let (mut place, mut open) = (at, 0usize);
+    while place + 1 < bytes.len() {
+        match &bytes[place..place + 2] {
+            b"/*" => {
+                open += 1;
+                place += 2;
+                if open > MAX_DEPTH {
+                    return Err(place - 2);
+                }
+            }
+            b"*/" => {
+                open -= 1;
+                place += 2;
+                if open == 0 {
+                    return Ok(place - 1);
+                }
+            }
+            _ => place += 1,
+        }
+    }
+    Ok(bytes.len())
+}
+
+fn errors(error: KdlError, text: &str, context: &mut Context) {
+    let mut found = error.diagnostics;
+    found.sort_by_key(|one| one.span.offset());
+    // Unclosed blocks follow from the slip before them; alone they are the slip.
+    if found.len() > 1 {
+        let first = found.remove(0);
+        found.retain(|one| !one.message.as_deref().unwrap_or_default().contains("closed"));
+        found.insert(0, first);
+    }
+    let more = found.len().saturating_sub(MAX_ERRORS);
+    for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
+        let mut message = one.message.unwrap_or_else(|| "this is not KDL".into());
+        message.truncate(message.trim_end_matches('.').len());
+        if place + 1 == MAX_ERRORS && more > 0 {
+            let _ = write!(message, " ({more} more behind it)");
+        }
+        let end = (one.span.offset() + one.span.len()).min(text.len());
+        context.problem(Code::Kdl, Span::new(one.span.offset(), end), message, one.help);
+    }
+}
+
+fn read_top(document: &KdlDocument, context: &mut Context) {
+    for node in document.nodes() {
+        let word = node.name().value();
+        match context.kind(|kind| kind.word == word, None) {
+            Some(kind) => object(node, kind, None, context),
+            None => context.unknown_word(word, span(node.name().span()), None, |kind| kind.word),
+        }
+    }
+}
+
+/// Reads a node as an object, and the objects inside it.
+fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, context: &mut Context) {
+    refuse_annotation(node.ty().is_some(), node.name().span(), context);
+    let mut fields = Record::new();
+    let mut name = None;
+    for entry in node.entries() {
+        let value = value(entry, context);
+        match (entry.name(), &value.data, &name) {
+            (Some(key), _, _) => insert(&mut fields, key.value(), span(key.span()), value, context),
+            (None, Data::Text(text), None) => name = Some(Spanned { text: (&**text).into(), span: value.span }),
+            (None, _, None) => {
+                let message = format!("the name of a {} is a text, not {}", kind.word, value.data.describe());
+                context.problem(Code::MissingName, value.span, message, Some("put it in quotes".into()));
+                return;
+            }
+            (None, _, Some(_)) => {
+                let message = format!("a {} has one argument, its name", kind.word);
+                context.problem(Code::ExtraArgument, value.span, message, Some("write fields as name=value".into()));
+            }
+        }
+    }
+    let Some(name) = name else {
+        let message = format!("this {} has no name", kind.word);
+        let help = format!("write it behind the word: {} \"...\"", kind.word);
+        return context.problem(Code::MissingName, span(node.name().span()), message, Some(help));
+    };
+    let holds_objects = children(node, kind, &name, &mut fields, context);
+    if !(holds_objects && fields.is_empty()) {
+        context.document(kind, name, parent, fields);
+    }
+}
+
+/// Reads the children of an object: its fields, and the objects inside it. Gives whether there were any of those.
+fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, fields: &mut Record, context: &mut Context) -> bool {
+    let holder = context.kinds.iter().any(|inner| inner.within == Some(kind.word));
+    let mut holds_objects = false;
+    for child in node.iter_children() {
+        let word = child.name().value();
+        let place = span(child.name().span());
+        if let Some(inner) = context.kind(|inner| inner.word == word, Some(kind)) {
+            holds_objects = true;
+            object(child, inner, Some(name), context);
+        } else if holder && !kind.fields.iter().any(|field| field.name == word) {
+            context.unknown_word(word, place, Some(kind), |kind| kind.word);
+        } else if let Some(value) = field(child, context) {
+            insert(fields, word, place, value, context);
+        }
+    }
+    holds_objects
+}
+
+/// Reads a child as a field: no argument is true, one is a scalar, several are a list, a block is a record.
+fn field(node: &KdlNode, context: &mut Context) -> Option<Value> {
+    refuse_annotation(node.ty().is_some(), node.name().span(), context);
+    let whole = span(node.name().span());
+    let (mut items, mut record) = (Vec::new(), Record::new());
+    for entry in node.entries() {
+        let value = value(entry, context);
+        match entry.name() {
+            Some(key) => insert(&mut record, key.value(), span(key.span()), value, context),
+            None => items.push(value),
+        }
+    }
+    for child in node.iter_children() {
+        if let Some(value) = field(child, context) {
+            insert(&mut record, child.name().value(), span(child.name().span()), value, context);
+        }
+    }
+    let block = !record.is_empty() || node.children().is_some();
+    let data = match (items.len(), block) {
+        (0, false) => Data::Bool(true),
+        (0, true) => Data::Record(record),
+        (1, false) => return items.pop(),
+        (_, false) => Data::List(items),
+        (_, true) => {
+            let message = format!("{:?} has values and a block", node.name().value());
+            context.problem(Code::ExtraArgument, whole, message, Some("keep one of the two".into()));
+            return None;
+        }
+    };
+    Some(Value { span: whole, data })
+}
+
+fn value(entry: &KdlEntry, context: &mut Context) -> Value {
+    refuse_annotation(entry.ty().is_some(), entry.span(), context);
+    let data = match entry.value() {
+        KdlValue::String(text) => Data::Text(text.as_str().into()),
+        KdlValue::Integer(number) => {
+            i64::try_from(*number).map_or_else(|_| Data::Float(number.to_string().into()), Data::Integer)
+        }
+        KdlValue::Float(number) => Data::Float(number.to_string().into()),
+        KdlValue::Bool(value) => Data::Bool(*value),
+        KdlValue::Null => Data::Null,
+    };
+    Value { span: value_span(entry), data }
+}
+
+/// The place of the value alone: a property's own span holds its key as well.
+fn value_span(entry: &KdlEntry) -> Span {
+    let whole = span(entry.span());
+    let written = entry.format().map_or(0, |format| format.value_repr.len());
+    let start = if entry.name().is_some() && written > 0 { whole.end as usize - written } else { whole.start as usize };
+    Span::new(start.max(whole.start as usize), whole.end as usize)
+}
+
+fn insert(fields: &mut Record, name: &str, key: Span, value: Value, context: &mut Context) {
+    match fields.get(name) {
+        Some(first) => context.duplicate(name, first.key.0, key),
+        None => drop(fields.insert(name.into(), Member { key: Key(key), value })),
+    }
+}
+
+fn refuse_annotation(there: bool, at: SourceSpan, context: &mut Context) {
+    if there {
+        let help = Some("take away the word in parentheses".to_owned());
+        context.problem(Code::Kdl, span(at), "type annotations mean nothing here", help);
+    }
+}
+
+fn span(of: SourceSpan) -> Span {
+    Span::new(of.offset(), of.offset() + of.len())
+}
+
+pub(super) fn print(documents: &[Document]) -> String {
+    let mut text = String::new();
+    for document in documents.iter().filter(|document| document.parent.is_none()) {
+        print_object(document, documents, 0, &mut text);
+    }
+    text
+}
+
+fn print_object(document: &Document, all: &[Document], indent: usize, text: &mut String) {
+    let inner: Vec<_> = all
+        .iter()
+        .filter(|inner| inner.descriptor.within == Some(document.descriptor.word))
+        .filter(|inner| inner.parent.as_ref().is_some_and(|parent| parent.text == document.name.text))
+        .collect();
+    let _ = write!(text, "{:indent$}{} {}", "", document.descriptor.word, quoted(&document.name.text));
+    let as_property = |member: &&Member| inner.is_empty() && !matches!(member.value.data, Data::List(_) | Data::Record(_));
+    for (name, member) in document.fields.iter().filter(|(_, member)| as_property(member)) {
+        let _ = write!(text, " {name}={}", scalar(&member.value));
+    }
+    let rest: Vec<_> = document.fields.iter().filter(|(_, member)| !as_property(member)).collect();
+    if rest.is_empty() && inner.is_empty() {
+        text.push('\n');
+        return;
+    }
+    text.push_str(" {\n");
+    for (name, member) in rest {
+        print_field(name, &member.value, indent + 4, text);
+    }
+    for document in inner {
+        print_object(document, all, indent + 4, text);
+    }
+    let _ = writeln!(text, "{:indent$}}}", "");
+}
+
+fn print_field(name: &str, value: &Value, indent: usize, text: &mut String) {
+    let _ = write!(text, "{:indent$}{}", "", word(name));
+    match &value.data {
+        Data::List(items) => items.iter().for_each(|item| text.push_str(&format!(" {}", scalar(item)))),
+        Data::Record(record) => {
+            text.push_str(" {\n");
+            for (name, member) in record {
+                print_field(name, &member.value, indent + 4, text);
+            }
+            let _ = write!(text, "{:indent$}}}", "");
+        }
+        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {
+            let _ = write!(text, " {}", scalar(value));
+        }
+    }
+    text.push('\n');
+}
+
+fn scalar(value: &Value) -> String {
+    match &value.data {
+        Data::Null => "#null".into(),
+        Data::Bool(value) => format!("#{value}"),
+        Data::Integer(value) => value.to_string(),
+        Data::Float(text) | Data::Text(text) => quoted(text),
+        Data::List(_) | Data::Record(_) => unreachable!("no field holds a collection inside a list"),
+    }
+}
+
+/// A field's name, bare where KDL allows that for certain.
+fn word(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c == '-';
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain) && !is_keyword(name) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
+}
+
+fn is_keyword(name: &str) -> bool {
+    matches!(name, "true" | "false" | "null" | "inf" | "nan")
+}
+
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            // Line separators and marks that KDL forbids in the open.
+            c if c.is_control() || matches!(c, '\u{85}' | '\u{2028}'..='\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') => {
+                let _ = write!(quoted, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_in_strings_and_comments_open_nothing() {
+        let braces = "{".repeat(100);
+        for text in [
+            format!("a \"{braces}\""),
+            format!("a #\"{braces}\"#"),
+            format!("a ##\"\"{braces}\"#\"##"),
+            format!("a \"\"\"\n{braces}\n\"\"\""),
+            format!("// {braces}\na"),
+            format!("/* {braces} /* {braces} */ */ a"),
+            "a {}\n".repeat(100),
+        ] {
+            assert_eq!(too_deep(&text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn blocks_and_comments_that_nest_too_deep_are_found() {
+        assert_eq!(too_deep(&"a {".repeat(64)), None);
+        assert_eq!(too_deep(&"a {".repeat(65)), Some(194));
+        assert_eq!(too_deep(&"/-a {".repeat(65)), Some(64 * 5 + 4));
+        assert_eq!(too_deep(&"/*".repeat(65)), Some(128));
+        assert_eq!(too_deep(&format!("a \"\n{}", "{".repeat(65))), Some(68));
+    }
+}

@@ -1,0 +1,288 @@
+//! Data without a type: what every syntax reads, what the wire and the store carry, what the differ compares.
+//!
+//! A [`Value`] knows where it stood in its file; two Values are equal whatever their places. Its JSON form is canonical
+//! once serialised by RFC 8785, because a record keeps its fields sorted.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeMap, SerializeSeq};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::descriptor::Descriptor;
+
+/// A stretch of a file, in bytes; empty at 0 where there is no file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    /// The first byte.
+    pub start: u32,
+    /// The byte behind the last one.
+    pub end: u32,
+}
+
+/// Which of the files that were read together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u32);
+
+/// A place in one of the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// The file.
+    pub source: SourceId,
+    /// The place in it.
+    pub span: Span,
+}
+
+/// Data and the place where it stood.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Where it stood.
+    pub span: Span,
+    /// What it is.
+    pub data: Data,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    /// Nothing, said explicitly.
+    Null,
+    /// Yes or no.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A number with a fraction or too large, as it was written: no field takes one, and messages show it.
+    Float(Box<str>),
+    /// Text.
+    Text(Box<str>),
+    /// Several values in their order.
+    List(Vec<Value>),
+    /// Fields by their names.
+    Record(Record),
+}
+
+/// Fields by their names, sorted.
+pub type Record = BTreeMap<Box<str>, Member>;
+
+/// A field of a record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Where its name stood.
+    pub key: Key,
+    /// Its value.
+    pub value: Value,
+}
+
+/// The place of a field's name; it never tells records apart.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Key(pub Span);
+
+impl PartialEq for Key {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// A resource as it was written: nothing about it is checked but its form.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// What it claims to be.
+    pub descriptor: &'static Descriptor,
+    /// The file that it stands in.
+    pub source: SourceId,
+    /// Its name.
+    pub name: Spanned,
+    /// The name of what holds it, where its kind lives inside another.
+    pub parent: Option<Spanned>,
+    /// Its fields.
+    pub fields: Record,
+}
+
+/// A text and the place where it stood.
+#[derive(Clone, Debug)]
+pub struct Spanned {
+    /// The text.
+    pub text: Arc<str>,
+    /// Where it stood.
+    pub span: Span,
+}
+
+impl Span {
+    /// From the first byte to the one behind the last.
+    pub fn new(start: usize, end: usize) -> Self {
+        let byte = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self { start: byte(start), end: byte(end) }
+    }
+}
+
+impl Value {
+    /// A text that stood nowhere.
+    pub fn text(text: impl Into<Box<str>>) -> Self {
+        Data::Text(text.into()).into()
+    }
+
+    /// A list that stood nowhere.
+    pub fn list(items: impl IntoIterator<Item = Value>) -> Self {
+        Data::List(items.into_iter().collect()).into()
+    }
+
+    /// The fields, if it is a record.
+    pub fn as_record(&self) -> Option<&Record> {
+        match &self.data {
+            Data::Record(record) => Some(record),
+            Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) => None,
+        }
+    }
+
+    /// The field of that name, if it is a record that has one.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.as_record()?.get(name).map(|member| &member.value)
+    }
+}
+
+impl Data {
+    /// What it is called in messages: `the text "x"`, `the number 5`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Null => "nothing (null)".into(),
+            Self::Bool(value) => format!("the boolean {value}"),
+            Self::Integer(value) => format!("the number {value}"),
+            Self::Float(value) => format!("the number {value}"),
+            Self::Text(value) => format!("the text {value:?}"),
+            Self::List(items) => format!("a list of {}", items.len()),
+            Self::Record(_) => "a block of fields".into(),
+        }
+    }
+}
+
+impl From<Data> for Value {
+    fn from(data: Data) -> Self {
+        Self { span: Span::default(), data }
+    }
+}
+
+impl From<Value> for Member {
+    fn from(value: Value) -> Self {
+        Self { key: Key::default(), value }
+    }
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.data == other.data
+    }
+}
+
+impl Eq for Value {}
+
+/// The value as a person reads it in a plan: texts bare, lists in brackets.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.data {
+            Data::Null => f.write_str("(none)"),
+            Data::Bool(value) => value.fmt(f),
+            Data::Integer(value) => value.fmt(f),
+            Data::Float(value) | Data::Text(value) => f.write_str(value),
+            Data::List(items) => {
+                f.write_str("[")?;
+                for (place, item) in items.iter().enumerate() {
+                    write!(f, "{}{item}", if place > 0 { ", " } else { "" })?;
+                }
+                f.write_str("]")
+            }
+            Data::Record(record) => {
+                f.write_str("{")?;
+                for (place, (name, member)) in record.iter().enumerate() {
+                    write!(f, "{}{name}: {}", if place > 0 { ", " } else { "" }, member.value)?;
+                }
+                f.write_str("}")
+            }
+        }
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.data {
+            Data::Null => serializer.serialize_unit(),
+            Data::Bool(value) => serializer.serialize_bool(*value),
+            Data::Integer(value) => serializer.serialize_i64(*value),
+            Data::Float(value) | Data::Text(value) => serializer.serialize_str(value),
+            Data::List(items) => {
+                let mut list = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    list.serialize_element(item)?;
+                }
+                list.end()
+            }
+            Data::Record(record) => {
+                let mut map = serializer.serialize_map(Some(record.len()))?;
+                for (name, member) in record {
+                    map.serialize_entry(name, &member.value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue).map(Value::from)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Data;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Data, E> {
+        Ok(Data::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Data, E> {
+        Ok(Data::Bool(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Data, E> {
+        Ok(Data::Integer(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Data, E> {
+        Ok(i64::try_from(value).map_or_else(|_| Data::Float(value.to_string().into()), Data::Integer))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Data, E> {
+        Ok(Data::Float(value.to_string().into()))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Data, E> {
+        Ok(Data::Text(value.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Data, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element::<Value>()? {
+            items.push(item);
+        }
+        Ok(Data::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
+        let mut record = Record::new();
+        while let Some((name, value)) = map.next_entry::<Box<str>, Value>()? {
+            if record.contains_key(&name) {
+                return Err(A::Error::custom(format!("the field {name:?} is given twice")));
+            }
+            record.insert(name, value.into());
+        }
+        Ok(Data::Record(record))
+    }
+}

@@ -1,0 +1,168 @@
+//! Everything a server knows at one revision, and its form on the wire.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decode::decode_body;
+use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
+use crate::report::Report;
+use crate::scalars::{Name, NetworkName, PublicKey};
+use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
+use crate::value::Value;
+
+/// Everything a server knows at one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// The life of the database: raised when a backup is restored, so that revisions stay comparable.
+    pub epoch: u64,
+    /// The revision that made it.
+    pub revision: Revision,
+    /// What users declared.
+    pub snapshot: Snapshot,
+    /// What has joined, and what is left of keys and addresses.
+    pub inventory: Inventory,
+}
+
+/// Who a server is, as anyone may know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// A random name that the server gave itself at its first start.
+    pub id: String,
+    /// The epoch; see [`World::epoch`].
+    pub epoch: u64,
+    /// Where agents find it: `host:port` of its gRPC service.
+    pub agent_addresses: Vec<String>,
+    /// The Ed25519 key that signs what agents are told.
+    pub signing_key: PublicKey,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) of its own CA, in base64; absent: the server does not end TLS.
+    pub ca_pin: Option<PublicKey>,
+    /// The version of the program.
+    pub version: String,
+}
+
+/// A world as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorldDocument {
+    /// Who the server is.
+    pub server: ServerInfo,
+    /// The revision.
+    pub revision: Revision,
+    /// The resources, by id.
+    pub resources: Vec<ResourceDocument>,
+    /// The machines, by network and name.
+    pub nodes: Vec<NodeDocument>,
+    /// What is left of the keys.
+    pub keys: Vec<KeyDocument>,
+    /// The addresses that rest.
+    pub rests: Vec<RestDocument>,
+}
+
+/// A resource as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceDocument {
+    /// Its id.
+    pub id: ResourceId,
+    /// The revision that wrote it.
+    #[serde(default)]
+    pub revision: Revision,
+    /// Who manages it.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+    /// Its fields.
+    pub body: Value,
+}
+
+/// A machine as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// Its name there.
+    pub name: Name,
+    /// The rest.
+    #[serde(flatten)]
+    pub joined: Joined,
+}
+
+/// What is left of a key, as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyDocument {
+    /// The key.
+    pub id: ResourceId,
+    /// The rest.
+    #[serde(flatten)]
+    pub status: KeyStatus,
+}
+
+/// An address that rests, as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RestDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// The address.
+    pub address: IpAddr,
+    /// The rest.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl World {
+    /// Its form on the wire.
+    pub fn document(&self, server: ServerInfo) -> WorldDocument {
+        let resource = |(id, entry): (&ResourceId, &Entry)| ResourceDocument {
+            id: id.clone(),
+            revision: entry.revision,
+            owner: entry.owner.clone(),
+            body: entry.object.body(),
+        };
+        let node = |(id, joined): (&NodeId, &std::sync::Arc<Joined>)| NodeDocument {
+            network: id.0.clone(),
+            name: id.1.clone(),
+            joined: (**joined).clone(),
+        };
+        let rest = |((network, address), rest): (&(NetworkName, IpAddr), &Rest)| RestDocument {
+            network: network.clone(),
+            address: *address,
+            rest: rest.clone(),
+        };
+        let keys = self.inventory.keys().map(|(id, status)| KeyDocument { id: id.clone(), status: (**status).clone() });
+        WorldDocument {
+            server,
+            revision: self.revision,
+            resources: self.snapshot.entries().map(resource).collect(),
+            nodes: self.inventory.nodes().map(node).collect(),
+            keys: keys.collect(),
+            rests: self.inventory.rests().map(rest).collect(),
+        }
+    }
+}
+
+impl WorldDocument {
+    /// The world that it tells of; a report where a resource cannot be read, because the server is of another version.
+    pub fn world(&self) -> Result<World, Report> {
+        let mut world = World { epoch: self.server.epoch, revision: self.revision, ..World::default() };
+        for document in &self.resources {
+            world.snapshot.put(document.id.clone(), document.entry()?);
+        }
+        for NodeDocument { network, name, joined } in &self.nodes {
+            world.inventory.put_node((network.clone(), name.clone()), joined.clone());
+        }
+        for KeyDocument { id, status } in &self.keys {
+            world.inventory.put_key(id.clone(), status.clone());
+        }
+        for RestDocument { network, address, rest } in &self.rests {
+            world.inventory.put_rest(network.clone(), *address, rest.clone());
+        }
+        Ok(world)
+    }
+}
+
+impl ResourceDocument {
+    /// The resource that it tells of.
+    pub fn entry(&self) -> Result<Entry, Report> {
+        let entry = decode_body(&self.id, &self.body)?;
+        Ok(Entry { revision: self.revision, owner: self.owner.clone(), ..entry })
+    }
+}
