@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use granit_parser::{Event, Parser, ScalarStyle};
+use granit_parser::{Event, Options, Parser, ScalarStyle};
 
 use super::{Context, MAX_DEPTH};
 use crate::descriptor::Descriptor;
@@ -15,7 +15,10 @@ use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
 
 pub(super) fn parse(text: &str, context: &mut Context) {
     let before = context.report.len();
-    let mut events = Events { parser: Parser::new_from_str(text), context, depth: 0 };
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    options.emit_unresolved_aliases = true;
+    let mut events = Events { parser: Parser::new_from_str_with_options(text, options), context, depth: 0 };
     let tree = events.document();
     if context.report.len() > before {
         return;
@@ -136,7 +139,8 @@ impl<'a> Events<'a, '_> {
             self.refuse(span, "tags mean nothing here", "take it away: each field knows its type");
             return None;
         }
-        if event.is_alias() || event.anchor_id().is_some_and(|id| id > 0) {
+        let alias = event.is_alias() || matches!(event, Event::UnresolvedAlias(_));
+        if alias || event.anchor_id().is_some_and(|id| id > 0) {
             self.refuse(span, "anchors and aliases are not supported", "write the value out");
             return None;
         }
@@ -144,7 +148,10 @@ impl<'a> Events<'a, '_> {
             Event::Scalar(text, style, ..) => Some(Value { span, data: scalar(text, style) }),
             Event::SequenceStart(..) => self.nested(span, Self::list),
             Event::MappingStart(..) => self.nested(span, Self::record),
-            _ => None,
+            other => {
+                self.context.problem(Code::Yaml, span, format!("a value belongs here, not {other:?}"), None);
+                None
+            }
         }
     }
 
