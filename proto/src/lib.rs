@@ -1,1 +1,17 @@
-//! x
+//! The wire between agents and the server: typed messages, what is signed in them, the access token.
+//!
+//! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs speaks in
+//! the model's types, which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`] is
+//! what a machine joins with.
+
+pub mod convert;
+pub mod sign;
+pub mod token;
+
+/// The messages and services, generated from `proto/agent.proto`, which documents them.
+#[expect(missing_docs, reason = "generated; documented in the .proto file")]
+#[expect(clippy::derive_partial_eq_without_eq, clippy::allow_attributes, reason = "generated")]
+#[allow(unused_qualifications, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("netmaker.agent.v1");
+}

@@ -106,6 +106,14 @@ impl Mesh {
         Some(mesh)
     }
 
+    /// Whether it is an earlier mesh unchanged, seen at no cost: they share everything. Equal meshes may say no.
+    pub fn is_still(&self, earlier: &Self) -> bool {
+        self.network == earlier.network
+            && self.peers.ptr_eq(&earlier.peers)
+            && self.interfaces.ptr_eq(&earlier.interfaces)
+            && self.names.ptr_eq(&earlier.names)
+    }
+
     /// The names of the joined nodes, in order.
     pub fn nodes(&self) -> impl Iterator<Item = &Name> {
         self.peers.keys()

@@ -75,6 +75,16 @@ pub struct Inventory {
     rests: OrdMap<(NetworkName, IpAddr), Rest>,
 }
 
+/// What differs between two inventories.
+pub struct Differences<'a> {
+    /// Machines.
+    pub nodes: Vec<DiffItem<'a, 'a, NodeId, Arc<Joined>>>,
+    /// Keys.
+    pub keys: Vec<DiffItem<'a, 'a, ResourceId, Arc<KeyStatus>>>,
+    /// Addresses that rest.
+    pub rests: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Rest>>,
+}
+
 impl Inventory {
     /// The machine of that name.
     pub fn node(&self, id: &NodeId) -> Option<&Arc<Joined>> {
@@ -192,6 +202,15 @@ impl Inventory {
             DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id.clone(),
         });
         changed.collect()
+    }
+
+    /// What differs between this inventory and a later one.
+    pub fn differences<'a>(&'a self, later: &'a Self) -> Differences<'a> {
+        Differences {
+            nodes: self.nodes.diff(&later.nodes).collect(),
+            keys: self.keys.diff(&later.keys).collect(),
+            rests: self.rests.diff(&later.rests).collect(),
+        }
     }
 
     /// What becomes of the inventory when the declarations change to these.

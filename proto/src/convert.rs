@@ -1,0 +1,254 @@
+//! The only place where messages become the model's types and back.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use prost::Message;
+use schema::scalars::{Name, NetworkName, PublicKey, Seconds};
+use schema::snapshot::Revision;
+use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
+
+use crate::sign::{Invalid, verify_update};
+use crate::wire::{self, Update, resolution::Target, update::Body};
+
+/// A message does not hold what it should.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// It is no message at all.
+    #[error("the body cannot be decoded")]
+    Encoding,
+    /// A field is missing or out of range.
+    #[error("the field {0} is missing or out of range")]
+    Field(&'static str),
+    /// A View came with another number of peers than it says.
+    #[error("{found} peers came, {announced} were announced")]
+    PeerCount {
+        /// How many the sender counted.
+        announced: u32,
+        /// How many there are.
+        found: usize,
+    },
+    /// The signature does not hold.
+    #[error(transparent)]
+    Signature(#[from] Invalid),
+    /// A delta does not start where the View is.
+    #[error("the delta starts at revision {from}, the View is at {at}")]
+    OtherBase {
+        /// Where it starts.
+        from: u64,
+        /// Where the View is.
+        at: u64,
+    },
+}
+
+/// How far a node has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// The life of the server's database.
+    pub epoch: u64,
+    /// The revision in it.
+    pub revision: Revision,
+}
+
+/// A View as a message body.
+pub fn encode_view(view: &View) -> Vec<u8> {
+    let View { network: _, node: _, interface, peers, names } = view;
+    let message = wire::View {
+        interface: Some(from_interface(interface)),
+        peer_count: u32::try_from(peers.len()).unwrap_or(u32::MAX),
+        peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
+        names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+    };
+    message.encode_to_vec()
+}
+
+/// A delta as a message body; `peers_after` is how many peers the View has then.
+pub fn encode_delta(delta: &ViewDelta, peers_after: usize) -> Vec<u8> {
+    let ViewDelta { interface, peers, lost_peers, names, lost_names } = delta;
+    let message = wire::Delta {
+        interface: interface.as_ref().map(from_interface),
+        peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
+        lost_peers: lost_peers.iter().map(ToString::to_string).collect(),
+        names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+        lost_names: lost_names.iter().map(ToString::to_string).collect(),
+        peer_count: u32::try_from(peers_after).unwrap_or(u32::MAX),
+    };
+    message.encode_to_vec()
+}
+
+/// What a node is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It has this View.
+    View(View),
+    /// It is no node of the network any more.
+    Removed,
+}
+
+/// What a node is told by an update that the server signed for it.
+///
+/// `at` is the View that it has and where that stands; a delta applies to exactly there.
+pub fn accept_update(
+    update: &Update,
+    network: &NetworkName,
+    node: &Name,
+    identity: &PublicKey,
+    server: &PublicKey,
+    at: Option<(&View, Position)>,
+) -> Result<(Told, Position), Malformed> {
+    verify_update(update, network, node, server)?;
+    let position = Position { epoch: update.epoch, revision: Revision(update.to) };
+    let view = match update.body.as_ref().ok_or(Malformed::Field("body"))? {
+        Body::Whole(body) => decode_view(body, network, node)?,
+        Body::Delta(body) => {
+            let base = at.filter(|(_, at)| at.epoch == update.epoch && at.revision.0 == update.from);
+            let found = at.map_or(0, |(_, at)| at.revision.0);
+            let (view, _) = base.ok_or(Malformed::OtherBase { from: update.from, at: found })?;
+            apply_delta(body, view.clone())?
+        }
+        Body::Removed(of) if **of == identity.0 => return Ok((Told::Removed, position)),
+        Body::Removed(_) => return Err(Malformed::Field("removed")),
+    };
+    Ok((Told::View(view), position))
+}
+
+fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, Malformed> {
+    let wire::View { interface, peers, names, peer_count } =
+        wire::View::decode(body).map_err(|_| Malformed::Encoding)?;
+    let interface = to_interface(interface.ok_or(Malformed::Field("interface"))?)?;
+    let peers = peers.into_iter().map(to_peer).collect::<Result<_, _>>()?;
+    let names = names.into_iter().map(to_resolution).collect::<Result<_, _>>()?;
+    let view = View { network: network.clone(), node: node.clone(), interface, peers, names };
+    counted(view, peer_count)
+}
+
+fn apply_delta(body: &[u8], mut view: View) -> Result<View, Malformed> {
+    let wire::Delta { interface, peers, lost_peers, names, lost_names, peer_count } =
+        wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
+    let delta = ViewDelta {
+        interface: interface.map(to_interface).transpose()?,
+        peers: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
+        lost_peers: to_names(&lost_peers)?,
+        names: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
+        lost_names: to_names(&lost_names)?,
+    };
+    delta.apply(&mut view);
+    counted(view, peer_count)
+}
+
+fn counted(view: View, announced: u32) -> Result<View, Malformed> {
+    let found = view.peers.len();
+    if u32::try_from(found) == Ok(announced) { Ok(view) } else { Err(Malformed::PeerCount { announced, found }) }
+}
+
+fn to_names(names: &[String]) -> Result<Vec<Name>, Malformed> {
+    names.iter().map(|name| to_name(name)).collect()
+}
+
+fn to_name(name: &str) -> Result<Name, Malformed> {
+    name.parse().map_err(|_| Malformed::Field("name"))
+}
+
+fn from_interface(interface: &Interface) -> wire::Interface {
+    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward } = interface;
+    wire::Interface {
+        addresses: addresses.iter().map(from_prefix).collect(),
+        listen_port: u32::from(*listen_port),
+        listen_port_fixed: *listen_port_fixed,
+        mtu: u32::from(mtu.unwrap_or(0)),
+        keepalive: keepalive.0,
+        check_in: check_in.0,
+        forward: *forward,
+    }
+}
+
+fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
+    let wire::Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward } = interface;
+    let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
+    Ok(Interface {
+        addresses: addresses.iter().map(to_prefix).collect::<Result<_, _>>()?,
+        listen_port: u16::try_from(listen_port).map_err(|_| Malformed::Field("listen_port"))?,
+        listen_port_fixed,
+        mtu: Some(mtu).filter(|mtu| *mtu > 0),
+        keepalive: Seconds(keepalive),
+        check_in: Seconds(check_in),
+        forward,
+    })
+}
+
+fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
+    let Peer { public_key, endpoint, allowed_ips } = peer;
+    wire::Peer {
+        name: name.to_string(),
+        public_key: public_key.0.to_vec().into(),
+        endpoint: endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
+        allowed_ips: allowed_ips.iter().map(from_prefix).collect(),
+    }
+}
+
+fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
+    let wire::Peer { name, public_key, endpoint, allowed_ips } = peer;
+    let endpoint = match &*endpoint {
+        "" => None,
+        endpoint => Some(endpoint.parse().map_err(|_| Malformed::Field("endpoint"))?),
+    };
+    let peer = Peer {
+        public_key: to_key(&public_key)?,
+        endpoint,
+        allowed_ips: allowed_ips.iter().map(to_prefix).collect::<Result<_, _>>()?,
+    };
+    Ok((to_name(&name)?, Arc::new(peer)))
+}
+
+/// 32 bytes as a key.
+pub fn to_key(bytes: &[u8]) -> Result<PublicKey, Malformed> {
+    bytes.try_into().map(PublicKey).map_err(|_| Malformed::Field("key"))
+}
+
+fn from_prefix(prefix: &IpNet) -> wire::Prefix {
+    wire::Prefix { address: from_address(&prefix.addr()), length: u32::from(prefix.prefix_len()) }
+}
+
+fn to_prefix(prefix: &wire::Prefix) -> Result<IpNet, Malformed> {
+    let wire::Prefix { address, length } = prefix;
+    let length = u8::try_from(*length).map_err(|_| Malformed::Field("length"))?;
+    IpNet::new(to_address(address)?, length).map_err(|_| Malformed::Field("length"))
+}
+
+fn from_address(address: &IpAddr) -> prost::bytes::Bytes {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec().into(),
+        IpAddr::V6(address) => address.octets().to_vec().into(),
+    }
+}
+
+fn to_address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Ok(Ipv4Addr::from(four).into());
+    }
+    <[u8; 16]>::try_from(bytes).map(|sixteen| Ipv6Addr::from(sixteen).into()).map_err(|_| Malformed::Field("address"))
+}
+
+fn from_resolution(name: &Name, resolution: &Resolution) -> wire::Resolution {
+    let target = match resolution {
+        Resolution::Addresses(addresses) => {
+            Target::Addresses(wire::Addresses { address: addresses.iter().map(from_address).collect() })
+        }
+        Resolution::Alias(name) => Target::Alias(name.to_string()),
+    };
+    wire::Resolution { name: name.to_string(), target: Some(target) }
+}
+
+fn to_resolution(resolution: wire::Resolution) -> Result<(Name, Arc<Resolution>), Malformed> {
+    let wire::Resolution { name, target } = resolution;
+    let target = match target.ok_or(Malformed::Field("target"))? {
+        Target::Addresses(wire::Addresses { address }) => {
+            let addresses: BTreeSet<IpAddr> = address.iter().map(|address| to_address(address)).collect::<Result<_, _>>()?;
+            Resolution::Addresses(addresses)
+        }
+        Target::Alias(name) => Resolution::Alias(name.parse().map_err(|_| Malformed::Field("alias"))?),
+    };
+    Ok((to_name(&name)?, Arc::new(target)))
+}

@@ -1,0 +1,214 @@
+//! What a signature covers, and how it is made and checked.
+//!
+//! Every signature covers a purpose, so that one made for a purpose is worth nothing for another, and every part with its
+//! length, so that no two meanings have the same bytes. Requests cover the server's signing key, so that a request to one
+//! server cannot be shown to another, and a nonce of the server's, so that clocks do not matter.
+
+use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
+use hmac::{Hmac, Mac};
+use prost::Message;
+use schema::scalars::{Name, NetworkName, PublicKey};
+use sha2::{Digest, Sha256};
+use x25519_dalek::{StaticSecret, x25519};
+
+use crate::wire::{JoinRequest, LeaveRequest, Update, update::Body};
+
+const DOMAIN: &[u8] = b"netmaker agent v1";
+
+/// A signature or proof does not fit what it comes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {0} is not valid")]
+pub struct Invalid(pub &'static str);
+
+/// A key that signs, by its 32 secret bytes.
+pub fn signing_key(seed: &[u8; 32]) -> SigningKey {
+    SigningKey::from_bytes(seed)
+}
+
+/// The public half of a signing key, as it travels.
+pub fn verifier(key: &SigningKey) -> PublicKey {
+    PublicKey(key.verifying_key().to_bytes())
+}
+
+fn transcript(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    for part in [DOMAIN, purpose.as_bytes()].iter().chain(parts) {
+        bytes.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+fn verify(what: &'static str, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Invalid> {
+    let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid(what))?;
+    let signature = Signature::from_slice(signature).map_err(|_| Invalid(what))?;
+    key.verify(message, &signature).map_err(|_| Invalid(what))
+}
+
+fn hash(message: &impl Message) -> [u8; 32] {
+    Sha256::digest(message.encode_to_vec()).into()
+}
+
+fn join_transcript(server: &PublicKey, request: &JoinRequest) -> Vec<u8> {
+    let bare = JoinRequest {
+        proof: Vec::new().into(),
+        key_signature: Vec::new().into(),
+        identity_signature: Vec::new().into(),
+        ..request.clone()
+    };
+    let parts: [&[u8]; 5] =
+        [&server.0, request.network.as_bytes(), request.name.as_bytes(), &request.nonce, &hash(&bare)];
+    transcript("join", &parts)
+}
+
+/// Signs a join with everything that it needs: the access key's seed, the identity, and the WireGuard key.
+pub fn sign_join(
+    request: &mut JoinRequest,
+    server: &PublicKey,
+    ephemeral: &[u8; 32],
+    access_key: &SigningKey,
+    identity: &SigningKey,
+    private_key: &[u8; 32],
+) {
+    let covered = join_transcript(server, request);
+    request.proof = proof(private_key, ephemeral, &covered).to_vec().into();
+    request.key_signature = access_key.sign(&covered).to_vec().into();
+    request.identity_signature = identity.sign(&covered).to_vec().into();
+}
+
+/// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it names.
+pub fn verify_join(request: &JoinRequest, server: &PublicKey, ephemeral: &StaticSecret, access_key: &PublicKey) -> Result<(), Invalid> {
+    let covered = join_transcript(server, request);
+    verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
+    verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
+    let public: [u8; 32] = (&*request.public_key).try_into().map_err(|_| Invalid("public key"))?;
+    let mac = mac(&x25519(ephemeral.to_bytes(), public), &covered);
+    mac.verify_slice(&request.proof).map_err(|_| Invalid("proof of the WireGuard key"))
+}
+
+fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
+    mac(&x25519(*private, *public), covered).finalize().into_bytes().into()
+}
+
+fn mac(key: &[u8], covered: &[u8]) -> Hmac<Sha256> {
+    let mac = <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC takes a key of any length");
+    mac.chain_update(covered)
+}
+
+fn session_transcript(server: &PublicKey, nonce: &[u8], identity: &[u8]) -> Vec<u8> {
+    transcript("session", &[&server.0, nonce, identity])
+}
+
+/// Signs the nonce that opens a session.
+pub fn sign_session(server: &PublicKey, nonce: &[u8], identity: &SigningKey) -> Vec<u8> {
+    identity.sign(&session_transcript(server, nonce, &verifier(identity).0)).to_vec()
+}
+
+/// Checks the signature that opens a session.
+pub fn verify_session(server: &PublicKey, nonce: &[u8], identity: &[u8], signature: &[u8]) -> Result<(), Invalid> {
+    verify("identity's signature", identity, &session_transcript(server, nonce, identity), signature)
+}
+
+fn leave_transcript(server: &PublicKey, request: &LeaveRequest) -> Vec<u8> {
+    transcript("leave", &[&server.0, request.network.as_bytes(), &request.nonce, &request.identity])
+}
+
+/// Signs a leave.
+pub fn sign_leave(request: &mut LeaveRequest, server: &PublicKey, identity: &SigningKey) {
+    request.signature = identity.sign(&leave_transcript(server, request)).to_vec().into();
+}
+
+/// Checks a leave.
+pub fn verify_leave(request: &LeaveRequest, server: &PublicKey) -> Result<(), Invalid> {
+    verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
+}
+
+fn update_transcript(network: &NetworkName, node: &Name, update: &Update) -> Vec<u8> {
+    let (purpose, body): (&str, &[u8]) = match &update.body {
+        Some(Body::Whole(body)) => ("view", body),
+        Some(Body::Delta(body)) => ("delta", body),
+        Some(Body::Removed(identity)) => ("removed", identity),
+        None => ("nothing", &[]),
+    };
+    let [epoch, from, to] = [update.epoch, update.from, update.to].map(u64::to_be_bytes);
+    // A server that has removed a machine does not know its name any more; the identity stands for it.
+    let node = if matches!(update.body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
+    let network = network.as_str().as_bytes();
+    transcript(purpose, &[network, node, &epoch, &from, &to, &Sha256::digest(body)])
+}
+
+/// Signs what a node is told.
+pub fn sign_update(update: &mut Update, network: &NetworkName, node: &Name, key: &SigningKey) {
+    update.signature = key.sign(&update_transcript(network, node, update)).to_vec().into();
+}
+
+/// Checks that the server told this node that.
+pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &PublicKey) -> Result<(), Invalid> {
+    verify("server's signature", &server.0, &update_transcript(network, node, update), &update.signature)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> (SigningKey, SigningKey, [u8; 32], StaticSecret) {
+        (signing_key(&[1; 32]), signing_key(&[2; 32]), [3; 32], StaticSecret::from([4; 32]))
+    }
+
+    fn join() -> JoinRequest {
+        let (access_key, identity, private, ephemeral) = keys();
+        let mut request = JoinRequest {
+            network: "corp".into(),
+            name: "db-1".into(),
+            nonce: vec![9; 40].into(),
+            identity: verifier(&identity).0.to_vec().into(),
+            public_key: x25519(private, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec().into(),
+            ..JoinRequest::default()
+        };
+        let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
+        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        request
+    }
+
+    fn check(request: &JoinRequest, server: [u8; 32]) -> Result<(), Invalid> {
+        let (access_key, _, _, ephemeral) = keys();
+        verify_join(request, &PublicKey(server), &ephemeral, &verifier(&access_key))
+    }
+
+    #[test]
+    fn a_join_holds_for_what_it_says_and_nothing_else() {
+        assert_eq!(check(&join(), [7; 32]), Ok(()));
+        assert!(check(&join(), [8; 32]).is_err());
+        assert!(check(&JoinRequest { name: "db-2".into(), ..join() }, [7; 32]).is_err());
+        assert!(check(&JoinRequest { network: "prod".into(), ..join() }, [7; 32]).is_err());
+        assert!(check(&JoinRequest { os: "x".into(), ..join() }, [7; 32]).is_err());
+        assert!(check(&JoinRequest { nonce: vec![8; 40].into(), ..join() }, [7; 32]).is_err());
+    }
+
+    #[test]
+    fn another_machines_wireguard_key_cannot_be_joined_with() {
+        let (access_key, identity, _, ephemeral) = keys();
+        let mut request = join();
+        let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES);
+        request.public_key = theirs.to_vec().into();
+        let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
+        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
+        assert_eq!(check(&request, [7; 32]), Err(Invalid("proof of the WireGuard key")));
+    }
+
+    #[test]
+    fn an_update_holds_for_one_node_and_one_step() {
+        let server = signing_key(&[6; 32]);
+        let (network, node): (NetworkName, Name) = ("corp".parse().expect("good"), "a".parse().expect("good"));
+        let body = Some(Body::Delta(vec![1, 2, 3].into()));
+        let mut update = Update { epoch: 1, from: 4, to: 5, body, signature: Vec::new().into() };
+        sign_update(&mut update, &network, &node, &server);
+        let check = |update: &Update, node: &Name| verify_update(update, &network, node, &verifier(&server));
+        assert_eq!(check(&update, &node), Ok(()));
+        assert!(check(&update, &"b".parse().expect("good")).is_err());
+        assert!(check(&Update { from: 3, ..update.clone() }, &node).is_err());
+        assert!(check(&Update { epoch: 2, ..update.clone() }, &node).is_err());
+        let whole = Some(Body::Whole(vec![1, 2, 3].into()));
+        assert!(check(&Update { body: whole, ..update.clone() }, &node).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! The access token: everything that a machine needs to join, in one word.
+//!
+//! `nmj_`, then base64url of a message and its CRC-32. It holds the secret of an access key, which nmplan made and the
+//! server has never seen, the server's View-signing key, and what pins the server's certificate. It decodes offline.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use prost::Message;
+use schema::scalars::{Name, NetworkName, PublicKey};
+use zeroize::Zeroizing;
+
+const PREFIX: &str = "nmj_";
+
+/// What a machine joins with. It is a secret: it prints itself only through [`Token::reveal`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Where the server's gRPC service is found: `host:port`, at least one.
+    pub addresses: Vec<String>,
+    /// The key that signs what agents are told.
+    pub signing_key: PublicKey,
+    /// SHA-256 of the public key of the server's own CA; absent: the system's roots decide.
+    pub ca_pin: Option<[u8; 32]>,
+    /// The network.
+    pub network: NetworkName,
+    /// The access key.
+    pub key: Name,
+    /// The Ed25519 seed that signs a join.
+    pub seed: Zeroizing<[u8; 32]>,
+}
+
+/// Why a text is no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It does not look like one.
+    #[error("it does not start with nmj_")]
+    NoPrefix,
+    /// A character was lost or changed on the way.
+    #[error("it is mistyped or cut off: its checksum does not fit")]
+    Checksum,
+    /// It is whole, but this program does not understand it.
+    #[error("it was made by another version of nmplan, or by another program")]
+    Content,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Body {
+    #[prost(string, repeated, tag = "1")]
+    addresses: Vec<String>,
+    #[prost(bytes = "vec", tag = "2")]
+    signing_key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    ca_pin: Vec<u8>,
+    #[prost(string, tag = "4")]
+    network: String,
+    #[prost(string, tag = "5")]
+    key: String,
+    #[prost(bytes = "vec", tag = "6")]
+    seed: Vec<u8>,
+}
+
+impl Token {
+    /// The token as text, to be kept as a secret.
+    pub fn reveal(&self) -> Zeroizing<String> {
+        let body = Body {
+            addresses: self.addresses.clone(),
+            signing_key: self.signing_key.0.to_vec(),
+            ca_pin: self.ca_pin.map(|pin| pin.to_vec()).unwrap_or_default(),
+            network: self.network.to_string(),
+            key: self.key.to_string(),
+            seed: self.seed.to_vec(),
+        };
+        let mut bytes = Zeroizing::new(body.encode_to_vec());
+        let checksum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&checksum.to_be_bytes());
+        Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
+    }
+}
+
+impl FromStr for Token {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let encoded = text.trim().strip_prefix(PREFIX).ok_or(TokenError::NoPrefix)?;
+        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| TokenError::Checksum)?);
+        let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(TokenError::Checksum)?;
+        if crc32fast::hash(body).to_be_bytes() != *checksum {
+            return Err(TokenError::Checksum);
+        }
+        let body = Body::decode(body).map_err(|_| TokenError::Content)?;
+        Self::read(&body).ok_or(TokenError::Content)
+    }
+}
+
+impl Token {
+    fn read(body: &Body) -> Option<Self> {
+        let ca_pin = match &*body.ca_pin {
+            [] => None,
+            pin => Some(pin.try_into().ok()?),
+        };
+        Some(Self {
+            addresses: Some(body.addresses.clone()).filter(|addresses| !addresses.is_empty())?,
+            signing_key: PublicKey((&*body.signing_key).try_into().ok()?),
+            ca_pin,
+            network: body.network.parse().ok()?,
+            key: body.key.parse().ok()?,
+            seed: Zeroizing::new((&*body.seed).try_into().ok()?),
+        })
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({}/access-key/{} at {:?})", self.network, self.key, self.addresses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> Token {
+        Token {
+            addresses: vec!["nm.example.net:50051".into()],
+            signing_key: PublicKey([1; 32]),
+            ca_pin: Some([2; 32]),
+            network: "corp".parse().expect("good"),
+            key: "ci".parse().expect("good"),
+            seed: Zeroizing::new([3; 32]),
+        }
+    }
+
+    #[test]
+    fn a_token_reads_back() {
+        assert_eq!(token().reveal().parse(), Ok(token()));
+        assert_eq!(format!("  {}\n", *token().reveal()).parse(), Ok(token()));
+    }
+
+    #[test]
+    fn every_single_typo_is_noticed() {
+        let text = token().reveal();
+        for place in 0..text.len() {
+            for other in ['A', 'b', '0', '_', '='] {
+                let mut typed: Vec<char> = text.chars().collect();
+                if typed[place] != other {
+                    typed[place] = other;
+                    let typed: String = typed.into_iter().collect();
+                    assert!(typed.parse::<Token>().is_err(), "{other} at {place} is noticed");
+                }
+            }
+            assert!(text[..place].parse::<Token>().is_err(), "a cut at {place} is noticed");
+        }
+    }
+
+    #[test]
+    fn a_token_does_not_print_its_secret() {
+        assert_eq!(format!("{:?}", token()), "Token(corp/access-key/ci at [\"nm.example.net:50051\"])");
+    }
+}

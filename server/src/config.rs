@@ -1,0 +1,250 @@
+//! Settings: environment over file over default, each read once at the start.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use schema::report::did_you_mean;
+
+/// Everything that can be set. The names are Netmaker's where it has them; in the file they are in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The public name or address that tokens carry (`SERVER_HOST`); by default the source address of the default route.
+    pub server_host: String,
+    /// Where agents find the gRPC service (`PUBLIC_GRPC`), where a proxy changes that; by default host and port.
+    pub public_grpc: Option<String>,
+    /// The address to listen on (`BIND`).
+    pub bind: IpAddr,
+    /// The TCP port of the REST API (`API_PORT`).
+    pub api_port: u16,
+    /// The TCP port of the agents' service (`GRPC_PORT`).
+    pub grpc_port: u16,
+    /// Whether the REST API is served (`REST_BACKEND`).
+    pub rest_backend: bool,
+    /// Whether agents are served (`AGENT_BACKEND`).
+    pub agent_backend: bool,
+    /// Where everything is kept (`DATA_DIR`).
+    pub data_dir: PathBuf,
+    /// Whether the server ends TLS itself (`TLS`).
+    pub tls: bool,
+    /// Whether a proxy in front ends TLS (`BEHIND_PROXY`).
+    pub behind_proxy: bool,
+}
+
+/// The settings with what they mean, for `nmserver config` and for messages.
+const NAMES: &[(&str, &str)] = &[
+    ("SERVER_HOST", "the public name or address that tokens carry"),
+    ("PUBLIC_GRPC", "host:port where agents find the gRPC service, where a proxy changes it"),
+    ("BIND", "the address to listen on"),
+    ("API_PORT", "the port of the REST API"),
+    ("GRPC_PORT", "the port of the agents' service"),
+    ("REST_BACKEND", "on or off: whether the REST API is served"),
+    ("AGENT_BACKEND", "on or off: whether agents are served"),
+    ("DATABASE", "the engine: sqlite"),
+    ("DATA_DIR", "where everything is kept"),
+    ("TLS", "on or off: whether the server ends TLS itself"),
+    ("BEHIND_PROXY", "on or off: whether a proxy in front ends TLS"),
+];
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the settings in {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not TOML: {why}")]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        why: String,
+    },
+    /// A setting of the file is unknown.
+    #[error("{path} has a setting {name:?} that is unknown; {help}")]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        name: String,
+        /// What to do.
+        help: String,
+    },
+    /// A value cannot be used.
+    #[error("{name}={value:?} cannot be used: {why}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What would do.
+        why: String,
+    },
+    /// The combination would send secrets in the open.
+    #[error("TLS=off would send tokens in the open; set BIND to 127.0.0.1, or BEHIND_PROXY=on where a proxy ends TLS")]
+    Open,
+}
+
+/// Reads the settings: from the environment given, else the file, else the defaults.
+///
+/// A file that was asked for must be there; the default one may be missing.
+pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
+    let default = Path::new("/etc/nmserver.toml");
+    let path = file.unwrap_or(default);
+    let from_file = match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text)?,
+        Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(source) => return Err(ConfigError::File { path: path.into(), source }),
+    };
+    // An empty variable counts as unset.
+    let value = |name: &'static str| {
+        environment(name).filter(|value| !value.is_empty()).or_else(|| from_file.get(&name.to_lowercase()).cloned())
+    };
+    settings(value)
+}
+
+fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| ConfigError::Toml { path: path.into(), why: error.to_string() })?;
+    let mut values = BTreeMap::new();
+    for (name, value) in table {
+        let known: Vec<_> = NAMES.iter().map(|(name, _)| name.to_lowercase()).collect();
+        if !known.contains(&name) {
+            let all = || format!("there are {}", known.join(", "));
+            let help = did_you_mean(&name, known.iter().map(String::as_str)).unwrap_or_else(all);
+            return Err(ConfigError::Unknown { path: path.into(), name, help });
+        }
+        let text = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Boolean(value) => if value { "on" } else { "off" }.into(),
+            other => other.to_string(),
+        };
+        values.insert(name, text);
+    }
+    Ok(values)
+}
+
+fn settings(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
+    let bad = |name, value: String, why: &str| ConfigError::Value { name, value, why: why.into() };
+    let switch = |name, default| match value(name).as_deref() {
+        None => Ok(default),
+        Some("on" | "true" | "yes") => Ok(true),
+        Some("off" | "false" | "no") => Ok(false),
+        Some(other) => Err(bad(name, other.into(), "write on or off")),
+    };
+    let port = |name, default| match value(name) {
+        None => Ok(default),
+        Some(text) => match text.parse() {
+            Ok(port) if port > 0 => Ok(port),
+            Ok(_) | Err(_) => Err(bad(name, text, "a port is a number from 1 to 65535")),
+        },
+    };
+    let bind = value("BIND").unwrap_or_else(|| "0.0.0.0".into());
+    if let Some(other) = value("DATABASE").filter(|engine| engine != "sqlite") {
+        return Err(bad("DATABASE", other, "this version has sqlite"));
+    }
+    let settings = Settings {
+        server_host: value("SERVER_HOST").unwrap_or_else(own_address),
+        public_grpc: value("PUBLIC_GRPC"),
+        bind: bind.parse().map_err(|_| bad("BIND", bind, "write an IP address"))?,
+        api_port: port("API_PORT", 8081)?,
+        grpc_port: port("GRPC_PORT", 50051)?,
+        rest_backend: switch("REST_BACKEND", true)?,
+        agent_backend: switch("AGENT_BACKEND", true)?,
+        data_dir: value("DATA_DIR").unwrap_or_else(|| "/var/lib/nmserver".into()).into(),
+        tls: switch("TLS", true)?,
+        behind_proxy: switch("BEHIND_PROXY", false)?,
+    };
+    if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
+        return Err(ConfigError::Open);
+    }
+    Ok(settings)
+}
+
+/// The source address of the default route, else loopback. Nothing is sent: connecting a UDP socket only asks for the
+/// route.
+fn own_address() -> String {
+    let address = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    address.map_or_else(|_| "127.0.0.1".into(), |address| address.ip().to_string())
+}
+
+impl Settings {
+    /// Where agents find the server.
+    pub fn agent_address(&self) -> String {
+        let own = || match self.server_host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]:{}", self.grpc_port),
+            Err(_) => format!("{}:{}", self.server_host, self.grpc_port),
+        };
+        self.public_grpc.clone().unwrap_or_else(own)
+    }
+
+    /// The settings as lines of a file that would set them so.
+    pub fn lines(&self) -> Vec<String> {
+        let switch = |on| if on { "on" } else { "off" }.to_owned();
+        let values = [
+            self.server_host.clone(),
+            self.agent_address(),
+            self.bind.to_string(),
+            self.api_port.to_string(),
+            self.grpc_port.to_string(),
+            switch(self.rest_backend),
+            switch(self.agent_backend),
+            "sqlite".into(),
+            self.data_dir.display().to_string(),
+            switch(self.tls),
+            switch(self.behind_proxy),
+        ];
+        let line = |((name, doc), value): (&(&str, &str), &String)| {
+            format!("{:<36} # {doc}", format!("{} = {value:?}", name.to_lowercase()))
+        };
+        NAMES.iter().zip(&values).map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(values: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        settings(|name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.toml");
+        std::fs::write(&path, "api_port = 1000\ngrpc_port = \"2000\"\ntls = false\nbind = \"127.0.0.1\"").expect("written");
+        let settings = load(Some(&path), |name| (name == "API_PORT").then(|| "3000".into())).expect("good");
+        assert_eq!((settings.api_port, settings.grpc_port, settings.tls), (3000, 2000, false));
+        assert!(settings.rest_backend);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        for (name, value) in [("API_PORT", "0"), ("GRPC_PORT", "x"), ("BIND", "here"), ("TLS", "maybe"), ("DATABASE", "db2")] {
+            let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_mistyped_is_said() {
+        let error = parse(Path::new("x.toml"), "api_prot = 1").expect_err("it is unknown").to_string();
+        assert!(error.contains("did you mean \"api_port\"?"), "{error}");
+    }
+
+    #[test]
+    fn secrets_do_not_travel_in_the_open() {
+        assert!(matches!(with(&[("TLS", "off")]), Err(ConfigError::Open)));
+        assert!(with(&[("TLS", "off"), ("BIND", "127.0.0.1")]).is_ok());
+        assert!(with(&[("TLS", "off"), ("BEHIND_PROXY", "on")]).is_ok());
+    }
+}

@@ -1,0 +1,4 @@
+//! Decisions, apart from everything that acts on them.
+
+pub mod authorize;
+pub mod enrol;

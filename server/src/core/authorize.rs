@@ -1,0 +1,243 @@
+//! Who may do what: one table for REST and gRPC together. What is not in it is refused.
+//!
+//! Pure. The adapters are built from the table, so there is no route without a line here, and the OpenAPI file is
+//! generated from it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use schema::scalars::{Name, NetworkName};
+use schema::snapshot::Owner;
+use serde::{Deserialize, Serialize};
+
+/// What a token may do; each role may do what the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read: snapshot, status, history; that is all that `nmplan plan` needs.
+    Viewer,
+    /// Have tests and guards judged by the server as well.
+    Planner,
+    /// Apply, and change single resources and machines.
+    Applier,
+    /// Everything, tokens included.
+    Admin,
+}
+
+/// A role, and where it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The role.
+    pub role: Role,
+    /// The networks that it holds in; absent: all.
+    pub networks: Option<BTreeSet<NetworkName>>,
+    /// The projects that it may apply for; absent: all.
+    pub projects: Option<BTreeSet<Name>>,
+}
+
+/// What a caller must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// A bearer token of this role.
+    Role(Role),
+    /// The session of a node, whose identity then decides.
+    Session,
+    /// Signatures inside the request, checked by the operation.
+    Signature,
+}
+
+/// Everything that can be asked of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the table below documents each")]
+pub enum Operation {
+    Health,
+    Ready,
+    Server,
+    OpenApi,
+    Snapshot,
+    Status,
+    Revisions,
+    Apply,
+    GetResource,
+    PutResource,
+    DeleteResource,
+    RemoveNode,
+    Challenge,
+    Join,
+    OpenSession,
+    GetPeers,
+    CheckIn,
+    Watch,
+    Leave,
+}
+
+/// How an operation is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Over HTTP: method and path, with `{parameters}`.
+    Rest(&'static str, &'static str),
+    /// Over gRPC: the method of the agent's service.
+    Grpc(&'static str),
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// The operation.
+    pub operation: Operation,
+    /// How it is called.
+    pub call: Call,
+    /// What it needs.
+    pub needs: Needs,
+    /// What it does.
+    pub doc: &'static str,
+}
+
+const fn line(operation: Operation, call: Call, needs: Needs, doc: &'static str) -> Line {
+    Line { operation, call, needs, doc }
+}
+
+use Call::{Grpc, Rest};
+use Needs::{Nothing, Session, Signature};
+use Role::{Admin, Applier, Planner, Viewer};
+
+/// The table.
+pub const TABLE: &[Line] = &[
+    line(Operation::Health, Rest("get", "/healthz"), Nothing, "Answers 200 while the process runs."),
+    line(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
+    line(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "Who the server is, and the keys that pin it."),
+    line(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
+    line(Operation::Snapshot, Rest("get", "/api/v1/snapshot"), Needs::Role(Viewer), "Everything at the newest revision, with an ETag."),
+    line(Operation::Status, Rest("get", "/api/v1/status"), Needs::Role(Viewer), "The nodes, when they checked in, and how far they are."),
+    line(Operation::Revisions, Rest("get", "/api/v1/revisions"), Needs::Role(Viewer), "The revision log above `after`, at most `limit` entries."),
+    line(Operation::Apply, Rest("post", "/api/v1/apply"), Needs::Role(Applier), "Carries out a plan as one revision, or nothing of it."),
+    line(Operation::GetResource, Rest("get", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Viewer), "One resource, with its revision as ETag."),
+    line(Operation::PutResource, Rest("put", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Applier), "Makes or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed."),
+    line(Operation::DeleteResource, Rest("delete", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Applier), "Takes one resource away; `If-Match` is needed."),
+    line(Operation::RemoveNode, Rest("delete", "/api/v1/nodes/{network}/{name}"), Needs::Role(Applier), "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself."),
+    line(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
+    line(Operation::Join, Grpc("Join"), Signature, "Enters a network with an access key."),
+    line(Operation::OpenSession, Grpc("OpenSession"), Signature, "Opens a node's session."),
+    line(Operation::GetPeers, Grpc("GetPeers"), Session, "The whole View."),
+    line(Operation::CheckIn, Grpc("CheckIn"), Session, "What the node lacks."),
+    line(Operation::Watch, Grpc("Watch"), Session, "Every change at once."),
+    line(Operation::Leave, Grpc("Leave"), Signature, "Leaves a network."),
+];
+
+/// The line of an operation.
+pub fn line_of(operation: Operation) -> &'static Line {
+    TABLE.iter().find(|line| line.operation == operation).expect("every operation has a line in the table")
+}
+
+/// Why a grant does not suffice.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The role is too low.
+    #[error("this needs the role {needed}, the token has {has}")]
+    Role {
+        /// What is needed.
+        needed: Role,
+        /// What the token has.
+        has: Role,
+    },
+    /// The role does not hold in that network.
+    #[error("the token does not hold in the network {0}")]
+    Network(NetworkName),
+    /// The role does not hold for that project.
+    #[error("the token does not hold for the project of {0}")]
+    Project(Owner),
+}
+
+impl Grant {
+    /// Everything, everywhere.
+    pub fn admin() -> Self {
+        Self { role: Admin, networks: None, projects: None }
+    }
+
+    /// Whether it suffices for an operation anywhere.
+    pub fn allows(&self, operation: Operation) -> Result<(), Denied> {
+        match line_of(operation).needs {
+            Needs::Role(needed) if self.role < needed => Err(Denied::Role { needed, has: self.role }),
+            Needs::Role(_) | Nothing | Session | Signature => Ok(()),
+        }
+    }
+
+    /// Whether it holds in a network.
+    pub fn holds_in(&self, network: &NetworkName) -> Result<(), Denied> {
+        let there = self.networks.as_ref().is_none_or(|networks| networks.contains(network));
+        if there { Ok(()) } else { Err(Denied::Network(network.clone())) }
+    }
+
+    /// Whether it holds for the project of an owner.
+    pub fn holds_for(&self, owner: &Owner) -> Result<(), Denied> {
+        let project = owner.0.split('/').next().unwrap_or_default();
+        let there = self.projects.as_ref().is_none_or(|projects| projects.contains(project));
+        if there { Ok(()) } else { Err(Denied::Project(owner.clone())) }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Viewer => "viewer",
+            Planner => "planner",
+            Applier => "applier",
+            Admin => "admin",
+        })
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Viewer, Planner, Applier, Admin].into_iter().find(|role| role.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no role; there are viewer, planner, applier, admin"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_one_line_and_every_call_is_its_own() {
+        let operations: BTreeSet<_> = TABLE.iter().map(|line| line.operation).collect();
+        assert_eq!(operations.len(), TABLE.len());
+        let calls: BTreeSet<_> = TABLE.iter().map(|line| format!("{:?}", line.call)).collect();
+        assert_eq!(calls.len(), TABLE.len());
+    }
+
+    #[test]
+    fn only_these_are_open() {
+        let open = TABLE.iter().filter(|line| line.needs == Nothing).map(|line| line.operation);
+        let expected = [Operation::Health, Operation::Ready, Operation::Server, Operation::OpenApi, Operation::Challenge];
+        assert_eq!(open.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn each_role_may_do_what_its_line_says_and_no_more() {
+        for role in [Viewer, Planner, Applier, Admin] {
+            let grant = Grant { role, networks: None, projects: None };
+            for Line { operation, needs, .. } in TABLE {
+                let expected = !matches!(needs, Needs::Role(needed) if role < *needed);
+                assert_eq!(grant.allows(*operation).is_ok(), expected, "{role} and {operation:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_grant_holds_only_where_it_is_given() {
+        let corp: NetworkName = "corp".parse().expect("good");
+        let networks = Some(BTreeSet::from([corp.clone()]));
+        let projects = Some(BTreeSet::from(["acme".parse().expect("good")]));
+        let grant = Grant { role: Applier, networks, projects };
+        assert_eq!(grant.holds_in(&corp), Ok(()));
+        assert!(grant.holds_in(&"prod".parse().expect("good")).is_err());
+        assert_eq!(grant.holds_for(&Owner("acme/prod".into())), Ok(()));
+        assert!(grant.holds_for(&Owner("acme-2/prod".into())).is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! How machines come and go: pure changes of the world.
+
+use jiff::Timestamp;
+use schema::compile::allocate::{Exhausted, Spoken, allocate};
+use schema::inventory::{Joined, KeyStatus};
+use schema::kinds::{AccessKey, Dns, Node};
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::snapshot::{ResourceId, Snapshot};
+use schema::world::World;
+
+/// A machine that wants to join, its signatures checked.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The network.
+    pub network: NetworkName,
+    /// The name that it wants.
+    pub name: Name,
+    /// The key that it shows.
+    pub key: Name,
+    /// Its identity.
+    pub identity: PublicKey,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// Where it is reached.
+    pub endpoint: Option<Endpoint>,
+    /// The port that it listens on; 0: it has not chosen.
+    pub listen_port: u16,
+    /// What it runs.
+    pub os: Box<str>,
+}
+
+/// Why a machine may not join.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is no such key, or the network is gone: told alike, so that nobody can search for either.
+    #[error("the access key {0} does not exist (any more); ask for a new token")]
+    UnknownKey(ResourceId),
+    /// The key has ended.
+    #[error("the access key {0} expired on {1}; ask for a new token")]
+    Expired(ResourceId, Timestamp),
+    /// The key has been used as often as it may.
+    #[error("the access key {0} has been used {1} times, as often as it may; raise its uses, or ask for another token")]
+    Spent(ResourceId, u32),
+    /// The key is for certain names.
+    #[error("the access key {key} lets only {names} join, not {name}; join with --name and one of these")]
+    NotFor {
+        /// The key.
+        key: ResourceId,
+        /// Its names, joined by commas.
+        names: String,
+        /// The name that was asked for.
+        name: Name,
+    },
+    /// The name is declared, and the key does not claim it.
+    #[error("{0} is declared, and only a key whose `for` names it may claim it; join with another --name")]
+    Declared(ResourceId),
+    /// Another machine has the name.
+    #[error("another machine has joined {network} as {name}; join with another --name, or remove that one first")]
+    NameTaken {
+        /// The network.
+        network: NetworkName,
+        /// The name.
+        name: Name,
+    },
+    /// A DNS entry or the like has the name.
+    #[error("{0} has that name already; join with another --name")]
+    NameInUse(ResourceId),
+    /// Another machine has the WireGuard key.
+    #[error("another machine of {0} has this WireGuard key; remove its key file and join again")]
+    PublicKeyTaken(NetworkName),
+    /// The network has as many nodes as it may.
+    #[error("the network {0} has {1} nodes, as many as its node-limit allows")]
+    Full(NetworkName, usize),
+    /// The range has no address left.
+    #[error("the range {range} of {network} has no free address", range = .0.range, network = .0.network)]
+    Exhausted(Exhausted),
+}
+
+/// A machine that is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Its name.
+    pub name: Name,
+    /// Whether anything had to change for it.
+    pub changed: bool,
+}
+
+/// Lets a machine in: one key use, one address of each family, one name, or nothing of it.
+///
+/// A machine that is in already, by its identity, keeps its name and addresses and spends nothing.
+pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
+    let key_id = ResourceId::of::<AccessKey>(&candidate.network, &candidate.key);
+    let unknown = || Refused::UnknownKey(key_id.clone());
+    let key = world.snapshot.named::<AccessKey>(&candidate.network, &candidate.key).ok_or_else(unknown)?.clone();
+    let status = world.inventory.key(&key_id).ok_or_else(unknown)?.clone();
+    if let Some(name) = world.inventory.name_of(&candidate.network, &candidate.identity) {
+        let name = name.clone();
+        let changed = rejoin(world, &candidate, &name);
+        return Ok(Admitted { name, changed });
+    }
+    check_key(&key_id, &key, &status, now)?;
+    let claimed = check_name(world, &key_id, &key, &candidate)?;
+    check_room(world, &candidate)?;
+    let Candidate { network, name, identity, public_key, endpoint, listen_port, os, .. } = candidate;
+    if world.inventory.nodes_in(&network).any(|(_, joined)| joined.public_key == public_key) {
+        return Err(Refused::PublicKeyTaken(network));
+    }
+    let spoken = Spoken::of(&network, &world.snapshot);
+    let kept = Default::default();
+    let addresses = allocate(&network, &name, &kept, &world.snapshot, &spoken, &world.inventory, now)
+        .map_err(Refused::Exhausted)?;
+    let (tags, key) = (key.tags.clone(), Some(key_id.name.clone()));
+    let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
+    world.inventory.put_node((network, name.clone()), joined);
+    world.inventory.put_key(key_id, KeyStatus { used: status.used + 1, ..(*status).clone() });
+    Ok(Admitted { name, changed: true })
+}
+
+/// A machine that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key; whether that
+/// changes anything.
+fn rejoin(world: &mut World, candidate: &Candidate, name: &Name) -> bool {
+    let id = (candidate.network.clone(), name.clone());
+    let Some(joined) = world.inventory.node(&id).cloned() else { return false };
+    let Candidate { public_key, endpoint, listen_port, os, .. } = candidate.clone();
+    let again = Joined { public_key, endpoint, listen_port, os, ..(*joined).clone() };
+    let changed = again != *joined;
+    if changed {
+        world.inventory.put_node(id, again);
+    }
+    changed
+}
+
+fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
+    let ends = key.expires.map(|expires| expires.moment(status.created));
+    if let Some(end) = ends.filter(|end| *end <= now) {
+        return Err(Refused::Expired(id.clone(), end));
+    }
+    match key.uses().left(status.used) {
+        Some(0) => Err(Refused::Spent(id.clone(), status.used)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether the machine may have the name, and claims a declared one by it.
+fn check_name(world: &World, id: &ResourceId, key: &AccessKey, candidate: &Candidate) -> Result<bool, Refused> {
+    let Candidate { network, name, .. } = candidate;
+    if !key.r#for.is_empty() && !key.r#for.iter().any(|node| node.name == *name) {
+        let names = key.r#for.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
+        return Err(Refused::NotFor { key: id.clone(), names, name: name.clone() });
+    }
+    let declared = ResourceId::of::<Node>(network, name);
+    if key.r#for.is_empty() && world.snapshot.entry(&declared).is_some() {
+        return Err(Refused::Declared(declared));
+    }
+    if world.inventory.node(&(network.clone(), name.clone())).is_some() {
+        return Err(Refused::NameTaken { network: network.clone(), name: name.clone() });
+    }
+    let entry = ResourceId::of::<Dns>(network, name);
+    if world.snapshot.entry(&entry).is_some() { Err(Refused::NameInUse(entry)) } else { Ok(!key.r#for.is_empty()) }
+}
+
+/// Whether the network has room: declared nodes that are awaited count as well.
+fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
+    let network = &candidate.network;
+    let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else { return Ok(()) };
+    let awaited = |snapshot: &Snapshot| {
+        let declared = snapshot.all_in::<Node>(network).filter(|(id, _)| id.name != candidate.name);
+        declared.filter(|(id, _)| world.inventory.node(&(network.clone(), id.name.clone())).is_none()).count()
+    };
+    let count = world.inventory.nodes_in(network).count() + awaited(&world.snapshot);
+    if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
+}
+
+/// Takes a machine out of a network; whether it was in. The use of its key is given back where the key claimed its name,
+/// so that the machine can be installed again and join with the same token.
+pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> bool {
+    let Some(joined) = world.inventory.remove_node(&(network.clone(), name.clone()), now) else { return false };
+    let key = joined.key.as_ref().filter(|_| joined.claimed).map(|key| ResourceId::of::<AccessKey>(network, key));
+    if let Some((id, status)) = key.and_then(|id| Some((id.clone(), world.inventory.key(&id)?.clone()))) {
+        let used = status.used.saturating_sub(1);
+        world.inventory.put_key(id, KeyStatus { used, ..(*status).clone() });
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schema::world::ResourceDocument;
+
+    fn world(key: &str) -> World {
+        let mut world = World::default();
+        for (id, body) in [
+            ("corp", r#"{"ipv4":"10.0.0.0/29"}"#),
+            ("corp/node/db", "{}"),
+            ("corp/dns/api", r#"{"a":["10.0.0.2"]}"#),
+            ("corp/access-key/k", key),
+        ] {
+            let json = format!(r#"{{"id":"{id}","body":{body}}}"#);
+            let document: ResourceDocument = serde_json::from_str(&json).expect("good");
+            world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+        }
+        let status = KeyStatus { verifier: PublicKey([0; 32]), created: Timestamp::UNIX_EPOCH, used: 0 };
+        world.inventory.put_key("corp/access-key/k".parse().expect("good"), status);
+        world
+    }
+
+    fn candidate(name: &str, number: u8) -> Candidate {
+        Candidate {
+            network: "corp".parse().expect("good"),
+            name: name.parse().expect("good"),
+            key: "k".parse().expect("good"),
+            identity: PublicKey([number; 32]),
+            public_key: PublicKey([100 + number; 32]),
+            endpoint: None,
+            listen_port: 51821,
+            os: "linux".into(),
+        }
+    }
+
+    fn enter(world: &mut World, name: &str, number: u8) -> Result<String, Refused> {
+        join(world, candidate(name, number), Timestamp::UNIX_EPOCH).map(|admitted| admitted.name.to_string())
+    }
+
+    #[test]
+    fn a_key_of_three_uses_lets_three_in() {
+        let mut world = world(r#"{"uses":3}"#);
+        for (name, number) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(enter(&mut world, name, number).as_deref(), Ok(name));
+        }
+        let before = world.clone();
+        assert!(matches!(enter(&mut world, "d", 4), Err(Refused::Spent(_, 3))));
+        assert_eq!(world, before, "who is refused leaves nothing behind");
+    }
+
+    #[test]
+    fn joining_again_spends_nothing() {
+        let mut world = world(r#"{"uses":1}"#);
+        assert_eq!(enter(&mut world, "a", 1).as_deref(), Ok("a"));
+        let before = world.clone();
+        assert_eq!(enter(&mut world, "other", 1).as_deref(), Ok("a"));
+        assert_eq!(world, before);
+    }
+
+    #[test]
+    fn entries_and_declared_names_keep_their_addresses_and_names() {
+        let mut world = world(r#"{"uses":9}"#);
+        assert_eq!(enter(&mut world, "a", 1).as_deref(), Ok("a"));
+        assert_eq!(enter(&mut world, "b", 2).as_deref(), Ok("b"));
+        let b = world.inventory.node(&("corp".parse().expect("good"), "b".parse().expect("good"))).expect("joined");
+        assert_eq!(b.addresses, std::collections::BTreeSet::from(["10.0.0.3".parse().expect("good")]));
+        assert!(matches!(enter(&mut world, "db", 3), Err(Refused::Declared(_))));
+        assert!(matches!(enter(&mut world, "api", 3), Err(Refused::NameInUse(_))));
+        assert!(matches!(enter(&mut world, "a", 3), Err(Refused::NameTaken { .. })));
+    }
+
+    #[test]
+    fn a_key_for_a_name_claims_that_name_once_and_gets_its_use_back() {
+        let mut world = world(r#"{"for":["db"]}"#);
+        assert!(matches!(enter(&mut world, "a", 1), Err(Refused::NotFor { .. })));
+        assert_eq!(enter(&mut world, "db", 1).as_deref(), Ok("db"));
+        assert!(matches!(enter(&mut world, "db", 2), Err(Refused::Spent(..))));
+        let (network, name) = ("corp".parse().expect("good"), "db".parse().expect("good"));
+        assert!(remove(&mut world, &network, &name, Timestamp::UNIX_EPOCH));
+        assert_eq!(enter(&mut world, "db", 2).as_deref(), Ok("db"));
+    }
+
+    #[test]
+    fn an_ended_key_lets_nobody_in() {
+        let mut world = world(r#"{"expires":"1h"}"#);
+        let later: Timestamp = "1970-01-01T01:00:00Z".parse().expect("good");
+        assert!(matches!(join(&mut world, candidate("a", 1), later), Err(Refused::Expired(..))));
+    }
+
+    #[test]
+    fn a_full_range_is_said() {
+        let mut world = world(r#"{"uses":"unlimited"}"#);
+        for number in 1..=5 {
+            enter(&mut world, &format!("n{number}"), number).expect("there is room");
+        }
+        assert!(matches!(enter(&mut world, "n6", 6), Err(Refused::Exhausted(_))));
+    }
+}

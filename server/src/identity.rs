@@ -1,0 +1,341 @@
+//! What the server is and knows in secret: its CA, the key that signs Views, the keys of nonces and sessions, tokens.
+//!
+//! Everything is made at the first start, from the operating system's generator, and kept in the data directory with
+//! mode 0600. There is no default secret.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::SigningKey;
+use hmac::{Hmac, Mac};
+use jiff::Timestamp;
+use proto::sign::Invalid;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use schema::scalars::PublicKey;
+use sha2::{Digest, Sha256};
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+/// Seconds that a nonce is valid for.
+const NONCE_LIFE: i64 = 60;
+/// Seconds that a session is valid for.
+const SESSION_LIFE: u32 = 3_600;
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file cannot be read or written.
+    #[error("cannot {attempt} {path}")]
+    File {
+        /// What was tried.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} was damaged: {why}; restore it from a backup")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A certificate cannot be made.
+    #[error("cannot make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// The keys that answer agents.
+pub struct Secrets {
+    signing_key: SigningKey,
+    mac_key: Zeroizing<[u8; 32]>,
+}
+
+/// What the server needs to end TLS.
+pub struct Certificate {
+    /// The server's certificate, then its CA's.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The server's private key.
+    pub key: PrivateKeyDer<'static>,
+    /// SHA-256 of the CA's public key.
+    pub ca_pin: PublicKey,
+}
+
+/// The directory that the server keeps everything in.
+#[derive(Clone, Debug)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// Opens the directory, and makes it first if there is none.
+    pub fn open(path: &Path) -> Result<Self, IdentityError> {
+        let failed = |source| IdentityError::File { attempt: "make", path: path.into(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        Ok(Self(path.into()))
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Reads a file, or nothing if there is none.
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+        let path = self.file(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(IdentityError::File { attempt: "read", path, source }),
+        }
+    }
+
+    /// Writes a file whole or not at all, for the owner's eyes only.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {
+        let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
+        let write = || {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            fs::File::open(&self.0)?.sync_all()
+        };
+        write().map_err(|source| IdentityError::File { attempt: "write", path: path.clone(), source })
+    }
+
+    fn secret(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
+        if let Some(bytes) = self.read(name)? {
+            let damaged = || IdentityError::Damaged { path: self.file(name), why: "it has not 32 bytes".into() };
+            return bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| damaged());
+        }
+        let secret = random()?;
+        self.write(name, &*secret)?;
+        Ok(secret)
+    }
+}
+
+/// 32 random bytes.
+pub fn random() -> Result<Zeroizing<[u8; 32]>, IdentityError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(IdentityError::Random)?;
+    Ok(bytes)
+}
+
+impl Secrets {
+    /// Reads the keys, and makes them first if there are none.
+    pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
+        let signing_key = SigningKey::from_bytes(&*directory.secret("signing.key")?);
+        Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
+    }
+
+    /// The key that signs what agents are told.
+    pub fn signing_key(&self) -> &SigningKey {
+        &self.signing_key
+    }
+
+    fn mac(&self, purpose: &str, bytes: &[u8]) -> [u8; 32] {
+        self.mac_of(purpose, bytes).finalize().into_bytes().into()
+    }
+
+    fn mac_of(&self, purpose: &str, bytes: &[u8]) -> Hmac<Sha256> {
+        let mac = <Hmac<Sha256> as Mac>::new_from_slice(&*self.mac_key).expect("HMAC takes a key of any length");
+        mac.chain_update(purpose.as_bytes()).chain_update([0]).chain_update(bytes)
+    }
+
+    /// A nonce that any replica with the same keys can check, and the public half of the ephemeral key that belongs to it.
+    pub fn challenge(&self) -> (Vec<u8>, [u8; 32]) {
+        let mut nonce = Vec::with_capacity(40);
+        nonce.extend_from_slice(&(Timestamp::now().as_second() + NONCE_LIFE).to_be_bytes());
+        let mut random = [0u8; 16];
+        getrandom::fill(&mut random).expect("the operating system gave random numbers at the start");
+        nonce.extend_from_slice(&random);
+        let mac = self.mac("nonce", &nonce);
+        nonce.extend_from_slice(&mac[..16]);
+        let public = x25519_dalek::PublicKey::from(&self.ephemeral_of(&nonce)).to_bytes();
+        (nonce, public)
+    }
+
+    /// Checks that a nonce is ours and still valid.
+    pub fn check_nonce(&self, nonce: &[u8]) -> Result<(), Invalid> {
+        let (body, mac) = nonce.split_last_chunk::<16>().ok_or(Invalid("nonce"))?;
+        self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid("nonce"))?;
+        let until = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid("nonce"))?;
+        if until < Timestamp::now().as_second() { Err(Invalid("nonce any more")) } else { Ok(()) }
+    }
+
+    /// The ephemeral key that belongs to a nonce of ours.
+    pub fn ephemeral(&self, nonce: &[u8]) -> Result<StaticSecret, Invalid> {
+        self.check_nonce(nonce)?;
+        Ok(self.ephemeral_of(nonce))
+    }
+
+    fn ephemeral_of(&self, nonce: &[u8]) -> StaticSecret {
+        StaticSecret::from(self.mac("ephemeral", nonce))
+    }
+
+    /// A session for an identity: its token, and the seconds that it is valid for.
+    pub fn session(&self, identity: &PublicKey) -> (String, u32) {
+        let mut bytes = identity.0.to_vec();
+        bytes.extend_from_slice(&(Timestamp::now().as_second() + i64::from(SESSION_LIFE)).to_be_bytes());
+        let mac = self.mac("session", &bytes);
+        bytes.extend_from_slice(&mac[..16]);
+        (URL_SAFE_NO_PAD.encode(bytes), SESSION_LIFE)
+    }
+
+    /// The identity that a session's token stands for, while it is valid.
+    pub fn identity_of(&self, token: &str) -> Option<PublicKey> {
+        let mut bytes = [0u8; 56];
+        let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
+        let (body, mac) = bytes.get(..length)?.split_last_chunk::<16>()?;
+        self.mac_of("session", body).verify_truncated_left(mac).ok()?;
+        let (identity, until) = body.split_first_chunk::<32>()?;
+        let until = i64::from_be_bytes(until.try_into().ok()?);
+        (until >= Timestamp::now().as_second()).then_some(PublicKey(*identity))
+    }
+}
+
+/// Makes the server's certificate, and its CA first if there is none.
+pub fn certificate(directory: &DataDir, host: &str) -> Result<Certificate, IdentityError> {
+    let key = match directory.read("ca.key")? {
+        Some(pem) => {
+            let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.key"), why };
+            let pem = std::str::from_utf8(&pem).map_err(|error| damaged(error.to_string()))?;
+            KeyPair::from_pem(pem).map_err(|error| damaged(error.to_string()))?
+        }
+        None => {
+            let key = KeyPair::generate()?;
+            directory.write("ca.key", key.serialize_pem().as_bytes())?;
+            key
+        }
+    };
+    let pin = PublicKey(Sha256::digest(rcgen::PublicKeyData::subject_public_key_info(&key)).into());
+    let params = ca_params();
+    if directory.read("ca.pem")?.is_none() {
+        directory.write("ca.pem", params.self_signed(&key)?.pem().as_bytes())?;
+    }
+    let pem = directory.read("ca.pem")?.unwrap_or_default();
+    let damaged = |error: pem::Error| IdentityError::Damaged { path: directory.file("ca.pem"), why: error.to_string() };
+    let ca = CertificateDer::from_pem_slice(&pem).map_err(damaged)?;
+    let issuer = Issuer::new(params, key);
+    let server_key = KeyPair::generate()?;
+    let server = server_params(host)?.signed_by(&server_key, &issuer)?;
+    Ok(Certificate {
+        chain: vec![server.der().clone(), ca],
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(server_key.serialize_der())),
+        ca_pin: pin,
+    })
+}
+
+/// The CA's certificate: the same at every start, so that the file on the disk stays true.
+fn ca_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "nmserver CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+    params.serial_number = Some(1u64.into());
+    params
+}
+
+fn server_params(host: &str) -> Result<CertificateParams, IdentityError> {
+    let mut names = vec!["localhost".to_owned()];
+    let mut addresses: Vec<IpAddr> = vec![[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    match host.parse() {
+        Ok(address) if !addresses.contains(&address) => addresses.push(address),
+        Ok(_) => {}
+        Err(_) if host != "localhost" => names.push(host.to_owned()),
+        Err(_) => {}
+    }
+    let mut params = CertificateParams::new(names)?;
+    params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
+    params.distinguished_name.push(DnType::CommonName, host);
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+    Ok(params)
+}
+
+/// A new bearer token: its id, the text to hand out, and the hash to keep.
+pub fn new_token() -> Result<(String, Zeroizing<String>, [u8; 32]), IdentityError> {
+    let bytes = random()?;
+    let id: String = random()?.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let secret = URL_SAFE_NO_PAD.encode(&*bytes);
+    let hash = Sha256::digest(secret.as_bytes()).into();
+    Ok((id.clone(), Zeroizing::new(format!("nma_{id}_{secret}")), hash))
+}
+
+/// The id of a bearer token, and the hash of its secret; nothing if it is not of that form.
+pub fn hash_of(token: &str) -> Option<(String, [u8; 32])> {
+    let (id, secret) = token.strip_prefix("nma_")?.split_once('_')?;
+    Some((id.to_owned(), Sha256::digest(secret.as_bytes()).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets() -> Secrets {
+        Secrets { signing_key: SigningKey::from_bytes(&[1; 32]), mac_key: Zeroizing::new([2; 32]) }
+    }
+
+    #[test]
+    fn a_nonce_is_valid_where_it_was_made_and_nowhere_else() {
+        let (nonce, public) = secrets().challenge();
+        assert_eq!(secrets().check_nonce(&nonce), Ok(()));
+        let ephemeral = secrets().ephemeral(&nonce).expect("it is valid");
+        assert_eq!(x25519_dalek::PublicKey::from(&ephemeral).to_bytes(), public);
+        let other = Secrets { mac_key: Zeroizing::new([3; 32]), ..secrets() };
+        assert!(other.check_nonce(&nonce).is_err());
+        for place in 0..nonce.len() {
+            let mut changed = nonce.clone();
+            changed[place] ^= 1;
+            assert!(secrets().check_nonce(&changed).is_err());
+            assert!(secrets().check_nonce(&nonce[..place]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_session_stands_for_one_identity() {
+        let identity = PublicKey([7; 32]);
+        let (token, _) = secrets().session(&identity);
+        assert_eq!(secrets().identity_of(&token), Some(identity));
+        assert_eq!(secrets().identity_of(&token[1..]), None);
+        assert_eq!(secrets().identity_of(""), None);
+        assert_eq!(Secrets { mac_key: Zeroizing::new([3; 32]), ..secrets() }.identity_of(&token), None);
+    }
+
+    #[test]
+    fn a_server_keeps_its_keys_and_its_ca() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(&directory.path().join("data")).expect("it opens");
+        let key = Secrets::open(&data).expect("made").signing_key().to_bytes();
+        assert_eq!(Secrets::open(&data).expect("read").signing_key().to_bytes(), key);
+        let first = certificate(&data, "nm.example.net").expect("made");
+        let second = certificate(&data, "192.0.2.1").expect("made");
+        assert_eq!((first.ca_pin, &first.chain[1]), (second.ca_pin, &second.chain[1]));
+        use std::os::unix::fs::PermissionsExt;
+        for file in ["ca.key", "ca.pem", "signing.key", "session.key"] {
+            let mode = fs::metadata(data.file(file)).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        fs::write(data.file("signing.key"), "short").expect("written");
+        assert!(Secrets::open(&data).is_err(), "a damaged key is not replaced by another");
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_hash() {
+        let (id, token, hash) = new_token().expect("made");
+        assert_eq!(hash_of(&token), Some((id, hash)));
+        assert_eq!(hash_of("nma_x"), None);
+    }
+}

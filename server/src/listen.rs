@@ -1,0 +1,134 @@
+//! Serves a router on a TCP port, with TLS or without: the same for REST and gRPC.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tower::Service as _;
+
+use crate::identity::Certificate;
+
+/// How long a client may take to shake hands, or to send the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
+const PING: Duration = Duration::from_secs(20);
+/// The most requests under way at once on one connection.
+const STREAMS: u32 = 128;
+
+/// A port that is taken, or may not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {at}{hint}")]
+pub struct ListenError {
+    at: SocketAddr,
+    hint: &'static str,
+    source: io::Error,
+}
+
+/// Takes a port.
+pub async fn bind(at: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(at).await.map_err(|source| {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => ": another program has the port; end it, or set API_PORT or GRPC_PORT",
+            io::ErrorKind::PermissionDenied => ": ports below 1024 need privilege; set API_PORT or GRPC_PORT",
+            io::ErrorKind::AddrNotAvailable => ": this machine does not have the address; set BIND",
+            _ => "",
+        };
+        ListenError { at, hint, source }
+    })
+}
+
+/// What ends TLS with a certificate.
+pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth();
+    let mut config = builder.with_single_cert(certificate.chain, certificate.key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Serves until `shutdown` becomes true.
+pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, mut shutdown: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|end| *end) => return,
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
+                tokio::spawn(connection(stream, from, tls, router, shutdown));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: others must end before one more can begin.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+) {
+    // Small answers matter more than full packets.
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => http(stream, from, router, shutdown).await,
+        Some(config) => match tokio::time::timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await {
+            Ok(Ok(stream)) => http(stream, from, router, shutdown).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        },
+    }
+}
+
+async fn http(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    from: SocketAddr,
+    router: Router,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(from));
+        let mut router = router.clone();
+        async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(16 << 10);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(error, "connection ended");
+            }
+            return;
+        }
+        _ = shutdown.wait_for(|end| *end) => connection.as_mut().graceful_shutdown(),
+    }
+    // What is under way may finish; streams that never end are cut.
+    let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
+}

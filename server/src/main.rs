@@ -1,0 +1,174 @@
+//! `nmserver`: the control plane.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nmserver::config::{self, Settings};
+use nmserver::core::authorize::{Grant, Role};
+use nmserver::store::sqlite::Sqlite;
+use schema::scalars::{Expiry, Name, NetworkName};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The control plane of declared WireGuard meshes. Without a verb it serves.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The settings file; by default /etc/nmserver.toml, if it is there.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Prints every setting as it is in force.
+    Config,
+    /// Makes bearer tokens for nmplan and CI.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenVerb {
+    /// Makes a token and prints it, once.
+    Create {
+        /// What it may do: viewer, planner, applier or admin.
+        #[arg(long)]
+        role: Role,
+        /// Where it holds; repeat it for several networks. Absent: in all.
+        #[arg(long)]
+        network: Vec<NetworkName>,
+        /// For which projects it may apply. Absent: for all.
+        #[arg(long)]
+        project: Vec<Name>,
+        /// When it ends: a duration (30d) or a day (2027-03-01). Absent: never.
+        #[arg(long)]
+        expires: Option<Expiry>,
+    },
+    /// Lists the tokens: ids and rights, never the tokens themselves.
+    List,
+    /// Ends a token.
+    Revoke {
+        /// Its id, as `list` prints it.
+        id: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_error(&*error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, a line each.
+fn say_error(error: &dyn std::error::Error) {
+    let mut talk = std::io::stderr().lock();
+    let _ = writeln!(talk, "nmserver: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = writeln!(talk, "  because: {error}");
+        cause = error.source();
+    }
+}
+
+fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let settings = config::load(args.config.as_deref(), |name| std::env::var(name).ok())?;
+    let mut data = std::io::stdout().lock();
+    match args.verb {
+        None => {
+            drop(data);
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(serve(settings))
+        }
+        Some(Verb::Config) => {
+            settings.lines().iter().try_for_each(|line| writeln!(data, "{line}"))?;
+            Ok(())
+        }
+        Some(Verb::Token { verb }) => token(&settings, verb, &mut data),
+    }
+}
+
+async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
+    let (rest, data_dir, host) = (settings.api_port, settings.data_dir.clone(), settings.server_host.clone());
+    let tls = settings.tls;
+    raise_file_limit();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let server = nmserver::open(settings).await?;
+    tracing::info!(rest, agents = server.service().info().agent_addresses[0], "serving");
+    if server.first_start {
+        first_words(rest, tls, &host, &data_dir);
+    }
+    let (end, shutdown) = tokio::sync::watch::channel(false);
+    let ended = async move {
+        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+        tracing::info!("ending");
+        end.send_replace(true);
+    };
+    tokio::join!(server.run(shutdown), ended);
+    Ok(())
+}
+
+/// What a first start leaves to do, ready to be typed.
+fn first_words(port: u16, tls: bool, host: &str, data_dir: &std::path::Path) {
+    let (scheme, directory) = (if tls { "https" } else { "http" }, data_dir.display());
+    let mut talk = std::io::stderr().lock();
+    let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were made in {directory}.");
+    let _ = writeln!(talk, "Agents will be told to come to {host}; set SERVER_HOST if that is not how they reach this machine.");
+    let _ = writeln!(talk, "\nNext, where your files are:\n");
+    let _ = writeln!(talk, "  export NMPLAN_SERVER={scheme}://127.0.0.1:{port} NMPLAN_TOKEN_FILE={directory}/admin.token NMPLAN_CA={directory}/ca.pem");
+    let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
+}
+
+/// Each agent holds a connection, so the limit of open files is the limit of agents.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
+    use nmserver::store::Store;
+    let mut store = Sqlite::open(&settings.data_dir.join("nmserver.db"))?;
+    match verb {
+        TokenVerb::Create { role, network, project, expires } => {
+            let some = |empty: bool| !empty;
+            let networks = some(network.is_empty()).then(|| network.into_iter().collect());
+            let projects = some(project.is_empty()).then(|| project.into_iter().collect());
+            let expires = expires.map(|expires| expires.moment(jiff::Timestamp::now()));
+            let token = nmserver::new_token(&mut store, Grant { role, networks, projects }, expires)?;
+            writeln!(data, "{}", *token)?;
+        }
+        TokenVerb::List => {
+            for token in store.tokens()? {
+                let expires = token.expires.map_or("never".into(), |at| at.to_string());
+                writeln!(data, "{}  {}  expires {expires}", token.id, token.grant.role)?;
+            }
+        }
+        TokenVerb::Revoke { id } => {
+            if !store.delete_token(&id)? {
+                return Err(format!("there is no token {id}; `nmserver token list` prints them").into());
+            }
+        }
+    }
+    Ok(())
+}

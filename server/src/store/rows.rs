@@ -1,0 +1,206 @@
+//! The world as rows: every object is one, whatever its kind.
+//!
+//! Pure. What a change writes is the difference of two worlds, so no operation has code of its own for storing.
+
+use std::net::IpAddr;
+
+use imbl::ordmap::DiffItem;
+use schema::inventory::{Inventory, Joined, KeyStatus, Rest};
+use schema::scalars::NetworkName;
+use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
+use schema::value::Value;
+use schema::world::{ResourceDocument, World};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+
+/// The format of the bodies; raised with a migration.
+pub const FORMAT: u32 = 1;
+
+/// Words for what is no declared kind; no kind's word starts like this.
+const JOINED: &str = "@joined";
+const KEY: &str = "@key";
+const REST: &str = "@rest";
+
+/// What names a row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RowKey {
+    /// The network.
+    pub network: String,
+    /// The word of a kind, or one of the server's own.
+    pub kind: String,
+    /// The name.
+    pub name: String,
+}
+
+/// One object as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// What names it.
+    pub key: RowKey,
+    /// The revision that wrote it.
+    pub revision: Revision,
+    /// The format of its body.
+    pub format: u32,
+    /// JSON.
+    pub body: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Declared {
+    owner: Option<Owner>,
+    body: Value,
+}
+
+/// What leads from the rows of one world to those of another.
+pub fn between(before: &World, after: &World) -> (Vec<Row>, Vec<RowKey>) {
+    let mut writes = Writes { revision: after.revision, puts: Vec::new(), deletes: Vec::new() };
+    writes.declarations(&before.snapshot, &after.snapshot);
+    writes.inventory(&before.inventory, &after.inventory);
+    (writes.puts, writes.deletes)
+}
+
+struct Writes {
+    revision: Revision,
+    puts: Vec<Row>,
+    deletes: Vec<RowKey>,
+}
+
+impl Writes {
+    fn declarations(&mut self, before: &Snapshot, after: &Snapshot) {
+        for (id, _, after) in before.differences(after) {
+            let key = key(&id.network, id.kind.descriptor().word, &id.name.to_string());
+            match after {
+                Some(Entry { object, owner, revision }) => {
+                    let declared = Declared { owner: owner.clone(), body: object.body() };
+                    self.puts.push(Row { revision: *revision, ..self.row(key, &declared) });
+                }
+                None => self.deletes.push(key),
+            }
+        }
+    }
+
+    fn inventory(&mut self, before: &Inventory, after: &Inventory) {
+        let changes = before.differences(after);
+        for item in changes.nodes {
+            self.item(item, |(network, name)| key(network, JOINED, &name.to_string()));
+        }
+        for item in changes.keys {
+            self.item(item, |id| key(&id.network, KEY, &id.name.to_string()));
+        }
+        for item in changes.rests {
+            self.item(item, |(network, address)| key(network, REST, &address.to_string()));
+        }
+    }
+
+    fn item<K, V: Serialize>(&mut self, item: DiffItem<'_, '_, K, V>, key: impl Fn(&K) -> RowKey) {
+        match item {
+            DiffItem::Add(id, value) | DiffItem::Update { new: (id, value), .. } => {
+                let row = self.row(key(id), value);
+                self.puts.push(row);
+            }
+            DiffItem::Remove(id, _) => self.deletes.push(key(id)),
+        }
+    }
+
+    fn row(&self, key: RowKey, body: &impl Serialize) -> Row {
+        let body = serde_json::to_string(body).expect("what is kept can be written as JSON");
+        Row { key, revision: self.revision, format: FORMAT, body }
+    }
+}
+
+fn key(network: &NetworkName, kind: &str, name: &str) -> RowKey {
+    RowKey { network: network.to_string(), kind: kind.into(), name: name.into() }
+}
+
+/// Puts one row back into a world.
+pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
+    let RowKey { network, kind, name } = &row.key;
+    if row.format != FORMAT {
+        return Err(unreadable(row, format!("its format is {}, this version reads {FORMAT}", row.format)));
+    }
+    let network: NetworkName = network.parse().map_err(|why| unreadable(row, why))?;
+    match kind.as_str() {
+        JOINED => {
+            let joined: Joined = json(row)?;
+            world.inventory.put_node((network, name.parse().map_err(|why| unreadable(row, why))?), joined);
+        }
+        KEY => {
+            let status: KeyStatus = json(row)?;
+            let id = format!("{network}/access-key/{name}").parse().map_err(|why| unreadable(row, why))?;
+            world.inventory.put_key(id, status);
+        }
+        REST => {
+            let rest: Rest = json(row)?;
+            let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is no address".into()))?;
+            world.inventory.put_rest(network, address, rest);
+        }
+        kind => {
+            let id = if kind == "network" { name.clone() } else { format!("{network}/{kind}/{name}") };
+            let id: ResourceId = id.parse().map_err(|why| unreadable(row, why))?;
+            let Declared { owner, body } = json(row)?;
+            let document = ResourceDocument { id: id.clone(), revision: row.revision, owner, body };
+            let why = |report: schema::report::Report| {
+                report.problems().next().map(|problem| problem.message.clone()).unwrap_or_default()
+            };
+            world.snapshot.put(id, document.entry().map_err(|report| unreadable(row, why(report)))?);
+        }
+    }
+    Ok(())
+}
+
+fn json<T: DeserializeOwned>(row: &Row) -> Result<T, StoreError> {
+    serde_json::from_str(&row.body).map_err(|error| unreadable(row, error.to_string()))
+}
+
+fn unreadable(row: &Row, why: String) -> StoreError {
+    let RowKey { network, kind, name } = &row.key;
+    StoreError::Unreadable { what: "row", key: format!("{network}/{kind}/{name}"), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world() -> World {
+        let mut world = World { epoch: 1, revision: Revision(7), ..World::default() };
+        let json = r#"{"id":"corp","revision":7,"owner":"acme/prod","body":{"ipv4":"10.0.0.0/24"}}"#;
+        let document: ResourceDocument = serde_json::from_str(json).expect("good");
+        world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+        let network: NetworkName = "corp".parse().expect("good");
+        let joined = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+            "identity":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","addresses":["10.0.0.1"],"endpoint":null,
+            "listen_port":51821,"tags":[],"key":null,"claimed":false,"joined":"2026-01-01T00:00:00Z","os":"linux"}"#;
+        let joined = serde_json::from_str(joined).expect("good");
+        world.inventory.put_node((network.clone(), "a".parse().expect("good")), joined);
+        world
+    }
+
+    #[test]
+    fn a_world_reads_back_from_its_rows() {
+        let (puts, deletes) = between(&World { epoch: 1, ..World::default() }, &world());
+        assert_eq!((puts.len(), deletes.len()), (2, 0));
+        let mut again = World { epoch: 1, revision: Revision(7), ..World::default() };
+        puts.iter().for_each(|row| restore(row, &mut again).expect("it reads back"));
+        assert_eq!(again, world());
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let mut later = world();
+        assert_eq!(between(&world(), &later), (vec![], vec![]));
+        later.inventory.remove_node(&("corp".parse().expect("good"), "a".parse().expect("good")), jiff::Timestamp::UNIX_EPOCH);
+        let (puts, deletes) = between(&world(), &later);
+        assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [REST]);
+        assert_eq!(deletes.iter().map(|key| &*key.kind).collect::<Vec<_>>(), [JOINED]);
+    }
+
+    #[test]
+    fn a_damaged_row_is_named() {
+        let (mut puts, _) = between(&World::default(), &world());
+        puts[0].body = "{".into();
+        let error = restore(&puts[0], &mut World::default()).expect_err("it is damaged");
+        assert!(error.to_string().contains("corp/network/corp"), "{error}");
+    }
+}

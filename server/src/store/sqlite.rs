@@ -1,0 +1,246 @@
+//! SQLite, inside the process: the default store.
+//!
+//! WAL with full sync: a commit that was answered is on the disk. Batches that wait together are one transaction. A
+//! database is the server's alone while it runs; only tokens may be written from beside.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use schema::inventory::NodeId;
+use schema::snapshot::Revision;
+use schema::world::World;
+
+use super::rows::{self, Row, RowKey};
+use super::{Batch, LogEntry, Seen, Store, StoreError, Stored, StoredToken};
+
+/// The steps that lead from an empty database to this version's; never edited, only appended to.
+const MIGRATIONS: &[&str] = &["
+    create table server (id text not null, epoch integer not null, head integer not null) strict;
+    create table rows (
+        network text not null, kind text not null, name text not null,
+        revision integer not null, format integer not null, body text not null,
+        primary key (network, kind, name)
+    ) strict, without rowid;
+    create table log (
+        revision integer primary key, time text not null, actor text not null, action text not null,
+        apply_id text unique, entry text not null
+    ) strict;
+    create table seen (
+        network text not null, node text not null, time text not null, revision integer not null,
+        primary key (network, node)
+    ) strict, without rowid;
+    create table tokens (id text primary key, token text not null) strict, without rowid;
+"];
+
+/// A SQLite database.
+#[derive(Debug)]
+pub struct Sqlite {
+    connection: Connection,
+}
+
+impl Sqlite {
+    /// Opens the database, and makes it first if there is none.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Open { path: path.display().to_string(), source };
+        let mut connection = Connection::open(path).map_err(failed)?;
+        configure(&connection).map_err(failed)?;
+        migrate(&mut connection).map_err(failed)?;
+        Ok(Self { connection })
+    }
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", "on")
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let done: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (place, step) in MIGRATIONS.iter().enumerate().skip(done) {
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", place + 1)?;
+    }
+    let known: usize = transaction.query_row("select count(*) from server", [], |row| row.get(0))?;
+    if known == 0 {
+        let mut id = [0u8; 12];
+        getrandom::fill(&mut id).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))?;
+        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let epoch = Timestamp::now().as_second().max(1);
+        transaction.execute("insert into server (id, epoch, head) values (?1, ?2, 0)", params![id, epoch])?;
+    }
+    transaction.commit()
+}
+
+/// "The database refused ATTEMPT".
+fn database(attempt: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |source| StoreError::Database { attempt, source }
+}
+
+impl Store for Sqlite {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        let failed = database("cannot read the database");
+        let transaction = self.connection.transaction().map_err(&failed)?;
+        let (server_id, epoch, head) = transaction
+            .query_row("select id, epoch, head from server", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .map_err(&failed)?;
+        let mut world = World { epoch, revision: Revision(head), ..World::default() };
+        for row in all_rows(&transaction).map_err(&failed)? {
+            rows::restore(&row, &mut world)?;
+        }
+        let seen = all_seen(&transaction).map_err(&failed)?;
+        Ok(Stored { server_id, world, seen })
+    }
+
+    fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
+        let failed = database("cannot write to the database");
+        let transaction = self.connection.transaction().map_err(&failed)?;
+        for batch in batches {
+            let revision = batch.entry.revision;
+            let moved = transaction
+                .prepare_cached("update server set head = ?1 where head = ?1 - 1")
+                .and_then(|mut statement| statement.execute([revision.0]))
+                .map_err(&failed)?;
+            if moved == 0 {
+                let head = transaction.query_row("select head from server", [], |row| row.get(0)).map_err(&failed)?;
+                drop(transaction);
+                return Err(StoreError::Moved(Revision(head)));
+            }
+            write(&transaction, batch).map_err(&failed)?;
+        }
+        transaction.commit().map_err(&failed)
+    }
+
+    fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
+        let failed = database("cannot read the revision log");
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self
+            .connection
+            .prepare_cached("select revision, entry from log where revision > ?1 order by revision limit ?2")
+            .map_err(&failed)?;
+        let entries = statement.query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
+        let entries: Vec<(u64, String)> = entries.collect::<Result<_, _>>().map_err(&failed)?;
+        entries.into_iter().map(|(revision, entry)| json("revision", &revision.to_string(), &entry)).collect()
+    }
+
+    fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
+        self.connection
+            .query_row("select revision from log where apply_id = ?1", [apply_id], |row| row.get(0).map(Revision))
+            .optional()
+            .map_err(database("cannot read the revision log"))
+    }
+
+    fn put_seen(&mut self, seen: &[(NodeId, Seen)]) -> Result<(), StoreError> {
+        let failed = database("cannot write to the database");
+        let transaction = self.connection.transaction().map_err(&failed)?;
+        for ((network, node), Seen { time, revision }) in seen {
+            transaction
+                .prepare_cached("insert or replace into seen (network, node, time, revision) values (?1, ?2, ?3, ?4)")
+                .and_then(|mut it| it.execute(params![network.as_str(), node.as_str(), time.to_string(), revision.0]))
+                .map_err(&failed)?;
+        }
+        transaction.commit().map_err(&failed)
+    }
+
+    fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError> {
+        let text = serde_json::to_string(token).expect("a token can be written as JSON");
+        self.connection
+            .execute("insert or replace into tokens (id, token) values (?1, ?2)", params![token.id, text])
+            .map(drop)
+            .map_err(database("cannot write to the database"))
+    }
+
+    fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError> {
+        let text: Option<String> = self
+            .connection
+            .prepare_cached("select token from tokens where id = ?1")
+            .and_then(|mut statement| statement.query_row([id], |row| row.get(0)).optional())
+            .map_err(database("cannot read the tokens"))?;
+        text.map(|text| json("token", id, &text)).transpose()
+    }
+
+    fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError> {
+        let failed = database("cannot read the tokens");
+        let mut statement = self.connection.prepare("select id, token from tokens order by id").map_err(&failed)?;
+        let all = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
+        let all: Vec<(String, String)> = all.collect::<Result<_, _>>().map_err(&failed)?;
+        all.into_iter().map(|(id, text)| json("token", &id, &text)).collect()
+    }
+
+    fn delete_token(&mut self, id: &str) -> Result<bool, StoreError> {
+        let deleted = self.connection.execute("delete from tokens where id = ?1", [id]);
+        deleted.map(|count| count > 0).map_err(database("cannot write to the database"))
+    }
+}
+
+fn write(transaction: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+    let mut delete = transaction.prepare_cached("delete from rows where network = ?1 and kind = ?2 and name = ?3")?;
+    for RowKey { network, kind, name } in &batch.deletes {
+        delete.execute(params![network, kind, name])?;
+    }
+    let mut put = transaction.prepare_cached(
+        "insert or replace into rows (network, kind, name, revision, format, body) values (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for Row { key: RowKey { network, kind, name }, revision, format, body } in &batch.puts {
+        put.execute(params![network, kind, name, revision.0, format, body])?;
+    }
+    let entry = &batch.entry;
+    let text = serde_json::to_string(entry).expect("a log entry can be written as JSON");
+    transaction
+        .prepare_cached("insert into log (revision, time, actor, action, apply_id, entry) values (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![entry.revision.0, entry.time.to_string(), entry.actor, entry.action, entry.apply_id, text])
+        .map(drop)
+}
+
+fn all_rows(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = transaction.prepare("select network, kind, name, revision, format, body from rows")?;
+    let rows = statement.query_map([], |row| {
+        let key = RowKey { network: row.get(0)?, kind: row.get(1)?, name: row.get(2)? };
+        Ok(Row { key, revision: Revision(row.get(3)?), format: row.get(4)?, body: row.get(5)? })
+    })?;
+    rows.collect()
+}
+
+fn all_seen(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(NodeId, Seen)>> {
+    let mut statement = transaction.prepare("select network, node, time, revision from seen")?;
+    let rows = statement.query_map([], |row| {
+        let texts: (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok((texts, Revision(row.get(3)?)))
+    })?;
+    // When a node was last heard of is no reason to refuse to start: what cannot be read is as good as never.
+    let read = |((network, node, time), revision): ((String, String, String), _)| {
+        Some(((network.parse().ok()?, node.parse().ok()?), Seen { time: time.parse().ok()?, revision }))
+    };
+    Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().filter_map(read).collect())
+}
+
+fn json<T: serde::de::DeserializeOwned>(what: &'static str, key: &str, text: &str) -> Result<T, StoreError> {
+    let unreadable = |error: serde_json::Error| StoreError::Unreadable { what, key: key.into(), why: error.to_string() };
+    serde_json::from_str(text).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlite_keeps_the_contract() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.db");
+        super::super::conformance::holds(&mut Sqlite::open(&path).expect("it opens"));
+        let again = Sqlite::open(&path).expect("it opens again").load().expect("it loads");
+        assert_eq!((again.world.revision, again.world.snapshot.len()), (Revision(3), 1));
+    }
+
+    #[test]
+    fn what_is_no_database_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.db");
+        std::fs::write(&path, "this is a text and no database, long enough for a header".repeat(100)).expect("written");
+        let error = Sqlite::open(&path).expect_err("it is no database");
+        assert!(error.to_string().contains("nmserver.db"), "{error}");
+    }
+}
