@@ -97,7 +97,7 @@ impl Mesh {
         for node in joined.chain(declarations).collect::<BTreeSet<_>>() {
             match inventory.node(&(self.name.clone(), node.clone())) {
                 Some(joined) => mesh.put_node(node, joined, declared),
-                None => mesh.remove_node(node),
+                None => mesh.remove_node(node, declared),
             }
             for entry in self.entries_of.get(node).into_iter().flatten() {
                 mesh.put_entry(entry, declared, inventory);
@@ -159,15 +159,23 @@ impl Mesh {
         let interface = self.interface(node, joined, declaration);
         put(&mut self.peers, node, peer(joined, declaration));
         put(&mut self.interfaces, node, interface);
-        if self.network.name_service {
+        if self.network.name_service && !self.is_entry(node, declared) {
             put(&mut self.names, node, Resolution::Addresses(joined.addresses.clone()));
         }
     }
 
-    fn remove_node(&mut self, node: &Name) {
+    fn remove_node(&mut self, node: &Name, declared: &Snapshot) {
         self.peers.remove(node);
         self.interfaces.remove(node);
-        self.names.remove(node);
+        if !self.is_entry(node, declared) {
+            self.names.remove(node);
+        }
+    }
+
+    /// Whether an entry is declared under the name, which then resolves to what the entry says: a machine that no file
+    /// declares may have joined under it before.
+    fn is_entry(&self, name: &Name, declared: &Snapshot) -> bool {
+        declared.named::<Dns>(&self.name, name).is_some()
     }
 
     fn interface(&self, name: &Name, joined: &Joined, declaration: Option<&Node>) -> Interface {

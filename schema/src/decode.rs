@@ -6,7 +6,7 @@ use crate::descriptor::Mismatch;
 use crate::kinds::Kind;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
-use crate::scalars::{Name, NetworkName};
+use crate::scalars::{Name, NetworkName, Scalar};
 use crate::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use crate::value::{Data, Document, Location, Span, Spanned, Value};
 
@@ -59,14 +59,22 @@ pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
     let mut report = Report::default();
     for document in documents {
         let Some((id, kind)) = identify(&document, &mut report) else { continue };
-        if let Some(first) = declared.places.location(&id, None) {
+        let said = declared.places.documents.get(&id).filter(|first| first.says_anything());
+        if said.is_some() && !document.says_anything() {
+            continue;
+        }
+        if let Some(first) = said.map(Document::at) {
             let at = Location { source: document.source, span: document.name.span };
             let problem = Problem::new(Code::DuplicateResource, format!("{id} is defined twice")).at(at);
-            report.push(problem.see(Some(first), "defined here first").help("keep one of the two".to_owned()).about(&id));
+            report.push(problem.see(Some(first), "defined here first").help(help_for_twice(&document)).about(&id));
             continue;
         }
         let mut found = Vec::new();
-        if let Some(object) = kind.read(&document.fields, document.name.span, &mut found) {
+        let object = kind.read(&document.fields, document.name.span, &mut found);
+        if !document.whole {
+            found.retain(|mismatch| mismatch.code != Code::MissingField);
+        }
+        if let Some(object) = object.filter(|_| document.whole) {
             declared.snapshot.put(id.clone(), Entry { object, revision: Revision(0), owner: None });
         }
         report_mismatches(found, &id, document.source, &mut report);
@@ -92,6 +100,13 @@ pub fn decode_body(id: &ResourceId, body: &Value) -> Result<Entry, Report> {
     object.map(|object| Entry { object, revision: Revision(0), owner: None }).ok_or(report)
 }
 
+fn help_for_twice(document: &Document) -> String {
+    match document.parent {
+        Some(_) => "keep one of the two, or rename one".into(),
+        None => "move its fields into one of the two".into(),
+    }
+}
+
 fn report_mismatches(found: Vec<Mismatch>, id: &ResourceId, source: crate::value::SourceId, report: &mut Report) {
     for Mismatch { code, span, message, help } in found {
         report.push(Problem::new(code, message).at(Location { source, span }).help(help).about(id));
@@ -101,10 +116,12 @@ fn report_mismatches(found: Vec<Mismatch>, id: &ResourceId, source: crate::value
 /// The id that a document claims.
 fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kind)> {
     let kind = Kind::of(document.descriptor)?;
-    let mut read = |spanned: &Spanned| spanned.text.parse().map_err(|why| report.push(bad_name(document, spanned, why)));
+    let mut read =
+        |spanned: &Spanned| spanned.text.parse().map_err(|why| report.push(bad_name(document, spanned, why)));
     let id = match &document.parent {
         None => {
-            let network: NetworkName = document.name.text.parse().map_err(|why| report.push(bad_name(document, &document.name, why))).ok()?;
+            let network: NetworkName =
+                document.name.text.parse().map_err(|why| report.push(bad_name(document, &document.name, why))).ok()?;
             ResourceId::of_network(network)
         }
         Some(parent) => {
@@ -120,13 +137,7 @@ fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kin
 fn bad_name(document: &Document, name: &Spanned, why: String) -> Problem {
     let at = Location { source: document.source, span: name.span };
     let message = format!("{:?} cannot be the name of a {}: {why}", &*name.text, document.descriptor.word);
-    Problem::new(Code::InvalidName, message).at(at).help(better_name(&name.text))
-}
-
-/// A name that would do, made from one that does not.
-fn better_name(text: &str) -> Option<String> {
-    let lower = text.to_lowercase().replace(['_', '.', ' '], "-");
-    let kept: String = lower.chars().filter(|c| matches!(c, 'a'..='z' | '0'..='9' | '-')).collect();
-    let name: Name = kept.trim_matches('-').parse().ok()?;
-    (name.as_str() != text).then(|| format!("{:?} would do", name.as_str()))
+    let meant = if document.parent.is_some() { Name::meant(&name.text) } else { NetworkName::meant(&name.text) };
+    let help = meant.map_or("choose another name".to_owned(), |meant| format!("did you mean {meant:?}?"));
+    Problem::new(Code::InvalidName, message).at(at).help(help)
 }

@@ -202,7 +202,7 @@ impl Reader<'_> {
                 code: Code::MissingField,
                 span: self.header,
                 message: format!("{} needs the field {:?}", with_article(self.of.word), field.name),
-                help: Some(format!("add {}", example(field))),
+                help: Some(format!("give it a value such as {}", example(field))),
             });
         }
         absent
@@ -211,10 +211,10 @@ impl Reader<'_> {
 
 fn example(field: &Field) -> String {
     match field.ty {
-        Type::Scalar(scalar) => format!("`{} {:?}`", field.name, scalar.good[0]),
-        Type::Integer { min, .. } => format!("`{} {min}`", field.name),
-        Type::Bool => format!("`{}`", field.name),
-        Type::Text | Type::Reference(_) | Type::Set(_) | Type::Map(_) => format!("`{} \"...\"`", field.name),
+        Type::Scalar(scalar) => format!("{:?}", scalar.good[0]),
+        Type::Integer { min, .. } => min.to_string(),
+        Type::Bool => "true".into(),
+        Type::Text | Type::Reference(_) | Type::Set(_) | Type::Map(_) => "\"...\"".into(),
     }
 }
 
@@ -227,10 +227,20 @@ impl Writer {
     }
 }
 
-/// "it must be X, but Y stands here".
+/// "X belongs here, not Y"; without help of its own it tells what to do about the form of Y.
 fn wrong_type(value: &Value, wanted: &str, help: Option<String>) -> Mismatch {
     let message = format!("{wanted} belongs here, not {}", value.data.describe());
+    let help = help.or_else(|| help_for_form(&value.data).map(str::to_owned));
     Mismatch { code: Code::WrongType, span: value.span, message, help }
+}
+
+fn help_for_form(data: &Data) -> Option<&'static str> {
+    match data {
+        Data::Null => Some("give it a value, or take the field away"),
+        Data::List(_) => Some("give it one value"),
+        Data::Record(_) => Some("give it a value in place of the block"),
+        Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => None,
+    }
 }
 
 impl Attribute for bool {
@@ -243,7 +253,9 @@ impl Attribute for bool {
                 let help = "write true or false without quotes (in KDL #true or #false)";
                 found.push(wrong_type(value, "a boolean", Some(help.into())));
             }
-            _ => found.push(wrong_type(value, "a boolean", None)),
+            Data::Null | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) | Data::Record(_) => {
+                found.push(wrong_type(value, "a boolean", None));
+            }
         }
         None
     }
@@ -279,10 +291,14 @@ impl<const MIN: i64, const MAX: i64> Attribute for Bounded<MIN, MAX> {
                 message: format!("{number} is not a whole number from {MIN} to {MAX}"),
                 help: None,
             }),
-            Data::Text(text) if text.parse::<i64>().is_ok() => {
-                found.push(wrong_type(value, "a number", Some(format!("write {text} without quotes"))));
+            Data::Text(text) => {
+                let number: Option<i64> = text.parse().ok();
+                let help = number.map(|number| format!("write {number}, without quotes and leading zeros"));
+                found.push(wrong_type(value, "a whole number", help));
             }
-            _ => found.push(wrong_type(value, "a number", None)),
+            Data::Null | Data::Bool(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+                found.push(wrong_type(value, "a whole number", None));
+            }
         }
         None
     }
@@ -296,10 +312,10 @@ impl Attribute for Box<str> {
     const TYPE: Type = Type::Text;
 
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
-        match &value.data {
-            Data::Text(text) => return Some(text.clone()),
-            _ => found.push(wrong_type(value, "a text", quote(&value.data))),
+        if let Data::Text(text) = &value.data {
+            return Some(text.clone());
         }
+        found.push(wrong_type(value, "a text", bare(&value.data).map(|text| in_quotes(&text))));
         None
     }
 
@@ -308,22 +324,36 @@ impl Attribute for Box<str> {
     }
 }
 
-fn quote(data: &Data) -> Option<String> {
+/// What was written without quotes and would be a text with them.
+fn bare(data: &Data) -> Option<String> {
     match data {
-        Data::Bool(it) => Some(format!("put it in quotes: \"{it}\"")),
-        Data::Integer(it) => Some(format!("put it in quotes: \"{it}\"")),
-        Data::Float(it) => Some(format!("put it in quotes: \"{it}\"")),
+        Data::Bool(it) => Some(it.to_string()),
+        Data::Integer(it) => Some(it.to_string()),
+        Data::Float(it) => Some(it.to_string()),
         Data::Null | Data::Text(_) | Data::List(_) | Data::Record(_) => None,
     }
 }
 
+fn in_quotes(text: &str) -> String {
+    format!("put it in quotes: {text:?}")
+}
+
+fn examples<T: Scalar>() -> String {
+    let examples: Vec<_> = T::GOOD.iter().take(2).map(|good| format!("{good:?}")).collect();
+    format!("for example: {}", examples.join(", "))
+}
+
 /// How a scalar is read and written as a field.
 pub fn scalar_from_value<T: Scalar>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
-    let parsed = match &value.data {
-        Data::Text(text) => text.parse(),
-        Data::Integer(number) if T::INTEGER.is_some() => T::from_integer(*number),
-        _ => {
-            found.push(wrong_type(value, T::NAME, quote(&value.data)));
+    let (given, meant, parsed) = match &value.data {
+        Data::Text(text) => (format!("{text:?}"), T::meant(text), text.parse()),
+        Data::Integer(number) if T::INTEGER.is_some() => (number.to_string(), None, T::from_integer(*number)),
+        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+            let help = bare(&value.data).map(|text| match text.parse::<T>() {
+                Ok(_) => in_quotes(&text),
+                Err(_) => examples::<T>(),
+            });
+            found.push(wrong_type(value, T::NAME, help));
             return None;
         }
     };
@@ -331,15 +361,11 @@ pub fn scalar_from_value<T: Scalar>(value: &Value, found: &mut Vec<Mismatch>) ->
         Ok(it) => return Some(it),
         Err(why) => why,
     };
-    let given = match &value.data {
-        Data::Text(text) => format!("{text:?}"),
-        _ => value.to_string(),
-    };
     found.push(Mismatch {
         code: Code::InvalidValue,
         span: value.span,
         message: format!("{given} is not {}: {why}", T::NAME),
-        help: Some(format!("it looks like {}", T::GOOD[..T::GOOD.len().min(3)].join(", "))),
+        help: Some(meant.map_or_else(examples::<T>, |meant| format!("did you mean {meant:?}?"))),
     });
     None
 }
@@ -443,8 +469,8 @@ impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
     }
 
     fn to_value(&self) -> Option<Value> {
-        let member = |(name, item): (&Box<str>, &T)| Some((name.clone(), Member::from(item.to_value()?)));
-        (!self.is_empty()).then(|| Data::Record(self.iter().filter_map(member).collect()).into())
+        let written = self.iter().filter_map(|(name, item)| Some((name.clone(), Member::from(item.to_value()?))));
+        (!self.is_empty()).then(|| Data::Record(written.collect()).into())
     }
 }
 

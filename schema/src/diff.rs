@@ -62,9 +62,8 @@ impl Change {
     pub fn fields(&self) -> Vec<(&str, Option<&Value>, Option<&Value>)> {
         let (before, after) = (self.before.as_ref(), self.after.as_ref());
         let names = self.id.kind.descriptor().fields.iter().map(|field| field.name);
-        let both = names.map(|name| {
-            (name, before.and_then(|body| body.field(name)), after.and_then(|body| body.field(name)))
-        });
+        let both =
+            names.map(|name| (name, before.and_then(|body| body.field(name)), after.and_then(|body| body.field(name))));
         both.filter(|(_, was, is)| was != is).collect()
     }
 }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::allocate::{Exhausted, Spoken, allocate};
-use crate::kinds::{AccessKey, Network, Node};
+use crate::kinds::{AccessKey, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use crate::snapshot::{ResourceId, Snapshot};
 
@@ -245,7 +245,7 @@ impl Inventory {
         Ok(settled)
     }
 
-    /// Frees the addresses of all that move, then gives new ones: reserved ones first, so that nobody takes them.
+    /// Frees what does not fit of all that move, then gives new addresses: reserved ones first, so that nobody takes them.
     fn readdress(
         &mut self,
         moving: &[(&NodeId, &Arc<Joined>)],
@@ -253,14 +253,19 @@ impl Inventory {
         spoken: &BTreeMap<NetworkName, Spoken>,
         now: Timestamp,
     ) -> Result<(), Exhausted> {
-        for (id, _) in moving {
+        for (id, joined) in moving {
             self.remove_node(id, now);
+            let Some(spoken) = spoken.get(&id.0) else { continue };
+            let kept =
+                joined.addresses.iter().copied().filter(|address| fits(id, *address, declared, spoken)).collect();
+            self.put_node((*id).clone(), Joined { addresses: kept, ..(***joined).clone() });
         }
-        let reserves = |id: &NodeId| declared.named::<Node>(&id.0, &id.1).is_some_and(|node| node.reserved().next().is_some());
+        let reserves =
+            |id: &NodeId| declared.named::<Node>(&id.0, &id.1).is_some_and(|node| node.reserved().next().is_some());
         let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
         for (id, joined) in first.into_iter().chain(then) {
             let Some(spoken) = spoken.get(&id.0) else { continue };
-            let kept = joined.addresses.iter().copied().filter(|address| fits(id, *address, declared, spoken)).collect();
+            let kept = self.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
             let addresses = allocate(&id.0, &id.1, &kept, declared, spoken, self, now)?;
             self.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
         }
@@ -288,13 +293,10 @@ fn stay(id: &NodeId, joined: &Joined, declared: &Snapshot, spoken: Option<&Spoke
 /// that is reserved for it if one is.
 fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, spoken: &Spoken) -> bool {
     let (network, name) = id;
-    let Some(range) = declared.network(network).and_then(|network: &Arc<Network>| network.range_of(address)) else {
-        return false;
-    };
     let own = declared.named::<Node>(network, name);
     let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
     match reserved {
         Some((_, reserved)) => reserved == address,
-        None => range.contains(&address) && spoken.free_for(address, name),
+        None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && spoken.free_for(address, name),
     }
 }

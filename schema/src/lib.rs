@@ -6,17 +6,15 @@
 //! the lab call these same functions; there is no second account of what a network means.
 #![forbid(unsafe_code)]
 
-
 pub mod compile;
 pub mod decode;
 pub mod descriptor;
 pub mod diff;
-
 pub mod inventory;
 pub mod kinds;
 pub mod plan;
-
-
+pub mod project;
+pub mod reference;
 pub mod report;
 pub mod rules;
 pub mod scalars;

@@ -179,7 +179,12 @@ pub fn plan(
 }
 
 /// What files declare, in the company of what the server has from elsewhere.
-fn desired(declared: &Declared, owner: &Owner, only: Option<&NetworkName>, observed: &Snapshot) -> Result<Snapshot, Report> {
+fn desired(
+    declared: &Declared,
+    owner: &Owner,
+    only: Option<&NetworkName>,
+    observed: &Snapshot,
+) -> Result<Snapshot, Report> {
     let meant = |id: &ResourceId| only.is_none_or(|network| id.network == *network);
     let mut desired = observed.clone();
     let mut report = Report::default();
@@ -208,7 +213,10 @@ fn desired(declared: &Declared, owner: &Owner, only: Option<&NetworkName>, obser
 
 fn taken(id: &ResourceId, places: &Places, code: Code, why: String) -> Problem {
     let message = format!("{id} exists on the server and {why}, so it cannot be declared here");
-    Problem::new(code, message).at(places.location(id, None)).about(id).help("give the declared one another name".to_owned())
+    Problem::new(code, message)
+        .at(places.location(id, None))
+        .about(id)
+        .help("give the declared one another name".to_owned())
 }
 
 fn no_room(exhausted: &Exhausted, places: &Places) -> Problem {
@@ -280,7 +288,8 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         return None;
     }
     let known = delta.peers.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
-    let ranges = |view: &crate::view::View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
+    let ranges =
+        |view: &crate::view::View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
     let (had, has) = (ranges(&before), ranges(&after));
     let moved = before.interface.addresses != after.interface.addresses;
     Some(NodeImpact {
@@ -292,7 +301,11 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         peers_changed: count(known),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),
-        readdressed: if moved { after.interface.addresses.iter().map(ipnet::IpNet::addr).collect() } else { Vec::new() },
+        readdressed: if moved {
+            after.interface.addresses.iter().map(ipnet::IpNet::addr).collect()
+        } else {
+            Vec::new()
+        },
         sessions_break: moved || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
     })
@@ -303,7 +316,8 @@ fn count(of: usize) -> u32 {
 }
 
 fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
-    let endpoints = server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
+    let endpoints =
+        server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
     endpoints.filter_map(|endpoint| match endpoint.host {
         crate::scalars::Host::Address(address) => Some(address),
         crate::scalars::Host::Domain(_) => None,
@@ -359,12 +373,15 @@ impl Plan {
     /// What the plan touches and has moved since: each resource with the revision that it is at now.
     pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
         let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
-        let mut stale: Vec<_> = self.touched.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
+        let mut stale: Vec<_> =
+            self.touched.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
         let identity = |id: &ResourceId| {
             let joined = world.inventory.node(&(id.network.clone(), id.name.clone()));
             joined.map(|joined| joined.identity)
         };
-        for change in self.changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node) {
+        for change in
+            self.changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node)
+        {
             let bound = self.binds.iter().find(|bind| bind.id == change.id).map(|bind| bind.identity);
             if identity(&change.id) != bound {
                 stale.push((change.id.clone(), world.revision));

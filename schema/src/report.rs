@@ -155,7 +155,7 @@ macro_rules! codes {
 
 codes! {
     TooLarge "syntax::too_large" Error "file too large"
-        "A file may hold 16 MiB. Split it: every file of a directory is read, and order has no meaning."
+        "A file may hold 16 MiB, and a KDL file 32768 blocks. Split it: every file of a directory is read, and order has no meaning."
     TooDeep "syntax::too_deep" Error "nested too deep"
         "Blocks and lists may be nested 64 deep; configuration needs four levels. Deeper files are refused before they are parsed."
     NotText "syntax::not_text" Error "not UTF-8 text"
@@ -190,6 +190,8 @@ codes! {
         "Objects are added to a network of which no block holds the fields."
     UnknownVariable "schema::unknown_variable" Error "unknown variable"
         "${name} stands for a variable that nmplan.kdl declares with `var` and that the env, NMPLAN_VAR_name or --var sets. A literal ${ is written $${."
+    UnsetVariable "project::unset_variable" Error "variable not set"
+        "A variable without a default is set by every env, so that no env depends on who runs nmplan."
     UnknownReference "schema::unknown_reference" Error "no such object"
         "A field names an object that the files do not declare. Every node that a file names is declared by a `node`."
     NameTaken "schema::name_taken" Error "name taken"

@@ -85,9 +85,11 @@ fn check_references(id: &ResourceId, entry: &Entry, world: &Snapshot, findings: 
         for name in names(body.field(field)) {
             let target = ResourceId { network: id.network.clone(), kind, name };
             if world.entry(&target).is_none() && !findings.places.declares(&target) {
-                let message = format!("{id} refers to the {kind} {:?}, which is not declared", target.name.as_str());
+                let message =
+                    format!("`{field}` of {id} names the {kind} {:?}, which is not declared", target.name.as_str());
                 let help = help_for_reference(&target, world);
-                let at = findings.places.element(id, field, target.name.as_str()).or(findings.location(id, Some(field)));
+                let at =
+                    findings.places.element(id, field, target.name.as_str()).or(findings.location(id, Some(field)));
                 findings.report.push(Problem::new(Code::UnknownReference, message).at(at).help(help).about(id));
             }
         }
@@ -114,7 +116,7 @@ fn names(value: Option<&Value>) -> Vec<Name> {
 fn help_for_reference(target: &ResourceId, world: &Snapshot) -> Option<String> {
     let of_kind = world.entries().filter(|(id, _)| id.network == target.network && id.kind == target.kind);
     let known: Vec<_> = of_kind.map(|(id, _)| id.name.as_str()).collect();
-    let declare = || format!("declare it: {} {:?}", target.kind, target.name.as_str());
+    let declare = || format!("declare a {} {:?} in network {}", target.kind, target.name.as_str(), target.network);
     Some(did_you_mean(target.name.as_str(), known).unwrap_or_else(declare))
 }
 
@@ -130,8 +132,8 @@ fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
     for (network, first) in missing {
         let known: Vec<_> = world.networks().map(|(name, _)| name.as_str()).collect();
         let help = did_you_mean(network.name.as_str(), known)
-            .unwrap_or_else(|| format!("define it: network {:?} {{ ipv4 \"10.40.0.0/16\" }}", network.name.as_str()));
-        let message = format!("{first} belongs to the network {network}, which no block defines");
+            .unwrap_or_else(|| format!("give network {network} an ipv4 range such as 10.40.0.0/16, or an ipv6 range"));
+        let message = format!("{first} belongs to network {network}, which no file defines");
         let at = findings.places.parent(first);
         findings.report.push(Problem::new(Code::NetworkNotDefined, message).at(at).help(help).about(network));
     }
@@ -168,7 +170,9 @@ fn check_overlap(world: &Snapshot, findings: &mut Findings<'_>) {
                 let see = findings.location(&ResourceId::of_network((*other).clone()), Some(field));
                 let at = findings.location(&id, Some(field));
                 let problem = Problem::new(Code::OverlappingRanges, message).at(at).about(&id);
-                findings.report.push(problem.see(see, "the other range").help("choose ranges that are apart".to_owned()));
+                findings
+                    .report
+                    .push(problem.see(see, "the other range").help("choose ranges that are apart".to_owned()));
             }
             ranges.push((name, range));
         }

@@ -43,6 +43,11 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     /// Where a bare number may stand for it: how it is written as one, if this one is; absent: a number is refused.
     const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
 
+    /// The text that its author may have meant by one that does not parse, if there is one that does.
+    fn meant(_text: &str) -> Option<String> {
+        None
+    }
+
     /// Reads a bare number: as its text, unless the scalar knows better.
     fn from_integer(number: i64) -> Result<Self, <Self as FromStr>::Err> {
         number.to_string().parse()
@@ -65,9 +70,7 @@ macro_rules! serde_as_text {
         }
     )+};
 }
-serde_as_text!(
-    Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, PublicKey, Seconds, Uses
-);
+serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, PublicKey, Seconds, Uses);
 
 #[cfg(test)]
 mod tests {

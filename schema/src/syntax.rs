@@ -10,9 +10,9 @@ mod yaml;
 
 use std::sync::Arc;
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, with_article};
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::value::{Document, Location, SourceId, Span, Spanned};
+use crate::value::{Document, Location, Record, SourceId, Span, Spanned};
 
 pub use variables::{Variables, substitute};
 
@@ -20,6 +20,9 @@ pub use variables::{Variables, substitute};
 pub const MAX_SIZE: usize = 16 << 20;
 /// The deepest nesting of blocks and lists.
 pub const MAX_DEPTH: usize = 64;
+
+/// The byte order mark.
+const MARK: char = '\u{feff}';
 
 /// A file, or what takes its place.
 #[derive(Clone, Debug)]
@@ -60,6 +63,17 @@ pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor
         context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
         return (context.documents, context.report);
     }
+    if source.text.starts_with(MARK) {
+        let message =
+            format!("{} starts with a byte order mark, which is invisible and no part of the text", source.name);
+        context.problem(
+            Code::NotText,
+            Span::new(0, MARK.len_utf8()),
+            message,
+            Some("save it as UTF-8 without one".into()),
+        );
+        return (context.documents, context.report);
+    }
     match source.language {
         Language::Kdl => kdl::parse(&source.text, &mut context),
         Language::Yaml => yaml::parse(&source.text, &mut context),
@@ -72,6 +86,19 @@ pub fn print(documents: &[Document], language: Language) -> String {
     match language {
         Language::Kdl => kdl::print(documents),
         Language::Yaml => yaml::print(documents),
+    }
+}
+
+/// What of an object has been read.
+struct Draft {
+    fields: Record,
+    whole: bool,
+    holds_objects: bool,
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self { fields: Record::new(), whole: true, holds_objects: false }
     }
 }
 
@@ -104,20 +131,42 @@ impl Context {
         self.kinds.iter().copied().find(|kind| kind.within == within && word(kind))
     }
 
-    /// A word that stands where only kinds may.
-    fn unknown_word(&mut self, word: &str, span: Span, parent: Option<&Descriptor>, name: fn(&Descriptor) -> &'static str) {
+    /// A word that stands where only kinds may, and fields of the parent.
+    fn unknown_word(
+        &mut self,
+        word: &str,
+        span: Span,
+        parent: Option<&Descriptor>,
+        name: fn(&Descriptor) -> &'static str,
+    ) {
         let within = parent.map(|parent| parent.word);
-        let known = self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind));
-        let fields = parent.map(|parent| parent.fields).unwrap_or_default().iter().map(|field| field.name);
-        let known: Vec<_> = known.chain(fields).collect();
-        let place = parent.map_or("at the top of a file".to_owned(), |parent| format!("in a {}", parent.word));
-        let help = did_you_mean(word, known.iter().copied())
-            .unwrap_or_else(|| format!("what may stand here: {}", known.join(", ")));
+        let kinds: Vec<_> = self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind)).collect();
+        let fields: Vec<_> = parent.into_iter().flat_map(|parent| parent.fields).map(|field| field.name).collect();
+        let elsewhere = self.kinds.iter().find(|kind| name(kind) == word).and_then(|kind| kind.within);
+        let help =
+            did_you_mean(word, kinds.iter().chain(&fields).copied()).unwrap_or_else(|| match (parent, elsewhere) {
+                (None, Some(holder)) => format!("write it inside {}", with_article(holder)),
+                (None, None) => format!("only these may: {}", kinds.join(", ")),
+                (Some(parent), _) => {
+                    format!(
+                        "{} holds {}; its fields are {}",
+                        with_article(parent.word),
+                        kinds.join(", "),
+                        fields.join(", ")
+                    )
+                }
+            });
+        let place = within.map_or("at the top of a file".to_owned(), |word| format!("in {}", with_article(word)));
         self.problem(Code::UnknownWord, span, format!("{word:?} means nothing {place}"), Some(help));
     }
 
-    fn document(&mut self, descriptor: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, fields: crate::value::Record) {
+    /// Adds an object, unless it is a block that only adds objects to it.
+    fn document(&mut self, descriptor: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, draft: Draft) {
+        let Draft { fields, whole, holds_objects } = draft;
+        if holds_objects && whole && fields.is_empty() {
+            return;
+        }
         let (source, parent) = (self.source, parent.cloned());
-        self.documents.push(Document { descriptor, source, name, parent, fields });
+        self.documents.push(Document { descriptor, source, name, parent, fields, whole });
     }
 }

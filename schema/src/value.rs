@@ -98,6 +98,9 @@ pub struct Document {
     pub parent: Option<Spanned>,
     /// Its fields.
     pub fields: Record,
+    /// Whether all of it could be read. If not, the problem is reported already and `fields` lacks what it is about, so
+    /// nothing is concluded from what is missing.
+    pub whole: bool,
 }
 
 /// A text and the place where it stood.
@@ -107,6 +110,24 @@ pub struct Spanned {
     pub text: Arc<str>,
     /// Where it stood.
     pub span: Span,
+}
+
+impl Document {
+    /// Where its name stands.
+    pub fn at(&self) -> Location {
+        Location { source: self.source, span: self.name.span }
+    }
+
+    /// Where a field's value stands, or else its name.
+    pub fn field_at(&self, field: &str) -> Location {
+        let span = self.fields.get(field).map(|member| member.value.span);
+        Location { source: self.source, span: span.unwrap_or(self.name.span) }
+    }
+
+    /// Whether anything but a word that could not be read defines the resource here.
+    pub(crate) fn says_anything(&self) -> bool {
+        self.whole || !self.fields.is_empty()
+    }
 }
 
 impl Span {
@@ -146,12 +167,12 @@ impl Data {
     /// What it is called in messages: `the text "x"`, `the number 5`.
     pub fn describe(&self) -> String {
         match self {
-            Self::Null => "nothing (null)".into(),
+            Self::Null => "an empty value".into(),
             Self::Bool(value) => format!("the boolean {value}"),
             Self::Integer(value) => format!("the number {value}"),
             Self::Float(value) => format!("the number {value}"),
             Self::Text(value) => format!("the text {value:?}"),
-            Self::List(items) => format!("a list of {}", items.len()),
+            Self::List(items) => format!("a list of {} values", items.len()),
             Self::Record(_) => "a block of fields".into(),
         }
     }

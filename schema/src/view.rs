@@ -96,11 +96,7 @@ impl ViewDelta {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         let Self { interface, peers, lost_peers, names, lost_names } = self;
-        interface.is_none()
-            && peers.is_empty()
-            && lost_peers.is_empty()
-            && names.is_empty()
-            && lost_names.is_empty()
+        interface.is_none() && peers.is_empty() && lost_peers.is_empty() && names.is_empty() && lost_names.is_empty()
     }
 
     /// Changes a View by what differs. Applying `between(a, b)` to `a` gives `b`.

@@ -21,12 +21,12 @@ pub fn describe(input: TokenStream) -> TokenStream {
 
 fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
     let Data::Struct(body) = &input.data else {
-        return Err(syn::Error::new(input.span(), "only a struct with named fields can be described"));
+        return Err(syn::Error::new(input.ident.span(), "only a struct with named fields can be described"));
     };
     let fields: Vec<&Field> = match &body.fields {
         Fields::Named(named) => named.named.iter().collect(),
         Fields::Unit => Vec::new(),
-        Fields::Unnamed(_) => return Err(syn::Error::new(input.span(), "fields need names")),
+        Fields::Unnamed(_) => return Err(syn::Error::new(input.ident.span(), "fields need names")),
     };
     let (name, doc) = (&input.ident, doc(&input.attrs, input.ident.span())?);
     let Header { word, plural, within, resolves } = Header::parse(input)?;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, Rest};
 use crate::kinds::{Dns, Node};
 use crate::scalars::{Name, NetworkName, Seconds};
 use crate::snapshot::Snapshot;
@@ -48,7 +48,10 @@ pub fn allocate(
         let same_family = |address: &IpAddr| address.is_ipv4() == range.network().is_ipv4();
         let reserved = declaration.and_then(|node| node.reserved().map(|(_, it)| it).find(same_family));
         let free = |address: &IpAddr| {
-            range.contains(address) && spoken.free_for(*address, node) && inventory.holder(network, *address).is_none()
+            let holder = inventory.holder(network, *address);
+            settings.has_room_at(*address)
+                && spoken.free_for(*address, node)
+                && holder.is_none_or(|holder| holder == node)
         };
         let kept = || kept.iter().copied().filter(same_family).find(free);
         let left = || {
@@ -58,7 +61,10 @@ pub fn allocate(
         let rest = settings.address_rest;
         let lowest = || lowest(range, network, spoken, inventory, rest, now);
         let address = reserved.or_else(kept).or_else(left).or_else(lowest);
-        let address = address.or_else(|| longest_rested(range, network, spoken, inventory, now));
+        let address = address.or_else(|| {
+            let rests = inventory.rests_in(network).filter(|(address, _)| settings.has_room_at(*address));
+            longest_rested(rests, range, spoken, now)
+        });
         addresses.insert(address.ok_or_else(|| Exhausted { network: network.clone(), range })?);
     }
     Ok(addresses)
@@ -67,9 +73,9 @@ pub fn allocate(
 impl Spoken {
     /// What the files of a network give away.
     pub fn of(network: &NetworkName, declared: &Snapshot) -> Self {
-        let reserved = declared.all_in::<Node>(network).flat_map(|(id, node)| {
-            node.reserved().map(|(_, address)| (address, Some(id.name.clone())))
-        });
+        let reserved = declared
+            .all_in::<Node>(network)
+            .flat_map(|(id, node)| node.reserved().map(|(_, address)| (address, Some(id.name.clone()))));
         let entries = declared.all_in::<Dns>(network).flat_map(|(_, dns)| {
             dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from))
         });
@@ -110,14 +116,17 @@ fn lowest(
     (candidate <= last).then(|| address(candidate, range))
 }
 
-fn longest_rested(range: IpNet, network: &NetworkName, spoken: &Spoken, inventory: &Inventory, now: Timestamp) -> Option<IpAddr> {
-    inventory
-        .rests_in(network)
-        .filter(|(address, rest)| {
-            range.contains(address) && !spoken.0.contains_key(address) && age(rest.since, now) >= SHORTEST_REST
-        })
-        .min_by_key(|(address, rest)| (rest.since, *address))
-        .map(|(address, _)| address)
+/// The address that rested longest, if long enough and nobody speaks for it.
+fn longest_rested<'a>(
+    rests: impl Iterator<Item = (IpAddr, &'a Rest)>,
+    range: IpNet,
+    spoken: &Spoken,
+    now: Timestamp,
+) -> Option<IpAddr> {
+    let rested = rests.filter(|(address, rest)| {
+        range.contains(address) && !spoken.0.contains_key(address) && age(rest.since, now) >= SHORTEST_REST
+    });
+    rested.min_by_key(|(address, rest)| (rest.since, *address)).map(|(address, _)| address)
 }
 
 /// How long ago; nothing where the clock went back.

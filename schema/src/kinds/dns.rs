@@ -61,21 +61,36 @@ fn check_cname(id: &ResourceId, target: &Name, world: &Snapshot, findings: &mut 
     let network = &id.network;
     let entry = |name: &Name| world.named::<Dns>(network, name);
     if world.named::<Node>(network, target).is_none() && entry(target).is_none() {
-        let nodes = world.all_in::<Node>(network).map(|(id, _)| id.name.as_str());
-        let known: Vec<_> = nodes.chain(world.all_in::<Dns>(network).map(|(id, _)| id.name.as_str())).collect();
-        let problem = Problem::new(Code::DnsUnknownName, format!("network {network} has no name {:?}", target.as_str()));
-        findings.push(problem.help(did_you_mean(target.as_str(), known)), Some("cname"));
+        let nodes = world.all_in::<Node>(network).map(|(id, _)| &id.name);
+        let names = nodes.chain(world.all_in::<Dns>(network).map(|(id, _)| &id.name)).filter(|name| **name != id.name);
+        let known: Vec<_> = names.map(|name| format!("{name}.{network}")).collect();
+        let message = format!("{id} leads to {target}.{network}, but network {network} has no name {:?}", target.as_str());
+        let help = did_you_mean(&format!("{target}.{network}"), known.iter().map(String::as_str));
+        let help = help.unwrap_or_else(|| format!("declare a node or a dns entry {:?}", target.as_str()));
+        findings.push(Problem::new(Code::DnsUnknownName, message).help(help), Some("cname"));
         return;
     }
-    let (mut at, mut seen) = (target.clone(), BTreeSet::from([id.name.clone()]));
-    while let Some(next) = entry(&at).and_then(|dns| dns.inner_cname(network)) {
-        if at == id.name || !seen.insert(at.clone()) {
-            break;
-        }
-        at = next;
+    let circle = circle(id, target, world);
+    // Each circle is told once, at the first of its entries.
+    if circle.iter().min() != Some(&id.name) {
+        return;
     }
-    if at == id.name {
-        let problem = Problem::new(Code::DnsLoop, format!("{id} leads back to itself"));
-        findings.push(problem.help("let one of the entries of the circle end at a node or an address".to_owned()), Some("cname"));
+    let way: Vec<_> = circle.iter().chain([&id.name]).map(Name::as_str).collect();
+    let mut problem = Problem::new(Code::DnsLoop, format!("{id} leads back to itself: {}", way.join(" -> ")));
+    for name in &circle[1..] {
+        problem = problem.see(findings.location(&ResourceId::of::<Dns>(network, name), Some("cname")), "and on from here");
     }
+    let help = "let one of them end at a node, an address or a name outside of the network";
+    findings.push(problem.help(help.to_owned()), Some("cname"));
+}
+
+/// The entries of the circle that an entry is part of, from that entry on; none if it is part of none.
+fn circle(id: &ResourceId, target: &Name, world: &Snapshot) -> Vec<Name> {
+    let (mut way, mut at) = (vec![id.name.clone()], target.clone());
+    while at != id.name {
+        let next = world.named::<Dns>(&id.network, &at).and_then(|dns| dns.inner_cname(&id.network));
+        let Some(next) = next.filter(|_| !way.contains(&at)) else { return Vec::new() };
+        way.push(std::mem::replace(&mut at, next));
+    }
+    way
 }

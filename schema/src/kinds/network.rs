@@ -57,7 +57,7 @@ impl Rules for Network {
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
         if self.ipv4.is_none() && self.ipv6.is_none() {
             let problem = Problem::new(Code::NoRange, format!("network {id} has neither an IPv4 nor an IPv6 range"));
-            findings.push(problem.help("add `ipv4 \"10.40.0.0/16\"`".to_owned()), None);
+            findings.push(problem.help("give it an ipv4 range such as 10.40.0.0/16, or an ipv6 range".to_owned()), None);
         }
         within(findings, "check-in", self.check_in, Seconds(1), Seconds::hours(1));
         within(findings, "keepalive", self.keepalive, Seconds(0), Seconds::hours(18));
@@ -74,26 +74,28 @@ impl Rules for Network {
 
 impl Network {
     fn check_room(&self, id: &ResourceId, declared: u128, findings: &mut Findings<'_>) {
-        let ipv4 = self.ipv4.map(|range| ("ipv4", 32 - u32::from(range.net().prefix_len()), 2));
-        let ipv6 = self.ipv6.map(|range| ("ipv6", 128 - u32::from(range.net().prefix_len()), 1));
-        for (field, bits, lost) in ipv4.into_iter().chain(ipv6) {
-            let hosts = 1u128.checked_shl(bits).unwrap_or(u128::MAX).saturating_sub(lost);
-            if hosts < declared.max(2) {
-                let needed = format!("it needs room for {}", declared.max(2));
-                let message = format!("the {field} range of network {id} has {hosts} addresses for nodes; {needed}");
-                findings.push(
-                    Problem::new(Code::RangeTooSmall, message).help("take a shorter prefix".to_owned()),
-                    Some(field),
-                );
+        let needed = declared.max(2);
+        let ipv4 = self.ipv4.map(|range| ("ipv4", 32, range.net().prefix_len(), 2));
+        let ipv6 = self.ipv6.map(|range| ("ipv6", 128, range.net().prefix_len(), 1));
+        for (field, width, prefix, lost) in ipv4.into_iter().chain(ipv6) {
+            let hosts = 1u128.checked_shl(width - u32::from(prefix)).unwrap_or(u128::MAX).saturating_sub(lost);
+            if hosts < needed {
+                let message =
+                    format!("the {field} range of network {id} has {hosts} addresses for nodes; it needs room for {needed}");
+                let longest = width - (needed + lost).next_power_of_two().trailing_zeros();
+                let problem = Problem::new(Code::RangeTooSmall, message);
+                findings.push(problem.help(format!("take a prefix of /{longest} or shorter")), Some(field));
             }
         }
     }
 }
 
-fn within(findings: &mut Findings<'_>, field: &str, value: Seconds, min: Seconds, max: Seconds) {
+/// Reports a duration of an object that lies outside of what works.
+pub(super) fn within(findings: &mut Findings<'_>, field: &str, value: Seconds, min: Seconds, max: Seconds) {
     if value < min || value > max {
-        let message = format!("{field} is {value}; {min} to {max} work");
-        findings.push(Problem::new(Code::OutOfBounds, message), Some(field));
+        let message = format!("{field} is {value}, outside of what works");
+        let help = format!("choose a duration from {min} to {max}");
+        findings.push(Problem::new(Code::OutOfBounds, message).help(help), Some(field));
     }
 }
 
@@ -104,6 +106,13 @@ impl Network {
             IpAddr::V4(_) => self.ipv4.map(|range| range.net().into()),
             IpAddr::V6(_) => self.ipv6.map(|range| range.net().into()),
         }
+    }
+
+    /// Whether a node may have the address: it lies in the range of its family, and is neither that range's own first nor,
+    /// in IPv4, its last.
+    pub fn has_room_at(&self, address: IpAddr) -> bool {
+        let inside = |range: &IpNet| range.contains(&address) && range.network() != address;
+        self.range_of(address).filter(inside).is_some_and(|range| address.is_ipv6() || range.broadcast() != address)
     }
 
     /// Its ranges, at most one of each family.

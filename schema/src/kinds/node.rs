@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use schema_derive::Describe;
 
 use super::Network;
-use super::network::Port;
+use super::network::{Port, within};
 use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Endpoint, Name, Scalar, Seconds};
@@ -47,19 +47,27 @@ impl Rules for Node {
         for (field, address) in self.reserved() {
             if let Some(why) = outside(network, address) {
                 let message = format!("{address} cannot be reserved for {id}: {why}");
-                findings.push(Problem::new(Code::OutsideRange, message), Some(field));
+                let help = help_for_address(network, field, address);
+                findings.push(Problem::new(Code::OutsideRange, message).help(help), Some(field));
             }
             if let Some(other) = findings.first_with_address(&id.network, address).filter(|other| *other != id).cloned() {
                 let message = format!("{address} is reserved for {} and for {}", other.name, id.name);
                 let first = findings.location(&other, Some(field));
-                findings.push(Problem::new(Code::AddressTaken, message).see(first, "reserved here first"), Some(field));
+                let problem = Problem::new(Code::AddressTaken, message).see(first, "reserved here first");
+                findings.push(problem.help("reserve another address for one of them".to_owned()), Some(field));
             }
         }
-        if self.keepalive.is_some_and(|keepalive| keepalive > Seconds::hours(18)) {
-            let message = format!("keepalive is {}; 0s to 18h work", self.keepalive.unwrap_or_default());
-            findings.push(Problem::new(Code::OutOfBounds, message), Some("keepalive"));
+        if let Some(keepalive) = self.keepalive {
+            within(findings, "keepalive", keepalive, Seconds(0), Seconds::hours(18));
         }
     }
+}
+
+fn help_for_address(network: &Network, field: &str, address: IpAddr) -> String {
+    network.range_of(address).map_or_else(
+        || format!("give the network an {field} range, or take the address away"),
+        |range| format!("choose a free address of {range}"),
+    )
 }
 
 /// Why a node of the network cannot have that address; nothing if it can.

@@ -31,7 +31,8 @@ impl Expiry {
 
 impl Scalar for Expiry {
     const NAME: &'static str = "a date or a duration";
-    const DOC: &'static str = "A day (`2027-03-01`: from its start, UTC, it is over) or a duration after the creation (`30d`).";
+    const DOC: &'static str =
+        "A day (`2027-03-01`: from its start, UTC, it is over) or a duration after the creation (`30d`).";
     const GOOD: &'static [&'static str] = &["30d", "2027-03-01", "12h"];
     const BAD: &'static [&'static str] = &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s"];
 }

@@ -49,11 +49,22 @@ impl NetworkName {
 impl Scalar for Name {
     const NAME: &'static str = "a name";
     const DOC: &'static str = "Lower-case letters, digits and inner hyphens, 1 to 63 characters.";
-    const GOOD: &'static [&'static str] = &["db-1", "a", "0", "gw-fra"];
-    const BAD: &'static [&'static str] = &[
-        "", "-a", "a-", "A", "a_b", "a.b", "ä",
-        "a123456789012345678901234567890123456789012345678901234567890123",
-    ];
+    const GOOD: &'static [&'static str] = &["db-1", "gw-fra", "a", "0"];
+    const BAD: &'static [&'static str] =
+        &["", "-a", "a-", "A", "a_b", "a.b", "ä", "a123456789012345678901234567890123456789012345678901234567890123"];
+
+    fn meant(text: &str) -> Option<String> {
+        let name: Self = shaped(text, 63).parse().ok()?;
+        (name.as_str() != text).then(|| name.to_string())
+    }
+}
+
+/// The text with what a name may hold, at most so long.
+fn shaped(text: &str, longest: usize) -> String {
+    let lower = text.to_lowercase().replace(['_', '.', ' '], "-");
+    let kept = lower.chars().filter(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+    let shaped: String = kept.skip_while(|c| *c == '-').take(longest).collect();
+    shaped.trim_end_matches('-').to_owned()
 }
 
 impl FromStr for Name {
@@ -63,11 +74,11 @@ impl FromStr for Name {
         if text.is_empty() {
             return Err("it is empty".into());
         }
-        if text.len() > 63 {
-            return Err(format!("it has {} characters, 63 are allowed", text.len()));
-        }
         if let Some(odd) = text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
             return Err(format!("{odd:?} may not stand in it; lower-case letters, digits and inner hyphens may"));
+        }
+        if text.len() > 63 {
+            return Err(format!("it has {} characters; 63 are allowed", text.len()));
         }
         if text.starts_with('-') || text.ends_with('-') {
             return Err("it starts or ends with a hyphen".into());
@@ -81,6 +92,11 @@ impl Scalar for NetworkName {
     const DOC: &'static str = "A name of at most 12 characters; `comms`, alone or followed by digits, is reserved.";
     const GOOD: &'static [&'static str] = &["corp", "lab-2", "comms-x", "a23456789012"];
     const BAD: &'static [&'static str] = &["a234567890123", "comms", "comms2", "Corp"];
+
+    fn meant(text: &str) -> Option<String> {
+        let name: Self = shaped(text, 12).parse().ok()?;
+        (name.as_str() != text).then(|| name.to_string())
+    }
 }
 
 impl FromStr for NetworkName {
@@ -89,7 +105,10 @@ impl FromStr for NetworkName {
     fn from_str(text: &str) -> Result<Self, String> {
         let name: Name = text.parse()?;
         if text.len() > 12 {
-            return Err(format!("it has {} characters; 12 are allowed, because its interface is nm-{text}", text.len()));
+            return Err(format!(
+                "it has {} characters; 12 are allowed, because its interface is nm-{text}",
+                text.len()
+            ));
         }
         let reserved = text.strip_prefix("comms").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
         if reserved {

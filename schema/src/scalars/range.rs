@@ -58,6 +58,10 @@ impl Scalar for Ipv4Range {
     const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set behind the prefix.";
     const GOOD: &'static [&'static str] = &["10.40.0.0/16", "192.168.7.64/26", "10.0.0.0/8"];
     const BAD: &'static [&'static str] = &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "fd40::/64", "10.40/16", ""];
+
+    fn meant(text: &str) -> Option<String> {
+        Some(text.parse::<Ipv4Net>().ok()?.trunc().to_string())
+    }
 }
 
 impl Scalar for Ipv6Range {
@@ -65,6 +69,10 @@ impl Scalar for Ipv6Range {
     const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set behind the prefix.";
     const GOOD: &'static [&'static str] = &["fd40:40::/64", "fd00::/48"];
     const BAD: &'static [&'static str] = &["fd40:40::1/64", "fd40::", "fd40::/129", "10.0.0.0/8", ""];
+
+    fn meant(text: &str) -> Option<String> {
+        Some(text.parse::<Ipv6Net>().ok()?.trunc().to_string())
+    }
 }
 
 impl Scalar for Ipv4Addr {

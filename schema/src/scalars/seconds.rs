@@ -32,6 +32,11 @@ impl Scalar for Seconds {
     const BAD: &'static [&'static str] = &["", "20", "s", "1.5h", "-1s", "30m1h", "1d1d", "99999999999s", "5 m"];
     const INTEGER: Option<fn(&Self) -> Option<i64>> = Some(|_| None);
 
+    fn meant(text: &str) -> Option<String> {
+        let seconds: u32 = text.parse().ok()?;
+        Some(Self(seconds).to_string())
+    }
+
     fn from_integer(number: i64) -> Result<Self, String> {
         u32::try_from(number).map(Self).map_err(|_| "it lies outside of 0 seconds to 136 years".into())
     }

@@ -27,7 +27,7 @@ impl Uses {
 impl Scalar for Uses {
     const NAME: &'static str = "a number of uses";
     const DOC: &'static str = "A whole number from 1 to 1000000, or `unlimited`.";
-    const GOOD: &'static [&'static str] = &["50", "1", "unlimited"];
+    const GOOD: &'static [&'static str] = &["50", "unlimited", "1"];
     const BAD: &'static [&'static str] = &["0", "-1", "1000001", "many", "", "1.5"];
     const INTEGER: Option<fn(&Self) -> Option<i64>> = Some(|uses| uses.left(0).map(i64::from));
 }

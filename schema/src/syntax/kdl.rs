@@ -1,7 +1,8 @@
 //! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments.
 //!
-//! The parser recurses on blocks, and a stack that runs out ends the process, so nesting is counted by [`depth`] first
-//! and the parser runs on a thread with a stack for the deepest nesting that is allowed.
+//! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by [`too_deep`] first.
+//! In a malformed file the parser may see blocks where that saw a text, so the parser also runs on a thread with a stack
+//! that would hold every brace of the file, one inside the other.
 
 use std::fmt::Write as _;
 use std::thread;
@@ -9,24 +10,33 @@ use std::thread;
 use kdl::{KdlDocument, KdlEntry, KdlError, KdlNode, KdlValue};
 use miette::SourceSpan;
 
-use super::{Context, MAX_DEPTH};
-use crate::descriptor::Descriptor;
+use super::{Context, Draft, MAX_DEPTH};
+use crate::descriptor::{Descriptor, with_article};
 use crate::report::Code;
 use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
 
 /// Errors shown for one file: one slip of the pen makes a KDL parser stumble over all that follows.
 const MAX_ERRORS: usize = 3;
-/// Enough for [`MAX_DEPTH`] blocks in a build without optimisation.
-const STACK: usize = 64 << 20;
+/// The most blocks in one file: what bounds the stack.
+const MAX_BLOCKS: usize = 32_768;
+/// What the parser needs of the stack, at most, for a block or a comment inside another.
+const LEVEL: usize = 16 << 10;
 
 pub(super) fn parse(text: &str, context: &mut Context) {
-    if let Some(at) = too_deep(text) {
-        let message = format!("more than {MAX_DEPTH} blocks are open here");
-        return context.problem(Code::TooDeep, Span::new(at, at + 1), message, Some("close a block before".into()));
+    if let Some((at, what)) = too_deep(text) {
+        let message = format!("more than {MAX_DEPTH} {what} are open here");
+        let help = "nest less deep, and look for one that is not closed";
+        return context.problem(Code::TooDeep, Span::new(at, at + 1), message, Some(help.into()));
+    }
+    let blocks = text.bytes().filter(|byte| *byte == b'{').count() + text.matches("/*").count();
+    if blocks > MAX_BLOCKS {
+        let message = format!("the file holds {blocks} blocks, {MAX_BLOCKS} are allowed");
+        return context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
     }
     let parse = || KdlDocument::parse(text);
     let parsed = thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, parse);
+        let stack = LEVEL * (blocks + 2 * MAX_DEPTH);
+        let thread = thread::Builder::new().stack_size(stack).spawn_scoped(scope, parse);
         thread.expect("a thread can be started").join().expect("the KDL parser does not panic")
     });
     match parsed {
@@ -35,11 +45,11 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     }
 }
 
-/// Where more than the allowed number of blocks or comments are open; nothing if nowhere.
+/// Where more than the allowed number of blocks or comments are open, and which; nothing if nowhere.
 ///
 /// Knows just enough of KDL to tell a brace in a string or comment from one outside; where a file is malformed it may
-/// count too many, never too few, because it never skips over a brace that the parser would see.
-fn too_deep(text: &str) -> Option<usize> {
+/// be wrong either way.
+fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     let bytes = text.as_bytes();
     let (mut at, mut open) = (0, 0usize);
     while at < bytes.len() {
@@ -47,7 +57,7 @@ fn too_deep(text: &str) -> Option<usize> {
             b'{' => {
                 open += 1;
                 if open > MAX_DEPTH {
-                    return Some(at);
+                    return Some((at, "blocks"));
                 }
             }
             b'}' => open = open.saturating_sub(1),
@@ -65,7 +75,7 @@ fn too_deep(text: &str) -> Option<usize> {
             }
             b'/' if bytes.get(at + 1) == Some(&b'*') => match after_comment(bytes, at) {
                 Ok(after) => at = after,
-                Err(deep) => return Some(deep),
+                Err(deep) => return Some((deep, "comments")),
             },
             _ => {}
         }
@@ -122,18 +132,41 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     // Unclosed blocks follow from the slip before them; alone they are the slip.
     if found.len() > 1 {
         let first = found.remove(0);
-        found.retain(|one| !one.message.as_deref().unwrap_or_default().contains("closed"));
+        let follows = |message: &str| message.to_lowercase().contains("clos");
+        found.retain(|one| !one.message.as_deref().is_some_and(follows));
         found.insert(0, first);
     }
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
-        let mut message = one.message.unwrap_or_else(|| "this is not KDL".into());
-        message.truncate(message.trim_end_matches('.').len());
+        let end = (one.span.offset() + one.span.len()).min(text.len());
+        let span = Span::new(one.span.offset().min(end), end);
+        let written = text.get(span.start as usize..end).unwrap_or_default();
+        let (mut message, help) = in_our_words(written, &one.message.unwrap_or_default())
+            .map_or_else(|(message, help)| (message, one.help.or(help)), |(message, help)| (message, Some(help)));
         if place + 1 == MAX_ERRORS && more > 0 {
             let _ = write!(message, " ({more} more behind it)");
         }
-        let end = (one.span.offset() + one.span.len()).min(text.len());
-        context.problem(Code::Kdl, Span::new(one.span.offset(), end), message, one.help);
+        context.problem(Code::Kdl, span, message, help);
+    }
+}
+
+/// What the usual slips are called and how they are mended; the parser's own words, shaped as ours, for all others.
+fn in_our_words(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
+    let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
+    if is_keyword(written) {
+        Ok((format!("{written} is no value in KDL 2"), format!("write #{written}, or {written:?} if a text is meant")))
+    } else if number {
+        Ok((format!("{written} is no number"), format!("put it in quotes: {written:?}")))
+    } else if message.starts_with("No closing '}'") {
+        Ok(("this block is never closed".into(), "close it with }".into()))
+    } else if message.starts_with("Unexpected newline") {
+        Ok(("this text is not closed on its line".into(), "close it with \"".into()))
+    } else if written.starts_with('"') && written.contains('\\') {
+        Ok(("a backslash stands in this text with no meaning".into(), "write a backslash as \\\\".into()))
+    } else {
+        let mut rest = message.trim_end_matches('.').chars();
+        let first = rest.next().map_or("this is not KDL".into(), |first| first.to_lowercase().to_string());
+        Err((first + rest.as_str(), Some("see https://kdl.dev for the form of KDL 2".into())))
     }
 }
 
@@ -150,21 +183,23 @@ fn read_top(document: &KdlDocument, context: &mut Context) {
 /// Reads a node as an object, and the objects inside it.
 fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, context: &mut Context) {
     refuse_annotation(node.ty().is_some(), node.name().span(), context);
-    let mut fields = Record::new();
+    let mut draft = Draft::new();
     let mut name = None;
     for entry in node.entries() {
         let value = value(entry, context);
         match (entry.name(), &value.data, &name) {
-            (Some(key), _, _) => insert(&mut fields, key.value(), span(key.span()), value, context),
+            (Some(key), _, _) => insert(&mut draft.fields, key.value(), span(key.span()), value, context),
             (None, Data::Text(text), None) => name = Some(Spanned { text: (&**text).into(), span: value.span }),
             (None, _, None) => {
-                let message = format!("the name of a {} is a text, not {}", kind.word, value.data.describe());
-                context.problem(Code::MissingName, value.span, message, Some("put it in quotes".into()));
+                let message =
+                    format!("the name of {} is a text, not {}", with_article(kind.word), value.data.describe());
+                context.problem(Code::MissingName, value.span, message, Some("write a name in quotes".into()));
                 return;
             }
             (None, _, Some(_)) => {
-                let message = format!("a {} has one argument, its name", kind.word);
+                let message = format!("{} has one argument, its name", with_article(kind.word));
                 context.problem(Code::ExtraArgument, value.span, message, Some("write fields as name=value".into()));
+                draft.whole = false;
             }
         }
     }
@@ -173,29 +208,28 @@ fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, c
         let help = format!("write it behind the word: {} \"...\"", kind.word);
         return context.problem(Code::MissingName, span(node.name().span()), message, Some(help));
     };
-    let holds_objects = children(node, kind, &name, &mut fields, context);
-    if !(holds_objects && fields.is_empty()) {
-        context.document(kind, name, parent, fields);
-    }
+    children(node, kind, &name, &mut draft, context);
+    context.document(kind, name, parent, draft);
 }
 
-/// Reads the children of an object: its fields, and the objects inside it. Gives whether there were any of those.
-fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, fields: &mut Record, context: &mut Context) -> bool {
+/// Reads the children of an object: its fields, and the objects inside it.
+fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &mut Draft, context: &mut Context) {
     let holder = context.kinds.iter().any(|inner| inner.within == Some(kind.word));
-    let mut holds_objects = false;
     for child in node.iter_children() {
         let word = child.name().value();
         let place = span(child.name().span());
         if let Some(inner) = context.kind(|inner| inner.word == word, Some(kind)) {
-            holds_objects = true;
+            draft.holds_objects = true;
             object(child, inner, Some(name), context);
         } else if holder && !kind.fields.iter().any(|field| field.name == word) {
             context.unknown_word(word, place, Some(kind), |kind| kind.word);
+            draft.whole = false;
         } else if let Some(value) = field(child, context) {
-            insert(fields, word, place, value, context);
+            insert(&mut draft.fields, word, place, value, context);
+        } else {
+            draft.whole = false;
         }
     }
-    holds_objects
 }
 
 /// Reads a child as a field: no argument is true, one is a scalar, several are a list, a block is a record.
@@ -237,7 +271,10 @@ fn value(entry: &KdlEntry, context: &mut Context) -> Value {
         KdlValue::Integer(number) => {
             i64::try_from(*number).map_or_else(|_| Data::Float(number.to_string().into()), Data::Integer)
         }
-        KdlValue::Float(number) => Data::Float(number.to_string().into()),
+        KdlValue::Float(number) => {
+            let written = entry.format().map(|format| format.value_repr.clone());
+            Data::Float(written.unwrap_or_else(|| number.to_string()).into())
+        }
         KdlValue::Bool(value) => Data::Bool(*value),
         KdlValue::Null => Data::Null,
     };
@@ -261,7 +298,7 @@ fn insert(fields: &mut Record, name: &str, key: Span, value: Value, context: &mu
 
 fn refuse_annotation(there: bool, at: SourceSpan, context: &mut Context) {
     if there {
-        let help = Some("take away the word in parentheses".to_owned());
+        let help = Some("take away the word in parentheses: each field knows its type".to_owned());
         context.problem(Code::Kdl, span(at), "type annotations mean nothing here", help);
     }
 }
@@ -285,7 +322,8 @@ fn print_object(document: &Document, all: &[Document], indent: usize, text: &mut
         .filter(|inner| inner.parent.as_ref().is_some_and(|parent| parent.text == document.name.text))
         .collect();
     let _ = write!(text, "{:indent$}{} {}", "", document.descriptor.word, quoted(&document.name.text));
-    let as_property = |member: &&Member| inner.is_empty() && !matches!(member.value.data, Data::List(_) | Data::Record(_));
+    let as_property =
+        |member: &&Member| inner.is_empty() && !matches!(member.value.data, Data::List(_) | Data::Record(_));
     for (name, member) in document.fields.iter().filter(|(_, member)| as_property(member)) {
         let _ = write!(text, " {name}={}", scalar(&member.value));
     }
@@ -356,7 +394,9 @@ fn quoted(text: &str) -> String {
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
             // Line separators and marks that KDL forbids in the open.
-            c if c.is_control() || matches!(c, '\u{85}' | '\u{2028}'..='\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') => {
+            c if c.is_control()
+                || matches!(c, '\u{85}' | '\u{2028}'..='\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
+            {
                 let _ = write!(quoted, "\\u{{{:x}}}", u32::from(c));
             }
             c => quoted.push(c),
@@ -389,9 +429,9 @@ mod tests {
     #[test]
     fn blocks_and_comments_that_nest_too_deep_are_found() {
         assert_eq!(too_deep(&"a {".repeat(64)), None);
-        assert_eq!(too_deep(&"a {".repeat(65)), Some(194));
-        assert_eq!(too_deep(&"/-a {".repeat(65)), Some(64 * 5 + 4));
-        assert_eq!(too_deep(&"/*".repeat(65)), Some(128));
-        assert_eq!(too_deep(&format!("a \"\n{}", "{".repeat(65))), Some(68));
+        assert_eq!(too_deep(&"a {".repeat(65)), Some((194, "blocks")));
+        assert_eq!(too_deep(&"/-a {".repeat(65)), Some((64 * 5 + 4, "blocks")));
+        assert_eq!(too_deep(&"/*".repeat(65)), Some((128, "comments")));
+        assert_eq!(too_deep(&format!("a \"\n{}", "{".repeat(65))), Some((68, "blocks")));
     }
 }

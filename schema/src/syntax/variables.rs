@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::value::{Data, Document, Location, Value};
+use crate::value::{Data, Document, Location, Span, Value};
 
 /// The values of the variables, by their names.
 pub type Variables = BTreeMap<String, String>;
@@ -12,32 +12,37 @@ pub type Variables = BTreeMap<String, String>;
 pub fn substitute(documents: &mut [Document], variables: &Variables, report: &mut Report) {
     for document in documents {
         let source = document.source;
-        let mut unknown = |name: &str, span| {
-            let known = variables.keys().map(String::as_str);
-            let help = did_you_mean(name, known).unwrap_or_else(|| format!("declare it in nmplan.kdl: var {name:?}"));
-            let message = format!("no variable is called {name:?}");
-            report.push(Problem::new(Code::UnknownVariable, message).at(Location { source, span }).help(help));
-        };
-        for member in document.fields.values_mut() {
-            put_in(&mut member.value, variables, &mut unknown);
-        }
+        let mut wrong = |problem: Problem, span| report.push(problem.at(Location { source, span }));
+        let before = document.fields.len();
+        document.fields.retain(|_, member| put_in(&mut member.value, variables, &mut wrong));
+        document.whole &= document.fields.len() == before;
     }
 }
 
-fn put_in(value: &mut Value, variables: &Variables, unknown: &mut impl FnMut(&str, crate::value::Span)) {
+/// Puts the variables in for every text of a value. Gives whether all could be: nothing should judge what is left.
+fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Problem, Span)) -> bool {
     match &mut value.data {
-        Data::Text(text) if text.contains("${") => {
-            *text = expand(text, variables, |name| unknown(name, value.span)).into();
+        Data::Text(text) if text.contains("${") => match expand(text, variables) {
+            Ok(expanded) => *text = expanded.into(),
+            Err(problem) => {
+                wrong(problem, value.span);
+                return false;
+            }
+        },
+        Data::List(items) => {
+            let failed = items.iter_mut().filter_map(|item| (!put_in(item, variables, wrong)).then_some(()));
+            return failed.count() == 0;
         }
-        Data::List(items) => items.iter_mut().for_each(|item| put_in(item, variables, unknown)),
         Data::Record(record) => {
-            record.values_mut().for_each(|member| put_in(&mut member.value, variables, unknown));
+            let failed = record.values_mut().filter_map(|it| (!put_in(&mut it.value, variables, wrong)).then_some(()));
+            return failed.count() == 0;
         }
         Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {}
     }
+    true
 }
 
-fn expand(text: &str, variables: &Variables, mut unknown: impl FnMut(&str)) -> String {
+fn expand(text: &str, variables: &Variables) -> Result<String, Problem> {
     let (mut expanded, mut rest) = (String::new(), text);
     while let Some(at) = rest.find("${") {
         let (before, from) = rest.split_at(at);
@@ -48,14 +53,23 @@ fn expand(text: &str, variables: &Variables, mut unknown: impl FnMut(&str)) -> S
             continue;
         }
         expanded.push_str(before);
-        let name = from[2..].split('}').next().unwrap_or_default();
-        match variables.get(name) {
-            Some(value) => expanded.push_str(value),
-            None => unknown(name),
-        }
-        rest = from.get(2 + name.len() + 1..).unwrap_or_default();
+        let Some((name, behind)) = from[2..].split_once('}') else {
+            let problem =
+                Problem::new(Code::UnknownVariable, format!("the name of a variable is not closed in {from:?}"));
+            return Err(problem.help("close it with }, or write $${ if a literal ${ is meant".to_owned()));
+        };
+        expanded.push_str(variables.get(name).ok_or_else(|| unknown(name, variables))?);
+        rest = behind;
     }
-    expanded + rest
+    Ok(expanded + rest)
+}
+
+fn unknown(name: &str, variables: &Variables) -> Problem {
+    let help = did_you_mean(name, variables.keys().map(String::as_str));
+    let help = help.unwrap_or_else(|| {
+        format!("declare the variable {name:?} in the project file, or write $${{{name}}} for the literal text")
+    });
+    Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}")).help(help)
 }
 
 #[cfg(test)]
@@ -65,11 +79,11 @@ mod tests {
     #[test]
     fn variables_are_put_in_and_doubled_dollars_stay() {
         let variables = Variables::from([("a".into(), "1".into()), ("b-c".into(), "${a}".into())]);
-        let known = |text: &str| expand(text, &variables, |name| panic!("{name} is known"));
+        let known = |text: &str| expand(text, &variables).unwrap_or_else(|problem| panic!("{}", problem.message));
         assert_eq!(known("x${a}y${b-c}"), "x1y${a}");
         assert_eq!(known("$${a} $ {a} ${a}"), "${a} $ {a} 1");
-        let mut unknown = Vec::new();
-        expand("${x} ${y", &variables, |name| unknown.push(name.to_owned()));
-        assert_eq!(unknown, ["x", "y"]);
+        let refused = |text: &str| expand(text, &variables).map_err(|problem| problem.message);
+        assert_eq!(refused("${a} ${x}"), Err("no variable is called \"x\"".to_owned()));
+        assert_eq!(refused("${a} ${a"), Err("the name of a variable is not closed in \"${a\"".to_owned()));
     }
 }

@@ -6,25 +6,21 @@
 
 use std::borrow::Cow;
 
-use granit_parser::{Event, Options, Parser, ScalarStyle};
+use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle};
 
-use super::{Context, MAX_DEPTH};
-use crate::descriptor::Descriptor;
+use super::{Context, Draft, MAX_DEPTH};
+use crate::descriptor::{Descriptor, with_article};
 use crate::report::Code;
 use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
 
 pub(super) fn parse(text: &str, context: &mut Context) {
-    let before = context.report.len();
     let mut options = Options::default();
     options.set_emit_comments(false);
     options.emit_unresolved_aliases = true;
-    let mut events = Events { parser: Parser::new_from_str_with_options(text, options), context, depth: 0 };
+    let mut events = Events { text, parser: Parser::new_from_str_with_options(text, options), context, depth: 0 };
     let tree = events.document();
-    if context.report.len() > before {
-        return;
-    }
     match tree.map(|tree| (tree.span, tree.data)) {
-        Some((_, Data::Record(record))) => objects_of(record, None, context),
+        Some((_, Data::Record(record))) => drop(objects_of(record, None, context)),
         None | Some((_, Data::Null)) => {}
         Some((span, data)) => {
             let message = format!("a file holds kinds and their objects, not {}", data.describe());
@@ -33,14 +29,22 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     }
 }
 
-/// Reads a record as the collections of kinds inside a parent; what is no kind is left to be a field.
-fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) {
+/// Reads a record as the collections of kinds inside a parent. Gives how many there are, and whether all were known.
+fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) -> (usize, bool) {
+    let (mut known, mut whole) = (0, true);
     for (word, member) in record {
         match context.kind(|kind| kind.plural == &*word, parent.map(|(kind, _)| kind)) {
-            Some(kind) => collection(kind, parent.map(|(_, name)| name), member.value, context),
-            None => context.unknown_word(&word, member.key.0, parent.map(|(kind, _)| kind), |kind| kind.plural),
+            Some(kind) => {
+                known += 1;
+                collection(kind, parent.map(|(_, name)| name), member.value, context);
+            }
+            None => {
+                whole = false;
+                context.unknown_word(&word, member.key.0, parent.map(|(kind, _)| kind), |kind| kind.plural);
+            }
         }
     }
+    (known, whole)
 }
 
 /// Reads `plural: { name: { .. }, .. }`; a bare name or a list of names declares objects without fields.
@@ -54,14 +58,16 @@ fn collection(kind: &'static Descriptor, parent: Option<&Spanned>, value: Value,
         }
         Data::Text(name) => {
             let name = Spanned { text: (&*name).into(), span: value.span };
-            context.document(kind, name, parent, Record::new());
+            context.document(kind, name, parent, Draft::new());
         }
         Data::List(items) => items.into_iter().for_each(|item| match item.data {
             Data::Text(_) => collection(kind, parent, item, context),
-            data => misplaced(kind, item.span, &data, context),
+            Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+                misplaced(kind, item.span, &item.data, context);
+            }
         }),
         Data::Null => {}
-        data => misplaced(kind, value.span, &data, context),
+        data @ (Data::Bool(_) | Data::Integer(_) | Data::Float(_)) => misplaced(kind, value.span, &data, context),
     }
 }
 
@@ -74,23 +80,22 @@ fn object(kind: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, va
     let record = match value.data {
         Data::Record(record) => record,
         Data::Null => Record::new(),
-        data => {
-            let message = format!("a {} holds fields, not {}", kind.word, data.describe());
-            return context.problem(Code::WrongType, value.span, message, Some("write them as { field: value }".into()));
+        data @ (Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_)) => {
+            let message = format!("{} holds fields, not {}", with_article(kind.word), data.describe());
+            context.problem(Code::WrongType, value.span, message, Some("write them as { field: value }".into()));
+            return context.document(kind, name, parent, Draft { whole: false, ..Draft::new() });
         }
     };
     let holder = context.kinds.iter().any(|inner| inner.within == Some(kind.word));
     let is_field = |word: &str| !holder || kind.fields.iter().any(|field| field.name == word);
     let (fields, inner): (Record, Record) = record.into_iter().partition(|(word, _)| is_field(word));
-    let holds_objects = !inner.is_empty();
-    objects_of(inner, Some((kind, &name)), context);
-    if !(holds_objects && fields.is_empty()) {
-        context.document(kind, name, parent, fields);
-    }
+    let (known, whole) = objects_of(inner, Some((kind, &name)), context);
+    context.document(kind, name, parent, Draft { fields, whole, holds_objects: known > 0 });
 }
 
 /// The events of one file, being read into a tree.
 struct Events<'a, 'c> {
+    text: &'a str,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
     context: &'c mut Context,
     depth: usize,
@@ -106,11 +111,23 @@ impl<'a> Events<'a, '_> {
             }
             Err(error) => {
                 let at = error.marker().byte_offset().unwrap_or_default();
+                let span = Span::new(at, at);
+                if *error.kind() == ErrorKind::RecursionLimitExceeded {
+                    self.too_deep(span);
+                    return None;
+                }
                 let message = error.info();
-                self.context.problem(Code::Yaml, Span::new(at, at), message, None);
+                let help = help_for(&message).map(str::to_owned);
+                self.context.problem(Code::Yaml, span, message, help);
                 None
             }
         }
+    }
+
+    fn too_deep(&mut self, span: Span) {
+        let message = format!("more than {MAX_DEPTH} lists and maps are open here");
+        let help = "nest less deep, and look for one that is not closed";
+        self.context.problem(Code::TooDeep, span, message, Some(help.into()));
     }
 
     /// The one document of a file.
@@ -136,30 +153,42 @@ impl<'a> Events<'a, '_> {
     /// The node that starts with this event; nothing after an error.
     fn node(&mut self, event: Event<'a>, span: Span) -> Option<Value> {
         if event.tag().is_some() {
-            self.refuse(span, "tags mean nothing here", "take it away: each field knows its type");
+            self.refuse(
+                self.mark_before('!', span),
+                "tags mean nothing here",
+                "take it away: each field knows its type",
+            );
             return None;
         }
-        let alias = event.is_alias() || matches!(event, Event::UnresolvedAlias(_));
-        if alias || event.anchor_id().is_some_and(|id| id > 0) {
-            self.refuse(span, "anchors and aliases are not supported", "write the value out");
+        if event.is_alias() || matches!(event, Event::UnresolvedAlias(_)) {
+            self.refuse(span, "aliases are not supported", "write the value out");
             return None;
         }
-        match event {
-            Event::Scalar(text, style, ..) => Some(Value { span, data: scalar(text, style) }),
-            Event::SequenceStart(..) => self.nested(span, Self::list),
-            Event::MappingStart(..) => self.nested(span, Self::record),
-            other => {
-                self.context.problem(Code::Yaml, span, format!("a value belongs here, not {other:?}"), None);
-                None
-            }
+        if event.anchor_id().is_some_and(|id| id > 0) {
+            let help = "take it away, and write the value out wherever it is used";
+            self.refuse(self.mark_before('&', span), "anchors are not supported", help);
+            return None;
         }
+        if let Event::Scalar(text, style, ..) = event {
+            return Some(Value { span, data: scalar(text, style) });
+        }
+        let list = matches!(event, Event::SequenceStart(..));
+        self.nested(span, if list { Self::list } else { Self::record })
+    }
+
+    /// Where the tag or anchor of a node stands: the word with that mark before it.
+    fn mark_before(&self, mark: char, node: Span) -> Span {
+        let place = |start: usize| {
+            let word = self.text[start..].split(char::is_whitespace).next().unwrap_or_default();
+            Span::new(start, start + word.len())
+        };
+        self.text[..node.start as usize].rfind(mark).map_or(node, place)
     }
 
     fn nested(&mut self, span: Span, read: fn(&mut Self) -> Option<Data>) -> Option<Value> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            let message = format!("more than {MAX_DEPTH} lists and maps are open here");
-            self.context.problem(Code::TooDeep, span, message, Some("nest less deep".into()));
+            self.too_deep(span);
             return None;
         }
         let data = read(self)?;
@@ -195,18 +224,32 @@ impl<'a> Events<'a, '_> {
     }
 
     fn key(&mut self, event: Event<'a>, span: Span) -> Option<Cow<'a, str>> {
-        match event {
-            Event::Scalar(text, ScalarStyle::Plain, ..) if text == "<<" => {
-                self.refuse(span, "merge keys are not supported", "write the fields out");
-                None
+        if let Event::Scalar(text, style, 0, None) = event {
+            if style != ScalarStyle::Plain || text != "<<" {
+                return Some(text);
             }
-            Event::Scalar(text, _, anchor, None) if anchor == 0 => Some(text),
-            _ => {
-                self.refuse(span, "a key is a plain text", "write a text without anchor or tag");
-                None
-            }
+            self.refuse(span, "merge keys are not supported", "write out the fields that it merges");
+        } else {
+            self.refuse(span, "a key is one text, without tag, anchor or alias", "write an entry for each key");
         }
+        None
     }
+}
+
+/// How the usual slips are mended, by the parser's words for them.
+fn help_for(message: &str) -> Option<&'static str> {
+    const HELP: [(&str, &str); 6] = [
+        ("tab", "indent with spaces"),
+        ("did not find expected", "indent it like the lines that it belongs to"),
+        (
+            "mapping values",
+            "write what holds fields as `name:` alone on its line, and put a text that has `: ` in it in quotes",
+        ),
+        ("unexpected character", "put the text in quotes"),
+        ("unclosed quote", "close it, or take it away"),
+        ("bracket", "close the bracket that was opened last"),
+    ];
+    HELP.iter().find(|(words, _)| message.contains(words)).map(|(_, help)| *help)
 }
 
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Data {
@@ -248,9 +291,9 @@ fn tree(documents: &[Document], parent: Option<&Document>) -> Value {
         }
     };
     for document in documents.iter().filter(inside) {
-        let collection = kinds.entry(document.descriptor.plural.into()).or_insert_with(|| {
-            Member::from(Value::from(Data::Record(Record::new())))
-        });
+        let collection = kinds
+            .entry(document.descriptor.plural.into())
+            .or_insert_with(|| Member::from(Value::from(Data::Record(Record::new()))));
         if let Data::Record(objects) = &mut collection.value.data {
             objects.insert((&*document.name.text).into(), tree(documents, Some(document)).into());
         }

@@ -1,0 +1,141 @@
+//! The project file: what the project is called, and for each env the server, the files and the variables.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schema_derive::Describe;
+
+use crate::descriptor::{Bounded, Describe, Descriptor, Mismatch, read};
+use crate::report::{Code, Problem, Report, did_you_mean};
+use crate::scalars::{Name, Scalar};
+use crate::value::{Document, Location, SourceId, Span};
+
+/// The schema that this version reads.
+pub const SCHEMA: i64 = 1;
+
+/// What the files of a directory are called together.
+#[derive(Clone, Debug, PartialEq, Describe)]
+#[describe(word = "project", plural = "project")]
+pub struct Project {
+    /// The version of the file format; this is 1.
+    pub schema: Bounded<1, 1_000>,
+}
+
+/// A variable that the envs set, for `${name}` inside values.
+#[derive(Clone, Debug, PartialEq, Describe)]
+#[describe(word = "var", plural = "var")]
+pub struct Var {
+    /// Its value where no env sets it. Absent: each env must.
+    pub default: Option<Box<str>>,
+}
+
+/// A place where the declarations hold: a server, and what is declared for it.
+#[derive(Clone, Debug, PartialEq, Describe)]
+#[describe(word = "env", plural = "env")]
+pub struct Env {
+    /// The URL of the server's REST API. Absent: `--server` or NMPLAN_SERVER.
+    pub server: Option<Box<str>>,
+    /// The directories and files to read, below the project's directory; every .kdl, .yaml and .yml file of a directory
+    /// and of those below it. Absent: all of the project's directory.
+    pub r#use: BTreeSet<Box<str>>,
+    /// The values of variables in this env.
+    pub set: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// The kinds that a project file may hold.
+pub const DESCRIPTORS: &[&Descriptor] =
+    &[<Project as Describe>::DESCRIPTOR, <Var as Describe>::DESCRIPTOR, <Env as Describe>::DESCRIPTOR];
+
+/// A project file as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProjectFile {
+    /// The project's name.
+    pub name: Name,
+    /// Its variables.
+    pub vars: BTreeMap<Name, Var>,
+    /// Its envs.
+    pub envs: BTreeMap<Name, Env>,
+}
+
+/// Reads the documents of a project file, reporting every problem.
+pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
+    let mut reader = Reader { report: Report::default(), places: BTreeMap::new() };
+    let projects: BTreeMap<Name, Project> = reader.all(documents);
+    let (vars, envs): (BTreeMap<Name, Var>, BTreeMap<Name, Env>) = (reader.all(documents), reader.all(documents));
+    let first = documents.first().map_or(Location { source: SourceId(0), span: Span::default() }, |it| it.at());
+    reader.check_variables(documents, &vars, &envs);
+    let Some((name, project)) = projects.into_iter().next() else {
+        if reader.report.is_empty() {
+            let problem = Problem::new(Code::ProjectMissing, "the project file names no project").at(first);
+            let help = "add `project \"acme\" schema=1`, in YAML `project: { acme: { schema: 1 } }`";
+            reader.report.push(problem.help(help.to_owned()));
+        }
+        return (None, reader.report);
+    };
+    if project.schema.number() != SCHEMA {
+        let message =
+            format!("the project's files are of schema {}, this nmplan reads {SCHEMA}", project.schema.number());
+        let at =
+            documents.iter().find(|document| document.descriptor.word == Project::WORD).map(|it| it.field_at("schema"));
+        let problem = Problem::new(Code::ProjectSchema, message).at(at);
+        reader.report.push(problem.help("use a newer nmplan".to_owned()));
+    }
+    (Some(ProjectFile { name, vars, envs }), reader.report)
+}
+
+struct Reader {
+    report: Report,
+    places: BTreeMap<(&'static str, Name), Location>,
+}
+
+impl Reader {
+    /// Reads every document of one kind.
+    fn all<T: Describe>(&mut self, documents: &[Document]) -> BTreeMap<Name, T> {
+        let mut all = BTreeMap::new();
+        for document in documents.iter().filter(|document| document.descriptor.word == T::WORD) {
+            let at = document.at();
+            let name: Name = match document.name.text.parse() {
+                Ok(name) => name,
+                Err(why) => {
+                    let message = format!("{:?} cannot be the name of a {}: {why}", &*document.name.text, T::WORD);
+                    let help = Name::meant(&document.name.text).map(|meant| format!("did you mean {meant:?}?"));
+                    self.report.push(Problem::new(Code::InvalidName, message).at(at).help(help));
+                    continue;
+                }
+            };
+            if let Some(first) = self.places.insert((T::WORD, name.clone()), at) {
+                let problem = Problem::new(Code::DuplicateResource, format!("{} {name} is defined twice", T::WORD));
+                let problem = problem.at(at).see(Some(first), "defined here first");
+                self.report.push(problem.help("keep one of the two".to_owned()));
+                continue;
+            }
+            let mut found = Vec::new();
+            if let Some(it) = read(&document.fields, document.name.span, &mut found) {
+                all.insert(name, it);
+            }
+            for Mismatch { code, span, message, help } in found {
+                let at = Location { source: document.source, span };
+                self.report.push(Problem::new(code, message).at(at).help(help));
+            }
+        }
+        all
+    }
+
+    /// Every variable that an env sets is declared, and every one without a default is set.
+    fn check_variables(&mut self, documents: &[Document], vars: &BTreeMap<Name, Var>, envs: &BTreeMap<Name, Env>) {
+        for document in documents.iter().filter(|document| document.descriptor.word == Env::WORD) {
+            let Some(env) = envs.get(&*document.name.text) else { continue };
+            for name in env.set.keys().filter(|name| !vars.contains_key(&***name)) {
+                let help = did_you_mean(name, vars.keys().map(Name::as_str));
+                let help = help.unwrap_or_else(|| format!("declare it: var {name:?}"));
+                let problem = Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}"));
+                self.report.push(problem.at(document.field_at("set")).help(help));
+            }
+            let unset = vars.iter().filter(|(name, var)| var.default.is_none() && !env.set.contains_key(name.as_str()));
+            for (name, _) in unset {
+                let message = format!("env {} does not set the variable {name:?}", document.name.text);
+                let help = format!("let `set` give {name} a value there, or give the variable a default");
+                self.report.push(Problem::new(Code::UnsetVariable, message).at(document.at()).help(help));
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The kinds as a reference: Markdown for people, JSON Schema for REST bodies and for whole YAML files.
+//!
+//! Everything here is a loop over descriptors and names no kind. The doc comments of kinds, fields and scalars are the
+//! prose.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::descriptor::{Descriptor, Field, ScalarType, Type, with_article};
+use crate::value::Value;
+
+const HEAD: &str = "\
+# Kinds
+
+<!-- Generated from the descriptions in the source: UPDATE=1 cargo test -p schema --test reference -->
+
+What may be declared, and every field of it. A field is written in KDL as `field=value` behind the name or as
+`field value` in the block, in YAML as `field: value`; a field that is absent has its default.
+";
+
+/// The reference of the kinds in Markdown: for each its fields, then the scalars that they hold.
+pub fn markdown(kinds: &[&'static Descriptor]) -> String {
+    let sections = kinds.iter().map(|kind| section(kind));
+    let scalars = scalars(kinds).into_iter().map(scalar_section);
+    let (head, middle) = ([HEAD.to_owned()], ["## Values\n".to_owned()]);
+    head.into_iter().chain(sections).chain(middle).chain(scalars).collect::<Vec<_>>().join("\n")
+}
+
+/// The JSON Schema of the body of each kind in its canonical form, by the kind's word: the `components.schemas` of an
+/// OpenAPI 3.1 document.
+pub fn components(kinds: &[&Descriptor]) -> Json {
+    kinds.iter().map(|kind| (kind.word.to_owned(), body(kind, canonical))).collect::<Map<_, _>>().into()
+}
+
+/// The JSON Schema (draft 2020-12) of a YAML file that holds these kinds: what editors check while a user types.
+pub fn file_schema(kinds: &[&Descriptor]) -> Json {
+    let definitions: Map<_, _> = kinds.iter().map(|kind| (kind.word.to_owned(), object(kind, kinds))).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": ["object", "null"],
+        "properties": collections(None, kinds),
+        "additionalProperties": false,
+        "$defs": definitions,
+    })
+}
+
+fn section(kind: &Descriptor) -> String {
+    let Descriptor { word, plural, within, doc, fields, .. } = kind;
+    let place = within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
+    let mut text = format!("## {word}\n\n{doc}\n\n");
+    text += &format!("It stands {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
+    text += &format!("[{word}.kdl]({word}.kdl) shows every field.\n\n");
+    text += "| field | holds | default | meaning |\n| --- | --- | --- | --- |\n";
+    for field in *fields {
+        let Field { name, doc, ty, .. } = field;
+        text += &format!("| `{name}` | {} | {} | {} |\n", held(ty), default(field), cell(doc));
+    }
+    text
+}
+
+fn scalar_section(scalar: &ScalarType) -> String {
+    let ScalarType { name, doc, good, bad, .. } = scalar;
+    let list = |texts: &[&str]| texts.iter().map(|text| format!("`{text:?}`")).collect::<Vec<_>>().join(", ");
+    format!("### {name}\n\n{doc}\n\nFor example {}; but not {}.\n", list(good), list(bad))
+}
+
+/// What a field holds, in a few words with links.
+fn held(ty: &Type) -> String {
+    match ty {
+        Type::Bool => "a boolean".into(),
+        Type::Integer { min, max } => format!("a whole number, {min} to {max}"),
+        Type::Scalar(scalar) => format!("[{}](#{})", scalar.name, anchor(scalar.name)),
+        Type::Text => "a text".into(),
+        Type::Reference(kind) => format!("the name of a [{kind}](#{kind})"),
+        Type::Set(inner) => format!("any number, each {}", held(inner)),
+        Type::Map(inner) => format!("any number by name, each {}", held(inner)),
+    }
+}
+
+/// The anchor that renderers of Markdown give a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+fn default(field: &Field) -> String {
+    match field.default {
+        Some(default) => format!("`{}`", default()),
+        None if field.required => "must be given".into(),
+        None => "absent".into(),
+    }
+}
+
+/// A text as a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace("\n\n", "<br>")
+}
+
+/// The scalars that fields of the kinds hold, each once, in the order of their first use.
+fn scalars(kinds: &[&'static Descriptor]) -> Vec<&'static ScalarType> {
+    let mut scalars: Vec<&ScalarType> = Vec::new();
+    for field in kinds.iter().flat_map(|kind| kind.fields) {
+        let mut ty = &field.ty;
+        while let Type::Set(inner) | Type::Map(inner) = ty {
+            ty = inner;
+        }
+        if let Type::Scalar(scalar) = ty
+            && scalars.iter().all(|known| known.name != scalar.name)
+        {
+            scalars.push(scalar);
+        }
+    }
+    scalars
+}
+
+/// The collections that may stand in a holder, or at the top: by names, or as names alone.
+fn collections(holder: Option<&str>, kinds: &[&Descriptor]) -> Map<String, Json> {
+    let inside = kinds.iter().filter(|kind| kind.within == holder);
+    let collection = |kind: &&Descriptor| {
+        let object = json!({ "$ref": format!("#/$defs/{}", kind.word) });
+        let names = json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
+        let by_name = json!({ "type": ["object", "null"], "additionalProperties": object });
+        (kind.plural.to_owned(), json!({ "description": kind.doc, "anyOf": [by_name, names] }))
+    };
+    inside.map(collection).collect()
+}
+
+/// An object as an entry of a file: its fields, and the collections inside it.
+fn object(kind: &Descriptor, kinds: &[&Descriptor]) -> Json {
+    let mut schema = body(kind, written);
+    schema["type"] = json!(["object", "null"]);
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        properties.extend(collections(Some(kind.word), kinds));
+    }
+    schema
+}
+
+fn body(kind: &Descriptor, of: fn(&Type) -> Json) -> Json {
+    let property = |field: &Field| {
+        let mut schema = of(&field.ty);
+        schema["description"] = field.doc.into();
+        if let Some(default) = field.default {
+            schema["default"] = literal(&default());
+        }
+        (field.name.to_owned(), schema)
+    };
+    let required: Vec<_> = kind.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
+    json!({
+        "type": "object",
+        "description": kind.doc,
+        "properties": kind.fields.iter().map(property).collect::<Map<_, _>>(),
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+fn literal(value: &Value) -> Json {
+    serde_json::to_value(value).expect("a value can be written as JSON")
+}
+
+/// A type as bodies hold it.
+fn canonical(ty: &Type) -> Json {
+    match ty {
+        Type::Set(inner) => json!({ "type": "array", "items": canonical(inner), "uniqueItems": true }),
+        Type::Map(inner) => json!({ "type": "object", "additionalProperties": canonical(inner) }),
+        Type::Bool | Type::Integer { .. } | Type::Scalar(_) | Type::Text | Type::Reference(_) => single(ty),
+    }
+}
+
+/// A type as files hold it: one element of a set may stand for it.
+fn written(ty: &Type) -> Json {
+    match ty {
+        Type::Set(inner) => json!({ "anyOf": [written(inner), { "type": "array", "items": written(inner) }] }),
+        Type::Map(inner) => json!({ "type": "object", "additionalProperties": written(inner) }),
+        Type::Bool | Type::Integer { .. } | Type::Scalar(_) | Type::Text | Type::Reference(_) => single(ty),
+    }
+}
+
+/// A type that is written as one word.
+fn single(ty: &Type) -> Json {
+    match ty {
+        Type::Bool => json!({ "type": "boolean" }),
+        Type::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Type::Scalar(scalar) => {
+            let types = if scalar.integer { json!(["string", "integer"]) } else { json!("string") };
+            json!({ "type": types, "title": scalar.name, "examples": scalar.good })
+        }
+        Type::Text => json!({ "type": "string" }),
+        Type::Reference(kind) => json!({ "type": "string", "title": format!("the name of {}", with_article(kind)) }),
+        Type::Set(inner) | Type::Map(inner) => single(inner),
+    }
+}

@@ -1,0 +1,6 @@
+//! What the derive refuses, it refuses where it stands and with what to do.
+
+#[test]
+fn mistakes_in_a_description_are_compile_errors_at_their_place() {
+    trybuild::TestCases::new().compile_fail("tests/derive/*.rs");
+}

@@ -1,0 +1,343 @@
+//! What holds for all declarations: of the differ, the plan, the languages, the wire.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod worlds;
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+use schema::decode::{Declared, Places, decode, decode_body};
+use schema::diff::diff;
+use schema::kinds::Kind;
+use schema::plan::{Plan, plan};
+use schema::report::Code;
+use schema::scalars::PublicKey;
+use schema::snapshot::{Entry, Owner, Revision, Snapshot};
+use schema::syntax::{Language, Source, parse, print};
+use schema::value::{Data, SourceId, Value};
+use schema::world::{ServerInfo, World, WorldDocument};
+
+use worlds::{Moment, cases, documents, edits, snapshots, worlds};
+
+fn server() -> ServerInfo {
+    ServerInfo {
+        id: "test".into(),
+        epoch: 1,
+        agent_addresses: vec!["192.0.2.1:50051".into()],
+        signing_key: PublicKey([1; 32]),
+        ca_pin: None,
+        version: "0".into(),
+    }
+}
+
+fn owner() -> Owner {
+    Owner("acme/dev".into())
+}
+
+/// The objects without who manages them and since when.
+fn bare(snapshot: &Snapshot) -> Snapshot {
+    let mut bare = Snapshot::default();
+    for (id, entry) in snapshot.entries() {
+        bare.put(id.clone(), Entry { revision: Revision(0), owner: None, ..entry.clone() });
+    }
+    bare
+}
+
+fn managed(world: &World) -> World {
+    let mut managed = world.clone();
+    for (id, entry) in world.snapshot.entries() {
+        managed.snapshot.put(id.clone(), Entry { owner: Some(owner()), revision: world.revision, ..entry.clone() });
+    }
+    managed
+}
+
+/// The plan from a world to a snapshot; nothing where the machines would not fit.
+fn planned(world: &World, next: &Snapshot, moment: &Moment) -> Option<Plan> {
+    let declared = Declared { snapshot: next.clone(), places: Places::default() };
+    match plan(&declared, &owner(), None, world, &server(), moment.now) {
+        Ok(plan) => Some(plan),
+        Err(report) => {
+            let codes: Vec<_> = report.problems().map(|problem| problem.code).collect();
+            assert_eq!(codes, [Code::RangeExhausted], "nothing else can be wrong");
+            None
+        }
+    }
+}
+
+fn read(text: &str, language: Language) -> Snapshot {
+    let source = Source { name: "law".into(), text: text.into(), language };
+    let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+    assert!(report.is_empty(), "{text}\n{report:#?}");
+    let (declared, report) = decode(documents);
+    assert!(report.is_empty(), "{text}\n{report:#?}");
+    declared.snapshot
+}
+
+/// What a YAML file of these objects holds, told without our printer.
+fn tree(snapshot: &Snapshot) -> serde_json::Value {
+    let mut tree = serde_json::Map::new();
+    for (id, entry) in snapshot.entries() {
+        let body = serde_json::to_value(entry.object.body()).unwrap();
+        let descriptor = id.kind.descriptor();
+        let mut holder = &mut tree;
+        if descriptor.within.is_some() {
+            holder = holder["networks"][id.network.as_str()].as_object_mut().unwrap();
+        }
+        let objects = holder.entry(descriptor.plural).or_insert_with(|| serde_json::json!({}));
+        objects[id.name.as_str()] = body;
+    }
+    tree.into()
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    #[test]
+    fn nothing_differs_from_itself(snapshot in snapshots()) {
+        prop_assert_eq!(diff(&snapshot, &snapshot), []);
+    }
+
+    #[test]
+    fn applying_a_plan_gives_what_is_declared_and_leaves_nothing_to_plan((moment, next) in edits()) {
+        let world = managed(&moment.world);
+        let Some(plan) = planned(&world, &next, &moment) else { return Ok(()) };
+        prop_assert_eq!(plan.applyable, bare(&world.snapshot) != next);
+        prop_assert_eq!(&plan.changes, &diff(&bare(&world.snapshot), &next));
+        prop_assert_eq!(plan.stale(&world), []);
+        let outcome = plan.apply(&world, moment.now).unwrap();
+        prop_assert_eq!(bare(&outcome.snapshot), next.clone());
+        for impact in &plan.impact {
+            let joined = outcome.inventory.node(&(impact.network.clone(), impact.node.clone()));
+            prop_assert_eq!(joined.is_none(), impact.removed);
+            if let (Some(joined), false) = (joined, impact.readdressed.is_empty()) {
+                prop_assert_eq!(&joined.addresses, &impact.readdressed.iter().copied().collect());
+            }
+        }
+        let revision = Revision(world.revision.0 + 1);
+        let after = World { revision, snapshot: outcome.snapshot, inventory: outcome.inventory, ..world };
+        let again = planned(&after, &next, &moment).unwrap();
+        prop_assert!(!again.applyable && again.changes.is_empty() && again.impact.is_empty() && again.reach.is_empty());
+    }
+
+    #[test]
+    fn a_plan_is_refused_once_what_it_touches_has_moved((moment, next) in edits()) {
+        let world = managed(&moment.world);
+        let Some(plan) = planned(&world, &next, &moment) else { return Ok(()) };
+        for id in plan.touched.keys() {
+            let mut moved = world.clone();
+            let entry = world.snapshot.entry(id).or(next.entry(id)).unwrap();
+            moved.snapshot.put(id.clone(), Entry { revision: Revision(1_000), ..entry.clone() });
+            prop_assert_eq!(plan.stale(&moved), [(id.clone(), Revision(1_000))]);
+        }
+    }
+
+    #[test]
+    fn a_saved_plan_reads_back_with_the_digest_that_it_states((moment, next) in edits()) {
+        let Some(plan) = planned(&managed(&moment.world), &next, &moment) else { return Ok(()) };
+        let back: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
+        prop_assert_eq!(&back, &plan);
+        prop_assert_eq!(back.digest_now(), plan.digest);
+    }
+
+    #[test]
+    fn the_order_of_documents_is_irrelevant(
+        (snapshot, shuffled) in snapshots().prop_flat_map(|it| (Just(it.clone()), Just(documents(&it)).prop_shuffle()))
+    ) {
+        let (declared, report) = decode(shuffled);
+        prop_assert!(report.is_empty(), "{report:#?}");
+        prop_assert_eq!(declared.snapshot, snapshot);
+    }
+
+    #[test]
+    fn both_languages_read_back_what_they_print(snapshot in snapshots()) {
+        for language in [Language::Kdl, Language::Yaml] {
+            let text = print(&documents(&snapshot), language);
+            prop_assert_eq!(&read(&text, language), &snapshot, "{}", text);
+        }
+    }
+
+    #[test]
+    fn an_independent_reader_of_yaml_reads_what_we_print_as_we_mean_it(snapshot in snapshots()) {
+        let text = print(&documents(&snapshot), Language::Yaml);
+        let theirs: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+        prop_assert_eq!(theirs, tree(&snapshot), "{}", text);
+    }
+
+    #[test]
+    fn bodies_and_worlds_survive_their_json(moment in worlds()) {
+        for (id, entry) in moment.world.snapshot.entries() {
+            let json = serde_jcs::to_string(&entry.object.body()).unwrap();
+            let body: Value = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(&decode_body(id, &body).unwrap().object, &entry.object);
+        }
+        let world = managed(&moment.world);
+        let json = serde_json::to_string(&world.document(server())).unwrap();
+        let back: WorldDocument = serde_json::from_str(&json).unwrap();
+        prop_assert_eq!(back.world().unwrap(), World { epoch: 1, ..world });
+    }
+
+    #[test]
+    fn a_default_is_the_same_absent_and_explicit(snapshot in snapshots()) {
+        for (id, entry) in snapshot.entries() {
+            let mut fields = entry.object.body().as_record().unwrap().clone();
+            for field in id.kind.descriptor().fields {
+                let default = field.default.map(|default| default());
+                prop_assert!(default.is_none() || fields.contains_key(field.name), "{}.{} is written out", id.kind, field.name);
+                fields.retain(|name, member| **name != *field.name || Some(&member.value) != default.as_ref());
+            }
+            prop_assert_eq!(&decode_body(id, &Data::Record(fields).into()).unwrap().object, &entry.object);
+        }
+    }
+}
+
+#[test]
+fn the_random_worlds_use_every_field_of_every_kind() {
+    let mut runner = TestRunner::deterministic();
+    let mut used = BTreeSet::new();
+    for _ in 0..64 {
+        let snapshot = snapshots().new_tree(&mut runner).unwrap().current();
+        for (id, entry) in snapshot.entries() {
+            let default = |name: &str| id.kind.descriptor().fields.iter().find(|field| field.name == name)?.default;
+            let body = entry.object.body();
+            let said = body.as_record().unwrap().iter();
+            let said =
+                said.filter(|(name, member)| default(name).map(|default| default()).as_ref() != Some(&member.value));
+            used.extend(said.map(|(name, _)| (id.kind, name.to_string())));
+        }
+    }
+    let all =
+        Kind::ALL.iter().flat_map(|kind| kind.descriptor().fields.iter().map(|field| (*kind, field.name.to_owned())));
+    assert_eq!(used, all.collect());
+}
+
+/// Plain scalars that readers of YAML have disagreed about, and any others.
+fn scalars() -> impl Strategy<Value = String> {
+    const NASTY: &[&str] = &[
+        "null",
+        "~",
+        "Null",
+        "true",
+        "True",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "y",
+        "n",
+        "010",
+        "0o10",
+        "0x1F",
+        "0b1",
+        "1_000",
+        "1e3",
+        "1.5",
+        "1.",
+        ".5",
+        "-0",
+        "-0.0",
+        "+5",
+        "+.inf",
+        ".inf",
+        ".NaN",
+        "12:30:45",
+        "2027-03-01",
+        "10.40.0.0/16",
+        "fd40::1",
+        "=",
+        "-",
+        "--",
+        "-a",
+        "a#b",
+        "a:b",
+        "18446744073709551615",
+        "-9223372036854775808",
+        "9223372036854775808",
+        "1e400",
+        "0",
+        "-1",
+        "00",
+        "-01",
+        "0.10",
+        "1.10",
+        "'010'",
+        "\"true\"",
+        "'it''s'",
+        "\"\\u00e4\"",
+        "x y",
+        "${a}",
+    ];
+    prop_oneof![
+        2 => select(NASTY).prop_map(str::to_owned),
+        2 => "[-+]?[0-9_]{1,4}(\\.[0-9]{0,2})?(e[0-9])?",
+        1 => "[a-z0-9.:/_#~' -]{1,8}",
+    ]
+}
+
+/// Forms that only some readers take for numbers: they stay texts here, and a field that wants a number refuses them.
+fn ambiguous(text: &str) -> bool {
+    let digits = text.trim_start_matches(['-', '+']);
+    let zero = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
+    let point = digits.starts_with('.') || digits.ends_with('.');
+    let letter = |c: char| matches!(c, 'e' | 'E' | 'x' | 'o' | 'b' | '_');
+    text.starts_with('+') || zero || point || digits.contains(letter)
+}
+
+proptest! {
+    #![proptest_config(cases(2_000))]
+
+    #[test]
+    fn both_readers_of_yaml_agree_about_scalars(scalar in scalars()) {
+        let text = format!("networks:\n  corp:\n    ipv4: {scalar}\n");
+        let source = Source { name: "law".into(), text: text.as_str().into(), language: Language::Yaml };
+        let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+        let Some(member) = documents.first().and_then(|it| it.fields.get("ipv4")).filter(|_| report.is_empty()) else {
+            return Ok(());
+        };
+        let theirs: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
+        let theirs = &theirs["networks"]["corp"]["ipv4"];
+        match &member.value.data {
+            Data::Null => prop_assert!(theirs.is_null(), "{theirs:?}"),
+            Data::Bool(ours) => prop_assert_eq!(theirs.as_bool(), Some(*ours)),
+            Data::Integer(0) => prop_assert_eq!(theirs.as_f64(), Some(0.0)),
+            Data::Integer(ours) => prop_assert_eq!(theirs.as_i64(), Some(*ours)),
+            Data::Float(ours) => prop_assert_eq!(theirs.as_f64(), ours.parse().ok()),
+            Data::Text(ours) if theirs.is_number() => prop_assert!(ambiguous(ours), "{ours} is no text to others"),
+            Data::Text(ours) => prop_assert_eq!(theirs.as_str(), Some(&**ours)),
+            Data::List(_) | Data::Record(_) => {}
+        }
+    }
+}
+
+/// Pieces of KDL in any order: what a scanner of nesting may mistake.
+fn soup() -> impl Strategy<Value = String> {
+    const PIECES: &[&str] = &[
+        "a", " ", "\n", "\r", "{", "}", "\"", "\"\"\"", "\"\"\"\n", "#\"", "\"#", "##\"", "\"##", "#\"\"\"", "\"\"\"#",
+        "/*", "*/", "//", "/-", "\\", "\\\"", "\\\n", ";", "=", "(", ")", "#true", "#", "1", "'", "\u{2028}",
+        "\u{feff}", "é", "*", "/",
+    ];
+    let bomb = (
+        select(&["{", "a{", "a{\n", "/-{", "/*", "a{/*", "(", "a \"\"{", "a{\"\""][..]),
+        select(&[70, 3_000, 30_000][..]),
+    )
+        .prop_map(|(piece, times)| piece.repeat(times));
+    let piece = prop_oneof![30 => select(PIECES).prop_map(str::to_owned), 1 => bomb];
+    prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(cases(400))]
+
+    /// A stack that runs out ends the process and with it this test.
+    #[test]
+    fn no_soup_of_brackets_quotes_and_comments_overflows_the_stack(soup in soup()) {
+        for language in [Language::Kdl, Language::Yaml] {
+            let source = Source { name: "soup".into(), text: soup.as_str().into(), language };
+            let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+            prop_assert!(documents.is_empty() || report.len() < 1_000);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What holds for all histories of a world: of addresses, of what nodes are told, of who reaches whom.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod worlds;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+use schema::compile::allocate::Exhausted;
+use schema::compile::reach::{self, Direction};
+use schema::compile::{Mesh, Touched};
+use schema::decode::decode;
+use schema::inventory::{Inventory, NodeId};
+use schema::kinds::{Kind, Node};
+use schema::scalars::{Name, NetworkName};
+use schema::snapshot::Snapshot;
+use schema::syntax::{Language, Source, parse};
+use schema::value::SourceId;
+use schema::view::{View, ViewDelta};
+use schema::world::World;
+
+use worlds::{Moment, cases, edits, forbidden, histories, joined, worlds};
+
+fn networks(moments: &[Moment]) -> BTreeSet<NetworkName> {
+    moments.iter().flat_map(|moment| moment.world.snapshot.networks().map(|(name, _)| name.clone())).collect()
+}
+
+fn compiled(network: &NetworkName, world: &World) -> Option<Mesh> {
+    Mesh::compile(network, &world.snapshot, &world.inventory)
+}
+
+fn touched(before: &World, after: &World) -> Touched {
+    Touched::between((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory))
+}
+
+fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
+    mesh.into_iter().flat_map(|mesh| mesh.nodes().map(|node| (node.clone(), mesh.view(node).unwrap()))).collect()
+}
+
+/// Whether packets pass between two nodes, told from their Views alone: each step needs both ends to know each other.
+fn passes(views: &BTreeMap<Name, View>, from: &Name, to: &Name) -> bool {
+    let address = |name: &Name| views[name].interface.addresses.iter().next().unwrap().addr();
+    let sends = |one: &Name, other: &Name, packet: IpAddr| {
+        let peer = views[one].peers.get(other);
+        peer.is_some_and(|peer| peer.allowed_ips.iter().any(|range| range.contains(&packet)))
+    };
+    let step = |one: &Name, other: &Name| sends(one, other, address(to)) && sends(other, one, address(from));
+    let through = |hub: &Name| views[hub].interface.forward && step(from, hub) && step(hub, to);
+    step(from, to) || views.keys().any(|hub| hub != from && hub != to && through(hub))
+}
+
+fn pairs(mesh: Option<&Mesh>) -> BTreeSet<(Name, Name)> {
+    let views = views(mesh);
+    let all = views.keys().flat_map(|from| views.keys().map(move |to| (from.clone(), to.clone())));
+    all.filter(|(from, to)| from != to && passes(&views, from, to)).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn a_mesh_that_follows_equals_one_that_is_compiled_afresh(moments in histories()) {
+        for network in networks(&moments) {
+            let mut followed = compiled(&network, &moments[0].world);
+            for pair in moments.windows(2) {
+                let (before, after) = (&pair[0].world, &pair[1].world);
+                let fresh = compiled(&network, after);
+                followed = match followed {
+                    Some(mesh) => mesh.follow(&after.snapshot, &after.inventory, &touched(before, after)),
+                    None => fresh.clone(),
+                };
+                prop_assert_eq!(&followed, &fresh, "{} after {:?}", network, touched(before, after));
+            }
+        }
+    }
+
+    #[test]
+    fn applying_what_differs_between_two_views_to_the_first_gives_the_second(moments in histories()) {
+        for network in networks(&moments) {
+            let (first, last) = (&moments[0].world, &moments[moments.len() - 1].world);
+            let steps = moments.windows(2).map(|pair| (&pair[0].world, &pair[1].world));
+            for (before, after) in steps.chain([(first, last)]) {
+                let (before, after) = (views(compiled(&network, before).as_ref()), views(compiled(&network, after).as_ref()));
+                for (node, view) in &before {
+                    let Some(later) = after.get(node) else { continue };
+                    let delta = ViewDelta::between(view, later);
+                    prop_assert_eq!(delta.is_empty(), view == later);
+                    let mut applied = view.clone();
+                    delta.apply(&mut applied);
+                    prop_assert_eq!(&applied, later);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_node_has_all_others_as_peers_or_only_the_hub(moment in worlds()) {
+        for (name, network) in moment.world.snapshot.networks() {
+            let views = views(compiled(name, &moment.world).as_ref());
+            for (node, view) in &views {
+                let peers: Vec<_> = view.peers.keys().collect();
+                match network.hub.as_ref().map(|hub| &hub.name) {
+                    Some(hub) if hub != node => {
+                        prop_assert_eq!(peers, views.get_key_value(hub).map(|(hub, _)| hub).into_iter().collect::<Vec<_>>());
+                        for peer in view.peers.values() {
+                            prop_assert_eq!(&peer.allowed_ips, &network.ranges().collect());
+                        }
+                    }
+                    _ => prop_assert_eq!(peers, views.keys().filter(|other| *other != node).collect::<Vec<_>>()),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reachability_that_is_told_is_the_reachability_of_the_views(moments in histories()) {
+        for network in networks(&moments) {
+            for pair in moments.windows(2) {
+                let (before, after) = (compiled(&network, &pair[0].world), compiled(&network, &pair[1].world));
+                let (was, is) = (pairs(before.as_ref()), pairs(after.as_ref()));
+                let told = reach::between(&network, before.as_ref(), after.as_ref());
+                let sum = |way| told.iter().filter(|change| change.direction == way).map(|change| change.pairs).sum::<u64>();
+                prop_assert_eq!(sum(Direction::Gained), is.difference(&was).count() as u64);
+                prop_assert_eq!(sum(Direction::Lost), was.difference(&is).count() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn no_address_is_had_twice_or_by_whom_it_is_not_for(moments in histories()) {
+        for Moment { world: World { snapshot, inventory, .. }, .. } in &moments {
+            let mut had = BTreeSet::new();
+            for (id, joined) in inventory.nodes() {
+                prop_assert_eq!(joined.addresses.len(), snapshot.network(&id.0).unwrap().ranges().count());
+                for address in &joined.addresses {
+                    prop_assert!(had.insert((id.0.clone(), *address)), "{address} is had once");
+                    prop_assert!(!forbidden(id, *address, snapshot), "{address} is not for {}", id.1);
+                    prop_assert_eq!(inventory.holder(&id.0, *address), Some(&id.1));
+                }
+                let own = snapshot.named::<Node>(&id.0, &id.1);
+                for (_, reserved) in own.into_iter().flat_map(|node| node.reserved()) {
+                    prop_assert!(joined.addresses.contains(&reserved), "{} has what is reserved for it", id.1);
+                }
+            }
+            for ((network, address), _) in inventory.rests() {
+                prop_assert!(!had.contains(&(network.clone(), *address)), "{address} rests");
+            }
+        }
+    }
+
+    #[test]
+    fn a_settled_world_stays_as_it_is(moments in histories()) {
+        for Moment { world, now } in &moments {
+            prop_assert_eq!(&world.inventory.settled(&world.snapshot, *now).unwrap(), &world.inventory);
+        }
+    }
+
+    #[test]
+    fn settling_twice_is_settling_once_and_keeps_every_address_that_fits((moment, next) in edits()) {
+        let Ok(once) = moment.world.inventory.settled(&next, moment.now) else { return Ok(()) };
+        prop_assert_eq!(&once.settled(&next, moment.now).unwrap(), &once);
+        for (id, joined) in moment.world.inventory.nodes() {
+            let Some(later) = once.node(id) else {
+                let undeclared = joined.claimed && next.named::<Node>(&id.0, &id.1).is_none();
+                prop_assert!(next.network(&id.0).is_none() || undeclared, "{} had no reason to go", id.1);
+                continue;
+            };
+            for address in &joined.addresses {
+                let own = next.named::<Node>(&id.0, &id.1);
+                let mut reserved = own.into_iter().flat_map(|node| node.reserved()).map(|(_, reserved)| reserved);
+                let replaced = reserved.any(|reserved| reserved != *address && reserved.is_ipv4() == address.is_ipv4());
+                let keeps = replaced || forbidden(id, *address, &next) || later.addresses.contains(address);
+                prop_assert!(keeps, "{} had no reason to give {address} up", id.1);
+            }
+        }
+    }
+}
+
+// What rests, and for whom: told by examples, with a range of six addresses.
+
+const SIX: &str = "network \"n\" ipv4=\"10.40.0.0/29\" address-rest=\"24h\"";
+
+fn declared(text: &str) -> Snapshot {
+    let source = Source { name: "test".into(), text: text.into(), language: Language::Kdl };
+    let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+    assert!(report.is_empty(), "{report:#?}");
+    let (declared, report) = decode(documents);
+    assert!(report.is_empty(), "{report:#?}");
+    declared.snapshot
+}
+
+fn id(name: &str) -> NodeId {
+    ("n".parse().unwrap(), name.parse().unwrap())
+}
+
+fn at(minutes: i64) -> Timestamp {
+    let start: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+    start.checked_add(SignedDuration::from_mins(minutes)).unwrap()
+}
+
+/// Lets a machine join; gives its addresses, or nothing if there is no room.
+fn join(inventory: &mut Inventory, declared: &Snapshot, name: &str, minutes: i64) -> Option<Vec<String>> {
+    let salt = name.bytes().fold(0, |salt, byte| salt * 256 + u64::from(byte));
+    let joined = joined(&id(name), false, salt, declared, inventory, at(minutes))?;
+    let addresses = joined.addresses.iter().map(ToString::to_string).collect();
+    inventory.put_node(id(name), joined);
+    Some(addresses)
+}
+
+fn full(declared: &Snapshot) -> Inventory {
+    let mut inventory = Inventory::default();
+    for (place, name) in ["a", "b", "c", "d", "e", "f"].iter().enumerate() {
+        assert_eq!(join(&mut inventory, declared, name, 0), Some(vec![format!("10.40.0.{}", place + 1)]));
+    }
+    inventory
+}
+
+#[test]
+fn addresses_are_given_from_the_lowest_on_until_none_is_left() {
+    let declared = declared(SIX);
+    let mut inventory = full(&declared);
+    assert_eq!(join(&mut inventory, &declared, "g", 0), None);
+}
+
+#[test]
+fn an_address_rests_before_another_node_gets_it() {
+    let declared = declared(SIX);
+    let mut inventory = Inventory::default();
+    join(&mut inventory, &declared, "a", 0);
+    inventory.remove_node(&id("a"), at(0));
+    assert_eq!(join(&mut inventory, &declared, "b", 24 * 60 - 1), Some(vec!["10.40.0.2".into()]));
+    assert_eq!(join(&mut inventory, &declared, "c", 24 * 60), Some(vec!["10.40.0.1".into()]));
+}
+
+#[test]
+fn a_node_that_comes_back_gets_its_address_back_at_once() {
+    let declared = declared(SIX);
+    let mut inventory = full(&declared);
+    inventory.remove_node(&id("c"), at(1));
+    assert_eq!(join(&mut inventory, &declared, "c", 1), Some(vec!["10.40.0.3".into()]));
+    assert_eq!(inventory.rests().count(), 0);
+}
+
+#[test]
+fn where_no_other_is_free_the_longest_rested_goes_first_but_never_under_ten_minutes() {
+    let declared = declared(SIX);
+    let mut inventory = full(&declared);
+    inventory.remove_node(&id("d"), at(1));
+    inventory.remove_node(&id("b"), at(2));
+    assert_eq!(join(&mut inventory, &declared, "g", 10), None);
+    assert_eq!(join(&mut inventory, &declared, "g", 11), Some(vec!["10.40.0.4".into()]));
+    assert_eq!(join(&mut inventory, &declared, "h", 11), None);
+    assert_eq!(join(&mut inventory, &declared, "h", 12), Some(vec!["10.40.0.2".into()]));
+}
+
+#[test]
+fn a_reservation_takes_an_address_from_whoever_has_it() {
+    let before = declared(SIX);
+    let mut inventory = Inventory::default();
+    join(&mut inventory, &before, "a", 0);
+    join(&mut inventory, &before, "b", 0);
+    let after = declared(&format!("{SIX} {{ node \"b\" ipv4=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.3\" }}"));
+    let settled = inventory.settled(&after, at(1)).unwrap();
+    let address = |name: &str| settled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
+    assert_eq!((address("a"), address("b")), ("10.40.0.4".into(), "10.40.0.1".into()));
+}
+
+#[test]
+fn machines_that_do_not_fit_into_a_smaller_range_are_an_error() {
+    let mut inventory = full(&declared(SIX));
+    inventory.remove_node(&id("f"), at(0));
+    let after = declared("network \"n\" ipv4=\"10.50.0.0/30\"");
+    let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.50.0.0/30".parse().unwrap() };
+    assert_eq!(inventory.settled(&after, at(1)), Err(exhausted));
+}

@@ -1,0 +1,191 @@
+//! Every problem that a file can have, told at its exact place: `examples/problems/` is the list.
+//!
+//! A file is named for the code of its one problem (with `.` for `::`) and perhaps a word for the variant. Its first
+//! line states the place: `// expect 3:14`, line and character from 1; `in a project file` behind it says how it is read.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use schema::decode::decode;
+use schema::kinds::Kind;
+use schema::project;
+use schema::report::{Code, Problem, Report};
+use schema::syntax::{Language, MAX_DEPTH, MAX_SIZE, Source, Variables, parse, substitute};
+use schema::value::{Location, SourceId};
+
+/// Codes that no single file can produce, and where they are tested instead.
+const ELSEWHERE: &[(Code, &str)] = &[
+    (Code::TooLarge, "made below, not stored: it takes 16 MiB"),
+    (Code::ManagedByAnother, "needs a server that has the resource"),
+    (Code::NotManaged, "needs a server that has the resource"),
+    (Code::RangeExhausted, "needs machines that have joined"),
+    (Code::ProjectPath, "needs a directory that is not there"),
+    (Code::NothingDeclared, "needs a directory without declarations"),
+];
+
+struct Example {
+    file: String,
+    code: String,
+    expected: (usize, usize),
+    project: bool,
+    source: Source,
+}
+
+fn examples() -> Vec<Example> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/problems");
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(example).collect()
+}
+
+fn example(path: &PathBuf) -> Example {
+    let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+    let text = std::fs::read_to_string(path).unwrap();
+    let first = text.lines().next().unwrap();
+    let (_, expectation) = first.split_once(" expect ").unwrap_or_else(|| panic!("{file}: {first:?} expects nothing"));
+    let (place, how) = expectation.split_once(' ').unwrap_or((expectation, ""));
+    let (line, column) = place.split_once(':').unwrap();
+    Example {
+        code: file.split('.').take(2).collect::<Vec<_>>().join("::"),
+        expected: (line.parse().unwrap(), column.parse().unwrap()),
+        project: how == "in a project file",
+        source: Source { name: file.as_str().into(), text: text.into(), language: Language::of(&file).unwrap() },
+        file,
+    }
+}
+
+fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
+    let kinds = if in_project { project::DESCRIPTORS } else { Kind::DESCRIPTORS };
+    let (mut documents, mut report) = parse(source, SourceId(0), kinds);
+    let more = if in_project {
+        project::decode(&documents).1
+    } else {
+        let variables = Variables::from([("gw-endpoint".to_owned(), "192.0.2.10".to_owned())]);
+        substitute(&mut documents, &variables, &mut report);
+        decode(documents).1
+    };
+    report.append(more);
+    sorted(&report)
+}
+
+fn sorted(report: &Report) -> Vec<Problem> {
+    report.problems().cloned().collect()
+}
+
+/// The line and the character of a place, from 1.
+fn place(text: &str, at: Location) -> (usize, usize) {
+    let before = &text[..at.span.start as usize];
+    let line = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line..].chars().count() + 1)
+}
+
+/// A problem as plain text: what a reader of the snapshot reviews.
+fn rendered(source: &Source, problem: &Problem) -> String {
+    let mut text = format!("{} ({}): {}\n", problem.code.title(), problem.code.name(), problem.message);
+    let own = problem.at.map(|at| (at, String::new()));
+    for (at, label) in own.into_iter().chain(problem.related.iter().cloned()) {
+        let (line, column) = place(&source.text, at);
+        let stands = source.text.lines().nth(line - 1).unwrap_or_default();
+        let marked = &source.text[at.span.start as usize..at.span.end as usize];
+        let length = marked.lines().next().unwrap_or_default().chars().count().max(1);
+        let stands: String = stands.chars().take(100).collect();
+        let margin = format!("{line}:{column} | ");
+        let _ = writeln!(text, "  {margin}{}", stands.replace('\u{feff}', "\u{fffd}"));
+        let indent = margin.len() + column - 1;
+        let _ = writeln!(text, "  {:indent$}{} {label}", "", "^".repeat(length.min(60)));
+    }
+    if let Some(help) = &problem.help {
+        let _ = writeln!(text, "  help: {help}");
+    }
+    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[test]
+fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() {
+    let mut wrong = String::new();
+    for example in examples() {
+        let found = problems(&example.source, example.project);
+        let told: Vec<_> = found
+            .iter()
+            .map(|problem| (problem.code.name().to_owned(), problem.at.map(|at| place(&example.source.text, at))))
+            .collect();
+        if told != [(example.code.clone(), Some(example.expected))] {
+            let _ = writeln!(wrong, "{}: expected {:?}, found {told:?}", example.file, example.expected);
+            found.iter().for_each(|problem| wrong.push_str(&rendered(&example.source, problem)));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn every_code_has_an_example_or_a_reason_to_have_none() {
+    let shown: BTreeSet<_> = examples().into_iter().map(|example| example.code).collect();
+    let elsewhere: BTreeSet<_> = ELSEWHERE.iter().map(|(code, _)| code.name().to_owned()).collect();
+    assert_eq!(shown.intersection(&elsewhere).next(), None, "what has an example needs no reason");
+    let all: BTreeSet<_> = Code::ALL.iter().map(|code| code.name().to_owned()).collect();
+    assert_eq!(shown.union(&elsewhere).cloned().collect::<BTreeSet<_>>(), all);
+}
+
+#[test]
+fn both_languages_have_their_share_of_the_examples() {
+    let examples = examples();
+    let kdl = examples.iter().filter(|example| example.source.language == Language::Kdl).count();
+    assert!(examples.len() >= 40, "{} examples", examples.len());
+    assert!(kdl * 5 > examples.len() * 2 && kdl * 5 < examples.len() * 3, "{kdl} of {} are KDL", examples.len());
+}
+
+#[test]
+fn the_diagnostics_read_well() {
+    let mut all = String::new();
+    for example in examples() {
+        let _ = writeln!(all, "== {}", example.file);
+        problems(&example.source, example.project).iter().for_each(|one| all.push_str(&rendered(&example.source, one)));
+    }
+    insta::assert_snapshot!(all);
+}
+
+fn codes(text: String, language: Language) -> Vec<Code> {
+    let source = Source { name: "bomb".into(), text: text.into(), language };
+    problems(&source, false).iter().map(|problem| problem.code).collect()
+}
+
+#[test]
+fn a_file_above_the_allowed_size_or_number_of_blocks_is_refused_unread() {
+    for (language, comment) in [(Language::Kdl, "//"), (Language::Yaml, "# ")] {
+        let full = comment.to_owned() + &"x".repeat(MAX_SIZE - comment.len());
+        assert_eq!(codes(full + "x", language), [Code::TooLarge], "{language:?}");
+    }
+    let full = "# ".to_owned() + &"x".repeat(MAX_SIZE - 2);
+    assert_eq!(codes(full, Language::Yaml), []);
+    let blocks = "network \"a\" {}\n".repeat(32_769);
+    assert_eq!(codes(blocks, Language::Kdl), [Code::TooLarge]);
+}
+
+#[test]
+fn nesting_of_any_depth_and_shape_is_refused_as_too_deep() {
+    for depth in [MAX_DEPTH + 1, 1_000, 100_000] {
+        for (open, close) in
+            [("a {", "}"), ("/-a {", "}"), ("a /-{", "}"), ("/*", "*/"), ("a { /*", "*/ }"), ("a {\n", "\n}\n")]
+        {
+            assert_eq!(codes(open.repeat(depth), Language::Kdl), [Code::TooDeep], "{depth} times {open:?}");
+            let closed = open.repeat(depth) + &close.repeat(depth);
+            assert_eq!(codes(closed, Language::Kdl), [Code::TooDeep], "{depth} times {open:?} and {close:?}");
+        }
+        for (open, close) in [("[", "]"), ("{ a: ", "}"), ("- ", ""), ("[{ a: ", "}]"), ("? ", "")] {
+            assert_eq!(codes(open.repeat(depth), Language::Yaml).len(), 1, "{depth} times {open:?}");
+            let closed = open.repeat(depth) + "x" + &close.repeat(depth);
+            let expected = if open == "? " { Code::YamlFeature } else { Code::TooDeep };
+            assert_eq!(codes(closed, Language::Yaml), [expected], "{depth} times {open:?} and {close:?}");
+        }
+    }
+}
+
+#[test]
+fn the_deepest_nesting_that_is_allowed_is_parsed() {
+    let blocks = format!("network \"corp\" {{ {}{} }}", "a {".repeat(MAX_DEPTH - 1), "}".repeat(MAX_DEPTH - 1));
+    assert!(!codes(blocks, Language::Kdl).contains(&Code::TooDeep));
+    let lists = format!("networks: {}{}", "[".repeat(MAX_DEPTH - 1), "]".repeat(MAX_DEPTH - 1));
+    assert!(!codes(lists, Language::Yaml).contains(&Code::TooDeep));
+}

@@ -1,0 +1,352 @@
+//! Random worlds for the laws: one strategy, built from the descriptors, covers every kind.
+//!
+//! A draft gives every object of a fixed set of names any fields that its descriptor allows. [`repaired`] then takes
+//! away what breaks a rule, so a kind that is added is covered without a word here; the few hints in [`hinted`] only make
+//! values likelier that have to fit each other.
+#![expect(clippy::unwrap_used, reason = "a test")]
+#![allow(dead_code, reason = "each suite uses its part")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use schema::compile::allocate::{Spoken, allocate};
+use schema::decode::{Places, decode_body};
+use schema::descriptor::{Field, Type};
+use schema::inventory::{Inventory, Joined, NodeId};
+use schema::kinds::{Dns, Kind, Node};
+use schema::report::Severity;
+use schema::rules;
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::value::{Data, Document, Member, Record, SourceId, Span, Spanned, Value};
+use schema::world::World;
+
+/// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other things.
+const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
+    ("corp", &["10.40.0.0/24", "10.40.0.0/28", "10.40.0.8/29"], &["fd40::/64", "fd40::/125"]),
+    ("010", &["10.41.0.0/29", "10.41.0.0/16"], &["fd41::/120"]),
+];
+/// Names by the place of their kind, so that no two kinds of one network share any.
+const NAMES: [&[&str]; 5] = [
+    &["corp"],
+    &["true", "1e3", "no", "gw", "7"],
+    &["null", "0x1f", "ci"],
+    &["www", "off", "12-30", "2027-03-01"],
+    &["y", "n", "0o7"],
+];
+/// Names under which machines join that no file declares; the last is also an entry's.
+const UNDECLARED: [&str; 3] = ["laptop", "0", "www"];
+
+/// One object of a draft: its id and its fields, if it is there.
+pub type Draft = (ResourceId, Option<Record>);
+
+/// How often a law is tried; PROPTEST_CASES (256 by default) makes all of them longer or shorter.
+pub fn cases(often: u32) -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { cases: usual.cases * often / 256, failure_persistence: None, ..usual }
+}
+
+fn names(kind: Kind) -> &'static [&'static str] {
+    NAMES[kind as usize % NAMES.len()]
+}
+
+fn network(place: usize) -> NetworkName {
+    NETWORKS[place].0.parse().unwrap()
+}
+
+/// Every id that a draft may hold.
+fn ids() -> Vec<ResourceId> {
+    let inside = |place: usize| {
+        let inner = Kind::ALL.iter().filter(|kind| kind.descriptor().within.is_some());
+        inner.flat_map(move |kind| {
+            names(*kind).iter().map(move |name| ResourceId {
+                network: network(place),
+                kind: *kind,
+                name: name.parse().unwrap(),
+            })
+        })
+    };
+    (0..NETWORKS.len())
+        .flat_map(|place| [ResourceId::of_network(network(place))].into_iter().chain(inside(place)))
+        .collect()
+}
+
+/// Any value of a type, whether or not it fits others.
+fn value(ty: &'static Type) -> BoxedStrategy<Value> {
+    match ty {
+        Type::Bool => any::<bool>().prop_map(|it| Data::Bool(it).into()).boxed(),
+        Type::Integer { min, max } => (*min..=*max).prop_map(|it| Data::Integer(it).into()).boxed(),
+        Type::Scalar(scalar) => select(scalar.good).prop_map(Value::text).boxed(),
+        Type::Text => "\\PC{0,12}".prop_map(Value::text).boxed(),
+        Type::Reference(word) => select(names(word.parse().unwrap())).prop_map(Value::text).boxed(),
+        Type::Set(inner) => prop::collection::vec(value(inner), 1..4).prop_map(Value::list).boxed(),
+        Type::Map(inner) => {
+            let entry = ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), Member::from(value)));
+            prop::collection::btree_map(Just(()), entry, 0..1)
+                .prop_map(|entries| Data::Record(entries.into_values().collect()).into())
+                .boxed()
+        }
+    }
+}
+
+/// Values of the few fields that have to fit their network; nothing where any value does.
+fn hinted(id: &ResourceId, field: &'static Field) -> Option<BoxedStrategy<Value>> {
+    let (name, ipv4, ipv6) = NETWORKS.iter().find(|(name, ..)| *name == id.network.as_str())?;
+    let second = if *name == "corp" { 40 } else { 41 };
+    let texts = |texts: &'static [&'static str]| select(texts).prop_map(Value::text).boxed();
+    Some(match (id.kind.descriptor().within, field.name) {
+        (None, "ipv4") => texts(ipv4),
+        (None, "ipv6") => texts(ipv6),
+        (Some(_), "ipv4") => (0..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed(),
+        (Some(_), "ipv6") => (0..10u8).prop_map(move |last| Value::text(format!("fd{second}::{last}"))).boxed(),
+        (Some(_), "a") => (1..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed(),
+        (Some(_), "cname") => {
+            let inside = select(&["true", "gw", "www", "off", "12-30"][..]);
+            let inside = inside.prop_map(move |inner| Value::text(format!("{inner}.{name}")));
+            prop_oneof![4 => inside, 1 => value(&field.ty)].boxed()
+        }
+        _ => return None,
+    })
+}
+
+fn fields(id: &ResourceId) -> BoxedStrategy<Record> {
+    let one = |field: &'static Field| {
+        let value = hinted(id, field).unwrap_or_else(|| value(&field.ty));
+        let likely = if id.kind.descriptor().within.is_none() && field.name == "ipv4" { 0.9 } else { 0.4 };
+        option::weighted(likely, value).prop_map(|value| value.map(|value| (field.name.into(), Member::from(value))))
+    };
+    let fields: Vec<_> = id.kind.descriptor().fields.iter().map(one).collect();
+    fields.prop_map(|fields| fields.into_iter().flatten().collect()).boxed()
+}
+
+fn object(id: ResourceId) -> BoxedStrategy<Draft> {
+    let likely = if id.kind.descriptor().within.is_none() { 0.95 } else { 0.6 };
+    option::weighted(likely, fields(&id)).prop_map(move |fields| (id.clone(), fields)).boxed()
+}
+
+fn drafts() -> impl Strategy<Value = Vec<Draft>> {
+    ids().into_iter().map(object).collect::<Vec<_>>()
+}
+
+/// A snapshot that breaks no rule.
+pub fn snapshots() -> impl Strategy<Value = Snapshot> {
+    drafts().prop_map(|drafts| repaired(Snapshot::default(), drafts))
+}
+
+/// A world, and what its files say next: anything between hardly a difference and nothing in common.
+pub fn edits() -> impl Strategy<Value = (Moment, Snapshot)> {
+    (worlds(), drafts(), 0..20usize).prop_map(|(moment, drafts, kept)| {
+        let changed = drafts.into_iter().skip(kept).collect();
+        let next = repaired(moment.world.snapshot.clone(), changed);
+        (moment, next)
+    })
+}
+
+/// The snapshot with these objects put in or taken out, and then all that breaks a rule taken out, field by field.
+pub fn repaired(mut snapshot: Snapshot, drafts: Vec<Draft>) -> Snapshot {
+    for (id, fields) in drafts {
+        match fields {
+            Some(fields) => put(&mut snapshot, &id, fields),
+            None => drop(snapshot.delete(&id)),
+        }
+    }
+    loop {
+        let report = rules::check(&snapshot, &Places::default());
+        let errors = report.problems().filter(|problem| problem.code.severity() == Severity::Error);
+        let broken: BTreeSet<ResourceId> =
+            errors.map(|problem| problem.id.as_deref().unwrap().parse().unwrap()).collect();
+        if broken.is_empty() {
+            return snapshot;
+        }
+        for id in broken {
+            weaken(&mut snapshot, &id);
+        }
+    }
+}
+
+fn put(snapshot: &mut Snapshot, id: &ResourceId, fields: Record) {
+    if let Ok(entry) = decode_body(id, &Data::Record(fields).into()) {
+        snapshot.put(id.clone(), entry);
+    }
+}
+
+/// Takes a field away that holds more than its default; where there is none, or no such object, all of it.
+fn weaken(snapshot: &mut Snapshot, id: &ResourceId) {
+    let Some(entry) = snapshot.delete(id) else {
+        let inside: Vec<_> =
+            snapshot.entries().map(|(it, _)| it.clone()).filter(|it| it.network == id.network).collect();
+        inside.iter().for_each(|it| drop(snapshot.delete(it)));
+        return;
+    };
+    let mut fields = entry.object.body().as_record().unwrap().clone();
+    let default =
+        |name: &str| id.kind.descriptor().fields.iter().find(|field| field.name == name)?.default.map(|it| it());
+    let said = fields.iter().filter(|(name, member)| default(name).as_ref() != Some(&member.value));
+    let said: Vec<_> = said.map(|(name, _)| name.clone()).collect();
+    if said.is_empty() {
+        return;
+    }
+    // Any of them, but the same one each time.
+    let chance: usize = entry.object.body().to_string().bytes().map(usize::from).sum();
+    fields.remove(&said[chance % said.len()]);
+    put(snapshot, id, fields);
+}
+
+/// The documents of a snapshot, as a file would give them.
+pub fn documents(snapshot: &Snapshot) -> Vec<Document> {
+    let spanned = |text: &str| Spanned { text: text.into(), span: Span::default() };
+    let document = |(id, entry): (&ResourceId, &schema::snapshot::Entry)| Document {
+        descriptor: id.kind.descriptor(),
+        source: SourceId(0),
+        name: spanned(id.name.as_str()),
+        parent: id.kind.descriptor().within.map(|_| spanned(id.network.as_str())),
+        fields: entry.object.body().as_record().unwrap().clone(),
+        whole: true,
+    };
+    snapshot.entries().map(document).collect()
+}
+
+/// Something that happens to a world.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A file is edited.
+    Declare(Draft),
+    /// A machine joins under a name.
+    Join { network: usize, name: Index, declared: bool, claimed: bool },
+    /// A machine leaves.
+    Leave(Index),
+    /// A machine is seen elsewhere.
+    Moves(Index, u16),
+    /// Time passes.
+    Wait(i64),
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let declare = any::<Index>().prop_flat_map(|index| object(index.get(&ids()).clone()));
+    let (places, join) = (0..NETWORKS.len(), (any::<Index>(), any::<bool>(), any::<bool>()));
+    prop_oneof![
+        4 => declare.prop_map(Event::Declare),
+        5 => (places, join).prop_map(|(network, (name, declared, claimed))| Event::Join { network, name, declared, claimed }),
+        2 => any::<Index>().prop_map(Event::Leave),
+        1 => (any::<Index>(), 1..u16::MAX).prop_map(|(node, port)| Event::Moves(node, port)),
+        1 => select(&[1, 300, 900, 90_000][..]).prop_map(Event::Wait),
+    ]
+}
+
+/// A world at one moment of a history.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// The world.
+    pub world: World,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// The moments of a world, one after each thing that happens to it.
+pub fn histories() -> impl Strategy<Value = Vec<Moment>> {
+    (snapshots(), prop::collection::vec(events(), 0..24)).prop_map(|(snapshot, events)| {
+        let start: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let mut moments = vec![Moment { world: World { snapshot, ..World::default() }, now: start }];
+        for event in &events {
+            let mut next = moments.last().unwrap().clone();
+            if happens(&mut next, event).is_some() {
+                next.world.revision = Revision(next.world.revision.0 + 1);
+                moments.push(next);
+            }
+        }
+        moments
+    })
+}
+
+/// The last moment of a history.
+pub fn worlds() -> impl Strategy<Value = Moment> {
+    histories().prop_map(|moments| moments.last().unwrap().clone())
+}
+
+/// Lets it happen; nothing if it cannot.
+fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
+    let Moment { world: World { snapshot, inventory, revision, .. }, now } = moment;
+    match event {
+        Event::Declare(draft) => {
+            let next = repaired(snapshot.clone(), vec![draft.clone()]);
+            *inventory = inventory.settled(&next, *now).ok()?;
+            *snapshot = next;
+        }
+        Event::Join { network: place, name, declared, claimed } => {
+            let (network, pool) = (network(*place), if *declared { names(Kind::Node) } else { &UNDECLARED[..] });
+            let name: Name = name.get(pool).parse().unwrap();
+            let id = (network, name);
+            if inventory.node(&id).is_some() {
+                return None;
+            }
+            let joined = joined(&id, *claimed, revision.0, snapshot, inventory, *now)?;
+            inventory.put_node(id, joined);
+        }
+        Event::Leave(index) => drop(inventory.remove_node(&some_node(inventory, index)?, *now)),
+        Event::Moves(index, port) => {
+            let id = some_node(inventory, index)?;
+            let joined = (**inventory.node(&id)?).clone();
+            let endpoint: Option<Endpoint> = format!("192.0.2.7:{port}").parse().ok();
+            inventory.put_node(id, Joined { endpoint, listen_port: *port, ..joined });
+        }
+        Event::Wait(seconds) => *now = now.checked_add(SignedDuration::from_secs(*seconds)).ok()?,
+    }
+    Some(())
+}
+
+fn some_node(inventory: &Inventory, index: &Index) -> Option<NodeId> {
+    let nodes: Vec<_> = inventory.nodes().map(|(id, _)| id.clone()).collect();
+    (!nodes.is_empty()).then(|| index.get(&nodes).clone())
+}
+
+/// A machine that joins under a name, with the addresses that it is given; nothing if there is no room.
+pub fn joined(
+    id: &NodeId,
+    claimed: bool,
+    salt: u64,
+    declared: &Snapshot,
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Option<Joined> {
+    declared.network(&id.0)?;
+    let spoken = Spoken::of(&id.0, declared);
+    let addresses = allocate(&id.0, &id.1, &BTreeSet::new(), declared, &spoken, inventory, now).ok()?;
+    let mut key = [7; 32];
+    key[..8].copy_from_slice(&salt.to_be_bytes());
+    Some(Joined {
+        public_key: PublicKey(key),
+        identity: PublicKey(key),
+        addresses,
+        endpoint: None,
+        listen_port: 51_821,
+        tags: BTreeSet::new(),
+        key: None,
+        claimed: claimed && declared.named::<Node>(&id.0, &id.1).is_some(),
+        joined: now,
+        os: "".into(),
+    })
+}
+
+/// What a node may never have: the range's own first or, in IPv4, last address, one that is reserved for another, or an
+/// entry's that is not reserved for the node itself.
+pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
+    let Some(range) = declared.network(&id.0).and_then(|network| network.range_of(address)) else { return true };
+    let last = address.is_ipv4() && address == range.broadcast();
+    if !range.contains(&address) || address == range.network() || last {
+        return true;
+    }
+    let own = declared.named::<Node>(&id.0, &id.1);
+    if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {
+        return false;
+    }
+    let entries = declared
+        .all_in::<Dns>(&id.0)
+        .flat_map(|(_, dns)| dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from)));
+    let others = declared.all_in::<Node>(&id.0).filter(|(other, _)| other.name != id.1);
+    entries.chain(others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it))).any(|taken| taken == address)
+}
