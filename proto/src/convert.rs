@@ -245,7 +245,8 @@ fn to_resolution(resolution: wire::Resolution) -> Result<(Name, Arc<Resolution>)
     let wire::Resolution { name, target } = resolution;
     let target = match target.ok_or(Malformed::Field("target"))? {
         Target::Addresses(wire::Addresses { address }) => {
-            let addresses: BTreeSet<IpAddr> = address.iter().map(|address| to_address(address)).collect::<Result<_, _>>()?;
+            let addresses: BTreeSet<IpAddr> =
+                address.iter().map(|address| to_address(address)).collect::<Result<_, _>>()?;
             Resolution::Addresses(addresses)
         }
         Target::Alias(name) => Resolution::Alias(name.parse().map_err(|_| Malformed::Field("alias"))?),

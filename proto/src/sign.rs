@@ -77,7 +77,12 @@ pub fn sign_join(
 }
 
 /// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it names.
-pub fn verify_join(request: &JoinRequest, server: &PublicKey, ephemeral: &StaticSecret, access_key: &PublicKey) -> Result<(), Invalid> {
+pub fn verify_join(
+    request: &JoinRequest,
+    server: &PublicKey,
+    ephemeral: &StaticSecret,
+    access_key: &PublicKey,
+) -> Result<(), Invalid> {
     let covered = join_transcript(server, request);
     verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;

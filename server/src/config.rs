@@ -109,8 +109,9 @@ pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -
 }
 
 fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-    let table: toml::Table =
-        text.parse().map_err(|error: toml::de::Error| ConfigError::Toml { path: path.into(), why: error.to_string() })?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| ConfigError::Toml { path: path.into(), why: error.to_string() })?;
     let mut values = BTreeMap::new();
     for (name, value) in table {
         let known: Vec<_> = NAMES.iter().map(|(name, _)| name.to_lowercase()).collect();
@@ -221,7 +222,8 @@ mod tests {
     fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("nmserver.toml");
-        std::fs::write(&path, "api_port = 1000\ngrpc_port = \"2000\"\ntls = false\nbind = \"127.0.0.1\"").expect("written");
+        std::fs::write(&path, "api_port = 1000\ngrpc_port = \"2000\"\ntls = false\nbind = \"127.0.0.1\"")
+            .expect("written");
         let settings = load(Some(&path), |name| (name == "API_PORT").then(|| "3000".into())).expect("good");
         assert_eq!((settings.api_port, settings.grpc_port, settings.tls), (3000, 2000, false));
         assert!(settings.rest_backend);
@@ -229,7 +231,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said() {
-        for (name, value) in [("API_PORT", "0"), ("GRPC_PORT", "x"), ("BIND", "here"), ("TLS", "maybe"), ("DATABASE", "db2")] {
+        for (name, value) in
+            [("API_PORT", "0"), ("GRPC_PORT", "x"), ("BIND", "here"), ("TLS", "maybe"), ("DATABASE", "db2")]
+        {
             let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }

@@ -102,17 +102,27 @@ struct Finding {
 impl Error {
     const fn facts(&self) -> (StatusCode, &'static str, &'static str, Code) {
         match self {
-            Self::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated),
+            Self::Unauthenticated(_) => {
+                (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated)
+            }
             Self::Denied(_) => (StatusCode::FORBIDDEN, "denied", "not allowed", Code::PermissionDenied),
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request", "request not understood", Code::InvalidArgument),
+            Self::BadRequest(_) => {
+                (StatusCode::BAD_REQUEST, "bad_request", "request not understood", Code::InvalidArgument)
+            }
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", "not found", Code::NotFound),
-            Self::Precondition(_) => (StatusCode::PRECONDITION_FAILED, "precondition", "condition not met", Code::FailedPrecondition),
+            Self::Precondition(_) => {
+                (StatusCode::PRECONDITION_FAILED, "precondition", "condition not met", Code::FailedPrecondition)
+            }
             Self::Stale(_) => (StatusCode::PRECONDITION_FAILED, "stale", "plan is stale", Code::FailedPrecondition),
-            Self::Rules(_) => (StatusCode::UNPROCESSABLE_ENTITY, "rules", "a rule forbids it", Code::FailedPrecondition),
+            Self::Rules(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "rules", "a rule forbids it", Code::FailedPrecondition)
+            }
             Self::Refused(_) => (StatusCode::FORBIDDEN, "refused", "join refused", Code::PermissionDenied),
             Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
-            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "shutting down", Code::Unavailable),
+            Self::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "shutting down", Code::Unavailable)
+            }
         }
     }
 

@@ -61,7 +61,10 @@ impl Agent for Adapter {
         Ok(Response::new(self.service.join(request.into_inner(), from).await?))
     }
 
-    async fn open_session(&self, request: Request<wire::OpenSessionRequest>) -> Result<Response<wire::OpenSessionResponse>, Status> {
+    async fn open_session(
+        &self,
+        request: Request<wire::OpenSessionRequest>,
+    ) -> Result<Response<wire::OpenSessionResponse>, Status> {
         Ok(Response::new(self.service.open_session(request.get_ref())?))
     }
 
@@ -70,7 +73,10 @@ impl Agent for Adapter {
         Ok(Response::new(self.service.whole(&network(&request.get_ref().network)?, &identity)?))
     }
 
-    async fn check_in(&self, request: Request<wire::CheckInRequest>) -> Result<Response<wire::CheckInResponse>, Status> {
+    async fn check_in(
+        &self,
+        request: Request<wire::CheckInRequest>,
+    ) -> Result<Response<wire::CheckInResponse>, Status> {
         let identity = self.identity(&request)?;
         let from = from(&request);
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();

@@ -82,8 +82,10 @@ pub async fn open(settings: Settings) -> Result<Server, StartError> {
         true => listen::bind(SocketAddr::new(settings.bind, port)).await.map(Some),
         false => Ok(None),
     };
-    let (rest, agents) =
-        (listen(settings.rest_backend, settings.api_port).await?, listen(settings.agent_backend, settings.grpc_port).await?);
+    let (rest, agents) = (
+        listen(settings.rest_backend, settings.api_port).await?,
+        listen(settings.agent_backend, settings.grpc_port).await?,
+    );
     let secrets = Secrets::open(&directory)?;
     let certificate = identity::certificate(&directory, &settings.server_host)?;
     let mut store = Sqlite::open(&directory.file("nmserver.db"))?;

@@ -59,7 +59,12 @@ pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error>
 }
 
 /// Serves until `shutdown` becomes true.
-pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, mut shutdown: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    mut shutdown: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

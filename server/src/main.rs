@@ -131,9 +131,15 @@ fn first_words(port: u16, tls: bool, host: &str, data_dir: &std::path::Path) {
     let (scheme, directory) = (if tls { "https" } else { "http" }, data_dir.display());
     let mut talk = std::io::stderr().lock();
     let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were made in {directory}.");
-    let _ = writeln!(talk, "Agents will be told to come to {host}; set SERVER_HOST if that is not how they reach this machine.");
+    let _ = writeln!(
+        talk,
+        "Agents will be told to come to {host}; set SERVER_HOST if that is not how they reach this machine."
+    );
     let _ = writeln!(talk, "\nNext, where your files are:\n");
-    let _ = writeln!(talk, "  export NMPLAN_SERVER={scheme}://127.0.0.1:{port} NMPLAN_TOKEN_FILE={directory}/admin.token NMPLAN_CA={directory}/ca.pem");
+    let _ = writeln!(
+        talk,
+        "  export NMPLAN_SERVER={scheme}://127.0.0.1:{port} NMPLAN_TOKEN_FILE={directory}/admin.token NMPLAN_CA={directory}/ca.pem"
+    );
     let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
 }
 

@@ -28,7 +28,8 @@ pub fn router(service: Service) -> Router {
             router = router.route(path, guarded(line, service.clone()));
         }
     }
-    router.fallback(|| async { Error::NotFound("such path; see /api/v1/openapi.json".into()) })
+    router
+        .fallback(|| async { Error::NotFound("such path; see /api/v1/openapi.json".into()) })
         .method_not_allowed_fallback(|| async { Error::NotFound("such method here; see /api/v1/openapi.json".into()) })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(service)
@@ -69,7 +70,11 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
     }
 }
 
-async fn authenticate(State((service, operation)): State<(Service, Operation)>, mut request: Request, next: Next) -> Response {
+async fn authenticate(
+    State((service, operation)): State<(Service, Operation)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|value| value.strip_prefix("Bearer ")).map(ToOwned::to_owned);
     match service.caller(token.as_deref(), operation).await {
@@ -81,7 +86,11 @@ async fn authenticate(State((service, operation)): State<(Service, Operation)>, 
     }
 }
 
-async fn snapshot(State(service): State<Service>, Extension(caller): Extension<Caller>, headers: HeaderMap) -> Response {
+async fn snapshot(
+    State(service): State<Service>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+) -> Response {
     let state = service.state();
     let tag = format!("\"{}-{}\"", state.world.epoch, state.world.revision);
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
@@ -108,7 +117,11 @@ async fn revisions(
     Ok(Json(service.revisions(&caller, after, limit.unwrap_or(100)).await?))
 }
 
-async fn apply(State(service): State<Service>, Extension(caller): Extension<Caller>, body: Bytes) -> Result<impl IntoResponse, Error> {
+async fn apply(
+    State(service): State<Service>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Result<impl IntoResponse, Error> {
     Ok(Json(service.apply(&caller, json(&body)?).await?))
 }
 
@@ -135,7 +148,8 @@ async fn get_resource(
     let id = resource_id(path)?;
     let entry = service.resource(&caller, &id)?;
     let tag = format!("\"{}\"", entry.revision);
-    let body = schema::world::ResourceDocument { id, revision: entry.revision, owner: entry.owner, body: entry.object.body() };
+    let body =
+        schema::world::ResourceDocument { id, revision: entry.revision, owner: entry.owner, body: entry.object.body() };
     Ok(([(header::ETAG, tag)], Json(body)))
 }
 

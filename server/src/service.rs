@@ -175,7 +175,8 @@ impl Service {
 
     /// Who holds a bearer token, if it allows the operation.
     pub async fn caller(&self, token: Option<&str>, operation: Operation) -> Result<Caller, Error> {
-        const NOT_VALID: Error = Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
+        const NOT_VALID: Error =
+            Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
         let token = token.ok_or(Error::Unauthenticated("a token is needed: Authorization: Bearer nma_..."))?;
         let (id, hash) = hash_of(token).ok_or(NOT_VALID)?;
         let stored = self.inner.committer.read(move |store| store.token(&id)).await?.ok_or(NOT_VALID)?;
@@ -235,7 +236,9 @@ impl Service {
             return Err(Error::BadRequest("the plan was changed after it was made: its digest does not fit".into()));
         }
         if plan.server.id != self.inner.info.id || plan.server.epoch != self.inner.info.epoch {
-            return Err(Error::Precondition("the plan was made for another server, or before a restore; plan again".into()));
+            return Err(Error::Precondition(
+                "the plan was made for another server, or before a restore; plan again".into(),
+            ));
         }
         caller.grant.holds_for(&plan.owner)?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
@@ -252,7 +255,13 @@ impl Service {
 
     /// Makes or replaces one resource by hand, or takes it away where there is no body; `expected` is the revision that it
     /// must be at, absent: it must not exist.
-    pub async fn put(&self, caller: &Caller, id: ResourceId, body: Option<Value>, expected: Option<Revision>) -> Result<Revision, Error> {
+    pub async fn put(
+        &self,
+        caller: &Caller,
+        id: ResourceId,
+        body: Option<Value>,
+        expected: Option<Revision>,
+    ) -> Result<Revision, Error> {
         caller.grant.holds_in(&id.network)?;
         let actor = caller.actor.clone();
         self.inner.committer.change(move |world, _| put(world, &id, body.as_ref(), expected, actor)).await
@@ -322,7 +331,8 @@ impl Service {
     pub fn open_session(&self, request: &wire::OpenSessionRequest) -> Result<wire::OpenSessionResponse, Error> {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
-        let identity = proto::convert::to_key(&request.identity).map_err(|error| Error::BadRequest(error.to_string()))?;
+        let identity =
+            proto::convert::to_key(&request.identity).map_err(|error| Error::BadRequest(error.to_string()))?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
         Ok(wire::OpenSessionResponse { token, lifetime })
     }
@@ -344,7 +354,13 @@ impl Service {
     }
 
     /// What a machine lacks that stands somewhere; nothing if it lacks nothing.
-    pub fn lacking(&self, state: &State, network: &NetworkName, identity: &PublicKey, at: Position) -> Result<Option<Update>, Error> {
+    pub fn lacking(
+        &self,
+        state: &State,
+        network: &NetworkName,
+        identity: &PublicKey,
+        at: Position,
+    ) -> Result<Option<Update>, Error> {
         let Some(name) = state.world.inventory.name_of(network, identity) else {
             return Ok(Some(self.removed(state, network, identity)));
         };
@@ -382,7 +398,13 @@ impl Service {
     }
 
     /// Takes in what changed on a machine; whether anything did.
-    async fn take_in(&self, state: &State, id: NodeId, facts: &wire::Facts, from: Option<IpAddr>) -> Result<bool, Error> {
+    async fn take_in(
+        &self,
+        state: &State,
+        id: NodeId,
+        facts: &wire::Facts,
+        from: Option<IpAddr>,
+    ) -> Result<bool, Error> {
         let (endpoint, port) = (endpoint(facts, from), u16::try_from(facts.listen_port).unwrap_or_default());
         let differs = move |joined: &Joined| joined.endpoint != endpoint || joined.listen_port != port;
         if !state.world.inventory.node(&id).is_some_and(|joined| differs(joined)) {
@@ -404,7 +426,8 @@ impl Service {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
-        let identity = proto::convert::to_key(&request.identity).map_err(|error| Error::BadRequest(error.to_string()))?;
+        let identity =
+            proto::convert::to_key(&request.identity).map_err(|error| Error::BadRequest(error.to_string()))?;
         let leave = move |world: &mut World, _: &mut dyn Store| {
             let Some(name) = world.inventory.name_of(&network, &identity).cloned() else { return Ok(((), None)) };
             enrol::remove(world, &network, &name, Timestamp::now());
@@ -429,7 +452,12 @@ impl Service {
                 sighting.streams = sighting.streams.saturating_add_signed(more.into());
                 sighting.stored = false;
             }
-            None => drop(seen.insert(id.clone(), Sighting { seen: now, streams: more.max(0).unsigned_abs().into(), stored: false })),
+            None => {
+                drop(seen.insert(
+                    id.clone(),
+                    Sighting { seen: now, streams: more.max(0).unsigned_abs().into(), stored: false },
+                ))
+            }
         }
     }
 
@@ -438,11 +466,12 @@ impl Service {
         let fresh: Vec<_> = {
             let mut seen = self.seen();
             let fresh = seen.iter_mut().filter(|(_, sighting)| !sighting.stored);
-            fresh.map(|(id, sighting)| {
-                sighting.stored = true;
-                (id.clone(), sighting.seen)
-            })
-            .collect()
+            fresh
+                .map(|(id, sighting)| {
+                    sighting.stored = true;
+                    (id.clone(), sighting.seen)
+                })
+                .collect()
         };
         if fresh.is_empty() {
             return Ok(());
@@ -457,7 +486,8 @@ impl Service {
 
     fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: u64, body: Body) -> Update {
         let World { epoch, revision, .. } = &*state.world;
-        let mut update = Update { epoch: *epoch, from, to: revision.0, body: Some(body), signature: Default::default() };
+        let mut update =
+            Update { epoch: *epoch, from, to: revision.0, body: Some(body), signature: Default::default() };
         sign::sign_update(&mut update, network, node, self.inner.secrets.signing_key());
         update
     }
@@ -482,14 +512,20 @@ fn node_status(state: &State, id: &NodeId, sighting: Option<&Sighting>) -> NodeS
     let joined = inventory.node(id);
     let seen = sighting.filter(|_| joined.is_some()).map(|sighting| sighting.seen);
     let interval = snapshot.network(&id.0).map_or(15, |network| network.check_in.0);
-    let recent = |seen: &Seen| Timestamp::now().duration_since(seen.time) <= SignedDuration::from_secs(3 * i64::from(interval));
+    let recent =
+        |seen: &Seen| Timestamp::now().duration_since(seen.time) <= SignedDuration::from_secs(3 * i64::from(interval));
     let online = seen.as_ref().is_some_and(recent);
-    let up_to_date = |seen: &Seen| matches!(state.lack(&id.0, &id.1, state.world.epoch, seen.revision), Some(Lack::Nothing));
+    let up_to_date =
+        |seen: &Seen| matches!(state.lack(&id.0, &id.1, state.world.epoch, seen.revision), Some(Lack::Nothing));
     let reserved = || declared.iter().flat_map(|node| node.reserved().map(|(_, address)| address)).collect();
     NodeStatus {
         id: format!("{}/node/{}", id.0, id.1),
         name: id.1.clone(),
-        tags: joined.iter().flat_map(|it| it.tags.clone()).chain(declared.iter().flat_map(|it| it.tags.clone())).collect(),
+        tags: joined
+            .iter()
+            .flat_map(|it| it.tags.clone())
+            .chain(declared.iter().flat_map(|it| it.tags.clone()))
+            .collect(),
         addresses: joined.map_or_else(reserved, |joined| joined.addresses.clone()),
         public_key: joined.map(|joined| joined.public_key),
         state: match (joined, online) {
@@ -503,7 +539,12 @@ fn node_status(state: &State, id: &NodeId, sighting: Option<&Sighting>) -> NodeS
     }
 }
 
-fn apply(world: &mut World, store: &mut dyn Store, request: ApplyRequest, actor: String) -> Result<(Applied, Option<Note>), Error> {
+fn apply(
+    world: &mut World,
+    store: &mut dyn Store,
+    request: ApplyRequest,
+    actor: String,
+) -> Result<(Applied, Option<Note>), Error> {
     let ApplyRequest { apply_id, plan, keys, provenance } = request;
     if let Some(revision) = store.applied(&apply_id)? {
         return Ok((Applied { revision, already: true }, None));
@@ -542,7 +583,8 @@ fn check_owner(plan: &Plan, world: &World) -> Result<(), Error> {
 }
 
 fn moved(store: &mut dyn Store, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
-    let entry = store.log(Revision(revision.0.saturating_sub(1)), 1)?.into_iter().find(|entry| entry.revision == revision);
+    let entry =
+        store.log(Revision(revision.0.saturating_sub(1)), 1)?.into_iter().find(|entry| entry.revision == revision);
     let (actor, time) = entry.map(|entry| (entry.actor, entry.time)).unzip();
     Ok(Moved { id, revision, actor, time })
 }

@@ -192,7 +192,9 @@ mod conformance {
         assert!(!empty.server_id.is_empty() && empty.world.epoch > 0);
 
         let first = network_row(1, "a");
-        store.commit(&[batch(1, vec![first.clone()], vec![]), batch(2, vec![network_row(2, "b")], vec![])]).expect("a group commits");
+        store
+            .commit(&[batch(1, vec![first.clone()], vec![]), batch(2, vec![network_row(2, "b")], vec![])])
+            .expect("a group commits");
         let two = store.load().expect("it loads");
         assert_eq!((two.world.revision, two.world.snapshot.len()), (Revision(2), 2));
         assert_eq!(two.server_id, empty.server_id, "a server keeps its id");

@@ -110,14 +110,54 @@ pub const TABLE: &[Line] = &[
     line(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
     line(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "Who the server is, and the keys that pin it."),
     line(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
-    line(Operation::Snapshot, Rest("get", "/api/v1/snapshot"), Needs::Role(Viewer), "Everything at the newest revision, with an ETag."),
-    line(Operation::Status, Rest("get", "/api/v1/status"), Needs::Role(Viewer), "The nodes, when they checked in, and how far they are."),
-    line(Operation::Revisions, Rest("get", "/api/v1/revisions"), Needs::Role(Viewer), "The revision log above `after`, at most `limit` entries."),
-    line(Operation::Apply, Rest("post", "/api/v1/apply"), Needs::Role(Applier), "Carries out a plan as one revision, or nothing of it."),
-    line(Operation::GetResource, Rest("get", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Viewer), "One resource, with its revision as ETag."),
-    line(Operation::PutResource, Rest("put", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Applier), "Makes or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed."),
-    line(Operation::DeleteResource, Rest("delete", "/api/v1/{network}/{kind}/{name}"), Needs::Role(Applier), "Takes one resource away; `If-Match` is needed."),
-    line(Operation::RemoveNode, Rest("delete", "/api/v1/nodes/{network}/{name}"), Needs::Role(Applier), "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself."),
+    line(
+        Operation::Snapshot,
+        Rest("get", "/api/v1/snapshot"),
+        Needs::Role(Viewer),
+        "Everything at the newest revision, with an ETag.",
+    ),
+    line(
+        Operation::Status,
+        Rest("get", "/api/v1/status"),
+        Needs::Role(Viewer),
+        "The nodes, when they checked in, and how far they are.",
+    ),
+    line(
+        Operation::Revisions,
+        Rest("get", "/api/v1/revisions"),
+        Needs::Role(Viewer),
+        "The revision log above `after`, at most `limit` entries.",
+    ),
+    line(
+        Operation::Apply,
+        Rest("post", "/api/v1/apply"),
+        Needs::Role(Applier),
+        "Carries out a plan as one revision, or nothing of it.",
+    ),
+    line(
+        Operation::GetResource,
+        Rest("get", "/api/v1/{network}/{kind}/{name}"),
+        Needs::Role(Viewer),
+        "One resource, with its revision as ETag.",
+    ),
+    line(
+        Operation::PutResource,
+        Rest("put", "/api/v1/{network}/{kind}/{name}"),
+        Needs::Role(Applier),
+        "Makes or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed.",
+    ),
+    line(
+        Operation::DeleteResource,
+        Rest("delete", "/api/v1/{network}/{kind}/{name}"),
+        Needs::Role(Applier),
+        "Takes one resource away; `If-Match` is needed.",
+    ),
+    line(
+        Operation::RemoveNode,
+        Rest("delete", "/api/v1/nodes/{network}/{name}"),
+        Needs::Role(Applier),
+        "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself.",
+    ),
     line(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
     line(Operation::Join, Grpc("Join"), Signature, "Enters a network with an access key."),
     line(Operation::OpenSession, Grpc("OpenSession"), Signature, "Opens a node's session."),
@@ -214,7 +254,8 @@ mod tests {
     #[test]
     fn only_these_are_open() {
         let open = TABLE.iter().filter(|line| line.needs == Nothing).map(|line| line.operation);
-        let expected = [Operation::Health, Operation::Ready, Operation::Server, Operation::OpenApi, Operation::Challenge];
+        let expected =
+            [Operation::Health, Operation::Ready, Operation::Server, Operation::OpenApi, Operation::Challenge];
         assert_eq!(open.collect::<Vec<_>>(), expected);
     }
 

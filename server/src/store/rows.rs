@@ -190,7 +190,9 @@ mod tests {
     fn only_what_differs_is_written() {
         let mut later = world();
         assert_eq!(between(&world(), &later), (vec![], vec![]));
-        later.inventory.remove_node(&("corp".parse().expect("good"), "a".parse().expect("good")), jiff::Timestamp::UNIX_EPOCH);
+        later
+            .inventory
+            .remove_node(&("corp".parse().expect("good"), "a".parse().expect("good")), jiff::Timestamp::UNIX_EPOCH);
         let (puts, deletes) = between(&world(), &later);
         assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [REST]);
         assert_eq!(deletes.iter().map(|key| &*key.kind).collect::<Vec<_>>(), [JOINED]);

@@ -121,7 +121,8 @@ impl Store for Sqlite {
             .connection
             .prepare_cached("select revision, entry from log where revision > ?1 order by revision limit ?2")
             .map_err(&failed)?;
-        let entries = statement.query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
+        let entries =
+            statement.query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
         let entries: Vec<(u64, String)> = entries.collect::<Result<_, _>>().map_err(&failed)?;
         entries.into_iter().map(|(revision, entry)| json("revision", &revision.to_string(), &entry)).collect()
     }
@@ -190,7 +191,9 @@ fn write(transaction: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let entry = &batch.entry;
     let text = serde_json::to_string(entry).expect("a log entry can be written as JSON");
     transaction
-        .prepare_cached("insert into log (revision, time, actor, action, apply_id, entry) values (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached(
+            "insert into log (revision, time, actor, action, apply_id, entry) values (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
         .execute(params![entry.revision.0, entry.time.to_string(), entry.actor, entry.action, entry.apply_id, text])
         .map(drop)
 }
@@ -218,7 +221,8 @@ fn all_seen(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(NodeId, Seen
 }
 
 fn json<T: serde::de::DeserializeOwned>(what: &'static str, key: &str, text: &str) -> Result<T, StoreError> {
-    let unreadable = |error: serde_json::Error| StoreError::Unreadable { what, key: key.into(), why: error.to_string() };
+    let unreadable =
+        |error: serde_json::Error| StoreError::Unreadable { what, key: key.into(), why: error.to_string() };
     serde_json::from_str(text).map_err(unreadable)
 }
 
