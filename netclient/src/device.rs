@@ -1,25 +1,66 @@
 //! WireGuard, as the agent sees it: observe a device, apply steps to it.
 //!
 //! Three implementations keep one contract: the kernel's ([`kernel`]), a userspace device in a process of its own
-//! ([`userspace`], which speaks to [`process`]), and a map in memory for tests ([`fake`]). None decides anything; the
-//! steps come from [`reconcile`](crate::reconcile). A device exists until [`Device::remove`], whatever happens to the
-//! agent.
+//! ([`userspace`], which speaks to [`process`]), and one in memory for tests ([`fake`]). None decides anything; the
+//! steps come from reconcile. A device exists until [`Device::remove`], whatever happens to the agent: a restarted
+//! agent finds it with [`attach`], and makes it with [`create`] where there is none. Addresses, MTU and routes are not
+//! a device's concern; see `system`.
+//!
+//! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller puts it on a thread that
+//! may block. Nothing here logs a key, an address or a name.
+
+mod files;
+mod host;
+mod protocol;
+
+pub mod fake;
+pub mod kernel;
+pub mod process;
+pub mod userspace;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use schema::scalars::PublicKey;
 use serde::{Deserialize, Serialize};
 
+pub use host::link_index;
+
 /// A WireGuard device that exists.
 pub trait Device: Send {
     /// What the device does.
     fn observe(&mut self) -> Result<DeviceState, DeviceError>;
-    /// Carries out the steps in their order. Each is repeatable; a peer that is put keeps its session and counters.
+    /// Carries out the steps: the last key and the last port of the list first, together, then the peers in their
+    /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the port is
+    /// refused, nothing has changed.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
-    /// Ends the device and its interface.
+    /// Ends the device and its interface; when it returns, the name and the port are free. One that has ended already
+    /// is no error.
     fn remove(&mut self) -> Result<(), DeviceError>;
+}
+
+/// Finds the device that an earlier agent made for this interface; absent: there is none, so [`create`] it.
+///
+/// A WireGuard interface in the kernel carries no mark of its maker: ask only for a name that the agent's own state
+/// says is ours.
+pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError> {
+    if let Some(device) = userspace::Userspace::attach(interface, socket)? {
+        return Ok(Some(Box::new(device)));
+    }
+    Ok(kernel::Kernel::attach(interface)?.map(|device| Box::new(device) as Box<dyn Device>))
+}
+
+/// Makes a device: the kernel's where it has WireGuard, else a process of its own that runs `executable` (see
+/// [`userspace::Userspace::spawn`]).
+pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
+    if let Some(device) = kernel::Kernel::create(interface)? {
+        return Ok(Box::new(device));
+    }
+    Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
 }
 
 /// A WireGuard device as it was observed.
@@ -51,7 +92,7 @@ pub struct PeerState {
 pub struct PeerSettings {
     /// Where it is reached; absent: it must speak first. WireGuard itself moves it to where the peer was last heard.
     pub endpoint: Option<SocketAddr>,
-    /// The ranges that belong to it.
+    /// The ranges that belong to it, without host bits. A range belongs to one peer: who is put last has it.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives; 0: none.
     pub keepalive: u16,
@@ -60,9 +101,9 @@ pub struct PeerSettings {
 /// One operation on a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceStep {
-    /// Sets the private key.
+    /// Sets the private key. A device without one refuses every other step.
     SetPrivateKey(PrivateKey),
-    /// Listens on this UDP port.
+    /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
     SetListenPort(u16),
     /// Makes a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
     PutPeer(PublicKey, PeerSettings),
@@ -74,8 +115,16 @@ pub enum DeviceStep {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, zeroize::ZeroizeOnDrop)]
 pub struct PrivateKey(pub [u8; 32]);
 
-impl std::fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl PrivateKey {
+    /// The public half, which peers know (Curve25519; RFC 7748).
+    pub fn public(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
     }
 }
@@ -83,7 +132,170 @@ impl std::fmt::Debug for PrivateKey {
 /// Why a device could not be made, observed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Placeholder of the contract; the real variants follow STYLE 7.
-    #[error("input or output failed")]
-    Io(#[from] std::io::Error),
+    /// The device understood and said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The device is no longer there: make it anew.
+    #[error("the WireGuard device of {interface} has ended")]
+    Gone {
+        /// Its interface.
+        interface: String,
+    },
+    /// The device process exists and does not answer; the agent never ends it by itself.
+    #[error(
+        "the device process of {interface} gave no answer within {} seconds; end process {process} to have a new one \
+         made",
+        userspace::TIMEOUT.as_secs()
+    )]
+    Silent {
+        /// Its interface.
+        interface: String,
+        /// Its process id; 0: not known.
+        process: i32,
+    },
+    /// A new device process ended, or was ended, before it was ready.
+    #[error("the device process of {interface} did not start: {reason}")]
+    Stillborn {
+        /// The interface it was to make.
+        interface: String,
+        /// Its last words.
+        reason: String,
+    },
+    /// The host refused what no variant above foresees.
+    #[error("cannot {attempt}")]
+    Host {
+        /// What was attempted, as an infinitive: `read the kernel's device nm-corp`.
+        attempt: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DeviceError {
+    fn host(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let attempt = attempt.into();
+        move |source| Self::Host { attempt, source }
+    }
+}
+
+/// Why a device says no. A value: it crosses from the device process to the agent unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// An interface of that name exists and is not ours.
+    #[error("the interface name {interface} is taken on this machine; choose another with --interface")]
+    NameTaken {
+        /// The name.
+        interface: String,
+    },
+    /// The kernel would not take the name.
+    #[error("{interface:?} cannot name an interface: use 1 to 15 letters, digits, `-`, `_` or `.`")]
+    NameInvalid {
+        /// The name.
+        interface: String,
+    },
+    /// Another program listens on the port.
+    #[error("UDP port {port} is taken by another program")]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The kernel has neither WireGuard nor TUN, or the container was not given the device.
+    #[error("neither WireGuard nor /dev/net/tun is here: run `modprobe tun`, or give the container /dev/net/tun")]
+    TunMissing,
+    /// The privilege is missing.
+    #[error("making the interface {interface} needs root, or CAP_NET_ADMIN and access to /dev/net/tun")]
+    Denied {
+        /// The interface.
+        interface: String,
+    },
+    /// A step came before the first [`DeviceStep::SetPrivateKey`].
+    #[error("the device has no private key yet, so it cannot listen or have peers")]
+    KeyMissing,
+    /// Another process serves the interface, or is about to.
+    #[error("another device process serves {interface}")]
+    AlreadyRunning {
+        /// The interface.
+        interface: String,
+    },
+    /// Anything else; the cause as text, since it comes from another process.
+    #[error("cannot {attempt}: {reason}")]
+    Failed {
+        /// What was attempted, as an infinitive.
+        attempt: String,
+        /// What stood in the way.
+        reason: String,
+    },
+}
+
+impl Refusal {
+    fn failed<E: fmt::Display>(attempt: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let attempt = attempt.into();
+        move |reason| Self::Failed { attempt, reason: reason.to_string() }
+    }
+}
+
+/// What a list of steps asks of the device as a whole, apart from its peers.
+#[derive(Default)]
+struct Basics<'a> {
+    private_key: Option<&'a PrivateKey>,
+    listen_port: Option<u16>,
+}
+
+impl<'a> Basics<'a> {
+    /// The last key and the last port named; port 0 asks for nothing where one is in use.
+    fn of(steps: &'a [DeviceStep], port_in_use: u16) -> Self {
+        let mut basics = Self::default();
+        for step in steps {
+            match step {
+                DeviceStep::SetPrivateKey(key) => basics.private_key = Some(key),
+                DeviceStep::SetListenPort(port) => basics.listen_port = Some(*port),
+                DeviceStep::PutPeer(..) | DeviceStep::RemovePeer(_) => {}
+            }
+        }
+        basics.listen_port = basics.listen_port.filter(|&port| port != 0 && port != port_in_use);
+        basics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_key_is_never_printed() {
+        let step = DeviceStep::SetPrivateKey(PrivateKey([0xab; 32]));
+        assert_eq!(format!("{step:?}"), "SetPrivateKey(PrivateKey(..))");
+    }
+
+    #[test]
+    fn the_last_key_and_port_of_a_list_count() {
+        let [first, last] = [1, 2].map(|byte| PrivateKey([byte; 32]));
+        let steps = [
+            DeviceStep::SetPrivateKey(first),
+            DeviceStep::SetListenPort(1),
+            DeviceStep::SetListenPort(2),
+            DeviceStep::SetPrivateKey(last.clone()),
+        ];
+        let basics = Basics::of(&steps, 0);
+        assert_eq!(basics.private_key, Some(&last));
+        assert_eq!(basics.listen_port, Some(2));
+    }
+
+    #[test]
+    fn a_port_in_use_is_not_asked_for_again() {
+        for (asked, in_use, wanted) in
+            [(0, 0, None), (0, 51820, None), (51820, 51820, None), (51821, 51820, Some(51821))]
+        {
+            assert_eq!(Basics::of(&[DeviceStep::SetListenPort(asked)], in_use).listen_port, wanted);
+        }
+    }
+
+    #[test]
+    fn the_public_half_is_that_of_wg_pubkey() {
+        // RFC 7748, section 6.1: Alice.
+        let private = *b"\x77\x07\x6d\x0a\x73\x18\xa5\x7d\x3c\x16\xc1\x72\x51\xb2\x66\x45\
+                         \xdf\x4c\x2f\x87\xeb\xc0\x99\x2a\xb1\x77\xfb\xa5\x1d\xb9\x2c\x2a";
+        assert_eq!(PrivateKey(private).public().to_string(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
 }

@@ -1,0 +1,191 @@
+//! A device in memory, for tests of what stands above a device: it keeps the contract and records the steps.
+//!
+//! A [`Fake`] is a handle: clones share the device, so that a test keeps one and gives the other away.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use schema::scalars::PublicKey;
+
+use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal};
+
+/// A device in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Fake(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: DeviceState,
+    applied: Vec<DeviceStep>,
+    refusals: VecDeque<Refusal>,
+    removed: bool,
+}
+
+impl Fake {
+    /// Takes the steps that were applied since it was last asked, in their order.
+    pub fn take_applied(&self) -> Vec<DeviceStep> {
+        std::mem::take(&mut self.lock().applied)
+    }
+
+    /// Has the next [`Device::apply`] that no earlier call of this function claims fail.
+    pub fn refuse_next(&self, refusal: Refusal) {
+        self.lock().refusals.push_back(refusal);
+    }
+
+    /// Lets a peer be heard from `endpoint`, with a handshake at `time` (seconds of the Unix epoch).
+    pub fn hear(&self, peer: &PublicKey, endpoint: SocketAddr, time: u64) {
+        if let Some(peer) = self.lock().state.peers.get_mut(peer) {
+            peer.settings.endpoint = Some(endpoint);
+            peer.last_handshake = Some(time);
+            // The size of a handshake initiation.
+            peer.received += 148;
+        }
+    }
+
+    /// Ends the device as a crash would: every call answers [`DeviceError::Gone`].
+    pub fn end(&self) {
+        self.lock().removed = true;
+    }
+
+    /// Whether the device was removed, or ended.
+    pub fn is_removed(&self) -> bool {
+        self.lock().removed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alive(&self) -> Result<MutexGuard<'_, Inner>, DeviceError> {
+        let inner = self.lock();
+        if inner.removed { Err(DeviceError::Gone { interface: "fake".to_owned() }) } else { Ok(inner) }
+    }
+}
+
+impl Device for Fake {
+    fn observe(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(self.alive()?.state.clone())
+    }
+
+    fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
+        let mut inner = self.alive()?;
+        if let Some(refusal) = inner.refusals.pop_front() {
+            return Err(refusal.into());
+        }
+        inner.state.carry_out(steps)?;
+        inner.applied.extend_from_slice(steps);
+        Ok(())
+    }
+
+    fn remove(&mut self) -> Result<(), DeviceError> {
+        self.lock().removed = true;
+        Ok(())
+    }
+}
+
+impl DeviceState {
+    fn carry_out(&mut self, steps: &[DeviceStep]) -> Result<(), Refusal> {
+        let basics = Basics::of(steps, self.listen_port);
+        let public_key = basics.private_key.map(|key| key.public()).or(self.public_key);
+        if public_key.is_none() && !steps.is_empty() {
+            return Err(Refusal::KeyMissing);
+        }
+        self.public_key = public_key;
+        self.listen_port = basics.listen_port.unwrap_or(self.listen_port);
+        for step in steps {
+            match step {
+                DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+                DeviceStep::PutPeer(key, settings) => self.put(*key, settings.clone()),
+                DeviceStep::RemovePeer(key) => drop(self.peers.remove(key)),
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: PublicKey, mut settings: PeerSettings) {
+        for other in self.peers.values_mut() {
+            other.settings.allowed_ips.retain(|range| !settings.allowed_ips.contains(range));
+        }
+        match self.peers.get_mut(&key) {
+            Some(peer) => {
+                settings.endpoint = settings.endpoint.or(peer.settings.endpoint);
+                peer.settings = settings;
+            }
+            None => {
+                self.peers.insert(key, PeerState { settings, last_handshake: None, received: 0, sent: 0 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::PrivateKey;
+    use super::*;
+
+    fn settings(endpoint: Option<&str>, range: &str) -> PeerSettings {
+        PeerSettings {
+            endpoint: endpoint.map(|text| text.parse().expect("a good endpoint")),
+            allowed_ips: BTreeSet::from([range.parse().expect("a good range")]),
+            keepalive: 25,
+        }
+    }
+
+    fn with_key() -> Fake {
+        let mut device = Fake::default();
+        device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([7; 32]))]).expect("a key is taken");
+        device
+    }
+
+    #[test]
+    fn a_step_before_the_key_is_refused() {
+        let refused = Fake::default().apply(&[DeviceStep::SetListenPort(51820)]);
+        assert!(matches!(refused, Err(DeviceError::Refused(Refusal::KeyMissing))));
+    }
+
+    #[test]
+    fn an_absent_endpoint_leaves_the_one_a_peer_was_heard_from() {
+        let mut device = with_key();
+        let peer = PublicKey([1; 32]);
+        device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.1/32"))]).expect("a peer is put");
+        device.hear(&peer, "192.0.2.1:51820".parse().expect("a good endpoint"), 1_700_000_000);
+        device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.2/32"))]).expect("a peer is put");
+
+        let seen = device.observe().expect("the device is there").peers.remove(&peer).expect("the peer is there");
+        assert_eq!(seen.settings, settings(Some("192.0.2.1:51820"), "10.0.0.2/32"));
+        assert_eq!((seen.last_handshake, seen.received), (Some(1_700_000_000), 148));
+    }
+
+    #[test]
+    fn a_range_belongs_to_the_peer_put_last() {
+        let mut device = with_key();
+        let [first, last] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let put = |peer| DeviceStep::PutPeer(peer, settings(None, "10.0.0.0/24"));
+        device.apply(&[put(first), put(last)]).expect("peers are put");
+
+        let state = device.observe().expect("the device is there");
+        assert!(state.peers[&first].settings.allowed_ips.is_empty());
+        assert_eq!(state.peers[&last].settings.allowed_ips.len(), 1);
+    }
+
+    #[test]
+    fn a_refused_list_changes_and_records_nothing() {
+        let mut device = with_key();
+        device.take_applied();
+        device.refuse_next(Refusal::PortTaken { port: 51820 });
+        assert!(device.apply(&[DeviceStep::SetListenPort(51820)]).is_err());
+        assert_eq!(device.take_applied(), []);
+        device.apply(&[DeviceStep::SetListenPort(51821)]).expect("the next port is taken");
+        assert_eq!(device.observe().expect("the device is there").listen_port, 51821);
+    }
+
+    #[test]
+    fn a_device_that_ended_is_told_apart() {
+        let mut device = with_key();
+        device.clone().end();
+        assert!(matches!(device.observe(), Err(DeviceError::Gone { .. })));
+    }
+}

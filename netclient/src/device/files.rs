@@ -1,0 +1,116 @@
+//! The files a device process leaves while it lives: its socket, its lock, its log.
+//!
+//! A path may be taken over by another process; a file is therefore known by device and inode, and only the file that
+//! we made is ever removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// A file that we made; dropping removes it, unless the path leads to another by then.
+pub(super) struct OwnFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl OwnFile {
+    /// Takes charge of what the path leads to.
+    pub(super) fn claim(path: &Path) -> io::Result<Self> {
+        let inode = inode(&fs::symlink_metadata(path)?);
+        Ok(Self { path: path.to_owned(), inode })
+    }
+
+    /// Whether the path still leads to our file.
+    pub(super) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| inode(&found) == self.inode)
+    }
+}
+
+impl Drop for OwnFile {
+    fn drop(&mut self) {
+        if self.is_there() {
+            // A file that stays is found stale by the next process, which removes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The right to serve a socket: one process at a time has it, and the kernel takes it back when that process ends.
+pub(super) struct Lock {
+    // Removed first: who finds the path gone makes a new file, and who holds this one looks again (`take`).
+    _file: OwnFile,
+    _held: File,
+}
+
+impl Lock {
+    /// Takes the right; absent: another process has it.
+    pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let held = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+            match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                outcome => outcome?,
+            }
+            // The last holder may have removed the file between our opening and our locking it.
+            let file = OwnFile { path: path.to_owned(), inode: inode(&held.metadata()?) };
+            if file.is_there() {
+                return Ok(Some(Self { _file: file, _held: held }));
+            }
+        }
+    }
+}
+
+/// The lock beside a socket.
+pub(super) fn lock_path(socket: &Path) -> PathBuf {
+    beside(socket, "lock")
+}
+
+/// The log beside a socket: what the device process printed since its start.
+pub(super) fn log_path(socket: &Path) -> PathBuf {
+    beside(socket, "log")
+}
+
+fn beside(socket: &Path, kind: &str) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".");
+    path.push(kind);
+    PathBuf::from(path)
+}
+
+fn inode(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_another_took_over_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder is made");
+        let path = folder.path().join("nm.sock");
+        fs::write(&path, "ours").expect("a file is written");
+        let ours = OwnFile::claim(&path).expect("the file is there");
+        // Written beside and moved over: the inode differs for certain.
+        let other = folder.path().join("other");
+        fs::write(&other, "theirs").expect("a file is written");
+        fs::rename(&other, &path).expect("a file is moved");
+        assert!(!ours.is_there());
+        drop(ours);
+        assert_eq!(fs::read_to_string(&path).expect("it is still there"), "theirs");
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one_and_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder is made");
+        let path = folder.path().join("nm.sock.lock");
+        let first = Lock::take(&path).expect("locking works").expect("the lock is free");
+        assert!(Lock::take(&path).expect("locking works").is_none());
+        drop(first);
+        assert!(!path.exists());
+        assert!(Lock::take(&path).expect("locking works").is_some());
+    }
+}

@@ -1,0 +1,105 @@
+//! What the host has already: interface names and UDP ports, asked of the kernel and never of a file, since `/sys`
+//! may show another network namespace.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use socket2::{Domain, Socket, Type};
+
+use super::Refusal;
+
+/// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
+const LONGEST_NAME: usize = 15;
+
+/// The index of the interface of that name in the caller's network namespace; absent: there is none.
+pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    match netdevice::name_to_index(socket, interface) {
+        Ok(index) => Ok(Some(index)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Whether a new interface may have the name: the kernel would take it, and nothing bears it.
+pub(super) fn free_name(interface: &str) -> Result<(), Refusal> {
+    check_name(interface)?;
+    match link_index(interface) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(Refusal::NameTaken { interface: interface.to_owned() }),
+        Err(error) => Err(Refusal::failed(format!("look up the interface {interface}"))(error)),
+    }
+}
+
+/// Whether nothing listens on the port, on any address of either family.
+pub(super) fn free_port(port: u16) -> Result<(), Refusal> {
+    match bind(port) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Refusal::PortTaken { port }),
+        Err(error) => Err(Refusal::failed(format!("listen on UDP port {port}"))(error)),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Narrower than the kernel (`dev_valid_name`): such names need no quoting anywhere, and `%` is a template to TUN.
+fn check_name(interface: &str) -> Result<(), Refusal> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let fits = (1..=LONGEST_NAME).contains(&interface.len());
+    if fits && interface.bytes().all(plain) && !matches!(interface, "." | "..") {
+        return Ok(());
+    }
+    Err(Refusal::NameInvalid { interface: interface.to_owned() })
+}
+
+/// As gotatun binds: one socket for both families, or IPv4 alone where IPv6 is off.
+fn bind(port: u16) -> io::Result<Socket> {
+    let both = Socket::new(Domain::IPV6, Type::DGRAM, None).and_then(|socket| {
+        socket.set_only_v6(false)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+        Ok(socket)
+    });
+    match both {
+        Err(error) if no_ipv6(&error) => {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+            Ok(socket)
+        }
+        outcome => outcome,
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    let absent = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    absent.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_kernel_or_a_shell_would_misread_are_refused() {
+        for good in ["nm-corp", "wg0", "a", "fifteen-letters", "a.b_c"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "sixteen-letters-", "a b", "a/b", "a:b", "nm%d", "n\0m", "nétz"] {
+            let refusal = Refusal::NameInvalid { interface: bad.to_owned() };
+            assert_eq!(check_name(bad), Err(refusal), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_loopback_has_an_index_and_an_unknown_name_has_none() {
+        assert!(link_index("lo").expect("asking the kernel works").is_some());
+        assert_eq!(link_index("no-such-link").expect("asking the kernel works"), None);
+    }
+
+    #[test]
+    fn a_taken_port_is_told_apart() {
+        let holder = std::net::UdpSocket::bind(("0.0.0.0", 0)).expect("a free port is found");
+        let port = holder.local_addr().expect("a bound socket has an address").port();
+        assert_eq!(free_port(port), Err(Refusal::PortTaken { port }));
+        drop(holder);
+        assert_eq!(free_port(port), Ok(()));
+    }
+}

@@ -1,0 +1,193 @@
+//! A device of the kernel's, where it has WireGuard.
+//!
+//! It needs no process and carries no mark of ours: what exists under the name is taken for ours when the agent's state
+//! says so. wireguard-control's `Key`, `Device` and `DeviceUpdate` print private keys with `Debug`, so none of them
+//! leaves this file or meets a log.
+
+use std::io;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use schema::scalars::PublicKey;
+use wireguard_control::{
+    AllowedIp, Backend, Device as KernelDevice, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
+};
+
+use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal, host};
+
+/// What the kernel says to a kind of link, or a link, that it does not know as WireGuard's.
+const NOT_WIREGUARD: rustix::io::Errno = rustix::io::Errno::OPNOTSUPP;
+
+/// A WireGuard interface of the kernel's.
+#[derive(Debug)]
+pub struct Kernel {
+    name: InterfaceName,
+}
+
+impl Kernel {
+    /// Finds a WireGuard interface of that name; absent: there is none.
+    pub fn attach(interface: &str) -> Result<Option<Self>, DeviceError> {
+        let device = Self { name: name(interface)? };
+        match device.read() {
+            Ok(_) => Ok(Some(device)),
+            Err(error) if means_absent(&error) => Ok(None),
+            Err(error) => Err(device.failed("read", error)),
+        }
+    }
+
+    /// Makes an interface; absent: this kernel has no WireGuard.
+    pub fn create(interface: &str) -> Result<Option<Self>, DeviceError> {
+        host::free_name(interface)?;
+        let device = Self { name: name(interface)? };
+        match DeviceUpdate::new().apply(&device.name, Backend::Kernel) {
+            Ok(()) => Ok(Some(device)),
+            Err(error) if is(&error, NOT_WIREGUARD) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(Refusal::Denied { interface: interface.to_owned() }.into())
+            }
+            Err(error) => Err(device.failed("make", error)),
+        }
+    }
+
+    fn read(&self) -> io::Result<KernelDevice> {
+        KernelDevice::get(&self.name, Backend::Kernel)
+    }
+
+    fn present(&self) -> Result<KernelDevice, DeviceError> {
+        self.read().map_err(|error| {
+            if means_absent(&error) {
+                return DeviceError::Gone { interface: self.name.to_string() };
+            }
+            self.failed("read", error)
+        })
+    }
+
+    fn failed(&self, verb: &str, source: io::Error) -> DeviceError {
+        DeviceError::host(format!("{verb} the kernel's WireGuard interface {}", self.name))(source)
+    }
+}
+
+impl Device for Kernel {
+    fn observe(&mut self) -> Result<DeviceState, DeviceError> {
+        let device = self.present()?;
+        Ok(DeviceState {
+            public_key: device.public_key.map(|key| PublicKey(key.0)),
+            listen_port: device.listen_port.unwrap_or(0),
+            peers: device.peers.into_iter().map(|peer| (PublicKey(peer.config.public_key.0), state_of(peer))).collect(),
+        })
+    }
+
+    fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
+        // wireguard-control would make a missing interface anew, without addresses.
+        let device = self.present()?;
+        let basics = Basics::of(steps, device.listen_port.unwrap_or(0));
+        if device.public_key.is_none() && basics.private_key.is_none() && !steps.is_empty() {
+            return Err(Refusal::KeyMissing.into());
+        }
+        // On a link that is down the kernel binds later, when it is brought up, and fails there.
+        if let Some(port) = basics.listen_port {
+            host::free_port(port)?;
+        }
+        let port = basics.listen_port;
+        update(&basics, steps).apply(&self.name, Backend::Kernel).map_err(|error| match port {
+            Some(port) if error.kind() == io::ErrorKind::AddrInUse => Refusal::PortTaken { port }.into(),
+            _ => self.failed("change", error),
+        })
+    }
+
+    fn remove(&mut self) -> Result<(), DeviceError> {
+        match self.present() {
+            Ok(device) => device.delete().map_err(|error| self.failed("remove", error)),
+            Err(DeviceError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
+    let mut update = DeviceUpdate::new();
+    if let Some(key) = basics.private_key {
+        update = update.set_private_key(Key(key.0));
+    }
+    if let Some(port) = basics.listen_port {
+        update = update.set_listen_port(port);
+    }
+    let peers: Vec<PeerConfigBuilder> = steps.iter().filter_map(peer_change).collect();
+    update.add_peers(&peers)
+}
+
+fn peer_change(step: &DeviceStep) -> Option<PeerConfigBuilder> {
+    match step {
+        DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => None,
+        DeviceStep::RemovePeer(key) => Some(PeerConfigBuilder::new(&Key(key.0)).remove()),
+        DeviceStep::PutPeer(key, settings) => Some(put(&Key(key.0), settings)),
+    }
+}
+
+fn put(key: &Key, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> PeerConfigBuilder {
+    let mut peer = PeerConfigBuilder::new(key).replace_allowed_ips().set_persistent_keepalive_interval(*keepalive);
+    if let Some(endpoint) = endpoint {
+        peer = peer.set_endpoint(*endpoint);
+    }
+    let ranges: Vec<AllowedIp> =
+        allowed_ips.iter().map(|range| AllowedIp { address: range.network(), cidr: range.prefix_len() }).collect();
+    peer.add_allowed_ips(&ranges)
+}
+
+fn state_of(PeerInfo { config, stats }: PeerInfo) -> PeerState {
+    let allowed_ips = config.allowed_ips.iter().filter_map(|range| IpNet::new(range.address, range.cidr).ok());
+    let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+    PeerState {
+        settings: PeerSettings {
+            endpoint: config.endpoint,
+            allowed_ips: allowed_ips.collect(),
+            keepalive: config.persistent_keepalive_interval.unwrap_or(0),
+        },
+        last_handshake: stats.last_handshake_time.and_then(since_epoch).map(|since| since.as_secs()),
+        received: stats.rx_bytes,
+        sent: stats.tx_bytes,
+    }
+}
+
+fn name(interface: &str) -> Result<InterfaceName, Refusal> {
+    interface.parse().map_err(|_| Refusal::NameInvalid { interface: interface.to_owned() })
+}
+
+/// Whether there is no such link, or none of WireGuard's, or no WireGuard (its netlink family is then unknown).
+fn means_absent(error: &io::Error) -> bool {
+    is(error, rustix::io::Errno::NODEV) || is(error, NOT_WIREGUARD) || error.kind() == io::ErrorKind::NotFound
+}
+
+fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_of_another_kind_is_no_device() {
+        assert!(Kernel::attach("lo").expect("asking the kernel works").is_none());
+        assert!(Kernel::attach("no-such-link").expect("asking the kernel works").is_none());
+    }
+
+    #[test]
+    fn a_taken_name_is_refused_before_the_kernel_is_asked_for_wireguard() {
+        let refused = Kernel::create("lo");
+        assert!(matches!(refused, Err(DeviceError::Refused(Refusal::NameTaken { .. }))), "{refused:?}");
+    }
+
+    #[test]
+    fn a_put_peer_replaces_its_ranges_and_keeps_an_unnamed_endpoint() {
+        let allowed_ips = ["10.0.0.0/24", "fd00::/64"].map(|text| text.parse().expect("a good range"));
+        let settings = PeerSettings { endpoint: None, allowed_ips: allowed_ips.into(), keepalive: 25 };
+        let built = put(&Key([1; 32]), &settings);
+        let expected = PeerConfigBuilder::new(&Key([1; 32]))
+            .replace_allowed_ips()
+            .set_persistent_keepalive_interval(25)
+            .add_allowed_ip([10, 0, 0, 0].into(), 24)
+            .add_allowed_ip("fd00::".parse().expect("a good address"), 64);
+        assert!(built == expected);
+    }
+}

@@ -1,0 +1,237 @@
+//! The userspace device: gotatun in a process of its own, so that the tunnel outlives the agent.
+//!
+//! Life of the process, in order: it takes the lock beside its socket, opens the socket and the TUN, prints one line of
+//! JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT, or
+//! until its interface or its socket is taken away from outside: unreachable, it would only hold the name. It leaves
+//! nothing behind. It also answers WireGuard's own protocol in `/run/wireguard`, for `wg show`, if that folder can be
+//! had.
+//!
+//! It keeps no settings: what the agent applied is gone with it. One that panics anywhere ends as a whole, since half
+//! a device (gotatun's tasks are many) would look healthy; the agent makes a new one.
+
+mod engine;
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use rustix::fs::Mode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use zeroize::Zeroizing;
+
+use super::files::{Lock, OwnFile, lock_path};
+use super::protocol::{Hello, LONGEST, Reply, Request, VERSION};
+use super::{DeviceError, Refusal, host};
+use engine::Engine;
+
+/// How long a client may take to send a request, or to take its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the process looks whether its interface and socket are still its own.
+const WATCH: Duration = Duration::from_secs(2);
+/// How long the kernel may take to remove the interface after the last file on it is closed.
+const REMOVAL: Duration = Duration::from_secs(5);
+/// The exit status of a process that panicked: that of Rust.
+const PANICKED: i32 = 101;
+
+/// Serves the interface until told to end: the whole life of a device process, of which it takes charge (umask, panic
+/// hook, signals).
+///
+/// The error has been announced on standard output by then; print it on standard error, which is the log.
+pub fn run(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+    end_whole_on_panic();
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(DeviceError::host("start the threads of the device process"))?;
+    runtime.block_on(live(interface, socket))
+}
+
+async fn live(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+    let server = Server::open(interface, socket).await;
+    let reply = match &server {
+        Ok(_) => hello(interface),
+        Err(refusal) => Reply::Refused(refusal.clone()),
+    };
+    announce(&reply).map_err(DeviceError::host("announce the device process"))?;
+    let mut server = server?;
+    match server.serve().await {
+        End::Asked(client) => {
+            server.close().await;
+            // Who asked may be gone; the wish is fulfilled all the same.
+            let _ = answer(client, &Reply::Done).await;
+            Ok(())
+        }
+        End::Signalled => {
+            server.close().await;
+            Ok(())
+        }
+        End::Lost => Err(DeviceError::Gone { interface: interface.to_owned() }),
+    }
+}
+
+/// Why a device process ends.
+enum End {
+    /// Someone asked, and waits to hear that it is done.
+    Asked(UnixStream),
+    /// A signal came.
+    Signalled,
+    /// The interface or the socket was taken away, or gotatun gave up.
+    Lost,
+}
+
+struct Server {
+    interface: String,
+    /// The interface's index: another of the same name is not ours.
+    index: u32,
+    engine: Engine,
+    // Held for its end, which removes the file.
+    _uapi: Option<OwnFile>,
+    listener: UnixListener,
+    socket: OwnFile,
+    signals: [Signal; 2],
+    watch: Interval,
+    // Last: the lock is released when all else is gone.
+    _lock: Lock,
+}
+
+impl Server {
+    async fn open(interface: &str, socket: &Path) -> Result<Self, Refusal> {
+        let lock = Lock::take(&lock_path(socket))
+            .map_err(Refusal::failed(format!("lock {}", socket.display())))?
+            .ok_or_else(|| Refusal::AlreadyRunning { interface: interface.to_owned() })?;
+        host::free_name(interface)?;
+        let listen = || listen(socket);
+        let (listener, socket) = listen().map_err(Refusal::failed(format!("listen on {}", socket.display())))?;
+        let (engine, uapi) = Engine::open(interface).await?;
+        let unheard = Refusal::failed::<io::Error>("listen for signals");
+        let signals = end_signals().map_err(unheard)?;
+        let index = index(interface)?;
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let interface = interface.to_owned();
+        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, _lock: lock })
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            let [terminate, interrupt] = &mut self.signals;
+            tokio::select! {
+                client = self.listener.accept() => {
+                    if let Ok((client, _)) = client && let Some(end) = self.hear(client).await {
+                        return end;
+                    }
+                }
+                () = self.engine.failed() => return End::Lost,
+                _ = self.watch.tick() => {
+                    if !self.is_whole() {
+                        return End::Lost;
+                    }
+                    self.engine.note_handshakes().await;
+                }
+                _ = terminate.recv() => return End::Signalled,
+                _ = interrupt.recv() => return End::Signalled,
+            }
+        }
+    }
+
+    /// Hears one request and answers it, unless it ends the process.
+    async fn hear(&mut self, client: UnixStream) -> Option<End> {
+        let mut client = client;
+        let reply = match timeout(PATIENCE, read(&mut client)).await.ok()?.ok()? {
+            None => Reply::Refused(Refusal::failed("understand the request")("this device process is older or newer")),
+            Some(Request::Hello) => hello(&self.interface),
+            Some(Request::Observe) => Reply::State(self.engine.observe().await),
+            Some(Request::Apply(steps)) => match self.engine.apply(&steps).await {
+                Ok(()) => Reply::Done,
+                Err(refusal) => Reply::Refused(refusal),
+            },
+            Some(Request::Stop) => return Some(End::Asked(client)),
+        };
+        // A client that left before its answer asks again.
+        let _ = answer(client, &reply).await;
+        None
+    }
+
+    fn is_whole(&self) -> bool {
+        let same_link = matches!(host::link_index(&self.interface), Ok(Some(index)) if index == self.index);
+        same_link && self.socket.is_there()
+    }
+
+    /// Removes the interface, the sockets and the lock.
+    async fn close(self) {
+        let Self { interface, engine, .. } = self;
+        engine.stop().await;
+        let gone = async {
+            while matches!(host::link_index(&interface), Ok(Some(_))) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // The kernel removes it at the latest with the process.
+        let _ = timeout(REMOVAL, gone).await;
+    }
+}
+
+/// Opens the socket in the place of one that a process left which was killed; the caller has the lock.
+fn listen(socket: &Path) -> io::Result<(UnixListener, OwnFile)> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    let file = OwnFile::claim(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    Ok((listener, file))
+}
+
+fn end_signals() -> io::Result<[Signal; 2]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+}
+
+fn index(interface: &str) -> Result<u32, Refusal> {
+    let attempt = || format!("find the interface {interface} again");
+    let found = host::link_index(interface).map_err(Refusal::failed(attempt()))?;
+    found.ok_or_else(|| Refusal::failed(attempt())("it was removed"))
+}
+
+fn hello(interface: &str) -> Reply {
+    Reply::Hello(Hello { version: VERSION, interface: interface.to_owned() })
+}
+
+/// Reads a request; absent: it is not one of ours. Requests carry the private key, so the text is wiped.
+async fn read(client: &mut UnixStream) -> io::Result<Option<Request>> {
+    let mut text = Zeroizing::new(Vec::new());
+    client.take(LONGEST).read_to_end(&mut text).await?;
+    Ok(serde_json::from_slice(&text).ok())
+}
+
+async fn answer(mut client: UnixStream, reply: &Reply) -> io::Result<()> {
+    let text = serde_json::to_vec(reply)?;
+    timeout(PATIENCE, client.write_all(&text)).await?
+}
+
+/// Says on standard output whether the device is ready.
+fn announce(reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    io::stdout().write_all(&line)?;
+    io::stdout().flush()
+}
+
+fn end_whole_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(PANICKED);
+    }));
+}
+
+/// Where WireGuard's tools look for a userspace device (wg(8)).
+fn uapi_path(interface: &str) -> PathBuf {
+    Path::new("/run/wireguard").join(format!("{interface}.sock"))
+}

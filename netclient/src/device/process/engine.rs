@@ -1,0 +1,210 @@
+//! gotatun, bent to the contract of a device.
+//!
+//! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be bound
+//! leaves the device deaf until another is set; a handshake is forgotten with its session, after three minutes; a peer
+//! that is updated through WireGuard's own protocol loses its session, so everything here goes through the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
+use std::time::SystemTime;
+
+use gotatun::device::configure::{DeviceWrite, PeerStats};
+use gotatun::device::uapi::UapiServer;
+use gotatun::device::{DefaultDeviceTransports, Device as Gotatun, Error, Peer, build};
+use gotatun::tun::tun::Error as TunError;
+use gotatun::tun::tun_async_device::{Error as OpenError, TunDevice};
+use gotatun::x25519;
+use ipnet::IpNet;
+use schema::scalars::PublicKey;
+
+use super::super::files::OwnFile;
+use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
+use super::uapi_path;
+
+/// How many peers change at once: packets wait meanwhile.
+const AT_ONCE: usize = 32;
+
+pub(super) struct Engine {
+    device: Gotatun<DefaultDeviceTransports>,
+    /// When each peer last completed a handshake, also after its session.
+    handshakes: BTreeMap<PublicKey, u64>,
+}
+
+impl Engine {
+    /// Makes the TUN and the device on it, without key, port or peers; and WireGuard's own socket, if it can be had.
+    pub(super) async fn open(interface: &str) -> Result<(Self, Option<OwnFile>), Refusal> {
+        let tun = TunDevice::from_name(interface).map_err(|error| cannot_open(interface, &error))?;
+        let uapi = free_uapi(interface).then(|| UapiServer::default_unix_socket(interface, None, None).ok()).flatten();
+        let file = uapi.as_ref().and_then(|_| OwnFile::claim(&uapi_path(interface)).ok());
+        let mut builder = build().with_default_udp().with_ip(tun);
+        if let Some(uapi) = uapi {
+            builder = builder.with_uapi(uapi);
+        }
+        let device = builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
+        Ok((Self { device, handshakes: BTreeMap::new() }, file))
+    }
+
+    /// Returns when gotatun cannot go on, as when its TUN was removed.
+    pub(super) async fn failed(&mut self) {
+        self.device.wait().await;
+    }
+
+    pub(super) async fn stop(self) {
+        self.device.stop().await;
+    }
+
+    pub(super) async fn observe(&mut self) -> DeviceState {
+        let (public_key, listen_port, peers) = self
+            .device
+            .read(async |device| {
+                let public_key = device.private_key().map(|key| PublicKey(x25519::PublicKey::from(key).to_bytes()));
+                (public_key, device.listen_port(), device.peers().await)
+            })
+            .await;
+        self.note(&peers);
+        let peers = peers.into_iter().map(|peer| {
+            let key = PublicKey(peer.peer.public_key.to_bytes());
+            (key, state_of(peer, self.handshakes.get(&key).copied()))
+        });
+        DeviceState { public_key, listen_port, peers: peers.collect() }
+    }
+
+    /// Remembers the handshakes of sessions that will be forgotten; to be called within every three minutes.
+    pub(super) async fn note_handshakes(&mut self) {
+        let peers = self.device.peers().await;
+        self.note(&peers);
+    }
+
+    fn note(&mut self, peers: &[PeerStats]) {
+        let mut noted = BTreeMap::new();
+        for peer in peers {
+            let key = PublicKey(peer.peer.public_key.to_bytes());
+            let known = self.handshakes.get(&key).copied();
+            let seen = peer.stats.last_handshake.map(|age| epoch(SystemTime::now() - age));
+            // An age that is measured again may fall into the next second: that is no new handshake.
+            let same = |seen: u64| known.filter(|&known| seen.abs_diff(known) <= 1).unwrap_or(seen);
+            if let Some(time) = seen.map(same).or(known) {
+                noted.insert(key, time);
+            }
+        }
+        self.handshakes = noted;
+    }
+
+    pub(super) async fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), Refusal> {
+        let (has_key, port) =
+            self.device.read(async |device| (device.private_key().is_some(), device.listen_port())).await;
+        let basics = Basics::of(steps, port);
+        if !has_key && basics.private_key.is_none() && !steps.is_empty() {
+            return Err(Refusal::KeyMissing);
+        }
+        self.set_basics(&basics, port).await?;
+        for some in steps.chunks(AT_ONCE) {
+            let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, some).await;
+            self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets key and port in one change: gotatun opens its socket after each.
+    async fn set_basics(&self, basics: &Basics<'_>, port_in_use: u16) -> Result<(), Refusal> {
+        if let Some(port) = basics.listen_port {
+            host::free_port(port)?;
+        }
+        let outcome = self.write_basics(basics.private_key, basics.listen_port).await;
+        let (Err(error), Some(port)) = (&outcome, basics.listen_port) else {
+            return outcome.map_err(Refusal::failed("open the device's UDP socket"));
+        };
+        let refusal = cannot_listen(port, error);
+        // Someone was faster than we. Deaf on the new port, the device returns to the old, or to any.
+        self.write_basics(None, Some(port_in_use)).await.map_err(Refusal::failed("return to the former UDP port"))?;
+        Err(refusal)
+    }
+
+    async fn write_basics(&self, key: Option<&PrivateKey>, port: Option<u16>) -> Result<(), Error> {
+        let change = async |device: &mut DeviceWrite<'_, _>| {
+            if let Some(key) = key {
+                device.set_private_key(x25519::StaticSecret::from(key.0)).await;
+            }
+            if let Some(port) = port {
+                device.set_listen_port(port);
+            }
+        };
+        self.device.write(change).await
+    }
+}
+
+async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, steps: &[DeviceStep]) {
+    for step in steps {
+        match step {
+            DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+            DeviceStep::PutPeer(key, settings) => put(device, key, settings).await,
+            DeviceStep::RemovePeer(key) => {
+                device.remove_peer(&x25519::PublicKey::from(key.0)).await;
+            }
+        }
+    }
+}
+
+async fn put(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, key: &PublicKey, settings: &PeerSettings) {
+    let peer = peer_of(key, settings);
+    let changed = device.modify_peer(&peer.public_key, |change| {
+        if peer.endpoint.is_some() {
+            change.set_endpoint(peer.endpoint);
+        }
+        change.clear_allowed_ips();
+        change.add_allowed_ips(peer.allowed_ips.iter().copied());
+        change.set_keepalive(peer.keepalive);
+    });
+    if !changed.await {
+        device.add_peer(peer);
+    }
+}
+
+fn peer_of(key: &PublicKey, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> Peer {
+    let mut peer = Peer::new(x25519::PublicKey::from(key.0));
+    peer.endpoint = *endpoint;
+    peer.keepalive = Some(*keepalive).filter(|&seconds| seconds != 0);
+    // gotatun takes the type of a crate that it does not export, and which reads what ours prints.
+    let range = |range: &IpNet| range.trunc().to_string().parse().expect("a range prints as an address and a length");
+    peer.allowed_ips = allowed_ips.iter().map(range).collect();
+    peer
+}
+
+fn state_of(PeerStats { peer, stats, .. }: PeerStats, last_handshake: Option<u64>) -> PeerState {
+    let allowed_ips: BTreeSet<IpNet> =
+        peer.allowed_ips.iter().filter_map(|range| IpNet::new(range.ip(), range.prefix()).ok()).collect();
+    let settings = PeerSettings { endpoint: peer.endpoint, allowed_ips, keepalive: peer.keepalive.unwrap_or(0) };
+    PeerState { settings, last_handshake, received: stats.rx_bytes as u64, sent: stats.tx_bytes as u64 }
+}
+
+fn epoch(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn cannot_listen(port: u16, error: &Error) -> Refusal {
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    if source.is_some_and(|source| source.kind() == std::io::ErrorKind::AddrInUse) {
+        return Refusal::PortTaken { port };
+    }
+    Refusal::failed(format!("listen on UDP port {port}"))(error)
+}
+
+fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
+    use rustix::io::Errno;
+    let interface = interface.to_owned();
+    let errno = match error {
+        OpenError::OpenTun(TunError::Io(source)) => Errno::from_io_error(source),
+        _ => None,
+    };
+    match errno {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Refusal::TunMissing,
+        Some(Errno::PERM | Errno::ACCESS) => Refusal::Denied { interface },
+        Some(Errno::BUSY | Errno::INVAL) => Refusal::NameTaken { interface },
+        _ => Refusal::failed(format!("make the interface {interface}"))(error),
+    }
+}
+
+/// Whether no other process answers `wg` under this name: hosts may share the folder.
+fn free_uapi(interface: &str) -> bool {
+    std::os::unix::net::UnixStream::connect(uapi_path(interface)).is_err()
+}

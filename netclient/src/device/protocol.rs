@@ -1,0 +1,50 @@
+//! What the agent and a device process say to each other over the process's socket.
+//!
+//! One connection carries one request and its reply, each JSON up to the end of the stream. The two may be of
+//! different releases, since a device process outlives the agent that started it: [`Request::Hello`], [`Request::Stop`],
+//! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any other change.
+
+use serde::{Deserialize, Serialize};
+
+use super::{DeviceState, DeviceStep, Refusal};
+
+/// The version of this protocol.
+pub(super) const VERSION: u32 = 1;
+
+/// The longest message either side takes, in bytes: some hundred thousand peers.
+pub(super) const LONGEST: u64 = 64 << 20;
+
+/// What the agent asks.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Who is there?
+    Hello,
+    /// [`super::Device::observe`].
+    Observe,
+    /// [`super::Device::apply`].
+    Apply(Vec<DeviceStep>),
+    /// [`super::Device::remove`]; the answer comes when the interface is gone.
+    Stop,
+}
+
+/// What the device process answers; also its first line on standard output, which says whether it is ready.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// To [`Request::Hello`].
+    Hello(Hello),
+    /// To [`Request::Observe`].
+    State(DeviceState),
+    /// It was done.
+    Done,
+    /// It was not done.
+    Refused(Refusal),
+}
+
+/// Who answers on a socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Hello {
+    /// The [`VERSION`] it speaks.
+    pub(super) version: u32,
+    /// The interface it serves.
+    pub(super) interface: String,
+}

@@ -1,0 +1,161 @@
+//! A userspace device, from the agent's side: a client of the process that holds it.
+//!
+//! Each call is one connection, so nothing needs to be restored when the agent, or the process, is a new one. The
+//! process is told by its socket alone; it is started detached (its own session, no descriptor of ours but its log) and
+//! never ended by a signal once it is ready.
+
+mod child;
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use socket2::{Domain, SockAddr, Socket, Type};
+use zeroize::Zeroizing;
+
+use super::protocol::{LONGEST, Reply, Request, VERSION};
+use super::{Device, DeviceError, DeviceState, DeviceStep, Refusal};
+
+/// How long a device process may take for anything; a sound one needs milliseconds.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait before looking again for a process that another agent is starting.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// A device in a process of its own.
+#[derive(Debug)]
+pub struct Userspace {
+    interface: String,
+    socket: PathBuf,
+}
+
+impl Userspace {
+    /// Finds the process that answers on the socket; absent: there is none, so [`Userspace::spawn`] it.
+    ///
+    /// A process of another release, or for another interface, is stopped, and counts as none.
+    pub fn attach(interface: &str, socket: &Path) -> Result<Option<Self>, DeviceError> {
+        let device = Self { interface: interface.to_owned(), socket: absolute(socket)? };
+        match device.ask(&Request::Hello) {
+            Ok(Some(Reply::Hello(hello))) if hello.version == VERSION && hello.interface == interface => {
+                Ok(Some(device))
+            }
+            Ok(_) => {
+                device.stop()?;
+                Ok(None)
+            }
+            Err(DeviceError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts `executable device --interface NAME --socket PATH`, which is to call [`run`](super::process::run), and
+    /// waits until it is ready. If another agent starts one at the same time, both have the same.
+    ///
+    /// `/proc/self/exe` as executable is the caller itself, also after an upgrade replaced its file.
+    pub fn spawn(interface: &str, executable: &Path, socket: &Path) -> Result<Self, DeviceError> {
+        let socket = absolute(socket)?;
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            if let Some(device) = Self::attach(interface, &socket)? {
+                return Ok(device);
+            }
+            match child::start(interface, executable, &socket) {
+                Ok(()) => return Ok(Self { interface: interface.to_owned(), socket }),
+                // The other is not ready yet, or about to end.
+                Err(DeviceError::Refused(Refusal::AlreadyRunning { .. })) if Instant::now() < deadline => sleep(AGAIN),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn stop(&self) -> Result<(), DeviceError> {
+        match self.ask(&Request::Stop) {
+            Ok(_) | Err(DeviceError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn expect_done(&self, request: &Request) -> Result<(), DeviceError> {
+        match self.ask(request)? {
+            Some(Reply::Done) => Ok(()),
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(Reply::Hello(_) | Reply::State(_)) | None => Err(self.gone()),
+        }
+    }
+
+    /// Asks; absent: the reply is not one of this release. A process that dies meanwhile is gone.
+    fn ask(&self, request: &Request) -> Result<Option<Reply>, DeviceError> {
+        let mut stream = self.connect()?;
+        let mut exchange = || -> io::Result<Vec<u8>> {
+            let text = Zeroizing::new(serde_json::to_vec(request)?);
+            stream.write_all(&text)?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut reply = Vec::new();
+            Read::by_ref(&mut stream).take(LONGEST).read_to_end(&mut reply)?;
+            Ok(reply)
+        };
+        match exchange() {
+            Ok(reply) if reply.is_empty() => Err(self.gone()),
+            Ok(reply) => Ok(serde_json::from_slice(&reply).ok()),
+            Err(error) => Err(self.unanswered(error, Some(&stream))),
+        }
+    }
+
+    fn connect(&self) -> Result<UnixStream, DeviceError> {
+        let connect = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_read_timeout(Some(TIMEOUT))?;
+            // Holds for connecting as well: a hung process has a full queue in the end.
+            socket.set_write_timeout(Some(TIMEOUT))?;
+            socket.connect(&SockAddr::unix(&self.socket)?)?;
+            Ok(socket)
+        };
+        connect().map(|socket| OwnedFd::from(socket).into()).map_err(|error| self.unanswered(error, None))
+    }
+
+    fn unanswered(&self, error: io::Error, stream: Option<&UnixStream>) -> DeviceError {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe => self.gone(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let process = stream.and_then(|stream| socket_peercred(stream).ok());
+                let process = process.map_or(0, |owner| owner.pid.as_raw_nonzero().get());
+                DeviceError::Silent { interface: self.interface.clone(), process }
+            }
+            _ => DeviceError::host(format!("speak to the device process of {}", self.interface))(error),
+        }
+    }
+
+    fn gone(&self) -> DeviceError {
+        DeviceError::Gone { interface: self.interface.clone() }
+    }
+}
+
+impl Device for Userspace {
+    fn observe(&mut self) -> Result<DeviceState, DeviceError> {
+        match self.ask(&Request::Observe)? {
+            Some(Reply::State(state)) => Ok(state),
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(Reply::Hello(_) | Reply::Done) | None => Err(self.gone()),
+        }
+    }
+
+    fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
+        self.expect_done(&Request::Apply(steps.to_vec()))
+    }
+
+    fn remove(&mut self) -> Result<(), DeviceError> {
+        self.stop()
+    }
+}
+
+/// The process's working folder is the root.
+fn absolute(socket: &Path) -> Result<PathBuf, DeviceError> {
+    std::path::absolute(socket).map_err(DeviceError::host(format!("resolve {}", socket.display())))
+}

@@ -1,0 +1,355 @@
+//! Addresses, MTU and the up state of a network interface, and the MTU that the underlay leaves for a tunnel.
+//!
+//! It observes and applies; what should be is decided elsewhere. Start at [`observe`] and [`apply`]. The kernel is asked
+//! anew each time, in the network namespace of the calling thread.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
+
+/// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
+const OVERHEAD: u32 = 80;
+/// The smallest MTU of a tunnel: what IPv6 demands of every link (RFC 8200, section 5).
+const SMALLEST: u32 = 1280;
+/// The largest MTU of a tunnel that is chosen by itself: what an Ethernet underlay leaves.
+const LARGEST: u32 = 1500 - OVERHEAD;
+
+/// A network interface as it was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its addresses, each with the length of its network's prefix; without those of IPv6 that the kernel itself adds
+    /// to every link (fe80::/10).
+    pub addresses: BTreeSet<IpNet>,
+    /// The largest packet it carries, in bytes.
+    pub mtu: u32,
+    /// Whether it is up, as the administrator sees it.
+    pub up: bool,
+}
+
+/// One operation on a network interface. Each may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkStep {
+    /// Adds an address; while the link is up, the kernel routes the network of its prefix to the link. An IPv6 address
+    /// is usable at once: it is not probed for a double (RFC 4862), since a tunnel has no neighbours.
+    AddAddress(IpNet),
+    /// Removes an address, if there.
+    RemoveAddress(IpNet),
+    /// Sets the largest packet, in bytes. Below 1280 the kernel takes all IPv6 addresses away.
+    SetMtu(u16),
+    /// Brings it up.
+    Up,
+}
+
+impl fmt::Display for LinkStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddAddress(address) => write!(f, "add the address {address} to"),
+            Self::RemoveAddress(address) => write!(f, "remove the address {address} from"),
+            Self::SetMtu(mtu) => write!(f, "set an MTU of {mtu} on"),
+            Self::Up => f.write_str("bring up"),
+        }
+    }
+}
+
+/// Why a network interface could not be observed or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// There is no such interface.
+    #[error("there is no interface {interface}")]
+    Missing {
+        /// The name.
+        interface: String,
+    },
+    /// The machine has IPv6 turned off, at least for this interface.
+    #[error(
+        "cannot add the address {address} to {interface}, since IPv6 is turned off there; see `sysctl \
+         net.ipv6.conf.all.disable_ipv6`"
+    )]
+    NoIpv6 {
+        /// The interface.
+        interface: String,
+        /// The address that was to be added.
+        address: IpNet,
+    },
+    /// A step failed. For [`LinkStep::Up`] on a kernel WireGuard device, the source is of the kind
+    /// [`io::ErrorKind::AddrInUse`] if the UDP port is taken: only then does the kernel listen.
+    #[error("cannot {step} the interface {interface}")]
+    Step {
+        /// The interface.
+        interface: String,
+        /// The step.
+        step: LinkStep,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel could not be asked.
+    #[error("cannot read the {what} of this machine")]
+    Read {
+        /// What was to be read: `interfaces`, `addresses`, `routes`.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Observes an interface; absent: there is none of that name.
+pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
+    let handle = connect()?;
+    let Some(link) = find(&handle, interface).await? else { return Ok(None) };
+    let listed = handle.address().get().set_link_index_filter(link.header.index).execute();
+    let listed: Vec<AddressMessage> = listed.try_collect().await.map_err(unread("addresses"))?;
+    Ok(Some(LinkState {
+        addresses: listed.iter().filter_map(address_of).filter(|address| !is_link_local(address)).collect(),
+        mtu: mtu_of(&link),
+        up: link.header.flags.contains(LinkFlags::Up),
+    }))
+}
+
+/// Carries out the steps in their order, up to the first that fails.
+pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError> {
+    let handle = connect()?;
+    let link = find(&handle, interface).await?;
+    let link = link.ok_or_else(|| LinkError::Missing { interface: interface.to_owned() })?;
+    for step in steps {
+        carry_out(&handle, link.header.index, step).await.map_err(|source| match step {
+            LinkStep::AddAddress(address @ IpNet::V6(_)) if means_no_ipv6(&source) => {
+                LinkError::NoIpv6 { interface: interface.to_owned(), address: *address }
+            }
+            _ => LinkError::Step { interface: interface.to_owned(), step: *step, source },
+        })?;
+    }
+    Ok(())
+}
+
+/// The MTU for a tunnel over the links that carry the default routes: what the narrower of IPv4's and IPv6's leaves
+/// after WireGuard's overhead, from 1280 to 1420. Without a default route: 1420.
+///
+/// `ours` names the mesh's own interfaces, which are never the underlay.
+pub async fn underlay_mtu(ours: &BTreeSet<String>) -> Result<u16, LinkError> {
+    let handle = connect()?;
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours.contains(name)));
+    let mtus: BTreeMap<u32, u32> = underlay.map(|link| (link.header.index, mtu_of(link))).collect();
+    let families = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    let mut paths = Vec::new();
+    for family in families {
+        let routes: Vec<RouteMessage> = handle.route().get(family).execute().try_collect().await.map_err(unread("routes"))?;
+        paths.extend(default_path(&routes, &mtus));
+    }
+    Ok(tunnel_mtu(&paths))
+}
+
+/// The MTU of the preferred default route of one family; absent: there is none.
+fn default_path(routes: &[RouteMessage], mtus: &BTreeMap<u32, u32>) -> Option<u32> {
+    let paths = routes.iter().filter(|route| is_default(route)).filter_map(|route| {
+        let links = exits(route);
+        let narrowest = links.iter().filter_map(|index| mtus.get(index)).min()?;
+        Some((priority(route), own_mtu(route).map_or(*narrowest, |own| own.min(*narrowest))))
+    });
+    // Of several that are preferred alike, any may carry a packet: the narrowest counts.
+    paths.min().map(|(_, mtu)| mtu)
+}
+
+/// The MTU that these paths leave for a tunnel.
+fn tunnel_mtu(paths: &[u32]) -> u16 {
+    let room = paths.iter().min().map_or(LARGEST, |path| path.saturating_sub(OVERHEAD));
+    u16::try_from(room.clamp(SMALLEST, LARGEST)).expect("the bounds are below 65,536")
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN
+}
+
+fn exits(route: &RouteMessage) -> Vec<u32> {
+    let mut links = Vec::new();
+    for attribute in &route.attributes {
+        if let RouteAttribute::Oif(index) = attribute {
+            links.push(*index);
+        } else if let RouteAttribute::MultiPath(hops) = attribute {
+            links.extend(hops.iter().map(|hop| hop.interface_index));
+        }
+    }
+    links
+}
+
+/// The lower, the more preferred; absent in a message: 0.
+fn priority(route: &RouteMessage) -> u32 {
+    let stated = |attribute: &RouteAttribute| {
+        if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None }
+    };
+    route.attributes.iter().find_map(stated).unwrap_or(0)
+}
+
+fn own_mtu(route: &RouteMessage) -> Option<u32> {
+    let metrics = |attribute: &RouteAttribute| {
+        if let RouteAttribute::Metrics(metrics) = attribute { Some(metrics.clone()) } else { None }
+    };
+    let stated = |metric: RouteMetric| if let RouteMetric::Mtu(mtu) = metric { Some(mtu) } else { None };
+    route.attributes.iter().find_map(metrics)?.into_iter().find_map(stated)
+}
+
+async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<()> {
+    let link = || LinkUnspec::new_with_index(index);
+    match step {
+        LinkStep::AddAddress(address) => add_address(handle, index, address).await,
+        LinkStep::RemoveAddress(address) => remove_address(handle, index, address).await,
+        LinkStep::SetMtu(mtu) => handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io),
+        LinkStep::Up => handle.link().set(link().up().build()).execute().await.map_err(to_io),
+    }
+}
+
+async fn add_address(handle: &Handle, index: u32, address: &IpNet) -> io::Result<()> {
+    let mut request = handle.address().add(index, address.addr(), address.prefix_len()).replace();
+    let message = request.message_mut();
+    // A tunnel has no broadcast; rtnetlink adds one.
+    message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+    if address.addr().is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    request.execute().await.map_err(to_io)
+}
+
+async fn remove_address(handle: &Handle, index: u32, address: &IpNet) -> io::Result<()> {
+    let mut request = handle.address().add(index, address.addr(), address.prefix_len());
+    let message = request.message_mut().clone();
+    match handle.address().del(message).execute().await.map_err(to_io) {
+        Err(error) if is(&error, Errno::ADDRNOTAVAIL) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Opens a conversation with the kernel, which ends when the handle is dropped.
+fn connect() -> Result<Handle, LinkError> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|source| LinkError::Read { what: "interfaces", source })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, LinkError> {
+    let mut found = Box::pin(handle.link().get().match_name(interface).execute());
+    match found.try_next().await.map_err(to_io) {
+        Ok(link) => Ok(link),
+        Err(error) if is(&error, Errno::NODEV) => Ok(None),
+        Err(source) => Err(LinkError::Read { what: "interfaces", source }),
+    }
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None }
+    })
+}
+
+fn mtu_of(link: &LinkMessage) -> u32 {
+    let stated = |attribute: &LinkAttribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None };
+    link.attributes.iter().find_map(stated).unwrap_or(0)
+}
+
+/// The address itself: `Local` where there is one, since `Address` is then the far end of a line of two.
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let mut address: Option<IpAddr> = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(local) = attribute {
+            address = Some(*local);
+        } else if let AddressAttribute::Address(other) = attribute {
+            address = address.or(Some(*other));
+        }
+    }
+    IpNet::new(address?, message.header.prefix_len).ok()
+}
+
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(address) if address.addr().is_unicast_link_local())
+}
+
+fn means_no_ipv6(error: &io::Error) -> bool {
+    is(error, Errno::ACCESS) || is(error, Errno::OPNOTSUPP) || is(error, Errno::AFNOSUPPORT)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}
+
+fn unread(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+    move |error| LinkError::Read { what, source: to_io(error) }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = &error { message.to_io() } else { io::Error::other(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn default_by(index: u32, priority: u32, own: Option<u32>) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Priority(priority)];
+        route.attributes.extend(own.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        route
+    }
+
+    fn network_by(index: u32) -> RouteMessage {
+        let mut route = default_by(index, 0, None);
+        route.header.destination_prefix_length = 16;
+        route
+    }
+
+    #[test]
+    fn the_preferred_default_route_tells_the_path() {
+        let mtus = BTreeMap::from([(1, 1500), (2, 1400), (3, 9000)]);
+        let table: [(&str, Vec<RouteMessage>, Option<u32>); 6] = [
+            ("none", vec![], None),
+            ("only a network", vec![network_by(2)], None),
+            ("the lower metric", vec![default_by(1, 100, None), default_by(2, 200, None)], Some(1500)),
+            ("two alike", vec![default_by(1, 100, None), default_by(2, 100, None)], Some(1400)),
+            ("its own MTU", vec![default_by(3, 0, Some(1450))], Some(1450)),
+            ("by our own tunnel", vec![default_by(9, 0, None), default_by(1, 50, None)], Some(1500)),
+        ];
+        for (name, routes, expected) in table {
+            assert_eq!(default_path(&routes, &mtus), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_fits_every_path_within_its_bounds() {
+        for (paths, expected) in [
+            (&[][..], 1420),
+            (&[1500], 1420),
+            (&[9000], 1420),
+            (&[1500, 1492], 1412),
+            (&[1300], 1280),
+            (&[68], 1280),
+        ] {
+            assert_eq!(tunnel_mtu(paths), expected, "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_reads_as_a_sentence() {
+        let address = "10.0.0.1/16".parse().expect("a good address");
+        let error = LinkError::Step {
+            interface: "nm".to_owned(),
+            step: LinkStep::AddAddress(address),
+            source: io::Error::from(io::ErrorKind::PermissionDenied),
+        };
+        assert_eq!(error.to_string(), "cannot add the address 10.0.0.1/16 to the interface nm");
+    }
+}
