@@ -1,1 +1,4 @@
-//! x
+//! The reconciler: plans and applies declared WireGuard meshes, and the lab that proves them.
+#![deny(unsafe_code)]
+
+pub mod lab;

@@ -1,0 +1,76 @@
+//! How are the declared machines brought up for real, on one laptop, without touching it?
+//!
+//! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network between
+//! them, processes inside of them, and pings. It knows nothing of meshes, servers or agents; it never changes an
+//! interface, route, mount or file of the machine it runs on.
+//!
+//! Start at [`enter`] (or [`enter_test`] in a test), which runs a program in namespaces of its own. In there:
+//!
+//! 1. [`Underlay::new`] makes the network that connects the hosts,
+//! 2. [`Underlay::host`] makes a [`Host`]: network, mounts, files and name of its own,
+//! 3. [`Host::start`] runs a [`Process`] inside of it, [`Host::within`] a closure, [`Host::ping`] and
+//!    [`Host::pinger`] send packets from it.
+//!
+//! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
+//! interface, mount and file made here.
+
+mod enter;
+mod host;
+mod ping;
+mod process;
+mod underlay;
+
+use std::io;
+
+pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
+pub use host::Host;
+pub use ping::{PingCount, Pinger};
+pub use process::Process;
+pub use underlay::Underlay;
+
+/// Why something could not be made in the lab.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process was not started by [`enter`], so it would change the real machine.
+    #[error("networks are made inside a lab only, and this process runs outside")]
+    Outside,
+    /// The name cannot be a host's name and a folder's: it has to be 1 to 63 of `a-z A-Z 0-9 . - _`, and begin with a
+    /// letter or digit.
+    #[error("`{0}` cannot be the name of a host")]
+    Name(String),
+    /// The lab has a host of this name.
+    #[error("the lab has a host `{0}` already")]
+    Taken(String),
+    /// The underlay's range of addresses is used up.
+    #[error("the lab has no address left for another host")]
+    Full,
+    /// The machine refused an operation.
+    #[error("the lab could not {attempt}")]
+    System {
+        /// What was attempted.
+        attempt: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The kernel refused a change of interfaces, addresses or routes.
+    #[error("the lab could not {attempt}")]
+    Network {
+        /// What was attempted.
+        attempt: String,
+        /// What the kernel answered.
+        source: rtnetlink::Error,
+    },
+}
+
+fn system(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let attempt = attempt.into();
+    move |source| Error::System { attempt, source }
+}
+
+fn network(attempt: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    let attempt = attempt.into();
+    move |source| Error::Network { attempt, source }
+}
+
+#[cfg(test)]
+mod tests;
