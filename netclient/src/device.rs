@@ -9,7 +9,6 @@
 //! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller puts it on a thread that
 //! may block. Nothing here logs a key, an address or a name.
 
-mod files;
 mod host;
 mod protocol;
 
@@ -28,7 +27,7 @@ use ipnet::IpNet;
 use schema::scalars::PublicKey;
 use serde::{Deserialize, Serialize};
 
-pub use host::link_index;
+pub use host::{check_free, link_index};
 
 /// A WireGuard device that exists.
 pub trait Device: Send {
@@ -229,7 +228,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn failed<E: fmt::Display>(attempt: impl Into<String>) -> impl FnOnce(E) -> Self {
+    pub(crate) fn failed<E: fmt::Display>(attempt: impl Into<String>) -> impl FnOnce(E) -> Self {
         let attempt = attempt.into();
         move |reason| Self::Failed { attempt, reason: reason.to_string() }
     }

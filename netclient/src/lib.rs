@@ -1,3 +1,22 @@
 //! The agent: keeps a machine's WireGuard interfaces as the server says.
+//!
+//! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current for ever. Decisions are pure:
+//! [`machine`] (when to speak), [`membership`] (what to believe), [`reconcile`] (what to change). What acts is thin:
+//! [`control`] (the server), [`tunnel`] (device, links, names), [`directory`] (the disk).
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod args;
+pub mod commands;
+pub mod control;
+pub mod daemon;
 pub mod device;
+pub mod directory;
+pub mod driver;
+mod files;
+pub mod machine;
+pub mod membership;
+pub mod reconcile;
+pub mod settings;
 pub mod system;
+pub mod tunnel;

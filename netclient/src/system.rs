@@ -1,4 +1,6 @@
-//! The host around a device: links, and what else the agent sets on a machine. Each part takes the whole wanted state
-//! and may be applied twice.
+//! The host around a device: links, forwarding, names. Each part takes the whole wanted state, may be applied twice, and
+//! touches nothing that is not the agent's own.
 
+pub mod forwarding;
+pub mod hosts;
 pub mod link;

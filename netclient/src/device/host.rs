@@ -22,6 +22,23 @@ pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
     }
 }
 
+/// Whether a device could be made, as far as that can be told before: the privilege is there, the name is good and free,
+/// and so is the port, if one is asked for.
+pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
+    check_name(interface)?;
+    if !may_make() {
+        return Err(Refusal::Denied { interface: interface.to_owned() });
+    }
+    free_name(interface)?;
+    port.map_or(Ok(()), free_port)
+}
+
+/// Whether this process may make interfaces; where the kernel does not say, making one will tell.
+fn may_make() -> bool {
+    let held = rustix::thread::capabilities(None);
+    held.map_or(true, |sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+}
+
 /// Whether a new interface may have the name: the kernel would take it, and nothing bears it.
 pub(super) fn free_name(interface: &str) -> Result<(), Refusal> {
     check_name(interface)?;

@@ -24,9 +24,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use zeroize::Zeroizing;
 
-use super::files::{Lock, OwnFile, lock_path};
 use super::protocol::{Hello, LONGEST, Reply, Request, VERSION};
 use super::{DeviceError, Refusal, host};
+use crate::files::{Lock, OwnFile, lock_path};
 use engine::Engine;
 
 /// How long a client may take to send a request, or to take its answer.

@@ -17,9 +17,9 @@ use gotatun::x25519;
 use ipnet::IpNet;
 use schema::scalars::PublicKey;
 
-use super::super::files::OwnFile;
 use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
 use super::uapi_path;
+use crate::files::OwnFile;
 
 /// How many peers change at once: packets wait meanwhile.
 const AT_ONCE: usize = 32;

@@ -16,9 +16,9 @@ use std::time::Duration;
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::super::DeviceError;
-use super::super::files::log_path;
 use super::super::protocol::{LONGEST, Reply};
 use super::TIMEOUT;
+use crate::files::log_path;
 
 /// How much of the log of a process that died is shown, from its end.
 const LAST_WORDS: usize = 2000;

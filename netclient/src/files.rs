@@ -1,30 +1,51 @@
-//! The files a device process leaves while it lives: its socket, its lock, its log.
+//! Files that are the agent's own: written whole or not at all, and removed by who made them only.
 //!
 //! A path may be taken over by another process; a file is therefore known by device and inode, and only the file that
-//! we made is ever removed.
+//! we made is ever removed. A device process leaves three while it lives: its socket, its lock, its log.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+/// Writes a file that only its owner may read: whole and on the disk, or the old one stays.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = beside(path, "new");
+    let write = || {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
+/// Removes a file, if there.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A file that we made; dropping removes it, unless the path leads to another by then.
-pub(super) struct OwnFile {
+pub(crate) struct OwnFile {
     path: PathBuf,
     inode: (u64, u64),
 }
 
 impl OwnFile {
     /// Takes charge of what the path leads to.
-    pub(super) fn claim(path: &Path) -> io::Result<Self> {
+    pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         let inode = inode(&fs::symlink_metadata(path)?);
         Ok(Self { path: path.to_owned(), inode })
     }
 
     /// Whether the path still leads to our file.
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|found| inode(&found) == self.inode)
     }
 }
@@ -39,7 +60,7 @@ impl Drop for OwnFile {
 }
 
 /// The right to serve a socket: one process at a time has it, and the kernel takes it back when that process ends.
-pub(super) struct Lock {
+pub(crate) struct Lock {
     // Removed first: who finds the path gone makes a new file, and who holds this one looks again (`take`).
     _file: OwnFile,
     _held: File,
@@ -47,7 +68,7 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Takes the right; absent: another process has it.
-    pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
+    pub(crate) fn take(path: &Path) -> io::Result<Option<Self>> {
         loop {
             let held = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
             match flock(&held, FlockOperation::NonBlockingLockExclusive) {
@@ -64,12 +85,12 @@ impl Lock {
 }
 
 /// The lock beside a socket.
-pub(super) fn lock_path(socket: &Path) -> PathBuf {
+pub(crate) fn lock_path(socket: &Path) -> PathBuf {
     beside(socket, "lock")
 }
 
 /// The log beside a socket: what the device process printed since its start.
-pub(super) fn log_path(socket: &Path) -> PathBuf {
+pub(crate) fn log_path(socket: &Path) -> PathBuf {
     beside(socket, "log")
 }
 

@@ -1,0 +1,376 @@
+//! The agent as a value: a directory, settings, and the ground that tunnels stand on. Others may hold one.
+//!
+//! Everything that a command does is here, once: [`Agent::join`], [`Agent::check_in`], [`Agent::pull`], [`Agent::leave`],
+//! [`Agent::status`]. What goes on for ever is the [driver](crate::driver)'s.
+
+pub mod member;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ed25519_dalek::SigningKey;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use proto::convert::{Told, accept_update};
+use proto::sign::verifier;
+use proto::token::Token;
+use proto::wire::Update;
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey, Scalar};
+use schema::snapshot::Revision;
+use serde::Serialize;
+
+use crate::control::{Applicant, Control, ControlError};
+use crate::device::{self, PrivateKey, Refusal};
+use crate::directory::{Directory, DirectoryError};
+use crate::machine;
+use crate::membership::{Accepted, Membership, ServerAddress};
+use crate::settings::Settings;
+use crate::tunnel::{Ground, Tunnel, TunnelError};
+use member::Member;
+
+/// The agent.
+#[derive(Clone)]
+pub struct Agent {
+    /// Where it keeps its state.
+    pub directory: Directory,
+    /// What its operator set.
+    pub settings: Settings,
+    /// What its tunnels stand on.
+    pub ground: Ground,
+    lines: Arc<Mutex<BTreeMap<ServerAddress, Arc<Control>>>>,
+}
+
+/// What a join may choose; what is absent here is taken from the settings, and then chosen by itself.
+#[derive(Clone, Debug, Default)]
+pub struct JoinOptions {
+    /// The name to join under.
+    pub name: Option<Name>,
+    /// The interface.
+    pub interface: Option<String>,
+    /// The UDP port.
+    pub port: Option<u16>,
+    /// Where the others reach this machine.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// What came of a join.
+#[derive(Clone, Debug)]
+pub enum Joined {
+    /// The machine is in.
+    New(Membership),
+    /// It was in already.
+    Already(Membership),
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// State could not be read or kept.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The server.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The tunnel.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The device would be refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What the server told cannot be believed or understood.
+    #[error("what the server told cannot be used: {0}; it may be another server, or of another version")]
+    Told(#[from] proto::convert::Malformed),
+    /// The machine is not in that network.
+    #[error("this machine is in no network {0}; `netclient list` shows its networks")]
+    NotMember(NetworkName),
+    /// Another server has a network of that name.
+    #[error("this machine is in a network {0} of another server; leave that first: netclient leave -n {0}")]
+    OtherServer(NetworkName),
+    /// Somebody else looks after the network right now.
+    #[error("another netclient is at work on network {0}; try again when it is done")]
+    Busy(NetworkName),
+    /// The host's name is no name for a node.
+    #[error("{name:?} cannot be the name of a node: {why}; join with --name{}", hint(.meant))]
+    HostName {
+        /// The name of the host.
+        name: String,
+        /// Why not.
+        why: String,
+        /// What may have been meant.
+        meant: Option<String>,
+    },
+    /// The machine joined, but its tunnel did not come up, so it left again.
+    #[error("the tunnel did not come up, so the machine left the network again")]
+    NotUp(#[source] TunnelError),
+    /// The server says that the machine is no node of the network any more.
+    #[error("the server removed this machine from network {0}; everything of it was taken down")]
+    Removed(NetworkName),
+}
+
+fn hint(meant: &Option<String>) -> String {
+    meant.as_ref().map(|meant| format!(" {meant}")).unwrap_or_default()
+}
+
+/// How a machine's networks are.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The networks, by name.
+    pub networks: Vec<NetworkStatus>,
+}
+
+/// How one of them is.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStatus {
+    /// The network.
+    pub name: NetworkName,
+    /// The name of the machine in it.
+    pub node: Name,
+    /// Its interface.
+    pub interface: String,
+    /// Whether the tunnel is there.
+    pub up: bool,
+    /// The life of the server's database.
+    pub epoch: u64,
+    /// The revision that the machine was told last.
+    pub revision: Revision,
+    /// The way that control traffic takes; none where no daemon runs.
+    pub control: machine::Control,
+    /// The machine's addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The peers, by name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// How a peer is.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    /// The node.
+    pub name: Name,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// Where it is reached.
+    pub endpoint: Option<String>,
+    /// What is sent to it.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Timestamp>,
+}
+
+impl Agent {
+    /// An agent with this directory.
+    pub fn new(directory: Directory, settings: Settings, ground: Ground) -> Self {
+        Self { directory, settings, ground, lines: Arc::default() }
+    }
+
+    /// The line to a server: one for all its networks.
+    pub(crate) fn line(&self, server: &ServerAddress, identity: SigningKey) -> Arc<Control> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.entry(server.clone()).or_insert_with(|| Arc::new(Control::new(server.clone(), identity)));
+        Arc::clone(line)
+    }
+
+    pub(crate) fn tunnel(&self, interface: &str) -> Tunnel {
+        Tunnel::new(self.ground.clone(), interface, self.directory.device_socket(interface))
+    }
+
+    /// Joins the network of a token and brings its tunnel up. A machine that is in already stays as it is.
+    ///
+    /// Whatever fails, nothing is left behind, on the machine or on the server.
+    pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
+        let network = &token.network;
+        let lock = self.directory.lock(network)?;
+        if let Some(membership) = self.directory.membership(network)? {
+            if membership.server.signing_key != token.signing_key {
+                return Err(AgentError::OtherServer(network.clone()));
+            }
+            if lock.is_some() {
+                self.tunnel(&membership.interface).reconcile(&membership).await?;
+            }
+            return Ok(Joined::Already(membership));
+        }
+        let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
+        let membership = self.enter(token, options).await?;
+        let mut member = Member::new(self.clone(), membership)?;
+        if let Err(error) = member.set().await {
+            member.leave_again().await;
+            return Err(AgentError::NotUp(error));
+        }
+        // Says which port was found, and that the View is set. If it fails, the next one says so.
+        if let Err(error) = member.check_in(true).await {
+            tracing::debug!(%error, "the first check-in failed");
+        }
+        Ok(Joined::New(member.membership().clone()))
+    }
+
+    /// Has the server let the machine in, and keeps what it told.
+    async fn enter(&self, token: &Token, options: &JoinOptions) -> Result<Membership, AgentError> {
+        let (options, settings, network) = (options.clone(), &self.settings, token.network.clone());
+        let interface = options.interface.or_else(|| settings.interface.clone());
+        let interface = interface.unwrap_or_else(|| format!("nm-{network}"));
+        let port = options.port.or(settings.port);
+        device::check_free(&interface, port)?;
+        let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
+        let ca_pin = token.ca_pin.map(PublicKey);
+        let server = ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin };
+        let known = self.directory.identity(&server.signing_key)?;
+        let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
+        let control = self.line(&server, identity.clone());
+        let challenge = control.challenge().await?;
+        let private_key = new_private_key()?;
+        let endpoint = options.endpoint.or_else(|| settings.endpoint.clone());
+        let facts = control.facts(port.unwrap_or(0), endpoint.as_ref());
+        let applicant = Applicant { token, name: &name, private_key: &private_key, facts, os: os() };
+        // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
+        self.directory.keep_identity(&server.signing_key, &identity)?;
+        let answer = control.join(challenge, applicant).await;
+        let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, &server, error))?;
+        let first = first_view(&update, &network, &node, &verifier(&identity), &server);
+        if first.is_err() {
+            // What cannot be used is not kept; if this fails as well, the operator has to remove the node.
+            let _ = control.leave(&network).await;
+        }
+        let (view, position) = first?;
+        let instead = None;
+        let membership =
+            Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
+        self.directory.save(&membership)?;
+        Ok(membership)
+    }
+
+    fn forget_refused(&self, fresh: bool, server: &ServerAddress, error: &ControlError) {
+        if fresh && matches!(error, ControlError::Refused(_)) {
+            // It stands for nothing; if it stays, it will be used the next time.
+            let _ = self.directory.forget_identity(&server.signing_key);
+        }
+    }
+
+    /// Checks in once, and sets what the server told. Gives whether anything was new.
+    pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
+        let mut member = self.member(network)?;
+        let mut accepted = member.check_in(true).await?;
+        if accepted == Accepted::Removed {
+            member.take_down().await?;
+            return Err(AgentError::Removed(network.clone()));
+        }
+        member.set().await?;
+        if accepted == Accepted::Changed && member.check_in(true).await? == Accepted::Removed {
+            accepted = Accepted::Removed;
+        }
+        Ok(accepted != Accepted::Same)
+    }
+
+    /// Asks for the whole View and sets it. Gives whether anything was new.
+    pub async fn pull(&self, network: &NetworkName) -> Result<bool, AgentError> {
+        let mut member = self.member(network)?;
+        let accepted = member.pull().await?;
+        if accepted == Accepted::Removed {
+            member.take_down().await?;
+            return Err(AgentError::Removed(network.clone()));
+        }
+        member.set().await?;
+        member.check_in(true).await?;
+        Ok(accepted == Accepted::Changed)
+    }
+
+    /// Leaves a network, and takes everything of it down. With `force` also where the server cannot be told.
+    pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
+        self.member(network)?.leave(force).await
+    }
+
+    fn member(&self, network: &NetworkName) -> Result<Member, AgentError> {
+        if self.directory.membership(network)?.is_none() {
+            return Err(AgentError::NotMember(network.clone()));
+        }
+        Member::open(self.clone(), network)
+    }
+
+    /// How the machine's networks are; `control` tells the way that their control traffic takes.
+    pub async fn status(
+        &self,
+        control: impl Fn(&NetworkName) -> machine::Control,
+    ) -> Result<Status, AgentError> {
+        let mut networks = Vec::new();
+        for network in self.directory.networks()? {
+            let Some(membership) = self.directory.membership(&network)? else { continue };
+            let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
+            let way = control(&network);
+            let Membership { node, interface, position, view, .. } = membership;
+            let known = device.as_ref().map(|device| &device.peers);
+            let peer = |(name, peer): (&Name, &Arc<schema::view::Peer>)| {
+                let seen = known.and_then(|peers| peers.get(&peer.public_key));
+                let at = seen.and_then(|seen| seen.settings.endpoint).map(|at| at.to_string());
+                let handshake = seen.and_then(|seen| i64::try_from(seen.last_handshake?).ok());
+                PeerStatus {
+                    name: name.clone(),
+                    public_key: peer.public_key,
+                    endpoint: at.or_else(|| peer.endpoint.as_ref().map(ToString::to_string)),
+                    allowed_ips: peer.allowed_ips.clone(),
+                    last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
+                }
+            };
+            networks.push(NetworkStatus {
+                name: network,
+                node,
+                interface,
+                up: device.is_some(),
+                epoch: position.epoch,
+                revision: position.revision,
+                control: way,
+                addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
+                peers: view.peers.iter().map(peer).collect(),
+            });
+        }
+        Ok(Status { networks })
+    }
+}
+
+fn first_view(
+    update: &Update,
+    network: &NetworkName,
+    node: &Name,
+    identity: &PublicKey,
+    server: &ServerAddress,
+) -> Result<(schema::view::View, proto::convert::Position), AgentError> {
+    match accept_update(update, network, node, identity, &server.signing_key, None)? {
+        (Told::View(view), position) => Ok((view, position)),
+        (Told::Removed, _) => Err(AgentError::Removed(network.clone())),
+    }
+}
+
+fn new_identity() -> Result<SigningKey, AgentError> {
+    random().map(|seed| SigningKey::from_bytes(&seed))
+}
+
+fn new_private_key() -> Result<PrivateKey, AgentError> {
+    let mut key = random()?;
+    // As wg(8) does: the bits that Curve25519 ignores are those that it would assume (RFC 7748, section 5).
+    key[0] &= 248;
+    key[31] = (key[31] & 127) | 64;
+    Ok(PrivateKey(key))
+}
+
+fn random() -> Result<[u8; 32], AgentError> {
+    let mut bytes = [0; 32];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(Refusal::failed("get random numbers from the operating system")(error).into()),
+    }
+}
+
+/// The host's name without its domain.
+fn host_name() -> Result<Name, AgentError> {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let short = host.split('.').next().unwrap_or_default();
+    let refused = |why| AgentError::HostName { name: short.into(), why, meant: Name::meant(short) };
+    short.to_lowercase().parse().map_err(refused)
+}
+
+/// What the machine runs, for people to read.
+fn os() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    format!("{} {}", pretty.trim_matches('"'), std::env::consts::ARCH)
+}
+

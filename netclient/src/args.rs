@@ -1,0 +1,110 @@
+//! What was typed. Nothing happens here.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use schema::scalars::{Endpoint, Name, NetworkName};
+
+use crate::directory;
+
+/// The agent of declared WireGuard meshes: joins networks with a token and keeps this machine as they say.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+pub struct Args {
+    /// Where the agent keeps its state, private keys included.
+    #[arg(long, global = true, env = "NETCLIENT_DIR", default_value = directory::DEFAULT, value_name = "DIR")]
+    pub directory: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Joins a network and brings its tunnel up. A machine that is in already stays as it is.
+    Join(Join),
+    /// Tells the server that this machine is there, and sets what changed.
+    Checkin(Which),
+    /// Gets everything that the server tells this machine, and sets it.
+    Pull(Which),
+    /// Leaves a network, and takes everything of it down.
+    Leave {
+        /// The network.
+        #[command(flatten)]
+        which: Which,
+        /// Leave also where the server cannot be told; an admin has to remove the node then.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lists the networks of this machine.
+    List(Form),
+    /// Shows each network's peers, and when they were last heard.
+    Status(Form),
+    /// Keeps every network of this machine current, in the foreground; its tunnels stay when it ends.
+    Daemon,
+    /// Holds a userspace WireGuard device; started by the agent itself.
+    #[command(hide = true)]
+    Device {
+        /// The interface.
+        #[arg(long)]
+        interface: String,
+        /// The socket to answer on.
+        #[arg(long)]
+        socket: PathBuf,
+    },
+}
+
+/// What a join may be told.
+#[derive(Debug, ClapArgs)]
+pub struct Join {
+    /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
+    #[arg(short, long, env = "NETCLIENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: String,
+    /// The name to join under. Absent: the host's name.
+    #[arg(long)]
+    pub name: Option<Name>,
+    /// The name of the interface. Absent: nm- and the network's name.
+    #[arg(long)]
+    pub interface: Option<String>,
+    /// The UDP port to listen on. Absent: the network's, or the next one that is free.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Where the others reach this machine: HOST or HOST:PORT. Absent: where the server sees it.
+    #[arg(long)]
+    pub endpoint: Option<Endpoint>,
+    /// Whether to rely on a daemon: with `off` it joins, configures and exits, and nothing is said about a daemon.
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub daemon: Switch,
+    /// How to print.
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// Which network is meant.
+#[derive(Debug, ClapArgs)]
+pub struct Which {
+    /// The network; with only one on this machine it may be left out.
+    #[arg(short, long)]
+    pub network: Option<NetworkName>,
+    /// How to print.
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct Form {
+    /// Print JSON for programs.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,171 @@
+//! The verbs, each about a screen: find out, act, print. Data goes to standard output, talk to standard error.
+
+mod join;
+mod render;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use schema::scalars::NetworkName;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::agent::{Agent, AgentError};
+use crate::args::{Args, Verb, Which};
+use crate::daemon::{self, Answer, Question};
+use crate::device::process;
+use crate::directory::Directory;
+use crate::machine::Control;
+use crate::settings;
+use crate::tunnel::Ground;
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+/// Runs the program that was typed.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let level = if matches!(args.verb, Verb::Daemon | Verb::Device { .. }) { "info" } else { "warn" };
+    let log = tracing_subscriber::EnvFilter::try_from_env("NETCLIENT_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(io::stderr).init();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_error(&*error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, a line each.
+fn say_error(error: &dyn std::error::Error) {
+    let mut talk = io::stderr().lock();
+    let _ = writeln!(talk, "netclient: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = writeln!(talk, "  because: {error}");
+        cause = error.source();
+    }
+}
+
+fn run(args: Args) -> Outcome {
+    if let Verb::Device { interface, socket } = &args.verb {
+        return Ok(process::run(interface, socket)?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(act(args))
+}
+
+async fn act(args: Args) -> Outcome {
+    match args.verb {
+        Verb::Join(join) => join::run(&args.directory, join).await,
+        Verb::Checkin(which) => {
+            let (agent, network) = member(&args.directory, &which)?;
+            let news = match agent.check_in(&network).await {
+                Err(AgentError::Busy(_)) => ask(&agent, Question::CheckIn(network.clone()))?,
+                outcome => outcome?,
+            };
+            render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
+        }
+        Verb::Pull(which) => {
+            let (agent, network) = member(&args.directory, &which)?;
+            let news = match agent.pull(&network).await {
+                Err(AgentError::Busy(_)) => ask(&agent, Question::Pull(network.clone()))?,
+                outcome => outcome?,
+            };
+            render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
+        }
+        Verb::Leave { which, force } => {
+            let (agent, network) = member(&args.directory, &which)?;
+            match agent.leave(&network, force).await {
+                Err(AgentError::Busy(_)) => drop(ask(&agent, Question::Leave { network: network.clone(), force })?),
+                outcome => outcome?,
+            }
+            agent.directory.remove_if_empty();
+            render::done(which.form, &network, "left; everything of it was taken down")
+        }
+        Verb::List(form) => render::list(form, &status(&args.directory).await?),
+        Verb::Status(form) => render::status(form, &status(&args.directory).await?),
+        Verb::Daemon => run_daemon(open(&args.directory)?).await,
+        Verb::Device { .. } => unreachable!("it has been run without a runtime of ours"),
+    }
+}
+
+/// The agent of a directory, with the settings of its operator.
+fn open(directory: &Path) -> Outcome<Agent> {
+    let settings = settings::load(directory, |name| std::env::var(name).ok())?;
+    let ground = Ground { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into() };
+    Ok(Agent::new(Directory::open(directory)?, settings, ground))
+}
+
+/// The agent, and the network that is meant.
+fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
+    const NONE: &str = "this machine is in no network; join one with: netclient join -t TOKEN";
+    if !directory.exists() {
+        return Err(NONE.into());
+    }
+    let agent = open(directory)?;
+    let networks = agent.directory.networks()?;
+    let network = match (&which.network, &*networks) {
+        (Some(network), _) if networks.contains(network) => network.clone(),
+        (Some(network), _) => return Err(AgentError::NotMember(network.clone()).into()),
+        (None, [network]) => network.clone(),
+        (None, []) => return Err(NONE.into()),
+        (None, several) => {
+            let names: Vec<_> = several.iter().map(NetworkName::as_str).collect();
+            return Err(format!("this machine is in several networks; say which: -n {}", names.join(", or -n ")).into());
+        }
+    };
+    Ok((agent, network))
+}
+
+/// Asks the daemon to do what another process has the right to do.
+fn ask(agent: &Agent, question: Question) -> Outcome<bool> {
+    const NOBODY: &str = "another netclient is at work on this network; try again when it is done";
+    match daemon::ask(&agent.directory, &question)?.ok_or(NOBODY)? {
+        Answer::Done(news) => Ok(news),
+        Answer::Failed(why) => Err(why.into()),
+        Answer::Control(_) => Err("the daemon is of another version; start it again".into()),
+    }
+}
+
+async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
+    if !directory.exists() {
+        return Ok(crate::agent::Status { networks: Vec::new() });
+    }
+    let agent = open(directory)?;
+    let ways = match daemon::ask(&agent.directory, &Question::Control) {
+        Ok(Some(Answer::Control(ways))) => ways,
+        Ok(_) | Err(_) => Default::default(),
+    };
+    Ok(agent.status(|network| ways.get(network).copied().unwrap_or(Control::None)).await?)
+}
+
+async fn run_daemon(agent: Agent) -> Outcome {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (end, shutdown) = tokio::sync::watch::channel(false);
+    let ended = async move {
+        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+        end.send_replace(true);
+    };
+    let (outcome, ()) = tokio::join!(daemon::run(agent, shutdown), async {
+        tokio::pin!(ended);
+        ended.await;
+    });
+    Ok(outcome?)
+}
+
+/// Prints one JSON document.
+fn json(it: &impl serde::Serialize) -> Outcome {
+    let mut data = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut data, it)?;
+    writeln!(data)?;
+    Ok(())
+}
+

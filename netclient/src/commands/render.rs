@@ -1,0 +1,106 @@
+//! What commands print about networks.
+
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use schema::scalars::NetworkName;
+use serde_json::json;
+
+use super::{Outcome, json as print_json};
+use crate::agent::{NetworkStatus, PeerStatus, Status};
+use crate::args::Form;
+use crate::machine::Control;
+
+const NONE: &str = "This machine is in no network. Join one with: netclient join -t TOKEN";
+
+pub(super) fn done(form: Form, network: &NetworkName, what: &str) -> Outcome {
+    if form.json {
+        return print_json(&json!({ "network": network, "done": what }));
+    }
+    Ok(writeln!(io::stdout().lock(), "{network}: {what}.")?)
+}
+
+pub(super) fn list(form: Form, status: &Status) -> Outcome {
+    if form.json {
+        return print_json(status);
+    }
+    if status.networks.is_empty() {
+        return Ok(writeln!(io::stdout().lock(), "{NONE}")?);
+    }
+    let mut table = table(&["NETWORK", "NODE", "INTERFACE", "ADDRESSES", "PEERS", "CONTROL", "REVISION"]);
+    for network in &status.networks {
+        table.add_row([
+            network.name.to_string(),
+            network.node.to_string(),
+            interface(network),
+            joined(&network.addresses),
+            network.peers.len().to_string(),
+            way(network.control).into(),
+            network.revision.to_string(),
+        ]);
+    }
+    Ok(writeln!(io::stdout().lock(), "{table}")?)
+}
+
+pub(super) fn status(form: Form, status: &Status) -> Outcome {
+    if form.json {
+        return print_json(status);
+    }
+    let mut data = io::stdout().lock();
+    if status.networks.is_empty() {
+        return Ok(writeln!(data, "{NONE}")?);
+    }
+    for (place, network) in status.networks.iter().enumerate() {
+        if place > 0 {
+            writeln!(data)?;
+        }
+        let NetworkStatus { name, node, addresses, revision, .. } = network;
+        writeln!(data, "{name}: {node}, {}, on {}", joined(addresses), interface(network))?;
+        writeln!(data, "  revision {revision}, control traffic by {}", way(network.control))?;
+        if network.peers.is_empty() {
+            writeln!(data, "  no peers yet")?;
+            continue;
+        }
+        let mut table = table(&["PEER", "ALLOWED IPS", "ENDPOINT", "LAST HANDSHAKE"]);
+        for PeerStatus { name, endpoint, allowed_ips, last_handshake, .. } in &network.peers {
+            let at = endpoint.clone().unwrap_or_else(|| "unknown".into());
+            table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, Timestamp::now())]);
+        }
+        for line in table.to_string().lines() {
+            writeln!(data, "  {line}")?;
+        }
+    }
+    Ok(())
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().copied());
+    table
+}
+
+fn interface(network: &NetworkStatus) -> String {
+    if network.up { network.interface.clone() } else { format!("{} (down)", network.interface) }
+}
+
+const fn way(control: Control) -> &'static str {
+    match control {
+        Control::Tls => "tls",
+        Control::None => "none",
+    }
+}
+
+fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn ago(time: Option<Timestamp>, now: Timestamp) -> String {
+    let Some(time) = time else { return "never".into() };
+    match now.duration_since(time).as_secs().max(0) {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7_200 => format!("{} min ago", seconds / 60),
+        seconds => format!("{} h ago", seconds / 3_600),
+    }
+}

@@ -1,0 +1,221 @@
+//! The daemon: a driver for each network, and a socket by which commands reach it.
+//!
+//! A network belongs to whoever has its lock. A command that finds the lock taken asks the daemon instead ([`ask`]); one
+//! that made or removed a network tells the daemon to look again. A message is one line of JSON, and so is its answer.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream as Blocking;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schema::scalars::NetworkName;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use crate::agent::member::Member;
+use crate::agent::{Agent, AgentError};
+use crate::directory::Directory;
+use crate::driver::{Ask, Driver, End, Wish};
+use crate::files::{self, OwnFile};
+use crate::machine::Control;
+
+/// How long a command waits for the daemon: longer than any call to the server takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a driver may take to end.
+const END: Duration = Duration::from_secs(5);
+/// How often the daemon looks for networks whose lock another process had.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What a command asks the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Question {
+    /// Look for networks that were joined.
+    Look,
+    /// The way that each network's control traffic takes.
+    Control,
+    /// Check in now.
+    CheckIn(NetworkName),
+    /// Get the whole View now.
+    Pull(NetworkName),
+    /// Leave.
+    Leave {
+        /// The network.
+        network: NetworkName,
+        /// Whether to leave where the server cannot be told.
+        force: bool,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done; whether anything was new.
+    Done(bool),
+    /// The ways of control traffic.
+    Control(BTreeMap<NetworkName, Control>),
+    /// It was not done.
+    Failed(String),
+}
+
+/// Asks the daemon of a directory; absent: none runs.
+pub fn ask(directory: &Directory, question: &Question) -> io::Result<Option<Answer>> {
+    let mut stream = match Blocking::connect(directory.agent_socket()) {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_vec(question)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(Some(serde_json::from_str(&answer)?))
+}
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another one runs.
+    #[error("another netclient daemon runs with {0}; end that one first, or set NETCLIENT_DIR")]
+    Running(PathBuf),
+    /// Its socket could not be made.
+    #[error("cannot listen on {path}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Keeps every network of the agent current until `shutdown` becomes true. The tunnels stay when it ends.
+pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<(), DaemonError> {
+    let path = agent.directory.agent_socket();
+    let (listener, _file) = listen(&path)?;
+    let daemon = Arc::new(Daemon { agent, drivers: Mutex::default(), shutdown: shutdown.clone() });
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = look.tick() => daemon.look().await,
+            client = listener.accept() => {
+                if let Ok((client, _)) = client {
+                    tokio::spawn(Arc::clone(&daemon).serve(client));
+                }
+            }
+            _ = shutdown.wait_for(|end| *end) => break,
+        }
+    }
+    // Each ends between two steps, never within one.
+    for (_, driver) in std::mem::take(&mut *daemon.drivers.lock().await) {
+        let _ = tokio::time::timeout(END, driver.task).await;
+    }
+    Ok(())
+}
+
+fn listen(path: &PathBuf) -> Result<(UnixListener, OwnFile), DaemonError> {
+    if Blocking::connect(path).is_ok() {
+        return Err(DaemonError::Running(path.clone()));
+    }
+    let open = || {
+        files::remove(path)?;
+        let listener = UnixListener::bind(path)?;
+        Ok((listener, OwnFile::claim(path)?))
+    };
+    open().map_err(|source| DaemonError::Socket { path: path.clone(), source })
+}
+
+struct Daemon {
+    agent: Agent,
+    drivers: Mutex<BTreeMap<NetworkName, Running>>,
+    shutdown: watch::Receiver<bool>,
+}
+
+struct Running {
+    task: tokio::task::JoinHandle<End>,
+    asks: mpsc::Sender<Ask>,
+    control: watch::Receiver<Control>,
+}
+
+impl Daemon {
+    /// Takes charge of every network that nobody looks after.
+    async fn look(&self) {
+        let networks = match self.agent.directory.networks() {
+            Ok(networks) => networks,
+            Err(error) => return tracing::error!(%error, "cannot look for networks"),
+        };
+        let mut drivers = self.drivers.lock().await;
+        drivers.retain(|_, running| !running.task.is_finished());
+        for network in networks {
+            if drivers.contains_key(&network) {
+                continue;
+            }
+            match Member::open(self.agent.clone(), &network) {
+                Ok(member) => drop(drivers.insert(network, self.start(member))),
+                Err(AgentError::Busy(_)) => {}
+                Err(error) => tracing::error!(%error, %network, "cannot look after the network"),
+            }
+        }
+    }
+
+    fn start(&self, member: Member) -> Running {
+        let membership = member.membership();
+        tracing::info!(network = %membership.network, interface = membership.interface, "looking after the network");
+        let (asks, asked) = mpsc::channel(4);
+        let (driver, control) = Driver::new(member, self.agent.settings.watch);
+        let task = tokio::spawn(driver.run(asked, self.shutdown.clone()));
+        Running { task, asks, control }
+    }
+
+    async fn serve(self: Arc<Self>, client: UnixStream) {
+        let (read, mut write) = client.into_split();
+        let mut line = String::new();
+        let heard = tokio::io::BufReader::new(read).read_line(&mut line).await;
+        let answer = match serde_json::from_str(&line) {
+            Ok(question) if heard.is_ok() => self.answer(question).await,
+            Ok(_) | Err(_) => Answer::Failed("the daemon is of another version; start it again".into()),
+        };
+        let mut line = serde_json::to_vec(&answer).expect("an answer can be written as JSON");
+        line.push(b'\n');
+        // Who asked may have gone.
+        let _ = write.write_all(&line).await;
+    }
+
+    async fn answer(&self, question: Question) -> Answer {
+        let outcome = match question {
+            Question::Look => {
+                self.look().await;
+                Ok(true)
+            }
+            Question::Control => {
+                let drivers = self.drivers.lock().await;
+                let ways = drivers.iter().map(|(network, running)| (network.clone(), *running.control.borrow()));
+                return Answer::Control(ways.collect());
+            }
+            Question::CheckIn(network) => self.ask(network, Wish::CheckIn).await,
+            Question::Pull(network) => self.ask(network, Wish::Pull).await,
+            Question::Leave { network, force } => self.ask(network, Wish::Leave { force }).await,
+        };
+        match outcome {
+            Ok(news) => Answer::Done(news),
+            Err(error) => Answer::Failed(error.to_string()),
+        }
+    }
+
+    async fn ask(&self, network: NetworkName, what: Wish) -> Result<bool, AgentError> {
+        let asks = self.drivers.lock().await.get(&network).map(|running| running.asks.clone());
+        let asks = asks.ok_or_else(|| AgentError::NotMember(network.clone()))?;
+        let (answer, answered) = oneshot::channel();
+        let ended = |_| AgentError::NotMember(network.clone());
+        asks.send(Ask { what, answer }).await.map_err(|_| AgentError::NotMember(network.clone()))?;
+        answered.await.map_err(ended)?
+    }
+}

@@ -1,0 +1,193 @@
+//! The agent's directory: what a machine keeps of its networks, private keys included.
+//!
+//! ```text
+//! netclient.toml        what the operator sets (see settings)
+//! identity-KEY.json     the machine's identity at the server that signs with KEY
+//! network-NAME.json     a membership
+//! network-NAME.lock     held by whoever looks after that network
+//! INTERFACE.sock        the device process (see device)
+//! agent.sock            the daemon
+//! ```
+//!
+//! The directory has mode 0700, the files 0600; each file is replaced whole or not at all.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::SigningKey;
+use proto::sign::signing_key;
+use schema::scalars::{NetworkName, PublicKey};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::files::{self, Lock};
+use crate::membership::Membership;
+
+/// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
+pub const DEFAULT: &str = "/etc/netclient";
+
+/// The agent's directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+/// Why state could not be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// A file or the directory itself refused.
+    #[error("cannot {attempt} {path}{hint}")]
+    File {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} is damaged ({why}); restore it, or remove it and join again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct Identity {
+    seed: [u8; 32],
+}
+
+impl Directory {
+    /// Opens the directory, and makes it if it is not there.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
+        let path = std::path::absolute(path).map_err(failed("find", path))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
+        let closed = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&path, closed).map_err(failed("close to others the directory", &path))?;
+        Ok(Self { path })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket of the device process of an interface.
+    pub fn device_socket(&self, interface: &str) -> PathBuf {
+        self.path.join(format!("{interface}.sock"))
+    }
+
+    /// The socket of the daemon.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.path.join("agent.sock")
+    }
+
+    /// The right to look after a network; absent: another process has it.
+    pub(crate) fn lock(&self, network: &NetworkName) -> Result<Option<Lock>, DirectoryError> {
+        let path = self.path.join(format!("network-{network}.lock"));
+        Lock::take(&path).map_err(failed("lock", &path))
+    }
+
+    /// The machine's identity at a server, if it has one.
+    pub fn identity(&self, server: &PublicKey) -> Result<Option<SigningKey>, DirectoryError> {
+        let identity: Option<Identity> = self.read(&self.identity_path(server))?;
+        Ok(identity.map(|identity| signing_key(&identity.seed)))
+    }
+
+    /// Keeps the machine's identity at a server.
+    pub fn keep_identity(&self, server: &PublicKey, identity: &SigningKey) -> Result<(), DirectoryError> {
+        self.write(&self.identity_path(server), &Identity { seed: identity.to_bytes() })
+    }
+
+    /// Forgets the identity at a server.
+    pub fn forget_identity(&self, server: &PublicKey) -> Result<(), DirectoryError> {
+        let path = self.identity_path(server);
+        files::remove(&path).map_err(failed("remove", &path))
+    }
+
+    /// The membership of a network, if the machine is in it.
+    pub fn membership(&self, network: &NetworkName) -> Result<Option<Membership>, DirectoryError> {
+        self.read(&self.membership_path(network))
+    }
+
+    /// The networks that the machine is in, by name.
+    pub fn networks(&self) -> Result<Vec<NetworkName>, DirectoryError> {
+        let listed = fs::read_dir(&self.path).map_err(failed("list", &self.path))?;
+        let network = |file: fs::DirEntry| {
+            let name = file.file_name();
+            name.to_str()?.strip_prefix("network-")?.strip_suffix(".json")?.parse().ok()
+        };
+        let mut networks: Vec<_> = listed.flatten().filter_map(network).collect();
+        networks.sort();
+        Ok(networks)
+    }
+
+    /// Keeps a membership.
+    pub fn save(&self, membership: &Membership) -> Result<(), DirectoryError> {
+        self.write(&self.membership_path(&membership.network), membership)
+    }
+
+    /// Forgets a membership, and the identity at its server if that was the last network there.
+    pub fn forget(&self, membership: &Membership) -> Result<(), DirectoryError> {
+        let path = self.membership_path(&membership.network);
+        files::remove(&path).map_err(failed("remove", &path))?;
+        let server = &membership.server.signing_key;
+        for network in self.networks()? {
+            // One that cannot be read may be of this server.
+            match self.membership(&network) {
+                Ok(other) if other.as_ref().is_none_or(|other| other.server.signing_key != *server) => {}
+                Ok(_) | Err(_) => return Ok(()),
+            }
+        }
+        self.forget_identity(server)
+    }
+
+    /// Removes the directory if nothing is in it.
+    pub fn remove_if_empty(&self) {
+        // Whatever the operator put there keeps it.
+        let _ = fs::remove_dir(&self.path);
+    }
+
+    fn identity_path(&self, server: &PublicKey) -> PathBuf {
+        let name: String = server.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.path.join(format!("identity-{name}.json"))
+    }
+
+    fn membership_path(&self, network: &NetworkName) -> PathBuf {
+        self.path.join(format!("network-{network}.json"))
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self, path: &Path) -> Result<Option<T>, DirectoryError> {
+        let text = match fs::read(path) {
+            Ok(text) => zeroize::Zeroizing::new(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", path)(source)),
+        };
+        let damaged = |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
+        serde_json::from_slice(&text).map(Some).map_err(damaged)
+    }
+
+    fn write<T: Serialize>(&self, path: &Path, it: &T) -> Result<(), DirectoryError> {
+        let text = zeroize::Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"));
+        files::write_whole(path, &text).map_err(failed("write", path))
+    }
+}
+
+fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
+    let path = path.to_owned();
+    move |source| {
+        let hint = match source.kind() {
+            io::ErrorKind::PermissionDenied => "; run this as root, or set NETCLIENT_DIR",
+            io::ErrorKind::StorageFull => "; the disk is full",
+            _ => "",
+        };
+        DirectoryError::File { attempt, path, hint, source }
+    }
+}

@@ -1,0 +1,288 @@
+//! Keeps one network current until it is told to end: carries out what the [machine](crate::machine) says.
+//!
+//! Calls to the server run beside it and come back as events; what is done to the machine itself is done here, one thing
+//! after the other, so that no two of them meet.
+
+use std::time::{Duration, Instant};
+
+use proto::convert::Position;
+use proto::wire::{Facts, Update};
+use schema::scalars::NetworkName;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use crate::agent::AgentError;
+use crate::agent::member::Member;
+use crate::control::ControlError;
+use crate::machine::{Control, Input, Machine, Output};
+use crate::membership::Accepted;
+
+/// How many events may wait; whoever has more waits as well.
+const WAITING: usize = 16;
+
+/// What somebody asks of a driver, and where the answer goes: whether anything was new.
+pub struct Ask {
+    /// What to do.
+    pub what: Wish,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<bool, AgentError>>,
+}
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Check in.
+    CheckIn,
+    /// Get the whole View.
+    Pull,
+    /// Leave the network; if wanted, also where the server cannot be told.
+    Leave {
+        /// Whether to leave all the same.
+        force: bool,
+    },
+}
+
+/// What comes back from calls.
+enum Event {
+    CheckedIn(Result<Option<Update>, ControlError>, Option<Facts>),
+    StreamOpened,
+    Streamed(Update),
+    StreamEnded,
+}
+
+/// Keeps one network current.
+pub struct Driver {
+    member: Member,
+    machine: Machine,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
+    stream: Option<AbortHandle>,
+    control: watch::Sender<Control>,
+}
+
+/// Why a driver ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to; the tunnel stays.
+    Shutdown,
+    /// The machine has left the network.
+    Left,
+}
+
+impl Driver {
+    /// A driver of a membership, and what tells the way that its control traffic takes.
+    pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<Control>) {
+        let (sender, events) = mpsc::channel(WAITING);
+        let (control, way) = watch::channel(Control::None);
+        let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
+        let machine = Machine::new(interval(&member), watch, seed, Instant::now());
+        (Self { member, machine, events, sender, stream: None, control }, way)
+    }
+
+    /// Drives until `shutdown` becomes true or the machine has left.
+    pub async fn run(mut self, mut asks: mpsc::Receiver<Ask>, mut shutdown: watch::Receiver<bool>) -> End {
+        self.machine.handle_timeout(Instant::now());
+        loop {
+            while let Some(output) = self.machine.poll_output() {
+                if self.carry_out(output).await {
+                    return End::Left;
+                }
+            }
+            self.control.send_if_modified(|way| std::mem::replace(way, self.machine.control()) != self.machine.control());
+            let due = self.machine.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            tokio::select! {
+                Some(event) = self.events.recv() => self.take_in(event).await,
+                Some(ask) = asks.recv() => if self.grant(ask).await { return End::Left },
+                () = tokio::time::sleep_until(due.into()) => self.machine.handle_timeout(Instant::now()),
+                () = ended(&mut shutdown) => return End::Shutdown,
+            }
+        }
+    }
+
+    fn network(&self) -> NetworkName {
+        self.member.membership().network.clone()
+    }
+
+    fn position(&self) -> Position {
+        self.member.membership().position
+    }
+
+    /// Does what the machine says; whether it has left the network by that.
+    async fn carry_out(&mut self, output: Output) -> bool {
+        match output {
+            Output::Set => self.set().await,
+            Output::CheckIn { with_facts } => self.check_in(with_facts),
+            Output::Pull => self.pull().await,
+            Output::Watch => self.watch(),
+            Output::TakeDown => return self.take_down().await,
+        }
+        false
+    }
+
+    async fn set(&mut self) {
+        let input = match self.member.set().await {
+            Ok(()) => Input::Set { facts_changed: self.member.has_news() },
+            Err(error) => {
+                tracing::warn!(%error, network = %self.network(), "the tunnel is not as it should be; trying again");
+                Input::NotSet
+            }
+        };
+        self.machine.handle(input, Instant::now());
+    }
+
+    fn check_in(&self, with_facts: bool) {
+        let (control, events) = (self.member.control().clone(), self.sender.clone());
+        let (network, at) = (self.network(), self.position());
+        let facts = with_facts.then(|| self.member.facts());
+        tokio::spawn(async move {
+            let answer = control.check_in(&network, at, facts.clone()).await;
+            // A driver that has ended needs no answer.
+            let _ = events.send(Event::CheckedIn(answer, facts)).await;
+        });
+    }
+
+    async fn pull(&mut self) {
+        match self.member.pull().await {
+            Ok(accepted) => self.accepted(accepted),
+            // The next check-in finds the same gap, and asks again.
+            Err(error) => tracing::warn!(%error, network = %self.network(), "cannot get the whole View"),
+        }
+    }
+
+    fn watch(&mut self) {
+        let (control, events) = (self.member.control().clone(), self.sender.clone());
+        let (network, at) = (self.network(), self.position());
+        let stream = tokio::spawn(async move {
+            if let Ok(mut stream) = control.watch(&network, at).await {
+                let mut next = Event::StreamOpened;
+                while events.send(next).await.is_ok() {
+                    match stream.message().await {
+                        Ok(Some(update)) => next = Event::Streamed(update),
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+            }
+            let _ = events.send(Event::StreamEnded).await;
+        });
+        self.stream = Some(stream.abort_handle());
+    }
+
+    async fn take_in(&mut self, event: Event) {
+        match event {
+            Event::CheckedIn(Ok(update), facts) => {
+                if let Some(facts) = facts {
+                    self.member.told(facts);
+                }
+                if self.machine.control() == Control::None {
+                    tracing::info!(network = %self.network(), "the server answers");
+                }
+                self.machine.handle(Input::Answered, Instant::now());
+                if let Some(update) = update {
+                    self.take(&update);
+                }
+            }
+            Event::CheckedIn(Err(error), _) => {
+                if self.machine.control() != Control::None {
+                    tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
+                }
+                self.machine.handle(Input::Failed, Instant::now());
+            }
+            Event::StreamOpened => self.machine.handle(Input::StreamOpened, Instant::now()),
+            Event::Streamed(update) => self.take(&update),
+            Event::StreamEnded => self.machine.handle(Input::StreamEnded, Instant::now()),
+        }
+    }
+
+    fn take(&mut self, update: &Update) {
+        match self.member.take(update) {
+            Ok(accepted) => self.accepted(accepted),
+            Err(AgentError::Told(error)) => {
+                tracing::debug!(%error, network = %self.network(), "an update does not fit; asking for the whole View");
+                self.machine.handle(Input::Misfit, Instant::now());
+            }
+            Err(error) => {
+                // In memory it is taken in all the same: the mesh matters more than the disk.
+                tracing::warn!(%error, network = %self.network(), "cannot keep what the server told");
+                self.accepted(Accepted::Changed);
+            }
+        }
+    }
+
+    fn accepted(&mut self, accepted: Accepted) {
+        let now = Instant::now();
+        match accepted {
+            Accepted::Same => {}
+            Accepted::Changed => {
+                self.machine.set_interval(interval(&self.member), now);
+                self.machine.handle(Input::Changed, now);
+            }
+            Accepted::Removed => self.machine.handle(Input::Removed, now),
+        }
+    }
+
+    async fn take_down(&mut self) -> bool {
+        tracing::info!(network = %self.network(), "the server removed this machine; taking everything of it down");
+        loop {
+            match self.member.take_down().await {
+                Ok(()) => return true,
+                Err(error) => {
+                    tracing::warn!(%error, network = %self.network(), "cannot take everything down; trying again");
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            }
+        }
+    }
+
+    /// Does what somebody asks; whether the machine has left the network by that.
+    async fn grant(&mut self, ask: Ask) -> bool {
+        let Ask { what, answer } = ask;
+        let outcome = match what {
+            Wish::CheckIn => self.check_in_now().await,
+            Wish::Pull => self.pull_now().await,
+            Wish::Leave { force } => self.member.leave(force).await.map(|()| true),
+        };
+        let left = outcome.is_ok() && matches!(what, Wish::Leave { .. });
+        // Whoever asked may have gone.
+        let _ = answer.send(outcome);
+        left
+    }
+
+    async fn check_in_now(&mut self) -> Result<bool, AgentError> {
+        let accepted = self.member.check_in(true).await?;
+        self.set_now(accepted).await
+    }
+
+    async fn pull_now(&mut self) -> Result<bool, AgentError> {
+        let accepted = self.member.pull().await?;
+        self.set_now(accepted).await
+    }
+
+    async fn set_now(&mut self, accepted: Accepted) -> Result<bool, AgentError> {
+        self.accepted(accepted);
+        if accepted == Accepted::Removed {
+            return Err(AgentError::Removed(self.network()));
+        }
+        self.member.set().await?;
+        self.machine.hurry(Instant::now());
+        Ok(accepted == Accepted::Changed)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.stream {
+            stream.abort();
+        }
+    }
+}
+
+/// Returns when it is time to end.
+async fn ended(shutdown: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left who could say so.
+    let _ = shutdown.wait_for(|end| *end).await;
+}
+
+/// How often the network wants its nodes to check in; never more often than each second.
+fn interval(member: &Member) -> Duration {
+    Duration::from_secs(member.membership().view.interface.check_in.0.max(1).into())
+}

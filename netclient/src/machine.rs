@@ -1,0 +1,444 @@
+//! When an agent speaks to the server, and when it sets its machine: the life of one membership.
+//!
+//! Pure: it never sleeps, locks, spawns or reads a clock. Whoever drives it hands in what happened ([`Input`]) and the time,
+//! carries out what it says ([`Output`]), and wakes it at [`Machine::poll_timeout`]. Its life, in order:
+//!
+//! 1. it starts with the View of the disk, and sets the machine by it before anybody is asked;
+//! 2. it checks in, and again each interval; what it is told, it sets, and says so by one more check-in;
+//! 3. after a check-in that was answered it watches, so that changes come at once; losing the stream is normal;
+//! 4. while the server is silent it asks again, ever more slowly up to half a minute, and the tunnel stays as it is;
+//! 5. when it is told that it is removed, it takes everything down and is done.
+//!
+//! Setting the machine goes on meanwhile, every half minute, because others may change it too.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The first pause after a failure; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often the machine is compared with what it should be while nothing happens.
+const LOOK: Duration = Duration::from_secs(30);
+/// A stream that lived this long was a good one.
+const GOOD_STREAM: Duration = Duration::from_secs(60);
+/// Within this time all agents say that they have set a change: not in the same instant.
+const SPREAD: Duration = Duration::from_millis(400);
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The server answered the check-in that is under way.
+    Answered,
+    /// It did not.
+    Failed,
+    /// It told a View that is another one.
+    Changed,
+    /// It told something that does not fit to the View at hand.
+    Misfit,
+    /// The machine is no node of the network any more.
+    Removed,
+    /// The stream of changes is open.
+    StreamOpened,
+    /// The stream of changes has ended, or could not be opened.
+    StreamEnded,
+    /// The machine is set as it should be; whether what it says of itself is other than before.
+    Set {
+        /// Whether its port or address changed.
+        facts_changed: bool,
+    },
+    /// The machine could not be set.
+    NotSet,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Set the machine by the View at hand.
+    Set,
+    /// Check in.
+    CheckIn {
+        /// Whether to say what the machine is reached by.
+        with_facts: bool,
+    },
+    /// Ask for the whole View.
+    Pull,
+    /// Open the stream of changes.
+    Watch,
+    /// Take everything down.
+    TakeDown,
+}
+
+/// The way that control traffic takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// TLS on the public address.
+    Tls,
+    /// None at the moment.
+    None,
+}
+
+/// The life of one membership.
+#[derive(Debug)]
+pub struct Machine {
+    outputs: VecDeque<Output>,
+    interval: Duration,
+    seed: u64,
+    /// Whether a call is under way; there is one at a time.
+    calling: bool,
+    /// How many calls in a row have failed.
+    failures: u32,
+    reached: bool,
+    facts_told: bool,
+    stream: Stream,
+    /// How many streams in a row ended early.
+    short_streams: u32,
+    /// What the machine was set by is older than what is at hand, or could not be set.
+    unset: bool,
+    set_failures: u32,
+    next_call: Instant,
+    next_set: Instant,
+    removed: bool,
+}
+
+/// The stream of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// It is not wanted.
+    Off,
+    /// It may be opened from then on.
+    Closed(Instant),
+    /// It is being opened.
+    Opening,
+    /// It is open since then.
+    Open(Instant),
+}
+
+impl Machine {
+    /// A machine that starts now. `seed` differs between machines, so that they do not all act in the same instant.
+    pub fn new(interval: Duration, watch: bool, seed: u64, now: Instant) -> Self {
+        Self {
+            outputs: VecDeque::from([Output::Set]),
+            interval,
+            seed,
+            calling: false,
+            failures: 0,
+            reached: false,
+            facts_told: false,
+            stream: if watch { Stream::Closed(now) } else { Stream::Off },
+            short_streams: 0,
+            unset: true,
+            set_failures: 0,
+            next_call: now,
+            next_set: now + LOOK,
+            removed: false,
+        }
+    }
+
+    /// How long to wait between check-ins, from now on.
+    pub fn set_interval(&mut self, interval: Duration, now: Instant) {
+        self.interval = interval;
+        if self.failures == 0 {
+            self.next_call = self.next_call.min(now + interval);
+        }
+    }
+
+    /// The way that control traffic takes.
+    pub fn control(&self) -> Control {
+        if self.reached { Control::Tls } else { Control::None }
+    }
+
+    /// Has it check in as soon as it can.
+    pub fn hurry(&mut self, now: Instant) {
+        self.next_call = now;
+        self.handle_timeout(now);
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        if self.removed {
+            return;
+        }
+        match input {
+            Input::Answered => self.answered(now),
+            Input::Failed => self.failed(now),
+            Input::Changed => self.want_set(),
+            Input::Misfit => self.outputs.push_back(Output::Pull),
+            Input::Removed => {
+                self.removed = true;
+                self.outputs.clear();
+                self.outputs.push_back(Output::TakeDown);
+            }
+            Input::StreamOpened => self.stream = Stream::Open(now),
+            Input::StreamEnded => self.stream_ended(now),
+            Input::Set { facts_changed } => self.was_set(facts_changed, now),
+            Input::NotSet => {
+                self.set_failures += 1;
+                self.next_set = now + self.pause(self.set_failures);
+            }
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.removed {
+            return;
+        }
+        if now >= self.next_set {
+            self.next_set = now + LOOK;
+            self.push_once(Output::Set);
+        }
+        if now >= self.next_call && !self.calling {
+            self.calling = true;
+            self.outputs.push_back(Output::CheckIn { with_facts: !self.facts_told });
+        }
+        if let Stream::Closed(from) = self.stream
+            && now >= from
+            && self.reached
+        {
+            self.stream = Stream::Opening;
+            self.outputs.push_back(Output::Watch);
+        }
+    }
+
+    /// What to do next; absent: nothing before [`Machine::poll_timeout`] or the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Machine::handle_timeout`]; absent: never again.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.removed {
+            return None;
+        }
+        let call = (!self.calling).then_some(self.next_call);
+        let watch = match self.stream {
+            Stream::Closed(from) if self.reached => Some(from),
+            Stream::Closed(_) | Stream::Off | Stream::Opening | Stream::Open(_) => None,
+        };
+        [Some(self.next_set), call, watch].into_iter().flatten().min()
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.calling = false;
+        self.failures = 0;
+        self.reached = true;
+        self.facts_told = true;
+        self.next_call = now + self.interval;
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.calling = false;
+        self.failures = self.failures.saturating_add(1);
+        self.reached = false;
+        self.next_call = now + self.pause(self.failures);
+    }
+
+    fn stream_ended(&mut self, now: Instant) {
+        let good = matches!(self.stream, Stream::Open(since) if now >= since + GOOD_STREAM);
+        self.short_streams = if good { 0 } else { self.short_streams.saturating_add(1) };
+        if self.stream != Stream::Off {
+            self.stream = Stream::Closed(now + self.pause(self.short_streams));
+        }
+        // Perhaps the server is gone: a check-in tells.
+        if self.failures == 0 {
+            self.next_call = self.next_call.min(now + self.spread(SPREAD));
+        }
+    }
+
+    fn want_set(&mut self) {
+        self.unset = true;
+        self.push_once(Output::Set);
+    }
+
+    fn was_set(&mut self, facts_changed: bool, now: Instant) {
+        let acknowledge = self.unset && self.reached;
+        self.unset = false;
+        self.set_failures = 0;
+        self.next_set = now + LOOK;
+        if facts_changed {
+            self.facts_told = false;
+        }
+        if self.failures == 0 && (facts_changed || acknowledge) {
+            self.next_call = self.next_call.min(now + self.spread(SPREAD));
+        }
+    }
+
+    fn push_once(&mut self, output: Output) {
+        if !self.outputs.contains(&output) {
+            self.outputs.push_back(output);
+        }
+    }
+
+    /// How long to wait after so many failures in a row: half of it for all, half by chance.
+    fn pause(&mut self, failures: u32) -> Duration {
+        let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(5));
+        let half = doubled.min(LONGEST_PAUSE) / 2;
+        half + self.spread(half)
+    }
+
+    /// A part of a span by chance (xorshift64; Marsaglia 2003), the same for the same seed.
+    fn spread(&mut self, span: Duration) -> Duration {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        span.mul_f64((self.seed >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(15);
+
+    fn outputs(machine: &mut Machine) -> Vec<Output> {
+        std::iter::from_fn(|| machine.poll_output()).collect()
+    }
+
+    fn started(watch: bool) -> (Machine, Instant) {
+        let now = Instant::now();
+        let mut machine = Machine::new(INTERVAL, watch, 7, now);
+        machine.handle_timeout(now);
+        assert_eq!(outputs(&mut machine), [Output::Set, Output::CheckIn { with_facts: true }]);
+        machine.handle(Input::Set { facts_changed: false }, now);
+        (machine, now)
+    }
+
+    #[test]
+    fn the_tunnel_comes_up_before_the_server_is_asked_and_changes_are_watched() {
+        let (mut machine, now) = started(true);
+        assert_eq!(machine.control(), Control::None);
+        machine.handle(Input::Answered, now);
+        assert_eq!(outputs(&mut machine), [Output::Watch]);
+        assert_eq!(machine.control(), Control::Tls);
+        machine.handle(Input::StreamOpened, now);
+        assert_eq!(machine.poll_timeout(), Some(now + INTERVAL));
+        machine.handle_timeout(now + INTERVAL);
+        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+    }
+
+    #[test]
+    fn a_change_is_set_once_and_acknowledged_at_once() {
+        let (mut machine, now) = started(false);
+        machine.handle(Input::Answered, now);
+        machine.handle(Input::Changed, now);
+        machine.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut machine), [Output::Set]);
+        machine.handle(Input::Set { facts_changed: false }, now);
+        machine.handle_timeout(now + SPREAD);
+        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+    }
+
+    #[test]
+    fn a_server_that_is_silent_is_asked_ever_more_slowly_and_nothing_is_taken_down() {
+        let (mut machine, mut now) = started(true);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            machine.handle(Input::Failed, now);
+            let due = machine.next_call;
+            pauses.push(due - now);
+            now = due;
+            machine.handle_timeout(now);
+            let outputs = outputs(&mut machine);
+            assert!(outputs.contains(&Output::CheckIn { with_facts: true }), "{outputs:?}");
+            assert!(!outputs.contains(&Output::TakeDown) && !outputs.contains(&Output::Watch), "{outputs:?}");
+        }
+        assert!(pauses[0] <= FIRST_PAUSE && pauses[9] >= LONGEST_PAUSE / 2, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE), "{pauses:?}");
+    }
+
+    #[test]
+    fn a_stream_that_keeps_ending_is_opened_ever_more_slowly() {
+        let (mut machine, mut now) = started(true);
+        machine.handle(Input::Answered, now);
+        let mut opened = Vec::new();
+        while opened.len() < 8 {
+            for output in outputs(&mut machine) {
+                match output {
+                    Output::Watch => {
+                        opened.push(now);
+                        machine.handle(Input::StreamOpened, now);
+                        machine.handle(Input::StreamEnded, now);
+                    }
+                    Output::CheckIn { .. } => machine.handle(Input::Answered, now),
+                    Output::Set => machine.handle(Input::Set { facts_changed: false }, now),
+                    Output::Pull | Output::TakeDown => unreachable!("nothing asks for it"),
+                }
+            }
+            now = machine.poll_timeout().expect("it goes on").max(now);
+            machine.handle_timeout(now);
+        }
+        assert!(opened[1] - opened[0] <= FIRST_PAUSE);
+        assert!(opened[7] - opened[6] >= LONGEST_PAUSE / 2);
+    }
+
+    #[test]
+    fn who_is_removed_takes_everything_down_and_is_done() {
+        let (mut machine, now) = started(true);
+        machine.handle(Input::Changed, now);
+        machine.handle(Input::Removed, now);
+        machine.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut machine), [Output::TakeDown]);
+        assert_eq!(machine.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_machine_that_could_not_be_set_is_tried_again() {
+        let (mut machine, now) = started(false);
+        machine.handle(Input::Answered, now);
+        machine.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut machine), [Output::Set]);
+        machine.handle(Input::NotSet, now);
+        machine.handle_timeout(now + FIRST_PAUSE);
+        assert!(outputs(&mut machine).contains(&Output::Set));
+    }
+
+    fn input() -> impl Strategy<Value = Input> {
+        prop_oneof![
+            Just(Input::Answered),
+            Just(Input::Failed),
+            Just(Input::Changed),
+            Just(Input::Misfit),
+            Just(Input::StreamOpened),
+            Just(Input::StreamEnded),
+            Just(Input::Set { facts_changed: false }),
+            Just(Input::Set { facts_changed: true }),
+            Just(Input::NotSet),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, one call is under way at most, the next thing is due within half a minute,
+        /// and it is never due in the past for ever.
+        #[test]
+        fn it_never_hangs_and_never_spins(inputs in proptest::collection::vec((input(), 0u64..20_000), 1..200)) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut machine = Machine::new(INTERVAL, true, 3, now);
+            let (mut calls, mut answers) = (0u32, 0u32);
+            for (input, pause) in inputs {
+                let answer = matches!(input, Input::Answered | Input::Failed);
+                if answer && calls == answers {
+                    continue;
+                }
+                answers += u32::from(answer);
+                machine.handle(input, now);
+                for output in outputs(&mut machine) {
+                    calls += u32::from(matches!(output, Output::CheckIn { .. }));
+                }
+                prop_assert!(calls - answers <= 1);
+                let due = machine.poll_timeout().expect("it was not removed");
+                prop_assert!(due <= now + LONGEST_PAUSE);
+                now += Duration::from_millis(pause);
+                machine.handle_timeout(now);
+                calls += outputs(&mut machine).iter().filter(|it| matches!(it, Output::CheckIn { .. })).count() as u32;
+                prop_assert!(machine.poll_timeout().expect("it goes on") > now);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A machine's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
+//!
+//! Pure. What the server tells comes in by [`Membership::accept`], which checks its signature and its place; a View that
+//! is older than the one at hand is passed by, so that nothing that was recorded can be played again.
+
+use proto::convert::{Malformed, Position, Told, accept_update};
+use proto::wire::{Update, update::Body};
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::view::View;
+use serde::{Deserialize, Serialize};
+
+use crate::device::PrivateKey;
+
+/// A machine's membership of one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The network.
+    pub network: NetworkName,
+    /// The name of the machine in it.
+    pub node: Name,
+    /// The server that says so.
+    pub server: ServerAddress,
+    /// The interface that is the network's on this machine.
+    pub interface: String,
+    /// The WireGuard key, which never leaves the machine.
+    pub private_key: PrivateKey,
+    /// The UDP port that was asked for at the join; absent: the server's wish, or the next free one.
+    pub port: Option<u16>,
+    /// Where the others reach the machine, as was said at the join; absent: where the server sees it.
+    pub endpoint: Option<Endpoint>,
+    /// The port that was found free in place of the one that the View names.
+    pub instead: Option<Instead>,
+    /// Where the View stands.
+    pub position: Position,
+    /// What the machine was told last.
+    pub view: View,
+}
+
+/// How a server is found and known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServerAddress {
+    /// Where its gRPC service is found: `host:port`, in order of preference.
+    pub addresses: Vec<String>,
+    /// The Ed25519 key that signs what it tells.
+    pub signing_key: PublicKey,
+    /// SHA-256 of the public key of its own CA; absent: the system's roots decide.
+    pub ca_pin: Option<PublicKey>,
+}
+
+/// A port that was found free in place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instead {
+    /// The port that was wanted.
+    pub of: u16,
+    /// The port that was found.
+    pub port: u16,
+}
+
+/// What came of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// The View is another one.
+    Changed,
+    /// It is as it was; the update was old, or said the same.
+    Same,
+    /// The machine is no node of the network any more.
+    Removed,
+}
+
+impl Membership {
+    /// Takes in what the server told.
+    pub fn accept(&mut self, update: &Update, identity: &PublicKey) -> Result<Accepted, Malformed> {
+        // A check-in and the stream may tell the same step: the second one is late, not wrong.
+        let late = update.epoch == self.position.epoch && update.to <= self.position.revision.0;
+        if late && matches!(update.body, Some(Body::Delta(_))) {
+            return Ok(Accepted::Same);
+        }
+        let (server, at) = (&self.server.signing_key, Some((&self.view, self.position)));
+        let (told, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
+        if position < self.position {
+            return Ok(Accepted::Same);
+        }
+        let view = match told {
+            Told::Removed => return Ok(Accepted::Removed),
+            Told::View(view) => view,
+        };
+        self.position = position;
+        if view == self.view {
+            return Ok(Accepted::Same);
+        }
+        self.view = view;
+        Ok(Accepted::Changed)
+    }
+
+    /// The port that the machine should listen on.
+    pub fn wanted_port(&self) -> u16 {
+        let told = self.port.unwrap_or(self.view.interface.listen_port);
+        self.instead.filter(|instead| instead.of == told).map_or(told, |instead| instead.port)
+    }
+
+    /// Whether another port would do as well.
+    pub fn port_may_differ(&self) -> bool {
+        self.port.is_none() && !self.view.interface.listen_port_fixed
+    }
+}

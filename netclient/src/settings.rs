@@ -1,0 +1,143 @@
+//! What the machine's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables, which win.
+//!
+//! They override what a join would choose. A setting that is unknown or cannot be used is an error, never ignored.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use schema::report::did_you_mean;
+use schema::scalars::{Endpoint, Name};
+
+/// What the operator set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The name to join under (`name`); absent: the host's name.
+    pub name: Option<Name>,
+    /// Where the others reach this machine (`endpoint`); absent: where the server sees it.
+    pub endpoint: Option<Endpoint>,
+    /// The UDP port to listen on, 1 to 65535 (`port`); absent: the network's, or the next free one.
+    pub port: Option<u16>,
+    /// The name of the interface (`interface`); absent: `nm-` and the network's name.
+    pub interface: Option<String>,
+    /// Whether changes are pushed at once (`watch`, true); if not, they come with the next check-in.
+    pub watch: bool,
+}
+
+const NAMES: [&str; 5] = ["name", "endpoint", "port", "interface", "watch"];
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("cannot read the settings in {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not TOML: {why}")]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        why: String,
+    },
+    /// A setting is unknown.
+    #[error("{path} has a setting {name:?} that is unknown; {help}")]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        name: String,
+        /// What to do.
+        help: String,
+    },
+    /// A value cannot be used.
+    #[error("{name}={value:?} cannot be used: {why}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What would do.
+        why: String,
+    },
+}
+
+/// Reads the settings of a directory; the file may be missing, and an empty variable counts as unset.
+pub fn load(directory: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
+    let path = directory.join("netclient.toml");
+    let file = match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(source) => return Err(SettingsError::File { path, source }),
+    };
+    let value = |name: &'static str| {
+        let variable = environment(&format!("NETCLIENT_{}", name.to_uppercase()));
+        variable.filter(|value| !value.is_empty()).or_else(|| file.get(name).cloned())
+    };
+    Ok(Settings {
+        name: read("name", value("name"))?,
+        endpoint: read("endpoint", value("endpoint"))?,
+        port: read("port", value("port"))?.map(std::num::NonZeroU16::get),
+        interface: value("interface"),
+        watch: read("watch", value("watch"))?.unwrap_or(true),
+    })
+}
+
+fn read<T: FromStr<Err: Display>>(name: &'static str, value: Option<String>) -> Result<Option<T>, SettingsError> {
+    let parse = |value: String| {
+        let failed = |why: T::Err| SettingsError::Value { name, value: value.clone(), why: why.to_string() };
+        value.parse().map_err(failed)
+    };
+    value.map(parse).transpose()
+}
+
+fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, SettingsError> {
+    let toml = |error: toml::de::Error| SettingsError::Toml { path: path.into(), why: error.to_string() };
+    let table: toml::Table = text.parse().map_err(toml)?;
+    let mut values = BTreeMap::new();
+    for (name, value) in table {
+        if !NAMES.contains(&&*name) {
+            let help = did_you_mean(&name, NAMES).unwrap_or_else(|| format!("there are {}", NAMES.join(", ")));
+            return Err(SettingsError::Unknown { path: path.into(), name, help });
+        }
+        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        values.insert(name, text);
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("netclient.toml"), file).expect("written");
+        let variable = |name: &str| variables.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
+        load(directory.path(), variable)
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let settings = with("port = 1000\nwatch = false\nname = \"db-1\"", &[("NETCLIENT_PORT", "2000")]).expect("good");
+        assert_eq!((settings.port, settings.watch), (Some(2000), false));
+        assert_eq!(settings.name.expect("it is set").as_str(), "db-1");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        for (name, value) in [("PORT", "0"), ("WATCH", "no"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
+            let error = with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it cannot be used").to_string();
+            assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");
+        }
+        let error = with("prot = 1", &[]).expect_err("it is unknown").to_string();
+        assert!(error.contains("did you mean \"port\"?"), "{error}");
+        assert!(matches!(with("port = ", &[]), Err(SettingsError::Toml { .. })));
+    }
+}

@@ -1,0 +1,40 @@
+//! Whether the kernel passes packets on that come in by an interface of ours.
+//!
+//! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
+//! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since nobody can
+//! tell who else came to need it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why forwarding could not be set.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set {path}, so this machine passes no packets on; set it by hand with sysctl")]
+pub struct ForwardingError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Makes the kernel pass packets on, or not, for the families that it has.
+pub fn set(interface: &str, forward: bool) -> Result<(), ForwardingError> {
+    let root = Path::new("/proc/sys/net");
+    switch(&root.join("ipv4/conf").join(interface).join("forwarding"), forward)?;
+    let ipv6 = root.join("ipv6/conf");
+    if !ipv6.join(interface).exists() {
+        return Ok(());
+    }
+    let own = ipv6.join(interface).join("force_forwarding");
+    if own.exists() {
+        return switch(&own, forward);
+    }
+    if forward { switch(&ipv6.join("all/forwarding"), true) } else { Ok(()) }
+}
+
+fn switch(path: &Path, on: bool) -> Result<(), ForwardingError> {
+    let failed = |source| ForwardingError { path: path.into(), source };
+    let wanted = if on { "1" } else { "0" };
+    if std::fs::read_to_string(path).map_err(failed)?.trim() == wanted {
+        return Ok(());
+    }
+    std::fs::write(path, wanted).map_err(failed)
+}

@@ -1,0 +1,231 @@
+//! One network's tunnel on this machine: brings device, link, forwarding and names to what a membership says.
+//!
+//! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any time, by a new
+//! process as well, and does what is lacking.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use schema::scalars::{Endpoint, Host, Name};
+use schema::view::View;
+
+use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal};
+use crate::membership::{Instead, Membership};
+use crate::reconcile::{ToldEndpoints, Wanted, device_steps, link_steps};
+use crate::system::forwarding::{self, ForwardingError};
+use crate::system::hosts::{self, HostsError};
+use crate::system::link::{self, LinkError, LinkState};
+
+/// How many ports are tried where the wanted one is taken.
+const PORTS: u16 = 100;
+/// How long the names of peers may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);
+
+/// What a tunnel stands on: the same for every network of an agent.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// What runs as the device process; see [`device::create`].
+    pub executable: PathBuf,
+    /// The file of names, `/etc/hosts`.
+    pub hosts: PathBuf,
+}
+
+/// One network's tunnel.
+pub struct Tunnel {
+    ground: Ground,
+    interface: String,
+    socket: PathBuf,
+    device: Option<Box<dyn Device>>,
+    told: ToldEndpoints,
+}
+
+/// Why a tunnel is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Forwarding.
+    #[error(transparent)]
+    Forwarding(#[from] ForwardingError),
+    /// Names.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// No port near the wanted one is free.
+    #[error("no UDP port from {0} to {1} is free on this machine; free one, or choose another with --port")]
+    NoPort(u16, u16),
+}
+
+impl Tunnel {
+    /// The tunnel of an interface; nothing is touched yet.
+    pub fn new(ground: Ground, interface: &str, socket: PathBuf) -> Self {
+        Self { ground, interface: interface.to_owned(), socket, device: None, told: ToldEndpoints::new() }
+    }
+
+    /// Does what is lacking. Gives the port that was found free, where the wanted one was taken and another does.
+    pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<Instead>, TunnelError> {
+        let instead = match self.bring_device(membership).await {
+            // It ended meanwhile, by a crash or by hand: there is one more to be had.
+            Err(TunnelError::Device(DeviceError::Gone { .. })) => {
+                self.forget_device();
+                self.bring_device(membership).await?
+            }
+            outcome => outcome?,
+        };
+        let View { network, interface, names, .. } = &membership.view;
+        let mtu = match interface.mtu {
+            Some(mtu) => mtu,
+            None => link::underlay_mtu(&BTreeSet::from([self.interface.clone()])).await?,
+        };
+        let missing = || LinkError::Missing { interface: self.interface.clone() };
+        let observed: LinkState = link::observe(&self.interface).await?.ok_or_else(missing)?;
+        let steps = link_steps(interface, mtu, &observed);
+        if !steps.is_empty() {
+            link::apply(&self.interface, &steps).await?;
+        }
+        forwarding::set(&self.interface, interface.forward)?;
+        hosts::set(&self.ground.hosts, &self.interface, &hosts::lines(network, names))?;
+        Ok(instead)
+    }
+
+    /// What the device does; absent: there is none.
+    pub async fn observe(&mut self) -> Result<Option<DeviceState>, DeviceError> {
+        if self.device.is_none() {
+            let (interface, socket) = (self.interface.clone(), self.socket.clone());
+            self.device = blocking(move || device::attach(&interface, &socket)).await?;
+        }
+        if self.device.is_none() {
+            return Ok(None);
+        }
+        match self.with_device(|device| device.observe()).await {
+            Ok(state) => Ok(Some(state)),
+            Err(DeviceError::Gone { .. }) => {
+                self.forget_device();
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes everything down that was brought up.
+    pub async fn remove(&mut self) -> Result<(), TunnelError> {
+        hosts::set(&self.ground.hosts, &self.interface, &[])?;
+        if self.observe().await?.is_some() {
+            self.with_device(|device| device.remove()).await?;
+        }
+        self.forget_device();
+        Ok(())
+    }
+
+    async fn bring_device(&mut self, membership: &Membership) -> Result<Option<Instead>, TunnelError> {
+        let observed = match self.observe().await? {
+            Some(observed) => observed,
+            None => {
+                let (interface, socket) = (self.interface.clone(), self.socket.clone());
+                let executable = self.ground.executable.clone();
+                self.device = Some(blocking(move || device::create(&interface, &executable, &socket)).await?);
+                DeviceState::default()
+            }
+        };
+        let endpoints = resolve(&membership.view).await;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut port = membership.wanted_port();
+        loop {
+            let (view, private_key) = (&membership.view, &membership.private_key);
+            let wanted = Wanted { view, private_key, listen_port: port, endpoints: &endpoints };
+            let steps = device_steps(&wanted, &observed, &self.told, now);
+            match self.apply(steps).await {
+                Ok(()) => break,
+                Err(DeviceError::Refused(Refusal::PortTaken { .. })) if membership.port_may_differ() => {
+                    port = next_port(port, membership.view.interface.listen_port)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let peers = membership.view.peers.iter();
+        self.told = peers.filter_map(|(name, peer)| Some((peer.public_key, *endpoints.get(name)?))).collect();
+        let of = membership.view.interface.listen_port;
+        Ok((membership.port_may_differ() && port != of).then_some(Instead { of, port }))
+    }
+
+    async fn apply(&mut self, steps: Vec<DeviceStep>) -> Result<(), DeviceError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.with_device(move |device| device.apply(&steps)).await
+    }
+
+    async fn with_device<T: Send + 'static>(
+        &mut self,
+        act: impl FnOnce(&mut dyn Device) -> Result<T, DeviceError> + Send + 'static,
+    ) -> Result<T, DeviceError> {
+        let gone = || DeviceError::Gone { interface: self.interface.clone() };
+        let mut device = self.device.take().ok_or_else(gone)?;
+        let (device, outcome) = blocking(move || {
+            let outcome = act(&mut *device);
+            (device, outcome)
+        })
+        .await;
+        self.device = Some(device);
+        outcome
+    }
+
+    fn forget_device(&mut self) {
+        self.device = None;
+        self.told.clear();
+    }
+}
+
+/// The port behind one that is taken, as long as it is near the wanted one.
+fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
+    let last = wanted.saturating_add(PORTS);
+    // A port that was found earlier and is taken now may lie anywhere: the search begins at the wanted one.
+    let next = if (wanted..last).contains(&taken) { taken + 1 } else { wanted };
+    if taken >= last { Err(TunnelError::NoPort(wanted, last)) } else { Ok(next) }
+}
+
+/// Where peers are reached: addresses as they stand, names as they resolve right now.
+async fn resolve(view: &View) -> BTreeMap<Name, SocketAddr> {
+    let mut endpoints = BTreeMap::new();
+    let mut lookups = tokio::task::JoinSet::new();
+    for (name, peer) in &view.peers {
+        let Some(endpoint) = &peer.endpoint else { continue };
+        match (endpoint.socket_addr(), endpoint) {
+            (Some(at), _) => drop(endpoints.insert(name.clone(), at)),
+            (None, Endpoint { host: Host::Domain(domain), port: Some(port) }) => {
+                let (name, domain, port) = (name.clone(), domain.to_string(), *port);
+                lookups.spawn(async move {
+                    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain, port))).await;
+                    Some((name, found.ok()?.ok()?.next()?))
+                });
+            }
+            (None, _) => {}
+        }
+    }
+    while let Some(found) = lookups.join_next().await {
+        endpoints.extend(found.ok().flatten());
+    }
+    endpoints
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_leads_to_the_next_and_the_search_ends() {
+        assert_eq!(next_port(51821, 51821).expect("there is one"), 51822);
+        assert_eq!(next_port(51900, 51821).expect("there is one"), 51901);
+        assert_eq!(next_port(40000, 51821).expect("there is one"), 51821);
+        assert!(matches!(next_port(51921, 51821), Err(TunnelError::NoPort(51821, 51921))));
+    }
+}
