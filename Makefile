@@ -1,0 +1,35 @@
+# The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
+# that has Rust.
+
+.PHONY: help demo test soak bench build tools
+
+help:
+	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
+	@echo "make test    build, then run every test"
+	@echo "make soak    the tests that kill things, many times over"
+	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
+
+demo: tools build
+	target/debug/nmplan lab examples/quickstart
+
+test: tools build
+	cargo test --workspace
+
+soak: tools build
+	ROUNDS=30 cargo test -p end-to-end --test faults -- --nocapture
+
+bench: tools
+	cargo build --release --workspace
+	cargo bench -p end-to-end
+
+build:
+	cargo build --workspace
+
+# A C compiler builds SQLite and libgit2, which are bundled; everything else is Rust.
+tools:
+	@command -v cargo >/dev/null || { echo "Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory install PACKAGES="gcc libc6-dev"
+
+install:
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends $(PACKAGES)
