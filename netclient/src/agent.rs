@@ -246,30 +246,40 @@ impl Agent {
     }
 
     /// Checks in once, and sets what the server told. Gives whether anything was new.
+    ///
+    /// The tunnel comes up by what is on the disk before the server is asked.
     pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
-        let mut accepted = member.check_in(true).await?;
-        if accepted == Accepted::Removed {
-            member.take_down().await?;
-            return Err(AgentError::Removed(network.clone()));
+        let up = member.set().await;
+        let accepted = member.check_in(true).await?;
+        if accepted == Accepted::Same {
+            up?;
         }
-        member.set().await?;
-        if accepted == Accepted::Changed && member.check_in(true).await? == Accepted::Removed {
-            accepted = Accepted::Removed;
-        }
-        Ok(accepted != Accepted::Same)
+        Self::settle(member, accepted).await
     }
 
     /// Asks for the whole View and sets it. Gives whether anything was new.
     pub async fn pull(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
         let accepted = member.pull().await?;
-        if accepted == Accepted::Removed {
-            member.take_down().await?;
-            return Err(AgentError::Removed(network.clone()));
+        Self::settle(member, accepted).await
+    }
+
+    /// Does what the server told, and tells it so; whether that was new.
+    async fn settle(mut member: Member, accepted: Accepted) -> Result<bool, AgentError> {
+        match accepted {
+            Accepted::Removed => {
+                let network = member.membership().network.clone();
+                member.take_down().await?;
+                return Err(AgentError::Removed(network));
+            }
+            Accepted::Same => member.set().await?,
+            Accepted::Changed => {
+                member.set().await?;
+                // What comes of this one is for the next.
+                member.check_in(true).await?;
+            }
         }
-        member.set().await?;
-        member.check_in(true).await?;
         Ok(accepted == Accepted::Changed)
     }
 
@@ -286,10 +296,7 @@ impl Agent {
     }
 
     /// How the machine's networks are; `control` tells the way that their control traffic takes.
-    pub async fn status(
-        &self,
-        control: impl Fn(&NetworkName) -> machine::Control,
-    ) -> Result<Status, AgentError> {
+    pub async fn status(&self, control: impl Fn(&NetworkName) -> machine::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
             let Some(membership) = self.directory.membership(&network)? else { continue };
@@ -373,4 +380,3 @@ fn os() -> String {
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
     format!("{} {}", pretty.trim_matches('"'), std::env::consts::ARCH)
 }
-

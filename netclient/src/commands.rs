@@ -33,7 +33,8 @@ pub fn main() -> ExitCode {
     };
     let level = if matches!(args.verb, Verb::Daemon | Verb::Device { .. }) { "info" } else { "warn" };
     let log = tracing_subscriber::EnvFilter::try_from_env("NETCLIENT_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(io::stderr).init();
+    let colour = io::IsTerminal::is_terminal(&io::stderr());
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(io::stderr).with_ansi(colour).init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,6 +59,8 @@ fn run(args: Args) -> Outcome {
     if let Verb::Device { interface, socket } = &args.verb {
         return Ok(process::run(interface, socket)?);
     }
+    // Whatever is made belongs to nobody else; what others may read says so itself.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(act(args))
 }
@@ -168,4 +171,3 @@ fn json(it: &impl serde::Serialize) -> Outcome {
     writeln!(data)?;
     Ok(())
 }
-

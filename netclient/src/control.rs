@@ -49,6 +49,17 @@ pub enum ControlError {
         /// The cause that lies deepest.
         why: String,
     },
+    /// It answered under another name: its certificate is not of the CA that was expected.
+    #[error(
+        "who answers at {at} is not the server that was meant ({why}); the token is of another server, or of one that was \
+         set up anew"
+    )]
+    Stranger {
+        /// Where it was sought.
+        at: String,
+        /// What is wrong with its certificate.
+        why: String,
+    },
     /// It said no.
     #[error("the server refused: {0}")]
     Refused(String),
@@ -105,7 +116,8 @@ impl Control {
     ) -> Result<(Name, Update), ControlError> {
         let Applicant { token, name, private_key, facts, os } = applicant;
         let wire::ChallengeResponse { nonce, ephemeral } = challenge;
-        let ephemeral = (&*ephemeral).try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))?;
+        let ephemeral =
+            (&*ephemeral).try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))?;
         let mut request = wire::JoinRequest {
             nonce,
             network: token.network.to_string(),
@@ -146,8 +158,7 @@ impl Control {
 
     /// Every change from there on, at once.
     pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Streaming<Update>, ControlError> {
-        let request =
-            wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
+        let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
         self.call(request, async |mut client, request| client.watch(request).await).await
     }
 
@@ -202,7 +213,11 @@ impl Control {
     }
 
     fn failed(&self, status: &Status) -> ControlError {
-        let unreachable = |why: String| ControlError::Unreachable { at: self.server.addresses.join(", "), why };
+        let at = self.server.addresses.join(", ");
+        if let Some(why) = certificate_error(status) {
+            return ControlError::Stranger { at, why };
+        }
+        let unreachable = |why: String| ControlError::Unreachable { at, why };
         match status.code() {
             Code::Unavailable | Code::Unknown | Code::Internal => unreachable(deepest(status)),
             Code::Cancelled | Code::DeadlineExceeded => unreachable("no answer came in time".into()),
@@ -230,15 +245,24 @@ fn authorized<Q>(request: Q, token: &str) -> Result<Request<Q>, ControlError> {
     Ok(request)
 }
 
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(status), |error| error.source())
+}
+
 /// The message of the cause that lies deepest, which is the one that a user can do something about.
 fn deepest(status: &Status) -> String {
-    let mut message = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        message = error.to_string();
-        cause = error.source();
-    }
-    message
+    causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
+}
+
+/// What is wrong with the server's certificate, if that is why the call failed.
+fn certificate_error(status: &Status) -> Option<String> {
+    // An I/O error hides what it was made of from the chain of causes.
+    let of_tls = |error: &(dyn std::error::Error + 'static)| {
+        let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+        inner.downcast_ref::<rustls::Error>().cloned()
+    };
+    let error = causes(status).find_map(of_tls)?;
+    matches!(error, rustls::Error::InvalidCertificate(_)).then(|| error.to_string())
 }
 
 /// The source address of the default route. Nothing is sent: connecting a UDP socket only asks for the route.

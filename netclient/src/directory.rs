@@ -183,10 +183,12 @@ impl Directory {
 fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
     let path = path.to_owned();
     move |source| {
-        let hint = match source.kind() {
-            io::ErrorKind::PermissionDenied => "; run this as root, or set NETCLIENT_DIR",
-            io::ErrorKind::StorageFull => "; the disk is full",
-            _ => "",
+        let hint = if source.kind() == io::ErrorKind::PermissionDenied {
+            "; run this as root, or set NETCLIENT_DIR"
+        } else if source.kind() == io::ErrorKind::StorageFull {
+            "; the disk is full"
+        } else {
+            ""
         };
         DirectoryError::File { attempt, path, hint, source }
     }

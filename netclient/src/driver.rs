@@ -5,7 +5,6 @@
 
 use std::time::{Duration, Instant};
 
-use proto::convert::Position;
 use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -88,7 +87,8 @@ impl Driver {
                     return End::Left;
                 }
             }
-            self.control.send_if_modified(|way| std::mem::replace(way, self.machine.control()) != self.machine.control());
+            self.control
+                .send_if_modified(|way| std::mem::replace(way, self.machine.control()) != self.machine.control());
             let due = self.machine.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
@@ -101,10 +101,6 @@ impl Driver {
 
     fn network(&self) -> NetworkName {
         self.member.membership().network.clone()
-    }
-
-    fn position(&self) -> Position {
-        self.member.membership().position
     }
 
     /// Does what the machine says; whether it has left the network by that.
@@ -132,7 +128,7 @@ impl Driver {
 
     fn check_in(&self, with_facts: bool) {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
-        let (network, at) = (self.network(), self.position());
+        let (network, at) = (self.network(), self.member.stands());
         let facts = with_facts.then(|| self.member.facts());
         tokio::spawn(async move {
             let answer = control.check_in(&network, at, facts.clone()).await;
@@ -151,7 +147,7 @@ impl Driver {
 
     fn watch(&mut self) {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
-        let (network, at) = (self.network(), self.position());
+        let (network, at) = (self.network(), self.member.membership().position);
         let stream = tokio::spawn(async move {
             if let Ok(mut stream) = control.watch(&network, at).await {
                 let mut next = Event::StreamOpened;

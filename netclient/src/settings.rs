@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn the_environment_wins_over_the_file() {
-        let settings = with("port = 1000\nwatch = false\nname = \"db-1\"", &[("NETCLIENT_PORT", "2000")]).expect("good");
+        let settings =
+            with("port = 1000\nwatch = false\nname = \"db-1\"", &[("NETCLIENT_PORT", "2000")]).expect("good");
         assert_eq!((settings.port, settings.watch), (Some(2000), false));
         assert_eq!(settings.name.expect("it is set").as_str(), "db-1");
     }

@@ -12,6 +12,7 @@ use schema::scalars::{Endpoint, Host, Name};
 use schema::view::View;
 
 use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal};
+use crate::files;
 use crate::membership::{Instead, Membership};
 use crate::reconcile::{ToldEndpoints, Wanted, device_steps, link_steps};
 use crate::system::forwarding::{self, ForwardingError};
@@ -119,6 +120,10 @@ impl Tunnel {
             self.with_device(|device| device.remove()).await?;
         }
         self.forget_device();
+        let log = files::log_path(&self.socket);
+        if let Err(error) = files::remove(&log) {
+            tracing::debug!(%error, "the log of the device process stays");
+        }
         Ok(())
     }
 

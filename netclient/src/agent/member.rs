@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proto::convert::Position;
 use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
 
@@ -19,6 +20,8 @@ pub struct Member {
     control: Arc<Control>,
     /// What the server was told of this machine.
     told: Option<Facts>,
+    /// Where the View stands that the machine is set by, as far as this process knows.
+    set: Position,
     _lock: Option<Lock>,
 }
 
@@ -37,7 +40,7 @@ impl Member {
         let identity = identity.ok_or_else(|| AgentError::NotMember(membership.network.clone()))?;
         let control = agent.line(server, identity);
         let tunnel = agent.tunnel(&membership.interface);
-        Ok(Self { agent, membership, tunnel, control, told: None, _lock: None })
+        Ok(Self { agent, membership, tunnel, control, told: None, set: Position::default(), _lock: None })
     }
 
     /// The membership as it stands.
@@ -80,6 +83,7 @@ impl Member {
     /// Sets the machine by the View.
     pub async fn set(&mut self) -> Result<(), TunnelError> {
         let instead = self.tunnel.reconcile(&self.membership).await?;
+        self.set = self.membership.position;
         if self.membership.instead != instead {
             self.membership.instead = instead;
             if let Err(error) = self.agent.directory.save(&self.membership) {
@@ -90,11 +94,16 @@ impl Member {
         Ok(())
     }
 
+    /// Where the machine stands when it checks in: what it was told and could not be set by does not count, so that the
+    /// server does not take it for done.
+    pub fn stands(&self) -> Position {
+        self.set
+    }
+
     /// Checks in, and takes in what the server told.
     pub async fn check_in(&mut self, with_facts: bool) -> Result<Accepted, AgentError> {
         let facts = with_facts.then(|| self.facts());
-        let Membership { network, position, .. } = &self.membership;
-        let update = self.control.check_in(network, *position, facts.clone()).await?;
+        let update = self.control.check_in(&self.membership.network, self.set, facts.clone()).await?;
         if let Some(facts) = facts {
             self.told(facts);
         }

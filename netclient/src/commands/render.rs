@@ -40,7 +40,8 @@ pub(super) fn list(form: Form, status: &Status) -> Outcome {
             network.revision.to_string(),
         ]);
     }
-    Ok(writeln!(io::stdout().lock(), "{table}")?)
+    let mut data = io::stdout().lock();
+    Ok(lines(&table).try_for_each(|line| writeln!(data, "{line}"))?)
 }
 
 pub(super) fn status(form: Form, status: &Status) -> Outcome {
@@ -67,9 +68,7 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
             let at = endpoint.clone().unwrap_or_else(|| "unknown".into());
             table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, Timestamp::now())]);
         }
-        for line in table.to_string().lines() {
-            writeln!(data, "  {line}")?;
-        }
+        lines(&table).try_for_each(|line| writeln!(data, "  {line}"))?;
     }
     Ok(())
 }
@@ -78,7 +77,15 @@ fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
     table
+}
+
+/// The lines of a table without the blanks that fill its last column.
+fn lines(table: &Table) -> impl Iterator<Item = String> {
+    table.lines().map(|line| line.trim_end().to_owned())
 }
 
 fn interface(network: &NetworkStatus) -> String {

@@ -118,18 +118,17 @@ impl Userspace {
     }
 
     fn unanswered(&self, error: io::Error, stream: Option<&UnixStream>) -> DeviceError {
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::NotFound
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::BrokenPipe => self.gone(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                let process = stream.and_then(|stream| socket_peercred(stream).ok());
-                let process = process.map_or(0, |owner| owner.pid.as_raw_nonzero().get());
-                DeviceError::Silent { interface: self.interface.clone(), process }
-            }
-            _ => DeviceError::host(format!("speak to the device process of {}", self.interface))(error),
+        use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock};
+        let kind = error.kind();
+        if matches!(kind, ConnectionRefused | NotFound | ConnectionReset | BrokenPipe) {
+            return self.gone();
         }
+        if !matches!(kind, WouldBlock | TimedOut) {
+            return DeviceError::host(format!("speak to the device process of {}", self.interface))(error);
+        }
+        let process = stream.and_then(|stream| socket_peercred(stream).ok());
+        let process = process.map_or(0, |owner| owner.pid.as_raw_nonzero().get());
+        DeviceError::Silent { interface: self.interface.clone(), process }
     }
 
     fn gone(&self) -> DeviceError {

@@ -93,6 +93,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let new = PathBuf::from(new);
     let write = || {
         let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&new)?;
+        // Whatever the umask of this process leaves of it.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, path)

@@ -126,7 +126,9 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
             LinkStep::AddAddress(address @ IpNet::V6(_)) if means_no_ipv6(&source) => {
                 LinkError::NoIpv6 { interface: interface.to_owned(), address: *address }
             }
-            _ => LinkError::Step { interface: interface.to_owned(), step: *step, source },
+            LinkStep::AddAddress(_) | LinkStep::RemoveAddress(_) | LinkStep::SetMtu(_) | LinkStep::Up => {
+                LinkError::Step { interface: interface.to_owned(), step: *step, source }
+            }
         })?;
     }
     Ok(())
@@ -141,13 +143,11 @@ pub async fn underlay_mtu(ours: &BTreeSet<String>) -> Result<u16, LinkError> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours.contains(name)));
     let mtus: BTreeMap<u32, u32> = underlay.map(|link| (link.header.index, mtu_of(link))).collect();
-    let families = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
+    let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let mut paths = Vec::new();
     for family in families {
-        let routes: Vec<RouteMessage> = handle.route().get(family).execute().try_collect().await.map_err(unread("routes"))?;
+        let routes: Vec<RouteMessage> =
+            handle.route().get(family).execute().try_collect().await.map_err(unread("routes"))?;
         paths.extend(default_path(&routes, &mtus));
     }
     Ok(tunnel_mtu(&paths))
@@ -251,9 +251,9 @@ async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, L
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes.iter().find_map(|attribute| {
-        if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None }
-    })
+    link.attributes
+        .iter()
+        .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None })
 }
 
 fn mtu_of(link: &LinkMessage) -> u32 {
@@ -330,14 +330,9 @@ mod tests {
 
     #[test]
     fn a_tunnel_fits_every_path_within_its_bounds() {
-        for (paths, expected) in [
-            (&[][..], 1420),
-            (&[1500], 1420),
-            (&[9000], 1420),
-            (&[1500, 1492], 1412),
-            (&[1300], 1280),
-            (&[68], 1280),
-        ] {
+        for (paths, expected) in
+            [(&[][..], 1420), (&[1500], 1420), (&[9000], 1420), (&[1500, 1492], 1412), (&[1300], 1280), (&[68], 1280)]
+        {
             assert_eq!(tunnel_mtu(paths), expected, "{paths:?}");
         }
     }

@@ -192,10 +192,7 @@ fn cannot_listen(port: u16, error: &Error) -> Refusal {
 fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
     use rustix::io::Errno;
     let interface = interface.to_owned();
-    let errno = match error {
-        OpenError::OpenTun(TunError::Io(source)) => Errno::from_io_error(source),
-        _ => None,
-    };
+    let errno = if let OpenError::OpenTun(TunError::Io(source)) = error { Errno::from_io_error(source) } else { None };
     match errno {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Refusal::TunMissing,
         Some(Errno::PERM | Errno::ACCESS) => Refusal::Denied { interface },
