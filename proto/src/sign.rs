@@ -4,7 +4,7 @@
 //! length, so that no two meanings have the same bytes. Requests cover the server's signing key, so that a request to one
 //! server cannot be shown to another, and a nonce of the server's, so that clocks do not matter.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use hmac::{Hmac, Mac};
 use prost::Message;
 use schema::scalars::{Name, NetworkName, PublicKey};
@@ -42,7 +42,7 @@ fn transcript(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
 fn verify(what: &'static str, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Invalid> {
     let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid(what))?;
     let signature = Signature::from_slice(signature).map_err(|_| Invalid(what))?;
-    key.verify(message, &signature).map_err(|_| Invalid(what))
+    key.verify_strict(message, &signature).map_err(|_| Invalid(what))
 }
 
 fn hash(message: &impl Message) -> [u8; 32] {
@@ -87,8 +87,12 @@ pub fn verify_join(
     verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
     let public: [u8; 32] = (&*request.public_key).try_into().map_err(|_| Invalid("public key"))?;
-    let mac = mac(&x25519(ephemeral.to_bytes(), public), &covered);
-    mac.verify_slice(&request.proof).map_err(|_| Invalid("proof of the WireGuard key"))
+    let shared = x25519(ephemeral.to_bytes(), public);
+    // A point of low order gives nothing whatever the other side is: anyone could prove that he holds such a key.
+    if shared == [0; 32] {
+        return Err(Invalid("WireGuard key"));
+    }
+    mac(&shared, &covered).verify_slice(&request.proof).map_err(|_| Invalid("proof of the WireGuard key"))
 }
 
 fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
@@ -199,6 +203,18 @@ mod tests {
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
         sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
         assert_eq!(check(&request, [7; 32]), Err(Invalid("proof of the WireGuard key")));
+    }
+
+    #[test]
+    fn a_key_that_anyone_could_hold_is_refused() {
+        let (access_key, identity, private, ephemeral) = keys();
+        let mut request = join();
+        request.public_key = vec![0; 32].into();
+        let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
+        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        request.proof =
+            mac(&[0; 32], &join_transcript(&PublicKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
+        assert_eq!(check(&request, [7; 32]), Err(Invalid("WireGuard key")));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::inventory::{Inventory, Joined};
 use crate::kinds::{Dns, Kind, Network, Node};
-use crate::scalars::{Name, NetworkName};
+use crate::scalars::{Endpoint, Name, NetworkName};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::view::{Interface, Peer, Resolution, View};
 
@@ -219,9 +219,12 @@ impl Mesh {
 
 fn peer(joined: &Joined, declaration: Option<&Node>) -> Peer {
     let declared = declaration.and_then(|node| node.endpoint.as_ref());
+    // Nobody reaches a port that is not chosen yet: such a peer must speak first.
+    let with_port = |endpoint: &Endpoint| endpoint.port.or(Some(joined.listen_port)).is_some_and(|port| port > 0);
+    let endpoint = declared.or(joined.endpoint.as_ref()).filter(|endpoint| with_port(endpoint));
     Peer {
         public_key: joined.public_key,
-        endpoint: declared.or(joined.endpoint.as_ref()).map(|endpoint| endpoint.or_port(joined.listen_port)),
+        endpoint: endpoint.map(|endpoint| endpoint.or_port(joined.listen_port)),
         allowed_ips: joined.addresses.iter().copied().map(IpNet::from).collect(),
     }
 }

@@ -6,6 +6,7 @@
 //! the lab call these same functions; there is no second account of what a network means.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod compile;
 pub mod decode;
 pub mod descriptor;

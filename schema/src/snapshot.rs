@@ -156,7 +156,13 @@ impl FromStr for ResourceId {
         let network = parts.next().unwrap_or_default().parse()?;
         match (parts.next(), parts.next()) {
             (None, _) => Ok(Self::of_network(network)),
-            (Some(kind), Some(name)) => Ok(Self { network, kind: kind.parse()?, name: name.parse()? }),
+            (Some(kind), Some(name)) => {
+                let kind: Kind = kind.parse()?;
+                match kind.descriptor().within {
+                    Some(_) => Ok(Self { network, kind, name: name.parse()? }),
+                    None => Err(format!("a {kind} is called by its name alone")),
+                }
+            }
             (Some(_), None) => Err("it is not written like corp/dns/api".into()),
         }
     }
@@ -184,5 +190,20 @@ impl fmt::Display for Revision {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_called_by_its_name_alone() {
+        for good in ["corp", "corp/dns/api", "corp/access-key/k"] {
+            assert_eq!(good.parse::<ResourceId>().map(|id| id.to_string()).as_deref(), Ok(good));
+        }
+        for bad in ["", "corp/network/corp", "corp/network/x", "corp/dns", "corp/thing/x", "corp/dns/a/b"] {
+            assert!(bad.parse::<ResourceId>().is_err(), "{bad:?}");
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Language {
 pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor]) -> (Vec<Document>, Report) {
     let mut context = Context { source: id, kinds, documents: Vec::new(), report: Report::default() };
     if source.text.len() > MAX_SIZE {
-        let message = format!("{} holds {} bytes, {MAX_SIZE} are allowed", source.name, source.text.len());
+        let message = format!("{} holds more than the {MAX_SIZE} bytes that are allowed", source.name);
         context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
         return (context.documents, context.report);
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use schema::report::did_you_mean;
+use schema::scalars::Endpoint;
 
 /// Everything that can be set. The names are Netmaker's where it has them; in the file they are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +124,11 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigErro
         let text = match value {
             toml::Value::String(text) => text,
             toml::Value::Boolean(value) => if value { "on" } else { "off" }.into(),
-            other => other.to_string(),
+            other @ (toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_)) => other.to_string(),
         };
         values.insert(name, text);
     }
@@ -150,8 +155,17 @@ fn settings(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, 
         return Err(bad("DATABASE", other, "this version has sqlite"));
     }
     let settings = Settings {
-        server_host: value("SERVER_HOST").unwrap_or_else(own_address),
-        public_grpc: value("PUBLIC_GRPC"),
+        server_host: match value("SERVER_HOST") {
+            Some(host) if host.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_none()) => host,
+            Some(other) => return Err(bad("SERVER_HOST", other, "write a name or an address, without a port")),
+            None => own_address(),
+        },
+        public_grpc: match value("PUBLIC_GRPC") {
+            Some(at) if !is_host_and_port(&at) => {
+                return Err(bad("PUBLIC_GRPC", at, "write host:port, an IPv6 address in brackets"));
+            }
+            at => at,
+        },
         bind: bind.parse().map_err(|_| bad("BIND", bind, "write an IP address"))?,
         api_port: port("API_PORT", 8081)?,
         grpc_port: port("GRPC_PORT", 50051)?,
@@ -165,6 +179,10 @@ fn settings(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, 
         return Err(ConfigError::Open);
     }
     Ok(settings)
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_some())
 }
 
 /// The source address of the default route, else loopback. Nothing is sent: connecting a UDP socket only asks for the
@@ -185,6 +203,13 @@ impl Settings {
             Err(_) => format!("{}:{}", self.server_host, self.grpc_port),
         };
         self.public_grpc.clone().unwrap_or_else(own)
+    }
+
+    /// The names under which agents and admins may come: what its certificate must name.
+    pub fn hosts(&self) -> Vec<&str> {
+        let public = self.public_grpc.as_deref().and_then(|at| at.rsplit_once(':')).map(|(host, _)| host);
+        let public = public.map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+        [self.server_host.as_str()].into_iter().chain(public).collect()
     }
 
     /// The settings as lines of a file that would set them so.
@@ -231,12 +256,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said() {
-        for (name, value) in
-            [("API_PORT", "0"), ("GRPC_PORT", "x"), ("BIND", "here"), ("TLS", "maybe"), ("DATABASE", "db2")]
-        {
+        for (name, value) in [
+            ("API_PORT", "0"),
+            ("GRPC_PORT", "x"),
+            ("BIND", "here"),
+            ("TLS", "maybe"),
+            ("DATABASE", "db2"),
+            ("SERVER_HOST", "a b"),
+            ("SERVER_HOST", "nm.example.net:50051"),
+            ("PUBLIC_GRPC", "nm.example.net"),
+        ] {
             let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
+    }
+
+    #[test]
+    fn the_certificate_is_to_name_what_tokens_carry() {
+        let settings = with(&[("SERVER_HOST", "2001:db8::1"), ("PUBLIC_GRPC", "[2001:db8::2]:443")]).expect("good");
+        assert_eq!(settings.hosts(), ["2001:db8::1", "2001:db8::2"]);
+        assert_eq!(settings.agent_address(), "[2001:db8::2]:443");
     }
 
     #[test]

@@ -6,13 +6,13 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use proto::sign::Invalid;
-use schema::report::Report;
-use schema::snapshot::{ResourceId, Revision};
-use serde::Serialize;
+use schema::api::{Failure, Finding, Moved};
+use schema::report::{Problem, Report};
 use tonic::{Code, Status};
 
 use crate::core::authorize::Denied;
 use crate::core::enrol::Refused;
+use crate::core::facts::Unusable;
 use crate::store::StoreError;
 
 /// Why an operation was not carried out.
@@ -30,6 +30,9 @@ pub enum Error {
     /// There is no such thing.
     #[error("there is no {0}")]
     NotFound(String),
+    /// The path exists, but not with this method.
+    #[error("this path does not take that method; /api/v1/openapi.json says which it takes")]
+    Method,
     /// A condition that the caller made does not hold.
     #[error("{0}")]
     Precondition(String),
@@ -45,25 +48,15 @@ pub enum Error {
     /// A signature does not hold.
     #[error(transparent)]
     Signature(#[from] Invalid),
+    /// What a machine says of itself cannot be used.
+    #[error(transparent)]
+    Facts(#[from] Unusable),
     /// The database failed.
-    #[error("the server cannot use its database")]
+    #[error("the server cannot use its database, so nothing was changed; {}", .0.why())]
     Store(#[from] Arc<StoreError>),
-    /// The server is about to end.
-    #[error("the server is shutting down")]
-    ShuttingDown,
-}
-
-/// A resource that a plan touches and that has moved, with what is known of how.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Moved {
-    /// The resource.
-    pub id: ResourceId,
-    /// The revision that it is at; 0: it is gone.
-    pub revision: Revision,
-    /// Who moved it last.
-    pub actor: Option<String>,
-    /// When.
-    pub time: Option<jiff::Timestamp>,
+    /// A change or the writer itself panicked.
+    #[error("this is a bug of the server, and nothing was changed; its log says more")]
+    Bug,
 }
 
 fn first_message(report: &Report) -> String {
@@ -76,29 +69,6 @@ impl From<StoreError> for Error {
     }
 }
 
-/// An error as RFC 9457 tells it.
-#[derive(Serialize)]
-struct ProblemJson {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    title: &'static str,
-    status: u16,
-    code: &'static str,
-    detail: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<Finding>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    moved: Vec<Moved>,
-}
-
-#[derive(Serialize)]
-struct Finding {
-    code: &'static str,
-    id: Option<String>,
-    message: String,
-    help: Option<String>,
-}
-
 impl Error {
     const fn facts(&self) -> (StatusCode, &'static str, &'static str, Code) {
         match self {
@@ -106,9 +76,10 @@ impl Error {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated)
             }
             Self::Denied(_) => (StatusCode::FORBIDDEN, "denied", "not allowed", Code::PermissionDenied),
-            Self::BadRequest(_) => {
+            Self::BadRequest(_) | Self::Facts(_) => {
                 (StatusCode::BAD_REQUEST, "bad_request", "request not understood", Code::InvalidArgument)
             }
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "method not allowed", Code::Unimplemented),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", "not found", Code::NotFound),
             Self::Precondition(_) => {
                 (StatusCode::PRECONDITION_FAILED, "precondition", "condition not met", Code::FailedPrecondition)
@@ -120,9 +91,7 @@ impl Error {
             Self::Refused(_) => (StatusCode::FORBIDDEN, "refused", "join refused", Code::PermissionDenied),
             Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
-            Self::ShuttingDown => {
-                (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "shutting down", Code::Unavailable)
-            }
+            Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server", Code::Internal),
         }
     }
 
@@ -140,20 +109,29 @@ impl IntoResponse for Error {
         self.note();
         let (status, code, title, _) = self.facts();
         let detail = self.to_string();
-        let (mut problems, mut moved) = (Vec::new(), Vec::new());
-        match self {
-            Self::Rules(report) => problems.extend(report.problems().map(|problem| Finding {
-                code: problem.code.name(),
-                id: problem.id.clone(),
-                message: problem.message.clone(),
-                help: problem.help.clone(),
-            })),
-            Self::Stale(stale) => moved = stale,
-            _ => {}
-        }
-        let body = ProblemJson { kind: "about:blank", title, status: status.as_u16(), code, detail, problems, moved };
+        let problems = if let Self::Rules(report) = &self { findings(report) } else { Vec::new() };
+        let moved = if let Self::Stale(moved) = self { moved } else { Vec::new() };
+        let body = Failure {
+            kind: "about:blank".into(),
+            title: title.into(),
+            status: status.as_u16(),
+            code: code.into(),
+            detail,
+            problems,
+            moved,
+        };
         (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(body)).into_response()
     }
+}
+
+fn findings(report: &Report) -> Vec<Finding> {
+    let finding = |problem: &Problem| Finding {
+        code: problem.code.name().into(),
+        id: problem.id.clone(),
+        message: problem.message.clone(),
+        help: problem.help.clone(),
+    };
+    report.problems().map(finding).collect()
 }
 
 impl From<Error> for Status {

@@ -1,53 +1,96 @@
 //! The agents' service over gRPC: decodes, calls the service, encodes. No decisions.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::ConnectInfo;
+use axum::extract::{ConnectInfo, State};
+use axum::middleware::{self, Next};
+use axum::response::Response as HttpResponse;
 use futures_util::Stream;
+use http::{HeaderMap, header};
 use proto::convert::Position;
-use proto::wire::agent_server::{Agent, AgentServer};
-use proto::wire::{self, Update};
+use proto::wire::agent_server::{Agent, AgentServer, SERVICE_NAME};
+use proto::wire::{self, Update, update::Body};
 use schema::scalars::{NetworkName, PublicKey};
 use schema::snapshot::Revision;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::core::authorize::{Call, Line, Needs, TABLE};
 use crate::error::Error;
 use crate::service::Service;
-use crate::state::State;
+use crate::state;
 
 /// The largest request; an agent's are far smaller.
 const MAX_REQUEST: usize = 64 << 10;
 
-/// The agents' routes.
-pub fn router(service: Service) -> Router {
-    let agent = AgentServer::new(Adapter { service }).max_decoding_message_size(MAX_REQUEST);
-    tonic::service::Routes::new(agent).prepare().into_axum_router()
+/// The agents' routes. `behind_proxy`: whether a proxy tells where requests come from.
+pub fn router(service: Service, behind_proxy: bool) -> Router {
+    let adapter = Adapter { service: service.clone(), behind_proxy };
+    let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);
+    let routes = tonic::service::Routes::new(agent).prepare().into_axum_router();
+    routes.layer(middleware::from_fn_with_state(service, authenticate))
+}
+
+/// Lets through what the authorisation table allows, with the identity where it asks for a session.
+async fn authenticate(State(service): State<Service>, mut request: axum::extract::Request, next: Next) -> HttpResponse {
+    let allowed = match needs(request.uri().path()) {
+        Some(Needs::Nothing | Needs::Signature) => Ok(()),
+        Some(Needs::Session) => session(&service, request.headers()).map(|identity| {
+            request.extensions_mut().insert(Identity(identity));
+        }),
+        Some(Needs::Role(_)) | None => Err(Error::NotFound("such method".into())),
+    };
+    match allowed {
+        Ok(()) => next.run(request).await,
+        Err(error) => Status::from(error).into_http(),
+    }
+}
+
+/// What the table says of the method at a path.
+fn needs(path: &str) -> Option<Needs> {
+    let method = path.strip_prefix('/')?.strip_prefix(SERVICE_NAME)?.strip_prefix('/')?;
+    let is_it = |line: &&Line| matches!(line.call, Call::Grpc(name) if name == method);
+    TABLE.iter().find(is_it).map(|line| line.needs)
+}
+
+/// The identity whose session a request belongs to.
+fn session(service: &Service, headers: &HeaderMap) -> Result<PublicKey, Error> {
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = header.and_then(|value| value.strip_prefix("Bearer "));
+    service.identity(token.ok_or(Error::Unauthenticated("a session is needed"))?)
+}
+
+/// The identity whose session a request belongs to, as the table demanded it.
+#[derive(Clone, Copy)]
+struct Identity(PublicKey);
+
+/// The identity of a request that the table lets through with a session only.
+fn identity<T>(request: &Request<T>) -> Result<PublicKey, Error> {
+    let identity = request.extensions().get::<Identity>();
+    identity.map(|Identity(identity)| *identity).ok_or(Error::Unauthenticated("a session is needed"))
 }
 
 struct Adapter {
     service: Service,
+    behind_proxy: bool,
 }
 
-fn from<T>(request: &Request<T>) -> Option<IpAddr> {
+/// The address that a request comes from: behind a proxy that which the proxy saw, which it puts last.
+fn from<T>(request: &Request<T>, behind_proxy: bool) -> Option<IpAddr> {
+    if behind_proxy {
+        let forwarded = request.metadata().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+        return forwarded.rsplit(',').next()?.trim().parse().ok();
+    }
     request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip())
 }
 
 fn network(name: &str) -> Result<NetworkName, Error> {
     name.parse().map_err(|why| Error::BadRequest(format!("{name:?} is no network: {why}")))
-}
-
-impl Adapter {
-    /// The identity whose session a request belongs to.
-    fn identity<T>(&self, request: &Request<T>) -> Result<PublicKey, Error> {
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let token = header.and_then(|value| value.strip_prefix("Bearer "));
-        self.service.identity(token.ok_or(Error::Unauthenticated("a session is needed"))?)
-    }
 }
 
 #[tonic::async_trait]
@@ -57,7 +100,7 @@ impl Agent for Adapter {
     }
 
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
-        let from = from(&request);
+        let from = from(&request, self.behind_proxy);
         Ok(Response::new(self.service.join(request.into_inner(), from).await?))
     }
 
@@ -69,7 +112,7 @@ impl Agent for Adapter {
     }
 
     async fn get_peers(&self, request: Request<wire::GetPeersRequest>) -> Result<Response<Update>, Status> {
-        let identity = self.identity(&request)?;
+        let identity = identity(&request)?;
         Ok(Response::new(self.service.whole(&network(&request.get_ref().network)?, &identity)?))
     }
 
@@ -77,8 +120,8 @@ impl Agent for Adapter {
         &self,
         request: Request<wire::CheckInRequest>,
     ) -> Result<Response<wire::CheckInResponse>, Status> {
-        let identity = self.identity(&request)?;
-        let from = from(&request);
+        let identity = identity(&request)?;
+        let from = from(&request, self.behind_proxy);
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let update = self.service.check_in(&network(&name)?, &identity, at, facts.as_ref(), from).await?;
@@ -88,7 +131,7 @@ impl Agent for Adapter {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Update, Status>> + Send>>;
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let identity = self.identity(&request)?;
+        let identity = identity(&request)?;
         let wire::WatchRequest { network: name, epoch, revision } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let (send, updates) = mpsc::channel(1);
@@ -103,7 +146,8 @@ impl Agent for Adapter {
     }
 }
 
-/// One node's stream: sends what the node lacks whenever the state moves.
+/// One node's stream: sends what the node lacks whenever the state moves. While the node does not take it, states pass by,
+/// and then it gets the difference to the newest at once.
 struct Watcher {
     service: Service,
     network: NetworkName,
@@ -113,33 +157,135 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(mut self, mut states: watch::Receiver<Arc<State>>) {
-        self.service.stream(&self.network, &self.identity, self.at.revision, 1);
-        loop {
+    async fn run(mut self, mut states: watch::Receiver<Arc<state::State>>) {
+        let _counted = self.service.stream(&self.network, &self.identity, self.at);
+        while let Ok(slot) = self.send.clone().reserve_owned().await {
             let state = states.borrow_and_update().clone();
-            if self.tell(&state).await.is_err() {
-                break;
+            if self.tell(&state, slot).is_break() {
+                return;
             }
             tokio::select! {
-                moved = states.changed() => if moved.is_err() { break },
-                () = self.send.closed() => break,
+                moved = states.changed() => if moved.is_err() { return },
+                () = self.send.closed() => return,
             }
         }
-        self.service.stream(&self.network, &self.identity, self.at.revision, -1);
     }
 
-    /// Sends what is lacking; an error where the stream has ended.
-    async fn tell(&mut self, state: &State) -> Result<(), ()> {
+    /// Sends what is lacking; breaks where nothing can follow.
+    fn tell(&mut self, state: &state::State, slot: mpsc::OwnedPermit<Result<Update, Status>>) -> ControlFlow<()> {
         match self.service.lacking(state, &self.network, &self.identity, self.at) {
-            Ok(None) => Ok(()),
+            Ok(None) => ControlFlow::Continue(()),
             Ok(Some(update)) => {
                 self.at = Position { epoch: update.epoch, revision: Revision(update.to) };
-                self.send.send(Ok(update)).await.map_err(drop)
+                let removed = matches!(update.body, Some(Body::Removed(_)));
+                slot.send(Ok(update));
+                if removed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
             Err(error) => {
-                let _ = self.send.send(Err(error.into())).await;
-                Err(())
+                slot.send(Err(error.into()));
+                ControlFlow::Break(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use jiff::Timestamp;
+    use schema::inventory::Joined;
+    use schema::scalars::Name;
+    use schema::world::{ResourceDocument, ServerInfo, World};
+
+    use super::*;
+    use crate::committer::{Committer, Note, Past};
+    use crate::identity::{DataDir, Secrets};
+    use crate::sightings::Sightings;
+    use crate::store::memory::Memory;
+
+    fn call(peer: &str, forwarded: Option<&'static str>) -> Request<()> {
+        let mut request = Request::new(());
+        let peer: SocketAddr = peer.parse().expect("good");
+        request.extensions_mut().insert(ConnectInfo(peer));
+        if let Some(forwarded) = forwarded {
+            request.metadata_mut().insert("x-forwarded-for", forwarded.parse().expect("good"));
+        }
+        request
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_take_what_it_is_sent_gets_the_rest_as_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(directory.path()).expect("it opens");
+        let mut world = World { epoch: 1, ..World::default() };
+        let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
+        let document: ResourceDocument = serde_json::from_str(json).expect("good");
+        world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+        world.inventory.put_node(id("a"), machine(1));
+        let info = ServerInfo {
+            id: "s".into(),
+            epoch: 1,
+            agent_addresses: Vec::new(),
+            signing_key: PublicKey([0; 32]),
+            ca_pin: None,
+            version: String::new(),
+        };
+        let (committer, states) =
+            Committer::start(Box::new(Memory::default()), state::State::new(world, |_| Revision::default()));
+        let secrets = Secrets::open(&data).expect("made");
+        let service = Service::new(committer.clone(), states, secrets, info, Sightings::default());
+        let (send, mut updates) = mpsc::channel(1);
+        let (network, identity, at) = (id("a").0, machine(1).identity, Position { epoch: 1, ..Position::default() });
+        let watcher = Watcher { service: service.clone(), network, identity, at, send };
+        tokio::spawn(watcher.run(service.states()));
+        let join = async |number: u8| {
+            let change = move |world: &mut World, _: &mut Past<'_>| {
+                world.inventory.put_node(id(&format!("n{number}")), machine(number));
+                Ok(((), Some(Note::default())))
+            };
+            committer.change(change).await.expect("it is stored");
+        };
+        join(2).await;
+        let first = updates.recv().await.expect("it comes at once").expect("it is good");
+        assert_eq!((first.from, first.to), (0, 1));
+        for number in 3..50 {
+            join(number).await;
+        }
+        let mut ends = vec![first.to];
+        while ends.last() != Some(&48) {
+            let update = updates.recv().await.expect("it comes").expect("it is good");
+            assert_eq!(Some(&update.from), ends.last(), "each begins where the one before ended");
+            ends.push(update.to);
+        }
+        assert!(ends.len() <= 4, "one lay ready, one more was waited with, the rest is one: {ends:?}");
+    }
+
+    fn id(name: &str) -> (NetworkName, Name) {
+        ("corp".parse().expect("good"), name.parse().expect("good"))
+    }
+
+    fn machine(number: u8) -> Joined {
+        Joined {
+            public_key: PublicKey([number; 32]),
+            identity: PublicKey([100 + number; 32]),
+            addresses: BTreeSet::from([IpAddr::from([10, 0, 0, number])]),
+            endpoint: None,
+            listen_port: 1,
+            tags: BTreeSet::new(),
+            key: None,
+            claimed: false,
+            joined: Timestamp::UNIX_EPOCH,
+            os: "test".into(),
+        }
+    }
+
+    #[test]
+    fn the_address_of_an_agent_is_its_own_also_behind_a_proxy() {
+        let address = |text: &str| Some(text.parse::<IpAddr>().expect("good"));
+        let forged = Some("198.51.100.1, 192.0.2.9");
+        assert_eq!(from(&call("192.0.2.1:5", forged), false), address("192.0.2.1"), "nobody may claim another");
+        assert_eq!(from(&call("127.0.0.1:5", forged), true), address("192.0.2.9"), "what the proxy itself saw");
+        assert_eq!(from(&call("192.0.2.1:5", None), true), None, "the proxy is not the agent");
     }
 }

@@ -3,6 +3,7 @@
 //! Everything is made at the first start, from the operating system's generator, and kept in the data directory with
 //! mode 0600. There is no default secret.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -32,7 +33,7 @@ const SESSION_LIFE: u32 = 3_600;
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file cannot be read or written.
-    #[error("cannot {attempt} {path}")]
+    #[error("cannot {attempt} {path}; start nmserver as a user who may, or set DATA_DIR")]
     File {
         /// What was tried.
         attempt: &'static str,
@@ -49,6 +50,9 @@ pub enum IdentityError {
         /// What is wrong.
         why: String,
     },
+    /// A file is missing that was made at the first start, and nothing else fits what agents were told.
+    #[error("{0} is missing, and agents trust no other key; restore it from a backup")]
+    Missing(PathBuf),
     /// A certificate cannot be made.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
@@ -75,19 +79,27 @@ pub struct Certificate {
 
 /// The directory that the server keeps everything in.
 #[derive(Clone, Debug)]
-pub struct DataDir(PathBuf);
+pub struct DataDir {
+    path: PathBuf,
+    /// Whether no server has started here yet.
+    new: bool,
+}
+
+/// The file of the database: where it is, a server has started before.
+pub const DATABASE: &str = "nmserver.db";
 
 impl DataDir {
     /// Opens the directory, and makes it first if there is none.
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
-        let failed = |source| IdentityError::File { attempt: "make", path: path.into(), source };
+        let failed = |source| IdentityError::File { attempt: "use", path: path.into(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        Ok(Self(path.into()))
+        let new = !path.join(DATABASE).try_exists().map_err(failed)?;
+        Ok(Self { path: path.into(), new })
     }
 
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     /// Reads a file, or nothing if there is none.
@@ -100,6 +112,13 @@ impl DataDir {
         }
     }
 
+    /// Makes an empty file for the owner's eyes only, unless it is there: whoever fills it keeps that.
+    pub fn reserve(&self, name: &str) -> Result<(), IdentityError> {
+        let path = self.file(name);
+        let opened = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        opened.map(drop).map_err(|source| IdentityError::File { attempt: "write", path, source })
+    }
+
     /// Writes a file whole or not at all, for the owner's eyes only.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {
         let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
@@ -108,7 +127,7 @@ impl DataDir {
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            fs::File::open(&self.0)?.sync_all()
+            fs::File::open(&self.path)?.sync_all()
         };
         write().map_err(|source| IdentityError::File { attempt: "write", path: path.clone(), source })
     }
@@ -118,9 +137,15 @@ impl DataDir {
             let damaged = || IdentityError::Damaged { path: self.file(name), why: "it has not 32 bytes".into() };
             return bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| damaged());
         }
+        self.may_make(name)?;
         let secret = random()?;
         self.write(name, &*secret)?;
         Ok(secret)
+    }
+
+    /// Whether a key may be made: once agents know the one that there was, another would shut them out.
+    fn may_make(&self, name: &str) -> Result<(), IdentityError> {
+        if self.new { Ok(()) } else { Err(IdentityError::Missing(self.file(name))) }
     }
 }
 
@@ -205,7 +230,7 @@ impl Secrets {
 }
 
 /// Makes the server's certificate, and its CA first if there is none.
-pub fn certificate(directory: &DataDir, host: &str) -> Result<Certificate, IdentityError> {
+pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, IdentityError> {
     let key = match directory.read("ca.key")? {
         Some(pem) => {
             let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.key"), why };
@@ -213,6 +238,7 @@ pub fn certificate(directory: &DataDir, host: &str) -> Result<Certificate, Ident
             KeyPair::from_pem(pem).map_err(|error| damaged(error.to_string()))?
         }
         None => {
+            directory.may_make("ca.key")?;
             let key = KeyPair::generate()?;
             directory.write("ca.key", key.serialize_pem().as_bytes())?;
             key
@@ -224,11 +250,15 @@ pub fn certificate(directory: &DataDir, host: &str) -> Result<Certificate, Ident
         directory.write("ca.pem", params.self_signed(&key)?.pem().as_bytes())?;
     }
     let pem = directory.read("ca.pem")?.unwrap_or_default();
-    let damaged = |error: pem::Error| IdentityError::Damaged { path: directory.file("ca.pem"), why: error.to_string() };
-    let ca = CertificateDer::from_pem_slice(&pem).map_err(damaged)?;
+    let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.pem"), why };
+    let ca = CertificateDer::from_pem_slice(&pem).map_err(|error: pem::Error| damaged(error.to_string()))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&ca).map_err(|error| damaged(error.to_string()))?;
+    if Sha256::digest(parsed.tbs_certificate.subject_pki.raw)[..] != pin.0 {
+        return Err(damaged("it belongs to another key than ca.key".into()));
+    }
     let issuer = Issuer::new(params, key);
     let server_key = KeyPair::generate()?;
-    let server = server_params(host)?.signed_by(&server_key, &issuer)?;
+    let server = server_params(hosts)?.signed_by(&server_key, &issuer)?;
     Ok(Certificate {
         chain: vec![server.der().clone(), ca],
         key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(server_key.serialize_der())),
@@ -248,18 +278,19 @@ fn ca_params() -> CertificateParams {
     params
 }
 
-fn server_params(host: &str) -> Result<CertificateParams, IdentityError> {
-    let mut names = vec!["localhost".to_owned()];
-    let mut addresses: Vec<IpAddr> = vec![[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    match host.parse() {
-        Ok(address) if !addresses.contains(&address) => addresses.push(address),
-        Ok(_) => {}
-        Err(_) if host != "localhost" => names.push(host.to_owned()),
-        Err(_) => {}
+fn server_params(hosts: &[&str]) -> Result<CertificateParams, IdentityError> {
+    let always = ["localhost", "127.0.0.1", "::1"];
+    let all: BTreeSet<&str> = hosts.iter().copied().chain(always).collect();
+    let (mut names, mut addresses) = (Vec::new(), Vec::new());
+    for host in all {
+        match host.parse::<IpAddr>() {
+            Ok(address) => addresses.push(SanType::IpAddress(address)),
+            Err(_) => names.push(host.to_owned()),
+        }
     }
     let mut params = CertificateParams::new(names)?;
-    params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
-    params.distinguished_name.push(DnType::CommonName, host);
+    params.subject_alt_names.extend(addresses);
+    params.distinguished_name.push(DnType::CommonName, "nmserver");
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(2120, 1, 1);
     Ok(params)
@@ -269,7 +300,7 @@ fn server_params(host: &str) -> Result<CertificateParams, IdentityError> {
 pub fn new_token() -> Result<(String, Zeroizing<String>, [u8; 32]), IdentityError> {
     let bytes = random()?;
     let id: String = random()?.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    let secret = URL_SAFE_NO_PAD.encode(&*bytes);
+    let secret = URL_SAFE_NO_PAD.encode(*bytes);
     let hash = Sha256::digest(secret.as_bytes()).into();
     Ok((id.clone(), Zeroizing::new(format!("nma_{id}_{secret}")), hash))
 }
@@ -320,8 +351,8 @@ mod tests {
         let data = DataDir::open(&directory.path().join("data")).expect("it opens");
         let key = Secrets::open(&data).expect("made").signing_key().to_bytes();
         assert_eq!(Secrets::open(&data).expect("read").signing_key().to_bytes(), key);
-        let first = certificate(&data, "nm.example.net").expect("made");
-        let second = certificate(&data, "192.0.2.1").expect("made");
+        let first = certificate(&data, &["nm.example.net", "proxy.example.net"]).expect("made");
+        let second = certificate(&data, &["192.0.2.1"]).expect("made");
         assert_eq!((first.ca_pin, &first.chain[1]), (second.ca_pin, &second.chain[1]));
         use std::os::unix::fs::PermissionsExt;
         for file in ["ca.key", "ca.pem", "signing.key", "session.key"] {
@@ -330,6 +361,33 @@ mod tests {
         }
         fs::write(data.file("signing.key"), "short").expect("written");
         assert!(Secrets::open(&data).is_err(), "a damaged key is not replaced by another");
+    }
+
+    #[test]
+    fn a_key_that_agents_know_is_never_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(directory.path()).expect("it opens");
+        Secrets::open(&data).expect("made");
+        certificate(&data, &[]).expect("made");
+        fs::write(data.file(DATABASE), "").expect("written");
+        let data = DataDir::open(directory.path()).expect("it opens");
+        for file in ["signing.key", "ca.key"] {
+            fs::remove_file(data.file(file)).expect("removed");
+        }
+        assert!(matches!(Secrets::open(&data), Err(IdentityError::Missing(_))));
+        assert!(matches!(certificate(&data, &[]), Err(IdentityError::Missing(_))));
+        fs::write(data.file("ca.key"), KeyPair::generate().expect("made").serialize_pem()).expect("written");
+        assert!(matches!(certificate(&data, &[]), Err(IdentityError::Damaged { .. })), "ca.pem is of another key");
+    }
+
+    #[test]
+    fn the_certificate_names_every_way_to_the_server() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(directory.path()).expect("it opens");
+        let made = certificate(&data, &["nm.example.net", "192.0.2.1", "localhost"]).expect("made");
+        let (_, parsed) = x509_parser::parse_x509_certificate(&made.chain[0]).expect("it parses");
+        let names = parsed.subject_alternative_name().expect("there is one").expect("there is one");
+        assert_eq!(names.value.general_names.len(), 5, "{:?}", names.value.general_names);
     }
 
     #[test]

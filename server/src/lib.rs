@@ -15,24 +15,31 @@ pub mod listen;
 pub mod openapi;
 pub mod rest;
 pub mod service;
+pub mod sightings;
 pub mod state;
 pub mod store;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use schema::world::ServerInfo;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::committer::Committer;
 use crate::config::Settings;
 use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
 use crate::service::Service;
+use crate::sightings::Sightings;
+use crate::state::State;
 use crate::store::sqlite::Sqlite;
-use crate::store::{Store, StoreError, StoredToken};
+use crate::store::{Store, StoreError, Stored, StoredToken};
 
 /// How often it is stored when nodes were last heard of.
 const STORE_SEEN: Duration = Duration::from_secs(60);
@@ -63,9 +70,10 @@ pub enum StartError {
 /// A server that is about to serve.
 pub struct Server {
     service: Service,
-    tls: Option<std::sync::Arc<rustls::ServerConfig>>,
-    rest: Option<tokio::net::TcpListener>,
-    agents: Option<tokio::net::TcpListener>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    rest: Option<TcpListener>,
+    agents: Option<TcpListener>,
+    behind_proxy: bool,
     /// Whether this start made the admin token.
     pub first_start: bool,
     _lock: fs::File,
@@ -73,51 +81,80 @@ pub struct Server {
 
 /// Opens everything that a server needs: directory, keys, database, ports.
 pub async fn open(settings: Settings) -> Result<Server, StartError> {
+    let directory = DataDir::open(&settings.data_dir)?;
+    open_with(settings, |path| Ok(Box::new(Sqlite::open(path)?)), &directory).await
+}
+
+/// Opens a server on a store that `make` gives for the path of its database. Port 0 stands for any that is free.
+pub async fn open_with(
+    mut settings: Settings,
+    make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
+    directory: &DataDir,
+) -> Result<Server, StartError> {
     if !settings.rest_backend && !settings.agent_backend {
         return Err(StartError::Nothing);
     }
-    let directory = DataDir::open(&settings.data_dir)?;
     let lock = lock(&settings.data_dir)?;
-    let listen = async |on: bool, port| match on {
-        true => listen::bind(SocketAddr::new(settings.bind, port)).await.map(Some),
-        false => Ok(None),
-    };
-    let (rest, agents) = (
-        listen(settings.rest_backend, settings.api_port).await?,
-        listen(settings.agent_backend, settings.grpc_port).await?,
-    );
-    let secrets = Secrets::open(&directory)?;
-    let certificate = identity::certificate(&directory, &settings.server_host)?;
-    let mut store = Sqlite::open(&directory.file("nmserver.db"))?;
-    let stored = store.load()?;
-    let first_start = !directory.file("admin.token").exists();
-    if first_start {
-        let token = new_token(&mut store, Grant::admin(), None)?;
-        directory.write("admin.token", format!("{}\n", *token).as_bytes())?;
-    }
+    let rest = listener(settings.rest_backend, settings.bind, &mut settings.api_port).await?;
+    let agents = listener(settings.agent_backend, settings.bind, &mut settings.grpc_port).await?;
+    let secrets = Secrets::open(directory)?;
+    let certificate = identity::certificate(directory, &settings.hosts())?;
+    directory.reserve(identity::DATABASE)?;
+    let mut store = make(&directory.file(identity::DATABASE))?;
+    let first_start = first_token(&mut *store, directory)?;
+    let Stored { server_id, world, seen, served } = store.load()?;
     let info = ServerInfo {
-        id: stored.server_id,
-        epoch: stored.world.epoch,
+        id: server_id,
+        epoch: world.epoch,
         agent_addresses: vec![settings.agent_address()],
         signing_key: proto::sign::verifier(secrets.signing_key()),
         ca_pin: settings.tls.then_some(certificate.ca_pin),
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
-    let (committer, states) = Committer::start(Box::new(store), stored.world);
-    let service = Service::new(committer, states, secrets, info, stored.seen);
-    Ok(Server { service, tls, rest, agents, first_start, _lock: lock })
+    let since = store::unchanged_since(&mut *store, world.revision)?;
+    let (committer, states) = Committer::start(store, State::new(world, since));
+    let service = Service::new(committer, states, secrets, info, Sightings::new(seen, served));
+    Ok(Server { service, tls, rest, agents, behind_proxy: settings.behind_proxy, first_start, _lock: lock })
+}
+
+/// Takes a port, if its API is served, and notes which it is.
+async fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener>, StartError> {
+    if !on {
+        return Ok(None);
+    }
+    let at = SocketAddr::new(bind, *port);
+    let listener = listen::bind(at).await?;
+    *port = listener.local_addr().map_err(|source| listen::ListenError::new(at, source))?.port();
+    Ok(Some(listener))
+}
+
+/// Makes the first admin token where there is none of any kind; whether it did. The file is there before the token is
+/// good: a start that is cut off in between makes another.
+fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, StartError> {
+    if !store.tokens()?.is_empty() {
+        return Ok(false);
+    }
+    let (stored, token) = made_token(Grant::admin(), None)?;
+    directory.write("admin.token", format!("{}\n", *token).as_bytes())?;
+    store.put_token(&stored)?;
+    Ok(true)
 }
 
 /// Makes a token and keeps what verifies it.
 pub fn new_token(
     store: &mut dyn Store,
     grant: Grant,
-    expires: Option<jiff::Timestamp>,
-) -> Result<zeroize::Zeroizing<String>, StartError> {
-    let (id, token, hash) = identity::new_token()?;
-    store.put_token(&StoredToken { id, hash, grant, created: jiff::Timestamp::now(), expires })?;
+    expires: Option<Timestamp>,
+) -> Result<Zeroizing<String>, StartError> {
+    let (stored, token) = made_token(grant, expires)?;
+    store.put_token(&stored)?;
     Ok(token)
+}
+
+fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, Zeroizing<String>), StartError> {
+    let (id, token, hash) = identity::new_token()?;
+    Ok((StoredToken { id, hash, grant, created: Timestamp::now(), expires }, token))
 }
 
 /// Makes sure that nobody else uses the directory; the lock ends with the process.
@@ -127,7 +164,8 @@ fn lock(directory: &Path) -> Result<fs::File, StartError> {
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(_) => Err(StartError::Busy(directory.display().to_string())),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Busy(directory.display().to_string())),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source).into()),
     }
 }
 
@@ -137,16 +175,23 @@ impl Server {
         &self.service
     }
 
+    /// Where the REST API and the agents' service are listened for, as far as they are.
+    pub fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        let address = |listener: &Option<TcpListener>| listener.as_ref().and_then(|it| it.local_addr().ok());
+        (address(&self.rest), address(&self.agents))
+    }
+
     /// Serves until `shutdown` becomes true.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
-        let Self { service, tls, rest, agents, first_start: _, _lock } = self;
-        let serve = async |listener: Option<tokio::net::TcpListener>, router| {
+        let Self { service, tls, rest, agents, behind_proxy, first_start: _, _lock } = self;
+        let serve = async |listener: Option<TcpListener>, router| {
             if let Some(listener) = listener {
                 listen::serve(listener, tls.clone(), router, shutdown.clone()).await;
             }
         };
+        let agents = serve(agents, grpc::router(service.clone(), behind_proxy));
         let keep = keep_seen(service.clone(), shutdown.clone());
-        tokio::join!(serve(rest, rest::router(service.clone())), serve(agents, grpc::router(service.clone())), keep);
+        tokio::join!(serve(rest, rest::router(service)), agents, keep);
     }
 }
 
@@ -154,7 +199,7 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
     let mut end = false;
     while !end {
         end = tokio::time::timeout(STORE_SEEN, shutdown.wait_for(|end| *end)).await.is_ok();
-        if let Err(error) = service.store_seen().await {
+        if let Err(error) = service.store_seen(end).await {
             tracing::warn!(%error, "cannot store when nodes were last heard of; trying again in a minute");
         }
     }

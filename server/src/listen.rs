@@ -13,7 +13,7 @@ use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
@@ -23,6 +23,8 @@ use crate::identity::Certificate;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
 const PING: Duration = Duration::from_secs(20);
+/// How long what is under way may take when the server ends.
+const PARTING: Duration = Duration::from_secs(1);
 /// The most requests under way at once on one connection.
 const STREAMS: u32 = 128;
 
@@ -35,17 +37,23 @@ pub struct ListenError {
     source: io::Error,
 }
 
+const HINTS: &[(io::ErrorKind, &str)] = &[
+    (io::ErrorKind::AddrInUse, ": another program has the port; end it, or set API_PORT or GRPC_PORT"),
+    (io::ErrorKind::PermissionDenied, ": ports below 1024 need privilege; set API_PORT or GRPC_PORT"),
+    (io::ErrorKind::AddrNotAvailable, ": this machine does not have the address; set BIND"),
+];
+
+impl ListenError {
+    /// An address that cannot be listened on for this cause.
+    pub fn new(at: SocketAddr, source: io::Error) -> Self {
+        let hint = HINTS.iter().find(|(kind, _)| *kind == source.kind()).map_or("", |(_, hint)| hint);
+        Self { at, hint, source }
+    }
+}
+
 /// Takes a port.
 pub async fn bind(at: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(at).await.map_err(|source| {
-        let hint = match source.kind() {
-            io::ErrorKind::AddrInUse => ": another program has the port; end it, or set API_PORT or GRPC_PORT",
-            io::ErrorKind::PermissionDenied => ": ports below 1024 need privilege; set API_PORT or GRPC_PORT",
-            io::ErrorKind::AddrNotAvailable => ": this machine does not have the address; set BIND",
-            _ => "",
-        };
-        ListenError { at, hint, source }
-    })
+    TcpListener::bind(at).await.map_err(|source| ListenError::new(at, source))
 }
 
 /// What ends TLS with a certificate.
@@ -58,22 +66,27 @@ pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error>
     Ok(Arc::new(config))
 }
 
-/// Serves until `shutdown` becomes true.
+/// Serves until `shutdown` becomes true, and then until the connections have ended, which takes a second at most.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     router: Router,
     mut shutdown: watch::Receiver<bool>,
 ) {
+    // Each connection holds a sender; when all have gone, the receiver learns it.
+    let (open, mut ended) = mpsc::channel::<Infallible>(1);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = shutdown.wait_for(|end| *end) => return,
+            _ = shutdown.wait_for(|end| *end) => break,
         };
         match accepted {
             Ok((stream, from)) => {
-                let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
-                tokio::spawn(connection(stream, from, tls, router, shutdown));
+                let (tls, router, shutdown, open) = (tls.clone(), router.clone(), shutdown.clone(), open.clone());
+                tokio::spawn(async move {
+                    connection(stream, from, tls, router, shutdown).await;
+                    drop(open);
+                });
             }
             Err(error) => {
                 // Out of file descriptors, most likely: others must end before one more can begin.
@@ -82,6 +95,8 @@ pub async fn serve(
             }
         }
     }
+    drop((listener, open));
+    let _ = tokio::time::timeout(PARTING * 2, ended.recv()).await;
 }
 
 async fn connection(
@@ -135,5 +150,5 @@ async fn http(
         _ = shutdown.wait_for(|end| *end) => connection.as_mut().graceful_shutdown(),
     }
     // What is under way may finish; streams that never end are cut.
-    let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
+    let _ = tokio::time::timeout(PARTING, connection).await;
 }

@@ -1,12 +1,14 @@
 //! `nmserver`: the control plane.
 
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nmserver::config::{self, Settings};
 use nmserver::core::authorize::{Grant, Role};
+use nmserver::identity::DATABASE;
 use nmserver::store::sqlite::Sqlite;
 use schema::scalars::{Expiry, Name, NetworkName};
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,14 +109,19 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
-    let (rest, data_dir, host) = (settings.api_port, settings.data_dir.clone(), settings.server_host.clone());
-    let tls = settings.tls;
     raise_file_limit();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let server = nmserver::open(settings).await?;
-    tracing::info!(rest, agents = server.service().info().agent_addresses[0], "serving");
+    let server = nmserver::open(settings.clone()).await?;
+    let (rest, agents) = server.addresses();
+    let told = &server.service().info().agent_addresses[0];
+    tracing::info!(
+        rest = rest.map(tracing::field::display),
+        agents = agents.map(tracing::field::display),
+        told,
+        "serving"
+    );
     if server.first_start {
-        first_words(rest, tls, &host, &data_dir);
+        first_words(&settings);
     }
     let (end, shutdown) = tokio::sync::watch::channel(false);
     let ended = async move {
@@ -127,19 +134,20 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// What a first start leaves to do, ready to be typed.
-fn first_words(port: u16, tls: bool, host: &str, data_dir: &std::path::Path) {
-    let (scheme, directory) = (if tls { "https" } else { "http" }, data_dir.display());
+fn first_words(settings: &Settings) {
+    let Settings { server_host, bind, api_port, data_dir, tls, .. } = settings;
+    let directory = data_dir.display();
+    let at = if bind.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { *bind };
+    let url = format!("{}://{}", if *tls { "https" } else { "http" }, SocketAddr::new(at, *api_port));
+    let ca = if *tls { format!(" NMPLAN_CA={directory}/ca.pem") } else { String::new() };
     let mut talk = std::io::stderr().lock();
     let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were made in {directory}.");
     let _ = writeln!(
         talk,
-        "Agents will be told to come to {host}; set SERVER_HOST if that is not how they reach this machine."
+        "Agents will be told to come to {server_host}; set SERVER_HOST if that is not how they reach this machine."
     );
     let _ = writeln!(talk, "\nNext, where your files are:\n");
-    let _ = writeln!(
-        talk,
-        "  export NMPLAN_SERVER={scheme}://127.0.0.1:{port} NMPLAN_TOKEN_FILE={directory}/admin.token NMPLAN_CA={directory}/ca.pem"
-    );
+    let _ = writeln!(talk, "  export NMPLAN_SERVER={url} NMPLAN_TOKEN_FILE={directory}/admin.token{ca}");
     let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
 }
 
@@ -154,7 +162,11 @@ fn raise_file_limit() {
 
 fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
     use nmserver::store::Store;
-    let mut store = Sqlite::open(&settings.data_dir.join("nmserver.db"))?;
+    let database = settings.data_dir.join(DATABASE);
+    if !database.try_exists().map_err(|error| format!("cannot look for {}: {error}", database.display()))? {
+        return Err(format!("there is no {}; start nmserver first, or set DATA_DIR", database.display()).into());
+    }
+    let mut store = Sqlite::open(&database)?;
     match verb {
         TokenVerb::Create { role, network, project, expires } => {
             let some = |empty: bool| !empty;

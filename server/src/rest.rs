@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Extension, Json, Router};
 use http::{HeaderMap, StatusCode, header};
+use schema::kinds::Kind;
 use schema::snapshot::{ResourceId, Revision};
 use schema::value::Value;
 use serde::de::DeserializeOwned;
@@ -30,7 +31,7 @@ pub fn router(service: Service) -> Router {
     }
     router
         .fallback(|| async { Error::NotFound("such path; see /api/v1/openapi.json".into()) })
-        .method_not_allowed_fallback(|| async { Error::NotFound("such method here; see /api/v1/openapi.json".into()) })
+        .method_not_allowed_fallback(|| async { Error::Method })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(service)
 }
@@ -47,9 +48,10 @@ fn guarded(line: &'static Line, service: Service) -> MethodRouter<Service> {
 
 fn handler(operation: Operation) -> MethodRouter<Service> {
     match operation {
-        Operation::Health | Operation::Ready => get(|| async { "ok\n" }),
+        Operation::Health => get(|| async { "ok\n" }),
+        Operation::Ready => get(async |State(service): State<Service>| service.ready().map(|()| "ok\n")),
         Operation::Server => get(async |State(service): State<Service>| Json(service.info().clone())),
-        Operation::OpenApi => get(async || Json(openapi::document())),
+        Operation::OpenApi => get(async || ([(header::CONTENT_TYPE, "application/json")], openapi::text())),
         Operation::Snapshot => get(snapshot),
         Operation::Status => get(async |State(service): State<Service>, Extension(caller): Extension<Caller>| {
             Json(service.status(&caller))
@@ -93,11 +95,17 @@ async fn snapshot(
 ) -> Response {
     let state = service.state();
     let tag = format!("\"{}-{}\"", state.world.epoch, state.world.revision);
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+    if knows(&headers, &tag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
     }
     let document = service.snapshot(&caller);
     ([(header::ETAG, tag)], Json(document)).into_response()
+}
+
+/// Whether the caller has the document of that tag (RFC 9110, section 13.1.2).
+fn knows(headers: &HeaderMap, tag: &str) -> bool {
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag)
 }
 
 #[derive(Deserialize)]
@@ -136,7 +144,9 @@ struct Made {
 }
 
 fn resource_id((network, kind, name): (String, String, String)) -> Result<ResourceId, Error> {
-    let text = if kind == "network" && network == name { name } else { format!("{network}/{kind}/{name}") };
+    // A network is called by its name alone, and has a path like everything else.
+    let is_network = network == name && kind.parse().is_ok_and(|kind: Kind| kind.descriptor().within.is_none());
+    let text = if is_network { name } else { format!("{network}/{kind}/{name}") };
     text.parse().map_err(|why| Error::BadRequest(format!("{text:?} is no resource id: {why}")))
 }
 

@@ -42,11 +42,12 @@ pub enum Lack {
 }
 
 impl State {
-    /// The state of a server that starts with this world.
-    pub fn new(world: World) -> Self {
+    /// The state of a server that starts with this world. `since` gives the revision from which on a network has been as it
+    /// is, so that a restart tells no node what it knows; the newest revision is always true.
+    pub fn new(world: World, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;
-            let meshes = VecDeque::from([(world.revision, Arc::new(mesh))]);
+            let meshes = VecDeque::from([(since(name), Arc::new(mesh))]);
             Some((name.clone(), Arc::new(History { meshes })))
         };
         let networks = world.snapshot.networks().filter_map(compile).collect();

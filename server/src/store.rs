@@ -8,10 +8,13 @@ pub mod memory;
 pub mod rows;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
-use schema::diff::Change;
+pub use schema::api::{LogEntry, Provenance};
 use schema::inventory::NodeId;
-use schema::snapshot::{Owner, Revision};
+use schema::scalars::NetworkName;
+use schema::snapshot::Revision;
 use schema::world::World;
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +32,9 @@ pub trait Store: Send {
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
     /// The revision that an apply of this id made, if it was committed.
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError>;
-    /// Keeps when nodes were last heard of; makes no revision.
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)]) -> Result<(), StoreError>;
+    /// Keeps when nodes were last heard of, and forgets it of those that are gone; makes no revision. `until` is the moment
+    /// up to which the server has served.
+    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError>;
     /// Keeps a token.
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError>;
     /// The token of that id.
@@ -39,6 +43,24 @@ pub trait Store: Send {
     fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError>;
     /// Forgets a token; whether there was one.
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError>;
+}
+
+/// How far back the log is searched at a start.
+const SEARCHED: u64 = 10_000;
+
+/// The revision from which on each network has been as it is at the head. It may be later than the truth, never earlier.
+pub fn unchanged_since(
+    store: &mut dyn Store,
+    head: Revision,
+) -> Result<impl Fn(&NetworkName) -> Revision + use<>, StoreError> {
+    let oldest = Revision(head.0.saturating_sub(SEARCHED));
+    let mut last = BTreeMap::new();
+    for entry in store.log(oldest, SEARCHED as usize)? {
+        let declared = entry.changes.iter().map(|change| &change.id.network);
+        let networks = declared.chain(entry.nodes.iter().map(|(network, _)| network));
+        last.extend(networks.map(|network| (network.clone(), entry.revision)));
+    }
+    Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest))
 }
 
 /// Everything that is kept.
@@ -50,6 +72,8 @@ pub struct Stored {
     pub world: World,
     /// When nodes were last heard of.
     pub seen: Vec<(NodeId, Seen)>,
+    /// Up to when the server is known to have served; absent: never.
+    pub served: Option<Timestamp>,
 }
 
 /// What one change writes.
@@ -61,44 +85,6 @@ pub struct Batch {
     pub puts: Vec<Row>,
     /// Rows to take away.
     pub deletes: Vec<RowKey>,
-}
-
-/// One revision: who changed what, when and why. Append-only.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LogEntry {
-    /// The revision that it made.
-    pub revision: Revision,
-    /// When.
-    pub time: Timestamp,
-    /// Who: a token's id, or the node that joined or left.
-    pub actor: String,
-    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`.
-    pub action: String,
-    /// The project and env that declared.
-    pub owner: Option<Owner>,
-    /// The id that the client gave an apply.
-    pub apply_id: Option<String>,
-    /// The digest of the plan that was applied.
-    pub digest: Option<String>,
-    /// Where the files came from.
-    pub provenance: Option<Provenance>,
-    /// What changed among the declarations.
-    pub changes: Vec<Change>,
-    /// The machines that joined, left or changed.
-    pub nodes: Vec<NodeId>,
-}
-
-/// Where declarations came from, as far as their sender knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The git commit.
-    pub commit: Option<String>,
-    /// Its author.
-    pub author: Option<String>,
-    /// The first line of its message.
-    pub message: Option<String>,
-    /// Whether the files differed from it.
-    pub dirty: bool,
 }
 
 /// When a node was last heard of.
@@ -140,12 +126,24 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// A file of the database cannot be used.
-    #[error("cannot open the database {path}")]
+    #[error("cannot open the database {path}; check that it is a database of nmserver and that you may write to it")]
     Open {
         /// The file.
         path: String,
         /// Why.
         source: rusqlite::Error,
+    },
+    /// A later version has changed the form of the database.
+    #[error(
+        "the database {path} is of a newer version (format {found}, this one knows up to {known}); update nmserver"
+    )]
+    Newer {
+        /// The file.
+        path: String,
+        /// Its format.
+        found: usize,
+        /// The newest format that is known here.
+        known: usize,
     },
     /// What is kept cannot be read: it was damaged, or written by a newer version.
     #[error("the stored {what} {key} cannot be read: {why}")]
@@ -157,6 +155,22 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+}
+
+impl StoreError {
+    /// The cause in a few words, and what the operator does about it, where that is known.
+    pub fn why(&self) -> &'static str {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
+        let (Self::Database { source, .. } | Self::Open { source, .. }) = self else { return "its log says why" };
+        match source.sqlite_error_code() {
+            Some(DiskFull) => "its disk is full: free some space",
+            Some(ReadOnly) => "the database is read-only: make it writable for nmserver",
+            Some(DatabaseBusy | DatabaseLocked) => "another program holds the database: end it",
+            Some(SystemIoFailure) => "its disk fails: look at the disk",
+            Some(DatabaseCorrupt) => "the database is damaged: restore a backup",
+            Some(_) | None => "its log says why",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +243,12 @@ mod conformance {
 
         let id: NodeId = ("b".parse().expect("good"), "n".parse().expect("good"));
         let seen = Seen { time: Timestamp::UNIX_EPOCH, revision: Revision(3) };
-        store.put_seen(&[(id.clone(), seen)]).expect("it is kept");
-        assert_eq!(store.load().expect("it loads").seen, [(id, seen)]);
+        assert_eq!(store.load().expect("it loads").served, None);
+        store.put_seen(&[(id.clone(), seen)], &[], Timestamp::UNIX_EPOCH).expect("it is kept");
+        let kept = store.load().expect("it loads");
+        assert_eq!((kept.seen, kept.served), (vec![(id.clone(), seen)], Some(Timestamp::UNIX_EPOCH)));
+        store.put_seen(&[], &[id], Timestamp::UNIX_EPOCH).expect("it is forgotten");
+        assert_eq!(store.load().expect("it loads").seen, []);
+        assert_eq!(store.load().expect("it loads").world.revision, Revision(3), "and none of this makes a revision");
     }
 }

@@ -154,7 +154,7 @@ pub const TABLE: &[Line] = &[
     ),
     line(
         Operation::RemoveNode,
-        Rest("delete", "/api/v1/nodes/{network}/{name}"),
+        Rest("delete", "/api/v1/{network}/node/{name}/machine"),
         Needs::Role(Applier),
         "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself.",
     ),

@@ -4,9 +4,11 @@ use jiff::Timestamp;
 use schema::compile::allocate::{Exhausted, Spoken, allocate};
 use schema::inventory::{Joined, KeyStatus};
 use schema::kinds::{AccessKey, Dns, Node};
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::scalars::{Name, NetworkName, PublicKey};
 use schema::snapshot::{ResourceId, Snapshot};
 use schema::world::World;
+
+use super::facts::Facts;
 
 /// A machine that wants to join, its signatures checked.
 #[derive(Clone, Debug)]
@@ -21,10 +23,8 @@ pub struct Candidate {
     pub identity: PublicKey,
     /// Its WireGuard key.
     pub public_key: PublicKey,
-    /// Where it is reached.
-    pub endpoint: Option<Endpoint>,
-    /// The port that it listens on; 0: it has not chosen.
-    pub listen_port: u16,
+    /// What it says of itself.
+    pub facts: Facts,
     /// What it runs.
     pub os: Box<str>,
 }
@@ -95,16 +95,16 @@ pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<A
     let status = world.inventory.key(&key_id).ok_or_else(unknown)?.clone();
     if let Some(name) = world.inventory.name_of(&candidate.network, &candidate.identity) {
         let name = name.clone();
-        let changed = rejoin(world, &candidate, &name);
+        let changed = rejoin(world, candidate, &name)?;
         return Ok(Admitted { name, changed });
     }
     check_key(&key_id, &key, &status, now)?;
     let claimed = check_name(world, &key_id, &key, &candidate)?;
     check_room(world, &candidate)?;
-    let Candidate { network, name, identity, public_key, endpoint, listen_port, os, .. } = candidate;
-    if world.inventory.nodes_in(&network).any(|(_, joined)| joined.public_key == public_key) {
-        return Err(Refused::PublicKeyTaken(network));
-    }
+    check_public_key(world, &candidate, &candidate.name)?;
+    let Candidate { network, name, key: _, identity, public_key, facts: Facts { endpoint, listen_port }, os } =
+        candidate;
+    let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let spoken = Spoken::of(&network, &world.snapshot);
     let kept = Default::default();
     let addresses = allocate(&network, &name, &kept, &world.snapshot, &spoken, &world.inventory, now)
@@ -118,16 +118,39 @@ pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<A
 
 /// A machine that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key; whether that
 /// changes anything.
-fn rejoin(world: &mut World, candidate: &Candidate, name: &Name) -> bool {
-    let id = (candidate.network.clone(), name.clone());
-    let Some(joined) = world.inventory.node(&id).cloned() else { return false };
-    let Candidate { public_key, endpoint, listen_port, os, .. } = candidate.clone();
-    let again = Joined { public_key, endpoint, listen_port, os, ..(*joined).clone() };
+fn rejoin(world: &mut World, candidate: Candidate, name: &Name) -> Result<bool, Refused> {
+    check_public_key(world, &candidate, name)?;
+    let Candidate { network, name: _, key: _, identity: _, public_key, facts, os } = candidate;
+    let id = (network, name.clone());
+    let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(false) };
+    let again = told(&joined, facts);
+    let again = Joined { public_key, os, ..again };
     let changed = again != *joined;
     if changed {
         world.inventory.put_node(id, again);
     }
-    changed
+    Ok(changed)
+}
+
+/// A machine with what it says of itself; a port that it has not chosen stays as it was.
+pub fn told(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
+    Joined { endpoint, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
+}
+
+/// The port that a machine will most likely listen on: its declared one, else the network's.
+fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
+    let own = declared.named::<Node>(network, name).and_then(|node| node.listen_port);
+    let port = own.or_else(|| declared.network(network).map(|network| network.listen_port));
+    port.and_then(|port| u16::try_from(port.number()).ok()).unwrap_or_default()
+}
+
+/// Whether no machine of another name has the WireGuard key.
+fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
+    let mut others = world.inventory.nodes_in(&candidate.network).filter(|(other, _)| *other != name);
+    if others.any(|(_, joined)| joined.public_key == candidate.public_key) {
+        return Err(Refused::PublicKeyTaken(candidate.network.clone()));
+    }
+    Ok(())
 }
 
 fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
@@ -212,8 +235,7 @@ mod tests {
             key: "k".parse().expect("good"),
             identity: PublicKey([number; 32]),
             public_key: PublicKey([100 + number; 32]),
-            endpoint: None,
-            listen_port: 51821,
+            facts: Facts { endpoint: None, listen_port: None },
             os: "linux".into(),
         }
     }
@@ -231,6 +253,28 @@ mod tests {
         let before = world.clone();
         assert!(matches!(enter(&mut world, "d", 4), Err(Refused::Spent(_, 3))));
         assert_eq!(world, before, "who is refused leaves nothing behind");
+    }
+
+    #[test]
+    fn a_port_that_is_not_chosen_is_the_declared_one_else_the_networks_until_it_is() {
+        let mut world = world(r#"{"uses":3}"#);
+        enter(&mut world, "a", 1).expect("it may join");
+        let id = ("corp".parse().expect("good"), "a".parse().expect("good"));
+        let joined = world.inventory.node(&id).expect("joined").clone();
+        assert_eq!(joined.listen_port, 51_821);
+        let chosen = told(&joined, Facts { endpoint: None, listen_port: Some(4_000) });
+        assert_eq!(chosen.listen_port, 4_000);
+        assert_eq!(told(&chosen, Facts { endpoint: None, listen_port: None }).listen_port, 4_000);
+    }
+
+    #[test]
+    fn a_wireguard_key_is_one_machines_also_when_it_joins_again() {
+        let mut world = world(r#"{"uses":3}"#);
+        enter(&mut world, "a", 1).expect("it may join");
+        enter(&mut world, "b", 2).expect("it may join");
+        let stolen = Candidate { public_key: PublicKey([101; 32]), ..candidate("b", 2) };
+        let again = join(&mut world, stolen, Timestamp::UNIX_EPOCH);
+        assert!(matches!(again, Err(Refused::PublicKeyTaken(_))), "{again:?}");
     }
 
     #[test]

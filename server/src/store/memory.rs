@@ -1,6 +1,11 @@
-//! A store in memory, for tests: it keeps the same rows and the same promises, until the process ends.
+//! A store in memory, for tests: it keeps the same rows and the same promises, until the process ends, and it fails when
+//! it is told to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use jiff::Timestamp;
 
 use schema::inventory::NodeId;
 use schema::snapshot::Revision;
@@ -15,10 +20,36 @@ pub struct Memory {
     rows: BTreeMap<RowKey, Row>,
     log: Vec<LogEntry>,
     seen: BTreeMap<NodeId, Seen>,
+    served: Option<Timestamp>,
     tokens: BTreeMap<String, StoredToken>,
+    levers: Levers,
+}
+
+/// What a test holds of a store that a server owns: copies move and see the same.
+#[derive(Clone, Debug, Default)]
+pub struct Levers {
+    /// Whether the disk is full: then every write fails and leaves nothing.
+    pub full: Arc<AtomicBool>,
+    /// How often anything was written.
+    pub writes: Arc<AtomicU64>,
 }
 
 impl Memory {
+    /// What to pull at.
+    pub fn levers(&self) -> Levers {
+        self.levers.clone()
+    }
+
+    /// Counts a write, if the disk has room for it.
+    fn write(&self) -> Result<(), StoreError> {
+        if self.levers.full.load(Ordering::SeqCst) {
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+            return Err(StoreError::Database { attempt: "cannot write to the database", source });
+        }
+        self.levers.writes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn head(&self) -> Revision {
         self.log.last().map_or(Revision(0), |entry| entry.revision)
     }
@@ -29,7 +60,7 @@ impl Store for Memory {
         let mut world = World { epoch: 1, revision: self.head(), ..World::default() };
         self.rows.values().try_for_each(|row| rows::restore(row, &mut world))?;
         let seen = self.seen.iter().map(|(id, seen)| (id.clone(), *seen)).collect();
-        Ok(Stored { server_id: "memory".into(), world, seen })
+        Ok(Stored { server_id: "memory".into(), world, seen, served: self.served })
     }
 
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
@@ -38,6 +69,7 @@ impl Store for Memory {
                 return Err(StoreError::Moved(self.head()));
             }
         }
+        self.write()?;
         for batch in batches {
             batch.deletes.iter().for_each(|key| drop(self.rows.remove(key)));
             self.rows.extend(batch.puts.iter().map(|row| (row.key.clone(), row.clone())));
@@ -55,12 +87,16 @@ impl Store for Memory {
         Ok(entry.map(|entry| entry.revision))
     }
 
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)]) -> Result<(), StoreError> {
+    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
+        self.write()?;
         self.seen.extend(seen.iter().cloned());
+        self.seen.retain(|id, _| !gone.contains(id));
+        self.served = Some(until);
         Ok(())
     }
 
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError> {
+        self.write()?;
         self.tokens.insert(token.id.clone(), token.clone());
         Ok(())
     }
@@ -74,6 +110,7 @@ impl Store for Memory {
     }
 
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError> {
+        self.write()?;
         Ok(self.tokens.remove(id).is_some())
     }
 }

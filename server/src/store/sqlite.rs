@@ -15,7 +15,8 @@ use super::rows::{self, Row, RowKey};
 use super::{Batch, LogEntry, Seen, Store, StoreError, Stored, StoredToken};
 
 /// The steps that lead from an empty database to this version's; never edited, only appended to.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     create table server (id text not null, epoch integer not null, head integer not null) strict;
     create table rows (
         network text not null, kind text not null, name text not null,
@@ -31,7 +32,9 @@ const MIGRATIONS: &[&str] = &["
         primary key (network, node)
     ) strict, without rowid;
     create table tokens (id text primary key, token text not null) strict, without rowid;
-"];
+",
+    "alter table server add column served text;",
+];
 
 /// A SQLite database.
 #[derive(Debug)]
@@ -42,8 +45,13 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the database, and makes it first if there is none.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Open { path: path.display().to_string(), source };
+        let name = || path.display().to_string();
+        let failed = |source| StoreError::Open { path: name(), source };
         let mut connection = Connection::open(path).map_err(failed)?;
+        let found: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        if found > MIGRATIONS.len() {
+            return Err(StoreError::Newer { path: name(), found, known: MIGRATIONS.len() });
+        }
         configure(&connection).map_err(failed)?;
         migrate(&mut connection).map_err(failed)?;
         Ok(Self { connection })
@@ -84,15 +92,18 @@ impl Store for Sqlite {
     fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = database("cannot read the database");
         let transaction = self.connection.transaction().map_err(&failed)?;
-        let (server_id, epoch, head) = transaction
-            .query_row("select id, epoch, head from server", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        let (server_id, epoch, head, served) = transaction
+            .query_row("select id, epoch, head, served from server", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?))
+            })
             .map_err(&failed)?;
         let mut world = World { epoch, revision: Revision(head), ..World::default() };
         for row in all_rows(&transaction).map_err(&failed)? {
             rows::restore(&row, &mut world)?;
         }
         let seen = all_seen(&transaction).map_err(&failed)?;
-        Ok(Stored { server_id, world, seen })
+        let served = served.and_then(|time| time.parse().ok());
+        Ok(Stored { server_id, world, seen, served })
     }
 
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
@@ -134,7 +145,7 @@ impl Store for Sqlite {
             .map_err(database("cannot read the revision log"))
     }
 
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)]) -> Result<(), StoreError> {
+    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
         let failed = database("cannot write to the database");
         let transaction = self.connection.transaction().map_err(&failed)?;
         for ((network, node), Seen { time, revision }) in seen {
@@ -143,6 +154,13 @@ impl Store for Sqlite {
                 .and_then(|mut it| it.execute(params![network.as_str(), node.as_str(), time.to_string(), revision.0]))
                 .map_err(&failed)?;
         }
+        for (network, node) in gone {
+            transaction
+                .prepare_cached("delete from seen where network = ?1 and node = ?2")
+                .and_then(|mut it| it.execute(params![network.as_str(), node.as_str()]))
+                .map_err(&failed)?;
+        }
+        transaction.execute("update server set served = ?1", [until.to_string()]).map_err(&failed)?;
         transaction.commit().map_err(&failed)
     }
 
@@ -228,15 +246,67 @@ fn json<T: serde::de::DeserializeOwned>(what: &'static str, key: &str, text: &st
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance;
     use super::*;
 
     #[test]
     fn sqlite_keeps_the_contract() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("nmserver.db");
-        super::super::conformance::holds(&mut Sqlite::open(&path).expect("it opens"));
+        conformance::holds(&mut Sqlite::open(&path).expect("it opens"));
         let again = Sqlite::open(&path).expect("it opens again").load().expect("it loads");
         assert_eq!((again.world.revision, again.world.snapshot.len()), (Revision(3), 1));
+    }
+
+    #[test]
+    fn a_database_of_a_newer_version_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.db");
+        drop(Sqlite::open(&path).expect("it opens"));
+        Connection::open(&path).expect("it opens").pragma_update(None, "user_version", 99).expect("raised");
+        let error = Sqlite::open(&path).expect_err("it is newer").to_string();
+        assert!(error.contains("format 99") && error.contains("update nmserver"), "{error}");
+    }
+
+    #[test]
+    fn a_database_of_the_first_version_is_brought_up_to_date() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.db");
+        let old = Connection::open(&path).expect("it opens");
+        old.execute_batch(MIGRATIONS[0]).expect("made");
+        old.execute("insert into server (id, epoch, head) values ('old', 5, 0)", []).expect("written");
+        old.pragma_update(None, "user_version", 1).expect("set");
+        drop(old);
+        let stored = Sqlite::open(&path).expect("it opens").load().expect("it loads");
+        assert_eq!((&*stored.server_id, stored.world.epoch, stored.served), ("old", 5, None));
+    }
+
+    #[test]
+    fn a_full_disk_and_a_database_that_may_not_be_written_change_nothing_and_are_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = Sqlite::open(&directory.path().join("nmserver.db")).expect("it opens");
+        let row = |name: &str, size: usize| {
+            let key = RowKey { network: name.into(), kind: "network".into(), name: name.into() };
+            let body = serde_json::json!({ "owner": "x".repeat(size), "body": { "ipv4": "10.0.0.0/24" } }).to_string();
+            Row { key, revision: Revision(1), format: rows::FORMAT, body }
+        };
+        let commit = |store: &mut Sqlite, size| {
+            let batches = [conformance::batch(1, vec![row("a", 1), row("b", size)], vec![])];
+            store.commit(&batches).map_err(|error| error.why())
+        };
+        let pages: u32 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).expect("a number");
+        let limit = |store: &Sqlite, pages: u32| {
+            store.connection.execute_batch(&format!("pragma max_page_count = {pages}")).expect("set");
+        };
+        limit(&store, pages + 1);
+        assert_eq!(commit(&mut store, 100_000), Err("its disk is full: free some space"));
+        assert!(store.load().expect("it loads").world.snapshot.is_empty(), "half a batch is none");
+        limit(&store, 1_000_000);
+        store.connection.execute_batch("pragma query_only = on").expect("set");
+        assert_eq!(commit(&mut store, 1), Err("the database is read-only: make it writable for nmserver"));
+        store.connection.execute_batch("pragma query_only = off").expect("set");
+        assert_eq!(commit(&mut store, 100_000), Ok(()), "it goes on");
+        assert_eq!(store.load().expect("it loads").world.revision, Revision(1));
     }
 
     #[test]

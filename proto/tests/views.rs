@@ -1,0 +1,143 @@
+//! What a node is told survives the wire, whole and as a delta; and what is not exactly that is refused.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use ipnet::IpNet;
+use proptest::prelude::*;
+use prost::Message;
+use proto::convert::{Malformed, Position, Told, accept_update, encode_delta, encode_view};
+use proto::sign;
+use proto::wire::{self, Update, update::Body};
+use schema::scalars::{Name, NetworkName, PublicKey, Seconds};
+use schema::snapshot::Revision;
+use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
+
+fn network() -> NetworkName {
+    "corp".parse().unwrap()
+}
+
+fn node() -> Name {
+    "n0".parse().unwrap()
+}
+
+fn server() -> SigningKey {
+    sign::signing_key(&[9; 32])
+}
+
+fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
+    let ipv4 = (any::<[u8; 4]>(), 0u8..=32).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
+    let ipv6 = (any::<[u8; 16]>(), 0u8..=128).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
+    prop::collection::btree_set(prop_oneof![ipv4, ipv6], 0..3)
+}
+
+fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = BTreeMap<Name, Arc<T>>> {
+    let name = (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap());
+    prop::collection::btree_map(name, of.prop_map(Arc::new), 0..8)
+}
+
+fn peers() -> impl Strategy<Value = Peer> {
+    let endpoint =
+        prop::option::of(prop::sample::select(vec!["gw.example.net:1", "192.0.2.1:51821", "[2001:db8::1]:9"]));
+    (any::<[u8; 32]>(), endpoint, prefixes()).prop_map(|(key, endpoint, allowed_ips)| Peer {
+        public_key: PublicKey(key),
+        endpoint: endpoint.map(|it| it.parse().unwrap()),
+        allowed_ips,
+    })
+}
+
+fn resolutions() -> impl Strategy<Value = Resolution> {
+    let addresses = prop::collection::btree_set(any::<IpAddr>(), 0..3).prop_map(Resolution::Addresses);
+    prop_oneof![addresses, Just(Resolution::Alias("www.example.net".parse().unwrap()))]
+}
+
+fn interfaces() -> impl Strategy<Value = Interface> {
+    let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
+    (prefixes(), numbers, any::<bool>(), any::<bool>()).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), listen_port_fixed, forward)| Interface {
+            addresses,
+            listen_port,
+            listen_port_fixed,
+            mtu,
+            keepalive: Seconds(keepalive),
+            check_in: Seconds(check_in),
+            forward,
+        },
+    )
+}
+
+fn views() -> impl Strategy<Value = View> {
+    (interfaces(), names(peers()), names(resolutions())).prop_map(|(interface, peers, names)| View {
+        network: network(),
+        node: node(),
+        interface,
+        peers: peers.into_iter().collect(),
+        names: names.into_iter().collect(),
+    })
+}
+
+fn signed(from: u64, to: u64, body: Body) -> Update {
+    let mut update = Update { epoch: 5, from, to, body: Some(body), signature: Default::default() };
+    sign::sign_update(&mut update, &network(), &node(), &server());
+    update
+}
+
+fn accept(update: &Update, at: Option<(&View, u64)>) -> Result<View, Malformed> {
+    let at = at.map(|(view, revision)| (view, Position { epoch: 5, revision: Revision(revision) }));
+    let (network, node, server) = (network(), node(), sign::verifier(&server()));
+    let (told, position) = accept_update(update, &network, &node, &PublicKey([1; 32]), &server, at)?;
+    assert_eq!(position, Position { epoch: update.epoch, revision: Revision(update.to) });
+    match told {
+        Told::View(view) => Ok(view),
+        Told::Removed => panic!("nothing here removes"),
+    }
+}
+
+fn delta(before: &View, after: &View) -> Body {
+    Body::Delta(encode_delta(&ViewDelta::between(before, after), after.peers.len()).into())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_view_comes_back_as_it_was_sent(view in views()) {
+        prop_assert_eq!(accept(&signed(0, 3, Body::Whole(encode_view(&view).into())), None), Ok(view));
+    }
+
+    #[test]
+    fn a_delta_leads_from_what_a_node_has_to_what_it_should_have(before in views(), after in views()) {
+        let update = signed(3, 4, delta(&before, &after));
+        prop_assert_eq!(accept(&update, Some((&before, 3))), Ok(after));
+        prop_assert_eq!(accept(&update, Some((&before, 2))), Err(Malformed::OtherBase { from: 3, at: 2 }));
+        prop_assert_eq!(accept(&update, None), Err(Malformed::OtherBase { from: 3, at: 0 }));
+    }
+
+    #[test]
+    fn a_view_that_lost_a_peer_on_the_way_is_refused(view in views()) {
+        let mut message = wire::View::decode(&*encode_view(&view)).unwrap();
+        prop_assume!(message.peers.pop().is_some());
+        let refused = accept(&signed(0, 3, Body::Whole(message.encode_to_vec().into())), None);
+        prop_assert!(matches!(refused, Err(Malformed::PeerCount { .. })), "{:?}", refused);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed(view in views(), place in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let update = signed(0, 3, Body::Whole(encode_view(&view).into()));
+        let mut bytes = update.encode_to_vec();
+        let place = place.index(bytes.len());
+        bytes[place] ^= 1 << bit;
+        if let Ok(changed) = Update::decode(&*bytes) && changed != update {
+            prop_assert!(accept(&changed, None).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_view_is_refused_and_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), view in views()) {
+        let _ = accept(&signed(0, 3, Body::Whole(bytes.clone().into())), None);
+        let _ = accept(&signed(3, 4, Body::Delta(bytes.into())), Some((&view, 3)));
+    }
+}

@@ -1,0 +1,183 @@
+//! What nmplan and the server say to each other over REST.
+//!
+//! Only the bodies: which route carries which stands in the server's authorisation table. A world travels as its
+//! [`WorldDocument`](crate::world::WorldDocument).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::diff::Change;
+use crate::inventory::NodeId;
+use crate::plan::Plan;
+use crate::scalars::{Name, PublicKey};
+use crate::snapshot::{Owner, ResourceId, Revision};
+
+/// What carries out a plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    /// Made by the client; the same id is applied once.
+    pub apply_id: String,
+    /// The plan.
+    pub plan: Plan,
+    /// What verifies the secret of each access key that the plan makes.
+    #[serde(default)]
+    pub keys: BTreeMap<ResourceId, PublicKey>,
+    /// Where the files came from.
+    #[serde(default)]
+    pub provenance: Option<Provenance>,
+}
+
+/// That a plan was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// Whether that was an earlier call with the same id.
+    pub already: bool,
+}
+
+/// Where declarations came from, as far as their sender knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The git commit.
+    pub commit: Option<String>,
+    /// Its author.
+    pub author: Option<String>,
+    /// The first line of its message.
+    pub message: Option<String>,
+    /// Whether the files differed from it.
+    pub dirty: bool,
+}
+
+/// One revision: who changed what, when and why. Append-only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// When.
+    pub time: Timestamp,
+    /// Who: a token's id, or the node that joined or left.
+    pub actor: String,
+    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`.
+    pub action: String,
+    /// The project and env that declared.
+    pub owner: Option<Owner>,
+    /// The id that the client gave an apply.
+    pub apply_id: Option<String>,
+    /// The digest of the plan that was applied.
+    pub digest: Option<String>,
+    /// Where the files came from.
+    pub provenance: Option<Provenance>,
+    /// What changed among the declarations.
+    pub changes: Vec<Change>,
+    /// The machines that joined, left or changed.
+    pub nodes: Vec<NodeId>,
+}
+
+/// How the nodes are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusDocument {
+    /// The epoch.
+    pub epoch: u64,
+    /// The revision.
+    pub revision: Revision,
+    /// The nodes, joined and awaited.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// How one node is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its resource id.
+    pub id: String,
+    /// Its name.
+    pub name: Name,
+    /// Its tags.
+    pub tags: BTreeSet<Name>,
+    /// Its addresses; before it joined, those that are reserved.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its WireGuard key.
+    pub public_key: Option<PublicKey>,
+    /// How it is.
+    pub state: Presence,
+    /// When it last checked in.
+    pub last_check_in: Option<Timestamp>,
+    /// Up to which revision it has everything that concerns it.
+    pub acknowledged: Option<Revision>,
+    /// How it reaches the server.
+    pub control: Control,
+}
+
+/// Whether a node is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// Declared, but its machine has not joined.
+    Awaiting,
+    /// It checked in within the last three intervals.
+    Online,
+    /// It has not, in time that the server served.
+    Silent,
+}
+
+/// The way that control traffic takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// TLS on the public address.
+    Tls,
+    /// None at the moment.
+    None,
+}
+
+/// Why a call was not carried out: an `application/problem+json` of RFC 9457.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Always `about:blank`: `code` tells failures apart.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A few constant words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable name of the failure: `stale`, `rules`, `denied`...
+    pub code: String,
+    /// What failed and why.
+    pub detail: String,
+    /// The problems, where a rule forbids the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Finding>,
+    /// What moved, where the plan is stale.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<Moved>,
+}
+
+/// A problem as the server tells it, without a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The name of its code.
+    pub code: String,
+    /// The resource.
+    pub id: Option<String>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// A resource that a plan touches and that has moved, with what is known of how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    /// The resource.
+    pub id: ResourceId,
+    /// The revision that it is at; 0: it is gone.
+    pub revision: Revision,
+    /// Who moved it last.
+    pub actor: Option<String>,
+    /// When.
+    pub time: Option<Timestamp>,
+}

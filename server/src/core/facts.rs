@@ -1,0 +1,129 @@
+//! What a machine says of itself, and where the others reach it then: pure.
+
+use std::net::IpAddr;
+
+use proto::wire;
+use schema::kinds::Network;
+use schema::scalars::{Endpoint, Host};
+
+/// What is known of where a machine is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Where its operator says, else where it was seen, else where it believes to be; absent: it must speak first.
+    pub endpoint: Option<Endpoint>,
+    /// The UDP port that it listens on; absent: it has not chosen.
+    pub listen_port: Option<u16>,
+}
+
+/// Why what a machine says of itself cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// It is not written as it should be.
+    #[error("the endpoint {0:?} cannot be used: {1}; set one like gw.example.net:51821, or none")]
+    Endpoint(String, String),
+    /// Nobody else could reach it.
+    #[error("the endpoint {0} cannot be used: {1}; set a public address or name, or none")]
+    Unreachable(Endpoint, &'static str),
+    /// It is no address.
+    #[error("the local address {0:?} is no IP address")]
+    LocalAddress(String),
+    /// It is no port.
+    #[error("the listen port {0} is none: ports are numbers up to 65535")]
+    ListenPort(u32),
+}
+
+/// Reads what a machine says, in the light of the address that it was seen at. What it and the server only found out
+/// themselves is passed over where it is no use to others; what its operator says must be right.
+pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Result<Facts, Unusable> {
+    let wire::Facts { listen_port, endpoint, local_address } = facts;
+    let port = u16::try_from(*listen_port).map_err(|_| Unusable::ListenPort(*listen_port))?;
+    let local: Option<IpAddr> = match &**local_address {
+        "" => None,
+        text => Some(text.parse().map_err(|_| Unusable::LocalAddress(shortened(text)))?),
+    };
+    let of_use = |address: &IpAddr| no_use(*address, network).is_none();
+    let found = seen.into_iter().chain(local).map(|address| address.to_canonical()).find(of_use);
+    let found = found.map(|address| Endpoint { host: Host::Address(address), port: None });
+    Ok(Facts { endpoint: said(endpoint, network)?.or(found), listen_port: Some(port).filter(|port| *port > 0) })
+}
+
+/// What the operator says.
+fn said(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusable> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let endpoint: Endpoint = text.parse().map_err(|why| Unusable::Endpoint(shortened(text), why))?;
+    let why = match &endpoint.host {
+        Host::Address(address) => no_use(*address, network),
+        Host::Domain(name) => (name.to_string() == "localhost").then_some("it is each machine's own"),
+    };
+    match why {
+        Some(why) => Err(Unusable::Unreachable(endpoint, why)),
+        None => Ok(Some(endpoint)),
+    }
+}
+
+/// Why the others cannot reach a machine at an address; nothing if they may.
+fn no_use(address: IpAddr, network: &Network) -> Option<&'static str> {
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    let inside = network.range_of(address).is_some_and(|range| range.contains(&address));
+    let reasons = [
+        (address.is_loopback(), "it is each machine's own"),
+        (address.is_unspecified(), "it is no machine's address"),
+        (address.is_multicast(), "it is many machines' address"),
+        (link_local, "it holds on one link only"),
+        (inside, "it lies in the network itself, so the tunnel would run through itself"),
+    ];
+    reasons.into_iter().find_map(|(holds, why)| holds.then_some(why))
+}
+
+/// A text that fits into a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schema::kinds::Kind;
+    use schema::world::ResourceDocument;
+
+    fn read_in_corp(endpoint: &str, local: &str, seen: Option<&str>) -> Result<Option<String>, Unusable> {
+        let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
+        let document: ResourceDocument = serde_json::from_str(json).expect("good");
+        let mut world = schema::snapshot::Snapshot::default();
+        world.put(document.id.clone(), document.entry().expect("good"));
+        assert_eq!(document.id.kind, Kind::Network);
+        let network = world.network(&"corp".parse().expect("good")).expect("there").clone();
+        let facts = wire::Facts { listen_port: 0, endpoint: endpoint.into(), local_address: local.into() };
+        let seen = seen.map(|address| address.parse().expect("good"));
+        read(&facts, seen, &network).map(|facts| facts.endpoint.map(|endpoint| endpoint.to_string()))
+    }
+
+    #[test]
+    fn what_is_said_goes_before_what_is_seen_and_that_before_what_is_believed() {
+        for (endpoint, local, seen, expected) in [
+            ("gw.example.net:4000", "192.0.2.2", Some("192.0.2.1"), Some("gw.example.net:4000")),
+            ("", "192.0.2.2", Some("192.0.2.1"), Some("192.0.2.1")),
+            ("", "192.0.2.2", Some("::ffff:192.0.2.1"), Some("192.0.2.1")),
+            ("", "192.0.2.2", Some("127.0.0.1"), Some("192.0.2.2")),
+            ("", "10.0.0.7", Some("::1"), None),
+            ("", "fe80::1", None, None),
+            ("", "", None, None),
+        ] {
+            assert_eq!(read_in_corp(endpoint, local, seen), Ok(expected.map(ToOwned::to_owned)), "{endpoint} {local}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        let long = "a".repeat(70_000);
+        for endpoint in
+            ["127.0.0.1", "[::1]:5", "0.0.0.0:1", "239.0.0.1", "10.0.0.9:51821", "localhost", "a b", "x:0", &long]
+        {
+            let error = read_in_corp(endpoint, "", Some("192.0.2.1")).expect_err("it is of no use").to_string();
+            assert!(error.contains("endpoint") && error.len() < 400, "{error}");
+        }
+        assert!(matches!(read_in_corp("", "here", None), Err(Unusable::LocalAddress(_))));
+    }
+}

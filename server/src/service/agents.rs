@@ -1,0 +1,223 @@
+//! The operations of agents.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use proto::convert::{Position, encode_delta, encode_view};
+use proto::sign;
+use proto::wire::{self, Update, update::Body};
+use schema::inventory::NodeId;
+use schema::kinds::AccessKey;
+use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::snapshot::{ResourceId, Revision};
+use schema::world::World;
+
+use super::Service;
+use crate::committer::{Note, Past};
+use crate::core::enrol::{self, Admitted, Candidate, Refused};
+use crate::core::facts;
+use crate::error::Error;
+use crate::sightings::Stream;
+use crate::state::{Lack, State};
+use crate::store::Store;
+
+impl Service {
+    /// A nonce to sign, and an ephemeral key that belongs to it.
+    pub fn challenge(&self) -> wire::ChallengeResponse {
+        let (nonce, ephemeral) = self.inner.secrets.challenge();
+        wire::ChallengeResponse { nonce: nonce.into(), ephemeral: ephemeral.to_vec().into() }
+    }
+
+    /// Lets a machine into a network.
+    pub async fn join(&self, request: wire::JoinRequest, from: Option<IpAddr>) -> Result<wire::JoinResponse, Error> {
+        let candidate = self.candidate(&request, from)?;
+        let (network, identity) = (candidate.network.clone(), candidate.identity);
+        let join = move |world: &mut World, _: &mut Past<'_>| {
+            let Admitted { name, changed } = enrol::join(world, candidate, Timestamp::now())?;
+            let note = Note { actor: format!("node {name}"), action: "join", ..Note::default() };
+            Ok((name, changed.then_some(note)))
+        };
+        let name = self.inner.committer.change(join).await?;
+        let update = self.whole(&network, &identity)?;
+        // It is there, but what it has it has not said.
+        self.inner.sightings.note(&(network, name.clone()), Revision(0));
+        Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
+    }
+
+    fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<Candidate, Error> {
+        let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
+        let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
+        let network: NetworkName = request.network.parse().map_err(|why| bad("the network", why))?;
+        let key: Name = request.key.parse().map_err(|why| bad("the key", why))?;
+        let name: Name = request.name.parse().map_err(|why| bad("the name", why))?;
+        let id = ResourceId::of::<AccessKey>(&network, &key);
+        let state = self.state();
+        let unknown = || Refused::UnknownKey(id.clone());
+        let status = state.world.inventory.key(&id).ok_or_else(unknown)?;
+        sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, &status.verifier)?;
+        let declared = state.world.snapshot.network(&network).ok_or_else(unknown)?;
+        let facts = facts::read(&request.facts.clone().unwrap_or_default(), from, declared)?;
+        let (identity, public_key) = (key_of(&request.identity)?, key_of(&request.public_key)?);
+        let os = request.os.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into();
+        Ok(Candidate { network, name, key, identity, public_key, facts, os })
+    }
+
+    /// Opens a session for an identity.
+    pub fn open_session(&self, request: &wire::OpenSessionRequest) -> Result<wire::OpenSessionResponse, Error> {
+        self.inner.secrets.check_nonce(&request.nonce)?;
+        sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
+        let identity = key_of(&request.identity)?;
+        let (token, lifetime) = self.inner.secrets.session(&identity);
+        Ok(wire::OpenSessionResponse { token, lifetime })
+    }
+
+    /// The identity that a session's token stands for.
+    pub fn identity(&self, token: &str) -> Result<PublicKey, Error> {
+        self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has ended; open a new one"))
+    }
+
+    /// The whole View of a machine, or that it is removed.
+    pub fn whole(&self, network: &NetworkName, identity: &PublicKey) -> Result<Update, Error> {
+        let state = self.state();
+        let Some(name) = state.world.inventory.name_of(network, identity) else {
+            return Ok(self.removed(&state, network, identity));
+        };
+        let view = state.mesh(network).and_then(|mesh| mesh.view(name));
+        let view = view.ok_or_else(|| Error::NotFound(format!("network {network}")))?;
+        Ok(self.sign(&state, network, name, 0, Body::Whole(encode_view(&view).into())))
+    }
+
+    /// What a machine lacks that stands somewhere; nothing if it lacks nothing.
+    pub fn lacking(
+        &self,
+        state: &State,
+        network: &NetworkName,
+        identity: &PublicKey,
+        at: Position,
+    ) -> Result<Option<Update>, Error> {
+        let Some(name) = state.world.inventory.name_of(network, identity) else {
+            return Ok(Some(self.removed(state, network, identity)));
+        };
+        let lack = state.lack(network, name, at.epoch, at.revision);
+        Ok(match lack.ok_or_else(|| Error::NotFound(format!("network {network}")))? {
+            Lack::Nothing => None,
+            Lack::Whole(view) => Some(self.sign(state, network, name, 0, Body::Whole(encode_view(&view).into()))),
+            Lack::Delta(delta, peers) => {
+                let body = Body::Delta(encode_delta(&delta, peers).into());
+                Some(self.sign(state, network, name, at.revision.0, body))
+            }
+        })
+    }
+
+    /// A check-in: notes that the machine is there, takes in what changed on it, and tells what it lacks.
+    pub async fn check_in(
+        &self,
+        network: &NetworkName,
+        identity: &PublicKey,
+        at: Position,
+        facts: Option<&wire::Facts>,
+        from: Option<IpAddr>,
+    ) -> Result<Option<Update>, Error> {
+        let mut state = self.state();
+        if let Some(name) = state.world.inventory.name_of(network, identity) {
+            let id = (network.clone(), name.clone());
+            self.inner.sightings.note(&id, told(&state, at));
+            if let Some(facts) = facts
+                && self.take_in(&state, id, facts, from).await?
+            {
+                state = self.state();
+            }
+        }
+        self.lacking(&state, network, identity, at)
+    }
+
+    /// Takes in what changed on a machine; whether the state has moved since.
+    async fn take_in(
+        &self,
+        state: &State,
+        id: NodeId,
+        facts: &wire::Facts,
+        from: Option<IpAddr>,
+    ) -> Result<bool, Error> {
+        let World { snapshot, inventory, .. } = &*state.world;
+        let (Some(network), Some(joined)) = (snapshot.network(&id.0), inventory.node(&id)) else { return Ok(false) };
+        let facts = facts::read(facts, from, network)?;
+        if enrol::told(joined, facts.clone()) == **joined {
+            return Ok(false);
+        }
+        let identity = joined.identity;
+        let change = move |world: &mut World, _: &mut Past<'_>| {
+            let joined = world.inventory.node(&id).filter(|joined| joined.identity == identity).cloned();
+            let Some(joined) = joined else { return Ok((true, None)) };
+            let note = Note { actor: format!("node {}", id.1), action: "check-in", ..Note::default() };
+            let told = enrol::told(&joined, facts);
+            let changed = told != *joined;
+            world.inventory.put_node(id, told);
+            Ok((true, changed.then_some(note)))
+        };
+        self.inner.committer.change(change).await
+    }
+
+    /// Takes a machine out of a network at its own wish.
+    pub async fn leave(&self, request: &wire::LeaveRequest) -> Result<(), Error> {
+        self.inner.secrets.check_nonce(&request.nonce)?;
+        sign::verify_leave(request, &self.inner.info.signing_key)?;
+        let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
+        let identity = key_of(&request.identity)?;
+        let leave = move |world: &mut World, _: &mut Past<'_>| {
+            let Some(name) = world.inventory.name_of(&network, &identity).cloned() else { return Ok(((), None)) };
+            enrol::remove(world, &network, &name, Timestamp::now());
+            Ok(((), Some(Note { actor: format!("node {name}"), action: "leave", ..Note::default() })))
+        };
+        self.inner.committer.change(leave).await
+    }
+
+    /// Notes that a machine watches from a position, for as long as what it gives is held.
+    pub fn stream(&self, network: &NetworkName, identity: &PublicKey, at: Position) -> Option<Stream> {
+        let state = self.state();
+        let name = state.world.inventory.name_of(network, identity)?;
+        let id = (network.clone(), name.clone());
+        self.inner.sightings.note(&id, told(&state, at));
+        self.inner.sightings.stream(&id)
+    }
+
+    /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.
+    pub async fn store_seen(&self, end: bool) -> Result<(), Error> {
+        let unstored = Arc::new(self.inner.sightings.take_unstored(&self.state().world.inventory));
+        if unstored.fresh.is_empty() && unstored.gone.is_empty() && !end {
+            return Ok(());
+        }
+        let write = Arc::clone(&unstored);
+        let put = move |store: &mut dyn Store| store.put_seen(&write.fresh, &write.gone, Timestamp::now());
+        let stored = self.inner.committer.read(put).await;
+        if stored.is_err() {
+            self.inner.sightings.put_back(&unstored);
+        }
+        stored
+    }
+
+    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: u64, body: Body) -> Update {
+        let World { epoch, revision, .. } = &*state.world;
+        let mut update =
+            Update { epoch: *epoch, from, to: revision.0, body: Some(body), signature: Default::default() };
+        sign::sign_update(&mut update, network, node, self.inner.secrets.signing_key());
+        update
+    }
+
+    fn removed(&self, state: &State, network: &NetworkName, identity: &PublicKey) -> Update {
+        let nobody = network.name();
+        self.sign(state, network, nobody, 0, Body::Removed(identity.0.to_vec().into()))
+    }
+}
+
+/// 32 bytes of a request as a key.
+fn key_of(bytes: &[u8]) -> Result<PublicKey, Error> {
+    proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
+}
+
+/// The revision that a machine says it has; 0 where that is of another life of the database.
+fn told(state: &State, at: Position) -> Revision {
+    let known = at.epoch == state.world.epoch && at.revision <= state.world.revision;
+    if known { at.revision } else { Revision(0) }
+}

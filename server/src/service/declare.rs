@@ -1,0 +1,154 @@
+//! What becomes of the world when declarations change.
+
+use jiff::Timestamp;
+use schema::api::{Applied, ApplyRequest, Moved};
+use schema::decode::{Places, decode_body};
+use schema::diff::{Action, Change};
+use schema::inventory::KeyStatus;
+use schema::kinds::Kind;
+use schema::plan::Plan;
+use schema::rules;
+use schema::scalars::Name;
+use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::value::Value;
+use schema::world::{ServerInfo, World};
+
+use crate::committer::{Note, Past};
+use crate::core::enrol::Refused;
+use crate::error::Error;
+use crate::store::LogEntry;
+
+/// The longest id of an apply, in bytes.
+const LONGEST_ID: usize = 128;
+
+/// Whether a request is whole, and its plan was made for this server.
+pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Result<(), Error> {
+    let ApplyRequest { apply_id, plan, keys: _, provenance: _ } = request;
+    if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
+        return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, made at random")));
+    }
+    let names = plan.owner.0.split_once('/').map(|(project, env)| (project.parse::<Name>(), env.parse::<Name>()));
+    if !matches!(names, Some((Ok(_), Ok(_)))) {
+        return Err(Error::BadRequest(format!("the owner {:?} is not written like acme/prod", plan.owner.0)));
+    }
+    if plan.format != schema::plan::FORMAT {
+        let message = format!("the plan has format {}, this server knows {}", plan.format, schema::plan::FORMAT);
+        return Err(Error::BadRequest(message));
+    }
+    if plan.digest != plan.digest_now() {
+        return Err(Error::BadRequest("the plan was changed after it was made: its digest does not fit".into()));
+    }
+    if plan.server.id != server.id || plan.server.epoch != server.epoch {
+        let message = "the plan was made for another server, or before a restore; plan again";
+        return Err(Error::Precondition(message.into()));
+    }
+    Ok(())
+}
+
+/// Carries out a plan.
+pub(super) fn apply(
+    world: &mut World,
+    past: &mut Past<'_>,
+    request: ApplyRequest,
+    actor: String,
+) -> Result<(Applied, Option<Note>), Error> {
+    let ApplyRequest { apply_id, plan, keys, provenance } = request;
+    if let Some(revision) = past.applied(&apply_id)? {
+        check_same(&plan, past.entry(revision)?, &apply_id)?;
+        return Ok((Applied { revision, already: true }, None));
+    }
+    let before = World { revision: Revision(world.revision.0 - 1), ..world.clone() };
+    let stale = plan.stale(&before);
+    if !stale.is_empty() {
+        let moved = stale.into_iter().map(|(id, revision)| moved(past, id, revision)).collect::<Result<_, _>>()?;
+        return Err(Error::Stale(moved));
+    }
+    check_changes(&plan, &before)?;
+    let outcome = plan.apply(&before, Timestamp::now()).map_err(Error::Rules)?;
+    (world.snapshot, world.inventory) = (outcome.snapshot, outcome.inventory);
+    for id in plan.new_keys() {
+        let missing = || Error::BadRequest(format!("what verifies the secret of {id} is missing"));
+        let verifier = *keys.get(id).ok_or_else(missing)?;
+        world.inventory.put_key(id.clone(), KeyStatus { verifier, created: Timestamp::now(), used: 0 });
+    }
+    if plan.changes.is_empty() {
+        return Ok((Applied { revision: before.revision, already: false }, None));
+    }
+    let (owner, digest) = (Some(plan.owner), Some(plan.digest));
+    let note = Note { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance };
+    Ok((Applied { revision: world.revision, already: false }, Some(note)))
+}
+
+/// An id that was used stands for one plan for good.
+fn check_same(plan: &Plan, entry: Option<LogEntry>, apply_id: &str) -> Result<(), Error> {
+    match entry.and_then(|entry| entry.digest) {
+        Some(digest) if digest == plan.digest => Ok(()),
+        Some(_) | None => Err(Error::BadRequest(format!("the apply_id {apply_id:?} was used for another plan"))),
+    }
+}
+
+/// A plan names the revision of whatever it changes, says rightly what it does to it, and changes only what its project and
+/// env manage. What nmplan makes is so; the digest alone would not stop another program.
+fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
+    for Change { id, action, after, .. } in &plan.changes {
+        let there = world.snapshot.entry(id);
+        let does = match action {
+            Action::Create => there.is_none() && after.is_some(),
+            Action::Update => there.is_some() && after.is_some(),
+            Action::Delete => there.is_some() && after.is_none(),
+        };
+        if !does || !plan.touched.contains_key(id) {
+            return Err(Error::BadRequest(format!("the plan does not say rightly what it does to {id}; plan again")));
+        }
+        if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner)) {
+            return Err(Error::BadRequest(format!("{id} is not managed by {}", plan.owner)));
+        }
+    }
+    Ok(())
+}
+
+fn moved(past: &mut Past<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
+    let (actor, time) = past.entry(revision)?.map(|entry| (entry.actor, entry.time)).unzip();
+    Ok(Moved { id, revision, actor, time })
+}
+
+/// Makes or replaces a resource, or takes it away where there is no body, if it is at the revision that is expected.
+pub(super) fn put(
+    world: &mut World,
+    id: &ResourceId,
+    body: Option<&Value>,
+    expected: Option<Revision>,
+    actor: String,
+) -> Result<(Revision, Option<Note>), Error> {
+    let there = world.snapshot.entry(id).cloned();
+    let at = there.as_ref().map(|entry| entry.revision);
+    if at != expected {
+        let now = at.map_or("does not exist".to_owned(), |at| format!("is at revision {at}"));
+        return Err(Error::Precondition(format!("{id} {now}; read it again")));
+    }
+    let owner = there.and_then(|entry| entry.owner);
+    match body {
+        Some(_) if id.kind == Kind::AccessKey && expected.is_none() => {
+            return Err(Error::BadRequest("an access key is made by nmplan, which makes its secret".into()));
+        }
+        Some(body) => {
+            let entry = decode_body(id, body).map_err(Error::Rules)?;
+            world.snapshot.put(id.clone(), Entry { revision: world.revision, owner, ..entry });
+        }
+        None => drop(world.snapshot.delete(id)),
+    }
+    settle(world)?;
+    let action = if body.is_some() { "put" } else { "delete" };
+    Ok((world.revision, Some(Note { actor, action, ..Note::default() })))
+}
+
+/// Brings the inventory in line with changed declarations, if they keep the rules.
+fn settle(world: &mut World) -> Result<(), Error> {
+    let report = rules::check(&world.snapshot, &Places::default());
+    if report.has_errors() {
+        return Err(Error::Rules(report));
+    }
+    let settled = world.inventory.settled(&world.snapshot, Timestamp::now());
+    world.inventory = settled.map_err(|exhausted| Error::from(Refused::Exhausted(exhausted)))?;
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! How nodes are, as status tells it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use schema::api::{Control, NodeStatus, Presence};
+use schema::inventory::NodeId;
+use schema::kinds::Node;
+use schema::scalars::Seconds;
+use schema::snapshot::Revision;
+use schema::world::World;
+
+use crate::sightings::Heard;
+use crate::state::{Lack, State};
+
+/// How many check-ins a node may miss before it counts as silent.
+const MISSED: u32 = 3;
+
+/// How one node is.
+pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus {
+    let World { snapshot, inventory, .. } = &*state.world;
+    let declared = snapshot.named::<Node>(&id.0, &id.1);
+    let joined = inventory.node(id);
+    let heard = heard.filter(|_| joined.is_some());
+    let interval = snapshot.network(&id.0).map_or(Seconds(15), |network| network.check_in);
+    let patience = Duration::from_secs(u64::from(interval.0)) * MISSED;
+    let online = heard.is_some_and(|heard| heard.silence <= patience);
+    let reserved = || declared.iter().flat_map(|node| node.reserved().map(|(_, address)| address)).collect();
+    let tags = joined.iter().flat_map(|it| &it.tags).chain(declared.iter().flat_map(|it| &it.tags));
+    NodeStatus {
+        id: format!("{}/node/{}", id.0, id.1),
+        name: id.1.clone(),
+        tags: tags.cloned().collect::<BTreeSet<_>>(),
+        addresses: joined.map_or_else(reserved, |joined| joined.addresses.clone()),
+        public_key: joined.map(|joined| joined.public_key),
+        state: match (joined, online) {
+            (None, _) => Presence::Awaiting,
+            (Some(_), true) => Presence::Online,
+            (Some(_), false) => Presence::Silent,
+        },
+        last_check_in: heard.map(|heard| heard.seen.time),
+        acknowledged: heard.and_then(|heard| acknowledged(state, id, heard.seen.revision)),
+        control: if online || heard.is_some_and(|heard| heard.streams) { Control::Tls } else { Control::None },
+    }
+}
+
+/// Up to which revision a node has everything that concerns it: the newest, if nothing since the one that it told of
+/// concerns it. Nothing while it has not told of any.
+fn acknowledged(state: &State, id: &NodeId, told: Revision) -> Option<Revision> {
+    let World { epoch, revision, .. } = &*state.world;
+    let lacks_nothing = || matches!(state.lack(&id.0, &id.1, *epoch, told), Some(Lack::Nothing));
+    (told > Revision(0)).then(|| if lacks_nothing() { *revision } else { told })
+}

@@ -1,0 +1,164 @@
+//! The program itself: what it makes at its first start, what it says when it cannot start, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn nmserver(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nmserver"));
+    command.env_clear().env("DATA_DIR", directory).env("SERVER_HOST", "127.0.0.1").env("BIND", "127.0.0.1");
+    command.env("API_PORT", free_port()).env("GRPC_PORT", free_port());
+    command
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+fn refused(command: &mut Command) -> String {
+    let Output { status, stderr, stdout } = command.output().unwrap();
+    let said = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(stdout.is_empty() && said.contains("nmserver: "), "{said}");
+    said
+}
+
+/// A server that serves, and ends with this value.
+struct Serving {
+    process: Child,
+    talk: BufReader<ChildStderr>,
+    said: String,
+}
+
+impl Serving {
+    /// Starts it, and reads what it says until it says that it serves.
+    fn start(command: &mut Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let talk = BufReader::new(process.stderr.take().unwrap());
+        let mut serving = Self { process, talk, said: String::new() };
+        serving.read_until("serving");
+        serving
+    }
+
+    fn read_until(&mut self, word: &str) {
+        while !self.said.lines().last().unwrap_or_default().contains(word) {
+            assert!(self.talk.read_line(&mut self.said).unwrap() > 0, "it ended before {word:?}: {}", self.said);
+        }
+    }
+
+    /// Ends it by a signal; whether that was a success, and the rest of what it said.
+    fn end(mut self, signal: Signal) -> (bool, String) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+        let success = self.process.wait().unwrap().success();
+        let mut rest = std::mem::take(&mut self.said);
+        self.talk.read_to_string(&mut rest).unwrap();
+        (success, rest)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let mut first = Serving::start(&mut nmserver(&data));
+    first.read_until("nmplan plan");
+    let command = first.said.lines().find(|line| line.contains("export")).unwrap().to_owned();
+    for part in ["NMPLAN_SERVER=https://127.0.0.1:", "NMPLAN_TOKEN_FILE=", "NMPLAN_CA="] {
+        assert!(command.contains(part), "{command}");
+    }
+    for file in ["ca.pem", "ca.key", "signing.key", "session.key", "admin.token", "nmserver.db", "nmserver.db-wal"] {
+        let mode = std::fs::metadata(data.join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    let token = std::fs::read_to_string(data.join("admin.token")).unwrap();
+    assert!(!first.said.contains(token.trim()), "a secret is not logged");
+    let (success, _) = first.end(Signal::TERM);
+    assert!(success, "to be ended is no failure");
+    std::fs::remove_file(data.join("admin.token")).unwrap();
+    let (success, said) = Serving::start(&mut nmserver(&data)).end(Signal::INT);
+    assert!(success && !said.contains("first start"), "{said}");
+    assert!(!data.join("admin.token").exists(), "who put the token elsewhere gets no second one");
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_start_is_said_with_what_to_type() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let busy = refused(nmserver(&directory.path().join("a")).env("API_PORT", &port));
+    assert!(busy.contains(&port) && busy.contains("set API_PORT or GRPC_PORT"), "{busy}");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let unusable = refused(&mut nmserver(&file));
+    assert!(unusable.contains(&file.display().to_string()) && unusable.contains("set DATA_DIR"), "{unusable}");
+    assert!(unusable.contains("because: "), "{unusable}");
+    let mistyped = refused(nmserver(&file).env("TLS", "of"));
+    assert!(mistyped.contains("TLS=\"of\"") && mistyped.contains("write on or off"), "{mistyped}");
+    let settings = directory.path().join("settings.toml");
+    std::fs::write(&settings, "api_prot = 1\n").unwrap();
+    let unknown = refused(nmserver(&file).arg("--config").arg(&settings));
+    assert!(unknown.contains("did you mean \"api_port\"?"), "{unknown}");
+    let nothing = refused(nmserver(&directory.path().join("a")).env("REST_BACKEND", "off").env("AGENT_BACKEND", "off"));
+    assert!(nothing.contains("nothing to serve"), "{nothing}");
+    let damaged = directory.path().join("damaged");
+    std::fs::create_dir(&damaged).unwrap();
+    std::fs::write(damaged.join("signing.key"), "short").unwrap();
+    assert!(refused(&mut nmserver(&damaged)).contains("restore it from a backup"));
+}
+
+#[test]
+fn two_servers_do_not_share_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let _first = Serving::start(&mut nmserver(directory.path()));
+    let second = refused(&mut nmserver(directory.path()));
+    assert!(second.contains("another nmserver uses") && second.contains("DATA_DIR"), "{second}");
+}
+
+#[test]
+fn tokens_are_made_listed_and_revoked_and_only_where_a_server_has_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let early = refused(nmserver(directory.path()).args(["token", "list"]));
+    assert!(early.contains("start nmserver first"), "{early}");
+    assert!(!directory.path().join("nmserver.db").exists(), "to ask makes nothing");
+    drop(Serving::start(&mut nmserver(directory.path())));
+    let done = |arguments: &[&str]| {
+        let Output { status, stdout, stderr } = nmserver(directory.path()).args(arguments).output().unwrap();
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap()
+    };
+    let token = done(&["token", "create", "--role", "viewer", "--network", "corp", "--expires", "30d"]);
+    let id = token.trim().split('_').nth(1).unwrap().to_owned();
+    let list = done(&["token", "list"]);
+    assert!(list.lines().count() == 2 && list.contains(&format!("{id}  viewer  expires 20")), "{list}");
+    assert!(!list.contains(token.trim()), "it is printed once");
+    done(&["token", "revoke", &id]);
+    assert_eq!(done(&["token", "list"]).lines().count(), 1);
+    let again = refused(nmserver(directory.path()).args(["token", "revoke", &id]));
+    assert!(again.contains("token list"), "{again}");
+}
+
+#[test]
+fn the_settings_in_force_can_be_read_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = nmserver(directory.path()).arg("config").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let file = directory.path().join("again.toml");
+    std::fs::write(&file, &text).unwrap();
+    let mut again = Command::new(env!("CARGO_BIN_EXE_nmserver"));
+    let again = again.env_clear().arg("--config").arg(&file).arg("config").output().unwrap();
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), text);
+}

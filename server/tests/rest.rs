@@ -1,0 +1,390 @@
+//! The REST API as admins and nmplan meet it: a real server, a real client, TLS.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+#[allow(dead_code, reason = "each suite uses its part")]
+#[expect(clippy::allow_attributes, reason = "what is unused differs from suite to suite")]
+mod support;
+
+use std::sync::atomic::Ordering;
+
+use nmserver::core::authorize::{Call, Needs, Role, TABLE};
+use reqwest::{Method, StatusCode};
+use schema::api::Applied;
+use schema::snapshot::{Owner, Revision};
+use serde_json::{Value, json};
+use support::{Running, failure, request, token_beside};
+
+const CORP: &str = r#"
+    network "corp" {
+        ipv4 "10.0.0.0/24"
+        dns "api" a="10.0.0.9"
+    }
+"#;
+
+/// Every REST route as it would be called.
+fn routes() -> impl Iterator<Item = (Method, String, Needs)> {
+    TABLE.iter().filter_map(|line| match line.call {
+        Call::Rest(method, path) => {
+            let path = path.replace("{network}", "corp").replace("{kind}", "dns").replace("{name}", "api");
+            Some((method.to_uppercase().parse().unwrap(), path, line.needs))
+        }
+        Call::Grpc(_) => None,
+    })
+}
+
+#[tokio::test]
+async fn what_is_open_answers_everyone_and_everything_else_asks_for_a_token() {
+    let (server, _) = Running::in_memory().await;
+    for (method, path, needs) in routes() {
+        let answer = server.call(method.clone(), &path).send().await.unwrap();
+        if needs == Needs::Nothing {
+            assert_eq!(answer.status(), StatusCode::OK, "{method} {path}");
+            continue;
+        }
+        assert_eq!(failure(answer).await.0, 401, "{method} {path}");
+        for token in ["nma_x", "nma_0123456789_AAAA", ""] {
+            let answer = server.call(method.clone(), &path).bearer_auth(token).send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path} with {token:?}");
+        }
+    }
+    assert_eq!(failure(server.get("/api/v2/x").await).await.0, 404);
+    let patched = server.call(Method::PATCH, "/api/v1/snapshot").send().await.unwrap();
+    assert_eq!(failure(patched).await.1, "method");
+}
+
+#[tokio::test]
+async fn each_role_reaches_what_its_line_says_and_a_token_works_from_the_moment_it_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    for role in [Role::Viewer, Role::Planner, Role::Applier, Role::Admin] {
+        let token = token_beside(directory.path(), role, &[], &[]);
+        for (method, path, needs) in routes() {
+            let Needs::Role(needed) = needs else { continue };
+            let answer = server.call(method.clone(), &path).bearer_auth(&token).send().await.unwrap();
+            let denied = answer.status() == StatusCode::FORBIDDEN;
+            assert_eq!(denied, role < needed, "{role} {method} {path}: {}", answer.status());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    server.declare(&format!(r#"{CORP} network "lab" {{ ipv4 "10.1.0.0/24" }}"#)).await;
+    let token = token_beside(directory.path(), Role::Applier, &["corp"], &[]);
+    let get = async |path: &str| server.call(Method::GET, path).bearer_auth(&token).send().await.unwrap();
+    let snapshot: schema::world::WorldDocument = get("/api/v1/snapshot").await.json().await.unwrap();
+    assert!(snapshot.resources.iter().all(|resource| resource.id.network.as_str() == "corp"));
+    assert_eq!(get("/api/v1/lab/network/lab").await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(get("/api/v1/corp/network/corp").await.status(), StatusCode::OK);
+    let plan = server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await;
+    let answer = server.send(&token, &request(plan)).await;
+    assert_eq!(failure(answer).await.1, "denied", "the plan deletes the other network");
+    let token = token_beside(directory.path(), Role::Applier, &[], &["other"]);
+    let plan = server.plan("acme/prod", CORP).await;
+    assert_eq!(failure(server.send(&token, &request(plan)).await).await.1, "denied");
+}
+
+#[tokio::test]
+async fn an_unchanged_snapshot_is_not_sent_again() {
+    let (server, _) = Running::in_memory().await;
+    let first = server.get("/api/v1/snapshot").await;
+    let tag = first.headers()["etag"].to_str().unwrap().to_owned();
+    let again = async |tag: &str| {
+        let call = server.call(Method::GET, "/api/v1/snapshot").bearer_auth(&server.token);
+        call.header("if-none-match", tag).send().await.unwrap()
+    };
+    let unchanged = again(&tag).await;
+    assert_eq!(unchanged.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(unchanged.bytes().await.unwrap().len(), 0);
+    assert_eq!(again(&format!("\"x\", W/{tag}")).await.status(), StatusCode::NOT_MODIFIED);
+    server.declare(CORP).await;
+    assert_eq!(again(&tag).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_plan_is_carried_out_once_whole_and_then_nothing_is_left_to_plan() {
+    let (server, _) = Running::in_memory().await;
+    let request = request(server.plan("acme/prod", CORP).await);
+    let apply = async || -> Applied { server.send(&server.token, &request).await.json().await.unwrap() };
+    assert_eq!(apply().await, Applied { revision: Revision(1), already: false });
+    assert_eq!(apply().await, Applied { revision: Revision(1), already: true });
+    assert!(server.plan("acme/prod", CORP).await.changes.is_empty());
+    let log: Vec<schema::api::LogEntry> = server.get("/api/v1/revisions").await.json().await.unwrap();
+    assert_eq!(log.len(), 1);
+    assert_eq!((&*log[0].action, log[0].changes.len()), ("apply", 2));
+    assert_eq!(log[0].digest.as_ref(), Some(&request.plan.digest));
+}
+
+#[tokio::test]
+async fn a_stale_plan_is_refused_and_says_who_moved_what() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(CORP).await;
+    let stale = server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await;
+    server.declare(&CORP.replace("10.0.0.9", "10.0.0.7")).await;
+    let answer = server.send(&server.token, &request(stale)).await;
+    assert_eq!(answer.status(), StatusCode::PRECONDITION_FAILED);
+    let body: schema::api::Failure = answer.json().await.unwrap();
+    assert_eq!(body.code, "stale");
+    assert_eq!(
+        body.moved.iter().map(|it| (it.id.to_string(), it.revision.0)).collect::<Vec<_>>(),
+        [("corp/dns/api".to_owned(), 2)]
+    );
+    assert!(body.moved[0].actor.is_some() && body.moved[0].time.is_some());
+}
+
+#[tokio::test]
+async fn a_plan_that_was_tampered_with_is_refused_and_changes_nothing() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(CORP).await;
+    let good = server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await;
+    let refused = async |change: &dyn Fn(&mut schema::plan::Plan), sign: bool| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        if sign {
+            plan.digest = plan.digest_now();
+        }
+        failure(server.send(&server.token, &request(plan)).await).await
+    };
+    let unsigned = refused(&|plan| plan.changes.clear(), false).await;
+    assert!(unsigned.0 == 400 && unsigned.2.contains("digest"), "{unsigned:?}");
+    let owner = refused(&|plan| plan.owner = Owner("evil/prod".into()), true).await;
+    assert!(owner.0 == 400 && owner.2.contains("not managed by evil/prod"), "{owner:?}");
+    let create = refused(&|plan| plan.changes[0].action = schema::diff::Action::Create, true).await;
+    assert!(create.0 == 400 && create.2.contains("corp/dns/api"), "{create:?}");
+    let untouched = refused(&|plan| plan.touched.clear(), true).await;
+    assert!(untouched.0 == 400 && untouched.2.contains("corp/dns/api"), "{untouched:?}");
+    let elsewhere = refused(&|plan| plan.server.id = "another".into(), true).await;
+    assert_eq!((elsewhere.0, &*elsewhere.1), (412, "precondition"));
+    let nobody = refused(&|plan| plan.owner = Owner("acme".into()), true).await;
+    assert!(nobody.2.contains("acme/prod"), "{nobody:?}");
+    let format = refused(&|plan| plan.format = "9.9".into(), true).await;
+    assert!(format.2.contains("9.9"), "{format:?}");
+    assert_eq!(server.snapshot().await.revision, Revision(1));
+}
+
+#[tokio::test]
+async fn an_apply_id_stands_for_one_plan() {
+    let (server, _) = Running::in_memory().await;
+    let first = request(server.plan("acme/prod", CORP).await);
+    assert_eq!(server.send(&server.token, &first).await.status(), StatusCode::OK);
+    let mut second = request(server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await);
+    second.apply_id = first.apply_id;
+    let (status, _, detail) = failure(server.send(&server.token, &second).await).await;
+    assert!(status == 400 && detail.contains("another plan"), "{detail}");
+    for bad in [String::new(), "x".repeat(129)] {
+        second.apply_id = bad;
+        assert_eq!(failure(server.send(&server.token, &second).await).await.0, 400);
+    }
+    assert_eq!(server.snapshot().await.revision, Revision(1));
+}
+
+#[tokio::test]
+async fn a_plan_that_breaks_a_rule_is_refused_with_the_rule() {
+    let (server, _) = Running::in_memory().await;
+    let mut plan = server.plan("acme/prod", CORP).await;
+    let entry = plan.changes.iter_mut().find(|change| change.id.to_string() == "corp/dns/api").unwrap();
+    entry.after = serde_json::from_value(json!({ "node": "nobody" })).unwrap();
+    plan.digest = plan.digest_now();
+    let answer = server.send(&server.token, &request(plan)).await;
+    let body: schema::api::Failure = answer.json().await.unwrap();
+    assert_eq!((body.status, &*body.code), (422, "rules"));
+    assert!(!body.problems.is_empty() && body.problems[0].code.contains("schema::"), "{body:?}");
+}
+
+#[tokio::test]
+async fn a_key_without_what_verifies_it_is_not_made() {
+    let (server, _) = Running::in_memory().await;
+    let plan = server.plan("acme/prod", r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" }"#).await;
+    let mut bare = request(plan);
+    bare.keys.clear();
+    let (status, _, detail) = failure(server.send(&server.token, &bare).await).await;
+    assert!(status == 400 && detail.contains("corp/access-key/k"), "{detail}");
+    assert_eq!(server.snapshot().await.revision, Revision(0));
+}
+
+#[tokio::test]
+async fn one_resource_is_changed_only_at_the_revision_that_the_caller_knows() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(CORP).await;
+    let path = "/api/v1/corp/dns/web";
+    let put = async |header: Option<(&str, &str)>, body: Value| {
+        let call = server.call(Method::PUT, path).bearer_auth(&server.token).body(body.to_string());
+        header.into_iter().fold(call, |call, (name, value)| call.header(name, value)).send().await.unwrap()
+    };
+    let body = || json!({ "a": ["10.0.0.5"] });
+    assert_eq!(failure(put(None, body()).await).await.0, 400, "a condition is needed");
+    assert_eq!(failure(put(Some(("if-match", "\"7\"")), body()).await).await.0, 412);
+    let made = put(Some(("if-none-match", "*")), body()).await;
+    assert_eq!((made.status(), made.headers()["etag"].to_str().unwrap()), (StatusCode::OK, "\"2\""));
+    assert_eq!(failure(put(Some(("if-none-match", "*")), body()).await).await.0, 412, "it exists now");
+    let read = server.get(path).await;
+    assert_eq!(read.headers()["etag"].to_str().unwrap(), "\"2\"");
+    assert_eq!(read.json::<Value>().await.unwrap()["body"]["a"], json!(["10.0.0.5"]));
+    let wrong = put(Some(("if-match", "\"2\"")), json!({ "b": 1 })).await;
+    assert_eq!(failure(wrong).await.1, "rules");
+    assert_eq!(put(Some(("if-match", "\"2\"")), json!({ "a": ["10.0.0.6"] })).await.status(), StatusCode::OK);
+    let delete = async |tag: &str| {
+        let call = server.call(Method::DELETE, path).bearer_auth(&server.token).header("if-match", tag);
+        call.send().await.unwrap()
+    };
+    assert_eq!(failure(delete("\"2\"").await).await.0, 412);
+    assert_eq!(delete("\"3\"").await.status(), StatusCode::OK);
+    assert_eq!(failure(server.get(path).await).await.0, 404);
+    assert!(server.plan("acme/prod", CORP).await.changes.is_empty(), "what nobody manages is left alone");
+}
+
+#[tokio::test]
+async fn a_network_has_one_path_and_no_other_resource_passes_for_one() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(CORP).await;
+    assert_eq!(server.get("/api/v1/corp/network/corp").await.status(), StatusCode::OK);
+    let call = server.call(Method::PUT, "/api/v1/corp/network/x").bearer_auth(&server.token);
+    let answer = call.header("if-none-match", "*").body(r#"{"ipv4":"10.9.0.0/24"}"#).send().await.unwrap();
+    assert_eq!(failure(answer).await.0, 400);
+}
+
+#[tokio::test]
+async fn the_log_has_no_gap_and_is_read_in_pages() {
+    let (server, _) = Running::in_memory().await;
+    for last in 1..=7 {
+        server.declare(&CORP.replace("10.0.0.9", &format!("10.0.0.{last}"))).await;
+    }
+    let page = async |query: &str| -> Vec<u64> {
+        let log: Vec<schema::api::LogEntry> =
+            server.get(&format!("/api/v1/revisions{query}")).await.json().await.unwrap();
+        log.iter().map(|entry| entry.revision.0).collect()
+    };
+    assert_eq!(page("").await, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(page("?after=2&limit=3").await, [3, 4, 5]);
+    assert_eq!(page("?after=7").await, [0u64; 0]);
+    assert_eq!(failure(server.get("/api/v1/revisions?from=2").await).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_full_disk_changes_nothing_and_the_server_goes_on() {
+    let (server, levers) = Running::in_memory().await;
+    server.declare(CORP).await;
+    let request = request(server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await);
+    levers.full.store(true, Ordering::SeqCst);
+    let (status, code, detail) = failure(server.send(&server.token, &request).await).await;
+    assert_eq!((status, &*code), (503, "database"));
+    assert!(detail.contains("disk is full") && detail.contains("nothing was changed"), "{detail}");
+    assert_eq!(server.snapshot().await.revision, Revision(1), "reads go on, and nothing was published");
+    levers.full.store(false, Ordering::SeqCst);
+    let applied: Applied = server.send(&server.token, &request).await.json().await.unwrap();
+    assert_eq!(applied, Applied { revision: Revision(2), already: false });
+}
+
+#[tokio::test]
+async fn a_server_that_starts_again_knows_everything_that_it_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    server.declare(CORP).await;
+    let (before, token) = (server.snapshot().await, server.token.clone());
+    server.end().await;
+    let server = Running::on_disk(directory.path()).await;
+    assert_eq!(server.token, token, "the admin's token is made once");
+    let after = server.snapshot().await;
+    assert_eq!(after.world().unwrap(), before.world().unwrap());
+    assert_eq!(
+        after.server,
+        schema::world::ServerInfo { agent_addresses: after.server.agent_addresses.clone(), ..before.server }
+    );
+}
+
+#[tokio::test]
+async fn the_description_of_the_api_is_complete_and_true() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses=9; dns "x" a="10.0.0.9" }"#).await;
+    let mut agent = server.joined("a", 1, "k").await;
+    server.joined("b", 2, "k").await;
+    agent.leave().await.unwrap();
+    let description: Value = server.get("/api/v1/openapi.json").await.json().await.unwrap();
+    let schemas = &description["components"]["schemas"];
+    check_references(&description, schemas);
+    for (method, path, _) in TABLE.iter().filter_map(|line| match line.call {
+        Call::Rest(method, path) => Some((method, path, ())),
+        Call::Grpc(_) => None,
+    }) {
+        assert!(description["paths"][path][method]["operationId"].is_string(), "{method} {path}");
+    }
+    let failed: Value = server.get("/api/v1/corp/dns/nothing").await.json().await.unwrap();
+    fits(&failed, &schemas["Failure"], schemas, "Failure");
+    for (path, name) in [
+        ("/api/v1/server", "Server"),
+        ("/api/v1/snapshot", "World"),
+        ("/api/v1/status", "Status"),
+        ("/api/v1/corp/dns/x", "Resource"),
+    ] {
+        fits(&server.get(path).await.json().await.unwrap(), &schemas[name], schemas, name);
+    }
+    for entry in server.get("/api/v1/revisions").await.json::<Vec<Value>>().await.unwrap() {
+        fits(&entry, &schemas["LogEntry"], schemas, "LogEntry");
+    }
+    let sent = serde_json::to_value(request(server.plan("acme/prod", CORP).await)).unwrap();
+    fits(&sent, &schemas["ApplyRequest"], schemas, "ApplyRequest");
+}
+
+#[test]
+fn the_description_of_the_api_reads_well() {
+    insta::assert_snapshot!(serde_json::to_string_pretty(&nmserver::openapi::document()).unwrap());
+}
+
+/// Every reference leads somewhere.
+fn check_references(value: &Value, schemas: &Value) {
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(to)) = map.get("$ref") {
+                let name = to.strip_prefix("#/components/schemas/").unwrap();
+                assert!(schemas[name].is_object(), "{to} leads nowhere");
+            }
+            map.values().for_each(|value| check_references(value, schemas));
+        }
+        Value::Array(items) => items.iter().for_each(|value| check_references(value, schemas)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Whether a document has exactly the fields that its schema shows, and each of its type.
+fn fits(document: &Value, schema: &Value, schemas: &Value, place: &str) {
+    if let Some(to) = schema["$ref"].as_str() {
+        let name = to.strip_prefix("#/components/schemas/").unwrap();
+        return fits(document, &schemas[name], schemas, name);
+    }
+    if let Some(options) = schema["anyOf"].as_array() {
+        if !document.is_null() {
+            fits(document, &options[0], schemas, place);
+        }
+        return;
+    }
+    if schema["oneOf"].is_array() {
+        assert!(document.is_object(), "{place}: {document}");
+        return;
+    }
+    match schema["type"].as_str().unwrap_or_else(|| panic!("{place} has no type: {schema}")) {
+        "object" => {
+            let Some(properties) = schema["properties"].as_object() else { return assert!(document.is_object()) };
+            let optional = |name: &str| place == "Failure" && matches!(name, "problems" | "moved");
+            for (name, inner) in properties {
+                match document.get(name) {
+                    Some(value) => fits(value, inner, schemas, &format!("{place}.{name}")),
+                    None => assert!(optional(name), "{place} has no {name}: {document}"),
+                }
+            }
+            for name in document.as_object().unwrap().keys() {
+                assert!(properties.contains_key(name), "{place}.{name} is not described");
+            }
+        }
+        "array" => {
+            for item in document.as_array().unwrap_or_else(|| panic!("{place}: {document}")) {
+                fits(item, &schema["items"], schemas, place);
+            }
+        }
+        "string" => assert!(document.is_string(), "{place}: {document}"),
+        "integer" => assert!(document.is_u64(), "{place}: {document}"),
+        "boolean" => assert!(document.is_boolean(), "{place}: {document}"),
+        other => panic!("{place}: {other}"),
+    }
+}

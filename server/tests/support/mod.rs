@@ -1,0 +1,205 @@
+//! A server in the process of the test, on loopback, with a memory store or a real database; and ways to speak with it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nmserver::config::{self, Settings};
+use nmserver::core::authorize::{Grant, Role};
+use nmserver::identity::{DATABASE, DataDir};
+use nmserver::service::Service;
+use nmserver::store::memory::{Levers, Memory};
+use nmserver::store::sqlite::Sqlite;
+use nmserver::store::{Store, StoreError};
+use reqwest::{Client, Method, RequestBuilder, Response};
+use schema::api::{Applied, ApplyRequest, StatusDocument};
+use schema::decode::{Declared, decode};
+use schema::kinds::Kind;
+use schema::plan::{Plan, plan};
+use schema::snapshot::Owner;
+use schema::syntax::{Language, Source, parse};
+use schema::value::SourceId;
+use schema::world::WorldDocument;
+use serde_json::Value;
+use test_agent::{Agent, Way, seed};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The longest that a test waits for a condition.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server that serves.
+pub struct Running {
+    pub service: Service,
+    pub way: Way,
+    pub rest: SocketAddr,
+    /// The admin's token.
+    pub token: String,
+    client: Client,
+    end: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+/// The settings of a server on ports that are free.
+pub fn settings(directory: &Path) -> Settings {
+    let mut settings = config::load(None, |name| match name {
+        "DATA_DIR" => Some(directory.display().to_string()),
+        "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
+        _ => None,
+    })
+    .expect("the settings are good");
+    (settings.api_port, settings.grpc_port) = (0, 0);
+    settings
+}
+
+impl Running {
+    /// Starts one on a store.
+    pub async fn on(directory: &Path, make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>) -> Self {
+        // Another test of the process may have done so.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let data = DataDir::open(directory).expect("a directory");
+        let server = nmserver::open_with(settings(directory), make, &data).await.expect("a server");
+        let (Some(rest), Some(at)) = server.addresses() else { panic!("both APIs are served") };
+        let service = server.service().clone();
+        let (end, shutdown) = watch::channel(false);
+        let serving = tokio::spawn(server.run(shutdown));
+        let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
+        let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
+        let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
+        let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
+        let way = Way { at, ca, signing_key: service.info().signing_key };
+        Self { service, way, rest, token, client, end, serving }
+    }
+
+    /// Starts one in memory.
+    pub async fn in_memory() -> (Self, Levers) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Memory::default();
+        let levers = store.levers();
+        (Self::on(directory.path(), |_| Ok(Box::new(store))).await, levers)
+    }
+
+    /// Starts one on the database in a directory.
+    pub async fn on_disk(directory: &Path) -> Self {
+        Self::on(directory, |path| Ok(Box::new(Sqlite::open(path)?))).await
+    }
+
+    /// Ends it, as a signal would.
+    pub async fn end(self) {
+        self.end.send_replace(true);
+        self.serving.await.expect("it ends");
+    }
+
+    /// A call of the REST API.
+    pub fn call(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("https://{}{path}", self.rest))
+    }
+
+    /// A read by the admin.
+    pub async fn get(&self, path: &str) -> Response {
+        self.call(Method::GET, path).bearer_auth(&self.token).send().await.expect("an answer")
+    }
+
+    /// Everything at the newest revision.
+    pub async fn snapshot(&self) -> WorldDocument {
+        self.get("/api/v1/snapshot").await.json().await.expect("a snapshot")
+    }
+
+    /// How the nodes are.
+    pub async fn status(&self) -> StatusDocument {
+        self.get("/api/v1/status").await.json().await.expect("a status")
+    }
+
+    /// A plan that makes `text` all that a project declares.
+    pub async fn plan(&self, owner: &str, text: &str) -> Plan {
+        let document = self.snapshot().await;
+        let world = document.world().expect("the snapshot can be read");
+        let owner = Owner(owner.into());
+        plan(&declared(text), &owner, None, &world, &document.server, Timestamp::now()).expect("it can be planned")
+    }
+
+    /// Sends a plan, with the verifiers of the keys that it makes.
+    pub async fn send(&self, token: &str, request: &ApplyRequest) -> Response {
+        let call = self.call(Method::POST, "/api/v1/apply").bearer_auth(token);
+        call.header("content-type", "application/json")
+            .body(serde_json::to_string(request).expect("a request is JSON"))
+            .send()
+            .await
+            .expect("an answer")
+    }
+
+    /// Makes `text` all that `acme/prod` declares.
+    pub async fn declare(&self, text: &str) -> Applied {
+        let plan = self.plan("acme/prod", text).await;
+        let answer = self.send(&self.token, &request(plan)).await;
+        let (status, text) = (answer.status(), answer.text().await.expect("a body"));
+        assert!(status.is_success(), "{status}: {text}");
+        serde_json::from_str(&text).expect("it was applied")
+    }
+
+    /// An agent that has not joined `corp`.
+    pub fn agent(&self, name: &str, number: u32) -> Agent {
+        Agent::new(&self.way, "corp", name, number)
+    }
+
+    /// An agent that has joined `corp` with a key.
+    pub async fn joined(&self, name: &str, number: u32, key: &str) -> Agent {
+        let mut agent = self.agent(name, number);
+        agent.join(key).await.expect("it joins");
+        agent
+    }
+}
+
+/// Makes a token beside a server that runs, as `nmserver token create` does.
+pub fn token_beside(directory: &Path, role: Role, networks: &[&str], projects: &[&str]) -> String {
+    let mut store = Sqlite::open(&directory.join(DATABASE)).expect("the database opens");
+    let networks = networks.iter().map(|name| name.parse().expect("a name")).collect::<BTreeSet<_>>();
+    let projects = projects.iter().map(|name| name.parse().expect("a name")).collect::<BTreeSet<_>>();
+    let grant = Grant {
+        role,
+        networks: Some(networks).filter(|all| !all.is_empty()),
+        projects: Some(projects).filter(|all| !all.is_empty()),
+    };
+    nmserver::new_token(&mut store, grant, None).expect("a token").to_string()
+}
+
+/// What a text in KDL declares.
+pub fn declared(text: &str) -> Declared {
+    let source = Source { name: "test.kdl".into(), text: text.into(), language: Language::Kdl };
+    let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+    assert!(report.is_empty(), "{report:#?}");
+    let (declared, report) = decode(documents);
+    assert!(report.is_empty(), "{report:#?}");
+    declared
+}
+
+/// A request that carries out a plan; a key's secret follows from its name.
+pub fn request(plan: Plan) -> ApplyRequest {
+    let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::verifier(&seed(id.name.as_str())));
+    let keys = plan.new_keys().map(verifier).collect();
+    ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, provenance: None }
+}
+
+/// The code and the words of a failure.
+pub async fn failure(answer: Response) -> (u16, String, String) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.expect("problem+json");
+    let text = |name: &str| body[name].as_str().expect("a text").to_owned();
+    assert_eq!(body["status"], status);
+    (status, text("code"), text("detail"))
+}
+
+/// Polls until a condition holds.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let polled = async {
+        loop {
+            if let Some(found) = check().await {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, polled).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}

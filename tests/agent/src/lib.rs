@@ -1,0 +1,223 @@
+//! An agent that speaks the protocol and has no devices: what a server is tested and measured with.
+//!
+//! It has the keys of a machine, made from a number so that runs repeat, and keeps the View that the server's updates
+//! leave it with, by the same [`accept_update`] as the real agent. It trusts what the CA that it is given signed.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+
+use ed25519_dalek::SigningKey;
+use proto::convert::{Malformed, Position, Told, accept_update};
+use proto::sign;
+use proto::wire::agent_client::AgentClient;
+use proto::wire::{self, Facts, JoinRequest, Update};
+use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::view::View;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+/// The way to a server.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Where its agents' service listens.
+    pub at: SocketAddr,
+    /// Its CA, in PEM.
+    pub ca: String,
+    /// The key that signs what it tells.
+    pub signing_key: PublicKey,
+}
+
+impl Way {
+    /// A connection of its own, made when it is first used.
+    pub fn channel(&self) -> Channel {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca)).domain_name("localhost");
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.at)).expect("an address makes a URI");
+        endpoint.tls_config(tls).expect("the CA can be read").tcp_nodelay(true).connect_lazy()
+    }
+}
+
+/// The seed of an access key, made from its name: what its token would hold.
+pub fn seed(key: &str) -> SigningKey {
+    let mut bytes = [0; 32];
+    bytes.iter_mut().zip(key.bytes()).for_each(|(byte, letter)| *byte = letter);
+    sign::signing_key(&bytes)
+}
+
+/// One machine in one network.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its calls.
+    pub client: AgentClient<Channel>,
+    /// The name that it wants, or has.
+    pub name: Name,
+    /// What it was told last; absent: it is not in the network.
+    pub view: Option<View>,
+    /// Where that stands.
+    pub at: Position,
+    /// What it says of itself.
+    pub facts: Facts,
+    network: NetworkName,
+    server: PublicKey,
+    identity: SigningKey,
+    private_key: [u8; 32],
+    session: Option<String>,
+}
+
+impl Agent {
+    /// A machine that has not joined, with keys that follow from a number.
+    pub fn new(way: &Way, network: &str, name: &str, number: u32) -> Self {
+        Self::on(way.channel(), way.signing_key, network, name, number)
+    }
+
+    /// The same on a connection that is there.
+    pub fn on(channel: Channel, server: PublicKey, network: &str, name: &str, number: u32) -> Self {
+        Self {
+            client: AgentClient::new(channel).max_decoding_message_size(64 << 20),
+            name: name.parse().expect("a name"),
+            view: None,
+            at: Position::default(),
+            facts: Facts { listen_port: 51_821, endpoint: endpoint(number), local_address: String::new() },
+            network: network.parse().expect("a network's name"),
+            server,
+            identity: sign::signing_key(&bytes(1, number)),
+            private_key: bytes(2, number),
+            session: None,
+        }
+    }
+
+    /// The identity and the WireGuard key of the machine of a number.
+    pub fn keys(number: u32) -> (PublicKey, PublicKey) {
+        let public = x25519_dalek::x25519(bytes(2, number), x25519_dalek::X25519_BASEPOINT_BYTES);
+        (sign::verifier(&sign::signing_key(&bytes(1, number))), PublicKey(public))
+    }
+
+    /// What it identifies itself with.
+    pub fn identity(&self) -> PublicKey {
+        sign::verifier(&self.identity)
+    }
+
+    /// Its WireGuard key.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(x25519_dalek::x25519(self.private_key, x25519_dalek::X25519_BASEPOINT_BYTES))
+    }
+
+    /// A nonce of the server's.
+    pub async fn challenge(&mut self) -> Result<wire::ChallengeResponse, Status> {
+        Ok(self.client.challenge(wire::ChallengeRequest {}).await?.into_inner())
+    }
+
+    /// A join as it would be sent, signed with the key of that name.
+    pub async fn join_request(&mut self, key: &str) -> Result<JoinRequest, Status> {
+        let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
+        let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
+        let mut request = JoinRequest {
+            nonce,
+            network: self.network.to_string(),
+            name: self.name.to_string(),
+            key: key.into(),
+            identity: self.identity().0.to_vec().into(),
+            public_key: self.public_key().0.to_vec().into(),
+            facts: Some(self.facts.clone()),
+            os: "test".into(),
+            ..JoinRequest::default()
+        };
+        sign::sign_join(&mut request, &self.server, &ephemeral, &seed(key), &self.identity, &self.private_key);
+        Ok(request)
+    }
+
+    /// Joins with the key of that name, and takes the View that comes back.
+    pub async fn join(&mut self, key: &str) -> Result<(), Status> {
+        let request = self.join_request(key).await?;
+        let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
+        self.name = name.parse().expect("the server gives a name");
+        self.take(&update.expect("a join is answered with a View")).expect("the server signs what it tells");
+        Ok(())
+    }
+
+    /// The session's token; opens one if there is none.
+    pub async fn session(&mut self) -> Result<String, Status> {
+        if let Some(token) = &self.session {
+            return Ok(token.clone());
+        }
+        let nonce = self.challenge().await?.nonce;
+        let signature = sign::sign_session(&self.server, &nonce, &self.identity).into();
+        let identity = self.identity().0.to_vec().into();
+        let opened = self.client.open_session(wire::OpenSessionRequest { nonce, identity, signature }).await?;
+        let token = opened.into_inner().token;
+        self.session = Some(token.clone());
+        Ok(token)
+    }
+
+    /// A request in the session.
+    pub async fn authorized<T>(&mut self, message: T) -> Result<Request<T>, Status> {
+        let token = self.session().await?;
+        let mut request = Request::new(message);
+        let header = format!("Bearer {token}").parse().expect("a token can stand in a header");
+        request.metadata_mut().insert("authorization", header);
+        Ok(request)
+    }
+
+    /// The whole View, as the server sends it.
+    pub async fn whole(&mut self) -> Result<Update, Status> {
+        let request = self.authorized(wire::GetPeersRequest { network: self.network.to_string() }).await?;
+        Ok(self.client.get_peers(request).await?.into_inner())
+    }
+
+    /// A check-in as it would be sent.
+    pub async fn check_in_request(&mut self, facts: Option<Facts>) -> Result<Request<wire::CheckInRequest>, Status> {
+        let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
+        self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts }).await
+    }
+
+    /// Checks in, and takes what it lacks; gives the answer.
+    pub async fn check_in(&mut self, facts: Option<Facts>) -> Result<wire::CheckInResponse, Status> {
+        let request = self.check_in_request(facts).await?;
+        let answer = self.client.check_in(request).await?.into_inner();
+        if let Some(update) = &answer.update {
+            self.take(update).expect("the server signs what it tells");
+        }
+        Ok(answer)
+    }
+
+    /// Every change from where it stands.
+    pub async fn watch(&mut self) -> Result<Streaming<Update>, Status> {
+        let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
+        let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0 }).await?;
+        Ok(self.client.watch(request).await?.into_inner())
+    }
+
+    /// Leaves the network.
+    pub async fn leave(&mut self) -> Result<(), Status> {
+        let nonce = self.challenge().await?.nonce;
+        let identity = self.identity().0.to_vec().into();
+        let signature = Vec::new().into();
+        let mut request = wire::LeaveRequest { nonce, network: self.network.to_string(), identity, signature };
+        sign::sign_leave(&mut request, &self.server, &self.identity);
+        self.client.leave(request).await.map(drop)
+    }
+
+    /// Takes an update: afterwards `view` and `at` are what the server meant.
+    pub fn take(&mut self, update: &Update) -> Result<(), Malformed> {
+        let at = self.view.as_ref().map(|view| (view, self.at));
+        let identity = self.identity();
+        let (told, at) = accept_update(update, &self.network, &self.name, &identity, &self.server, at)?;
+        self.at = at;
+        self.view = match told {
+            Told::View(view) => Some(view),
+            Told::Removed => None,
+        };
+        Ok(())
+    }
+}
+
+fn bytes(purpose: u8, number: u32) -> [u8; 32] {
+    let mut bytes = [purpose; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+/// An address of the range for benchmarks (RFC 2544) that follows from a number.
+fn endpoint(number: u32) -> String {
+    let [_, _, high, low] = number.to_be_bytes();
+    format!("198.18.{high}.{low}")
+}
