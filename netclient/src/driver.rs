@@ -83,6 +83,7 @@ impl Driver {
         self.machine.handle_timeout(Instant::now());
         loop {
             while let Some(output) = self.machine.poll_output() {
+                tracing::debug!(?output, network = %self.network(), "the machine says");
                 if self.carry_out(output).await {
                     return End::Left;
                 }

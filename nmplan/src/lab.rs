@@ -1,8 +1,8 @@
 //! How are the declared machines brought up for real, on one laptop, without touching it?
 //!
 //! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network between
-//! them, processes inside of them, and pings. It knows nothing of meshes, servers or agents; it never changes an
-//! interface, route, mount or file of the machine it runs on.
+//! them, processes inside of them, and pings; on top of these a [`Server`] and [`Machine`]s with agents. It never changes
+//! an interface, route, mount or file of the machine it runs on.
 //!
 //! Start at [`enter`] (or [`enter_test`] in a test), which runs a program in namespaces of its own. In there:
 //!
@@ -11,21 +11,33 @@
 //! 3. [`Host::start`] runs a [`Process`] inside of it, [`Host::within`] a closure, [`Host::ping`] and
 //!    [`Host::pinger`] send packets from it.
 //!
+//! `nmplan lab` casts machines for what is declared ([`cast`]), runs them ([`run`]) and renders who reached whom
+//! ([`verdict`]).
+//!
 //! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
 //! interface, mount and file made here.
 
+pub mod cast;
 mod enter;
 mod host;
+mod machine;
 mod ping;
 mod process;
+mod programs;
+pub mod run;
+mod server;
 mod underlay;
+pub mod verdict;
 
 use std::io;
 
 pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
 pub use host::Host;
+pub use machine::Machine;
 pub use ping::{PingCount, Pinger};
 pub use process::Process;
+pub use programs::Programs;
+pub use server::Server;
 pub use underlay::Underlay;
 
 /// Why something could not be made in the lab.
@@ -44,6 +56,15 @@ pub enum Error {
     /// The underlay's range of addresses is used up.
     #[error("the lab has no address left for another host")]
     Full,
+    /// A program of ours is nowhere.
+    #[error("`{0}` lies neither beside this program nor in PATH; build it with `cargo build --workspace`")]
+    Program(&'static str),
+    /// The server does not serve.
+    #[error("nmserver does not serve; it said:\n{0}")]
+    NotServing(String),
+    /// A program said no.
+    #[error("{0}")]
+    Refused(String),
     /// The machine refused an operation.
     #[error("the lab could not {attempt}")]
     System {

@@ -355,7 +355,7 @@ mod tests {
         tally.heard(0, at(start, 1));
         tally.heard(2, at(start, 1041));
         tally.heard(1, at(start, 1900));
-        assert_eq!(tally.lose(at(start, 2059)), []);
+        assert_eq!(tally.lose(at(start, 2059)), Vec::<u32>::new());
         assert_eq!(tally.lose(at(start, 2060)), [3]);
         tally.heard(3, at(start, 2061));
         let count = tally.count(at(start, 60));

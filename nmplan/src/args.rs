@@ -1,0 +1,214 @@
+//! What was typed. Nothing happens here.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use schema::scalars::{Name, NetworkName, Seconds};
+
+use crate::keys::Sink;
+
+/// Plans and applies declared WireGuard meshes.
+///
+/// The network is declared in files, in KDL or YAML. `plan` shows what an apply would do to it and to every machine,
+/// `apply` does it, as one revision or not at all.
+#[derive(Debug, Parser)]
+#[command(name = "nmplan", version, disable_help_subcommand = true, after_help = AFTER)]
+pub struct Args {
+    /// What every verb takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const AFTER: &str = "\
+Environment: NMPLAN_SERVER; NMPLAN_TOKEN or NMPLAN_TOKEN_FILE; NMPLAN_CA, a PEM file, for a server with its own CA; \
+NMPLAN_ENV; NMPLAN_VAR_name for each variable, with _ for -; NMPLAN_SINK_NAME for --keys-to @NAME; NO_COLOR, CLICOLOR_FORCE.
+
+Exit codes: 0 done; 1 any error; 2 changes, with --detailed-exitcode only; 3 refused by a rule; 4 stale; \
+5 busy; 6 applied, then rolled back; 7 committed, but not acknowledged by every node within --wait.";
+
+/// What every verb takes.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Where and how")]
+pub struct Global {
+    /// The project's directory. Absent: this one.
+    #[arg(short = 'C', long = "directory", global = true, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// A file in place of those that the env uses; - is standard input. Repeatable. The ending tells the language; without
+    /// one it is YAML if the first line looks like it, else KDL.
+    #[arg(short = 'f', long = "file", global = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The env. Absent: NMPLAN_ENV, or the project's only one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub env: Option<Name>,
+    /// The project's name, for a directory without a project file.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub project: Option<Name>,
+    /// The URL of the server. Absent: the env's, or NMPLAN_SERVER.
+    #[arg(long, global = true, value_name = "URL")]
+    pub server: Option<String>,
+    /// The value of a variable, over what env and environment say. Repeatable.
+    #[arg(long = "var", global = true, value_name = "NAME=VALUE", value_parser = variable)]
+    pub variables: Vec<(String, String)>,
+    /// Reads and deletes in this network only.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub network: Option<NetworkName>,
+    /// Whether to colour; NO_COLOR and CLICOLOR_FORCE are heeded.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// Says only what was asked for, and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Folds no long list.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// One JSON event a line in place of text; with `status`, `show` and `explain` one document.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Writes a project to start from; overwrites nothing.
+    Init(Init),
+    /// Checks the files, without a server.
+    Validate,
+    /// Shows what an apply would do; changes nothing.
+    Plan(Plan),
+    /// Carries out what the files declare, or a saved plan, as one revision.
+    Apply(Apply),
+    /// Shows the nodes: how they are, when they checked in, what they have.
+    Status,
+    /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
+    Show(Show),
+    /// Brings what is declared up for real, in network namespaces of its own, and shows who reaches whom.
+    Lab(Lab),
+    /// Explains the code of a problem.
+    Explain(Explain),
+    /// Prints a JSON Schema: of the files, of the saved plan, or of the events.
+    Schema(Schema),
+}
+
+/// What `init` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Init {
+    /// The project's name. Absent: the directory's.
+    pub name: Option<Name>,
+}
+
+/// What `plan` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Plan {
+    /// Saves the plan, for `nmplan apply FILE`.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Exits 2 where there are changes.
+    #[arg(long)]
+    pub detailed_exitcode: bool,
+    /// How to print it; json is the saved plan.
+    #[arg(long, value_name = "FORMAT", default_value = "text", conflicts_with = "json")]
+    pub format: Format,
+}
+
+/// How to print a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// The saved plan.
+    Json,
+}
+
+/// What `apply` takes.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Apply {
+    /// A plan that `plan --out` saved, in place of the files.
+    #[arg(value_name = "PLANFILE")]
+    pub plan: Option<PathBuf>,
+    /// Asks nothing.
+    #[arg(short = 'y', long)]
+    pub auto_approve: bool,
+    /// Applies only a plan with this digest: 8 or more of its digits; asks nothing then.
+    #[arg(long, value_name = "DIGEST", value_parser = digest)]
+    pub expect: Option<String>,
+    /// Where the tokens of new access keys go: FILE, - for standard output, or @NAME for the command in NMPLAN_SINK_NAME.
+    #[arg(long, value_name = "FILE|-|@NAME")]
+    pub keys_to: Option<Sink>,
+    /// Waits until every node that was online has acknowledged the revision, for 60s or as long as is said.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s")]
+    pub wait: Option<Seconds>,
+}
+
+/// What `show` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Show {
+    /// A saved plan, or the number of a revision.
+    #[arg(value_name = "PLANFILE|REV")]
+    pub what: Option<PathBuf>,
+}
+
+/// What `lab` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Lab {
+    /// The project's directory. Absent: as with the other verbs.
+    #[arg(value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Leaves it up afterwards, and says how to enter.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What `explain` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Explain {
+    /// The code, such as schema::unknown_field. Absent: lists them.
+    pub code: Option<String>,
+}
+
+/// What `schema` takes.
+#[derive(Debug, ClapArgs)]
+pub struct Schema {
+    /// Of what.
+    #[arg(long = "for", value_name = "WHAT", default_value = "files")]
+    pub of: SchemaOf,
+}
+
+/// What a JSON Schema is printed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SchemaOf {
+    /// A declaring YAML file.
+    Files,
+    /// The saved plan.
+    Plan,
+    /// One event of --json.
+    Events,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is not written like NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn digest(text: &str) -> Result<String, String> {
+    let good = (8..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if good {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a digest is 8 to 64 hexadecimal digits, as `nmplan plan` prints it".into())
+    }
+}

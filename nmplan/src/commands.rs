@@ -1,0 +1,217 @@
+//! The verbs: each gathers, calls `schema`, and renders.
+//!
+//! [`main`] is what the program does. A [`Run`] carries what the verbs share: where the files are, how a server is
+//! reached, and where is printed.
+
+pub mod apply;
+pub mod explain;
+pub mod init;
+pub mod lab;
+pub mod plan;
+pub mod schema;
+pub mod show;
+pub mod status;
+pub mod validate;
+
+use std::process::ExitCode;
+
+use ::schema::inventory::NodeId;
+use ::schema::plan::Plan;
+use ::schema::report::Severity;
+use ::schema::scalars::NetworkName;
+use ::schema::world::{ServerInfo, World};
+use clap::Parser;
+use jiff::Timestamp;
+
+use crate::args::{Args, Global, Verb};
+use crate::console::Console;
+use crate::control::{ControlError, ControlPlane, Rest};
+use crate::environment::Environment;
+use crate::error::{Error, Exit};
+use crate::events;
+use crate::project::{self, Loaded, Where};
+use crate::render::{self, Lines};
+
+/// What the program does.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    // A second provider cannot be installed, and there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let environment = Environment::of_process();
+    let mut console = Console::of_process(&args.global);
+    match begin(&args, &environment, &mut console) {
+        Ok(code) => code,
+        Err(error) => {
+            console.say(&error.tell());
+            error.exit().code().into()
+        }
+    }
+}
+
+fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Result<ExitCode, Error> {
+    // Before any thread starts; see there.
+    if matches!(args.verb, Verb::Lab(_)) && !crate::lab::inside() {
+        return lab::enter();
+    }
+    let connect = |url: Option<&str>| Rest::new(url, environment);
+    Ok(runtime()?.block_on(run(args, environment, &connect, console))?.code().into())
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Carries out what was typed.
+pub async fn run<C: ControlPlane>(
+    args: &Args,
+    environment: &Environment,
+    connect: Connect<'_, C>,
+    console: &mut Console,
+) -> Result<Exit, Error> {
+    let mut run = Run::new(&args.global, environment, connect, console);
+    match &args.verb {
+        Verb::Init(init) => init::run(init, &run.place, run.console),
+        Verb::Validate => validate::run(&mut run),
+        Verb::Plan(plan) => plan::run(plan, &mut run).await,
+        Verb::Apply(apply) => apply::run(apply, &mut run).await,
+        Verb::Status => status::run(&mut run).await,
+        Verb::Show(show) => show::run(show, &mut run).await,
+        Verb::Lab(lab) => lab::run(lab, &mut run).await,
+        Verb::Explain(explain) => explain::run(explain, run.console),
+        Verb::Schema(schema) => schema::run(schema, run.console),
+    }
+}
+
+/// How a server is reached, from its URL.
+pub type Connect<'a, C> = &'a dyn Fn(Option<&str>) -> Result<C, ControlError>;
+
+/// What the verbs share.
+pub struct Run<'a, C> {
+    /// Where the files are.
+    pub place: Where,
+    /// The only network that is meant. Absent: all.
+    pub only: Option<NetworkName>,
+    /// How a server is reached.
+    pub connect: Connect<'a, C>,
+    /// Where is printed.
+    pub console: &'a mut Console,
+}
+
+impl<'a, C: ControlPlane> Run<'a, C> {
+    /// What was typed, and what the environment says.
+    pub fn new(global: &Global, environment: &Environment, connect: Connect<'a, C>, console: &'a mut Console) -> Self {
+        let place = Where {
+            directory: global.directory.clone(),
+            files: global.files.clone(),
+            env: global.env.clone(),
+            project: global.project.clone(),
+            server: global.server.clone(),
+            variables: global.variables.iter().cloned().collect(),
+            environment: environment.clone(),
+        };
+        Self { place, only: global.network.clone(), connect, console }
+    }
+
+    /// Reads the files, and shows every problem; `undone` is what is not done if there are errors.
+    fn load(&mut self, undone: impl Into<Option<&'static str>>) -> Result<Loaded, Error> {
+        let loaded = project::load(&self.place)?;
+        self.mention_server(&loaded);
+        self.show(&loaded, &loaded.report)?;
+        match loaded.report.has_errors() {
+            true => Err(Error::Problems { count: errors(&loaded.report), undone: undone.into() }),
+            false => Ok(loaded),
+        }
+    }
+
+    /// Says so where two servers are named and the one of the environment is not meant.
+    fn mention_server(&mut self, loaded: &Loaded) {
+        let from_environment = self.place.environment.get("SERVER").filter(|_| self.place.server.is_none());
+        if let (Some(other), Some(server)) = (from_environment, &loaded.server)
+            && other != server
+        {
+            let text = format!("The env {} names {server}, so NMPLAN_SERVER is not used.\n\n", loaded.env);
+            self.console.talk(&text);
+        }
+    }
+
+    /// Shows problems.
+    fn show(&mut self, loaded: &Loaded, report: &::schema::report::Report) -> Result<(), Error> {
+        if self.console.json {
+            let lines = Lines::default();
+            for problem in report.problems() {
+                self.console.event(&events::diagnostic(problem, &loaded.sources, &lines))?;
+            }
+        } else if !report.is_empty() {
+            let text = render::problems(report, &loaded.sources, self.console.width, self.console.verbose);
+            self.console.say(&text);
+        }
+        Ok(())
+    }
+
+    /// What the server has.
+    async fn observe(&mut self, server: &C) -> Result<(ServerInfo, World), Error> {
+        let what = format!("reading what {} has", server.name());
+        let document = self.console.waiting(&what, server.world()).await?;
+        let first = |report: ::schema::report::Report| {
+            Error::Version(report.problems().next().map(|it| it.message.clone()).unwrap_or_default())
+        };
+        let world = document.world().map_err(first)?;
+        Ok((document.server, world))
+    }
+
+    /// Plans what is declared.
+    fn plan(&mut self, loaded: &Loaded, info: &ServerInfo, world: &World) -> Result<Plan, Error> {
+        let owner = loaded.owner();
+        let planned = ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
+        planned.or_else(|report| {
+            self.show(loaded, &report)?;
+            Err(Error::Problems { count: errors(&report), undone: Some("planned") })
+        })
+    }
+}
+
+fn errors(report: &::schema::report::Report) -> usize {
+    report.problems().filter(|problem| problem.code.severity() == Severity::Error).count()
+}
+
+/// The declared nodes whose machines have not joined.
+fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<NodeId> {
+    let networks = loaded.declared.snapshot.networks().map(|(network, _)| network);
+    let networks = networks.filter(|network| only.is_none_or(|only| only == *network));
+    let nodes = networks.flat_map(|network| loaded.declared.snapshot.all_in::<::schema::kinds::Node>(network));
+    let ids = nodes.map(|(id, _)| (id.network.clone(), id.name.clone()));
+    ids.filter(|id| world.inventory.node(id).is_none()).collect()
+}
+
+/// The command line that says the same about the project, with another verb.
+fn command(place: &Where, only: Option<&NetworkName>, verb: &[&str]) -> String {
+    let (verb, rest) = verb.split_at(1);
+    let mut words = vec!["nmplan".to_owned(), verb.concat()];
+    let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), quoted(&value)]);
+    let Where { directory, files, env, project, server, variables, environment: _ } = place;
+    directory.iter().for_each(|directory| flag("-C", directory.display().to_string()));
+    files.iter().for_each(|file| flag("-f", file.display().to_string()));
+    env.iter().for_each(|env| flag("--env", env.to_string()));
+    project.iter().for_each(|project| flag("--project", project.to_string()));
+    server.iter().for_each(|server| flag("--server", server.clone()));
+    variables.iter().for_each(|(name, value)| flag("--var", format!("{name}={value}")));
+    only.iter().for_each(|network| flag("--network", network.to_string()));
+    words.extend(rest.iter().map(|word| quoted(word)));
+    words.join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}

@@ -1,0 +1,388 @@
+//! `nmplan apply`: carries a plan out, as one revision or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use schema::api::{Applied, ApplyRequest, LogEntry, Moved, Presence, StatusDocument};
+use schema::plan::{FORMAT, Plan};
+use schema::scalars::Seconds;
+use schema::snapshot::{ResourceId, Revision};
+use schema::world::{ServerInfo, World};
+use tokio::time::Instant;
+
+use super::{Run, awaiting, command, plan};
+use crate::args;
+use crate::control::{ControlError, ControlPlane};
+use crate::error::{Error, Exit, wrong_format};
+use crate::events::{self, Event};
+use crate::git;
+use crate::keys::{self, KeysError, Made, Opened, Sink};
+use crate::project::{self, Loaded};
+use crate::render::{self, Shown, count};
+
+/// How many revisions are searched for a plan that was applied before.
+const LATEST: u64 = 20;
+/// How often it is asked whether the nodes have acknowledged.
+const POLL: Duration = Duration::from_millis(250);
+
+/// A plan that is ready to be carried out, and what it was made of.
+struct Ready {
+    plan: Plan,
+    loaded: Option<Loaded>,
+    info: ServerInfo,
+    world: World,
+}
+
+/// Plans, or reads a saved plan, shows it, asks, and carries it out.
+pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    check(args, run)?;
+    if run.console.json {
+        run.console.event(&events::version())?;
+    }
+    let (ready, server) = match &args.plan {
+        Some(path) => saved(path, run).await?,
+        None => planned(run).await?,
+    };
+    show(&ready, &server, args, run)?;
+    if let Some(expected) = &args.expect
+        && !ready.plan.digest.starts_with(expected)
+    {
+        return Err(unexpected(expected, &ready, &server).await);
+    }
+    if !ready.plan.applyable {
+        run.console.talk("There is nothing to apply.\n");
+        return Ok(Exit::Done);
+    }
+    let ids: Vec<_> = ready.plan.new_keys().cloned().collect();
+    let mut sink = open(args.keys_to.as_ref(), &ids, run)?;
+    approve(args, &ready, run)?;
+    let online = match args.wait {
+        Some(_) => online(&server).await?,
+        None => BTreeSet::new(),
+    };
+    let made = keys::make(ids.iter(), &ready.info)?;
+    let applied = commit(&ready, &made, sink.as_mut(), &server, run).await?;
+    // First of all, so that nothing that fails costs a token.
+    let delivered = sink.map(|sink| sink.deliver(&made, |tokens| run.console.data(tokens)));
+    tell(&applied, args, run)?;
+    if let Some(delivered) = delivered {
+        tell_tokens(delivered, made.len(), &applied, run)?;
+    }
+    match args.wait {
+        Some(wait) => acknowledged(&server, online, applied.revision, wait, run).await,
+        None => Ok(Exit::Done),
+    }
+}
+
+/// What cannot be asked for together.
+fn check<C>(args: &args::Apply, run: &Run<'_, C>) -> Result<(), Error> {
+    if run.console.json && args.keys_to == Some(Sink::Output) {
+        return Err(Error::Usage("--keys-to - and --json both want standard output; send the tokens to a file"));
+    }
+    if args.plan.is_some() && (!run.place.files.is_empty() || run.only.is_some() || !run.place.variables.is_empty()) {
+        return Err(Error::Usage("a saved plan is whole: -f, --var and --network can add nothing to it"));
+    }
+    Ok(())
+}
+
+async fn planned<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<(Ready, C), Error> {
+    let loaded = run.load("applied")?;
+    if loaded.project.is_none() {
+        return Err(Error::NoProject);
+    }
+    let server = (run.connect)(loaded.server.as_deref())?;
+    let (info, world) = run.observe(&server).await?;
+    let plan = run.plan(&loaded, &info, &world)?;
+    Ok((Ready { plan, loaded: Some(loaded), info, world }, server))
+}
+
+/// Reads a saved plan, and sees whether it still holds.
+async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Ready, C), Error> {
+    let plan = read(path)?;
+    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    let (info, world) = run.observe(&server).await?;
+    check_server(&plan, &info, path)?;
+    let stale = plan.stale(&world);
+    if !stale.is_empty() {
+        return Err(why_stale(&plan, stale, &server).await?);
+    }
+    Ok((Ready { plan, loaded: None, info, world }, server))
+}
+
+/// Reads a saved plan.
+pub(super) fn read(path: &Path) -> Result<Plan, Error> {
+    let name = || path.display().to_string();
+    let text = std::fs::read(path).map_err(|source| Error::File { attempt: "read", path: name(), source })?;
+    let plan: Plan =
+        serde_json::from_slice(&text).map_err(|error| Error::PlanFile { path: name(), why: error.to_string() })?;
+    let why = if plan.format != FORMAT {
+        wrong_format(&plan.format)
+    } else if plan.digest != plan.digest_now() {
+        "it was changed after it was made: its digest does not fit".into()
+    } else {
+        return Ok(plan);
+    };
+    Err(Error::PlanFile { path: name(), why })
+}
+
+fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error> {
+    let why = if plan.server.id != info.id {
+        "it was made for another server"
+    } else if plan.server.epoch != info.epoch {
+        "the server was restored from a backup since it was made"
+    } else {
+        return Ok(());
+    };
+    Err(Error::PlanFile { path: path.display().to_string(), why: why.into() })
+}
+
+/// Why a plan does not hold any more: who moved what it touches, and when.
+async fn why_stale<C: ControlPlane>(
+    plan: &Plan,
+    stale: Vec<(ResourceId, Revision)>,
+    server: &C,
+) -> Result<Error, Error> {
+    let mut log = BTreeMap::new();
+    for revision in stale.iter().map(|(_, revision)| *revision).filter(|revision| revision.0 > 0) {
+        if !log.contains_key(&revision) {
+            let entries = server.revisions(Revision(revision.0 - 1), 1).await?;
+            log.extend(entries.into_iter().map(|entry| (entry.revision, entry)));
+        }
+    }
+    if let Some(LogEntry { revision, actor, time, .. }) =
+        log.values().find(|entry| entry.digest.as_ref() == Some(&plan.digest))
+    {
+        return Ok(Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time });
+    }
+    let moved = stale.into_iter().map(|(id, revision)| {
+        let (actor, time) = log.get(&revision).map(|entry| (entry.actor.clone(), entry.time)).unzip();
+        Moved { id, revision, actor, time }
+    });
+    Ok(Error::Stale(moved.collect()))
+}
+
+/// Shows the plan: as data, unless standard output is for tokens.
+fn show<C: ControlPlane>(ready: &Ready, server: &C, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+    if run.console.json {
+        return plan::show_events(run, &ready.plan, ready.loaded.as_ref());
+    }
+    let reviewed = args.auto_approve || args.expect.is_some();
+    if run.console.quiet && reviewed {
+        return Ok(());
+    }
+    let shown = Shown {
+        server: Some(server.name().to_owned()),
+        awaiting: ready
+            .loaded
+            .as_ref()
+            .map(|loaded| awaiting(loaded, run.only.as_ref(), &ready.world))
+            .unwrap_or_default(),
+        next: None,
+        full: run.console.verbose,
+    };
+    let text = render::plan(&ready.plan, &shown) + "\n";
+    data(&text, args, run)
+}
+
+fn data<C>(text: &str, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+    match args.keys_to {
+        Some(Sink::Output) => run.console.say(text),
+        Some(Sink::File(_) | Sink::Command(_)) | None => run.console.data(text)?,
+    }
+    Ok(())
+}
+
+/// Why the plan is not the expected one: that was applied before, or something else has moved.
+async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) -> Error {
+    let after = Revision(ready.world.revision.0.saturating_sub(LATEST));
+    // The log only helps to understand; without it the plan is refused all the same.
+    let log: Vec<LogEntry> = server.revisions(after, LATEST as usize).await.unwrap_or_default();
+    let is = |entry: &&LogEntry| entry.digest.as_ref().is_some_and(|digest| digest.starts_with(expected));
+    if let Some(LogEntry { revision, actor, time, .. }) = log.iter().find(is) {
+        return Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time };
+    }
+    let since = log.into_iter().rev().take(3).rev().collect();
+    Error::Unexpected { expected: expected.into(), found: ready.plan.digest.clone(), since }
+}
+
+/// Opens the sink that new keys need, before anything is changed.
+fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<Option<Opened>, Error> {
+    match (ids, sink) {
+        ([], _) => Ok(None),
+        (_, None) => Err(KeysError::NoSink(ids.to_vec()).into()),
+        (_, Some(sink)) => Ok(Some(sink.open(&run.place.environment)?)),
+    }
+}
+
+/// Goes on only where the plan is approved.
+fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result<(), Error> {
+    if args.auto_approve || args.expect.is_some() {
+        return Ok(());
+    }
+    if !run.console.asks() {
+        let command = match (&args.plan, &ready.loaded) {
+            (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, None),
+            (path, _) => {
+                let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+                command(&run.place, None, &["apply", &path, "-y"])
+            }
+        };
+        return Err(Error::NobodyToAsk { command });
+    }
+    let answer = run.console.ask("Apply this? Only `yes` does: ")?;
+    if answer == "yes" { Ok(()) } else { Err(Error::Declined) }
+}
+
+/// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have made the keys.
+async fn commit<C: ControlPlane>(
+    ready: &Ready,
+    made: &[Made],
+    mut sink: Option<&mut Opened>,
+    server: &C,
+    run: &mut Run<'_, C>,
+) -> Result<Applied, Error> {
+    let directory = run.place.directory.as_deref().unwrap_or(Path::new("."));
+    let request = ApplyRequest {
+        apply_id: apply_id()?,
+        plan: ready.plan.clone(),
+        keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
+        provenance: git::provenance(directory),
+    };
+    if let Some(sink) = &mut sink {
+        sink.hold(made)?;
+    }
+    let Tried { answer, harmless } = send(&request, server, run).await;
+    let refusal = match answer {
+        Ok(applied) => return Ok(applied),
+        Err(refusal) => refusal,
+    };
+    if !harmless {
+        let kept = sink.and_then(|sink| match sink {
+            Opened::File(file) => Some(file.path().display().to_string()),
+            Opened::Output | Opened::Command { .. } => None,
+        });
+        return Err(Error::Unknown { source: refusal, kept });
+    }
+    if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {
+        return Err(Error::NotTakenBack { refusal: refusal.to_string(), source });
+    }
+    if let ControlError::Refused { failure, .. } = &refusal
+        && failure.code == "stale"
+        && !failure.moved.is_empty()
+    {
+        return Err(Error::Stale(failure.moved.clone()));
+    }
+    Err(refusal.into())
+}
+
+/// What came of sending a plan.
+struct Tried {
+    answer: Result<Applied, ControlError>,
+    /// Whether no try can have been carried out.
+    harmless: bool,
+}
+
+/// Sends a plan, again where the answer did not come: the same apply id is carried out once.
+async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run<'_, C>) -> Tried {
+    let mut harmless = true;
+    let mut pauses = server.pauses().iter();
+    loop {
+        let what = format!("waiting for {} to commit", server.name());
+        let error = match run.console.waiting(&what, server.apply(request)).await {
+            Ok(applied) => return Tried { answer: Ok(applied), harmless: false },
+            Err(error) => error,
+        };
+        harmless = error.is_verdict() || (harmless && error.is_harmless());
+        match pauses.next() {
+            Some(pause) if error.is_passing() => {
+                run.console.talk(&format!("{error}; trying again\n"));
+                tokio::time::sleep(*pause).await;
+            }
+            Some(_) | None => return Tried { answer: Err(error), harmless },
+        }
+    }
+}
+
+fn apply_id() -> Result<String, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(KeysError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn tell<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+    let Applied { revision, already } = *applied;
+    if run.console.json {
+        return Ok(run.console.event(&Event::Revision { revision, already })?);
+    }
+    data(&format!("Applied as revision {revision}.\n"), args, run)
+}
+
+/// Says where the tokens went.
+fn tell_tokens<C>(
+    delivered: Result<String, KeysError>,
+    number: usize,
+    applied: &Applied,
+    run: &mut Run<'_, C>,
+) -> Result<(), Error> {
+    let revision = applied.revision;
+    let done = delivered.map_err(|source| Error::AfterCommit { revision, source })?;
+    let tokens = count(number as u64, "token");
+    run.console.talk(&format!("{tokens} {done}. On a machine:\n\n    netclient join -t TOKEN\n"));
+    Ok(())
+}
+
+async fn online<C: ControlPlane>(server: &C) -> Result<BTreeSet<String>, Error> {
+    let status = server.status().await?;
+    let online = status.nodes.into_iter().filter(|node| node.state == Presence::Online);
+    Ok(online.map(|node| node.id).collect())
+}
+
+/// Waits until the nodes that were online have acknowledged the revision.
+async fn acknowledged<C: ControlPlane>(
+    server: &C,
+    mut missing: BTreeSet<String>,
+    revision: Revision,
+    wait: Seconds,
+    run: &mut Run<'_, C>,
+) -> Result<Exit, Error> {
+    let (end, total) = (Instant::now() + wait.duration(), missing.len());
+    loop {
+        let what = format!("waiting for {}", count(missing.len() as u64, "node"));
+        match run.console.waiting(&what, server.status()).await {
+            Ok(status) => note(&status, &mut missing, revision, run)?,
+            // The change is made; a server that is away for a moment is only silent about its nodes.
+            Err(error) if error.is_passing() => {}
+            Err(error) => return Err(error.into()),
+        }
+        if missing.is_empty() {
+            run.console.talk(&match total {
+                0 => "No node was online, so none had to acknowledge.\n".into(),
+                total => format!("Every node that was online has acknowledged it: {}.\n", count(total as u64, "node")),
+            });
+            return Ok(Exit::Done);
+        }
+        if Instant::now() >= end {
+            return Err(Error::NotAcknowledged { revision, wait, nodes: missing.into_iter().collect() });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Takes the nodes that have acknowledged out of those that are missing.
+fn note<C>(
+    status: &StatusDocument,
+    missing: &mut BTreeSet<String>,
+    revision: Revision,
+    run: &mut Run<'_, C>,
+) -> Result<(), Error> {
+    // A node that left, or that the plan took out, has nothing to acknowledge.
+    missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
+    for node in &status.nodes {
+        if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json {
+            let event = events::node_ack(node);
+            event.iter().try_for_each(|event| run.console.event(event))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! `nmplan init`: a project to start from.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use schema::scalars::{Name, NetworkName};
+
+use super::command;
+use crate::args;
+use crate::console::Console;
+use crate::error::{Error, Exit};
+use crate::project::{PROJECT_FILES, Where};
+
+/// Where the server is looked for unless the environment says it.
+const SERVER: &str = "https://127.0.0.1:8081";
+
+/// Writes the files.
+pub fn run(args: &args::Init, place: &Where, console: &mut Console) -> Result<Exit, Error> {
+    let directory = place.directory.as_deref().unwrap_or(Path::new("."));
+    let project = args.name.clone().or_else(|| of_directory(directory)).unwrap_or_else(|| good("mesh"));
+    let network = network_of(&project);
+    let server = place.server.as_deref().or(place.environment.get("SERVER")).unwrap_or(SERVER);
+    if let Some(there) = PROJECT_FILES.iter().map(|name| directory.join(name)).find(|path| path.exists()) {
+        return Err(Error::Exists(there.display().to_string()));
+    }
+    let mesh = directory.join("mesh").join(format!("{network}.kdl"));
+    let failed = |attempt, path: &Path| {
+        let path = path.display().to_string();
+        move |source| Error::File { attempt, path, source }
+    };
+    fs::create_dir_all(directory.join("mesh")).map_err(failed("make", &directory.join("mesh")))?;
+    write_new(&mesh, &mesh_file(&network))?;
+    let file = directory.join(PROJECT_FILES[0]);
+    write_new(&file, &project_file(&project, server))?;
+    console.data(&format!("{}\n{}\n", file.display(), mesh.display()))?;
+    let next = command(&Where { directory: place.directory.clone(), ..Where::default() }, None, &["plan"]);
+    console.talk(&format!(
+        "\nA project to start from. Say in {} which machines there are, then:\n\n    {next}\n",
+        mesh.display()
+    ));
+    Ok(Exit::Done)
+}
+
+fn write_new(path: &Path, text: &str) -> Result<(), Error> {
+    let shown = || path.display().to_string();
+    let written = fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|source| match source.kind() == ErrorKind::AlreadyExists {
+        true => Error::Exists(shown()),
+        false => Error::File { attempt: "write", path: shown(), source },
+    })
+}
+
+fn good(name: &str) -> Name {
+    name.parse().expect("it is a good name")
+}
+
+/// The name of the directory, if a project may have it.
+fn of_directory(directory: &Path) -> Option<Name> {
+    directory.canonicalize().ok()?.file_name()?.to_str()?.to_lowercase().replace(['_', ' ', '.'], "-").parse().ok()
+}
+
+/// A network called like the project, as far as a network may be.
+fn network_of(project: &Name) -> NetworkName {
+    let short: String = project.as_str().chars().take(12).collect();
+    let network = short.trim_end_matches('-').parse();
+    network.unwrap_or_else(|_| "mesh".parse().expect("it is a good name"))
+}
+
+fn project_file(project: &Name, server: &str) -> String {
+    format!(
+        "\
+// The project: what it is called, and for each env the server and the files.
+project \"{project}\" schema=1
+
+env \"default\" {{
+    server {server:?}
+    use \"mesh/\"
+}}
+"
+    )
+}
+
+fn mesh_file(network: &NetworkName) -> String {
+    format!(
+        "\
+// One mesh. `nmplan schema` and `nmplan explain` tell what may stand here.
+network \"{network}\" {{
+    ipv4 \"10.40.0.0/16\"
+
+    // A machine joins with the token of a key whose `for` names it; `nmplan apply --keys-to keys.json` writes the token.
+    access-key \"servers\" {{ for \"gateway\" \"server-1\" }}
+
+    node \"gateway\" ipv4=\"10.40.0.1\" {{ tags \"gateway\" }}
+    node \"server-1\"
+
+    // Resolves on every machine of the mesh as www.{network}.
+    dns \"www\" node=\"server-1\"
+}}
+"
+    )
+}

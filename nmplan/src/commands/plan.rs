@@ -1,0 +1,90 @@
+//! `nmplan plan`: what an apply would do.
+
+use std::path::Path;
+
+use schema::plan::Plan;
+
+use super::{Run, awaiting, command};
+use crate::args::{self, Format};
+use crate::control::ControlPlane;
+use crate::error::{Error, Exit};
+use crate::events;
+use crate::project::Loaded;
+use crate::render::{self, Lines, Shown};
+
+/// How many digits of a digest are shown where it is typed.
+const TYPED: usize = 16;
+
+/// Plans, shows the plan, and saves it if asked to.
+pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    if run.console.json {
+        run.console.event(&events::version())?;
+    }
+    let loaded = run.load("planned")?;
+    let server = (run.connect)(loaded.server.as_deref())?;
+    let (info, world) = run.observe(&server).await?;
+    let plan = run.plan(&loaded, &info, &world)?;
+    if let Some(path) = &args.out {
+        save(&plan, path)?;
+    }
+    match (run.console.json, args.format) {
+        (true, _) => show_events(run, &plan, Some(&loaded))?,
+        (false, Format::Json) => run.console.data(&document(&plan))?,
+        (false, Format::Text) => {
+            let shown = Shown {
+                server: Some(server.name().to_owned()),
+                awaiting: awaiting(&loaded, run.only.as_ref(), &world),
+                next: Some(next(run, &loaded, &plan, args.out.as_deref())),
+                full: run.console.verbose,
+            };
+            run.console.data(&render::plan(&plan, &shown))?;
+        }
+    }
+    if let Some(path) = &args.out {
+        run.console.talk(&format!("\nThe plan is saved in {}.\n", path.display()));
+    }
+    Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
+}
+
+/// The saved form of a plan.
+pub fn document(plan: &Plan) -> String {
+    serde_json::to_string_pretty(plan).expect("a plan can be written as JSON") + "\n"
+}
+
+fn save(plan: &Plan, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::File { attempt: "write", path: path.display().to_string(), source };
+    std::fs::write(path, document(plan)).map_err(failed)
+}
+
+/// Prints the events of a plan.
+pub(super) fn show_events<C>(run: &mut Run<'_, C>, plan: &Plan, loaded: Option<&Loaded>) -> Result<(), Error> {
+    let (lines, summary) = (Lines::default(), plan.summary());
+    let declared = loaded.map(|loaded| (&loaded.declared.places, &*loaded.sources, &lines));
+    events::plan(plan, &summary, declared).iter().try_for_each(|event| run.console.event(event))?;
+    Ok(())
+}
+
+/// What carries this plan out.
+pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Option<&Path>) -> String {
+    let digest = &plan.digest[..TYPED];
+    let file = saved.map(|path| path.display().to_string());
+    let mut verb = match &file {
+        Some(file) => vec!["apply", file.as_str(), "-y"],
+        None => vec!["apply", "--expect", digest],
+    };
+    if plan.new_keys().next().is_some() {
+        verb.extend(["--keys-to", "keys.json"]);
+    }
+    let mut place = run.place.clone();
+    if saved.is_some() {
+        // A saved plan knows who declares what; only the server is to be found.
+        (place.directory, place.files, place.variables) = (place.directory, Vec::new(), Default::default());
+        place.project = None;
+        return command(&place, None, &verb);
+    }
+    place.project = place.project.or_else(|| match loaded.project {
+        Some(_) => None,
+        None => loaded.owner().0.split('/').next().and_then(|name| name.parse().ok()),
+    });
+    command(&place, run.only.as_ref(), &verb)
+}

@@ -1,0 +1,104 @@
+//! `nmplan show`: a saved plan, what a revision changed, or what the server has.
+
+use std::path::Path;
+
+use schema::api::LogEntry;
+use schema::snapshot::Revision;
+
+use super::{Run, apply, plan};
+use crate::args;
+use crate::control::ControlPlane;
+use crate::error::{Error, Exit};
+use crate::project;
+use crate::render::{self, Shown, moment};
+
+/// Shows what was asked for.
+pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    match &args.what {
+        None => newest(run).await,
+        Some(path) => match path.to_str().and_then(|text| text.parse().ok()).filter(|_| !path.exists()) {
+            Some(number) => revision(Revision(number), run).await,
+            None => saved(path, run).await,
+        },
+    }
+}
+
+/// What the server has, in short.
+async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let server = connect(run)?;
+    let (info, world) = run.observe(&server).await?;
+    let text = if run.console.json {
+        serde_json::to_string(&world.document(info)).expect("a world can be written as JSON") + "\n"
+    } else {
+        render::declared(&world.snapshot, server.name(), world.revision)
+    };
+    run.console.data(&text)?;
+    Ok(Exit::Done)
+}
+
+/// What one revision changed, by whom and why.
+async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let server = connect(run)?;
+    let after = Revision(number.0.saturating_sub(1));
+    let log = run.console.waiting("reading the log", server.revisions(after, 1)).await?;
+    let entry = log.into_iter().find(|entry| entry.revision == number).ok_or(Error::NoRevision(number))?;
+    let text = if run.console.json {
+        serde_json::to_string(&entry).expect("an entry can be written as JSON") + "\n"
+    } else {
+        told(&entry, run.console.verbose)
+    };
+    run.console.data(&text)?;
+    Ok(Exit::Done)
+}
+
+fn told(entry: &LogEntry, full: bool) -> String {
+    let LogEntry { revision, time, actor, action, owner, digest, provenance, changes, nodes, apply_id: _ } = entry;
+    let owner = owner.as_ref().map(|owner| format!(" for {owner}")).unwrap_or_default();
+    let mut text = format!("Revision {revision}, {}: {action} by {actor}{owner}\n", moment(*time));
+    if let Some(provenance) = provenance {
+        // The words of a commit are anybody's: no control character of theirs reaches the terminal.
+        let plain = |text: &str| text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>();
+        let commit = provenance.commit.as_deref().map_or("unknown".to_owned(), plain);
+        let dirty = if provenance.dirty { ", with files that differed from it" } else { "" };
+        text += &format!("commit {commit}{dirty}\n");
+        text.extend(provenance.author.iter().map(|author| format!("author {}\n", plain(author))));
+        text.extend(provenance.message.iter().map(|message| format!("\n    {}\n", plain(message))));
+    }
+    text += &render::changes(changes, full);
+    if !nodes.is_empty() {
+        let names: Vec<_> = nodes.iter().map(|(network, name)| format!("{network}/{name}")).collect();
+        text += &format!("\nmachines: {}\n", names.join(", "));
+    }
+    text.extend(digest.iter().map(|digest| format!("\ndigest {digest}\n")));
+    text
+}
+
+/// A saved plan; whether it still holds is said where the server can be asked.
+async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let saved = apply::read(path)?;
+    let text = if run.console.json {
+        plan::document(&saved)
+    } else {
+        render::plan(&saved, &Shown { full: run.console.verbose, ..Shown::default() })
+    };
+    run.console.data(&text)?;
+    let moved = match connect(run) {
+        Ok(server) => run.observe(&server).await.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world))),
+        Err(error) => Err(error),
+    };
+    run.console.talk(&match moved {
+        Err(error) => format!("\nWhether it still holds was not checked: {error}.\n"),
+        Ok((true, _)) => "\nThe server that can be reached is another than it was made for.\n".into(),
+        Ok((false, stale)) if stale.is_empty() => "\nIt still holds: nothing that it touches has moved.\n".into(),
+        Ok((false, stale)) => {
+            let ids: Vec<_> =
+                stale.iter().map(|(id, revision)| format!("  {id}, now at revision {revision}\n")).collect();
+            format!("\nIt is stale; this has moved since it was made:\n{}", ids.concat())
+        }
+    });
+    Ok(Exit::Done)
+}
+
+fn connect<C: ControlPlane>(run: &Run<'_, C>) -> Result<C, Error> {
+    Ok((run.connect)(project::server(&run.place)?.as_deref())?)
+}

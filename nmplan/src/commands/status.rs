@@ -1,0 +1,25 @@
+//! `nmplan status`: how the nodes are.
+
+use jiff::Timestamp;
+
+use super::Run;
+use crate::control::ControlPlane;
+use crate::error::{Error, Exit};
+use crate::{project, render};
+
+/// Shows the nodes.
+pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    let what = format!("asking {}", server.name());
+    let mut status = run.console.waiting(&what, server.status()).await?;
+    if let Some(only) = &run.only {
+        status.nodes.retain(|node| node.id.split('/').next() == Some(only.as_str()));
+    }
+    let text = if run.console.json {
+        serde_json::to_string(&status).expect("a status can be written as JSON") + "\n"
+    } else {
+        render::status(&status, server.name(), Timestamp::now())
+    };
+    run.console.data(&text)?;
+    Ok(Exit::Done)
+}

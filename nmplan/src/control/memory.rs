@@ -1,0 +1,238 @@
+//! A server in memory: it carries out plans as nmserver does, without a network, and fails on demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use schema::api::{Applied, ApplyRequest, Failure, Finding, LogEntry, Moved, NodeStatus, StatusDocument};
+use schema::decode::decode_body;
+use schema::inventory::KeyStatus;
+use schema::report::Report;
+use schema::scalars::PublicKey;
+use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::world::{ServerInfo, World, WorldDocument};
+
+use super::{ControlError, ControlPlane};
+
+/// A server in memory. Clones are the same server.
+#[derive(Clone, Default)]
+pub struct Memory {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    world: World,
+    log: Vec<LogEntry>,
+    faults: Vec<Fault>,
+    nodes: Vec<NodeStatus>,
+}
+
+/// What goes wrong with the next apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives.
+    LostRequest,
+    /// It is carried out, and the answer is lost.
+    LostAnswer,
+    /// It arrives, and the server refuses it.
+    Refusal,
+    /// Somebody else changes what it touches a moment before.
+    Race,
+}
+
+impl Memory {
+    /// A server that has this world.
+    pub fn of(world: World) -> Self {
+        let memory = Self::default();
+        memory.inner().world = world;
+        memory
+    }
+
+    /// What it has.
+    pub fn state(&self) -> World {
+        self.inner().world.clone()
+    }
+
+    /// Changes its world behind everybody's back.
+    pub fn meddle(&self, change: impl FnOnce(&mut World)) {
+        let mut inner = self.inner();
+        inner.world.revision.0 += 1;
+        change(&mut inner.world);
+        let entry = LogEntry { actor: "mallory".into(), action: "put".into(), ..entry(inner.world.revision) };
+        inner.log.push(entry);
+    }
+
+    /// Lets the next applies fail, in this order.
+    pub fn fail(&self, faults: &[Fault]) {
+        self.inner().faults = faults.iter().rev().copied().collect();
+    }
+
+    /// Says how the nodes are.
+    pub fn nodes(&self, nodes: Vec<NodeStatus>) {
+        self.inner().nodes = nodes;
+    }
+
+    /// What was done, oldest first.
+    pub fn log(&self) -> Vec<LogEntry> {
+        self.inner().log.clone()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who the server in memory is.
+fn info(world: &World) -> ServerInfo {
+    ServerInfo {
+        id: "server-in-memory".into(),
+        epoch: world.epoch,
+        agent_addresses: vec!["192.0.2.1:50051".into()],
+        signing_key: PublicKey([1; 32]),
+        ca_pin: Some(PublicKey([2; 32])),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+fn entry(revision: Revision) -> LogEntry {
+    LogEntry {
+        revision,
+        time: Timestamp::UNIX_EPOCH,
+        actor: "tester".into(),
+        action: "apply".into(),
+        owner: None,
+        apply_id: None,
+        digest: None,
+        provenance: None,
+        changes: Vec::new(),
+        nodes: Vec::new(),
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, ControlError> {
+        let ApplyRequest { apply_id, plan, keys, provenance } = request;
+        if let Some(done) = self.log.iter().find(|entry| entry.apply_id.as_ref() == Some(apply_id)) {
+            return Ok(Applied { revision: done.revision, already: true });
+        }
+        let stale = plan.stale(&self.world);
+        if !stale.is_empty() {
+            let failure = failure(412, "stale", "the plan is stale");
+            return Err(refused(Failure {
+                moved: stale.into_iter().map(|moved| self.moved(moved)).collect(),
+                ..failure
+            }));
+        }
+        let outcome = plan.apply(&self.world, Timestamp::UNIX_EPOCH).map_err(|report| broken_rule(&report))?;
+        self.world.revision.0 += 1;
+        (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
+        self.keep(plan.new_keys(), keys)?;
+        let (owner, digest) = (Some(plan.owner.clone()), Some(plan.digest.clone()));
+        let (apply_id, changes, provenance) = (Some(apply_id.clone()), plan.changes.clone(), provenance.clone());
+        self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, ..entry(self.world.revision) });
+        Ok(Applied { revision: self.world.revision, already: false })
+    }
+
+    /// Changes the first thing that a plan touches.
+    fn race(&mut self, request: &ApplyRequest) {
+        let Some(change) = request.plan.changes.first() else { return };
+        self.world.revision.0 += 1;
+        let revision = self.world.revision;
+        self.log.push(LogEntry { actor: "mallory".into(), action: "put".into(), ..entry(revision) });
+        let made = change.after.as_ref().and_then(|body| decode_body(&change.id, body).ok());
+        if let Some(found) = self.world.snapshot.entry(&change.id).cloned().or(made) {
+            self.world.snapshot.put(change.id.clone(), Entry { revision, ..found });
+        }
+    }
+
+    fn keep<'a>(
+        &mut self,
+        made: impl Iterator<Item = &'a ResourceId>,
+        keys: &BTreeMap<ResourceId, PublicKey>,
+    ) -> Result<(), ControlError> {
+        for id in made {
+            let lacks = || refused(failure(400, "bad_request", "what verifies the secret of a key is missing"));
+            let verifier = *keys.get(id).ok_or_else(lacks)?;
+            let status = KeyStatus { verifier, created: Timestamp::UNIX_EPOCH, used: 0 };
+            self.world.inventory.put_key(id.clone(), status);
+        }
+        Ok(())
+    }
+
+    fn moved(&self, (id, revision): (ResourceId, Revision)) -> Moved {
+        let entry = self.log.iter().find(|entry| entry.revision == revision);
+        let (actor, time) = entry.map(|entry| (entry.actor.clone(), entry.time)).unzip();
+        Moved { id, revision, actor, time }
+    }
+}
+
+fn failure(status: u16, code: &str, detail: &str) -> Failure {
+    Failure {
+        kind: "about:blank".into(),
+        title: code.into(),
+        status,
+        code: code.into(),
+        detail: detail.into(),
+        problems: Vec::new(),
+        moved: Vec::new(),
+    }
+}
+
+fn broken_rule(report: &Report) -> ControlError {
+    let finding = |problem: &schema::report::Problem| Finding {
+        code: problem.code.name().into(),
+        id: problem.id.clone(),
+        message: problem.message.clone(),
+        help: problem.help.clone(),
+    };
+    let problems = report.problems().map(finding).collect();
+    refused(Failure { problems, ..failure(422, "rules", "the result would break a rule") })
+}
+
+fn refused(failure: Failure) -> ControlError {
+    ControlError::Refused { server: "memory".into(), failure: Box::new(failure) }
+}
+
+fn broken() -> ControlError {
+    ControlError::Broken { server: "memory".into(), source: None }
+}
+
+impl ControlPlane for Memory {
+    fn name(&self) -> &str {
+        "https://nm.example.net"
+    }
+
+    fn pauses(&self) -> &[Duration] {
+        &[Duration::ZERO; 4]
+    }
+
+    async fn world(&self) -> Result<WorldDocument, ControlError> {
+        let inner = self.inner();
+        Ok(inner.world.document(info(&inner.world)))
+    }
+
+    async fn apply(&self, request: &ApplyRequest) -> Result<Applied, ControlError> {
+        let mut inner = self.inner();
+        match inner.faults.pop() {
+            None => inner.apply(request),
+            Some(Fault::LostRequest) => Err(broken()),
+            Some(Fault::LostAnswer) => inner.apply(request).and(Err(broken())),
+            Some(Fault::Race) => {
+                inner.race(request);
+                inner.apply(request)
+            }
+            Some(Fault::Refusal) => Err(refused(failure(403, "denied", "this needs the role applier"))),
+        }
+    }
+
+    async fn status(&self) -> Result<StatusDocument, ControlError> {
+        let inner = self.inner();
+        Ok(StatusDocument { epoch: inner.world.epoch, revision: inner.world.revision, nodes: inner.nodes.clone() })
+    }
+
+    async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {
+        Ok(self.inner().log.iter().filter(|entry| entry.revision > after).take(limit).cloned().collect())
+    }
+}

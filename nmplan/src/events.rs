@@ -1,0 +1,214 @@
+//! What `--json` prints: one event a line. `schema/events.schema.json` describes them.
+
+use schema::api::NodeStatus;
+use schema::decode::Places;
+use schema::diff::{Action, Change};
+use schema::plan::{NodeImpact, Plan, Summary};
+use schema::report::{Problem, Severity};
+use schema::scalars::NetworkName;
+use schema::snapshot::{ResourceId, Revision};
+use schema::syntax::Source;
+use schema::value::{Location, Value};
+use serde::Serialize;
+
+use crate::render::Lines;
+
+/// The version of the events; raised when an older reader would misread them.
+pub const VERSION: &str = "1.0";
+
+/// One line of `--json`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The first event: who speaks, and which version of the events.
+    Version {
+        /// The version of the program.
+        nmplan: &'a str,
+        /// The version of the events.
+        events: &'a str,
+    },
+    /// A problem of the files.
+    Diagnostic(Diagnostic<'a>),
+    /// A resource that changes.
+    Change {
+        /// The resource.
+        id: &'a ResourceId,
+        /// What is done to it.
+        action: Action,
+        /// Where the change comes from.
+        attribution: &'a str,
+        /// The fields that change.
+        fields: Vec<FieldChange<'a>>,
+    },
+    /// A machine that notices.
+    NodeImpact(&'a NodeImpact),
+    /// Nodes that reach each other afterwards only, or before only.
+    ReachChange(ReachEvent<'a>),
+    /// How much the plan does.
+    Summary(&'a Summary),
+    /// The revision that an apply made.
+    Revision {
+        /// The revision.
+        revision: Revision,
+        /// Whether an earlier call of the same apply made it.
+        already: bool,
+    },
+    /// A node has everything of the applied revision that concerns it.
+    NodeAck {
+        /// The node.
+        id: &'a str,
+        /// What it has acknowledged.
+        revision: Revision,
+    },
+}
+
+/// A field that changes.
+#[derive(Clone, Debug, Serialize)]
+pub struct FieldChange<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it was.
+    pub before: Option<&'a Value>,
+    /// What it will be.
+    pub after: Option<&'a Value>,
+}
+
+/// A problem, with its place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Diagnostic<'a> {
+    /// The name of its code.
+    pub code: &'a str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The resource that it is about.
+    pub id: Option<&'a str>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub place: Option<Place<'a>>,
+    /// What is wrong.
+    pub message: &'a str,
+    /// What to do.
+    pub help: Option<&'a str>,
+    /// Other places that belong to it.
+    pub related: Vec<Related<'a>>,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Place<'a> {
+    /// The file.
+    pub file: &'a str,
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in it, from 1.
+    pub column: usize,
+    /// Behind the last character.
+    pub end: Position,
+}
+
+/// A position in a file.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Position {
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in it, from 1.
+    pub column: usize,
+}
+
+/// Another place that belongs to a problem.
+#[derive(Clone, Debug, Serialize)]
+pub struct Related<'a> {
+    /// Where.
+    #[serde(flatten)]
+    pub place: Option<Place<'a>>,
+    /// What stands there.
+    pub message: &'a str,
+}
+
+/// A change of reachability.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReachEvent<'a> {
+    /// The network.
+    pub network: &'a NetworkName,
+    /// The node, or `*`.
+    pub from: &'a str,
+    /// The node, or `*`; both ways.
+    pub to: &'a str,
+    /// Whether it is gained or lost.
+    pub direction: schema::compile::reach::Direction,
+    /// How many ordered pairs of nodes that is.
+    pub pairs: u64,
+    /// The change that it follows from.
+    pub because: Option<Because<'a>>,
+}
+
+/// The change that something follows from, and where its resource is declared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Because<'a> {
+    /// The resource.
+    pub id: &'a ResourceId,
+    /// The file; absent where no file declares it.
+    pub file: Option<&'a str>,
+    /// The line, from 1.
+    pub line: Option<usize>,
+}
+
+/// The first event.
+pub fn version() -> Event<'static> {
+    Event::Version { nmplan: env!("CARGO_PKG_VERSION"), events: VERSION }
+}
+
+/// A problem as an event.
+pub fn diagnostic<'a>(problem: &'a Problem, sources: &'a [Source], lines: &Lines) -> Event<'a> {
+    let place = |at: Option<Location>| at.and_then(|at| place(at, sources, lines));
+    let related = problem.related.iter().map(|(at, message)| Related { place: place(Some(*at)), message });
+    Event::Diagnostic(Diagnostic {
+        code: problem.code.name(),
+        severity: problem.code.severity(),
+        id: problem.id.as_deref(),
+        place: place(problem.at),
+        message: &problem.message,
+        help: problem.help.as_deref(),
+        related: related.collect(),
+    })
+}
+
+fn place<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Option<Place<'a>> {
+    let source = sources.get(at.source.0 as usize)?;
+    let position = |byte| {
+        let (line, column) = lines.position(at.source, &source.text, byte);
+        Position { line, column }
+    };
+    let (start, end) = (position(at.span.start), position(at.span.end));
+    Some(Place { file: &source.name, line: start.line, column: start.column, end })
+}
+
+/// A plan as events. `declared` tells where resources stand.
+pub fn plan<'a>(
+    plan: &'a Plan,
+    summary: &'a Summary,
+    declared: Option<(&Places, &'a [Source], &Lines)>,
+) -> Vec<Event<'a>> {
+    let reach = plan.reach.iter().map(|reach| {
+        let because = reach.because.as_ref().map(|id| {
+            let place = declared.and_then(|(places, sources, lines)| place(places.location(id, None)?, sources, lines));
+            Because { id, file: place.as_ref().map(|place| place.file), line: place.as_ref().map(|place| place.line) }
+        });
+        let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);
+        Event::ReachChange(ReachEvent { network, from, to, direction: reach.direction, pairs: reach.pairs, because })
+    });
+    let changes = plan.changes.iter().map(change);
+    let impact = plan.impact.iter().map(Event::NodeImpact);
+    changes.chain(impact).chain(reach).chain([Event::Summary(summary)]).collect()
+}
+
+fn change(change: &Change) -> Event<'_> {
+    let field = |(name, before, after)| FieldChange { name, before, after };
+    let fields = change.fields().into_iter().map(field).collect();
+    Event::Change { id: &change.id, action: change.action, attribution: "branch", fields }
+}
+
+/// That a node has acknowledged, if it has anything.
+pub fn node_ack(node: &NodeStatus) -> Option<Event<'_>> {
+    Some(Event::NodeAck { id: &node.id, revision: node.acknowledged? })
+}

@@ -1,0 +1,202 @@
+//! Which machines stand in for what is declared, and with which keys do they join?
+//!
+//! Pure. Each declared node is one machine; each access key that is for nobody in particular stands for some more, as far
+//! as the network has room. A declared node that no key is for gets one that is made for the lab alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use schema::descriptor::Ref;
+use schema::kinds::{AccessKey, Network, Node, Object};
+use schema::scalars::{Name, NetworkName};
+use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
+use schema::syntax::{Language, print};
+use schema::value::{Document, SourceId, Spanned};
+
+/// How many machines stand for a key that is for nobody in particular.
+const SAMPLES: u32 = 2;
+
+/// The machines, and what has to be declared for them.
+#[derive(Clone, Debug)]
+pub struct Cast {
+    /// What is declared, with the keys that the lab adds.
+    pub declared: Snapshot,
+    /// The machines, by network and name.
+    pub roles: Vec<Role>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// The network.
+    pub network: NetworkName,
+    /// The name that it joins under.
+    pub name: Name,
+    /// The key that it joins with.
+    pub key: ResourceId,
+    /// What its host is called: the node's name, and the network's where another network has that name too.
+    pub host: String,
+}
+
+/// The machines for what is declared.
+pub fn cast(declared: &Snapshot) -> Cast {
+    let mut cast = Cast { declared: declared.clone(), roles: Vec::new() };
+    for (network, settings) in declared.networks() {
+        cast.nodes(network, declared);
+        cast.samples(network, settings, declared);
+    }
+    let mut names: BTreeMap<Name, u32> = BTreeMap::new();
+    for role in &cast.roles {
+        *names.entry(role.name.clone()).or_default() += 1;
+    }
+    for role in &mut cast.roles {
+        let twice = names.get(&role.name).is_some_and(|count| *count > 1);
+        role.host = if twice { format!("{}.{}", role.name, role.network) } else { role.name.to_string() };
+    }
+    cast
+}
+
+impl Cast {
+    /// What is declared, as a file in KDL.
+    pub fn text(&self) -> String {
+        let documents: Vec<_> = self.declared.entries().map(document).collect();
+        print(&documents, Language::Kdl)
+    }
+
+    fn nodes(&mut self, network: &NetworkName, declared: &Snapshot) {
+        let mut keyless = BTreeSet::new();
+        for (id, _) in declared.all_in::<Node>(network) {
+            let holds = |(_, key): &(&ResourceId, &Arc<AccessKey>)| key.r#for.iter().any(|node| node.name == id.name);
+            match declared.all_in::<AccessKey>(network).find(holds) {
+                Some((key, _)) => self.role(network, &id.name, key.clone()),
+                None => drop(keyless.insert(id.name.clone())),
+            }
+        }
+        if keyless.is_empty() {
+            return;
+        }
+        let free = |name: &Name| declared.named::<AccessKey>(network, name).is_none();
+        let Some(name) = numbered("lab").find(free) else { return };
+        let key = ResourceId::of::<AccessKey>(network, &name);
+        let r#for = keyless.iter().cloned().map(Ref::new).collect();
+        let object = Object::AccessKey(Arc::new(AccessKey { uses: None, expires: None, tags: BTreeSet::new(), r#for }));
+        self.declared.put(key.clone(), Entry { object, revision: Revision(0), owner: None });
+        keyless.iter().for_each(|node| self.role(network, node, key.clone()));
+    }
+
+    fn samples(&mut self, network: &NetworkName, settings: &Network, declared: &Snapshot) {
+        let mut room = room(network, settings, declared);
+        let mut taken: BTreeSet<Name> = declared
+            .entries()
+            .filter(|(id, _)| id.network == *network && id.kind.descriptor().resolves)
+            .map(|(id, _)| id.name.clone())
+            .collect();
+        for (id, key) in declared.all_in::<AccessKey>(network).filter(|(_, key)| key.r#for.is_empty()) {
+            let wanted = key.uses().left(0).map_or(SAMPLES, |uses| uses.min(SAMPLES)).min(room);
+            let names = numbered(id.name.as_str()).filter(|name| !taken.contains(name)).take(wanted as usize);
+            for name in names.collect::<Vec<_>>() {
+                self.role(network, &name, id.clone());
+                taken.insert(name);
+                room -= 1;
+            }
+        }
+    }
+
+    fn role(&mut self, network: &NetworkName, name: &Name, key: ResourceId) {
+        self.roles.push(Role { network: network.clone(), name: name.clone(), key, host: String::new() });
+    }
+}
+
+/// How many more nodes than the declared ones a network has room for.
+fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
+    let nodes = declared.all_in::<Node>(network).count() as u64;
+    let limit = settings.node_limit.map_or(u64::MAX, |limit| limit.number().unsigned_abs());
+    let hosts = settings.ranges().map(|range| {
+        let bits = range.max_prefix_len() - range.prefix_len();
+        // Network and broadcast address, and what entries stand for, which lies in the range at the worst.
+        1u64.checked_shl(bits.into()).map_or(u64::MAX, |all| all.saturating_sub(2))
+    });
+    let entries: usize = declared.all_in::<schema::kinds::Dns>(network).map(|(_, dns)| dns.a.len() + dns.aaaa.len()).sum();
+    let addresses = hosts.min().unwrap_or(0).saturating_sub(entries as u64);
+    u32::try_from(limit.min(addresses).saturating_sub(nodes)).unwrap_or(u32::MAX)
+}
+
+/// Names that begin with a word: `word-1`, `word-2`, and so on; the word is cut where the name would be too long.
+fn numbered(word: &str) -> impl Iterator<Item = Name> + use<> {
+    let word: String = word.chars().take(56).collect();
+    let word = word.trim_end_matches('-').to_owned();
+    (1..1_000_000u32).filter_map(move |number| format!("{word}-{number}").parse().ok())
+}
+
+fn document((id, entry): (&ResourceId, &Entry)) -> Document {
+    let descriptor = id.kind.descriptor();
+    let spanned = |text: &str| Spanned { text: text.into(), span: Default::default() };
+    let parent = descriptor.within.map(|_| spanned(id.network.as_str()));
+    let fields = entry.object.body().as_record().cloned().unwrap_or_default();
+    Document { descriptor, source: SourceId(0), name: spanned(id.name.as_str()), parent, fields, whole: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::decode::decode;
+    use schema::kinds::Kind;
+    use schema::syntax::{Source, parse};
+
+    use super::*;
+
+    fn declared(text: &str) -> Snapshot {
+        let source = Source { name: "mesh.kdl".into(), text: text.into(), language: Language::Kdl };
+        let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+        assert!(report.is_empty(), "{report:?}");
+        let (declared, report) = decode(documents);
+        assert!(!report.has_errors(), "{report:?}");
+        declared.snapshot
+    }
+
+    fn told(cast: &Cast) -> Vec<String> {
+        cast.roles.iter().map(|role| format!("{} as {} with {}", role.host, role.name, role.key)).collect()
+    }
+
+    #[test]
+    fn every_declared_node_and_some_of_each_key_take_part() {
+        let cast = cast(&declared(
+            r#"network "one" {
+                ipv4 "10.0.0.0/24"
+                access-key "named" { for "a" }
+                access-key "many" uses="unlimited"
+                access-key "once"
+                node "a"; node "b"; node "many-1"
+            }
+            network "two" { ipv4 "10.1.0.0/24"; node "a" }"#,
+        ));
+        assert_eq!(
+            told(&cast),
+            [
+                "a.one as a with one/access-key/named",
+                "b as b with one/access-key/lab-1",
+                "many-1 as many-1 with one/access-key/lab-1",
+                "many-2 as many-2 with one/access-key/many",
+                "many-3 as many-3 with one/access-key/many",
+                "once-1 as once-1 with one/access-key/once",
+                "a.two as a with two/access-key/lab-1",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_declared_reads_back_with_the_keys_that_were_added() {
+        let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "a" { tags "x" }; dns "d" node="a" }"#;
+        let cast = cast(&declared(text));
+        let again = declared(&cast.text());
+        assert_eq!(again, cast.declared);
+        assert_eq!(again.len(), 4);
+    }
+
+    #[test]
+    fn a_network_gets_no_more_machines_than_it_has_room_for() {
+        let limited = r#"network "n" { ipv4 "10.0.0.0/24"; node-limit 2; node "a"; access-key "k" uses=9 }"#;
+        assert_eq!(cast(&declared(limited)).roles.len(), 2);
+        let small = r#"network "n" { ipv4 "10.0.0.0/30"; node "a"; access-key "k" uses=9 }"#;
+        assert_eq!(cast(&declared(small)).roles.len(), 2);
+    }
+}

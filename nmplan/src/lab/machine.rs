@@ -1,0 +1,106 @@
+//! How does an agent run in the lab?
+//!
+//! `netclient` on a host of its own, with the directory and the `/etc/hosts` of that host. Its device process outlives it,
+//! as on a real machine, and ends with the host.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Output;
+
+use super::{Error, Host, Process, Programs, Underlay, system};
+
+/// A host with an agent.
+#[derive(Debug)]
+pub struct Machine {
+    host: Host,
+    program: PathBuf,
+    daemon: Option<Process>,
+}
+
+impl Machine {
+    /// Makes the host; nothing runs on it yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Underlay::host`].
+    pub async fn new(underlay: &Underlay, programs: &Programs, name: &str) -> Result<Self, Error> {
+        Ok(Self { host: underlay.host(name).await?, program: programs.netclient.clone(), daemon: None })
+    }
+
+    /// Its host.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Runs a verb of the agent to its end.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be executed.
+    pub async fn netclient(&self, arguments: &[&str]) -> io::Result<Output> {
+        let mut command = self.host.command(&self.program);
+        command.args(arguments);
+        self.host.run(command).await
+    }
+
+    /// Joins with a token; `more` are further arguments.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with what the agent said.
+    pub async fn join(&self, token: &str, more: &[&str]) -> Result<(), Error> {
+        let arguments = [&["join", "--daemon", "off", "-t", token], more].concat();
+        self.netclient_or_error(&arguments).await.map(drop)
+    }
+
+    /// How the agent says that its networks are: the document of `netclient status --json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with what the agent said.
+    pub async fn status(&self) -> Result<serde_json::Value, Error> {
+        let output = self.netclient_or_error(&["status", "--json"]).await?;
+        serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))
+    }
+
+    /// Starts the daemon, unless it runs; `variables` are those of `netclient`.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be executed.
+    pub fn start_daemon(&mut self, variables: &[(&str, &str)]) -> Result<(), Error> {
+        if self.daemon.as_mut().is_some_and(Process::is_running) {
+            return Ok(());
+        }
+        let mut command = self.host.command(&self.program);
+        command.arg("daemon").envs(variables.iter().copied());
+        self.daemon = Some(self.host.start("netclient", command).map_err(system("start netclient"))?);
+        Ok(())
+    }
+
+    /// The daemon; none before it was started and after it was killed.
+    pub fn daemon(&mut self) -> Option<&mut Process> {
+        self.daemon.as_mut()
+    }
+
+    /// Kills the daemon by SIGKILL; the device process lives on.
+    ///
+    /// # Errors
+    ///
+    /// What kill(2) answered.
+    pub async fn kill_daemon(&mut self) -> io::Result<()> {
+        if let Some(mut process) = self.daemon.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    async fn netclient_or_error(&self, arguments: &[&str]) -> Result<Output, Error> {
+        let output = self.netclient(arguments).await.map_err(system("run netclient"))?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}

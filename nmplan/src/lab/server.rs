@@ -1,0 +1,107 @@
+//! How does the control plane run in the lab?
+//!
+//! `nmserver` with SQLite, on a host of its own, with a data directory that lives as long as the lab. It may be killed and
+//! started again.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Error, Host, Process, Programs, Underlay, system};
+
+/// How long the server may take to serve.
+const PATIENCE: Duration = Duration::from_secs(20);
+const REST: u16 = 8081;
+
+/// The control plane, on a host of its own.
+#[derive(Debug)]
+pub struct Server {
+    host: Host,
+    program: PathBuf,
+    settings: Vec<(String, String)>,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Makes the host and starts the server; `settings` are variables as `nmserver` reads them.
+    ///
+    /// # Errors
+    ///
+    /// When the host cannot be made, or the server does not serve within 20 seconds.
+    pub async fn start(underlay: &Underlay, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
+        let host = underlay.host("nmserver").await?;
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut server = Self { host, program: programs.nmserver.clone(), settings, process: None };
+        server.serve().await?;
+        Ok(server)
+    }
+
+    /// Its host.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The URL of its REST API.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}:{REST}", self.host.ipv4())
+    }
+
+    /// Its data directory, which the lab and all hosts see at this path.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.host.directory().join("data")
+    }
+
+    /// The variables that let nmplan reach it as an admin.
+    #[must_use]
+    pub fn environment(&self) -> [(&'static str, String); 3] {
+        let file = |name| self.data().join(name).display().to_string();
+        [("NMPLAN_SERVER", self.url()), ("NMPLAN_TOKEN_FILE", file("admin.token")), ("NMPLAN_CA", file("ca.pem"))]
+    }
+
+    /// Its process; none while it is killed.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// Kills the server by SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// What kill(2) answered.
+    pub async fn kill(&mut self) -> io::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the server, unless it runs, and waits until it serves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotServing`] when it ended, or does not serve within 20 seconds.
+    pub async fn serve(&mut self) -> Result<(), Error> {
+        if self.process.as_mut().is_some_and(Process::is_running) {
+            return Ok(());
+        }
+        let mut command = self.host.command(&self.program);
+        command.env("DATA_DIR", self.data()).env("SERVER_HOST", self.host.ipv4().to_string());
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        let process = self.host.start("nmserver", command).map_err(system("start nmserver"))?;
+        let process = self.process.insert(process);
+        let deadline = Instant::now() + PATIENCE;
+        // The last line that it logs before it serves.
+        while !process.printed().contains("serving") {
+            if Instant::now() > deadline || !process.is_running() {
+                return Err(Error::NotServing(process.printed()));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! What came of a lab, as a person reads it.
+//!
+//! Pure: a [`Verdict`] in, text out.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use super::run::{NetworkVerdict, Pair, Verdict};
+
+/// The most machines that are shown as a table of who reached whom; of more, only who did not is told.
+const TABLE: usize = 12;
+
+/// The text of a verdict.
+pub fn text(verdict: &Verdict) -> String {
+    let networks: Vec<_> = verdict.networks.iter().map(network).collect();
+    networks.join("\n")
+}
+
+fn network(network: &NetworkVerdict) -> String {
+    let NetworkVerdict { name, machines, pairs } = network;
+    let reached = pairs.iter().filter(|pair| pair.is_reached()).count();
+    let known: BTreeSet<&String> = machines.iter().flat_map(|machine| &machine.names).collect();
+    let everywhere = known.iter().filter(|name| machines.iter().all(|machine| machine.names.contains(**name))).count();
+    let mut text = format!("{name}: {reached} of {} pairs reach each other", pairs.len());
+    let _ = writeln!(text, ", {everywhere} of {} names resolve everywhere", known.len());
+    let width = machines.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
+    for machine in machines {
+        let addresses: Vec<_> = machine.addresses.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {:width$}  {}", machine.name, addresses.join("  "));
+    }
+    if machines.len() <= TABLE {
+        text.push('\n');
+        text.push_str(&table(network));
+    }
+    if reached < pairs.len() {
+        text.push('\n');
+    }
+    for pair in pairs.iter().filter(|pair| !pair.is_reached()) {
+        let silent: Vec<_> =
+            pair.answers.iter().filter(|(_, took)| took.is_none()).map(|(address, _)| address.to_string()).collect();
+        let _ = writeln!(text, "  {} did not reach {} at {}", pair.from, pair.to, silent.join(", "));
+    }
+    text
+}
+
+/// Who reached whom, in milliseconds: the slowest of the addresses.
+fn table(network: &NetworkVerdict) -> String {
+    let names: Vec<&str> = network.machines.iter().map(|machine| &*machine.name).collect();
+    let first = names.iter().map(|name| name.len()).chain(["from \\ to".len()]).max().unwrap_or(0);
+    let mut text = format!("  {:first$}", "from \\ to");
+    for name in &names {
+        let _ = write!(text, "  {name:>8}");
+    }
+    text.push('\n');
+    for from in &names {
+        let _ = write!(text, "  {from:first$}");
+        for to in &names {
+            let pair = network.pairs.iter().find(|pair| pair.from == *from && pair.to == *to);
+            let _ = write!(text, "  {:>width$}", pair.map_or("-".into(), cell), width = to.len().max(8));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn cell(pair: &Pair) -> String {
+    if !pair.is_reached() {
+        return "no".into();
+    }
+    let slowest = pair.answers.values().flatten().copied().fold(0.0, f64::max);
+    format!("{slowest:.1} ms")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+
+    use super::super::run::MachineVerdict;
+    use super::*;
+
+    fn verdict(answer: Option<f64>) -> Verdict {
+        let address = |number: u8| IpAddr::from([10, 0, 0, number]);
+        let machine = |name: &str, number| MachineVerdict {
+            name: name.into(),
+            addresses: vec![address(number)],
+            names: ["a.corp".to_owned(), "db-1.corp".to_owned()].into(),
+        };
+        let pair = |from: &str, to: &str, number, answer| Pair {
+            from: from.into(),
+            to: to.into(),
+            answers: BTreeMap::from([(address(number), answer)]),
+        };
+        let network = NetworkVerdict {
+            name: "corp".parse().expect("a good name"),
+            machines: vec![machine("a", 1), machine("db-1", 2)],
+            pairs: vec![pair("a", "db-1", 2, Some(0.42)), pair("db-1", "a", 1, answer)],
+        };
+        Verdict { networks: vec![network] }
+    }
+
+    const HEAD: &str = "  a     10.0.0.1\n  db-1  10.0.0.2\n\n  from \\ to         a      db-1\n";
+
+    #[test]
+    fn who_reached_whom_is_a_table() {
+        let first = "corp: 2 of 2 pairs reach each other, 2 of 2 names resolve everywhere\n";
+        let rows = "  a                 -    0.4 ms\n  db-1         1.0 ms         -\n";
+        assert_eq!(text(&verdict(Some(1.0))), [first, HEAD, rows].concat());
+    }
+
+    #[test]
+    fn who_did_not_is_told() {
+        assert!(!verdict(None).is_good());
+        let first = "corp: 1 of 2 pairs reach each other, 2 of 2 names resolve everywhere\n";
+        let rows = "  a                 -    0.4 ms\n  db-1             no         -\n";
+        let last = "\n  db-1 did not reach a at 10.0.0.1\n";
+        assert_eq!(text(&verdict(None)), [first, HEAD, rows, last].concat());
+    }
+}

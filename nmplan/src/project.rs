@@ -1,0 +1,322 @@
+//! What is declared: finds the project, chooses the env, reads its files, and decodes them.
+//!
+//! [`load`] is the way in, for every verb and for the lab. It finds every problem of every file in one run; what keeps it
+//! from looking at the files at all is a [`LoadError`]. Start at [`Where`] and [`Loaded`].
+
+mod files;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use schema::decode::{Declared, decode};
+use schema::kinds::Kind;
+use schema::project::{self, Env, ProjectFile};
+use schema::report::{Code, Problem, Report, did_you_mean};
+use schema::scalars::Name;
+use schema::snapshot::Owner;
+use schema::syntax::{Source, Variables, parse, substitute};
+use schema::value::{Document, SourceId};
+
+use crate::environment::Environment;
+use files::{Reading, Root};
+
+/// The names that a project file may have.
+pub const PROJECT_FILES: [&str; 3] = ["nmplan.kdl", "nmplan.yaml", "nmplan.yml"];
+
+/// Where to look, and what to choose there.
+#[derive(Clone, Debug, Default)]
+pub struct Where {
+    /// The project's directory. Absent: the current one.
+    pub directory: Option<PathBuf>,
+    /// Files in place of those that the env uses; `-` is standard input.
+    pub files: Vec<PathBuf>,
+    /// The env. Absent: NMPLAN_ENV, or the only one.
+    pub env: Option<Name>,
+    /// The project's name, where no file says it.
+    pub project: Option<Name>,
+    /// The server, over what the env says.
+    pub server: Option<String>,
+    /// Variables, over what the env and the environment say.
+    pub variables: BTreeMap<String, String>,
+    /// The environment.
+    pub environment: Environment,
+}
+
+/// What is declared, for whom and where.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The project's directory.
+    pub directory: PathBuf,
+    /// The project. Absent: no file and no flag says it.
+    pub project: Option<Name>,
+    /// The env.
+    pub env: Name,
+    /// The URL of the server, as far as anything says it.
+    pub server: Option<String>,
+    /// The resources; incomplete where the report has errors.
+    pub declared: Declared,
+    /// Everything that is wrong.
+    pub report: Report,
+    /// The files, by the ids that locations carry.
+    pub sources: Vec<Source>,
+}
+
+impl Loaded {
+    /// Who declares: `project/env`. A project without a name is called like its directory, which is good for looking, not
+    /// for applying.
+    pub fn owner(&self) -> Owner {
+        let named = || self.directory.canonicalize().ok()?.file_name()?.to_str()?.parse::<Name>().ok();
+        let project = self.project.clone().or_else(named).map_or("unnamed".to_owned(), |name| name.to_string());
+        Owner(format!("{project}/{}", self.env).into())
+    }
+}
+
+/// Why the files cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Something cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file or directory.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two project files lie in one directory.
+    #[error("{0} and {1} lie side by side, and a project has one project file")]
+    TwoProjects(PathBuf, PathBuf),
+    /// The flag names another project than the file.
+    #[error("--project says {asked}, but {file} is project {found}")]
+    OtherProject {
+        /// What was asked for.
+        asked: Name,
+        /// What the file says.
+        found: Name,
+        /// The project file.
+        file: String,
+    },
+    /// The project has several envs, and none was chosen.
+    #[error("the project has several envs: {}", list(.0))]
+    WhichEnv(Vec<Name>),
+    /// There is no such env.
+    #[error("the project has no env {asked:?}; it has {}", list(.known))]
+    UnknownEnv {
+        /// What was asked for.
+        asked: String,
+        /// The envs that there are.
+        known: Vec<Name>,
+    },
+    /// There is no such variable.
+    #[error("--var sets {asked:?}, but the project file declares no variable of that name")]
+    UnknownVariable {
+        /// What was asked for.
+        asked: String,
+        /// The variables that there are.
+        known: Vec<Name>,
+    },
+}
+
+impl LoadError {
+    /// What to type next.
+    pub fn help(&self) -> Option<String> {
+        let near = |asked: &str, known: &[Name]| did_you_mean(asked, known.iter().map(Name::as_str));
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the path; -C names the project's directory, and `nmplan init` makes a project".into())
+            }
+            Self::Read { .. } => None,
+            Self::TwoProjects(..) => Some("delete one of the two".into()),
+            Self::OtherProject { .. } => Some("leave --project away".into()),
+            Self::WhichEnv(known) => known.first().map(|first| format!("choose one, for example --env {first}")),
+            Self::UnknownEnv { asked, known } => near(asked, known),
+            Self::UnknownVariable { asked, known } => {
+                near(asked, known).or_else(|| Some(format!("declare it in the project file: var {asked:?}")))
+            }
+        }
+    }
+}
+
+fn list(names: &[Name]) -> String {
+    if names.is_empty() {
+        return "none".into();
+    }
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads what is declared. Problems are in the report of what it gives, whether or not they are errors.
+pub fn load(place: &Where) -> Result<Loaded, LoadError> {
+    let directory = place.directory.clone().unwrap_or_else(|| ".".into());
+    let root = Root::open(&directory)?;
+    let mut reading = Reading::default();
+    let found = project_file(&root, &mut reading)?;
+    let from_environment = place.environment.get("SERVER").map(str::to_owned);
+    let mut loaded = Loaded {
+        directory,
+        project: place.project.clone(),
+        env: place.env.clone().unwrap_or_else(|| "default".parse().expect("it is a good name")),
+        server: place.server.clone().or(from_environment.clone()),
+        declared: Declared::default(),
+        report: Report::default(),
+        sources: Vec::new(),
+    };
+    let variables = match found {
+        None => bare(place, &root, &mut reading)?,
+        Some((_, None)) => {
+            (loaded.report, loaded.sources) = (reading.report, reading.sources);
+            return Ok(loaded);
+        }
+        Some((documents, Some(file))) => {
+            check_name(place, &file, &reading)?;
+            let (name, env) = choose(place, &file)?;
+            let document = documents.iter().find(|it| it.descriptor.word == "env" && *it.name.text == *name.as_str());
+            match place.files.is_empty() {
+                true => reading.used(&root, env, document)?,
+                false => reading.given(&place.files)?,
+            }
+            let of_env = env.server.as_ref().map(ToString::to_string);
+            loaded.server = place.server.clone().or(of_env).or(from_environment);
+            (loaded.project, loaded.env) = (Some(file.name.clone()), name.clone());
+            variables(place, &file, env)?
+        }
+    };
+    let Reading { sources, declaring, mut report } = reading;
+    let (declared, found) = read_documents(&sources, &declaring, &variables);
+    report.append(found);
+    if declared.snapshot.is_empty() && !report.has_errors() {
+        report.push(nothing(&loaded, declaring.len()));
+    }
+    Ok(Loaded { declared, report, sources, ..loaded })
+}
+
+/// The URL of the server, without reading what is declared.
+pub fn server(place: &Where) -> Result<Option<String>, LoadError> {
+    let from_environment = || place.environment.get("SERVER").map(str::to_owned);
+    if place.server.is_some() {
+        return Ok(place.server.clone());
+    }
+    let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
+    let Some((_, Some(file))) = project_file(&root, &mut Reading::default())? else { return Ok(from_environment()) };
+    let (_, env) = choose(place, &file)?;
+    Ok(env.server.as_ref().map(ToString::to_string).or_else(from_environment))
+}
+
+type Project = (Vec<Document>, Option<ProjectFile>);
+
+/// Reads the project file, if there is one.
+fn project_file(root: &Root, reading: &mut Reading) -> Result<Option<Project>, LoadError> {
+    let mut there = PROJECT_FILES.iter().map(|name| root.shown.join(name)).filter(|path| path.exists());
+    let Some(path) = there.next() else { return Ok(None) };
+    if let Some(other) = there.next() {
+        return Err(LoadError::TwoProjects(path, other));
+    }
+    let Some(id) = reading.file(&path)? else { return Ok(Some((Vec::new(), None))) };
+    let source = &reading.sources[id.0 as usize];
+    let (documents, report) = parse(source, id, project::DESCRIPTORS);
+    let broken = report.has_errors();
+    reading.report.append(report);
+    let (file, report) = project::decode(&documents);
+    // What could not be parsed may be what is found missing.
+    if !broken {
+        reading.report.append(report);
+    }
+    Ok(Some((documents, file)))
+}
+
+fn check_name(place: &Where, file: &ProjectFile, reading: &Reading) -> Result<(), LoadError> {
+    match &place.project {
+        Some(asked) if *asked != file.name => Err(LoadError::OtherProject {
+            asked: asked.clone(),
+            found: file.name.clone(),
+            file: reading.sources[0].name.to_string(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The env that is meant.
+fn choose<'a>(place: &Where, file: &'a ProjectFile) -> Result<(&'a Name, &'a Env), LoadError> {
+    let asked = place.env.as_ref().map(Name::as_str).or_else(|| place.environment.get("ENV"));
+    let known = || file.envs.keys().cloned().collect::<Vec<_>>();
+    let found = match asked {
+        Some(asked) => file.envs.iter().find(|(name, _)| name.as_str() == asked),
+        None if file.envs.len() > 1 => return Err(LoadError::WhichEnv(known())),
+        None => file.envs.iter().next(),
+    };
+    found.ok_or_else(|| LoadError::UnknownEnv { asked: asked.unwrap_or("default").into(), known: known() })
+}
+
+/// The files and variables of a directory without a project file.
+fn bare(place: &Where, root: &Root, reading: &mut Reading) -> Result<Variables, LoadError> {
+    match place.files.is_empty() {
+        true => reading.everything(root)?,
+        false => reading.given(&place.files)?,
+    }
+    let set = place.environment.beginning("VAR_").map(|(name, value)| (name.replace('_', "-"), value.to_owned()));
+    Ok(set.chain(place.variables.clone()).collect())
+}
+
+/// The variables: defaults, over them the env, the environment, the command line.
+fn variables(place: &Where, file: &ProjectFile, env: &Env) -> Result<Variables, LoadError> {
+    if let Some(asked) = place.variables.keys().find(|name| !file.vars.contains_key(name.as_str())) {
+        return Err(LoadError::UnknownVariable { asked: asked.clone(), known: file.vars.keys().cloned().collect() });
+    }
+    let mut variables = Variables::new();
+    for (name, var) in &file.vars {
+        let from_environment = place.environment.get(&format!("VAR_{}", name.as_str().replace('-', "_")));
+        let value = place.variables.get(name.as_str()).map(String::as_str);
+        let value = value.or(from_environment).or_else(|| env.set.get(name.as_str()).map(|value| &**value));
+        if let Some(value) = value.or(var.default.as_deref()) {
+            variables.insert(name.to_string(), value.to_owned());
+        }
+    }
+    Ok(variables)
+}
+
+/// Parses the files, as many at a time as there are processors, and decodes what they hold.
+fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variables) -> (Declared, Report) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut parsed = Vec::new();
+        while let Some(id) = declaring.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (mut documents, mut report) = parse(&sources[id.0 as usize], *id, Kind::DESCRIPTORS);
+            substitute(&mut documents, variables, &mut report);
+            parsed.push((*id, documents, report));
+        }
+        parsed
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(declaring.len());
+    let mut parsed: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("parsing does not panic")).collect()
+    });
+    parsed.sort_by_key(|(id, ..)| *id);
+    let (mut documents, mut report) = (Vec::new(), Report::default());
+    for (_, found, problems) in parsed {
+        documents.extend(found);
+        report.append(problems);
+    }
+    let (declared, problems) = decode(documents);
+    report.append(problems);
+    (declared, report)
+}
+
+fn nothing(loaded: &Loaded, files: usize) -> Problem {
+    let read = match files {
+        0 => "there is no .kdl, .yaml or .yml file".to_owned(),
+        1 => "one file was read, and it declares nothing".to_owned(),
+        count => format!("{count} files were read, and they declare nothing"),
+    };
+    let message = format!("no network is declared in {}: {read}", loaded.directory.display());
+    Problem::new(Code::NothingDeclared, message).help("declare a network, or check -C and the env's `use`".to_owned())
+}
+
+/// A path as messages show it: without needless dots.
+fn shown(path: &Path) -> Arc<str> {
+    let plain: PathBuf = path.components().collect();
+    let plain = plain.strip_prefix(".").unwrap_or(&plain);
+    plain.display().to_string().into()
+}

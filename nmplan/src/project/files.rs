@@ -1,0 +1,220 @@
+//! The files of a project: which they are, and what they hold.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use schema::project::Env;
+use schema::report::{Code, Problem, Report};
+use schema::syntax::{Language, MAX_SIZE, Source};
+use schema::value::{Data, Document, Location, SourceId, Span};
+
+use super::{LoadError, PROJECT_FILES, shown};
+
+/// The project's directory: as it was named, and where it really is.
+pub(super) struct Root {
+    pub(super) shown: PathBuf,
+    real: PathBuf,
+}
+
+impl Root {
+    pub(super) fn open(directory: &Path) -> Result<Self, LoadError> {
+        let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
+        let real = directory.canonicalize().map_err(failed)?;
+        if !real.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Self { shown: directory.into(), real })
+    }
+}
+
+/// What was read so far.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// Every file, the project file first.
+    pub(super) sources: Vec<Source>,
+    /// Those that declare.
+    pub(super) declaring: Vec<SourceId>,
+    pub(super) report: Report,
+}
+
+impl Reading {
+    /// Reads the files that an env uses, each once.
+    pub(super) fn used(&mut self, root: &Root, env: &Env, document: Option<&Document>) -> Result<(), LoadError> {
+        if env.r#use.is_empty() {
+            return self.everything(root);
+        }
+        let mut paths = BTreeSet::new();
+        for path in &env.r#use {
+            let at = document.and_then(|document| place(document, path));
+            match inside(root, Path::new(&**path)) {
+                Ok(real) if real.is_dir() => paths.extend(self.walk(root, &root.shown.join(&**path))?),
+                Ok(_) if Language::of(path).is_some() => drop(paths.insert(root.shown.join(&**path))),
+                Ok(_) => self.report.push(
+                    bad_path(path, "its ending tells no language", "name a directory, or a .kdl, .yaml or .yml file")
+                        .at(at),
+                ),
+                Err(why) => self
+                    .report
+                    .push(bad_path(path, &why, "name a directory or a file below the project's directory").at(at)),
+            }
+        }
+        self.declare(paths)
+    }
+
+    /// Reads every file of the directory.
+    pub(super) fn everything(&mut self, root: &Root) -> Result<(), LoadError> {
+        let paths = self.walk(root, &root.shown)?;
+        self.declare(paths)
+    }
+
+    /// Reads the files that were named one by one.
+    pub(super) fn given(&mut self, files: &[PathBuf]) -> Result<(), LoadError> {
+        for path in files {
+            let id = if path.as_os_str() == "-" {
+                self.read("standard input", io::stdin().lock(), None)?
+            } else {
+                self.file(path)?
+            };
+            self.declaring.extend(id);
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, paths: BTreeSet<PathBuf>) -> Result<(), LoadError> {
+        for path in paths {
+            let id = self.file(&path)?;
+            self.declaring.extend(id);
+        }
+        Ok(())
+    }
+
+    /// The declaring files of a directory and of those below it; what is hidden is left out, and so are project files at
+    /// the top.
+    fn walk(&mut self, root: &Root, directory: &Path) -> Result<BTreeSet<PathBuf>, LoadError> {
+        let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![directory.to_owned()]);
+        while let Some(directory) = open.pop() {
+            let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
+            // A link may lead back to where it stands.
+            if !seen.insert(directory.canonicalize().map_err(failed)?) {
+                continue;
+            }
+            for entry in fs::read_dir(&directory).map_err(failed)? {
+                let path = entry.map_err(failed)?.path();
+                let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+                let is_project = directory == root.shown && PROJECT_FILES.contains(&name);
+                if name.starts_with('.') || is_project {
+                    continue;
+                }
+                let readable = Language::of(name).is_some();
+                match path.canonicalize() {
+                    Ok(real) if !real.starts_with(&root.real) => {
+                        if readable || real.is_dir() {
+                            let why = "it leads outside of the project's directory";
+                            self.report.push(bad_path(&shown(&path), why, "take the link away"));
+                        }
+                    }
+                    Ok(real) if real.is_dir() => open.push(path),
+                    Ok(real) if readable && real.is_file() => drop(found.insert(path)),
+                    Ok(_) => {}
+                    Err(source) if readable => return Err(LoadError::Read { path: shown(&path).to_string(), source }),
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads one file; nothing where a problem says why not.
+    pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
+        let name = shown(path);
+        let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
+        self.read(&name, file, Language::of(&name))
+    }
+
+    fn read(&mut self, name: &str, from: impl Read, language: Option<Language>) -> Result<Option<SourceId>, LoadError> {
+        let mut bytes = Vec::new();
+        let read = from.take(MAX_SIZE as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|source| LoadError::Read { path: name.to_owned(), source })?;
+        let id = SourceId(u32::try_from(self.sources.len()).expect("there are fewer files"));
+        let text = String::from_utf8(bytes).map_err(|error| self.not_text(id, name, error.utf8_error().valid_up_to()));
+        let whole = text.is_ok();
+        let text = text.unwrap_or_default();
+        let language = language.unwrap_or_else(|| guess(&text));
+        self.sources.push(Source { name: name.into(), text: text.into(), language });
+        Ok(whole.then_some(id))
+    }
+
+    fn not_text(&mut self, source: SourceId, name: &str, byte: usize) {
+        let at = Location { source, span: Span::new(0, 0) };
+        let message = format!("{name} is not UTF-8 text: byte {} is the first that is wrong", byte + 1);
+        self.report.push(Problem::new(Code::NotText, message).at(at).help("save it as UTF-8".to_owned()));
+    }
+}
+
+/// The language of a text that has no file name: YAML if the first line that is no comment looks like it, else KDL.
+fn guess(text: &str) -> Language {
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with("//"));
+    let first = lines.next().unwrap_or_default();
+    let key = first.split_once(':').is_some_and(|(key, behind)| {
+        let word = key.trim_matches(['"', '\'']);
+        let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_".contains(c));
+        plain && (behind.is_empty() || behind.starts_with(' '))
+    });
+    if key || first.starts_with("---") || first.starts_with('{') { Language::Yaml } else { Language::Kdl }
+}
+
+/// Where a path of `use` really is, if it may be used.
+fn inside(root: &Root, path: &Path) -> Result<PathBuf, String> {
+    if path.is_absolute() {
+        return Err("it does not start at the project's directory".into());
+    }
+    let real = root.real.join(path).canonicalize().map_err(|error| match error.kind() == io::ErrorKind::NotFound {
+        true => "it does not exist".to_owned(),
+        false => error.to_string(),
+    })?;
+    if real.starts_with(&root.real) { Ok(real) } else { Err("it lies outside of the project's directory".into()) }
+}
+
+fn bad_path(path: &str, why: &str, help: &str) -> Problem {
+    Problem::new(Code::ProjectPath, format!("{path:?} cannot be read: {why}")).help(help.to_owned())
+}
+
+/// Where a path of `use` stands in the project file.
+fn place(document: &Document, path: &str) -> Option<Location> {
+    let value = &document.fields.get("use")?.value;
+    let span = match &value.data {
+        Data::List(items) => {
+            items.iter().find(|item| matches!(&item.data, Data::Text(text) if **text == *path)).map(|item| item.span)
+        }
+        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::Record(_) => None,
+    };
+    Some(Location { source: document.source, span: span.unwrap_or(value.span) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_without_a_name_is_yaml_if_its_first_line_looks_like_it() {
+        for yaml in
+            ["networks:\n  corp:", "# a comment\n\nnetworks: {}", "---\n", "{\"networks\": {}}", "\"networks\": {}"]
+        {
+            assert_eq!(guess(yaml), Language::Yaml, "{yaml:?}");
+        }
+        for kdl in [
+            "",
+            "network \"corp\" {",
+            "// networks: no\nnetwork \"a\"",
+            "network \"a:b\" ipv4=\"x\"",
+            "/* x */ network",
+        ] {
+            assert_eq!(guess(kdl), Language::Kdl, "{kdl:?}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Plans, problems and nodes as text for people. Pure: values in, text out; it names no kind.
+//!
+//! The text is styled throughout; the console takes the styles away where nobody would see them. Nothing relies on
+//! colour: the symbols `+ ~ -` carry the meaning.
+
+mod plan;
+mod problems;
+mod status;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use owo_colors::OwoColorize;
+use schema::diff::Action;
+use schema::value::{Data, Value};
+
+pub use plan::{Shown, changes, plan};
+pub use problems::{Lines, problems};
+pub use status::{declared, status};
+
+/// How many lines of the same kind are shown before the rest is counted.
+const FOLD: usize = 40;
+
+/// `1 machine`, `2 machines`.
+pub fn count(number: impl Into<u64>, one: &str) -> String {
+    match number.into() {
+        1 => format!("1 {one}"),
+        number if one.ends_with("ss") => format!("{number} {one}es"),
+        number => format!("{number} {one}s"),
+    }
+}
+
+/// A moment as people read it, to the second.
+pub fn moment(time: Timestamp) -> String {
+    time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// The sign of an action, in its colour.
+fn symbol(action: Action) -> String {
+    let sign = action.symbol();
+    match action {
+        Action::Create => sign.green().to_string(),
+        Action::Update => sign.yellow().to_string(),
+        Action::Delete => sign.red().to_string(),
+    }
+}
+
+/// A value as one word or several, separated by commas.
+fn value(value: &Value) -> String {
+    match &value.data {
+        Data::Null => "nothing".into(),
+        Data::Bool(it) => it.to_string(),
+        Data::Integer(it) => it.to_string(),
+        Data::Float(it) => it.to_string(),
+        Data::Text(it) if it.is_empty() || it.contains([' ', ',', '=']) => format!("{it:?}"),
+        Data::Text(it) => it.escape_debug().to_string(),
+        Data::List(items) => items.iter().map(self::value).collect::<Vec<_>>().join(","),
+        Data::Record(record) => {
+            let members = record.iter().map(|(name, member)| format!("{name}={}", self::value(&member.value)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(" "))
+        }
+    }
+}
+
+/// The lines, of which the last are only counted where there are too many.
+fn fold(lines: Vec<String>, full: bool) -> Vec<String> {
+    let left_out = lines.len().saturating_sub(FOLD / 2);
+    if full || lines.len() <= FOLD {
+        return lines;
+    }
+    let more = format!("    ... and {left_out} more; -v shows all").dimmed().to_string();
+    lines.into_iter().take(FOLD / 2).chain([more]).collect()
+}

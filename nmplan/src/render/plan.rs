@@ -1,0 +1,262 @@
+//! A plan as text: the verdict first, then what changes, who notices, who reaches whom, and what to type next.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use owo_colors::OwoColorize;
+use schema::compile::reach::{Direction, ReachChange};
+use schema::diff::{Action, Change};
+use schema::inventory::NodeId;
+use schema::kinds::Kind;
+use schema::plan::{Bind, NodeImpact, Plan, Summary};
+use schema::scalars::NetworkName;
+use schema::value::{Data, Value};
+
+use super::{count, fold, moment, symbol, value};
+
+/// What is shown of a plan besides the plan.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// The server.
+    pub server: Option<String>,
+    /// The declared nodes whose machines have not joined.
+    pub awaiting: Vec<NodeId>,
+    /// What to type next.
+    pub next: Option<String>,
+    /// Whether nothing is folded.
+    pub full: bool,
+}
+
+/// A plan as text.
+pub fn plan(plan: &Plan, shown: &Shown) -> String {
+    let summary = plan.summary();
+    let mut text = title(plan, shown);
+    text += &verdict(plan, &summary);
+    for (network, changes) in by_network(&plan.changes) {
+        let _ = writeln!(text, "\n{}", network.bold());
+        text += &lines(change_lines(&changes, &plan.binds, shown.full));
+    }
+    text += &section("Machines that are reconfigured", impact(&plan.impact, shown.full));
+    text += &section("Who can reach whom", reach(&plan.reach, shown.full));
+    text += &awaiting(&shown.awaiting, shown.full);
+    if plan.applyable {
+        let _ = writeln!(text, "\n{} {}", "digest".bold(), plan.digest);
+    }
+    if let Some(next) = shown.next.as_ref().filter(|_| plan.applyable) {
+        let _ = writeln!(text, "\nTo carry it out:\n\n    {next}");
+    }
+    text
+}
+
+/// Changes as text, network by network.
+pub fn changes(changes: &[Change], full: bool) -> String {
+    let mut text = String::new();
+    for (network, changes) in by_network(changes) {
+        let _ = writeln!(text, "\n{}", network.bold());
+        text += &lines(change_lines(&changes, &[], full));
+    }
+    text
+}
+
+fn title(plan: &Plan, shown: &Shown) -> String {
+    let server = shown.server.as_ref().map(|server| format!(" on {server}")).unwrap_or_default();
+    format!("{} of {}{server}, revision {}\n\n", "Plan".bold(), plan.owner, plan.server.revision)
+}
+
+fn verdict(plan: &Plan, summary: &Summary) -> String {
+    if plan.changes.is_empty() {
+        return format!("{}: the server has what is declared.\n", "No changes".green().bold());
+    }
+    let Summary { create, update, delete, nodes_changed, reach_gained, reach_lost, .. } = summary;
+    let parts = [(*create, "to create"), (*update, "to update"), (*delete, "to delete")];
+    let parts: Vec<_> =
+        parts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
+    let total = count(plan.changes.len() as u64, "change");
+    let mut text = format!("{}: {}.\n", total.bold(), parts.join(", "));
+    text += &match nodes_changed {
+        0 => "No joined machine notices.\n".to_owned(),
+        1 => "1 machine is reconfigured".to_owned(),
+        many => format!("{many} machines are reconfigured"),
+    };
+    if *nodes_changed > 0 {
+        let ways = [(*reach_gained, "gained"), (*reach_lost, "lost")].into_iter().filter(|(ways, _)| *ways > 0);
+        let ways: Vec<_> = ways.map(|(ways, how)| format!("{} {how}", count(ways, "way"))).collect();
+        text += &if ways.is_empty() {
+            "; who can reach whom stays as it is.\n".to_owned()
+        } else {
+            format!("; between machines: {}.\n", ways.join(", "))
+        };
+    }
+    let cut_off = plan.impact.iter().filter(|impact| !impact.keeps_server).count();
+    if cut_off > 0 {
+        let machines = count(cut_off as u64, "machine").red().bold().to_string();
+        text += &format!("{machines} would lose the server: its address lies in a range that goes into the mesh.\n");
+    }
+    text
+}
+
+fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
+    let mut networks: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for change in changes {
+        networks.entry(&change.id.network).or_default().push(change);
+    }
+    networks
+}
+
+/// The changes of one network, those of one action and kind folded together.
+fn change_lines(changes: &[&Change], binds: &[Bind], full: bool) -> Vec<String> {
+    let kinds = changes.iter().map(|change| change.id.kind.descriptor().word.len()).max().unwrap_or_default();
+    let names = changes.iter().filter(|change| inside(change)).map(|change| change.id.name.as_str().len());
+    let names = names.max().unwrap_or_default().min(24);
+    let mut text = Vec::new();
+    for group in changes.chunk_by(|a, b| (a.action, a.id.kind) == (b.action, b.id.kind)) {
+        let lines = group.iter().map(|change| change_line(change, binds, kinds, names)).collect();
+        text.extend(fold(lines, full));
+    }
+    text
+}
+
+/// Whether the resource lives inside a network, so that its name tells more than the heading.
+fn inside(change: &Change) -> bool {
+    change.id.kind.descriptor().within.is_some()
+}
+
+/// A change, and below it what does not fit into one line.
+fn change_line(change: &Change, binds: &[Bind], kinds: usize, names: usize) -> String {
+    let word = change.id.kind.descriptor().word;
+    let name = if inside(change) { change.id.name.as_str() } else { "" };
+    let mut line = format!("  {} {word:kinds$}  {name:names$}", symbol(change.action));
+    match change.action {
+        Action::Delete => {}
+        Action::Create => {
+            let _ = write!(line, "  {}", given(change.id.kind, change.after.as_ref()));
+        }
+        Action::Update => match &*change.fields() {
+            [field] => {
+                let _ = write!(line, "  {}", difference(field, 0));
+            }
+            fields => {
+                line.truncate(line.trim_end().len());
+                let width = fields.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
+                for field in fields {
+                    let _ = write!(line, "\n        {}", difference(field, width));
+                }
+            }
+        },
+    }
+    line.truncate(line.trim_end().len());
+    if let Some(bind) = binds.iter().find(|bind| bind.id == change.id) {
+        let key = bind.key.as_ref().map_or("without a key".to_owned(), |key| format!("with key {key}"));
+        let _ = write!(line, "\n        binds to the machine that joined on {} {key}", moment(bind.joined));
+        let _ = write!(line, "\n        identity {}", bind.identity);
+    }
+    line
+}
+
+/// The fields of a new resource that are not as they would be anyway.
+fn given(kind: Kind, body: Option<&Value>) -> String {
+    let fields = kind.descriptor().fields.iter().filter_map(|field| {
+        let given = body?.field(field.name)?;
+        let usual = field.default.is_some_and(|default| default() == *given);
+        (!usual).then(|| format!("{}={}", field.name, value(given)))
+    });
+    fields.collect::<Vec<_>>().join(" ")
+}
+
+/// A field before and after: of a list what leaves and what comes.
+fn difference((name, before, after): &(&str, Option<&Value>, Option<&Value>), width: usize) -> String {
+    let list = |value: Option<&Value>| match value.map(|value| &value.data) {
+        Some(Data::List(items)) => items.iter().map(value_of).collect(),
+        Some(_) | None => Vec::new(),
+    };
+    let (was, is): (Vec<String>, Vec<String>) = (list(*before), list(*after));
+    if was.len().max(is.len()) > 1 {
+        let gone = was.iter().filter(|item| !is.contains(item)).map(|item| format!("-{item}"));
+        let come = is.iter().filter(|item| !was.contains(item)).map(|item| format!("+{item}"));
+        return format!("{name:width$} {}", gone.chain(come).collect::<Vec<_>>().join(" "));
+    }
+    let shown = |value: &Option<&Value>| value.map_or("(none)".to_owned(), value_of);
+    format!("{name:width$} {} -> {}", shown(before), shown(after))
+}
+
+fn value_of(it: &Value) -> String {
+    value(it)
+}
+
+fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
+    let name = |it: &NodeImpact| format!("{}/{}", it.network, it.node);
+    let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default().min(40);
+    let lines = impact.iter().map(|it| format!("  {:width$}  {}", name(it), notices(it))).collect();
+    fold(lines, full)
+}
+
+/// What one machine notices, the worst first.
+fn notices(impact: &NodeImpact) -> String {
+    let NodeImpact { network: _, node: _, removed, readdressed, sessions_break, keeps_server, .. } = impact;
+    if *removed {
+        return format!("{} leaves the network", "-".red());
+    }
+    let mut parts = Vec::new();
+    if !keeps_server {
+        parts.push("loses the server".red().bold().to_string());
+    }
+    if !readdressed.is_empty() {
+        let addresses: Vec<_> = readdressed.iter().map(ToString::to_string).collect();
+        parts.push(format!("addresses -> {}", addresses.join(", ")));
+    }
+    if *sessions_break {
+        parts.push("connections break".yellow().to_string());
+    }
+    parts.extend(numbers(impact));
+    if parts.is_empty() { "settings or names only".into() } else { parts.join("; ") }
+}
+
+fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
+    let NodeImpact { peers_added, peers_removed, peers_changed, routes_added, routes_removed, .. } = *impact;
+    let signed = |what: &str, counts: [(u32, &str); 3]| {
+        let parts = counts.iter().filter(|(number, _)| *number > 0).map(|(number, sign)| format!(" {sign}{number}"));
+        let parts: String = parts.collect();
+        (!parts.is_empty()).then(|| format!("{what}{parts}"))
+    };
+    let peers = signed("peers", [(peers_added, "+"), (peers_removed, "-"), (peers_changed, "~")]);
+    let routes = signed("routes", [(routes_added, "+"), (routes_removed, "-"), (0, "~")]);
+    peers.into_iter().chain(routes)
+}
+
+fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
+    let width = reach.iter().map(|it| it.network.as_str().len()).max().unwrap_or_default();
+    let lines = reach.iter().map(|change| {
+        let ReachChange { network, from, to, direction, pairs, because } = change;
+        let sign = match direction {
+            Direction::Gained => "+".green().to_string(),
+            Direction::Lost => "-".red().to_string(),
+        };
+        let who = if from == "*" { "every node" } else { from };
+        let whom = if to == "*" { "every other node" } else { to };
+        let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
+        format!("  {network:width$}  {sign} {who} <-> {whom}, {}{because}", count(*pairs, "way"))
+    });
+    fold(lines.collect(), full)
+}
+
+fn awaiting(nodes: &[NodeId], full: bool) -> String {
+    let mut networks: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (network, name) in nodes {
+        networks.entry(network).or_default().push(name.as_str());
+    }
+    let lines = networks.into_iter().map(|(network, names)| {
+        let shown = if full { names.len() } else { 10 };
+        let more = names.len().saturating_sub(shown);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("  {network}  {}{more}", names.into_iter().take(shown).collect::<Vec<_>>().join(", "))
+    });
+    section("Declared and awaiting their machine", lines.collect())
+}
+
+fn section(title: &str, of: Vec<String>) -> String {
+    if of.is_empty() { String::new() } else { format!("\n{}\n{}", title.bold(), lines(of)) }
+}
+
+fn lines(lines: Vec<String>) -> String {
+    lines.into_iter().map(|line| line + "\n").collect()
+}

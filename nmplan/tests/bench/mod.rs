@@ -1,0 +1,147 @@
+//! What the suites share: commands run as they are typed, against a server in memory, and what they print.
+#![allow(dead_code, reason = "each suite uses its part")]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use clap::Parser;
+use nmplan::args::Args;
+use nmplan::commands;
+use nmplan::console::Console;
+use nmplan::control::Memory;
+use nmplan::environment::Environment;
+use schema::inventory::Joined;
+use schema::scalars::PublicKey;
+use schema::world::World;
+use serde_json::Value;
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit code.
+    pub exit: u8,
+    /// Standard output.
+    pub data: String,
+    /// Standard error.
+    pub talk: String,
+}
+
+impl Ran {
+    /// Everything, as a reader of the terminal sees it.
+    pub fn all(&self) -> String {
+        format!("{}{}[exit {}]", self.data, self.talk, self.exit)
+    }
+
+    /// The events.
+    pub fn events(&self) -> Vec<Value> {
+        self.data.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+    }
+}
+
+/// A desk: a server, a directory for files, variables, and perhaps somebody who types.
+pub struct Desk {
+    pub server: Memory,
+    pub directory: tempfile::TempDir,
+    pub environment: Vec<(String, String)>,
+    pub typed: Option<&'static str>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Desk {
+    pub fn new(world: World) -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        Self { server: Memory::of(world), directory, environment: Vec::new(), typed: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("it lies in the directory")).expect("a directory can be made");
+        std::fs::write(&path, text).expect("a file can be written");
+        path
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// Runs what is typed behind `nmplan`; `@` before a word stands for the directory, `:` for a
+    /// real `@`.
+    pub fn nmplan(&self, line: &str) -> Ran {
+        let root = self.directory.path().display().to_string();
+        let words = line.split_whitespace().map(|word| match word.split_at(1) {
+            ("@", name) => format!("{root}/{name}"),
+            (":", name) => format!("@{name}"),
+            _ => word.to_owned(),
+        });
+        let args = Args::try_parse_from(["nmplan".to_owned()].into_iter().chain(words))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let (data, talk) = (Shared::default(), Shared::default());
+        let mut console = Console::of(&args.global, data.clone(), talk.clone(), self.typed);
+        let environment = Environment::from_iter(self.environment.iter().cloned());
+        let connect = |_: Option<&str>| Ok(self.server.clone());
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+        let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
+            Ok(exit) => exit.code(),
+            Err(error) => {
+                console.say(&error.tell());
+                error.exit().code()
+            }
+        };
+        let text = |shared: Shared| String::from_utf8(shared.0.take()).expect("it is text").replace(&root, "DIR");
+        Ran { exit, data: text(data), talk: text(talk) }
+    }
+}
+
+/// A folder of the examples.
+pub fn example(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
+}
+
+/// A machine that has joined.
+pub fn joined(number: u8) -> Joined {
+    Joined {
+        public_key: PublicKey([number; 32]),
+        identity: PublicKey([number + 100; 32]),
+        addresses: BTreeSet::from([format!("10.40.0.{number}").parse().expect("good")]),
+        endpoint: Some("192.0.2.10:51821".parse().expect("good")),
+        listen_port: 51_821,
+        tags: BTreeSet::new(),
+        key: Some("first".parse().expect("good")),
+        claimed: true,
+        joined: "2026-11-24T12:00:00Z".parse().expect("good"),
+        os: "linux".into(),
+    }
+}
+
+/// Lets machines join the network corp, whoever declares them.
+pub fn join(server: &Memory, names: &[(&str, u8)]) {
+    let corp: schema::scalars::NetworkName = "corp".parse().expect("good");
+    server.meddle(|world| {
+        for (name, number) in names {
+            let id: (schema::scalars::NetworkName, schema::scalars::Name) = (corp.clone(), name.parse().expect("good"));
+            let claimed = world.snapshot.named::<schema::kinds::Node>(&id.0, &id.1).is_some();
+            world.inventory.put_node(id, Joined { claimed, ..joined(*number) });
+        }
+    });
+}

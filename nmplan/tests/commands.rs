@@ -1,0 +1,557 @@
+//! The commands as they are typed, against a server in memory: what they print, how they end, what they leave.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod bench;
+
+use std::collections::BTreeMap;
+
+use bench::{Desk, example, join};
+use nmplan::control::Fault;
+use proto::token::Token;
+use schema::api::{Control, NodeStatus, Presence};
+use schema::snapshot::{ResourceId, Revision};
+use schema::world::World;
+
+const BEFORE: &str = r#"
+network "corp" {
+    ipv4 "10.40.0.0/16"
+    node "gw" ipv4="10.40.0.1"
+    node "old"
+    node "web"
+    dns "api" a="10.40.9.9"
+    access-key "ci" uses=5 { tags "a" "b" }
+}
+"#;
+
+const AFTER: &str = r#"
+network "corp" {
+    ipv4 "10.40.0.0/16"
+    keepalive "25s"
+    node "gw" ipv4="10.40.0.7" { tags "fra" "gateway" }
+    node "web"
+    node "laptop"
+    dns "api" a="10.40.9.8" ttl="5m"
+    dns "www" node="web"
+    access-key "ci" uses=5 { tags "b" "c" }
+}
+"#;
+
+fn desk() -> Desk {
+    Desk::new(World { epoch: 7, ..World::default() })
+}
+
+/// A desk whose server has what `BEFORE` declares, with machines.
+fn lived_in() -> Desk {
+    let desk = desk();
+    desk.write("before/corp.kdl", BEFORE);
+    desk.write("after/corp.kdl", AFTER);
+    let applied = desk.nmplan("apply -C @before --project acme -y --keys-to @keys.json");
+    assert_eq!(applied.exit, 0, "{}", applied.all());
+    join(&desk.server, &[("gw", 1), ("old", 2), ("web", 3), ("laptop", 4)]);
+    desk
+}
+
+fn keys(desk: &Desk) -> BTreeMap<ResourceId, String> {
+    serde_json::from_str(&desk.read("keys.json")).unwrap()
+}
+
+#[test]
+fn a_first_plan_says_what_will_be_made_and_how_to_make_it() {
+    let plan = desk().nmplan(&format!("plan -C {} --project acme", example("quickstart")));
+    insta::assert_snapshot!(plan.all().replace(&example("quickstart"), "examples/quickstart"));
+}
+
+#[test]
+fn a_plan_says_what_machines_notice_and_who_reaches_whom() {
+    insta::assert_snapshot!(lived_in().nmplan("plan -C @after --project acme").all());
+}
+
+#[test]
+fn a_plan_that_cuts_machines_off_from_the_server_says_so() {
+    let desk = lived_in();
+    desk.write(
+        "moved/corp.kdl",
+        "network \"corp\" {\n ipv4 \"192.0.2.0/24\"\n node \"gw\"\n node \"old\"\n node \"web\"\n}\n",
+    );
+    insta::assert_snapshot!(desk.nmplan("plan -C @moved --project acme").data);
+}
+
+#[test]
+fn the_server_of_the_env_goes_before_the_one_of_the_environment_and_says_so() {
+    let mut desk = desk();
+    desk.write(
+        "nmplan.kdl",
+        "project \"acme\" schema=1\nenv \"prod\" { server \"https://a.example\"; use \"mesh/\" }\n",
+    );
+    desk.write("mesh/corp.kdl", BEFORE);
+    desk.environment = vec![("NMPLAN_SERVER".into(), "https://b.example".into())];
+    let plan = desk.nmplan("plan -C @.");
+    assert_eq!(plan.talk, "The env prod names https://a.example, so NMPLAN_SERVER is not used.\n\n");
+    assert_eq!(desk.nmplan("plan -C @. --server https://c.example").talk, "");
+}
+
+#[test]
+fn a_plan_of_many_objects_is_folded_unless_all_is_asked_for() {
+    let desk = desk();
+    let nodes: String = (0..60).map(|number| format!("    node \"n{number:02}\"\n")).collect();
+    desk.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
+    insta::assert_snapshot!(desk.nmplan("plan -C @. --project acme").all());
+    assert!(desk.nmplan("plan -C @. --project acme -v").data.contains("n59"));
+}
+
+#[test]
+fn after_an_apply_a_plan_is_empty_in_either_language() {
+    let desk = desk();
+    let apply = format!("apply -C {} --project acme -y --keys-to @keys.json", example("quickstart"));
+    insta::assert_snapshot!(desk.nmplan(&apply).talk);
+    assert_eq!(desk.server.state().revision, Revision(1));
+    for folder in ["quickstart", "quickstart-yaml"] {
+        let plan = desk.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
+        assert_eq!(plan.exit, 0, "{}", plan.all());
+        assert!(plan.data.contains("No changes"), "{}", plan.all());
+    }
+    let again = desk.nmplan(&apply);
+    assert_eq!((again.exit, desk.server.state().revision), (0, Revision(1)), "{}", again.all());
+}
+
+#[test]
+fn a_plan_exits_2_only_where_that_is_asked_for_and_there_are_changes() {
+    let desk = lived_in();
+    assert_eq!(desk.nmplan("plan -C @after --project acme").exit, 0);
+    assert_eq!(desk.nmplan("plan -C @after --project acme --detailed-exitcode").exit, 2);
+    assert_eq!(desk.nmplan("plan -C @before --project acme --detailed-exitcode").exit, 0);
+}
+
+#[test]
+fn a_saved_plan_is_applied_once_and_stale_afterwards() {
+    let desk = lived_in();
+    let saved = desk.nmplan("plan -C @after --project acme --out @plan.json");
+    assert_eq!(saved.exit, 0, "{}", saved.all());
+    assert_eq!(desk.read("plan.json"), desk.nmplan("plan -C @after --project acme --format json").data);
+    let digest: serde_json::Value = serde_json::from_str(&desk.read("plan.json")).unwrap();
+    let digest = digest["digest"].as_str().unwrap();
+    let applied = desk.nmplan(&format!("apply @plan.json --expect {}", &digest[..8]));
+    assert_eq!(applied.exit, 0, "{}", applied.all());
+    assert_eq!(desk.server.log().last().unwrap().digest.as_deref(), Some(digest));
+    let again = desk.nmplan("apply @plan.json -y");
+    assert_eq!(again.exit, 4, "{}", again.all());
+    insta::assert_snapshot!(again.talk);
+}
+
+#[test]
+fn a_saved_plan_is_stale_once_what_it_touches_has_moved_and_says_who_did_it() {
+    let desk = lived_in();
+    desk.nmplan("plan -C @after --project acme --out @plan.json");
+    let api: ResourceId = "corp/dns/api".parse().unwrap();
+    desk.server.meddle(|world| {
+        let entry = world.snapshot.entry(&api).unwrap().clone();
+        world.snapshot.put(api.clone(), schema::snapshot::Entry { revision: world.revision, ..entry });
+    });
+    let before = desk.server.state();
+    let stale = desk.nmplan("apply @plan.json -y");
+    insta::assert_snapshot!(stale.all());
+    assert_eq!(desk.server.state(), before);
+    insta::assert_snapshot!("show_of_a_stale_plan", desk.nmplan("show @plan.json").talk);
+}
+
+#[test]
+fn a_saved_plan_that_was_changed_is_refused() {
+    let desk = lived_in();
+    desk.nmplan("plan -C @after --project acme --out @plan.json");
+    desk.write("plan.json", &desk.read("plan.json").replace("10.40.9.8", "10.40.9.7"));
+    let refused = desk.nmplan("apply @plan.json -y");
+    assert_eq!(refused.exit, 1);
+    assert!(refused.talk.contains("its digest does not fit"), "{}", refused.talk);
+}
+
+#[test]
+fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
+    let desk = lived_in();
+    let before = desk.server.state();
+    let refused = desk.nmplan("apply -C @after --project acme --expect 0123456789abcdef");
+    assert_eq!((refused.exit, desk.server.state() == before), (4, true));
+    insta::assert_snapshot!(refused.talk);
+}
+
+#[test]
+fn an_expected_plan_that_was_applied_before_is_told_so() {
+    let desk = lived_in();
+    let plan = desk.nmplan("plan -C @after --project acme --format json");
+    let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap();
+    let apply = format!("apply -C @after --project acme --expect {}", plan["digest"].as_str().unwrap());
+    assert_eq!(desk.nmplan(&apply).exit, 0);
+    let again = desk.nmplan(&apply);
+    assert_eq!(again.exit, 4);
+    assert!(again.talk.contains("was applied already, as revision 3"), "{}", again.talk);
+}
+
+#[test]
+fn only_yes_applies() {
+    let mut desk = lived_in();
+    for (typed, exit) in [(Some("y\n"), 1), (Some("\n"), 1), (Some(""), 1), (None, 1), (Some("yes\n"), 0)] {
+        desk.typed = typed;
+        let before = desk.server.state().revision;
+        let applied = desk.nmplan("apply -C @after --project acme");
+        assert_eq!(applied.exit, exit, "{typed:?}: {}", applied.all());
+        assert_eq!(desk.server.state().revision > before, exit == 0, "{typed:?}");
+    }
+}
+
+#[test]
+fn without_a_terminal_the_command_that_applies_is_named() {
+    let refused = lived_in().nmplan("apply -C @after --project acme");
+    insta::assert_snapshot!(refused.talk);
+}
+
+#[test]
+fn an_apply_that_makes_a_key_needs_to_know_where_its_token_goes() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    let refused = desk.nmplan("apply -C @. --project acme -y");
+    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)));
+    insta::assert_snapshot!(refused.talk);
+}
+
+#[test]
+fn a_directory_without_a_project_can_be_planned_but_not_applied() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    assert_eq!(desk.nmplan("plan -C @.").exit, 0);
+    let refused = desk.nmplan("apply -C @. -y --keys-to @keys.json");
+    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)));
+    assert!(refused.talk.contains("--project NAME"), "{}", refused.talk);
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again_and_nothing_is_applied_twice() {
+    for faults in
+        [&[Fault::LostRequest][..], &[Fault::LostAnswer], &[Fault::LostAnswer, Fault::LostRequest, Fault::LostAnswer]]
+    {
+        let desk = desk();
+        desk.write("corp.kdl", BEFORE);
+        desk.server.fail(faults);
+        let applied = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+        assert_eq!((applied.exit, desk.server.state().revision), (0, Revision(1)), "{faults:?}: {}", applied.all());
+        assert_eq!((desk.server.log().len(), keys(&desk).len()), (1, 1), "{faults:?}");
+    }
+}
+
+#[test]
+fn a_plan_that_went_stale_before_the_commit_is_refused_and_leaves_no_token() {
+    for faults in [&[Fault::Race][..], &[Fault::LostRequest, Fault::Race]] {
+        let desk = desk();
+        desk.write("corp.kdl", BEFORE);
+        desk.server.fail(faults);
+        let stale = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+        assert_eq!(stale.exit, 4, "{}", stale.all());
+        assert!(stale.talk.contains("corp is at revision 1, by mallory on 1970-01-01"), "{}", stale.talk);
+        assert!(!desk.path("keys.json").exists(), "{faults:?}");
+    }
+}
+
+#[test]
+fn tokens_stay_where_a_refusal_says_nothing_of_an_earlier_try() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    desk.server.fail(&[Fault::LostAnswer, Fault::Refusal]);
+    let unknown = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((unknown.exit, keys(&desk).len()), (1, 1), "{}", unknown.all());
+}
+
+#[test]
+fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    desk.server.fail(&[
+        Fault::LostAnswer,
+        Fault::LostRequest,
+        Fault::LostRequest,
+        Fault::LostRequest,
+        Fault::LostRequest,
+    ]);
+    let unknown = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((unknown.exit, desk.server.state().revision), (1, Revision(1)));
+    insta::assert_snapshot!(unknown.talk);
+    let (id, token) = keys(&desk).pop_first().unwrap();
+    let token: Token = token.parse().unwrap();
+    let verifier = proto::sign::verifier(&proto::sign::signing_key(&token.seed));
+    assert_eq!(desk.server.state().inventory.key(&id).unwrap().verifier, verifier);
+}
+
+#[test]
+fn a_refused_apply_leaves_the_file_of_tokens_as_it_was() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    let other = "{\"corp/access-key/ci\": \"nmj_older\", \"other/access-key/x\": \"nmj_other\"}";
+    desk.write("keys.json", other);
+    desk.server.fail(&[Fault::Refusal]);
+    let refused = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)), "{}", refused.all());
+    let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(same(&desk.read("keys.json")), same(other));
+    std::fs::remove_file(desk.path("keys.json")).unwrap();
+    desk.server.fail(&[Fault::Refusal]);
+    desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert!(!desk.path("keys.json").exists(), "a file that was made for it is gone");
+}
+
+#[test]
+fn tokens_on_standard_output_are_alone_there() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    let applied = desk.nmplan("apply -C @. --project acme -y --keys-to -");
+    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&applied.data).unwrap();
+    assert!(tokens.values().all(|token| token.parse::<Token>().is_ok()) && tokens.len() == 1);
+    assert!(applied.talk.contains("Applied as revision 1"), "{}", applied.talk);
+    let both = desk.nmplan("apply -C @. --project acme -y --keys-to - --json");
+    assert_eq!(both.exit, 1);
+}
+
+#[test]
+fn a_token_goes_to_a_command_after_the_commit_and_its_failure_names_the_way_out() {
+    let mut desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    let apply = "apply -C @. --project acme -y --keys-to :vault";
+    let missing = desk.nmplan(apply);
+    assert_eq!((missing.exit, desk.server.state().revision), (1, Revision(0)), "{}", missing.all());
+    assert!(missing.talk.contains("NMPLAN_SINK_VAULT"), "{}", missing.talk);
+    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
+    let lost = desk.nmplan(apply);
+    assert_eq!((lost.exit, desk.server.state().revision), (1, Revision(1)));
+    insta::assert_snapshot!(lost.talk);
+}
+
+#[test]
+fn no_secret_is_in_any_output() {
+    let desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    let mut printed = String::new();
+    for line in [
+        "plan -C @. --project acme --out @plan.json",
+        "plan -C @. --project acme --json",
+        "apply -C @. --project acme -y --keys-to @keys.json",
+        "plan -C @. --project acme",
+        "show",
+        "show --json",
+        "show 1",
+        "show 1 --json",
+        "show @plan.json",
+        "status --json",
+    ] {
+        printed += &desk.nmplan(line).all();
+    }
+    printed += &desk.read("plan.json");
+    printed += &format!("{:?}", desk.server.log());
+    let (_, text) = keys(&desk).pop_first().unwrap();
+    let token: Token = text.parse().unwrap();
+    let hex: String = token.seed.iter().map(|byte| format!("{byte:02x}")).collect();
+    for secret in [text.as_str(), &hex, "nmj_"] {
+        assert!(!printed.contains(secret), "{secret} is printed");
+    }
+}
+
+#[test]
+fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_that_order() {
+    let mut desk = desk();
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\" default=\"1m\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
+    desk.write(
+        "mesh/corp.kdl",
+        "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
+    );
+    let ttl = |desk: &Desk, flags: &str| {
+        let plan = desk.nmplan(&format!("plan -C @. --format json {flags}"));
+        let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap_or_else(|_| panic!("{}", plan.all()));
+        plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(ttl(&desk, "--env dev"), "1m");
+    assert_eq!(ttl(&desk, "--env prod"), "2m");
+    desk.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
+    assert_eq!(ttl(&desk, ""), "3m");
+    assert_eq!(ttl(&desk, "--var the-ttl=4m"), "4m");
+    let unknown = desk.nmplan("plan -C @. --var the-tll=4m");
+    assert_eq!(unknown.exit, 1);
+    assert!(unknown.talk.contains("did you mean \"the-ttl\"?"), "{}", unknown.talk);
+    desk.environment.clear();
+    insta::assert_snapshot!(desk.nmplan("plan -C @.").talk);
+}
+
+#[test]
+fn validate_checks_every_env_unless_one_is_chosen() {
+    let desk = desk();
+    let project = "project \"acme\" schema=1\nenv \"dev\" { use \"dev/\" }\nenv \"prod\" { use \"prod/\" }\n";
+    desk.write("nmplan.kdl", project);
+    desk.write("dev/corp.kdl", BEFORE);
+    desk.write("prod/corp.kdl", "network \"corp\" {}");
+    assert_eq!(desk.nmplan("validate -C @. --env dev").exit, 0);
+    let both = desk.nmplan("validate -C @.");
+    assert_eq!((both.exit, &*both.data), (1, "env dev: 6 resources in 2 files: valid.\n"));
+    assert!(both.talk.contains("schema::no_range"), "{}", both.talk);
+    desk.write("prod/corp.kdl", BEFORE);
+    assert_eq!(desk.nmplan("validate -C @.").exit, 0);
+}
+
+#[test]
+fn paths_outside_of_the_project_are_problems_and_files_are_read_in_order() {
+    let desk = desk();
+    let project = "project \"acme\" schema=1\nenv \"dev\" {\n    use \"mesh\" \"../elsewhere\" \"/etc\" \"missing/\" \"notes.txt\"\n}\n";
+    desk.write("p/nmplan.kdl", project);
+    desk.write("p/notes.txt", "");
+    desk.write("elsewhere/x.kdl", "network \"x\" ipv4=\"10.1.0.0/16\"");
+    desk.write("p/mesh/b/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    desk.write("p/mesh/a.yml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
+    desk.write("p/mesh/.hidden/x.kdl", "nonsense {");
+    std::os::unix::fs::symlink("../mesh", desk.path("p/mesh/loop")).unwrap();
+    insta::assert_snapshot!(desk.nmplan("validate -C @p").all());
+    desk.write("p/nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh\" }\n");
+    assert_eq!(desk.nmplan("validate -C @p").data, "2 resources in 3 files: valid.\n");
+}
+
+#[test]
+fn a_file_that_is_no_text_is_a_problem_and_the_others_are_read() {
+    let desk = desk();
+    std::fs::write(desk.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
+    desk.write("b.yaml", "networks: { x: { ipv4: 10.1.0.0/16, nodes: { a: { size: 1 } } } }");
+    let problems = desk.nmplan("validate -C @. --json");
+    let codes: Vec<_> = problems.events().iter().map(|event| event["code"].clone()).collect();
+    assert_eq!(codes[1..], ["syntax::not_text", "schema::unknown_field"], "{}", problems.all());
+}
+
+#[test]
+fn files_that_are_named_are_the_whole_desired_state_in_any_language() {
+    let desk = lived_in();
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"default\" { use \"after/\" }\n");
+    desk.write("same", BEFORE);
+    for (flags, exit) in [("-f @before/corp.kdl", 0), ("-f @same", 0), ("-f @after/corp.kdl", 2), ("", 2)] {
+        let plan = desk.nmplan(&format!("plan -C @. --detailed-exitcode {flags}"));
+        assert_eq!(plan.exit, exit, "{flags}: {}", plan.all());
+    }
+    assert_eq!(desk.nmplan("plan -C @. -f @missing.kdl").exit, 1);
+}
+
+#[test]
+fn a_problem_in_two_files_shows_both_places() {
+    let desk = desk();
+    desk.write("a.kdl", "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"db-1\"\n}\n");
+    desk.write("b.yaml", "networks:\n  corp:\n    nodes:\n      db-1: { tags: [db] }\n");
+    insta::assert_snapshot!(desk.nmplan("validate -C @.").all());
+}
+
+#[test]
+fn every_problem_is_drawn_at_its_place() {
+    let folder = example("problems");
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let (name, text) = (path.file_name().unwrap().to_str().unwrap(), std::fs::read_to_string(&path).unwrap());
+        let (_, expected) = text.lines().next().unwrap().split_once(" expect ").unwrap();
+        if name.starts_with("project.") || text.contains("in a project file") {
+            continue;
+        }
+        let place = expected.split_whitespace().next().unwrap();
+        let told = desk().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
+        assert!(told.talk.contains(&format!("{name}:{place}]")), "{name} at {place}: {}", told.talk);
+        assert!(!told.talk.contains("Failed to read"), "{name}: {}", told.talk);
+    }
+}
+
+#[test]
+fn a_problem_in_a_very_long_line_shows_what_lies_around_it() {
+    let desk = desk();
+    let nodes = |from: usize| (from..from + 500).map(|number| format!("\"n-{number}\": {{}}, ")).collect::<String>();
+    let before = nodes(0);
+    let text = format!(
+        "{{\"networks\": {{\"corp\": {{\"ipv4\": \"10.40.0.0/16\", \"nodes\": {{{before}\"bäd\": {{}}, {}\"n-3\": {{}}}}}}}}}}",
+        nodes(500)
+    );
+    desk.write("one-line.yaml", &text);
+    insta::assert_snapshot!(desk.nmplan("validate -f @one-line.yaml").talk);
+}
+
+#[test]
+fn what_another_project_manages_is_a_problem_of_the_plan() {
+    let desk = lived_in();
+    insta::assert_snapshot!(desk.nmplan("plan -C @after --project other").talk);
+}
+
+#[test]
+fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
+    let desk = lived_in();
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    let plan = desk.nmplan("plan -C @empty --project acme");
+    assert_eq!(plan.exit, 0);
+    assert!(plan.talk.contains("project::nothing_declared"), "{}", plan.talk);
+    assert!(plan.data.contains("6 changes: 6 to delete."), "{}", plan.data);
+    let other = desk.nmplan("plan -C @empty --project acme --network elsewhere");
+    assert!(other.data.contains("No changes"), "{}", other.data);
+}
+
+fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
+    NodeStatus {
+        id: format!("corp/node/{name}"),
+        name: name.parse().unwrap(),
+        tags: ["db".parse().unwrap()].into(),
+        addresses: ["10.40.0.1".parse().unwrap()].into(),
+        public_key: None,
+        state,
+        last_check_in: None,
+        acknowledged: Some(Revision(acknowledged)),
+        control: Control::Tls,
+    }
+}
+
+#[test]
+fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledge() {
+    let table: [(&[NodeStatus], u8); 4] = [
+        (&[], 0),
+        (&[node("gw", Presence::Online, 99), node("web", Presence::Silent, 1)], 0),
+        (&[node("gw", Presence::Awaiting, 0)], 0),
+        (&[node("gw", Presence::Online, 99), node("web", Presence::Online, 1)], 7),
+    ];
+    for (nodes, exit) in table {
+        let desk = lived_in();
+        desk.server.nodes(nodes.to_vec());
+        let applied = desk.nmplan("apply -C @after --project acme -y --wait=0s");
+        assert_eq!(applied.exit, exit, "{}", applied.all());
+        assert_eq!(applied.talk.contains("corp/node/web"), exit == 7, "{}", applied.all());
+        assert!(!applied.talk.contains("corp/node/gw"), "{}", applied.all());
+    }
+}
+
+#[test]
+fn status_is_a_table_or_the_document() {
+    let desk = lived_in();
+    let online = node("gw", Presence::Online, 2);
+    desk.server.nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
+    insta::assert_snapshot!(desk.nmplan("status").all());
+    let document: schema::api::StatusDocument = serde_json::from_str(&desk.nmplan("status --json").data).unwrap();
+    assert_eq!(document.nodes.len(), 3);
+}
+
+#[test]
+fn a_revision_is_shown_with_who_and_what() {
+    let desk = lived_in();
+    desk.nmplan("apply -C @after --project acme -y");
+    insta::assert_snapshot!(desk.nmplan("show 3").all());
+    insta::assert_snapshot!("show_of_the_newest", desk.nmplan("show").all());
+    assert_eq!(desk.nmplan("show 9").exit, 1);
+}
+
+#[test]
+fn init_makes_a_project_that_is_valid_and_overwrites_nothing() {
+    let desk = desk();
+    let made = desk.nmplan("init my-long-project-name -C @new");
+    insta::assert_snapshot!(made.all());
+    assert_eq!(desk.nmplan("validate -C @new").data, "5 resources in 2 files: valid.\n");
+    let before = desk.read("new/nmplan.kdl");
+    assert_eq!(desk.nmplan("init other -C @new").exit, 1);
+    assert_eq!(desk.read("new/nmplan.kdl"), before);
+}
+
+#[test]
+fn a_code_is_explained() {
+    let desk = desk();
+    assert!(desk.nmplan("explain").data.contains("schema::unknown_field"));
+    assert!(desk.nmplan("explain schema::no_range").data.contains("A network needs an IPv4 range"));
+    let unknown = desk.nmplan("explain schema::no_rang");
+    assert_eq!(unknown.exit, 1);
+    assert!(unknown.talk.contains("did you mean \"schema::no_range\"?"), "{}", unknown.talk);
+}

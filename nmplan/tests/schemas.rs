@@ -1,0 +1,180 @@
+//! The published JSON Schemas fit what is printed.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod bench;
+
+use bench::{Desk, example, join};
+use nmplan::commands::schema::{EVENTS, PLAN};
+use schema::world::World;
+use serde_json::Value;
+
+/// What of a value does not fit a schema: the keywords that ours use, and a refusal of any other.
+fn misfits(schema: &Value, value: &Value, root: &Value, at: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (keyword, wanted) in schema.as_object().unwrap() {
+        match keyword.as_str() {
+            "$ref" => {
+                let target =
+                    root.pointer(wanted.as_str().unwrap().strip_prefix('#').unwrap()).expect("it leads somewhere");
+                wrong.extend(misfits(target, value, root, at));
+            }
+            "type" => {
+                let types: Vec<&Value> = wanted.as_array().map_or(vec![wanted], |types| types.iter().collect());
+                if !types.iter().any(|ty| is(value, ty.as_str().unwrap())) {
+                    wrong.push(format!("{at}: {value} is not of type {wanted}"));
+                }
+            }
+            "const" if wanted != value => wrong.push(format!("{at}: {value} is not {wanted}")),
+            "enum" if !wanted.as_array().unwrap().contains(value) => {
+                wrong.push(format!("{at}: {value} is none of {wanted}"))
+            }
+            "minimum" if value.as_i64() < wanted.as_i64() => wrong.push(format!("{at}: {value} is under {wanted}")),
+            "oneOf" | "anyOf" => {
+                let fits = wanted
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .filter(|schema| misfits(schema, value, root, at).is_empty())
+                    .count();
+                if fits == 0 || (keyword == "oneOf" && fits > 1) {
+                    wrong.push(format!("{at}: {value} fits {fits} of {keyword}"));
+                }
+            }
+            "required" => {
+                let missing =
+                    wanted.as_array().unwrap().iter().filter(|name| value.get(name.as_str().unwrap()).is_none());
+                wrong.extend(missing.map(|name| format!("{at}: {name} is missing")));
+            }
+            "items" => {
+                for (place, item) in value.as_array().into_iter().flatten().enumerate() {
+                    wrong.extend(misfits(wanted, item, root, &format!("{at}[{place}]")));
+                }
+            }
+            "properties" => {
+                for (name, member) in value.as_object().into_iter().flatten() {
+                    let of = wanted.get(name).or(schema.get("additionalProperties").filter(|it| it.is_object()));
+                    match of {
+                        Some(of) => wrong.extend(misfits(of, member, root, &format!("{at}.{name}"))),
+                        None => wrong.push(format!("{at}: {name} is not described")),
+                    }
+                }
+            }
+            "const"
+            | "enum"
+            | "minimum"
+            | "$schema"
+            | "$defs"
+            | "title"
+            | "description"
+            | "additionalProperties"
+            | "pattern" => {}
+            other => panic!("the check does not know the keyword {other}"),
+        }
+    }
+    wrong
+}
+
+fn is(value: &Value, ty: &str) -> bool {
+    match ty {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        other => panic!("there is no type {other}"),
+    }
+}
+
+fn fits(schema: &str, value: &Value) {
+    let schema: Value = serde_json::from_str(schema).unwrap();
+    let wrong = misfits(&schema, value, &schema, "");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A desk whose server has a network with machines, and files that change everything about it.
+fn desk() -> Desk {
+    let desk = Desk::new(World { epoch: 7, ..World::default() });
+    let before =
+        "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n node \"old\"\n dns \"api\" a=\"10.40.9.9\"\n}\n";
+    desk.write("before/corp.kdl", before);
+    assert_eq!(desk.nmplan("apply -C @before --project acme -y").exit, 0);
+    join(&desk.server, &[("gw", 1), ("old", 2), ("laptop", 4)]);
+    let after = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\" ipv4=\"10.40.0.7\"\n node \"laptop\"\n access-key \"k\"\n}\n";
+    desk.write("after/corp.kdl", after);
+    desk
+}
+
+#[test]
+fn a_saved_plan_fits_its_schema() {
+    let plan = desk().nmplan("plan -C @after --project acme --format json");
+    let plan: Value = serde_json::from_str(&plan.data).unwrap();
+    for part in ["changes", "binds", "impact", "reach"] {
+        assert!(!plan[part].as_array().unwrap().is_empty(), "{part} is tried");
+    }
+    fits(PLAN, &plan);
+}
+
+#[test]
+fn every_event_fits_its_schema() {
+    let desk = desk();
+    desk.write(
+        "bad/a.kdl",
+        "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"x\"\n    node \"x\"\n    nod \"y\"\n}\n",
+    );
+    desk.server.nodes(vec![schema::api::NodeStatus {
+        id: "corp/node/gw".into(),
+        name: "gw".parse().unwrap(),
+        tags: Default::default(),
+        addresses: Default::default(),
+        public_key: None,
+        state: schema::api::Presence::Online,
+        last_check_in: None,
+        acknowledged: Some(schema::snapshot::Revision(99)),
+        control: schema::api::Control::Tls,
+    }]);
+    let mut types = std::collections::BTreeSet::new();
+    for line in [
+        "validate -C @bad --json".to_owned(),
+        format!("validate -C {} --json", example("quickstart")),
+        "plan -C @before -f /dev/null --project acme --json".into(),
+        "plan -C @after --project acme --json".into(),
+        "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
+    ] {
+        for event in desk.nmplan(&line).events() {
+            fits(EVENTS, &event);
+            types.insert(event["type"].as_str().unwrap().to_owned());
+        }
+    }
+    let known: Value = serde_json::from_str(EVENTS).unwrap();
+    for event in known["oneOf"].as_array().unwrap() {
+        let name = event["properties"]["type"]["const"].as_str().unwrap();
+        assert!(types.contains(name), "{name} is tried");
+    }
+}
+
+#[test]
+fn what_a_schema_does_not_describe_is_noticed() {
+    let schema: Value = serde_json::from_str(PLAN).unwrap();
+    let plan = desk().nmplan("plan -C @after --project acme --format json");
+    let plan: Value = serde_json::from_str(&plan.data).unwrap();
+    let changes: [fn(&mut Value); 4] = [
+        |plan| plan["surprise"] = 1.into(),
+        |plan| plan["changes"][0]["action"] = "explode".into(),
+        |plan| plan["impact"][0]["peers_added"] = "two".into(),
+        |plan| drop(plan.as_object_mut().unwrap().remove("digest")),
+    ];
+    for change in changes {
+        let mut changed = plan.clone();
+        change(&mut changed);
+        assert!(!misfits(&schema, &changed, &schema, "").is_empty());
+    }
+}
+
+#[test]
+fn the_schema_of_the_files_is_the_one_of_the_reference() {
+    let printed = desk().nmplan("schema");
+    let printed: Value = serde_json::from_str(&printed.data).unwrap();
+    assert_eq!(printed, schema::reference::file_schema(schema::kinds::Kind::DESCRIPTORS));
+}
