@@ -1,7 +1,7 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
 # that has Rust.
 
-.PHONY: help demo test soak bench build tools
+.PHONY: help demo test soak bench build tools test-tools install
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
@@ -12,10 +12,10 @@ help:
 demo: tools build
 	target/debug/nmplan lab examples/quickstart
 
-test: tools build
+test: tools test-tools build
 	cargo test --workspace
 
-soak: tools build
+soak: tools test-tools build
 	ROUNDS=30 cargo test -p end-to-end --test faults -- --nocapture
 
 bench: tools
@@ -29,6 +29,10 @@ build:
 tools:
 	@command -v cargo >/dev/null || { echo "Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
 	@command -v cc >/dev/null || $(MAKE) --no-print-directory install PACKAGES="gcc libc6-dev"
+
+# Peers of our programs that the tests run.
+test-tools:
+	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
 
 install:
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \

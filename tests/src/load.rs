@@ -1,0 +1,195 @@
+//! A server in a process of its own, so that what it costs is told apart from what its clients cost.
+//!
+//! A benchmark starts itself again ([`Serving::start`]); the copy serves ([`serve`], [`say`]) until its input ends.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+use nmserver::config::{self, Settings};
+use nmserver::identity::{self, DataDir};
+use nmserver::store::sqlite::Sqlite;
+use nmserver::store::{Batch, LogEntry, Store, rows};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use schema::inventory::{Joined, KeyStatus};
+use schema::snapshot::Revision;
+use schema::world::{ResourceDocument, World};
+use serde_json::Value;
+use test_agent::{Agent, Way};
+use tokio::sync::watch;
+
+/// The copy of this program that serves. It ends with this value.
+pub struct Serving {
+    process: Child,
+    _input: ChildStdin,
+    /// What it said when it was ready.
+    pub said: Value,
+}
+
+impl Serving {
+    /// Starts this program again with arguments, and waits for what it says.
+    pub fn start(arguments: &[&str]) -> Self {
+        let own = std::env::current_exe().expect("this program has a file");
+        let mut command = Command::new(own);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("it starts");
+        let input = process.stdin.take().expect("its input is a pipe");
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("its output is a pipe")).read_line(&mut line).expect("it speaks");
+        let said = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server did not start: {line:?}"));
+        Self { process, _input: input, said }
+    }
+
+    /// The way to its agents' service.
+    pub fn way(&self) -> Way {
+        let text = |name: &str| self.said[name].as_str().unwrap_or_default().to_owned();
+        let at = text("at").parse().expect("an address");
+        Way { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
+    }
+
+    /// The CPU time that all its threads have used, in user and kernel mode (clock_getcpuclockid(3)).
+    pub fn cpu(&self) -> Duration {
+        let process = Pid::from_raw(self.process.id().try_into().expect("ids are small"));
+        let now = clock_getcpuclockid(process).and_then(nix::time::ClockId::now).expect("it runs");
+        now.into()
+    }
+
+    /// The memory that it holds, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.process.id())).expect("it runs")
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// In the copy: says what its starter must know.
+pub fn say(what: &Value) {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{what}").and_then(|()| output.flush()).expect("the starter listens");
+}
+
+/// In the copy: returns when the starter has ended.
+pub fn wait_for_the_end() {
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// In the copy: the settings of a server on loopback, with ports that are free.
+pub fn settings(directory: &Path) -> Settings {
+    let value = |name: &str| match name {
+        "DATA_DIR" => Some(directory.display().to_string()),
+        "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
+        _ => None,
+    };
+    Settings { api_port: 0, grpc_port: 0, ..config::load(None, value).expect("the settings are good") }
+}
+
+/// In the copy: serves what is in a directory, as `nmserver` does, until the starter has ended.
+pub fn serve(directory: &Path) {
+    raise_file_limit();
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
+        let server = nmserver::open(settings(directory)).await.expect("a server");
+        let info = server.service().info().clone();
+        let revision = server.service().state().world.revision;
+        let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
+        let at = server.addresses().1.expect("it serves agents").to_string();
+        let signing_key = info.signing_key.to_string();
+        say(&serde_json::json!({
+            "at": at, "ca": ca, "signing_key": signing_key, "epoch": info.epoch, "revision": revision,
+        }));
+        let (end, shutdown) = watch::channel(false);
+        let ended = async {
+            let _ = tokio::task::spawn_blocking(wait_for_the_end).await;
+            end.send_replace(true);
+        };
+        tokio::join!(server.run(shutdown), ended);
+    });
+}
+
+/// Lets this program have as many open files as it may.
+pub fn raise_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the limit is there to be reached");
+}
+
+/// A world as a server would keep it, in the database of a directory: a network with both families, a key, and so many
+/// machines that have joined.
+pub fn seed(directory: &Path, machines: u32) {
+    let data = DataDir::open(directory).expect("a directory");
+    identity::Secrets::open(&data).expect("keys");
+    identity::certificate(&data, &[]).expect("a CA");
+    let mut store = Sqlite::open(&directory.join(identity::DATABASE)).expect("a database");
+    let before = store.load().expect("it loads").world;
+    let after = seeded(&before, machines, Timestamp::now());
+    let (puts, deletes) = rows::between(&before, &after);
+    let entry = LogEntry {
+        revision: after.revision,
+        time: Timestamp::now(),
+        actor: "seed".into(),
+        action: "join".into(),
+        owner: None,
+        apply_id: None,
+        digest: None,
+        provenance: None,
+        changes: Vec::new(),
+        nodes: after.inventory.nodes().map(|(id, _)| id.clone()).collect(),
+    };
+    store.commit(&[Batch { entry, puts, deletes }]).expect("it is kept");
+}
+
+fn seeded(before: &World, machines: u32, now: Timestamp) -> World {
+    let mut world = World { revision: Revision(before.revision.0 + 1), ..before.clone() };
+    let network = serde_json::json!({ "id": "corp", "body": { "ipv4": "10.0.0.0/16", "ipv6": "fd00::/64" } });
+    let key = serde_json::json!({ "id": "corp/access-key/k", "body": { "uses": "unlimited" } });
+    for document in [network, key] {
+        let document: ResourceDocument = serde_json::from_value(document).expect("a resource");
+        world.snapshot.put(document.id.clone(), document.entry().expect("it decodes"));
+    }
+    let verifier = proto::sign::verifier(&test_agent::seed("k"));
+    let status = KeyStatus { verifier, created: now, used: machines };
+    world.inventory.put_key("corp/access-key/k".parse().expect("an id"), status);
+    for number in 0..machines {
+        let id = ("corp".parse().expect("a name"), name(number).parse().expect("a name"));
+        world.inventory.put_node(id, machine(number, now));
+    }
+    world
+}
+
+fn machine(number: u32, now: Timestamp) -> Joined {
+    let (identity, public_key) = Agent::keys(number);
+    let [_, _, high, low] = (number + 1).to_be_bytes();
+    let ipv6 = Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(number) + 1);
+    Joined {
+        public_key,
+        identity,
+        addresses: [Ipv4Addr::new(10, 0, high, low).into(), ipv6.into()].into(),
+        endpoint: format!("198.18.{high}.{low}").parse().ok(),
+        listen_port: 51_821,
+        tags: BTreeSet::new(),
+        key: "k".parse().ok(),
+        claimed: false,
+        joined: now,
+        os: "linux".into(),
+    }
+}
+
+/// The name of the machine of a number.
+pub fn name(number: u32) -> String {
+    format!("node-{number:04}")
+}

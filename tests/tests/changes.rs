@@ -1,0 +1,103 @@
+//! A change in the files reaches every machine, and touches nothing else.
+//!
+//! ```text
+//! nmserver ==== underlay ==== a, b, c
+//! ```
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime};
+use nmplan::lab::{Machine, enter_test};
+
+fn text(address_of_c: &str, keepalive: &str) -> String {
+    format!(
+        r#"network "corp" {{
+            ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; keepalive "{keepalive}"; check-in "2s"
+            access-key "named" {{ for "a" "b" "c" }}
+            node "a"; node "b"; node "c" ipv4="{address_of_c}"
+            dns "api" node="c"
+        }}"#
+    )
+}
+
+async fn three(mesh: &Mesh, variables: &[(&str, &str)]) -> Vec<Machine> {
+    let tokens = mesh.apply(&text("10.40.0.9", "20s")).await;
+    let mut machines = Vec::new();
+    for name in ["a", "b", "c"] {
+        let mut machine = mesh.machine(name).await;
+        machine.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
+        machine.start_daemon(variables).expect("the agent starts");
+        machines.push(machine);
+    }
+    all_ping_all(&machines, "corp").await;
+    machines
+}
+
+fn link(machine: &Machine) -> Option<u32> {
+    machine.host().within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers")
+}
+
+async fn knows(machine: &Machine, name: &str, address: &str) -> bool {
+    machine.host().read("/etc/hosts").expect("it is there").contains(&format!("{address}\t{name}.corp"))
+}
+
+/// Applies another address for c, and gives how long it took until all know it.
+async fn readdress(mesh: &Mesh, machines: &[Machine], patience: Duration) -> Duration {
+    let links: Vec<_> = machines.iter().map(link).collect();
+    let b: IpAddr = addresses(&machines[1], "corp").await[0];
+    let pinger = machines[0].host().pinger(b, Duration::from_millis(20)).expect("sockets");
+    mesh.apply(&text("10.40.0.10", "20s")).await;
+    let took = eventually("all know the new address", patience, async || {
+        let mut all = true;
+        for machine in machines {
+            all &= knows(machine, "api", "10.40.0.10").await;
+        }
+        all
+    })
+    .await;
+    all_ping_all(machines, "corp").await;
+    let count = pinger.stop().await;
+    assert_eq!(count.lost, 0, "a and b are not concerned: {count:?}");
+    assert_eq!(machines.iter().map(link).collect::<Vec<_>>(), links, "no interface is made anew");
+    took
+}
+
+#[test]
+fn a_change_is_pushed_and_loses_no_ping_of_others() {
+    if !enter_test("a_change_is_pushed_and_loses_no_ping_of_others") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = three(&mesh, &[]).await;
+        let took = readdress(&mesh, &machines, Duration::from_secs(3)).await;
+        eprintln!("all knew within {took:?} of the apply");
+
+        mesh.apply(&text("10.40.0.10", "7s")).await;
+        for machine in &machines {
+            eventually("the keepalive is set", Duration::from_secs(3), async || {
+                let socket = "/etc/netclient/nm-corp.sock";
+                let device = machine.host().within(|| {
+                    let device = netclient::device::attach("nm-corp", std::path::Path::new(socket));
+                    device.expect("it answers").expect("it is there").observe().expect("it answers")
+                });
+                device.peers.values().all(|peer| peer.settings.keepalive == 7)
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn without_the_stream_a_change_comes_with_the_next_check_in() {
+    if !enter_test("without_the_stream_a_change_comes_with_the_next_check_in") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = three(&mesh, &[("NETCLIENT_WATCH", "false")]).await;
+        let took = readdress(&mesh, &machines, Duration::from_secs(6)).await;
+        eprintln!("all knew within {took:?} of the apply; they check in each 2 s");
+    });
+}

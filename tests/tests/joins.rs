@@ -1,0 +1,136 @@
+//! Machines join, reach each other, and leave.
+//!
+//! ```text
+//! nmserver ==== underlay ==== a, b, c, d
+//! ```
+
+use std::time::Duration;
+
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, text_of};
+use nmplan::lab::{Error, Machine, enter_test};
+
+/// Joins machines of these names and keeps them current.
+async fn joined(mesh: &Mesh, token: &str, names: &[&str]) -> Vec<Machine> {
+    let mut machines = Vec::new();
+    for name in names {
+        let mut machine = mesh.machine(name).await;
+        machine.join(token, &[]).await.expect("it joins");
+        machine.start_daemon(&[]).expect("the agent starts");
+        machines.push(machine);
+    }
+    machines
+}
+
+#[test]
+fn a_key_of_three_uses_lets_three_in_and_all_ping_all() {
+    if !enter_test("a_key_of_three_uses_lets_three_in_and_all_ping_all") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let text = r#"network "corp" { ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; access-key "three" uses=3 }"#;
+        let tokens = mesh.apply(text).await;
+        let token = &tokens["corp/access-key/three"];
+        let machines = joined(&mesh, token, &["a", "b", "c"]).await;
+        all_ping_all(&machines, "corp").await;
+
+        assert_wg_shows(&machines[0]).await;
+
+        let fourth = mesh.machine("d").await;
+        let refused = fourth.join(token, &[]).await.expect_err("the key is spent");
+        assert!(refused.to_string().contains("has been used 3 times"), "{refused}");
+        assert_nothing_is_left(&fourth);
+        let hosts = machines[0].host().read("/etc/hosts").expect("it is there");
+        assert!(hosts.contains("b.corp") && !hosts.contains("d.corp"), "{hosts}");
+
+        machines[0].join(token, &[]).await.expect("joining again changes nothing");
+        let left = machines[2].netclient(&["leave"]).await.expect("it runs");
+        assert!(left.status.success(), "{left:?}");
+        let gone = addresses(&machines[2], "corp").await;
+        assert!(gone.is_empty(), "{gone:?}");
+        eventually("the others drop who left", Duration::from_secs(5), async || {
+            let hosts = machines[0].host().read("/etc/hosts").expect("it is there");
+            !hosts.contains("c.corp")
+        })
+        .await;
+        all_ping_all(&machines[..2], "corp").await;
+    });
+}
+
+/// WireGuard's own tool sees the device as one of its own.
+async fn assert_wg_shows(machine: &Machine) {
+    let mut command = machine.host().command("wg");
+    command.args(["show", "nm-corp"]);
+    let output = machine.host().run(command).await.expect("wireguard-tools are installed");
+    let shown = text_of(&output.stdout);
+    assert!(output.status.success() && shown.contains("listening port: 51821"), "{output:?}");
+    assert_eq!(shown.matches("latest handshake").count(), 2, "{shown}");
+    assert!(shown.contains("private key: (hidden)"), "{shown}");
+}
+
+/// Nothing of the agent is on the host but the programs that the test itself runs.
+fn assert_nothing_is_left(machine: &Machine) {
+    let host = machine.host();
+    assert_eq!(host.processes(), Vec::<u32>::new(), "no process");
+    let link = host.within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers");
+    assert_eq!(link, None, "no interface");
+    assert!(!host.within(|| std::path::Path::new("/etc/netclient/network-corp.json").exists()), "no state");
+    assert!(!host.read("/etc/hosts").expect("it is there").contains("nm-corp"), "no names");
+}
+
+#[test]
+fn a_small_network_and_one_through_a_hub_reach_all() {
+    if !enter_test("a_small_network_and_one_through_a_hub_reach_all") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let tokens = mesh
+            .apply(
+                r#"
+                network "small" { ipv4 "10.41.0.0/26"; access-key "k" uses=3 }
+                network "star" {
+                    ipv4 "10.42.0.0/24"; ipv6 "fd42::/64"; hub "hub"
+                    node "hub"; access-key "hub" { for "hub" }; access-key "k" uses=2
+                }
+                "#,
+            )
+            .await;
+        let small = joined(&mesh, &tokens["small/access-key/k"], &["s1", "s2", "s3"]).await;
+        all_ping_all(&small, "small").await;
+
+        let mut star = joined(&mesh, &tokens["star/access-key/k"], &["x", "y"]).await;
+        star.extend(joined(&mesh, &tokens["star/access-key/hub"], &["hub"]).await);
+        all_ping_all(&star, "star").await;
+        let status = star[0].status().await.expect("the agent answers");
+        let peers = status["networks"][0]["peers"].as_array().cloned().unwrap_or_default();
+        assert_eq!(peers.len(), 1, "the hub is the only peer: {peers:?}");
+    });
+}
+
+#[test]
+fn two_networks_on_one_machine_keep_apart() {
+    if !enter_test("two_networks_on_one_machine_keep_apart") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let tokens = mesh
+            .apply(
+                r#"
+                network "one" { ipv4 "10.43.0.0/24"; access-key "k" uses=2 }
+                network "two" { ipv4 "10.44.0.0/24"; access-key "k" uses=2 }
+                "#,
+            )
+            .await;
+        let machines = joined(&mesh, &tokens["one/access-key/k"], &["a", "b"]).await;
+        for machine in &machines {
+            machine.join(&tokens["two/access-key/k"], &[]).await.expect("it joins the second as well");
+        }
+        all_ping_all(&machines, "one").await;
+        all_ping_all(&machines, "two").await;
+        let taken = mesh.machine("c").await;
+        let refused = taken.join(&tokens["one/access-key/k"], &["--interface", "lo"]).await;
+        assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains("--interface")), "{refused:?}");
+    });
+}

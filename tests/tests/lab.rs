@@ -1,0 +1,110 @@
+//! `nmplan lab` as a user runs it: what it prints, how it ends, and what it leaves.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use end_to_end::{eventually, in_runtime, text_of};
+use nmplan::lab::Programs;
+use rustix::process::{Pid, Signal, kill_process};
+
+fn lab(arguments: &[&str]) -> Command {
+    let programs = Programs::find().expect("the programs are built");
+    let mut command = Command::new(programs.nmplan);
+    command.arg("lab").args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn example(name: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
+}
+
+/// What of a lab could be left on this machine: interfaces, mounts, and processes that run our programs.
+#[derive(Debug, PartialEq)]
+struct Machine {
+    interfaces: BTreeSet<String>,
+    mounts: String,
+    hosts: String,
+}
+
+impl Machine {
+    fn look() -> Self {
+        let listed = std::fs::read_dir("/sys/class/net").expect("a directory").flatten();
+        Self {
+            interfaces: listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
+            mounts: std::fs::read_to_string("/proc/self/mounts").expect("the mounts"),
+            hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        }
+    }
+}
+
+/// The processes whose environment has the mark.
+fn marked(mark: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let environments = entries.map(|entry| std::fs::read(entry.path().join("environ")).unwrap_or_default());
+    environments.filter(|it| String::from_utf8_lossy(it).split('\0').any(|line| line == mark)).count()
+}
+
+fn machines_of(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let machines = verdict["networks"][0]["machines"].clone();
+    assert_eq!(verdict["networks"][0]["pairs"].as_array().map(Vec::len), Some(6), "{verdict}");
+    machines
+}
+
+#[test]
+fn the_quick_start_comes_up_in_both_languages_and_leaves_nothing() {
+    let before = Machine::look();
+    let kdl = lab(&[&example("quickstart"), "--json"]).output().expect("it runs");
+    let yaml = lab(&[&example("quickstart-yaml"), "--json"]).output().expect("it runs");
+    let (kdl, yaml) = (machines_of(&kdl), machines_of(&yaml));
+    let names = |machines: &serde_json::Value| {
+        let machines = machines.as_array().cloned().unwrap_or_default();
+        machines.iter().map(|machine| (machine["name"].clone(), machine["names"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&kdl), names(&yaml));
+    assert_eq!(Machine::look(), before);
+}
+
+#[test]
+fn what_has_problems_or_nobody_in_it_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = |text: &str| {
+        std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
+        let output = lab(&[&folder.path().display().to_string()]).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        text_of(&output.stderr)
+    };
+    let problem = said("network \"corp\" { ipv4 \"10.0.0.0/33\" }");
+    assert!(problem.contains("mesh.kdl:1") && problem.contains("10.0.0.0/33"), "{problem}");
+    let nobody = said("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
+    assert!(nobody.contains("no network declares a node"), "{nobody}");
+}
+
+/// Starts a lab that stays, and waits until it is up.
+async fn kept(mark: &str) -> Child {
+    let (name, value) = mark.split_once('=').expect("a variable");
+    let mut command = lab(&[&example("quickstart"), "--keep"]);
+    let child = command.env(name, value).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    // The server, three agents, and the four processes of nmplan; devices have no environment.
+    eventually("the lab is up", Duration::from_secs(30), async || marked(mark) >= 8).await;
+    child
+}
+
+#[test]
+fn a_lab_that_is_interrupted_or_killed_leaves_nothing() {
+    in_runtime(async {
+        let before = Machine::look();
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            let mark = format!("NMPLAN_LAB_TEST={}-{}", std::process::id(), signal.as_raw());
+            let mut child = kept(&mark).await;
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process number");
+            kill_process(pid, signal).expect("it is there");
+            child.wait().expect("it ends");
+            eventually("every process ends", Duration::from_secs(5), async || marked(&mark) == 0).await;
+            assert_eq!(Machine::look(), before, "{signal:?}");
+        }
+    });
+}
