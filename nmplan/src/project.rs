@@ -70,8 +70,8 @@ impl Loaded {
     /// for applying.
     pub fn owner(&self) -> Owner {
         let named = || self.directory.canonicalize().ok()?.file_name()?.to_str()?.parse::<Name>().ok();
-        let project = self.project.clone().or_else(named).map_or("unnamed".to_owned(), |name| name.to_string());
-        Owner(format!("{project}/{}", self.env).into())
+        let unnamed = || "unnamed".parse().expect("it is a good name");
+        Owner { project: self.project.clone().or_else(named).unwrap_or_else(unnamed), env: self.env.clone() }
     }
 }
 

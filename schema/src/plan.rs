@@ -35,8 +35,10 @@ pub struct Plan {
     pub format: String,
     /// What names the plan; see [`Plan::digest_now`].
     pub digest: String,
-    /// The project and env that declare.
-    pub owner: Owner,
+    /// The project that declares.
+    pub project: Name,
+    /// The env of it.
+    pub env: Name,
     /// The server that it was made for.
     pub server: PlannedServer,
     /// What is done, in order.
@@ -165,7 +167,8 @@ pub fn plan(
     let mut plan = Plan {
         format: FORMAT.into(),
         digest: String::new(),
-        owner: owner.clone(),
+        project: owner.project.clone(),
+        env: owner.env.clone(),
         server: PlannedServer { id: server.id.clone(), epoch: world.epoch, revision: world.revision },
         touched: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
         binds: binds(&changes, &world.inventory),
@@ -341,22 +344,28 @@ fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
 
 impl Plan {
     /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the server, the
-    /// owner, the changes, the revisions that they touch and the identities that they bind.
+    /// project and env, the changes, the revisions that they touch and the identities that they bind.
     ///
     /// The commit, the time and the version of the tool are not part of it, so it survives a merge.
     pub fn digest_now(&self) -> String {
         #[derive(Serialize)]
         struct Meant<'a> {
             server: &'a str,
-            owner: &'a Owner,
+            project: &'a Name,
+            env: &'a Name,
             changes: &'a [Change],
             touched: &'a BTreeMap<ResourceId, Revision>,
             binds: &'a [Bind],
         }
-        let Self { server, owner, changes, touched, binds, .. } = self;
-        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, owner, changes, touched, binds });
+        let Self { server, project, env, changes, touched, binds, .. } = self;
+        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, touched, binds });
         let bytes = Sha256::digest(canonical.expect("a plan can be written as JSON"));
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Who declares.
+    pub fn owner(&self) -> Owner {
+        Owner { project: self.project.clone(), env: self.env.clone() }
     }
 
     /// How much it does.
@@ -406,7 +415,7 @@ impl Plan {
                 None => drop(snapshot.delete(&change.id)),
                 Some(body) => match decode_body(&change.id, body) {
                     Ok(entry) => {
-                        let owner = Some(self.owner.clone());
+                        let owner = Some(self.owner());
                         snapshot.put(change.id.clone(), Entry { owner, revision, ..entry });
                     }
                     Err(problems) => report.append(problems),

@@ -28,10 +28,14 @@ pub struct ResourceId {
     pub name: Name,
 }
 
-/// Who manages a resource: `project/env`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Owner(pub Arc<str>);
+/// Who manages a resource, written `project/env`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// The project.
+    pub project: Name,
+    /// The env of it.
+    pub env: Name,
+}
 
 /// A resource and what is known of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,7 +193,35 @@ impl fmt::Display for Revision {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "{}/{}", self.project, self.env)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (project, env) = text.split_once('/').ok_or_else(|| format!("{text:?} is not written like acme/prod"))?;
+        Ok(Self { project: project.parse()?, env: env.parse()? })
+    }
+}
+
+impl Serialize for Owner {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Owner {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -35,7 +35,7 @@ fn server() -> ServerInfo {
 }
 
 fn owner() -> Owner {
-    Owner("acme/dev".into())
+    "acme/dev".parse().unwrap()
 }
 
 /// The objects without who manages them and since when.

@@ -47,7 +47,7 @@ fn declared(text: &str) -> Declared {
 }
 
 fn owner() -> Owner {
-    Owner("acme/prod".into())
+    "acme/prod".parse().unwrap()
 }
 
 fn now() -> Timestamp {
@@ -123,7 +123,7 @@ fn the_digest_follows_what_the_plan_does_and_nothing_else() {
         |plan| drop(plan.changes.pop()),
         |plan| plan.touched.clear(),
         |plan| plan.binds.clear(),
-        |plan| plan.owner = Owner("acme/dev".into()),
+        |plan| plan.env = "dev".parse().unwrap(),
         |plan| plan.server.id = "another".into(),
     ];
     for change in other {

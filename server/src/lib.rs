@@ -112,9 +112,10 @@ pub async fn open_with(
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
+    let sightings = Sightings::new(seen, served, &world.inventory);
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, states, secrets, info, Sightings::new(seen, served));
+    let service = Service::new(committer, states, secrets, info, sightings);
     Ok(Server { service, tls, rest, agents, behind_proxy: settings.behind_proxy, first_start, _lock: lock })
 }
 

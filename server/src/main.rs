@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The control plane of declared WireGuard meshes. Without a verb it serves.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = "NMSERVER_LOG=debug shows more of what it does (info by default).")]
 struct Args {
     /// The settings file; by default /etc/nmserver.toml, if it is there.
     #[arg(long, global = true, value_name = "FILE")]

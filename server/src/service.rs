@@ -12,8 +12,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, StatusDocument};
 use schema::inventory::NodeId;
+use schema::kinds::Node;
 use schema::scalars::{Name, NetworkName};
-use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::value::Value;
 use schema::world::{ServerInfo, World, WorldDocument};
 use subtle::ConstantTimeEq;
@@ -120,7 +121,7 @@ impl Service {
         let World { epoch, revision, snapshot, inventory } = &*state.world;
         let mut ids: BTreeSet<NodeId> = inventory.nodes().map(|(id, _)| id.clone()).collect();
         for (network, _) in snapshot.networks() {
-            let declared = snapshot.all_in::<schema::kinds::Node>(network);
+            let declared = snapshot.all_in::<Node>(network);
             ids.extend(declared.map(|(id, _)| (id.network.clone(), id.name.clone())));
         }
         let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.0).is_ok());
@@ -142,7 +143,7 @@ impl Service {
     pub async fn apply(&self, caller: &Caller, request: ApplyRequest) -> Result<Applied, Error> {
         let plan = &request.plan;
         declare::check_origin(&request, &self.inner.info)?;
-        caller.grant.holds_for(&plan.owner)?;
+        caller.grant.holds_for(&plan.owner())?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
         let actor = caller.actor.clone();
         self.inner.committer.change(move |world, past| declare::apply(world, past, request, actor)).await
@@ -165,15 +166,21 @@ impl Service {
         expected: Option<Revision>,
     ) -> Result<Revision, Error> {
         caller.grant.holds_in(&id.network)?;
-        let actor = caller.actor.clone();
-        self.inner.committer.change(move |world, _| declare::put(world, &id, body.as_ref(), expected, actor)).await
+        let Caller { actor, grant } = caller.clone();
+        let put = move |world: &mut World, _: &mut Past<'_>| {
+            grant.holds_over(&id, owner(world, &id))?;
+            declare::put(world, &id, body.as_ref(), expected, actor)
+        };
+        self.inner.committer.change(put).await
     }
 
     /// Takes a machine out of its network.
     pub async fn remove_node(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
         caller.grant.holds_in(&network)?;
-        let actor = caller.actor.clone();
+        let Caller { actor, grant } = caller.clone();
         let remove = move |world: &mut World, _: &mut Past<'_>| {
+            let declaration = ResourceId::of::<Node>(&network, &name);
+            grant.holds_over(&declaration, owner(world, &declaration))?;
             if !enrol::remove(world, &network, &name, Timestamp::now()) {
                 return Err(Error::NotFound(format!("machine {name} in {network}")));
             }
@@ -181,4 +188,9 @@ impl Service {
         };
         self.inner.committer.change(remove).await
     }
+}
+
+/// Who manages a resource.
+fn owner<'a>(world: &'a World, id: &ResourceId) -> Option<&'a Owner> {
+    world.snapshot.entry(id).and_then(|entry| entry.owner.as_ref())
 }

@@ -58,15 +58,20 @@ pub struct Unstored {
 }
 
 impl Sightings {
-    /// What was stored by a server that served until then.
-    pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>) -> Self {
+    /// What was stored by a server that served until then. A machine of which nothing was stored was heard of when it
+    /// joined.
+    pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
         let since = Instant::now();
         let sighting = |(id, seen): (NodeId, Seen)| {
             let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
             (id, Sighting { seen, since, before, streams: Arc::default(), stored: true })
         };
-        Self { all: Mutex::new(stored.into_iter().map(sighting).collect()) }
+        let joined = inventory.nodes().map(|(id, joined)| {
+            let seen = Seen { time: joined.joined, revision: Revision(0) };
+            (id.clone(), seen)
+        });
+        Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
     /// Notes that a node is there, and how far it has come.
@@ -130,6 +135,9 @@ impl Sightings {
 
 #[cfg(test)]
 mod tests {
+    use schema::inventory::Joined;
+    use schema::scalars::PublicKey;
+
     use super::*;
 
     fn id(name: &str) -> NodeId {
@@ -140,12 +148,33 @@ mod tests {
         Seen { time: Timestamp::from_second(seconds).expect("a time"), revision: Revision(1) }
     }
 
+    fn machine(joined: &str) -> Joined {
+        let key = PublicKey([1; 32]);
+        Joined {
+            public_key: key,
+            identity: key,
+            addresses: Default::default(),
+            endpoint: None,
+            listen_port: 1,
+            tags: Default::default(),
+            key: None,
+            claimed: false,
+            joined: joined.parse().expect("a time"),
+            os: "test".into(),
+        }
+    }
+
     #[test]
     fn silence_before_a_start_counts_only_while_the_server_served() {
         let served = Timestamp::from_second(1_000).expect("a time");
-        let sightings = Sightings::new(vec![(id("late"), seen(990)), (id("silent"), seen(400))], Some(served));
+        let stored = vec![(id("late"), seen(990)), (id("silent"), seen(400))];
+        let mut inventory = Inventory::default();
+        inventory.put_node(id("new"), machine("1970-01-01T00:16:00Z"));
+        inventory.put_node(id("silent"), machine("1970-01-01T00:00:00Z"));
+        let sightings = Sightings::new(stored, Some(served), &inventory);
         let silence = |name| sightings.of(&id(name)).expect("it was heard of").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
+        assert_eq!(silence("new"), 40, "it was heard of when it joined");
         sightings.note(&id("silent"), Revision(2));
         assert_eq!(silence("silent"), 0);
     }
@@ -168,10 +197,7 @@ mod tests {
     fn what_was_not_stored_is_offered_again_and_what_is_gone_is_forgotten() {
         let sightings = Sightings::default();
         let mut inventory = Inventory::default();
-        let joined = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
-            "identity":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","addresses":[],"endpoint":null,
-            "listen_port":51821,"tags":[],"key":null,"claimed":false,"joined":"2026-01-01T00:00:00Z","os":"linux"}"#;
-        inventory.put_node(id("a"), serde_json::from_str(joined).expect("good"));
+        inventory.put_node(id("a"), machine("2026-01-01T00:00:00Z"));
         sightings.note(&id("a"), Revision(1));
         sightings.note(&id("gone"), Revision(1));
         let unstored = sightings.take_unstored(&inventory);

@@ -172,6 +172,16 @@ async fn what_a_machine_says_of_itself_must_be_of_use() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_far_too_large_is_refused_unread() {
+    let server = corp().await;
+    let mut agent = server.agent("a", 1);
+    let mut request = agent.join_request("many").await.unwrap();
+    request.os = "x".repeat(100_000);
+    assert_eq!(agent.client.join(request).await.unwrap_err().code(), Code::OutOfRange);
+    agent.join("many").await.expect("the connection lives on");
+}
+
+#[tokio::test]
 async fn peers_are_never_sent_to_a_port_that_is_not_chosen() {
     let server = corp().await;
     let mut watcher = server.joined("a", 1, "many").await;

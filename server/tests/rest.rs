@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use nmserver::core::authorize::{Call, Needs, Role, TABLE};
 use reqwest::{Method, StatusCode};
 use schema::api::Applied;
-use schema::snapshot::{Owner, Revision};
+use schema::snapshot::Revision;
 use serde_json::{Value, json};
 use support::{Running, failure, request, token_beside};
 
@@ -84,6 +84,11 @@ async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for(
     let token = token_beside(directory.path(), Role::Applier, &[], &["other"]);
     let plan = server.plan("acme/prod", CORP).await;
     assert_eq!(failure(server.send(&token, &request(plan)).await).await.1, "denied");
+    for (path, condition) in [("corp/dns/api", ("if-match", "\"1\"")), ("corp/dns/new", ("if-none-match", "*"))] {
+        let call = server.call(Method::PUT, &format!("/api/v1/{path}")).bearer_auth(&token);
+        let answer = call.header(condition.0, condition.1).body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
+        assert_eq!(failure(answer).await.1, "denied", "{path} is not its project's");
+    }
 }
 
 #[tokio::test]
@@ -149,7 +154,7 @@ async fn a_plan_that_was_tampered_with_is_refused_and_changes_nothing() {
     };
     let unsigned = refused(&|plan| plan.changes.clear(), false).await;
     assert!(unsigned.0 == 400 && unsigned.2.contains("digest"), "{unsigned:?}");
-    let owner = refused(&|plan| plan.owner = Owner("evil/prod".into()), true).await;
+    let owner = refused(&|plan| plan.project = "evil".parse().expect("good"), true).await;
     assert!(owner.0 == 400 && owner.2.contains("not managed by evil/prod"), "{owner:?}");
     let create = refused(&|plan| plan.changes[0].action = schema::diff::Action::Create, true).await;
     assert!(create.0 == 400 && create.2.contains("corp/dns/api"), "{create:?}");
@@ -157,8 +162,6 @@ async fn a_plan_that_was_tampered_with_is_refused_and_changes_nothing() {
     assert!(untouched.0 == 400 && untouched.2.contains("corp/dns/api"), "{untouched:?}");
     let elsewhere = refused(&|plan| plan.server.id = "another".into(), true).await;
     assert_eq!((elsewhere.0, &*elsewhere.1), (412, "precondition"));
-    let nobody = refused(&|plan| plan.owner = Owner("acme".into()), true).await;
-    assert!(nobody.2.contains("acme/prod"), "{nobody:?}");
     let format = refused(&|plan| plan.format = "9.9".into(), true).await;
     assert!(format.2.contains("9.9"), "{format:?}");
     assert_eq!(server.snapshot().await.revision, Revision(1));

@@ -84,7 +84,7 @@ pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Opt
     }
     place.project = place.project.or_else(|| match loaded.project {
         Some(_) => None,
-        None => loaded.owner().0.split('/').next().and_then(|name| name.parse().ok()),
+        None => Some(loaded.owner().project),
     });
     command(&place, run.only.as_ref(), &verb)
 }

@@ -129,7 +129,7 @@ impl Inner {
         self.world.revision.0 += 1;
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
         self.keep(plan.new_keys(), keys)?;
-        let (owner, digest) = (Some(plan.owner.clone()), Some(plan.digest.clone()));
+        let (owner, digest) = (Some(plan.owner()), Some(plan.digest.clone()));
         let (apply_id, changes, provenance) = (Some(apply_id.clone()), plan.changes.clone(), provenance.clone());
         self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, ..entry(self.world.revision) });
         Ok(Applied { revision: self.world.revision, already: false })

@@ -60,7 +60,7 @@ pub fn changes(changes: &[Change], full: bool) -> String {
 
 fn title(plan: &Plan, shown: &Shown) -> String {
     let server = shown.server.as_ref().map(|server| format!(" on {server}")).unwrap_or_default();
-    format!("{} of {}{server}, revision {}\n\n", "Plan".bold(), plan.owner, plan.server.revision)
+    format!("{} of {}{server}, revision {}\n\n", "Plan".bold(), plan.owner(), plan.server.revision)
 }
 
 fn verdict(plan: &Plan, summary: &Summary) -> String {

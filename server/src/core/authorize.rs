@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use schema::scalars::{Name, NetworkName};
-use schema::snapshot::Owner;
+use schema::snapshot::{Owner, ResourceId};
 use serde::{Deserialize, Serialize};
 
 /// What a token may do; each role may do what the ones before it may.
@@ -189,6 +189,9 @@ pub enum Denied {
     /// The role does not hold for that project.
     #[error("the token does not hold for the project of {0}")]
     Project(Owner),
+    /// The role holds for projects, and none of them manages the resource.
+    #[error("the token holds for certain projects, and no project manages {0}")]
+    Unmanaged(ResourceId),
 }
 
 impl Grant {
@@ -213,9 +216,17 @@ impl Grant {
 
     /// Whether it holds for the project of an owner.
     pub fn holds_for(&self, owner: &Owner) -> Result<(), Denied> {
-        let project = owner.0.split('/').next().unwrap_or_default();
-        let there = self.projects.as_ref().is_none_or(|projects| projects.contains(project));
+        let there = self.projects.as_ref().is_none_or(|projects| projects.contains(&owner.project));
         if there { Ok(()) } else { Err(Denied::Project(owner.clone())) }
+    }
+
+    /// Whether it holds for what manages a resource.
+    pub fn holds_over(&self, id: &ResourceId, owner: Option<&Owner>) -> Result<(), Denied> {
+        match owner {
+            Some(owner) => self.holds_for(owner),
+            None if self.projects.is_none() => Ok(()),
+            None => Err(Denied::Unmanaged(id.clone())),
+        }
     }
 }
 
@@ -278,7 +289,11 @@ mod tests {
         let grant = Grant { role: Applier, networks, projects };
         assert_eq!(grant.holds_in(&corp), Ok(()));
         assert!(grant.holds_in(&"prod".parse().expect("good")).is_err());
-        assert_eq!(grant.holds_for(&Owner("acme/prod".into())), Ok(()));
-        assert!(grant.holds_for(&Owner("acme-2/prod".into())).is_err());
+        assert_eq!(grant.holds_for(&"acme/prod".parse().expect("good")), Ok(()));
+        assert!(grant.holds_for(&"acme-2/prod".parse().expect("good")).is_err());
+        let id = "corp/dns/api".parse().expect("good");
+        assert_eq!(grant.holds_over(&id, Some(&"acme/prod".parse().expect("good"))), Ok(()));
+        assert_eq!(grant.holds_over(&id, None), Err(Denied::Unmanaged(id.clone())));
+        assert_eq!(Grant::admin().holds_over(&id, None), Ok(()));
     }
 }

@@ -8,7 +8,6 @@ use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::Plan;
 use schema::rules;
-use schema::scalars::Name;
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
@@ -26,10 +25,6 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
     let ApplyRequest { apply_id, plan, keys: _, provenance: _ } = request;
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, made at random")));
-    }
-    let names = plan.owner.0.split_once('/').map(|(project, env)| (project.parse::<Name>(), env.parse::<Name>()));
-    if !matches!(names, Some((Ok(_), Ok(_)))) {
-        return Err(Error::BadRequest(format!("the owner {:?} is not written like acme/prod", plan.owner.0)));
     }
     if plan.format != schema::plan::FORMAT {
         let message = format!("the plan has format {}, this server knows {}", plan.format, schema::plan::FORMAT);
@@ -74,7 +69,7 @@ pub(super) fn apply(
     if plan.changes.is_empty() {
         return Ok((Applied { revision: before.revision, already: false }, None));
     }
-    let (owner, digest) = (Some(plan.owner), Some(plan.digest));
+    let (owner, digest) = (Some(plan.owner()), Some(plan.digest));
     let note = Note { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance };
     Ok((Applied { revision: world.revision, already: false }, Some(note)))
 }
@@ -100,8 +95,8 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
         if !does || !plan.touched.contains_key(id) {
             return Err(Error::BadRequest(format!("the plan does not say rightly what it does to {id}; plan again")));
         }
-        if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner)) {
-            return Err(Error::BadRequest(format!("{id} is not managed by {}", plan.owner)));
+        if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner())) {
+            return Err(Error::BadRequest(format!("{id} is not managed by {}", plan.owner())));
         }
     }
     Ok(())

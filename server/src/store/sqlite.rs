@@ -287,7 +287,7 @@ mod tests {
         let mut store = Sqlite::open(&directory.path().join("nmserver.db")).expect("it opens");
         let row = |name: &str, size: usize| {
             let key = RowKey { network: name.into(), kind: "network".into(), name: name.into() };
-            let body = serde_json::json!({ "owner": "x".repeat(size), "body": { "ipv4": "10.0.0.0/24" } }).to_string();
+            let body = format!(r#"{{"owner":null,"body":{{"ipv4":"10.0.0.0/24"}}}}{}"#, " ".repeat(size));
             Row { key, revision: Revision(1), format: rows::FORMAT, body }
         };
         let commit = |store: &mut Sqlite, size| {

@@ -116,7 +116,7 @@ impl Running {
     pub async fn plan(&self, owner: &str, text: &str) -> Plan {
         let document = self.snapshot().await;
         let world = document.world().expect("the snapshot can be read");
-        let owner = Owner(owner.into());
+        let owner: Owner = owner.parse().expect("good");
         plan(&declared(text), &owner, None, &world, &document.server, Timestamp::now()).expect("it can be planned")
     }
 
