@@ -38,8 +38,11 @@ pub struct Agent {
     pub settings: Settings,
     /// What its tunnels stand on.
     pub ground: Ground,
-    lines: Arc<Mutex<BTreeMap<ServerAddress, Arc<Control>>>>,
+    lines: Arc<Mutex<Lines>>,
 }
+
+/// The lines to servers, each for one identity: a machine that was removed and joins again is another one.
+type Lines = BTreeMap<(ServerAddress, PublicKey), Arc<Control>>;
 
 /// What a join may choose; what is absent here is taken from the settings, and then chosen by itself.
 #[derive(Clone, Debug, Default)]
@@ -84,6 +87,18 @@ pub enum AgentError {
     /// The machine is not in that network.
     #[error("this machine is in no network {0}; `netclient list` shows its networks")]
     NotMember(NetworkName),
+    /// The identity is gone without which the server does not know the machine.
+    #[error(
+        "the identity of this machine at the server of {0} is gone; the tunnel stays as it is, but has to be made anew: \
+         netclient leave --force -n {0}, and join again"
+    )]
+    NoIdentity(NetworkName),
+    /// The server was restored or set up anew and does not know the machine.
+    #[error(
+        "the server does not know this machine since it was restored or set up anew; the tunnel stays as it is; to be \
+         known again: netclient leave --force -n {0}, and join again"
+    )]
+    Forgotten(NetworkName),
     /// Another server has a network of that name.
     #[error("this machine is in a network {0} of another server; leave that first: netclient leave -n {0}")]
     OtherServer(NetworkName),
@@ -104,7 +119,7 @@ pub enum AgentError {
     #[error("the tunnel did not come up, so the machine left the network again")]
     NotUp(#[source] TunnelError),
     /// The server says that the machine is no node of the network any more.
-    #[error("the server removed this machine from network {0}; everything of it was taken down")]
+    #[error("the server has removed this machine from network {0}; everything of it is taken down")]
     Removed(NetworkName),
 }
 
@@ -166,7 +181,10 @@ impl Agent {
     /// The line to a server: one for all its networks.
     pub(crate) fn line(&self, server: &ServerAddress, identity: SigningKey) -> Arc<Control> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = lines.entry(server.clone()).or_insert_with(|| Arc::new(Control::new(server.clone(), identity)));
+        // Lines that nobody holds any more are closed.
+        lines.retain(|_, line| Arc::strong_count(line) > 1);
+        let key = (server.clone(), verifier(&identity));
+        let line = lines.entry(key).or_insert_with(|| Arc::new(Control::new(server.clone(), identity)));
         Arc::clone(line)
     }
 
@@ -181,13 +199,7 @@ impl Agent {
         let network = &token.network;
         let lock = self.directory.lock(network)?;
         if let Some(membership) = self.directory.membership(network)? {
-            if membership.server.signing_key != token.signing_key {
-                return Err(AgentError::OtherServer(network.clone()));
-            }
-            if lock.is_some() {
-                self.tunnel(&membership.interface).reconcile(&membership).await?;
-            }
-            return Ok(Joined::Already(membership));
+            return self.stay(membership, token, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
         let membership = self.enter(token, options).await?;
@@ -197,10 +209,31 @@ impl Agent {
             return Err(AgentError::NotUp(error));
         }
         // Says which port was found, and that the View is set. If it fails, the next one says so.
-        if let Err(error) = member.check_in(true).await {
-            tracing::debug!(%error, "the first check-in failed");
+        match member.check_in(true).await {
+            Ok(Accepted::Changed) => drop(member.set().await),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(error = told(&error), "the first check-in failed"),
         }
         Ok(Joined::New(member.membership().clone()))
+    }
+
+    /// A machine that is in already: the token may know where the server is found now.
+    async fn stay(&self, mut membership: Membership, token: &Token, free: bool) -> Result<Joined, AgentError> {
+        let server = address_of(token);
+        if membership.server.signing_key != server.signing_key {
+            return Err(AgentError::OtherServer(membership.network));
+        }
+        if self.directory.identity(&server.signing_key)?.is_none() {
+            return Err(AgentError::NoIdentity(membership.network));
+        }
+        if free {
+            if membership.server != server {
+                membership.server = server;
+                self.directory.save(&membership)?;
+            }
+            self.tunnel(&membership.interface).reconcile(&membership).await?;
+        }
+        Ok(Joined::Already(membership))
     }
 
     /// Has the server let the machine in, and keeps what it told.
@@ -211,31 +244,35 @@ impl Agent {
         let port = options.port.or(settings.port);
         device::check_free(&interface, port)?;
         let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
-        let ca_pin = token.ca_pin.map(PublicKey);
-        let server = ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin };
+        let server = address_of(token);
+        let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let known = self.directory.identity(&server.signing_key)?;
         let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
         let control = self.line(&server, identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
-        let endpoint = options.endpoint.or_else(|| settings.endpoint.clone());
-        let facts = control.facts(port.unwrap_or(0), endpoint.as_ref());
+        let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
         let applicant = Applicant { token, name: &name, private_key: &private_key, facts, os: os() };
         // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
         self.directory.keep_identity(&server.signing_key, &identity)?;
         let answer = control.join(challenge, applicant).await;
         let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, &server, error))?;
-        let first = first_view(&update, &network, &node, &verifier(&identity), &server);
-        if first.is_err() {
-            // What cannot be used is not kept; if this fails as well, the operator has to remove the node.
+        let kept = first_view(&update, &network, &node, &verifier(&identity), &server).and_then(|(view, position)| {
+            let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
+            let server = server.clone();
+            let membership =
+                Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
+            self.directory.save(&membership)?;
+            Ok(membership)
+        });
+        if kept.is_err() {
+            // It is in, but cannot use that. If this fails as well, an admin has to remove the node.
             let _ = control.leave(&network).await;
+            if fresh {
+                let _ = self.directory.forget_identity(&server.signing_key);
+            }
         }
-        let (view, position) = first?;
-        let instead = None;
-        let membership =
-            Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
-        self.directory.save(&membership)?;
-        Ok(membership)
+        kept
     }
 
     fn forget_refused(&self, fresh: bool, server: &ServerAddress, error: &ControlError) {
@@ -266,26 +303,54 @@ impl Agent {
     }
 
     /// Does what the server told, and tells it so; whether that was new.
-    async fn settle(mut member: Member, accepted: Accepted) -> Result<bool, AgentError> {
-        match accepted {
-            Accepted::Removed => {
-                let network = member.membership().network.clone();
-                member.take_down().await?;
-                return Err(AgentError::Removed(network));
-            }
-            Accepted::Same => member.set().await?,
-            Accepted::Changed => {
-                member.set().await?;
-                // What comes of this one is for the next.
-                member.check_in(true).await?;
+    async fn settle(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
+        let news = accepted == Accepted::Changed;
+        loop {
+            let network = || member.membership().network.clone();
+            match accepted {
+                Accepted::Removed => {
+                    let network = network();
+                    member.take_down().await?;
+                    return Err(AgentError::Removed(network));
+                }
+                Accepted::Forgotten => return Err(AgentError::Forgotten(network())),
+                Accepted::Same | Accepted::Overtaken => {
+                    member.set().await?;
+                    return Ok(news);
+                }
+                Accepted::Changed => {
+                    member.set().await?;
+                    accepted = member.check_in(true).await?;
+                }
             }
         }
-        Ok(accepted == Accepted::Changed)
     }
 
-    /// Leaves a network, and takes everything of it down. With `force` also where the server cannot be told.
+    /// Leaves a network, and takes everything of it down. With `force` whatever the server says, and also where the
+    /// machine cannot tell it, since its state is damaged.
     pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
-        self.member(network)?.leave(force).await
+        match self.member(network) {
+            Ok(mut member) => member.leave(force).await,
+            Err(AgentError::NoIdentity(_) | AgentError::Directory(DirectoryError::Damaged { .. })) if force => {
+                self.give_up(network).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes down what is left of a network whose state is damaged.
+    async fn give_up(&self, network: &NetworkName) -> Result<(), AgentError> {
+        let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
+        match self.directory.membership(network) {
+            Ok(Some(membership)) => {
+                self.tunnel(&membership.interface).remove().await?;
+                Ok(self.directory.forget(network, &membership.server.signing_key).await?)
+            }
+            Ok(None) | Err(_) => {
+                self.tunnel(&format!("nm-{network}")).remove().await?;
+                Ok(self.directory.forget_damaged(network)?)
+            }
+        }
     }
 
     fn member(&self, network: &NetworkName) -> Result<Member, AgentError> {
@@ -299,7 +364,14 @@ impl Agent {
     pub async fn status(&self, control: impl Fn(&NetworkName) -> machine::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
-            let Some(membership) = self.directory.membership(&network)? else { continue };
+            let membership = match self.directory.membership(&network) {
+                Ok(Some(membership)) => membership,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(error = told(&error), %network, "a network is left out");
+                    continue;
+                }
+            };
             let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
             let way = control(&network);
             let Membership { node, interface, position, view, .. } = membership;
@@ -330,6 +402,17 @@ impl Agent {
         }
         Ok(Status { networks })
     }
+}
+
+fn address_of(token: &Token) -> ServerAddress {
+    let ca_pin = token.ca_pin.map(PublicKey);
+    ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }
 
 fn first_view(

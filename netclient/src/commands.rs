@@ -62,7 +62,10 @@ fn run(args: Args) -> Outcome {
     // Whatever is made belongs to nobody else; what others may read says so itself.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(act(args))
+    let outcome = runtime.block_on(act(args));
+    // A name that does not resolve must not keep the error from being told.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn act(args: Args) -> Outcome {
@@ -130,8 +133,9 @@ fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
 
 /// Asks the daemon to do what another process has the right to do.
 fn ask(agent: &Agent, question: Question) -> Outcome<bool> {
-    const NOBODY: &str = "another netclient is at work on this network; try again when it is done";
-    match daemon::ask(&agent.directory, &question)?.ok_or(NOBODY)? {
+    let answer = daemon::ask(&agent.directory, &question)
+        .map_err(|error| format!("the daemon gave no answer ({error}); see whether it still runs, and try again"))?;
+    match answer.ok_or("another netclient is at work on this network; try again when it is done")? {
         Answer::Done(news) => Ok(news),
         Answer::Failed(why) => Err(why.into()),
         Answer::Control(_) => Err("the daemon is of another version; start it again".into()),
@@ -157,11 +161,8 @@ async fn run_daemon(agent: Agent) -> Outcome {
         tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
         end.send_replace(true);
     };
-    let (outcome, ()) = tokio::join!(daemon::run(agent, shutdown), async {
-        tokio::pin!(ended);
-        ended.await;
-    });
-    Ok(outcome?)
+    tokio::spawn(ended);
+    Ok(daemon::run(agent, shutdown).await?)
 }
 
 /// Prints one JSON document.

@@ -7,6 +7,7 @@
 mod connect;
 mod tls;
 
+use std::future::Future;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,8 +52,8 @@ pub enum ControlError {
     },
     /// It answered under another name: its certificate is not of the CA that was expected.
     #[error(
-        "who answers at {at} is not the server that was meant ({why}); the token is of another server, or of one that was \
-         set up anew"
+        "who answers at {at} is not the server that was meant ({why}); if the server was set up anew, leave with --force \
+         and join with a new token"
     )]
     Stranger {
         /// Where it was sought.
@@ -132,7 +133,7 @@ impl Control {
         let access_key = sign::signing_key(&token.seed);
         let server = &self.server.signing_key;
         sign::sign_join(&mut request, server, &ephemeral, &access_key, &self.identity, &private_key.0);
-        let answer = self.client.clone().join(request).await.map_err(|status| self.failed(&status))?.into_inner();
+        let answer = self.answer(self.client.clone().join(request)).await?;
         let name = answer.name.parse().map_err(|why| ControlError::Answer(format!("{:?}: {why}", answer.name)))?;
         Ok((name, answer.update.ok_or_else(|| ControlError::Answer("it holds no View".into()))?))
     }
@@ -169,13 +170,23 @@ impl Control {
         let signature = Vec::new().into();
         let mut request = wire::LeaveRequest { nonce, network: network.to_string(), identity, signature };
         sign::sign_leave(&mut request, &self.server.signing_key, &self.identity);
-        self.client.clone().leave(request).await.map(drop).map_err(|status| self.failed(&status))
+        self.answer(self.client.clone().leave(request)).await.map(drop)
     }
 
     /// A nonce of the server's to sign; also tells whether it can be reached.
     pub async fn challenge(&self) -> Result<wire::ChallengeResponse, ControlError> {
-        let answer = self.client.clone().challenge(wire::ChallengeRequest {}).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status))
+        self.answer(self.client.clone().challenge(wire::ChallengeRequest {})).await
+    }
+
+    /// An answer that comes whole and in time.
+    async fn answer<A>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<A>, Status>>,
+    ) -> Result<A, ControlError> {
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
+            Err(_) => Err(self.failed(&Status::deadline_exceeded(""))),
+        }
     }
 
     /// Calls in a session, and once more in a new one if the server has ended it.
@@ -190,15 +201,14 @@ impl Control {
             Some(token) => token,
             None => self.open_session().await?,
         };
-        match call(self.client.clone(), authorized(request.clone(), &token)?).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) if status.code() == Code::Unauthenticated && !fresh => {
-                let token = self.open_session().await?;
-                let answer = call(self.client.clone(), authorized(request, &token)?).await;
-                answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status))
-            }
-            Err(status) => Err(self.failed(&status)),
+        let first =
+            tokio::time::timeout(PATIENCE, call(self.client.clone(), authorized(request.clone(), &token)?)).await;
+        let ended = matches!(&first, Ok(Err(status)) if status.code() == Code::Unauthenticated);
+        if ended && !fresh {
+            let token = self.open_session().await?;
+            return self.answer(call(self.client.clone(), authorized(request, &token)?)).await;
         }
+        self.answer(async { first.unwrap_or_else(|_| Err(Status::deadline_exceeded(""))) }).await
     }
 
     async fn open_session(&self) -> Result<String, ControlError> {
@@ -206,8 +216,7 @@ impl Control {
         let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
         let identity = self.identity().0.to_vec().into();
         let request = wire::OpenSessionRequest { nonce, identity, signature };
-        let answer = self.client.clone().open_session(request).await.map_err(|status| self.failed(&status))?;
-        let token = answer.into_inner().token;
+        let token = self.answer(self.client.clone().open_session(request)).await?.token;
         *lock(&self.session) = Some(token.clone());
         Ok(token)
     }
@@ -217,23 +226,15 @@ impl Control {
         if let Some(why) = certificate_error(status) {
             return ControlError::Stranger { at, why };
         }
-        let unreachable = |why: String| ControlError::Unreachable { at, why };
-        match status.code() {
-            Code::Unavailable | Code::Unknown | Code::Internal => unreachable(deepest(status)),
-            Code::Cancelled | Code::DeadlineExceeded => unreachable("no answer came in time".into()),
-            Code::Ok
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::Aborted
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::DataLoss
-            | Code::Unauthenticated => ControlError::Refused(status.message().into()),
+        let lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+        if lost && causes(status).next().is_some() {
+            return ControlError::Unreachable { at, why: deepest(status) };
         }
+        if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
+            return ControlError::Unreachable { at, why: "no answer came in time".into() };
+        }
+        // Whatever has no cause on this side was said by the server.
+        ControlError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())
     }
 }
 

@@ -17,14 +17,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::agent::member::Member;
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, told};
 use crate::directory::Directory;
 use crate::driver::{Ask, Driver, End, Wish};
-use crate::files::{self, OwnFile};
+use crate::files::{self, Lock, OwnFile, lock_path};
 use crate::machine::Control;
 
-/// How long a command waits for the daemon: longer than any call to the server takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command waits for the daemon, which may have two calls to make and a device to set.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// How long a driver may take to end.
 const END: Duration = Duration::from_secs(5);
 /// How often the daemon looks for networks whose lock another process had.
@@ -100,17 +100,20 @@ pub enum DaemonError {
 /// Keeps every network of the agent current until `shutdown` becomes true. The tunnels stay when it ends.
 pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<(), DaemonError> {
     let path = agent.directory.agent_socket();
-    let (listener, _file) = listen(&path)?;
+    let (listener, _file, _lock) = listen(&path)?;
     let daemon = Arc::new(Daemon { agent, drivers: Mutex::default(), shutdown: shutdown.clone() });
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             _ = look.tick() => daemon.look().await,
-            client = listener.accept() => {
-                if let Ok((client, _)) = client {
-                    tokio::spawn(Arc::clone(&daemon).serve(client));
+            client = listener.accept() => match client {
+                Ok((client, _)) => drop(tokio::spawn(Arc::clone(&daemon).serve(client))),
+                Err(error) => {
+                    // Out of file descriptors, most likely: others must end before one more can begin.
+                    tracing::warn!(%error, "cannot hear a command");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-            }
+            },
             _ = shutdown.wait_for(|end| *end) => break,
         }
     }
@@ -121,16 +124,17 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
     Ok(())
 }
 
-fn listen(path: &PathBuf) -> Result<(UnixListener, OwnFile), DaemonError> {
-    if Blocking::connect(path).is_ok() {
-        return Err(DaemonError::Running(path.clone()));
-    }
+fn listen(path: &PathBuf) -> Result<(UnixListener, OwnFile, Lock), DaemonError> {
+    let failed = |source| DaemonError::Socket { path: path.clone(), source };
+    let lock = Lock::take(&lock_path(path)).map_err(failed)?;
+    let lock = lock.ok_or_else(|| DaemonError::Running(path.parent().map(PathBuf::from).unwrap_or_default()))?;
     let open = || {
         files::remove(path)?;
         let listener = UnixListener::bind(path)?;
         Ok((listener, OwnFile::claim(path)?))
     };
-    open().map_err(|source| DaemonError::Socket { path: path.clone(), source })
+    let (listener, file) = open().map_err(failed)?;
+    Ok((listener, file, lock))
 }
 
 struct Daemon {
@@ -161,8 +165,19 @@ impl Daemon {
             match Member::open(self.agent.clone(), &network) {
                 Ok(member) => drop(drivers.insert(network, self.start(member))),
                 Err(AgentError::Busy(_)) => {}
-                Err(error) => tracing::error!(%error, %network, "cannot look after the network"),
+                Err(error) => {
+                    tracing::error!(error = told(&error), %network, "cannot look after the network");
+                    self.bring_up(&network).await;
+                }
             }
+        }
+    }
+
+    /// Brings a tunnel up that nobody can look after, as far as what is known of it goes.
+    async fn bring_up(&self, network: &NetworkName) {
+        let Ok(Some(membership)) = self.agent.directory.membership(network) else { return };
+        if let Err(error) = self.agent.tunnel(&membership.interface).reconcile(&membership).await {
+            tracing::warn!(error = told(&error), %network, "the tunnel is not as it should be");
         }
     }
 
@@ -206,16 +221,15 @@ impl Daemon {
         };
         match outcome {
             Ok(news) => Answer::Done(news),
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(told(&error)),
         }
     }
 
     async fn ask(&self, network: NetworkName, what: Wish) -> Result<bool, AgentError> {
         let asks = self.drivers.lock().await.get(&network).map(|running| running.asks.clone());
-        let asks = asks.ok_or_else(|| AgentError::NotMember(network.clone()))?;
+        let busy = || AgentError::Busy(network.clone());
         let (answer, answered) = oneshot::channel();
-        let ended = |_| AgentError::NotMember(network.clone());
-        asks.send(Ask { what, answer }).await.map_err(|_| AgentError::NotMember(network.clone()))?;
-        answered.await.map_err(ended)?
+        asks.ok_or_else(busy)?.send(Ask { what, answer }).await.map_err(|_| busy())?;
+        answered.await.map_err(|_| busy())?
     }
 }

@@ -194,7 +194,7 @@ pub enum Refusal {
         interface: String,
     },
     /// Another program listens on the port.
-    #[error("UDP port {port} is taken by another program")]
+    #[error("UDP port {port} is taken by another program; end that one, or choose another port with --port")]
     PortTaken {
         /// The port.
         port: u16,

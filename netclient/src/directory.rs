@@ -5,8 +5,9 @@
 //! identity-KEY.json     the machine's identity at the server that signs with KEY
 //! network-NAME.json     a membership
 //! network-NAME.lock     held by whoever looks after that network
-//! INTERFACE.sock        the device process (see device)
+//! device-INTERFACE.sock the device process (see device)
 //! agent.sock            the daemon
+//! *.lock                held by whoever has the right to something
 //! ```
 //!
 //! The directory has mode 0700, the files 0600; each file is replaced whole or not at all.
@@ -15,6 +16,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use proto::sign::signing_key;
@@ -27,6 +29,9 @@ use crate::membership::Membership;
 
 /// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
 pub const DEFAULT: &str = "/etc/netclient";
+
+/// How long another join or leave may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The agent's directory.
 #[derive(Clone, Debug)]
@@ -49,8 +54,16 @@ pub enum DirectoryError {
         /// Why.
         source: io::Error,
     },
+    /// Others may look into the directory, which holds private keys.
+    #[error("{0} is open to others, and private keys belong into it; close it: chmod 700 {0}")]
+    Open(PathBuf),
+    /// Another netclient has been at work with the machine's identity for too long.
+    #[error("another netclient is joining or leaving; try again when it is done")]
+    Busy,
     /// A file does not hold what it should.
-    #[error("{path} is damaged ({why}); restore it, or remove it and join again")]
+    #[error(
+        "{path} is damaged ({why}); restore it, or give the network up with `netclient leave --force` and join again"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -69,9 +82,9 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let path = std::path::absolute(path).map_err(failed("find", path))?;
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
-        let closed = fs::Permissions::from_mode(0o700);
-        fs::set_permissions(&path, closed).map_err(failed("close to others the directory", &path))?;
-        Ok(Self { path })
+        let mode = fs::metadata(&path).map_err(failed("look at", &path))?.permissions().mode();
+        // Perhaps it is nobody's of ours: it is not for us to close.
+        if mode & 0o077 != 0 { Err(DirectoryError::Open(path)) } else { Ok(Self { path }) }
     }
 
     /// Its path.
@@ -81,7 +94,7 @@ impl Directory {
 
     /// The socket of the device process of an interface.
     pub fn device_socket(&self, interface: &str) -> PathBuf {
-        self.path.join(format!("{interface}.sock"))
+        self.path.join(format!("device-{interface}.sock"))
     }
 
     /// The socket of the daemon.
@@ -135,10 +148,10 @@ impl Directory {
     }
 
     /// Forgets a membership, and the identity at its server if that was the last network there.
-    pub fn forget(&self, membership: &Membership) -> Result<(), DirectoryError> {
-        let path = self.membership_path(&membership.network);
+    pub async fn forget(&self, network: &NetworkName, server: &PublicKey) -> Result<(), DirectoryError> {
+        let _lock = self.lock_identity(server).await?;
+        let path = self.membership_path(network);
         files::remove(&path).map_err(failed("remove", &path))?;
-        let server = &membership.server.signing_key;
         for network in self.networks()? {
             // One that cannot be read may be of this server.
             match self.membership(&network) {
@@ -147,6 +160,25 @@ impl Directory {
             }
         }
         self.forget_identity(server)
+    }
+
+    /// Forgets a network of which nothing is known.
+    pub fn forget_damaged(&self, network: &NetworkName) -> Result<(), DirectoryError> {
+        let path = self.membership_path(network);
+        files::remove(&path).map_err(failed("remove", &path))
+    }
+
+    /// The right to make, use for the first time, or forget the identity at a server, of which each machine has one.
+    pub(crate) async fn lock_identity(&self, server: &PublicKey) -> Result<Lock, DirectoryError> {
+        let path = self.identity_path(server).with_extension("lock");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Lock::take(&path).map_err(failed("lock", &path))? {
+                Some(lock) => return Ok(lock),
+                None if Instant::now() > deadline => return Err(DirectoryError::Busy),
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 
     /// Removes the directory if nothing is in it.

@@ -10,8 +10,8 @@ use schema::scalars::NetworkName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::agent::AgentError;
 use crate::agent::member::Member;
+use crate::agent::{AgentError, told};
 use crate::control::ControlError;
 use crate::machine::{Control, Input, Machine, Output};
 use crate::membership::Accepted;
@@ -90,7 +90,7 @@ impl Driver {
             }
             self.control
                 .send_if_modified(|way| std::mem::replace(way, self.machine.control()) != self.machine.control());
-            let due = self.machine.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            let due = self.machine.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
                 Some(ask) = asks.recv() => if self.grant(ask).await { return End::Left },
@@ -120,7 +120,8 @@ impl Driver {
         let input = match self.member.set().await {
             Ok(()) => Input::Set { facts_changed: self.member.has_news() },
             Err(error) => {
-                tracing::warn!(%error, network = %self.network(), "the tunnel is not as it should be; trying again");
+                let error = told(&error);
+                tracing::warn!(error, network = %self.network(), "the tunnel is not as it should be; trying again");
                 Input::NotSet
             }
         };
@@ -131,8 +132,11 @@ impl Driver {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
         let (network, at) = (self.network(), self.member.stands());
         let facts = with_facts.then(|| self.member.facts());
+        let sent = facts.clone();
+        let call = tokio::spawn(async move { control.check_in(&network, at, sent).await });
         tokio::spawn(async move {
-            let answer = control.check_in(&network, at, facts.clone()).await;
+            let broken = |_| Err(ControlError::Answer("reading it failed; this is a bug of netclient".into()));
+            let answer = call.await.unwrap_or_else(broken);
             // A driver that has ended needs no answer.
             let _ = events.send(Event::CheckedIn(answer, facts)).await;
         });
@@ -142,7 +146,9 @@ impl Driver {
         match self.member.pull().await {
             Ok(accepted) => self.accepted(accepted),
             // The next check-in finds the same gap, and asks again.
-            Err(error) => tracing::warn!(%error, network = %self.network(), "cannot get the whole View"),
+            Err(error) => {
+                tracing::warn!(error = told(&error), network = %self.network(), "cannot get the whole View");
+            }
         }
     }
 
@@ -178,6 +184,10 @@ impl Driver {
                     self.take(&update);
                 }
             }
+            Event::CheckedIn(Err(error @ (ControlError::Refused(_) | ControlError::Answer(_))), _) => {
+                tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");
+                self.machine.handle(Input::Refused, Instant::now());
+            }
             Event::CheckedIn(Err(error), _) => {
                 if self.machine.control() != Control::None {
                     tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
@@ -193,14 +203,10 @@ impl Driver {
     fn take(&mut self, update: &Update) {
         match self.member.take(update) {
             Ok(accepted) => self.accepted(accepted),
-            Err(AgentError::Told(error)) => {
-                tracing::debug!(%error, network = %self.network(), "an update does not fit; asking for the whole View");
-                self.machine.handle(Input::Misfit, Instant::now());
-            }
             Err(error) => {
-                // In memory it is taken in all the same: the mesh matters more than the disk.
-                tracing::warn!(%error, network = %self.network(), "cannot keep what the server told");
-                self.accepted(Accepted::Changed);
+                let error = told(&error);
+                tracing::debug!(error, network = %self.network(), "an update does not fit; asking for the whole View");
+                self.machine.handle(Input::Misfit, Instant::now());
             }
         }
     }
@@ -213,21 +219,24 @@ impl Driver {
                 self.machine.set_interval(interval(&self.member), now);
                 self.machine.handle(Input::Changed, now);
             }
+            Accepted::Overtaken => self.machine.handle(Input::Overtaken, now),
             Accepted::Removed => self.machine.handle(Input::Removed, now),
+            Accepted::Forgotten => {
+                let error = told(&AgentError::Forgotten(self.network()));
+                tracing::warn!(error, network = %self.network(), "the server does not know this machine");
+            }
         }
     }
 
     async fn take_down(&mut self) -> bool {
         tracing::info!(network = %self.network(), "the server removed this machine; taking everything of it down");
-        loop {
-            match self.member.take_down().await {
-                Ok(()) => return true,
-                Err(error) => {
-                    tracing::warn!(%error, network = %self.network(), "cannot take everything down; trying again");
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
-            }
+        let outcome = self.member.take_down().await;
+        if let Err(error) = &outcome {
+            let error = told(error);
+            tracing::warn!(error, network = %self.network(), "cannot take everything down; trying again");
+            self.machine.handle(Input::NotSet, Instant::now());
         }
+        outcome.is_ok()
     }
 
     /// Does what somebody asks; whether the machine has left the network by that.
@@ -256,8 +265,10 @@ impl Driver {
 
     async fn set_now(&mut self, accepted: Accepted) -> Result<bool, AgentError> {
         self.accepted(accepted);
-        if accepted == Accepted::Removed {
-            return Err(AgentError::Removed(self.network()));
+        match accepted {
+            Accepted::Removed => return Err(AgentError::Removed(self.network())),
+            Accepted::Forgotten => return Err(AgentError::Forgotten(self.network())),
+            Accepted::Changed | Accepted::Same | Accepted::Overtaken => {}
         }
         self.member.set().await?;
         self.machine.hurry(Instant::now());
@@ -279,7 +290,7 @@ async fn ended(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|end| *end).await;
 }
 
-/// How often the network wants its nodes to check in; never more often than each second.
+/// How often the network wants its nodes to check in: each second to each hour, whatever a server says.
 fn interval(member: &Member) -> Duration {
-    Duration::from_secs(member.membership().view.interface.check_in.0.max(1).into())
+    Duration::from_secs(member.membership().view.interface.check_in.0.clamp(1, 3_600).into())
 }

@@ -20,6 +20,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the machine is compared with what it should be while nothing happens.
 const LOOK: Duration = Duration::from_secs(30);
+/// How often the server is told what the machine is reached by, also where nothing seems to have changed: a NAT on the way
+/// may have.
+const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lived this long was a good one.
 const GOOD_STREAM: Duration = Duration::from_secs(60);
 /// Within this time all agents say that they have set a change: not in the same instant.
@@ -30,12 +33,16 @@ const SPREAD: Duration = Duration::from_millis(400);
 pub enum Input {
     /// The server answered the check-in that is under way.
     Answered,
-    /// It did not.
+    /// It answered that check-in by a refusal.
+    Refused,
+    /// It did not answer.
     Failed,
     /// It told a View that is another one.
     Changed,
     /// It told something that does not fit to the View at hand.
     Misfit,
+    /// It told something that has been overtaken: more is lacking than it knew of.
+    Overtaken,
     /// The machine is no node of the network any more.
     Removed,
     /// The stream of changes is open.
@@ -85,12 +92,13 @@ pub struct Machine {
     outputs: VecDeque<Output>,
     interval: Duration,
     seed: u64,
-    /// Whether a call is under way; there is one at a time.
-    calling: bool,
+    /// The call that is under way; there is one at a time.
+    call: Option<Call>,
     /// How many calls in a row have failed.
     failures: u32,
     reached: bool,
-    facts_told: bool,
+    /// When to tell again what the machine is reached by.
+    facts_due: Instant,
     stream: Stream,
     /// How many streams in a row ended early.
     short_streams: u32,
@@ -100,6 +108,15 @@ pub struct Machine {
     next_call: Instant,
     next_set: Instant,
     removed: bool,
+}
+
+/// A check-in under way.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    with_facts: bool,
+    /// Whether something came up meanwhile that wants another one, and whether that is other facts.
+    again: bool,
+    new_facts: bool,
 }
 
 /// The stream of changes.
@@ -122,10 +139,10 @@ impl Machine {
             outputs: VecDeque::from([Output::Set]),
             interval,
             seed,
-            calling: false,
+            call: None,
             failures: 0,
             reached: false,
-            facts_told: false,
+            facts_due: now,
             stream: if watch { Stream::Closed(now) } else { Stream::Off },
             short_streams: 0,
             unset: true,
@@ -151,48 +168,62 @@ impl Machine {
 
     /// Has it check in as soon as it can.
     pub fn hurry(&mut self, now: Instant) {
-        self.next_call = now;
+        self.call_by(now);
         self.handle_timeout(now);
     }
 
     /// Takes in what happened.
     pub fn handle(&mut self, input: Input, now: Instant) {
         if self.removed {
-            return;
+            return self.handle_removed(input, now);
         }
         match input {
             Input::Answered => self.answered(now),
+            Input::Refused => self.refused(now),
             Input::Failed => self.failed(now),
             Input::Changed => self.want_set(),
-            Input::Misfit => self.outputs.push_back(Output::Pull),
+            Input::Misfit => self.push_once(Output::Pull),
+            Input::Overtaken if self.unset => self.push_once(Output::Pull),
+            Input::Overtaken => self.call_by(now),
             Input::Removed => {
                 self.removed = true;
                 self.outputs.clear();
-                self.outputs.push_back(Output::TakeDown);
+                self.next_set = now;
             }
             Input::StreamOpened => self.stream = Stream::Open(now),
             Input::StreamEnded => self.stream_ended(now),
             Input::Set { facts_changed } => self.was_set(facts_changed, now),
-            Input::NotSet => {
-                self.set_failures += 1;
-                self.next_set = now + self.pause(self.set_failures);
-            }
+            Input::NotSet => self.was_not_set(now),
         }
         self.handle_timeout(now);
     }
 
+    /// Who is removed has one thing left to do: what stood is taken down, if need be in several tries.
+    fn handle_removed(&mut self, input: Input, now: Instant) {
+        if input == Input::NotSet {
+            self.was_not_set(now);
+        }
+        self.handle_timeout(now);
+    }
+
+    fn was_not_set(&mut self, now: Instant) {
+        self.set_failures = self.set_failures.saturating_add(1);
+        self.next_set = now + self.pause(self.set_failures);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.next_set {
+            self.next_set = now + LOOK;
+            self.push_once(if self.removed { Output::TakeDown } else { Output::Set });
+        }
         if self.removed {
             return;
         }
-        if now >= self.next_set {
-            self.next_set = now + LOOK;
-            self.push_once(Output::Set);
-        }
-        if now >= self.next_call && !self.calling {
-            self.calling = true;
-            self.outputs.push_back(Output::CheckIn { with_facts: !self.facts_told });
+        if now >= self.next_call && self.call.is_none() {
+            let with_facts = now >= self.facts_due;
+            self.call = Some(Call { with_facts, again: false, new_facts: false });
+            self.outputs.push_back(Output::CheckIn { with_facts });
         }
         if let Stream::Closed(from) = self.stream
             && now >= from
@@ -208,29 +239,49 @@ impl Machine {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Machine::handle_timeout`]; absent: never again.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    /// When to call [`Machine::handle_timeout`].
+    pub fn poll_timeout(&self) -> Instant {
         if self.removed {
-            return None;
+            return self.next_set;
         }
-        let call = (!self.calling).then_some(self.next_call);
+        let call = self.call.is_none().then_some(self.next_call);
         let watch = match self.stream {
             Stream::Closed(from) if self.reached => Some(from),
             Stream::Closed(_) | Stream::Off | Stream::Opening | Stream::Open(_) => None,
         };
-        [Some(self.next_set), call, watch].into_iter().flatten().min()
+        [call, watch].into_iter().flatten().fold(self.next_set, Instant::min)
+    }
+
+    /// Wants a check-in by then; one that is under way does not count, since it was sent before.
+    fn call_by(&mut self, then: Instant) {
+        match &mut self.call {
+            Some(call) => call.again = true,
+            None => self.next_call = self.next_call.min(then),
+        }
     }
 
     fn answered(&mut self, now: Instant) {
-        self.calling = false;
+        let call = self.call.take();
         self.failures = 0;
         self.reached = true;
-        self.facts_told = true;
-        self.next_call = now + self.interval;
+        if call.is_some_and(|call| call.with_facts && !call.new_facts) {
+            self.facts_due = now + FACTS;
+        }
+        let again = call.is_some_and(|call| call.again);
+        self.next_call = now + if again { self.spread(SPREAD) } else { self.interval };
+    }
+
+    /// What the machine is reached by may be what was refused: the next call goes without it, so that the rest works.
+    fn refused(&mut self, now: Instant) {
+        let with_facts = self.call.is_some_and(|call| call.with_facts);
+        self.failed(now);
+        if with_facts {
+            self.facts_due = now + FACTS;
+        }
     }
 
     fn failed(&mut self, now: Instant) {
-        self.calling = false;
+        self.call = None;
         self.failures = self.failures.saturating_add(1);
         self.reached = false;
         self.next_call = now + self.pause(self.failures);
@@ -244,7 +295,8 @@ impl Machine {
         }
         // Perhaps the server is gone: a check-in tells.
         if self.failures == 0 {
-            self.next_call = self.next_call.min(now + self.spread(SPREAD));
+            let then = now + self.spread(SPREAD);
+            self.call_by(then);
         }
     }
 
@@ -259,10 +311,12 @@ impl Machine {
         self.set_failures = 0;
         self.next_set = now + LOOK;
         if facts_changed {
-            self.facts_told = false;
+            self.facts_due = now;
+            self.call.iter_mut().for_each(|call| call.new_facts = true);
         }
         if self.failures == 0 && (facts_changed || acknowledge) {
-            self.next_call = self.next_call.min(now + self.spread(SPREAD));
+            let then = now + self.spread(SPREAD);
+            self.call_by(then);
         }
     }
 
@@ -317,7 +371,7 @@ mod tests {
         assert_eq!(outputs(&mut machine), [Output::Watch]);
         assert_eq!(machine.control(), Control::Tls);
         machine.handle(Input::StreamOpened, now);
-        assert_eq!(machine.poll_timeout(), Some(now + INTERVAL));
+        assert_eq!(machine.poll_timeout(), now + INTERVAL);
         machine.handle_timeout(now + INTERVAL);
         assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
     }
@@ -370,7 +424,7 @@ mod tests {
                     Output::Pull | Output::TakeDown => unreachable!("nothing asks for it"),
                 }
             }
-            now = machine.poll_timeout().expect("it goes on").max(now);
+            now = machine.poll_timeout().max(now);
             machine.handle_timeout(now);
         }
         assert!(opened[1] - opened[0] <= FIRST_PAUSE);
@@ -384,7 +438,54 @@ mod tests {
         machine.handle(Input::Removed, now);
         machine.handle(Input::Changed, now);
         assert_eq!(outputs(&mut machine), [Output::TakeDown]);
-        assert_eq!(machine.poll_timeout(), None);
+        machine.handle(Input::NotSet, now);
+        let due = machine.poll_timeout();
+        assert!(due > now && due <= now + FIRST_PAUSE);
+        machine.handle_timeout(due);
+        assert_eq!(outputs(&mut machine), [Output::TakeDown], "it is tried again, and nothing else is done");
+    }
+
+    #[test]
+    fn what_comes_up_during_a_check_in_wants_another() {
+        let (mut machine, now) = started(false);
+        machine.handle(Input::Answered, now);
+        machine.handle_timeout(now + INTERVAL);
+        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        let now = now + INTERVAL;
+        machine.handle(Input::Changed, now);
+        machine.handle(Input::Set { facts_changed: true }, now);
+        machine.handle(Input::Answered, now);
+        machine.handle_timeout(now + SPREAD);
+        assert_eq!(outputs(&mut machine), [Output::Set, Output::CheckIn { with_facts: true }]);
+    }
+
+    #[test]
+    fn facts_that_are_refused_keep_nothing_else_from_being_told() {
+        let (mut machine, now) = started(false);
+        machine.handle(Input::Refused, now);
+        let due = machine.poll_timeout();
+        assert!(due <= now + FIRST_PAUSE);
+        machine.handle_timeout(due);
+        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        machine.handle(Input::Answered, due);
+        assert_eq!(machine.control(), Control::Tls);
+    }
+
+    #[test]
+    fn what_was_overtaken_is_asked_for_again() {
+        let (mut machine, now) = started(false);
+        machine.handle(Input::Answered, now);
+        machine.handle(Input::Overtaken, now);
+        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        machine.handle(Input::Answered, now);
+        machine.handle(Input::Changed, now);
+        machine.handle(Input::NotSet, now);
+        machine.handle(Input::Overtaken, now);
+        assert_eq!(
+            outputs(&mut machine),
+            [Output::Set, Output::Pull],
+            "where the machine is not set, asking leads nowhere"
+        );
     }
 
     #[test]
@@ -404,6 +505,8 @@ mod tests {
             Just(Input::Failed),
             Just(Input::Changed),
             Just(Input::Misfit),
+            Just(Input::Overtaken),
+            Just(Input::Refused),
             Just(Input::StreamOpened),
             Just(Input::StreamEnded),
             Just(Input::Set { facts_changed: false }),
@@ -422,7 +525,7 @@ mod tests {
             let mut machine = Machine::new(INTERVAL, true, 3, now);
             let (mut calls, mut answers) = (0u32, 0u32);
             for (input, pause) in inputs {
-                let answer = matches!(input, Input::Answered | Input::Failed);
+                let answer = matches!(input, Input::Answered | Input::Refused | Input::Failed);
                 if answer && calls == answers {
                     continue;
                 }
@@ -432,12 +535,11 @@ mod tests {
                     calls += u32::from(matches!(output, Output::CheckIn { .. }));
                 }
                 prop_assert!(calls - answers <= 1);
-                let due = machine.poll_timeout().expect("it was not removed");
-                prop_assert!(due <= now + LONGEST_PAUSE);
+                prop_assert!(machine.poll_timeout() <= now + LONGEST_PAUSE);
                 now += Duration::from_millis(pause);
                 machine.handle_timeout(now);
                 calls += outputs(&mut machine).iter().filter(|it| matches!(it, Output::CheckIn { .. })).count() as u32;
-                prop_assert!(machine.poll_timeout().expect("it goes on") > now);
+                prop_assert!(machine.poll_timeout() > now);
             }
         }
     }

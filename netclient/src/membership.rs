@@ -63,17 +63,25 @@ pub enum Accepted {
     Changed,
     /// It is as it was; the update was old, or said the same.
     Same,
+    /// It is as it was; the update was made for an older one, and knows of something that this one lacks.
+    Overtaken,
     /// The machine is no node of the network any more.
     Removed,
+    /// The server has another life than the one that the machine joined, and does not know it: it was restored from a
+    /// backup, or set up anew. That is no reason to take anything down.
+    Forgotten,
 }
 
 impl Membership {
     /// Takes in what the server told.
     pub fn accept(&mut self, update: &Update, identity: &PublicKey) -> Result<Accepted, Malformed> {
         // A check-in and the stream may tell the same step: the second one is late, not wrong.
-        let late = update.epoch == self.position.epoch && update.to <= self.position.revision.0;
-        if late && matches!(update.body, Some(Body::Delta(_))) {
+        let here = update.epoch == self.position.epoch && matches!(update.body, Some(Body::Delta(_)));
+        if here && update.to <= self.position.revision.0 {
             return Ok(Accepted::Same);
+        }
+        if here && update.from < self.position.revision.0 {
+            return Ok(Accepted::Overtaken);
         }
         let (server, at) = (&self.server.signing_key, Some((&self.view, self.position)));
         let (told, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
@@ -81,6 +89,7 @@ impl Membership {
             return Ok(Accepted::Same);
         }
         let view = match told {
+            Told::Removed if position.epoch > self.position.epoch => return Ok(Accepted::Forgotten),
             Told::Removed => return Ok(Accepted::Removed),
             Told::View(view) => view,
         };

@@ -81,11 +81,12 @@ pub fn link_steps(wanted: &Interface, mtu: u16, observed: &LinkState) -> Vec<Lin
     if observed.mtu != u32::from(mtu) {
         steps.push(LinkStep::SetMtu(mtu));
     }
-    steps.extend(observed.addresses.difference(&wanted.addresses).map(|address| LinkStep::RemoveAddress(*address)));
-    steps.extend(wanted.addresses.difference(&observed.addresses).map(|address| LinkStep::AddAddress(*address)));
+    // Up before the addresses: where the machine has no IPv6, the last of them fails, and the rest holds.
     if !observed.up {
         steps.push(LinkStep::Up);
     }
+    steps.extend(observed.addresses.difference(&wanted.addresses).map(|address| LinkStep::RemoveAddress(*address)));
+    steps.extend(wanted.addresses.difference(&observed.addresses).map(|address| LinkStep::AddAddress(*address)));
     steps
 }
 
@@ -184,7 +185,7 @@ mod tests {
         let wanted = view.interface.addresses.clone();
         let address = *wanted.first().expect("there is one");
         let steps = link_steps(&view.interface, 1420, &fresh);
-        assert_eq!(steps, [LinkStep::SetMtu(1420), LinkStep::AddAddress(address), LinkStep::Up]);
+        assert_eq!(steps, [LinkStep::SetMtu(1420), LinkStep::Up, LinkStep::AddAddress(address)]);
         let done = LinkState { addresses: wanted, mtu: 1420, up: true };
         assert_eq!(link_steps(&view.interface, 1420, &done), []);
         let old = "10.0.0.7/16".parse().expect("a good address");

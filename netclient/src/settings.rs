@@ -31,7 +31,7 @@ const NAMES: [&str; 5] = ["name", "endpoint", "port", "interface", "watch"];
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("cannot read the settings in {path}")]
+    #[error("cannot read the settings in {path}; run this as root, or set NETCLIENT_DIR")]
     File {
         /// The file.
         path: PathBuf,

@@ -86,12 +86,26 @@ impl Tunnel {
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = link::observe(&self.interface).await?.ok_or_else(missing)?;
         let steps = link_steps(interface, mtu, &observed);
-        if !steps.is_empty() {
-            link::apply(&self.interface, &steps).await?;
+        match link::apply(&self.interface, &steps).await {
+            // Half of a network is better than none.
+            Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
+                tracing::warn!(%error, "the network's IPv4 is set alone");
+            }
+            outcome => outcome?,
         }
         forwarding::set(&self.interface, interface.forward)?;
-        hosts::set(&self.ground.hosts, &self.interface, &hosts::lines(network, names))?;
+        self.set_names(hosts::lines(network, names)).await?;
         Ok(instead)
+    }
+
+    async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
+        let (path, interface, turn) = (self.ground.hosts.clone(), self.interface.clone(), self.beside("hosts.lock"));
+        blocking(move || hosts::set(&path, &turn, &interface, &lines)).await
+    }
+
+    /// A file beside the socket of the device.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.socket.with_file_name(name)
     }
 
     /// What the device does; absent: there is none.
@@ -113,18 +127,23 @@ impl Tunnel {
         }
     }
 
-    /// Takes everything down that was brought up.
+    /// Takes everything down that was brought up: as much of it as can be, whatever stands in the way of the rest.
     pub async fn remove(&mut self) -> Result<(), TunnelError> {
-        hosts::set(&self.ground.hosts, &self.interface, &[])?;
-        if self.observe().await?.is_some() {
-            self.with_device(|device| device.remove()).await?;
-        }
+        let device = match self.observe().await {
+            Ok(Some(_)) => self.with_device(|device| device.remove()).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         self.forget_device();
-        let log = files::log_path(&self.socket);
-        if let Err(error) = files::remove(&log) {
-            tracing::debug!(%error, "the log of the device process stays");
+        let names = self.set_names(Vec::new()).await;
+        device?;
+        // A device process that was killed could not clean up after itself.
+        for left in [self.socket.clone(), files::lock_path(&self.socket), files::log_path(&self.socket)] {
+            if let Err(error) = files::remove(&left) {
+                tracing::debug!(%error, path = %left.display(), "a file of the device process stays");
+            }
         }
-        Ok(())
+        Ok(names?)
     }
 
     async fn bring_device(&mut self, membership: &Membership) -> Result<Option<Instead>, TunnelError> {

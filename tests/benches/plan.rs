@@ -14,7 +14,8 @@ use end_to_end::cost::{Cost, Costs, measure, median};
 use nmplan::lab::Programs;
 
 fn main() {
-    let number = |name: &str, default: usize| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
+    let number =
+        |name: &str, default: usize| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
     let (objects, runs) = (number("OBJECTS", 10_000), number("RUNS", 5));
     let folder = tempfile::tempdir().expect("a folder");
     let programs = Programs::find().expect("the release build of the programs");
@@ -36,7 +37,8 @@ fn main() {
     row("`nmplan validate`", &validate);
     row("`nmplan plan`, empty", &plan);
     drop(server);
-    if std::env::var("TERRAFORM").as_deref() == Ok("off") || Command::new("terraform").arg("version").output().is_err() {
+    if std::env::var("TERRAFORM").as_deref() == Ok("off") || Command::new("terraform").arg("version").output().is_err()
+    {
         println!("\nterraform was not measured: it is not here, or TERRAFORM=off");
         return;
     }
@@ -85,7 +87,10 @@ fn declare(folder: &Path, objects: usize) {
         let (high, low) = (network / 256, network % 256);
         let mut text = format!("network \"n{network}\" {{\n    ipv4 \"10.{low}.{}.0/21\"\n", high * 8);
         for key in 0..keys {
-            let _ = writeln!(text, "    access-key \"key-{key}\" uses=50 expires=\"30d\" {{ tags \"web\" \"tier-{key}\" }}");
+            let _ = writeln!(
+                text,
+                "    access-key \"key-{key}\" uses=50 expires=\"30d\" {{ tags \"web\" \"tier-{key}\" }}"
+            );
         }
         for node in 0..nodes {
             let address = format!("10.{low}.{}.{}", high * 8 + 1 + node / 200, 1 + node % 200);

@@ -77,7 +77,7 @@ fn a_change_is_pushed_and_loses_no_ping_of_others() {
         mesh.apply(&text("10.40.0.10", "7s")).await;
         for machine in &machines {
             eventually("the keepalive is set", Duration::from_secs(3), async || {
-                let socket = "/etc/netclient/nm-corp.sock";
+                let socket = "/etc/netclient/device-nm-corp.sock";
                 let device = machine.host().within(|| {
                     let device = netclient::device::attach("nm-corp", std::path::Path::new(socket));
                     device.expect("it answers").expect("it is there").observe().expect("it answers")

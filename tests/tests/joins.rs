@@ -134,3 +134,47 @@ fn two_networks_on_one_machine_keep_apart() {
         assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains("--interface")), "{refused:?}");
     });
 }
+
+#[test]
+fn who_left_joins_again_under_the_same_daemon() {
+    if !enter_test("who_left_joins_again_under_the_same_daemon") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let text = r#"network "corp" { ipv4 "10.40.0.0/16"; check-in "1s"; access-key "k" uses="unlimited" }"#;
+        let token = mesh.apply(text).await["corp/access-key/k"].clone();
+        let machines = joined(&mesh, &token, &["a", "b"]).await;
+        for _ in 0..3 {
+            let left = machines[0].netclient(&["leave"]).await.expect("it runs");
+            assert!(left.status.success(), "{left:?}");
+            machines[0].join(&token, &[]).await.expect("it joins again");
+            all_ping_all(&machines, "corp").await;
+            let news = machines[0].netclient(&["checkin"]).await.expect("it runs");
+            assert!(news.status.success(), "the server knows it under its new identity: {news:?}");
+        }
+    });
+}
+
+#[test]
+fn networks_of_one_server_that_are_joined_at_once_share_an_identity() {
+    if !enter_test("networks_of_one_server_that_are_joined_at_once_share_an_identity") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let networks: String = (1..=6)
+            .map(|number| format!("network \"n{number}\" {{ ipv4 \"10.{number}.0.0/24\"; access-key \"k\" }}\n"))
+            .collect();
+        let tokens = mesh.apply(&networks).await;
+        let machine = mesh.machine("a").await;
+        let joins = tokens.values().map(|token| machine.join(token, &[]));
+        for outcome in futures_util::future::join_all(joins).await {
+            outcome.expect("it joins");
+        }
+        for number in 1..=6 {
+            let checked_in = machine.netclient(&["checkin", "-n", &format!("n{number}")]).await.expect("it runs");
+            assert!(checked_in.status.success(), "{checked_in:?}");
+        }
+    });
+}

@@ -6,8 +6,8 @@ use proto::convert::Position;
 use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
 
-use super::{Agent, AgentError};
-use crate::control::{Control, ControlError};
+use super::{Agent, AgentError, told};
+use crate::control::Control;
 use crate::files::Lock;
 use crate::membership::{Accepted, Membership};
 use crate::tunnel::{Tunnel, TunnelError};
@@ -22,6 +22,8 @@ pub struct Member {
     told: Option<Facts>,
     /// Where the View stands that the machine is set by, as far as this process knows.
     set: Position,
+    /// Whether the disk has what is at hand.
+    saved: bool,
     _lock: Option<Lock>,
 }
 
@@ -37,10 +39,10 @@ impl Member {
     pub(super) fn new(agent: Agent, membership: Membership) -> Result<Self, AgentError> {
         let server = &membership.server;
         let identity = agent.directory.identity(&server.signing_key)?;
-        let identity = identity.ok_or_else(|| AgentError::NotMember(membership.network.clone()))?;
+        let identity = identity.ok_or_else(|| AgentError::NoIdentity(membership.network.clone()))?;
         let control = agent.line(server, identity);
         let tunnel = agent.tunnel(&membership.interface);
-        Ok(Self { agent, membership, tunnel, control, told: None, set: Position::default(), _lock: None })
+        Ok(Self { agent, membership, tunnel, control, told: None, set: Position::default(), saved: true, _lock: None })
     }
 
     /// The membership as it stands.
@@ -56,7 +58,7 @@ impl Member {
     /// What the machine says of itself.
     pub fn facts(&self) -> Facts {
         let Membership { endpoint, .. } = &self.membership;
-        let endpoint = self.agent.settings.endpoint.as_ref().or(endpoint.as_ref());
+        let endpoint = endpoint.as_ref().or(self.agent.settings.endpoint.as_ref());
         self.control.facts(self.membership.wanted_port(), endpoint)
     }
 
@@ -70,26 +72,32 @@ impl Member {
         self.told.as_ref() != Some(&self.facts())
     }
 
-    /// Takes in what the server told, and keeps it.
+    /// Takes in what the server told, and keeps it; a disk that is full keeps nobody from knowing it.
     pub fn take(&mut self, update: &Update) -> Result<Accepted, AgentError> {
         let before = self.membership.position;
         let accepted = self.membership.accept(update, &self.control.identity())?;
         if self.membership.position != before {
-            self.agent.directory.save(&self.membership)?;
+            self.save();
         }
         Ok(accepted)
+    }
+
+    /// Keeps the membership as it is at hand; what fails is tried again when the machine is set the next time.
+    fn save(&mut self) {
+        let outcome = self.agent.directory.save(&self.membership);
+        self.saved = outcome.is_ok();
+        if let Err(error) = outcome {
+            tracing::warn!(error = told(&error), "what the server told is known, but not kept");
+        }
     }
 
     /// Sets the machine by the View.
     pub async fn set(&mut self) -> Result<(), TunnelError> {
         let instead = self.tunnel.reconcile(&self.membership).await?;
         self.set = self.membership.position;
-        if self.membership.instead != instead {
+        if self.membership.instead != instead || !self.saved {
             self.membership.instead = instead;
-            if let Err(error) = self.agent.directory.save(&self.membership) {
-                // The port is found again after a restart, by the same search.
-                tracing::warn!(%error, "cannot keep the port that was found free");
-            }
+            self.save();
         }
         Ok(())
     }
@@ -109,7 +117,7 @@ impl Member {
         }
         match update.map_or(Ok(Accepted::Same), |update| self.take(&update)) {
             // What does not fit to the View at hand is no failure: the whole one helps.
-            Err(AgentError::Told(_)) => self.pull().await,
+            Err(AgentError::Told(_)) | Ok(Accepted::Overtaken) => self.pull().await,
             outcome => outcome,
         }
     }
@@ -120,10 +128,10 @@ impl Member {
         self.take(&update)
     }
 
-    /// Tells the server that the machine leaves, and takes everything down.
+    /// Tells the server that the machine leaves, and takes everything down; with `force` whatever the server says.
     pub async fn leave(&mut self, force: bool) -> Result<(), AgentError> {
         match self.control.leave(&self.membership.network).await {
-            Err(ControlError::Unreachable { .. }) if force => {}
+            Err(error) if force => tracing::warn!(%error, "the server was not told; an admin has to remove the node"),
             outcome => outcome?,
         }
         self.take_down().await
@@ -132,13 +140,13 @@ impl Member {
     /// Takes everything down, and forgets the network.
     pub async fn take_down(&mut self) -> Result<(), AgentError> {
         self.tunnel.remove().await?;
-        Ok(self.agent.directory.forget(&self.membership)?)
+        Ok(self.agent.directory.forget(&self.membership.network, &self.membership.server.signing_key).await?)
     }
 
     /// Undoes a join whose tunnel did not come up, as far as that goes.
     pub(super) async fn leave_again(&mut self) {
         if let Err(error) = self.leave(true).await {
-            tracing::warn!(%error, network = %self.membership.network, "could not undo the join");
+            tracing::warn!(error = told(&error), network = %self.membership.network, "could not undo the join");
         }
     }
 }

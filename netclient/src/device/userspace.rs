@@ -36,17 +36,14 @@ pub struct Userspace {
 impl Userspace {
     /// Finds the process that answers on the socket; absent: there is none, so [`Userspace::spawn`] it.
     ///
-    /// A process of another release, or for another interface, is stopped, and counts as none.
+    /// A process of another release, or for another interface, counts as none.
     pub fn attach(interface: &str, socket: &Path) -> Result<Option<Self>, DeviceError> {
         let device = Self { interface: interface.to_owned(), socket: absolute(socket)? };
         match device.ask(&Request::Hello) {
             Ok(Some(Reply::Hello(hello))) if hello.version == VERSION && hello.interface == interface => {
                 Ok(Some(device))
             }
-            Ok(_) => {
-                device.stop()?;
-                Ok(None)
-            }
+            Ok(_) => Ok(None),
             Err(DeviceError::Gone { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -63,6 +60,8 @@ impl Userspace {
             if let Some(device) = Self::attach(interface, &socket)? {
                 return Ok(device);
             }
+            // One of another release has the name; what it held is made anew.
+            Self { interface: interface.to_owned(), socket: socket.clone() }.stop()?;
             match child::start(interface, executable, &socket) {
                 Ok(()) => return Ok(Self { interface: interface.to_owned(), socket }),
                 // The other is not ready yet, or about to end.

@@ -3,17 +3,22 @@
 //! The file is replaced by a rename, or written in place where it is a mount of its own, as in containers, and a rename
 //! would fail with EBUSY.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
-use rustix::fs::{FlockOperation, flock};
 use schema::scalars::{Name, NetworkName};
 use schema::view::Resolution;
+
+use crate::files::Lock;
+
+/// How long another agent of this machine may take to write its names.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why names could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -38,27 +43,38 @@ pub fn lines(network: &NetworkName, names: &OrdMap<Name, Arc<Resolution>>) -> Ve
     lines
 }
 
-/// Makes the block of an interface hold these lines; without lines there is no block.
-pub fn set(path: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
+/// Makes the block of an interface hold these lines; without lines there is no block. Blocks the caller. The agents of one
+/// directory take turns by the file `turn`; what others write at the same moment is mended at the next look.
+pub fn set(path: &Path, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
     let failed = |attempt| move |source| HostsError { attempt, path: path.into(), source };
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    // Agents of one host take turns; the lock ends with the file.
-    let turn = File::open(folder).map_err(failed("open the folder of"))?;
-    flock(&turn, FlockOperation::LockExclusive).map_err(|error| failed("lock the folder of")(error.into()))?;
-    let before = match fs::read_to_string(path) {
+    let _turn = take_turn(turn).map_err(failed("lock"))?;
+    // Where it is a link, what it leads to is written.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let before = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(failed("read")(error)),
     };
     let after = with_block(&before, interface, lines);
     if after == before { Ok(()) } else { replace(path, &after).map_err(failed("write")) }
 }
 
-/// The text with the block of an interface replaced.
-fn with_block(text: &str, interface: &str, lines: &[String]) -> String {
+fn take_turn(turn: &Path) -> io::Result<Lock> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Lock::take(turn)? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() > deadline => return Err(io::ErrorKind::TimedOut.into()),
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// The text with the block of an interface replaced; whatever the rest is, it stays as it is.
+fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
     let (begin, end) = (begin(interface), end(interface));
-    let mut rest: Vec<&str> = text.split_inclusive('\n').collect();
-    let place = |rest: &[&str], mark: &str| rest.iter().position(|line| line.trim_end() == mark);
+    let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    let place = |rest: &[&[u8]], mark: &str| rest.iter().position(|line| line.trim_ascii_end() == mark.as_bytes());
     while let Some(from) = place(&rest, &begin) {
         // A block that somebody cut off has lost its end; the lines behind it may be anybody's.
         let to = place(&rest[from..], &end).map_or(from, |length| from + length);
@@ -68,13 +84,13 @@ fn with_block(text: &str, interface: &str, lines: &[String]) -> String {
     if lines.is_empty() {
         return text;
     }
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
+    if !text.is_empty() && !text.ends_with(b"\n") {
+        text.push(b'\n');
     }
-    [&[begin], lines, &[end]].concat().iter().for_each(|line| {
-        text.push_str(line);
-        text.push('\n');
-    });
+    for line in [&[begin], lines, &[end]].concat() {
+        text.extend_from_slice(line.as_bytes());
+        text.push(b'\n');
+    }
     text
 }
 
@@ -86,7 +102,7 @@ fn end(interface: &str) -> String {
     format!("# {interface}: end")
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let mode = fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777);
     let mut new = path.as_os_str().to_owned();
     new.push(".netclient");
@@ -95,17 +111,32 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&new)?;
         // Whatever the umask of this process leaves of it.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
-        io::Write::write_all(&mut file, text.as_bytes())?;
+        file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&new, path)
     };
     match write() {
-        Ok(()) => Ok(()),
-        Err(_) => {
+        Err(error) if needs_place(&error) => {
             let _ = fs::remove_file(&new);
-            fs::write(path, text)
+            write_in_place(path, text)
         }
+        outcome => outcome.inspect_err(|_| drop(fs::remove_file(&new))),
     }
+}
+
+/// Whether only the file itself may be written: it is a mount, or its folder takes no other.
+fn needs_place(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|it| [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM].contains(&it))
+}
+
+/// Writes over what is there, and cuts off what is left of it at the end: a disk that is full takes nothing away.
+fn write_in_place(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    file.write_all(text)?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -114,38 +145,54 @@ mod tests {
 
     const OTHERS: &str = "127.0.0.1\tlocalhost\n# a comment\n";
 
-    fn block(lines: &[&str]) -> Vec<String> {
-        lines.iter().map(|line| (*line).to_owned()).collect()
+    fn changed(text: &str, interface: &str, lines: &[&str]) -> String {
+        let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+        String::from_utf8(with_block(text.as_bytes(), interface, &lines)).expect("it was text")
     }
 
     #[test]
     fn a_block_comes_changes_and_goes_and_the_rest_stays() {
-        let one = with_block(OTHERS, "nm-a", &block(&["10.0.0.1\tx.a"]));
+        let one = changed(OTHERS, "nm-a", &["10.0.0.1\tx.a"]);
         assert!(one.starts_with(OTHERS) && one.contains("\n10.0.0.1\tx.a\n"), "{one}");
-        assert_eq!(with_block(&one, "nm-a", &block(&["10.0.0.1\tx.a"])), one);
-        let two = with_block(&one, "nm-b", &block(&["10.1.0.1\ty.b"]));
-        let changed = with_block(&two, "nm-a", &block(&["10.0.0.2\tx.a"]));
-        assert!(changed.contains("10.1.0.1\ty.b") && !changed.contains("10.0.0.1"), "{changed}");
-        let gone = with_block(&with_block(&changed, "nm-a", &[]), "nm-b", &[]);
-        assert_eq!(gone, OTHERS);
+        assert_eq!(changed(&one, "nm-a", &["10.0.0.1\tx.a"]), one);
+        let two = changed(&one, "nm-b", &["10.1.0.1\ty.b"]);
+        let moved = changed(&two, "nm-a", &["10.0.0.2\tx.a"]);
+        assert!(moved.contains("10.1.0.1\ty.b") && !moved.contains("10.0.0.1"), "{moved}");
+        assert_eq!(changed(&changed(&moved, "nm-a", &[]), "nm-b", &[]), OTHERS);
     }
 
     #[test]
     fn a_block_that_was_cut_off_takes_nothing_of_others_along() {
         let text = format!("{}\n{OTHERS}", begin("nm-a"));
-        assert_eq!(with_block(&text, "nm-a", &[]), OTHERS);
-        assert_eq!(with_block("no newline", "nm-a", &block(&["x"])).lines().next(), Some("no newline"));
+        assert_eq!(changed(&text, "nm-a", &[]), OTHERS);
+        assert_eq!(changed("no newline", "nm-a", &["x"]).lines().next(), Some("no newline"));
     }
 
     #[test]
-    fn a_file_keeps_its_mode() {
+    fn a_file_keeps_its_mode_its_place_and_what_is_no_text() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("hosts");
-        fs::write(&path, OTHERS).expect("written");
+        let [path, link, turn] = ["hosts", "link", "turn"].map(|name| folder.path().join(name));
+        let others = [OTHERS.as_bytes(), b"# caf\xe9\n"].concat();
+        fs::write(&path, &others).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("set");
-        set(&path, "nm-a", &block(&["10.0.0.1\tx.a"])).expect("it is set");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        set(&link, &turn, "nm-a", &["10.0.0.1\tx.a".to_owned()]).expect("it is set");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
-        set(&path, "nm-a", &[]).expect("it is set");
-        assert_eq!(fs::read_to_string(&path).expect("there"), OTHERS);
+        assert!(fs::read(&path).expect("there").len() > others.len());
+        set(&link, &turn, "nm-a", &[]).expect("it is set");
+        assert_eq!(fs::read(&path).expect("there"), others);
+        write_in_place(&path, b"short\n").expect("it is written");
+        assert_eq!(fs::read(&path).expect("there"), b"short\n");
+    }
+
+    #[test]
+    fn who_holds_the_turn_for_ever_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [path, turn] = ["hosts", "turn"].map(|name| folder.path().join(name));
+        let _held = Lock::take(&turn).expect("locking works").expect("it is free");
+        let start = Instant::now();
+        assert!(set(&path, &turn, "nm-a", &["x".to_owned()]).is_err());
+        assert!(start.elapsed() >= PATIENCE);
     }
 }

@@ -116,7 +116,8 @@ fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
         // Network and broadcast address, and what entries stand for, which lies in the range at the worst.
         1u64.checked_shl(bits.into()).map_or(u64::MAX, |all| all.saturating_sub(2))
     });
-    let entries: usize = declared.all_in::<schema::kinds::Dns>(network).map(|(_, dns)| dns.a.len() + dns.aaaa.len()).sum();
+    let entries: usize =
+        declared.all_in::<schema::kinds::Dns>(network).map(|(_, dns)| dns.a.len() + dns.aaaa.len()).sum();
     let addresses = hosts.min().unwrap_or(0).saturating_sub(entries as u64);
     u32::try_from(limit.min(addresses).saturating_sub(nodes)).unwrap_or(u32::MAX)
 }

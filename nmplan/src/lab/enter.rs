@@ -187,7 +187,9 @@ impl EnterError {
     #[must_use]
     pub fn help(&self) -> Option<&'static str> {
         match self {
-            Self::NoTun => Some("load the module, as root; in a container, start it with --device /dev/net/tun:\n\n    modprobe tun"),
+            Self::NoTun => Some(
+                "load the module, as root; in a container, start it with --device /dev/net/tun:\n\n    modprobe tun",
+            ),
             Self::Refused { step, .. } => step.help(),
             Self::Lost { .. } => None,
         }
@@ -238,7 +240,9 @@ impl Step {
                  sysctl -w kernel.apparmor_restrict_unprivileged_userns=0\n\n\
                  in a container, start the container with --privileged",
             ),
-            Self::Proc | Self::Run => Some("in a container, start the container with --privileged; elsewhere run it as root"),
+            Self::Proc | Self::Run => {
+                Some("in a container, start the container with --privileged; elsewhere run it as root")
+            }
             Self::Processes | Self::Program => None,
         }
     }
@@ -329,11 +333,21 @@ impl Descent {
         let length = rustix::fs::readlinkat_raw(rustix::fs::CWD, "/proc/self", &mut digits[..])?;
         rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
         self.begin(Step::Proc);
-        rustix::mount::mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
+        rustix::mount::mount(
+            "proc",
+            "/proc",
+            "proc",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            None,
+        )?;
         self.begin(Step::Run);
         rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
         rustix::fs::mkdir(DIRECTORY, Mode::from_raw_mode(0o755))?;
-        let mark = rustix::fs::open(OUTSIDE_PID, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))?;
+        let mark = rustix::fs::open(
+            OUTSIDE_PID,
+            OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::from_raw_mode(0o644),
+        )?;
         rustix::io::write(&mark, &digits[..length])?;
         Ok(())
     }

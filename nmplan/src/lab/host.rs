@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -302,9 +302,9 @@ impl Namespaces {
     /// Moves the calling process, which must have one thread, or the calling thread, which must share no root directory
     /// with others, into the host.
     fn enter(&self) -> io::Result<()> {
-        self.each().into_iter().try_for_each(|(fd, kind)| {
-            Ok(rustix::thread::move_into_link_name_space(fd.as_fd(), Some(kind))?)
-        })
+        self.each()
+            .into_iter()
+            .try_for_each(|(fd, kind)| Ok(rustix::thread::move_into_link_name_space(fd.as_fd(), Some(kind))?))
     }
 
     fn enter_thread(&self) -> io::Result<()> {
@@ -331,7 +331,7 @@ impl Files {
         let (etc, work) = (directory_of(name).join("etc"), directory_of(name).join("etc.work"));
         std::fs::create_dir_all(&etc)?;
         std::fs::create_dir_all(&work)?;
-        std::fs::create_dir(etc.join("netclient"))?;
+        std::fs::DirBuilder::new().mode(0o700).create(etc.join("netclient"))?;
         std::fs::write(etc.join("hostname"), format!("{name}\n"))?;
         std::fs::write(etc.join("resolv.conf"), "")?;
         let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");

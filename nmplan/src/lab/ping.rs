@@ -126,7 +126,14 @@ struct Tally {
 
 impl Tally {
     fn new(start: Instant) -> Self {
-        Self { sent: 0, lost: 0, longest_gap: Duration::ZERO, last_sent: start, last_heard: start, open: VecDeque::new() }
+        Self {
+            sent: 0,
+            lost: 0,
+            longest_gap: Duration::ZERO,
+            last_sent: start,
+            last_heard: start,
+            open: VecDeque::new(),
+        }
     }
 
     fn sent(&mut self, ticket: u32, now: Instant) {
@@ -367,7 +374,10 @@ mod tests {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         tally.sent(1, at(start, 500));
-        assert_eq!(tally.count(at(start, 500)), PingCount { sent: 1, lost: 0, longest_gap: Duration::from_millis(500) });
+        assert_eq!(
+            tally.count(at(start, 500)),
+            PingCount { sent: 1, lost: 0, longest_gap: Duration::from_millis(500) }
+        );
         assert_eq!(tally.next_loss(), Some(at(start, 2500)));
     }
 

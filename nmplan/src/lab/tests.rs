@@ -194,8 +194,11 @@ fn processes_are_logged_stopped_and_killed_on_drop() {
             command.args(["-c", script]);
             command
         };
-        let mut kind = a.start("kind", shell("trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
-        let mut deaf = a.start("deaf", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
+        let mut kind = a
+            .start("kind", shell("trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.01; done"))
+            .expect("started");
+        let mut deaf =
+            a.start("deaf", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
         eventually("both have begun", || kind.printed() == "hello\n" && deaf.printed() == "hello\n");
         assert!(kind.is_running());
         assert_eq!(kind.stop(5 * SECOND).await.expect("stopped").code(), Some(3));
@@ -368,9 +371,15 @@ fn the_status_comes_out_and_errors_say_what_failed() {
     };
     assert_eq!(run("exit 5").expect("entered").code(), Some(5));
     assert_eq!(run("kill -9 $$").expect("entered").code(), Some(137));
-    assert_eq!(run("test $(ls -d /proc/[0-9]* | wc -l) -le 5 && test -f /run/nmplan-lab/outside-pid").expect("entered").code(), Some(0));
+    assert_eq!(
+        run("test $(ls -d /proc/[0-9]* | wc -l) -le 5 && test -f /run/nmplan-lab/outside-pid").expect("entered").code(),
+        Some(0)
+    );
     let error = super::enter(Command::new("/no/such/program")).expect_err("no such program");
-    assert!(matches!(&error, EnterError::Refused { step: Step::Program, source } if source.kind() == io::ErrorKind::NotFound), "{error:?}");
+    assert!(
+        matches!(&error, EnterError::Refused { step: Step::Program, source } if source.kind() == io::ErrorKind::NotFound),
+        "{error:?}"
+    );
 }
 
 #[test]

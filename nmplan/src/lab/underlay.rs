@@ -139,9 +139,11 @@ impl Port {
     pub(super) async fn plug(&self) -> Result<(), Error> {
         self.set(LinkUnspec::new_with_name(&self.name()).up().build()).await?;
         let index = index_of(&self.name())?;
-        let to_host = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).destination_prefix(ipv4(self.number), 32);
+        let to_host =
+            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).destination_prefix(ipv4(self.number), 32);
         add_route(&self.links, to_host.build()).await?;
-        let to_host = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).destination_prefix(ipv6(self.number), 128);
+        let to_host =
+            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).destination_prefix(ipv6(self.number), 128);
         add_route(&self.links, to_host.build()).await
     }
 

@@ -23,7 +23,7 @@ use crate::files::log_path;
 /// How much of the log of a process that died is shown, from its end.
 const LAST_WORDS: usize = 2000;
 /// What a device process may keep of its parent's environment: how it logs and panics.
-const KEPT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
+const KEPT: [&str; 2] = ["NETCLIENT_LOG", "RUST_BACKTRACE"];
 
 /// Starts the process and waits until it says that it is ready.
 pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result<(), DeviceError> {
@@ -39,7 +39,6 @@ pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result
     match announced(ours, TIMEOUT) {
         Some(Reply::Hello(_)) => {
             reap_later(child);
-            // Nobody needs an empty log.
             Ok(())
         }
         Some(Reply::Refused(refusal)) => {
