@@ -1,5 +1,4 @@
 //! Every configuration block in a document is parsed and decoded: what users copy works.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::path::PathBuf;
 

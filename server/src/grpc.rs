@@ -158,7 +158,7 @@ struct Watcher {
 
 impl Watcher {
     async fn run(mut self, mut states: watch::Receiver<Arc<state::State>>) {
-        let _counted = self.service.stream(&self.network, &self.identity, self.at);
+        let _counted = self.service.stream(&self.network, &self.identity);
         while let Ok(slot) = self.send.clone().reserve_owned().await {
             let state = states.borrow_and_update().clone();
             if self.tell(&state, slot).is_break() {

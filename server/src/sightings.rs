@@ -90,8 +90,11 @@ impl Sightings {
         }
     }
 
-    /// Counts a stream of a node that was heard of, until it is dropped.
+    /// Notes that a node is there, and counts a stream of it until that is dropped. How far the node has come, a stream
+    /// does not tell: what it was sent it may not be set by.
     pub fn stream(&self, id: &NodeId) -> Option<Stream> {
+        let revision = self.of(id)?.seen.revision;
+        self.note(id, revision);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 

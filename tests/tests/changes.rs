@@ -4,6 +4,8 @@
 //! nmserver ==== underlay ==== a, b, c
 //! ```
 
+#![expect(clippy::print_stderr, reason = "figures of a run")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 

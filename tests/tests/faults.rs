@@ -4,6 +4,8 @@
 //! nmserver ==== underlay ==== a, b
 //! ```
 
+#![expect(clippy::print_stderr, reason = "figures of a run")]
+
 use std::time::Duration;
 
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, rounds};

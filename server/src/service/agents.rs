@@ -173,13 +173,11 @@ impl Service {
         self.inner.committer.change(leave).await
     }
 
-    /// Notes that a machine watches from a position, for as long as what it gives is held.
-    pub fn stream(&self, network: &NetworkName, identity: &PublicKey, at: Position) -> Option<Stream> {
+    /// Notes that a machine watches, for as long as what it gives is held.
+    pub fn stream(&self, network: &NetworkName, identity: &PublicKey) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
-        let id = (network.clone(), name.clone());
-        self.inner.sightings.note(&id, told(&state, at));
-        self.inner.sightings.stream(&id)
+        self.inner.sightings.stream(&(network.clone(), name.clone()))
     }
 
     /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.
