@@ -21,7 +21,7 @@ use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::scalars::{Name, NetworkName, PublicKey};
 use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
-use crate::view::ViewDelta;
+use crate::view::{View, ViewDelta};
 use crate::world::{ServerInfo, World};
 
 /// The version of the saved form; raised when an older reader would misread it.
@@ -100,7 +100,7 @@ pub struct NodeImpact {
     pub routes_removed: u32,
     /// Its new addresses, where they change.
     pub readdressed: Vec<IpAddr>,
-    /// Whether connections through the mesh break: its address or port changes.
+    /// Whether connections through the mesh break: it loses an address, or its port changes.
     pub sessions_break: bool,
     /// Whether its way to the server stays outside of the mesh.
     pub keeps_server: bool,
@@ -299,9 +299,12 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
     }
     let known = delta.peers.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
     let ranges =
-        |view: &crate::view::View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
+        |view: &View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
     let (had, has) = (ranges(&before), ranges(&after));
     let moved = before.interface.addresses != after.interface.addresses;
+    // One that is added breaks nothing.
+    let addresses = |view: &View| view.interface.addresses.iter().map(ipnet::IpNet::addr).collect::<BTreeSet<_>>();
+    let lost = !addresses(&before).is_subset(&addresses(&after));
     Some(NodeImpact {
         network: after.network.clone(),
         node: node.clone(),
@@ -316,7 +319,7 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         } else {
             Vec::new()
         },
-        sessions_break: moved || before.interface.listen_port != after.interface.listen_port,
+        sessions_break: lost || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
     })
 }
