@@ -12,7 +12,7 @@ use imbl::ordmap::DiffItem;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::allocate::{Exhausted, Spoken, allocate};
+use crate::compile::allocate::{Cursor, Exhausted, Spoken, allocate};
 use crate::kinds::{AccessKey, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -114,13 +114,18 @@ impl Inventory {
         self.addresses.get(&(network.clone(), address))
     }
 
-    /// The addresses in use in a network, in order.
-    pub fn addresses_in(&self, network: &NetworkName) -> impl Iterator<Item = (IpAddr, &Name)> {
+    /// The addresses in use in a network from one on, in order, IPv4 before IPv6.
+    pub fn addresses_from(&self, network: &NetworkName, first: IpAddr) -> impl Iterator<Item = (IpAddr, &Name)> {
         let network = network.clone();
         self.addresses
-            .range((network.clone(), IpAddr::V4(0.into()))..)
+            .range((network.clone(), first)..)
             .take_while(move |((of, _), _)| *of == network)
             .map(|((_, address), name)| (*address, name))
+    }
+
+    /// How an address rests, if it does.
+    pub fn rest(&self, network: &NetworkName, address: IpAddr) -> Option<&Rest> {
+        self.rests.get(&(network.clone(), address))
     }
 
     /// The addresses that rest in a network.
@@ -263,10 +268,12 @@ impl Inventory {
         let reserves =
             |id: &NodeId| declared.named::<Node>(&id.0, &id.1).is_some_and(|node| node.reserved().next().is_some());
         let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
+        let mut cursors: BTreeMap<&NetworkName, Cursor> = BTreeMap::new();
         for (id, joined) in first.into_iter().chain(then) {
             let Some(spoken) = spoken.get(&id.0) else { continue };
             let kept = self.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
-            let addresses = allocate(&id.0, &id.1, &kept, declared, spoken, self, now)?;
+            let cursor = cursors.entry(&id.0).or_default();
+            let addresses = allocate(&id.0, &id.1, &kept, declared, spoken, self, cursor, now)?;
             self.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
         }
         Ok(())
@@ -297,6 +304,6 @@ fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, spoken: &Spoken) -> b
     let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
     match reserved {
         Some((_, reserved)) => reserved == address,
-        None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && spoken.free_for(address, name),
+        None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && spoken.leaves(address, name),
     }
 }

@@ -6,17 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::api::Provenance;
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
 use crate::compile::{Mesh, Touched};
 use crate::decode::{Declared, Places, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
-use crate::kinds::Kind;
+use crate::kinds::{Kind, Node};
 use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::scalars::{Name, NetworkName, PublicKey};
@@ -45,7 +47,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// The revision of each resource that is touched; 0 for one that is made.
     pub touched: BTreeMap<ResourceId, Revision>,
-    /// The machines that a declaration which is made binds to; those that it does not are named in `touched` alone.
+    /// The machines behind node declarations that are made or taken away; a declaration of which no machine has joined has
+    /// none, and that is a precondition as well.
     pub binds: Vec<Bind>,
     /// What each machine that is touched will notice.
     pub impact: Vec<NodeImpact>,
@@ -53,6 +56,9 @@ pub struct Plan {
     pub reach: Vec<ReachChange>,
     /// Whether there is anything to carry out.
     pub applyable: bool,
+    /// Where the files came from, as far as whoever planned knows; no part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// The server that a plan was made for.
@@ -66,7 +72,7 @@ pub struct PlannedServer {
     pub revision: Revision,
 }
 
-/// A machine that has joined already under a name that is declared now.
+/// A machine that has joined under a name whose declaration is made or taken away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// The declaration.
@@ -98,7 +104,7 @@ pub struct NodeImpact {
     pub routes_added: u32,
     /// Ranges that it loses the route to.
     pub routes_removed: u32,
-    /// Its new addresses, where they change.
+    /// The addresses that it gets and has not now.
     pub readdressed: Vec<IpAddr>,
     /// Whether connections through the mesh break: it loses an address, or its port changes.
     pub sessions_break: bool,
@@ -148,15 +154,7 @@ pub fn plan(
     now: Timestamp,
 ) -> Result<Plan, Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
-    let report = rules::check(&desired, &declared.places);
-    if report.has_errors() {
-        return Err(report);
-    }
-    let inventory = world.inventory.settled(&desired, now).map_err(|exhausted| {
-        let mut report = Report::default();
-        report.push(no_room(&exhausted, &declared.places));
-        report
-    })?;
+    let inventory = settle(&desired, &world.inventory, &declared.places, now)?;
     let changes = diff(&world.snapshot, &desired);
     let after = Outcome { snapshot: desired, inventory };
     let (impact, mut reach) = effects(world, &after, server);
@@ -173,6 +171,7 @@ pub fn plan(
         touched: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
         binds: binds(&changes, &world.inventory),
         applyable: !changes.is_empty(),
+        provenance: None,
         changes,
         impact,
         reach,
@@ -221,6 +220,44 @@ fn desired(
     if report.has_errors() { Err(report) } else { Ok(desired) }
 }
 
+/// What becomes of an inventory when the declarations change to these, if they keep every rule in its company.
+pub fn settle(
+    declared: &Snapshot,
+    inventory: &Inventory,
+    places: &Places,
+    now: Timestamp,
+) -> Result<Inventory, Report> {
+    let mut report = rules::check(declared, places);
+    if report.has_errors() {
+        return Err(report);
+    }
+    let settled = match inventory.settled(declared, now) {
+        Ok(settled) => settled,
+        Err(exhausted) => {
+            report.push(no_room(&exhausted, places));
+            return Err(report);
+        }
+    };
+    for (network, settings) in declared.networks() {
+        let Some(limit) = settings.node_limit else { continue };
+        let awaited = declared.all_in::<Node>(network).filter(|(id, _)| settled.node(&id.node()).is_none()).count();
+        let nodes = settled.nodes_in(network).count() + awaited;
+        if nodes as i64 > limit.number() {
+            report.push(over_the_limit(network, nodes, limit.number(), places));
+        }
+    }
+    if report.has_errors() { Err(report) } else { Ok(settled) }
+}
+
+fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, places: &Places) -> Problem {
+    let id = ResourceId::of_network(network.clone());
+    let message = format!("network {network} has {nodes} nodes, joined and awaited, and allows {limit}");
+    Problem::new(Code::NodeLimit, message)
+        .at(places.location(&id, Some("node-limit")))
+        .about(id)
+        .help(format!("raise node-limit to at least {nodes}, or remove machines first"))
+}
+
 fn taken(id: &ResourceId, places: &Places, code: Code, why: String) -> Problem {
     let message = format!("{id} exists on the server and {why}, so it cannot be declared here");
     Problem::new(code, message)
@@ -240,14 +277,18 @@ fn no_room(exhausted: &Exhausted, places: &Places) -> Problem {
 }
 
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
-    let made = changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node);
     let bind = |change: &Change| {
         let ResourceId { network, name, .. } = &change.id;
         let joined = inventory.node(&(network.clone(), name.clone()))?;
         let (key, identity) = (joined.key.clone(), joined.identity);
         Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
     };
-    made.filter_map(bind).collect()
+    changes.iter().filter(|change| concerns_a_machine(change)).filter_map(bind).collect()
+}
+
+/// Whether a change makes or takes away what a machine is known by.
+fn concerns_a_machine(change: &Change) -> bool {
+    change.id.kind == Kind::Node && matches!(change.action, Action::Create | Action::Delete)
 }
 
 /// What machines notice, and what reachability changes, between two worlds.
@@ -275,36 +316,14 @@ fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<
 /// What one machine notices; nothing if it notices nothing.
 fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) -> Option<NodeImpact> {
     let before = was.view(node)?;
-    let Some(after) = is.and_then(|is| is.view(node)) else {
-        let peers_removed = count(before.peers.len());
-        let routes_removed = count(before.interface.addresses.len());
-        let (network, node) = (before.network, node.clone());
-        return Some(NodeImpact {
-            network,
-            node,
-            removed: true,
-            peers_added: 0,
-            peers_removed,
-            peers_changed: 0,
-            routes_added: 0,
-            routes_removed,
-            readdressed: Vec::new(),
-            sessions_break: true,
-            keeps_server: true,
-        });
-    };
+    let Some(after) = is.and_then(|is| is.view(node)) else { return Some(removal(&before)) };
     let delta = ViewDelta::between(&before, &after);
     if delta.is_empty() {
         return None;
     }
     let known = delta.peers.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
-    let ranges =
-        |view: &View| view.interface.addresses.iter().map(ipnet::IpNet::trunc).collect::<BTreeSet<_>>();
     let (had, has) = (ranges(&before), ranges(&after));
-    let moved = before.interface.addresses != after.interface.addresses;
-    // One that is added breaks nothing.
-    let addresses = |view: &View| view.interface.addresses.iter().map(ipnet::IpNet::addr).collect::<BTreeSet<_>>();
-    let lost = !addresses(&before).is_subset(&addresses(&after));
+    let (old, new) = (addresses(&before), addresses(&after));
     Some(NodeImpact {
         network: after.network.clone(),
         node: node.clone(),
@@ -314,14 +333,36 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         peers_changed: count(known),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),
-        readdressed: if moved {
-            after.interface.addresses.iter().map(ipnet::IpNet::addr).collect()
-        } else {
-            Vec::new()
-        },
-        sessions_break: lost || before.interface.listen_port != after.interface.listen_port,
+        // An address that is added breaks nothing, and one whose range grows stays what it is.
+        readdressed: new.difference(&old).copied().collect(),
+        sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
     })
+}
+
+/// What a machine notices that the plan takes out of the network.
+fn removal(before: &View) -> NodeImpact {
+    NodeImpact {
+        network: before.network.clone(),
+        node: before.node.clone(),
+        removed: true,
+        peers_added: 0,
+        peers_removed: count(before.peers.len()),
+        peers_changed: 0,
+        routes_added: 0,
+        routes_removed: count(before.interface.addresses.len()),
+        readdressed: Vec::new(),
+        sessions_break: true,
+        keeps_server: true,
+    }
+}
+
+fn ranges(view: &View) -> BTreeSet<IpNet> {
+    view.interface.addresses.iter().map(IpNet::trunc).collect()
+}
+
+fn addresses(view: &View) -> BTreeSet<IpAddr> {
+    view.interface.addresses.iter().map(IpNet::addr).collect()
 }
 
 fn count(of: usize) -> u32 {
@@ -398,11 +439,9 @@ impl Plan {
             let joined = world.inventory.node(&(id.network.clone(), id.name.clone()));
             joined.map(|joined| joined.identity)
         };
-        for change in
-            self.changes.iter().filter(|change| change.action == Action::Create && change.id.kind == Kind::Node)
-        {
-            let bound = self.binds.iter().find(|bind| bind.id == change.id).map(|bind| bind.identity);
-            if identity(&change.id) != bound {
+        let bound: BTreeMap<_, _> = self.binds.iter().map(|bind| (&bind.id, bind.identity)).collect();
+        for change in self.changes.iter().filter(|change| concerns_a_machine(change)) {
+            if identity(&change.id) != bound.get(&change.id).copied() {
                 stale.push((change.id.clone(), world.revision));
             }
         }
@@ -425,17 +464,11 @@ impl Plan {
                 },
             }
         }
-        report.append(rules::check(&snapshot, &Places::default()));
         if report.has_errors() {
             return Err(report);
         }
-        match world.inventory.settled(&snapshot, now) {
-            Ok(inventory) => Ok(Outcome { snapshot, inventory }),
-            Err(exhausted) => {
-                report.push(no_room(&exhausted, &Places::default()));
-                Err(report)
-            }
-        }
+        let inventory = settle(&snapshot, &world.inventory, &Places::default(), now)?;
+        Ok(Outcome { snapshot, inventory })
     }
 
     /// The access keys that the plan makes.

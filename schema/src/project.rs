@@ -20,11 +20,11 @@ pub struct Project {
     pub schema: Bounded<1, 1_000>,
 }
 
-/// A variable that the envs set, for `${name}` inside values.
+/// A variable for `${name}` inside values: an env sets it, or NMPLAN_VAR_name, or `--var`.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "var", plural = "var")]
 pub struct Var {
-    /// Its value where no env sets it. Absent: each env must.
+    /// Its value where nothing sets it. Absent: something must.
     pub default: Option<Box<str>>,
 }
 
@@ -82,6 +82,23 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     (Some(ProjectFile { name, vars, envs }), reader.report)
 }
 
+/// The variables that nothing gives a value in an env: neither a default, nor the env, nor, by the names that are
+/// `given`, the environment or the command line.
+pub fn unset(documents: &[Document], file: &ProjectFile, env: &Name, given: &BTreeSet<Name>) -> Report {
+    let mut report = Report::default();
+    let is_set = |name: &Name| file.envs.get(env).is_some_and(|env| env.set.contains_key(name.as_str()));
+    let at = documents.iter().find(|it| it.descriptor.word == Env::WORD && *it.name.text == *env.as_str());
+    for (name, var) in &file.vars {
+        if var.default.is_some() || given.contains(name) || is_set(name) {
+            continue;
+        }
+        let message = format!("nothing sets the variable {name:?} in env {env}");
+        let help = format!("let `set` give it a value there, give it a default, or say it: --var {name}=VALUE");
+        report.push(Problem::new(Code::UnsetVariable, message).at(at.map(Document::at)).help(help));
+    }
+    report
+}
+
 struct Reader {
     report: Report,
     places: BTreeMap<(&'static str, Name), Location>,
@@ -120,7 +137,7 @@ impl Reader {
         all
     }
 
-    /// Every variable that an env sets is declared, and every one without a default is set.
+    /// Every variable that an env sets is declared.
     fn check_variables(&mut self, documents: &[Document], vars: &BTreeMap<Name, Var>, envs: &BTreeMap<Name, Env>) {
         for document in documents.iter().filter(|document| document.descriptor.word == Env::WORD) {
             let Some(env) = envs.get(&*document.name.text) else { continue };
@@ -129,12 +146,6 @@ impl Reader {
                 let help = help.unwrap_or_else(|| format!("declare it: var {name:?}"));
                 let problem = Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}"));
                 self.report.push(problem.at(document.field_at("set")).help(help));
-            }
-            let unset = vars.iter().filter(|(name, var)| var.default.is_none() && !env.set.contains_key(name.as_str()));
-            for (name, _) in unset {
-                let message = format!("env {} does not set the variable {name:?}", document.name.text);
-                let help = format!("let `set` give {name} a value there, or give the variable a default");
-                self.report.push(Problem::new(Code::UnsetVariable, message).at(document.at()).help(help));
             }
         }
     }

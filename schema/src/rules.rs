@@ -3,6 +3,7 @@
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that hold for
 //! every kind loop over descriptors; a kind's own are in its file.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -26,7 +27,11 @@ pub struct Findings<'a> {
     places: &'a Places,
     reserved: BTreeMap<(&'a NetworkName, IpAddr), &'a ResourceId>,
     id: Option<&'a ResourceId>,
+    suggestions: Cell<u32>,
 }
+
+/// How many problems of a run get a "did you mean": each one costs a look at all names, and nobody reads a thousand.
+const SUGGESTIONS: u32 = 50;
 
 impl Findings<'_> {
     /// Reports a problem of the object, at one of its fields or at its name.
@@ -34,6 +39,11 @@ impl Findings<'_> {
         let at = self.id.and_then(|id| self.places.location(id, field));
         let id = self.id.map(ToString::to_string);
         self.report.push(Problem { id, ..problem }.at(at));
+    }
+
+    /// Whether one more problem gets a suggestion; each call counts.
+    pub fn may_suggest(&self) -> bool {
+        self.suggestions.replace(self.suggestions.get().saturating_add(1)) < SUGGESTIONS
     }
 
     /// Where a field of any object stands.
@@ -49,7 +59,8 @@ impl Findings<'_> {
 
 /// Checks every rule; `places` tells where things stand, as far as they stand in files.
 pub fn check(world: &Snapshot, places: &Places) -> Report {
-    let mut findings = Findings { report: Report::default(), places, reserved: reserved(world), id: None };
+    let mut findings =
+        Findings { report: Report::default(), places, reserved: reserved(world), id: None, suggestions: Cell::new(0) };
     for (id, entry) in world.entries() {
         findings.id = Some(id);
         entry.object.check(id, world, &mut findings);
@@ -87,7 +98,7 @@ fn check_references(id: &ResourceId, entry: &Entry, world: &Snapshot, findings: 
             if world.entry(&target).is_none() && !findings.places.declares(&target) {
                 let message =
                     format!("`{field}` of {id} names the {kind} {:?}, which is not declared", target.name.as_str());
-                let help = help_for_reference(&target, world);
+                let help = help_for_reference(&target, world, findings.may_suggest());
                 let at =
                     findings.places.element(id, field, target.name.as_str()).or(findings.location(id, Some(field)));
                 findings.report.push(Problem::new(Code::UnknownReference, message).at(at).help(help).about(id));
@@ -113,11 +124,13 @@ fn names(value: Option<&Value>) -> Vec<Name> {
     }
 }
 
-fn help_for_reference(target: &ResourceId, world: &Snapshot) -> Option<String> {
-    let of_kind = world.entries().filter(|(id, _)| id.network == target.network && id.kind == target.kind);
-    let known: Vec<_> = of_kind.map(|(id, _)| id.name.as_str()).collect();
+fn help_for_reference(target: &ResourceId, world: &Snapshot, suggest: bool) -> String {
     let declare = || format!("declare a {} {:?} in network {}", target.kind, target.name.as_str(), target.network);
-    Some(did_you_mean(target.name.as_str(), known).unwrap_or_else(declare))
+    if !suggest {
+        return declare();
+    }
+    let known = world.ids_of(&target.network, target.kind).map(|id| id.name.as_str());
+    did_you_mean(target.name.as_str(), known).unwrap_or_else(declare)
 }
 
 /// Every object stands in a network that is defined; each missing network is reported once.

@@ -101,6 +101,14 @@ impl Snapshot {
         self.entries.get(&id).and_then(|entry| T::of(&entry.object))
     }
 
+    /// The ids of a kind in a network, by name.
+    pub fn ids_of(&self, network: &NetworkName, kind: Kind) -> impl Iterator<Item = &ResourceId> {
+        let from = ResourceId { network: network.clone(), kind, name: Name::lowest() };
+        let network = network.clone();
+        let ids = self.entries.range(from..).map(|(id, _)| id);
+        ids.take_while(move |id| id.network == network && id.kind == kind)
+    }
+
     /// Every resource of a kind in a network, by name.
     pub fn all_in<T: Resource>(&self, network: &NetworkName) -> impl Iterator<Item = (&ResourceId, &Arc<T>)> {
         let from = ResourceId { network: network.clone(), kind: T::KIND, name: Name::lowest() };
@@ -134,6 +142,13 @@ impl ResourceId {
     /// The id of a resource of a kind in a network.
     pub fn of<T: Resource>(network: &NetworkName, name: &Name) -> Self {
         Self { network: network.clone(), kind: T::KIND, name: name.clone() }
+    }
+}
+
+impl ResourceId {
+    /// The machine that bears the name, where this is a node.
+    pub fn node(&self) -> (NetworkName, Name) {
+        (self.network.clone(), self.name.clone())
     }
 }
 

@@ -111,11 +111,11 @@ proptest! {
         let outcome = plan.apply(&world, moment.now).unwrap();
         prop_assert_eq!(bare(&outcome.snapshot), next.clone());
         for impact in &plan.impact {
-            let joined = outcome.inventory.node(&(impact.network.clone(), impact.node.clone()));
-            prop_assert_eq!(joined.is_none(), impact.removed);
-            if let (Some(joined), false) = (joined, impact.readdressed.is_empty()) {
-                prop_assert_eq!(&joined.addresses, &impact.readdressed.iter().copied().collect());
-            }
+            let id = (impact.network.clone(), impact.node.clone());
+            let (had, has) = (world.inventory.node(&id).unwrap(), outcome.inventory.node(&id));
+            prop_assert_eq!(has.is_none(), impact.removed);
+            let new: Vec<_> = has.iter().flat_map(|it| it.addresses.difference(&had.addresses)).copied().collect();
+            prop_assert_eq!(&new, &impact.readdressed);
         }
         let revision = Revision(world.revision.0 + 1);
         let after = World { revision, snapshot: outcome.snapshot, inventory: outcome.inventory, ..world };

@@ -276,3 +276,26 @@ fn machines_that_do_not_fit_into_a_smaller_range_are_an_error() {
     let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.50.0.0/30".parse().unwrap() };
     assert_eq!(inventory.settled(&after, at(1)), Err(exhausted));
 }
+
+#[test]
+fn an_entry_for_the_address_of_a_machine_leaves_it_there_and_others_pass_it_by() {
+    let mut inventory = Inventory::default();
+    join(&mut inventory, &declared(SIX), "a", 0);
+    let after = declared(&format!("{SIX} {{ dns \"alias\" a=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.2\" }}"));
+    let mut settled = inventory.settled(&after, at(1)).unwrap();
+    assert_eq!(settled, inventory);
+    assert_eq!(join(&mut settled, &after, "b", 1), Some(vec!["10.40.0.3".into()]));
+}
+
+#[test]
+fn a_limit_counts_who_has_joined_and_who_is_awaited() {
+    let mut inventory = Inventory::default();
+    for name in ["a", "b"] {
+        join(&mut inventory, &declared(SIX), name, 0);
+    }
+    let settle = |limit: u32| {
+        let after = declared(&format!("{SIX} {{ node-limit {limit}; node \"b\"; node \"c\" }}"));
+        schema::plan::settle(&after, &inventory, &Default::default(), at(1)).is_ok()
+    };
+    assert!(settle(3) && !settle(2), "a and b have joined, c is awaited");
+}

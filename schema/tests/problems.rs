@@ -60,7 +60,11 @@ fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
     let kinds = if in_project { project::DESCRIPTORS } else { Kind::DESCRIPTORS };
     let (mut documents, mut report) = parse(source, SourceId(0), kinds);
     let more = if in_project {
-        project::decode(&documents).1
+        let (file, mut report) = project::decode(&documents);
+        for (file, env) in file.iter().flat_map(|file| file.envs.keys().map(move |env| (file, env))) {
+            report.append(project::unset(&documents, file, env, &BTreeSet::new()));
+        }
+        report
     } else {
         let variables = Variables::from([("gw-endpoint".to_owned(), "192.0.2.10".to_owned())]);
         substitute(&mut documents, &variables, &mut report);
@@ -117,6 +121,22 @@ fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() 
         }
     }
     assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn a_variable_is_unset_only_in_an_env_where_nothing_gives_it_a_value() {
+    let text =
+        "project \"acme\" schema=1\nvar \"a\"\nvar \"b\" default=\"x\"\nenv \"dev\"\nenv \"prod\" { set a=\"y\" }\n";
+    let source = Source { name: "nmplan.kdl".into(), text: text.into(), language: Language::Kdl };
+    let (documents, report) = parse(&source, SourceId(0), project::DESCRIPTORS);
+    assert!(report.is_empty());
+    let (file, report) = project::decode(&documents);
+    assert!(report.is_empty(), "what nobody has chosen yet is no problem: {:?}", sorted(&report));
+    let unset = |env: &str, given: &[&str]| {
+        let given = given.iter().map(|name| name.parse().unwrap()).collect();
+        sorted(&project::unset(&documents, file.as_ref().unwrap(), &env.parse().unwrap(), &given)).len()
+    };
+    assert_eq!((unset("dev", &[]), unset("dev", &["b"]), unset("dev", &["a"]), unset("prod", &[])), (1, 1, 0, 0));
 }
 
 #[test]

@@ -65,7 +65,27 @@ fn the_quick_start_comes_up_in_both_languages_and_leaves_nothing() {
         machines.iter().map(|machine| (machine["name"].clone(), machine["names"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(names(&kdl), names(&yaml));
+    assert_eq!(names(&kdl)[0].1, 6, "three machines and three entries");
     assert_eq!(Machine::look(), before);
+}
+
+#[test]
+fn a_project_comes_up_from_within_its_directory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    write("nmplan.kdl", "project \"acme\" schema=1\nvar \"end\"\nenv \"prod\" { set end=\"192.0.2.1:1\" }\n");
+    // Where the machines are found in the world is nothing to the lab, nor what a node is called.
+    write(
+        "mesh.kdl",
+        r#"network "corp" {
+            ipv4 "10.0.0.0/24"
+            access-key "ended" expires="2001-01-01" { for "nmserver" }
+            node "nmserver" endpoint="${end}"; node "b" endpoint="gw.example.net:51821"
+        }"#,
+    );
+    let output = lab(&[]).current_dir(folder.path()).output().expect("it runs");
+    let said = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    assert!(output.status.success() && said.contains("2 of 2 pairs"), "{said}");
 }
 
 #[test]

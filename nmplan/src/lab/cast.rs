@@ -40,7 +40,7 @@ pub struct Role {
 
 /// The machines for what is declared.
 pub fn cast(declared: &Snapshot) -> Cast {
-    let mut cast = Cast { declared: declared.clone(), roles: Vec::new() };
+    let mut cast = Cast { declared: fit(declared), roles: Vec::new() };
     for (network, settings) in declared.networks() {
         cast.nodes(network, declared);
         cast.samples(network, settings, declared);
@@ -54,6 +54,25 @@ pub fn cast(declared: &Snapshot) -> Cast {
         role.host = if twice { format!("{}.{}", role.name, role.network) } else { role.name.to_string() };
     }
     cast
+}
+
+/// What is declared, less what holds outside of the lab only: endpoints, where machines are found in the world, and the
+/// days on which keys end.
+fn fit(declared: &Snapshot) -> Snapshot {
+    let mut fit = declared.clone();
+    for (network, _) in declared.networks() {
+        for (id, node) in declared.all_in::<Node>(network).filter(|(_, node)| node.endpoint.is_some()) {
+            put(&mut fit, id, Object::Node(Arc::new(Node { endpoint: None, ..(**node).clone() })));
+        }
+        for (id, key) in declared.all_in::<AccessKey>(network).filter(|(_, key)| key.expires.is_some()) {
+            put(&mut fit, id, Object::AccessKey(Arc::new(AccessKey { expires: None, ..(**key).clone() })));
+        }
+    }
+    fit
+}
+
+fn put(snapshot: &mut Snapshot, id: &ResourceId, object: Object) {
+    snapshot.put(id.clone(), Entry { object, revision: Revision(0), owner: None });
 }
 
 impl Cast {
@@ -80,7 +99,7 @@ impl Cast {
         let key = ResourceId::of::<AccessKey>(network, &name);
         let r#for = keyless.iter().cloned().map(Ref::new).collect();
         let object = Object::AccessKey(Arc::new(AccessKey { uses: None, expires: None, tags: BTreeSet::new(), r#for }));
-        self.declared.put(key.clone(), Entry { object, revision: Revision(0), owner: None });
+        put(&mut self.declared, &key, object);
         keyless.iter().for_each(|node| self.role(network, node, key.clone()));
     }
 
@@ -191,6 +210,17 @@ mod tests {
         let again = declared(&cast.text());
         assert_eq!(again, cast.declared);
         assert_eq!(again.len(), 4);
+    }
+
+    #[test]
+    fn what_holds_in_the_world_only_is_left_out() {
+        let text = r#"network "one" {
+            ipv4 "10.0.0.0/24"
+            node "a" endpoint="gw.example.net:51821"
+            access-key "k" expires="2001-01-01"
+        }"#;
+        let text = cast(&declared(text)).text();
+        assert!(!text.contains("endpoint") && !text.contains("expires"), "{text}");
     }
 
     #[test]

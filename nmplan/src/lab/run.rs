@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use schema::scalars::NetworkName;
+use schema::kinds::Dns;
+use schema::scalars::{Name, NetworkName};
+use schema::snapshot::Snapshot;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -27,6 +29,8 @@ const CONVERGE: Duration = Duration::from_secs(30);
 
 /// A declared network, brought up.
 pub struct Running {
+    /// What is declared.
+    pub declared: Snapshot,
     /// The control plane.
     pub server: Server,
     /// The machines, each with its role.
@@ -58,8 +62,10 @@ pub struct MachineVerdict {
     pub name: String,
     /// Its addresses in the network.
     pub addresses: Vec<IpAddr>,
-    /// The names that resolve on it.
-    pub names: BTreeSet<String>,
+    /// How many names resolve on it.
+    pub names: usize,
+    /// The names that should resolve on it and do not.
+    pub missing: BTreeSet<String>,
 }
 
 /// Whether one machine reached another.
@@ -74,16 +80,17 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Whether every address answered.
+    /// Whether there are addresses, and every one answered.
     pub fn is_reached(&self) -> bool {
-        self.answers.values().all(Option::is_some)
+        !self.answers.is_empty() && self.answers.values().all(Option::is_some)
     }
 }
 
 impl Verdict {
-    /// Whether everybody reached everybody.
+    /// Whether everybody reached everybody, and knows every name.
     pub fn is_good(&self) -> bool {
-        self.networks.iter().all(|network| network.pairs.iter().all(Pair::is_reached))
+        let known = |network: &NetworkVerdict| network.machines.iter().all(|machine| machine.missing.is_empty());
+        self.networks.iter().all(|network| network.pairs.iter().all(Pair::is_reached) && known(network))
     }
 }
 
@@ -103,7 +110,7 @@ pub async fn run(cast: &Cast, say: &mut dyn FnMut(&str)) -> Result<Running, Erro
     let joins = cast.roles.iter().map(|role| join(role, &tokens, &underlay, &programs));
     let machines: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
     say(&format!("{} machines joined in {:.1} s", machines.len(), start.elapsed().as_secs_f64()));
-    Ok(Running { server, machines })
+    Ok(Running { declared: cast.declared.clone(), server, machines })
 }
 
 /// Has nmplan apply what is declared; the tokens of the keys by their ids.
@@ -116,12 +123,18 @@ async fn apply(
     let [file, keys] = ["declared.kdl", "keys.json"].map(|name| underlay.directory().join(name));
     std::fs::write(&file, cast.text()).map_err(system("write what is declared"))?;
     let mut command = Command::new(&programs.nmplan);
-    command.args(["apply", "--project", "lab", "-y", "-q", "-f"]).arg(&file).arg("--keys-to").arg(&keys);
-    command.env_remove("NMPLAN_ENV").env_remove("NMPLAN_TOKEN").envs(server.environment()).stdin(Stdio::null());
+    // Whatever project and variables there are where the user stands, they are not the lab's.
+    command.args(["apply", "--project", "lab", "-y", "-q", "-C"]).arg(underlay.directory());
+    command.arg("-f").arg(&file).arg("--keys-to").arg(&keys);
+    std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NMPLAN_")).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
+    command.envs(server.environment()).stdin(Stdio::null());
     let output = tokio::process::Command::from(command).output().await.map_err(system("run nmplan"))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
-        return Err(Error::Refused(format!("nmplan apply: {}", String::from_utf8_lossy(&said).trim())));
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        return Err(Error::Refused(format!("what is declared could not be applied; nmplan said:\n{said}\n")));
     }
     match std::fs::read(&keys) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::Refused(format!("the keys: {error}"))),
@@ -175,13 +188,47 @@ impl Running {
             Ok(Pair { from: from.name.to_string(), to: to.name.to_string(), answers })
         });
         let pairs = stream::iter(pings).buffered(PINGS).try_collect().await?;
-        let machines = members.iter().map(|(role, machine, addresses)| {
-            let hosts = machine.host().read("/etc/hosts").map_err(system("read a host's names"))?;
-            let name = role.name.to_string();
-            Ok(MachineVerdict { name, addresses: addresses.clone(), names: names_in(&hosts, &role.network) })
-        });
-        let machines = machines.collect::<Result<_, Error>>()?;
+        let families = self.declared.network(name).map_or(0, |network| network.ranges().count());
+        let expected = self.names(name, members.iter().map(|(role, ..)| &role.name));
+        let mut machines = Vec::new();
+        for (role, machine, addresses) in &members {
+            if addresses.len() != families {
+                let why = format!("{} has {} addresses in {name}, not {families}", role.host, addresses.len());
+                return Err(Error::Refused(why));
+            }
+            let missing = missing_until(machine, &expected, deadline).await?;
+            let names = expected.len() - missing.len();
+            machines.push(MachineVerdict { name: role.name.to_string(), addresses: addresses.clone(), names, missing });
+        }
         Ok(NetworkVerdict { name: name.clone(), machines, pairs })
+    }
+
+    /// The names that should resolve in a network: of its machines, and of the entries that do not lead out of it.
+    fn names<'a>(&self, network: &NetworkName, nodes: impl Iterator<Item = &'a Name>) -> BTreeSet<String> {
+        if !self.declared.network(network).is_some_and(|network| network.name_service) {
+            return BTreeSet::new();
+        }
+        let inside = |dns: &Dns| dns.cname.is_none() || dns.inner_cname(network).is_some();
+        let entries = self.declared.all_in::<Dns>(network).filter(|(_, dns)| inside(dns));
+        let entries = entries.map(|(id, _)| id.name.clone());
+        entries.chain(nodes.cloned()).map(|name| format!("{name}.{network}")).collect()
+    }
+}
+
+/// The names that a machine does not know, once it knows all or time is up.
+async fn missing_until(
+    machine: &Machine,
+    expected: &BTreeSet<String>,
+    deadline: Instant,
+) -> Result<BTreeSet<String>, Error> {
+    loop {
+        let hosts = machine.host().read("/etc/hosts").map_err(system("read a host's names"))?;
+        let known: BTreeSet<&str> = hosts.lines().flat_map(|line| line.split_whitespace().skip(1)).collect();
+        let missing: BTreeSet<_> = expected.iter().filter(|name| !known.contains(&***name)).cloned().collect();
+        if missing.is_empty() || Instant::now() > deadline {
+            return Ok(missing);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -203,11 +250,4 @@ async fn addresses(machine: &Machine, network: &NetworkName) -> Result<Vec<IpAdd
     let found = status["networks"].as_array().into_iter().flatten().find(|it| it["name"] == network.as_str());
     let texts = found.and_then(|it| it["addresses"].as_array()).into_iter().flatten();
     Ok(texts.filter_map(|address| address.as_str()?.parse().ok()).collect())
-}
-
-/// The names of a network in a file of hosts.
-fn names_in(hosts: &str, network: &NetworkName) -> BTreeSet<String> {
-    let suffix = format!(".{network}");
-    let names = hosts.lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.split_whitespace().skip(1));
-    names.filter(|name| name.ends_with(&suffix)).map(ToOwned::to_owned).collect()
 }

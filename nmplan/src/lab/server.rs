@@ -31,7 +31,8 @@ impl Server {
     ///
     /// When the host cannot be made, or the server does not serve within 20 seconds.
     pub async fn start(underlay: &Underlay, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
-        let host = underlay.host("nmserver").await?;
+        // No node can be called like this.
+        let host = underlay.host("the_server").await?;
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut server = Self { host, program: programs.nmserver.clone(), settings, process: None };
         server.serve().await?;

@@ -2,7 +2,6 @@
 //!
 //! Pure: a [`Verdict`] in, text out.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::run::{NetworkVerdict, Pair, Verdict};
@@ -19,26 +18,37 @@ pub fn text(verdict: &Verdict) -> String {
 fn network(network: &NetworkVerdict) -> String {
     let NetworkVerdict { name, machines, pairs } = network;
     let reached = pairs.iter().filter(|pair| pair.is_reached()).count();
-    let known: BTreeSet<&String> = machines.iter().flat_map(|machine| &machine.names).collect();
-    let everywhere = known.iter().filter(|name| machines.iter().all(|machine| machine.names.contains(**name))).count();
-    let mut text = format!("{name}: {reached} of {} pairs reach each other", pairs.len());
-    let _ = writeln!(text, ", {everywhere} of {} names resolve everywhere", known.len());
+    let mut text = match machines.len() {
+        1 => format!("{name}: one machine, nobody to reach"),
+        _ => format!("{name}: {reached} of {} pairs reach each other", pairs.len()),
+    };
+    let names = machines.iter().map(|machine| machine.names + machine.missing.len()).max().unwrap_or(0);
+    let everywhere = names - machines.iter().map(|machine| machine.missing.len()).max().unwrap_or(0);
+    if names > 0 {
+        let _ = write!(text, ", {everywhere} of {names} names resolve everywhere");
+    }
+    text.push('\n');
     let width = machines.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
     for machine in machines {
         let addresses: Vec<_> = machine.addresses.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "  {:width$}  {}", machine.name, addresses.join("  "));
     }
-    if machines.len() <= TABLE {
+    if (2..=TABLE).contains(&machines.len()) {
         text.push('\n');
         text.push_str(&table(network));
     }
-    if reached < pairs.len() {
+    let unknown = machines.iter().filter(|machine| !machine.missing.is_empty());
+    if reached < pairs.len() || unknown.clone().next().is_some() {
         text.push('\n');
     }
     for pair in pairs.iter().filter(|pair| !pair.is_reached()) {
         let silent: Vec<_> =
             pair.answers.iter().filter(|(_, took)| took.is_none()).map(|(address, _)| address.to_string()).collect();
         let _ = writeln!(text, "  {} did not reach {} at {}", pair.from, pair.to, silent.join(", "));
+    }
+    for machine in unknown {
+        let missing: Vec<_> = machine.missing.iter().map(String::as_str).collect();
+        let _ = writeln!(text, "  {} does not know {}", machine.name, missing.join(", "));
     }
     text
 }
@@ -73,7 +83,7 @@ fn cell(pair: &Pair) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
 
     use super::super::run::MachineVerdict;
@@ -84,7 +94,8 @@ mod tests {
         let machine = |name: &str, number| MachineVerdict {
             name: name.into(),
             addresses: vec![address(number)],
-            names: ["a.corp".to_owned(), "db-1.corp".to_owned()].into(),
+            names: 2,
+            missing: BTreeSet::new(),
         };
         let pair = |from: &str, to: &str, number, answer| Pair {
             from: from.into(),
@@ -106,6 +117,21 @@ mod tests {
         let first = "corp: 2 of 2 pairs reach each other, 2 of 2 names resolve everywhere\n";
         let rows = "  a                 -    0.4 ms\n  db-1         1.0 ms         -\n";
         assert_eq!(text(&verdict(Some(1.0))), [first, HEAD, rows].concat());
+    }
+
+    #[test]
+    fn a_machine_alone_has_nobody_to_reach_and_may_lack_names() {
+        let mut verdict = verdict(Some(1.0));
+        verdict.networks[0].machines.pop();
+        verdict.networks[0].pairs.clear();
+        assert!(verdict.is_good());
+        assert_eq!(
+            text(&verdict),
+            "corp: one machine, nobody to reach, 2 of 2 names resolve everywhere\n  a  10.0.0.1\n"
+        );
+        verdict.networks[0].machines[0].missing.insert("b.corp".into());
+        assert!(!verdict.is_good());
+        assert!(text(&verdict).ends_with("\n  a does not know b.corp\n"), "{}", text(&verdict));
     }
 
     #[test]

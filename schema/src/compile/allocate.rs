@@ -27,6 +27,10 @@ pub struct Exhausted {
 #[derive(Debug)]
 pub struct Spoken(BTreeMap<IpAddr, Option<Name>>);
 
+/// Below what no address of a range is free, for allocations that follow each other: none is freed between them.
+#[derive(Debug, Default)]
+pub struct Cursor(BTreeMap<IpNet, u128>);
+
 /// The addresses for a node: one of each range of its network.
 ///
 /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that still rests;
@@ -39,6 +43,7 @@ pub fn allocate(
     declared: &Snapshot,
     spoken: &Spoken,
     inventory: &Inventory,
+    cursor: &mut Cursor,
     now: Timestamp,
 ) -> Result<BTreeSet<IpAddr>, Exhausted> {
     let Some(settings) = declared.network(network) else { return Ok(BTreeSet::new()) };
@@ -53,13 +58,16 @@ pub fn allocate(
                 && spoken.free_for(*address, node)
                 && holder.is_none_or(|holder| holder == node)
         };
-        let kept = || kept.iter().copied().filter(same_family).find(free);
+        let keeps = |address: &IpAddr| settings.has_room_at(*address) && spoken.leaves(*address, node);
+        let kept = || kept.iter().copied().filter(same_family).find(keeps);
         let left = || {
             let rests = inventory.rests_in(network).filter(|(_, rest)| rest.node == *node);
             rests.map(|(address, _)| address).filter(same_family).find(free)
         };
         let rest = settings.address_rest;
-        let lowest = || lowest(range, network, spoken, inventory, rest, now);
+        let resting = |address: IpAddr| inventory.rest(network, address).is_some_and(|it| age(it.since, now) < rest);
+        let passed = |address: IpAddr| spoken.0.contains_key(&address) || resting(address);
+        let lowest = || lowest(range, network, inventory, cursor, passed);
         let address = reserved.or_else(kept).or_else(left).or_else(lowest);
         let address = address.or_else(|| {
             let rests = inventory.rests_in(network).filter(|(address, _)| settings.has_room_at(*address));
@@ -84,36 +92,37 @@ impl Spoken {
         Self(spoken)
     }
 
-    /// Whether the files leave an address to this node.
+    /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry that stands
+    /// for it may well mean that very node.
+    pub fn leaves(&self, address: IpAddr, node: &Name) -> bool {
+        !matches!(self.0.get(&address), Some(Some(of)) if of != node)
+    }
+
+    /// Whether the files leave an address that is free to this node.
     pub fn free_for(&self, address: IpAddr, node: &Name) -> bool {
         self.0.get(&address).is_none_or(|of| of.as_ref() == Some(node))
     }
 }
 
+/// The lowest address of a range that no node has and that is not to be passed by.
 fn lowest(
     range: IpNet,
     network: &NetworkName,
-    spoken: &Spoken,
     inventory: &Inventory,
-    rest: Seconds,
-    now: Timestamp,
+    cursor: &mut Cursor,
+    passed: impl Fn(IpAddr) -> bool,
 ) -> Option<IpAddr> {
-    let used = inventory.addresses_in(network).map(|(address, _)| address);
-    let resting = inventory.rests_in(network).filter(|(_, it)| age(it.since, now) < rest).map(|(address, _)| address);
-    let mut passed: Vec<u128> =
-        used.chain(resting).chain(spoken.0.keys().copied()).filter(|it| range.contains(it)).map(number).collect();
-    passed.sort_unstable();
     let last = number(range.broadcast()) - u128::from(range.network().is_ipv4());
-    let mut candidate = number(range.network()) + 1;
-    for used in passed {
-        if used > candidate {
-            break;
+    let candidate = cursor.0.entry(range).or_insert(number(range.network()) + 1);
+    let used = inventory.addresses_from(network, address(*candidate, range));
+    let mut used = used.map(|(address, _)| number(address)).peekable();
+    while *candidate <= last {
+        if used.next_if_eq(candidate).is_none() && !passed(address(*candidate, range)) {
+            return Some(address(*candidate, range));
         }
-        if used == candidate {
-            candidate += 1;
-        }
+        *candidate += 1;
     }
-    (candidate <= last).then(|| address(candidate, range))
+    None
 }
 
 /// The address that rested longest, if long enough and nobody speaks for it.

@@ -29,7 +29,7 @@ pub struct Node {
     pub endpoint: Option<Endpoint>,
     /// The UDP port that it listens on. Absent: the network's, or the next free one.
     pub listen_port: Option<Port>,
-    /// How often it and its peers send each other a packet, instead of the network's `keepalive`.
+    /// How often it sends each peer a packet, instead of the network's `keepalive`; `0s` turns that off, at most `18h`.
     pub keepalive: Option<Seconds>,
 }
 

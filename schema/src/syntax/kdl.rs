@@ -139,7 +139,11 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
         let end = (one.span.offset() + one.span.len()).min(text.len());
-        let span = Span::new(one.span.offset().min(end), end);
+        // What stands behind an = sign is told of the whole block that it stands in, up to where it goes wrong.
+        let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
+        let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
+        let end = if value { value_behind(text, end) } else { end };
+        let span = Span::new(start, end);
         let written = text.get(span.start as usize..end).unwrap_or_default();
         let (mut message, help) = in_our_words(written, &one.message.unwrap_or_default())
             .map_or_else(|(message, help)| (message, one.help.or(help)), |(message, help)| (message, Some(help)));
@@ -148,6 +152,18 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
         }
         context.problem(Code::Kdl, span, message, help);
     }
+}
+
+/// Where the value begins behind whose first part a place lies.
+fn value_before(text: &str, at: usize) -> usize {
+    let before = text.get(..at).unwrap_or_default();
+    before.rfind(['=', ' ', '\t', '\n', '{', ';']).map_or(0, |sign| sign + 1)
+}
+
+/// Where the value ends in whose midst a place lies.
+fn value_behind(text: &str, at: usize) -> usize {
+    let behind = text.get(at..).unwrap_or_default();
+    at + behind.find([' ', '\t', '\r', '\n', '{', '}', ';']).unwrap_or(behind.len())
 }
 
 /// What the usual slips are called and how they are mended; the parser's own words, shaped as ours, for all others.

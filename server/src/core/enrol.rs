@@ -106,13 +106,16 @@ pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<A
         candidate;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let spoken = Spoken::of(&network, &world.snapshot);
-    let kept = Default::default();
-    let addresses = allocate(&network, &name, &kept, &world.snapshot, &spoken, &world.inventory, now)
+    let (kept, mut cursor) = Default::default();
+    let addresses = allocate(&network, &name, &kept, &world.snapshot, &spoken, &world.inventory, &mut cursor, now)
         .map_err(Refused::Exhausted)?;
     let (tags, key) = (key.tags.clone(), Some(key_id.name.clone()));
     let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
     world.inventory.put_node((network, name.clone()), joined);
-    world.inventory.put_key(key_id, KeyStatus { used: status.used + 1, ..(*status).clone() });
+    // A name is claimed once at a time, by whatever machine: that is the measure there, not a count.
+    if !claimed {
+        world.inventory.put_key(key_id, KeyStatus { used: status.used + 1, ..(*status).clone() });
+    }
     Ok(Admitted { name, changed: true })
 }
 
@@ -158,6 +161,9 @@ fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestam
     if let Some(end) = ends.filter(|end| *end <= now) {
         return Err(Refused::Expired(id.clone(), end));
     }
+    if !key.r#for.is_empty() {
+        return Ok(());
+    }
     match key.uses().left(status.used) {
         Some(0) => Err(Refused::Spent(id.clone(), status.used)),
         Some(_) | None => Ok(()),
@@ -194,16 +200,9 @@ fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
 }
 
-/// Takes a machine out of a network; whether it was in. The use of its key is given back where the key claimed its name,
-/// so that the machine can be installed again and join with the same token.
+/// Takes a machine out of a network; whether it was in. A name that it claimed can be claimed again, by the same token too.
 pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> bool {
-    let Some(joined) = world.inventory.remove_node(&(network.clone(), name.clone()), now) else { return false };
-    let key = joined.key.as_ref().filter(|_| joined.claimed).map(|key| ResourceId::of::<AccessKey>(network, key));
-    if let Some((id, status)) = key.and_then(|id| Some((id.clone(), world.inventory.key(&id)?.clone()))) {
-        let used = status.used.saturating_sub(1);
-        world.inventory.put_key(id, KeyStatus { used, ..(*status).clone() });
-    }
-    true
+    world.inventory.remove_node(&(network.clone(), name.clone()), now).is_some()
 }
 
 #[cfg(test)]
@@ -303,7 +302,7 @@ mod tests {
         let mut world = world(r#"{"for":["db"]}"#);
         assert!(matches!(enter(&mut world, "a", 1), Err(Refused::NotFor { .. })));
         assert_eq!(enter(&mut world, "db", 1).as_deref(), Ok("db"));
-        assert!(matches!(enter(&mut world, "db", 2), Err(Refused::Spent(..))));
+        assert!(matches!(enter(&mut world, "db", 2), Err(Refused::NameTaken { .. })));
         let (network, name) = ("corp".parse().expect("good"), "db".parse().expect("good"));
         assert!(remove(&mut world, &network, &name, Timestamp::UNIX_EPOCH));
         assert_eq!(enter(&mut world, "db", 2).as_deref(), Ok("db"));

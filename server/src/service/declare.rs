@@ -6,14 +6,12 @@ use schema::decode::{Places, decode_body};
 use schema::diff::{Action, Change};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
-use schema::plan::Plan;
-use schema::rules;
+use schema::plan::{self, Plan};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
 
 use crate::committer::{Note, Past};
-use crate::core::enrol::Refused;
 use crate::error::Error;
 use crate::store::LogEntry;
 
@@ -26,8 +24,8 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, made at random")));
     }
-    if plan.format != schema::plan::FORMAT {
-        let message = format!("the plan has format {}, this server knows {}", plan.format, schema::plan::FORMAT);
+    if plan.format != plan::FORMAT {
+        let message = format!("the plan has format {}, this server knows {}", plan.format, plan::FORMAT);
         return Err(Error::BadRequest(message));
     }
     if plan.digest != plan.digest_now() {
@@ -139,11 +137,7 @@ pub(super) fn put(
 
 /// Brings the inventory in line with changed declarations, if they keep the rules.
 fn settle(world: &mut World) -> Result<(), Error> {
-    let report = rules::check(&world.snapshot, &Places::default());
-    if report.has_errors() {
-        return Err(Error::Rules(report));
-    }
-    let settled = world.inventory.settled(&world.snapshot, Timestamp::now());
-    world.inventory = settled.map_err(|exhausted| Error::from(Refused::Exhausted(exhausted)))?;
+    let settled = plan::settle(&world.snapshot, &world.inventory, &Places::default(), Timestamp::now());
+    world.inventory = settled.map_err(Error::Rules)?;
     Ok(())
 }
