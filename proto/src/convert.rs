@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use prost::Message;
-use schema::scalars::{Name, NetworkName, PublicKey, Seconds};
+use schema::scalars::{Ipv4Range, Ipv6Range, Name, NetworkName, PublicKey, Seconds};
 use schema::snapshot::Revision;
 use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
 
@@ -167,8 +167,12 @@ fn from_interface(interface: &Interface) -> wire::Interface {
 fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
     let wire::Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward } = interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
+    let addresses: BTreeSet<IpNet> = addresses.iter().map(to_prefix).collect::<Result<_, _>>()?;
+    if !may_be_a_mesh(&addresses) {
+        return Err(Malformed::Field("addresses"));
+    }
     Ok(Interface {
-        addresses: addresses.iter().map(to_prefix).collect::<Result<_, _>>()?,
+        addresses,
         listen_port: u16::try_from(listen_port).map_err(|_| Malformed::Field("listen_port"))?,
         listen_port_fixed,
         mtu: Some(mtu).filter(|mtu| *mtu > 0),
@@ -176,6 +180,20 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         check_in: Seconds(check_in),
         forward,
     })
+}
+
+/// Whether a machine may have these addresses in a mesh: one of each family at most, in a range that a network may have.
+/// A server that was taken over cannot take the loopback or the whole Internet along.
+fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
+    let ranges = addresses.iter().map(|address| address.trunc().to_string());
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) = ranges.partition(|range| !range.contains(':'));
+    let one_good = |ranges: &[String], good: fn(&str) -> bool| match ranges {
+        [] => true,
+        [range] => good(range),
+        [_, _, ..] => false,
+    };
+    one_good(&ipv4, |range| range.parse::<Ipv4Range>().is_ok())
+        && one_good(&ipv6, |range| range.parse::<Ipv6Range>().is_ok())
 }
 
 fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {

@@ -34,6 +34,16 @@ fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
     prop::collection::btree_set(prop_oneof![ipv4, ipv6], 0..3)
 }
 
+/// The addresses of a machine: one of each family at most.
+fn own() -> impl Strategy<Value = BTreeSet<IpNet>> {
+    let ipv4 = (any::<[u8; 3]>(), 8u8..=32)
+        .prop_map(|([b, c, d], length)| IpNet::new(IpAddr::from([10, b, c, d]), length).unwrap());
+    let ipv6 = (any::<[u16; 7]>(), 16u8..=128).prop_map(|([b, c, d, e, f, g, h], length)| {
+        IpNet::new(IpAddr::from([0xfd40, b, c, d, e, f, g, h]), length).unwrap()
+    });
+    (prop::option::of(ipv4), prop::option::of(ipv6)).prop_map(|(ipv4, ipv6)| ipv4.into_iter().chain(ipv6).collect())
+}
+
 fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = BTreeMap<Name, Arc<T>>> {
     let name = (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap());
     prop::collection::btree_map(name, of.prop_map(Arc::new), 0..8)
@@ -56,7 +66,7 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (prefixes(), numbers, any::<bool>(), any::<bool>()).prop_map(
+    (own(), numbers, any::<bool>(), any::<bool>()).prop_map(
         |(addresses, (listen_port, mtu, keepalive, check_in), listen_port_fixed, forward)| Interface {
             addresses,
             listen_port,
@@ -139,5 +149,35 @@ proptest! {
     fn what_is_no_view_is_refused_and_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), view in views()) {
         let _ = accept(&signed(0, 3, Body::Whole(bytes.clone().into())), None);
         let _ = accept(&signed(3, 4, Body::Delta(bytes.into())), Some((&view, 3)));
+    }
+}
+
+#[test]
+fn a_machine_takes_no_address_that_no_mesh_has() {
+    let with = |addresses: &[&str]| {
+        let interface = Interface {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            listen_port: 1,
+            listen_port_fixed: false,
+            mtu: None,
+            keepalive: Seconds(0),
+            check_in: Seconds(1),
+            forward: false,
+        };
+        let (peers, names) = Default::default();
+        let view = View { network: network(), node: node(), interface, peers, names };
+        accept(&signed(0, 1, Body::Whole(encode_view(&view).into())), None)
+    };
+    assert!(with(&["10.40.0.1/16", "fd40::1/64"]).is_ok());
+    for bad in [
+        &["128.0.0.1/1"][..],
+        &["127.0.0.1/8"],
+        &["169.254.169.254/32"],
+        &["224.0.0.1/24"],
+        &["fe80::1/64"],
+        &["2000::1/3"],
+        &["10.40.0.1/16", "10.41.0.1/16"],
+    ] {
+        assert_eq!(with(bad), Err(Malformed::Field("addresses")), "{bad:?}");
     }
 }

@@ -92,7 +92,7 @@ pub fn unset(documents: &[Document], file: &ProjectFile, env: &Name, given: &BTr
         if var.default.is_some() || given.contains(name) || is_set(name) {
             continue;
         }
-        let message = format!("nothing sets the variable {name:?} in env {env}");
+        let message = format!("nothing sets the variable {name} in env {env}");
         let help = format!("let `set` give it a value there, give it a default, or say it: --var {name}=VALUE");
         report.push(Problem::new(Code::UnsetVariable, message).at(at.map(Document::at)).help(help));
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Scalar;
 
@@ -33,7 +33,13 @@ macro_rules! range {
                 if net.trunc() != net {
                     return Err(format!("bits are set behind its prefix; the range is {}", net.trunc()));
                 }
-                Ok(Self(net))
+                match Self::RESERVED.iter().find(|(reserved, _)| overlap(reserved, &net.into())) {
+                    Some((reserved, what)) => Err(format!("it holds addresses of {reserved}, which are {what}")),
+                    None if net.prefix_len() < Self::SHORTEST => {
+                        Err(format!("no mesh is that large; the shortest prefix is /{}", Self::SHORTEST))
+                    }
+                    None => Ok(Self(net)),
+                }
             }
         }
 
@@ -53,14 +59,50 @@ macro_rules! range {
 range!(Ipv4Range, Ipv4Net);
 range!(Ipv6Range, Ipv6Net);
 
+impl Ipv4Range {
+    /// The shortest prefix of a mesh: that of the largest private range (RFC 1918).
+    const SHORTEST: u8 = 8;
+    /// What no mesh may have (RFC 6890).
+    const RESERVED: &'static [(IpNet, &'static str)] = &[
+        (ipv4(0, 0, 8), "no addresses of machines"),
+        (ipv4(127, 0, 8), "each machine's own"),
+        (ipv4(169, 254, 16), "for single links"),
+        (ipv4(224, 0, 3), "no addresses of machines"),
+    ];
+}
+
+impl Ipv6Range {
+    /// The shortest prefix of a mesh, well above what any registry gives out.
+    const SHORTEST: u8 = 16;
+    /// What no mesh may have (RFC 6890).
+    const RESERVED: &'static [(IpNet, &'static str)] = &[
+        (ipv6(0, 16), "no addresses of a mesh"),
+        (ipv6(0xfe80, 10), "for single links"),
+        (ipv6(0xff00, 8), "no addresses of machines"),
+    ];
+}
+
+const fn ipv4(first: u8, second: u8, prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(first, second, 0, 0), prefix))
+}
+
+const fn ipv6(first: u16, prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix))
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 impl Scalar for Ipv4Range {
     const NAME: &'static str = "an IPv4 range";
     const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set behind the prefix.";
     const GOOD: &'static [&'static str] = &["10.40.0.0/16", "192.168.7.64/26", "10.0.0.0/8"];
-    const BAD: &'static [&'static str] = &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "fd40::/64", "10.40/16", ""];
+    const BAD: &'static [&'static str] =
+        &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "0.0.0.0/0", "127.0.0.0/16", "fd40::/64", ""];
 
     fn meant(text: &str) -> Option<String> {
-        Some(text.parse::<Ipv4Net>().ok()?.trunc().to_string())
+        Some(text.parse::<Ipv4Net>().ok()?.trunc().to_string()).filter(|meant| meant.parse::<Self>().is_ok())
     }
 }
 
@@ -68,10 +110,11 @@ impl Scalar for Ipv6Range {
     const NAME: &'static str = "an IPv6 range";
     const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set behind the prefix.";
     const GOOD: &'static [&'static str] = &["fd40:40::/64", "fd00::/48"];
-    const BAD: &'static [&'static str] = &["fd40:40::1/64", "fd40::", "fd40::/129", "10.0.0.0/8", ""];
+    const BAD: &'static [&'static str] =
+        &["fd40:40::1/64", "fd40::", "fd40::/129", "fe80::/64", "::/0", "10.0.0.0/8", ""];
 
     fn meant(text: &str) -> Option<String> {
-        Some(text.parse::<Ipv6Net>().ok()?.trunc().to_string())
+        Some(text.parse::<Ipv6Net>().ok()?.trunc().to_string()).filter(|meant| meant.parse::<Self>().is_ok())
     }
 }
 
