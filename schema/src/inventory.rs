@@ -12,7 +12,7 @@ use imbl::ordmap::DiffItem;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::allocate::{Cursor, Exhausted, Spoken, allocate};
+use crate::compile::allocate::{Allocator, Exhausted, Spoken};
 use crate::kinds::{AccessKey, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -268,12 +268,12 @@ impl Inventory {
         let reserves =
             |id: &NodeId| declared.named::<Node>(&id.0, &id.1).is_some_and(|node| node.reserved().next().is_some());
         let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
-        let mut cursors: BTreeMap<&NetworkName, Cursor> = BTreeMap::new();
+        let mut allocators: BTreeMap<&NetworkName, Allocator<'_>> = BTreeMap::new();
         for (id, joined) in first.into_iter().chain(then) {
             let Some(spoken) = spoken.get(&id.0) else { continue };
             let kept = self.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
-            let cursor = cursors.entry(&id.0).or_default();
-            let addresses = allocate(&id.0, &id.1, &kept, declared, spoken, self, cursor, now)?;
+            let new = || Allocator::new(&id.0, declared, spoken, self, now);
+            let addresses = allocators.entry(&id.0).or_insert_with(new).addresses(&id.1, &kept, self)?;
             self.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
         }
         Ok(())

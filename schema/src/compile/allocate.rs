@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::inventory::{Inventory, Rest};
-use crate::kinds::{Dns, Node};
+use crate::inventory::Inventory;
+use crate::kinds::{Dns, Network, Node};
 use crate::scalars::{Name, NetworkName, Seconds};
 use crate::snapshot::Snapshot;
 
@@ -27,55 +27,106 @@ pub struct Exhausted {
 #[derive(Debug)]
 pub struct Spoken(BTreeMap<IpAddr, Option<Name>>);
 
-/// Below what no address of a range is free, for allocations that follow each other: none is freed between them.
-#[derive(Debug, Default)]
-pub struct Cursor(BTreeMap<IpNet, u128>);
-
-/// The addresses for a node: one of each range of its network.
-///
-/// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that still rests;
-/// else the lowest that is neither in use, nor reserved, nor an entry's, nor resting, nor the range's own first or (in
-/// IPv4) last one; else the one that rested longest.
-pub fn allocate(
-    network: &NetworkName,
-    node: &Name,
-    kept: &BTreeSet<IpAddr>,
-    declared: &Snapshot,
-    spoken: &Spoken,
-    inventory: &Inventory,
-    cursor: &mut Cursor,
+/// Gives addresses of one network, to one node after the other; no address may be freed between them.
+#[derive(Debug)]
+pub struct Allocator<'a> {
+    network: &'a NetworkName,
+    declared: &'a Snapshot,
+    spoken: &'a Spoken,
     now: Timestamp,
-) -> Result<BTreeSet<IpAddr>, Exhausted> {
-    let Some(settings) = declared.network(network) else { return Ok(BTreeSet::new()) };
-    let declaration = declared.named::<Node>(network, node);
-    let mut addresses = BTreeSet::new();
-    for range in settings.ranges() {
+    /// The addresses that each node left and that still rest.
+    left: BTreeMap<Name, Vec<IpAddr>>,
+    /// Below what no address of a range is free.
+    lowest: BTreeMap<IpNet, u128>,
+}
+
+impl<'a> Allocator<'a> {
+    /// An allocator for a network as it is declared, and for what rests in it.
+    pub fn new(
+        network: &'a NetworkName,
+        declared: &'a Snapshot,
+        spoken: &'a Spoken,
+        inventory: &Inventory,
+        now: Timestamp,
+    ) -> Self {
+        let mut left: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (address, rest) in inventory.rests_in(network) {
+            left.entry(rest.node.clone()).or_default().push(address);
+        }
+        Self { network, declared, spoken, now, left, lowest: BTreeMap::new() }
+    }
+
+    /// The addresses for a node: one of each range of its network.
+    ///
+    /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that still rests;
+    /// else the lowest that is neither in use, nor reserved, nor an entry's, nor resting, nor the range's own first or (in
+    /// IPv4) last one; else the one that rested longest.
+    pub fn addresses(
+        &mut self,
+        node: &Name,
+        kept: &BTreeSet<IpAddr>,
+        inventory: &Inventory,
+    ) -> Result<BTreeSet<IpAddr>, Exhausted> {
+        let Some(settings) = self.declared.network(self.network) else { return Ok(BTreeSet::new()) };
+        let ranges = settings.ranges();
+        ranges.map(|range| self.address(range, settings, node, kept, inventory)).collect()
+    }
+
+    fn address(
+        &mut self,
+        range: IpNet,
+        settings: &Network,
+        node: &Name,
+        kept: &BTreeSet<IpAddr>,
+        inventory: &Inventory,
+    ) -> Result<IpAddr, Exhausted> {
         let same_family = |address: &IpAddr| address.is_ipv4() == range.network().is_ipv4();
+        let declaration = self.declared.named::<Node>(self.network, node);
         let reserved = declaration.and_then(|node| node.reserved().map(|(_, it)| it).find(same_family));
+        let keeps = |address: &IpAddr| settings.has_room_at(*address) && self.spoken.leaves(*address, node);
+        let kept = || kept.iter().copied().filter(same_family).find(keeps);
         let free = |address: &IpAddr| {
-            let holder = inventory.holder(network, *address);
+            let holder = inventory.holder(self.network, *address);
             settings.has_room_at(*address)
-                && spoken.free_for(*address, node)
+                && self.spoken.free_for(*address, node)
                 && holder.is_none_or(|holder| holder == node)
         };
-        let keeps = |address: &IpAddr| settings.has_room_at(*address) && spoken.leaves(*address, node);
-        let kept = || kept.iter().copied().filter(same_family).find(keeps);
-        let left = || {
-            let rests = inventory.rests_in(network).filter(|(_, rest)| rest.node == *node);
-            rests.map(|(address, _)| address).filter(same_family).find(free)
-        };
-        let rest = settings.address_rest;
-        let resting = |address: IpAddr| inventory.rest(network, address).is_some_and(|it| age(it.since, now) < rest);
-        let passed = |address: IpAddr| spoken.0.contains_key(&address) || resting(address);
-        let lowest = || lowest(range, network, inventory, cursor, passed);
-        let address = reserved.or_else(kept).or_else(left).or_else(lowest);
-        let address = address.or_else(|| {
-            let rests = inventory.rests_in(network).filter(|(address, _)| settings.has_room_at(*address));
-            longest_rested(rests, range, spoken, now)
-        });
-        addresses.insert(address.ok_or_else(|| Exhausted { network: network.clone(), range })?);
+        let left = || self.left.get(node).into_iter().flatten().copied().filter(same_family).find(free);
+        if let Some(address) = reserved.or_else(kept).or_else(left) {
+            return Ok(address);
+        }
+        let lowest = self.lowest(range, settings.address_rest, inventory);
+        let longest = || self.longest_rested(range, settings, inventory);
+        lowest.or_else(longest).ok_or_else(|| Exhausted { network: self.network.clone(), range })
     }
-    Ok(addresses)
+
+    /// The lowest address of a range that nobody has, speaks for, or left within the rest.
+    fn lowest(&mut self, range: IpNet, rest: Seconds, inventory: &Inventory) -> Option<IpAddr> {
+        let last = number(range.broadcast()) - u128::from(range.network().is_ipv4());
+        let candidate = self.lowest.entry(range).or_insert(number(range.network()) + 1);
+        let used = inventory.addresses_from(self.network, address(*candidate, range));
+        let mut used = used.map(|(address, _)| number(address)).peekable();
+        while *candidate <= last {
+            let address = address(*candidate, range);
+            let rests = || inventory.rest(self.network, address).is_some_and(|it| age(it.since, self.now) < rest);
+            if used.next_if_eq(candidate).is_none() && !self.spoken.0.contains_key(&address) && !rests() {
+                return Some(address);
+            }
+            *candidate += 1;
+        }
+        None
+    }
+
+    /// The address that rested longest, if long enough and nobody has or speaks for it.
+    fn longest_rested(&self, range: IpNet, settings: &Network, inventory: &Inventory) -> Option<IpAddr> {
+        let rested = inventory.rests_in(self.network).filter(|(address, rest)| {
+            range.contains(address)
+                && settings.has_room_at(*address)
+                && !self.spoken.0.contains_key(address)
+                && age(rest.since, self.now) >= SHORTEST_REST
+        });
+        rested.min_by_key(|(address, rest)| (rest.since, *address)).map(|(address, _)| address)
+    }
 }
 
 impl Spoken {
@@ -102,40 +153,6 @@ impl Spoken {
     pub fn free_for(&self, address: IpAddr, node: &Name) -> bool {
         self.0.get(&address).is_none_or(|of| of.as_ref() == Some(node))
     }
-}
-
-/// The lowest address of a range that no node has and that is not to be passed by.
-fn lowest(
-    range: IpNet,
-    network: &NetworkName,
-    inventory: &Inventory,
-    cursor: &mut Cursor,
-    passed: impl Fn(IpAddr) -> bool,
-) -> Option<IpAddr> {
-    let last = number(range.broadcast()) - u128::from(range.network().is_ipv4());
-    let candidate = cursor.0.entry(range).or_insert(number(range.network()) + 1);
-    let used = inventory.addresses_from(network, address(*candidate, range));
-    let mut used = used.map(|(address, _)| number(address)).peekable();
-    while *candidate <= last {
-        if used.next_if_eq(candidate).is_none() && !passed(address(*candidate, range)) {
-            return Some(address(*candidate, range));
-        }
-        *candidate += 1;
-    }
-    None
-}
-
-/// The address that rested longest, if long enough and nobody speaks for it.
-fn longest_rested<'a>(
-    rests: impl Iterator<Item = (IpAddr, &'a Rest)>,
-    range: IpNet,
-    spoken: &Spoken,
-    now: Timestamp,
-) -> Option<IpAddr> {
-    let rested = rests.filter(|(address, rest)| {
-        range.contains(address) && !spoken.0.contains_key(address) && age(rest.since, now) >= SHORTEST_REST
-    });
-    rested.min_by_key(|(address, rest)| (rest.since, *address)).map(|(address, _)| address)
 }
 
 /// How long ago; nothing where the clock went back.

@@ -14,7 +14,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use schema::compile::allocate::{Cursor, Spoken, allocate};
+use schema::compile::allocate::{Allocator, Spoken};
 use schema::decode::{Places, decode_body};
 use schema::descriptor::{Field, Type};
 use schema::inventory::{Inventory, Joined, NodeId};
@@ -315,8 +315,8 @@ pub fn joined(
 ) -> Option<Joined> {
     declared.network(&id.0)?;
     let spoken = Spoken::of(&id.0, declared);
-    let (kept, mut cursor) = (BTreeSet::new(), Cursor::default());
-    let addresses = allocate(&id.0, &id.1, &kept, declared, &spoken, inventory, &mut cursor, now).ok()?;
+    let mut allocator = Allocator::new(&id.0, declared, &spoken, inventory, now);
+    let addresses = allocator.addresses(&id.1, &BTreeSet::new(), inventory).ok()?;
     let mut key = [7; 32];
     key[..8].copy_from_slice(&salt.to_be_bytes());
     Some(Joined {

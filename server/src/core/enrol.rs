@@ -1,7 +1,7 @@
 //! How machines come and go: pure changes of the world.
 
 use jiff::Timestamp;
-use schema::compile::allocate::{Exhausted, Spoken, allocate};
+use schema::compile::allocate::{Allocator, Exhausted, Spoken};
 use schema::inventory::{Joined, KeyStatus};
 use schema::kinds::{AccessKey, Dns, Node};
 use schema::scalars::{Name, NetworkName, PublicKey};
@@ -106,9 +106,8 @@ pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<A
         candidate;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let spoken = Spoken::of(&network, &world.snapshot);
-    let (kept, mut cursor) = Default::default();
-    let addresses = allocate(&network, &name, &kept, &world.snapshot, &spoken, &world.inventory, &mut cursor, now)
-        .map_err(Refused::Exhausted)?;
+    let mut allocator = Allocator::new(&network, &world.snapshot, &spoken, &world.inventory, now);
+    let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (tags, key) = (key.tags.clone(), Some(key_id.name.clone()));
     let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
     world.inventory.put_node((network, name.clone()), joined);
