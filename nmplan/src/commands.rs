@@ -13,12 +13,16 @@ pub mod show;
 pub mod status;
 pub mod validate;
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::ExitCode;
 
+use ::schema::api::Provenance;
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
 use ::schema::report::Severity;
 use ::schema::scalars::NetworkName;
+use ::schema::snapshot::Snapshot;
 use ::schema::world::{ServerInfo, World};
 use clap::Parser;
 use jiff::Timestamp;
@@ -29,6 +33,7 @@ use crate::control::{ControlError, ControlPlane, Rest};
 use crate::environment::Environment;
 use crate::error::{Error, Exit};
 use crate::events;
+use crate::git;
 use crate::project::{self, Loaded, Where};
 use crate::render::{self, Lines};
 
@@ -168,12 +173,40 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     /// Plans what is declared.
     fn plan(&mut self, loaded: &Loaded, info: &ServerInfo, world: &World) -> Result<Plan, Error> {
         let owner = loaded.owner();
+        let known = networks(&loaded.declared.snapshot).chain(networks(&world.snapshot));
+        self.check_network(known.collect())?;
         let planned = ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
-        planned.or_else(|report| {
-            self.show(loaded, &report)?;
-            Err(Error::Problems { count: errors(&report), undone: Some("planned") })
+        match planned {
+            Ok(plan) => Ok(Plan { provenance: self.provenance(loaded), ..plan }),
+            Err(report) => {
+                self.show(loaded, &report)?;
+                Err(Error::Problems { count: errors(&report), undone: Some("planned") })
+            }
+        }
+    }
+
+    /// Where the files came from.
+    fn provenance(&self, loaded: &Loaded) -> Option<Provenance> {
+        git::provenance(&git::Files {
+            directory: &loaded.directory,
+            read: loaded.sources.iter().map(|source| Path::new(&*source.name)).collect(),
+            whole: self.place.files.is_empty(),
         })
     }
+
+    /// Refuses a network that is named and that nobody knows: with a typo in it, nothing would seem to change.
+    fn check_network(&self, known: BTreeSet<NetworkName>) -> Result<(), Error> {
+        match &self.only {
+            Some(asked) if !known.contains(asked) => {
+                Err(Error::UnknownNetwork { asked: asked.clone(), known: known.into_iter().collect() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn networks(snapshot: &Snapshot) -> impl Iterator<Item = NetworkName> {
+    snapshot.networks().map(|(network, _)| network.clone())
 }
 
 fn errors(report: &::schema::report::Report) -> usize {

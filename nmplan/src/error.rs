@@ -9,7 +9,7 @@ use owo_colors::OwoColorize;
 use schema::api::{LogEntry, Moved};
 use schema::plan::FORMAT;
 use schema::report::{Code, did_you_mean};
-use schema::scalars::Seconds;
+use schema::scalars::{Name, NetworkName, Seconds};
 use schema::snapshot::Revision;
 
 use crate::control::ControlError;
@@ -109,12 +109,12 @@ pub enum Error {
         since: Vec<LogEntry>,
     },
     /// It is unknown whether the plan was carried out.
-    #[error("it is unknown whether the server has applied the plan{}", kept.as_ref().map(|path| format!("; the new tokens stay in {path}")).unwrap_or_default())]
+    #[error("it is unknown whether the server has applied the plan{}", tokens.as_ref().map(in_doubt).unwrap_or_default())]
     Unknown {
         /// The last failure.
-        source: ControlError,
-        /// Where the tokens are.
-        kept: Option<String>,
+        source: Box<ControlError>,
+        /// What became of the tokens, where there are any.
+        tokens: Option<Result<String, KeysError>>,
     },
     /// The server refused, and the tokens that were written for it could not be removed.
     #[error("{refusal}; the tokens that were written for it are worthless, but could not be removed")]
@@ -144,6 +144,18 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A saved plan is of another project or env than a flag says.
+    #[error("{path} is of {flag} {is}, but --{flag} says {asked}")]
+    OtherPlan {
+        /// The file.
+        path: String,
+        /// The flag, without its hyphens.
+        flag: &'static str,
+        /// What the plan says.
+        is: Name,
+        /// What the flag says.
+        asked: Name,
+    },
     /// Two things were asked for that exclude each other.
     #[error("{0}")]
     Usage(&'static str),
@@ -166,6 +178,14 @@ pub enum Error {
         wait: Seconds,
         /// The nodes.
         nodes: Vec<String>,
+    },
+    /// There is no such network.
+    #[error("no network is called {asked}")]
+    UnknownNetwork {
+        /// What was asked for.
+        asked: NetworkName,
+        /// The networks that there are.
+        known: Vec<NetworkName>,
     },
     /// There is no such revision.
     #[error("the server has no revision {0}")]
@@ -192,6 +212,14 @@ pub enum Error {
 
 fn problems(count: usize) -> String {
     if count == 1 { "there is an error in the files".into() } else { format!("there are {count} errors in the files") }
+}
+
+/// What to think of tokens whose keys the server may have made.
+fn in_doubt(delivered: &Result<String, KeysError>) -> String {
+    match delivered {
+        Ok(done) => format!("; the new tokens were {done}, and are worthless if it has not"),
+        Err(error) => format!("; if it has, {error}"),
+    }
 }
 
 fn moves(moved: &[Moved]) -> String {
@@ -242,8 +270,10 @@ impl Error {
             | Self::Declined
             | Self::NoProject
             | Self::PlanFile { .. }
+            | Self::OtherPlan { .. }
             | Self::Usage(_)
             | Self::File { .. }
+            | Self::UnknownNetwork { .. }
             | Self::NoRevision(_)
             | Self::NoCode(_)
             | Self::Exists(_)
@@ -261,14 +291,25 @@ impl Error {
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
             Self::Stale(_) | Self::Unexpected { .. } => "look at a new plan:\n\n    nmplan plan".into(),
-            Self::Unknown { .. } => "see whether the changes are there:\n\n    nmplan plan".into(),
+            Self::Unknown { tokens, .. } => {
+                let lost = tokens.as_ref().and_then(|tokens| tokens.as_ref().err()?.help());
+                let lost = lost.map(|help| format!("\n\n  If they are, {help}")).unwrap_or_default();
+                format!("see whether the changes are there:\n\n    nmplan plan{lost}")
+            }
             Self::NobodyToAsk { command } => format!("name the plan that was reviewed, or say -y:\n\n    {command}"),
             Self::NoProject => {
                 "give the project a name with --project NAME, or make a project file with `nmplan init`".into()
             }
             Self::PlanFile { .. } => "make a new one:\n\n    nmplan plan --out FILE".into(),
+            Self::OtherPlan { flag, .. } => format!("leave --{flag} away, or name another plan"),
             Self::Version(_) => "use the nmplan of the server's version".into(),
             Self::NotAcknowledged { .. } => "the change holds; see how the nodes are:\n\n    nmplan status".into(),
+            Self::UnknownNetwork { known, .. } if known.is_empty() => "there is none yet".into(),
+            Self::UnknownNetwork { asked, known } => {
+                let names = || known.iter().map(NetworkName::as_str);
+                let all = || format!("there are: {}", names().collect::<Vec<_>>().join(", "));
+                did_you_mean(asked.as_str(), names()).unwrap_or_else(all)
+            }
             Self::NoRevision(_) => "`nmplan status` tells the newest".into(),
             Self::NoCode(asked) => {
                 let near = did_you_mean(asked, Code::ALL.iter().map(|code| code.name()));

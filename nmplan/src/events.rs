@@ -45,7 +45,7 @@ pub enum Event<'a> {
     /// Nodes that reach each other afterwards only, or before only.
     ReachChange(ReachEvent<'a>),
     /// How much the plan does.
-    Summary(&'a Summary),
+    Summary(SummaryEvent<'a>),
     /// The revision that an apply made.
     Revision {
         /// The revision.
@@ -125,6 +125,22 @@ pub struct Related<'a> {
     pub message: &'a str,
 }
 
+/// How much a plan does, with the actions that no plan of this version holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct SummaryEvent<'a> {
+    /// What plans hold.
+    #[serde(flatten)]
+    pub summary: &'a Summary,
+    /// Resources that are made anew.
+    pub replace: u64,
+    /// Resources that get another name.
+    pub rename: u64,
+    /// Resources that come to be managed.
+    pub adopt: u64,
+    /// Resources that are managed no more, and stay.
+    pub forget: u64,
+}
+
 /// A change of reachability.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReachEvent<'a> {
@@ -134,6 +150,10 @@ pub struct ReachEvent<'a> {
     pub from: &'a str,
     /// The node, or `*`; both ways.
     pub to: &'a str,
+    /// The protocol that alone is meant. Absent: all.
+    pub proto: Option<&'a str>,
+    /// The ports that alone are meant. Absent: all.
+    pub ports: Option<&'a str>,
     /// Whether it is gained or lost.
     pub direction: schema::compile::reach::Direction,
     /// How many ordered pairs of nodes that is.
@@ -195,9 +215,13 @@ pub fn plan<'a>(
             Because { id, file: place.as_ref().map(|place| place.file), line: place.as_ref().map(|place| place.line) }
         });
         let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);
-        Event::ReachChange(ReachEvent { network, from, to, direction: reach.direction, pairs: reach.pairs, because })
+        let (direction, pairs) = (reach.direction, reach.pairs);
+        // Without access rules a machine is reached whole or not at all.
+        let (proto, ports) = (None, None);
+        Event::ReachChange(ReachEvent { network, from, to, proto, ports, direction, pairs, because })
     });
     let changes = plan.changes.iter().map(change);
+    let summary = SummaryEvent { summary, replace: 0, rename: 0, adopt: 0, forget: 0 };
     let impact = plan.impact.iter().map(Event::NodeImpact);
     changes.chain(impact).chain(reach).chain([Event::Summary(summary)]).collect()
 }

@@ -2,14 +2,19 @@
 //!
 //! A [`Made`] key is a token for machines and what verifies it for the server. In the order of an apply: the sink is
 //! [opened](Sink::open), it [holds](Opened::hold) the tokens before the commit, [takes them back](Opened::take_back) if the
-//! server refuses, or [delivers](Opened::deliver) them once it is done. No secret is ever part of a message.
+//! server refuses, or [delivers](Opened::deliver) them once it is done, and also where nobody knows whether it is: a token
+//! too many is worthless, one too few locks machines out. A file of tokens is [locked](Lock) from holding to the end. No
+//! secret is ever part of a message.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proto::token::Token;
 use schema::scalars::PublicKey;
@@ -18,6 +23,11 @@ use schema::world::ServerInfo;
 use zeroize::Zeroizing;
 
 use crate::environment::Environment;
+
+/// How long another apply may hold the file of tokens.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is tried to have it.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Where tokens go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,18 +89,24 @@ pub enum KeysError {
         /// The variable.
         variable: String,
     },
-    /// A command did not take a token. The key is made all the same.
-    #[error("the token of the new key {id} is lost: the command in {variable} {why}")]
+    /// Another apply holds the file.
+    #[error("another nmplan has held {path} for {} s", PATIENCE.as_secs())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// A command did not take tokens.
+    #[error("{} lost: the command in {variable} {why}", tokens(.ids))]
     Lost {
-        /// The key.
-        id: ResourceId,
+        /// The keys, all of them.
+        ids: Vec<ResourceId>,
         /// The variable.
         variable: String,
         /// What it did.
         why: String,
     },
-    /// Standard output did not take the tokens. The keys are made all the same.
-    #[error("the tokens of the new access keys are lost: standard output did not take them")]
+    /// Standard output did not take the tokens.
+    #[error("{} lost: standard output did not take them", tokens(.ids))]
     LostOutput {
         /// The keys.
         ids: Vec<ResourceId>,
@@ -105,10 +121,6 @@ pub enum KeysError {
 impl KeysError {
     /// What to type next.
     pub fn help(&self) -> Option<String> {
-        let rotate = |ids: &[ResourceId]| {
-            let lines = ids.iter().map(|id| format!("\n\n    nmplan key rotate {id}"));
-            Some(format!("make a new secret, and look at the sink first:{}", lines.collect::<String>()))
-        };
         match self {
             Self::NoSink(_) => Some(
                 "add --keys-to FILE (mode 0600, other entries stay), --keys-to - for standard output, or --keys-to @NAME for a command".into(),
@@ -116,8 +128,13 @@ impl KeysError {
             Self::NotRegular(_) => Some("write --keys-to - for standard output".into()),
             Self::Content { .. } => Some("name another file, or move this one away".into()),
             Self::NoCommand { variable, .. } => Some(format!("set it, for example {variable}='pass insert -m nmplan/key'")),
-            Self::Lost { id, .. } => rotate(std::slice::from_ref(id)),
-            Self::LostOutput { ids, .. } => rotate(ids),
+            Self::Locked { .. } => Some("let that one end, and apply again; nothing was changed".into()),
+            Self::Lost { ids, .. } | Self::LostOutput { ids, .. } => {
+                let (key, it) = if ids.len() == 1 { ("the key", "it") } else { ("these keys", "them") };
+                Some(format!(
+                    "make {key} anew: take {it} out of the files, apply, put {it} back, and apply with another --keys-to"
+                ))
+            }
             Self::File { .. } | Self::Random(_) => None,
         }
     }
@@ -129,6 +146,17 @@ fn list(ids: &[ResourceId]) -> String {
         [one, two] => format!("the access keys {one} and {two}"),
         [one, rest @ ..] => format!("the access keys {one} and {} others", rest.len()),
         [] => "no access key".into(),
+    }
+}
+
+/// The tokens of keys, each named: none may be overlooked.
+fn tokens(ids: &[ResourceId]) -> String {
+    match ids {
+        [one] => format!("the token of the new key {one} is"),
+        [..] => {
+            let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            format!("the tokens of the new keys {} are", names.join(", "))
+        }
     }
 }
 
@@ -210,7 +238,7 @@ impl Opened {
         }
     }
 
-    /// Hands the tokens over, after the commit. `output` is standard output. Gives what became of them.
+    /// Hands the tokens over, after the commit, or where it may have been one. `output` is standard output. Gives what became of them.
     pub fn deliver(&self, made: &[Made], output: impl FnOnce(&str) -> io::Result<()>) -> Result<String, KeysError> {
         match self {
             Self::File(file) => Ok(format!("written to {}", file.path.display())),
@@ -221,16 +249,14 @@ impl Opened {
                 Ok("written to standard output".into())
             }
             Self::Command { variable, command } => {
-                let run = |made: &Made| {
-                    run(command, made).map_err(|why| KeysError::Lost {
-                        id: made.id.clone(),
-                        variable: variable.clone(),
-                        why,
-                    })
-                };
                 // One that fails keeps the others from nothing.
-                let failed = made.iter().filter_map(|made| run(made).err()).collect::<Vec<_>>();
-                failed.into_iter().next().map_or(Ok(format!("taken by the command in {variable}")), Err)
+                let failed = made.iter().filter_map(|made| Some((made.id.clone(), run(command, made).err()?)));
+                let (ids, whys): (Vec<_>, BTreeSet<_>) = failed.unzip();
+                if ids.is_empty() {
+                    return Ok(format!("taken by the command in {variable}"));
+                }
+                let why = whys.into_iter().collect::<Vec<_>>().join(" or ");
+                Err(KeysError::Lost { ids, variable: variable.clone(), why })
             }
         }
     }
@@ -274,6 +300,52 @@ fn ended(status: ExitStatus) -> String {
 pub struct KeyFile {
     path: PathBuf,
     before: Option<BTreeMap<String, String>>,
+    lock: Option<Lock>,
+}
+
+/// A lock file beside a file of tokens, held by one apply at a time and gone with it.
+struct Lock {
+    path: PathBuf,
+    _held: fs::File,
+}
+
+impl Lock {
+    /// Takes it, waiting for whoever holds it.
+    fn take(beside: &Path, patience: Duration) -> Result<Self, KeysError> {
+        let mut name = beside.as_os_str().to_owned();
+        name.push(".lock");
+        let (path, end) = (PathBuf::from(name), Instant::now() + patience);
+        let failed = |source| KeysError::File { attempt: "lock", path: path.clone(), source };
+        loop {
+            let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = file.map_err(failed)?;
+            match file.try_lock() {
+                // Who held it before has taken the file away: another may lock a new one.
+                Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
+                Ok(()) => return Ok(Self { path, _held: file }),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return Err(KeysError::Locked { path }),
+                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // As long as it is held, so that nobody's but ours is taken away; one that stays locks nobody out.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a path leads to that open file.
+fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl KeyFile {
@@ -288,10 +360,12 @@ impl KeyFile {
         let path = path.canonicalize().unwrap_or_else(|_| path.into());
         let before = read(&path)?;
         temporary(&path)?;
-        Ok(Self { path, before })
+        Ok(Self { path, before, lock: None })
     }
 
+    /// Puts the tokens in; nobody else changes the file until they are taken back or this goes out of scope.
     fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
+        self.lock = Some(Lock::take(&self.path, PATIENCE)?);
         self.before = read(&self.path)?;
         let mut tokens = self.before.clone().unwrap_or_default();
         tokens.extend(made.iter().map(entry));
@@ -299,7 +373,8 @@ impl KeyFile {
     }
 
     /// Takes out what was put in, unless somebody else has replaced it since.
-    fn take_back(&self, made: &[Made]) -> Result<(), KeysError> {
+    fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
+        let _lock = self.lock.take();
         let mut tokens = read(&self.path)?.unwrap_or_default();
         for (id, token) in made.iter().map(entry) {
             if tokens.get(&id) == Some(&token) {
@@ -440,6 +515,54 @@ mod tests {
     }
 
     #[test]
+    fn applies_that_write_one_file_at_once_lose_no_token() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let start = std::sync::Barrier::new(8);
+        thread::scope(|scope| {
+            for number in 0..8 {
+                let (path, start) = (&path, &start);
+                scope.spawn(move || {
+                    let (mut file, key) = (KeyFile::open(path).expect("it opens"), made(&format!("ci-{number}")));
+                    start.wait();
+                    file.hold(&key).expect("it holds");
+                });
+            }
+        });
+        assert_eq!(read(&path).expect("it reads").map(|tokens| tokens.len()), Some(8));
+        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1, "no lock stays");
+    }
+
+    #[test]
+    fn a_file_that_another_apply_holds_is_waited_for_and_then_given_up() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let mut file = KeyFile::open(&path).expect("it opens");
+        file.hold(&made("ci")).expect("it holds");
+        let lock = directory.path().join("keys.json.lock");
+        assert_eq!(fs::metadata(&lock).expect("it is there").permissions().mode() & 0o777, 0o600);
+        let refused = Lock::take(&path, Duration::ZERO).err().expect("it is held");
+        assert_eq!(refused.to_string(), format!("another nmplan has held {} for 10 s", lock.display()));
+        drop(file);
+        assert!(!lock.exists() && Lock::take(&path, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_sink_that_fails_names_every_key_whose_token_is_lost() {
+        let keys: Vec<Made> = ["a", "b", "c"].into_iter().flat_map(made).collect();
+        let command = "cat > /dev/null; test \"$NMPLAN_KEY\" = corp/access-key/b".to_owned();
+        let sink = Opened::Command { variable: "NMPLAN_SINK_VAULT".into(), command };
+        let lost = sink.deliver(&keys, |_| Ok(())).expect_err("it fails");
+        assert_eq!(
+            lost.to_string(),
+            "the tokens of the new keys corp/access-key/a, corp/access-key/c are lost: the command in NMPLAN_SINK_VAULT ended with status 1"
+        );
+        let closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
+        let lost = Opened::Output.deliver(&keys, closed).expect_err("it fails");
+        assert!(lost.to_string().contains("corp/access-key/a, corp/access-key/b, corp/access-key/c"), "{lost}");
+    }
+
+    #[test]
     fn a_command_reads_the_token_and_its_failure_names_the_key() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("token");
@@ -458,7 +581,7 @@ mod tests {
             lost.to_string(),
             "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT ended with status 3"
         );
-        assert!(lost.help().is_some_and(|help| help.contains("nmplan key rotate corp/access-key/ci")));
+        assert!(lost.help().is_some_and(|help| help.contains("put it back, and apply with another --keys-to")));
         assert!(matches!(Sink::Command("x".into()).open(&Environment::default()), Err(KeysError::NoCommand { .. })));
     }
 }

@@ -14,7 +14,7 @@ use std::thread;
 
 use schema::decode::{Declared, decode};
 use schema::kinds::Kind;
-use schema::project::{self, Env, ProjectFile};
+use schema::project::{self, Env, ProjectFile, Var};
 use schema::report::{Code, Problem, Report, did_you_mean};
 use schema::scalars::Name;
 use schema::snapshot::Owner;
@@ -22,6 +22,7 @@ use schema::syntax::{Source, Variables, parse, substitute};
 use schema::value::{Document, SourceId};
 
 use crate::environment::Environment;
+pub(crate) use files::language;
 use files::{Reading, Root};
 
 /// The names that a project file may have.
@@ -163,8 +164,8 @@ pub fn load(place: &Where) -> Result<Loaded, LoadError> {
         report: Report::default(),
         sources: Vec::new(),
     };
-    let variables = match found {
-        None => bare(place, &root, &mut reading)?,
+    let (variables, unset) = match found {
+        None => (bare(place, &root, &mut reading)?, Vec::new()),
         Some((_, None)) => {
             (loaded.report, loaded.sources) = (reading.report, reading.sources);
             return Ok(loaded);
@@ -180,12 +181,16 @@ pub fn load(place: &Where) -> Result<Loaded, LoadError> {
             let of_env = env.server.as_ref().map(ToString::to_string);
             loaded.server = place.server.clone().or(of_env).or(from_environment);
             (loaded.project, loaded.env) = (Some(file.name.clone()), name.clone());
-            variables(place, &file, env)?
+            let given = given(place, &file)?;
+            reading.report.append(project::unset(&documents, &file, name, &given.keys().cloned().collect()));
+            let variables = variables(&file, env, given);
+            let unset = file.vars.keys().filter(|name| !variables.contains_key(name.as_str())).cloned().collect();
+            (variables, unset)
         }
     };
     let Reading { sources, declaring, mut report } = reading;
     let (declared, found) = read_documents(&sources, &declaring, &variables);
-    report.append(found);
+    found.problems().filter(|it| !is_told(it, &sources, &unset)).for_each(|it| report.push(it.clone()));
     if declared.snapshot.is_empty() && !report.has_errors() {
         report.push(nothing(&loaded, declaring.len()));
     }
@@ -202,6 +207,18 @@ pub fn server(place: &Where) -> Result<Option<String>, LoadError> {
     let Some((_, Some(file))) = project_file(&root, &mut Reading::default())? else { return Ok(from_environment()) };
     let (_, env) = choose(place, &file)?;
     Ok(env.server.as_ref().map(ToString::to_string).or_else(from_environment))
+}
+
+/// The URL of the server of a saved plan: the plan says of which project and env it is.
+pub fn server_of(place: &Where, owner: &Owner) -> Result<Option<String>, LoadError> {
+    if place.server.is_some() {
+        return Ok(place.server.clone());
+    }
+    let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
+    let file = project_file(&root, &mut Reading::default())?.and_then(|(_, file)| file);
+    let env = file.as_ref().filter(|file| file.name == owner.project).and_then(|file| file.envs.get(&owner.env));
+    let of_env = env.and_then(|env| env.server.as_ref()).map(ToString::to_string);
+    Ok(of_env.or_else(|| place.environment.get("SERVER").map(str::to_owned)))
 }
 
 type Project = (Vec<Document>, Option<ProjectFile>);
@@ -259,21 +276,26 @@ fn bare(place: &Where, root: &Root, reading: &mut Reading) -> Result<Variables, 
     Ok(set.chain(place.variables.clone()).collect())
 }
 
-/// The variables: defaults, over them the env, the environment, the command line.
-fn variables(place: &Where, file: &ProjectFile, env: &Env) -> Result<Variables, LoadError> {
+/// What the environment and, over it, the command line give the variables of a project file.
+fn given(place: &Where, file: &ProjectFile) -> Result<BTreeMap<Name, String>, LoadError> {
     if let Some(asked) = place.variables.keys().find(|name| !file.vars.contains_key(name.as_str())) {
         return Err(LoadError::UnknownVariable { asked: asked.clone(), known: file.vars.keys().cloned().collect() });
     }
-    let mut variables = Variables::new();
-    for (name, var) in &file.vars {
-        let from_environment = place.environment.get(&format!("VAR_{}", name.as_str().replace('-', "_")));
-        let value = place.variables.get(name.as_str()).map(String::as_str);
-        let value = value.or(from_environment).or_else(|| env.set.get(name.as_str()).map(|value| &**value));
-        if let Some(value) = value.or(var.default.as_deref()) {
-            variables.insert(name.to_string(), value.to_owned());
-        }
-    }
-    Ok(variables)
+    let value = |name: &Name| {
+        let from_environment = || place.environment.get(&format!("VAR_{}", name.as_str().replace('-', "_")));
+        place.variables.get(name.as_str()).map(String::as_str).or_else(from_environment)
+    };
+    Ok(file.vars.keys().filter_map(|name| Some((name.clone(), value(name)?.to_owned()))).collect())
+}
+
+/// The variables: defaults, over them the env, over it what is given.
+fn variables(file: &ProjectFile, env: &Env, mut given: BTreeMap<Name, String>) -> Variables {
+    let value = |(name, var): (&Name, &Var)| {
+        let of_env = || env.set.get(name.as_str()).map(ToString::to_string);
+        let value = given.remove(name).or_else(of_env).or_else(|| var.default.as_ref().map(ToString::to_string))?;
+        Some((name.to_string(), value))
+    };
+    file.vars.iter().filter_map(value).collect()
 }
 
 /// Parses the files, as many at a time as there are processors, and decodes what they hold.
@@ -302,6 +324,16 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
     let (declared, problems) = decode(documents);
     report.append(problems);
     (declared, report)
+}
+
+/// Whether a variable is unknown in a value only because nothing sets it, which is a problem of its own.
+fn is_told(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
+    let value = || {
+        let at = problem.at?;
+        sources.get(at.source.0 as usize)?.text.get(at.span.start as usize..at.span.end as usize)
+    };
+    problem.code == Code::UnknownVariable
+        && value().is_some_and(|value| unset.iter().any(|name| value.contains(&format!("${{{name}}}"))))
 }
 
 fn nothing(loaded: &Loaded, files: usize) -> Problem {

@@ -61,12 +61,19 @@ fn value(value: &Value) -> String {
     }
 }
 
-/// The lines, of which the last are only counted where there are too many.
-fn fold(lines: Vec<String>, full: bool) -> Vec<String> {
-    let left_out = lines.len().saturating_sub(FOLD / 2);
-    if full || lines.len() <= FOLD {
-        return lines;
+/// The lines, of which the last are only counted where there are too many; one with `true` beside it is always shown.
+fn fold(lines: Vec<(String, bool)>, full: bool) -> Vec<String> {
+    let foldable = lines.iter().filter(|(_, kept)| !kept).count();
+    let shown = if full || foldable <= FOLD { foldable } else { FOLD / 2 };
+    let (mut text, mut before) = (Vec::new(), 0);
+    for (line, kept) in lines {
+        before += usize::from(!kept);
+        if kept || before <= shown {
+            text.push(line);
+        }
     }
-    let more = format!("    ... and {left_out} more; -v shows all").dimmed().to_string();
-    lines.into_iter().take(FOLD / 2).chain([more]).collect()
+    if foldable > shown {
+        text.push(format!("    ... and {} more; -v shows all", foldable - shown).dimmed().to_string());
+    }
+    text
 }

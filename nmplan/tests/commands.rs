@@ -165,6 +165,71 @@ fn a_saved_plan_that_was_changed_is_refused() {
 }
 
 #[test]
+fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
+    let mut desk = desk();
+    let project = |name: &str| {
+        format!(
+            "project \"{name}\" schema=1\nenv \"dev\" {{ server \"https://dev.example\"; use \"mesh/\" }}\nenv \"prod\" {{ server \"https://prod.example\"; use \"mesh/\" }}\n"
+        )
+    };
+    desk.write("nmplan.kdl", &project("acme"));
+    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    desk.environment = vec![("NMPLAN_SERVER".into(), "https://other.example".into())];
+    let planned = desk.nmplan("plan -C @. --env prod --out @plan.json");
+    assert!(planned.data.contains("    nmplan apply -C DIR/. DIR/plan.json -y\n"), "{}", planned.data);
+    let asked = |desk: &Desk, line: &str| {
+        let shown = desk.nmplan(line);
+        assert!(shown.data.contains("acme/prod"), "{}", shown.all());
+        desk.asked.borrow().clone().unwrap()
+    };
+    assert_eq!(asked(&desk, "apply -C @. @plan.json"), "https://prod.example");
+    assert_eq!(asked(&desk, "show -C @. @plan.json"), "https://prod.example");
+    assert_eq!(asked(&desk, "apply -C @. @plan.json --server https://flag.example"), "https://flag.example");
+    assert_eq!(asked(&desk, "apply -C @mesh @plan.json"), "https://other.example");
+    let contradicted = desk.nmplan("apply -C @. @plan.json -y --env dev");
+    assert_eq!((contradicted.exit, desk.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
+    assert!(contradicted.talk.contains("DIR/plan.json is of env prod, but --env says dev"), "{}", contradicted.talk);
+    desk.write("nmplan.kdl", &project("elsewhere"));
+    assert_eq!(asked(&desk, "apply -C @. @plan.json"), "https://other.example", "another project's env is not meant");
+    assert_eq!(desk.nmplan("apply -C @. @plan.json -y").exit, 0);
+}
+
+/// Makes a repository of a folder of the desk, with its files in one commit of that message.
+fn commit(desk: &Desk, folder: &str, files: &[&str], message: &str) {
+    let repository = git2::Repository::init(desk.path(folder)).unwrap();
+    let mut index = repository.index().unwrap();
+    files.iter().for_each(|file| index.add_path(std::path::Path::new(file)).unwrap());
+    let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
+    index.write().unwrap();
+    let author = git2::Signature::new("Ann", "ann@example.org", &git2::Time::new(0, 0)).unwrap();
+    repository.commit(Some("HEAD"), &author, &author, message, &tree, &[]).unwrap();
+}
+
+#[test]
+fn a_saved_plan_carries_where_its_files_came_from_to_wherever_it_is_applied() {
+    let desk = desk();
+    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    commit(&desk, "mesh", &["corp.kdl"], "declare corp");
+    desk.write("ops/README.md", "");
+    commit(&desk, "ops", &["README.md"], "something else");
+    let plan = desk.nmplan("plan -C @mesh --project acme --out @mesh/plan.json");
+    assert_eq!(plan.exit, 0, "{}", plan.all());
+    assert_eq!(desk.nmplan("apply -C @ops @mesh/plan.json -y").exit, 0);
+    let last = || desk.server.log().last().unwrap().provenance.clone();
+    let told = last().unwrap();
+    assert_eq!((told.message.as_deref(), told.dirty), (Some("declare corp"), false));
+
+    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\" keepalive=\"25s\"");
+    assert_eq!(desk.nmplan("apply -C @mesh --project acme -y").exit, 0);
+    assert!(last().unwrap().dirty, "the file is not what was committed");
+
+    desk.write("bare/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    desk.nmplan("plan -C @bare --project acme --out @plan.json");
+    assert_eq!(desk.nmplan("apply -C @ops @plan.json -y").exit, 0);
+    assert_eq!(last(), None, "no commit, rather than that of another directory");
+}
+
+#[test]
 fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
     let desk = lived_in();
     let before = desk.server.state();
@@ -262,13 +327,7 @@ fn tokens_stay_where_a_refusal_says_nothing_of_an_earlier_try() {
 fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     let desk = desk();
     desk.write("corp.kdl", BEFORE);
-    desk.server.fail(&[
-        Fault::LostAnswer,
-        Fault::LostRequest,
-        Fault::LostRequest,
-        Fault::LostRequest,
-        Fault::LostRequest,
-    ]);
+    desk.server.fail(&SILENCE);
     let unknown = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
     assert_eq!((unknown.exit, desk.server.state().revision), (1, Revision(1)));
     insta::assert_snapshot!(unknown.talk);
@@ -276,6 +335,40 @@ fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     let token: Token = token.parse().unwrap();
     let verifier = proto::sign::verifier(&proto::sign::signing_key(&token.seed));
     assert_eq!(desk.server.state().inventory.key(&id).unwrap().verifier, verifier);
+}
+
+/// Faults after which nobody knows whether the plan was applied.
+const SILENCE: [Fault; 5] =
+    [Fault::LostAnswer, Fault::LostRequest, Fault::LostRequest, Fault::LostRequest, Fault::LostRequest];
+
+#[test]
+fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
+    let mut desk = desk();
+    desk.write("corp.kdl", BEFORE);
+    desk.server.fail(&SILENCE);
+    let printed = desk.nmplan("apply -C @. --project acme -y --keys-to -");
+    assert_eq!((printed.exit, desk.server.state().revision), (1, Revision(1)), "{}", printed.all());
+    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.data).unwrap();
+    let verifier = |token: &str| {
+        let token: Token = token.parse().unwrap();
+        proto::sign::verifier(&proto::sign::signing_key(&token.seed))
+    };
+    let (id, token) = tokens.first_key_value().unwrap();
+    assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(token));
+    assert!(printed.talk.contains("written to standard output, and are worthless if it has not"), "{}", printed.talk);
+
+    desk.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
+    desk.server.fail(&SILENCE);
+    let file = desk.path("vault").display().to_string();
+    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), format!("cat > '{file}'"))];
+    let taken = desk.nmplan("apply -C @. --project acme -y --keys-to :vault");
+    assert_eq!(taken.exit, 1);
+    assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(desk.read("vault").trim()));
+
+    desk.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
+    desk.server.fail(&SILENCE);
+    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
+    insta::assert_snapshot!(desk.nmplan("apply -C @. --project acme -y --keys-to :vault").talk);
 }
 
 #[test]
@@ -376,6 +469,24 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
 }
 
 #[test]
+fn a_variable_must_be_set_in_the_env_that_is_chosen_by_the_env_the_environment_or_the_command_line() {
+    let mut desk = desk();
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
+    desk.write(
+        "mesh/corp.kdl",
+        "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
+    );
+    assert_eq!(desk.nmplan("plan -C @. --env prod").exit, 0, "what dev lacks is no matter");
+    assert_eq!(desk.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
+    assert_eq!(desk.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
+    let each = desk.nmplan("validate -C @.");
+    assert_eq!((each.exit, &*each.data), (1, "env prod: 2 resources in 2 files: valid.\n"), "{}", each.all());
+    insta::assert_snapshot!(desk.nmplan("plan -C @. --env dev").talk);
+    desk.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into())];
+    assert_eq!(desk.nmplan("plan -C @. --env dev").exit, 0);
+}
+
+#[test]
 fn validate_checks_every_env_unless_one_is_chosen() {
     let desk = desk();
     let project = "project \"acme\" schema=1\nenv \"dev\" { use \"dev/\" }\nenv \"prod\" { use \"prod/\" }\n";
@@ -404,6 +515,45 @@ fn paths_outside_of_the_project_are_problems_and_files_are_read_in_order() {
     insta::assert_snapshot!(desk.nmplan("validate -C @p").all());
     desk.write("p/nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh\" }\n");
     assert_eq!(desk.nmplan("validate -C @p").data, "2 resources in 3 files: valid.\n");
+}
+
+#[test]
+fn a_file_is_read_once_however_many_paths_lead_to_it() {
+    let desk = desk();
+    let project =
+        "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/\" \"mesh\" \"./mesh/corp.kdl\" \"same\" \"link.kdl\" }\n";
+    desk.write("nmplan.kdl", project);
+    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    std::os::unix::fs::symlink("mesh", desk.path("same")).unwrap();
+    std::os::unix::fs::symlink("mesh/corp.kdl", desk.path("link.kdl")).unwrap();
+    assert_eq!(desk.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\"\n");
+    assert_eq!(desk.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/..\" }\n");
+    assert_eq!(
+        desk.nmplan("validate -C @.").data,
+        "1 resource in 2 files: valid.\n",
+        "the project file declares nothing"
+    );
+}
+
+#[test]
+fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
+    use std::os::unix::ffi::OsStrExt;
+    let desk = desk();
+    desk.write("CORP.KDL", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    desk.write("Other.Yaml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
+    assert_eq!(desk.nmplan("validate -C @.").data, "2 resources in 2 files: valid.\n");
+    assert_eq!(desk.nmplan("validate -f @CORP.KDL").data, "1 resource in 1 file: valid.\n");
+    for name in [&b"b\xfc.kdl"[..], b"b\xfc/x.kdl", b"b\xfc.txt"] {
+        let path = desk.directory.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    }
+    let problems = desk.nmplan("validate -C @.");
+    assert_eq!(problems.exit, 1);
+    assert_eq!(problems.talk.matches("its name is not UTF-8").count(), 2, "{}", problems.talk);
+    assert!(problems.talk.contains("project::path"), "{}", problems.talk);
 }
 
 #[test]
@@ -479,9 +629,77 @@ fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
     let plan = desk.nmplan("plan -C @empty --project acme");
     assert_eq!(plan.exit, 0);
     assert!(plan.talk.contains("project::nothing_declared"), "{}", plan.talk);
-    assert!(plan.data.contains("6 changes: 6 to delete."), "{}", plan.data);
-    let other = desk.nmplan("plan -C @empty --project acme --network elsewhere");
-    assert!(other.data.contains("No changes"), "{}", other.data);
+    let verdict = "6 changes: 6 to delete; everything that acme/default manages would be deleted.";
+    assert!(plan.data.contains(verdict), "{}", plan.data);
+    let apply = desk.nmplan("apply -C @empty --project acme");
+    assert!(apply.data.contains(verdict), "{}", apply.data);
+    desk.nmplan("plan -C @empty --project acme --out @plan.json");
+    let saved = desk.nmplan("show @plan.json");
+    assert!(saved.data.contains(verdict), "{}", saved.data);
+    let some = desk.nmplan("plan -C @after --project acme");
+    assert!(!some.data.contains("everything"), "{}", some.data);
+}
+
+#[test]
+fn a_network_that_nobody_knows_is_refused_with_the_one_that_is_meant() {
+    let desk = lived_in();
+    let lines = ["plan -C @after --project acme", "apply -C @after --project acme -y", "validate -C @after", "status"];
+    for line in lines {
+        assert_eq!(desk.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
+        let refused = desk.nmplan(&format!("{line} --network crop"));
+        assert_eq!(refused.exit, 1, "{line}: {}", refused.all());
+        assert!(refused.talk.contains("no network is called crop"), "{line}: {}", refused.talk);
+        assert!(refused.talk.contains("did you mean \"corp\"?"), "{line}: {}", refused.talk);
+    }
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    let gone = desk.nmplan("plan -C @empty --project acme --network corp");
+    assert_eq!(gone.exit, 0, "the server knows it: {}", gone.all());
+}
+
+#[test]
+fn a_machine_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_which() {
+    let desk = lived_in();
+    let old = "corp/node/old".parse::<ResourceId>().unwrap();
+    for (claimed, said) in [(true, "its machine is removed from the network"), (false, "its machine stays, undeclared")]
+    {
+        desk.server.meddle(|world| {
+            let id = (old.network.clone(), old.name.clone());
+            world.inventory.put_node(id, schema::inventory::Joined { claimed, ..bench::joined(2) });
+        });
+        let plan = desk.nmplan("plan -C @after --project acme");
+        assert!(plan.data.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.data);
+    }
+    let nothing = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n}\n";
+    desk.write("nothing/corp.kdl", nothing);
+    let plan = desk.nmplan("plan -C @nothing --project acme");
+    assert_eq!(plan.data.matches("its machine").count(), 2, "of old and web, not of key and entry: {}", plan.data);
+}
+
+#[test]
+fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
+    let desk = desk();
+    let nodes = |letter: char| (0..60).map(|number| format!("    node \"{letter}{number:02}\"\n")).collect::<String>();
+    let corp = |nodes: &str| format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n");
+    desk.write("before/corp.kdl", &corp(&nodes('a')));
+    desk.write("after/corp.kdl", &corp(&nodes('b')));
+    assert_eq!(desk.nmplan("apply -C @before --project acme -y").exit, 0);
+    join(&desk.server, &[("b55", 1)]);
+    let plan = desk.nmplan("plan -C @after --project acme");
+    for number in 0..60 {
+        assert!(plan.data.contains(&format!("  - node  a{number:02}\n")), "a{number:02}: {}", plan.data);
+    }
+    assert!(plan.data.contains("  + node  b55\n        binds to the machine"), "{}", plan.data);
+    assert!(plan.data.contains("  + node  b19\n") && !plan.data.contains("b20"), "{}", plan.data);
+    assert!(plan.data.contains("... and 39 more; -v shows all"), "{}", plan.data);
+}
+
+#[test]
+fn machines_that_fare_worst_come_first() {
+    let desk = lived_in();
+    let plan = desk.nmplan("plan -C @after --project acme");
+    let (_, impact) = plan.data.split_once("Machines that are reconfigured\n").unwrap();
+    let names: Vec<_> = impact.lines().map_while(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["corp/old", "corp/gw", "corp/laptop", "corp/web"], "removed, broken, the rest");
 }
 
 fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {

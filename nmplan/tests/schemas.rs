@@ -93,6 +93,15 @@ fn fits(schema: &str, value: &Value) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+fn commit_all(desk: &Desk) {
+    let repository = git2::Repository::open(desk.path("")).unwrap();
+    let mut index = repository.index().unwrap();
+    index.add_all(["."], git2::IndexAddOption::DEFAULT, None).unwrap();
+    let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
+    let author = git2::Signature::new("Ann", "ann@example.org", &git2::Time::new(0, 0)).unwrap();
+    repository.commit(Some("HEAD"), &author, &author, "declare", &tree, &[]).unwrap();
+}
+
 /// A desk whose server has a network with machines, and files that change everything about it.
 fn desk() -> Desk {
     let desk = Desk::new(World { epoch: 7, ..World::default() });
@@ -114,6 +123,27 @@ fn a_saved_plan_fits_its_schema() {
         assert!(!plan[part].as_array().unwrap().is_empty(), "{part} is tried");
     }
     fits(PLAN, &plan);
+    assert!(plan.get("provenance").is_none(), "there is no repository");
+    let quickstart = Desk::new(World { epoch: 7, ..World::default() });
+    git2::Repository::init(quickstart.path("")).unwrap();
+    quickstart.write("corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    commit_all(&quickstart);
+    let plan: Value = serde_json::from_str(&quickstart.nmplan("plan -C @. --project acme --format json").data).unwrap();
+    assert_eq!(plan["provenance"]["message"], "declare");
+    fits(PLAN, &plan);
+}
+
+#[test]
+fn a_summary_counts_every_action_and_a_change_of_reachability_names_protocol_and_ports() {
+    let desk = desk();
+    let events = desk.nmplan("plan -C @after --project acme --json").events();
+    let of = |ty: &str| events.iter().find(|event| event["type"] == ty).unwrap().as_object().unwrap().clone();
+    let summary = of("summary");
+    for action in ["create", "update", "replace", "delete", "rename", "adopt", "forget"] {
+        assert!(summary[action].is_u64(), "{action}: {summary:?}");
+    }
+    let reach = of("reach_change");
+    assert!(reach["proto"].is_null() && reach["ports"].is_null(), "{reach:?}");
 }
 
 #[test]

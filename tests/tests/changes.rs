@@ -103,3 +103,25 @@ fn without_the_stream_a_change_comes_with_the_next_check_in() {
         eprintln!("all knew within {took:?} of the apply; they check in each 2 s");
     });
 }
+
+#[test]
+fn a_machine_that_was_cut_off_catches_up() {
+    if !enter_test("a_machine_that_was_cut_off_catches_up") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = three(&mesh, &[]).await;
+        let cut = &machines[1];
+        let links: Vec<_> = machines.iter().map(link).collect();
+        cut.host().link_down().await.expect("the cable is out");
+        mesh.apply(&text("10.40.0.10", "20s")).await;
+        eventually("the others know", Duration::from_secs(5), async || knows(&machines[0], "api", "10.40.0.10").await)
+            .await;
+        assert!(knows(cut, "api", "10.40.0.9").await, "who is cut off stays as it was");
+        assert_eq!(machines.iter().map(link).collect::<Vec<_>>(), links, "and keeps its tunnel");
+        cut.host().link_up().await.expect("the cable is in");
+        eventually("it catches up", Duration::from_secs(60), async || knows(cut, "api", "10.40.0.10").await).await;
+        all_ping_all(&machines, "corp").await;
+    });
+}

@@ -16,9 +16,8 @@ use crate::args;
 use crate::control::{ControlError, ControlPlane};
 use crate::error::{Error, Exit, wrong_format};
 use crate::events::{self, Event};
-use crate::git;
 use crate::keys::{self, KeysError, Made, Opened, Sink};
-use crate::project::{self, Loaded};
+use crate::project::{self, Loaded, Where};
 use crate::render::{self, Shown, count};
 
 /// How many revisions are searched for a plan that was applied before.
@@ -100,7 +99,8 @@ async fn planned<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<(Ready, C), Er
 /// Reads a saved plan, and sees whether it still holds.
 async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Ready, C), Error> {
     let plan = read(path)?;
-    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    check_owner(&plan, &run.place, path)?;
+    let server = (run.connect)(project::server_of(&run.place, &plan.owner())?.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     check_server(&plan, &info, path)?;
     let stale = plan.stale(&world);
@@ -124,6 +124,17 @@ pub(super) fn read(path: &Path) -> Result<Plan, Error> {
         return Ok(plan);
     };
     Err(Error::PlanFile { path: name(), why })
+}
+
+/// A flag that names another project or env than the plan contradicts it.
+fn check_owner(plan: &Plan, place: &Where, path: &Path) -> Result<(), Error> {
+    for (flag, asked, is) in [("project", &place.project, &plan.project), ("env", &place.env, &plan.env)] {
+        if let Some(asked) = asked.as_ref().filter(|asked| *asked != is) {
+            let path = path.display().to_string();
+            return Err(Error::OtherPlan { path, flag, is: is.clone(), asked: asked.clone() });
+        }
+    }
+    Ok(())
 }
 
 fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error> {
@@ -179,6 +190,7 @@ fn show<C: ControlPlane>(ready: &Ready, server: &C, args: &args::Apply, run: &mu
             .map(|loaded| awaiting(loaded, run.only.as_ref(), &ready.world))
             .unwrap_or_default(),
         next: None,
+        empties: plan::empties(&ready.plan, &ready.world),
         full: run.console.verbose,
     };
     let text = render::plan(&ready.plan, &shown) + "\n";
@@ -242,12 +254,11 @@ async fn commit<C: ControlPlane>(
     server: &C,
     run: &mut Run<'_, C>,
 ) -> Result<Applied, Error> {
-    let directory = run.place.directory.as_deref().unwrap_or(Path::new("."));
     let request = ApplyRequest {
         apply_id: apply_id()?,
-        plan: ready.plan.clone(),
+        plan: Plan { provenance: None, ..ready.plan.clone() },
         keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
-        provenance: git::provenance(directory),
+        provenance: ready.plan.provenance.clone(),
     };
     if let Some(sink) = &mut sink {
         sink.hold(made)?;
@@ -258,11 +269,8 @@ async fn commit<C: ControlPlane>(
         Err(refusal) => refusal,
     };
     if !harmless {
-        let kept = sink.and_then(|sink| match sink {
-            Opened::File(file) => Some(file.path().display().to_string()),
-            Opened::Output | Opened::Command { .. } => None,
-        });
-        return Err(Error::Unknown { source: refusal, kept });
+        let tokens = sink.map(|sink| sink.deliver(made, |tokens| run.console.data(tokens)));
+        return Err(Error::Unknown { source: refusal.into(), tokens });
     }
     if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {
         return Err(Error::NotTakenBack { refusal: refusal.to_string(), source });

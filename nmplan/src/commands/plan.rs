@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use schema::plan::Plan;
+use schema::world::World;
 
 use super::{Run, awaiting, command};
 use crate::args::{self, Format};
@@ -35,6 +36,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
                 server: Some(server.name().to_owned()),
                 awaiting: awaiting(&loaded, run.only.as_ref(), &world),
                 next: Some(next(run, &loaded, &plan, args.out.as_deref())),
+                empties: empties(&plan, &world),
                 full: run.console.verbose,
             };
             run.console.data(&render::plan(&plan, &shown))?;
@@ -44,6 +46,12 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
         run.console.talk(&format!("\nThe plan is saved in {}.\n", path.display()));
     }
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
+}
+
+/// Whether nothing of what the project and env manage is left.
+pub(super) fn empties(plan: &Plan, world: &World) -> bool {
+    let managed = world.snapshot.entries().filter(|(_, entry)| entry.owner.as_ref() == Some(&plan.owner())).count();
+    managed > 0 && plan.summary().delete == managed as u64
 }
 
 /// The saved form of a plan.
@@ -79,7 +87,7 @@ pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Opt
     if saved.is_some() {
         // A saved plan knows who declares what; only the server is to be found.
         (place.directory, place.files, place.variables) = (place.directory, Vec::new(), Default::default());
-        place.project = None;
+        (place.project, place.env) = (None, None);
         return command(&place, None, &verb);
     }
     place.project = place.project.or_else(|| match loaded.project {

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use schema::api::LogEntry;
+use schema::plan::Plan;
 use schema::snapshot::Revision;
+use schema::world::{ServerInfo, World};
 
 use super::{Run, apply, plan};
 use crate::args;
@@ -76,16 +78,15 @@ fn told(entry: &LogEntry, full: bool) -> String {
 /// A saved plan; whether it still holds is said where the server can be asked.
 async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let saved = apply::read(path)?;
+    let observed = observe(&saved, run).await;
+    let empties = observed.as_ref().is_ok_and(|(_, world)| plan::empties(&saved, world));
     let text = if run.console.json {
         plan::document(&saved)
     } else {
-        render::plan(&saved, &Shown { full: run.console.verbose, ..Shown::default() })
+        render::plan(&saved, &Shown { empties, full: run.console.verbose, ..Shown::default() })
     };
     run.console.data(&text)?;
-    let moved = match connect(run) {
-        Ok(server) => run.observe(&server).await.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world))),
-        Err(error) => Err(error),
-    };
+    let moved = observed.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world)));
     run.console.talk(&match moved {
         Err(error) => format!("\nWhether it still holds was not checked: {error}.\n"),
         Ok((true, _)) => "\nThe server that can be reached is another than it was made for.\n".into(),
@@ -97,6 +98,12 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exi
         }
     });
     Ok(Exit::Done)
+}
+
+/// What the server of a saved plan has.
+async fn observe<C: ControlPlane>(saved: &Plan, run: &mut Run<'_, C>) -> Result<(ServerInfo, World), Error> {
+    let server = (run.connect)(project::server_of(&run.place, &saved.owner())?.as_deref())?;
+    run.observe(&server).await
 }
 
 fn connect<C: ControlPlane>(run: &Run<'_, C>) -> Result<C, Error> {

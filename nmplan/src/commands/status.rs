@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::Run;
+use super::{Run, networks};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::{project, render};
@@ -14,6 +14,11 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let mut status = run.console.waiting(&what, server.status()).await?;
     if let Some(only) = &run.only {
         status.nodes.retain(|node| node.id.split('/').next() == Some(only.as_str()));
+    }
+    // A network without nodes and a network that is none look the same there.
+    if run.only.is_some() && status.nodes.is_empty() {
+        let (_, world) = run.observe(&server).await?;
+        run.check_network(networks(&world.snapshot).collect())?;
     }
     let text = if run.console.json {
         serde_json::to_string(&status).expect("a status can be written as JSON") + "\n"

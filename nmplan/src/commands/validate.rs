@@ -1,8 +1,10 @@
 //! `nmplan validate`: checks the files, without a server.
 
-use schema::scalars::Name;
+use std::collections::BTreeSet;
 
-use super::Run;
+use schema::scalars::{Name, NetworkName};
+
+use super::{Run, networks};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::events;
@@ -14,25 +16,28 @@ pub fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if run.console.json {
         run.console.event(&events::version())?;
     }
-    match one(run, None) {
-        Err(Error::Load(LoadError::WhichEnv(envs))) => each(run, envs),
-        other => other.map(|()| Exit::Done),
-    }
+    let known = match one(run, None) {
+        Err(Error::Load(LoadError::WhichEnv(envs))) => each(run, envs)?,
+        other => other?,
+    };
+    run.check_network(known)?;
+    Ok(Exit::Done)
 }
 
-fn each<C: ControlPlane>(run: &mut Run<'_, C>, envs: Vec<Name>) -> Result<Exit, Error> {
-    let mut errors = 0;
+fn each<C: ControlPlane>(run: &mut Run<'_, C>, envs: Vec<Name>) -> Result<BTreeSet<NetworkName>, Error> {
+    let (mut errors, mut known) = (0, BTreeSet::new());
     for env in envs {
         run.place.env = Some(env.clone());
         match one(run, Some(&env)) {
             Err(Error::Problems { count, .. }) => errors += count,
-            other => other?,
+            other => known.extend(other?),
         }
     }
-    if errors > 0 { Err(Error::Problems { count: errors, undone: None }) } else { Ok(Exit::Done) }
+    if errors > 0 { Err(Error::Problems { count: errors, undone: None }) } else { Ok(known) }
 }
 
-fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<(), Error> {
+/// Checks one env; the networks that it declares.
+fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<BTreeSet<NetworkName>, Error> {
     let loaded = run.load(None)?;
     if !run.console.json && !run.console.quiet {
         let resources = count(loaded.declared.snapshot.len() as u64, "resource");
@@ -41,5 +46,5 @@ fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<(), 
         let env = env.map(|env| format!("env {env}: ")).unwrap_or_default();
         run.console.data(&format!("{env}{resources} in {files}: {verdict}.\n"))?;
     }
-    Ok(())
+    Ok(networks(&loaded.declared.snapshot).collect())
 }

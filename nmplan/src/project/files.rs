@@ -29,6 +29,15 @@ impl Root {
     }
 }
 
+/// What an entry of a directory is.
+enum Entry {
+    Directory,
+    /// A file that declares.
+    Declares,
+    /// Nothing that is read.
+    Other,
+}
+
 /// What was read so far.
 #[derive(Default)]
 pub(super) struct Reading {
@@ -45,12 +54,15 @@ impl Reading {
         if env.r#use.is_empty() {
             return self.everything(root);
         }
-        let mut paths = BTreeSet::new();
+        let (mut paths, mut walked) = (BTreeSet::new(), BTreeSet::new());
         for path in &env.r#use {
             let at = document.and_then(|document| place(document, path));
             match inside(root, Path::new(&**path)) {
-                Ok(real) if real.is_dir() => paths.extend(self.walk(root, &root.shown.join(&**path))?),
-                Ok(_) if Language::of(path).is_some() => drop(paths.insert(root.shown.join(&**path))),
+                Ok(real) if real.is_dir() => {
+                    let directory = root.shown.join(&**path);
+                    paths.extend(self.walk(root, directory, &mut walked)?);
+                }
+                Ok(_) if language(Path::new(&**path)).is_some() => drop(paths.insert(root.shown.join(&**path))),
                 Ok(_) => self.report.push(
                     bad_path(path, "its ending tells no language", "name a directory, or a .kdl, .yaml or .yml file")
                         .at(at),
@@ -65,7 +77,7 @@ impl Reading {
 
     /// Reads every file of the directory.
     pub(super) fn everything(&mut self, root: &Root) -> Result<(), LoadError> {
-        let paths = self.walk(root, &root.shown)?;
+        let paths = self.walk(root, root.shown.clone(), &mut BTreeSet::new())?;
         self.declare(paths)
     }
 
@@ -82,55 +94,84 @@ impl Reading {
         Ok(())
     }
 
+    /// Reads files in the order of their names, one that has several names under the first.
     fn declare(&mut self, paths: BTreeSet<PathBuf>) -> Result<(), LoadError> {
+        let mut seen = BTreeSet::new();
         for path in paths {
+            let failed = |source| LoadError::Read { path: shown(&path).to_string(), source };
+            if !seen.insert(path.canonicalize().map_err(failed)?) {
+                continue;
+            }
             let id = self.file(&path)?;
             self.declaring.extend(id);
         }
         Ok(())
     }
 
-    /// The declaring files of a directory and of those below it; what is hidden is left out, and so are project files at
-    /// the top.
-    fn walk(&mut self, root: &Root, directory: &Path) -> Result<BTreeSet<PathBuf>, LoadError> {
-        let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![directory.to_owned()]);
-        while let Some(directory) = open.pop() {
+    /// The declaring files of a directory and of those below it that were not `walked` yet; what is hidden is left out, and
+    /// so are project files at the top.
+    fn walk(
+        &mut self,
+        root: &Root,
+        directory: PathBuf,
+        walked: &mut BTreeSet<PathBuf>,
+    ) -> Result<BTreeSet<PathBuf>, LoadError> {
+        let (mut found, mut open) = (BTreeSet::new(), BTreeSet::from([directory]));
+        while let Some(directory) = open.pop_first() {
             let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
+            let real = directory.canonicalize().map_err(failed)?;
+            let is_top = real == root.real;
             // A link may lead back to where it stands.
-            if !seen.insert(directory.canonicalize().map_err(failed)?) {
+            if !walked.insert(real) {
                 continue;
             }
             for entry in fs::read_dir(&directory).map_err(failed)? {
                 let path = entry.map_err(failed)?.path();
-                let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-                let is_project = directory == root.shown && PROJECT_FILES.contains(&name);
-                if name.starts_with('.') || is_project {
+                let name = path.file_name().unwrap_or_default();
+                let is_project = is_top && PROJECT_FILES.iter().any(|project| name == *project);
+                if name.as_encoded_bytes().starts_with(b".") || is_project {
                     continue;
                 }
-                let readable = Language::of(name).is_some();
-                match path.canonicalize() {
-                    Ok(real) if !real.starts_with(&root.real) => {
-                        if readable || real.is_dir() {
-                            let why = "it leads outside of the project's directory";
-                            self.report.push(bad_path(&shown(&path), why, "take the link away"));
-                        }
-                    }
-                    Ok(real) if real.is_dir() => open.push(path),
-                    Ok(real) if readable && real.is_file() => drop(found.insert(path)),
-                    Ok(_) => {}
-                    Err(source) if readable => return Err(LoadError::Read { path: shown(&path).to_string(), source }),
-                    Err(_) => {}
+                match self.entry(root, &path)? {
+                    Entry::Directory => drop(open.insert(path)),
+                    Entry::Declares => drop(found.insert(path)),
+                    Entry::Other => {}
                 }
             }
         }
         Ok(found)
     }
 
+    /// What an entry of a directory is; a problem says why one that looks as if it declares is not read.
+    fn entry(&mut self, root: &Root, path: &Path) -> Result<Entry, LoadError> {
+        let readable = language(path).is_some();
+        let real = match path.canonicalize() {
+            Ok(real) => real,
+            Err(source) if readable => return Err(LoadError::Read { path: shown(path).to_string(), source }),
+            Err(_) => return Ok(Entry::Other),
+        };
+        let (is_directory, below) = (real.is_dir(), path.strip_prefix(&root.shown).unwrap_or(path));
+        if !is_directory && !(readable && (real.is_file() || !real.starts_with(&root.real))) {
+            return Ok(Entry::Other);
+        }
+        let bad = |why, help| bad_path(&shown(path), why, help);
+        if !real.starts_with(&root.real) {
+            self.report.push(bad("it leads outside of the project's directory", "take the link away"));
+        } else if is_directory {
+            return Ok(Entry::Directory);
+        } else if below.to_str().is_none() {
+            self.report.push(bad("its name is not UTF-8", "give it another name"));
+        } else {
+            return Ok(Entry::Declares);
+        }
+        Ok(Entry::Other)
+    }
+
     /// Reads one file; nothing where a problem says why not.
     pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
         let name = shown(path);
         let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
-        self.read(&name, file, Language::of(&name))
+        self.read(&name, file, language(path))
     }
 
     fn read(&mut self, name: &str, from: impl Read, language: Option<Language>) -> Result<Option<SourceId>, LoadError> {
@@ -151,6 +192,12 @@ impl Reading {
         let message = format!("{name} is not UTF-8 text: byte {} is the first that is wrong", byte + 1);
         self.report.push(Problem::new(Code::NotText, message).at(at).help("save it as UTF-8".to_owned()));
     }
+}
+
+/// The language that the ending of a file tells, in capitals or not.
+pub(crate) fn language(path: &Path) -> Option<Language> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    Language::of(&format!(".{ending}"))
 }
 
 /// The language of a text that has no file name: YAML if the first line that is no comment looks like it, else KDL.

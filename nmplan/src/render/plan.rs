@@ -23,6 +23,8 @@ pub struct Shown {
     pub awaiting: Vec<NodeId>,
     /// What to type next.
     pub next: Option<String>,
+    /// Whether nothing of what the project and env manage is left.
+    pub empties: bool,
     /// Whether nothing is folded.
     pub full: bool,
 }
@@ -31,10 +33,10 @@ pub struct Shown {
 pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let summary = plan.summary();
     let mut text = title(plan, shown);
-    text += &verdict(plan, &summary);
+    text += &verdict(plan, &summary, shown.empties);
     for (network, changes) in by_network(&plan.changes) {
         let _ = writeln!(text, "\n{}", network.bold());
-        text += &lines(change_lines(&changes, &plan.binds, shown.full));
+        text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
     text += &section("Machines that are reconfigured", impact(&plan.impact, shown.full));
     text += &section("Who can reach whom", reach(&plan.reach, shown.full));
@@ -53,7 +55,7 @@ pub fn changes(changes: &[Change], full: bool) -> String {
     let mut text = String::new();
     for (network, changes) in by_network(changes) {
         let _ = writeln!(text, "\n{}", network.bold());
-        text += &lines(change_lines(&changes, &[], full));
+        text += &lines(change_lines(&changes, None, full));
     }
     text
 }
@@ -63,7 +65,7 @@ fn title(plan: &Plan, shown: &Shown) -> String {
     format!("{} of {}{server}, revision {}\n\n", "Plan".bold(), plan.owner(), plan.server.revision)
 }
 
-fn verdict(plan: &Plan, summary: &Summary) -> String {
+fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     if plan.changes.is_empty() {
         return format!("{}: the server has what is declared.\n", "No changes".green().bold());
     }
@@ -72,7 +74,12 @@ fn verdict(plan: &Plan, summary: &Summary) -> String {
     let parts: Vec<_> =
         parts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
     let total = count(plan.changes.len() as u64, "change");
-    let mut text = format!("{}: {}.\n", total.bold(), parts.join(", "));
+    let mut text = format!("{}: {}", total.bold(), parts.join(", "));
+    if empties {
+        let everything = format!("everything that {} manages would be deleted", plan.owner());
+        let _ = write!(text, "; {}", everything.red().bold());
+    }
+    text += ".\n";
     text += &match nodes_changed {
         0 => "No joined machine notices.\n".to_owned(),
         1 => "1 machine is reconfigured".to_owned(),
@@ -103,15 +110,20 @@ fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
     networks
 }
 
-/// The changes of one network, those of one action and kind folded together.
-fn change_lines(changes: &[&Change], binds: &[Bind], full: bool) -> Vec<String> {
+/// The changes of one network, those of one action and kind folded together. What is lost, and which machine gets a name,
+/// is never folded.
+fn change_lines(changes: &[&Change], plan: Option<&Plan>, full: bool) -> Vec<String> {
     let kinds = changes.iter().map(|change| change.id.kind.descriptor().word.len()).max().unwrap_or_default();
     let names = changes.iter().filter(|change| inside(change)).map(|change| change.id.name.as_str().len());
     let names = names.max().unwrap_or_default().min(24);
     let mut text = Vec::new();
     for group in changes.chunk_by(|a, b| (a.action, a.id.kind) == (b.action, b.id.kind)) {
-        let lines = group.iter().map(|change| change_line(change, binds, kinds, names)).collect();
-        text.extend(fold(lines, full));
+        let line = |change: &&Change| {
+            let machine = plan.and_then(|plan| machine(change, plan));
+            let kept = change.action == Action::Delete || machine.is_some();
+            (change_line(change, kinds, names) + &machine.unwrap_or_default(), kept)
+        };
+        text.extend(fold(group.iter().map(line).collect(), full));
     }
     text
 }
@@ -122,7 +134,7 @@ fn inside(change: &Change) -> bool {
 }
 
 /// A change, and below it what does not fit into one line.
-fn change_line(change: &Change, binds: &[Bind], kinds: usize, names: usize) -> String {
+fn change_line(change: &Change, kinds: usize, names: usize) -> String {
     let word = change.id.kind.descriptor().word;
     let name = if inside(change) { change.id.name.as_str() } else { "" };
     let mut line = format!("  {} {word:kinds$}  {name:names$}", symbol(change.action));
@@ -145,12 +157,30 @@ fn change_line(change: &Change, binds: &[Bind], kinds: usize, names: usize) -> S
         },
     }
     line.truncate(line.trim_end().len());
-    if let Some(bind) = binds.iter().find(|bind| bind.id == change.id) {
-        let key = bind.key.as_ref().map_or("without a key".to_owned(), |key| format!("with key {key}"));
-        let _ = write!(line, "\n        binds to the machine that joined on {} {key}", moment(bind.joined));
-        let _ = write!(line, "\n        identity {}", bind.identity);
-    }
     line
+}
+
+/// What a declaration that is made or taken away means for the machine that has joined under its name.
+fn machine(change: &Change, plan: &Plan) -> Option<String> {
+    let bind = plan.binds.iter().find(|bind| bind.id == change.id)?;
+    let line = |text: &str| format!("\n        {text}");
+    Some(match change.action {
+        Action::Create => {
+            let key = bind.key.as_ref().map_or("without a key".to_owned(), |key| format!("with key {key}"));
+            let joined = format!("binds to the machine that joined on {} {key}", moment(bind.joined));
+            line(&joined) + &line(&format!("identity {}", bind.identity))
+        }
+        Action::Update => return None,
+        Action::Delete if is_removed(bind, &plan.impact) => {
+            line(&"its machine is removed from the network".red().to_string())
+        }
+        Action::Delete => line("its machine stays, undeclared"),
+    })
+}
+
+/// Whether the plan takes the machine out of the network.
+fn is_removed(bind: &Bind, impact: &[NodeImpact]) -> bool {
+    impact.iter().any(|it| it.removed && it.network == bind.id.network && it.node == bind.id.name)
 }
 
 /// The fields of a new resource that are not as they would be anyway.
@@ -183,11 +213,14 @@ fn value_of(it: &Value) -> String {
     value(it)
 }
 
+/// What machines notice, the worst first.
 fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
     let name = |it: &NodeImpact| format!("{}/{}", it.network, it.node);
     let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default().min(40);
-    let lines = impact.iter().map(|it| format!("  {:width$}  {}", name(it), notices(it))).collect();
-    fold(lines, full)
+    let mut sorted: Vec<&NodeImpact> = impact.iter().collect();
+    sorted.sort_by_key(|it| (!it.removed, it.keeps_server, !it.sessions_break, &it.network, &it.node));
+    let lines = sorted.into_iter().map(|it| (format!("  {:width$}  {}", name(it), notices(it)), false));
+    fold(lines.collect(), full)
 }
 
 /// What one machine notices, the worst first.
@@ -234,7 +267,7 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
         let who = if from == "*" { "every node" } else { from };
         let whom = if to == "*" { "every other node" } else { to };
         let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
-        format!("  {network:width$}  {sign} {who} <-> {whom}, {}{because}", count(*pairs, "way"))
+        (format!("  {network:width$}  {sign} {who} <-> {whom}, {}{because}", count(*pairs, "way")), false)
     });
     fold(lines.collect(), full)
 }

@@ -47,6 +47,8 @@ pub struct Desk {
     pub directory: tempfile::TempDir,
     pub environment: Vec<(String, String)>,
     pub typed: Option<&'static str>,
+    /// The server that was looked for last.
+    pub asked: RefCell<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -66,7 +68,7 @@ impl Write for Shared {
 impl Desk {
     pub fn new(world: World) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        Self { server: Memory::of(world), directory, environment: Vec::new(), typed: None }
+        Self { server: Memory::of(world), directory, environment: Vec::new(), typed: None, asked: RefCell::default() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -98,7 +100,10 @@ impl Desk {
         let (data, talk) = (Shared::default(), Shared::default());
         let mut console = Console::of(&args.global, data.clone(), talk.clone(), self.typed);
         let environment = Environment::from_iter(self.environment.iter().cloned());
-        let connect = |_: Option<&str>| Ok(self.server.clone());
+        let connect = |url: Option<&str>| {
+            self.asked.replace(url.map(str::to_owned));
+            Ok(self.server.clone())
+        };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
         let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
