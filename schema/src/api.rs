@@ -62,7 +62,7 @@ pub struct LogEntry {
     pub time: Timestamp,
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
-    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`.
+    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`, `upgrade`.
     pub action: String,
     /// The project and env that declared.
     pub owner: Option<Owner>,

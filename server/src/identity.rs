@@ -103,7 +103,7 @@ impl DataDir {
     }
 
     /// Reads a file, or nothing if there is none.
-    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+    pub fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
         let path = self.file(name);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),

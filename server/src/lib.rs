@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use schema::world::ServerInfo;
+use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -41,6 +41,8 @@ use crate::state::State;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store, StoreError, Stored, StoredToken};
 
+/// The version of the program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How often it is stored when nodes were last heard of.
 const STORE_SEEN: Duration = Duration::from_secs(60);
 
@@ -102,14 +104,15 @@ pub async fn open_with(
     directory.reserve(identity::DATABASE)?;
     let mut store = make(&directory.file(identity::DATABASE))?;
     let first_start = first_token(&mut *store, directory)?;
-    let Stored { server_id, world, seen, served } = store.load()?;
+    let Stored { server_id, mut world, seen, served } = store.load()?;
+    note_version(&mut *store, directory, &mut world)?;
     let info = ServerInfo {
         id: server_id,
         epoch: world.epoch,
         agent_addresses: vec![settings.agent_address()],
         signing_key: proto::sign::verifier(secrets.signing_key()),
         ca_pin: settings.tls.then_some(certificate.ca_pin),
-        version: env!("CARGO_PKG_VERSION").into(),
+        version: VERSION.into(),
     };
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let sightings = Sightings::new(seen, served, &world.inventory);
@@ -117,6 +120,18 @@ pub async fn open_with(
     let (committer, states) = Committer::start(store, State::new(world, since));
     let service = Service::new(committer, states, secrets, info, sightings);
     Ok(Server { service, tls, rest, agents, behind_proxy: settings.behind_proxy, first_start, _lock: lock })
+}
+
+/// Notes which version of the program serves; the first start of another one is a revision, unless there is nothing yet.
+fn note_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
+    const FILE: &str = "version";
+    if directory.read(FILE)?.is_some_and(|version| *version == VERSION.as_bytes()) {
+        return Ok(());
+    }
+    if world.revision.0 > 0 {
+        store::note_upgrade(store, world, VERSION)?;
+    }
+    Ok(directory.write(FILE, VERSION.as_bytes())?)
 }
 
 /// Takes a port, if its API is served, and notes which it is.

@@ -45,6 +45,8 @@ pub trait Store: Send {
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError>;
 }
 
+/// What the log calls the first start of another version.
+const UPGRADE: &str = "upgrade";
 /// How far back the log is searched at a start.
 const SEARCHED: u64 = 10_000;
 
@@ -53,14 +55,38 @@ pub fn unchanged_since(
     store: &mut dyn Store,
     head: Revision,
 ) -> Result<impl Fn(&NetworkName) -> Revision + use<>, StoreError> {
-    let oldest = Revision(head.0.saturating_sub(SEARCHED));
+    let mut oldest = Revision(head.0.saturating_sub(SEARCHED));
     let mut last = BTreeMap::new();
     for entry in store.log(oldest, SEARCHED as usize)? {
+        if entry.action == UPGRADE {
+            oldest = entry.revision;
+        }
         let declared = entry.changes.iter().map(|change| &change.id.network);
         let networks = declared.chain(entry.nodes.iter().map(|(network, _)| network));
         last.extend(networks.map(|network| (network.clone(), entry.revision)));
     }
-    Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest))
+    Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest).max(oldest))
+}
+
+/// Makes a revision that changes nothing that is kept: another version of the program may tell nodes other things of it, so
+/// all of them are told anew.
+pub fn note_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> Result<(), StoreError> {
+    let revision = Revision(world.revision.0 + 1);
+    let entry = LogEntry {
+        revision,
+        time: Timestamp::now(),
+        actor: format!("nmserver {version}"),
+        action: UPGRADE.into(),
+        owner: None,
+        apply_id: None,
+        digest: None,
+        provenance: None,
+        changes: Vec::new(),
+        nodes: Vec::new(),
+    };
+    store.commit(&[Batch { entry, puts: Vec::new(), deletes: Vec::new() }])?;
+    world.revision = revision;
+    Ok(())
 }
 
 /// Everything that is kept.

@@ -273,6 +273,27 @@ async fn a_restart_tells_no_node_what_it_knows() {
 }
 
 #[tokio::test]
+async fn another_version_tells_every_node_anew_and_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    server.declare(CORP).await;
+    let mut agent = server.joined("a", 1, "many").await;
+    server.end().await;
+    std::fs::write(directory.path().join("version"), "0.0.1").unwrap();
+    for told in [true, false] {
+        let server = Running::on_disk(directory.path()).await;
+        agent.client = server.agent("a", 1).client;
+        let update = agent.check_in(None).await.unwrap().update;
+        assert_eq!(update.is_some(), told);
+        update.iter().for_each(|update| {
+            assert!(matches!(update.body, Some(Body::Whole(_))), "what it has may be another version's");
+            agent.take(update).unwrap();
+        });
+        server.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_watcher_hears_of_every_change_within_a_second() {
     let server = corp().await;
     let mut agent = server.joined("a", 1, "many").await;
