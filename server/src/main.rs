@@ -70,7 +70,8 @@ fn main() -> ExitCode {
         }
     };
     let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(colour).init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

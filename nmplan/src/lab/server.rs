@@ -22,6 +22,7 @@ pub struct Server {
     program: PathBuf,
     settings: Vec<(String, String)>,
     process: Option<Process>,
+    starts: usize,
 }
 
 impl Server {
@@ -34,7 +35,7 @@ impl Server {
         // No node can be called like this.
         let host = underlay.host("the_server").await?;
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut server = Self { host, program: programs.nmserver.clone(), settings, process: None };
+        let mut server = Self { host, program: programs.nmserver.clone(), settings, process: None, starts: 0 };
         server.serve().await?;
         Ok(server)
     }
@@ -95,9 +96,10 @@ impl Server {
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let process = self.host.start("nmserver", command).map_err(system("start nmserver"))?;
         let process = self.process.insert(process);
+        self.starts += 1;
         let deadline = Instant::now() + PATIENCE;
-        // The last line that it logs before it serves.
-        while !process.printed().contains("serving") {
+        // The last line that each start logs before it serves, and the log has them all.
+        while process.printed().matches(" serving ").count() < self.starts {
             if Instant::now() > deadline || !process.is_running() {
                 return Err(Error::NotServing(process.printed()));
             }
