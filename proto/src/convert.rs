@@ -1,6 +1,6 @@
 //! The only place where messages become the model's types and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -55,11 +55,13 @@ pub struct Position {
 /// A View as a message body.
 pub fn encode_view(view: &View) -> Vec<u8> {
     let View { network: _, node: _, interface, peers, names } = view;
+    let peer = |name: &Name| peers.get(name).map(|peer| &**peer);
+    let named = |name: &Name, peer: &Peer| names.get(name).is_some_and(|resolution| is_of(resolution, peer));
     let message = wire::View {
         interface: Some(from_interface(interface)),
         peer_count: u32::try_from(peers.len()).unwrap_or(u32::MAX),
-        peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
-        names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+        peers: peers.iter().map(|(name, peer)| from_peer(name, peer, named(name, peer))).collect(),
+        names: from_resolutions(names.iter(), peer),
     };
     message.encode_to_vec()
 }
@@ -67,15 +69,43 @@ pub fn encode_view(view: &View) -> Vec<u8> {
 /// A delta as a message body; `peers_after` is how many peers the View has then.
 pub fn encode_delta(delta: &ViewDelta, peers_after: usize) -> Vec<u8> {
     let ViewDelta { interface, peers, lost_peers, names, lost_names } = delta;
+    let (by_peer, by_name): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        (peers.iter().map(|(name, peer)| (name, &**peer)).collect(), names.iter().map(|it| (&it.0, &*it.1)).collect());
+    let named = |name: &Name, peer: &Peer| by_name.get(name).is_some_and(|resolution| is_of(resolution, peer));
     let message = wire::Delta {
         interface: interface.as_ref().map(from_interface),
-        peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
+        peers: peers.iter().map(|(name, peer)| from_peer(name, peer, named(name, peer))).collect(),
         lost_peers: lost_peers.iter().map(ToString::to_string).collect(),
-        names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+        names: from_resolutions(names.iter().map(|(name, resolution)| (name, resolution)), |name| {
+            by_peer.get(name).copied()
+        }),
         lost_names: lost_names.iter().map(ToString::to_string).collect(),
         peer_count: u32::try_from(peers_after).unwrap_or(u32::MAX),
     };
     message.encode_to_vec()
+}
+
+/// Whether a name stands for exactly what a peer of that name has: most do, and then it is said with the peer.
+fn is_of(resolution: &Resolution, peer: &Peer) -> bool {
+    match resolution {
+        Resolution::Addresses(addresses) => named_addresses(peer).as_ref() == Some(addresses),
+        Resolution::Alias(_) => false,
+    }
+}
+
+/// The addresses of a peer, if it has nothing but single ones.
+fn named_addresses(peer: &Peer) -> Option<BTreeSet<IpAddr>> {
+    let single = |range: &IpNet| range.prefix_len() == range.max_prefix_len();
+    peer.allowed_ips.iter().map(|range| single(range).then(|| range.addr())).collect()
+}
+
+/// The names that are not said with a peer.
+fn from_resolutions<'a, 'b>(
+    names: impl Iterator<Item = (&'a Name, &'a Arc<Resolution>)>,
+    peer: impl Fn(&Name) -> Option<&'b Peer>,
+) -> Vec<wire::Resolution> {
+    let rest = names.filter(|(name, resolution)| !peer(name).is_some_and(|peer| is_of(resolution, peer)));
+    rest.map(|(name, resolution)| from_resolution(name, resolution)).collect()
 }
 
 /// What a node is told.
@@ -118,8 +148,8 @@ fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, 
     let wire::View { interface, peers, names, peer_count } =
         wire::View::decode(body).map_err(|_| Malformed::Encoding)?;
     let interface = to_interface(interface.ok_or(Malformed::Field("interface"))?)?;
-    let peers = peers.into_iter().map(to_peer).collect::<Result<_, _>>()?;
-    let names = names.into_iter().map(to_resolution).collect::<Result<_, _>>()?;
+    let (peers, names) = to_peers_and_names(peers, names)?;
+    let (peers, names) = (peers.into_iter().collect(), names.into_iter().collect());
     let view = View { network: network.clone(), node: node.clone(), interface, peers, names };
     counted(view, peer_count)
 }
@@ -127,15 +157,36 @@ fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, 
 fn apply_delta(body: &[u8], mut view: View) -> Result<View, Malformed> {
     let wire::Delta { interface, peers, lost_peers, names, lost_names, peer_count } =
         wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
+    let (peers, names) = to_peers_and_names(peers, names)?;
     let delta = ViewDelta {
         interface: interface.map(to_interface).transpose()?,
-        peers: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
+        peers,
         lost_peers: to_names(&lost_peers)?,
-        names: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
+        names,
         lost_names: to_names(&lost_names)?,
     };
     delta.apply(&mut view);
     counted(view, peer_count)
+}
+
+type Entries<T> = Vec<(Name, Arc<T>)>;
+
+fn to_peers_and_names(
+    peers: Vec<wire::Peer>,
+    names: Vec<wire::Resolution>,
+) -> Result<(Entries<Peer>, Entries<Resolution>), Malformed> {
+    let mut resolutions = names.into_iter().map(to_resolution).collect::<Result<Vec<_>, _>>()?;
+    let mut entries = Vec::with_capacity(peers.len());
+    for peer in peers {
+        let named = peer.named;
+        let (name, peer) = to_peer(peer)?;
+        if named {
+            let addresses = named_addresses(&peer).ok_or(Malformed::Field("named"))?;
+            resolutions.push((name.clone(), Arc::new(Resolution::Addresses(addresses))));
+        }
+        entries.push((name, peer));
+    }
+    Ok((entries, resolutions))
 }
 
 fn counted(view: View, announced: u32) -> Result<View, Malformed> {
@@ -196,18 +247,19 @@ fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
         && one_good(&ipv6, |range| range.parse::<Ipv6Range>().is_ok())
 }
 
-fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
+fn from_peer(name: &Name, peer: &Peer, named: bool) -> wire::Peer {
     let Peer { public_key, endpoint, allowed_ips } = peer;
     wire::Peer {
         name: name.to_string(),
         public_key: public_key.0.to_vec().into(),
         endpoint: endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
         allowed_ips: allowed_ips.iter().map(from_prefix).collect(),
+        named,
     }
 }
 
 fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
-    let wire::Peer { name, public_key, endpoint, allowed_ips } = peer;
+    let wire::Peer { name, public_key, endpoint, allowed_ips, named: _ } = peer;
     let endpoint = match &*endpoint {
         "" => None,
         endpoint => Some(endpoint.parse().map_err(|_| Malformed::Field("endpoint"))?),

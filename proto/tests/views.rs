@@ -79,13 +79,20 @@ fn interfaces() -> impl Strategy<Value = Interface> {
     )
 }
 
+/// Views in which some names stand for what the peer of that name has, as most do.
 fn views() -> impl Strategy<Value = View> {
-    (interfaces(), names(peers()), names(resolutions())).prop_map(|(interface, peers, names)| View {
-        network: network(),
-        node: node(),
-        interface,
-        peers: peers.into_iter().collect(),
-        names: names.into_iter().collect(),
+    (interfaces(), names(peers()), names(resolutions()), any::<u8>()).prop_map(|(interface, peers, names, own)| {
+        let (mut peers, mut names): (BTreeMap<Name, Arc<Peer>>, BTreeMap<Name, Arc<Resolution>>) = (peers, names);
+        for (place, (name, peer)) in peers.iter_mut().enumerate() {
+            if own & (1 << place) != 0 {
+                let addresses: BTreeSet<IpAddr> = peer.allowed_ips.iter().map(IpNet::addr).collect();
+                let allowed_ips = addresses.iter().copied().map(IpNet::from).collect();
+                *peer = Arc::new(Peer { allowed_ips, ..(**peer).clone() });
+                names.insert(name.clone(), Arc::new(Resolution::Addresses(addresses)));
+            }
+        }
+        let (peers, names) = (peers.into_iter().collect(), names.into_iter().collect());
+        View { network: network(), node: node(), interface, peers, names }
     })
 }
 
@@ -180,4 +187,24 @@ fn a_machine_takes_no_address_that_no_mesh_has() {
     ] {
         assert_eq!(with(bad), Err(Malformed::Field("addresses")), "{bad:?}");
     }
+}
+
+#[test]
+fn what_a_peer_is_called_is_said_once() {
+    let name: Name = "a".repeat(63).parse().unwrap();
+    let addresses: BTreeSet<IpAddr> = ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into();
+    let peer = Peer {
+        public_key: PublicKey([7; 32]),
+        endpoint: Some("[2001:db8::7]:51821".parse().unwrap()),
+        allowed_ips: addresses.iter().copied().map(IpNet::from).collect(),
+    };
+    let delta = ViewDelta {
+        peers: vec![(name.clone(), Arc::new(peer))],
+        names: vec![(name.clone(), Arc::new(Resolution::Addresses(addresses)))],
+        ..ViewDelta::default()
+    };
+    let body = encode_delta(&delta, 1);
+    assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
+    let update = signed(4_000_000_000, 4_000_000_001, Body::Delta(body.into()));
+    assert!(update.encoded_len() <= 300, "{} bytes for the longest name and both families", update.encoded_len());
 }
