@@ -45,9 +45,9 @@ pub enum Language {
 }
 
 impl Language {
-    /// The language of a file of that name, if its ending is known.
+    /// The language of a file of that name, if its ending is known, in whatever case.
     pub fn of(path: &str) -> Option<Self> {
-        match path.rsplit_once('.')?.1 {
+        match &*path.rsplit_once('.')?.1.to_ascii_lowercase() {
             "kdl" => Some(Self::Kdl),
             "yaml" | "yml" => Some(Self::Yaml),
             _ => None,

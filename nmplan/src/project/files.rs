@@ -194,10 +194,9 @@ impl Reading {
     }
 }
 
-/// The language that the ending of a file tells, in capitals or not.
+/// The language that the ending of a file tells, also where the rest of its name is no text.
 pub(crate) fn language(path: &Path) -> Option<Language> {
-    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
-    Language::of(&format!(".{ending}"))
+    Language::of(&format!(".{}", path.extension()?.to_str()?))
 }
 
 /// The language of a text that has no file name: YAML if the first line that is no comment looks like it, else KDL.
