@@ -98,8 +98,18 @@ fn without_the_stream_a_change_comes_with_the_next_check_in() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = three(&mesh, &[("NETCLIENT_WATCH", "false")]).await;
+        // By the variable on two of them, by the file on the third; the log tells what the agents do.
+        let log = ("NETCLIENT_LOG", "netclient=debug");
+        let mut machines = three(&mesh, &[log, ("NETCLIENT_WATCH", "false")]).await;
+        machines[2].kill_daemon().await.expect("it is killed");
+        let path = "/etc/netclient/netclient.toml";
+        machines[2].host().write(path, "watch = false\n").expect("it is written");
+        machines[2].start_daemon(&[log]).expect("the agent starts");
         let took = readdress(&mesh, &machines, Duration::from_secs(6)).await;
+        for machine in &mut machines {
+            let log = machine.daemon().expect("it runs").printed();
+            assert!(log.contains("output=CheckIn") && !log.contains("output=Watch"), "{log}");
+        }
         eprintln!("all knew within {took:?} of the apply; they check in each 2 s");
     });
 }

@@ -78,6 +78,12 @@ fn tokens_that_cannot_be_used_are_refused() {
         let said = refused(&c, token, &[]).await;
         assert!(said.contains("does not exist"), "{said}");
 
+        // A server that hangs takes connections and says nothing.
+        let process = mesh.server.process().expect("it runs");
+        process.signal(rustix::process::Signal::STOP).expect("it is stopped");
+        let said = refused(&c, token, &[]).await;
+        assert!(said.contains("cannot reach the server at 198.18."), "{said}");
+
         mesh.server.kill().await.expect("it is killed");
         let said = refused(&c, token, &[]).await;
         assert!(said.contains("cannot reach the server at 198.18.") && said.contains("refused"), "{said}");
