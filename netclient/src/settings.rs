@@ -3,12 +3,10 @@
 //! They override what a join would choose. A setting that is unknown or cannot be used is an error, never ignored.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use schema::report::did_you_mean;
 use schema::scalars::{Endpoint, Name};
+use schema::settings::{self, read};
 
 /// What the operator set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,41 +36,16 @@ pub enum SettingsError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{path} is not TOML: {why}")]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        why: String,
-    },
-    /// A setting is unknown.
-    #[error("{path} has a setting {name:?} that is unknown; {help}")]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// The setting.
-        name: String,
-        /// What to do.
-        help: String,
-    },
-    /// A value cannot be used.
-    #[error("{name}={value:?} cannot be used: {why}")]
-    Value {
-        /// The setting.
-        name: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What would do.
-        why: String,
-    },
+    /// What it says, or a variable, cannot be used.
+    #[error(transparent)]
+    Wrong(#[from] settings::SettingsError),
 }
 
 /// Reads the settings of a directory; the file may be missing, and an empty variable counts as unset.
 pub fn load(directory: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
     let path = directory.join("netclient.toml");
     let file = match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&path, &text)?,
+        Ok(text) => settings::parse(&path.display().to_string(), &text, &NAMES.map(str::to_owned))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
         Err(source) => return Err(SettingsError::File { path, source }),
     };
@@ -87,29 +60,6 @@ pub fn load(directory: &Path, environment: impl Fn(&str) -> Option<String>) -> R
         interface: value("interface"),
         watch: read("watch", value("watch"))?.unwrap_or(true),
     })
-}
-
-fn read<T: FromStr<Err: Display>>(name: &'static str, value: Option<String>) -> Result<Option<T>, SettingsError> {
-    let parse = |value: String| {
-        let failed = |why: T::Err| SettingsError::Value { name, value: value.clone(), why: why.to_string() };
-        value.parse().map_err(failed)
-    };
-    value.map(parse).transpose()
-}
-
-fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, SettingsError> {
-    let toml = |error: toml::de::Error| SettingsError::Toml { path: path.into(), why: error.to_string() };
-    let table: toml::Table = text.parse().map_err(toml)?;
-    let mut values = BTreeMap::new();
-    for (name, value) in table {
-        if !NAMES.contains(&&*name) {
-            let help = did_you_mean(&name, NAMES).unwrap_or_else(|| format!("there are {}", NAMES.join(", ")));
-            return Err(SettingsError::Unknown { path: path.into(), name, help });
-        }
-        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-        values.insert(name, text);
-    }
-    Ok(values)
 }
 
 #[cfg(test)]
@@ -139,6 +89,6 @@ mod tests {
         }
         let error = with("prot = 1", &[]).expect_err("it is unknown").to_string();
         assert!(error.contains("did you mean \"port\"?"), "{error}");
-        assert!(matches!(with("port = ", &[]), Err(SettingsError::Toml { .. })));
+        assert!(with("port = ", &[]).is_err_and(|error| error.to_string().contains("is not TOML")));
     }
 }

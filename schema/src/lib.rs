@@ -19,6 +19,7 @@ pub mod reference;
 pub mod report;
 pub mod rules;
 pub mod scalars;
+pub mod settings;
 pub mod snapshot;
 pub mod syntax;
 pub mod value;

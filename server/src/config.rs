@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use schema::report::did_you_mean;
 use schema::scalars::Endpoint;
+use schema::settings::{self, SettingsError};
 
 /// Everything that can be set. The names are Netmaker's where it has them; in the file they are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,34 +58,9 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{path} is not TOML: {why}")]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        why: String,
-    },
-    /// A setting of the file is unknown.
-    #[error("{path} has a setting {name:?} that is unknown; {help}")]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// The setting.
-        name: String,
-        /// What to do.
-        help: String,
-    },
-    /// A value cannot be used.
-    #[error("{name}={value:?} cannot be used: {why}")]
-    Value {
-        /// The setting.
-        name: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What would do.
-        why: String,
-    },
+    /// What it says, or a variable, cannot be used.
+    #[error(transparent)]
+    Wrong(#[from] SettingsError),
     /// The combination would send secrets in the open.
     #[error("TLS=off would send tokens in the open; set BIND to 127.0.0.1, or BEHIND_PROXY=on where a proxy ends TLS")]
     Open,
@@ -106,37 +81,17 @@ pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -
     let value = |name: &'static str| {
         environment(name).filter(|value| !value.is_empty()).or_else(|| from_file.get(&name.to_lowercase()).cloned())
     };
-    settings(value)
+    from_values(value)
 }
 
 fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-    let table: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| ConfigError::Toml { path: path.into(), why: error.to_string() })?;
-    let mut values = BTreeMap::new();
-    for (name, value) in table {
-        let known: Vec<_> = NAMES.iter().map(|(name, _)| name.to_lowercase()).collect();
-        if !known.contains(&name) {
-            let all = || format!("there are {}", known.join(", "));
-            let help = did_you_mean(&name, known.iter().map(String::as_str)).unwrap_or_else(all);
-            return Err(ConfigError::Unknown { path: path.into(), name, help });
-        }
-        let text = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Boolean(value) => if value { "on" } else { "off" }.into(),
-            other @ (toml::Value::Integer(_)
-            | toml::Value::Float(_)
-            | toml::Value::Datetime(_)
-            | toml::Value::Array(_)
-            | toml::Value::Table(_)) => other.to_string(),
-        };
-        values.insert(name, text);
-    }
-    Ok(values)
+    let names: Vec<_> = NAMES.iter().map(|(name, _)| name.to_lowercase()).collect();
+    Ok(settings::parse(&path.display().to_string(), text, &names)?)
 }
 
-fn settings(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
-    let bad = |name, value: String, why: &str| ConfigError::Value { name, value, why: why.into() };
+fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
+    let bad =
+        |name, value: String, why: &str| ConfigError::Wrong(SettingsError::Value { name, value, why: why.into() });
     let switch = |name, default| match value(name).as_deref() {
         None => Ok(default),
         Some("on" | "true" | "yes") => Ok(true),
@@ -240,7 +195,7 @@ mod tests {
     use super::*;
 
     fn with(values: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-        settings(|name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned()))
+        from_values(|name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]

@@ -1,0 +1,68 @@
+//! Settings of a program, as texts by their names: what its TOML file says, before the program's own types look at them.
+//!
+//! A name that is unknown and a value that cannot be used are errors, never passed by.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use crate::report::did_you_mean;
+
+/// Why settings cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// The file is not TOML.
+    #[error("{path} is not TOML: {why}")]
+    Toml {
+        /// The file.
+        path: String,
+        /// What is wrong, and where.
+        why: String,
+    },
+    /// A setting of the file is unknown.
+    #[error("{path} has a setting {name:?} that is unknown; {help}")]
+    Unknown {
+        /// The file.
+        path: String,
+        /// The setting.
+        name: String,
+        /// What to do.
+        help: String,
+    },
+    /// A value cannot be used.
+    #[error("{name}={value:?} cannot be used: {why}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What would do.
+        why: String,
+    },
+}
+
+/// Reads a TOML file of settings with these names.
+pub fn parse(path: &str, text: &str, names: &[String]) -> Result<BTreeMap<String, String>, SettingsError> {
+    let wrong = |error: toml::de::Error| SettingsError::Toml { path: path.into(), why: error.to_string() };
+    let table: toml::Table = text.parse().map_err(wrong)?;
+    let mut values = BTreeMap::new();
+    for (name, value) in table {
+        if !names.contains(&name) {
+            let help = did_you_mean(&name, names.iter().map(String::as_str));
+            let help = help.unwrap_or_else(|| format!("there are {}", names.join(", ")));
+            return Err(SettingsError::Unknown { path: path.into(), name, help });
+        }
+        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        values.insert(name, text);
+    }
+    Ok(values)
+}
+
+/// Reads one value, if it is set.
+pub fn read<T: FromStr<Err: Display>>(name: &'static str, value: Option<String>) -> Result<Option<T>, SettingsError> {
+    let parse = |value: String| {
+        let wrong = |why: T::Err| SettingsError::Value { name, value: value.clone(), why: why.to_string() };
+        value.parse().map_err(wrong)
+    };
+    value.map(parse).transpose()
+}
