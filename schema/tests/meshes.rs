@@ -22,7 +22,7 @@ use schema::value::SourceId;
 use schema::view::{View, ViewDelta};
 use schema::world::World;
 
-use worlds::{Moment, cases, edits, forbidden, histories, joined, worlds};
+use worlds::{Moment, cases, edits, entrys, forbidden, histories, joined, worlds};
 
 fn networks(moments: &[Moment]) -> BTreeSet<NetworkName> {
     moments.iter().flat_map(|moment| moment.world.snapshot.networks().map(|(name, _)| name.clone())).collect()
@@ -131,6 +131,7 @@ proptest! {
 
     #[test]
     fn no_address_is_had_twice_or_by_whom_it_is_not_for(moments in histories()) {
+        let mut before = &Inventory::default();
         for Moment { world: World { snapshot, inventory, .. }, .. } in &moments {
             let mut had = BTreeSet::new();
             for (id, joined) in inventory.nodes() {
@@ -138,6 +139,8 @@ proptest! {
                 for address in &joined.addresses {
                     prop_assert!(had.insert((id.0.clone(), *address)), "{address} is had once");
                     prop_assert!(!forbidden(id, *address, snapshot), "{address} is not for {}", id.1);
+                    let kept = before.node(id).is_some_and(|joined| joined.addresses.contains(address));
+                    prop_assert!(kept || !entrys(id, *address, snapshot), "{address} is an entry's, and given to {}", id.1);
                     prop_assert_eq!(inventory.holder(&id.0, *address), Some(&id.1));
                 }
                 let own = snapshot.named::<Node>(&id.0, &id.1);
@@ -148,6 +151,7 @@ proptest! {
             for ((network, address), _) in inventory.rests() {
                 prop_assert!(!had.contains(&(network.clone(), *address)), "{address} rests");
             }
+            before = inventory;
         }
     }
 

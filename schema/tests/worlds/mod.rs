@@ -333,21 +333,25 @@ pub fn joined(
     })
 }
 
-/// What a node may never have: the range's own first or, in IPv4, last address, one that is reserved for another, or an
-/// entry's that is not reserved for the node itself.
+/// What a node may never have: the range's own first or, in IPv4, last address, or one that is reserved for another.
 pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     let Some(range) = declared.network(&id.0).and_then(|network| network.range_of(address)) else { return true };
     let last = address.is_ipv4() && address == range.broadcast();
     if !range.contains(&address) || address == range.network() || last {
         return true;
     }
+    let others = declared.all_in::<Node>(&id.0).filter(|(other, _)| other.name != id.1);
+    others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it)).any(|taken| taken == address)
+}
+
+/// What a node may keep and is never given: an address that an entry stands for and that is not reserved for the node.
+pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     let own = declared.named::<Node>(&id.0, &id.1);
     if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {
         return false;
     }
-    let entries = declared
+    let mut entries = declared
         .all_in::<Dns>(&id.0)
         .flat_map(|(_, dns)| dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from)));
-    let others = declared.all_in::<Node>(&id.0).filter(|(other, _)| other.name != id.1);
-    entries.chain(others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it))).any(|taken| taken == address)
+    entries.any(|taken| taken == address)
 }
