@@ -21,6 +21,7 @@ use ::schema::api::Provenance;
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
 use ::schema::report::Severity;
+use ::schema::rules::server::check_by_default;
 use ::schema::scalars::NetworkName;
 use ::schema::snapshot::Snapshot;
 use ::schema::world::{ServerInfo, World};
@@ -124,12 +125,23 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     }
 
     /// Reads the files, and shows every problem; `undone` is what is not done if there are errors.
-    fn load(&mut self, undone: impl Into<Option<&'static str>>) -> Result<Loaded, Error> {
+    fn load(&mut self, undone: &'static str) -> Result<Loaded, Error> {
         let loaded = project::load(&self.place)?;
+        self.accept(loaded, Some(undone))
+    }
+
+    /// The same for a verb that plans against no server of the user's: what such a server refuses by default is a warning.
+    fn load_alone(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
+        let mut loaded = project::load(&self.place)?;
+        loaded.report.append(check_by_default(&loaded.declared.snapshot, &loaded.declared.places));
+        self.accept(loaded, undone)
+    }
+
+    fn accept(&mut self, loaded: Loaded, undone: Option<&'static str>) -> Result<Loaded, Error> {
         self.mention_server(&loaded);
         self.show(&loaded, &loaded.report)?;
         match loaded.report.has_errors() {
-            true => Err(Error::Problems { count: errors(&loaded.report), undone: undone.into() }),
+            true => Err(Error::Problems { count: errors(&loaded.report), undone }),
             false => Ok(loaded),
         }
     }

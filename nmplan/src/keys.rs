@@ -446,6 +446,8 @@ mod tests {
             signing_key: PublicKey([1; 32]),
             ca_pin: Some(PublicKey([2; 32])),
             version: "0.1.0".into(),
+            comms_range: None,
+            own_node: None,
         };
         let id: ResourceId = format!("corp/access-key/{name}").parse().expect("good");
         make([id].iter(), &server).expect("there are random bytes")

@@ -622,6 +622,36 @@ fn what_another_project_manages_is_a_problem_of_the_plan() {
     insta::assert_snapshot!(desk.nmplan("plan -C @after --project other").talk);
 }
 
+/// A network with addresses that servers keep by default, and a key that lets a machine claim the name of a server's host.
+const KEPT: &str = "network \"corp\" {\n    ipv4 \"10.101.8.0/24\"\n    node \"netmaker\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" \"netmaker\" }\n}\n";
+
+#[test]
+fn without_a_server_the_range_that_servers_keep_is_a_warning() {
+    let desk = desk();
+    desk.write("kept/corp.kdl", KEPT);
+    insta::assert_snapshot!(desk.nmplan("validate -C @kept").all());
+    let events = desk.nmplan("validate -C @kept --json").events();
+    let found: Vec<_> = events.iter().filter(|event| event["type"] == "diagnostic").collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((&found[0]["code"], &found[0]["severity"]), (&"schema::default_comms_range".into(), &"warning".into()));
+}
+
+#[test]
+fn a_plan_is_refused_for_what_its_own_server_keeps_not_for_the_default() {
+    let desk = desk();
+    desk.write("kept/corp.kdl", KEPT);
+    let plan = desk.nmplan("plan -C @kept --project acme --out @plan.json");
+    assert_eq!((plan.exit, &*plan.talk), (0, "\nThe plan is saved in DIR/plan.json.\n"), "this server keeps nothing");
+    desk.server.says(|info| {
+        info.comms_range = Some(schema::world::ServerInfo::DEFAULT_COMMS_RANGE);
+        info.own_node = Some("netmaker".parse().unwrap());
+    });
+    insta::assert_snapshot!(desk.nmplan("plan -C @kept --project acme").all());
+    let late = desk.nmplan("apply @plan.json -y --keys-to @keys.json");
+    assert_eq!((late.exit, desk.server.state().revision), (1, Revision(0)), "{}", late.all());
+    insta::assert_snapshot!("what_a_server_keeps_is_refused_at_the_commit_too", late.talk);
+}
+
 #[test]
 fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
     let desk = lived_in();
@@ -712,7 +742,11 @@ fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
         state,
         last_check_in: None,
         acknowledged: Some(Revision(acknowledged)),
-        control: Control::Tls,
+        control: match state {
+            Presence::Online => Control::Tunnel,
+            Presence::Silent => Control::Tls,
+            Presence::Awaiting => Control::None,
+        },
     }
 }
 

@@ -11,7 +11,7 @@ use schema::scalars::{Name, NetworkName, PublicKey};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{StaticSecret, x25519};
 
-use crate::wire::{JoinRequest, LeaveRequest, Update, update::Body};
+use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, update::Body};
 
 const DOMAIN: &[u8] = b"netmaker agent v1";
 
@@ -86,13 +86,77 @@ pub fn verify_join(
     let covered = join_transcript(server, request);
     verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
-    let public: [u8; 32] = (&*request.public_key).try_into().map_err(|_| Invalid("public key"))?;
+    verify_proof(&request.public_key, ephemeral, &covered, &request.proof)
+}
+
+fn register_transcript(server: &PublicKey, request: &RegisterRequest) -> Vec<u8> {
+    let bare = RegisterRequest {
+        proof: Vec::new().into(),
+        key_signature: Vec::new().into(),
+        identity_signature: Vec::new().into(),
+        ..request.clone()
+    };
+    transcript("register", &[&server.0, &request.nonce, &hash(&bare)])
+}
+
+/// Signs a registration: by the identity, and by the access key's seed where the machine has not joined.
+pub fn sign_register(
+    request: &mut RegisterRequest,
+    server: &PublicKey,
+    ephemeral: &[u8; 32],
+    access_key: Option<&SigningKey>,
+    identity: &SigningKey,
+    private_key: &[u8; 32],
+) {
+    let covered = register_transcript(server, request);
+    request.proof = proof(private_key, ephemeral, &covered).to_vec().into();
+    request.key_signature = access_key.map(|key| key.sign(&covered).to_vec()).unwrap_or_default().into();
+    request.identity_signature = identity.sign(&covered).to_vec().into();
+}
+
+/// Checks a registration: it was made by a holder of the identity and of the tunnel's key that it names and, where one is
+/// asked for, of the access key.
+pub fn verify_register(
+    request: &RegisterRequest,
+    server: &PublicKey,
+    ephemeral: &StaticSecret,
+    access_key: Option<&PublicKey>,
+) -> Result<(), Invalid> {
+    let covered = register_transcript(server, request);
+    if let Some(key) = access_key {
+        verify("access key's signature", &key.0, &covered, &request.key_signature)?;
+    }
+    verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
+    verify_proof(&request.public_key, ephemeral, &covered, &request.proof)
+}
+
+fn registered_transcript(request: &RegisterRequest, answer: &RegisterResponse) -> Vec<u8> {
+    let bare = RegisterResponse { signature: Vec::new().into(), ..answer.clone() };
+    transcript("registered", &[&request.nonce, &request.identity, &request.public_key, &hash(&bare)])
+}
+
+/// Signs what a registration is answered with.
+pub fn sign_registered(answer: &mut RegisterResponse, request: &RegisterRequest, key: &SigningKey) {
+    answer.signature = key.sign(&registered_transcript(request, answer)).to_vec().into();
+}
+
+/// Checks that the server answered this registration with that.
+pub fn verify_registered(
+    answer: &RegisterResponse,
+    request: &RegisterRequest,
+    server: &PublicKey,
+) -> Result<(), Invalid> {
+    verify("server's signature", &server.0, &registered_transcript(request, answer), &answer.signature)
+}
+
+fn verify_proof(public: &[u8], ephemeral: &StaticSecret, covered: &[u8], proof: &[u8]) -> Result<(), Invalid> {
+    let public: [u8; 32] = public.try_into().map_err(|_| Invalid("public key"))?;
     let shared = x25519(ephemeral.to_bytes(), public);
     // A point of low order gives nothing whatever the other side is: anyone could prove that he holds such a key.
     if shared == [0; 32] {
         return Err(Invalid("WireGuard key"));
     }
-    mac(&shared, &covered).verify_slice(&request.proof).map_err(|_| Invalid("proof of the WireGuard key"))
+    mac(&shared, covered).verify_slice(proof).map_err(|_| Invalid("proof of the WireGuard key"))
 }
 
 fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
@@ -215,6 +279,48 @@ mod tests {
         request.proof =
             mac(&[0; 32], &join_transcript(&PublicKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
         assert_eq!(check(&request, [7; 32]), Err(Invalid("WireGuard key")));
+    }
+
+    fn register(access_key: Option<&SigningKey>) -> RegisterRequest {
+        let (_, identity, private, ephemeral) = keys();
+        let mut request = RegisterRequest {
+            network: "corp".into(),
+            key: "k".into(),
+            nonce: vec![9; 40].into(),
+            identity: verifier(&identity).0.to_vec().into(),
+            public_key: x25519(private, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec().into(),
+            ..RegisterRequest::default()
+        };
+        let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
+        sign_register(&mut request, &PublicKey([7; 32]), &ephemeral, access_key, &identity, &private);
+        request
+    }
+
+    #[test]
+    fn a_registration_holds_for_what_it_says_and_nothing_else() {
+        let (access_key, _, _, ephemeral) = keys();
+        let verifier = verifier(&access_key);
+        let check = |request: &RegisterRequest, key| verify_register(request, &PublicKey([7; 32]), &ephemeral, key);
+        let signed = register(Some(&access_key));
+        assert_eq!(check(&signed, Some(&verifier)), Ok(()));
+        let bare = register(None);
+        assert_eq!(check(&bare, None), Ok(()), "the identity alone");
+        assert!(check(&bare, Some(&verifier)).is_err(), "the key is asked for");
+        assert!(check(&RegisterRequest { network: "prod".into(), ..signed.clone() }, None).is_err());
+        assert!(check(&RegisterRequest { nonce: vec![8; 40].into(), ..signed.clone() }, None).is_err());
+        let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES).to_vec();
+        assert!(check(&RegisterRequest { public_key: theirs.into(), ..signed }, None).is_err());
+    }
+
+    #[test]
+    fn an_answer_to_a_registration_holds_for_that_one() {
+        let (server, request) = (signing_key(&[6; 32]), register(None));
+        let mut answer = RegisterResponse { endpoint: "192.0.2.1:50555".into(), ..RegisterResponse::default() };
+        sign_registered(&mut answer, &request, &server);
+        let check = |answer: &RegisterResponse, request| verify_registered(answer, request, &verifier(&server));
+        assert_eq!(check(&answer, &request), Ok(()));
+        assert!(check(&RegisterResponse { endpoint: "192.0.2.2:50555".into(), ..answer.clone() }, &request).is_err());
+        assert!(check(&answer, &RegisterRequest { nonce: vec![8; 40].into(), ..request.clone() }).is_err());
     }
 
     #[test]

@@ -128,7 +128,9 @@ pub enum Presence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
-    /// TLS on the public address.
+    /// The tunnel to the server.
+    Tunnel,
+    /// TLS on the public address; for the server's own node, inside the server.
     Tls,
     /// None at the moment.
     None,

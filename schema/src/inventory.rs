@@ -70,6 +70,8 @@ pub type NodeId = (NetworkName, Name);
 pub struct Inventory {
     nodes: OrdMap<NodeId, Arc<Joined>>,
     identities: OrdMap<(NetworkName, PublicKey), Name>,
+    /// How many networks each identity has joined.
+    joins: OrdMap<PublicKey, u32>,
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
     keys: OrdMap<ResourceId, Arc<KeyStatus>>,
     rests: OrdMap<(NetworkName, IpAddr), Rest>,
@@ -107,6 +109,11 @@ impl Inventory {
     /// The name under which an identity has joined a network.
     pub fn name_of(&self, network: &NetworkName, identity: &PublicKey) -> Option<&Name> {
         self.identities.get(&(network.clone(), *identity))
+    }
+
+    /// Whether an identity has joined any network.
+    pub fn knows(&self, identity: &PublicKey) -> bool {
+        self.joins.contains_key(identity)
     }
 
     /// The node that has an address.
@@ -160,6 +167,7 @@ impl Inventory {
             self.rests.remove(&(id.0.clone(), *address));
         }
         self.identities.insert((id.0.clone(), joined.identity), id.1.clone());
+        *self.joins.entry(joined.identity).or_insert(0) += 1;
         self.nodes.insert(id, Arc::new(joined));
     }
 
@@ -176,6 +184,10 @@ impl Inventory {
     fn drop_indexes(&mut self, id: &NodeId) {
         let Some(joined) = self.nodes.get(id).cloned() else { return };
         self.identities.remove(&(id.0.clone(), joined.identity));
+        match self.joins.get(&joined.identity) {
+            Some(1) | None => drop(self.joins.remove(&joined.identity)),
+            Some(networks) => drop(self.joins.insert(joined.identity, networks - 1)),
+        }
         for address in &joined.addresses {
             self.addresses.remove(&(id.0.clone(), *address));
         }

@@ -154,7 +154,7 @@ pub fn plan(
     now: Timestamp,
 ) -> Result<Plan, Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
-    let inventory = settle(&desired, &world.inventory, &declared.places, now)?;
+    let inventory = settle(&desired, &world.inventory, &declared.places, server, now)?;
     let changes = diff(&world.snapshot, &desired);
     let after = Outcome { snapshot: desired, inventory };
     let (impact, mut reach) = effects(world, &after, server);
@@ -220,14 +220,17 @@ fn desired(
     if report.has_errors() { Err(report) } else { Ok(desired) }
 }
 
-/// What becomes of an inventory when the declarations change to these, if they keep every rule in its company.
+/// What becomes of an inventory when the declarations change to these, if they keep every rule in its company and the
+/// server's.
 pub fn settle(
     declared: &Snapshot,
     inventory: &Inventory,
     places: &Places,
+    server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Inventory, Report> {
     let mut report = rules::check(declared, places);
+    report.append(rules::server::check(declared, places, server));
     if report.has_errors() {
         return Err(report);
     }
@@ -449,7 +452,7 @@ impl Plan {
     }
 
     /// What the plan leaves of a world in which nothing that it touches has moved; the rules are checked again.
-    pub fn apply(&self, world: &World, now: Timestamp) -> Result<Outcome, Report> {
+    pub fn apply(&self, world: &World, server: &ServerInfo, now: Timestamp) -> Result<Outcome, Report> {
         let (mut snapshot, mut report) = (world.snapshot.clone(), Report::default());
         let revision = Revision(world.revision.0 + 1);
         for change in &self.changes {
@@ -467,7 +470,7 @@ impl Plan {
         if report.has_errors() {
             return Err(report);
         }
-        let inventory = settle(&snapshot, &world.inventory, &Places::default(), now)?;
+        let inventory = settle(&snapshot, &world.inventory, &Places::default(), server, now)?;
         Ok(Outcome { snapshot, inventory })
     }
 

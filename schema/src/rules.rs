@@ -1,7 +1,9 @@
 //! Rules over a whole snapshot: references, uniqueness, overlap, and what each kind asks for itself.
 //!
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that hold for
-//! every kind loop over descriptors; a kind's own are in its file.
+//! every kind loop over descriptors; a kind's own are in its file; what depends on the server is in [`server`].
+
+pub mod server;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
 //! Everything a server knows at one revision, and its form on the wire.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
@@ -39,6 +40,19 @@ pub struct ServerInfo {
     pub ca_pin: Option<PublicKey>,
     /// The version of the program.
     pub version: String,
+    /// The range of the tunnels between it and agents (`COMMS_RANGE`): it has an address there, and so has each agent that
+    /// registered. Networks must leave it alone. Absent: the server offers no tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comms_range: Option<Ipv4Net>,
+    /// The name under which its own host is a node of the networks that declare it (`CLIENT_NAME`): the server claims that
+    /// name itself, and no key may. Absent: its host is no node (`CLIENT_MODE=off`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_node: Option<Name>,
+}
+
+impl ServerInfo {
+    /// The range of the tunnels to agents where `COMMS_RANGE` names no other.
+    pub const DEFAULT_COMMS_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 101, 0, 0), 16);
 }
 
 /// A world as JSON.

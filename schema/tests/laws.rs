@@ -15,24 +15,12 @@ use schema::diff::diff;
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::report::Code;
-use schema::scalars::PublicKey;
 use schema::snapshot::{Entry, Owner, Revision, Snapshot};
 use schema::syntax::{Language, Source, parse, print};
 use schema::value::{Data, SourceId, Value};
-use schema::world::{ServerInfo, World, WorldDocument};
+use schema::world::{World, WorldDocument};
 
-use worlds::{Moment, cases, documents, edits, snapshots, worlds};
-
-fn server() -> ServerInfo {
-    ServerInfo {
-        id: "test".into(),
-        epoch: 1,
-        agent_addresses: vec!["192.0.2.1:50051".into()],
-        signing_key: PublicKey([1; 32]),
-        ca_pin: None,
-        version: "0".into(),
-    }
-}
+use worlds::{Moment, cases, documents, edits, server, snapshots, worlds};
 
 fn owner() -> Owner {
     "acme/dev".parse().unwrap()
@@ -108,7 +96,7 @@ proptest! {
         prop_assert_eq!(plan.applyable, bare(&world.snapshot) != next);
         prop_assert_eq!(&plan.changes, &diff(&bare(&world.snapshot), &next));
         prop_assert_eq!(plan.stale(&world), []);
-        let outcome = plan.apply(&world, moment.now).unwrap();
+        let outcome = plan.apply(&world, &server(), moment.now).unwrap();
         prop_assert_eq!(bare(&outcome.snapshot), next.clone());
         for impact in &plan.impact {
             let id = (impact.network.clone(), impact.node.clone());

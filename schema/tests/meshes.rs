@@ -299,7 +299,7 @@ fn a_limit_counts_who_has_joined_and_who_is_awaited() {
     }
     let settle = |limit: u32| {
         let after = declared(&format!("{SIX} {{ node-limit {limit}; node \"b\"; node \"c\" }}"));
-        schema::plan::settle(&after, &inventory, &Default::default(), at(1)).is_ok()
+        schema::plan::settle(&after, &inventory, &Default::default(), &worlds::server(), at(1)).is_ok()
     };
     assert!(settle(3) && !settle(2), "a and b have joined, c is awaited");
 }

@@ -90,6 +90,8 @@ fn server(version: &str) -> ServerInfo {
         signing_key: PublicKey([9; 32]),
         ca_pin: None,
         version: version.into(),
+        comms_range: None,
+        own_node: None,
     }
 }
 

@@ -12,6 +12,7 @@ use schema::decode::decode;
 use schema::kinds::Kind;
 use schema::project;
 use schema::report::{Code, Problem, Report};
+use schema::rules;
 use schema::syntax::{Language, MAX_DEPTH, MAX_SIZE, Source, Variables, parse, substitute};
 use schema::value::{Location, SourceId};
 
@@ -20,6 +21,8 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::TooLarge, "made below, not stored: it takes 16 MiB"),
     (Code::ManagedByAnother, "needs a server that has the resource"),
     (Code::NotManaged, "needs a server that has the resource"),
+    (Code::CommsOverlap, "needs a server that keeps a range"),
+    (Code::OwnNode, "needs a server whose host is a node"),
     (Code::RangeExhausted, "needs machines that have joined"),
     (Code::ProjectPath, "needs a directory that is not there"),
     (Code::NothingDeclared, "needs a directory without declarations"),
@@ -68,7 +71,9 @@ fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
     } else {
         let variables = Variables::from([("gw-endpoint".to_owned(), "192.0.2.10".to_owned())]);
         substitute(&mut documents, &variables, &mut report);
-        decode(documents).1
+        let (declared, mut report) = decode(documents);
+        report.append(rules::server::check_by_default(&declared.snapshot, &declared.places));
+        report
     };
     report.append(more);
     sorted(&report)

@@ -28,7 +28,7 @@ pub fn enter() -> Result<ExitCode, Error> {
 /// Brings what is declared up, and shows who reaches whom.
 pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     run.place.directory = lab.directory.clone().or(run.place.directory.take());
-    let loaded = run.load(Some("brought up"))?;
+    let loaded = run.load_alone(Some("brought up"))?;
     let cast = cast(&loaded.declared.snapshot);
     if cast.roles.is_empty() {
         return Err(Error::NothingToBringUp);

@@ -38,7 +38,7 @@ fn each<C: ControlPlane>(run: &mut Run<'_, C>, envs: Vec<Name>) -> Result<BTreeS
 
 /// Checks one env; the networks that it declares.
 fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<BTreeSet<NetworkName>, Error> {
-    let loaded = run.load(None)?;
+    let loaded = run.load_alone(None)?;
     if !run.console.json && !run.console.quiet {
         let resources = count(loaded.declared.snapshot.len() as u64, "resource");
         let files = count(loaded.sources.len() as u64, "file");

@@ -21,8 +21,8 @@ pub struct Memory {
     inner: Arc<Mutex<Inner>>,
 }
 
-#[derive(Default)]
 struct Inner {
+    info: ServerInfo,
     world: World,
     log: Vec<LogEntry>,
     faults: Vec<Fault>,
@@ -64,6 +64,11 @@ impl Memory {
         inner.log.push(entry);
     }
 
+    /// Changes what it says of itself.
+    pub fn says(&self, change: impl FnOnce(&mut ServerInfo)) {
+        change(&mut self.inner().info);
+    }
+
     /// Lets the next applies fail, in this order.
     pub fn fail(&self, faults: &[Fault]) {
         self.inner().faults = faults.iter().rev().copied().collect();
@@ -84,15 +89,17 @@ impl Memory {
     }
 }
 
-/// Who the server in memory is.
-fn info(world: &World) -> ServerInfo {
+/// Who the server in memory is, unless a test says otherwise.
+fn info() -> ServerInfo {
     ServerInfo {
         id: "server-in-memory".into(),
-        epoch: world.epoch,
+        epoch: 0,
         agent_addresses: vec!["192.0.2.1:50051".into()],
         signing_key: PublicKey([1; 32]),
         ca_pin: Some(PublicKey([2; 32])),
         version: env!("CARGO_PKG_VERSION").into(),
+        comms_range: None,
+        own_node: None,
     }
 }
 
@@ -111,7 +118,18 @@ fn entry(revision: Revision) -> LogEntry {
     }
 }
 
+impl Default for Inner {
+    fn default() -> Self {
+        Self { info: info(), world: World::default(), log: Vec::new(), faults: Vec::new(), nodes: Vec::new() }
+    }
+}
+
 impl Inner {
+    /// Who the server is, in the epoch of its world.
+    fn info(&self) -> ServerInfo {
+        ServerInfo { epoch: self.world.epoch, ..self.info.clone() }
+    }
+
     fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, ControlError> {
         let ApplyRequest { apply_id, plan, keys, provenance } = request;
         if let Some(done) = self.log.iter().find(|entry| entry.apply_id.as_ref() == Some(apply_id)) {
@@ -125,7 +143,8 @@ impl Inner {
                 ..failure
             }));
         }
-        let outcome = plan.apply(&self.world, Timestamp::UNIX_EPOCH).map_err(|report| broken_rule(&report))?;
+        let outcome = plan.apply(&self.world, &self.info, Timestamp::UNIX_EPOCH);
+        let outcome = outcome.map_err(|report| broken_rule(&report))?;
         self.world.revision.0 += 1;
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
         self.keep(plan.new_keys(), keys)?;
@@ -210,7 +229,7 @@ impl ControlPlane for Memory {
 
     async fn world(&self) -> Result<WorldDocument, ControlError> {
         let inner = self.inner();
-        Ok(inner.world.document(info(&inner.world)))
+        Ok(inner.world.document(inner.info()))
     }
 
     async fn apply(&self, request: &ApplyRequest) -> Result<Applied, ControlError> {

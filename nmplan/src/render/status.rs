@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use jiff::Timestamp;
-use schema::api::{NodeStatus, Presence, StatusDocument};
+use schema::api::{Control, NodeStatus, Presence, StatusDocument};
 use schema::snapshot::{Owner, Revision, Snapshot};
 
 use super::count;
@@ -16,13 +16,14 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String
     if nodes.is_empty() {
         return text;
     }
-    let mut table = table(&["NETWORK", "NODE", "STATE", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
+    let mut table = table(&["NETWORK", "NODE", "STATE", "CONTROL", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
     for node in nodes {
         let network = node.id.split('/').next().unwrap_or_default();
         table.add_row([
             network.into(),
             node.name.as_str().into(),
             state(node),
+            Cell::new(way(node.control)),
             Cell::new(node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
             Cell::new(node.last_check_in.map_or("-".to_owned(), |time| ago(time, now))),
             Cell::new(node.acknowledged.map_or("-".to_owned(), |at| has(at, *revision))),
@@ -50,6 +51,14 @@ fn state(node: &NodeStatus) -> Cell {
         Presence::Online => Cell::new("online").fg(Color::Green),
         Presence::Silent => Cell::new("silent").fg(Color::Red),
         Presence::Awaiting => Cell::new("awaiting").fg(Color::Yellow),
+    }
+}
+
+const fn way(control: Control) -> &'static str {
+    match control {
+        Control::Tunnel => "tunnel",
+        Control::Tls => "tls",
+        Control::None => "none",
     }
 }
 

@@ -24,7 +24,7 @@ use schema::rules;
 use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::value::{Data, Document, Member, Record, SourceId, Span, Spanned, Value};
-use schema::world::World;
+use schema::world::{ServerInfo, World};
 
 /// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other things.
 const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
@@ -49,6 +49,20 @@ pub type Draft = (ResourceId, Option<Record>);
 pub fn cases(often: u32) -> ProptestConfig {
     let usual = ProptestConfig::default();
     ProptestConfig { cases: usual.cases * often / 256, failure_persistence: None, ..usual }
+}
+
+/// A server that keeps nothing for itself.
+pub fn server() -> ServerInfo {
+    ServerInfo {
+        id: "test".into(),
+        epoch: 1,
+        agent_addresses: vec!["192.0.2.1:50051".into()],
+        signing_key: PublicKey([1; 32]),
+        ca_pin: None,
+        version: "0".into(),
+        comms_range: None,
+        own_node: None,
+    }
 }
 
 fn names(kind: Kind) -> &'static [&'static str] {

@@ -1,0 +1,165 @@
+//! Rules that depend on the server: what it keeps for itself, nobody may declare.
+//!
+//! Run where the server is known: by `plan`, and by the server itself on what a change would leave ([`check`]). Where none
+//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run asks for one of the two.
+
+use ipnet::Ipv4Net;
+
+use crate::decode::Places;
+use crate::kinds::AccessKey;
+use crate::report::{Code, Problem, Report};
+use crate::scalars::{Name, NetworkName};
+use crate::snapshot::{ResourceId, Snapshot};
+use crate::world::ServerInfo;
+
+/// Checks the declarations against what a server keeps; `places` tells where things stand, as far as they stand in files.
+pub fn check(world: &Snapshot, places: &Places, server: &ServerInfo) -> Report {
+    let mut report = Report::default();
+    if let Some(kept) = server.comms_range {
+        for (network, range) in overlaps(world, kept) {
+            let message = format!(
+                "{range} of network {network} overlaps {kept}, which the server keeps for its tunnels to agents"
+            );
+            report.push(at_range(Problem::new(Code::CommsOverlap, message), network, places));
+        }
+    }
+    for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name))) {
+        report.push(claimed(key, name, places));
+    }
+    report
+}
+
+/// Checks the declarations against what a server keeps unless it is told otherwise: all that this finds are warnings.
+pub fn check_by_default(world: &Snapshot, places: &Places) -> Report {
+    let (mut report, kept) = (Report::default(), ServerInfo::DEFAULT_COMMS_RANGE);
+    for (network, range) in overlaps(world, kept) {
+        let message = format!(
+            "{range} of network {network} overlaps {kept}, which a server keeps for its tunnels to agents by default"
+        );
+        report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, places));
+    }
+    report
+}
+
+/// The networks with IPv4 addresses of a range.
+fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkName, Ipv4Net)> {
+    let ranges = world.networks().filter_map(|(name, network)| Some((name, network.ipv4?.net())));
+    ranges.filter(move |(_, range)| range.contains(&kept) || kept.contains(range))
+}
+
+fn at_range(problem: Problem, network: &NetworkName, places: &Places) -> Problem {
+    let id = ResourceId::of_network(network.clone());
+    let at = places.location(&id, Some("ipv4"));
+    problem.at(at).about(id).help("choose another range, or set COMMS_RANGE on the server".to_owned())
+}
+
+/// The access keys that let a machine claim a name.
+fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a ResourceId> {
+    let keys = world.networks().flat_map(|(network, _)| world.all_in::<AccessKey>(network));
+    keys.filter(move |(_, key)| key.r#for.iter().any(|node| node.name == *name)).map(|(id, _)| id)
+}
+
+fn claimed(key: &ResourceId, name: &Name, places: &Places) -> Problem {
+    let message = format!("the server itself joins as {name}, so {key} cannot let a machine claim that name");
+    let at = places.element(key, "for", name.as_str()).or(places.location(key, Some("for")));
+    let help = format!(
+        "take {:?} out of its `for`, or set CLIENT_MODE=off or another CLIENT_NAME on the server",
+        name.as_str()
+    );
+    Problem::new(Code::OwnNode, message).at(at).about(key).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{Declared, decode};
+    use crate::kinds::Kind;
+    use crate::report::Severity;
+    use crate::scalars::PublicKey;
+    use crate::syntax::{Language, Source, parse};
+    use crate::value::SourceId;
+
+    const LAB: &str = "network \"lab\" {\n ipv4 \"10.101.7.0/24\"\n ipv6 \"fd40::/64\"\n}\n";
+    const KEYS: &str = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"netmaker\"; node \"gw\"\n access-key \"all\" { for \"gw\" \"netmaker\" }\n access-key \"own\" for=\"netmaker\"\n access-key \"others\"\n}\n";
+
+    fn declared(text: &str) -> Declared {
+        let source = Source { name: "a.kdl".into(), text: text.into(), language: Language::Kdl };
+        let (declared, report) = decode(parse(&source, SourceId(0), Kind::DESCRIPTORS).0);
+        assert!(report.is_empty(), "no other rule is broken: {report:#?}");
+        declared
+    }
+
+    fn server(comms_range: Option<&str>, own_node: Option<&str>) -> ServerInfo {
+        ServerInfo {
+            id: "s".into(),
+            epoch: 1,
+            agent_addresses: Vec::new(),
+            signing_key: PublicKey([0; 32]),
+            ca_pin: None,
+            version: String::new(),
+            comms_range: comms_range.map(|range| range.parse().expect("good")),
+            own_node: own_node.map(|name| name.parse().expect("good")),
+        }
+    }
+
+    /// The code of each problem, and the text that it stands at.
+    fn told(text: &str, report: &Report) -> Vec<(Code, String)> {
+        let marked = |problem: &Problem| {
+            let span = problem.at.expect("it stands in the file").span;
+            text[span.start as usize..span.end as usize].to_owned()
+        };
+        report.problems().map(|problem| (problem.code, marked(problem))).collect()
+    }
+
+    fn found(text: &str, server: &ServerInfo) -> Vec<(Code, String)> {
+        let Declared { snapshot, places } = declared(text);
+        told(text, &check(&snapshot, &places, server))
+    }
+
+    #[test]
+    fn a_network_may_not_overlap_the_range_that_the_server_keeps() {
+        let refused = [(Code::CommsOverlap, "\"10.101.7.0/24\"".to_owned())];
+        for (kept, expected) in [
+            (Some("10.101.0.0/16"), &refused[..]),
+            (Some("10.101.7.128/25"), &refused[..]),
+            (Some("10.101.7.0/24"), &refused[..]),
+            (Some("10.101.8.0/24"), &[]),
+            (None, &[]),
+        ] {
+            assert_eq!(found(LAB, &server(kept, Some("netmaker"))), expected, "{kept:?}");
+        }
+        assert_eq!(found("network \"six\" ipv6=\"fd40::/64\"", &server(Some("10.0.0.0/8"), None)), []);
+    }
+
+    #[test]
+    fn no_key_may_claim_the_name_of_the_servers_own_host() {
+        let own = || (Code::OwnNode, "\"netmaker\"".to_owned());
+        let kept = Some("10.101.0.0/16");
+        assert_eq!(found(KEYS, &server(kept, Some("netmaker"))), [own(), own()]);
+        assert_eq!(found(KEYS, &server(kept, Some("control"))), []);
+        assert_eq!(found(KEYS, &server(kept, None)), [], "its host is no node");
+    }
+
+    #[test]
+    fn without_a_server_the_default_range_is_a_warning_once_for_each_network() {
+        let text = format!("{LAB}{KEYS}network \"all\" ipv4=\"10.101.64.0/18\"\n");
+        let Declared { snapshot, places } = declared(&text);
+        let report = check_by_default(&snapshot, &places);
+        let at = |range: &str| (Code::DefaultCommsRange, range.to_owned());
+        assert_eq!(told(&text, &report), [at("\"10.101.7.0/24\""), at("\"10.101.64.0/18\"")]);
+        assert!(report.problems().all(|problem| problem.code.severity() == Severity::Warning));
+    }
+
+    #[test]
+    fn a_change_is_refused_for_what_the_server_keeps() {
+        for (text, code) in [(LAB, Code::CommsOverlap), (KEYS, Code::OwnNode)] {
+            let Declared { snapshot, places } = declared(text);
+            let settle = |server: &ServerInfo| {
+                crate::plan::settle(&snapshot, &Default::default(), &places, server, jiff::Timestamp::UNIX_EPOCH)
+            };
+            let report = settle(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
+            assert!(report.problems().all(|problem| problem.code == code), "{report:#?}");
+            assert!(settle(&server(None, None)).is_ok());
+        }
+    }
+}
