@@ -33,6 +33,7 @@ tools:
 # Peers of our programs that the tests run.
 test-tools:
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
+	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory install PACKAGES="nftables"
 
 install:
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \

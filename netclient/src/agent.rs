@@ -1,33 +1,38 @@
 //! The agent as a value: a directory, settings, and the ground that tunnels stand on. Others may hold one.
 //!
-//! Everything that a command does is here, once: [`Agent::join`], [`Agent::check_in`], [`Agent::pull`], [`Agent::leave`],
-//! [`Agent::status`]. What goes on for ever is the [driver](crate::driver)'s.
+//! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::check_in`],
+//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. What goes on for ever is the [driver](crate::driver)'s.
 
 pub mod member;
+mod register;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ed25519_dalek::SigningKey;
+use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use proto::convert::{Told, accept_update};
 use proto::sign::verifier;
 use proto::token::Token;
-use proto::wire::Update;
+use proto::wire::{ChallengeResponse, Facts, Update};
+use schema::api;
 use schema::scalars::{Endpoint, Name, NetworkName, PublicKey, Scalar};
 use schema::snapshot::Revision;
 use serde::Serialize;
 
-use crate::control::{Applicant, Control, ControlError};
+use crate::comms::Comms;
+use crate::control::{Control, ControlError, Opener, Reach};
 use crate::device::{self, PrivateKey, Refusal};
 use crate::directory::{Directory, DirectoryError};
-use crate::machine;
 use crate::membership::{Accepted, Membership, ServerAddress};
 use crate::settings::Settings;
 use crate::tunnel::{Ground, Tunnel, TunnelError};
 use member::Member;
+
+pub use register::Registered;
 
 /// The agent.
 #[derive(Clone)]
@@ -38,6 +43,8 @@ pub struct Agent {
     pub settings: Settings,
     /// What its tunnels stand on.
     pub ground: Ground,
+    /// How it reaches a server in its own program.
+    within: Option<Opener>,
     lines: Arc<Mutex<Lines>>,
 }
 
@@ -56,6 +63,31 @@ pub struct JoinOptions {
     /// Where the others reach this machine.
     pub endpoint: Option<Endpoint>,
 }
+
+/// A machine that asks to be let in.
+pub struct Newcomer<'a> {
+    /// The name that it wants.
+    pub name: &'a Name,
+    /// Its identity.
+    pub identity: &'a SigningKey,
+    /// Its WireGuard key.
+    pub private_key: &'a PrivateKey,
+    /// What it says of itself.
+    pub facts: Facts,
+    /// What it runs.
+    pub os: String,
+}
+
+/// How a machine is let in: asks whoever decides, with the line to the server and a challenge of it at hand, and gives the
+/// name under which the machine is in, and its View.
+pub type Door = Box<
+    dyn for<'a> FnOnce(
+            &'a Control,
+            ChallengeResponse,
+            Newcomer<'a>,
+        ) -> BoxFuture<'a, Result<(Name, Update), ControlError>>
+        + Send,
+>;
 
 /// What came of a join.
 #[derive(Clone, Debug)]
@@ -128,10 +160,28 @@ fn hint(meant: &Option<String>) -> String {
 }
 
 /// How a machine's networks are.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     /// The networks, by name.
     pub networks: Vec<NetworkStatus>,
+    /// The tunnels to servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registrations: Vec<RegistrationStatus>,
+}
+
+/// How the tunnel to a server is.
+#[derive(Clone, Debug, Serialize)]
+pub struct RegistrationStatus {
+    /// Where the server's end of it is found.
+    pub endpoint: Endpoint,
+    /// Its interface.
+    pub interface: String,
+    /// The machine's address in it.
+    pub address: IpAddr,
+    /// When the server was last heard through it.
+    pub last_handshake: Option<Timestamp>,
+    /// Seconds until it ends unless the machine joins; absent: it has joined.
+    pub lapses: Option<u64>,
 }
 
 /// How one of them is.
@@ -150,7 +200,7 @@ pub struct NetworkStatus {
     /// The revision that the machine was told last.
     pub revision: Revision,
     /// The way that control traffic takes; none where no daemon runs.
-    pub control: machine::Control,
+    pub control: api::Control,
     /// The machine's addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The peers, by name.
@@ -175,7 +225,24 @@ pub struct PeerStatus {
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, ground: Ground) -> Self {
-        Self { directory, settings, ground, lines: Arc::default() }
+        Self { directory, settings, ground, within: None, lines: Arc::default() }
+    }
+
+    /// The same for a server in the same program, which `open` makes connections to.
+    #[must_use]
+    pub fn within(self, open: Opener) -> Self {
+        Self { within: Some(open), ..self }
+    }
+
+    /// The tunnel to a server.
+    pub(crate) fn comms(&self, server: &PublicKey) -> Comms {
+        Comms::new(self.directory.clone(), self.ground.executable.clone(), *server)
+    }
+
+    /// Has every line look whether the machine was registered since.
+    pub(crate) fn reconsider(&self) {
+        let lines: Vec<_> = self.lines.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        lines.iter().for_each(|line| line.reconsider());
     }
 
     /// The line to a server: one for all its networks.
@@ -183,9 +250,24 @@ impl Agent {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         // Lines that nobody holds any more are closed.
         lines.retain(|_, line| Arc::strong_count(line) > 1);
+        let reach = match &self.within {
+            Some(open) => Reach::Within(Arc::clone(open)),
+            None => Reach::Network(self.comms(&server.signing_key)),
+        };
         let key = (server.clone(), verifier(&identity));
-        let line = lines.entry(key).or_insert_with(|| Arc::new(Control::new(server.clone(), identity)));
+        let line = lines.entry(key).or_insert_with(|| Control::new(server.clone(), identity, reach));
         Arc::clone(line)
+    }
+
+    /// The interface of a network that a join does not choose.
+    fn interface(&self, network: &NetworkName) -> String {
+        self.settings.interface.clone().unwrap_or_else(|| format!("nm-{network}"))
+    }
+
+    /// Whether a network could be joined without options, as far as this machine can tell before: privilege, interface, and
+    /// the port that it would have to listen on, if there is one.
+    pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
+        device::check_free(&self.interface(network), self.settings.port.or(port))
     }
 
     pub(crate) fn tunnel(&self, interface: &str) -> Tunnel {
@@ -196,13 +278,28 @@ impl Agent {
     ///
     /// Whatever fails, nothing is left behind, on the machine or on the server.
     pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
-        let network = &token.network;
+        let token = token.clone();
+        let (network, server) = (token.network.clone(), address_of(&token));
+        let door: Door = Box::new(move |control, challenge, newcomer| {
+            Box::pin(async move { control.join(&token, challenge, newcomer).await })
+        });
+        self.admit(&network, &server, options, door).await
+    }
+
+    /// Joins a network by a door of one's own; for the rest as [`Agent::join`].
+    pub async fn admit(
+        &self,
+        network: &NetworkName,
+        server: &ServerAddress,
+        options: &JoinOptions,
+        door: Door,
+    ) -> Result<Joined, AgentError> {
         let lock = self.directory.lock(network)?;
         if let Some(membership) = self.directory.membership(network)? {
-            return self.stay(membership, token, lock.is_some()).await;
+            return self.stay(membership, server, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        let membership = self.enter(token, options).await?;
+        let membership = self.enter(network, server, options, door).await?;
         let mut member = Member::new(self.clone(), membership)?;
         if let Err(error) = member.set().await {
             member.leave_again().await;
@@ -217,9 +314,8 @@ impl Agent {
         Ok(Joined::New(member.membership().clone()))
     }
 
-    /// A machine that is in already: the token may know where the server is found now.
-    async fn stay(&self, mut membership: Membership, token: &Token, free: bool) -> Result<Joined, AgentError> {
-        let server = address_of(token);
+    /// A machine that is in already, and may learn where the server is found now.
+    async fn stay(&self, mut membership: Membership, server: &ServerAddress, free: bool) -> Result<Joined, AgentError> {
         if membership.server.signing_key != server.signing_key {
             return Err(AgentError::OtherServer(membership.network));
         }
@@ -227,8 +323,8 @@ impl Agent {
             return Err(AgentError::NoIdentity(membership.network));
         }
         if free {
-            if membership.server != server {
-                membership.server = server;
+            if membership.server != *server {
+                membership.server = server.clone();
                 self.directory.save(&membership)?;
             }
             self.tunnel(&membership.interface).reconcile(&membership).await?;
@@ -237,27 +333,31 @@ impl Agent {
     }
 
     /// Has the server let the machine in, and keeps what it told.
-    async fn enter(&self, token: &Token, options: &JoinOptions) -> Result<Membership, AgentError> {
-        let (options, settings, network) = (options.clone(), &self.settings, token.network.clone());
-        let interface = options.interface.or_else(|| settings.interface.clone());
-        let interface = interface.unwrap_or_else(|| format!("nm-{network}"));
+    async fn enter(
+        &self,
+        network: &NetworkName,
+        server: &ServerAddress,
+        options: &JoinOptions,
+        door: Door,
+    ) -> Result<Membership, AgentError> {
+        let (options, settings) = (options.clone(), &self.settings);
+        let interface = options.interface.unwrap_or_else(|| self.interface(network));
         let port = options.port.or(settings.port);
         device::check_free(&interface, port)?;
         let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
-        let server = address_of(token);
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let known = self.directory.identity(&server.signing_key)?;
         let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
-        let control = self.line(&server, identity.clone());
+        let control = self.line(server, identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
         let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
-        let applicant = Applicant { token, name: &name, private_key: &private_key, facts, os: os() };
+        let newcomer = Newcomer { name: &name, identity: &identity, private_key: &private_key, facts, os: os() };
         // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
         self.directory.keep_identity(&server.signing_key, &identity)?;
-        let answer = control.join(challenge, applicant).await;
-        let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, &server, error))?;
-        let kept = first_view(&update, &network, &node, &verifier(&identity), &server).and_then(|(view, position)| {
+        let answer = door(&control, challenge, newcomer).await;
+        let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, server, error))?;
+        let kept = first_view(&update, network, &node, &verifier(&identity), server).and_then(|(view, position)| {
             let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
             let server = server.clone();
             let membership =
@@ -267,10 +367,13 @@ impl Agent {
         });
         if kept.is_err() {
             // It is in, but cannot use that. If this fails as well, an admin has to remove the node.
-            let _ = control.leave(&network).await;
+            let _ = control.leave(network).await;
             if fresh {
                 let _ = self.directory.forget_identity(&server.signing_key);
             }
+        } else if let Err(error) = self.comms(&server.signing_key).keep().await {
+            // The next use of the tunnel, or a new registration, puts that right; TLS is there.
+            tracing::warn!(error = told(&error), "the tunnel to the server may lapse");
         }
         kept
     }
@@ -344,13 +447,24 @@ impl Agent {
         match self.directory.membership(network) {
             Ok(Some(membership)) => {
                 self.tunnel(&membership.interface).remove().await?;
-                Ok(self.directory.forget(network, &membership.server.signing_key).await?)
+                self.forget(network, &membership.server.signing_key).await
             }
             Ok(None) | Err(_) => {
                 self.tunnel(&format!("nm-{network}")).remove().await?;
-                Ok(self.directory.forget_damaged(network)?)
+                Ok(self.directory.forget(network)?)
             }
         }
+    }
+
+    /// Forgets a membership; with the last one at a server also the identity and the registration there.
+    pub(crate) async fn forget(&self, network: &NetworkName, server: &PublicKey) -> Result<(), AgentError> {
+        let _lock = self.directory.lock_identity(server).await?;
+        self.directory.forget(network)?;
+        if self.directory.is_member(server)? {
+            return Ok(());
+        }
+        self.comms(server).end().await?;
+        Ok(self.directory.forget_identity(server)?)
     }
 
     fn member(&self, network: &NetworkName) -> Result<Member, AgentError> {
@@ -361,7 +475,7 @@ impl Agent {
     }
 
     /// How the machine's networks are; `control` tells the way that their control traffic takes.
-    pub async fn status(&self, control: impl Fn(&NetworkName) -> machine::Control) -> Result<Status, AgentError> {
+    pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
             let membership = match self.directory.membership(&network) {
@@ -400,7 +514,7 @@ impl Agent {
                 peers: view.peers.iter().map(peer).collect(),
             });
         }
-        Ok(Status { networks })
+        Ok(Status { networks, registrations: self.registrations().await? })
     }
 }
 
@@ -410,7 +524,7 @@ fn address_of(token: &Token) -> ServerAddress {
 }
 
 /// An error with its causes, on one line.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
+pub fn told(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }

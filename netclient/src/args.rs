@@ -22,6 +22,8 @@ pub struct Args {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Brings up a tunnel to the server for control traffic; joins nothing, and spends no use of the token.
+    Register(Register),
     /// Joins a network and brings its tunnel up. A machine that is in already stays as it is.
     Join(Join),
     /// Tells the server that this machine is there, and sets what changed.
@@ -55,12 +57,31 @@ pub enum Verb {
     },
 }
 
-/// What a join may be told.
+/// The token that a machine shows.
 #[derive(Debug, ClapArgs)]
-pub struct Join {
+pub struct Shown {
     /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
     #[arg(short, long, env = "NETCLIENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: String,
+}
+
+/// What a registration is told.
+#[derive(Debug, ClapArgs)]
+pub struct Register {
+    /// The token.
+    #[command(flatten)]
+    pub shown: Shown,
+    /// How to print.
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// What a join may be told.
+#[derive(Debug, ClapArgs)]
+pub struct Join {
+    /// The token.
+    #[command(flatten)]
+    pub shown: Shown,
     /// The name to join under. Absent: the host's name.
     #[arg(long)]
     pub name: Option<Name>,

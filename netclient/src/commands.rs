@@ -1,22 +1,24 @@
 //! The verbs, each about a screen: find out, act, print. Data goes to standard output, talk to standard error.
 
 mod join;
+mod register;
 mod render;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use proto::token::Token;
+use schema::api::Control;
 use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, AgentError};
-use crate::args::{Args, Verb, Which};
+use crate::args::{Args, Shown, Verb, Which};
 use crate::daemon::{self, Answer, Question};
-use crate::device::process;
+use crate::device::process::{self, Ended};
 use crate::directory::Directory;
-use crate::machine::Control;
 use crate::settings;
 use crate::tunnel::Ground;
 
@@ -31,7 +33,18 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let level = if matches!(args.verb, Verb::Daemon | Verb::Device { .. }) { "info" } else { "warn" };
+    let level = match args.verb {
+        Verb::Daemon => "info",
+        // gotatun tells of every peer that comes and goes, and the log of a device only grows.
+        Verb::Device { .. } => "info,gotatun=warn",
+        Verb::Register(_)
+        | Verb::Join(_)
+        | Verb::Checkin(_)
+        | Verb::Pull(_)
+        | Verb::Leave { .. }
+        | Verb::List(_)
+        | Verb::Status(_) => "warn",
+    };
     let log = tracing_subscriber::EnvFilter::try_from_env("NETCLIENT_LOG").unwrap_or_else(|_| level.into());
     let colour = io::IsTerminal::is_terminal(&io::stderr());
     tracing_subscriber::fmt().with_env_filter(log).with_writer(io::stderr).with_ansi(colour).init();
@@ -57,7 +70,10 @@ fn say_error(error: &dyn std::error::Error) {
 
 fn run(args: Args) -> Outcome {
     if let Verb::Device { interface, socket } = &args.verb {
-        return Ok(process::run(interface, socket)?);
+        return match process::run(interface, socket)? {
+            Ended::Asked => Ok(()),
+            Ended::Lapsed => end_lapsed(socket),
+        };
     }
     // Whatever is made belongs to nobody else; what others may read says so itself.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
@@ -68,8 +84,17 @@ fn run(args: Args) -> Outcome {
     outcome
 }
 
+/// A device process whose time has come: with the tunnel goes what the agent's directory keeps of it.
+fn end_lapsed(socket: &Path) -> Outcome {
+    let agent = open(socket.parent().ok_or("the socket lies in no directory")?)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(agent.end_lapsed())?;
+    agent.directory.remove_if_empty();
+    Ok(())
+}
+
 async fn act(args: Args) -> Outcome {
     match args.verb {
+        Verb::Register(register) => register::run(&args.directory, register).await,
         Verb::Join(join) => join::run(&args.directory, join).await,
         Verb::Checkin(which) => {
             let (agent, network) = member(&args.directory, &which)?;
@@ -144,7 +169,7 @@ fn ask(agent: &Agent, question: Question) -> Outcome<bool> {
 
 async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
     if !directory.exists() {
-        return Ok(crate::agent::Status { networks: Vec::new() });
+        return Ok(crate::agent::Status::default());
     }
     let agent = open(directory)?;
     let ways = match daemon::ask(&agent.directory, &Question::Control) {
@@ -171,4 +196,27 @@ fn json(it: &impl serde::Serialize) -> Outcome {
     serde_json::to_writer_pretty(&mut data, it)?;
     writeln!(data)?;
     Ok(())
+}
+
+/// Whether a daemon runs; it looks for the new network at once.
+fn looked_after(agent: &Agent) -> bool {
+    matches!(daemon::ask(&agent.directory, &Question::Look), Ok(Some(Answer::Done(_))))
+}
+
+/// The token as it was typed, or from a file, or from standard input; checked before anything else happens.
+fn read_token(shown: &Shown) -> Outcome<Token> {
+    let typed = &*shown.token;
+    let text = match typed.strip_prefix('@') {
+        Some(path) => {
+            let read = std::fs::read_to_string(path);
+            zeroize::Zeroizing::new(read.map_err(|error| format!("cannot read the token from {path}: {error}"))?)
+        }
+        None if typed == "-" => {
+            let mut text = zeroize::Zeroizing::new(String::new());
+            io::stdin().lock().take(1 << 16).read_to_string(&mut text)?;
+            text
+        }
+        None => zeroize::Zeroizing::new(typed.to_owned()),
+    };
+    text.parse().map_err(|why| format!("the token cannot be used: {why}; copy it again, whole").into())
 }

@@ -3,14 +3,20 @@
 //! [`Control`] connects when it is first needed and again whenever the connection was lost; it keeps the session that
 //! the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What the
 //! server says is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
+//!
+//! A machine that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
+//! which, [`path`] decides.
 
 mod connect;
+mod path;
 mod tls;
 
 use std::future::Future;
 use std::net::{IpAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use proto::convert::Position;
@@ -18,25 +24,73 @@ use proto::sign;
 use proto::token::Token;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, Update};
+use schema::api;
 use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::agent::Newcomer;
+use crate::comms::{Comms, Registration, Terms};
 use crate::device::PrivateKey;
 use crate::membership::ServerAddress;
+use connect::{Local, SILENCE};
+use path::{Path, Way};
+
+pub use connect::Opener;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// The largest answer: a View of tens of thousands of peers.
 const LARGEST: usize = 64 << 20;
+/// How often a machine registers again while the tunnel is silent: the server may have forgotten it.
+const RENEW: Duration = Duration::from_secs(60);
+
+type Client = AgentClient<Channel>;
+type Answered<A> = Result<tonic::Response<A>, Status>;
+
+/// Where a server is reached.
+#[derive(Clone)]
+pub enum Reach {
+    /// Elsewhere: by TLS on its public address, and by the tunnel once the machine is registered.
+    Network(Comms),
+    /// In this program.
+    Within(Opener),
+}
 
 /// A line to one server.
 pub struct Control {
-    client: AgentClient<Channel>,
+    this: Weak<Self>,
     server: ServerAddress,
     identity: SigningKey,
+    reach: Reach,
+    public: Mutex<Client>,
+    tunnel: Option<Client>,
+    path: Mutex<Path>,
+    /// The way of `path`, for those who hold a stream.
+    way: watch::Sender<Way>,
+    /// Whether the tunnel is being tried.
+    probing: AtomicBool,
     session: Mutex<Option<String>>,
-    local: Arc<Mutex<Option<IpAddr>>>,
+    local: Local,
+}
+
+/// Every change as the server sends it, until it ends or control traffic takes another way.
+pub struct Changes {
+    updates: Streaming<Update>,
+    by: Way,
+    way: watch::Receiver<Way>,
+}
+
+impl Changes {
+    /// The next change; absent: there are no more.
+    pub async fn next(&mut self) -> Option<Update> {
+        let by = self.by;
+        tokio::select! {
+            update = self.updates.message() => update.ok().flatten(),
+            _ = self.way.wait_for(|way| *way != by) => None,
+        }
+    }
 }
 
 /// Why the server did not do what it was asked.
@@ -64,32 +118,53 @@ pub enum ControlError {
     /// It said no.
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The session that it was called in has ended.
+    #[error("the server does not take this machine's session; check in again")]
+    SessionEnded,
     /// It answered what no server of ours would.
     #[error("the server's answer cannot be used: {0}")]
     Answer(String),
 }
 
-/// A machine that asks to join.
-pub struct Applicant<'a> {
-    /// What it joins with.
-    pub token: &'a Token,
-    /// The name that it wants.
-    pub name: &'a Name,
-    /// Its WireGuard key.
-    pub private_key: &'a PrivateKey,
-    /// What it says of itself.
-    pub facts: Facts,
-    /// What it runs.
-    pub os: String,
-}
-
 impl Control {
     /// A line to a server; nothing is sent yet.
-    pub fn new(server: ServerAddress, identity: SigningKey) -> Self {
-        let local = Arc::default();
-        let channel = connect::channel(&server, Arc::clone(&local), PATIENCE);
-        let client = AgentClient::new(channel).max_decoding_message_size(LARGEST);
-        Self { client, server, identity, session: Mutex::default(), local }
+    pub fn new(server: ServerAddress, identity: SigningKey, reach: Reach) -> Arc<Self> {
+        let local = Local::default();
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let (public, tunnel) = (public(&server, &reach, &local), tunnel(this, &reach, &local));
+            let registered = matches!(&reach, Reach::Network(comms) if registration(comms).is_some());
+            let by = if registered { Way::Tunnel } else { Way::Tls };
+            Self {
+                this: this.clone(),
+                server,
+                identity,
+                reach,
+                public: Mutex::new(public),
+                tunnel,
+                path: Mutex::new(Path::new(by, Instant::now())),
+                way: watch::Sender::new(by),
+                probing: AtomicBool::new(false),
+                session: Mutex::default(),
+                local,
+            }
+        })
+    }
+
+    /// The way that control traffic takes, as long as the server answers.
+    pub fn way(&self) -> api::Control {
+        lock(&self.path).way().into()
+    }
+
+    /// Looks whether the machine was registered, and takes the tunnel if so.
+    pub fn reconsider(&self) {
+        if self.registration().is_some() && lock(&self.path).way() == Way::Tls {
+            self.probe_on();
+        }
+    }
+
+    fn registration(&self) -> Option<Registration> {
+        let Reach::Network(comms) = &self.reach else { return None };
+        registration(comms)
     }
 
     /// The machine's identity, as the server knows it.
@@ -112,13 +187,13 @@ impl Control {
     /// Joins a network: the name under which the machine is in it, and its View.
     pub async fn join(
         &self,
+        token: &Token,
         challenge: wire::ChallengeResponse,
-        applicant: Applicant<'_>,
+        newcomer: Newcomer<'_>,
     ) -> Result<(Name, Update), ControlError> {
-        let Applicant { token, name, private_key, facts, os } = applicant;
+        let Newcomer { name, identity, private_key, facts, os } = newcomer;
         let wire::ChallengeResponse { nonce, ephemeral } = challenge;
-        let ephemeral =
-            (&*ephemeral).try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))?;
+        let ephemeral = as_key(&ephemeral)?;
         let mut request = wire::JoinRequest {
             nonce,
             network: token.network.to_string(),
@@ -132,16 +207,56 @@ impl Control {
         };
         let access_key = sign::signing_key(&token.seed);
         let server = &self.server.signing_key;
-        sign::sign_join(&mut request, server, &ephemeral, &access_key, &self.identity, &private_key.0);
-        let answer = self.answer(self.client.clone().join(request)).await?;
+        sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
+        let (answer, _) = self
+            .ask(|mut client| {
+                let request = request.clone();
+                async move { client.join(request).await }
+            })
+            .await?;
         let name = answer.name.parse().map_err(|why| ControlError::Answer(format!("{:?}: {why}", answer.name)))?;
         Ok((name, answer.update.ok_or_else(|| ControlError::Answer("it holds no View".into()))?))
+    }
+
+    /// Registers the machine: what the server answers, and how long it holds unless the machine joins. A machine that has
+    /// joined needs no token.
+    pub async fn register(
+        &self,
+        token: Option<&Token>,
+        private_key: &PrivateKey,
+    ) -> Result<(Terms, Option<Duration>), ControlError> {
+        let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
+        let mut request = wire::RegisterRequest {
+            nonce,
+            network: token.map(|token| token.network.to_string()).unwrap_or_default(),
+            key: token.map(|token| token.key.to_string()).unwrap_or_default(),
+            identity: self.identity().0.to_vec().into(),
+            public_key: private_key.public().0.to_vec().into(),
+            ..wire::RegisterRequest::default()
+        };
+        let (server, access_key) = (&self.server.signing_key, token.map(|token| sign::signing_key(&token.seed)));
+        let ephemeral = as_key(&ephemeral)?;
+        sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
+        let (answer, _) = self
+            .ask(|mut client| {
+                let request = request.clone();
+                async move { client.register(request).await }
+            })
+            .await?;
+        Terms::read(&answer, &request, server)
+    }
+
+    /// Whether the tunnel answers, in the time that it has.
+    pub async fn tunnel_answers(&self) -> bool {
+        let Some(mut client) = self.tunnel.clone() else { return false };
+        let call = client.challenge(wire::ChallengeRequest {});
+        matches!(tokio::time::timeout(SILENCE, call).await, Ok(Ok(_)))
     }
 
     /// The whole View.
     pub async fn whole(&self, network: &NetworkName) -> Result<Update, ControlError> {
         let request = wire::GetPeersRequest { network: network.to_string() };
-        self.call(request, async |mut client, request| client.get_peers(request).await).await
+        Ok(self.call(request, |mut client, request| async move { client.get_peers(request).await }).await?.0)
     }
 
     /// Tells where the machine stands and, if given, what changed on it; gives what it lacks.
@@ -153,14 +268,18 @@ impl Control {
     ) -> Result<Option<Update>, ControlError> {
         let (epoch, revision) = (at.epoch, at.revision.0);
         let request = wire::CheckInRequest { network: network.to_string(), epoch, revision, facts };
-        let answer = self.call(request, async |mut client, request| client.check_in(request).await).await?;
+        let (answer, _) =
+            self.call(request, |mut client, request| async move { client.check_in(request).await }).await?;
         Ok(answer.update)
     }
 
     /// Every change from there on, at once.
-    pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Streaming<Update>, ControlError> {
+    pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Changes, ControlError> {
         let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
-        self.call(request, async |mut client, request| client.watch(request).await).await
+        let way = self.way.subscribe();
+        let (updates, by) =
+            self.call(request, |mut client, request| async move { client.watch(request).await }).await?;
+        Ok(Changes { updates, by, way })
     }
 
     /// Leaves a network.
@@ -170,45 +289,41 @@ impl Control {
         let signature = Vec::new().into();
         let mut request = wire::LeaveRequest { nonce, network: network.to_string(), identity, signature };
         sign::sign_leave(&mut request, &self.server.signing_key, &self.identity);
-        self.answer(self.client.clone().leave(request)).await.map(drop)
+        self.ask(|mut client| {
+            let request = request.clone();
+            async move { client.leave(request).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// A nonce of the server's to sign; also tells whether it can be reached.
     pub async fn challenge(&self) -> Result<wire::ChallengeResponse, ControlError> {
-        self.answer(self.client.clone().challenge(wire::ChallengeRequest {})).await
-    }
-
-    /// An answer that comes whole and in time.
-    async fn answer<A>(
-        &self,
-        call: impl Future<Output = Result<tonic::Response<A>, Status>>,
-    ) -> Result<A, ControlError> {
-        match tokio::time::timeout(PATIENCE, call).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
-            Err(_) => Err(self.failed(&Status::deadline_exceeded(""))),
-        }
+        Ok(self.ask(|mut client| async move { client.challenge(wire::ChallengeRequest {}).await }).await?.0)
     }
 
     /// Calls in a session, and once more in a new one if the server has ended it.
-    async fn call<Q: Clone, A>(
+    async fn call<Q: Clone, A, F: Future<Output = Answered<A>> + Send>(
         &self,
         request: Q,
-        call: impl AsyncFn(AgentClient<Channel>, Request<Q>) -> Result<tonic::Response<A>, Status>,
-    ) -> Result<A, ControlError> {
+        call: impl Fn(Client, Request<Q>) -> F,
+    ) -> Result<(A, Way), ControlError> {
         let kept = lock(&self.session).clone();
         let fresh = kept.is_none();
         let token = match kept {
             Some(token) => token,
             None => self.open_session().await?,
         };
-        let first =
-            tokio::time::timeout(PATIENCE, call(self.client.clone(), authorized(request.clone(), &token)?)).await;
-        let ended = matches!(&first, Ok(Err(status)) if status.code() == Code::Unauthenticated);
-        if ended && !fresh {
-            let token = self.open_session().await?;
-            return self.answer(call(self.client.clone(), authorized(request, &token)?)).await;
+        let call_with = |client, token: &str| {
+            let call = authorized(request.clone(), token).map(|request| call(client, request));
+            async move { call?.await }
+        };
+        let first = self.ask(|client| call_with(client, &token)).await;
+        if fresh || !matches!(first, Err(ControlError::SessionEnded)) {
+            return first;
         }
-        self.answer(async { first.unwrap_or_else(|_| Err(Status::deadline_exceeded(""))) }).await
+        let token = self.open_session().await?;
+        self.ask(|client| call_with(client, &token)).await
     }
 
     async fn open_session(&self) -> Result<String, ControlError> {
@@ -216,9 +331,132 @@ impl Control {
         let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
         let identity = self.identity().0.to_vec().into();
         let request = wire::OpenSessionRequest { nonce, identity, signature };
-        let token = self.answer(self.client.clone().open_session(request)).await?.token;
-        *lock(&self.session) = Some(token.clone());
-        Ok(token)
+        let (answer, _) = self
+            .ask(|mut client| {
+                let request = request.clone();
+                async move { client.open_session(request).await }
+            })
+            .await?;
+        *lock(&self.session) = Some(answer.token.clone());
+        Ok(answer.token)
+    }
+
+    /// An answer by the way that control traffic takes, or by the other one where that gives none; and by which.
+    async fn ask<A, F: Future<Output = Answered<A>> + Send>(
+        &self,
+        call: impl Fn(Client) -> F,
+    ) -> Result<(A, Way), ControlError> {
+        let [first, second] = lock(&self.path).order();
+        let outcome = self.ask_by(first, &call).await;
+        let goes_on = match (&outcome, first) {
+            (Err(ControlError::Unreachable { .. }), Way::Tls) => self.registration().is_some(),
+            // Whether it was silent, or says that the server is down, the path knows.
+            (Err(ControlError::Unreachable { .. }), Way::Tunnel) => lock(&self.path).order()[0] == second,
+            (Ok(_) | Err(_), _) => false,
+        };
+        if !goes_on {
+            return outcome.map(|answer| (answer, first));
+        }
+        let other = self.ask_by(second, &call).await;
+        // Who reaches nobody is told of the public address, about which something can be done.
+        match (other, second) {
+            (Err(ControlError::Unreachable { .. }), Way::Tunnel) => outcome.map(|answer| (answer, first)),
+            (other, _) => other.map(|answer| (answer, second)),
+        }
+    }
+
+    async fn ask_by<A, F: Future<Output = Answered<A>> + Send>(
+        &self,
+        way: Way,
+        call: &impl Fn(Client) -> F,
+    ) -> Result<A, ControlError> {
+        let client = match (way, &self.tunnel) {
+            (Way::Tunnel, Some(tunnel)) => tunnel.clone(),
+            (Way::Tunnel | Way::Tls, _) => lock(&self.public).clone(),
+        };
+        let start = Instant::now();
+        let outcome = self.answer(call(client)).await;
+        match &outcome {
+            Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. }) => {
+                if way == Way::Tunnel && start.elapsed() >= SILENCE {
+                    lock(&self.path).fell_silent();
+                }
+            }
+            Ok(_) | Err(ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_)) => {
+                self.answered(way).await;
+            }
+        }
+        outcome
+    }
+
+    /// An answer that comes whole and in time.
+    async fn answer<A>(&self, call: impl Future<Output = Answered<A>>) -> Result<A, ControlError> {
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
+            Err(_) => Err(self.failed(&Status::deadline_exceeded(""))),
+        }
+    }
+
+    /// Notes by which way the server answered. When that has become TLS, the machine registers again, as the server may
+    /// have forgotten it, and goes on trying the tunnel.
+    async fn answered(&self, way: Way) {
+        let moved = lock(&self.path).answered(way, Instant::now());
+        if !moved {
+            return;
+        }
+        self.take(way);
+        if way == Way::Tls {
+            tracing::info!(server = self.server.addresses[0], "the tunnel to the server is silent; using TLS");
+            self.renew().await;
+            self.probe_on();
+        }
+    }
+
+    /// Has those who hold streams take a way; a connection by the other one is given up.
+    fn take(&self, way: Way) {
+        self.way.send_replace(way);
+        if way == Way::Tunnel {
+            *lock(&self.public) = public(&self.server, &self.reach, &self.local);
+        }
+    }
+
+    /// Registers again by the identity alone, by TLS, and keeps what came of it.
+    fn renew(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        // The calls that it makes may come here again, which the type of a future that is not boxed cannot say.
+        Box::pin(async {
+            let (Reach::Network(comms), Some(registration)) = (&self.reach, self.registration()) else { return };
+            let renewed = match tokio::time::timeout(SILENCE, self.register(None, &registration.private_key)).await {
+                Ok(Ok((terms, _))) => comms.renew(&registration, terms).await.map_err(|error| error.to_string()),
+                // One that has not joined is not known by its identity, and its deadline is near.
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("no answer came in time".into()),
+            };
+            if let Err(error) = renewed {
+                tracing::debug!(error, "the registration could not be renewed");
+            }
+        })
+    }
+
+    /// Tries the tunnel until it has answered long enough, unless that is going on already.
+    fn probe_on(&self) {
+        if !self.probing.swap(true, Ordering::SeqCst) {
+            tokio::spawn(probe(self.this.clone()));
+        }
+    }
+
+    /// Tries the tunnel once; whether control traffic takes it now.
+    async fn probe_once(&self, renewed: &mut Instant) -> bool {
+        let answers = self.tunnel_answers().await;
+        if !answers && renewed.elapsed() >= RENEW {
+            *renewed = Instant::now();
+            self.renew().await;
+        }
+        let taken = lock(&self.path).probed(answers, Instant::now());
+        if taken {
+            tracing::info!(server = self.server.addresses[0], "the tunnel to the server answers again; using it");
+            self.take(Way::Tunnel);
+        }
+        taken
     }
 
     fn failed(&self, status: &Status) -> ControlError {
@@ -230,6 +468,9 @@ impl Control {
         if lost && causes(status).next().is_some() {
             return ControlError::Unreachable { at, why: deepest(status) };
         }
+        if status.code() == Code::Unauthenticated {
+            return ControlError::SessionEnded;
+        }
         if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
             return ControlError::Unreachable { at, why: "no answer came in time".into() };
         }
@@ -238,10 +479,57 @@ impl Control {
     }
 }
 
-fn authorized<Q>(request: Q, token: &str) -> Result<Request<Q>, ControlError> {
+/// Tries the tunnel as it comes due, as long as somebody holds the line, control traffic takes TLS, and there is a tunnel.
+async fn probe(line: Weak<Control>) {
+    let mut renewed = Instant::now();
+    loop {
+        let Some(due) = line.upgrade().map(|control| lock(&control.path).next_probe()) else { return };
+        tokio::time::sleep_until(due.into()).await;
+        let Some(control) = line.upgrade() else { return };
+        let goes_on = control.registration().is_some() && lock(&control.path).way() == Way::Tls;
+        if !goes_on || control.probe_once(&mut renewed).await {
+            return control.probing.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+fn public(server: &ServerAddress, reach: &Reach, local: &Local) -> Client {
+    client(match reach {
+        Reach::Network(_) => connect::by_tls(server, Arc::clone(local), PATIENCE),
+        Reach::Within(open) => connect::within(Arc::clone(open), PATIENCE),
+    })
+}
+
+fn tunnel(line: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Client> {
+    let (Reach::Network(comms), line) = (reach, line.clone()) else { return None };
+    let silent = move || {
+        if let Some(control) = line.upgrade() {
+            lock(&control.path).fell_silent();
+        }
+    };
+    Some(client(connect::by_tunnel(comms.clone(), Arc::clone(local), Arc::new(silent), PATIENCE)))
+}
+
+fn client(channel: Channel) -> Client {
+    AgentClient::new(channel).max_decoding_message_size(LARGEST)
+}
+
+/// The registration; one that cannot be read counts as none, since everything works without.
+fn registration(comms: &Comms) -> Option<Registration> {
+    comms.registration().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the tunnel to the server cannot be used");
+        None
+    })
+}
+
+fn as_key(bytes: &[u8]) -> Result<[u8; 32], ControlError> {
+    bytes.try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))
+}
+
+fn authorized<Q>(request: Q, token: &str) -> Result<Request<Q>, Status> {
     let mut request = Request::new(request);
     let value = format!("Bearer {token}").parse();
-    let value = value.map_err(|_| ControlError::Answer("its session cannot be shown to it".into()))?;
+    let value = value.map_err(|_| Status::internal("its session cannot be shown to it"))?;
     request.metadata_mut().insert("authorization", value);
     Ok(request)
 }

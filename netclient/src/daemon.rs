@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schema::api::Control;
 use schema::scalars::NetworkName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -21,7 +22,6 @@ use crate::agent::{Agent, AgentError, told};
 use crate::directory::Directory;
 use crate::driver::{Ask, Driver, End, Wish};
 use crate::files::{self, Lock, OwnFile, lock_path};
-use crate::machine::Control;
 
 /// How long a command waits for the daemon, which may have two calls to make and a device to set.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -152,6 +152,9 @@ struct Running {
 impl Daemon {
     /// Takes charge of every network that nobody looks after.
     async fn look(&self) {
+        if let Err(error) = self.agent.end_lapsed().await {
+            tracing::warn!(error = told(&error), "a registration that lapsed stays");
+        }
         let networks = match self.agent.directory.networks() {
             Ok(networks) => networks,
             Err(error) => return tracing::error!(%error, "cannot look for networks"),
@@ -208,6 +211,7 @@ impl Daemon {
         let outcome = match question {
             Question::Look => {
                 self.look().await;
+                self.agent.reconsider();
                 Ok(true)
             }
             Question::Control => {

@@ -9,6 +9,7 @@
 //! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller puts it on a thread that
 //! may block. Nothing here logs a key, an address or a name.
 
+mod endpoints;
 mod host;
 mod protocol;
 
@@ -22,12 +23,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use schema::scalars::PublicKey;
 use serde::{Deserialize, Serialize};
 
-pub use host::{check_free, link_index};
+pub use host::{boottime, check_free, link_index};
 
 /// A WireGuard device that exists.
 pub trait Device: Send {
@@ -37,6 +39,14 @@ pub trait Device: Send {
     /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the port is
     /// refused, nothing has changed.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
+    /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be reached; absent:
+    /// neither, or there is no such peer. Its cost is shared: many questions at once cost little more than one.
+    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError>;
+    /// Has the device end by itself at this time of [`boottime`], or, if absent, never; the last call holds. A time that
+    /// has passed is now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
+    ///
+    /// Gives whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
+    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
     /// Ends the device and its interface; when it returns, the name and the port are free. One that has ended already
     /// is no error.
     fn remove(&mut self) -> Result<(), DeviceError>;
@@ -60,6 +70,18 @@ pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<d
         return Ok(Box::new(device));
     }
     Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
+}
+
+/// Makes a device in a process of its own, also where the kernel has WireGuard: only a process keeps a deadline (see
+/// [`Device::lapse`]). Without TUN it is the kernel's, where that has WireGuard.
+pub fn create_apart(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
+    match userspace::Userspace::spawn(interface, executable, socket) {
+        Err(DeviceError::Refused(Refusal::TunMissing)) => {
+            let device = kernel::Kernel::create(interface)?.ok_or(Refusal::TunMissing)?;
+            Ok(Box::new(device))
+        }
+        outcome => Ok(Box::new(outcome?)),
+    }
 }
 
 /// A WireGuard device as it was observed.

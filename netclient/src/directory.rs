@@ -3,6 +3,7 @@
 //! ```text
 //! netclient.toml        what the operator sets (see settings)
 //! identity-KEY.json     the machine's identity at the server that signs with KEY
+//! comms-KEY.json        its registration there: the tunnel that control traffic takes
 //! network-NAME.json     a membership
 //! network-NAME.lock     held by whoever looks after that network
 //! device-INTERFACE.sock the device process (see device)
@@ -24,6 +25,7 @@ use schema::scalars::{NetworkName, PublicKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::comms::Registration;
 use crate::files::{self, Lock};
 use crate::membership::Membership;
 
@@ -132,14 +134,41 @@ impl Directory {
 
     /// The networks that the machine is in, by name.
     pub fn networks(&self) -> Result<Vec<NetworkName>, DirectoryError> {
+        Ok(self.named("network-")?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The machine's registration at a server, if it has one.
+    pub fn registration(&self, server: &PublicKey) -> Result<Option<Registration>, DirectoryError> {
+        self.read(&self.registration_path(server))
+    }
+
+    /// Every registration; one that cannot be read is left out.
+    pub fn registrations(&self) -> Result<Vec<Registration>, DirectoryError> {
+        let read = |name: &String| self.read(&self.path.join(format!("comms-{name}.json"))).ok().flatten();
+        Ok(self.named("comms-")?.iter().filter_map(read).collect())
+    }
+
+    /// Keeps a registration.
+    pub fn keep_registration(&self, registration: &Registration) -> Result<(), DirectoryError> {
+        self.write(&self.registration_path(&registration.server.signing_key), registration)
+    }
+
+    /// Forgets the registration at a server.
+    pub fn forget_registration(&self, server: &PublicKey) -> Result<(), DirectoryError> {
+        let path = self.registration_path(server);
+        files::remove(&path).map_err(failed("remove", &path))
+    }
+
+    /// What stands between a prefix and `.json` in the names of files, sorted.
+    fn named(&self, prefix: &str) -> Result<Vec<String>, DirectoryError> {
         let listed = fs::read_dir(&self.path).map_err(failed("list", &self.path))?;
-        let network = |file: fs::DirEntry| {
+        let name = |file: fs::DirEntry| {
             let name = file.file_name();
-            name.to_str()?.strip_prefix("network-")?.strip_suffix(".json")?.parse().ok()
+            Some(name.to_str()?.strip_prefix(prefix)?.strip_suffix(".json")?.to_owned())
         };
-        let mut networks: Vec<_> = listed.flatten().filter_map(network).collect();
-        networks.sort();
-        Ok(networks)
+        let mut names: Vec<_> = listed.flatten().filter_map(name).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Keeps a membership.
@@ -147,30 +176,35 @@ impl Directory {
         self.write(&self.membership_path(&membership.network), membership)
     }
 
-    /// Forgets a membership, and the identity at its server if that was the last network there.
-    pub async fn forget(&self, network: &NetworkName, server: &PublicKey) -> Result<(), DirectoryError> {
-        let _lock = self.lock_identity(server).await?;
-        let path = self.membership_path(network);
-        files::remove(&path).map_err(failed("remove", &path))?;
+    /// Whether the machine is in a network of a server.
+    pub fn is_member(&self, server: &PublicKey) -> Result<bool, DirectoryError> {
         for network in self.networks()? {
             // One that cannot be read may be of this server.
             match self.membership(&network) {
                 Ok(other) if other.as_ref().is_none_or(|other| other.server.signing_key != *server) => {}
-                Ok(_) | Err(_) => return Ok(()),
+                Ok(_) | Err(_) => return Ok(true),
             }
         }
-        self.forget_identity(server)
+        Ok(false)
     }
 
-    /// Forgets a network of which nothing is known.
-    pub fn forget_damaged(&self, network: &NetworkName) -> Result<(), DirectoryError> {
+    /// Forgets a membership.
+    pub fn forget(&self, network: &NetworkName) -> Result<(), DirectoryError> {
         let path = self.membership_path(network);
         files::remove(&path).map_err(failed("remove", &path))
     }
 
     /// The right to make, use for the first time, or forget the identity at a server, of which each machine has one.
     pub(crate) async fn lock_identity(&self, server: &PublicKey) -> Result<Lock, DirectoryError> {
-        let path = self.identity_path(server).with_extension("lock");
+        Self::wait_for(self.identity_path(server).with_extension("lock")).await
+    }
+
+    /// The right to give the name of an interface to a tunnel to a server, or to take it back.
+    pub(crate) async fn lock_comms(&self) -> Result<Lock, DirectoryError> {
+        Self::wait_for(self.path.join("comms.lock")).await
+    }
+
+    async fn wait_for(path: PathBuf) -> Result<Lock, DirectoryError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match Lock::take(&path).map_err(failed("lock", &path))? {
@@ -188,8 +222,11 @@ impl Directory {
     }
 
     fn identity_path(&self, server: &PublicKey) -> PathBuf {
-        let name: String = server.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        self.path.join(format!("identity-{name}.json"))
+        self.path.join(format!("identity-{}.json", short(server)))
+    }
+
+    fn registration_path(&self, server: &PublicKey) -> PathBuf {
+        self.path.join(format!("comms-{}.json", short(server)))
     }
 
     fn membership_path(&self, network: &NetworkName) -> PathBuf {
@@ -210,6 +247,11 @@ impl Directory {
         let text = zeroize::Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"));
         files::write_whole(path, &text).map_err(failed("write", path))
     }
+}
+
+/// What stands for a server in the names of files.
+fn short(server: &PublicKey) -> String {
+    server.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {

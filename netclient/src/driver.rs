@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use proto::wire::{Facts, Update};
+use schema::api::Control;
 use schema::scalars::NetworkName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -13,7 +14,7 @@ use tokio::task::AbortHandle;
 use crate::agent::member::Member;
 use crate::agent::{AgentError, told};
 use crate::control::ControlError;
-use crate::machine::{Control, Input, Machine, Output};
+use crate::machine::{Input, Machine, Output};
 use crate::membership::Accepted;
 
 /// How many events may wait; whoever has more waits as well.
@@ -88,8 +89,7 @@ impl Driver {
                     return End::Left;
                 }
             }
-            self.control
-                .send_if_modified(|way| std::mem::replace(way, self.machine.control()) != self.machine.control());
+            self.tell_way();
             let due = self.machine.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
@@ -98,6 +98,12 @@ impl Driver {
                 () = ended(&mut shutdown) => return End::Shutdown,
             }
         }
+    }
+
+    /// Tells whoever asks which way control traffic takes.
+    fn tell_way(&self) {
+        let way = if self.machine.is_reached() { self.member.control().way() } else { Control::None };
+        self.control.send_if_modified(|told| std::mem::replace(told, way) != way);
     }
 
     fn network(&self) -> NetworkName {
@@ -156,12 +162,12 @@ impl Driver {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
         let (network, at) = (self.network(), self.member.membership().position);
         let stream = tokio::spawn(async move {
-            if let Ok(mut stream) = control.watch(&network, at).await {
+            if let Ok(mut changes) = control.watch(&network, at).await {
                 let mut next = Event::StreamOpened;
                 while events.send(next).await.is_ok() {
-                    match stream.message().await {
-                        Ok(Some(update)) => next = Event::Streamed(update),
-                        Ok(None) | Err(_) => break,
+                    match changes.next().await {
+                        Some(update) => next = Event::Streamed(update),
+                        None => break,
                     }
                 }
             }
@@ -176,7 +182,7 @@ impl Driver {
                 if let Some(facts) = facts {
                     self.member.told(facts);
                 }
-                if self.machine.control() == Control::None {
+                if !self.machine.is_reached() {
                     tracing::info!(network = %self.network(), "the server answers");
                 }
                 self.machine.handle(Input::Answered, Instant::now());
@@ -184,12 +190,15 @@ impl Driver {
                     self.take(&update);
                 }
             }
-            Event::CheckedIn(Err(error @ (ControlError::Refused(_) | ControlError::Answer(_))), _) => {
+            Event::CheckedIn(
+                Err(error @ (ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_))),
+                _,
+            ) => {
                 tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");
                 self.machine.handle(Input::Refused, Instant::now());
             }
             Event::CheckedIn(Err(error), _) => {
-                if self.machine.control() != Control::None {
+                if self.machine.is_reached() {
                     tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
                 }
                 self.machine.handle(Input::Failed, Instant::now());

@@ -94,6 +94,15 @@ pub(crate) fn log_path(socket: &Path) -> PathBuf {
     beside(socket, "log")
 }
 
+/// Removes what a device process left that was killed and could not clean up after itself.
+pub(crate) fn clean_after_device(socket: &Path) {
+    for left in [lock_path(socket), log_path(socket), socket.to_owned()] {
+        if let Err(error) = remove(&left) {
+            tracing::debug!(%error, path = %left.display(), "a file of the device process stays");
+        }
+    }
+}
+
 fn beside(socket: &Path, kind: &str) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".");

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod args;
 pub mod commands;
+pub mod comms;
 pub mod control;
 pub mod daemon;
 pub mod device;

@@ -76,16 +76,6 @@ pub enum Output {
     TakeDown,
 }
 
-/// The way that control traffic takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Control {
-    /// TLS on the public address.
-    Tls,
-    /// None at the moment.
-    None,
-}
-
 /// The life of one membership.
 #[derive(Debug)]
 pub struct Machine {
@@ -161,9 +151,9 @@ impl Machine {
         }
     }
 
-    /// The way that control traffic takes.
-    pub fn control(&self) -> Control {
-        if self.reached { Control::Tls } else { Control::None }
+    /// Whether the server answered the last time.
+    pub fn is_reached(&self) -> bool {
+        self.reached
     }
 
     /// Has it check in as soon as it can.
@@ -366,10 +356,10 @@ mod tests {
     #[test]
     fn the_tunnel_comes_up_before_the_server_is_asked_and_changes_are_watched() {
         let (mut machine, now) = started(true);
-        assert_eq!(machine.control(), Control::None);
+        assert!(!machine.is_reached());
         machine.handle(Input::Answered, now);
         assert_eq!(outputs(&mut machine), [Output::Watch]);
-        assert_eq!(machine.control(), Control::Tls);
+        assert!(machine.is_reached());
         machine.handle(Input::StreamOpened, now);
         assert_eq!(machine.poll_timeout(), now + INTERVAL);
         machine.handle_timeout(now + INTERVAL);
@@ -468,7 +458,7 @@ mod tests {
         machine.handle_timeout(due);
         assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
         machine.handle(Input::Answered, due);
-        assert_eq!(machine.control(), Control::Tls);
+        assert!(machine.is_reached());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use schema::scalars::{Endpoint, Host, Name};
 use schema::view::View;
 
 use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal};
+use crate::directory::DirectoryError;
 use crate::files;
 use crate::membership::{Instead, Membership};
 use crate::reconcile::{ToldEndpoints, Wanted, device_steps, link_steps};
@@ -60,6 +61,12 @@ pub enum TunnelError {
     /// No port near the wanted one is free.
     #[error("no UDP port from {0} to {1} is free on this machine; free one, or choose another with --port")]
     NoPort(u16, u16),
+    /// The server's end of its tunnel cannot be found.
+    #[error("the name in {0} does not resolve, so the tunnel to the server has no other end")]
+    NoEndpoint(Endpoint),
+    /// What is kept of the tunnel cannot be read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
 }
 
 impl Tunnel {
@@ -137,12 +144,7 @@ impl Tunnel {
         self.forget_device();
         let names = self.set_names(Vec::new()).await;
         device?;
-        // A device process that was killed could not clean up after itself.
-        for left in [self.socket.clone(), files::lock_path(&self.socket), files::log_path(&self.socket)] {
-            if let Err(error) = files::remove(&left) {
-                tracing::debug!(%error, path = %left.display(), "a file of the device process stays");
-            }
-        }
+        files::clean_after_device(&self.socket);
         Ok(names?)
     }
 
@@ -219,16 +221,12 @@ async fn resolve(view: &View) -> BTreeMap<Name, SocketAddr> {
     let mut lookups = tokio::task::JoinSet::new();
     for (name, peer) in &view.peers {
         let Some(endpoint) = &peer.endpoint else { continue };
-        match (endpoint.socket_addr(), endpoint) {
-            (Some(at), _) => drop(endpoints.insert(name.clone(), at)),
-            (None, Endpoint { host: Host::Domain(domain), port: Some(port) }) => {
-                let (name, domain, port) = (name.clone(), domain.to_string(), *port);
-                lookups.spawn(async move {
-                    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain, port))).await;
-                    Some((name, found.ok()?.ok()?.next()?))
-                });
+        match endpoint.socket_addr() {
+            Some(at) => drop(endpoints.insert(name.clone(), at)),
+            None => {
+                let (name, endpoint) = (name.clone(), endpoint.clone());
+                lookups.spawn(async move { Some((name, resolve_one(&endpoint).await?)) });
             }
-            (None, _) => {}
         }
     }
     while let Some(found) = lookups.join_next().await {
@@ -237,7 +235,17 @@ async fn resolve(view: &View) -> BTreeMap<Name, SocketAddr> {
     endpoints
 }
 
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+/// Where an endpoint with a port is right now; absent: its name does not resolve in time.
+pub(crate) async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
+    if let Some(at) = endpoint.socket_addr() {
+        return Some(at);
+    }
+    let (Host::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
+    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain.to_string(), port))).await;
+    found.ok()?.ok()?.next()
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 

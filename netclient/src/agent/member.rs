@@ -140,7 +140,7 @@ impl Member {
     /// Takes everything down, and forgets the network.
     pub async fn take_down(&mut self) -> Result<(), AgentError> {
         self.tunnel.remove().await?;
-        Ok(self.agent.directory.forget(&self.membership.network, &self.membership.server.signing_key).await?)
+        self.agent.forget(&self.membership.network, &self.membership.server.signing_key).await
     }
 
     /// Undoes a join whose tunnel did not come up, as far as that goes.

@@ -1,20 +1,18 @@
 //! `netclient join`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
-use proto::token::Token;
 use serde_json::json;
 
-use super::{Outcome, json as print_json, open};
-use crate::agent::{Agent, JoinOptions, Joined};
+use super::{Outcome, json as print_json, looked_after, open, read_token};
+use crate::agent::{JoinOptions, Joined};
 use crate::args::{Join, Switch};
-use crate::daemon::{self, Answer, Question};
 use crate::membership::Membership;
 
 pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
-    let Join { token, name, interface, port, endpoint, daemon, form } = join;
-    let token = read_token(&token)?;
+    let Join { shown, name, interface, port, endpoint, daemon, form } = join;
+    let token = read_token(&shown)?;
     let agent = open(directory)?;
     let joined = agent.join(&token, &JoinOptions { name, interface, port, endpoint }).await;
     if joined.is_err() {
@@ -46,26 +44,4 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
         let _ = writeln!(talk, "Nothing keeps it current yet. Leave this running:\n\n  netclient daemon\n");
     }
     Ok(())
-}
-
-/// Whether a daemon runs; it looks for the new network at once.
-fn looked_after(agent: &Agent) -> bool {
-    matches!(daemon::ask(&agent.directory, &Question::Look), Ok(Some(Answer::Done(_))))
-}
-
-/// The token as it was typed, or from a file, or from standard input; checked before anything else happens.
-fn read_token(typed: &str) -> Outcome<Token> {
-    let text = match typed.strip_prefix('@') {
-        Some(path) => {
-            let read = std::fs::read_to_string(path);
-            zeroize::Zeroizing::new(read.map_err(|error| format!("cannot read the token from {path}: {error}"))?)
-        }
-        None if typed == "-" => {
-            let mut text = zeroize::Zeroizing::new(String::new());
-            io::stdin().lock().take(1 << 16).read_to_string(&mut text)?;
-            text
-        }
-        None => zeroize::Zeroizing::new(typed.to_owned()),
-    };
-    text.parse().map_err(|why| format!("the token cannot be used: {why}; copy it again, whole").into())
 }

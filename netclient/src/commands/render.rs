@@ -4,13 +4,13 @@ use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
+use schema::api::Control;
 use schema::scalars::NetworkName;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{NetworkStatus, PeerStatus, Status};
+use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
 use crate::args::Form;
-use crate::machine::Control;
 
 const NONE: &str = "This machine is in no network. Join one with: netclient join -t TOKEN";
 
@@ -50,7 +50,13 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
     }
     let mut data = io::stdout().lock();
     if status.networks.is_empty() {
-        return Ok(writeln!(data, "{NONE}")?);
+        writeln!(data, "{NONE}")?;
+    }
+    for registration in &status.registrations {
+        writeln!(data, "{}", tunnel(registration, Timestamp::now()))?;
+    }
+    if !status.registrations.is_empty() && !status.networks.is_empty() {
+        writeln!(data)?;
     }
     for (place, network) in status.networks.iter().enumerate() {
         if place > 0 {
@@ -71,6 +77,14 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
         lines(&table).try_for_each(|line| writeln!(data, "  {line}"))?;
     }
     Ok(())
+}
+
+/// The tunnel to a server, on a line.
+fn tunnel(registration: &RegistrationStatus, now: Timestamp) -> String {
+    let RegistrationStatus { endpoint, interface, address, last_handshake, lapses } = registration;
+    let heard = format!("last handshake {}", ago(*last_handshake, now));
+    let ends = lapses.map(|seconds| format!("; ends in {} min unless this machine joins", seconds.div_ceil(60)));
+    format!("registered at {endpoint}: {address} on {interface}, {heard}{}", ends.unwrap_or_default())
 }
 
 fn table(header: &[&str]) -> Table {
@@ -94,6 +108,7 @@ fn interface(network: &NetworkStatus) -> String {
 
 const fn way(control: Control) -> &'static str {
     match control {
+        Control::Tunnel => "tunnel",
         Control::Tls => "tls",
         Control::None => "none",
     }

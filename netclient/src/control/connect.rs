@@ -1,20 +1,24 @@
-//! How a connection to the server comes about: the first of its addresses that answers, under TLS.
+//! How a connection to the server comes about: under TLS to the first of its addresses that answers; through the tunnel to
+//! it; or inside a program that holds both agent and server.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{lock, tls};
+use crate::comms::{Comms, source_towards};
 use crate::membership::ServerAddress;
 
 /// How long one address may take to answer.
@@ -22,9 +26,20 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
 const PING: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(5);
+/// The same for the tunnel, which is preferred and therefore must not hold anybody up.
+const TUNNEL_PING: Duration = Duration::from_secs(5);
+/// After how long without an answer the tunnel counts as silent.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
-/// A channel that connects when it is needed. `local` keeps the address that this machine uses towards the server.
-pub(super) fn channel(server: &ServerAddress, local: Arc<Mutex<Option<IpAddr>>>, patience: Duration) -> Channel {
+/// The address that this machine uses towards the server, once it is known.
+pub(super) type Local = Arc<Mutex<Option<IpAddr>>>;
+/// Hears that the tunnel is silent.
+pub(super) type Hear = Arc<dyn Fn() + Send + Sync>;
+/// Makes one more connection to a server in the same program: the agent's end of it.
+pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
+
+/// A channel under TLS that connects when it is needed. `local` keeps the address that this machine uses.
+pub(super) fn by_tls(server: &ServerAddress, local: Local, patience: Duration) -> Channel {
     let authority = server.addresses.first().cloned().unwrap_or_default();
     let origin = format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
     let server = Arc::new(server.clone());
@@ -33,15 +48,34 @@ pub(super) fn channel(server: &ServerAddress, local: Arc<Mutex<Option<IpAddr>>>,
         let (server, local) = (Arc::clone(&server), Arc::clone(&local));
         async move { connect(&server, &local).await.map(TokioIo::new) }
     });
+    endpoint(patience, PING, PONG).origin(origin).connect_with_connector_lazy(connect)
+}
+
+/// A channel through the tunnel, which is brought up when it is needed.
+pub(super) fn by_tunnel(comms: Comms, local: Local, silent: Hear, patience: Duration) -> Channel {
+    let connect = tower::service_fn(move |_: Uri| {
+        let (comms, local, silent) = (comms.clone(), Arc::clone(&local), Arc::clone(&silent));
+        async move { connect_in_tunnel(&comms, &local, silent).await.map(TokioIo::new) }
+    });
+    endpoint(patience, TUNNEL_PING, SILENCE).connect_with_connector_lazy(connect)
+}
+
+/// A channel to a server in the same program.
+pub(super) fn within(open: Opener, patience: Duration) -> Channel {
+    let connect = tower::service_fn(move |_: Uri| {
+        let stream = open();
+        async move { Ok::<_, io::Error>(TokioIo::new(stream)) }
+    });
+    endpoint(patience, PING, PONG).connect_with_connector_lazy(connect)
+}
+
+fn endpoint(patience: Duration, ping: Duration, pong: Duration) -> Endpoint {
     Endpoint::from_static("http://server")
-        .origin(origin)
         .connect_timeout(patience)
         .timeout(patience)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING)
-        .keep_alive_timeout(PONG)
+        .http2_keep_alive_interval(ping)
+        .keep_alive_timeout(pong)
         .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(connect)
 }
 
 /// A connection, with TLS or without.
@@ -77,4 +111,91 @@ async fn connect_to(
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let tls = TlsConnector::from(Arc::new(tls::client(server.ca_pin.as_ref())?));
     Ok(Box::pin(tls.connect(name, stream).await?))
+}
+
+async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent: Hear) -> io::Result<Watched> {
+    match tokio::time::timeout(CONNECT, through(comms, local)).await {
+        Ok(Ok(stream)) => Ok(Watched { stream, heard: Instant::now(), ended: false, silent }),
+        // The tunnel works, and nobody listens at its end: the server is down.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
+        Ok(Err(error)) => {
+            silent();
+            Err(error)
+        }
+        Err(_) => {
+            silent();
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+async fn through(comms: &Comms, local: &Mutex<Option<IpAddr>>) -> io::Result<TcpStream> {
+    let gone = || io::Error::other("this machine is not registered there any more");
+    let registration = comms.registration().map_err(io::Error::other)?.ok_or_else(gone)?;
+    let at = comms.bring_up(&registration).await.map_err(io::Error::other)?;
+    *lock(local) = source_towards(at);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // What is not acknowledged in time ends the connection: a call that waits is its own ping.
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind_device(Some(registration.interface.as_bytes()))?;
+    TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
+}
+
+/// A connection through the tunnel that tells when it ended in silence, and not by anything that the server said.
+struct Watched {
+    stream: TcpStream,
+    heard: Instant,
+    ended: bool,
+    silent: Hear,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        match &read {
+            Ok(()) if buffer.filled().len() > before => self.heard = Instant::now(),
+            Ok(()) => self.ended = true,
+            Err(error) => self.ended = !matches!(error.kind(), io::ErrorKind::TimedOut),
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A ping came due at most this long ago, less what timers are late.
+        let quiet = self.heard.elapsed() + Duration::from_millis(200) >= SILENCE;
+        if !self.ended && quiet {
+            (self.silent)();
+        }
+    }
 }

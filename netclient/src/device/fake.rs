@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use schema::scalars::PublicKey;
 
@@ -19,6 +20,7 @@ struct Inner {
     state: DeviceState,
     applied: Vec<DeviceStep>,
     refusals: VecDeque<Refusal>,
+    lapse: Option<Duration>,
     removed: bool,
 }
 
@@ -41,6 +43,11 @@ impl Fake {
             // The size of a handshake initiation.
             peer.received += 148;
         }
+    }
+
+    /// When the device was last told to end by itself; absent: never. It has no clock: the test ends it.
+    pub fn lapse_set(&self) -> Option<Duration> {
+        self.lock().lapse
     }
 
     /// Ends the device as a crash would: every call answers [`DeviceError::Gone`].
@@ -76,6 +83,15 @@ impl Device for Fake {
         inner.state.carry_out(steps)?;
         inner.applied.extend_from_slice(steps);
         Ok(())
+    }
+
+    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+        Ok(self.alive()?.state.peers.get(peer).and_then(|peer| peer.settings.endpoint))
+    }
+
+    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
+        self.alive()?.lapse = at;
+        Ok(true)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {
@@ -160,6 +176,27 @@ mod tests {
     }
 
     #[test]
+    fn one_peer_is_asked_for_alone() {
+        let mut device = with_key();
+        let peer = PublicKey([1; 32]);
+        device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.1/32"))]).expect("a peer is put");
+        assert_eq!(device.endpoint(&peer).expect("the device is there"), None);
+        let heard = "192.0.2.1:51820".parse().expect("a good endpoint");
+        device.hear(&peer, heard, 1_700_000_000);
+        assert_eq!(device.endpoint(&peer).expect("the device is there"), Some(heard));
+        assert_eq!(device.endpoint(&PublicKey([2; 32])).expect("the device is there"), None);
+    }
+
+    #[test]
+    fn the_last_deadline_holds() {
+        let mut device = with_key();
+        for at in [Some(Duration::from_secs(600)), None, Some(Duration::from_secs(1200))] {
+            assert!(device.lapse(at).expect("the device is there"));
+            assert_eq!(device.lapse_set(), at);
+        }
+    }
+
+    #[test]
     fn a_range_belongs_to_the_peer_put_last() {
         let mut device = with_key();
         let [first, last] = [PublicKey([1; 32]), PublicKey([2; 32])];
@@ -187,5 +224,7 @@ mod tests {
         let mut device = with_key();
         device.clone().end();
         assert!(matches!(device.observe(), Err(DeviceError::Gone { .. })));
+        assert!(matches!(device.endpoint(&PublicKey([1; 32])), Err(DeviceError::Gone { .. })));
+        assert!(matches!(device.lapse(None), Err(DeviceError::Gone { .. })));
     }
 }

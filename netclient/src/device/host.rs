@@ -1,16 +1,24 @@
 //! What the host has already: interface names and UDP ports, asked of the kernel and never of a file, since `/sys`
-//! may show another network namespace.
+//! may show another network namespace; and its clock.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
 
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
+
+/// The time since the machine was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of the
+/// machine reads the same, and nobody sets it.
+pub fn boottime() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
+}
 
 /// The index of the interface of that name in the caller's network namespace; absent: there is none.
 pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
@@ -109,6 +117,13 @@ mod tests {
     fn the_loopback_has_an_index_and_an_unknown_name_has_none() {
         assert!(link_index("lo").expect("asking the kernel works").is_some());
         assert_eq!(link_index("no-such-link").expect("asking the kernel works"), None);
+    }
+
+    #[test]
+    fn the_time_since_the_start_passes() {
+        let before = boottime();
+        assert!(before > Duration::ZERO);
+        assert!(boottime() >= before);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! leaves this file or meets a log.
 
 use std::io;
-use std::time::SystemTime;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use schema::scalars::PublicKey;
@@ -13,6 +14,7 @@ use wireguard_control::{
     AllowedIp, Backend, Device as KernelDevice, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
 };
 
+use super::endpoints::Endpoints;
 use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal, host};
 
 /// What the kernel says to a kind of link, or a link, that it does not know as WireGuard's.
@@ -22,12 +24,13 @@ const NOT_WIREGUARD: rustix::io::Errno = rustix::io::Errno::OPNOTSUPP;
 #[derive(Debug)]
 pub struct Kernel {
     name: InterfaceName,
+    endpoints: Endpoints,
 }
 
 impl Kernel {
     /// Finds a WireGuard interface of that name; absent: there is none.
     pub fn attach(interface: &str) -> Result<Option<Self>, DeviceError> {
-        let device = Self { name: name(interface)? };
+        let device = Self::named(interface)?;
         match device.read() {
             Ok(_) => Ok(Some(device)),
             Err(error) if means_absent(&error) => Ok(None),
@@ -38,7 +41,7 @@ impl Kernel {
     /// Makes an interface; absent: this kernel has no WireGuard.
     pub fn create(interface: &str) -> Result<Option<Self>, DeviceError> {
         host::free_name(interface)?;
-        let device = Self { name: name(interface)? };
+        let device = Self::named(interface)?;
         match DeviceUpdate::new().apply(&device.name, Backend::Kernel) {
             Ok(()) => Ok(Some(device)),
             Err(error) if is(&error, NOT_WIREGUARD) => Ok(None),
@@ -47,6 +50,10 @@ impl Kernel {
             }
             Err(error) => Err(device.failed("make", error)),
         }
+    }
+
+    fn named(interface: &str) -> Result<Self, Refusal> {
+        Ok(Self { name: name(interface)?, endpoints: Endpoints::default() })
     }
 
     fn read(&self) -> io::Result<KernelDevice> {
@@ -89,10 +96,28 @@ impl Device for Kernel {
             host::free_port(port)?;
         }
         let port = basics.listen_port;
-        update(&basics, steps).apply(&self.name, Backend::Kernel).map_err(|error| match port {
+        let outcome = update(&basics, steps).apply(&self.name, Backend::Kernel);
+        match outcome {
+            Ok(()) => self.endpoints.follow(steps),
+            Err(_) => self.endpoints.doubt(),
+        }
+        outcome.map_err(|error| match port {
             Some(port) if error.kind() == io::ErrorKind::AddrInUse => Refusal::PortTaken { port }.into(),
             _ => self.failed("change", error),
         })
+    }
+
+    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+        let now = Instant::now();
+        if self.endpoints.are_stale(now) {
+            let peers = self.present()?.peers.into_iter().map(|PeerInfo { config, .. }| config);
+            self.endpoints.list(peers.map(|peer| (PublicKey(peer.public_key.0), peer.endpoint)), now);
+        }
+        Ok(self.endpoints.of(peer))
+    }
+
+    fn lapse(&mut self, _at: Option<Duration>) -> Result<bool, DeviceError> {
+        self.present().map(|_| false)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {

@@ -1,9 +1,9 @@
 //! The userspace device: gotatun in a process of its own, so that the tunnel outlives the agent.
 //!
 //! Life of the process, in order: it takes the lock beside its socket, opens the socket and the TUN, prints one line of
-//! JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT, or
-//! until its interface or its socket is taken away from outside: unreachable, it would only hold the name. It leaves
-//! nothing behind. It also answers WireGuard's own protocol in `/run/wireguard`, for `wg show`, if that folder can be
+//! JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT,
+//! until the deadline that a request set, or until its interface or its socket is taken away from outside: unreachable,
+//! it would only hold the name. It leaves nothing behind. It also answers WireGuard's own protocol in `/run/wireguard`, for `wg show`, if that folder can be
 //! had.
 //!
 //! It keeps no settings: what the agent applied is gone with it. One that panics anywhere ends as a whole, since half
@@ -31,18 +31,28 @@ use engine::Engine;
 
 /// How long a client may take to send a request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the process looks whether its interface and socket are still its own.
-const WATCH: Duration = Duration::from_secs(2);
+/// How often the process looks whether its interface and socket are still its own and its deadline is not here; after
+/// a machine was suspended it looks within this time awake.
+pub const WATCH: Duration = Duration::from_secs(2);
 /// How long the kernel may take to remove the interface after the last file on it is closed.
 const REMOVAL: Duration = Duration::from_secs(5);
 /// The exit status of a process that panicked: that of Rust.
 const PANICKED: i32 = 101;
 
+/// How a device process ended that left nothing behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A request or a signal asked for it.
+    Asked,
+    /// Its deadline came; see [`Device::lapse`](super::Device::lapse).
+    Lapsed,
+}
+
 /// Serves the interface until told to end: the whole life of a device process, of which it takes charge (umask, panic
-/// hook, signals).
+/// hook, signals). When it returns, interface, sockets and lock are gone.
 ///
 /// The error has been announced on standard output by then; print it on standard error, which is the log.
-pub fn run(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+pub fn run(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
     end_whole_on_panic();
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -52,7 +62,7 @@ pub fn run(interface: &str, socket: &Path) -> Result<(), DeviceError> {
     runtime.block_on(live(interface, socket))
 }
 
-async fn live(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
     let server = Server::open(interface, socket).await;
     let reply = match &server {
         Ok(_) => hello(interface),
@@ -65,11 +75,15 @@ async fn live(interface: &str, socket: &Path) -> Result<(), DeviceError> {
             server.close().await;
             // Who asked may be gone; the wish is fulfilled all the same.
             let _ = answer(client, &Reply::Done).await;
-            Ok(())
+            Ok(Ended::Asked)
         }
         End::Signalled => {
             server.close().await;
-            Ok(())
+            Ok(Ended::Asked)
+        }
+        End::Lapsed => {
+            server.close().await;
+            Ok(Ended::Lapsed)
         }
         End::Lost => Err(DeviceError::Gone { interface: interface.to_owned() }),
     }
@@ -81,6 +95,8 @@ enum End {
     Asked(UnixStream),
     /// A signal came.
     Signalled,
+    /// The deadline came.
+    Lapsed,
     /// The interface or the socket was taken away, or gotatun gave up.
     Lost,
 }
@@ -96,6 +112,8 @@ struct Server {
     socket: OwnFile,
     signals: [Signal; 2],
     watch: Interval,
+    /// The time of [`host::boottime`] to end at; absent: none.
+    lapse: Option<Duration>,
     // Last: the lock is released when all else is gone.
     _lock: Lock,
 }
@@ -115,7 +133,7 @@ impl Server {
         let mut watch = interval(WATCH);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interface = interface.to_owned();
-        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, _lock: lock })
+        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, lapse: None, _lock: lock })
     }
 
     async fn serve(&mut self) -> End {
@@ -132,7 +150,10 @@ impl Server {
                     if !self.is_whole() {
                         return End::Lost;
                     }
-                    self.engine.note_handshakes().await;
+                    if is_due(self.lapse, host::boottime()) {
+                        return End::Lapsed;
+                    }
+                    self.engine.note_peers().await;
                 }
                 _ = terminate.recv() => return End::Signalled,
                 _ = interrupt.recv() => return End::Signalled,
@@ -151,6 +172,11 @@ impl Server {
                 Ok(()) => Reply::Done,
                 Err(refusal) => Reply::Refused(refusal),
             },
+            Some(Request::Endpoint(peer)) => Reply::Endpoint(self.engine.endpoint(&peer).await),
+            Some(Request::Lapse(at)) => {
+                self.lapse = at;
+                Reply::Done
+            }
             Some(Request::Stop) => return Some(End::Asked(client)),
         };
         // A client that left before its answer asks again.
@@ -176,6 +202,11 @@ impl Server {
         // The kernel removes it at the latest with the process.
         let _ = timeout(REMOVAL, gone).await;
     }
+}
+
+/// Whether the deadline is here; both are times of one clock.
+fn is_due(lapse: Option<Duration>, now: Duration) -> bool {
+    lapse.is_some_and(|lapse| lapse <= now)
 }
 
 /// Opens the socket in the place of one that a process left which was killed; the caller has the lock.
@@ -235,4 +266,19 @@ fn end_whole_on_panic() {
 /// Where WireGuard's tools look for a userspace device (wg(8)).
 fn uapi_path(interface: &str) -> PathBuf {
     Path::new("/run/wireguard").join(format!("{interface}.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_lapses_at_its_deadline_and_without_one_never() {
+        let [early, at, late] = [599, 600, 601].map(Duration::from_secs);
+        assert!(!is_due(Some(at), early));
+        assert!(is_due(Some(at), at));
+        assert!(is_due(Some(at), late));
+        assert!(is_due(Some(Duration::ZERO), early));
+        assert!(!is_due(None, Duration::MAX));
+    }
 }

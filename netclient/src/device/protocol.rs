@@ -4,12 +4,16 @@
 //! different releases, since a device process outlives the agent that started it: [`Request::Hello`], [`Request::Stop`],
 //! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any other change.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use schema::scalars::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{DeviceState, DeviceStep, Refusal};
 
 /// The version of this protocol.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The longest message either side takes, in bytes: some hundred thousand peers.
 pub(super) const LONGEST: u64 = 64 << 20;
@@ -23,6 +27,10 @@ pub(super) enum Request {
     Observe,
     /// [`super::Device::apply`].
     Apply(Vec<DeviceStep>),
+    /// [`super::Device::endpoint`].
+    Endpoint(PublicKey),
+    /// [`super::Device::lapse`].
+    Lapse(Option<Duration>),
     /// [`super::Device::remove`]; the answer comes when the interface is gone.
     Stop,
 }
@@ -34,6 +42,8 @@ pub(super) enum Reply {
     Hello(Hello),
     /// To [`Request::Observe`].
     State(DeviceState),
+    /// To [`Request::Endpoint`].
+    Endpoint(Option<SocketAddr>),
     /// It was done.
     Done,
     /// It was not done.

@@ -7,7 +7,7 @@
 mod child;
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
+use schema::scalars::PublicKey;
 use socket2::{Domain, SockAddr, Socket, Type};
 use zeroize::Zeroizing;
 
@@ -82,7 +83,7 @@ impl Userspace {
         match self.ask(request)? {
             Some(Reply::Done) => Ok(()),
             Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Hello(_) | Reply::State(_)) | None => Err(self.gone()),
+            Some(Reply::Hello(_) | Reply::State(_) | Reply::Endpoint(_)) | None => Err(self.gone()),
         }
     }
 
@@ -140,12 +141,24 @@ impl Device for Userspace {
         match self.ask(&Request::Observe)? {
             Some(Reply::State(state)) => Ok(state),
             Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Hello(_) | Reply::Done) | None => Err(self.gone()),
+            Some(Reply::Hello(_) | Reply::Endpoint(_) | Reply::Done) | None => Err(self.gone()),
         }
     }
 
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
         self.expect_done(&Request::Apply(steps.to_vec()))
+    }
+
+    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+        match self.ask(&Request::Endpoint(*peer))? {
+            Some(Reply::Endpoint(endpoint)) => Ok(endpoint),
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(Reply::Hello(_) | Reply::State(_) | Reply::Done) | None => Err(self.gone()),
+        }
+    }
+
+    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
+        self.expect_done(&Request::Lapse(at)).map(|()| true)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {

@@ -41,6 +41,13 @@ pub enum LinkStep {
     /// Adds an address; while the link is up, the kernel routes the network of its prefix to the link. An IPv6 address
     /// is usable at once: it is not probed for a double (RFC 4862), since a tunnel has no neighbours.
     AddAddress(IpNet),
+    /// Adds an address whose link leads to one other address only, which the kernel routes to it.
+    AddLine {
+        /// The address.
+        own: Ipv4Addr,
+        /// The other end's.
+        far: Ipv4Addr,
+    },
     /// Removes an address, if there.
     RemoveAddress(IpNet),
     /// Sets the largest packet, in bytes. Below 1280 the kernel takes all IPv6 addresses away.
@@ -53,6 +60,7 @@ impl fmt::Display for LinkStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddAddress(address) => write!(f, "add the address {address} to"),
+            Self::AddLine { own, far } => write!(f, "add the address {own} with the far end {far} to"),
             Self::RemoveAddress(address) => write!(f, "remove the address {address} from"),
             Self::SetMtu(mtu) => write!(f, "set an MTU of {mtu} on"),
             Self::Up => f.write_str("bring up"),
@@ -126,9 +134,11 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
             LinkStep::AddAddress(address @ IpNet::V6(_)) if means_no_ipv6(&source) => {
                 LinkError::NoIpv6 { interface: interface.to_owned(), address: *address }
             }
-            LinkStep::AddAddress(_) | LinkStep::RemoveAddress(_) | LinkStep::SetMtu(_) | LinkStep::Up => {
-                LinkError::Step { interface: interface.to_owned(), step: *step, source }
-            }
+            LinkStep::AddAddress(_)
+            | LinkStep::AddLine { .. }
+            | LinkStep::RemoveAddress(_)
+            | LinkStep::SetMtu(_)
+            | LinkStep::Up => LinkError::Step { interface: interface.to_owned(), step: *step, source },
         })?;
     }
     Ok(())
@@ -206,6 +216,7 @@ async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<(
     let link = || LinkUnspec::new_with_index(index);
     match step {
         LinkStep::AddAddress(address) => add_address(handle, index, address).await,
+        LinkStep::AddLine { own, far } => add_line(handle, index, *own, *far).await,
         LinkStep::RemoveAddress(address) => remove_address(handle, index, address).await,
         LinkStep::SetMtu(mtu) => handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io),
         LinkStep::Up => handle.link().set(link().up().build()).execute().await.map_err(to_io),
@@ -221,6 +232,13 @@ async fn add_address(handle: &Handle, index: u32, address: &IpNet) -> io::Result
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
+    request.execute().await.map_err(to_io)
+}
+
+async fn add_line(handle: &Handle, index: u32, own: Ipv4Addr, far: Ipv4Addr) -> io::Result<()> {
+    let mut request = handle.address().add(index, own.into(), 32).replace();
+    let ends = [AddressAttribute::Local(own.into()), AddressAttribute::Address(far.into())];
+    request.message_mut().attributes = ends.to_vec();
     request.execute().await.map_err(to_io)
 }
 

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
-use std::time::SystemTime;
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime};
 
 use gotatun::device::configure::{DeviceWrite, PeerStats};
 use gotatun::device::uapi::UapiServer;
@@ -17,6 +18,7 @@ use gotatun::x25519;
 use ipnet::IpNet;
 use schema::scalars::PublicKey;
 
+use super::super::endpoints::Endpoints;
 use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
 use super::uapi_path;
 use crate::files::OwnFile;
@@ -28,6 +30,7 @@ pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
     /// When each peer last completed a handshake, also after its session.
     handshakes: BTreeMap<PublicKey, u64>,
+    endpoints: Endpoints,
 }
 
 impl Engine {
@@ -41,7 +44,7 @@ impl Engine {
             builder = builder.with_uapi(uapi);
         }
         let device = builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
-        Ok((Self { device, handshakes: BTreeMap::new() }, file))
+        Ok((Self { device, handshakes: BTreeMap::new(), endpoints: Endpoints::default() }, file))
     }
 
     /// Returns when gotatun cannot go on, as when its TUN was removed.
@@ -54,6 +57,7 @@ impl Engine {
     }
 
     pub(super) async fn observe(&mut self) -> DeviceState {
+        let now = Instant::now();
         let (public_key, listen_port, peers) = self
             .device
             .read(async |device| {
@@ -61,24 +65,40 @@ impl Engine {
                 (public_key, device.listen_port(), device.peers().await)
             })
             .await;
-        self.note(&peers);
+        self.note(&peers, now);
         let peers = peers.into_iter().map(|peer| {
-            let key = PublicKey(peer.peer.public_key.to_bytes());
+            let key = key_of(&peer.peer);
             (key, state_of(peer, self.handshakes.get(&key).copied()))
         });
         DeviceState { public_key, listen_port, peers: peers.collect() }
     }
 
-    /// Remembers the handshakes of sessions that will be forgotten; to be called within every three minutes.
-    pub(super) async fn note_handshakes(&mut self) {
-        let peers = self.device.peers().await;
-        self.note(&peers);
+    /// Where a peer was last heard, from a recent listing if there is one.
+    pub(super) async fn endpoint(&mut self, peer: &PublicKey) -> Option<SocketAddr> {
+        if self.endpoints.are_stale(Instant::now()) {
+            self.note_peers().await;
+        }
+        self.endpoints.of(peer)
     }
 
-    fn note(&mut self, peers: &[PeerStats]) {
+    /// Remembers the handshakes of sessions that will be forgotten, and the endpoints; to be called within every three
+    /// minutes.
+    pub(super) async fn note_peers(&mut self) {
+        let now = Instant::now();
+        let peers = self.device.peers().await;
+        self.note(&peers, now);
+    }
+
+    fn note(&mut self, peers: &[PeerStats], now: Instant) {
+        let endpoints = peers.iter().map(|PeerStats { peer, .. }| (key_of(peer), peer.endpoint));
+        self.endpoints.list(endpoints, now);
+        self.note_handshakes(peers);
+    }
+
+    fn note_handshakes(&mut self, peers: &[PeerStats]) {
         let mut noted = BTreeMap::new();
         for peer in peers {
-            let key = PublicKey(peer.peer.public_key.to_bytes());
+            let key = key_of(&peer.peer);
             let known = self.handshakes.get(&key).copied();
             let seen = peer.stats.last_handshake.map(|age| epoch(SystemTime::now() - age));
             // An age that is measured again may fall into the next second: that is no new handshake.
@@ -100,6 +120,8 @@ impl Engine {
         self.set_basics(&basics, port).await?;
         for some in steps.chunks(AT_ONCE) {
             let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, some).await;
+            self.endpoints.follow(some);
+            // What fails here is the socket that is opened anew, not the change.
             self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
         }
         Ok(())
@@ -168,6 +190,10 @@ fn peer_of(key: &PublicKey, PeerSettings { endpoint, allowed_ips, keepalive }: &
     let range = |range: &IpNet| range.trunc().to_string().parse().expect("a range prints as an address and a length");
     peer.allowed_ips = allowed_ips.iter().map(range).collect();
     peer
+}
+
+fn key_of(peer: &Peer) -> PublicKey {
+    PublicKey(peer.public_key.to_bytes())
 }
 
 fn state_of(PeerStats { peer, stats, .. }: PeerStats, last_handshake: Option<u64>) -> PeerState {

@@ -46,7 +46,7 @@ pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result
             remove_empty(&log);
             Err(refusal.into())
         }
-        Some(Reply::State(_) | Reply::Done) | None => {
+        Some(Reply::State(_) | Reply::Endpoint(_) | Reply::Done) | None => {
             end(&mut child);
             Err(DeviceError::Stillborn { interface: interface.to_owned(), reason: last_words(&log) })
         }

@@ -1,0 +1,343 @@
+//! The tunnel to a server that control traffic takes, once the machine is registered there (`netclient register`).
+//!
+//! [`Registration`] is what the machine keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
+//! its allowed IPs are that peer's one address, and who uses it binds to the interface, so that the tunnels to two servers
+//! may have the same addresses. It is not part of any network, and no network needs it.
+//!
+//! Before the machine has joined a network, a registration has a [`Deadline`]. The device's process keeps it, also where no
+//! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use proto::convert::to_key;
+use proto::sign;
+use proto::wire::{RegisterRequest, RegisterResponse};
+use schema::scalars::{Endpoint, PublicKey};
+use serde::{Deserialize, Serialize};
+
+use crate::control::ControlError;
+use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal};
+use crate::directory::{Directory, DirectoryError};
+use crate::files;
+use crate::membership::ServerAddress;
+use crate::system::link::{self, LinkError, LinkState, LinkStep};
+use crate::system::return_path;
+use crate::tunnel::{TunnelError, blocking, resolve_one};
+
+/// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get through first.
+pub const MTU: u16 = 1280;
+/// The first name of the interface; further ones are numbered from 2.
+const INTERFACE: &str = "nm-comms";
+/// How many such tunnels one machine may have.
+const MOST: u32 = 999;
+
+/// A machine's registration at a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The server.
+    pub server: ServerAddress,
+    /// The interface.
+    pub interface: String,
+    /// The machine's end of the tunnel.
+    pub private_key: PrivateKey,
+    /// What the server answered.
+    pub terms: Terms,
+    /// When it ends unless the machine joins; absent: it has joined.
+    pub deadline: Option<Deadline>,
+}
+
+/// What a server answers to a registration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The server's end of the tunnel.
+    pub public_key: PublicKey,
+    /// Where that is found, UDP.
+    pub endpoint: Endpoint,
+    /// The machine's address in the tunnel.
+    pub address: Ipv4Addr,
+    /// Where the agents' service is found in the tunnel.
+    pub server: SocketAddrV4,
+}
+
+/// A moment of one run of the machine's kernel; with that run it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    /// The run (`/proc/sys/kernel/random/boot_id`).
+    boot: String,
+    /// The time of `CLOCK_BOOTTIME`.
+    at: Duration,
+}
+
+impl Deadline {
+    fn after(span: Duration) -> Self {
+        Self { boot: boot(), at: device::boottime() + span }
+    }
+
+    /// How long it still is; absent: it is over.
+    pub fn left(&self) -> Option<Duration> {
+        self.left_at(&boot(), device::boottime())
+    }
+
+    fn left_at(&self, boot: &str, now: Duration) -> Option<Duration> {
+        self.at.checked_sub(now).filter(|left| !left.is_zero() && self.boot == boot)
+    }
+}
+
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+impl Terms {
+    /// Reads what a server answered to a request; and how long the registration lasts without a join, if it does not for
+    /// good.
+    pub(crate) fn read(
+        answer: &RegisterResponse,
+        request: &RegisterRequest,
+        server: &PublicKey,
+    ) -> Result<(Self, Option<Duration>), ControlError> {
+        let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
+        sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;
+        let address = |bytes: &[u8]| {
+            let bytes: [u8; 4] = bytes.try_into().map_err(|_| bad(&"an address of the tunnel is none"))?;
+            Ok::<_, ControlError>(Ipv4Addr::from(bytes))
+        };
+        let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
+        let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
+        let terms = Self {
+            public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
+            endpoint,
+            address: address(&answer.address)?,
+            server: SocketAddrV4::new(address(&answer.server_address)?, port),
+        };
+        Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
+    }
+}
+
+impl Registration {
+    /// A registration as it comes about.
+    pub(crate) fn new(
+        server: ServerAddress,
+        interface: String,
+        private_key: PrivateKey,
+        (terms, lapses): (Terms, Option<Duration>),
+    ) -> Self {
+        Self { server, interface, private_key, terms, deadline: lapses.map(Deadline::after) }
+    }
+
+    /// Whether it has ended because the machine did not join.
+    pub fn has_lapsed(&self) -> bool {
+        self.deadline.as_ref().is_some_and(|deadline| deadline.left().is_none())
+    }
+}
+
+/// The tunnel to one server.
+#[derive(Clone, Debug)]
+pub struct Comms {
+    directory: Directory,
+    executable: PathBuf,
+    server: PublicKey,
+}
+
+impl Comms {
+    /// The tunnel to the server of that signing key; nothing is touched yet.
+    pub fn new(directory: Directory, executable: PathBuf, server: PublicKey) -> Self {
+        Self { directory, executable, server }
+    }
+
+    /// The registration, if the machine has one that holds.
+    pub fn registration(&self) -> Result<Option<Registration>, DirectoryError> {
+        let registration = self.directory.registration(&self.server)?;
+        Ok(registration.filter(|registration| !registration.has_lapsed()))
+    }
+
+    /// Brings the tunnel up as far as it is not; gives where its server is found.
+    pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, TunnelError> {
+        let Registration { interface, private_key, terms, deadline, .. } = registration;
+        let at = resolve_one(&terms.endpoint).await.ok_or_else(|| TunnelError::NoEndpoint(terms.endpoint.clone()))?;
+        let peer = PeerSettings { endpoint: Some(at), allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
+        let (key, peer, until) = (private_key.clone(), (terms.public_key, peer), deadline.as_ref().map(|it| it.at));
+        self.with_device(interface, move |device| {
+            let steps = device_steps(&key, &peer, &device.observe()?);
+            device.apply(&steps)?;
+            device.lapse(until).map(drop)
+        })
+        .await?;
+        let missing = || LinkError::Missing { interface: interface.clone() };
+        let observed = link::observe(interface).await?.ok_or_else(missing)?;
+        return_path::loosen(interface);
+        link::apply(interface, &link_steps(terms, &observed)).await?;
+        if self.directory.registration(&self.server)?.as_ref() != Some(registration) {
+            // It ended meanwhile, and whoever ended it may have looked for the device before it was there.
+            self.take_down(interface).await?;
+            return Err(LinkError::Missing { interface: interface.clone() }.into());
+        }
+        Ok(at)
+    }
+
+    /// Keeps the registration for good: the machine has joined.
+    pub(crate) async fn keep(&self) -> Result<(), TunnelError> {
+        let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
+        registration.deadline = None;
+        self.directory.keep_registration(&registration)?;
+        self.with_device(&registration.interface, |device| device.lapse(None).map(drop)).await
+    }
+
+    /// Keeps what the server answered to a machine that registered again; a tunnel that leads elsewhere is made anew.
+    pub(crate) async fn renew(&self, registration: &Registration, terms: Terms) -> Result<(), TunnelError> {
+        let same_line = registration.terms.address == terms.address && registration.terms.server == terms.server;
+        if registration.terms != terms {
+            self.directory.keep_registration(&Registration { terms, ..registration.clone() })?;
+        }
+        if same_line { Ok(()) } else { self.take_down(&registration.interface).await }
+    }
+
+    /// Forgets the registration, and takes the tunnel down.
+    pub(crate) async fn end(&self) -> Result<(), TunnelError> {
+        let _lock = self.directory.lock_comms().await?;
+        let Some(registration) = self.directory.registration(&self.server)? else { return Ok(()) };
+        self.directory.forget_registration(&self.server)?;
+        self.take_down(&registration.interface).await
+    }
+
+    async fn take_down(&self, interface: &str) -> Result<(), TunnelError> {
+        let (socket, name) = (self.directory.device_socket(interface), interface.to_owned());
+        let removed =
+            blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
+        files::clean_after_device(&self.directory.device_socket(interface));
+        Ok(removed?)
+    }
+
+    async fn with_device<T: Send + 'static>(
+        &self,
+        interface: &str,
+        act: impl FnOnce(&mut dyn Device) -> Result<T, DeviceError> + Send + 'static,
+    ) -> Result<T, TunnelError> {
+        let (socket, name) = (self.directory.device_socket(interface), interface.to_owned());
+        let executable = self.executable.clone();
+        let outcome = blocking(move || {
+            let mut device = match device::attach(&name, &socket)? {
+                Some(device) => device,
+                None => device::create_apart(&name, &executable, &socket)?,
+            };
+            act(&mut *device)
+        });
+        Ok(outcome.await?)
+    }
+}
+
+/// The name for one more tunnel to a server: the first that no interface bears and that is not `taken`.
+pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
+    let names = std::iter::once(INTERFACE.to_owned()).chain((2..=MOST).map(|number| format!("{INTERFACE}{number}")));
+    for name in names.filter(|name| !taken(name)) {
+        let found = device::link_index(&name).map_err(Refusal::failed(format!("look up the interface {name}")))?;
+        if found.is_none() {
+            return Ok(name);
+        }
+    }
+    Err(Refusal::NameTaken { interface: format!("{INTERFACE}{MOST}") })
+}
+
+/// The range of one address.
+pub fn host(address: Ipv4Addr) -> IpNet {
+    IpNet::V4(Ipv4Net::from(address))
+}
+
+/// The address that this machine would use towards another. Nothing is sent: connecting a UDP socket only asks for the
+/// route.
+pub(crate) fn source_towards(at: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect(at).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+}
+
+fn device_steps(
+    key: &PrivateKey,
+    (server, settings): &(PublicKey, PeerSettings),
+    observed: &DeviceState,
+) -> Vec<DeviceStep> {
+    let mut steps = Vec::new();
+    if observed.public_key != Some(key.public()) {
+        steps.push(DeviceStep::SetPrivateKey(key.clone()));
+    }
+    let others = observed.peers.keys().filter(|peer| *peer != server);
+    steps.extend(others.map(|peer| DeviceStep::RemovePeer(*peer)));
+    if observed.peers.get(server).is_none_or(|peer| peer.settings != *settings) {
+        steps.push(DeviceStep::PutPeer(*server, settings.clone()));
+    }
+    steps
+}
+
+fn link_steps(terms: &Terms, observed: &LinkState) -> Vec<LinkStep> {
+    let (own, mut steps) = (host(terms.address), Vec::new());
+    if observed.mtu != u32::from(MTU) {
+        steps.push(LinkStep::SetMtu(MTU));
+    }
+    if !observed.up {
+        steps.push(LinkStep::Up);
+    }
+    let others = observed.addresses.iter().filter(|address| **address != own);
+    steps.extend(others.map(|address| LinkStep::RemoveAddress(*address)));
+    if !observed.addresses.contains(&own) {
+        steps.push(LinkStep::AddLine { own: terms.address, far: *terms.server.ip() });
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::fake::Fake;
+
+    fn terms() -> Terms {
+        Terms {
+            public_key: PublicKey([1; 32]),
+            endpoint: "192.0.2.1:50555".parse().expect("good"),
+            address: Ipv4Addr::new(10, 101, 0, 5),
+            server: SocketAddrV4::new(Ipv4Addr::new(10, 101, 0, 1), 50_555),
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_over_at_its_time_and_with_the_run_of_the_kernel() {
+        let deadline = Deadline { boot: "a".into(), at: Duration::from_secs(700) };
+        assert_eq!(deadline.left_at("a", Duration::from_secs(100)), Some(Duration::from_secs(600)));
+        assert_eq!(deadline.left_at("a", Duration::from_secs(700)), None);
+        assert_eq!(deadline.left_at("b", Duration::from_secs(1)), None, "the machine was started again");
+    }
+
+    #[test]
+    fn one_pass_makes_a_device_what_it_should_be() {
+        let (key, mut fake) = (PrivateKey([9; 32]), Fake::default());
+        let peer = |at: &str| {
+            let settings = PeerSettings {
+                endpoint: Some(at.parse().expect("good")),
+                allowed_ips: [host(*terms().server.ip())].into(),
+                keepalive: 0,
+            };
+            (terms().public_key, settings)
+        };
+        for at in ["192.0.2.1:50555", "192.0.2.2:50555"] {
+            let steps = device_steps(&key, &peer(at), &fake.observe().expect("it is there"));
+            assert!(!steps.is_empty());
+            fake.apply(&steps).expect("it takes the steps");
+            assert_eq!(device_steps(&key, &peer(at), &fake.observe().expect("it is there")), []);
+        }
+    }
+
+    #[test]
+    fn a_link_gets_what_it_lacks_and_loses_what_is_not_its_own() {
+        let fresh = LinkState { addresses: Default::default(), mtu: 1500, up: false };
+        let line = LinkStep::AddLine { own: terms().address, far: *terms().server.ip() };
+        assert_eq!(link_steps(&terms(), &fresh), [LinkStep::SetMtu(MTU), LinkStep::Up, line]);
+        let other = "10.101.0.9/32".parse().expect("good");
+        let moved = LinkState { addresses: [other].into(), mtu: MTU.into(), up: true };
+        assert_eq!(link_steps(&terms(), &moved), [LinkStep::RemoveAddress(other), line]);
+        let done = LinkState { addresses: [host(terms().address)].into(), mtu: MTU.into(), up: true };
+        assert_eq!(link_steps(&terms(), &done), []);
+    }
+}

@@ -1,0 +1,17 @@
+//! Whether the kernel takes packets in by an interface of ours although another one leads back to their sender.
+
+use std::path::Path;
+
+/// Packets of any sender that the machine has a route to (`rp_filter` of
+/// Documentation/networking/ip-sysctl.rst; the value for all interfaces counts as well, and the looser one wins).
+const LOOSE: &str = "2";
+
+/// Has the kernel take packets in by this interface from whoever has a route at all: two tunnels may lead to servers of the
+/// same address. Where it cannot be set, a kernel that is not strict needs it not.
+pub fn loosen(interface: &str) {
+    let path = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter");
+    let set = std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == LOOSE);
+    if !set && let Err(error) = std::fs::write(&path, LOOSE) {
+        tracing::debug!(%error, path = %path.display(), "the filter of return paths stays as it is");
+    }
+}
