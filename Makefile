@@ -33,6 +33,7 @@ tools:
 # Peers of our programs that the tests run.
 test-tools:
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
+	@command -v ip >/dev/null || $(MAKE) --no-print-directory install PACKAGES="iproute2"
 	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory install PACKAGES="nftables"
 
 install:

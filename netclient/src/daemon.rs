@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::agent::member::Member;
 use crate::agent::{Agent, AgentError, told};
 use crate::directory::Directory;
-use crate::driver::{Ask, Driver, End, Wish};
+use crate::driver::{Ask, Driver, End, Wish, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
 /// How long a command waits for the daemon, which may have two calls to make and a device to set.
@@ -114,7 +114,7 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            _ = shutdown.wait_for(|end| *end) => break,
+            () = ended(&mut shutdown) => break,
         }
     }
     // Each ends between two steps, never within one.

@@ -294,7 +294,7 @@ impl Drop for Driver {
 }
 
 /// Returns when it is time to end.
-async fn ended(shutdown: &mut watch::Receiver<bool>) {
+pub(crate) async fn ended(shutdown: &mut watch::Receiver<bool>) {
     // An error means that nobody is left who could say so.
     let _ = shutdown.wait_for(|end| *end).await;
 }

@@ -42,17 +42,19 @@ pub struct ServerInfo {
     pub version: String,
     /// The range of the tunnels between it and agents (`COMMS_RANGE`): it has an address there, and so has each agent that
     /// registered. Networks must leave it alone. Absent: the server offers no tunnel.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub comms_range: Option<Ipv4Net>,
     /// The name under which its own host is a node of the networks that declare it (`CLIENT_NAME`): the server claims that
     /// name itself, and no key may. Absent: its host is no node (`CLIENT_MODE=off`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub own_node: Option<Name>,
 }
 
 impl ServerInfo {
     /// The range of the tunnels to agents where `COMMS_RANGE` names no other.
     pub const DEFAULT_COMMS_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 101, 0, 0), 16);
+    /// The name of the server's own host as a node where `CLIENT_NAME` gives no other.
+    pub const DEFAULT_OWN_NODE: &'static str = "netmaker";
 }
 
 /// A world as JSON.

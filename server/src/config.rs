@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use schema::scalars::Endpoint;
+use ipnet::Ipv4Net;
+use schema::scalars::{Endpoint, Name};
 use schema::settings::{self, SettingsError};
+use schema::world::ServerInfo;
 
 /// Everything that can be set. The names are Netmaker's where it has them; in the file they are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,18 @@ pub struct Settings {
     pub tls: bool,
     /// Whether a proxy in front ends TLS (`BEHIND_PROXY`).
     pub behind_proxy: bool,
+    /// Whether agents may register for a tunnel to the server (`COMMS`).
+    pub comms: bool,
+    /// The range of the tunnels (`COMMS_RANGE`); its first address is the server's.
+    pub comms_range: Ipv4Net,
+    /// The UDP port of the tunnels; also the TCP port of the agents' service inside of them (`COMMS_PORT`).
+    pub comms_port: u16,
+    /// Where agents find the tunnel's end (`PUBLIC_COMMS`), where a NAT changes that; by default host and port.
+    pub public_comms: Option<String>,
+    /// Whether the server's own host is a node of the networks that declare it (`CLIENT_MODE`).
+    pub client_mode: bool,
+    /// The name under which it is (`CLIENT_NAME`).
+    pub client_name: Name,
 }
 
 /// The settings with what they mean, for `nmserver config` and for messages.
@@ -45,6 +59,12 @@ const NAMES: &[(&str, &str)] = &[
     ("DATA_DIR", "where everything is kept"),
     ("TLS", "on or off: whether the server ends TLS itself"),
     ("BEHIND_PROXY", "on or off: whether a proxy in front ends TLS"),
+    ("COMMS", "on or off: whether agents may register for a tunnel to the server"),
+    ("COMMS_RANGE", "the IPv4 range of the tunnels; no network may overlap it"),
+    ("COMMS_PORT", "the UDP port of the tunnels"),
+    ("PUBLIC_COMMS", "host:port where agents find the tunnels' end, where a NAT changes it"),
+    ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
+    ("CLIENT_NAME", "the name of that node"),
 ];
 
 /// Why settings cannot be used.
@@ -109,18 +129,17 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
     if let Some(other) = value("DATABASE").filter(|engine| engine != "sqlite") {
         return Err(bad("DATABASE", other, "this version has sqlite"));
     }
+    let public = |name| match value(name) {
+        Some(at) if !is_host_and_port(&at) => Err(bad(name, at, "write host:port, an IPv6 address in brackets")),
+        at => Ok(at),
+    };
     let settings = Settings {
         server_host: match value("SERVER_HOST") {
             Some(host) if host.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_none()) => host,
             Some(other) => return Err(bad("SERVER_HOST", other, "write a name or an address, without a port")),
             None => own_address(),
         },
-        public_grpc: match value("PUBLIC_GRPC") {
-            Some(at) if !is_host_and_port(&at) => {
-                return Err(bad("PUBLIC_GRPC", at, "write host:port, an IPv6 address in brackets"));
-            }
-            at => at,
-        },
+        public_grpc: public("PUBLIC_GRPC")?,
         bind: bind.parse().map_err(|_| bad("BIND", bind, "write an IP address"))?,
         api_port: port("API_PORT", 8081)?,
         grpc_port: port("GRPC_PORT", 50051)?,
@@ -129,11 +148,36 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
         data_dir: value("DATA_DIR").unwrap_or_else(|| "/var/lib/nmserver".into()).into(),
         tls: switch("TLS", true)?,
         behind_proxy: switch("BEHIND_PROXY", false)?,
+        comms: switch("COMMS", true)?,
+        comms_range: match value("COMMS_RANGE") {
+            None => ServerInfo::DEFAULT_COMMS_RANGE,
+            Some(text) => comms_range(&text).map_err(|why| bad("COMMS_RANGE", text, why))?,
+        },
+        comms_port: port("COMMS_PORT", 50_555)?,
+        public_comms: public("PUBLIC_COMMS")?,
+        client_mode: switch("CLIENT_MODE", true)?,
+        client_name: match value("CLIENT_NAME") {
+            None => ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name"),
+            Some(text) => text.parse().map_err(|why: String| bad("CLIENT_NAME", text, &why))?,
+        },
     };
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
     Ok(settings)
+}
+
+/// A range that has room for the server and an agent, and that unicast packets may have as their source.
+fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
+    let range: Ipv4Net = text.parse().map_err(|_| "write an IPv4 range like 10.101.0.0/16")?;
+    if range.prefix_len() > 30 {
+        return Err("it has no room for the server and an agent; use a prefix of at most 30");
+    }
+    let address = range.network();
+    if address.is_loopback() || address.is_multicast() || address.is_link_local() || range.prefix_len() < 8 {
+        return Err("it is not a range for machines; use one like 10.101.0.0/16");
+    }
+    Ok(range.trunc())
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -153,11 +197,19 @@ fn own_address() -> String {
 impl Settings {
     /// Where agents find the server.
     pub fn agent_address(&self) -> String {
-        let own = || match self.server_host.parse::<std::net::Ipv6Addr>() {
-            Ok(address) => format!("[{address}]:{}", self.grpc_port),
-            Err(_) => format!("{}:{}", self.server_host, self.grpc_port),
-        };
-        self.public_grpc.clone().unwrap_or_else(own)
+        self.public_grpc.clone().unwrap_or_else(|| self.own_address(self.grpc_port))
+    }
+
+    fn own_address(&self, port: u16) -> String {
+        match self.server_host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]:{port}"),
+            Err(_) => format!("{}:{port}", self.server_host),
+        }
+    }
+
+    /// Where agents find the end of their tunnels.
+    pub fn comms_address(&self) -> String {
+        self.public_comms.clone().unwrap_or_else(|| self.own_address(self.comms_port))
     }
 
     /// The names under which agents and admins may come: what its certificate must name.
@@ -182,6 +234,12 @@ impl Settings {
             self.data_dir.display().to_string(),
             switch(self.tls),
             switch(self.behind_proxy),
+            switch(self.comms),
+            self.comms_range.to_string(),
+            self.comms_port.to_string(),
+            self.comms_address(),
+            switch(self.client_mode),
+            self.client_name.to_string(),
         ];
         let line = |((name, doc), value): (&(&str, &str), &String)| {
             format!("{:<36} # {doc}", format!("{} = {value:?}", name.to_lowercase()))
@@ -220,6 +278,12 @@ mod tests {
             ("SERVER_HOST", "a b"),
             ("SERVER_HOST", "nm.example.net:50051"),
             ("PUBLIC_GRPC", "nm.example.net"),
+            ("PUBLIC_COMMS", "nm.example.net"),
+            ("COMMS_RANGE", "fd00::/64"),
+            ("COMMS_RANGE", "10.101.0.0/31"),
+            ("COMMS_RANGE", "127.0.0.0/16"),
+            ("COMMS_PORT", "70000"),
+            ("CLIENT_NAME", "A B"),
         ] {
             let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");

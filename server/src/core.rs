@@ -3,3 +3,4 @@
 pub mod authorize;
 pub mod enrol;
 pub mod facts;
+pub mod registry;

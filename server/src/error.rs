@@ -10,6 +10,7 @@ use schema::api::{Failure, Finding, Moved};
 use schema::report::{Problem, Report};
 use tonic::{Code, Status};
 
+use crate::comms::RegisterError;
 use crate::core::authorize::Denied;
 use crate::core::enrol::Refused;
 use crate::core::facts::Unusable;
@@ -45,6 +46,9 @@ pub enum Error {
     /// The machine may not join.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The machine may not register, or could not be.
+    #[error("{0}")]
+    Unregistered(RegisterError),
     /// A signature does not hold.
     #[error(transparent)]
     Signature(#[from] Invalid),
@@ -61,6 +65,12 @@ pub enum Error {
 
 fn first_message(report: &Report) -> String {
     report.problems().next().map(|problem| problem.message.clone()).unwrap_or_default()
+}
+
+impl From<RegisterError> for Error {
+    fn from(error: RegisterError) -> Self {
+        Self::Unregistered(error)
+    }
 }
 
 impl From<StoreError> for Error {
@@ -89,6 +99,12 @@ impl Error {
                 (StatusCode::UNPROCESSABLE_ENTITY, "rules", "a rule forbids it", Code::FailedPrecondition)
             }
             Self::Refused(_) => (StatusCode::FORBIDDEN, "refused", "join refused", Code::PermissionDenied),
+            Self::Unregistered(RegisterError::Unregistered(_)) => {
+                (StatusCode::FORBIDDEN, "unregistered", "registration refused", Code::PermissionDenied)
+            }
+            Self::Unregistered(RegisterError::Ledger(_) | RegisterError::Device(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable)
+            }
             Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
             Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server", Code::Internal),

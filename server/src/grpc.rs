@@ -14,6 +14,7 @@ use http::{HeaderMap, header};
 use proto::convert::Position;
 use proto::wire::agent_server::{Agent, AgentServer, SERVICE_NAME};
 use proto::wire::{self, Update, update::Body};
+use schema::api::Control;
 use schema::scalars::{NetworkName, PublicKey};
 use schema::snapshot::Revision;
 use tokio::sync::{mpsc, watch};
@@ -28,9 +29,9 @@ use crate::state;
 /// The largest request; an agent's are far smaller.
 const MAX_REQUEST: usize = 64 << 10;
 
-/// The agents' routes. `behind_proxy`: whether a proxy tells where requests come from.
-pub fn router(service: Service, behind_proxy: bool) -> Router {
-    let adapter = Adapter { service: service.clone(), behind_proxy };
+/// The agents' routes. `behind_proxy`: whether a proxy tells where requests come from; `way`: how agents come here.
+pub fn router(service: Service, behind_proxy: bool, way: Control) -> Router {
+    let adapter = Adapter { service: service.clone(), behind_proxy, way };
     let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);
     let routes = tonic::service::Routes::new(agent).prepare().into_axum_router();
     routes.layer(middleware::from_fn_with_state(service, authenticate))
@@ -78,6 +79,19 @@ fn identity<T>(request: &Request<T>) -> Result<PublicKey, Error> {
 struct Adapter {
     service: Service,
     behind_proxy: bool,
+    way: Control,
+}
+
+impl Adapter {
+    /// The address that an agent comes from: through the tunnel, that from which the tunnel comes.
+    async fn from<T>(&self, request: &Request<T>) -> Option<IpAddr> {
+        let from = from(request, self.behind_proxy);
+        match (self.way, self.service.comms(), from) {
+            (Control::Tunnel, Some(comms), Some(IpAddr::V4(inside))) => comms.outside(inside).await.map(|at| at.ip()),
+            (Control::Tunnel, ..) => None,
+            (Control::Tls | Control::None, _, from) => from,
+        }
+    }
 }
 
 /// The address that a request comes from: behind a proxy that which the proxy saw, which it puts last.
@@ -99,9 +113,16 @@ impl Agent for Adapter {
         Ok(Response::new(self.service.challenge()))
     }
 
+    async fn register(
+        &self,
+        request: Request<wire::RegisterRequest>,
+    ) -> Result<Response<wire::RegisterResponse>, Status> {
+        Ok(Response::new(self.service.register(request.get_ref()).await?))
+    }
+
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
-        let from = from(&request, self.behind_proxy);
-        Ok(Response::new(self.service.join(request.into_inner(), from).await?))
+        let from = self.from(&request).await;
+        Ok(Response::new(self.service.join(request.into_inner(), from, self.way).await?))
     }
 
     async fn open_session(
@@ -121,10 +142,12 @@ impl Agent for Adapter {
         request: Request<wire::CheckInRequest>,
     ) -> Result<Response<wire::CheckInResponse>, Status> {
         let identity = identity(&request)?;
-        let from = from(&request, self.behind_proxy);
+        // Where it comes from is asked for only if it is used.
+        let from = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
-        let update = self.service.check_in(&network(&name)?, &identity, at, facts.as_ref(), from).await?;
+        let said = facts.as_ref().map(|facts| (facts, from));
+        let update = self.service.check_in(&network(&name)?, &identity, at, said, self.way).await?;
         Ok(Response::new(wire::CheckInResponse { update }))
     }
 
@@ -135,7 +158,8 @@ impl Agent for Adapter {
         let wire::WatchRequest { network: name, epoch, revision } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let (send, updates) = mpsc::channel(1);
-        let watcher = Watcher { service: self.service.clone(), network: network(&name)?, identity, at, send };
+        let (service, way) = (self.service.clone(), self.way);
+        let watcher = Watcher { service, network: network(&name)?, identity, at, way, send };
         tokio::spawn(watcher.run(self.service.states()));
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))
     }
@@ -153,12 +177,13 @@ struct Watcher {
     network: NetworkName,
     identity: PublicKey,
     at: Position,
+    way: Control,
     send: mpsc::Sender<Result<Update, Status>>,
 }
 
 impl Watcher {
     async fn run(mut self, mut states: watch::Receiver<Arc<state::State>>) {
-        let _counted = self.service.stream(&self.network, &self.identity);
+        let _counted = self.service.stream(&self.network, &self.identity, self.way);
         while let Ok(slot) = self.send.clone().reserve_owned().await {
             let state = states.borrow_and_update().clone();
             if self.tell(&state, slot).is_break() {
@@ -230,14 +255,16 @@ mod tests {
             signing_key: PublicKey([0; 32]),
             ca_pin: None,
             version: String::new(),
+            comms_range: None,
+            own_node: None,
         };
         let (committer, states) =
             Committer::start(Box::new(Memory::default()), state::State::new(world, |_| Revision::default()));
         let secrets = Secrets::open(&data).expect("made");
-        let service = Service::new(committer.clone(), states, secrets, info, Sightings::default());
+        let service = Service::new(committer.clone(), states, secrets, info, Sightings::default(), None);
         let (send, mut updates) = mpsc::channel(1);
         let (network, identity, at) = (id("a").0, machine(1).identity, Position { epoch: 1, ..Position::default() });
-        let watcher = Watcher { service: service.clone(), network, identity, at, send };
+        let watcher = Watcher { service: service.clone(), network, identity, at, way: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {
             let change = move |world: &mut World, _: &mut Past<'_>| {

@@ -5,7 +5,9 @@
 //! [`store`] transaction for all that wait at the same time. Readers hold a whole [`state`], never half of one.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod committer;
+pub mod comms;
 pub mod config;
 pub mod core;
 pub mod error;
@@ -25,13 +27,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use jiff::Timestamp;
+use schema::api::Control;
 use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use crate::client::OwnHost;
 use crate::committer::Committer;
+use crate::comms::{Comms, Off};
 use crate::config::Settings;
 use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
@@ -76,6 +82,7 @@ pub struct Server {
     rest: Option<TcpListener>,
     agents: Option<TcpListener>,
     behind_proxy: bool,
+    host: OwnHost,
     /// Whether this start made the admin token.
     pub first_start: bool,
     _lock: fs::File,
@@ -106,6 +113,7 @@ pub async fn open_with(
     let first_start = first_token(&mut *store, directory)?;
     let Stored { server_id, mut world, seen, served } = store.load()?;
     note_version(&mut *store, directory, &mut world)?;
+    let comms = tunnels(&settings, directory, &world).await;
     let info = ServerInfo {
         id: server_id,
         epoch: world.epoch,
@@ -113,13 +121,36 @@ pub async fn open_with(
         signing_key: proto::sign::verifier(secrets.signing_key()),
         ca_pin: settings.tls.then_some(certificate.ca_pin),
         version: VERSION.into(),
+        comms_range: reserved(&settings, &comms),
+        own_node: settings.client_mode.then(|| settings.client_name.clone()),
     };
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let sightings = Sightings::new(seen, served, &world.inventory);
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, states, secrets, info, sightings);
-    Ok(Server { service, tls, rest, agents, behind_proxy: settings.behind_proxy, first_start, _lock: lock })
+    let service = Service::new(committer, states, secrets, info, sightings, comms.ok());
+    let (behind_proxy, host) = (settings.behind_proxy, OwnHost::new(&settings));
+    Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
+}
+
+/// Opens the tunnels to agents; where there are none, says once why.
+async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<Comms, Off> {
+    let comms = Comms::open(settings, directory, world).await;
+    match &comms {
+        Ok(comms) => {
+            let (interface, endpoint, service) = comms.told();
+            tracing::info!(interface, endpoint, %service, "agents may register for a tunnel");
+        }
+        Err(Off::Asked) => {}
+        Err(why) => tracing::warn!(%why, "COMMS is off: agents cannot register, and reach the server by TLS"),
+    }
+    comms
+}
+
+/// The range that no network may overlap: that of the tunnels, also where they are only missing for now.
+fn reserved(settings: &Settings, comms: &Result<Comms, Off>) -> Option<Ipv4Net> {
+    let given_up = matches!(comms, Err(Off::Asked | Off::Overlap(..)));
+    (!given_up).then_some(settings.comms_range)
 }
 
 /// Notes which version of the program serves; the first start of another one is a revision, unless there is nothing yet.
@@ -199,15 +230,25 @@ impl Server {
 
     /// Serves until `shutdown` becomes true.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
-        let Self { service, tls, rest, agents, behind_proxy, first_start: _, _lock } = self;
+        let Self { service, tls, rest, agents, behind_proxy, host, first_start: _, _lock } = self;
         let serve = async |listener: Option<TcpListener>, router| {
             if let Some(listener) = listener {
                 listen::serve(listener, tls.clone(), router, shutdown.clone()).await;
             }
         };
-        let agents = serve(agents, grpc::router(service.clone(), behind_proxy));
+        let agents = serve(agents, grpc::router(service.clone(), behind_proxy, Control::Tls));
+        let tunnels = async {
+            if let Some(comms) = service.comms().cloned() {
+                let router = grpc::router(service.clone(), false, Control::Tunnel);
+                comms.run(service.states(), router, shutdown.clone()).await;
+            }
+        };
+        let inside = grpc::router(service.clone(), false, Control::Tls);
+        // Apart from the rest: it waits for disk and kernel.
+        let own_node = tokio::spawn(client::run(host, service.clone(), inside, shutdown.clone()));
+        let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
-        tokio::join!(serve(rest, rest::router(service)), agents, keep);
+        tokio::join!(serve(rest, rest::router(service.clone())), agents, tunnels, own_node, keep);
     }
 }
 

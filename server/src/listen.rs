@@ -118,7 +118,8 @@ async fn connection(
     }
 }
 
-async fn http(
+/// Serves what comes on one stream, until it ends or `shutdown` becomes true.
+pub(crate) async fn http(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     from: SocketAddr,
     router: Router,

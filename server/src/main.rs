@@ -33,6 +33,16 @@ enum Verb {
         #[command(subcommand)]
         verb: TokenVerb,
     },
+    /// Holds a userspace WireGuard device; started by the server itself.
+    #[command(hide = true)]
+    Device {
+        /// The interface.
+        #[arg(long)]
+        interface: String,
+        /// The socket to answer on.
+        #[arg(long)]
+        socket: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -69,7 +79,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| "info".into());
+    // gotatun tells of every peer that comes and goes, and the log of a device only grows.
+    let level = if matches!(args.verb, Some(Verb::Device { .. })) { "info,gotatun=warn" } else { "info" };
+    let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| level.into());
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(colour).init();
     match run(args) {
@@ -93,6 +105,9 @@ fn say_error(error: &dyn std::error::Error) {
 }
 
 fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(Verb::Device { interface, socket }) = &args.verb {
+        return Ok(netclient::device::process::run(interface, socket).map(drop)?);
+    }
     let settings = config::load(args.config.as_deref(), |name| std::env::var(name).ok())?;
     let mut data = std::io::stdout().lock();
     match args.verb {
@@ -106,6 +121,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
             Ok(())
         }
         Some(Verb::Token { verb }) => token(&settings, verb, &mut data),
+        Some(Verb::Device { .. }) => unreachable!("it has been run without settings"),
     }
 }
 

@@ -117,6 +117,7 @@ fn shape(operation: Operation) -> Shape {
         Operation::DeleteResource => Shape { parameters: vec![if_match()], ..gives(held("Made")) },
         Operation::RemoveNode => gives(held("Made")),
         Operation::Challenge
+        | Operation::Register
         | Operation::Join
         | Operation::OpenSession
         | Operation::GetPeers
@@ -141,6 +142,8 @@ const BODIES: &[Body] = &[
             ("signing_key", "text"),
             ("ca_pin", "text?"),
             ("version", "text"),
+            ("comms_range", "text?"),
+            ("own_node", "text?"),
         ],
     ),
     (
@@ -201,7 +204,7 @@ const BODIES: &[Body] = &[
             ("state", "awaiting|online|silent"),
             ("last_check_in", "time?"),
             ("acknowledged", "number?"),
-            ("control", "tls|none"),
+            ("control", "tunnel|tls|none"),
         ],
     ),
     (

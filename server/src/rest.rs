@@ -63,6 +63,7 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
         Operation::DeleteResource => delete(delete_resource),
         Operation::RemoveNode => delete(remove_node),
         Operation::Challenge
+        | Operation::Register
         | Operation::Join
         | Operation::OpenSession
         | Operation::GetPeers

@@ -21,6 +21,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::committer::{Committer, Note, Past};
+use crate::comms::Comms;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
 use crate::error::Error;
@@ -50,6 +51,7 @@ struct Inner {
     secrets: Secrets,
     info: ServerInfo,
     sightings: Sightings,
+    comms: Option<Comms>,
 }
 
 impl Service {
@@ -60,8 +62,14 @@ impl Service {
         secrets: Secrets,
         info: ServerInfo,
         sightings: Sightings,
+        comms: Option<Comms>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { committer, states, secrets, info, sightings }) }
+        Self { inner: Arc::new(Inner { committer, states, secrets, info, sightings, comms }) }
+    }
+
+    /// The tunnels to agents, if there are any.
+    pub fn comms(&self) -> Option<&Comms> {
+        self.inner.comms.as_ref()
     }
 
     /// Who the server is.
@@ -145,8 +153,8 @@ impl Service {
         declare::check_origin(&request, &self.inner.info)?;
         caller.grant.holds_for(&plan.owner())?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
-        let actor = caller.actor.clone();
-        self.inner.committer.change(move |world, past| declare::apply(world, past, request, actor)).await
+        let (actor, server) = (caller.actor.clone(), self.inner.info.clone());
+        self.inner.committer.change(move |world, past| declare::apply(world, past, request, &server, actor)).await
     }
 
     /// One resource.
@@ -166,10 +174,10 @@ impl Service {
         expected: Option<Revision>,
     ) -> Result<Revision, Error> {
         caller.grant.holds_in(&id.network)?;
-        let Caller { actor, grant } = caller.clone();
+        let (Caller { actor, grant }, server) = (caller.clone(), self.inner.info.clone());
         let put = move |world: &mut World, _: &mut Past<'_>| {
             grant.holds_over(&id, owner(world, &id))?;
-            declare::put(world, &id, body.as_ref(), expected, actor)
+            declare::put(world, &id, body.as_ref(), expected, &server, actor)
         };
         self.inner.committer.change(put).await
     }

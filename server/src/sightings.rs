@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use schema::api::Control;
 use schema::inventory::{Inventory, NodeId};
 use schema::snapshot::Revision;
 
@@ -26,6 +27,8 @@ struct Sighting {
     since: Instant,
     /// How long it had been silent before.
     before: Duration,
+    /// By which way it was last heard in this life of the server.
+    way: Control,
     /// Every stream holds a copy.
     streams: Arc<()>,
     stored: bool,
@@ -38,6 +41,8 @@ pub struct Heard {
     pub seen: Seen,
     /// How long it has been silent, in time that the server served.
     pub silence: Duration,
+    /// By which way it was last heard; none: not yet in this life of the server.
+    pub way: Control,
     /// Whether it has a stream open.
     pub streams: bool,
 }
@@ -65,7 +70,7 @@ impl Sightings {
         let sighting = |(id, seen): (NodeId, Seen)| {
             let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
-            (id, Sighting { seen, since, before, streams: Arc::default(), stored: true })
+            (id, Sighting { seen, since, before, way: Control::None, streams: Arc::default(), stored: true })
         };
         let joined = inventory.nodes().map(|(id, joined)| {
             let seen = Seen { time: joined.joined, revision: Revision(0) };
@@ -74,35 +79,32 @@ impl Sightings {
         Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
-    /// Notes that a node is there, and how far it has come.
-    pub fn note(&self, id: &NodeId, revision: Revision) {
-        let (seen, since) = (Seen { time: Timestamp::now(), revision }, Instant::now());
+    /// Notes that a node is there, how far it has come, and by which way it says so.
+    pub fn note(&self, id: &NodeId, revision: Revision, way: Control) {
+        let seen = Seen { time: Timestamp::now(), revision };
+        let heard =
+            |streams| Sighting { seen, since: Instant::now(), before: Duration::ZERO, way, streams, stored: false };
         let mut all = self.all();
         match all.get_mut(id) {
-            Some(sighting) => {
-                let streams = std::mem::take(&mut sighting.streams);
-                *sighting = Sighting { seen, since, before: Duration::ZERO, streams, stored: false };
-            }
-            None => {
-                let streams = Arc::default();
-                all.insert(id.clone(), Sighting { seen, since, before: Duration::ZERO, streams, stored: false });
-            }
+            Some(sighting) => *sighting = heard(std::mem::take(&mut sighting.streams)),
+            None => drop(all.insert(id.clone(), heard(Arc::default()))),
         }
     }
 
     /// Notes that a node is there, and counts a stream of it until that is dropped. How far the node has come, a stream
     /// does not tell: what it was sent it may not be set by.
-    pub fn stream(&self, id: &NodeId) -> Option<Stream> {
+    pub fn stream(&self, id: &NodeId, way: Control) -> Option<Stream> {
         let revision = self.of(id)?.seen.revision;
-        self.note(id, revision);
+        self.note(id, revision, way);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
     /// How a node was last heard of; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Heard> {
         let all = self.all();
-        let Sighting { seen, since, before, streams, stored: _ } = all.get(id)?;
-        Some(Heard { seen: *seen, silence: *before + since.elapsed(), streams: Arc::strong_count(streams) > 1 })
+        let Sighting { seen, since, before, way, streams, stored: _ } = all.get(id)?;
+        let (silence, streams) = (*before + since.elapsed(), Arc::strong_count(streams) > 1);
+        Some(Heard { seen: *seen, silence, way: *way, streams })
     }
 
     /// What is to be stored now; what is gone from the inventory is forgotten.
@@ -178,22 +180,35 @@ mod tests {
         let silence = |name| sightings.of(&id(name)).expect("it was heard of").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
         assert_eq!(silence("new"), 40, "it was heard of when it joined");
-        sightings.note(&id("silent"), Revision(2));
+        sightings.note(&id("silent"), Revision(2), Control::Tls);
         assert_eq!(silence("silent"), 0);
     }
 
     #[test]
     fn a_stream_counts_while_it_is_held() {
         let sightings = Sightings::default();
-        assert!(sightings.stream(&id("a")).is_none());
-        sightings.note(&id("a"), Revision(1));
+        assert!(sightings.stream(&id("a"), Control::Tls).is_none());
+        sightings.note(&id("a"), Revision(1), Control::Tls);
         let streams = || sightings.of(&id("a")).expect("it was heard of").streams;
-        let stream = sightings.stream(&id("a"));
+        let stream = sightings.stream(&id("a"), Control::Tls);
         assert!(streams());
-        sightings.note(&id("a"), Revision(2));
+        sightings.note(&id("a"), Revision(2), Control::Tls);
         assert!(streams(), "a check-in ends no stream");
         drop(stream);
         assert!(!streams());
+    }
+
+    #[test]
+    fn the_way_is_the_one_by_which_a_node_was_heard_last_and_a_start_knows_none() {
+        let sightings = Sightings::new(vec![(id("a"), seen(990))], None, &Inventory::default());
+        let way = || sightings.of(&id("a")).expect("it was heard of").way;
+        assert_eq!(way(), Control::None, "it was heard by another life of the server");
+        sightings.note(&id("a"), Revision(1), Control::Tls);
+        assert_eq!(way(), Control::Tls);
+        let stream = sightings.stream(&id("a"), Control::Tunnel);
+        assert_eq!(way(), Control::Tunnel);
+        drop(stream);
+        assert_eq!(way(), Control::Tunnel, "that a stream ends says nothing new");
     }
 
     #[test]
@@ -201,8 +216,8 @@ mod tests {
         let sightings = Sightings::default();
         let mut inventory = Inventory::default();
         inventory.put_node(id("a"), machine("2026-01-01T00:00:00Z"));
-        sightings.note(&id("a"), Revision(1));
-        sightings.note(&id("gone"), Revision(1));
+        sightings.note(&id("a"), Revision(1), Control::Tls);
+        sightings.note(&id("gone"), Revision(1), Control::Tls);
         let unstored = sightings.take_unstored(&inventory);
         assert_eq!(unstored.gone, [id("gone")]);
         assert_eq!(unstored.fresh.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&id("a")]);

@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 fn nmserver(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmserver"));
     command.env_clear().env("DATA_DIR", directory).env("SERVER_HOST", "127.0.0.1").env("BIND", "127.0.0.1");
-    command.env("API_PORT", free_port()).env("GRPC_PORT", free_port());
+    // They would touch this host.
+    command.env("API_PORT", free_port()).env("GRPC_PORT", free_port()).env("COMMS", "off").env("CLIENT_MODE", "off");
     command
 }
 

@@ -186,6 +186,10 @@ impl Service for Bare {
         Err(Status::unimplemented(""))
     }
 
+    async fn register(&self, _: Request<wire::RegisterRequest>) -> Answer<wire::RegisterResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn join(&self, _: Request<wire::JoinRequest>) -> Answer<wire::JoinResponse> {
         Err(Status::unimplemented(""))
     }

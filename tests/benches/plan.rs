@@ -161,6 +161,8 @@ impl Server {
         let child = Command::new(&programs.nmserver)
             .env("DATA_DIR", &data)
             .envs([("BIND", "127.0.0.1"), ("SERVER_HOST", "127.0.0.1"), ("API_PORT", &*rest), ("GRPC_PORT", &*agents)])
+            // They would touch this host.
+            .envs([("COMMS", "off"), ("CLIENT_MODE", "off")])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -4,6 +4,7 @@
 //! machines on further hosts. Conditions are polled ([`eventually`]), never slept for. Everything ends with the test.
 
 pub mod cost;
+pub mod filter;
 pub mod load;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use nmplan::lab::{Machine, Programs, Server, Underlay};
+use nmplan::lab::{Host, Machine, Programs, Server, Underlay};
+use proto::token::Token;
+use test_agent::Way;
 
 /// A server in a lab, and what is declared for it.
 pub struct Mesh {
@@ -55,10 +58,23 @@ pub fn rounds() -> usize {
 impl Mesh {
     /// Starts a server.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server with settings, variables as `nmserver` reads them.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let programs = Programs::find().expect("the programs are built");
         let underlay = Underlay::new().await.expect("an underlay");
-        let server = Server::start(&underlay, &programs, &[]).await.expect("a server that serves");
+        let server = Server::start(&underlay, &programs, settings).await.expect("a server that serves");
         Self { underlay, programs, server }
+    }
+
+    /// The way to the server for agents without devices, as a token tells it.
+    pub fn way(&self, token: &str) -> Way {
+        let token: Token = token.parse().expect("a token");
+        let ca = std::fs::read_to_string(self.server.data().join("ca.pem")).expect("the CA is there");
+        let at = (self.server.host().ipv4(), 50_051).into();
+        Way { at, ca, signing_key: token.signing_key }
     }
 
     /// Makes a machine without networks.
@@ -68,8 +84,12 @@ impl Mesh {
 
     /// Runs nmplan as an admin of the server.
     pub async fn nmplan(&self, arguments: &[&str]) -> Output {
+        self.nmplan_at(&self.server, arguments).await
+    }
+
+    async fn nmplan_at(&self, server: &Server, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.programs.nmplan);
-        command.args(arguments).envs(self.server.environment()).stdin(std::process::Stdio::null());
+        command.args(arguments).envs(server.environment()).stdin(std::process::Stdio::null());
         tokio::process::Command::from(command).output().await.expect("nmplan runs")
     }
 
@@ -79,10 +99,16 @@ impl Mesh {
     ///
     /// When it is refused.
     pub async fn apply(&self, text: &str) -> Tokens {
+        self.apply_at(&self.server, text).await
+    }
+
+    /// The same at another server.
+    pub async fn apply_at(&self, server: &Server, text: &str) -> Tokens {
         let (file, keys) = (self.file("mesh.kdl"), self.file("keys.json"));
         std::fs::write(&file, text).expect("a file is written");
         let [file, keys] = [file, keys].map(|path| path.display().to_string());
-        let output = self.nmplan(&["apply", "--project", "test", "-f", &file, "-y", "--keys-to", &keys]).await;
+        let arguments = ["apply", "--project", "test", "-f", &file, "-y", "--keys-to", &keys];
+        let output = self.nmplan_at(server, &arguments).await;
         assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
         let tokens = std::fs::read(keys).unwrap_or_else(|_| b"{}".to_vec());
         serde_json::from_slice(&tokens).expect("tokens by id")
@@ -92,6 +118,27 @@ impl Mesh {
     pub fn file(&self, name: &str) -> PathBuf {
         self.underlay.directory().join(name)
     }
+}
+
+/// The device process of an interface of a host.
+pub fn device_of(host: &Host, interface: &str) -> Option<u32> {
+    let holds_device = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = String::from_utf8_lossy(&line).split('\0').map(ToOwned::to_owned).collect();
+        words.iter().any(|word| word == "device") && words.iter().any(|word| word == interface)
+    };
+    host.processes().into_iter().find(holds_device)
+}
+
+/// Kills the device process of an interface of a host.
+///
+/// # Panics
+///
+/// When there is none.
+pub fn kill_device(host: &Host, interface: &str) {
+    let device = device_of(host, interface).expect("a device process");
+    let device = i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
+    rustix::process::kill_process(device, rustix::process::Signal::KILL).expect("it is killed");
 }
 
 /// Bytes that a program printed, as text.

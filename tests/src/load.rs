@@ -24,6 +24,13 @@ use serde_json::Value;
 use test_agent::{Agent, Way};
 use tokio::sync::watch;
 
+/// The CPU time that all threads of a process have used, in user and kernel mode (clock_getcpuclockid(3)).
+pub fn cpu_of(process: u32) -> Duration {
+    let process = Pid::from_raw(process.try_into().expect("ids are small"));
+    let now = clock_getcpuclockid(process).and_then(nix::time::ClockId::now).expect("it runs");
+    now.into()
+}
+
 /// The copy of this program that serves. It ends with this value.
 pub struct Serving {
     process: Child,
@@ -53,11 +60,9 @@ impl Serving {
         Way { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
     }
 
-    /// The CPU time that all its threads have used, in user and kernel mode (clock_getcpuclockid(3)).
+    /// The CPU time that it has used; see [`cpu_of`].
     pub fn cpu(&self) -> Duration {
-        let process = Pid::from_raw(self.process.id().try_into().expect("ids are small"));
-        let now = clock_getcpuclockid(process).and_then(nix::time::ClockId::now).expect("it runs");
-        now.into()
+        cpu_of(self.process.id())
     }
 
     /// The memory that it holds, in bytes.
@@ -95,6 +100,8 @@ pub fn settings(directory: &Path) -> Settings {
     let value = |name: &str| match name {
         "DATA_DIR" => Some(directory.display().to_string()),
         "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
+        // They would touch this host.
+        "COMMS" | "CLIENT_MODE" => Some("off".into()),
         _ => None,
     };
     Settings { api_port: 0, grpc_port: 0, ..config::load(None, value).expect("the settings are good") }

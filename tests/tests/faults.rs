@@ -85,14 +85,7 @@ fn a_device_process_that_is_killed_is_made_anew() {
         let mesh = Mesh::start().await;
         let machines = pair(&mesh).await;
         for _ in 0..rounds() {
-            let host = machines[0].host();
-            let holds_device = |pid: &u32| {
-                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).split('\0').any(|word| word == "device")
-            };
-            let device = host.processes().into_iter().find(holds_device).expect("a device process");
-            let device = i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
-            rustix::process::kill_process(device, rustix::process::Signal::KILL).expect("it is killed");
+            end_to_end::kill_device(machines[0].host(), "nm-corp");
             let pulled = machines[0].netclient(&["pull"]).await.expect("it runs");
             assert!(pulled.status.success(), "{pulled:?}");
             all_ping_all(&machines, "corp").await;

@@ -11,7 +11,7 @@ use crate::args;
 use crate::console::Console;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
-use crate::lab::cast::cast;
+use crate::lab::cast::{Cast, cast};
 use crate::lab::run::Running;
 use crate::lab::{self, EnterError, verdict};
 
@@ -30,7 +30,8 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
     run.place.directory = lab.directory.clone().or(run.place.directory.take());
     let loaded = run.load_alone(Some("brought up"))?;
     let cast = cast(&loaded.declared.snapshot);
-    if cast.roles.is_empty() {
+    let own_node = |(network, _): (_, _)| Cast::own_node(&loaded.declared.snapshot, network).is_some();
+    if cast.roles.is_empty() && !loaded.declared.snapshot.networks().any(own_node) {
         return Err(Error::NothingToBringUp);
     }
     let console = &mut *run.console;

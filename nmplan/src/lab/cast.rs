@@ -1,7 +1,8 @@
 //! Which machines stand in for what is declared, and with which keys do they join?
 //!
 //! Pure. Each declared node is one machine; each access key that is for nobody in particular stands for some more, as far
-//! as the network has room. A declared node that no key is for gets one that is made for the lab alone.
+//! as the network has room. A declared node that no key is for gets one that is made for the lab alone. The node of the
+//! server's own host ([`OWN_NODE`]) is the server's to play, and no key is made for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use schema::value::{Document, SourceId, Spanned};
 
 /// How many machines stand for a key that is for nobody in particular.
 const SAMPLES: u32 = 2;
+/// The name under which the server's own host is a node of the networks that declare it: `CLIENT_NAME` of the lab's server.
+pub const OWN_NODE: &str = schema::world::ServerInfo::DEFAULT_OWN_NODE;
 
 /// The machines, and what has to be declared for them.
 #[derive(Clone, Debug)]
@@ -84,7 +87,7 @@ impl Cast {
 
     fn nodes(&mut self, network: &NetworkName, declared: &Snapshot) {
         let mut keyless = BTreeSet::new();
-        for (id, _) in declared.all_in::<Node>(network) {
+        for (id, _) in declared.all_in::<Node>(network).filter(|(id, _)| id.name.as_str() != OWN_NODE) {
             let holds = |(_, key): &(&ResourceId, &Arc<AccessKey>)| key.r#for.iter().any(|node| node.name == id.name);
             match declared.all_in::<AccessKey>(network).find(holds) {
                 Some((key, _)) => self.role(network, &id.name, key.clone()),
@@ -119,6 +122,11 @@ impl Cast {
                 room -= 1;
             }
         }
+    }
+
+    /// The name of the server's own host in a network, if that declares it.
+    pub fn own_node<'a>(declared: &'a Snapshot, network: &NetworkName) -> Option<&'a Name> {
+        declared.all_in::<Node>(network).map(|(id, _)| &id.name).find(|name| name.as_str() == OWN_NODE)
     }
 
     fn role(&mut self, network: &NetworkName, name: &Name, key: ResourceId) {
@@ -201,6 +209,21 @@ mod tests {
                 "a.two as a with two/access-key/lab-1",
             ]
         );
+    }
+
+    #[test]
+    fn the_servers_own_host_needs_no_machine_and_no_key() {
+        let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "netmaker"; node "a" }
+            network "two" { ipv4 "10.1.0.0/24"; node "netmaker"; access-key "k" }
+            network "three" { ipv4 "10.2.0.0/24"; node "netmaker" }"#;
+        let (declared, cast) = (declared(text), cast(&declared(text)));
+        assert_eq!(told(&cast), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
+        let key = cast.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
+        let names: Vec<_> = key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();
+        assert_eq!(names, ["a"]);
+        assert_eq!(cast.declared.len(), declared.len() + 1);
+        let own_node = |network: &str| Cast::own_node(&cast.declared, &network.parse().expect("good"));
+        assert_eq!(own_node("three").map(Name::as_str), Some(OWN_NODE));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! as on a real machine, and ends with the host.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use super::{Error, Host, Process, Programs, Underlay, system};
@@ -39,9 +39,16 @@ impl Machine {
     ///
     /// When the program cannot be executed.
     pub async fn netclient(&self, arguments: &[&str]) -> io::Result<Output> {
-        let mut command = self.host.command(&self.program);
-        command.args(arguments);
-        self.host.run(command).await
+        run(&self.host, &self.program, arguments).await
+    }
+
+    /// Registers with a token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with what the agent said.
+    pub async fn register(&self, token: &str) -> Result<(), Error> {
+        run_or_error(&self.host, &self.program, &["register", "-t", token]).await.map(drop)
     }
 
     /// Joins with a token; `more` are further arguments.
@@ -51,7 +58,7 @@ impl Machine {
     /// [`Error::Refused`] with what the agent said.
     pub async fn join(&self, token: &str, more: &[&str]) -> Result<(), Error> {
         let arguments = [&["join", "--daemon", "off", "-t", token], more].concat();
-        self.netclient_or_error(&arguments).await.map(drop)
+        run_or_error(&self.host, &self.program, &arguments).await.map(drop)
     }
 
     /// How the agent says that its networks are: the document of `netclient status --json`.
@@ -60,8 +67,7 @@ impl Machine {
     ///
     /// [`Error::Refused`] with what the agent said.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
-        let output = self.netclient_or_error(&["status", "--json"]).await?;
-        serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))
+        status(&self.host, &self.program, &[]).await
     }
 
     /// Starts the daemon, unless it runs; `variables` are those of `netclient`.
@@ -95,12 +101,24 @@ impl Machine {
         }
         Ok(())
     }
+}
 
-    async fn netclient_or_error(&self, arguments: &[&str]) -> Result<Output, Error> {
-        let output = self.netclient(arguments).await.map_err(system("run netclient"))?;
-        if output.status.success() {
-            return Ok(output);
-        }
-        Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+/// How an agent on a host says that its networks are; `arguments` tell which agent.
+pub(super) async fn status(host: &Host, program: &Path, arguments: &[&str]) -> Result<serde_json::Value, Error> {
+    let output = run_or_error(host, program, &[arguments, &["status", "--json"]].concat()).await?;
+    serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))
+}
+
+async fn run(host: &Host, program: &Path, arguments: &[&str]) -> io::Result<Output> {
+    let mut command = host.command(program);
+    command.args(arguments);
+    host.run(command).await
+}
+
+async fn run_or_error(host: &Host, program: &Path, arguments: &[&str]) -> Result<Output, Error> {
+    let output = run(host, program, arguments).await.map_err(system("run netclient"))?;
+    if output.status.success() {
+        return Ok(output);
     }
+    Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }

@@ -1,7 +1,7 @@
 //! How does a declared network prove itself?
 //!
 //! [`run`] starts a server and every machine of the [`Cast`], lets them join, and sends packets between all that may talk
-//! until all have answered or time is up. What came of it is a [`Verdict`]: data, which [`super::verdict`] renders.
+//! until all have answered or time is up; the server's own host is one of them where it is declared. What came of it is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::cast::{Cast, Role};
-use super::{Error, Machine, Programs, Server, Underlay, system};
+use super::{Error, Host, Machine, Programs, Server, Underlay, system};
 
 /// How many machines join at the same time.
 const AT_ONCE: usize = 8;
@@ -165,40 +165,76 @@ impl Running {
     /// When an agent does not answer.
     pub async fn judge(&self) -> Result<Verdict, Error> {
         let deadline = Instant::now() + CONVERGE;
-        let names: BTreeSet<&NetworkName> = self.machines.iter().map(|(role, _)| &role.network).collect();
         let mut networks = Vec::new();
-        for name in names {
-            networks.push(self.judge_network(name, deadline).await?);
+        for (name, _) in self.declared.networks() {
+            let members = self.members(name, deadline).await?;
+            if !members.is_empty() {
+                networks.push(self.judge_network(name, &members, deadline).await?);
+            }
         }
         Ok(Verdict { networks })
     }
 
-    async fn judge_network(&self, name: &NetworkName, deadline: Instant) -> Result<NetworkVerdict, Error> {
+    /// Everybody who takes part in a network, by name.
+    async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
+        let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
         let mut members = Vec::new();
-        for (role, machine) in self.machines.iter().filter(|(role, _)| role.network == *name) {
-            members.push((role, machine, addresses(machine, name).await?));
+        for (role, machine) in self.machines.iter().filter(|(role, _)| role.network == *network) {
+            let addresses = addresses(&machine.status().await?, network);
+            members.push(Member { name: &role.name, host: machine.host(), addresses });
         }
+        if let Some(name) = Cast::own_node(&self.declared, network) {
+            let addresses = self.own_addresses(network, families, deadline).await?;
+            members.push(Member { name, host: self.server.host(), addresses });
+        }
+        for Member { name, addresses, .. } in &members {
+            if addresses.len() != families {
+                let why = format!("{name} has {} addresses in {network}, not {families}", addresses.len());
+                return Err(Error::Refused(why));
+            }
+        }
+        members.sort_by(|one, other| one.name.cmp(other.name));
+        Ok(members)
+    }
+
+    /// The addresses of the server's own host in a network, once it has all of them or time is up.
+    async fn own_addresses(
+        &self,
+        network: &NetworkName,
+        families: usize,
+        deadline: Instant,
+    ) -> Result<Vec<IpAddr>, Error> {
+        loop {
+            let addresses = addresses(&self.server.status().await?, network);
+            if addresses.len() == families || Instant::now() > deadline {
+                return Ok(addresses);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn judge_network(
+        &self,
+        name: &NetworkName,
+        members: &[Member<'_>],
+        deadline: Instant,
+    ) -> Result<NetworkVerdict, Error> {
         let everyone = members.iter().flat_map(|from| members.iter().map(move |to| (from, to)));
-        let others = everyone.filter(|((from, ..), (to, ..))| from.name != to.name);
-        let pings = others.map(|((from, machine, _), (to, _, addresses))| async move {
+        let others = everyone.filter(|(from, to)| from.name != to.name);
+        let pings = others.map(|(from, to)| async move {
             let mut answers = BTreeMap::new();
-            for address in addresses {
-                answers.insert(*address, ping_until(machine, *address, deadline).await?);
+            for address in &to.addresses {
+                answers.insert(*address, ping_until(from.host, *address, deadline).await?);
             }
             Ok(Pair { from: from.name.to_string(), to: to.name.to_string(), answers })
         });
         let pairs = stream::iter(pings).buffered(PINGS).try_collect().await?;
-        let families = self.declared.network(name).map_or(0, |network| network.ranges().count());
-        let expected = self.names(name, members.iter().map(|(role, ..)| &role.name));
+        let expected = self.names(name, members.iter().map(|member| member.name));
         let mut machines = Vec::new();
-        for (role, machine, addresses) in &members {
-            if addresses.len() != families {
-                let why = format!("{} has {} addresses in {name}, not {families}", role.host, addresses.len());
-                return Err(Error::Refused(why));
-            }
-            let missing = missing_until(machine, &expected, deadline).await?;
+        for Member { name, host, addresses } in members {
+            let missing = missing_until(host, &expected, deadline).await?;
             let names = expected.len() - missing.len();
-            machines.push(MachineVerdict { name: role.name.to_string(), addresses: addresses.clone(), names, missing });
+            machines.push(MachineVerdict { name: name.to_string(), addresses: addresses.clone(), names, missing });
         }
         Ok(NetworkVerdict { name: name.clone(), machines, pairs })
     }
@@ -215,14 +251,17 @@ impl Running {
     }
 }
 
+/// Who takes part in a network.
+struct Member<'a> {
+    name: &'a Name,
+    host: &'a Host,
+    addresses: Vec<IpAddr>,
+}
+
 /// The names that a machine does not know, once it knows all or time is up.
-async fn missing_until(
-    machine: &Machine,
-    expected: &BTreeSet<String>,
-    deadline: Instant,
-) -> Result<BTreeSet<String>, Error> {
+async fn missing_until(host: &Host, expected: &BTreeSet<String>, deadline: Instant) -> Result<BTreeSet<String>, Error> {
     loop {
-        let hosts = machine.host().read("/etc/hosts").map_err(system("read a host's names"))?;
+        let hosts = host.read("/etc/hosts").map_err(system("read a host's names"))?;
         let known: BTreeSet<&str> = hosts.lines().flat_map(|line| line.split_whitespace().skip(1)).collect();
         let missing: BTreeSet<_> = expected.iter().filter(|name| !known.contains(&***name)).cloned().collect();
         if missing.is_empty() || Instant::now() > deadline {
@@ -233,9 +272,9 @@ async fn missing_until(
 }
 
 /// Pings until an answer comes, or time is up.
-async fn ping_until(machine: &Machine, to: IpAddr, deadline: Instant) -> Result<Option<f64>, Error> {
+async fn ping_until(host: &Host, to: IpAddr, deadline: Instant) -> Result<Option<f64>, Error> {
     loop {
-        let answer = machine.host().ping(to, ANSWER).await.map_err(system("send a ping"))?;
+        let answer = host.ping(to, ANSWER).await.map_err(system("send a ping"))?;
         if let Some(took) = answer {
             return Ok(Some(took.as_secs_f64() * 1e3));
         }
@@ -245,9 +284,9 @@ async fn ping_until(machine: &Machine, to: IpAddr, deadline: Instant) -> Result<
     }
 }
 
-async fn addresses(machine: &Machine, network: &NetworkName) -> Result<Vec<IpAddr>, Error> {
-    let status = machine.status().await?;
+/// The addresses in a network that a document of `netclient status --json` tells.
+fn addresses(status: &serde_json::Value, network: &NetworkName) -> Vec<IpAddr> {
     let found = status["networks"].as_array().into_iter().flatten().find(|it| it["name"] == network.as_str());
     let texts = found.and_then(|it| it["addresses"].as_array()).into_iter().flatten();
-    Ok(texts.filter_map(|address| address.as_str()?.parse().ok()).collect())
+    texts.filter_map(|address| address.as_str()?.parse().ok()).collect()
 }

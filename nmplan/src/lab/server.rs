@@ -1,7 +1,7 @@
 //! How does the control plane run in the lab?
 //!
 //! `nmserver` with SQLite, on a host of its own, with a data directory that lives as long as the lab. It may be killed and
-//! started again.
+//! started again. Its host is a node of the networks that declare [`OWN_NODE`].
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Error, Host, Process, Programs, Underlay, system};
+use super::cast::OWN_NODE;
+use super::{Error, Host, Process, Programs, Underlay, machine, system};
 
 /// How long the server may take to serve.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,6 +21,7 @@ const REST: u16 = 8081;
 pub struct Server {
     host: Host,
     program: PathBuf,
+    netclient: PathBuf,
     settings: Vec<(String, String)>,
     process: Option<Process>,
     starts: usize,
@@ -33,9 +35,18 @@ impl Server {
     /// When the host cannot be made, or the server does not serve within 20 seconds.
     pub async fn start(underlay: &Underlay, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
         // No node can be called like this.
-        let host = underlay.host("the_server").await?;
+        Self::start_on(underlay.host("the_server").await?, programs, settings).await
+    }
+
+    /// The same on a host that is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub async fn start_on(host: Host, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut server = Self { host, program: programs.nmserver.clone(), settings, process: None, starts: 0 };
+        let Programs { nmserver: program, netclient, nmplan: _ } = programs.clone();
+        let mut server = Self { host, program, netclient, settings, process: None, starts: 0 };
         server.serve().await?;
         Ok(server)
     }
@@ -58,6 +69,16 @@ impl Server {
         self.host.directory().join("data")
     }
 
+    /// How its own host is as a node: the document of `netclient status --json`, without networks while it is in none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with what the agent said.
+    pub async fn status(&self) -> Result<serde_json::Value, Error> {
+        let directory = self.data().join("client").display().to_string();
+        machine::status(&self.host, &self.netclient, &["--directory", &directory]).await
+    }
+
     /// The variables that let nmplan reach it as an admin.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
@@ -65,9 +86,21 @@ impl Server {
         [("NMPLAN_SERVER", self.url()), ("NMPLAN_TOKEN_FILE", file("admin.token")), ("NMPLAN_CA", file("ca.pem"))]
     }
 
+    /// The id of its process; none while it is killed.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::id)
+    }
+
     /// Its process; none while it is killed.
     pub fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
+    }
+
+    /// Changes a setting, for the next start.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(other, _)| other != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
     }
 
     /// Kills the server by SIGKILL.
@@ -93,6 +126,7 @@ impl Server {
         }
         let mut command = self.host.command(&self.program);
         command.env("DATA_DIR", self.data()).env("SERVER_HOST", self.host.ipv4().to_string());
+        command.env("CLIENT_NAME", OWN_NODE).env_remove("CLIENT_MODE");
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let process = self.host.start("nmserver", command).map_err(system("start nmserver"))?;
         let process = self.process.insert(process);

@@ -17,8 +17,6 @@ pub struct Candidate {
     pub network: NetworkName,
     /// The name that it wants.
     pub name: Name,
-    /// The key that it shows.
-    pub key: Name,
     /// Its identity.
     pub identity: PublicKey,
     /// Its WireGuard key.
@@ -54,6 +52,12 @@ pub enum Refused {
     /// The name is declared, and the key does not claim it.
     #[error("{0} is declared, and only a key whose `for` names it may claim it; join with another --name")]
     Declared(ResourceId),
+    /// The name is the server's own to give.
+    #[error("{0} is the server's own host, which no key lets in; join with another --name")]
+    OwnNode(ResourceId),
+    /// The name that the server's own host would have is not declared.
+    #[error("{0} is not declared, so the server's own host is no node of that network")]
+    Undeclared(ResourceId),
     /// Another machine has the name.
     #[error("another machine has joined {network} as {name}; join with another --name, or remove that one first")]
     NameTaken {
@@ -85,58 +89,100 @@ pub struct Admitted {
     pub changed: bool,
 }
 
-/// Lets a machine in: one key use, one address of each family, one name, or nothing of it.
+/// Lets a machine in by a key: one key use, one address of each family, one name, or nothing of it. `own_node` is the name
+/// that the server keeps for its own host.
 ///
 /// A machine that is in already, by its identity, keeps its name and addresses and spends nothing.
-pub fn join(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
-    let key_id = ResourceId::of::<AccessKey>(&candidate.network, &candidate.key);
-    let unknown = || Refused::UnknownKey(key_id.clone());
-    let key = world.snapshot.named::<AccessKey>(&candidate.network, &candidate.key).ok_or_else(unknown)?.clone();
-    let status = world.inventory.key(&key_id).ok_or_else(unknown)?.clone();
-    if let Some(name) = world.inventory.name_of(&candidate.network, &candidate.identity) {
-        let name = name.clone();
-        let changed = rejoin(world, candidate, &name)?;
-        return Ok(Admitted { name, changed });
+pub fn join(
+    world: &mut World,
+    candidate: Candidate,
+    key: &Name,
+    own_node: Option<&Name>,
+    now: Timestamp,
+) -> Result<Admitted, Refused> {
+    let id = ResourceId::of::<AccessKey>(&candidate.network, key);
+    let unknown = || Refused::UnknownKey(id.clone());
+    let key = world.snapshot.named::<AccessKey>(&candidate.network, key).ok_or_else(unknown)?.clone();
+    let status = world.inventory.key(&id).ok_or_else(unknown)?.clone();
+    if let Some(name) = world.inventory.name_of(&candidate.network, &candidate.identity).cloned() {
+        return rejoin(world, candidate, name);
     }
-    check_key(&key_id, &key, &status, now)?;
-    let claimed = check_name(world, &key_id, &key, &candidate)?;
+    check_key(&id, &key, &status, now)?;
+    let claimed = check_name(world, &id, &key, own_node, &candidate)?;
+    let admitted = admit(world, candidate, Some((&id.name, &key)), claimed, now)?;
+    // A name is claimed once at a time, by whatever machine: that is the measure there, not a count.
+    if !claimed {
+        world.inventory.put_key(id, KeyStatus { used: status.used + 1, ..(*status).clone() });
+    }
+    Ok(admitted)
+}
+
+/// Lets the server's own host in, without a key, as long as the name that it wants is declared. For the rest as [`join`].
+pub fn claim(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
+    let declared = ResourceId::of::<Node>(&candidate.network, &candidate.name);
+    if world.snapshot.entry(&declared).is_none() {
+        return Err(Refused::Undeclared(declared));
+    }
+    match world.inventory.name_of(&candidate.network, &candidate.identity).cloned() {
+        Some(name) => rejoin(world, candidate, name),
+        None => admit(world, candidate, None, true, now),
+    }
+}
+
+/// Makes a node of a machine that has the right to be one, if there is room for it; `key` is the one that let it in.
+fn admit(
+    world: &mut World,
+    candidate: Candidate,
+    key: Option<(&Name, &AccessKey)>,
+    claimed: bool,
+    now: Timestamp,
+) -> Result<Admitted, Refused> {
+    check_free(world, &candidate)?;
     check_room(world, &candidate)?;
     check_public_key(world, &candidate, &candidate.name)?;
-    let Candidate { network, name, key: _, identity, public_key, facts: Facts { endpoint, listen_port }, os } =
-        candidate;
+    let Candidate { network, name, identity, public_key, facts: Facts { endpoint, listen_port }, os } = candidate;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let spoken = Spoken::of(&network, &world.snapshot);
     let mut allocator = Allocator::new(&network, &world.snapshot, &spoken, &world.inventory, now);
     let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
-    let (tags, key) = (key.tags.clone(), Some(key_id.name.clone()));
+    let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
+    let tags = tags.unwrap_or_default();
     let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
     world.inventory.put_node((network, name.clone()), joined);
-    // A name is claimed once at a time, by whatever machine: that is the measure there, not a count.
-    if !claimed {
-        world.inventory.put_key(key_id, KeyStatus { used: status.used + 1, ..(*status).clone() });
-    }
     Ok(Admitted { name, changed: true })
 }
 
-/// A machine that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key; whether that
-/// changes anything.
-fn rejoin(world: &mut World, candidate: Candidate, name: &Name) -> Result<bool, Refused> {
-    check_public_key(world, &candidate, name)?;
-    let Candidate { network, name: _, key: _, identity: _, public_key, facts, os } = candidate;
+/// A machine that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key.
+fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitted, Refused> {
+    check_public_key(world, &candidate, &name)?;
+    let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
     let id = (network, name.clone());
-    let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(false) };
+    let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(Admitted { name, changed: false }) };
     let again = told(&joined, facts);
     let again = Joined { public_key, os, ..again };
     let changed = again != *joined;
     if changed {
         world.inventory.put_node(id, again);
     }
-    Ok(changed)
+    Ok(Admitted { name, changed })
 }
 
 /// A machine with what it says of itself; a port that it has not chosen stays as it was.
 pub fn told(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
     Joined { endpoint, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
+}
+
+/// Whether a key could let a machine in, so that one which shows it may register; gives what verifies its signature.
+pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<PublicKey, Refused> {
+    let unknown = || Refused::UnknownKey(id.clone());
+    let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
+    let status = world.inventory.key(id).ok_or_else(unknown)?;
+    check_key(id, key, status, now)?;
+    let claimable = |name: &Name| world.inventory.node(&(id.network.clone(), name.clone())).is_none();
+    if !key.r#for.is_empty() && !key.r#for.iter().any(|node| claimable(&node.name)) {
+        return Err(Refused::Spent(id.clone(), u32::try_from(key.r#for.len()).unwrap_or(u32::MAX)));
+    }
+    Ok(status.verifier)
 }
 
 /// The port that a machine will most likely listen on: its declared one, else the network's.
@@ -169,22 +215,37 @@ fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestam
     }
 }
 
-/// Whether the machine may have the name, and claims a declared one by it.
-fn check_name(world: &World, id: &ResourceId, key: &AccessKey, candidate: &Candidate) -> Result<bool, Refused> {
+/// Whether a key lets the machine have the name, and claims a declared one by it.
+fn check_name(
+    world: &World,
+    id: &ResourceId,
+    key: &AccessKey,
+    own_node: Option<&Name>,
+    candidate: &Candidate,
+) -> Result<bool, Refused> {
     let Candidate { network, name, .. } = candidate;
-    if !key.r#for.is_empty() && !key.r#for.iter().any(|node| node.name == *name) {
-        let names = key.r#for.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
-        return Err(Refused::NotFor { key: id.clone(), names, name: name.clone() });
+    let node = ResourceId::of::<Node>(network, name);
+    if own_node == Some(name) {
+        return Err(Refused::OwnNode(node));
     }
-    let declared = ResourceId::of::<Node>(network, name);
-    if key.r#for.is_empty() && world.snapshot.entry(&declared).is_some() {
-        return Err(Refused::Declared(declared));
+    if key.r#for.is_empty() {
+        return if world.snapshot.entry(&node).is_some() { Err(Refused::Declared(node)) } else { Ok(false) };
     }
+    if key.r#for.iter().any(|node| node.name == *name) {
+        return Ok(true);
+    }
+    let names = key.r#for.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
+    Err(Refused::NotFor { key: id.clone(), names, name: name.clone() })
+}
+
+/// Whether nobody and nothing else has the name.
+fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
+    let Candidate { network, name, .. } = candidate;
     if world.inventory.node(&(network.clone(), name.clone())).is_some() {
         return Err(Refused::NameTaken { network: network.clone(), name: name.clone() });
     }
     let entry = ResourceId::of::<Dns>(network, name);
-    if world.snapshot.entry(&entry).is_some() { Err(Refused::NameInUse(entry)) } else { Ok(!key.r#for.is_empty()) }
+    if world.snapshot.entry(&entry).is_some() { Err(Refused::NameInUse(entry)) } else { Ok(()) }
 }
 
 /// Whether the network has room: declared nodes that are awaited count as well.
@@ -230,7 +291,6 @@ mod tests {
         Candidate {
             network: "corp".parse().expect("good"),
             name: name.parse().expect("good"),
-            key: "k".parse().expect("good"),
             identity: PublicKey([number; 32]),
             public_key: PublicKey([100 + number; 32]),
             facts: Facts { endpoint: None, listen_port: None },
@@ -239,7 +299,13 @@ mod tests {
     }
 
     fn enter(world: &mut World, name: &str, number: u8) -> Result<String, Refused> {
-        join(world, candidate(name, number), Timestamp::UNIX_EPOCH).map(|admitted| admitted.name.to_string())
+        by_key(world, candidate(name, number), Timestamp::UNIX_EPOCH).map(|admitted| admitted.name.to_string())
+    }
+
+    /// Joins with the key `k`, where the server's own host is `netmaker`.
+    fn by_key(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
+        let [key, own_node] = ["k", "netmaker"].map(|name| name.parse().expect("good"));
+        join(world, candidate, &key, Some(&own_node), now)
     }
 
     #[test]
@@ -271,7 +337,7 @@ mod tests {
         enter(&mut world, "a", 1).expect("it may join");
         enter(&mut world, "b", 2).expect("it may join");
         let stolen = Candidate { public_key: PublicKey([101; 32]), ..candidate("b", 2) };
-        let again = join(&mut world, stolen, Timestamp::UNIX_EPOCH);
+        let again = by_key(&mut world, stolen, Timestamp::UNIX_EPOCH);
         assert!(matches!(again, Err(Refused::PublicKeyTaken(_))), "{again:?}");
     }
 
@@ -308,10 +374,50 @@ mod tests {
     }
 
     #[test]
+    fn no_key_lets_a_machine_be_the_servers_own_host_declared_or_not() {
+        for key in [r#"{"uses":9}"#, r#"{"for":["db","netmaker"]}"#] {
+            let mut world = world(key);
+            let before = world.clone();
+            let refused = enter(&mut world, "netmaker", 1).expect_err("it is the server's own").to_string();
+            assert!(refused.contains("corp/node/netmaker is the server's own host"), "{refused}");
+            assert_eq!(world, before);
+        }
+        let mut world = world(r#"{"for":["db","netmaker"]}"#);
+        let key = "k".parse().expect("good");
+        let elsewhere = join(&mut world, candidate("netmaker", 1), &key, None, Timestamp::UNIX_EPOCH);
+        assert!(elsewhere.is_ok(), "where the server's host is no node, the name is as any other: {elsewhere:?}");
+    }
+
+    #[test]
+    fn the_servers_own_host_claims_a_declared_name_without_a_key() {
+        let mut world = world(r#"{"uses":1}"#);
+        let now = Timestamp::UNIX_EPOCH;
+        let refused = claim(&mut world, candidate("netmaker", 1), now);
+        assert!(matches!(refused, Err(Refused::Undeclared(_))), "{refused:?}");
+        let admitted = claim(&mut world, candidate("db", 1), now).expect("db is declared");
+        assert_eq!((admitted.name.as_str(), admitted.changed), ("db", true));
+        let node = |world: &World| {
+            let id = ("corp".parse().expect("good"), "db".parse().expect("good"));
+            world.inventory.node(&id).expect("joined").clone()
+        };
+        assert_eq!((node(&world).claimed, &node(&world).key, node(&world).addresses.len()), (true, &None, 1));
+        assert_eq!(enter(&mut world, "a", 2).as_deref(), Ok("a"), "it has spent no use of the key");
+        let before = world.clone();
+        let other = claim(&mut world, candidate("db", 3), now);
+        assert!(matches!(other, Err(Refused::NameTaken { .. })), "another server's host was first: {other:?}");
+        let again = claim(&mut world, candidate("db", 1), now).expect("it is in");
+        assert!(!again.changed);
+        assert_eq!(world, before);
+        let new_key = Candidate { public_key: PublicKey([7; 32]), ..candidate("db", 1) };
+        assert!(claim(&mut world, new_key, now).expect("it is in").changed);
+        assert_eq!(node(&world).public_key, PublicKey([7; 32]));
+    }
+
+    #[test]
     fn an_ended_key_lets_nobody_in() {
         let mut world = world(r#"{"expires":"1h"}"#);
         let later: Timestamp = "1970-01-01T01:00:00Z".parse().expect("good");
-        assert!(matches!(join(&mut world, candidate("a", 1), later), Err(Refused::Expired(..))));
+        assert!(matches!(by_key(&mut world, candidate("a", 1), later), Err(Refused::Expired(..))));
     }
 
     #[test]

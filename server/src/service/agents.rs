@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use proto::convert::{Position, encode_delta, encode_view};
 use proto::sign;
 use proto::wire::{self, Update, update::Body};
+use schema::api::Control;
 use schema::inventory::NodeId;
 use schema::kinds::AccessKey;
 use schema::scalars::{Name, NetworkName, PublicKey};
@@ -29,29 +30,81 @@ impl Service {
         wire::ChallengeResponse { nonce: nonce.into(), ephemeral: ephemeral.to_vec().into() }
     }
 
-    /// Lets a machine into a network.
-    pub async fn join(&self, request: wire::JoinRequest, from: Option<IpAddr>) -> Result<wire::JoinResponse, Error> {
-        let candidate = self.candidate(&request, from)?;
-        let (network, identity) = (candidate.network.clone(), candidate.identity);
-        let join = move |world: &mut World, _: &mut Past<'_>| {
-            let Admitted { name, changed } = enrol::join(world, candidate, Timestamp::now())?;
-            let note = Note { actor: format!("node {name}"), action: "join", ..Note::default() };
-            Ok((name, changed.then_some(note)))
+    /// Registers a machine for a tunnel. One that has joined is known by its identity; any other shows a key that could let
+    /// it in, and spends no use of it.
+    pub async fn register(&self, request: &wire::RegisterRequest) -> Result<wire::RegisterResponse, Error> {
+        const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
+        let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
+        let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
+        let (identity, public_key) = (key_of(&request.identity)?, key_of(&request.public_key)?);
+        let state = self.state();
+        let known = state.world.inventory.knows(&identity);
+        let key = if known { None } else { Some(self.showable_key(&state, request)?) };
+        let verifier = key.as_ref().map(|(_, verifier)| verifier);
+        sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
+        let welcome = comms.register(identity, public_key, key.map(|(id, _)| id)).await?;
+        let mut answer = wire::RegisterResponse {
+            public_key: welcome.public_key.0.to_vec().into(),
+            endpoint: welcome.endpoint,
+            address: welcome.address.octets().to_vec().into(),
+            server_address: welcome.service.ip().octets().to_vec().into(),
+            server_port: welcome.service.port().into(),
+            lapses: welcome.lapses.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
+            signature: Default::default(),
         };
-        let name = self.inner.committer.change(join).await?;
-        let update = self.whole(&network, &identity)?;
-        // It is there, but what it has it has not said.
-        self.inner.sightings.note(&(network, name.clone()), Revision(0));
+        sign::sign_registered(&mut answer, request, self.inner.secrets.signing_key());
+        Ok(answer)
+    }
+
+    /// The key that a registration names, and what verifies its signature, if it could let a machine in.
+    fn showable_key(&self, state: &State, request: &wire::RegisterRequest) -> Result<(ResourceId, PublicKey), Error> {
+        let id = key_id(&request.network, &request.key)?;
+        let verifier = enrol::may_register(&state.world, &id, Timestamp::now())?;
+        Ok((id, verifier))
+    }
+
+    /// Lets a machine into a network.
+    pub async fn join(
+        &self,
+        request: wire::JoinRequest,
+        from: Option<IpAddr>,
+        way: Control,
+    ) -> Result<wire::JoinResponse, Error> {
+        let (candidate, key) = self.candidate(&request, from)?;
+        let (network, identity) = (candidate.network.clone(), candidate.identity);
+        let own_node = self.inner.info.own_node.clone();
+        let join = move |world: &mut World| enrol::join(world, candidate, &key, own_node.as_ref(), Timestamp::now());
+        let (name, update) = self.let_in(network, identity, way, join).await?;
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
     }
 
-    fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<Candidate, Error> {
+    /// Makes a machine a node: its name, and its View.
+    async fn let_in(
+        &self,
+        network: NetworkName,
+        identity: PublicKey,
+        way: Control,
+        join: impl FnOnce(&mut World) -> Result<Admitted, Refused> + Send + 'static,
+    ) -> Result<(Name, Update), Error> {
+        let change = move |world: &mut World, _: &mut Past<'_>| {
+            let Admitted { name, changed } = join(world)?;
+            let note = Note { actor: format!("node {name}"), action: "join", ..Note::default() };
+            Ok((name, changed.then_some(note)))
+        };
+        let name = self.inner.committer.change(change).await?;
+        let update = self.whole(&network, &identity)?;
+        // It is there, but what it has it has not said.
+        self.inner.sightings.note(&(network, name.clone()), Revision(0), way);
+        Ok((name, update))
+    }
+
+    /// The machine that asks, and the key that it shows.
+    fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<(Candidate, Name), Error> {
         let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
-        let network: NetworkName = request.network.parse().map_err(|why| bad("the network", why))?;
-        let key: Name = request.key.parse().map_err(|why| bad("the key", why))?;
+        let id = key_id(&request.network, &request.key)?;
+        let (network, key) = (id.network.clone(), id.name.clone());
         let name: Name = request.name.parse().map_err(|why| bad("the name", why))?;
-        let id = ResourceId::of::<AccessKey>(&network, &key);
         let state = self.state();
         let unknown = || Refused::UnknownKey(id.clone());
         let status = state.world.inventory.key(&id).ok_or_else(unknown)?;
@@ -59,8 +112,26 @@ impl Service {
         let declared = state.world.snapshot.network(&network).ok_or_else(unknown)?;
         let facts = facts::read(&request.facts.clone().unwrap_or_default(), from, declared)?;
         let (identity, public_key) = (key_of(&request.identity)?, key_of(&request.public_key)?);
-        let os = request.os.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into();
-        Ok(Candidate { network, name, key, identity, public_key, facts, os })
+        Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key))
+    }
+
+    /// Lets this server's own host into a network that declares it: its name there, and its View. Nobody else can ask for
+    /// this, since no call of the agents' service leads here.
+    pub async fn claim(
+        &self,
+        network: &NetworkName,
+        identity: PublicKey,
+        public_key: PublicKey,
+        facts: &wire::Facts,
+        os: &str,
+    ) -> Result<(Name, Update), Error> {
+        let nowhere = || Error::NotFound(format!("network {network} that this host could be a node of"));
+        let name = self.inner.info.own_node.clone().ok_or_else(nowhere)?;
+        let state = self.state();
+        let facts = facts::read(facts, None, state.world.snapshot.network(network).ok_or_else(nowhere)?)?;
+        let candidate = Candidate { network: network.clone(), name, identity, public_key, facts, os: os_of(os) };
+        let claim = move |world: &mut World| enrol::claim(world, candidate, Timestamp::now());
+        self.let_in(network.clone(), identity, Control::Tls, claim).await
     }
 
     /// Opens a session for an identity.
@@ -110,20 +181,21 @@ impl Service {
         })
     }
 
-    /// A check-in: notes that the machine is there, takes in what changed on it, and tells what it lacks.
+    /// A check-in: notes that the machine is there, takes in what changed on it (what it says, and where it was seen), and
+    /// tells what it lacks.
     pub async fn check_in(
         &self,
         network: &NetworkName,
         identity: &PublicKey,
         at: Position,
-        facts: Option<&wire::Facts>,
-        from: Option<IpAddr>,
+        said: Option<(&wire::Facts, Option<IpAddr>)>,
+        way: Control,
     ) -> Result<Option<Update>, Error> {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = (network.clone(), name.clone());
-            self.inner.sightings.note(&id, told(&state, at));
-            if let Some(facts) = facts
+            self.inner.sightings.note(&id, told(&state, at), way);
+            if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from).await?
             {
                 state = self.state();
@@ -174,10 +246,10 @@ impl Service {
     }
 
     /// Notes that a machine watches, for as long as what it gives is held.
-    pub fn stream(&self, network: &NetworkName, identity: &PublicKey) -> Option<Stream> {
+    pub fn stream(&self, network: &NetworkName, identity: &PublicKey, way: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
-        self.inner.sightings.stream(&(network.clone(), name.clone()))
+        self.inner.sightings.stream(&(network.clone(), name.clone()), way)
     }
 
     /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.
@@ -207,6 +279,19 @@ impl Service {
         let nobody = network.name();
         self.sign(state, network, nobody, 0, Body::Removed(identity.0.to_vec().into()))
     }
+}
+
+/// What a machine says that it runs, as far as it is kept.
+fn os_of(text: &str) -> Box<str> {
+    text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
+}
+
+/// The access key that a request names.
+fn key_id(network: &str, key: &str) -> Result<ResourceId, Error> {
+    let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
+    let network: NetworkName = network.parse().map_err(|why| bad("the network", why))?;
+    let key: Name = key.parse().map_err(|why| bad("the key", why))?;
+    Ok(ResourceId::of::<AccessKey>(&network, &key))
 }
 
 /// 32 bytes of a request as a key.

@@ -43,6 +43,7 @@ pub(super) fn apply(
     world: &mut World,
     past: &mut Past<'_>,
     request: ApplyRequest,
+    server: &ServerInfo,
     actor: String,
 ) -> Result<(Applied, Option<Note>), Error> {
     let ApplyRequest { apply_id, plan, keys, provenance } = request;
@@ -57,7 +58,7 @@ pub(super) fn apply(
         return Err(Error::Stale(moved));
     }
     check_changes(&plan, &before)?;
-    let outcome = plan.apply(&before, Timestamp::now()).map_err(Error::Rules)?;
+    let outcome = plan.apply(&before, server, Timestamp::now()).map_err(Error::Rules)?;
     (world.snapshot, world.inventory) = (outcome.snapshot, outcome.inventory);
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("what verifies the secret of {id} is missing"));
@@ -111,6 +112,7 @@ pub(super) fn put(
     id: &ResourceId,
     body: Option<&Value>,
     expected: Option<Revision>,
+    server: &ServerInfo,
     actor: String,
 ) -> Result<(Revision, Option<Note>), Error> {
     let there = world.snapshot.entry(id).cloned();
@@ -130,14 +132,14 @@ pub(super) fn put(
         }
         None => drop(world.snapshot.delete(id)),
     }
-    settle(world)?;
+    settle(world, server)?;
     let action = if body.is_some() { "put" } else { "delete" };
     Ok((world.revision, Some(Note { actor, action, ..Note::default() })))
 }
 
-/// Brings the inventory in line with changed declarations, if they keep the rules.
-fn settle(world: &mut World) -> Result<(), Error> {
-    let settled = plan::settle(&world.snapshot, &world.inventory, &Places::default(), Timestamp::now());
+/// Brings the inventory in line with changed declarations, if they keep the rules, the server's among them.
+fn settle(world: &mut World, server: &ServerInfo) -> Result<(), Error> {
+    let settled = plan::settle(&world.snapshot, &world.inventory, &Places::default(), server, Timestamp::now());
     world.inventory = settled.map_err(Error::Rules)?;
     Ok(())
 }

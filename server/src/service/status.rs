@@ -40,7 +40,7 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus
         },
         last_check_in: heard.map(|heard| heard.seen.time),
         acknowledged: heard.and_then(|heard| acknowledged(state, id, heard.seen.revision)),
-        control: if online || heard.is_some_and(|heard| heard.streams) { Control::Tls } else { Control::None },
+        control: heard.filter(|heard| online || heard.streams).map_or(Control::None, |heard| heard.way),
     }
 }
 

@@ -10,7 +10,7 @@ use ed25519_dalek::SigningKey;
 use proto::convert::{Malformed, Position, Told, accept_update};
 use proto::sign;
 use proto::wire::agent_client::AgentClient;
-use proto::wire::{self, Facts, JoinRequest, Update};
+use proto::wire::{self, Facts, JoinRequest, RegisterRequest, RegisterResponse, Update};
 use schema::scalars::{Name, NetworkName, PublicKey};
 use schema::view::View;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -30,9 +30,14 @@ pub struct Way {
 impl Way {
     /// A connection of its own, made when it is first used.
     pub fn channel(&self) -> Channel {
+        self.endpoint().connect_lazy()
+    }
+
+    /// The same before it connects.
+    pub fn endpoint(&self) -> Endpoint {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca)).domain_name("localhost");
         let endpoint = Endpoint::from_shared(format!("https://{}", self.at)).expect("an address makes a URI");
-        endpoint.tls_config(tls).expect("the CA can be read").tcp_nodelay(true).connect_lazy()
+        endpoint.tls_config(tls).expect("the CA can be read").tcp_nodelay(true)
     }
 }
 
@@ -106,8 +111,32 @@ impl Agent {
         Ok(self.client.challenge(wire::ChallengeRequest {}).await?.into_inner())
     }
 
+    /// Registers with the seed of an access key, or, without one, by its identity alone; gives the answer, which the server
+    /// has signed.
+    pub async fn register(&mut self, access_key: Option<(&str, &SigningKey)>) -> Result<RegisterResponse, Status> {
+        let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
+        let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
+        let mut request = RegisterRequest {
+            nonce,
+            network: self.network.to_string(),
+            key: access_key.map(|(name, _)| name.to_owned()).unwrap_or_default(),
+            identity: self.identity().0.to_vec().into(),
+            public_key: self.public_key().0.to_vec().into(),
+            ..RegisterRequest::default()
+        };
+        let seed = access_key.map(|(_, seed)| seed);
+        sign::sign_register(&mut request, &self.server, &ephemeral, seed, &self.identity, &self.private_key);
+        let answer = self.client.register(request.clone()).await?.into_inner();
+        sign::verify_registered(&answer, &request, &self.server).expect("the server signs what it tells");
+        Ok(answer)
+    }
+
     /// A join as it would be sent, signed with the key of that name.
     pub async fn join_request(&mut self, key: &str) -> Result<JoinRequest, Status> {
+        self.join_request_with(key, &seed(key)).await
+    }
+
+    async fn join_request_with(&mut self, key: &str, seed: &SigningKey) -> Result<JoinRequest, Status> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
         let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
         let mut request = JoinRequest {
@@ -121,13 +150,18 @@ impl Agent {
             os: "test".into(),
             ..JoinRequest::default()
         };
-        sign::sign_join(&mut request, &self.server, &ephemeral, &seed(key), &self.identity, &self.private_key);
+        sign::sign_join(&mut request, &self.server, &ephemeral, seed, &self.identity, &self.private_key);
         Ok(request)
     }
 
     /// Joins with the key of that name, and takes the View that comes back.
     pub async fn join(&mut self, key: &str) -> Result<(), Status> {
-        let request = self.join_request(key).await?;
+        self.join_with(key, &seed(key)).await
+    }
+
+    /// The same with a key whose seed nmplan made.
+    pub async fn join_with(&mut self, key: &str, seed: &SigningKey) -> Result<(), Status> {
+        let request = self.join_request_with(key, seed).await?;
         let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
         self.name = name.parse().expect("the server gives a name");
         self.take(&update.expect("a join is answered with a View")).expect("the server signs what it tells");

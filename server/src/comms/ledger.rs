@@ -1,0 +1,157 @@
+//! Who is registered, on the disk: a database of this host's own beside the one that replicas share.
+//!
+//! What is lost of it comes back by itself, as agents register again; it is therefore not synced with each change.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+use schema::scalars::PublicKey;
+
+use crate::core::registry::{LAPSE, Registration};
+use crate::identity::{DataDir, IdentityError};
+
+const FILE: &str = "comms.db";
+
+const TABLES: &str = "
+    create table if not exists registration (
+        identity blob primary key, public_key blob not null, address text not null, key text, ends integer
+    ) without rowid;
+    create table if not exists place (interface text not null);
+";
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database refused.
+    #[error(
+        "cannot use comms.db, which keeps who is registered ({0}); if it is damaged, remove it: agents register again"
+    )]
+    Database(#[from] rusqlite::Error),
+    /// The data directory refused.
+    #[error(transparent)]
+    Directory(#[from] IdentityError),
+}
+
+/// Who is registered, on the disk.
+pub(super) struct Ledger {
+    connection: Connection,
+}
+
+impl Ledger {
+    /// Opens the ledger of a data directory, and makes it if there is none.
+    pub(super) fn open(directory: &DataDir) -> Result<Self, LedgerError> {
+        directory.reserve(FILE)?;
+        let connection = Connection::open(directory.file(FILE))?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "normal")?;
+        connection.execute_batch(TABLES)?;
+        Ok(Self { connection })
+    }
+
+    /// The interface that the tunnels had last.
+    pub(super) fn interface(&self) -> Result<Option<String>, LedgerError> {
+        Ok(self.connection.query_row("select interface from place", [], |row| row.get(0)).optional()?)
+    }
+
+    /// Keeps the interface.
+    pub(super) fn keep_interface(&mut self, interface: &str) -> Result<(), LedgerError> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute("delete from place", [])?;
+        transaction.execute("insert into place values (?1)", [interface])?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Every registration, with its end as seen from `now`; one that cannot be read is left out.
+    pub(super) fn all(&self, now: Instant) -> Result<Vec<(PublicKey, Registration)>, LedgerError> {
+        let mut query = self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
+        let rows = query.query_map([], |row| {
+            let (address, key): (String, Option<String>) = (row.get(2)?, row.get(3)?);
+            Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, [u8; 32]>(1)?, address, key, row.get::<_, Option<i64>>(4)?))
+        })?;
+        let mut all = Vec::new();
+        for row in rows {
+            let (identity, public_key, address, key, ends) = row?;
+            let Ok(address) = address.parse::<Ipv4Addr>() else { continue };
+            let key = key.and_then(|key| key.parse().ok());
+            let ends = ends.map(|at| now + left(at, Timestamp::now()));
+            all.push((PublicKey(identity), Registration { public_key: PublicKey(public_key), address, key, ends }));
+        }
+        Ok(all)
+    }
+
+    /// Keeps a registration.
+    pub(super) fn put(
+        &mut self,
+        identity: &PublicKey,
+        registration: &Registration,
+        now: Instant,
+    ) -> Result<(), LedgerError> {
+        let Registration { public_key, address, key, ends } = registration;
+        let ends = ends.map(|end| {
+            let left = SignedDuration::try_from(end.saturating_duration_since(now)).unwrap_or_default();
+            (Timestamp::now() + left).as_second()
+        });
+        let key = key.as_ref().map(ToString::to_string);
+        let mut put =
+            self.connection.prepare_cached("insert or replace into registration values (?1, ?2, ?3, ?4, ?5)")?;
+        put.execute(params![identity.0, public_key.0, address.to_string(), key, ends])?;
+        Ok(())
+    }
+
+    /// Forgets registrations.
+    pub(super) fn delete(&mut self, identities: &[PublicKey]) -> Result<(), LedgerError> {
+        let transaction = self.connection.transaction()?;
+        for identity in identities {
+            transaction.prepare_cached("delete from registration where identity = ?1")?.execute([identity.0])?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// How long a moment is away; a clock that was set makes it no longer than a registration lasts.
+fn left(at: i64, now: Timestamp) -> Duration {
+    Duration::from_secs(u64::try_from(at.saturating_sub(now.as_second())).unwrap_or(0)).min(LAPSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration(last: u8, ends: Option<Instant>) -> Registration {
+        let key = ends.map(|_| "corp/access-key/k".parse().expect("an id"));
+        Registration { public_key: PublicKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_with_the_time_that_it_has_left() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = DataDir::open(folder.path()).expect("it opens");
+        let mut ledger = Ledger::open(&directory).expect("it opens");
+        let now = Instant::now();
+        let waiting = registration(2, Some(now + Duration::from_secs(300)));
+        ledger.put(&PublicKey([102; 32]), &waiting, now).expect("kept");
+        ledger.put(&PublicKey([103; 32]), &registration(3, None), now).expect("kept");
+        ledger.put(&PublicKey([104; 32]), &registration(4, None), now).expect("kept");
+        ledger.delete(&[PublicKey([104; 32])]).expect("forgotten");
+        ledger.keep_interface("nm-comms").expect("kept");
+        ledger.keep_interface("nm-comms2").expect("kept");
+        drop(ledger);
+        let ledger = Ledger::open(&directory).expect("it opens");
+        assert_eq!(ledger.interface().expect("read").as_deref(), Some("nm-comms2"));
+        let all = ledger.all(now).expect("read");
+        let [(first, back), (second, joined)] = &*all else { panic!("two were kept: {all:?}") };
+        assert_eq!((first.0[0], second.0[0], joined), (102, 103, &registration(3, None)));
+        let left = back.ends.expect("it has an end").saturating_duration_since(now).as_secs();
+        assert!((298..=301).contains(&left) && back.key == waiting.key, "{left}");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_neither_ends_time_nor_stretches_it() {
+        let now = Timestamp::from_second(1_000).expect("a time");
+        assert_eq!(left(1_300, now), Duration::from_secs(300));
+        assert_eq!(left(900, now), Duration::ZERO);
+        assert_eq!(left(999_999, now), LAPSE);
+    }
+}

@@ -1,0 +1,346 @@
+//! Who is registered for a tunnel to the server: pure.
+//!
+//! A registration belongs to an identity and has one WireGuard key and one address. Before the machine joins, and after it
+//! has left its last network, it has an end; in between it has none. Everything costs the same however many there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use schema::scalars::PublicKey;
+use schema::snapshot::ResourceId;
+
+/// How long a registration lasts that no join follows.
+pub const LAPSE: Duration = Duration::from_secs(600);
+/// How long one lasts after the machine's last network was left: what it is still told travels through the tunnel.
+pub const PARTING: Duration = Duration::from_secs(10);
+/// How many machines may be registered by one key without having joined.
+pub const UNJOINED: usize = 256;
+
+/// A machine's registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its end of the tunnel.
+    pub public_key: PublicKey,
+    /// Its address there.
+    pub address: Ipv4Addr,
+    /// The key that it showed; absent: it had joined.
+    pub key: Option<ResourceId>,
+    /// When it ends; absent: the machine has joined.
+    pub ends: Option<Instant>,
+}
+
+/// Why a machine may not register.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unregistered {
+    /// The range is used up.
+    #[error(
+        "all {1} addresses of COMMS_RANGE {0} are in use, so no tunnel can be had; join without: netclient join -t TOKEN"
+    )]
+    Full(Ipv4Net, usize),
+    /// Too many wait for their join.
+    #[error(
+        "{1} machines have registered with the access key {0} and not joined; join with some of them, or wait 10 minutes"
+    )]
+    Unjoined(ResourceId, usize),
+    /// Another machine has the WireGuard key.
+    #[error("another machine is registered with this WireGuard key; register again with another")]
+    PublicKeyTaken,
+}
+
+/// Everybody who is registered.
+#[derive(Debug)]
+pub struct Registry {
+    range: Ipv4Net,
+    all: BTreeMap<PublicKey, Registration>,
+    identities: BTreeMap<PublicKey, PublicKey>,
+    addresses: BTreeMap<Ipv4Addr, PublicKey>,
+    /// The addresses below `next` that were given back.
+    freed: BTreeSet<Ipv4Addr>,
+    next: u32,
+    ends: BTreeSet<(Instant, PublicKey)>,
+    unjoined: BTreeMap<ResourceId, usize>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new(range: Ipv4Net) -> Self {
+        Self {
+            range,
+            all: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            // The first is the range's own, the second the server's.
+            next: u32::from(range.network()) + 2,
+            ends: BTreeSet::new(),
+            unjoined: BTreeMap::new(),
+        }
+    }
+
+    /// The server's address in a range.
+    pub fn server(range: Ipv4Net) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(range.network()) + 1)
+    }
+
+    /// Takes in a registration as it was kept; one that does not fit any more is passed by, and whether it was.
+    pub fn restore(&mut self, identity: PublicKey, registration: Registration) -> bool {
+        let address = u32::from(registration.address);
+        let inside = self.range.contains(&registration.address)
+            && address > u32::from(self.range.network()) + 1
+            && registration.address != self.range.broadcast();
+        let new = !self.all.contains_key(&identity)
+            && !self.identities.contains_key(&registration.public_key)
+            && !self.addresses.contains_key(&registration.address);
+        if !inside || !new {
+            return false;
+        }
+        self.freed.extend((self.next..address).map(Ipv4Addr::from));
+        self.freed.remove(&registration.address);
+        self.next = self.next.max(address + 1);
+        self.put(identity, registration);
+        true
+    }
+
+    /// Registers a machine: by the key that it shows, or, without one, because it has joined. The registration, and the
+    /// WireGuard key that it had before and has no longer.
+    ///
+    /// One that is registered already with the same WireGuard key stays as it is.
+    pub fn register(
+        &mut self,
+        identity: PublicKey,
+        public_key: PublicKey,
+        key: Option<ResourceId>,
+        now: Instant,
+    ) -> Result<(Registration, Option<PublicKey>), Unregistered> {
+        if self.identities.get(&public_key).is_some_and(|other| *other != identity) {
+            return Err(Unregistered::PublicKeyTaken);
+        }
+        if let Some(there) = self.all.get(&identity).cloned() {
+            if key.is_none() {
+                self.joined(&identity);
+            }
+            let before = there.public_key;
+            if before != public_key {
+                self.identities.remove(&before);
+                self.identities.insert(public_key, identity);
+                self.all.entry(identity).and_modify(|it| it.public_key = public_key);
+            }
+            let registration = self.all.get(&identity).cloned().unwrap_or(there);
+            return Ok((registration, (before != public_key).then_some(before)));
+        }
+        if let Some(key) = &key {
+            let waiting = self.unjoined.get(key).copied().unwrap_or(0);
+            if waiting >= UNJOINED {
+                return Err(Unregistered::Unjoined(key.clone(), waiting));
+            }
+        }
+        let address = self.free_address().ok_or(Unregistered::Full(self.range, self.all.len()))?;
+        let ends = key.is_some().then(|| now + LAPSE);
+        let registration = Registration { public_key, address, key, ends };
+        self.put(identity, registration.clone());
+        Ok((registration, None))
+    }
+
+    /// Notes that a machine has joined a network.
+    pub fn joined(&mut self, identity: &PublicKey) {
+        self.set_end(identity, None);
+    }
+
+    /// Notes that a machine is in no network any more.
+    pub fn left(&mut self, identity: &PublicKey, now: Instant) {
+        self.set_end(identity, Some(now + PARTING));
+    }
+
+    /// Ends what is due: the identities, and the WireGuard keys of their tunnels.
+    pub fn lapse(&mut self, now: Instant) -> Vec<(PublicKey, PublicKey)> {
+        let mut ended = Vec::new();
+        while let Some((at, identity)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
+            self.ends.remove(&(at, identity));
+            if let Some(registration) = self.all.remove(&identity) {
+                self.uncount(&registration);
+                self.identities.remove(&registration.public_key);
+                self.addresses.remove(&registration.address);
+                self.freed.insert(registration.address);
+                ended.push((identity, registration.public_key));
+            }
+        }
+        ended
+    }
+
+    /// When something ends next.
+    pub fn next_end(&self) -> Option<Instant> {
+        self.ends.first().map(|(at, _)| *at)
+    }
+
+    /// The registration of an identity.
+    pub fn of(&self, identity: &PublicKey) -> Option<&Registration> {
+        self.all.get(identity)
+    }
+
+    /// Whether anybody is registered with a WireGuard key.
+    pub fn has(&self, public_key: &PublicKey) -> bool {
+        self.identities.contains_key(public_key)
+    }
+
+    /// The WireGuard key of whoever has an address.
+    pub fn public_key_at(&self, address: Ipv4Addr) -> Option<PublicKey> {
+        self.all.get(self.addresses.get(&address)?).map(|registration| registration.public_key)
+    }
+
+    /// Every registration.
+    pub fn all(&self) -> impl Iterator<Item = (&PublicKey, &Registration)> {
+        self.all.iter()
+    }
+
+    fn put(&mut self, identity: PublicKey, registration: Registration) {
+        self.identities.insert(registration.public_key, identity);
+        self.addresses.insert(registration.address, identity);
+        if let Some(end) = registration.ends {
+            self.ends.insert((end, identity));
+            if let Some(key) = &registration.key {
+                *self.unjoined.entry(key.clone()).or_default() += 1;
+            }
+        }
+        self.all.insert(identity, registration);
+    }
+
+    fn set_end(&mut self, identity: &PublicKey, end: Option<Instant>) {
+        let Some(mut registration) = self.all.get(identity).cloned() else { return };
+        if let Some(before) = registration.ends {
+            self.ends.remove(&(before, *identity));
+        }
+        self.uncount(&registration);
+        // Whoever has joined is not counted with those who wait, also after having left.
+        (registration.ends, registration.key) = (end, None);
+        self.put(*identity, registration);
+    }
+
+    /// Counts one less that waits for its join.
+    fn uncount(&mut self, registration: &Registration) {
+        let Some(key) = registration.key.as_ref().filter(|_| registration.ends.is_some()) else { return };
+        if let Some(count) = self.unjoined.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.unjoined.remove(key);
+            }
+        }
+    }
+
+    fn free_address(&mut self) -> Option<Ipv4Addr> {
+        if let Some(address) = self.freed.pop_first() {
+            return Some(address);
+        }
+        let address = Ipv4Addr::from(self.next);
+        (address < self.range.broadcast()).then(|| {
+            self.next += 1;
+            address
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(range: &str) -> (Registry, Instant) {
+        (Registry::new(range.parse().expect("a range")), Instant::now())
+    }
+
+    fn key(number: u16) -> PublicKey {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        PublicKey(bytes)
+    }
+
+    fn access(name: &str) -> Option<ResourceId> {
+        Some(format!("corp/access-key/{name}").parse().expect("an id"))
+    }
+
+    #[test]
+    fn each_gets_an_address_of_its_own_and_the_next_one_that_was_given_back() {
+        let (mut registry, now) = registry("10.101.0.0/29");
+        let mut given = Vec::new();
+        for number in 0..5 {
+            let (registration, _) = registry.register(key(number), key(100 + number), access("k"), now).expect("room");
+            given.push(registration.address.octets()[3]);
+        }
+        assert_eq!(given, [2, 3, 4, 5, 6], "neither the range's own, nor the server's, nor the broadcast");
+        let full = registry.register(key(9), key(109), access("k"), now).expect_err("it is full");
+        assert!(full.to_string().contains("all 5 addresses of COMMS_RANGE 10.101.0.0/29"), "{full}");
+        for number in [0, 1, 3, 4] {
+            registry.joined(&key(number));
+        }
+        assert_eq!(registry.lapse(now + LAPSE), [(key(2), key(102))]);
+        let (again, _) = registry.register(key(9), key(109), access("k"), now).expect("there is room");
+        assert_eq!(again.address.octets()[3], 4);
+    }
+
+    #[test]
+    fn one_that_does_not_join_lapses_after_ten_minutes_and_one_that_leaves_at_once() {
+        let (mut registry, now) = registry("10.101.0.0/16");
+        registry.register(key(1), key(101), access("k"), now).expect("room");
+        registry.register(key(2), key(102), access("k"), now).expect("room");
+        registry.joined(&key(2));
+        assert_eq!(registry.next_end(), Some(now + LAPSE));
+        assert_eq!(registry.lapse(now + LAPSE - Duration::from_secs(1)), []);
+        assert_eq!(registry.lapse(now + LAPSE), [(key(1), key(101))]);
+        assert_eq!((registry.next_end(), registry.of(&key(1))), (None, None));
+        registry.left(&key(2), now + LAPSE);
+        assert_eq!(registry.lapse(now + LAPSE), [], "what it is still told gets through");
+        registry.joined(&key(2));
+        assert_eq!(registry.lapse(now + LAPSE * 9), [], "it joined another one meanwhile");
+    }
+
+    #[test]
+    fn registering_twice_changes_nothing_and_another_key_takes_the_place_of_the_first() {
+        let (mut registry, now) = registry("10.101.0.0/16");
+        let (first, _) = registry.register(key(1), key(101), access("k"), now).expect("room");
+        let later = now + Duration::from_secs(60);
+        assert_eq!(registry.register(key(1), key(101), access("k"), later), Ok((first.clone(), None)));
+        let (moved, before) = registry.register(key(1), key(201), access("k"), later).expect("room");
+        assert_eq!((moved.address, moved.ends, before), (first.address, first.ends, Some(key(101))));
+        let stolen = registry.register(key(2), key(201), access("k"), now);
+        assert_eq!(stolen, Err(Unregistered::PublicKeyTaken));
+        let (joined, _) = registry.register(key(1), key(201), None, later).expect("room");
+        assert_eq!(joined.ends, None, "its identity has joined");
+    }
+
+    #[test]
+    fn those_who_wait_for_their_join_are_capped_for_each_key() {
+        let (mut registry, now) = registry("10.101.0.0/16");
+        for number in 0..u16::try_from(UNJOINED).expect("it is small") {
+            registry.register(key(number), key(1_000 + number), access("k"), now).expect("room");
+        }
+        let error = registry.register(key(900), key(1_900), access("k"), now).expect_err("too many");
+        assert!(matches!(error, Unregistered::Unjoined(_, UNJOINED)), "{error}");
+        registry.register(key(900), key(1_900), access("other"), now).expect("another key");
+        registry.register(key(901), key(1_901), None, now).expect("one that has joined");
+        registry.joined(&key(3));
+        registry.register(key(902), key(1_902), access("k"), now).expect("one has joined");
+        registry.left(&key(3), now);
+        assert!(registry.register(key(903), key(1_903), access("k"), now).is_err());
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_in_any_order_and_what_does_not_fit_is_passed_by() {
+        let (mut registry, now) = registry("10.101.0.0/24");
+        let kept = |last: u8, number: u16| Registration {
+            public_key: key(number),
+            address: Ipv4Addr::new(10, 101, 0, last),
+            key: None,
+            ends: None,
+        };
+        assert!(registry.restore(key(1), kept(9, 101)));
+        assert!(registry.restore(key(2), kept(4, 102)));
+        for (identity, registration) in [(1, kept(5, 105)), (3, kept(9, 103)), (4, kept(6, 101)), (5, kept(1, 104))] {
+            assert!(!registry.restore(key(identity), registration.clone()), "{registration:?}");
+        }
+        let next = |registry: &mut Registry, number| {
+            registry.register(key(number), key(500 + number), None, now).expect("room").0.address.octets()[3]
+        };
+        let given: Vec<u8> = (10..17).map(|number| next(&mut registry, number)).collect();
+        assert_eq!(given, [2, 3, 5, 6, 7, 8, 10]);
+    }
+}

@@ -1,0 +1,227 @@
+//! What does the tunnel to the server cost: a check-in through it beside the same over TLS, and one more agent, or one less,
+//! the more there are?
+//!
+//! Everything runs in a lab: `nmserver` on a host of its own, its device's process, and a host with a registered agent, whose
+//! tunnel and whose public way the calls take in alternating blocks. Counted are the CPU time of the server's two processes,
+//! and every byte of IP that passes the server's cable. `CALLS` (12000) changes how many calls.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use end_to_end::filter::{bytes, count};
+use end_to_end::load::cpu_of;
+use end_to_end::{Mesh, device_of, in_runtime};
+use hyper_util::rt::TokioIo;
+use ipnet::{IpNet, Ipv4Net};
+use netclient::device::userspace::Userspace;
+use netclient::device::{Device, DeviceStep, PeerSettings, PrivateKey};
+use nmplan::lab::{self, Machine};
+use proto::token::Token;
+use proto::wire::CheckInRequest;
+use schema::scalars::PublicKey;
+use socket2::{Domain, Socket, Type};
+use test_agent::{Agent, Way};
+use tokio::net::TcpStream;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+const COMMS: u16 = 50_555;
+/// Calls in a row by one way.
+const BLOCK: usize = 500;
+/// How many agents there are when the cost of one more is looked at.
+const SIZES: [u32; 3] = [10, 100, 1_000];
+/// How many are added and removed at each size.
+const TIMES: u32 = 50;
+
+fn main() {
+    if lab::inside() {
+        return in_runtime(measure());
+    }
+    let own = std::env::current_exe().expect("this program has a file");
+    let status = lab::enter(Command::new(own)).expect("a lab");
+    assert!(status.success(), "it failed in the lab");
+}
+
+async fn measure() {
+    let mesh = Mesh::start().await;
+    let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses="unlimited" }"#;
+    let tokens = mesh.apply(network).await;
+    let token = &tokens["corp/access-key/k"];
+    let host = mesh.machine("a").await;
+    host.register(token).await.expect("it registers");
+    check_ins(&mesh, &host, token).await;
+    one_more(&mesh, token).await;
+    one_less(&mesh).await;
+}
+
+/// One of the ways from a host to the server.
+struct Line {
+    name: &'static str,
+    channel: Channel,
+}
+
+async fn check_ins(mesh: &Mesh, host: &Machine, token: &str) {
+    let calls: usize = std::env::var("CALLS").ok().and_then(|calls| calls.parse().ok()).unwrap_or(12_000);
+    let server = mesh.server.host();
+    let processes = [mesh.server.id().expect("it runs"), device_of(server, "nm-comms").expect("it runs")];
+    println!(
+        "{calls} check-ins by each way in blocks of {BLOCK}; everything that the server sends and receives counts\n"
+    );
+    println!("| calls under way | way | `nmserver` | device | together | bytes of IP |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for at_once in [1, 16] {
+        let mut ways = Vec::new();
+        for (name, device, at) in [
+            ("tunnel", "nm-comms", SocketAddr::from(([10, 101, 0, 1], COMMS))),
+            ("TLS", "eth0", SocketAddr::from((server.ipv4(), 50_051))),
+        ] {
+            let mut agents = Vec::new();
+            for number in 0..at_once {
+                let line = Line { name, channel: channel(host, device, at, &mesh.way(token)) };
+                agents.push((agent(line, mesh, token, number).await, Request::new(CheckInRequest::default())));
+            }
+            ways.push((name, agents, [Duration::ZERO; 2], 0));
+        }
+        // Each stands where all have joined, so that nothing is new to it.
+        for (_, agents, ..) in &mut ways {
+            for (agent, request) in &mut *agents {
+                let whole = agent.whole().await.expect("a View");
+                agent.take(&whole).expect("the server signs what it tells");
+                *request = agent.check_in_request(None).await.expect("a session");
+            }
+            block(agents, BLOCK).await;
+        }
+        for _ in 0..calls.div_ceil(BLOCK) {
+            for (_, agents, spent, passed) in &mut ways {
+                count(server, host.host().ipv4(), COMMS);
+                let before = processes.map(cpu_of);
+                block(agents, BLOCK).await;
+                for (spent, (before, after)) in spent.iter_mut().zip(before.iter().zip(processes.map(cpu_of))) {
+                    *spent += after - *before;
+                }
+                *passed += bytes(server);
+            }
+        }
+        let all = calls.next_multiple_of(BLOCK) as f64;
+        for (name, _, spent, passed) in ways {
+            let [server, device] = spent.map(|spent| spent.as_secs_f64() * 1e6 / all);
+            let together = server + device;
+            let passed = passed as f64 / all;
+            println!("| {at_once} | {name} | {server:.1} µs | {device:.1} µs | {together:.1} µs | {passed:.0} |");
+        }
+    }
+}
+
+/// A channel whose one connection begins on a host, at one of its interfaces.
+fn channel(host: &Machine, device: &str, at: SocketAddr, way: &Way) -> Channel {
+    let stream = host.host().within(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind_device(Some(device.as_bytes())).expect("the interface is there");
+        socket.connect_timeout(&at.into(), Duration::from_secs(5)).expect("the server answers");
+        socket.set_tcp_nodelay(true).expect("it is TCP");
+        socket.set_nonblocking(true).expect("it is a socket");
+        std::net::TcpStream::from(socket)
+    });
+    let stream = Arc::new(std::sync::Mutex::new(Some(stream)));
+    let connect = tower::service_fn(move |_| {
+        let stream = stream.lock().expect("nobody panicked").take().expect("it connects once");
+        async move { TcpStream::from_std(stream).map(TokioIo::new) }
+    });
+    if device == "eth0" {
+        return way.endpoint().connect_with_connector_lazy(connect);
+    }
+    Endpoint::from_static("http://server").connect_with_connector_lazy(connect)
+}
+
+async fn agent(line: Line, mesh: &Mesh, token: &str, number: u32) -> Agent {
+    let Line { name, channel } = line;
+    let (token, number) = (token.parse::<Token>().expect("a token"), number + if name == "tunnel" { 0 } else { 100 });
+    let mut agent = Agent::on(channel, mesh.way(&token.reveal()).signing_key, "corp", &format!("n{number}"), number);
+    let seed = proto::sign::signing_key(&token.seed);
+    agent.join_with("k", &seed).await.expect("it joins");
+    agent
+}
+
+/// A block of calls, spread over the agents.
+async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) {
+    let each = calls.div_ceil(agents.len());
+    let call_all = agents.iter_mut().map(async |(agent, request)| {
+        for _ in 0..each {
+            let again = Request::from_parts(request.metadata().clone(), Default::default(), request.get_ref().clone());
+            let answer = agent.client.check_in(again).await.expect("an answer").into_inner();
+            assert!(answer.update.is_none(), "nothing is new");
+        }
+    });
+    futures_util::future::join_all(call_all).await;
+}
+
+/// How long a registration takes, with so many agents registered.
+async fn one_more(mesh: &Mesh, token: &str) {
+    let (way, parsed) = (mesh.way(token), token.parse::<Token>().expect("a token"));
+    let (channel, seed) = (way.channel(), proto::sign::signing_key(&parsed.seed));
+    println!("\n| agents | a registration, median of 9 |\n| --- | --- |");
+    let mut times = Vec::new();
+    for number in 1..=*SIZES.iter().max().expect("there are some") {
+        let agent = 10_000 + number;
+        let name = format!("r{number}");
+        let mut agent = Agent::on(channel.clone(), way.signing_key, "corp", &name, agent);
+        let start = Instant::now();
+        agent.register(Some(("k", &seed))).await.expect("it registers");
+        times.push(start.elapsed());
+        // Those who wait for their join are capped.
+        agent.join_with("k", &seed).await.expect("it joins");
+        if SIZES.contains(&number) {
+            println!("| {number} | {:.2} ms |", median(&times[times.len() - 9..]).as_secs_f64() * 1e3);
+        }
+    }
+}
+
+/// What the device needs to take one more peer, and to lose one, with so many peers there: all that grows.
+async fn one_less(mesh: &Mesh) {
+    let host = mesh.machine("device").await;
+    let socket = host.host().directory().join("bench.sock");
+    println!("\n| peers | one more | one less |\n| --- | --- | --- |");
+    let program = mesh.programs.netclient.clone();
+    host.host().within(|| {
+        let mut device = Userspace::spawn("nm-bench", &program, Path::new(&socket)).expect("a device");
+        let mut have = 0;
+        for size in SIZES.into_iter().chain([5_000]) {
+            let mut steps: Vec<_> = (have..size).map(put).collect();
+            steps.insert(0, DeviceStep::SetPrivateKey(PrivateKey([9; 32])));
+            device.apply(&steps).expect("it takes them");
+            have = size;
+            let mut times = [Vec::new(), Vec::new()];
+            for number in size..size + TIMES {
+                let pair = [put(number), DeviceStep::RemovePeer(key(number))];
+                for (step, times) in pair.into_iter().zip(&mut times) {
+                    let start = Instant::now();
+                    device.apply(&[step]).expect("it takes it");
+                    times.push(start.elapsed());
+                }
+            }
+            let [more, less] = times.map(|times| median(&times).as_secs_f64() * 1e3);
+            println!("| {size} | {more:.2} ms | {less:.2} ms |");
+        }
+        device.remove().expect("it ends");
+    });
+}
+
+fn key(number: u32) -> PublicKey {
+    Agent::keys(50_000 + number).1
+}
+
+fn put(number: u32) -> DeviceStep {
+    let address = std::net::Ipv4Addr::from(0x0a65_0000 + number + 2);
+    let allowed_ips = [IpNet::V4(Ipv4Net::from(address))].into();
+    DeviceStep::PutPeer(key(number), PeerSettings { endpoint: None, allowed_ips, keepalive: 0 })
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}

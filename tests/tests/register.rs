@@ -1,0 +1,555 @@
+//! Control traffic in a tunnel: what it takes, what blocks it, and what it leads to.
+//!
+//! ```text
+//! nmserver ==== underlay ==== a, b, c
+//! ```
+
+#![expect(clippy::print_stderr, reason = "figures of a run")]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use end_to_end::filter::{count, drop_udp, forget, packets};
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, rounds, text_of};
+use nmplan::lab::{Host, Machine, Server, enter_test};
+use proto::token::Token;
+use socket2::{Domain, Socket, Type};
+use test_agent::Agent;
+
+/// Where the tunnel ends at the server.
+const COMMS: u16 = 50_555;
+
+fn text(address_of_api: &str) -> String {
+    format!(
+        r#"network "corp" {{
+            ipv4 "10.40.0.0/16"; check-in "2s"
+            access-key "k" uses=9
+            dns "api" a="{address_of_api}"
+        }}"#
+    )
+}
+
+/// Machines that have registered and then joined.
+async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Machine> {
+    let tokens = mesh.apply(&text("10.40.9.1")).await;
+    let mut machines = Vec::new();
+    for name in names {
+        let mut machine = mesh.machine(name).await;
+        machine.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        machine.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
+        machine.start_daemon(&[]).expect("the agent starts");
+        machines.push(machine);
+    }
+    all_ping_all(&machines, "corp").await;
+    for machine in &machines {
+        takes(machine, "tunnel", Duration::from_secs(10)).await;
+    }
+    machines
+}
+
+/// Waits until control traffic of a machine takes a way; gives how long that took.
+async fn takes(machine: &Machine, way: &str, patience: Duration) -> Duration {
+    let what = format!("control traffic of {} takes {way}", machine.host().name());
+    eventually(&what, patience, async || {
+        machine.status().await.is_ok_and(|status| status["networks"][0]["control"] == way)
+    })
+    .await
+}
+
+/// Applies another address of an entry; gives how long it took until a machine knew it.
+async fn change(mesh: &Mesh, machine: &Machine, address: &str, patience: Duration) -> Duration {
+    mesh.apply(&text(address)).await;
+    let line = format!("{address}\tapi.corp");
+    eventually("the change arrives", patience, async || {
+        machine.host().read("/etc/hosts").expect("it is there").contains(&line)
+    })
+    .await
+}
+
+/// What the server says of the way of each node's control traffic.
+async fn ways(mesh: &Mesh) -> Vec<String> {
+    let output = mesh.nmplan(&["status", "--json"]).await;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a document");
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    nodes.iter().map(|node| node["control"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn nothing_but_the_tunnel_carries_control_traffic() {
+    if !enter_test("nothing_but_the_tunnel_carries_control_traffic") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a", "b", "c"]).await;
+        assert_eq!(ways(&mesh).await, ["tunnel"; 3]);
+        for machine in &machines {
+            count(machine.host(), mesh.server.host().ipv4(), COMMS);
+        }
+        let (start, mut last) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(60) {
+            last += 1;
+            change(&mesh, &machines[last % 3], &format!("10.40.8.{last}"), Duration::from_secs(3)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        for machine in &machines {
+            let (tcp, tunnel, other) = packets(machine.host());
+            eprintln!("{}: {tcp} TCP, {tunnel} WireGuard, {other} other", machine.host().name());
+            assert!(tcp == 0 && other == 0 && tunnel > 60, "only WireGuard goes between an agent and the server");
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_that_is_blocked_is_passed_by_and_taken_again() {
+    if !enter_test("a_tunnel_that_is_blocked_is_passed_by_and_taken_again") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a", "b"]).await;
+        let to = addresses(&machines[1], "corp").await[0];
+        let pinger = machines[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
+        drop_udp(mesh.server.host(), COMMS);
+        let took = change(&mesh, &machines[0], "10.40.9.2", Duration::from_secs(10)).await;
+        takes(&machines[0], "tls", Duration::from_secs(10)).await;
+        takes(&machines[1], "tls", Duration::from_secs(10)).await;
+        let by_tls = change(&mesh, &machines[0], "10.40.9.3", Duration::from_secs(5)).await;
+        forget(mesh.server.host());
+        let back = takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+        takes(&machines[1], "tunnel", Duration::from_secs(60)).await;
+        change(&mesh, &machines[0], "10.40.9.4", Duration::from_secs(3)).await;
+        let lost = pinger.stop().await.lost;
+        eprintln!("the first change came after {took:?}, the next after {by_tls:?}, the way back took {back:?}");
+        assert_eq!(lost, 0, "the mesh does not notice");
+    });
+}
+
+#[test]
+fn whoever_is_killed_comes_back_to_the_tunnel() {
+    if !enter_test("whoever_is_killed_comes_back_to_the_tunnel") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let mut machines = registered(&mesh, &["a", "b"]).await;
+        let to = addresses(&machines[1], "corp").await[0];
+        let pinger = machines[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
+        for round in 0..u8::try_from(rounds()).expect("a few") {
+            // The server: refused is not silent, so nothing is switched.
+            mesh.server.kill().await.expect("it is killed");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            mesh.server.serve().await.expect("it serves again");
+            let took = change(&mesh, &machines[0], &format!("10.40.20.{round}"), Duration::from_secs(20)).await;
+            takes(&machines[0], "tunnel", Duration::from_secs(1)).await;
+            eprintln!("a change came {took:?} after the server was started again");
+
+            // The device at the server: it is made anew, with every peer.
+            end_to_end::kill_device(mesh.server.host(), "nm-comms");
+            let took = change(&mesh, &machines[0], &format!("10.40.21.{round}"), Duration::from_secs(10)).await;
+            eprintln!("a change came {took:?} after the server's device was killed");
+            takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+
+            // The device at the agent.
+            end_to_end::kill_device(machines[0].host(), "nm-comms");
+            let took = change(&mesh, &machines[0], &format!("10.40.22.{round}"), Duration::from_secs(10)).await;
+            eprintln!("a change came {took:?} after the agent's device was killed");
+            takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+
+            // The agent.
+            machines[0].kill_daemon().await.expect("it is killed");
+            machines[0].start_daemon(&[]).expect("the agent starts");
+            change(&mesh, &machines[0], &format!("10.40.23.{round}"), Duration::from_secs(10)).await;
+            takes(&machines[0], "tunnel", Duration::from_secs(5)).await;
+        }
+        assert_eq!(pinger.stop().await.lost, 0, "the mesh does not notice");
+    });
+}
+
+/// Runs a program on a host, which is to succeed; gives what it printed.
+async fn run(host: &Host, words: &str) -> String {
+    let mut words = words.split_whitespace();
+    let mut command = host.command(words.next().expect("a program"));
+    command.args(words);
+    let output = host.run(command).await.expect("it runs");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+/// Whether a TCP connection by the tunnel's interface comes about, from an address of the host if one is given.
+fn connects(host: &Host, from: Option<Ipv4Addr>, to: (Ipv4Addr, u16)) -> bool {
+    host.within(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind_device(Some(b"nm-comms")).expect("the interface is there");
+        if let Some(from) = from {
+            socket.bind(&SocketAddr::from((from, 0)).into()).expect("the address is the host's");
+        }
+        socket.connect_timeout(&SocketAddr::from(to).into(), Duration::from_secs(1)).is_ok()
+    })
+}
+
+#[test]
+fn an_agent_reaches_the_agents_service_and_nothing_else() {
+    if !enter_test("an_agent_reaches_the_agents_service_and_nothing_else") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let tokens = mesh.apply(&text("10.40.9.1")).await;
+        let (server, foreign) = (mesh.server.host(), Ipv4Addr::new(203, 0, 113, 1));
+        run(server, "ip address add 203.0.113.1/32 dev lo").await;
+        // Whatever the host may pass on, not from here.
+        run(server, "sysctl -qw net.ipv4.ip_forward=1").await;
+        let open = |host: &Host| host.within(|| TcpListener::bind(("0.0.0.0", 7_777)).expect("the port is free"));
+        let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
+        for machine in [&a, &b] {
+            machine.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        }
+        let _listeners = [open(server), open(b.host())];
+        let (own, others) = (address(&a).await, address(&b).await);
+        let service = Ipv4Addr::new(10, 101, 0, 1);
+        assert_ne!(own, others);
+        assert!(connects(a.host(), None, (service, COMMS)), "that is what it is for");
+
+        // Root on the machine sends whatever it likes into the tunnel.
+        let key = run(a.host(), "wg show nm-comms peers").await;
+        let to = format!("{} endpoint {}:{COMMS}", key.trim(), server.ipv4());
+        run(a.host(), &format!("wg set nm-comms peer {to} allowed-ips 0.0.0.0/0")).await;
+        run(a.host(), "ip route add 10.101.0.0/16 dev nm-comms").await;
+        run(a.host(), "ip route add 203.0.113.0/24 dev nm-comms").await;
+        eventually("the tunnel is up again", Duration::from_secs(10), async || {
+            connects(a.host(), None, (service, COMMS))
+        })
+        .await;
+        for (to, port) in [
+            (service, 8_081),
+            (service, 50_051),
+            (service, 7_777),
+            (foreign, 7_777),
+            (foreign, COMMS),
+            (foreign, 8_081),
+            (others, 7_777),
+            (mesh.server.host().ipv4(), 8_081),
+        ] {
+            assert!(!connects(a.host(), None, (to, port)), "nothing answers at {to}:{port}");
+        }
+        run(a.host(), &format!("ip address add {others}/32 dev nm-comms")).await;
+        assert!(!connects(a.host(), Some(others), (service, COMMS)), "nobody speaks for another");
+        for to in [service, others, foreign] {
+            let answer = a.host().ping(to.into(), Duration::from_secs(1)).await.expect("sockets");
+            assert!(to == others || answer.is_none(), "{to} answers a ping");
+        }
+        assert!(connects(a.host(), Some(own), (service, COMMS)), "the tunnel still works");
+        // Whom the underlay leads to the server's address in the tunnel has its service not either.
+        let port = text_of(&ip(&["-o", "route", "get", &server.ipv4().to_string()]).stdout);
+        let port = port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route");
+        ip(&["route", "add", "10.101.0.1/32", "dev", port]);
+        let c = mesh.machine("c").await;
+        let reaches = |port: u16| {
+            let to = SocketAddr::from((service, port));
+            c.host().within(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok())
+        };
+        assert!(reaches(7_777), "the way leads there");
+        assert!(!reaches(COMMS), "the service is the tunnel's alone");
+    });
+}
+
+/// Runs `ip` where the test runs, which is the router of the underlay.
+fn ip(arguments: &[&str]) -> Output {
+    let output = Command::new("ip").args(arguments).output().expect("it runs");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    output
+}
+
+/// The address of a machine in the tunnel to its server.
+async fn address(machine: &Machine) -> Ipv4Addr {
+    let status = machine.status().await.expect("the agent answers");
+    status["registrations"][0]["address"].as_str().and_then(|it| it.parse().ok()).expect("an address")
+}
+
+/// Registers, which is to be refused in time, and to leave nothing; gives what was said.
+async fn refused(machine: &Machine, token: &str) -> String {
+    let start = Instant::now();
+    let output = machine.netclient(&["register", "-t", token]).await.expect("it runs");
+    let said = text_of(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{said}");
+    has_nothing(machine).await;
+    said
+}
+
+/// Waits until nothing of the agent is left on a machine.
+async fn has_nothing(machine: &Machine) {
+    let host = machine.host();
+    eventually("every process ends", Duration::from_secs(5), async || host.processes().is_empty()).await;
+    let link = host.within(|| netclient::device::link_index("nm-comms")).expect("the kernel answers");
+    assert_eq!(link, None);
+    let left: Vec<_> = host.within(|| {
+        let listed = std::fs::read_dir("/etc/netclient").into_iter().flatten().flatten();
+        listed.map(|file| file.file_name()).collect()
+    });
+    assert_eq!(left, Vec::<std::ffi::OsString>::new());
+}
+
+#[test]
+fn a_registration_that_cannot_be_is_refused() {
+    if !enter_test("a_registration_that_cannot_be_is_refused") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let network =
+            r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "one"; access-key "old" expires="2001-01-01" }"#;
+        let tokens = mesh.apply(network).await;
+        let token = &tokens["corp/access-key/one"];
+        let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
+        let said = refused(&a, &format!("{}x", &token[..token.len() - 1])).await;
+        assert!(said.contains("mistyped"), "{said}");
+        let said = refused(&a, &tokens["corp/access-key/old"]).await;
+        assert!(said.contains("expired on 2001-01-01"), "{said}");
+
+        b.join(token, &[]).await.expect("it joins");
+        let said = refused(&a, token).await;
+        assert!(said.contains("has been used 1 times"), "{said}");
+        b.register(token).await.expect("it has joined, whatever the key is worth");
+        assert!(b.status().await.expect("it answers")["registrations"][0]["lapses"].is_null());
+
+        mesh.apply(r#"network "corp" { ipv4 "10.40.0.0/16" }"#).await;
+        let said = refused(&a, token).await;
+        assert!(said.contains("does not exist"), "{said}");
+
+        mesh.server.kill().await.expect("it is killed");
+        let said = refused(&a, token).await;
+        assert!(said.contains("cannot reach the server at 198.18."), "{said}");
+        std::fs::remove_dir_all(mesh.server.data()).expect("it is removed");
+        mesh.server.serve().await.expect("it serves");
+        let said = refused(&a, token).await;
+        assert!(said.contains("not the server that was meant"), "{said}");
+    });
+}
+
+#[test]
+fn a_server_that_cannot_have_tunnels_serves_without() {
+    if !enter_test("a_server_that_cannot_have_tunnels_serves_without") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start_with(&[("COMMS_PORT", "4000")]).await;
+        mesh.server.kill().await.expect("it is killed");
+        // An own device is attached to; a foreign program has to be passed by.
+        mesh.server.serve().await.expect("it serves");
+        let log = mesh.server.process().expect("it runs").printed();
+        assert!(!log.contains("COMMS is off"), "{log}");
+        mesh.server.kill().await.expect("it is killed");
+        end_to_end::kill_device(mesh.server.host(), "nm-comms");
+        let host = mesh.server.host();
+        let busy =
+            eventually_some("the port is free", async || host.within(|| UdpSocket::bind(("0.0.0.0", 4_000))).ok())
+                .await;
+        mesh.server.serve().await.expect("it serves");
+        let log = mesh.server.process().expect("it runs").printed();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("COMMS is off")).collect();
+        assert!(lines.len() == 1 && lines[0].contains("4000") && lines[0].contains("COMMS_PORT"), "{log}");
+        let tokens = mesh.apply(&text("10.40.9.1")).await;
+        let a = mesh.machine("a").await;
+        let said = refused(&a, &tokens["corp/access-key/k"]).await;
+        assert!(said.contains("COMMS is off") && said.contains("netclient join"), "{said}");
+        a.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins without");
+        drop(busy);
+    });
+}
+
+/// Polls until there is something.
+async fn eventually_some<T>(what: &str, mut get: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut got = None;
+    eventually(what, Duration::from_secs(10), async || {
+        got = get().await;
+        got.is_some()
+    })
+    .await;
+    got.expect("it was waited for")
+}
+
+#[test]
+fn two_hundred_register_at_once_and_a_full_range_is_said() {
+    if !enter_test("two_hundred_register_at_once_and_a_full_range_is_said") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses="unlimited" }"#;
+        let tokens = mesh.apply(network).await;
+        let token: Token = tokens["corp/access-key/k"].parse().expect("a token");
+        let (way, seed) = (mesh.way(&tokens["corp/access-key/k"]), proto::sign::signing_key(&token.seed));
+        let register = async |number: u32| {
+            let mut agent = Agent::new(&way, "corp", &format!("n{number}"), number);
+            agent.register(Some(("k", &seed))).await
+        };
+        let start = Instant::now();
+        let answers = futures_util::future::join_all((0..200).map(register)).await;
+        eprintln!("200 registered within {:?}", start.elapsed());
+        let addresses: BTreeSet<_> =
+            answers.iter().map(|it| it.as_ref().expect("it registers").address.to_vec()).collect();
+        assert_eq!(addresses.len(), 200);
+        let again = register(7).await.expect("it registers again");
+        assert_eq!(again.address, answers[7].as_ref().expect("it registered").address);
+
+        mesh.server.kill().await.expect("it is killed");
+        mesh.server.set("COMMS_RANGE", "10.102.0.0/29");
+        mesh.server.serve().await.expect("it serves");
+        let answers = futures_util::future::join_all((0..5).map(register)).await;
+        assert!(answers.iter().all(Result::is_ok), "those of another range are forgotten: {answers:?}");
+        let full = register(9).await.expect_err("it is full");
+        assert!(full.message().contains("all 5 addresses of COMMS_RANGE 10.102.0.0/29"), "{full}");
+    });
+}
+
+#[test]
+fn with_the_last_network_the_tunnel_goes() {
+    if !enter_test("with_the_last_network_the_tunnel_goes") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let two = r#"
+            network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses=9 }
+            network "lab" { ipv4 "10.41.0.0/16"; access-key "k" uses=9 }"#;
+        let tokens = mesh.apply(two).await;
+        let mut a = mesh.machine("a").await;
+        a.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        a.start_daemon(&[]).expect("the agent starts");
+        for key in ["corp/access-key/k", "lab/access-key/k"] {
+            a.join(&tokens[key], &[]).await.expect("it joins");
+        }
+        for network in [0, 1] {
+            eventually("the tunnel is taken", Duration::from_secs(10), async || {
+                a.status().await.is_ok_and(|status| status["networks"][network]["control"] == "tunnel")
+            })
+            .await;
+        }
+        let leave = async |network: &str| {
+            let start = Instant::now();
+            let output = a.netclient(&["leave", "-n", network]).await.expect("it runs");
+            assert!(output.status.success(), "{}", text_of(&output.stderr));
+            assert!(start.elapsed() < Duration::from_secs(3), "it is told that it has left: {:?}", start.elapsed());
+        };
+        leave("corp").await;
+        takes(&a, "tunnel", Duration::from_secs(1)).await;
+        leave("lab").await;
+        let peers = async || run(mesh.server.host(), "wg show nm-comms peers").await;
+        eventually("the server forgets it", Duration::from_secs(15), async || peers().await.is_empty()).await;
+        a.kill_daemon().await.expect("it is killed");
+        let socket = "/etc/netclient/agent.sock";
+        a.host()
+            .within(|| std::fs::remove_file(socket).and_then(|()| std::fs::remove_file(format!("{socket}.lock"))))
+            .expect("what a daemon that was killed leaves");
+        has_nothing(&a).await;
+    });
+}
+
+#[test]
+fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
+    if !enter_test("a_registration_that_nobody_follows_up_is_ended_by_its_device") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let tokens = mesh.apply(&text("10.40.9.1")).await;
+        let a = mesh.machine("a").await;
+        for _ in 0..2 {
+            a.register(&tokens["corp/access-key/k"]).await.expect("it registers, and again");
+        }
+        let lapses = a.status().await.expect("it answers")["registrations"][0]["lapses"].as_u64().expect("a deadline");
+        assert!((590..=600).contains(&lapses), "{lapses}");
+        // The ten minutes are made to be over: on the disk, and for the device's process.
+        a.host().within(|| {
+            let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
+            let file =
+                listed.map(|it| it.path()).find(|it| it.to_string_lossy().contains("comms-")).expect("it is kept");
+            let mut kept: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&file).expect("it can be read")).expect("JSON");
+            kept["deadline"]["at"]["secs"] = netclient::device::boottime().as_secs().into();
+            std::fs::write(&file, kept.to_string()).expect("it can be written");
+            let device = netclient::device::attach("nm-comms", Path::new("/etc/netclient/device-nm-comms.sock"));
+            let mut device = device.expect("it answers").expect("it is there");
+            assert!(device.lapse(Some(netclient::device::boottime())).expect("it takes it"));
+        });
+        has_nothing(&a).await;
+    });
+}
+
+#[test]
+fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
+    if !enter_test("tunnels_to_two_servers_of_the_same_range_do_not_meet") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let host = mesh.underlay.host("the_other_server").await.expect("a host");
+        let mut other = Server::start_on(host, &mesh.programs, &[]).await.expect("a server that serves");
+        let tokens = mesh.apply(&text("10.40.9.1")).await;
+        let lab = r#"network "lab" { ipv4 "10.41.0.0/16"; check-in "2s"; access-key "k" uses=9 }"#;
+        let others = mesh.apply_at(&other, lab).await;
+        let mut a = mesh.machine("a").await;
+        // The strictest filter of return paths that a machine may have.
+        run(a.host(), "sysctl -qw net.ipv4.conf.all.rp_filter=1").await;
+        for (token, interface) in
+            [(&tokens["corp/access-key/k"], "nm-comms"), (&others["lab/access-key/k"], "nm-comms2")]
+        {
+            a.register(token).await.expect("it registers");
+            let link = a.host().within(|| netclient::device::link_index(interface)).expect("the kernel answers");
+            assert!(link.is_some(), "{interface}");
+            a.join(token, &[]).await.expect("it joins");
+        }
+        let status = a.status().await.expect("it answers");
+        let address = |place: usize| status["registrations"][place]["address"].clone();
+        assert_eq!(address(0), address(1), "both servers give the same address");
+        a.start_daemon(&[]).expect("the agent starts");
+        for network in [0, 1] {
+            eventually("the tunnel is taken", Duration::from_secs(10), async || {
+                a.status().await.is_ok_and(|status| status["networks"][network]["control"] == "tunnel")
+            })
+            .await;
+        }
+        other.kill().await.expect("it is killed");
+        change(&mesh, &a, "10.40.9.7", Duration::from_secs(3)).await;
+        takes(&a, "tunnel", Duration::from_secs(1)).await;
+    });
+}
+
+#[test]
+fn whoever_a_server_does_not_know_any_more_registers_again() {
+    if !enter_test("whoever_a_server_does_not_know_any_more_registers_again") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a", "b"]).await;
+        // The machine was started again: who is registered is on the disk, and the device is gone.
+        mesh.server.kill().await.expect("it is killed");
+        end_to_end::kill_device(mesh.server.host(), "nm-comms");
+        mesh.server.serve().await.expect("it serves again");
+        for machine in &machines {
+            takes(machine, "tunnel", Duration::from_secs(60)).await;
+        }
+        // A backup was restored on another machine, or a replica took over: nothing of the tunnels is there.
+        mesh.server.kill().await.expect("it is killed");
+        end_to_end::kill_device(mesh.server.host(), "nm-comms");
+        for file in ["comms.db", "comms.db-wal", "comms.db-shm", "comms.key"] {
+            let _ = std::fs::remove_file(mesh.server.data().join(file));
+        }
+        mesh.server.serve().await.expect("it serves again");
+        let start = Instant::now();
+        for machine in &machines {
+            takes(machine, "tls", Duration::from_secs(20)).await;
+        }
+        for machine in &machines {
+            takes(machine, "tunnel", Duration::from_secs(60)).await;
+        }
+        eprintln!("all were back in the tunnel after {:?}", start.elapsed());
+        change(&mesh, &machines[0], "10.40.9.8", Duration::from_secs(3)).await;
+    });
+}
