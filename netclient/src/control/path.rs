@@ -40,6 +40,8 @@ pub(super) struct Path {
     way: Way,
     /// The tunnel is in use and gave no answer.
     silent: bool,
+    /// Whether the tunnel has ever been left: one that is new need not prove itself.
+    left: bool,
     /// When the tunnel was taken again.
     returned: Option<Instant>,
     /// How often in a row it did not last.
@@ -52,7 +54,7 @@ pub(super) struct Path {
 impl Path {
     /// The path of an agent that has a tunnel, or has none.
     pub(super) fn new(way: Way, now: Instant) -> Self {
-        Self { way, silent: false, returned: None, flaps: 0, answers: None, next_probe: now }
+        Self { way, silent: false, left: false, returned: None, flaps: 0, answers: None, next_probe: now }
     }
 
     /// The way that control traffic takes.
@@ -82,7 +84,7 @@ impl Path {
             (Way::Tunnel, Way::Tls) => {
                 let lasted = self.returned.is_none_or(|at| now >= at + LASTING);
                 self.flaps = if lasted { 0 } else { (self.flaps + 1).min(DOUBLINGS) };
-                *self = Self { way, silent: false, answers: None, next_probe: now + PROBE, ..*self };
+                *self = Self { way, silent: false, left: true, answers: None, next_probe: now + PROBE, ..*self };
                 return true;
             }
             // TLS is gone, and the tunnel is not: there is nothing to wait for.
@@ -107,7 +109,7 @@ impl Path {
             return false;
         }
         let since = *self.answers.get_or_insert(now);
-        let holds = now >= since + HOLD * (1 << self.flaps);
+        let holds = !self.left || now >= since + HOLD * (1 << self.flaps);
         if holds {
             self.take_tunnel(now);
         }
@@ -184,6 +186,16 @@ mod tests {
         path.fell_silent();
         path.answered(Way::Tls, now);
         assert_eq!(until_back(&mut path, now), took[0], "one that lasted is trusted again");
+    }
+
+    #[test]
+    fn a_tunnel_that_is_new_is_taken_at_its_first_answer() {
+        let now = Instant::now();
+        let mut path = Path::new(Way::Tls, now);
+        assert_eq!(path.next_probe(), now);
+        assert!(!path.probed(false, now));
+        assert!(path.probed(true, now + PROBE));
+        assert_eq!(path.way(), Way::Tunnel);
     }
 
     #[test]
