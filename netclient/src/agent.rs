@@ -119,6 +119,19 @@ pub enum AgentError {
     /// The machine is not in that network.
     #[error("this machine is in no network {0}; `netclient list` shows its networks")]
     NotMember(NetworkName),
+    /// The tunnel to the server would take addresses that are used here.
+    #[error(
+        "{address}, which the tunnel to the server would have, lies in {range} of {interface} on this machine; have \
+         COMMS_RANGE set to another range on the server, or join without: netclient join -t TOKEN"
+    )]
+    Overlaps {
+        /// The address.
+        address: IpAddr,
+        /// The range that it lies in.
+        range: IpNet,
+        /// Whose range that is.
+        interface: String,
+    },
     /// The identity is gone without which the server does not know the machine.
     #[error(
         "the identity of this machine at the server of {0} is gone; the tunnel stays as it is, but has to be made anew: \
@@ -176,6 +189,8 @@ pub struct RegistrationStatus {
     pub endpoint: Endpoint,
     /// Its interface.
     pub interface: String,
+    /// Whether it is there.
+    pub up: bool,
     /// The machine's address in it.
     pub address: IpAddr,
     /// When the server was last heard through it.

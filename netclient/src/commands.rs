@@ -14,7 +14,7 @@ use schema::api::Control;
 use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, told};
 use crate::args::{Args, Shown, Verb, Which};
 use crate::daemon::{self, Answer, Question};
 use crate::device::process::{self, Ended};
@@ -97,7 +97,7 @@ async fn act(args: Args) -> Outcome {
         Verb::Register(register) => register::run(&args.directory, register).await,
         Verb::Join(join) => join::run(&args.directory, join).await,
         Verb::Checkin(which) => {
-            let (agent, network) = member(&args.directory, &which)?;
+            let (agent, network) = member(&args.directory, &which).await?;
             let news = match agent.check_in(&network).await {
                 Err(AgentError::Busy(_)) => ask(&agent, Question::CheckIn(network.clone()))?,
                 outcome => outcome?,
@@ -105,7 +105,7 @@ async fn act(args: Args) -> Outcome {
             render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
         }
         Verb::Pull(which) => {
-            let (agent, network) = member(&args.directory, &which)?;
+            let (agent, network) = member(&args.directory, &which).await?;
             let news = match agent.pull(&network).await {
                 Err(AgentError::Busy(_)) => ask(&agent, Question::Pull(network.clone()))?,
                 outcome => outcome?,
@@ -113,11 +113,12 @@ async fn act(args: Args) -> Outcome {
             render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
         }
         Verb::Leave { which, force } => {
-            let (agent, network) = member(&args.directory, &which)?;
+            let (agent, network) = member(&args.directory, &which).await?;
             match agent.leave(&network, force).await {
                 Err(AgentError::Busy(_)) => drop(ask(&agent, Question::Leave { network: network.clone(), force })?),
                 outcome => outcome?,
             }
+            agent.end_lapsed().await?;
             agent.directory.remove_if_empty();
             render::done(which.form, &network, "left; everything of it was taken down")
         }
@@ -135,13 +136,22 @@ fn open(directory: &Path) -> Outcome<Agent> {
     Ok(Agent::new(Directory::open(directory)?, settings, ground))
 }
 
+/// The agent of a directory that is there; what is over of its registrations is ended first.
+async fn open_tidied(directory: &Path) -> Outcome<Agent> {
+    let agent = open(directory)?;
+    if let Err(error) = agent.end_lapsed().await {
+        tracing::warn!(error = told(&error), "something of a registration that is over stays");
+    }
+    Ok(agent)
+}
+
 /// The agent, and the network that is meant.
-fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
+async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
     const NONE: &str = "this machine is in no network; join one with: netclient join -t TOKEN";
     if !directory.exists() {
         return Err(NONE.into());
     }
-    let agent = open(directory)?;
+    let agent = open_tidied(directory).await?;
     let networks = agent.directory.networks()?;
     let network = match (&which.network, &*networks) {
         (Some(network), _) if networks.contains(network) => network.clone(),
@@ -171,7 +181,7 @@ async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
     if !directory.exists() {
         return Ok(crate::agent::Status::default());
     }
-    let agent = open(directory)?;
+    let agent = open_tidied(directory).await?;
     let ways = match daemon::ask(&agent.directory, &Question::Control) {
         Ok(Some(Answer::Control(ways))) => ways,
         Ok(_) | Err(_) => Default::default(),

@@ -72,6 +72,10 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    fn over() -> Self {
+        Self { boot: String::new(), at: Duration::ZERO }
+    }
+
     fn after(span: Duration) -> Self {
         Self { boot: boot(), at: device::boottime() + span }
     }
@@ -107,25 +111,34 @@ impl Terms {
         };
         let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
         let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
+        let (own, far) = (address(&answer.address)?, address(&answer.server_address)?);
+        let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
+        if own == far || is_odd(&own) || is_odd(&far) {
+            return Err(bad(&format!("{own} and {far} cannot be the ends of a tunnel")));
+        }
         let terms = Self {
             public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
             endpoint,
-            address: address(&answer.address)?,
-            server: SocketAddrV4::new(address(&answer.server_address)?, port),
+            address: own,
+            server: SocketAddrV4::new(far, port),
         };
         Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
     }
 }
 
 impl Registration {
-    /// A registration as it comes about.
-    pub(crate) fn new(
-        server: ServerAddress,
-        interface: String,
-        private_key: PrivateKey,
-        (terms, lapses): (Terms, Option<Duration>),
-    ) -> Self {
-        Self { server, interface, private_key, terms, deadline: lapses.map(Deadline::after) }
+    /// A registration as it comes about, before it has an interface.
+    pub(crate) fn new(server: ServerAddress, private_key: PrivateKey, terms: Terms, lapses: Option<Duration>) -> Self {
+        Self { server, interface: String::new(), private_key, terms, deadline: lapses.map(Deadline::after) }
+    }
+
+    /// Whether it is that one, whatever the server answered since.
+    fn is(&self, other: &Self) -> bool {
+        self.interface == other.interface && self.private_key == other.private_key && !self.has_lapsed()
+    }
+
+    fn is_same_line(&self, terms: &Terms) -> bool {
+        self.terms.address == terms.address && self.terms.server == terms.server
     }
 
     /// Whether it has ended because the machine did not join.
@@ -135,6 +148,8 @@ impl Registration {
 }
 
 /// The tunnel to one server.
+///
+/// What is kept of it changes under [`Directory::lock_comms`] only, and never across a call to the server.
 #[derive(Clone, Debug)]
 pub struct Comms {
     directory: Directory,
@@ -156,30 +171,75 @@ impl Comms {
 
     /// Brings the tunnel up as far as it is not; gives where its server is found.
     pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, TunnelError> {
+        match self.raise(registration).await {
+            // Somebody took it while the device was away.
+            Err(TunnelError::Device(DeviceError::Refused(Refusal::NameTaken { .. }))) => {
+                let renamed = self.rename(registration).await?;
+                self.raise(&renamed).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn raise(&self, registration: &Registration) -> Result<SocketAddr, TunnelError> {
         let Registration { interface, private_key, terms, deadline, .. } = registration;
-        let at = resolve_one(&terms.endpoint).await.ok_or_else(|| TunnelError::NoEndpoint(terms.endpoint.clone()))?;
-        let peer = PeerSettings { endpoint: Some(at), allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
-        let (key, peer, until) = (private_key.clone(), (terms.public_key, peer), deadline.as_ref().map(|it| it.at));
-        self.with_device(interface, move |device| {
-            let steps = device_steps(&key, &peer, &device.observe()?);
+        let at = resolve_one(&terms.endpoint).await;
+        let peer = PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
+        let (key, server, until) = (private_key.clone(), terms.public_key, deadline.as_ref().map(|it| it.at));
+        let (directory, wanted) = (self.directory.clone(), registration.clone());
+        let known = self.with_device(interface, move |device| {
+            // Whoever ended it meanwhile may have looked for the device before it was there.
+            if !directory
+                .registration(&wanted.server.signing_key)
+                .is_ok_and(|now| now.is_some_and(|now| now.is(&wanted)))
+            {
+                device.remove()?;
+                return Err(DeviceError::Gone { interface: wanted.interface });
+            }
+            let observed = device.observe()?;
+            let steps = device_steps(&key, &(server, peer), &observed);
             device.apply(&steps)?;
-            device.lapse(until).map(drop)
-        })
-        .await?;
+            device.lapse(until)?;
+            Ok(observed.peers.get(&server).and_then(|peer| peer.settings.endpoint))
+        });
+        // A name that does not resolve right now is no reason to forget where the server was.
+        let at = at.or(known.await?).ok_or_else(|| TunnelError::NoEndpoint(terms.endpoint.clone()))?;
         let missing = || LinkError::Missing { interface: interface.clone() };
         let observed = link::observe(interface).await?.ok_or_else(missing)?;
         return_path::loosen(interface);
         link::apply(interface, &link_steps(terms, &observed)).await?;
-        if self.directory.registration(&self.server)?.as_ref() != Some(registration) {
-            // It ended meanwhile, and whoever ended it may have looked for the device before it was there.
-            self.take_down(interface).await?;
-            return Err(LinkError::Missing { interface: interface.clone() }.into());
-        }
         Ok(at)
+    }
+
+    /// Gives the tunnel the next name that is free.
+    async fn rename(&self, registration: &Registration) -> Result<Registration, TunnelError> {
+        let _lock = self.directory.lock_comms().await?;
+        let interface = self.directory.free_interface().map_err(DeviceError::from)?;
+        let renamed = Registration { interface, ..registration.clone() };
+        self.directory.keep_registration(&renamed)?;
+        Ok(renamed)
+    }
+
+    /// Keeps a registration as it was agreed, under a name that is free where it is a new one.
+    pub(crate) async fn settle(&self, agreed: Registration) -> Result<Registration, TunnelError> {
+        let _lock = self.directory.lock_comms().await?;
+        let before =
+            self.directory.registration(&self.server)?.filter(|before| before.private_key == agreed.private_key);
+        let interface = match &before {
+            Some(before) => before.interface.clone(),
+            None => self.directory.free_interface().map_err(DeviceError::from)?,
+        };
+        let settled = Registration { interface, ..agreed };
+        self.directory.keep_registration(&settled)?;
+        if before.is_some_and(|before| !before.is_same_line(&settled.terms)) {
+            self.take_down(&settled.interface).await?;
+        }
+        Ok(settled)
     }
 
     /// Keeps the registration for good: the machine has joined.
     pub(crate) async fn keep(&self) -> Result<(), TunnelError> {
+        let _lock = self.directory.lock_comms().await?;
         let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
         registration.deadline = None;
         self.directory.keep_registration(&registration)?;
@@ -187,28 +247,37 @@ impl Comms {
     }
 
     /// Keeps what the server answered to a machine that registered again; a tunnel that leads elsewhere is made anew.
-    pub(crate) async fn renew(&self, registration: &Registration, terms: Terms) -> Result<(), TunnelError> {
-        let same_line = registration.terms.address == terms.address && registration.terms.server == terms.server;
-        if registration.terms != terms {
-            self.directory.keep_registration(&Registration { terms, ..registration.clone() })?;
-        }
-        if same_line { Ok(()) } else { self.take_down(&registration.interface).await }
+    pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), TunnelError> {
+        let _lock = self.directory.lock_comms().await?;
+        // It may have ended while the server was asked, or have become another one.
+        let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
+        let (interface, same_line) = (now.interface.clone(), now.is_same_line(&terms));
+        self.directory.keep_registration(&Registration { terms, ..now })?;
+        if same_line { Ok(()) } else { self.take_down(&interface).await }
     }
 
-    /// Forgets the registration, and takes the tunnel down.
+    /// Takes the tunnel down, and forgets the registration; what fails is left as one that is over, for the next try.
     pub(crate) async fn end(&self) -> Result<(), TunnelError> {
         let _lock = self.directory.lock_comms().await?;
-        let Some(registration) = self.directory.registration(&self.server)? else { return Ok(()) };
-        self.directory.forget_registration(&self.server)?;
-        self.take_down(&registration.interface).await
+        if let Some(registration) = self.directory.registration(&self.server)? {
+            let over = Registration { deadline: Some(Deadline::over()), ..registration };
+            self.directory.keep_registration(&over)?;
+            self.take_down(&over.interface).await?;
+        }
+        Ok(self.directory.forget_registration(&self.server)?)
+    }
+
+    /// Takes down what no registration stands for any more: a crash or a damaged file left it.
+    pub(crate) async fn sweep(directory: &Directory) -> Result<(), TunnelError> {
+        let _lock = directory.lock_comms().await?;
+        for interface in directory.strays()? {
+            remove(directory, &interface).await?;
+        }
+        Ok(())
     }
 
     async fn take_down(&self, interface: &str) -> Result<(), TunnelError> {
-        let (socket, name) = (self.directory.device_socket(interface), interface.to_owned());
-        let removed =
-            blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
-        files::clean_after_device(&self.directory.device_socket(interface));
-        Ok(removed?)
+        remove(&self.directory, interface).await
     }
 
     async fn with_device<T: Send + 'static>(
@@ -227,6 +296,20 @@ impl Comms {
         });
         Ok(outcome.await?)
     }
+}
+
+async fn remove(directory: &Directory, interface: &str) -> Result<(), TunnelError> {
+    let (socket, name) = (directory.device_socket(interface), interface.to_owned());
+    let removed = blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
+    if removed.is_ok() {
+        files::clean_after_device(&directory.device_socket(interface));
+    }
+    Ok(removed?)
+}
+
+/// Whether an interface may be a tunnel to a server, by its name.
+pub(crate) fn may_be(interface: &str) -> bool {
+    interface.strip_prefix(INTERFACE).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The name for one more tunnel to a server: the first that no interface bears and that is not `taken`.
@@ -266,7 +349,11 @@ fn device_steps(
     }
     let others = observed.peers.keys().filter(|peer| *peer != server);
     steps.extend(others.map(|peer| DeviceStep::RemovePeer(*peer)));
-    if observed.peers.get(server).is_none_or(|peer| peer.settings != *settings) {
+    let fits = |seen: &PeerSettings| {
+        let same_place = settings.endpoint.is_none() || seen.endpoint == settings.endpoint;
+        same_place && seen.allowed_ips == settings.allowed_ips && seen.keepalive == settings.keepalive
+    };
+    if observed.peers.get(server).is_none_or(|peer| !fits(&peer.settings)) {
         steps.push(DeviceStep::PutPeer(*server, settings.clone()));
     }
     steps

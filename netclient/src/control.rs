@@ -104,6 +104,12 @@ pub enum ControlError {
         /// The cause that lies deepest.
         why: String,
     },
+    /// It was reached, and gave no answer.
+    #[error("the server at {at} gave no answer in time; see how it does, and try again")]
+    Slow {
+        /// Where it was reached.
+        at: String,
+    },
     /// It answered under another name: its certificate is not of the CA that was expected.
     #[error(
         "who answers at {at} is not the server that was meant ({why}); if the server was set up anew, leave with --force \
@@ -157,9 +163,14 @@ impl Control {
 
     /// Looks whether the machine was registered, and takes the tunnel if so.
     pub fn reconsider(&self) {
-        if self.registration().is_some() && lock(&self.path).way() == Way::Tls {
+        if self.is_registered() && lock(&self.path).way() == Way::Tls {
             self.probe_on();
         }
+    }
+
+    /// Whether there is a tunnel to try; a file that cannot be read right now may be read later.
+    fn is_registered(&self) -> bool {
+        matches!(&self.reach, Reach::Network(comms) if !matches!(comms.registration(), Ok(None)))
     }
 
     fn registration(&self) -> Option<Registration> {
@@ -348,19 +359,16 @@ impl Control {
     ) -> Result<(A, Way), ControlError> {
         let [first, second] = lock(&self.path).order();
         let outcome = self.ask_by(first, &call).await;
-        let goes_on = match (&outcome, first) {
-            (Err(ControlError::Unreachable { .. }), Way::Tls) => self.registration().is_some(),
-            // Whether it was silent, or says that the server is down, the path knows.
-            (Err(ControlError::Unreachable { .. }), Way::Tunnel) => lock(&self.path).order()[0] == second,
-            (Ok(_) | Err(_), _) => false,
-        };
-        if !goes_on {
+        let unreached = matches!(outcome, Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. }));
+        if !unreached || second == Way::Tunnel && !self.is_registered() {
             return outcome.map(|answer| (answer, first));
         }
         let other = self.ask_by(second, &call).await;
-        // Who reaches nobody is told of the public address, about which something can be done.
         match (other, second) {
-            (Err(ControlError::Unreachable { .. }), Way::Tunnel) => outcome.map(|answer| (answer, first)),
+            // Who reaches nobody is told of the public address, about which something can be done.
+            (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Way::Tunnel) => {
+                outcome.map(|answer| (answer, first))
+            }
             (other, _) => other.map(|answer| (answer, second)),
         }
     }
@@ -374,14 +382,12 @@ impl Control {
             (Way::Tunnel, Some(tunnel)) => tunnel.clone(),
             (Way::Tunnel | Way::Tls, _) => lock(&self.public).clone(),
         };
-        let start = Instant::now();
         let outcome = self.answer(call(client)).await;
         match &outcome {
-            Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. }) => {
-                if way == Way::Tunnel && start.elapsed() >= SILENCE {
-                    lock(&self.path).fell_silent();
-                }
+            Err(ControlError::Unreachable { .. }) if way == Way::Tunnel => {
+                lock(&self.path).failed(Instant::now());
             }
+            Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. } | ControlError::Slow { .. }) => {}
             Ok(_) | Err(ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_)) => {
                 self.answered(way).await;
             }
@@ -406,9 +412,9 @@ impl Control {
         }
         self.take(way);
         if way == Way::Tls {
-            tracing::info!(server = self.server.addresses[0], "the tunnel to the server is silent; using TLS");
-            self.renew().await;
+            tracing::info!(server = self.server.addresses[0], "the tunnel to the server gives no answer; using TLS");
             self.probe_on();
+            self.renew().await;
         }
     }
 
@@ -472,7 +478,7 @@ impl Control {
             return ControlError::SessionEnded;
         }
         if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
-            return ControlError::Unreachable { at, why: "no answer came in time".into() };
+            return ControlError::Slow { at };
         }
         // Whatever has no cause on this side was said by the server.
         ControlError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())
@@ -486,9 +492,11 @@ async fn probe(line: Weak<Control>) {
         let Some(due) = line.upgrade().map(|control| lock(&control.path).next_probe()) else { return };
         tokio::time::sleep_until(due.into()).await;
         let Some(control) = line.upgrade() else { return };
-        let goes_on = control.registration().is_some() && lock(&control.path).way() == Way::Tls;
+        let goes_on = control.is_registered() && lock(&control.path).way() == Way::Tls;
         if !goes_on || control.probe_once(&mut renewed).await {
-            return control.probing.store(false, Ordering::SeqCst);
+            control.probing.store(false, Ordering::SeqCst);
+            // Whoever wanted it meanwhile took it for going on.
+            return control.reconsider();
         }
     }
 }

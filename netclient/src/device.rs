@@ -66,6 +66,8 @@ pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>,
 /// Makes a device: the kernel's where it has WireGuard, else a process of its own that runs `executable` (see
 /// [`userspace::Userspace::spawn`]).
 pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
+    // One of another release, to which nobody attaches, would have the name.
+    userspace::Userspace::end_stale(interface, socket)?;
     if let Some(device) = kernel::Kernel::create(interface)? {
         return Ok(Box::new(device));
     }

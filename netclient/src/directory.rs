@@ -25,7 +25,8 @@ use schema::scalars::{NetworkName, PublicKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::comms::Registration;
+use crate::comms::{self, Registration};
+use crate::device::Refusal;
 use crate::files::{self, Lock};
 use crate::membership::Membership;
 
@@ -134,18 +135,37 @@ impl Directory {
 
     /// The networks that the machine is in, by name.
     pub fn networks(&self) -> Result<Vec<NetworkName>, DirectoryError> {
-        Ok(self.named("network-")?.iter().filter_map(|name| name.parse().ok()).collect())
+        Ok(self.named("network-", ".json")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The machine's registration at a server, if it has one.
+    /// The machine's registration at a server, if it has one. A damaged one counts as none: it can be made again.
     pub fn registration(&self, server: &PublicKey) -> Result<Option<Registration>, DirectoryError> {
-        self.read(&self.registration_path(server))
+        match self.read(&self.registration_path(server)) {
+            Err(DirectoryError::Damaged { path, why }) => {
+                tracing::warn!(path = %path.display(), why, "a registration is damaged; register again to have the tunnel");
+                Ok(None)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Every registration; one that cannot be read is left out.
     pub fn registrations(&self) -> Result<Vec<Registration>, DirectoryError> {
         let read = |name: &String| self.read(&self.path.join(format!("comms-{name}.json"))).ok().flatten();
-        Ok(self.named("comms-")?.iter().filter_map(read).collect())
+        Ok(self.named("comms-", ".json")?.iter().filter_map(read).collect())
+    }
+
+    /// A name for one more tunnel to a server; the caller has the right to give it.
+    pub(crate) fn free_interface(&self) -> Result<String, Refusal> {
+        let others = self.registrations().map_err(Refusal::failed("list the tunnels to servers"))?;
+        comms::free_interface(|name| others.iter().any(|other| other.interface == name))
+    }
+
+    /// The tunnels to servers whose device has files here, and that no registration stands for.
+    pub(crate) fn strays(&self) -> Result<Vec<String>, DirectoryError> {
+        let known = self.registrations()?;
+        let stray = |name: &String| comms::may_be(name) && !known.iter().any(|it| it.interface == *name);
+        Ok(self.named("device-", ".sock")?.into_iter().filter(stray).collect())
     }
 
     /// Keeps a registration.
@@ -159,12 +179,12 @@ impl Directory {
         files::remove(&path).map_err(failed("remove", &path))
     }
 
-    /// What stands between a prefix and `.json` in the names of files, sorted.
-    fn named(&self, prefix: &str) -> Result<Vec<String>, DirectoryError> {
+    /// What stands between a prefix and a suffix in the names of files, sorted.
+    fn named(&self, prefix: &str, suffix: &str) -> Result<Vec<String>, DirectoryError> {
         let listed = fs::read_dir(&self.path).map_err(failed("list", &self.path))?;
         let name = |file: fs::DirEntry| {
             let name = file.file_name();
-            Some(name.to_str()?.strip_prefix(prefix)?.strip_suffix(".json")?.to_owned())
+            Some(name.to_str()?.strip_prefix(prefix)?.strip_suffix(suffix)?.to_owned())
         };
         let mut names: Vec<_> = listed.flatten().filter_map(name).collect();
         names.sort();

@@ -553,3 +553,55 @@ fn whoever_a_server_does_not_know_any_more_registers_again() {
         change(&mesh, &machines[0], "10.40.9.8", Duration::from_secs(3)).await;
     });
 }
+
+#[test]
+fn a_damaged_registration_is_no_obstacle() {
+    if !enter_test("a_damaged_registration_is_no_obstacle") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a"]).await;
+        let [a] = &*machines else { panic!("there is one") };
+        let damage = || {
+            a.host().within(|| {
+                let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
+                let file = listed.map(|it| it.path()).find(|it| it.to_string_lossy().contains("comms-"));
+                std::fs::write(file.expect("it is kept"), "{").expect("it can be written");
+            });
+        };
+        damage();
+        let tokens = mesh.apply(&text("10.40.9.2")).await;
+        takes(a, "tls", Duration::from_secs(20)).await;
+        a.register(&tokens["corp/access-key/k"]).await.expect("it registers again");
+        takes(a, "tunnel", Duration::from_secs(60)).await;
+        assert_eq!(
+            run(a.host(), "ip -br link show type tun").await.matches("nm-comms").count(),
+            1,
+            "the old one is gone"
+        );
+        damage();
+        let output = a.netclient(&["leave"]).await.expect("it runs");
+        assert!(output.status.success(), "{}", text_of(&output.stderr));
+        assert_eq!(run(a.host(), "ip -br link show type tun").await, "", "nothing is left");
+    });
+}
+
+#[test]
+fn a_tunnel_that_leads_to_nobody_any_more_is_left() {
+    if !enter_test("a_tunnel_that_leads_to_nobody_any_more_is_left") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a"]).await;
+        // The server comes back, and the device of before answers where it serves nobody.
+        mesh.server.kill().await.expect("it is killed");
+        std::fs::write(mesh.server.data().join("comms.key"), "damaged").expect("it can be written");
+        mesh.server.serve().await.expect("it serves again");
+        let log = mesh.server.process().expect("it runs").printed();
+        assert!(log.contains("COMMS is off"), "{log}");
+        takes(&machines[0], "tls", Duration::from_secs(30)).await;
+        change(&mesh, &machines[0], "10.40.9.3", Duration::from_secs(3)).await;
+    });
+}

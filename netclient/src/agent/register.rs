@@ -1,13 +1,19 @@
 //! Registering: the tunnel to a server comes about, and ends.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use proto::token::Token;
 
 use super::{Agent, AgentError, RegistrationStatus, address_of, new_identity, new_private_key, told};
-use crate::comms::{self, Registration};
+use crate::comms::{self, Comms, Registration, Terms};
 use crate::device;
 use crate::membership::ServerAddress;
+use crate::system::link;
 use crate::tunnel::TunnelError;
+
+/// How long a registration is kept of a machine that the server takes for joined, and that has not heard so.
+const UNANSWERED: Duration = Duration::from_secs(600);
 
 /// What came of a registration.
 #[derive(Clone, Debug)]
@@ -29,54 +35,43 @@ impl Agent {
         let server = address_of(token);
         self.end_lapsed().await?;
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
-        let before = self.directory.registration(&server.signing_key)?.filter(|it| !it.has_lapsed());
+        let comms = self.comms(&server.signing_key);
+        let before = comms.registration()?;
         let known = self.directory.identity(&server.signing_key)?;
         let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
-        let naming = self.directory.lock_comms().await?;
-        let (interface, private_key) = match &before {
-            Some(before) => (before.interface.clone(), before.private_key.clone()),
-            None => (self.free_interface()?, new_private_key()?),
+        let private_key = match &before {
+            Some(before) => before.private_key.clone(),
+            None => {
+                // What cannot be had is said before the server is asked.
+                device::check_free(&self.directory.free_interface()?, None)?;
+                new_private_key()?
+            }
         };
         let control = self.line(&server, identity.clone());
-        let terms = control.register(Some(token), &private_key).await?;
-        let registration = self.agreed(&server, interface, private_key, terms)?;
+        let (terms, lapses) = control.register(Some(token), &private_key).await?;
+        check_line(&terms).await?;
         self.directory.keep_identity(&server.signing_key, &identity)?;
-        let raised = self.raise(before.as_ref(), &registration).await;
-        drop(naming);
-        if let Err(error) = raised {
-            if before.is_none() {
-                self.undo(&server, fresh).await;
+        // A machine that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
+        // not, may have lost the answer to its join: it will join again.
+        let joined = self.directory.is_member(&server.signing_key)?;
+        let lapses = if joined { None } else { lapses.or(Some(UNANSWERED)) };
+        let raised = async {
+            let registration = comms.settle(Registration::new(server.clone(), private_key, terms, lapses)).await?;
+            comms.bring_up(&registration).await?;
+            Ok::<_, TunnelError>(registration)
+        };
+        let registration = match raised.await {
+            Ok(registration) => registration,
+            Err(error) => {
+                if before.is_none() {
+                    self.undo(&server, fresh).await;
+                }
+                return Err(error.into());
             }
-            return Err(error);
-        }
+        };
         // A line from before knows of no tunnel.
         control.reconsider();
         Ok(Registered { answers: control.tunnel_answers().await, new: before.is_none(), registration })
-    }
-
-    fn agreed(
-        &self,
-        server: &ServerAddress,
-        interface: String,
-        private_key: device::PrivateKey,
-        terms: (comms::Terms, Option<std::time::Duration>),
-    ) -> Result<Registration, AgentError> {
-        let fresh = Registration::new(server.clone(), interface, private_key, terms);
-        // A machine that has joined keeps it, whatever another key says.
-        let joined = self.directory.is_member(&server.signing_key)?;
-        Ok(if joined { Registration { deadline: None, ..fresh } } else { fresh })
-    }
-
-    /// Keeps a registration, and brings its tunnel up.
-    async fn raise(&self, before: Option<&Registration>, registration: &Registration) -> Result<(), AgentError> {
-        let comms = self.comms(&registration.server.signing_key);
-        match before {
-            Some(before) => comms.renew(before, registration.terms.clone()).await?,
-            None => self.directory.keep_registration(registration)?,
-        }
-        let registration = comms.registration()?.unwrap_or_else(|| registration.clone());
-        comms.bring_up(&registration).await?;
-        Ok(())
     }
 
     /// Takes back a registration that came to nothing; the server lets it lapse.
@@ -91,40 +86,51 @@ impl Agent {
         }
     }
 
-    fn free_interface(&self) -> Result<String, AgentError> {
-        let others = self.directory.registrations()?;
-        let interface = comms::free_interface(|name| others.iter().any(|other| other.interface == name))?;
-        device::check_free(&interface, None)?;
-        Ok(interface)
-    }
-
-    /// Ends every registration that no join followed in time.
+    /// Ends every registration that no join followed in time or that outlived the last network, and takes down what a crash
+    /// left of others.
     pub async fn end_lapsed(&self) -> Result<(), AgentError> {
-        for registration in self.directory.registrations()?.iter().filter(|it| it.has_lapsed()) {
+        for registration in self.directory.registrations()? {
             let server = &registration.server.signing_key;
-            let _lock = self.directory.lock_identity(server).await?;
-            if self.directory.is_member(server)? {
-                // It joined, and was not told that it need not lapse.
-                self.directory.keep_registration(&Registration { deadline: None, ..registration.clone() })?;
+            if !self.is_over(&registration)? {
                 continue;
             }
-            self.comms(server).end().await?;
-            self.directory.forget_identity(server)?;
+            let _lock = self.directory.lock_identity(server).await?;
+            // Another process may have ended it, or have made another, before the lock was ours.
+            let Some(now) = self.directory.registration(server)? else { continue };
+            if self.directory.is_member(server)? {
+                if now.has_lapsed() {
+                    // It joined, and was not told that it need not lapse.
+                    self.directory.keep_registration(&Registration { deadline: None, ..now })?;
+                }
+            } else if self.is_over(&now)? {
+                self.comms(server).end().await?;
+                self.directory.forget_identity(server)?;
+            }
+        }
+        if !self.directory.strays()?.is_empty() {
+            Comms::sweep(&self.directory).await?;
         }
         Ok(())
+    }
+
+    fn is_over(&self, registration: &Registration) -> Result<bool, AgentError> {
+        let kept = registration.deadline.is_none() && self.directory.is_member(&registration.server.signing_key)?;
+        Ok(registration.has_lapsed() || (registration.deadline.is_none() && !kept))
     }
 
     /// How the tunnels to servers are.
     pub(super) async fn registrations(&self) -> Result<Vec<RegistrationStatus>, AgentError> {
         let mut all = Vec::new();
         for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_lapsed()) {
-            let device = self.tunnel(&registration.interface).observe().await.map_err(TunnelError::from)?;
+            // One that gives no answer keeps nobody from seeing the rest.
+            let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
             let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
             let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());
             let lapses = registration.deadline.as_ref().and_then(|deadline| deadline.left());
             all.push(RegistrationStatus {
                 endpoint: registration.terms.endpoint,
                 interface: registration.interface,
+                up: device.is_some(),
                 address: registration.terms.address.into(),
                 last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
                 lapses: lapses.map(|left| left.as_secs()),
@@ -132,4 +138,16 @@ impl Agent {
         }
         Ok(all)
     }
+}
+
+/// Whether the tunnel's addresses are nobody's that this machine knows already.
+async fn check_line(terms: &Terms) -> Result<(), AgentError> {
+    for address in [terms.address, *terms.server.ip()] {
+        if let Some((interface, range)) = link::neighbours(address.into()).await.map_err(TunnelError::from)?
+            && !comms::may_be(&interface)
+        {
+            return Err(AgentError::Overlaps { address: address.into(), range, interface });
+        }
+    }
+    Ok(())
 }

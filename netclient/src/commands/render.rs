@@ -81,10 +81,11 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
 
 /// The tunnel to a server, on a line.
 fn tunnel(registration: &RegistrationStatus, now: Timestamp) -> String {
-    let RegistrationStatus { endpoint, interface, address, last_handshake, lapses } = registration;
+    let RegistrationStatus { endpoint, interface, up, address, last_handshake, lapses } = registration;
+    let down = if *up { "" } else { " (down)" };
     let heard = format!("last handshake {}", ago(*last_handshake, now));
     let ends = lapses.map(|seconds| format!("; ends in {} min unless this machine joins", seconds.div_ceil(60)));
-    format!("registered at {endpoint}: {address} on {interface}, {heard}{}", ends.unwrap_or_default())
+    format!("registered at {endpoint}: {address} on {interface}{down}, {heard}{}", ends.unwrap_or_default())
 }
 
 fn table(header: &[&str]) -> Table {

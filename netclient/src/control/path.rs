@@ -13,6 +13,8 @@ const PROBE: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_secs(5);
 /// How often that is doubled at most: with the probes, the way back takes less than a minute.
 const DOUBLINGS: u32 = 3;
+/// A tunnel that is refused for so long leads to something that is no server any more.
+const REFUSED: Duration = Duration::from_secs(10);
 /// A tunnel that answered this long after it was taken again has lasted.
 const LASTING: Duration = Duration::from_secs(300);
 
@@ -40,6 +42,8 @@ pub(super) struct Path {
     way: Way,
     /// The tunnel is in use and gave no answer.
     silent: bool,
+    /// Since when calls through the tunnel in use have failed otherwise: the server is down, or nobody's end of it.
+    failing: Option<Instant>,
     /// Whether the tunnel has ever been left: one that is new need not prove itself.
     left: bool,
     /// When the tunnel was taken again.
@@ -54,7 +58,16 @@ pub(super) struct Path {
 impl Path {
     /// The path of an agent that has a tunnel, or has none.
     pub(super) fn new(way: Way, now: Instant) -> Self {
-        Self { way, silent: false, left: false, returned: None, flaps: 0, answers: None, next_probe: now }
+        Self {
+            way,
+            silent: false,
+            failing: None,
+            left: false,
+            returned: None,
+            flaps: 0,
+            answers: None,
+            next_probe: now,
+        }
     }
 
     /// The way that control traffic takes.
@@ -76,15 +89,35 @@ impl Path {
         self.answers = None;
     }
 
+    /// Notes that a call through the tunnel failed. One that was refused tells that the server is down, which switches
+    /// nothing; unless it is not, as TLS shows, and that goes on.
+    pub(super) fn failed(&mut self, now: Instant) {
+        if self.way == Way::Tunnel {
+            self.failing.get_or_insert(now);
+        }
+    }
+
     /// Notes that the server answered by a way; whether control traffic takes another one from now on.
     pub(super) fn answered(&mut self, way: Way, now: Instant) -> bool {
         match (self.way, way) {
-            (Way::Tunnel, Way::Tunnel) => self.silent = false,
+            (Way::Tunnel, Way::Tunnel) => (self.silent, self.failing) = (false, None),
             (Way::Tls, Way::Tls) => {}
             (Way::Tunnel, Way::Tls) => {
+                let refused = self.failing.is_some_and(|since| now >= since + REFUSED);
+                if !self.silent && !refused {
+                    return false;
+                }
                 let lasted = self.returned.is_none_or(|at| now >= at + LASTING);
                 self.flaps = if lasted { 0 } else { (self.flaps + 1).min(DOUBLINGS) };
-                *self = Self { way, silent: false, left: true, answers: None, next_probe: now + PROBE, ..*self };
+                *self = Self {
+                    way,
+                    silent: false,
+                    failing: None,
+                    left: true,
+                    answers: None,
+                    next_probe: now + PROBE,
+                    ..*self
+                };
                 return true;
             }
             // TLS is gone, and the tunnel is not: there is nothing to wait for.
@@ -117,7 +150,7 @@ impl Path {
     }
 
     fn take_tunnel(&mut self, now: Instant) {
-        *self = Self { way: Way::Tunnel, silent: false, returned: Some(now), answers: None, ..*self };
+        *self = Self { way: Way::Tunnel, silent: false, failing: None, returned: Some(now), answers: None, ..*self };
     }
 }
 
@@ -156,6 +189,20 @@ mod tests {
         assert!(path.answered(Way::Tls, now));
         assert_eq!((path.way(), path.order()), (Way::Tls, [Way::Tls, Way::Tunnel]));
         assert!(!path.answered(Way::Tls, now));
+    }
+
+    #[test]
+    fn a_tunnel_that_is_refused_is_left_only_if_tls_answers_all_the_while() {
+        let now = Instant::now();
+        let mut path = Path::new(Way::Tunnel, now);
+        path.failed(now);
+        assert!(!path.answered(Way::Tls, now), "the server was started again a moment ago");
+        assert_eq!(path.order(), [Way::Tunnel, Way::Tls]);
+        assert!(!path.answered(Way::Tunnel, now + PROBE), "and has the tunnel again");
+        path.failed(now + REFUSED);
+        assert!(!path.answered(Way::Tls, now + REFUSED + PROBE));
+        path.failed(now + REFUSED * 2);
+        assert!(path.answered(Way::Tls, now + REFUSED * 2), "the tunnel leads to nobody");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! One connection carries one request and its reply, each JSON up to the end of the stream. The two may be of
 //! different releases, since a device process outlives the agent that started it: [`Request::Hello`], [`Request::Stop`],
-//! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any other change.
+//! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any change that the other side would
+//! misread. A request that is new is none: a process that does not know it refuses it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceState, DeviceStep, Refusal};
 
 /// The version of this protocol.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 1;
 
 /// The longest message either side takes, in bytes: some hundred thousand peers.
 pub(super) const LONGEST: u64 = 64 << 20;

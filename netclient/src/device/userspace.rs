@@ -61,8 +61,7 @@ impl Userspace {
             if let Some(device) = Self::attach(interface, &socket)? {
                 return Ok(device);
             }
-            // One of another release has the name; what it held is made anew.
-            Self { interface: interface.to_owned(), socket: socket.clone() }.stop()?;
+            Self::end_stale(interface, &socket)?;
             match child::start(interface, executable, &socket) {
                 Ok(()) => return Ok(Self { interface: interface.to_owned(), socket }),
                 // The other is not ready yet, or about to end.
@@ -70,6 +69,11 @@ impl Userspace {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Ends a process that [`Userspace::attach`] does not take, if there is one; what it held is made anew.
+    pub(super) fn end_stale(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+        Self { interface: interface.to_owned(), socket: absolute(socket)? }.stop()
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

@@ -124,6 +124,20 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
     }))
 }
 
+/// The interface of this machine in whose network an address lies, and that network; absent: in none's.
+pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, LinkError> {
+    let handle = connect()?;
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let listed: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let found = listed.iter().find_map(|message| {
+        let range = address_of(message).filter(|range| range.contains(&address))?;
+        let link = links.iter().find(|link| link.header.index == message.header.index)?;
+        Some((name_of(link)?.to_owned(), range.trunc()))
+    });
+    Ok(found)
+}
+
 /// Carries out the steps in their order, up to the first that fails.
 pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError> {
     let handle = connect()?;
