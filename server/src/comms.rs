@@ -124,20 +124,27 @@ fn help(error: &DeviceError) -> &'static str {
 }
 
 impl Comms {
-    /// Opens what is there, or makes it.
+    /// Opens what is there, or makes it. Where there is to be nothing, what a server left that had tunnels is taken down:
+    /// agents would take its end for a server that is down.
     pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, Off> {
-        let mut ledger = Ledger::open(directory)?;
+        let opened = Self::try_open(settings, directory, world).await;
+        if opened.is_err() {
+            clear(directory).await;
+        }
+        opened
+    }
+
+    async fn try_open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, Off> {
         if !settings.comms || !settings.agent_backend {
-            clear(&ledger, directory).await;
             return Err(Off::Asked);
         }
         let range = settings.comms_range;
         let here = IpNet::V4(range);
         let overlaps = |other: IpNet| other.contains(&here.network()) || here.contains(&other.network());
         if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
-            clear(&ledger, directory).await;
             return Err(Off::Overlap(name.clone(), range));
         }
+        let mut ledger = Ledger::open(directory)?;
         let interface = match ledger.interface()? {
             Some(interface) => interface,
             None => free_interface(|_| false).map_err(DeviceError::from)?,
@@ -146,7 +153,7 @@ impl Comms {
         let mut registry = Registry::new(range);
         restore(&mut registry, &mut ledger, &world.inventory)?;
         let place = Place {
-            socket: directory.file(&format!("device-{interface}.sock")),
+            socket: socket(directory, &interface),
             interface,
             range,
             service: SocketAddrV4::new(Registry::server(range), settings.comms_port),
@@ -207,17 +214,19 @@ impl Comms {
         mut shutdown: watch::Receiver<bool>,
     ) {
         let mut state = states.borrow_and_update().clone();
-        let mut serving = self.serve(router.clone(), shutdown.clone());
+        let end = shutdown.clone();
+        let serve = || self.serve(router.clone(), end.clone());
+        let (mut serving, mut lost) = (serve(), false);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut lost = false;
         loop {
-            if lost && self.mend().await {
+            if std::mem::take(&mut lost) && self.mend().await {
                 // What listened, listened on the link that is gone.
-                serving.abort();
-                serving = self.serve(router.clone(), shutdown.clone());
+                serving.take().inspect(JoinHandle::abort);
             }
-            lost = false;
+            if serving.is_none() {
+                serving = serve();
+            }
             let next = self.desk.lock().await.registry.next_end();
             let due = async {
                 match next {
@@ -239,17 +248,20 @@ impl Comms {
                 () = ended(&mut shutdown) => break,
             }
         }
-        let _ = serving.await;
+        if let Some(serving) = serving {
+            let _ = serving.await;
+        }
     }
 
-    fn serve(&self, router: Router, shutdown: watch::Receiver<bool>) -> JoinHandle<()> {
-        let listener = self.listen();
-        tokio::spawn(async move {
-            match listener {
-                Ok(listener) => listen::serve(listener, None, router, shutdown).await,
-                Err(error) => tracing::error!(%error, "agents are not served in the tunnel"),
+    /// Serves agents in the tunnel; absent: it cannot be listened there right now.
+    fn serve(&self, router: Router, shutdown: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+        match self.listen() {
+            Ok(listener) => Some(tokio::spawn(listen::serve(listener, None, router, shutdown))),
+            Err(error) => {
+                tracing::warn!(%error, "agents are not served in the tunnel; trying again");
+                None
             }
-        })
+        }
     }
 
     /// Notes who has joined, and who is in no network any more.
@@ -332,7 +344,7 @@ impl Comms {
     async fn bring_up(&self) -> Result<(), Off> {
         let (place, desk) = (Arc::clone(&self.place), self.desk().await);
         blocking(move || {
-            firewall::load(&place.table(), &place.chains())?;
+            firewall::load(&table(&place.interface), &place.chains())?;
             place.bring_device(&desk.registry).map_err(Off::from)
         })
         .await?;
@@ -410,10 +422,6 @@ impl Place {
         };
         steps.extend(registry.all().filter(|(_, it)| !fits(it)).map(|(_, it)| put(it)));
         device.apply(&steps)
-    }
-
-    fn table(&self) -> String {
-        format!("nmserver-{}", self.interface)
     }
 
     /// What may pass: between agents and the agents' service, and nothing else in any direction.
@@ -499,20 +507,34 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
     Ok(())
 }
 
-/// Takes down what a server left that had tunnels.
-async fn clear(ledger: &Ledger, directory: &DataDir) {
-    let Ok(Some(interface)) = ledger.interface() else { return };
-    let socket = directory.file(&format!("device-{interface}.sock"));
+/// Takes down what a server left that had tunnels, as far as that can be told.
+async fn clear(directory: &DataDir) {
+    let interface = Ledger::open(directory).and_then(|ledger| ledger.interface());
+    // Whose ledger cannot be read had the first name, most likely.
+    let interface = interface.ok().flatten().unwrap_or_else(|| "nm-comms".into());
+    let socket = socket(directory, &interface);
+    if !socket.exists() {
+        return;
+    }
     let cleared = blocking(move || {
         if let Some(mut device) = device::attach(&interface, &socket)? {
             device.remove()?;
-            firewall::remove(&format!("nmserver-{interface}"))?;
         }
+        firewall::remove(&table(&interface))?;
         Ok::<_, Off>(())
     });
     if let Err(error) = cleared.await {
         tracing::warn!(%error, "the tunnels to agents cannot be taken down");
     }
+}
+
+fn socket(directory: &DataDir, interface: &str) -> PathBuf {
+    directory.file(&format!("device-{interface}.sock"))
+}
+
+/// The table of the packet filter that belongs to an interface.
+fn table(interface: &str) -> String {
+    format!("nmserver-{interface}")
 }
 
 /// The key of the device. If it is lost another one does: agents learn it when they register again.
