@@ -312,10 +312,14 @@ pub(crate) fn may_be(interface: &str) -> bool {
     interface.strip_prefix(INTERFACE).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// The names that such tunnels may have, in order.
+pub fn names() -> impl Iterator<Item = String> {
+    std::iter::once(INTERFACE.to_owned()).chain((2..=MOST).map(|number| format!("{INTERFACE}{number}")))
+}
+
 /// The name for one more tunnel to a server: the first that no interface bears and that is not `taken`.
 pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
-    let names = std::iter::once(INTERFACE.to_owned()).chain((2..=MOST).map(|number| format!("{INTERFACE}{number}")));
-    for name in names.filter(|name| !taken(name)) {
+    for name in names().filter(|name| !taken(name)) {
         let found = device::link_index(&name).map_err(Refusal::failed(format!("look up the interface {name}")))?;
         if found.is_none() {
             return Ok(name);

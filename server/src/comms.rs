@@ -7,26 +7,24 @@
 //! of this host's own: another replica has another key and other addresses, and whoever is not known here registers again.
 
 mod ledger;
+mod place;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use ipnet::{IpNet, Ipv4Net};
-use netclient::comms::{MTU, free_interface, host};
-use netclient::device::{self, Device, DeviceError, DeviceStep, PeerSettings, PrivateKey, Refusal};
-use netclient::system::firewall::{self, FirewallError};
-use netclient::system::link::{self, LinkError, LinkStep};
+use netclient::agent::told;
+use netclient::device::{DeviceError, DeviceStep, Refusal, link_index};
+use netclient::system::firewall::FirewallError;
+use netclient::system::link::{self, LinkError};
 use schema::inventory::Inventory;
-use schema::scalars::PublicKey;
+use schema::scalars::{NetworkName, PublicKey};
 use schema::snapshot::ResourceId;
 use schema::world::World;
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 
@@ -36,11 +34,10 @@ use crate::identity::{DataDir, IdentityError};
 use crate::listen;
 use crate::state::State;
 use ledger::{Ledger, LedgerError};
+use place::Place;
 
-/// How often the server looks whether the device is still there.
-const LOOK: Duration = Duration::from_secs(1);
-/// How many connections may wait to be accepted.
-const BACKLOG: i32 = 1_024;
+/// How often the server looks whether everything that the tunnels stand on is as it should be.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The tunnels to agents.
 #[derive(Clone)]
@@ -49,23 +46,13 @@ pub struct Comms {
     desk: Arc<Mutex<Desk>>,
 }
 
-/// What stays the same while the server runs.
-struct Place {
-    interface: String,
-    socket: PathBuf,
-    range: Ipv4Net,
-    /// Where the agents' service is found in the tunnel.
-    service: SocketAddrV4,
-    /// Where agents find the device.
-    endpoint: String,
-    port: u16,
-    private_key: PrivateKey,
-}
-
 /// Who is registered: in memory, on the disk and on the device, changed together.
 struct Desk {
+    place: Arc<Place>,
     registry: Registry,
     ledger: Ledger,
+    /// Disk or device lack something of what is in memory.
+    behind: bool,
 }
 
 /// What an agent is told that registers.
@@ -91,15 +78,28 @@ pub enum Off {
     Asked,
     /// A network has addresses of the range.
     #[error("the network {0} overlaps COMMS_RANGE {1}; set COMMS_RANGE to a range that nothing else has, or COMMS=off")]
-    Overlap(schema::scalars::NetworkName, Ipv4Net),
+    Overlap(NetworkName, Ipv4Net),
+    /// The host has addresses or routes of the range.
+    #[error(
+        "{range} of {interface} on this host overlaps COMMS_RANGE {comms}; set COMMS_RANGE to a range that nothing else \
+         has, or COMMS=off"
+    )]
+    Used {
+        /// What is used already.
+        range: IpNet,
+        /// Whose that is.
+        interface: String,
+        /// The range of the tunnels.
+        comms: Ipv4Net,
+    },
     /// The device cannot be had.
     #[error("{0}; {help}", help = help(.0))]
     Device(#[from] DeviceError),
     /// The link cannot be set.
-    #[error(transparent)]
+    #[error("{0}; or set COMMS=off to do without")]
     Link(#[from] LinkError),
     /// The packet filter cannot be set.
-    #[error("{0}; without it agents could reach more of this host than they may")]
+    #[error("{0}; without it agents could reach more of this host than they may; or set COMMS=off")]
     Firewall(#[from] FirewallError),
     /// The ledger cannot be used.
     #[error(transparent)]
@@ -108,7 +108,7 @@ pub enum Off {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The service cannot be listened for.
-    #[error("cannot listen on {0} inside the tunnel: {1}")]
+    #[error("cannot listen on TCP {0} inside the tunnel ({1}); set COMMS_PORT to another port, or COMMS=off")]
     Listen(SocketAddrV4, io::Error),
 }
 
@@ -144,27 +144,19 @@ impl Comms {
         if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
             return Err(Off::Overlap(name.clone(), range));
         }
+        if let Some((interface, used)) = link::overlapping(here).await? {
+            return Err(Off::Used { range: used, interface, comms: range });
+        }
         let mut ledger = Ledger::open(directory)?;
-        let interface = match ledger.interface()? {
-            Some(interface) => interface,
-            None => free_interface(|_| false).map_err(DeviceError::from)?,
-        };
-        ledger.keep_interface(&interface)?;
+        let place = Arc::new(Place::choose(settings, directory, ledger.interface()?)?);
         let mut registry = Registry::new(range);
         restore(&mut registry, &mut ledger, &world.inventory)?;
-        let place = Place {
-            socket: socket(directory, &interface),
-            interface,
-            range,
-            service: SocketAddrV4::new(Registry::server(range), settings.comms_port),
-            endpoint: settings.comms_address(),
-            port: settings.comms_port,
-            private_key: private_key(directory)?,
-        };
-        let comms = Self { place: Arc::new(place), desk: Arc::new(Mutex::new(Desk { registry, ledger })) };
+        let desk = Desk { place: Arc::clone(&place), registry, ledger, behind: false };
+        let comms = Self { place, desk: Arc::new(Mutex::new(desk)) };
         comms.bring_up().await?;
+        comms.desk.lock().await.ledger.keep_interface(&comms.place.interface)?;
         // Whether it can be listened for is to be known now; whoever serves listens anew.
-        comms.listen().map_err(|error| Off::Listen(comms.place.service, error))?;
+        comms.place.listen().map_err(|error| Off::Listen(comms.place.service, error))?;
         Ok(comms)
     }
 
@@ -174,26 +166,27 @@ impl Comms {
     }
 
     /// Registers a machine whose signatures were checked: by the key that it shows, or, without one, because it has joined.
+    /// `knows` tells whether an identity has joined, at the time of asking.
     pub async fn register(
         &self,
         identity: PublicKey,
         public_key: PublicKey,
         key: Option<ResourceId>,
+        knows: impl FnOnce(&PublicKey) -> bool + Send + 'static,
     ) -> Result<Welcome, RegisterError> {
-        let (place, mut desk) = (Arc::clone(&self.place), self.desk().await);
+        let mut desk = self.desk().await;
         blocking(move || {
+            if desk.behind {
+                desk.catch_up::<RegisterError>()?;
+            }
             let now = Instant::now();
-            let known = desk.registry.of(&identity).cloned();
-            let (registration, replaced) = desk.registry.register(identity, public_key, key, now)?;
-            if known.as_ref() != Some(&registration) {
-                desk.ledger.put(&identity, &registration, now)?;
-            }
-            let mut steps: Vec<_> = replaced.map(DeviceStep::RemovePeer).into_iter().collect();
-            if known.is_none_or(|known| known.public_key != registration.public_key) {
-                steps.push(put(&registration));
-            }
-            place.apply(&steps)?;
-            Ok(place.welcome(&registration, now))
+            let before = desk.registry.of(&identity).cloned();
+            desk.registry.register(identity, public_key, key, now)?;
+            // It may have joined, or have left, since its signatures were checked.
+            desk.note(&identity, knows(&identity), now);
+            desk.carry_out(&[(identity, before)], now)?;
+            let registration = desk.registry.of(&identity).cloned();
+            Ok(desk.place.welcome(&registration.ok_or(RegisterError::Ended)?, now))
         })
         .await
     }
@@ -205,28 +198,25 @@ impl Comms {
         blocking(move || place.attach().ok()??.endpoint(&public_key).ok()?).await
     }
 
-    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends what lapses, and makes
-    /// the device anew where it was lost. The device stays when the server ends.
-    pub async fn run(
-        self,
-        mut states: watch::Receiver<Arc<State>>,
-        router: Router,
-        mut shutdown: watch::Receiver<bool>,
-    ) {
+    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends what lapses, and mends
+    /// what the tunnels stand on. The device stays when the server ends.
+    pub async fn run(self, states: watch::Receiver<Arc<State>>, router: Router, mut shutdown: watch::Receiver<bool>) {
+        let mut serving = Serving { router, shutdown: shutdown.clone(), task: None };
+        tokio::select! {
+            () = self.attend(states, &mut serving) => {}
+            _ = shutdown.wait_for(|end| *end) => {}
+        }
+        if let Some((_, task)) = serving.task.take() {
+            let _ = task.await;
+        }
+    }
+
+    async fn attend(&self, mut states: watch::Receiver<Arc<State>>, serving: &mut Serving) {
         let mut state = states.borrow_and_update().clone();
-        let end = shutdown.clone();
-        let serve = || self.serve(router.clone(), end.clone());
-        let (mut serving, mut lost) = (serve(), false);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut trouble = None;
         loop {
-            if std::mem::take(&mut lost) && self.mend().await {
-                // What listened, listened on the link that is gone.
-                serving.take().inspect(JoinHandle::abort);
-            }
-            if serving.is_none() {
-                serving = serve();
-            }
             let next = self.desk.lock().await.registry.next_end();
             let due = async {
                 match next {
@@ -237,29 +227,35 @@ impl Comms {
             tokio::select! {
                 moved = states.changed() => {
                     if moved.is_err() {
-                        break;
+                        return;
                     }
                     let newer = states.borrow_and_update().clone();
                     self.follow(&state.world.inventory, &newer.world.inventory).await;
                     state = newer;
                 }
                 () = due => self.lapse().await,
-                _ = look.tick() => lost = !self.is_there().await,
-                () = ended(&mut shutdown) => break,
+                _ = look.tick() => self.look(serving, &mut trouble).await,
             }
-        }
-        if let Some(serving) = serving {
-            let _ = serving.await;
         }
     }
 
-    /// Serves agents in the tunnel; absent: it cannot be listened there right now.
-    fn serve(&self, router: Router, shutdown: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
-        match self.listen() {
-            Ok(listener) => Some(tokio::spawn(listen::serve(listener, None, router, shutdown))),
+    /// Sees to it that everything is as it should be; the log has each trouble once.
+    async fn look(&self, serving: &mut Serving, trouble: &mut Option<String>) {
+        let whole = self.place.is_whole().await && !self.desk.lock().await.behind;
+        let mended = if whole { Ok(()) } else { self.bring_up().await };
+        let served = mended.and_then(|()| serving.keep(&self.place));
+        match served {
+            Ok(()) if !whole => {
+                tracing::warn!(interface = self.place.interface, "the tunnels to agents were damaged, and are mended");
+                *trouble = None;
+            }
+            Ok(()) => *trouble = None,
             Err(error) => {
-                tracing::warn!(%error, "agents are not served in the tunnel; trying again");
-                None
+                let why = told(&error);
+                if trouble.as_ref() != Some(&why) {
+                    tracing::error!(why, "the tunnels to agents are damaged; trying again");
+                }
+                *trouble = Some(why);
             }
         }
     }
@@ -277,96 +273,35 @@ impl Comms {
             .flatten()
             .map(|joined| joined.identity)
             .collect();
-        let noted = blocking(move || {
+        blocking(move || {
             let now = Instant::now();
-            for identity in touched {
-                let known = desk.registry.of(&identity).cloned();
-                if after.knows(&identity) {
-                    desk.registry.joined(&identity);
-                } else if known.as_ref().is_some_and(|known| known.ends.is_none()) {
-                    desk.registry.left(&identity, now);
-                }
-                if let Some(registration) = desk.registry.of(&identity).cloned()
-                    && known.as_ref() != Some(&registration)
-                {
-                    desk.ledger.put(&identity, &registration, now)?;
-                }
-            }
-            Ok::<_, LedgerError>(())
-        });
-        if let Err(error) = noted.await {
-            tracing::warn!(%error, "who is registered is known, but not kept");
-        }
+            let before: Vec<_> = touched.iter().map(|it| (*it, desk.registry.of(it).cloned())).collect();
+            touched.iter().for_each(|identity| desk.note(identity, after.knows(identity), now));
+            desk.carry_out_or_say(&before, now);
+        })
+        .await;
     }
 
     /// Ends the registrations that are due.
     async fn lapse(&self) {
-        let (place, mut desk) = (Arc::clone(&self.place), self.desk().await);
-        let ended = blocking(move || {
-            let ended = desk.registry.lapse(Instant::now());
-            let steps: Vec<_> = ended.iter().map(|(_, key)| DeviceStep::RemovePeer(*key)).collect();
-            let identities: Vec<_> = ended.into_iter().map(|(identity, _)| identity).collect();
-            let kept = desk.ledger.delete(&identities);
-            place.apply(&steps)?;
-            kept?;
-            Ok::<_, RegisterError>(identities.len())
-        });
-        match ended.await {
-            Ok(count) => tracing::debug!(count, "registrations ended"),
-            Err(error) => tracing::warn!(%error, "registrations ended, and something of them stays"),
-        }
-    }
-
-    async fn is_there(&self) -> bool {
-        let place = Arc::clone(&self.place);
-        // One that gives no answer is there, and nobody may end it but its owner.
-        blocking(move || !matches!(place.attach(), Ok(None) | Err(DeviceError::Gone { .. }))).await
-    }
-
-    /// Makes the device anew; whether that went well.
-    async fn mend(&self) -> bool {
-        match self.bring_up().await {
-            Ok(()) => {
-                tracing::warn!(
-                    interface = self.place.interface,
-                    "the device of the tunnels to agents was lost; it is made anew"
-                );
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the device of the tunnels to agents was lost; trying again");
-                false
-            }
-        }
+        let mut desk = self.desk().await;
+        blocking(move || {
+            let now = Instant::now();
+            let ended: Vec<_> = desk.registry.lapse(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
+            desk.carry_out_or_say(&ended, now);
+        })
+        .await;
     }
 
     /// Brings packet filter, device and link to what they should be, in this order: no packet comes in unfiltered.
     async fn bring_up(&self) -> Result<(), Off> {
-        let (place, desk) = (Arc::clone(&self.place), self.desk().await);
+        let mut desk = self.desk().await;
         blocking(move || {
-            firewall::load(&table(&place.interface), &place.chains())?;
-            place.bring_device(&desk.registry).map_err(Off::from)
+            desk.place.filter()?;
+            desk.catch_up::<Off>()
         })
         .await?;
-        let Place { interface, range, service, .. } = &*self.place;
-        let missing = || LinkError::Missing { interface: interface.clone() };
-        let observed = link::observe(interface).await?.ok_or_else(missing)?;
-        let own = IpNet::V4(Ipv4Net::new_assert(*service.ip(), range.prefix_len()));
-        let others = observed.addresses.iter().filter(|address| **address != own);
-        let mut steps: Vec<_> = others.map(|address| LinkStep::RemoveAddress(*address)).collect();
-        steps.extend([LinkStep::SetMtu(MTU), LinkStep::Up, LinkStep::AddAddress(own)]);
-        Ok(link::apply(interface, &steps).await?)
-    }
-
-    /// Takes the port of the agents' service, on the device alone.
-    fn listen(&self) -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.set_reuse_address(true)?;
-        socket.bind_device(Some(self.place.interface.as_bytes()))?;
-        socket.bind(&self.place.service.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        Ok(self.place.bring_link().await?)
     }
 
     async fn desk(&self) -> OwnedMutexGuard<Desk> {
@@ -374,88 +309,81 @@ impl Comms {
     }
 }
 
-impl Place {
-    fn attach(&self) -> Result<Option<Box<dyn Device>>, DeviceError> {
-        device::attach(&self.interface, &self.socket)
-    }
+/// The service in the tunnel, while it is listened for.
+struct Serving {
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+    /// The link that it listens on, and what serves there.
+    task: Option<(u32, JoinHandle<()>)>,
+}
 
-    /// Carries out steps on the device; where it is gone, whoever makes it anew carries out all.
-    fn apply(&self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
-        if steps.is_empty() {
+impl Serving {
+    /// Serves on the link as it is now: what listened on one that is gone listens to nobody.
+    fn keep(&mut self, place: &Place) -> Result<(), Off> {
+        let failed = |error| Off::Listen(place.service, error);
+        let now = link_index(&place.interface).map_err(failed)?.unwrap_or(0);
+        if self.task.as_ref().is_some_and(|(index, task)| *index == now && !task.is_finished()) {
             return Ok(());
         }
-        let Some(mut device) = self.attach()? else { return Ok(()) };
-        match device.apply(steps) {
-            Err(DeviceError::Gone { .. }) => Ok(()),
-            outcome => outcome,
+        if let Some((_, old)) = self.task.take() {
+            old.abort();
+        }
+        let listener = place.listen().map_err(failed)?;
+        let serve = listen::serve(listener, None, self.router.clone(), self.shutdown.clone());
+        self.task = Some((now, tokio::spawn(serve)));
+        Ok(())
+    }
+}
+
+impl Desk {
+    /// Notes whether a machine has joined.
+    fn note(&mut self, identity: &PublicKey, joined: bool, now: Instant) {
+        if joined {
+            self.registry.joined(identity);
+        } else if self.registry.of(identity).is_some_and(|known| known.ends.is_none()) {
+            self.registry.left(identity, now);
         }
     }
 
-    /// Attaches to the device, or makes it, and gives it what it lacks.
-    fn bring_device(&self, registry: &Registry) -> Result<(), DeviceError> {
-        let (mut device, made) = match self.attach()? {
-            Some(device) => (device, false),
-            None => (device::create_apart(&self.interface, Path::new("/proc/self/exe"), &self.socket)?, true),
-        };
-        let brought = self.fill(&mut *device, registry);
-        if brought.is_err() && made {
-            // It serves nobody as it is.
-            let _ = device.remove();
-        }
-        brought
-    }
-
-    fn fill(&self, device: &mut dyn Device, registry: &Registry) -> Result<(), DeviceError> {
-        let observed = device.observe()?;
+    /// Carries out on disk and device what differs from before, as far as that goes; what fails is made up for later.
+    fn carry_out(&mut self, before: &[(PublicKey, Option<Registration>)], now: Instant) -> Result<(), RegisterError> {
         let mut steps = Vec::new();
-        if observed.public_key != Some(self.private_key.public()) {
-            steps.push(DeviceStep::SetPrivateKey(self.private_key.clone()));
+        let mut kept = Ok(());
+        let mut gone = Vec::new();
+        for (identity, was) in before {
+            let is = self.registry.of(identity);
+            if is == was.as_ref() {
+                continue;
+            }
+            let (old, new) = (was.as_ref().map(|it| it.public_key), is.map(|it| it.public_key));
+            if old != new {
+                steps.extend(old.map(DeviceStep::RemovePeer));
+                steps.extend(is.map(place::peer));
+            }
+            match is {
+                Some(is) => kept = kept.and(self.ledger.put(identity, is, now)),
+                None => gone.push(*identity),
+            }
         }
-        if observed.listen_port != self.port {
-            steps.push(DeviceStep::SetListenPort(self.port));
-        }
-        let known = |key: &PublicKey| registry.has(key);
-        steps.extend(observed.peers.keys().filter(|key| !known(key)).map(|key| DeviceStep::RemovePeer(*key)));
-        let fits = |it: &Registration| {
-            let seen = observed.peers.get(&it.public_key);
-            seen.is_some_and(|seen| seen.settings.allowed_ips == [host(it.address)].into())
-        };
-        steps.extend(registry.all().filter(|(_, it)| !fits(it)).map(|(_, it)| put(it)));
-        device.apply(&steps)
+        let kept = kept.and(self.ledger.delete(&gone));
+        let applied = self.place.apply(&steps);
+        self.behind |= kept.is_err() || applied.is_err();
+        kept?;
+        Ok(applied?)
     }
 
-    /// What may pass: between agents and the agents' service, and nothing else in any direction.
-    fn chains(&self) -> String {
-        let Self { interface, range, service, .. } = self;
-        let (address, port) = (service.ip(), service.port());
-        format!(
-            r#"chain input {{
-    type filter hook input priority filter - 10; policy accept;
-    iifname "{interface}" ip saddr {range} ip daddr {address} tcp dport {port} accept
-    iifname "{interface}" drop
-}}
-chain forward {{
-    type filter hook forward priority filter - 10; policy accept;
-    iifname "{interface}" drop
-    oifname "{interface}" drop
-}}
-chain output {{
-    type filter hook output priority filter - 10; policy accept;
-    oifname "{interface}" ip saddr {address} tcp sport {port} accept
-    oifname "{interface}" drop
-}}
-"#
-        )
+    fn carry_out_or_say(&mut self, before: &[(PublicKey, Option<Registration>)], now: Instant) {
+        if let Err(error) = self.carry_out(before, now) {
+            tracing::warn!(error = told(&error), "a change of who is registered is made up for later");
+        }
     }
 
-    fn welcome(&self, registration: &Registration, now: Instant) -> Welcome {
-        Welcome {
-            public_key: self.private_key.public(),
-            endpoint: self.endpoint.clone(),
-            address: registration.address,
-            service: self.service,
-            lapses: registration.ends.map(|end| end.saturating_duration_since(now)),
-        }
+    /// Makes up for what failed.
+    fn catch_up<E: From<DeviceError> + From<LedgerError>>(&mut self) -> Result<(), E> {
+        self.place.bring_device(&self.registry)?;
+        self.ledger.replace(self.registry.all(), Instant::now())?;
+        self.behind = false;
+        Ok(())
     }
 }
 
@@ -471,24 +399,29 @@ pub enum RegisterError {
     /// The device did not take it.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// It ended while it came about.
+    #[error("the registration ended while it came about; register again")]
+    Ended,
+}
+
+impl RegisterError {
+    /// What the machine is told: what failed on the server is its operator's business.
+    pub fn public(&self) -> String {
+        match self {
+            Self::Unregistered(_) | Self::Ended => self.to_string(),
+            Self::Ledger(_) | Self::Device(_) => {
+                "the server cannot have the tunnel right now, and its log says why; try again, or join without: netclient \
+                 join -t TOKEN"
+                    .into()
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Comms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Comms({} at {})", self.place.interface, self.place.endpoint)
     }
-}
-
-/// Returns when it is time to end.
-async fn ended(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left who could say so.
-    let _ = shutdown.wait_for(|end| *end).await;
-}
-
-/// A peer as the device should have it.
-fn put(registration: &Registration) -> DeviceStep {
-    let allowed_ips = [host(registration.address)].into();
-    DeviceStep::PutPeer(registration.public_key, PeerSettings { endpoint: None, allowed_ips, keepalive: 0 })
 }
 
 /// Takes in what the ledger has: whoever has joined stays, and whoever left while the server was down goes.
@@ -509,47 +442,11 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
 
 /// Takes down what a server left that had tunnels, as far as that can be told.
 async fn clear(directory: &DataDir) {
-    let interface = Ledger::open(directory).and_then(|ledger| ledger.interface());
-    // Whose ledger cannot be read had the first name, most likely.
-    let interface = interface.ok().flatten().unwrap_or_else(|| "nm-comms".into());
-    let socket = socket(directory, &interface);
-    if !socket.exists() {
-        return;
+    let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
+    let directory = directory.clone();
+    if let Err(error) = blocking(move || place::clear(&directory, kept)).await {
+        tracing::warn!(error = told(&error), "the tunnels to agents cannot be taken down");
     }
-    let cleared = blocking(move || {
-        if let Some(mut device) = device::attach(&interface, &socket)? {
-            device.remove()?;
-        }
-        firewall::remove(&table(&interface))?;
-        Ok::<_, Off>(())
-    });
-    if let Err(error) = cleared.await {
-        tracing::warn!(%error, "the tunnels to agents cannot be taken down");
-    }
-}
-
-fn socket(directory: &DataDir, interface: &str) -> PathBuf {
-    directory.file(&format!("device-{interface}.sock"))
-}
-
-/// The table of the packet filter that belongs to an interface.
-fn table(interface: &str) -> String {
-    format!("nmserver-{interface}")
-}
-
-/// The key of the device. If it is lost another one does: agents learn it when they register again.
-fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
-    const FILE: &str = "comms.key";
-    if let Some(bytes) = directory.read(FILE)? {
-        let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it has not 32 bytes".into() };
-        return bytes.as_slice().try_into().map(PrivateKey).map_err(damaged);
-    }
-    let mut key = crate::identity::random()?;
-    // As wg(8) does: the bits that Curve25519 ignores are those that it would assume (RFC 7748, section 5).
-    key[0] &= 248;
-    key[31] = (key[31] & 127) | 64;
-    directory.write(FILE, &*key)?;
-    Ok(PrivateKey(*key))
 }
 
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {

@@ -61,7 +61,7 @@ const NAMES: &[(&str, &str)] = &[
     ("BEHIND_PROXY", "on or off: whether a proxy in front ends TLS"),
     ("COMMS", "on or off: whether agents may register for a tunnel to the server"),
     ("COMMS_RANGE", "the IPv4 range of the tunnels; no network may overlap it"),
-    ("COMMS_PORT", "the UDP port of the tunnels"),
+    ("COMMS_PORT", "the UDP port of the tunnels, and the TCP port of the agents' service inside of them"),
     ("PUBLIC_COMMS", "host:port where agents find the tunnels' end, where a NAT changes it"),
     ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
     ("CLIENT_NAME", "the name of that node"),
@@ -161,6 +161,11 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
             Some(text) => text.parse().map_err(|why: String| bad("CLIENT_NAME", text, &why))?,
         },
     };
+    if settings.comms && [settings.api_port, settings.grpc_port].contains(&settings.comms_port) {
+        let (port, why) =
+            (settings.comms_port.to_string(), "API_PORT or GRPC_PORT has it, and it is a TCP port as well");
+        return Err(bad("COMMS_PORT", port, why));
+    }
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
@@ -283,6 +288,7 @@ mod tests {
             ("COMMS_RANGE", "10.101.0.0/31"),
             ("COMMS_RANGE", "127.0.0.0/16"),
             ("COMMS_PORT", "70000"),
+            ("COMMS_PORT", "8081"),
             ("CLIENT_NAME", "A B"),
         ] {
             let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();

@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The machine may not register, or could not be.
-    #[error("{0}")]
+    #[error("{}", .0.public())]
     Unregistered(RegisterError),
     /// A signature does not hold.
     #[error(transparent)]
@@ -102,7 +102,7 @@ impl Error {
             Self::Unregistered(RegisterError::Unregistered(_)) => {
                 (StatusCode::FORBIDDEN, "unregistered", "registration refused", Code::PermissionDenied)
             }
-            Self::Unregistered(RegisterError::Ledger(_) | RegisterError::Device(_)) => {
+            Self::Unregistered(RegisterError::Ledger(_) | RegisterError::Device(_) | RegisterError::Ended) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable)
             }
             Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
@@ -113,6 +113,9 @@ impl Error {
 
     /// Tells the log what the caller is not told.
     fn note(&self) {
+        if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
+            tracing::error!(error = netclient::agent::told(error), "a machine could not be registered");
+        }
         if let Self::Store(error) = self {
             let cause = std::error::Error::source(&**error).map(ToString::to_string);
             tracing::error!(error = %error, cause, "the database failed");

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
+use netclient::agent::told;
 use schema::api::Control;
 use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
@@ -142,7 +143,9 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
             tracing::info!(interface, endpoint, %service, "agents may register for a tunnel");
         }
         Err(Off::Asked) => {}
-        Err(why) => tracing::warn!(%why, "COMMS is off: agents cannot register, and reach the server by TLS"),
+        Err(why) => {
+            tracing::warn!(why = told(why), "COMMS is off: agents cannot register, and reach the server by TLS")
+        }
     }
     comms
 }

@@ -605,3 +605,56 @@ fn a_tunnel_that_leads_to_nobody_any_more_is_left() {
         change(&mesh, &machines[0], "10.40.9.3", Duration::from_secs(3)).await;
     });
 }
+
+#[test]
+fn what_the_tunnels_stand_on_is_mended() {
+    if !enter_test("what_the_tunnels_stand_on_is_mended") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let machines = registered(&mesh, &["a"]).await;
+        let a = machines[0].host();
+        let rest = (Ipv4Addr::new(10, 101, 0, 1), 8_081);
+        let closed = async |what: &str| {
+            eventually(what, Duration::from_secs(10), async || !connects(a, None, rest)).await;
+            eventually("the service is there", Duration::from_secs(10), async || connects(a, None, (rest.0, COMMS)))
+                .await;
+        };
+        // As Debian's own rules begin.
+        run(mesh.server.host(), "nft flush ruleset").await;
+        closed("the filter is there again").await;
+        run(mesh.server.host(), "ip link set nm-comms down").await;
+        closed("the link is up again").await;
+        run(mesh.server.host(), "ip address flush dev nm-comms").await;
+        closed("the address is there again").await;
+
+        // What the log itself advises where the ledger is damaged; the device is found by its socket.
+        mesh.server.kill().await.expect("it is killed");
+        for file in ["comms.db", "comms.db-wal", "comms.db-shm"] {
+            let _ = std::fs::remove_file(mesh.server.data().join(file));
+        }
+        mesh.server.serve().await.expect("it serves again");
+        let log = mesh.server.process().expect("it runs").printed();
+        assert!(!log.contains("COMMS is off"), "{log}");
+        takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+
+        // Another port is another device.
+        for port in ["4001", "4002", "4003", "4004", "4005", "4006"] {
+            mesh.server.kill().await.expect("it is killed");
+            mesh.server.set("COMMS_PORT", port);
+            mesh.server.serve().await.expect("it serves again");
+        }
+        let log = mesh.server.process().expect("it runs").printed();
+        assert!(!log.contains("COMMS is off") && log.contains(":4006"), "{log}");
+
+        // A range that the host has already.
+        mesh.server.kill().await.expect("it is killed");
+        mesh.server.set("COMMS_RANGE", "198.18.0.0/16");
+        mesh.server.serve().await.expect("it serves again");
+        let log = mesh.server.process().expect("it runs").printed();
+        assert!(log.contains("of eth0 on this host overlaps COMMS_RANGE 198.18.0.0/16"), "{log}");
+        assert_eq!(run(mesh.server.host(), "ip -br link show type tun").await, "", "nothing is left of the tunnels");
+        assert_eq!(run(mesh.server.host(), "nft list ruleset").await, "");
+    });
+}

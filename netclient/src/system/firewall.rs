@@ -47,6 +47,14 @@ pub fn load(table: &str, chains: &str) -> Result<(), FirewallError> {
     run(table, &script(table, chains))
 }
 
+/// Whether the table `inet TABLE` is there; one that cannot be asked for counts as absent. Blocks the caller.
+pub fn is_there(table: &str) -> bool {
+    let Some(path) = find(env::var_os("PATH").as_deref(), Path::is_file) else { return false };
+    let mut nft = Command::new(path);
+    nft.args(["list", "table", "inet", table]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    nft.status().is_ok_and(|status| status.success())
+}
+
 /// Removes the table `inet TABLE`; one that is absent is no error. Blocks the caller.
 pub fn remove(table: &str) -> Result<(), FirewallError> {
     run(table, &without(table))

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 
@@ -136,6 +136,35 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
         Some((name_of(link)?.to_owned(), range.trunc()))
     });
     Ok(found)
+}
+
+/// What this machine has of a range already, by an address or a route that is not the default one, and at which interface;
+/// tunnels to servers do not count. Absent: nothing.
+pub async fn overlapping(range: IpNet) -> Result<Option<(String, IpNet)>, LinkError> {
+    let overlaps = |other: &IpNet| other.contains(&range.network()) || range.contains(&other.network());
+    let handle = connect()?;
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let listed: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let addresses = listed.iter().filter_map(|message| Some((message.header.index, address_of(message)?.trunc())));
+    let main = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes: Vec<RouteMessage> = handle.route().get(main).execute().try_collect().await.map_err(unread("routes"))?;
+    let routes = routes.iter().filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
+    let routes = routes.filter_map(|route| Some((*exits(route).first()?, destination(route)?)));
+    let all = addresses.chain(routes).filter(|(_, other)| overlaps(other));
+    let named = all.filter_map(|(index, other)| {
+        let link = links.iter().find(|link| link.header.index == index)?;
+        Some((name_of(link)?.to_owned(), other))
+    });
+    Ok(named.into_iter().find(|(interface, _)| !crate::comms::may_be(interface)))
+}
+
+/// Where a route leads that is not the default one.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let to = |attribute: &RouteAttribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(to)) = attribute { Some(IpAddr::V4(*to)) } else { None }
+    };
+    IpNet::new(route.attributes.iter().find_map(to)?, route.header.destination_prefix_length).ok()
 }
 
 /// Carries out the steps in their order, up to the first that fails.

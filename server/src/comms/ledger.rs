@@ -81,6 +81,20 @@ impl Ledger {
         Ok(all)
     }
 
+    /// Keeps these registrations and no others.
+    pub(super) fn replace<'a>(
+        &mut self,
+        all: impl Iterator<Item = (&'a PublicKey, &'a Registration)>,
+        now: Instant,
+    ) -> Result<(), LedgerError> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute("delete from registration", [])?;
+        for (identity, registration) in all {
+            put(&transaction, identity, registration, now)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     /// Keeps a registration.
     pub(super) fn put(
         &mut self,
@@ -88,26 +102,36 @@ impl Ledger {
         registration: &Registration,
         now: Instant,
     ) -> Result<(), LedgerError> {
-        let Registration { public_key, address, key, ends } = registration;
-        let ends = ends.map(|end| {
-            let left = SignedDuration::try_from(end.saturating_duration_since(now)).unwrap_or_default();
-            (Timestamp::now() + left).as_second()
-        });
-        let key = key.as_ref().map(ToString::to_string);
-        let mut put =
-            self.connection.prepare_cached("insert or replace into registration values (?1, ?2, ?3, ?4, ?5)")?;
-        put.execute(params![identity.0, public_key.0, address.to_string(), key, ends])?;
-        Ok(())
+        Ok(put(&self.connection, identity, registration, now)?)
     }
 
     /// Forgets registrations.
     pub(super) fn delete(&mut self, identities: &[PublicKey]) -> Result<(), LedgerError> {
+        if identities.is_empty() {
+            return Ok(());
+        }
         let transaction = self.connection.transaction()?;
         for identity in identities {
             transaction.prepare_cached("delete from registration where identity = ?1")?.execute([identity.0])?;
         }
         Ok(transaction.commit()?)
     }
+}
+
+fn put(
+    connection: &Connection,
+    identity: &PublicKey,
+    registration: &Registration,
+    now: Instant,
+) -> rusqlite::Result<()> {
+    let Registration { public_key, address, key, ends } = registration;
+    let ends = ends.map(|end| {
+        let left = SignedDuration::try_from(end.saturating_duration_since(now)).unwrap_or_default();
+        (Timestamp::now() + left).as_second()
+    });
+    let key = key.as_ref().map(ToString::to_string);
+    let mut put = connection.prepare_cached("insert or replace into registration values (?1, ?2, ?3, ?4, ?5)")?;
+    put.execute(params![identity.0, public_key.0, address.to_string(), key, ends]).map(drop)
 }
 
 /// How long a moment is away; a clock that was set makes it no longer than a registration lasts.

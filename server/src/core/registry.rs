@@ -103,8 +103,7 @@ impl Registry {
         true
     }
 
-    /// Registers a machine: by the key that it shows, or, without one, because it has joined. The registration, and the
-    /// WireGuard key that it had before and has no longer.
+    /// Registers a machine: by the key that it shows, or, without one, because it has joined.
     ///
     /// One that is registered already with the same WireGuard key stays as it is.
     pub fn register(
@@ -113,7 +112,7 @@ impl Registry {
         public_key: PublicKey,
         key: Option<ResourceId>,
         now: Instant,
-    ) -> Result<(Registration, Option<PublicKey>), Unregistered> {
+    ) -> Result<Registration, Unregistered> {
         if self.identities.get(&public_key).is_some_and(|other| *other != identity) {
             return Err(Unregistered::PublicKeyTaken);
         }
@@ -127,8 +126,7 @@ impl Registry {
                 self.identities.insert(public_key, identity);
                 self.all.entry(identity).and_modify(|it| it.public_key = public_key);
             }
-            let registration = self.all.get(&identity).cloned().unwrap_or(there);
-            return Ok((registration, (before != public_key).then_some(before)));
+            return Ok(self.all.get(&identity).cloned().unwrap_or(there));
         }
         if let Some(key) = &key {
             let waiting = self.unjoined.get(key).copied().unwrap_or(0);
@@ -140,7 +138,7 @@ impl Registry {
         let ends = key.is_some().then(|| now + LAPSE);
         let registration = Registration { public_key, address, key, ends };
         self.put(identity, registration.clone());
-        Ok((registration, None))
+        Ok(registration)
     }
 
     /// Notes that a machine has joined a network.
@@ -153,8 +151,8 @@ impl Registry {
         self.set_end(identity, Some(now + PARTING));
     }
 
-    /// Ends what is due: the identities, and the WireGuard keys of their tunnels.
-    pub fn lapse(&mut self, now: Instant) -> Vec<(PublicKey, PublicKey)> {
+    /// Ends what is due: the identities, and what their registrations were.
+    pub fn lapse(&mut self, now: Instant) -> Vec<(PublicKey, Registration)> {
         let mut ended = Vec::new();
         while let Some((at, identity)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, identity));
@@ -163,7 +161,7 @@ impl Registry {
                 self.identities.remove(&registration.public_key);
                 self.addresses.remove(&registration.address);
                 self.freed.insert(registration.address);
-                ended.push((identity, registration.public_key));
+                ended.push((identity, registration));
             }
         }
         ended
@@ -254,6 +252,11 @@ mod tests {
         PublicKey(bytes)
     }
 
+    /// Whose registrations end.
+    fn ended(registry: &mut Registry, now: Instant) -> Vec<PublicKey> {
+        registry.lapse(now).into_iter().map(|(identity, _)| identity).collect()
+    }
+
     fn access(name: &str) -> Option<ResourceId> {
         Some(format!("corp/access-key/{name}").parse().expect("an id"))
     }
@@ -263,7 +266,7 @@ mod tests {
         let (mut registry, now) = registry("10.101.0.0/29");
         let mut given = Vec::new();
         for number in 0..5 {
-            let (registration, _) = registry.register(key(number), key(100 + number), access("k"), now).expect("room");
+            let registration = registry.register(key(number), key(100 + number), access("k"), now).expect("room");
             given.push(registration.address.octets()[3]);
         }
         assert_eq!(given, [2, 3, 4, 5, 6], "neither the range's own, nor the server's, nor the broadcast");
@@ -272,8 +275,8 @@ mod tests {
         for number in [0, 1, 3, 4] {
             registry.joined(&key(number));
         }
-        assert_eq!(registry.lapse(now + LAPSE), [(key(2), key(102))]);
-        let (again, _) = registry.register(key(9), key(109), access("k"), now).expect("there is room");
+        assert_eq!(ended(&mut registry, now + LAPSE), [key(2)]);
+        let again = registry.register(key(9), key(109), access("k"), now).expect("there is room");
         assert_eq!(again.address.octets()[3], 4);
     }
 
@@ -284,26 +287,26 @@ mod tests {
         registry.register(key(2), key(102), access("k"), now).expect("room");
         registry.joined(&key(2));
         assert_eq!(registry.next_end(), Some(now + LAPSE));
-        assert_eq!(registry.lapse(now + LAPSE - Duration::from_secs(1)), []);
-        assert_eq!(registry.lapse(now + LAPSE), [(key(1), key(101))]);
+        assert_eq!(ended(&mut registry, now + LAPSE - Duration::from_secs(1)), []);
+        assert_eq!(ended(&mut registry, now + LAPSE), [key(1)]);
         assert_eq!((registry.next_end(), registry.of(&key(1))), (None, None));
         registry.left(&key(2), now + LAPSE);
-        assert_eq!(registry.lapse(now + LAPSE), [], "what it is still told gets through");
+        assert_eq!(ended(&mut registry, now + LAPSE), [], "what it is still told gets through");
         registry.joined(&key(2));
-        assert_eq!(registry.lapse(now + LAPSE * 9), [], "it joined another one meanwhile");
+        assert_eq!(ended(&mut registry, now + LAPSE * 9), [], "it joined another one meanwhile");
     }
 
     #[test]
     fn registering_twice_changes_nothing_and_another_key_takes_the_place_of_the_first() {
         let (mut registry, now) = registry("10.101.0.0/16");
-        let (first, _) = registry.register(key(1), key(101), access("k"), now).expect("room");
+        let first = registry.register(key(1), key(101), access("k"), now).expect("room");
         let later = now + Duration::from_secs(60);
-        assert_eq!(registry.register(key(1), key(101), access("k"), later), Ok((first.clone(), None)));
-        let (moved, before) = registry.register(key(1), key(201), access("k"), later).expect("room");
-        assert_eq!((moved.address, moved.ends, before), (first.address, first.ends, Some(key(101))));
+        assert_eq!(registry.register(key(1), key(101), access("k"), later), Ok(first.clone()));
+        let moved = registry.register(key(1), key(201), access("k"), later).expect("room");
+        assert_eq!((moved.address, moved.ends, registry.has(&key(101))), (first.address, first.ends, false));
         let stolen = registry.register(key(2), key(201), access("k"), now);
         assert_eq!(stolen, Err(Unregistered::PublicKeyTaken));
-        let (joined, _) = registry.register(key(1), key(201), None, later).expect("room");
+        let joined = registry.register(key(1), key(201), None, later).expect("room");
         assert_eq!(joined.ends, None, "its identity has joined");
     }
 
@@ -338,7 +341,7 @@ mod tests {
             assert!(!registry.restore(key(identity), registration.clone()), "{registration:?}");
         }
         let next = |registry: &mut Registry, number| {
-            registry.register(key(number), key(500 + number), None, now).expect("room").0.address.octets()[3]
+            registry.register(key(number), key(500 + number), None, now).expect("room").address.octets()[3]
         };
         let given: Vec<u8> = (10..17).map(|number| next(&mut registry, number)).collect();
         assert_eq!(given, [2, 3, 5, 6, 7, 8, 10]);

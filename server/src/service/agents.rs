@@ -42,7 +42,9 @@ impl Service {
         let key = if known { None } else { Some(self.showable_key(&state, request)?) };
         let verifier = key.as_ref().map(|(_, verifier)| verifier);
         sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
-        let welcome = comms.register(identity, public_key, key.map(|(id, _)| id)).await?;
+        let service = self.clone();
+        let knows = move |identity: &PublicKey| service.state().world.inventory.knows(identity);
+        let welcome = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
         let mut answer = wire::RegisterResponse {
             public_key: welcome.public_key.0.to_vec().into(),
             endpoint: welcome.endpoint,
@@ -196,7 +198,7 @@ impl Service {
             let id = (network.clone(), name.clone());
             self.inner.sightings.note(&id, told(&state, at), way);
             if let Some((facts, from)) = said
-                && self.take_in(&state, id, facts, from).await?
+                && self.take_in(&state, id, facts, from, way).await?
             {
                 state = self.state();
             }
@@ -209,12 +211,17 @@ impl Service {
         &self,
         state: &State,
         id: NodeId,
-        facts: &wire::Facts,
+        said: &wire::Facts,
         from: Option<IpAddr>,
+        way: Control,
     ) -> Result<bool, Error> {
         let World { snapshot, inventory, .. } = &*state.world;
         let (Some(network), Some(joined)) = (snapshot.network(&id.0), inventory.node(&id)) else { return Ok(false) };
-        let facts = facts::read(facts, from, network)?;
+        let mut facts = facts::read(said, from, network)?;
+        if way == Control::Tunnel && from.is_none() && said.endpoint.is_empty() {
+            // Where the tunnel comes from cannot be told right now: what is known holds.
+            facts.endpoint = joined.endpoint.clone();
+        }
         if enrol::told(joined, facts.clone()) == **joined {
             return Ok(false);
         }
