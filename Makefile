@@ -16,7 +16,7 @@ test: tools test-tools build
 	cargo test --workspace
 
 soak: tools test-tools build
-	ROUNDS=30 cargo test -p end-to-end --test faults -- --nocapture
+	ROUNDS=30 cargo test -p end-to-end --test faults --test client_mode --test register -- --nocapture kill
 
 bench: tools
 	cargo build --release --workspace
