@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime};
+use netclient::device::userspace::Userspace;
+use netclient::device::{Device, DeviceStep, PrivateKey};
 use nmplan::lab::{Machine, enter_test};
 
 fn text(address_of_c: &str, keepalive: &str) -> String {
@@ -133,5 +135,61 @@ fn a_machine_that_was_cut_off_catches_up() {
         cut.host().link_up().await.expect("the cable is in");
         eventually("it catches up", Duration::from_secs(60), async || knows(cut, "api", "10.40.0.10").await).await;
         all_ping_all(&machines, "corp").await;
+    });
+}
+
+#[test]
+fn a_device_outlives_every_change_of_its_port() {
+    if !enter_test("a_device_outlives_every_change_of_its_port") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machine = mesh.machine("a").await;
+        let (host, socket) = (machine.host(), machine.host().directory().join("device.sock"));
+        let mut device = host.within(|| Userspace::spawn("nm-x", &mesh.programs.netclient, &socket)).expect("a device");
+        device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([9; 32]))]).expect("it takes a key");
+        // What reads the link is what a move disturbs.
+        let mut up = host.command("ip");
+        up.args(["link", "set", "nm-x", "up"]);
+        assert!(host.run(up).await.expect("it runs").status.success());
+        let first = end_to_end::device_of(host, "nm-x");
+        for port in 4_000..4_040 {
+            device.apply(&[DeviceStep::SetListenPort(port)]).expect("it moves");
+            assert_eq!(device.observe().expect("it lives on").listen_port, port);
+        }
+        assert_eq!(end_to_end::device_of(host, "nm-x"), first);
+        device.remove().expect("it ends");
+        assert_eq!(host.within(|| netclient::device::link_index("nm-x")).expect("the kernel answers"), None);
+    });
+}
+
+#[test]
+fn a_mesh_moves_to_another_port_on_the_devices_that_it_has() {
+    if !enter_test("a_mesh_moves_to_another_port_on_the_devices_that_it_has") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let machines = three(&mesh, &[]).await;
+        let devices = || -> Vec<_> { machines.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
+        let before = devices();
+        for port in [51_900, 51_901, 51_902] {
+            let text = text("10.40.0.9", "20s").replace("check-in", &format!("listen-port {port}; check-in"));
+            mesh.apply(&text).await;
+            for machine in &machines {
+                eventually("the port is set", Duration::from_secs(5), async || {
+                    let socket = std::path::Path::new("/etc/netclient/device-nm-corp.sock");
+                    let state = machine.host().within(|| {
+                        let device = netclient::device::attach("nm-corp", socket).expect("it answers");
+                        device.expect("it is there").observe().expect("it answers")
+                    });
+                    state.listen_port == port
+                })
+                .await;
+            }
+            all_ping_all(&machines, "corp").await;
+        }
+        assert_eq!(devices(), before, "none was made anew");
     });
 }

@@ -1,7 +1,8 @@
 //! gotatun, bent to the contract of a device.
 //!
 //! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be bound
-//! leaves the device deaf until another is set; a handshake is forgotten with its session, after three minutes; a peer
+//! leaves the device deaf until another is set; a port that moves may have it report a failure that is none, since what
+//! read the TUN for the old socket finds its queue closed; a handshake is forgotten with its session, after three minutes; a peer
 //! that is updated through WireGuard's own protocol loses its session, so everything here goes through the API.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::error::Error as _;
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
+use futures_util::FutureExt;
 use gotatun::device::configure::{DeviceWrite, PeerStats};
 use gotatun::device::uapi::UapiServer;
 use gotatun::device::{DefaultDeviceTransports, Device as Gotatun, Error, Peer, build};
@@ -28,6 +30,8 @@ const AT_ONCE: usize = 32;
 
 pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
+    /// gotatun has reported the one failure that it ever reports, and it was none.
+    false_alarm: bool,
     /// When each peer last completed a handshake, also after its session.
     handshakes: BTreeMap<PublicKey, u64>,
     endpoints: Endpoints,
@@ -44,11 +48,15 @@ impl Engine {
             builder = builder.with_uapi(uapi);
         }
         let device = builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
-        Ok((Self { device, handshakes: BTreeMap::new(), endpoints: Endpoints::default() }, file))
+        Ok((Self { device, false_alarm: false, handshakes: BTreeMap::new(), endpoints: Endpoints::default() }, file))
     }
 
-    /// Returns when gotatun cannot go on, as when its TUN was removed.
+    /// Returns when gotatun cannot go on, as when its TUN was removed. After a false alarm it never does: the process looks
+    /// for its interface anyway.
     pub(super) async fn failed(&mut self) {
+        if self.false_alarm {
+            std::future::pending::<()>().await;
+        }
         self.device.wait().await;
     }
 
@@ -128,7 +136,7 @@ impl Engine {
     }
 
     /// Sets key and port in one change: gotatun opens its socket after each.
-    async fn set_basics(&self, basics: &Basics<'_>, port_in_use: u16) -> Result<(), Refusal> {
+    async fn set_basics(&mut self, basics: &Basics<'_>, port_in_use: u16) -> Result<(), Refusal> {
         if let Some(port) = basics.listen_port {
             host::free_port(port)?;
         }
@@ -142,7 +150,7 @@ impl Engine {
         Err(refusal)
     }
 
-    async fn write_basics(&self, key: Option<&PrivateKey>, port: Option<u16>) -> Result<(), Error> {
+    async fn write_basics(&mut self, key: Option<&PrivateKey>, port: Option<u16>) -> Result<(), Error> {
         let change = async |device: &mut DeviceWrite<'_, _>| {
             if let Some(key) = key {
                 device.set_private_key(x25519::StaticSecret::from(key.0)).await;
@@ -151,7 +159,10 @@ impl Engine {
                 device.set_listen_port(port);
             }
         };
-        self.device.write(change).await
+        let written = self.device.write(change).await;
+        // What ran on the old socket has ended by now.
+        self.false_alarm |= self.device.wait().now_or_never().is_some();
+        written
     }
 }
 
