@@ -562,11 +562,7 @@ fn new_identity() -> Result<SigningKey, AgentError> {
 }
 
 fn new_private_key() -> Result<PrivateKey, AgentError> {
-    let mut key = random()?;
-    // As wg(8) does: the bits that Curve25519 ignores are those that it would assume (RFC 7748, section 5).
-    key[0] &= 248;
-    key[31] = (key[31] & 127) | 64;
-    Ok(PrivateKey(key))
+    random().map(PrivateKey::from_random)
 }
 
 fn random() -> Result<[u8; 32], AgentError> {

@@ -139,6 +139,14 @@ pub enum DeviceStep {
 pub struct PrivateKey(pub [u8; 32]);
 
 impl PrivateKey {
+    /// The key that random bytes make. As wg(8) does: the bits that Curve25519 ignores are those that it would assume
+    /// (RFC 7748, section 5).
+    pub fn from_random(mut bytes: [u8; 32]) -> Self {
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
+        Self(bytes)
+    }
+
     /// The public half, which peers know (Curve25519; RFC 7748).
     pub fn public(&self) -> PublicKey {
         let secret = x25519_dalek::StaticSecret::from(self.0);

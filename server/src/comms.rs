@@ -93,14 +93,14 @@ pub enum Off {
         comms: Ipv4Net,
     },
     /// The device cannot be had.
-    #[error("{0}; {help}", help = help(.0))]
-    Device(#[from] DeviceError),
+    #[error("{}; {}", told(.0), help(.0))]
+    Device(DeviceError),
     /// The link cannot be set.
-    #[error("{0}; or set COMMS=off to do without")]
-    Link(#[from] LinkError),
+    #[error("{}; or set COMMS=off to do without", told(.0))]
+    Link(LinkError),
     /// The packet filter cannot be set.
-    #[error("{0}; without it agents could reach more of this host than they may; or set COMMS=off")]
-    Firewall(#[from] FirewallError),
+    #[error("{}; without it agents could reach more of this host than they may; or set COMMS=off", told(.0))]
+    Firewall(FirewallError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -110,6 +110,24 @@ pub enum Off {
     /// The service cannot be listened for.
     #[error("cannot listen on TCP {0} inside the tunnel ({1}); set COMMS_PORT to another port, or COMMS=off")]
     Listen(SocketAddrV4, io::Error),
+}
+
+impl From<DeviceError> for Off {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl From<LinkError> for Off {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<FirewallError> for Off {
+    fn from(error: FirewallError) -> Self {
+        Self::Firewall(error)
+    }
 }
 
 fn help(error: &DeviceError) -> &'static str {

@@ -52,9 +52,14 @@ async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Machine> {
 
 /// Waits until control traffic of a machine takes a way; gives how long that took.
 async fn takes(machine: &Machine, way: &str, patience: Duration) -> Duration {
+    takes_in(machine, 0, way, patience).await
+}
+
+/// The same for one of several networks, by its place among them.
+async fn takes_in(machine: &Machine, network: usize, way: &str, patience: Duration) -> Duration {
     let what = format!("control traffic of {} takes {way}", machine.host().name());
     eventually(&what, patience, async || {
-        machine.status().await.is_ok_and(|status| status["networks"][0]["control"] == way)
+        machine.status().await.is_ok_and(|status| status["networks"][network]["control"] == way)
     })
     .await
 }
@@ -141,7 +146,7 @@ fn whoever_is_killed_comes_back_to_the_tunnel() {
         for round in 0..u8::try_from(rounds()).expect("a few") {
             // The server: refused is not silent, so nothing is switched.
             mesh.server.kill().await.expect("it is killed");
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            takes(&machines[0], "none", Duration::from_secs(20)).await;
             mesh.server.serve().await.expect("it serves again");
             let took = change(&mesh, &machines[0], &format!("10.40.20.{round}"), Duration::from_secs(20)).await;
             takes(&machines[0], "tunnel", Duration::from_secs(1)).await;
@@ -425,10 +430,7 @@ fn with_the_last_network_the_tunnel_goes() {
             a.join(&tokens[key], &[]).await.expect("it joins");
         }
         for network in [0, 1] {
-            eventually("the tunnel is taken", Duration::from_secs(10), async || {
-                a.status().await.is_ok_and(|status| status["networks"][network]["control"] == "tunnel")
-            })
-            .await;
+            takes_in(&a, network, "tunnel", Duration::from_secs(10)).await;
         }
         let leave = async |network: &str| {
             let start = Instant::now();
@@ -509,10 +511,7 @@ fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
         assert_eq!(address(0), address(1), "both servers give the same address");
         a.start_daemon(&[]).expect("the agent starts");
         for network in [0, 1] {
-            eventually("the tunnel is taken", Duration::from_secs(10), async || {
-                a.status().await.is_ok_and(|status| status["networks"][network]["control"] == "tunnel")
-            })
-            .await;
+            takes_in(&a, network, "tunnel", Duration::from_secs(10)).await;
         }
         other.kill().await.expect("it is killed");
         change(&mesh, &a, "10.40.9.7", Duration::from_secs(3)).await;

@@ -237,12 +237,9 @@ fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
         let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it has not 32 bytes".into() };
         return bytes.as_slice().try_into().map(PrivateKey).map_err(damaged);
     }
-    let mut key = crate::identity::random()?;
-    // As wg(8) does: the bits that Curve25519 ignores are those that it would assume (RFC 7748, section 5).
-    key[0] &= 248;
-    key[31] = (key[31] & 127) | 64;
-    directory.write(FILE, &*key)?;
-    Ok(PrivateKey(*key))
+    let key = PrivateKey::from_random(*crate::identity::random()?);
+    directory.write(FILE, &key.0)?;
+    Ok(key)
 }
 
 impl From<Refusal> for Off {
