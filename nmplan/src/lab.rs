@@ -17,6 +17,7 @@
 //! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
 //! interface, mount and file made here.
 
+mod cable;
 pub mod cast;
 mod enter;
 mod host;

@@ -28,8 +28,8 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use super::cable::{Port, configure_host, connect, index_of};
 use super::ping::{Echo, Pinger};
-use super::underlay::{Port, configure_host, connect, index_of};
 use super::{DIRECTORY, Error, Process, outside_pid, system};
 
 /// A virtual machine in all but the kernel: network, mounts, files and name of its own.

@@ -19,14 +19,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::Handle;
 
+use super::cable::{LOOPBACK, Port, connect, ipv4, ipv6, raise_loopback};
 use super::host::Host;
 use super::{DIRECTORY, Error, inside, network, system};
 
@@ -104,109 +102,4 @@ impl Underlay {
         }
         Ok(number)
     }
-}
-
-/// The lab's end of one host's cable.
-#[derive(Clone, Debug)]
-pub(super) struct Port {
-    links: Handle,
-    number: u16,
-}
-
-impl Port {
-    fn new(links: Handle, number: u16) -> Self {
-        Self { links, number }
-    }
-
-    /// Makes the veth pair: one end here, the other called eth0 in the given network namespace.
-    pub(super) async fn attach(&self, network_namespace: BorrowedFd<'_>) -> Result<(), Error> {
-        let [high, low] = self.number.to_be_bytes();
-        let hardware = vec![0x02, 0x77, 0, 0, high, low];
-        let there = LinkMessageBuilder::<LinkUnspec>::new()
-            .name("eth0")
-            .address(hardware.clone())
-            .setns_by_fd(network_namespace.as_raw_fd())
-            .arp(false);
-        let here = LinkMessageBuilder::<LinkVeth>::new(&self.name(), "eth0")
-            .address(hardware)
-            .arp(false)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(there.build())));
-        let made = self.links.link().add(here.build()).execute().await;
-        made.map_err(network(format!("make the interface {}", self.name())))
-    }
-
-    /// Puts the cable in; harmless when it is in.
-    pub(super) async fn plug(&self) -> Result<(), Error> {
-        self.set(LinkUnspec::new_with_name(&self.name()).up().build()).await?;
-        let index = index_of(&self.name())?;
-        let to_host =
-            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).destination_prefix(ipv4(self.number), 32);
-        add_route(&self.links, to_host.build()).await?;
-        let to_host =
-            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).destination_prefix(ipv6(self.number), 128);
-        add_route(&self.links, to_host.build()).await
-    }
-
-    /// Pulls the cable out: the host loses its carrier, and keeps addresses and routes.
-    pub(super) async fn unplug(&self) -> Result<(), Error> {
-        self.set(LinkUnspec::new_with_name(&self.name()).down().build()).await
-    }
-
-    async fn set(&self, link: LinkMessage) -> Result<(), Error> {
-        let done = self.links.link().set(link).execute().await;
-        done.map_err(network(format!("change the interface {}", self.name())))
-    }
-
-    fn name(&self) -> String {
-        format!("h{}", self.number)
-    }
-}
-
-/// Gives the host that `links` belongs to its loopback, addresses and default routes.
-pub(super) async fn configure_host(links: &Handle, index: u32, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<(), Error> {
-    raise_loopback(links).await?;
-    let up = links.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
-    up.map_err(network("start a host's interface"))?;
-    for (address, length) in [(IpAddr::V4(v4), 32), (IpAddr::V6(v6), 128)] {
-        let added = links.address().add(index, address, length).execute().await;
-        added.map_err(network(format!("give a host the address {address}")))?;
-    }
-    let anywhere = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(ipv4(1)).onlink();
-    add_route(links, anywhere.build()).await?;
-    let anywhere = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).gateway(ipv6(1)).onlink();
-    add_route(links, anywhere.build()).await
-}
-
-/// Opens a netlink socket in the network namespace of the calling thread, served by the current tokio runtime.
-pub(super) fn connect() -> std::io::Result<Handle> {
-    let (connection, links, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
-    Ok(links)
-}
-
-/// The index of an interface of the calling thread's network namespace.
-pub(super) fn index_of(name: &str) -> Result<u32, Error> {
-    let failed = || system(format!("find the interface {name}"));
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed())?;
-    rustix::net::netdevice::name_to_index(&socket, name).map_err(|error| failed()(error.into()))
-}
-
-const LOOPBACK: u32 = 1;
-
-async fn raise_loopback(links: &Handle) -> Result<(), Error> {
-    let up = links.link().set(LinkUnspec::new_with_index(LOOPBACK).up().build()).execute().await;
-    up.map_err(network("start the loopback interface"))
-}
-
-async fn add_route(links: &Handle, route: RouteMessage) -> Result<(), Error> {
-    links.route().add(route).replace().execute().await.map_err(network("add a route of the underlay"))
-}
-
-fn ipv4(number: u16) -> Ipv4Addr {
-    let [high, low] = number.to_be_bytes();
-    Ipv4Addr::new(198, 18, high, low)
-}
-
-fn ipv6(number: u16) -> Ipv6Addr {
-    Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, number)
 }
