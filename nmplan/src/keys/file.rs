@@ -1,0 +1,242 @@
+//! A file of tokens: one JSON object from resource id to token, for its owner's eyes only.
+//!
+//! It is replaced in one step and locked from holding to the end, so that applies that write one file at once lose no
+//! token. Every entry that is not this apply's stays as it is.
+
+use std::collections::BTreeMap;
+use std::fs::{self, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use super::{KeysError, Made, entry, json};
+
+/// How long another apply may hold the file. It does from before it sends its plan until the answer has come: a fraction of
+/// a second, but for a server that is slow or away.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is tried to have it.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A file of tokens.
+pub struct KeyFile {
+    path: PathBuf,
+    before: Option<BTreeMap<String, String>>,
+    lock: Option<Lock>,
+}
+
+/// A lock file beside a file of tokens, held by one apply at a time and gone with it.
+struct Lock {
+    path: PathBuf,
+    _held: fs::File,
+}
+
+impl Lock {
+    /// Takes it, waiting for whoever holds it.
+    fn take(beside: &Path, patience: Duration) -> Result<Self, KeysError> {
+        let mut name = beside.as_os_str().to_owned();
+        name.push(".lock");
+        let (path, end) = (PathBuf::from(name), Instant::now() + patience);
+        let failed = |source| KeysError::File { attempt: "lock", path: path.clone(), source };
+        loop {
+            let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = file.map_err(failed)?;
+            match file.try_lock() {
+                // Who held it before has taken the file away: another may lock a new one.
+                Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
+                Ok(()) => return Ok(Self { path, _held: file }),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return Err(KeysError::Locked { path }),
+                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // As long as it is held, so that nobody's but ours is taken away; one that stays locks nobody out.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a path leads to that open file.
+fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl KeyFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what the file holds, and makes sure that it can be replaced.
+    pub(super) fn open(path: &Path) -> Result<Self, KeysError> {
+        // A link stays one: what it leads to is replaced.
+        let path = path.canonicalize().unwrap_or_else(|_| path.into());
+        let before = read(&path)?;
+        temporary(&path)?;
+        Ok(Self { path, before, lock: None })
+    }
+
+    /// Puts the tokens in; nobody else changes the file until they are taken back or this goes out of scope.
+    pub(super) fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
+        self.lock = Some(Lock::take(&self.path, PATIENCE)?);
+        self.before = read(&self.path)?;
+        let mut tokens = self.before.clone().unwrap_or_default();
+        tokens.extend(made.iter().map(entry));
+        replace(&self.path, &tokens)
+    }
+
+    /// Takes out what was put in, unless somebody else has replaced it since.
+    pub(super) fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
+        let _lock = self.lock.take();
+        let mut tokens = read(&self.path)?.unwrap_or_default();
+        for (id, token) in made.iter().map(entry) {
+            if tokens.get(&id) == Some(&token) {
+                tokens.remove(&id);
+                let had = self.before.iter().flat_map(|before| before.get_key_value(&id));
+                tokens.extend(had.map(|(id, token)| (id.clone(), token.clone())));
+            }
+        }
+        if tokens.is_empty() && self.before.is_none() {
+            let failed = |source| KeysError::File { attempt: "remove", path: self.path.clone(), source };
+            return fs::remove_file(&self.path).map_err(failed);
+        }
+        replace(&self.path, &tokens)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<BTreeMap<String, String>>, KeysError> {
+    let failed = |source| KeysError::File { attempt: "read", path: path.into(), source };
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Err(KeysError::NotRegular(path.into())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
+    if text.trim().is_empty() {
+        return Ok(Some(BTreeMap::new()));
+    }
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        // The error's own words may quote the file.
+        let why = format!("line {}, column {}", error.line(), error.column());
+        KeysError::Content { path: path.into(), why }
+    })
+}
+
+/// Replaces the file in one step, readable by its owner only, and makes sure that it is on the disk.
+fn replace(path: &Path, tokens: &BTreeMap<String, String>) -> Result<(), KeysError> {
+    let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
+    let mut file = temporary(path)?;
+    file.write_all(Zeroizing::new(json(tokens)).as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    fs::File::open(directory(path)).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+/// A file beside another, of mode 0600; it goes away unless it takes that one's place.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, KeysError> {
+    let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
+    fs::metadata(directory(path)).map_err(failed)?;
+    // The error of a temporary file names that file, which tells nobody anything.
+    let failed = |error: io::Error| failed(error.kind().into());
+    tempfile::Builder::new().prefix(".nmplan-").tempfile_in(directory(path)).map_err(failed)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::tests::made;
+    use super::*;
+
+    #[test]
+    fn a_file_keeps_its_other_entries_and_is_secret() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        fs::write(&path, r#"{"corp/access-key/old": "nmj_old"}"#).expect("it can be written");
+        let (mut file, key) = (KeyFile::open(&path).expect("it opens"), made("ci"));
+        file.hold(&key).expect("it holds");
+        let held: BTreeMap<String, String> =
+            serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
+        assert_eq!(held["corp/access-key/old"], "nmj_old");
+        assert_eq!(held["corp/access-key/ci"], *key[0].token);
+        assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o600);
+        file.take_back(&key).expect("it takes back");
+        assert_eq!(
+            read(&path).expect("it reads"),
+            Some(BTreeMap::from([("corp/access-key/old".into(), "nmj_old".into())]))
+        );
+    }
+
+    #[test]
+    fn a_file_that_was_not_there_is_gone_again_after_a_refusal() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let (mut file, key) = (KeyFile::open(&path).expect("it opens"), made("ci"));
+        assert!(!path.exists(), "opening writes nothing");
+        file.hold(&key).expect("it holds");
+        file.take_back(&key).expect("it takes back");
+        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_file_of_tokens_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("notes.txt");
+        fs::write(&path, "nmj_secret is not JSON").expect("it can be written");
+        let refused = KeyFile::open(&path).err().expect("it is refused");
+        assert!(!refused.to_string().contains("nmj_secret"), "{refused}");
+        assert!(matches!(KeyFile::open(directory.path()).err(), Some(KeysError::NotRegular(_))));
+        assert!(matches!(KeyFile::open(Path::new("/dev/null")).err(), Some(KeysError::NotRegular(_))));
+        assert!(matches!(KeyFile::open(&directory.path().join("no/keys.json")).err(), Some(KeysError::File { .. })));
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "nmj_secret is not JSON");
+    }
+
+    #[test]
+    fn applies_that_write_one_file_at_once_lose_no_token() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let start = std::sync::Barrier::new(8);
+        thread::scope(|scope| {
+            for number in 0..8 {
+                let (path, start) = (&path, &start);
+                scope.spawn(move || {
+                    let (mut file, key) = (KeyFile::open(path).expect("it opens"), made(&format!("ci-{number}")));
+                    start.wait();
+                    file.hold(&key).expect("it holds");
+                });
+            }
+        });
+        assert_eq!(read(&path).expect("it reads").map(|tokens| tokens.len()), Some(8));
+        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1, "no lock stays");
+    }
+
+    #[test]
+    fn a_file_that_another_apply_holds_is_waited_for_and_then_given_up() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let mut file = KeyFile::open(&path).expect("it opens");
+        file.hold(&made("ci")).expect("it holds");
+        let lock = directory.path().join("keys.json.lock");
+        assert_eq!(fs::metadata(&lock).expect("it is there").permissions().mode() & 0o777, 0o600);
+        let refused = Lock::take(&path, Duration::ZERO).err().expect("it is held");
+        assert_eq!(refused.to_string(), format!("another nmplan has held {} for 10 s", lock.display()));
+        drop(file);
+        assert!(!lock.exists() && Lock::take(&path, Duration::ZERO).is_ok());
+    }
+}
