@@ -148,77 +148,110 @@ fn list(names: &[Name]) -> String {
     names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// Reads what is declared. Problems are in the report of what it gives, whether or not they are errors.
+/// Reads what is declared. Problems are in the report of what it returns, whether or not they are errors.
 pub fn load(place: &Where) -> Result<Loaded, LoadError> {
     let directory = place.directory.clone().unwrap_or_else(|| ".".into());
     let root = Root::open(&directory)?;
     let mut reading = Reading::default();
-    let found = project_file(&root, &mut reading)?;
-    let from_environment = place.environment.get("SERVER").map(str::to_owned);
-    let mut loaded = Loaded {
-        directory,
-        project: place.project.clone(),
-        env: place.env.clone().unwrap_or_else(|| "default".parse().expect("it is a good name")),
-        server: place.server.clone().or(from_environment.clone()),
-        declared: Declared::default(),
-        report: Report::default(),
-        sources: Vec::new(),
+    let chosen = match project_file(&root, &mut reading)? {
+        Some((documents, Some(file))) => of_project(place, &root, &documents, &file, &mut reading)?,
+        // The report says what is wrong with it; without it nobody knows which files are meant.
+        Some((_, None)) => Chosen::without_project(place),
+        None => Chosen { variables: bare(place, &root, &mut reading)?, ..Chosen::without_project(place) },
     };
-    let (variables, unset) = match found {
-        None => (bare(place, &root, &mut reading)?, Vec::new()),
-        Some((_, None)) => {
-            (loaded.report, loaded.sources) = (reading.report, reading.sources);
-            return Ok(loaded);
+    Ok(read(directory, chosen, reading))
+}
+
+/// For whom and where something is declared, and what its variables stand for.
+struct Chosen {
+    project: Option<Name>,
+    env: Name,
+    server: Option<String>,
+    variables: Variables,
+    /// The variables that the project has and nothing sets.
+    unset: Vec<Name>,
+}
+
+impl Chosen {
+    /// What flags and environment say.
+    fn without_project(place: &Where) -> Self {
+        Self {
+            project: place.project.clone(),
+            env: place.env.clone().unwrap_or_else(|| "default".parse().expect("it is a good name")),
+            server: server_over(place, None),
+            variables: Variables::new(),
+            unset: Vec::new(),
         }
-        Some((documents, Some(file))) => {
-            check_name(place, &file, &reading)?;
-            let (name, env) = choose(place, &file)?;
-            let document = documents.iter().find(|it| it.descriptor.word == "env" && *it.name.text == *name.as_str());
-            match place.files.is_empty() {
-                true => reading.used(&root, env, document)?,
-                false => reading.given(&place.files)?,
-            }
-            let of_env = env.server.as_ref().map(ToString::to_string);
-            loaded.server = place.server.clone().or(of_env).or(from_environment);
-            (loaded.project, loaded.env) = (Some(file.name.clone()), name.clone());
-            let given = given(place, &file)?;
-            reading.report.append(project::unset(&documents, &file, name, &given.keys().cloned().collect()));
-            let variables = variables(&file, env, given);
-            let unset = file.vars.keys().filter(|name| !variables.contains_key(name.as_str())).cloned().collect();
-            (variables, unset)
-        }
-    };
-    let Reading { sources, declaring, mut report } = reading;
-    let (declared, found) = read_documents(&sources, &declaring, &variables);
-    found.problems().filter(|it| !is_told(it, &sources, &unset)).for_each(|it| report.push(it.clone()));
-    if declared.snapshot.is_empty() && !report.has_errors() {
-        report.push(nothing(&loaded, declaring.len()));
     }
-    Ok(Loaded { declared, report, sources, ..loaded })
+}
+
+/// Chooses the env of a project, and finds the files that it uses.
+fn of_project(
+    place: &Where,
+    root: &Root,
+    documents: &[Document],
+    file: &ProjectFile,
+    reading: &mut Reading,
+) -> Result<Chosen, LoadError> {
+    check_name(place, file, reading)?;
+    let (name, env) = choose(place, file)?;
+    let document = documents.iter().find(|it| it.descriptor.word == "env" && *it.name.text == *name.as_str());
+    match place.files.is_empty() {
+        true => reading.used(root, env, document)?,
+        false => reading.given(&place.files)?,
+    }
+    let given = given(place, file)?;
+    reading.report.append(project::unset(documents, file, name, &given.keys().cloned().collect()));
+    let variables = variables(file, env, given);
+    Ok(Chosen {
+        project: Some(file.name.clone()),
+        env: name.clone(),
+        server: server_over(place, Some(env)),
+        unset: file.vars.keys().filter(|name| !variables.contains_key(name.as_str())).cloned().collect(),
+        variables,
+    })
+}
+
+/// Reads the files that were found.
+fn read(directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
+    let Reading { sources, declaring, mut report } = reading;
+    let (declared, found) = read_documents(&sources, &declaring, &chosen.variables);
+    found.problems().filter(|it| !is_told(it, &sources, &chosen.unset)).for_each(|it| report.push(it.clone()));
+    if declared.snapshot.is_empty() && !report.has_errors() {
+        report.push(nothing(&directory, declaring.len()));
+    }
+    let Chosen { project, env, server, .. } = chosen;
+    Loaded { directory, project, env, server, declared, report, sources }
 }
 
 /// The URL of the server, without reading what is declared.
 pub fn server(place: &Where) -> Result<Option<String>, LoadError> {
-    let from_environment = || place.environment.get("SERVER").map(str::to_owned);
-    if place.server.is_some() {
-        return Ok(place.server.clone());
-    }
-    let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
-    let Some((_, Some(file))) = project_file(&root, &mut Reading::default())? else { return Ok(from_environment()) };
-    let (_, env) = choose(place, &file)?;
-    Ok(env.server.as_ref().map(ToString::to_string).or_else(from_environment))
+    server_by(place, |file| choose(place, file).map(|(_, env)| Some(env)))
 }
 
 /// The URL of the server of a saved plan: the plan says of which project and env it is.
 pub fn server_of(place: &Where, owner: &Owner) -> Result<Option<String>, LoadError> {
+    server_by(place, |file| Ok(file.envs.get(&owner.env).filter(|_| file.name == owner.project)))
+}
+
+/// The URL of the server, where the project file is asked for an env only if no flag says it.
+fn server_by(
+    place: &Where,
+    env: impl FnOnce(&ProjectFile) -> Result<Option<&Env>, LoadError>,
+) -> Result<Option<String>, LoadError> {
     if place.server.is_some() {
         return Ok(place.server.clone());
     }
     let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
     let file = project_file(&root, &mut Reading::default())?.and_then(|(_, file)| file);
-    let env = file.as_ref().filter(|file| file.name == owner.project).and_then(|file| file.envs.get(&owner.env));
+    let env = file.as_ref().map(env).transpose()?.flatten();
+    Ok(server_over(place, env))
+}
+
+/// The URL of the server: what a flag says, else the env, else the environment.
+fn server_over(place: &Where, env: Option<&Env>) -> Option<String> {
     let of_env = env.and_then(|env| env.server.as_ref()).map(ToString::to_string);
-    Ok(of_env.or_else(|| place.environment.get("SERVER").map(str::to_owned)))
+    place.server.clone().or(of_env).or_else(|| place.environment.get("SERVER").map(str::to_owned))
 }
 
 type Project = (Vec<Document>, Option<ProjectFile>);
@@ -336,13 +369,13 @@ fn is_told(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
         && value().is_some_and(|value| unset.iter().any(|name| value.contains(&format!("${{{name}}}"))))
 }
 
-fn nothing(loaded: &Loaded, files: usize) -> Problem {
+fn nothing(directory: &Path, files: usize) -> Problem {
     let read = match files {
         0 => "there is no .kdl, .yaml or .yml file".to_owned(),
         1 => "one file was read, and it declares nothing".to_owned(),
         count => format!("{count} files were read, and they declare nothing"),
     };
-    let message = format!("no network is declared in {}: {read}", loaded.directory.display());
+    let message = format!("no network is declared in {}: {read}", directory.display());
     Problem::new(Code::NothingDeclared, message).help("declare a network, or check -C and the env's `use`".to_owned())
 }
 
