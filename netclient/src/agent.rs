@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use proto::convert::{Told, accept_update};
+use proto::secret::Secret;
 use proto::sign::verifier;
 use proto::token::Token;
 use proto::wire::{ChallengeResponse, Facts, Update};
@@ -558,16 +559,16 @@ fn first_view(
 }
 
 fn new_identity() -> Result<SigningKey, AgentError> {
-    random().map(|seed| SigningKey::from_bytes(&seed))
+    random().map(|seed| SigningKey::from_bytes(seed.expose()))
 }
 
 fn new_private_key() -> Result<PrivateKey, AgentError> {
-    random().map(PrivateKey::from_random)
+    random().map(|bytes| PrivateKey::from_random(*bytes.expose()))
 }
 
-fn random() -> Result<[u8; 32], AgentError> {
-    let mut bytes = [0; 32];
-    match getrandom::fill(&mut bytes) {
+fn random() -> Result<Secret<[u8; 32]>, AgentError> {
+    let mut bytes = Secret::new([0; 32]);
+    match getrandom::fill(bytes.expose_mut()) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(Refusal::failed("get random numbers from the operating system")(error).into()),
     }

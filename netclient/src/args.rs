@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use proto::secret::Secret;
 use schema::scalars::{Endpoint, Name, NetworkName};
 
 use crate::directory;
@@ -62,7 +63,7 @@ pub enum Verb {
 pub struct Shown {
     /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
     #[arg(short, long, env = "NETCLIENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub token: String,
+    pub token: Secret<String>,
 }
 
 /// What a registration is told.
@@ -128,4 +129,16 @@ pub struct Form {
     /// Print JSON for programs.
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_that_was_typed_is_never_printed() {
+        let args = Args::try_parse_from(["netclient", "join", "-t", "nmj_marked"]).expect("it is a command line");
+        assert!(matches!(&args.verb, Verb::Join(join) if join.shown.token.expose() == "nmj_marked"));
+        assert!(!format!("{args:?}").contains("marked"), "{args:?}");
+    }
 }

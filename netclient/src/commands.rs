@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use proto::secret::Secret;
 use proto::token::Token;
 use schema::api::Control;
 use schema::scalars::NetworkName;
@@ -21,6 +22,9 @@ use crate::device::process::{self, Ended};
 use crate::directory::Directory;
 use crate::settings;
 use crate::tunnel::Ground;
+
+/// More than any token holds; who sends more on standard input sends something else.
+const LONGEST_TOKEN: usize = 1 << 16;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -215,18 +219,19 @@ fn looked_after(agent: &Agent) -> bool {
 
 /// The token as it was typed, or from a file, or from standard input; checked before anything else happens.
 fn read_token(shown: &Shown) -> Outcome<Token> {
-    let typed = &*shown.token;
+    let typed = shown.token.expose();
     let text = match typed.strip_prefix('@') {
         Some(path) => {
             let read = std::fs::read_to_string(path);
-            zeroize::Zeroizing::new(read.map_err(|error| format!("cannot read the token from {path}: {error}"))?)
+            Secret::new(read.map_err(|error| format!("cannot read the token from {path}: {error}"))?)
         }
         None if typed == "-" => {
-            let mut text = zeroize::Zeroizing::new(String::new());
-            io::stdin().lock().take(1 << 16).read_to_string(&mut text)?;
+            // A buffer that never grows leaves no copy behind.
+            let mut text = Secret::new(String::with_capacity(LONGEST_TOKEN));
+            io::stdin().lock().take(LONGEST_TOKEN as u64).read_to_string(text.expose_mut())?;
             text
         }
-        None => zeroize::Zeroizing::new(typed.to_owned()),
+        None => shown.token.clone(),
     };
-    text.parse().map_err(|why| format!("the token cannot be used: {why}; copy it again, whole").into())
+    text.expose().parse().map_err(|why| format!("the token cannot be used: {why}; copy it again, whole").into())
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use proto::convert::Position;
+use proto::secret::Secret;
 use proto::sign;
 use proto::token::Token;
 use proto::wire::agent_client::AgentClient;
@@ -27,6 +28,7 @@ use proto::wire::{self, Facts, Update};
 use schema::api;
 use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use tokio::sync::watch;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -71,7 +73,7 @@ pub struct Control {
     way: watch::Sender<Way>,
     /// Whether the tunnel is being tried.
     probing: AtomicBool,
-    session: Mutex<Option<String>>,
+    session: Mutex<Option<Secret<String>>>,
     local: Local,
 }
 
@@ -216,7 +218,7 @@ impl Control {
             os,
             ..wire::JoinRequest::default()
         };
-        let access_key = sign::signing_key(&token.seed);
+        let access_key = sign::signing_key(token.seed.expose());
         let server = &self.server.signing_key;
         sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
         let (answer, _) = self
@@ -245,7 +247,8 @@ impl Control {
             public_key: private_key.public().0.to_vec().into(),
             ..wire::RegisterRequest::default()
         };
-        let (server, access_key) = (&self.server.signing_key, token.map(|token| sign::signing_key(&token.seed)));
+        let (server, access_key) =
+            (&self.server.signing_key, token.map(|token| sign::signing_key(token.seed.expose())));
         let ephemeral = as_key(&ephemeral)?;
         sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
         let (answer, _) = self
@@ -325,7 +328,7 @@ impl Control {
             Some(token) => token,
             None => self.open_session().await?,
         };
-        let call_with = |client, token: &str| {
+        let call_with = |client, token: &Secret<String>| {
             let call = authorized(request.clone(), token).map(|request| call(client, request));
             async move { call?.await }
         };
@@ -337,7 +340,7 @@ impl Control {
         self.ask(|client| call_with(client, &token)).await
     }
 
-    async fn open_session(&self) -> Result<String, ControlError> {
+    async fn open_session(&self) -> Result<Secret<String>, ControlError> {
         let nonce = self.challenge().await?.nonce;
         let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
         let identity = self.identity().0.to_vec().into();
@@ -348,8 +351,9 @@ impl Control {
                 async move { client.open_session(request).await }
             })
             .await?;
-        *lock(&self.session) = Some(answer.token.clone());
-        Ok(answer.token)
+        let token = Secret::new(answer.token);
+        *lock(&self.session) = Some(token.clone());
+        Ok(token)
     }
 
     /// An answer by the way that control traffic takes, or by the other one where that gives none; and by which.
@@ -534,10 +538,12 @@ fn as_key(bytes: &[u8]) -> Result<[u8; 32], ControlError> {
     bytes.try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))
 }
 
-fn authorized<Q>(request: Q, token: &str) -> Result<Request<Q>, Status> {
+fn authorized<Q>(request: Q, token: &Secret<String>) -> Result<Request<Q>, Status> {
     let mut request = Request::new(request);
-    let value = format!("Bearer {token}").parse();
-    let value = value.map_err(|_| Status::internal("its session cannot be shown to it"))?;
+    let header = Secret::new(["Bearer ", token.expose()].concat());
+    let value: Result<AsciiMetadataValue, _> = header.expose().parse();
+    let mut value = value.map_err(|_| Status::internal("its session cannot be shown to it"))?;
+    value.set_sensitive(true);
     request.metadata_mut().insert("authorization", value);
     Ok(request)
 }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use proto::secret::Secret;
+
 /// What all of them begin with.
 const PREFIX: &str = "NMPLAN_";
 
-/// The variables whose names begin with `NMPLAN_`. An empty one counts as unset.
+/// The variables whose names begin with `NMPLAN_`. An empty one counts as unset. Each may hold a secret, as NMPLAN_TOKEN
+/// does.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Environment(BTreeMap<String, Secret<String>>);
 
 impl Environment {
     /// Those of this process.
@@ -19,18 +22,30 @@ impl Environment {
 
     /// The value of a variable, named without its beginning: `SERVER` for `NMPLAN_SERVER`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(|value| value.expose().as_str())
     }
 
     /// The variables whose names begin so, each with the rest of its name.
     pub fn beginning<'a>(&'a self, with: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(with)?, value.as_str())))
+        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(with)?, value.expose().as_str())))
     }
 }
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(variables: T) -> Self {
-        let ours = |(name, value): (String, String)| Some((name.strip_prefix(PREFIX)?.to_owned(), value));
-        Self(variables.into_iter().filter_map(ours).filter(|(_, value)| !value.is_empty()).collect())
+        let ours = |(name, value): (String, String)| Some((name.strip_prefix(PREFIX)?.to_owned(), Secret::new(value)));
+        Self(variables.into_iter().filter_map(ours).filter(|(_, value)| !value.expose().is_empty()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_is_printed() {
+        let environment = Environment::from_iter([("NMPLAN_TOKEN".to_owned(), "nma_marked".to_owned())]);
+        assert_eq!(environment.get("TOKEN"), Some("nma_marked"));
+        assert_eq!(format!("{environment:?}"), r#"Environment({"TOKEN": Secret(..)})"#);
     }
 }

@@ -3,7 +3,7 @@
 //! A [`Made`] key is a token for machines and what verifies it for the server. In the order of an apply: the sink is
 //! [opened](Sink::open), it [holds](Opened::hold) the tokens before the commit, [takes them back](Opened::take_back) if the
 //! server refuses, or [delivers](Opened::deliver) them once it is done, and also where nobody knows whether it is: a token
-//! too many is worthless, one too few locks machines out. A [file](KeyFile) of tokens is locked from holding to the end. No
+//! too many is worthless, one too few locks machines out. A file of tokens is locked from holding to the end. No
 //! secret is ever part of a message.
 
 mod file;
@@ -14,14 +14,14 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
 
+use proto::secret::Secret;
 use proto::token::Token;
 use schema::scalars::PublicKey;
 use schema::snapshot::ResourceId;
 use schema::world::ServerInfo;
-use zeroize::Zeroizing;
 
 use crate::environment::Environment;
-pub use file::KeyFile;
+use file::KeyFile;
 
 /// Where tokens go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,20 +155,21 @@ fn tokens(ids: &[ResourceId]) -> String {
 }
 
 /// An access key that was made.
+#[derive(Debug)]
 pub struct Made {
     /// The key.
     pub id: ResourceId,
     /// What the server keeps.
     pub verifier: PublicKey,
-    token: Zeroizing<String>,
+    token: Secret<String>,
 }
 
 /// Makes the secret of each key, and the token that carries it to machines of that server.
 pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) -> Result<Vec<Made>, KeysError> {
     let made = ids.map(|id| {
-        let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *seed).map_err(KeysError::Random)?;
-        let verifier = proto::sign::verifier(&proto::sign::signing_key(&seed));
+        let mut seed = Secret::new([0; 32]);
+        getrandom::fill(seed.expose_mut()).map_err(KeysError::Random)?;
+        let verifier = proto::sign::verifier(&proto::sign::signing_key(seed.expose()));
         let token = Token {
             addresses: server.agent_addresses.clone(),
             signing_key: server.signing_key,
@@ -183,107 +184,113 @@ pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) 
 }
 
 /// A sink that is ready for tokens.
-pub enum Opened {
-    /// A file.
-    File(KeyFile),
-    /// Standard output.
-    Output,
-    /// A command.
-    Command {
-        /// The variable that it comes from.
-        variable: String,
-        /// What it is.
-        command: String,
-    },
-}
-
-impl Sink {
-    /// Makes sure that the sink can take tokens, before anything is changed.
-    pub fn open(&self, environment: &Environment) -> Result<Opened, KeysError> {
-        match self {
-            Self::File(path) => KeyFile::open(path).map(Opened::File),
-            Self::Output => Ok(Opened::Output),
-            Self::Command(name) => {
-                let key = format!("SINK_{}", name.to_uppercase().replace('-', "_"));
-                let variable = format!("NMPLAN_{key}");
-                match environment.get(&key) {
-                    Some(command) => Ok(Opened::Command { variable, command: command.into() }),
-                    None => Err(KeysError::NoCommand { name: name.clone(), variable }),
-                }
-            }
-        }
-    }
-}
-
-impl Opened {
+pub trait Opened {
     /// Keeps tokens before the commit, where that can be undone.
-    pub fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
-        match self {
-            Self::File(file) => file.hold(made),
-            Self::Output | Self::Command { .. } => Ok(()),
-        }
+    fn hold(&mut self, _made: &[Made]) -> Result<(), KeysError> {
+        Ok(())
     }
 
     /// Takes back what was held: the server has refused.
-    pub fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
-        match self {
-            Self::File(file) => file.take_back(made),
-            Self::Output | Self::Command { .. } => Ok(()),
+    fn take_back(&mut self, _made: &[Made]) -> Result<(), KeysError> {
+        Ok(())
+    }
+
+    /// Hands the tokens over, after the commit, or where it may have been one. `output` is standard output. Returns what
+    /// became of them.
+    fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError>;
+}
+
+/// What writes to standard output.
+pub type Output<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
+
+impl Sink {
+    /// Makes sure that the sink can take tokens, before anything is changed.
+    pub fn open(&self, environment: &Environment) -> Result<Box<dyn Opened>, KeysError> {
+        Ok(match self {
+            Self::File(path) => Box::new(KeyFile::open(path)?),
+            Self::Output => Box::new(StandardOutput),
+            Self::Command(name) => Box::new(SinkCommand::of(name, environment)?),
+        })
+    }
+}
+
+struct StandardOutput;
+
+impl Opened for StandardOutput {
+    fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError> {
+        let tokens = made.iter().map(|made| (made.id.to_string(), made.token.clone())).collect();
+        output(json(&tokens).expose()).map_err(|source| {
+            let ids = made.iter().map(|made| made.id.clone()).collect();
+            KeysError::LostOutput { ids, source }
+        })?;
+        Ok("written to standard output".into())
+    }
+}
+
+/// The command that takes each token.
+struct SinkCommand {
+    /// The variable that it comes from.
+    variable: String,
+    command: String,
+}
+
+impl SinkCommand {
+    fn of(name: &str, environment: &Environment) -> Result<Self, KeysError> {
+        let key = format!("SINK_{}", name.to_uppercase().replace('-', "_"));
+        let variable = format!("NMPLAN_{key}");
+        match environment.get(&key) {
+            Some(command) => Ok(Self { variable, command: command.into() }),
+            None => Err(KeysError::NoCommand { name: name.into(), variable }),
         }
     }
 
-    /// Hands the tokens over, after the commit, or where it may have been one. `output` is standard output. Gives what became of them.
-    pub fn deliver(&self, made: &[Made], output: impl FnOnce(&str) -> io::Result<()>) -> Result<String, KeysError> {
-        match self {
-            Self::File(file) => Ok(format!("written to {}", file.path().display())),
-            Self::Output => {
-                let text = Zeroizing::new(json(&made.iter().map(entry).collect()));
-                let ids = || made.iter().map(|made| made.id.clone()).collect();
-                output(&text).map_err(|source| KeysError::LostOutput { ids: ids(), source })?;
-                Ok("written to standard output".into())
-            }
-            Self::Command { variable, command } => {
-                // One that fails keeps the others from nothing.
-                let failed = made.iter().filter_map(|made| Some((made.id.clone(), run(command, made).err()?)));
-                let (ids, whys): (Vec<_>, BTreeSet<_>) = failed.unzip();
-                if ids.is_empty() {
-                    return Ok(format!("taken by the command in {variable}"));
-                }
-                let why = whys.into_iter().collect::<Vec<_>>().join(" or ");
-                Err(KeysError::Lost { ids, variable: variable.clone(), why })
-            }
+    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output on standard error.
+    fn run(&self, made: &Made) -> Result<(), String> {
+        let mut child = Command::new("sh")
+            .args(["-c", &self.command])
+            .env("NMPLAN_KEY", made.id.to_string())
+            .env_remove("NMPLAN_TOKEN")
+            .stdin(Stdio::piped())
+            .stdout(io::stderr())
+            .spawn()
+            .map_err(|error| format!("cannot be started ({error})"))?;
+        let mut input = child.stdin.take().expect("it is piped");
+        let written = input.write_all(made.token.expose().as_bytes()).and_then(|()| input.write_all(b"\n"));
+        drop(input);
+        let status = child.wait().map_err(|error| format!("cannot be waited for ({error})"))?;
+        match (status.success(), written) {
+            (true, Ok(())) => Ok(()),
+            (true, Err(_)) => Err("did not read it".into()),
+            (false, _) => Err(ended(status)),
         }
     }
 }
 
-fn entry(made: &Made) -> (String, String) {
-    (made.id.to_string(), made.token.to_string())
-}
-
-fn json(tokens: &BTreeMap<String, String>) -> String {
-    let text = serde_json::to_string_pretty(tokens).expect("texts can be written as JSON");
-    text + "\n"
-}
-
-/// Runs a command for one token: the token on standard input, the key's id in NMPLAN_KEY, its output beside ours.
-fn run(command: &str, made: &Made) -> Result<(), String> {
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .env("NMPLAN_KEY", made.id.to_string())
-        .env_remove("NMPLAN_TOKEN")
-        .stdin(Stdio::piped())
-        .stdout(io::stderr())
-        .spawn()
-        .map_err(|error| format!("cannot be started ({error})"))?;
-    let mut input = child.stdin.take().expect("it is piped");
-    let written = input.write_all(made.token.as_bytes()).and_then(|()| input.write_all(b"\n"));
-    drop(input);
-    let status = child.wait().map_err(|error| format!("cannot be waited for ({error})"))?;
-    match (status.success(), written) {
-        (true, Ok(())) => Ok(()),
-        (true, Err(_)) => Err("did not read it".into()),
-        (false, _) => Err(ended(status)),
+impl Opened for SinkCommand {
+    fn deliver(&self, made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
+        // One that fails keeps the others from nothing.
+        let failed = made.iter().filter_map(|made| Some((made.id.clone(), self.run(made).err()?)));
+        let (ids, whys): (Vec<_>, BTreeSet<_>) = failed.unzip();
+        if ids.is_empty() {
+            return Ok(format!("taken by the command in {}", self.variable));
+        }
+        let why = whys.into_iter().collect::<Vec<_>>().join(" or ");
+        Err(KeysError::Lost { ids, variable: self.variable.clone(), why })
     }
+}
+
+/// Tokens by the ids of their keys.
+type Tokens = BTreeMap<String, Secret<String>>;
+
+/// One JSON object, made in a buffer that never grows: growing would leave a copy behind.
+fn json(tokens: &Tokens) -> Secret<String> {
+    const PUNCTUATION: usize = "  \"\": \"\",\n".len();
+    let plain: BTreeMap<&str, &str> = tokens.iter().map(|(id, token)| (&**id, &**token.expose())).collect();
+    let entries = plain.iter().map(|(id, token)| id.len() + token.len() + PUNCTUATION);
+    let mut bytes = Vec::with_capacity(entries.sum::<usize>() + "{\n}\n".len());
+    serde_json::to_writer_pretty(&mut bytes, &plain).expect("texts can be written as JSON");
+    bytes.push(b'\n');
+    Secret::new(String::from_utf8(bytes).expect("JSON is text"))
 }
 
 fn ended(status: ExitStatus) -> String {
@@ -322,8 +329,8 @@ mod tests {
     #[test]
     fn a_token_carries_the_seed_that_its_verifier_verifies_and_where_to_go() {
         let made = &made("ci")[0];
-        let token: Token = made.token.parse().expect("it reads back");
-        assert_eq!(proto::sign::verifier(&proto::sign::signing_key(&token.seed)), made.verifier);
+        let token: Token = made.token.expose().parse().expect("it reads back");
+        assert_eq!(proto::sign::verifier(&proto::sign::signing_key(token.seed.expose())), made.verifier);
         assert_eq!((token.ca_pin, token.signing_key), (Some([2; 32]), PublicKey([1; 32])));
         assert_eq!(
             (token.network.as_str(), token.key.as_str(), &*token.addresses),
@@ -335,14 +342,14 @@ mod tests {
     fn a_sink_that_fails_names_every_key_whose_token_is_lost() {
         let keys: Vec<Made> = ["a", "b", "c"].into_iter().flat_map(made).collect();
         let command = "cat > /dev/null; test \"$NMPLAN_KEY\" = corp/access-key/b".to_owned();
-        let sink = Opened::Command { variable: "NMPLAN_SINK_VAULT".into(), command };
-        let lost = sink.deliver(&keys, |_| Ok(())).expect_err("it fails");
+        let sink = SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command };
+        let lost = sink.deliver(&keys, &mut |_| Ok(())).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
             "the tokens of the new keys corp/access-key/a, corp/access-key/c are lost: the command in NMPLAN_SINK_VAULT ended with status 1"
         );
-        let closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
-        let lost = Opened::Output.deliver(&keys, closed).expect_err("it fails");
+        let mut closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
+        let lost = StandardOutput.deliver(&keys, &mut closed).expect_err("it fails");
         assert!(lost.to_string().contains("corp/access-key/a, corp/access-key/b, corp/access-key/c"), "{lost}");
     }
 
@@ -355,12 +362,12 @@ mod tests {
             Sink::Command("my-vault".into()).open(&environment).expect("the command is set")
         };
         let key = made("ci");
-        let unused = |_: &str| -> io::Result<()> { panic!("nothing goes to standard output") };
+        let mut unused = |_: &str| -> io::Result<()> { panic!("nothing goes to standard output") };
         opened(format!("cat > '{}'; test \"$NMPLAN_KEY\" = corp/access-key/ci", path.display()))
-            .deliver(&key, unused)
+            .deliver(&key, &mut unused)
             .expect("it takes it");
-        assert_eq!(fs::read_to_string(&path).expect("it is there").trim(), &**key[0].token);
-        let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, unused).expect_err("it fails");
+        assert_eq!(fs::read_to_string(&path).expect("it is there").trim(), key[0].token.expose());
+        let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, &mut unused).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
             "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT ended with status 3"

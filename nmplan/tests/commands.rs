@@ -333,7 +333,7 @@ fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     insta::assert_snapshot!(unknown.talk);
     let (id, token) = keys(&desk).pop_first().unwrap();
     let token: Token = token.parse().unwrap();
-    let verifier = proto::sign::verifier(&proto::sign::signing_key(&token.seed));
+    let verifier = proto::sign::verifier(&proto::sign::signing_key(token.seed.expose()));
     assert_eq!(desk.server.state().inventory.key(&id).unwrap().verifier, verifier);
 }
 
@@ -351,7 +351,7 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.data).unwrap();
     let verifier = |token: &str| {
         let token: Token = token.parse().unwrap();
-        proto::sign::verifier(&proto::sign::signing_key(&token.seed))
+        proto::sign::verifier(&proto::sign::signing_key(token.seed.expose()))
     };
     let (id, token) = tokens.first_key_value().unwrap();
     assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(token));
@@ -416,10 +416,18 @@ fn a_token_goes_to_a_command_after_the_commit_and_its_failure_names_the_way_out(
 
 #[test]
 fn no_secret_is_in_any_output() {
-    let desk = desk();
+    let mut desk = desk();
     desk.write("corp.kdl", BEFORE);
-    let mut printed = String::new();
+    let mistyped = self::desk();
+    mistyped.write("corp.kdl", "network \"corp\" {\n access-key \"k\" secret=\"x\"\n}\n");
+    desk.write("held.json", "{\"corp/access-key/old\": \"nmj_old\", nmj_marked}");
+    let marked = [("NMPLAN_TOKEN", "nma_marked"), ("NMPLAN_SINK_VAULT", "cat > /dev/null; exit 9; : marked")];
+    desk.environment = marked.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut printed = mistyped.nmplan("validate -C @. --json").all();
     for line in [
+        "validate -C @.",
+        "apply -C @. --project acme -y --keys-to @held.json",
+        "apply -C @. --project acme -y --keys-to :nothing",
         "plan -C @. --project acme --out @plan.json",
         "plan -C @. --project acme --json",
         "apply -C @. --project acme -y --keys-to @keys.json",
@@ -429,16 +437,22 @@ fn no_secret_is_in_any_output() {
         "show 1",
         "show 1 --json",
         "show @plan.json",
+        "status",
         "status --json",
     ] {
         printed += &desk.nmplan(line).all();
+    }
+    desk.write("more.kdl", "network \"lab\" { ipv4 \"10.41.0.0/16\"; access-key \"k\"; }");
+    for faults in [&[Fault::Refusal][..], &SILENCE] {
+        desk.server.fail(faults);
+        printed += &desk.nmplan("apply -C @. --project acme -y --keys-to :vault").all();
     }
     printed += &desk.read("plan.json");
     printed += &format!("{:?}", desk.server.log());
     let (_, text) = keys(&desk).pop_first().unwrap();
     let token: Token = text.parse().unwrap();
-    let hex: String = token.seed.iter().map(|byte| format!("{byte:02x}")).collect();
-    for secret in [text.as_str(), &hex, "nmj_"] {
+    let hex: String = token.seed.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+    for secret in [text.as_str(), &hex, &format!("{:?}", token.seed.expose()), "nmj_", "nma_", "marked"] {
         assert!(!printed.contains(secret), "{secret} is printed");
     }
 }

@@ -9,7 +9,7 @@ use hmac::{Hmac, Mac};
 use prost::Message;
 use schema::scalars::{Name, NetworkName, PublicKey};
 use sha2::{Digest, Sha256};
-use x25519_dalek::{StaticSecret, x25519};
+use x25519_dalek::{PublicKey as Point, StaticSecret};
 
 use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, update::Body};
 
@@ -151,16 +151,17 @@ pub fn verify_registered(
 
 fn verify_proof(public: &[u8], ephemeral: &StaticSecret, covered: &[u8], proof: &[u8]) -> Result<(), Invalid> {
     let public: [u8; 32] = public.try_into().map_err(|_| Invalid("public key"))?;
-    let shared = x25519(ephemeral.to_bytes(), public);
+    let shared = ephemeral.diffie_hellman(&Point::from(public));
     // A point of low order gives nothing whatever the other side is: anyone could prove that he holds such a key.
-    if shared == [0; 32] {
+    if !shared.was_contributory() {
         return Err(Invalid("WireGuard key"));
     }
-    mac(&shared, covered).verify_slice(proof).map_err(|_| Invalid("proof of the WireGuard key"))
+    mac(shared.as_bytes(), covered).verify_slice(proof).map_err(|_| Invalid("proof of the WireGuard key"))
 }
 
 fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
-    mac(&x25519(*private, *public), covered).finalize().into_bytes().into()
+    let shared = StaticSecret::from(*private).diffie_hellman(&Point::from(*public));
+    mac(shared.as_bytes(), covered).finalize().into_bytes().into()
 }
 
 fn mac(key: &[u8], covered: &[u8]) -> Hmac<Sha256> {
@@ -222,6 +223,8 @@ pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server
 
 #[cfg(test)]
 mod tests {
+    use x25519_dalek::x25519;
+
     use super::*;
 
     fn keys() -> (SigningKey, SigningKey, [u8; 32], StaticSecret) {

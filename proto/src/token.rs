@@ -10,9 +10,13 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prost::Message;
 use schema::scalars::{Name, NetworkName, PublicKey};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::secret::Secret;
 
 const PREFIX: &str = "nmj_";
+/// The bytes of a CRC-32.
+const CHECKSUM: usize = 4;
 
 /// What a machine joins with. It is a secret: it prints itself only through [`Token::reveal`].
 #[derive(Clone, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub struct Token {
     /// The access key.
     pub key: Name,
     /// The Ed25519 seed that signs a join.
-    pub seed: Zeroizing<[u8; 32]>,
+    pub seed: Secret<[u8; 32]>,
 }
 
 /// Why a text is no token.
@@ -45,7 +49,9 @@ pub enum TokenError {
     Content,
 }
 
-#[derive(Clone, PartialEq, Message)]
+/// What a token holds, as it is encoded.
+#[derive(Clone, PartialEq, Message, Zeroize, ZeroizeOnDrop)]
+#[prost(skip_debug)]
 struct Body {
     #[prost(string, repeated, tag = "1")]
     addresses: Vec<String>,
@@ -62,20 +68,26 @@ struct Body {
 }
 
 impl Token {
-    /// The token as text, to be kept as a secret.
-    pub fn reveal(&self) -> Zeroizing<String> {
+    /// The token as text.
+    pub fn reveal(&self) -> Secret<String> {
         let body = Body {
             addresses: self.addresses.clone(),
             signing_key: self.signing_key.0.to_vec(),
             ca_pin: self.ca_pin.map(|pin| pin.to_vec()).unwrap_or_default(),
             network: self.network.to_string(),
             key: self.key.to_string(),
-            seed: self.seed.to_vec(),
+            seed: self.seed.expose().to_vec(),
         };
-        let mut bytes = Zeroizing::new(body.encode_to_vec());
+        // Buffers that never grow leave no copy behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(body.encoded_len() + CHECKSUM));
+        body.encode(&mut *bytes).expect("a vector takes everything");
         let checksum = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&checksum.to_be_bytes());
-        Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
+        let length = PREFIX.len() + base64::encoded_len(bytes.len(), false).expect("a token is short");
+        let mut text = Secret::new(String::with_capacity(length));
+        text.expose_mut().push_str(PREFIX);
+        URL_SAFE_NO_PAD.encode_string(&*bytes, text.expose_mut());
+        text
     }
 }
 
@@ -85,7 +97,7 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let encoded = text.trim().strip_prefix(PREFIX).ok_or(TokenError::NoPrefix)?;
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| TokenError::Checksum)?);
-        let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(TokenError::Checksum)?;
+        let (body, checksum) = bytes.split_last_chunk::<CHECKSUM>().ok_or(TokenError::Checksum)?;
         if crc32fast::hash(body).to_be_bytes() != *checksum {
             return Err(TokenError::Checksum);
         }
@@ -106,7 +118,7 @@ impl Token {
             ca_pin,
             network: body.network.parse().ok()?,
             key: body.key.parse().ok()?,
-            seed: Zeroizing::new((&*body.seed).try_into().ok()?),
+            seed: Secret::new((&*body.seed).try_into().ok()?),
         })
     }
 }
@@ -128,19 +140,22 @@ mod tests {
             ca_pin: Some([2; 32]),
             network: "corp".parse().expect("good"),
             key: "ci".parse().expect("good"),
-            seed: Zeroizing::new([3; 32]),
+            seed: Secret::new([3; 32]),
         }
     }
 
     #[test]
     fn a_token_reads_back() {
-        assert_eq!(token().reveal().parse(), Ok(token()));
-        assert_eq!(format!("  {}\n", *token().reveal()).parse(), Ok(token()));
+        let text = token().reveal();
+        assert_eq!(text.expose().parse(), Ok(token()));
+        assert_eq!(format!("  {}\n", text.expose()).parse(), Ok(token()));
+        assert_eq!(text.expose().len(), text.expose().capacity(), "the text never grew");
     }
 
     #[test]
     fn every_single_typo_is_noticed() {
         let text = token().reveal();
+        let text = text.expose();
         for place in 0..text.len() {
             for other in ['A', 'b', '0', '_', '='] {
                 let mut typed: Vec<char> = text.chars().collect();

@@ -15,6 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::SigningKey;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
+use proto::secret::Secret;
 use proto::sign::Invalid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::pem::{self, PemObject};
@@ -22,7 +23,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use schema::scalars::PublicKey;
 use sha2::{Digest, Sha256};
 use x25519_dalek::StaticSecret;
-use zeroize::Zeroizing;
 
 /// Seconds that a nonce is valid for.
 const NONCE_LIFE: i64 = 60;
@@ -62,9 +62,10 @@ pub enum IdentityError {
 }
 
 /// The keys that answer agents.
+#[derive(Debug)]
 pub struct Secrets {
     signing_key: SigningKey,
-    mac_key: Zeroizing<[u8; 32]>,
+    mac_key: Secret<[u8; 32]>,
 }
 
 /// What the server needs to end TLS.
@@ -103,10 +104,10 @@ impl DataDir {
     }
 
     /// Reads a file, or nothing if there is none.
-    pub fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+    pub fn read(&self, name: &str) -> Result<Option<Secret<Vec<u8>>>, IdentityError> {
         let path = self.file(name);
         match fs::read(&path) {
-            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
+            Ok(bytes) => Ok(Some(Secret::new(bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(IdentityError::File { attempt: "read", path, source }),
         }
@@ -132,14 +133,14 @@ impl DataDir {
         write().map_err(|source| IdentityError::File { attempt: "write", path: path.clone(), source })
     }
 
-    fn secret(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
+    fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, IdentityError> {
         if let Some(bytes) = self.read(name)? {
             let damaged = || IdentityError::Damaged { path: self.file(name), why: "it has not 32 bytes".into() };
-            return bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| damaged());
+            return bytes.expose().as_slice().try_into().map(Secret::new).map_err(|_| damaged());
         }
         self.may_make(name)?;
         let secret = random()?;
-        self.write(name, &*secret)?;
+        self.write(name, secret.expose())?;
         Ok(secret)
     }
 
@@ -150,16 +151,16 @@ impl DataDir {
 }
 
 /// 32 random bytes.
-pub fn random() -> Result<Zeroizing<[u8; 32]>, IdentityError> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *bytes).map_err(IdentityError::Random)?;
+pub fn random() -> Result<Secret<[u8; 32]>, IdentityError> {
+    let mut bytes = Secret::new([0; 32]);
+    getrandom::fill(bytes.expose_mut()).map_err(IdentityError::Random)?;
     Ok(bytes)
 }
 
 impl Secrets {
     /// Reads the keys, and makes them first if there are none.
     pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
-        let signing_key = SigningKey::from_bytes(&*directory.secret("signing.key")?);
+        let signing_key = SigningKey::from_bytes(directory.secret("signing.key")?.expose());
         Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
     }
 
@@ -173,7 +174,7 @@ impl Secrets {
     }
 
     fn mac_of(&self, purpose: &str, bytes: &[u8]) -> Hmac<Sha256> {
-        let mac = <Hmac<Sha256> as Mac>::new_from_slice(&*self.mac_key).expect("HMAC takes a key of any length");
+        let mac = <Hmac<Sha256> as Mac>::new_from_slice(self.mac_key.expose()).expect("HMAC takes a key of any length");
         mac.chain_update(purpose.as_bytes()).chain_update([0]).chain_update(bytes)
     }
 
@@ -209,12 +210,12 @@ impl Secrets {
     }
 
     /// A session for an identity: its token, and the seconds that it is valid for.
-    pub fn session(&self, identity: &PublicKey) -> (String, u32) {
+    pub fn session(&self, identity: &PublicKey) -> (Secret<String>, u32) {
         let mut bytes = identity.0.to_vec();
         bytes.extend_from_slice(&(Timestamp::now().as_second() + i64::from(SESSION_LIFE)).to_be_bytes());
         let mac = self.mac("session", &bytes);
         bytes.extend_from_slice(&mac[..16]);
-        (URL_SAFE_NO_PAD.encode(bytes), SESSION_LIFE)
+        (Secret::new(URL_SAFE_NO_PAD.encode(bytes)), SESSION_LIFE)
     }
 
     /// The identity that a session's token stands for, while it is valid.
@@ -234,13 +235,13 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
     let key = match directory.read("ca.key")? {
         Some(pem) => {
             let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.key"), why };
-            let pem = std::str::from_utf8(&pem).map_err(|error| damaged(error.to_string()))?;
+            let pem = std::str::from_utf8(pem.expose()).map_err(|error| damaged(error.to_string()))?;
             KeyPair::from_pem(pem).map_err(|error| damaged(error.to_string()))?
         }
         None => {
             directory.may_make("ca.key")?;
             let key = KeyPair::generate()?;
-            directory.write("ca.key", key.serialize_pem().as_bytes())?;
+            directory.write("ca.key", Secret::new(key.serialize_pem()).expose().as_bytes())?;
             key
         }
     };
@@ -251,7 +252,7 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
     }
     let pem = directory.read("ca.pem")?.unwrap_or_default();
     let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.pem"), why };
-    let ca = CertificateDer::from_pem_slice(&pem).map_err(|error: pem::Error| damaged(error.to_string()))?;
+    let ca = CertificateDer::from_pem_slice(pem.expose()).map_err(|error: pem::Error| damaged(error.to_string()))?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&ca).map_err(|error| damaged(error.to_string()))?;
     if Sha256::digest(parsed.tbs_certificate.subject_pki.raw)[..] != pin.0 {
         return Err(damaged("it belongs to another key than ca.key".into()));
@@ -297,12 +298,13 @@ fn server_params(hosts: &[&str]) -> Result<CertificateParams, IdentityError> {
 }
 
 /// A new bearer token: its id, the text to hand out, and the hash to keep.
-pub fn new_token() -> Result<(String, Zeroizing<String>, [u8; 32]), IdentityError> {
+pub fn new_token() -> Result<(String, Secret<String>, [u8; 32]), IdentityError> {
     let bytes = random()?;
-    let id: String = random()?.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    let secret = URL_SAFE_NO_PAD.encode(*bytes);
-    let hash = Sha256::digest(secret.as_bytes()).into();
-    Ok((id.clone(), Zeroizing::new(format!("nma_{id}_{secret}")), hash))
+    let id: String = random()?.expose().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let secret = Secret::new(URL_SAFE_NO_PAD.encode(bytes.expose()));
+    let hash = Sha256::digest(secret.expose().as_bytes()).into();
+    let token = Secret::new(["nma_", &id, "_", secret.expose()].concat());
+    Ok((id, token, hash))
 }
 
 /// The id of a bearer token, and the hash of its secret; nothing if it is not of that form.
@@ -316,7 +318,7 @@ mod tests {
     use super::*;
 
     fn secrets() -> Secrets {
-        Secrets { signing_key: SigningKey::from_bytes(&[1; 32]), mac_key: Zeroizing::new([2; 32]) }
+        Secrets { signing_key: SigningKey::from_bytes(&[1; 32]), mac_key: Secret::new([2; 32]) }
     }
 
     #[test]
@@ -325,7 +327,7 @@ mod tests {
         assert_eq!(secrets().check_nonce(&nonce), Ok(()));
         let ephemeral = secrets().ephemeral(&nonce).expect("it is valid");
         assert_eq!(x25519_dalek::PublicKey::from(&ephemeral).to_bytes(), public);
-        let other = Secrets { mac_key: Zeroizing::new([3; 32]), ..secrets() };
+        let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
         assert!(other.check_nonce(&nonce).is_err());
         for place in 0..nonce.len() {
             let mut changed = nonce.clone();
@@ -339,10 +341,10 @@ mod tests {
     fn a_session_stands_for_one_identity() {
         let identity = PublicKey([7; 32]);
         let (token, _) = secrets().session(&identity);
-        assert_eq!(secrets().identity_of(&token), Some(identity));
-        assert_eq!(secrets().identity_of(&token[1..]), None);
+        assert_eq!(secrets().identity_of(token.expose()), Some(identity));
+        assert_eq!(secrets().identity_of(&token.expose()[1..]), None);
         assert_eq!(secrets().identity_of(""), None);
-        assert_eq!(Secrets { mac_key: Zeroizing::new([3; 32]), ..secrets() }.identity_of(&token), None);
+        assert_eq!(Secrets { mac_key: Secret::new([3; 32]), ..secrets() }.identity_of(token.expose()), None);
     }
 
     #[test]
@@ -391,9 +393,24 @@ mod tests {
     }
 
     #[test]
+    fn no_secret_is_printed() {
+        let (session, _) = secrets().session(&PublicKey([7; 32]));
+        let (_, token, _) = new_token().expect("made");
+        let printed = format!("{:?} {session:?} {token:?}", secrets());
+        let key = secrets().signing_key().verifying_key();
+        assert_eq!(
+            printed,
+            format!(
+                "Secrets {{ signing_key: SigningKey {{ verifying_key: {key:?}, .. }}, mac_key: Secret(..) }} Secret(..) \
+                 Secret(..)"
+            )
+        );
+    }
+
+    #[test]
     fn a_token_is_known_by_its_hash() {
         let (id, token, hash) = new_token().expect("made");
-        assert_eq!(hash_of(&token), Some((id, hash)));
+        assert_eq!(hash_of(token.expose()), Some((id, hash)));
         assert_eq!(hash_of("nma_x"), None);
     }
 }

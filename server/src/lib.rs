@@ -30,11 +30,11 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use netclient::agent::told;
+use proto::secret::Secret;
 use schema::api::Control;
 use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use crate::client::OwnHost;
 use crate::committer::Committer;
@@ -159,7 +159,7 @@ fn reserved(settings: &Settings, comms: &Result<Comms, Off>) -> Option<Ipv4Net> 
 /// Notes which version of the program serves; the first start of another one is a revision, unless there is nothing yet.
 fn note_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
     const FILE: &str = "version";
-    if directory.read(FILE)?.is_some_and(|version| *version == VERSION.as_bytes()) {
+    if directory.read(FILE)?.is_some_and(|version| version.expose() == VERSION.as_bytes()) {
         return Ok(());
     }
     if world.revision.0 > 0 {
@@ -186,7 +186,7 @@ fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, Start
         return Ok(false);
     }
     let (stored, token) = made_token(Grant::admin(), None)?;
-    directory.write("admin.token", format!("{}\n", *token).as_bytes())?;
+    directory.write("admin.token", Secret::new([token.expose(), "\n"].concat()).expose().as_bytes())?;
     store.put_token(&stored)?;
     Ok(true)
 }
@@ -196,13 +196,13 @@ pub fn new_token(
     store: &mut dyn Store,
     grant: Grant,
     expires: Option<Timestamp>,
-) -> Result<Zeroizing<String>, StartError> {
+) -> Result<Secret<String>, StartError> {
     let (stored, token) = made_token(grant, expires)?;
     store.put_token(&stored)?;
     Ok(token)
 }
 
-fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, Zeroizing<String>), StartError> {
+fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, Secret<String>), StartError> {
     let (id, token, hash) = identity::new_token()?;
     Ok((StoredToken { id, hash, grant, created: Timestamp::now(), expires }, token))
 }

@@ -191,7 +191,7 @@ fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<
             let projects = some(project.is_empty()).then(|| project.into_iter().collect());
             let expires = expires.map(|expires| expires.moment(jiff::Timestamp::now()));
             let token = nmserver::new_token(&mut store, Grant { role, networks, projects }, expires)?;
-            writeln!(data, "{}", *token)?;
+            writeln!(data, "{}", token.expose())?;
         }
         TokenVerb::List => {
             for token in store.tokens()? {

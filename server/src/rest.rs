@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Extension, Json, Router};
 use http::{HeaderMap, StatusCode, header};
+use proto::secret::Secret;
 use schema::kinds::Kind;
 use schema::snapshot::{ResourceId, Revision};
 use schema::value::Value;
@@ -79,8 +80,9 @@ async fn authenticate(
     next: Next,
 ) -> Response {
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = header.and_then(|value| value.strip_prefix("Bearer ")).map(ToOwned::to_owned);
-    match service.caller(token.as_deref(), operation).await {
+    let token = header.and_then(|value| value.strip_prefix("Bearer "));
+    let token = token.map(|token| Secret::new(token.to_owned()));
+    match service.caller(token, operation).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, StatusDocument};
 use schema::inventory::NodeId;
 use schema::kinds::Node;
@@ -93,11 +94,11 @@ impl Service {
     }
 
     /// Who holds a bearer token, if it allows the operation.
-    pub async fn caller(&self, token: Option<&str>, operation: Operation) -> Result<Caller, Error> {
+    pub async fn caller(&self, token: Option<Secret<String>>, operation: Operation) -> Result<Caller, Error> {
         const NOT_VALID: Error =
             Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
         let token = token.ok_or(Error::Unauthenticated("a token is needed: Authorization: Bearer nma_..."))?;
-        let (id, hash) = hash_of(token).ok_or(NOT_VALID)?;
+        let (id, hash) = hash_of(token.expose()).ok_or(NOT_VALID)?;
         let stored = self.inner.committer.read(move |store| store.token(&id)).await?.ok_or(NOT_VALID)?;
         if !bool::from(stored.hash.ct_eq(&hash)) {
             return Err(NOT_VALID);

@@ -140,8 +140,9 @@ fn channel(host: &Machine, device: &str, at: SocketAddr, way: &Way) -> Channel {
 async fn agent(line: Line, mesh: &Mesh, token: &str, number: u32) -> Agent {
     let Line { name, channel } = line;
     let (token, number) = (token.parse::<Token>().expect("a token"), number + if name == "tunnel" { 0 } else { 100 });
-    let mut agent = Agent::on(channel, mesh.way(&token.reveal()).signing_key, "corp", &format!("n{number}"), number);
-    let seed = proto::sign::signing_key(&token.seed);
+    let mut agent =
+        Agent::on(channel, mesh.way(token.reveal().expose()).signing_key, "corp", &format!("n{number}"), number);
+    let seed = proto::sign::signing_key(token.seed.expose());
     agent.join_with("k", &seed).await.expect("it joins");
     agent
 }
@@ -162,7 +163,7 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) {
 /// How long a registration takes, with so many agents registered.
 async fn one_more(mesh: &Mesh, token: &str) {
     let (way, parsed) = (mesh.way(token), token.parse::<Token>().expect("a token"));
-    let (channel, seed) = (way.channel(), proto::sign::signing_key(&parsed.seed));
+    let (channel, seed) = (way.channel(), proto::sign::signing_key(parsed.seed.expose()));
     println!("\n| agents | a registration, median of 9 |\n| --- | --- |");
     let mut times = Vec::new();
     for number in 1..=*SIZES.iter().max().expect("there are some") {

@@ -61,9 +61,9 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
         None => BTreeSet::new(),
     };
     let made = keys::make(ids.iter(), &ready.info)?;
-    let applied = commit(&ready, &made, sink.as_mut(), &server, run).await?;
+    let applied = commit(&ready, &made, sink.as_deref_mut(), &server, run).await?;
     // First of all, so that nothing that fails costs a token.
-    let delivered = sink.map(|sink| sink.deliver(&made, |tokens| run.console.data(tokens)));
+    let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.data(tokens)));
     tell(&applied, args, run)?;
     if let Some(delivered) = delivered {
         tell_tokens(delivered, made.len(), &applied, run)?;
@@ -219,7 +219,7 @@ async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) 
 }
 
 /// Opens the sink that new keys need, before anything is changed.
-fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<Option<Opened>, Error> {
+fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<Option<Box<dyn Opened>>, Error> {
     match (ids, sink) {
         ([], _) => Ok(None),
         (_, None) => Err(KeysError::NoSink(ids.to_vec()).into()),
@@ -250,7 +250,7 @@ fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result
 async fn commit<C: ControlPlane>(
     ready: &Ready,
     made: &[Made],
-    mut sink: Option<&mut Opened>,
+    mut sink: Option<&mut (dyn Opened + 'static)>,
     server: &C,
     run: &mut Run<'_, C>,
 ) -> Result<Applied, Error> {
@@ -269,7 +269,7 @@ async fn commit<C: ControlPlane>(
         Err(refusal) => refusal,
     };
     if !harmless {
-        let tokens = sink.map(|sink| sink.deliver(made, |tokens| run.console.data(tokens)));
+        let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.data(tokens)));
         return Err(Error::Unknown { source: refusal.into(), tokens });
     }
     if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use proto::secret::Secret;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
@@ -125,15 +126,15 @@ fn base(url: &str) -> Result<String, ControlError> {
 
 fn bearer(server: &str, environment: &Environment) -> Result<HeaderValue, ControlError> {
     let (from, token) = match (environment.get("TOKEN"), environment.get("TOKEN_FILE")) {
-        (Some(token), _) => ("NMPLAN_TOKEN", token.to_owned()),
+        (Some(token), _) => ("NMPLAN_TOKEN", Secret::new(token.to_owned())),
         (None, Some(path)) => {
             let failed = |source| ControlError::File { variable: "NMPLAN_TOKEN_FILE", path: path.into(), source };
-            ("NMPLAN_TOKEN_FILE", std::fs::read_to_string(path).map_err(failed)?)
+            ("NMPLAN_TOKEN_FILE", Secret::new(std::fs::read_to_string(path).map_err(failed)?))
         }
         (None, None) => return Err(ControlError::NoToken { server: server.into() }),
     };
-    let mut value =
-        HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| ControlError::Token { from })?;
+    let header = Secret::new(["Bearer ", token.expose().trim()].concat());
+    let mut value = HeaderValue::from_str(header.expose()).map_err(|_| ControlError::Token { from })?;
     value.set_sensitive(true);
     Ok(value)
 }

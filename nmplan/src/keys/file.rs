@@ -3,7 +3,6 @@
 //! It is replaced in one step and locked from holding to the end, so that applies that write one file at once lose no
 //! token. Every entry that is not this apply's stays as it is.
 
-use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -11,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zeroize::Zeroizing;
+use proto::secret::Secret;
 
-use super::{KeysError, Made, entry, json};
+use super::{KeysError, Made, Opened, Output, Tokens, json};
 
 /// How long another apply may hold the file. It does from before it sends its plan until the answer has come: a fraction of
 /// a second, but for a server that is slow or away.
@@ -22,13 +21,15 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A file of tokens.
-pub struct KeyFile {
+#[derive(Debug)]
+pub(super) struct KeyFile {
     path: PathBuf,
-    before: Option<BTreeMap<String, String>>,
+    before: Option<Tokens>,
     lock: Option<Lock>,
 }
 
-/// A lock file beside a file of tokens, held by one apply at a time and gone with it.
+/// A lock file next to a file of tokens, held by one apply at a time and gone with it.
+#[derive(Debug)]
 struct Lock {
     path: PathBuf,
     _held: fs::File,
@@ -74,11 +75,6 @@ fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
 }
 
 impl KeyFile {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Reads what the file holds, and makes sure that it can be replaced.
     pub(super) fn open(path: &Path) -> Result<Self, KeysError> {
         // A link stays one: what it leads to is replaced.
@@ -87,22 +83,25 @@ impl KeyFile {
         temporary(&path)?;
         Ok(Self { path, before, lock: None })
     }
+}
 
+impl Opened for KeyFile {
     /// Puts the tokens in; nobody else changes the file until they are taken back or this goes out of scope.
-    pub(super) fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
+    fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
         self.lock = Some(Lock::take(&self.path, PATIENCE)?);
         self.before = read(&self.path)?;
         let mut tokens = self.before.clone().unwrap_or_default();
-        tokens.extend(made.iter().map(entry));
+        tokens.extend(made.iter().map(|made| (made.id.to_string(), made.token.clone())));
         replace(&self.path, &tokens)
     }
 
     /// Takes out what was put in, unless somebody else has replaced it since.
-    pub(super) fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
+    fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
         let _lock = self.lock.take();
         let mut tokens = read(&self.path)?.unwrap_or_default();
-        for (id, token) in made.iter().map(entry) {
-            if tokens.get(&id) == Some(&token) {
+        for Made { id, token, .. } in made {
+            let id = id.to_string();
+            if tokens.get(&id) == Some(token) {
                 tokens.remove(&id);
                 let had = self.before.iter().flat_map(|before| before.get_key_value(&id));
                 tokens.extend(had.map(|(id, token)| (id.clone(), token.clone())));
@@ -114,9 +113,13 @@ impl KeyFile {
         }
         replace(&self.path, &tokens)
     }
+
+    fn deliver(&self, _made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
+        Ok(format!("written to {}", self.path.display()))
+    }
 }
 
-fn read(path: &Path) -> Result<Option<BTreeMap<String, String>>, KeysError> {
+fn read(path: &Path) -> Result<Option<Tokens>, KeysError> {
     let failed = |source| KeysError::File { attempt: "read", path: path.into(), source };
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Err(KeysError::NotRegular(path.into())),
@@ -124,11 +127,11 @@ fn read(path: &Path) -> Result<Option<BTreeMap<String, String>>, KeysError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
-    let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
-    if text.trim().is_empty() {
-        return Ok(Some(BTreeMap::new()));
+    let text = Secret::new(fs::read_to_string(path).map_err(failed)?);
+    if text.expose().trim().is_empty() {
+        return Ok(Some(Tokens::new()));
     }
-    serde_json::from_str(&text).map(Some).map_err(|error| {
+    serde_json::from_str(text.expose()).map(Some).map_err(|error| {
         // The error's own words may quote the file.
         let why = format!("line {}, column {}", error.line(), error.column());
         KeysError::Content { path: path.into(), why }
@@ -136,10 +139,10 @@ fn read(path: &Path) -> Result<Option<BTreeMap<String, String>>, KeysError> {
 }
 
 /// Replaces the file in one step, readable by its owner only, and makes sure that it is on the disk.
-fn replace(path: &Path, tokens: &BTreeMap<String, String>) -> Result<(), KeysError> {
+fn replace(path: &Path, tokens: &Tokens) -> Result<(), KeysError> {
     let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
     let mut file = temporary(path)?;
-    file.write_all(Zeroizing::new(json(tokens)).as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.write_all(json(tokens).expose().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     fs::File::open(directory(path)).and_then(|directory| directory.sync_all()).map_err(failed)
 }
@@ -159,6 +162,7 @@ fn directory(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::tests::made;
@@ -174,12 +178,12 @@ mod tests {
         let held: BTreeMap<String, String> =
             serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
         assert_eq!(held["corp/access-key/old"], "nmj_old");
-        assert_eq!(held["corp/access-key/ci"], *key[0].token);
+        assert_eq!(held["corp/access-key/ci"], *key[0].token.expose());
         assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o600);
         file.take_back(&key).expect("it takes back");
         assert_eq!(
             read(&path).expect("it reads"),
-            Some(BTreeMap::from([("corp/access-key/old".into(), "nmj_old".into())]))
+            Some(Tokens::from([("corp/access-key/old".into(), Secret::new("nmj_old".into()))]))
         );
     }
 
@@ -199,7 +203,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("notes.txt");
         fs::write(&path, "nmj_secret is not JSON").expect("it can be written");
-        let refused = KeyFile::open(&path).err().expect("it is refused");
+        let refused = KeyFile::open(&path).expect_err("it is refused");
         assert!(!refused.to_string().contains("nmj_secret"), "{refused}");
         assert!(matches!(KeyFile::open(directory.path()).err(), Some(KeysError::NotRegular(_))));
         assert!(matches!(KeyFile::open(Path::new("/dev/null")).err(), Some(KeysError::NotRegular(_))));
@@ -234,7 +238,7 @@ mod tests {
         file.hold(&made("ci")).expect("it holds");
         let lock = directory.path().join("keys.json.lock");
         assert_eq!(fs::metadata(&lock).expect("it is there").permissions().mode() & 0o777, 0o600);
-        let refused = Lock::take(&path, Duration::ZERO).err().expect("it is held");
+        let refused = Lock::take(&path, Duration::ZERO).expect_err("it is held");
         assert_eq!(refused.to_string(), format!("another nmplan has held {} for 10 s", lock.display()));
         drop(file);
         assert!(!lock.exists() && Lock::take(&path, Duration::ZERO).is_ok());

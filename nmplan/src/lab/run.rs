@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use proto::secret::Secret;
 use schema::kinds::Dns;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Snapshot;
@@ -119,7 +120,7 @@ async fn apply(
     underlay: &Underlay,
     programs: &Programs,
     server: &Server,
-) -> Result<BTreeMap<String, String>, Error> {
+) -> Result<BTreeMap<String, Secret<String>>, Error> {
     let [file, keys] = ["declared.kdl", "keys.json"].map(|name| underlay.directory().join(name));
     std::fs::write(&file, cast.text()).map_err(system("write what is declared"))?;
     let mut command = Command::new(&programs.nmplan);
@@ -137,7 +138,8 @@ async fn apply(
         return Err(Error::Refused(format!("what is declared could not be applied; nmplan said:\n{said}\n")));
     }
     match std::fs::read(&keys) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::Refused(format!("the keys: {error}"))),
+        Ok(text) => serde_json::from_slice(Secret::new(text).expose())
+            .map_err(|error| Error::Refused(format!("the keys: {error}"))),
         // Nothing that was declared needed a key.
         Err(_) => Ok(BTreeMap::new()),
     }
@@ -145,14 +147,14 @@ async fn apply(
 
 async fn join(
     role: &Role,
-    tokens: &BTreeMap<String, String>,
+    tokens: &BTreeMap<String, Secret<String>>,
     underlay: &Underlay,
     programs: &Programs,
 ) -> Result<(Role, Machine), Error> {
     let failed = |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", role.host));
     let token = tokens.get(&role.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
     let mut machine = Machine::new(underlay, programs, &role.host).await?;
-    machine.join(token, &["--name", role.name.as_str()]).await.map_err(|error| failed(&error))?;
+    machine.join(token.expose(), &["--name", role.name.as_str()]).await.map_err(|error| failed(&error))?;
     machine.start_daemon(&[])?;
     Ok((role.clone(), machine))
 }

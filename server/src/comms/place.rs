@@ -235,9 +235,9 @@ fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     const FILE: &str = "comms.key";
     if let Some(bytes) = directory.read(FILE)? {
         let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it has not 32 bytes".into() };
-        return bytes.as_slice().try_into().map(PrivateKey).map_err(damaged);
+        return bytes.expose().as_slice().try_into().map(PrivateKey).map_err(damaged);
     }
-    let key = PrivateKey::from_random(*crate::identity::random()?);
+    let key = PrivateKey::from_random(*crate::identity::random()?.expose());
     directory.write(FILE, &key.0)?;
     Ok(key)
 }

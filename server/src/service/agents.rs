@@ -142,7 +142,7 @@ impl Service {
         sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
         let identity = key_of(&request.identity)?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
-        Ok(wire::OpenSessionResponse { token, lifetime })
+        Ok(wire::OpenSessionResponse { token: token.expose().clone(), lifetime })
     }
 
     /// The identity that a session's token stands for.
