@@ -1,31 +1,26 @@
 //! The tunnel to a server that control traffic takes, once the machine is registered there (`netclient register`).
 //!
-//! [`Registration`] is what the machine keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
+//! A [`Registration`] is what the machine keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
 //! its allowed IPs are that peer's one address, and who uses it binds to the interface, so that the tunnels to two servers
 //! may have the same addresses. It is not part of any network, and no network needs it.
 //!
-//! Before the machine has joined a network, a registration has a [`Deadline`]. The device's process keeps it, also where no
+//! Before the machine has joined a network, a registration has a deadline. The device's process keeps it, also where no
 //! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use proto::convert::to_key;
-use proto::sign;
-use proto::wire::{RegisterRequest, RegisterResponse};
 use schema::scalars::{Endpoint, PublicKey};
-use serde::{Deserialize, Serialize};
 
-use crate::control::ControlError;
-use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal};
+use crate::device::{
+    self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking, resolve_one,
+};
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
-use crate::membership::ServerAddress;
+use crate::registration::{BootTime, Registration, Terms};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
 use crate::system::return_path;
-use crate::tunnel::{TunnelError, blocking, resolve_one};
 
 /// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get through first.
 pub const MTU: u16 = 1280;
@@ -34,117 +29,27 @@ const INTERFACE: &str = "nm-comms";
 /// How many such tunnels one machine may have.
 const MOST: u32 = 999;
 
-/// A machine's registration at a server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    /// The server.
-    pub server: ServerAddress,
-    /// The interface.
-    pub interface: String,
-    /// The machine's end of the tunnel.
-    pub private_key: PrivateKey,
-    /// What the server answered.
-    pub terms: Terms,
-    /// When it ends unless the machine joins; absent: it has joined.
-    pub deadline: Option<Deadline>,
+/// Why the tunnel to a server is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum CommsError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What is kept of the tunnel cannot be read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The server's end of the tunnel cannot be found.
+    #[error("the name in {0} does not resolve, so the tunnel to the server has no other end")]
+    NoEndpoint(Endpoint),
 }
 
-/// What a server answers to a registration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
-    /// The server's end of the tunnel.
-    pub public_key: PublicKey,
-    /// Where that is found, UDP.
-    pub endpoint: Endpoint,
-    /// The machine's address in the tunnel.
-    pub address: Ipv4Addr,
-    /// Where the agents' service is found in the tunnel.
-    pub server: SocketAddrV4,
-}
-
-/// A moment of one run of the machine's kernel; with that run it is over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Deadline {
-    /// The run (`/proc/sys/kernel/random/boot_id`).
-    boot: String,
-    /// The time of `CLOCK_BOOTTIME`.
-    at: Duration,
-}
-
-impl Deadline {
-    fn over() -> Self {
-        Self { boot: String::new(), at: Duration::ZERO }
-    }
-
-    fn after(span: Duration) -> Self {
-        Self { boot: boot(), at: device::boottime() + span }
-    }
-
-    /// How long it still is; absent: it is over.
-    pub fn left(&self) -> Option<Duration> {
-        self.left_at(&boot(), device::boottime())
-    }
-
-    fn left_at(&self, boot: &str, now: Duration) -> Option<Duration> {
-        self.at.checked_sub(now).filter(|left| !left.is_zero() && self.boot == boot)
-    }
-}
-
-fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
-}
-
-impl Terms {
-    /// Reads what a server answered to a request; and how long the registration lasts without a join, if it does not for
-    /// good.
-    pub(crate) fn read(
-        answer: &RegisterResponse,
-        request: &RegisterRequest,
-        server: &PublicKey,
-    ) -> Result<(Self, Option<Duration>), ControlError> {
-        let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
-        sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;
-        let address = |bytes: &[u8]| {
-            let bytes: [u8; 4] = bytes.try_into().map_err(|_| bad(&"an address of the tunnel is none"))?;
-            Ok::<_, ControlError>(Ipv4Addr::from(bytes))
-        };
-        let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
-        let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
-        let (own, far) = (address(&answer.address)?, address(&answer.server_address)?);
-        let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
-        if own == far || is_odd(&own) || is_odd(&far) {
-            return Err(bad(&format!("{own} and {far} cannot be the ends of a tunnel")));
-        }
-        let terms = Self {
-            public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
-            endpoint,
-            address: own,
-            server: SocketAddrV4::new(far, port),
-        };
-        Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
-    }
-}
-
-impl Registration {
-    /// A registration as it comes about, before it has an interface.
-    pub(crate) fn new(server: ServerAddress, private_key: PrivateKey, terms: Terms, lapses: Option<Duration>) -> Self {
-        Self { server, interface: String::new(), private_key, terms, deadline: lapses.map(Deadline::after) }
-    }
-
-    /// Whether it is that one, whatever the server answered since.
-    fn is(&self, other: &Self) -> bool {
-        self.interface == other.interface && self.private_key == other.private_key && !self.has_lapsed()
-    }
-
-    fn is_same_line(&self, terms: &Terms) -> bool {
-        self.terms.address == terms.address && self.terms.server == terms.server
-    }
-
-    /// Whether it has ended because the machine did not join.
-    pub fn has_lapsed(&self) -> bool {
-        self.deadline.as_ref().is_some_and(|deadline| deadline.left().is_none())
-    }
+/// The moment that it is.
+pub fn now() -> BootTime {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    BootTime { boot: boot.trim().to_owned(), at: device::boottime() }
 }
 
 /// The tunnel to one server.
@@ -166,14 +71,14 @@ impl Comms {
     /// The registration, if the machine has one that holds.
     pub fn registration(&self) -> Result<Option<Registration>, DirectoryError> {
         let registration = self.directory.registration(&self.server)?;
-        Ok(registration.filter(|registration| !registration.has_lapsed()))
+        Ok(registration.filter(|registration| !registration.has_lapsed(&now())))
     }
 
     /// Brings the tunnel up as far as it is not; gives where its server is found.
-    pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, TunnelError> {
+    pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         match self.raise(registration).await {
             // Somebody took it while the device was away.
-            Err(TunnelError::Device(DeviceError::Refused(Refusal::NameTaken { .. }))) => {
+            Err(CommsError::Device(DeviceError::Refused(Refusal::NameTaken { .. }))) => {
                 let renamed = self.rename(registration).await?;
                 self.raise(&renamed).await
             }
@@ -181,7 +86,7 @@ impl Comms {
         }
     }
 
-    async fn raise(&self, registration: &Registration) -> Result<SocketAddr, TunnelError> {
+    async fn raise(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         let Registration { interface, private_key, terms, deadline, .. } = registration;
         let at = resolve_one(&terms.endpoint).await;
         let peer = PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
@@ -191,7 +96,7 @@ impl Comms {
             // Whoever ended it meanwhile may have looked for the device before it was there.
             if !directory
                 .registration(&wanted.server.signing_key)
-                .is_ok_and(|now| now.is_some_and(|now| now.is(&wanted)))
+                .is_ok_and(|kept| kept.is_some_and(|kept| kept.is(&wanted) && !kept.has_lapsed(&now())))
             {
                 device.remove()?;
                 return Err(DeviceError::Gone { interface: wanted.interface });
@@ -203,7 +108,7 @@ impl Comms {
             Ok(observed.peers.get(&server).and_then(|peer| peer.settings.endpoint))
         });
         // A name that does not resolve right now is no reason to forget where the server was.
-        let at = at.or(known.await?).ok_or_else(|| TunnelError::NoEndpoint(terms.endpoint.clone()))?;
+        let at = at.or(known.await?).ok_or_else(|| CommsError::NoEndpoint(terms.endpoint.clone()))?;
         let missing = || LinkError::Missing { interface: interface.clone() };
         let observed = link::observe(interface).await?.ok_or_else(missing)?;
         return_path::loosen(interface);
@@ -212,22 +117,22 @@ impl Comms {
     }
 
     /// Gives the tunnel the next name that is free.
-    async fn rename(&self, registration: &Registration) -> Result<Registration, TunnelError> {
+    async fn rename(&self, registration: &Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
-        let interface = self.directory.free_interface().map_err(DeviceError::from)?;
+        let interface = free_here(&self.directory).map_err(DeviceError::from)?;
         let renamed = Registration { interface, ..registration.clone() };
         self.directory.keep_registration(&renamed)?;
         Ok(renamed)
     }
 
     /// Keeps a registration as it was agreed, under a name that is free where it is a new one.
-    pub(crate) async fn settle(&self, agreed: Registration) -> Result<Registration, TunnelError> {
+    pub(crate) async fn settle(&self, agreed: Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let before =
             self.directory.registration(&self.server)?.filter(|before| before.private_key == agreed.private_key);
         let interface = match &before {
             Some(before) => before.interface.clone(),
-            None => self.directory.free_interface().map_err(DeviceError::from)?,
+            None => free_here(&self.directory).map_err(DeviceError::from)?,
         };
         let settled = Registration { interface, ..agreed };
         self.directory.keep_registration(&settled)?;
@@ -238,7 +143,7 @@ impl Comms {
     }
 
     /// Keeps the registration for good: the machine has joined.
-    pub(crate) async fn keep(&self) -> Result<(), TunnelError> {
+    pub(crate) async fn keep(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
         registration.deadline = None;
@@ -247,7 +152,7 @@ impl Comms {
     }
 
     /// Keeps what the server answered to a machine that registered again; a tunnel that leads elsewhere is made anew.
-    pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), TunnelError> {
+    pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended while the server was asked, or have become another one.
         let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
@@ -257,10 +162,10 @@ impl Comms {
     }
 
     /// Takes the tunnel down, and forgets the registration; what fails is left as one that is over, for the next try.
-    pub(crate) async fn end(&self) -> Result<(), TunnelError> {
+    pub(crate) async fn end(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         if let Some(registration) = self.directory.registration(&self.server)? {
-            let over = Registration { deadline: Some(Deadline::over()), ..registration };
+            let over = Registration { deadline: Some(BootTime::passed()), ..registration };
             self.directory.keep_registration(&over)?;
             self.take_down(&over.interface).await?;
         }
@@ -268,15 +173,15 @@ impl Comms {
     }
 
     /// Takes down what no registration stands for any more: a crash or a damaged file left it.
-    pub(crate) async fn sweep(directory: &Directory) -> Result<(), TunnelError> {
+    pub(crate) async fn sweep(directory: &Directory) -> Result<(), CommsError> {
         let _lock = directory.lock_comms().await?;
-        for interface in directory.strays()? {
+        for interface in strays(directory)? {
             remove(directory, &interface).await?;
         }
         Ok(())
     }
 
-    async fn take_down(&self, interface: &str) -> Result<(), TunnelError> {
+    async fn take_down(&self, interface: &str) -> Result<(), CommsError> {
         remove(&self.directory, interface).await
     }
 
@@ -284,7 +189,7 @@ impl Comms {
         &self,
         interface: &str,
         act: impl FnOnce(&mut dyn Device) -> Result<T, DeviceError> + Send + 'static,
-    ) -> Result<T, TunnelError> {
+    ) -> Result<T, CommsError> {
         let (socket, name) = (self.directory.device_socket(interface), interface.to_owned());
         let executable = self.executable.clone();
         let outcome = blocking(move || {
@@ -298,7 +203,7 @@ impl Comms {
     }
 }
 
-async fn remove(directory: &Directory, interface: &str) -> Result<(), TunnelError> {
+async fn remove(directory: &Directory, interface: &str) -> Result<(), CommsError> {
     let (socket, name) = (directory.device_socket(interface), interface.to_owned());
     let removed = blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
     if removed.is_ok() {
@@ -308,7 +213,7 @@ async fn remove(directory: &Directory, interface: &str) -> Result<(), TunnelErro
 }
 
 /// Whether an interface may be a tunnel to a server, by its name.
-pub(crate) fn may_be(interface: &str) -> bool {
+pub fn may_be(interface: &str) -> bool {
     interface.strip_prefix(INTERFACE).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
@@ -326,6 +231,19 @@ pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
         }
     }
     Err(Refusal::NameTaken { interface: format!("{INTERFACE}{MOST}") })
+}
+
+/// A name for one more tunnel of this directory; the caller has the right to give it.
+pub(crate) fn free_here(directory: &Directory) -> Result<String, Refusal> {
+    let others = directory.registrations().map_err(Refusal::failed("list the tunnels to servers"))?;
+    free_interface(|name| others.iter().any(|other| other.interface == name))
+}
+
+/// The tunnels to servers whose device has files in the directory, and that no registration stands for.
+pub(crate) fn strays(directory: &Directory) -> Result<Vec<String>, DirectoryError> {
+    let known = directory.registrations()?;
+    let stray = |name: &String| may_be(name) && !known.iter().any(|it| it.interface == *name);
+    Ok(directory.devices()?.into_iter().filter(stray).collect())
 }
 
 /// The range of one address.
@@ -381,6 +299,8 @@ fn link_steps(terms: &Terms, observed: &LinkState) -> Vec<LinkStep> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
+
     use super::*;
     use crate::device::fake::Fake;
 
@@ -391,14 +311,6 @@ mod tests {
             address: Ipv4Addr::new(10, 101, 0, 5),
             server: SocketAddrV4::new(Ipv4Addr::new(10, 101, 0, 1), 50_555),
         }
-    }
-
-    #[test]
-    fn a_deadline_is_over_at_its_time_and_with_the_run_of_the_kernel() {
-        let deadline = Deadline { boot: "a".into(), at: Duration::from_secs(700) };
-        assert_eq!(deadline.left_at("a", Duration::from_secs(100)), Some(Duration::from_secs(600)));
-        assert_eq!(deadline.left_at("a", Duration::from_secs(700)), None);
-        assert_eq!(deadline.left_at("b", Duration::from_secs(1)), None, "the machine was started again");
     }
 
     #[test]

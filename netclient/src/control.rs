@@ -8,18 +8,19 @@
 //! which, [`path`] decides.
 
 mod connect;
+mod error;
 mod path;
 mod tls;
 
 use std::future::Future;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use proto::convert::Position;
+use proto::convert::{Position, to_key};
 use proto::secret::Secret;
 use proto::sign;
 use proto::token::Token;
@@ -30,16 +31,17 @@ use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
-use crate::agent::Newcomer;
-use crate::comms::{Comms, Registration, Terms};
+use crate::comms::Comms;
 use crate::device::PrivateKey;
 use crate::membership::ServerAddress;
-use connect::{Local, SILENCE};
+use crate::registration::{Registration, Terms};
+use connect::{Local, SILENCE, lock};
 use path::{Path, Way};
 
 pub use connect::Opener;
+pub use error::ControlError;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -58,6 +60,20 @@ pub enum Reach {
     Network(Comms),
     /// In this program.
     Within(Opener),
+}
+
+/// A machine that asks to be let in.
+pub struct Newcomer<'a> {
+    /// The name that it wants.
+    pub name: &'a Name,
+    /// Its identity.
+    pub identity: &'a SigningKey,
+    /// Its WireGuard key.
+    pub private_key: &'a PrivateKey,
+    /// What it says of itself.
+    pub facts: Facts,
+    /// What it runs.
+    pub os: String,
 }
 
 /// A line to one server.
@@ -93,45 +109,6 @@ impl Changes {
             _ = self.way.wait_for(|way| *way != by) => None,
         }
     }
-}
-
-/// Why the server did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// It could not be reached, or gave no answer.
-    #[error("cannot reach the server at {at}: {why}; check that it runs, and that this machine may connect to it")]
-    Unreachable {
-        /// Where it was sought.
-        at: String,
-        /// The cause that lies deepest.
-        why: String,
-    },
-    /// It was reached, and gave no answer.
-    #[error("the server at {at} gave no answer in time; see how it does, and try again")]
-    Slow {
-        /// Where it was reached.
-        at: String,
-    },
-    /// It answered under another name: its certificate is not of the CA that was expected.
-    #[error(
-        "who answers at {at} is not the server that was meant ({why}); if the server was set up anew, leave with --force \
-         and join with a new token"
-    )]
-    Stranger {
-        /// Where it was sought.
-        at: String,
-        /// What is wrong with its certificate.
-        why: String,
-    },
-    /// It said no.
-    #[error("the server refused: {0}")]
-    Refused(String),
-    /// The session that it was called in has ended.
-    #[error("the server does not take this machine's session; check in again")]
-    SessionEnded,
-    /// It answered what no server of ours would.
-    #[error("the server's answer cannot be used: {0}")]
-    Answer(String),
 }
 
 impl Control {
@@ -257,7 +234,7 @@ impl Control {
                 async move { client.register(request).await }
             })
             .await?;
-        Terms::read(&answer, &request, server)
+        read_terms(&answer, &request, server)
     }
 
     /// Whether the tunnel answers, in the time that it has.
@@ -407,6 +384,10 @@ impl Control {
         }
     }
 
+    fn failed(&self, status: &Status) -> ControlError {
+        error::failed(self.server.addresses.join(", "), status)
+    }
+
     /// Notes by which way the server answered. When that has become TLS, the machine registers again, as the server may
     /// have forgotten it, and goes on trying the tunnel.
     async fn answered(&self, way: Way) {
@@ -468,25 +449,6 @@ impl Control {
         }
         taken
     }
-
-    fn failed(&self, status: &Status) -> ControlError {
-        let at = self.server.addresses.join(", ");
-        if let Some(why) = certificate_error(status) {
-            return ControlError::Stranger { at, why };
-        }
-        let lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
-        if lost && causes(status).next().is_some() {
-            return ControlError::Unreachable { at, why: deepest(status) };
-        }
-        if status.code() == Code::Unauthenticated {
-            return ControlError::SessionEnded;
-        }
-        if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
-            return ControlError::Slow { at };
-        }
-        // Whatever has no cause on this side was said by the server.
-        ControlError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())
-    }
 }
 
 /// Tries the tunnel as it comes due, as long as somebody holds the line, control traffic takes TLS, and there is a tunnel.
@@ -534,6 +496,34 @@ fn registration(comms: &Comms) -> Option<Registration> {
     })
 }
 
+/// Reads what the server answered to a registration; and how long that lasts without a join, if it does not for good.
+fn read_terms(
+    answer: &wire::RegisterResponse,
+    request: &wire::RegisterRequest,
+    server: &PublicKey,
+) -> Result<(Terms, Option<Duration>), ControlError> {
+    let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
+    sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;
+    let address = |bytes: &[u8]| {
+        let bytes: [u8; 4] = bytes.try_into().map_err(|_| bad(&"an address of the tunnel is none"))?;
+        Ok::<_, ControlError>(Ipv4Addr::from(bytes))
+    };
+    let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
+    let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
+    let (own, far) = (address(&answer.address)?, address(&answer.server_address)?);
+    let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
+    if own == far || is_odd(&own) || is_odd(&far) {
+        return Err(bad(&format!("{own} and {far} cannot be the ends of a tunnel")));
+    }
+    let terms = Terms {
+        public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
+        endpoint,
+        address: own,
+        server: SocketAddrV4::new(far, port),
+    };
+    Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
+}
+
 fn as_key(bytes: &[u8]) -> Result<[u8; 32], ControlError> {
     bytes.try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))
 }
@@ -548,33 +538,9 @@ fn authorized<Q>(request: Q, token: &Secret<String>) -> Result<Request<Q>, Statu
     Ok(request)
 }
 
-fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(status), |error| error.source())
-}
-
-/// The message of the cause that lies deepest, which is the one that a user can do something about.
-fn deepest(status: &Status) -> String {
-    causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
-}
-
-/// What is wrong with the server's certificate, if that is why the call failed.
-fn certificate_error(status: &Status) -> Option<String> {
-    // An I/O error hides what it was made of from the chain of causes.
-    let of_tls = |error: &(dyn std::error::Error + 'static)| {
-        let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-        inner.downcast_ref::<rustls::Error>().cloned()
-    };
-    let error = causes(status).find_map(of_tls)?;
-    matches!(error, rustls::Error::InvalidCertificate(_)).then(|| error.to_string())
-}
-
 /// The source address of the default route. Nothing is sent: connecting a UDP socket only asks for the route.
 fn default_source() -> Option<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     socket.connect(("192.0.2.1", 9)).ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,10 +25,9 @@ use schema::scalars::{NetworkName, PublicKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::comms::{self, Registration};
-use crate::device::Refusal;
 use crate::files::{self, Lock};
 use crate::membership::Membership;
+use crate::registration::Registration;
 
 /// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
 pub const DEFAULT: &str = "/etc/netclient";
@@ -155,17 +154,9 @@ impl Directory {
         Ok(self.named("comms-", ".json")?.iter().filter_map(read).collect())
     }
 
-    /// A name for one more tunnel to a server; the caller has the right to give it.
-    pub(crate) fn free_interface(&self) -> Result<String, Refusal> {
-        let others = self.registrations().map_err(Refusal::failed("list the tunnels to servers"))?;
-        comms::free_interface(|name| others.iter().any(|other| other.interface == name))
-    }
-
-    /// The tunnels to servers whose device has files here, and that no registration stands for.
-    pub(crate) fn strays(&self) -> Result<Vec<String>, DirectoryError> {
-        let known = self.registrations()?;
-        let stray = |name: &String| comms::may_be(name) && !known.iter().any(|it| it.interface == *name);
-        Ok(self.named("device-", ".sock")?.into_iter().filter(stray).collect())
+    /// The interfaces whose device has files here, by name.
+    pub(crate) fn devices(&self) -> Result<Vec<String>, DirectoryError> {
+        self.named("device-", ".sock")
     }
 
     /// Keeps a registration.

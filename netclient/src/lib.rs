@@ -18,6 +18,7 @@ mod files;
 pub mod machine;
 pub mod membership;
 pub mod reconcile;
+pub mod registration;
 pub mod settings;
 pub mod system;
 pub mod tunnel;

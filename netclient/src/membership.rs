@@ -9,7 +9,7 @@ use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
 use schema::view::View;
 use serde::{Deserialize, Serialize};
 
-use crate::device::PrivateKey;
+use crate::device::state::PrivateKey;
 
 /// A machine's membership of one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use schema::scalars::{Name, PublicKey};
 use schema::view::{Interface, Peer, View};
 
-use crate::device::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
-use crate::system::link::{LinkState, LinkStep};
+use crate::device::state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
+use crate::system::link::state::{LinkState, LinkStep};
 
 /// A session lives this long without a new handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6), in seconds.
 const SESSION: u64 = 180;

@@ -3,16 +3,15 @@
 //! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any time, by a new
 //! process as well, and does what is lacking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use schema::scalars::{Endpoint, Host, Name};
+use schema::scalars::Name;
 use schema::view::View;
 
-use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal};
-use crate::directory::DirectoryError;
+use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking, resolve_one};
 use crate::files;
 use crate::membership::{Instead, Membership};
 use crate::reconcile::{ToldEndpoints, Wanted, device_steps, link_steps};
@@ -22,8 +21,6 @@ use crate::system::link::{self, LinkError, LinkState};
 
 /// How many ports are tried where the wanted one is taken.
 const PORTS: u16 = 100;
-/// How long the names of peers may take to resolve.
-const RESOLVE: Duration = Duration::from_secs(2);
 
 /// What a tunnel stands on: the same for every network of an agent.
 #[derive(Clone, Debug)]
@@ -61,12 +58,6 @@ pub enum TunnelError {
     /// No port near the wanted one is free.
     #[error("no UDP port from {0} to {1} is free on this machine; free one, or choose another with --port")]
     NoPort(u16, u16),
-    /// The server's end of its tunnel cannot be found.
-    #[error("the name in {0} does not resolve, so the tunnel to the server has no other end")]
-    NoEndpoint(Endpoint),
-    /// What is kept of the tunnel cannot be read.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
 }
 
 impl Tunnel {
@@ -88,7 +79,7 @@ impl Tunnel {
         let View { network, interface, names, .. } = &membership.view;
         let mtu = match interface.mtu {
             Some(mtu) => mtu,
-            None => link::underlay_mtu(&BTreeSet::from([self.interface.clone()])).await?,
+            None => link::underlay_mtu(|name| name == self.interface).await?,
         };
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = link::observe(&self.interface).await?.ok_or_else(missing)?;
@@ -233,20 +224,6 @@ async fn resolve(view: &View) -> BTreeMap<Name, SocketAddr> {
         endpoints.extend(found.ok().flatten());
     }
     endpoints
-}
-
-/// Where an endpoint with a port is right now; absent: its name does not resolve in time.
-pub(crate) async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
-    if let Some(at) = endpoint.socket_addr() {
-        return Some(at);
-    }
-    let (Host::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
-    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain.to_string(), port))).await;
-    found.ok()?.ok()?.next()
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 #[cfg(test)]

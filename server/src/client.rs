@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use netclient::agent::{Agent, AgentError, Door, JoinOptions, Newcomer, told};
-use netclient::control::{ControlError, Opener};
+use netclient::agent::{Agent, AgentError, Door, JoinOptions, told};
+use netclient::control::{ControlError, Newcomer, Opener};
 use netclient::daemon::{self, Answer, Question};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};

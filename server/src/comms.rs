@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use ipnet::{IpNet, Ipv4Net};
 use netclient::agent::told;
+use netclient::comms::may_be;
 use netclient::device::{DeviceError, DeviceStep, Refusal, link_index};
 use netclient::system::firewall::FirewallError;
 use netclient::system::link::{self, LinkError};
@@ -162,7 +163,7 @@ impl Comms {
         if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
             return Err(Off::Overlap(name.clone(), range));
         }
-        if let Some((interface, used)) = link::overlapping(here).await? {
+        if let Some((interface, used)) = link::overlapping(here, may_be).await? {
             return Err(Off::Used { range: used, interface, comms: range });
         }
         let mut ledger = Ledger::open(directory)?;

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use proto::token::Token;
 
-use super::{Agent, AgentError, RegistrationStatus, address_of, new_identity, new_private_key, told};
-use crate::comms::{self, Comms, Registration, Terms};
+use super::keys::{new_identity, new_private_key};
+use super::{Agent, AgentError, address_of, told};
+use crate::comms::{self, Comms, CommsError};
 use crate::device;
 use crate::membership::ServerAddress;
+use crate::registration::{Registration, Terms};
 use crate::system::link;
-use crate::tunnel::TunnelError;
 
 /// How long a registration is kept of a machine that the server takes for joined, and that has not heard so.
 const UNANSWERED: Duration = Duration::from_secs(600);
@@ -43,7 +43,7 @@ impl Agent {
             Some(before) => before.private_key.clone(),
             None => {
                 // What cannot be had is said before the server is asked.
-                device::check_free(&self.directory.free_interface()?, None)?;
+                device::check_free(&comms::free_here(&self.directory)?, None)?;
                 new_private_key()?
             }
         };
@@ -56,9 +56,10 @@ impl Agent {
         let joined = self.directory.is_member(&server.signing_key)?;
         let lapses = if joined { None } else { lapses.or(Some(UNANSWERED)) };
         let raised = async {
-            let registration = comms.settle(Registration::new(server.clone(), private_key, terms, lapses)).await?;
+            let deadline = lapses.map(|span| comms::now().after(span));
+            let registration = comms.settle(Registration::new(server.clone(), private_key, terms, deadline)).await?;
             comms.bring_up(&registration).await?;
-            Ok::<_, TunnelError>(registration)
+            Ok::<_, CommsError>(registration)
         };
         let registration = match raised.await {
             Ok(registration) => registration,
@@ -98,7 +99,7 @@ impl Agent {
             // Another process may have ended it, or have made another, before the lock was ours.
             let Some(now) = self.directory.registration(server)? else { continue };
             if self.directory.is_member(server)? {
-                if now.has_lapsed() {
+                if now.has_lapsed(&comms::now()) {
                     // It joined, and was not told that it need not lapse.
                     self.directory.keep_registration(&Registration { deadline: None, ..now })?;
                 }
@@ -107,7 +108,7 @@ impl Agent {
                 self.directory.forget_identity(server)?;
             }
         }
-        if !self.directory.strays()?.is_empty() {
+        if !comms::strays(&self.directory)?.is_empty() {
             Comms::sweep(&self.directory).await?;
         }
         Ok(())
@@ -115,35 +116,14 @@ impl Agent {
 
     fn is_over(&self, registration: &Registration) -> Result<bool, AgentError> {
         let kept = registration.deadline.is_none() && self.directory.is_member(&registration.server.signing_key)?;
-        Ok(registration.has_lapsed() || (registration.deadline.is_none() && !kept))
-    }
-
-    /// How the tunnels to servers are.
-    pub(super) async fn registrations(&self) -> Result<Vec<RegistrationStatus>, AgentError> {
-        let mut all = Vec::new();
-        for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_lapsed()) {
-            // One that gives no answer keeps nobody from seeing the rest.
-            let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
-            let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
-            let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());
-            let lapses = registration.deadline.as_ref().and_then(|deadline| deadline.left());
-            all.push(RegistrationStatus {
-                endpoint: registration.terms.endpoint,
-                interface: registration.interface,
-                up: device.is_some(),
-                address: registration.terms.address.into(),
-                last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
-                lapses: lapses.map(|left| left.as_secs()),
-            });
-        }
-        Ok(all)
+        Ok(registration.has_lapsed(&comms::now()) || (registration.deadline.is_none() && !kept))
     }
 }
 
 /// Whether the tunnel's addresses are nobody's that this machine knows already.
 async fn check_line(terms: &Terms) -> Result<(), AgentError> {
     for address in [terms.address, *terms.server.ip()] {
-        if let Some((interface, range)) = link::neighbours(address.into()).await.map_err(TunnelError::from)?
+        if let Some((interface, range)) = link::neighbours(address.into()).await.map_err(CommsError::from)?
             && !comms::may_be(&interface)
         {
             return Err(AgentError::Overlaps { address: address.into(), range, interface });

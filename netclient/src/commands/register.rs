@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Outcome, json as print_json, looked_after, open, read_token};
 use crate::agent::Registered;
 use crate::args::Register;
+use crate::comms;
 
 pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     let token = read_token(&register.shown)?;
@@ -20,7 +21,8 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     // A daemon that runs takes the tunnel from now on.
     looked_after(&agent);
     let (terms, interface) = (&registration.terms, &registration.interface);
-    let lapses = registration.deadline.as_ref().and_then(|deadline| deadline.left()).map(|left| left.as_secs());
+    let lapses =
+        registration.deadline.as_ref().and_then(|deadline| deadline.left(&comms::now())).map(|left| left.as_secs());
     if register.form.json {
         return print_json(&json!({
             "endpoint": terms.endpoint, "interface": interface, "address": terms.address, "answers": answers,

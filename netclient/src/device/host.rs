@@ -1,5 +1,5 @@
 //! What the host has already: interface names and UDP ports, asked of the kernel and never of a file, since `/sys`
-//! may show another network namespace; and its clock.
+//! may show another network namespace; its clock, its resolver, and its threads for calls that block.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::time::{ClockId, clock_gettime};
+use schema::scalars::{Endpoint, Host};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
 
+/// How long a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
 
@@ -18,6 +21,21 @@ const LONGEST_NAME: usize = 15;
 /// machine reads the same, and nobody sets it.
 pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
+}
+
+/// Where an endpoint with a port is right now; absent: its name does not resolve in time.
+pub async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
+    if let Some(at) = endpoint.socket_addr() {
+        return Some(at);
+    }
+    let (Host::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
+    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain.to_string(), port))).await;
+    found.ok()?.ok()?.next()
+}
+
+/// Runs what blocks on a thread that may; a panic of it goes on here.
+pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// The index of the interface of that name in the caller's network namespace; absent: there is none.

@@ -13,7 +13,7 @@ mod engine;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
@@ -261,11 +261,6 @@ fn end_whole_on_panic() {
         print(panic);
         std::process::exit(PANICKED);
     }));
-}
-
-/// Where WireGuard's tools look for a userspace device (wg(8)).
-fn uapi_path(interface: &str) -> PathBuf {
-    Path::new("/run/wireguard").join(format!("{interface}.sock"))
 }
 
 #[cfg(test)]

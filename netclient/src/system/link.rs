@@ -3,8 +3,9 @@
 //! It observes and applies; what should be is decided elsewhere. Start at [`observe`] and [`apply`]. The kernel is asked
 //! anew each time, in the network namespace of the calling thread.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+pub mod state;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,57 +17,14 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 
+pub use state::{LinkState, LinkStep};
+
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
 /// The smallest MTU of a tunnel: what IPv6 demands of every link (RFC 8200, section 5).
 const SMALLEST: u32 = 1280;
 /// The largest MTU of a tunnel that is chosen by itself: what an Ethernet underlay leaves.
 const LARGEST: u32 = 1500 - OVERHEAD;
-
-/// A network interface as it was observed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LinkState {
-    /// Its addresses, each with the length of its network's prefix; without those of IPv6 that the kernel itself adds
-    /// to every link (fe80::/10).
-    pub addresses: BTreeSet<IpNet>,
-    /// The largest packet it carries, in bytes.
-    pub mtu: u32,
-    /// Whether it is up, as the administrator sees it.
-    pub up: bool,
-}
-
-/// One operation on a network interface. Each may be repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkStep {
-    /// Adds an address; while the link is up, the kernel routes the network of its prefix to the link. An IPv6 address
-    /// is usable at once: it is not probed for a double (RFC 4862), since a tunnel has no neighbours.
-    AddAddress(IpNet),
-    /// Adds an address whose link leads to one other address only, which the kernel routes to it.
-    AddLine {
-        /// The address.
-        own: Ipv4Addr,
-        /// The other end's.
-        far: Ipv4Addr,
-    },
-    /// Removes an address, if there.
-    RemoveAddress(IpNet),
-    /// Sets the largest packet, in bytes. Below 1280 the kernel takes all IPv6 addresses away.
-    SetMtu(u16),
-    /// Brings it up.
-    Up,
-}
-
-impl fmt::Display for LinkStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AddAddress(address) => write!(f, "add the address {address} to"),
-            Self::AddLine { own, far } => write!(f, "add the address {own} with the far end {far} to"),
-            Self::RemoveAddress(address) => write!(f, "remove the address {address} from"),
-            Self::SetMtu(mtu) => write!(f, "set an MTU of {mtu} on"),
-            Self::Up => f.write_str("bring up"),
-        }
-    }
-}
 
 /// Why a network interface could not be observed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -139,8 +97,8 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
 }
 
 /// What this machine has of a range already, by an address or a route that is not the default one, and at which interface;
-/// tunnels to servers do not count. Absent: nothing.
-pub async fn overlapping(range: IpNet) -> Result<Option<(String, IpNet)>, LinkError> {
+/// those that are `ours` do not count. Absent: nothing.
+pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
     let overlaps = |other: &IpNet| other.contains(&range.network()) || range.contains(&other.network());
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
@@ -156,7 +114,7 @@ pub async fn overlapping(range: IpNet) -> Result<Option<(String, IpNet)>, LinkEr
         let link = links.iter().find(|link| link.header.index == index)?;
         Some((name_of(link)?.to_owned(), other))
     });
-    Ok(named.into_iter().find(|(interface, _)| !crate::comms::may_be(interface)))
+    Ok(named.into_iter().find(|(interface, _)| !ours(interface)))
 }
 
 /// Where a route leads that is not the default one.
@@ -190,11 +148,11 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
 /// The MTU for a tunnel over the links that carry the default routes: what the narrower of IPv4's and IPv6's leaves
 /// after WireGuard's overhead, from 1280 to 1420. Without a default route: 1420.
 ///
-/// `ours` names the mesh's own interfaces, which are never the underlay.
-pub async fn underlay_mtu(ours: &BTreeSet<String>) -> Result<u16, LinkError> {
+/// What is `ours` by its name, an interface of the mesh, is never the underlay.
+pub async fn underlay_mtu(ours: impl Fn(&str) -> bool) -> Result<u16, LinkError> {
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
-    let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours.contains(name)));
+    let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours(name)));
     let mtus: BTreeMap<u32, u32> = underlay.map(|link| (link.header.index, mtu_of(link))).collect();
     let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let mut paths = Vec::new();

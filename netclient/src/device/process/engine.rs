@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use futures_util::FutureExt;
@@ -22,7 +23,6 @@ use schema::scalars::PublicKey;
 
 use super::super::endpoints::Endpoints;
 use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
-use super::uapi_path;
 use crate::files::OwnFile;
 
 /// How many peers change at once: packets wait meanwhile.
@@ -241,4 +241,9 @@ fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
 /// Whether no other process answers `wg` under this name: hosts may share the folder.
 fn free_uapi(interface: &str) -> bool {
     std::os::unix::net::UnixStream::connect(uapi_path(interface)).is_err()
+}
+
+/// Where WireGuard's tools look for a userspace device (wg(8)).
+fn uapi_path(interface: &str) -> PathBuf {
+    Path::new("/run/wireguard").join(format!("{interface}.sock"))
 }

@@ -1,0 +1,191 @@
+//! Joining: a machine is let into a network, and its tunnel comes up, or nothing is left of the attempt.
+
+use futures_util::future::BoxFuture;
+use proto::convert::{Position, Told, accept_update};
+use proto::sign::verifier;
+use proto::token::Token;
+use proto::wire::{ChallengeResponse, Update};
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey, Scalar};
+use schema::view::View;
+
+use super::keys::{new_identity, new_private_key};
+use super::member::Member;
+use super::{Agent, AgentError, address_of, told};
+use crate::control::{Control, ControlError, Newcomer};
+use crate::device;
+use crate::membership::{Accepted, Membership, ServerAddress};
+
+/// What a join may choose; what is absent here is taken from the settings, and then chosen by itself.
+#[derive(Clone, Debug, Default)]
+pub struct JoinOptions {
+    /// The name to join under.
+    pub name: Option<Name>,
+    /// The interface.
+    pub interface: Option<String>,
+    /// The UDP port.
+    pub port: Option<u16>,
+    /// Where the others reach this machine.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// How a machine is let in: asks whoever decides, with the line to the server and a challenge of it at hand, and gives the
+/// name under which the machine is in, and its View.
+pub type Door = Box<
+    dyn for<'a> FnOnce(
+            &'a Control,
+            ChallengeResponse,
+            Newcomer<'a>,
+        ) -> BoxFuture<'a, Result<(Name, Update), ControlError>>
+        + Send,
+>;
+
+/// What came of a join.
+#[derive(Clone, Debug)]
+pub enum Joined {
+    /// The machine is in.
+    New(Membership),
+    /// It was in already.
+    Already(Membership),
+}
+
+impl Agent {
+    /// Joins the network of a token and brings its tunnel up. A machine that is in already stays as it is.
+    ///
+    /// Whatever fails, nothing is left behind, on the machine or on the server.
+    pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
+        let token = token.clone();
+        let (network, server) = (token.network.clone(), address_of(&token));
+        let door: Door = Box::new(move |control, challenge, newcomer| {
+            Box::pin(async move { control.join(&token, challenge, newcomer).await })
+        });
+        self.admit(&network, &server, options, door).await
+    }
+
+    /// Joins a network by a door of one's own; for the rest as [`Agent::join`].
+    pub async fn admit(
+        &self,
+        network: &NetworkName,
+        server: &ServerAddress,
+        options: &JoinOptions,
+        door: Door,
+    ) -> Result<Joined, AgentError> {
+        let lock = self.directory.lock(network)?;
+        if let Some(membership) = self.directory.membership(network)? {
+            return self.stay(membership, server, lock.is_some()).await;
+        }
+        let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
+        let membership = self.enter(network, server, options, door).await?;
+        let mut member = Member::new(self.clone(), membership)?;
+        if let Err(error) = member.set().await {
+            member.leave_again().await;
+            return Err(AgentError::NotUp(error));
+        }
+        // Says which port was found, and that the View is set. If it fails, the next one says so.
+        match member.check_in(true).await {
+            Ok(Accepted::Changed) => drop(member.set().await),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(error = told(&error), "the first check-in failed"),
+        }
+        Ok(Joined::New(member.membership().clone()))
+    }
+
+    /// A machine that is in already, and may learn where the server is found now.
+    async fn stay(&self, mut membership: Membership, server: &ServerAddress, free: bool) -> Result<Joined, AgentError> {
+        if membership.server.signing_key != server.signing_key {
+            return Err(AgentError::OtherServer(membership.network));
+        }
+        if self.directory.identity(&server.signing_key)?.is_none() {
+            return Err(AgentError::NoIdentity(membership.network));
+        }
+        if free {
+            if membership.server != *server {
+                membership.server = server.clone();
+                self.directory.save(&membership)?;
+            }
+            self.tunnel(&membership.interface).reconcile(&membership).await?;
+        }
+        Ok(Joined::Already(membership))
+    }
+
+    /// Has the server let the machine in, and keeps what it told.
+    async fn enter(
+        &self,
+        network: &NetworkName,
+        server: &ServerAddress,
+        options: &JoinOptions,
+        door: Door,
+    ) -> Result<Membership, AgentError> {
+        let (options, settings) = (options.clone(), &self.settings);
+        let interface = options.interface.unwrap_or_else(|| self.interface(network));
+        let port = options.port.or(settings.port);
+        device::check_free(&interface, port)?;
+        let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
+        let _lock = self.directory.lock_identity(&server.signing_key).await?;
+        let known = self.directory.identity(&server.signing_key)?;
+        let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
+        let control = self.line(server, identity.clone());
+        let challenge = control.challenge().await?;
+        let private_key = new_private_key()?;
+        let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
+        let newcomer = Newcomer { name: &name, identity: &identity, private_key: &private_key, facts, os: os() };
+        // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
+        self.directory.keep_identity(&server.signing_key, &identity)?;
+        let answer = door(&control, challenge, newcomer).await;
+        let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, server, error))?;
+        let kept = first_view(&update, network, &node, &verifier(&identity), server).and_then(|(view, position)| {
+            let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
+            let server = server.clone();
+            let membership =
+                Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
+            self.directory.save(&membership)?;
+            Ok(membership)
+        });
+        if kept.is_err() {
+            // It is in, but cannot use that. If this fails as well, an admin has to remove the node.
+            let _ = control.leave(network).await;
+            if fresh {
+                let _ = self.directory.forget_identity(&server.signing_key);
+            }
+        } else if let Err(error) = self.comms(&server.signing_key).keep().await {
+            // The next use of the tunnel, or a new registration, puts that right; TLS is there.
+            tracing::warn!(error = told(&error), "the tunnel to the server may lapse");
+        }
+        kept
+    }
+
+    fn forget_refused(&self, fresh: bool, server: &ServerAddress, error: &ControlError) {
+        if fresh && matches!(error, ControlError::Refused(_)) {
+            // It stands for nothing; if it stays, it will be used the next time.
+            let _ = self.directory.forget_identity(&server.signing_key);
+        }
+    }
+}
+
+fn first_view(
+    update: &Update,
+    network: &NetworkName,
+    node: &Name,
+    identity: &PublicKey,
+    server: &ServerAddress,
+) -> Result<(View, Position), AgentError> {
+    match accept_update(update, network, node, identity, &server.signing_key, None)? {
+        (Told::View(view), position) => Ok((view, position)),
+        (Told::Removed, _) => Err(AgentError::Removed(network.clone())),
+    }
+}
+
+/// The host's name without its domain.
+fn host_name() -> Result<Name, AgentError> {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let short = host.split('.').next().unwrap_or_default();
+    let refused = |why| AgentError::HostName { name: short.into(), why, meant: Name::meant(short) };
+    short.to_lowercase().parse().map_err(refused)
+}
+
+/// What the machine runs, for people to read.
+fn os() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    format!("{} {}", pretty.trim_matches('"'), std::env::consts::ARCH)
+}

@@ -1,0 +1,23 @@
+//! New keys, from random numbers of the operating system.
+
+use ed25519_dalek::SigningKey;
+use proto::secret::Secret;
+
+use super::AgentError;
+use crate::device::{PrivateKey, Refusal};
+
+pub(super) fn new_identity() -> Result<SigningKey, AgentError> {
+    random().map(|seed| SigningKey::from_bytes(seed.expose()))
+}
+
+pub(super) fn new_private_key() -> Result<PrivateKey, AgentError> {
+    random().map(|bytes| PrivateKey::from_random(*bytes.expose()))
+}
+
+fn random() -> Result<Secret<[u8; 32]>, AgentError> {
+    let mut bytes = Secret::new([0; 32]);
+    match getrandom::fill(bytes.expose_mut()) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(Refusal::failed("get random numbers from the operating system")(error).into()),
+    }
+}

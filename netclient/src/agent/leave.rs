@@ -1,0 +1,46 @@
+//! Leaving: the server hears of it, everything is taken down, and nothing is kept.
+
+use schema::scalars::{NetworkName, PublicKey};
+
+use super::{Agent, AgentError};
+use crate::directory::DirectoryError;
+
+impl Agent {
+    /// Leaves a network, and takes everything of it down. With `force` whatever the server says, and also where the
+    /// machine cannot tell it, since its state is damaged.
+    pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
+        match self.member(network) {
+            Ok(mut member) => member.leave(force).await,
+            Err(AgentError::NoIdentity(_) | AgentError::Directory(DirectoryError::Damaged { .. })) if force => {
+                self.give_up(network).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes down what is left of a network whose state is damaged.
+    async fn give_up(&self, network: &NetworkName) -> Result<(), AgentError> {
+        let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
+        match self.directory.membership(network) {
+            Ok(Some(membership)) => {
+                self.tunnel(&membership.interface).remove().await?;
+                self.forget(network, &membership.server.signing_key).await
+            }
+            Ok(None) | Err(_) => {
+                self.tunnel(&format!("nm-{network}")).remove().await?;
+                Ok(self.directory.forget(network)?)
+            }
+        }
+    }
+
+    /// Forgets a membership; with the last one at a server also the identity and the registration there.
+    pub(crate) async fn forget(&self, network: &NetworkName, server: &PublicKey) -> Result<(), AgentError> {
+        let _lock = self.directory.lock_identity(server).await?;
+        self.directory.forget(network)?;
+        if self.directory.is_member(server)? {
+            return Ok(());
+        }
+        self.comms(server).end().await?;
+        Ok(self.directory.forget_identity(server)?)
+    }
+}

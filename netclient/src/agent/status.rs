@@ -1,0 +1,150 @@
+//! How the machine's networks and its tunnels to servers are: the documents that `list` and `status` print.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use schema::api;
+use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::snapshot::Revision;
+use schema::view::Peer;
+use serde::Serialize;
+
+use super::{Agent, AgentError, told};
+use crate::comms;
+use crate::membership::Membership;
+use crate::tunnel::TunnelError;
+
+/// How a machine's networks are.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// The networks, by name.
+    pub networks: Vec<NetworkStatus>,
+    /// The tunnels to servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registrations: Vec<RegistrationStatus>,
+}
+
+/// How the tunnel to a server is.
+#[derive(Clone, Debug, Serialize)]
+pub struct RegistrationStatus {
+    /// Where the server's end of it is found.
+    pub endpoint: Endpoint,
+    /// Its interface.
+    pub interface: String,
+    /// Whether it is there.
+    pub up: bool,
+    /// The machine's address in it.
+    pub address: IpAddr,
+    /// When the server was last heard through it.
+    pub last_handshake: Option<Timestamp>,
+    /// Seconds until it ends unless the machine joins; absent: it has joined.
+    pub lapses: Option<u64>,
+}
+
+/// How one of them is.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStatus {
+    /// The network.
+    pub name: NetworkName,
+    /// The name of the machine in it.
+    pub node: Name,
+    /// Its interface.
+    pub interface: String,
+    /// Whether the tunnel is there.
+    pub up: bool,
+    /// The life of the server's database.
+    pub epoch: u64,
+    /// The revision that the machine was told last.
+    pub revision: Revision,
+    /// The way that control traffic takes; none where no daemon runs.
+    pub control: api::Control,
+    /// The machine's addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The peers, by name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// How a peer is.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    /// The node.
+    pub name: Name,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// Where it is reached.
+    pub endpoint: Option<String>,
+    /// What is sent to it.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Timestamp>,
+}
+
+impl Agent {
+    /// How the machine's networks are; `control` tells the way that their control traffic takes.
+    pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
+        let mut networks = Vec::new();
+        for network in self.directory.networks()? {
+            let membership = match self.directory.membership(&network) {
+                Ok(Some(membership)) => membership,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(error = told(&error), %network, "a network is left out");
+                    continue;
+                }
+            };
+            let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
+            let way = control(&network);
+            let Membership { node, interface, position, view, .. } = membership;
+            let known = device.as_ref().map(|device| &device.peers);
+            let peer = |(name, peer): (&Name, &Arc<Peer>)| {
+                let seen = known.and_then(|peers| peers.get(&peer.public_key));
+                let at = seen.and_then(|seen| seen.settings.endpoint).map(|at| at.to_string());
+                let handshake = seen.and_then(|seen| i64::try_from(seen.last_handshake?).ok());
+                PeerStatus {
+                    name: name.clone(),
+                    public_key: peer.public_key,
+                    endpoint: at.or_else(|| peer.endpoint.as_ref().map(ToString::to_string)),
+                    allowed_ips: peer.allowed_ips.clone(),
+                    last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
+                }
+            };
+            networks.push(NetworkStatus {
+                name: network,
+                node,
+                interface,
+                up: device.is_some(),
+                epoch: position.epoch,
+                revision: position.revision,
+                control: way,
+                addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
+                peers: view.peers.iter().map(peer).collect(),
+            });
+        }
+        Ok(Status { networks, registrations: self.registrations().await? })
+    }
+
+    /// How the tunnels to servers are.
+    async fn registrations(&self) -> Result<Vec<RegistrationStatus>, AgentError> {
+        let now = comms::now();
+        let mut all = Vec::new();
+        for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_lapsed(&now)) {
+            // One that gives no answer keeps nobody from seeing the rest.
+            let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
+            let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
+            let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());
+            let lapses = registration.deadline.as_ref().and_then(|deadline| deadline.left(&now));
+            all.push(RegistrationStatus {
+                endpoint: registration.terms.endpoint,
+                interface: registration.interface,
+                up: device.is_some(),
+                address: registration.terms.address.into(),
+                last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
+                lapses: lapses.map(|left| left.as_secs()),
+            });
+        }
+        Ok(all)
+    }
+}

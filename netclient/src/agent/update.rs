@@ -1,0 +1,60 @@
+//! Checking in and pulling: what the server says is taken in and applied, once.
+
+use schema::scalars::NetworkName;
+
+use super::member::Member;
+use super::{Agent, AgentError};
+use crate::membership::Accepted;
+
+impl Agent {
+    /// Checks in once, and sets what the server told. Gives whether anything was new.
+    ///
+    /// The tunnel comes up by what is on the disk before the server is asked.
+    pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
+        let mut member = self.member(network)?;
+        let up = member.set().await;
+        let accepted = member.check_in(true).await?;
+        if accepted == Accepted::Same {
+            up?;
+        }
+        Self::settle(member, accepted).await
+    }
+
+    /// Asks for the whole View and sets it. Gives whether anything was new.
+    pub async fn pull(&self, network: &NetworkName) -> Result<bool, AgentError> {
+        let mut member = self.member(network)?;
+        let accepted = member.pull().await?;
+        Self::settle(member, accepted).await
+    }
+
+    /// Does what the server told, and tells it so; whether that was new.
+    async fn settle(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
+        let news = accepted == Accepted::Changed;
+        loop {
+            let network = || member.membership().network.clone();
+            match accepted {
+                Accepted::Removed => {
+                    let network = network();
+                    member.take_down().await?;
+                    return Err(AgentError::Removed(network));
+                }
+                Accepted::Forgotten => return Err(AgentError::Forgotten(network())),
+                Accepted::Same | Accepted::Overtaken => {
+                    member.set().await?;
+                    return Ok(news);
+                }
+                Accepted::Changed => {
+                    member.set().await?;
+                    accepted = member.check_in(true).await?;
+                }
+            }
+        }
+    }
+
+    pub(super) fn member(&self, network: &NetworkName) -> Result<Member, AgentError> {
+        if self.directory.membership(network)?.is_none() {
+            return Err(AgentError::NotMember(network.clone()));
+        }
+        Member::open(self.clone(), network)
+    }
+}

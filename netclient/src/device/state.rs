@@ -1,0 +1,104 @@
+//! What a WireGuard device is set to and what can be done to it, as values: decisions are made on these.
+//!
+//! Pure: nothing here asks the host for anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use schema::scalars::PublicKey;
+use serde::{Deserialize, Serialize};
+
+/// A WireGuard device as it was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// The public half of the key in use; absent: no key is set.
+    pub public_key: Option<PublicKey>,
+    /// The UDP port in use; 0: none yet.
+    pub listen_port: u16,
+    /// The peers.
+    pub peers: BTreeMap<PublicKey, PeerState>,
+}
+
+/// What a device knows of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerState {
+    /// How it is set.
+    pub settings: PeerSettings,
+    /// When the last handshake was completed, in seconds of the Unix epoch; absent: never.
+    pub last_handshake: Option<u64>,
+    /// Bytes received since the device or the peer was made.
+    pub received: u64,
+    /// Bytes sent since the device or the peer was made.
+    pub sent: u64,
+}
+
+/// How a peer is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSettings {
+    /// Where it is reached; absent: it must speak first. WireGuard itself moves it to where the peer was last heard.
+    pub endpoint: Option<SocketAddr>,
+    /// The ranges that belong to it, without host bits. A range belongs to one peer: who is put last has it.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives; 0: none.
+    pub keepalive: u16,
+}
+
+/// One operation on a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceStep {
+    /// Sets the private key. A device without one refuses every other step.
+    SetPrivateKey(PrivateKey),
+    /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
+    SetListenPort(u16),
+    /// Makes a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
+    PutPeer(PublicKey, PeerSettings),
+    /// Removes a peer, if there.
+    RemovePeer(PublicKey),
+}
+
+/// A WireGuard private key: never printed, wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, zeroize::ZeroizeOnDrop)]
+pub struct PrivateKey(pub [u8; 32]);
+
+impl PrivateKey {
+    /// The key that random bytes make. As wg(8) does: the bits that Curve25519 ignores are those that it would assume
+    /// (RFC 7748, section 5).
+    pub fn from_random(mut bytes: [u8; 32]) -> Self {
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
+        Self(bytes)
+    }
+
+    /// The public half, which peers know (Curve25519; RFC 7748).
+    pub fn public(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_key_is_never_printed() {
+        let step = DeviceStep::SetPrivateKey(PrivateKey([0xab; 32]));
+        assert_eq!(format!("{step:?}"), "SetPrivateKey(PrivateKey(..))");
+    }
+
+    #[test]
+    fn the_public_half_is_that_of_wg_pubkey() {
+        // RFC 7748, section 6.1: Alice.
+        let private = *b"\x77\x07\x6d\x0a\x73\x18\xa5\x7d\x3c\x16\xc1\x72\x51\xb2\x66\x45\
+                         \xdf\x4c\x2f\x87\xeb\xc0\x99\x2a\xb1\x77\xfb\xa5\x1d\xb9\x2c\x2a";
+        assert_eq!(PrivateKey(private).public().to_string(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+}
