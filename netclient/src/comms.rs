@@ -7,7 +7,7 @@
 //! Before the machine has joined a network, a registration has a deadline. The device's process keeps it, also where no
 //! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -18,8 +18,9 @@ use crate::device::{
 };
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
+use crate::reconcile::{Wanted, WantedLink, device_steps, link_steps};
 use crate::registration::{BootTime, Registration, Terms};
-use crate::system::link::{self, LinkError, LinkState, LinkStep};
+use crate::system::link::{self, LinkError};
 use crate::system::return_path;
 
 /// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get through first.
@@ -102,7 +103,7 @@ impl Comms {
                 return Err(DeviceError::Gone { interface: wanted.interface });
             }
             let observed = device.observe()?;
-            let steps = device_steps(&key, &(server, peer), &observed);
+            let steps = lacking(&key, server, peer, &observed);
             device.apply(&steps)?;
             device.lapse(until)?;
             Ok(observed.peers.get(&server).and_then(|peer| peer.settings.endpoint))
@@ -112,7 +113,9 @@ impl Comms {
         let missing = || LinkError::Missing { interface: interface.clone() };
         let observed = link::observe(interface).await?.ok_or_else(missing)?;
         return_path::loosen(interface);
-        link::apply(interface, &link_steps(terms, &observed)).await?;
+        let addresses = [host(terms.address)].into();
+        let wanted = WantedLink { addresses: &addresses, far: Some(*terms.server.ip()), mtu: MTU };
+        link::apply(interface, &link_steps(wanted, &observed)).await?;
         Ok(at)
     }
 
@@ -246,101 +249,43 @@ pub(crate) fn strays(directory: &Directory) -> Result<Vec<String>, DirectoryErro
     Ok(directory.devices()?.into_iter().filter(stray).collect())
 }
 
+/// What the device of a tunnel to a server lacks.
+fn lacking(
+    private_key: &PrivateKey,
+    server: PublicKey,
+    settings: PeerSettings,
+    observed: &DeviceState,
+) -> Vec<DeviceStep> {
+    // A server does not roam: what its endpoint is, it was made, and another one is applied at once.
+    let applied = observed.peers.iter().filter_map(|(key, peer)| Some((*key, peer.settings.endpoint?)));
+    let wanted = Wanted { private_key, listen_port: None, peers: &[(server, settings)].into() };
+    device_steps(wanted, observed, &applied.collect(), 0)
+}
+
 /// The range of one address.
 pub fn host(address: Ipv4Addr) -> IpNet {
     IpNet::V4(Ipv4Net::from(address))
 }
 
-/// The address that this machine would use towards another. Nothing is sent: connecting a UDP socket only asks for the
-/// route.
-pub(crate) fn source_towards(at: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
-    let socket = std::net::UdpSocket::bind(any).ok()?;
-    socket.connect(at).ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
-}
-
-fn device_steps(
-    key: &PrivateKey,
-    (server, settings): &(PublicKey, PeerSettings),
-    observed: &DeviceState,
-) -> Vec<DeviceStep> {
-    let mut steps = Vec::new();
-    if observed.public_key != Some(key.public()) {
-        steps.push(DeviceStep::SetPrivateKey(key.clone()));
-    }
-    let others = observed.peers.keys().filter(|peer| *peer != server);
-    steps.extend(others.map(|peer| DeviceStep::RemovePeer(*peer)));
-    let fits = |seen: &PeerSettings| {
-        let same_place = settings.endpoint.is_none() || seen.endpoint == settings.endpoint;
-        same_place && seen.allowed_ips == settings.allowed_ips && seen.keepalive == settings.keepalive
-    };
-    if observed.peers.get(server).is_none_or(|peer| !fits(&peer.settings)) {
-        steps.push(DeviceStep::PutPeer(*server, settings.clone()));
-    }
-    steps
-}
-
-fn link_steps(terms: &Terms, observed: &LinkState) -> Vec<LinkStep> {
-    let (own, mut steps) = (host(terms.address), Vec::new());
-    if observed.mtu != u32::from(MTU) {
-        steps.push(LinkStep::SetMtu(MTU));
-    }
-    if !observed.up {
-        steps.push(LinkStep::Up);
-    }
-    let others = observed.addresses.iter().filter(|address| **address != own);
-    steps.extend(others.map(|address| LinkStep::RemoveAddress(*address)));
-    if !observed.addresses.contains(&own) {
-        steps.push(LinkStep::AddLine { own: terms.address, far: *terms.server.ip() });
-    }
-    steps
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
-
     use super::*;
     use crate::device::fake::Fake;
 
-    fn terms() -> Terms {
-        Terms {
-            public_key: PublicKey([1; 32]),
-            endpoint: "192.0.2.1:50555".parse().expect("good"),
-            address: Ipv4Addr::new(10, 101, 0, 5),
-            server: SocketAddrV4::new(Ipv4Addr::new(10, 101, 0, 1), 50_555),
-        }
-    }
-
     #[test]
-    fn one_pass_makes_a_device_what_it_should_be() {
-        let (key, mut fake) = (PrivateKey([9; 32]), Fake::default());
-        let peer = |at: &str| {
-            let settings = PeerSettings {
-                endpoint: Some(at.parse().expect("good")),
-                allowed_ips: [host(*terms().server.ip())].into(),
-                keepalive: 0,
-            };
-            (terms().public_key, settings)
+    fn a_server_that_moved_is_put_where_it_is_although_it_was_heard() {
+        let (key, server, mut fake) = (PrivateKey([9; 32]), PublicKey([1; 32]), Fake::default());
+        let settings = |at: &str| PeerSettings {
+            endpoint: Some(at.parse().expect("good")),
+            allowed_ips: [host(Ipv4Addr::new(10, 101, 0, 1))].into(),
+            keepalive: 0,
         };
-        for at in ["192.0.2.1:50555", "192.0.2.2:50555"] {
-            let steps = device_steps(&key, &peer(at), &fake.observe().expect("it is there"));
-            assert!(!steps.is_empty());
-            fake.apply(&steps).expect("it takes the steps");
-            assert_eq!(device_steps(&key, &peer(at), &fake.observe().expect("it is there")), []);
+        for (at, steps) in [("192.0.2.1:50555", 2), ("192.0.2.2:50555", 1)] {
+            let found = lacking(&key, server, settings(at), &fake.observe().expect("it is there"));
+            assert_eq!(found.len(), steps, "{found:?}");
+            fake.apply(&found).expect("it takes the steps");
+            fake.hear(&server, at.parse().expect("good"), u64::MAX - 180);
+            assert_eq!(lacking(&key, server, settings(at), &fake.observe().expect("it is there")), []);
         }
-    }
-
-    #[test]
-    fn a_link_gets_what_it_lacks_and_loses_what_is_not_its_own() {
-        let fresh = LinkState { addresses: Default::default(), mtu: 1500, up: false };
-        let line = LinkStep::AddLine { own: terms().address, far: *terms().server.ip() };
-        assert_eq!(link_steps(&terms(), &fresh), [LinkStep::SetMtu(MTU), LinkStep::Up, line]);
-        let other = "10.101.0.9/32".parse().expect("good");
-        let moved = LinkState { addresses: [other].into(), mtu: MTU.into(), up: true };
-        assert_eq!(link_steps(&terms(), &moved), [LinkStep::RemoveAddress(other), line]);
-        let done = LinkState { addresses: [host(terms().address)].into(), mtu: MTU.into(), up: true };
-        assert_eq!(link_steps(&terms(), &done), []);
     }
 }

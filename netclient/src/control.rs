@@ -13,7 +13,7 @@ mod path;
 mod tls;
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -34,7 +34,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use crate::comms::Comms;
-use crate::device::PrivateKey;
+use crate::device::{PrivateKey, default_source};
 use crate::membership::ServerAddress;
 use crate::registration::{Registration, Terms};
 use connect::{Local, SILENCE, lock};
@@ -536,11 +536,4 @@ fn authorized<Q>(request: Q, token: &Secret<String>) -> Result<Request<Q>, Statu
     value.set_sensitive(true);
     request.metadata_mut().insert("authorization", value);
     Ok(request)
-}
-
-/// The source address of the default route. Nothing is sent: connecting a UDP socket only asks for the route.
-fn default_source() -> Option<IpAddr> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
-    socket.connect(("192.0.2.1", 9)).ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
 }

@@ -28,7 +28,7 @@ use std::time::Duration;
 use schema::scalars::PublicKey;
 use serde::{Deserialize, Serialize};
 
-pub use host::{blocking, boottime, check_free, link_index, resolve_one};
+pub use host::{blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards};
 pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 
 /// A WireGuard device that exists.

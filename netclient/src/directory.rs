@@ -256,7 +256,7 @@ impl Directory {
 
     fn write<T: Serialize>(&self, path: &Path, it: &T) -> Result<(), DirectoryError> {
         let text = zeroize::Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"));
-        files::write_whole(path, &text).map_err(failed("write", path))
+        files::write_whole(path, &text, files::PRIVATE).map_err(failed("write", path))
     }
 }
 

@@ -3,18 +3,23 @@
 //! A path may be taken over by another process; a file is therefore known by device and inode, and only the file that
 //! we made is ever removed. A device process leaves three while it lives: its socket, its lock, its log.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Writes a file that only its owner may read: whole and on the disk, or the old one stays.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = beside(path, "new");
+/// The mode of a file that only its owner may read and write.
+pub(crate) const PRIVATE: u32 = 0o600;
+
+/// Makes a file hold this, with this mode: whole and on the disk, or the old one stays.
+pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let new = beside(path, "netclient");
     let write = || {
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&new)?;
+        // Whatever the umask of this process leaves of it.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -70,7 +75,7 @@ impl Lock {
     /// Takes the right; absent: another process has it.
     pub(crate) fn take(path: &Path) -> io::Result<Option<Self>> {
         loop {
-            let held = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+            let held = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
             match flock(&held, FlockOperation::NonBlockingLockExclusive) {
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 outcome => outcome?,

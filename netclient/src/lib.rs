@@ -22,3 +22,4 @@ pub mod registration;
 pub mod settings;
 pub mod system;
 pub mod tunnel;
+mod tunnels;

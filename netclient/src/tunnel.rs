@@ -8,16 +8,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use schema::scalars::Name;
+use schema::scalars::PublicKey;
 use schema::view::View;
 
 use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking, resolve_one};
 use crate::files;
 use crate::membership::{Instead, Membership};
-use crate::reconcile::{ToldEndpoints, Wanted, device_steps, link_steps};
+use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use crate::system::forwarding::{self, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState};
+use crate::tunnels::{Tunnel as Peer, peer_settings, tunnels};
 
 /// How many ports are tried where the wanted one is taken.
 const PORTS: u16 = 100;
@@ -37,7 +38,7 @@ pub struct Tunnel {
     interface: String,
     socket: PathBuf,
     device: Option<Box<dyn Device>>,
-    told: ToldEndpoints,
+    applied: AppliedEndpoints,
 }
 
 /// Why a tunnel is not as it should be.
@@ -63,7 +64,7 @@ pub enum TunnelError {
 impl Tunnel {
     /// The tunnel of an interface; nothing is touched yet.
     pub fn new(ground: Ground, interface: &str, socket: PathBuf) -> Self {
-        Self { ground, interface: interface.to_owned(), socket, device: None, told: ToldEndpoints::new() }
+        Self { ground, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
     /// Does what is lacking. Gives the port that was found free, where the wanted one was taken and another does.
@@ -83,7 +84,8 @@ impl Tunnel {
         };
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = link::observe(&self.interface).await?.ok_or_else(missing)?;
-        let steps = link_steps(interface, mtu, &observed);
+        let wanted = WantedLink { addresses: &interface.addresses, far: None, mtu };
+        let steps = link_steps(wanted, &observed);
         match link::apply(&self.interface, &steps).await {
             // Half of a network is better than none.
             Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
@@ -149,13 +151,15 @@ impl Tunnel {
                 DeviceState::default()
             }
         };
-        let endpoints = resolve(&membership.view).await;
+        let tunnels = tunnels(&membership.view);
+        let found = resolve(&tunnels).await;
+        let peers = peer_settings(&tunnels, &found, membership.view.interface.keepalive);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut port = membership.wanted_port();
         loop {
-            let (view, private_key) = (&membership.view, &membership.private_key);
-            let wanted = Wanted { view, private_key, listen_port: port, endpoints: &endpoints };
-            let steps = device_steps(&wanted, &observed, &self.told, now);
+            let private_key = &membership.private_key;
+            let wanted = Wanted { private_key, listen_port: Some(port), peers: &peers };
+            let steps = device_steps(wanted, &observed, &self.applied, now);
             match self.apply(steps).await {
                 Ok(()) => break,
                 Err(DeviceError::Refused(Refusal::PortTaken { .. })) if membership.port_may_differ() => {
@@ -164,8 +168,7 @@ impl Tunnel {
                 Err(error) => return Err(error.into()),
             }
         }
-        let peers = membership.view.peers.iter();
-        self.told = peers.filter_map(|(name, peer)| Some((peer.public_key, *endpoints.get(name)?))).collect();
+        self.applied = found;
         let of = membership.view.interface.listen_port;
         Ok((membership.port_may_differ() && port != of).then_some(Instead { of, port }))
     }
@@ -194,7 +197,7 @@ impl Tunnel {
 
     fn forget_device(&mut self) {
         self.device = None;
-        self.told.clear();
+        self.applied.clear();
     }
 }
 
@@ -207,23 +210,23 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
 }
 
 /// Where peers are reached: addresses as they stand, names as they resolve right now.
-async fn resolve(view: &View) -> BTreeMap<Name, SocketAddr> {
-    let mut endpoints = BTreeMap::new();
+async fn resolve(tunnels: &BTreeMap<PublicKey, Peer>) -> BTreeMap<PublicKey, SocketAddr> {
+    let mut found = BTreeMap::new();
     let mut lookups = tokio::task::JoinSet::new();
-    for (name, peer) in &view.peers {
-        let Some(endpoint) = &peer.endpoint else { continue };
+    for (key, tunnel) in tunnels {
+        let Some(endpoint) = &tunnel.endpoint else { continue };
         match endpoint.socket_addr() {
-            Some(at) => drop(endpoints.insert(name.clone(), at)),
+            Some(at) => drop(found.insert(*key, at)),
             None => {
-                let (name, endpoint) = (name.clone(), endpoint.clone());
-                lookups.spawn(async move { Some((name, resolve_one(&endpoint).await?)) });
+                let (key, endpoint) = (*key, endpoint.clone());
+                lookups.spawn(async move { Some((key, resolve_one(&endpoint).await?)) });
             }
         }
     }
-    while let Some(found) = lookups.join_next().await {
-        endpoints.extend(found.ok().flatten());
+    while let Some(at) = lookups.join_next().await {
+        found.extend(at.ok().flatten());
     }
-    endpoints
+    found
 }
 
 #[cfg(test)]

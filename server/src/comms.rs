@@ -19,7 +19,7 @@ use axum::Router;
 use ipnet::{IpNet, Ipv4Net};
 use netclient::agent::told;
 use netclient::comms::may_be;
-use netclient::device::{DeviceError, DeviceStep, Refusal, link_index};
+use netclient::device::{DeviceError, DeviceStep, Refusal, blocking, link_index};
 use netclient::system::firewall::FirewallError;
 use netclient::system::link::{self, LinkError};
 use schema::inventory::Inventory;
@@ -377,7 +377,7 @@ impl Desk {
             let (old, new) = (was.as_ref().map(|it| it.public_key), is.map(|it| it.public_key));
             if old != new {
                 steps.extend(old.map(DeviceStep::RemovePeer));
-                steps.extend(is.map(place::peer));
+                steps.extend(is.map(place::put));
             }
             match is {
                 Some(is) => kept = kept.and(self.ledger.put(identity, is, now)),
@@ -466,8 +466,4 @@ async fn clear(directory: &DataDir) {
     if let Err(error) = blocking(move || place::clear(&directory, kept)).await {
         tracing::warn!(error = told(&error), "the tunnels to agents cannot be taken down");
     }
-}
-
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -1,10 +1,11 @@
 //! Settings: environment over file over default, each read once at the start.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
+use netclient::device::default_source;
 use schema::scalars::{Endpoint, Name};
 use schema::settings::{self, SettingsError};
 use schema::world::ServerInfo;
@@ -189,14 +190,9 @@ fn is_host_and_port(text: &str) -> bool {
     text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_some())
 }
 
-/// The source address of the default route, else loopback. Nothing is sent: connecting a UDP socket only asks for the
-/// route.
+/// The source address of the default route, else loopback.
 fn own_address() -> String {
-    let address = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    address.map_or_else(|_| "127.0.0.1".into(), |address| address.ip().to_string())
+    default_source().map_or_else(|| "127.0.0.1".into(), |address| address.to_string())
 }
 
 impl Settings {

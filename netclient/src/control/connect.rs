@@ -18,7 +18,8 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::tls;
-use crate::comms::{Comms, source_towards};
+use crate::comms::Comms;
+use crate::device::source_towards;
 use crate::membership::ServerAddress;
 
 /// How long one address may take to answer.

@@ -2,7 +2,7 @@
 //! may show another network namespace; its clock, its resolver, and its threads for calls that block.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -36,6 +36,21 @@ pub async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
 /// Runs what blocks on a thread that may; a panic of it goes on here.
 pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// The address that this host would use towards another; absent: it has no way there, or only over loopback. Nothing is sent:
+/// connecting a UDP socket only asks for the route.
+pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect(at).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+}
+
+/// The source address of the default route of IPv4; absent: there is none.
+pub fn default_source() -> Option<IpAddr> {
+    // An address for documentation (RFC 5737): no other route than the default one leads there.
+    source_towards(([192, 0, 2, 1], 9).into())
 }
 
 /// The index of the interface of that name in the caller's network namespace; absent: there is none.

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::protocol::{Hello, LONGEST, Reply, Request, VERSION};
 use super::{DeviceError, Refusal, host};
-use crate::files::{Lock, OwnFile, lock_path};
+use crate::files::{self, Lock, OwnFile, lock_path};
 use engine::Engine;
 
 /// How long a client may take to send a request, or to take its answer.
@@ -211,10 +211,7 @@ fn is_due(lapse: Option<Duration>, now: Duration) -> bool {
 
 /// Opens the socket in the place of one that a process left which was killed; the caller has the lock.
 fn listen(socket: &Path) -> io::Result<(UnixListener, OwnFile)> {
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    files::remove(socket)?;
     let listener = UnixListener::bind(socket)?;
     let file = OwnFile::claim(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;

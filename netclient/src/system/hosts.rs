@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use imbl::OrdMap;
 use schema::scalars::{Name, NetworkName};
 use schema::view::Resolution;
 
-use crate::files::Lock;
+use crate::files::{self, Lock};
 
 /// How long another agent of this machine may take to write its names.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -104,23 +104,9 @@ fn end(interface: &str) -> String {
 
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let mode = fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777);
-    let mut new = path.as_os_str().to_owned();
-    new.push(".netclient");
-    let new = PathBuf::from(new);
-    let write = || {
-        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&new)?;
-        // Whatever the umask of this process leaves of it.
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    match write() {
-        Err(error) if needs_place(&error) => {
-            let _ = fs::remove_file(&new);
-            write_in_place(path, text)
-        }
-        outcome => outcome.inspect_err(|_| drop(fs::remove_file(&new))),
+    match files::write_whole(path, text, mode) {
+        Err(error) if needs_place(&error) => write_in_place(path, text),
+        outcome => outcome,
     }
 }
 

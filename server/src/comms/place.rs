@@ -7,15 +7,17 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
 use netclient::comms::{MTU, free_interface, host, names};
-use netclient::device::{self, Device, DeviceError, DeviceStep, PeerSettings, PrivateKey, Refusal};
+use netclient::device::{
+    self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
+};
+use netclient::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use netclient::system::firewall::{self, FirewallError};
-use netclient::system::link::{self, LinkError, LinkStep};
+use netclient::system::link::{self, LinkError};
 use netclient::system::return_path;
-use schema::scalars::PublicKey;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::{Off, Welcome, blocking};
+use super::{Off, Welcome};
 use crate::config::Settings;
 use crate::core::registry::{Registration, Registry};
 use crate::identity::{DataDir, IdentityError};
@@ -101,15 +103,12 @@ impl Place {
         if let Some(mut device) = self.attach()? {
             let observed = device.observe()?;
             if observed.public_key == Some(self.private_key.public()) && observed.listen_port == self.port {
-                return device.apply(&lacking(registry, &observed));
+                return device.apply(&self.lacking(registry, &observed));
             }
             device.remove()?;
         }
         let mut device = device::create_apart(&self.interface, Path::new("/proc/self/exe"), &self.socket)?;
-        let key = DeviceStep::SetPrivateKey(self.private_key.clone());
-        let mut steps = vec![key, DeviceStep::SetListenPort(self.port)];
-        steps.extend(registry.all().map(|(_, it)| peer(it)));
-        let brought = device.apply(&steps);
+        let brought = device.apply(&self.lacking(registry, &DeviceState::default()));
         if brought.is_err() {
             // It serves nobody as it is.
             let _ = device.remove();
@@ -117,16 +116,21 @@ impl Place {
         brought
     }
 
+    /// What a device lacks of who is registered, and has of who is not.
+    fn lacking(&self, registry: &Registry, observed: &DeviceState) -> Vec<DeviceStep> {
+        let peers = registry.all().map(|(_, it)| (it.public_key, settings(it))).collect();
+        let wanted = Wanted { private_key: &self.private_key, listen_port: Some(self.port), peers: &peers };
+        // Agents speak first, so no endpoint is ever applied, and no handshake's age matters.
+        device_steps(wanted, observed, &AppliedEndpoints::new(), 0)
+    }
+
     /// Brings the link to what it should be.
     pub(super) async fn bring_link(&self) -> Result<(), LinkError> {
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed = link::observe(&self.interface).await?.ok_or_else(missing)?;
-        let own = self.own();
-        let others = observed.addresses.iter().filter(|address| **address != own);
-        let mut steps: Vec<_> = others.map(|address| LinkStep::RemoveAddress(*address)).collect();
-        steps.extend([LinkStep::SetMtu(MTU), LinkStep::Up, LinkStep::AddAddress(own)]);
         return_path::loosen(&self.interface);
-        link::apply(&self.interface, &steps).await
+        let wanted = WantedLink { addresses: &[self.own()].into(), far: None, mtu: MTU };
+        link::apply(&self.interface, &link_steps(wanted, &observed)).await
     }
 
     /// Takes the port of the agents' service, on the device alone.
@@ -194,21 +198,14 @@ pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), Off
     Ok(())
 }
 
-/// A peer as the device should have it.
-pub(super) fn peer(registration: &Registration) -> DeviceStep {
-    let allowed_ips = [host(registration.address)].into();
-    DeviceStep::PutPeer(registration.public_key, PeerSettings { endpoint: None, allowed_ips, keepalive: 0 })
+/// An agent as a peer of the device.
+fn settings(registration: &Registration) -> PeerSettings {
+    PeerSettings { endpoint: None, allowed_ips: [host(registration.address)].into(), keepalive: 0 }
 }
 
-/// What a device lacks of who is registered, and has of who is not.
-fn lacking(registry: &Registry, observed: &device::DeviceState) -> Vec<DeviceStep> {
-    let known = |key: &PublicKey| registry.has(key);
-    let gone = observed.peers.keys().filter(|key| !known(key)).map(|key| DeviceStep::RemovePeer(*key));
-    let fits = |it: &Registration| {
-        let seen = observed.peers.get(&it.public_key);
-        seen.is_some_and(|seen| seen.settings.allowed_ips == [host(it.address)].into())
-    };
-    gone.chain(registry.all().filter(|(_, it)| !fits(it)).map(|(_, it)| peer(it))).collect()
+/// Puts an agent on the device.
+pub(super) fn put(registration: &Registration) -> DeviceStep {
+    DeviceStep::PutPeer(registration.public_key, settings(registration))
 }
 
 /// The interfaces whose device answers in a data directory, that of the kept name first.
