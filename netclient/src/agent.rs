@@ -15,10 +15,10 @@ mod update;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ed25519_dalek::SigningKey;
-use proto::sign::verifier;
+use ed25519_dalek as ed25519;
+use proto::sign::public_key;
 use proto::token::Token;
-use schema::scalars::{NetworkName, PublicKey};
+use schema::scalars::{Identity, NetworkName, SigningKey};
 
 use crate::comms::Comms;
 use crate::control::{Control, Opener, Reach};
@@ -48,7 +48,7 @@ pub struct Agent {
 }
 
 /// The lines to servers, each for one identity: a machine that was removed and joins again is another one.
-type Lines = BTreeMap<(ServerAddress, PublicKey), Arc<Control>>;
+type Lines = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
 
 impl Agent {
     /// An agent with this directory.
@@ -63,7 +63,7 @@ impl Agent {
     }
 
     /// The tunnel to a server.
-    pub(crate) fn comms(&self, server: &PublicKey) -> Comms {
+    pub(crate) fn comms(&self, server: &SigningKey) -> Comms {
         Comms::new(self.directory.clone(), self.ground.executable.clone(), *server)
     }
 
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     /// The line to a server: one for all its networks.
-    pub(crate) fn line(&self, server: &ServerAddress, identity: SigningKey) -> Arc<Control> {
+    pub(crate) fn line(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Control> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         // Lines that nobody holds any more are closed.
         lines.retain(|_, line| Arc::strong_count(line) > 1);
@@ -82,7 +82,7 @@ impl Agent {
             Some(open) => Reach::Within(Arc::clone(open)),
             None => Reach::Network(self.comms(&server.signing_key)),
         };
-        let key = (server.clone(), verifier(&identity));
+        let key = (server.clone(), public_key(&identity));
         let line = lines.entry(key).or_insert_with(|| Control::new(server.clone(), identity, reach));
         Arc::clone(line)
     }
@@ -104,6 +104,5 @@ impl Agent {
 }
 
 fn address_of(token: &Token) -> ServerAddress {
-    let ca_pin = token.ca_pin.map(PublicKey);
-    ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin }
+    ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin: token.ca_pin }
 }

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
-use schema::scalars::{Endpoint, PublicKey};
+use schema::scalars::{Endpoint, SigningKey, WireGuardKey};
 
 use crate::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking, resolve_one,
@@ -60,12 +60,12 @@ pub fn now() -> BootTime {
 pub struct Comms {
     directory: Directory,
     executable: PathBuf,
-    server: PublicKey,
+    server: SigningKey,
 }
 
 impl Comms {
     /// The tunnel to the server of that signing key; nothing is touched yet.
-    pub fn new(directory: Directory, executable: PathBuf, server: PublicKey) -> Self {
+    pub fn new(directory: Directory, executable: PathBuf, server: SigningKey) -> Self {
         Self { directory, executable, server }
     }
 
@@ -252,7 +252,7 @@ pub(crate) fn strays(directory: &Directory) -> Result<Vec<String>, DirectoryErro
 /// What the device of a tunnel to a server lacks.
 fn lacking(
     private_key: &PrivateKey,
-    server: PublicKey,
+    server: WireGuardKey,
     settings: PeerSettings,
     observed: &DeviceState,
 ) -> Vec<DeviceStep> {
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_server_that_moved_is_put_where_it_is_although_it_was_heard() {
-        let (key, server, mut fake) = (PrivateKey([9; 32]), PublicKey([1; 32]), Fake::default());
+        let (key, server, mut fake) = (PrivateKey([9; 32]), WireGuardKey([1; 32]), Fake::default());
         let settings = |at: &str| PeerSettings {
             endpoint: Some(at.parse().expect("good")),
             allowed_ips: [host(Ipv4Addr::new(10, 101, 0, 1))].into(),

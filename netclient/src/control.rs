@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek as ed25519;
 use proto::convert::{Position, to_key};
 use proto::secret::Secret;
 use proto::sign;
@@ -27,7 +27,7 @@ use proto::token::Token;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, Update};
 use schema::api;
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::scalars::{Endpoint, Identity, Name, NetworkName, SigningKey};
 use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -67,7 +67,7 @@ pub struct Newcomer<'a> {
     /// The name that it wants.
     pub name: &'a Name,
     /// Its identity.
-    pub identity: &'a SigningKey,
+    pub identity: &'a ed25519::SigningKey,
     /// Its WireGuard key.
     pub private_key: &'a PrivateKey,
     /// What it says of itself.
@@ -80,7 +80,7 @@ pub struct Newcomer<'a> {
 pub struct Control {
     this: Weak<Self>,
     server: ServerAddress,
-    identity: SigningKey,
+    identity: ed25519::SigningKey,
     reach: Reach,
     public: Mutex<Client>,
     tunnel: Option<Client>,
@@ -113,7 +113,7 @@ impl Changes {
 
 impl Control {
     /// A line to a server; nothing is sent yet.
-    pub fn new(server: ServerAddress, identity: SigningKey, reach: Reach) -> Arc<Self> {
+    pub fn new(server: ServerAddress, identity: ed25519::SigningKey, reach: Reach) -> Arc<Self> {
         let local = Local::default();
         Arc::new_cyclic(|this: &Weak<Self>| {
             let (public, tunnel) = (public(&server, &reach, &local), tunnel(this, &reach, &local));
@@ -158,8 +158,8 @@ impl Control {
     }
 
     /// The machine's identity, as the server knows it.
-    pub fn identity(&self) -> PublicKey {
-        sign::verifier(&self.identity)
+    pub fn identity(&self) -> Identity {
+        sign::public_key(&self.identity)
     }
 
     /// What the machine says of itself: the port that it listens on (0: not chosen yet), where its operator says it is
@@ -195,7 +195,7 @@ impl Control {
             os,
             ..wire::JoinRequest::default()
         };
-        let access_key = sign::signing_key(token.seed.expose());
+        let access_key = sign::from_seed(token.seed.expose());
         let server = &self.server.signing_key;
         sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
         let (answer, _) = self
@@ -224,8 +224,7 @@ impl Control {
             public_key: private_key.public().0.to_vec().into(),
             ..wire::RegisterRequest::default()
         };
-        let (server, access_key) =
-            (&self.server.signing_key, token.map(|token| sign::signing_key(token.seed.expose())));
+        let (server, access_key) = (&self.server.signing_key, token.map(|token| sign::from_seed(token.seed.expose())));
         let ephemeral = as_key(&ephemeral)?;
         sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
         let (answer, _) = self
@@ -500,7 +499,7 @@ fn registration(comms: &Comms) -> Option<Registration> {
 fn read_terms(
     answer: &wire::RegisterResponse,
     request: &wire::RegisterRequest,
-    server: &PublicKey,
+    server: &SigningKey,
 ) -> Result<(Terms, Option<Duration>), ControlError> {
     let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
     sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;

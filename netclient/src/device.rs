@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
 pub use host::{blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards};
@@ -41,7 +41,7 @@ pub trait Device: Send {
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
     /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be reached; absent:
     /// neither, or there is no such peer. Its cost is shared: many questions at once cost little more than one.
-    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError>;
+    fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError>;
     /// Has the device end by itself at this time of [`boottime`], or, if absent, never; the last call holds. A time that
     /// has passed is now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
     ///

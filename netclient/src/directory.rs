@@ -19,9 +19,9 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::SigningKey;
-use proto::sign::signing_key;
-use schema::scalars::{NetworkName, PublicKey};
+use ed25519_dalek as ed25519;
+use proto::sign::from_seed;
+use schema::scalars::{NetworkName, SigningKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -75,7 +75,7 @@ pub enum DirectoryError {
 }
 
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
-struct Identity {
+struct StoredIdentity {
     seed: [u8; 32],
 }
 
@@ -111,18 +111,18 @@ impl Directory {
     }
 
     /// The machine's identity at a server, if it has one.
-    pub fn identity(&self, server: &PublicKey) -> Result<Option<SigningKey>, DirectoryError> {
-        let identity: Option<Identity> = self.read(&self.identity_path(server))?;
-        Ok(identity.map(|identity| signing_key(&identity.seed)))
+    pub fn identity(&self, server: &SigningKey) -> Result<Option<ed25519::SigningKey>, DirectoryError> {
+        let identity: Option<StoredIdentity> = self.read(&self.identity_path(server))?;
+        Ok(identity.map(|identity| from_seed(&identity.seed)))
     }
 
     /// Keeps the machine's identity at a server.
-    pub fn keep_identity(&self, server: &PublicKey, identity: &SigningKey) -> Result<(), DirectoryError> {
-        self.write(&self.identity_path(server), &Identity { seed: identity.to_bytes() })
+    pub fn keep_identity(&self, server: &SigningKey, identity: &ed25519::SigningKey) -> Result<(), DirectoryError> {
+        self.write(&self.identity_path(server), &StoredIdentity { seed: identity.to_bytes() })
     }
 
     /// Forgets the identity at a server.
-    pub fn forget_identity(&self, server: &PublicKey) -> Result<(), DirectoryError> {
+    pub fn forget_identity(&self, server: &SigningKey) -> Result<(), DirectoryError> {
         let path = self.identity_path(server);
         files::remove(&path).map_err(failed("remove", &path))
     }
@@ -138,7 +138,7 @@ impl Directory {
     }
 
     /// The machine's registration at a server, if it has one. A damaged one counts as none: it can be made again.
-    pub fn registration(&self, server: &PublicKey) -> Result<Option<Registration>, DirectoryError> {
+    pub fn registration(&self, server: &SigningKey) -> Result<Option<Registration>, DirectoryError> {
         match self.read(&self.registration_path(server)) {
             Err(DirectoryError::Damaged { path, why }) => {
                 tracing::warn!(path = %path.display(), why, "a registration is damaged; register again to have the tunnel");
@@ -165,7 +165,7 @@ impl Directory {
     }
 
     /// Forgets the registration at a server.
-    pub fn forget_registration(&self, server: &PublicKey) -> Result<(), DirectoryError> {
+    pub fn forget_registration(&self, server: &SigningKey) -> Result<(), DirectoryError> {
         let path = self.registration_path(server);
         files::remove(&path).map_err(failed("remove", &path))
     }
@@ -188,7 +188,7 @@ impl Directory {
     }
 
     /// Whether the machine is in a network of a server.
-    pub fn is_member(&self, server: &PublicKey) -> Result<bool, DirectoryError> {
+    pub fn is_member(&self, server: &SigningKey) -> Result<bool, DirectoryError> {
         for network in self.networks()? {
             // One that cannot be read may be of this server.
             match self.membership(&network) {
@@ -206,7 +206,7 @@ impl Directory {
     }
 
     /// The right to make, use for the first time, or forget the identity at a server, of which each machine has one.
-    pub(crate) async fn lock_identity(&self, server: &PublicKey) -> Result<Lock, DirectoryError> {
+    pub(crate) async fn lock_identity(&self, server: &SigningKey) -> Result<Lock, DirectoryError> {
         Self::wait_for(self.identity_path(server).with_extension("lock")).await
     }
 
@@ -232,11 +232,11 @@ impl Directory {
         let _ = fs::remove_dir(&self.path);
     }
 
-    fn identity_path(&self, server: &PublicKey) -> PathBuf {
+    fn identity_path(&self, server: &SigningKey) -> PathBuf {
         self.path.join(format!("identity-{}.json", short(server)))
     }
 
-    fn registration_path(&self, server: &PublicKey) -> PathBuf {
+    fn registration_path(&self, server: &SigningKey) -> PathBuf {
         self.path.join(format!("comms-{}.json", short(server)))
     }
 
@@ -261,7 +261,7 @@ impl Directory {
 }
 
 /// What stands for a server in the names of files.
-fn short(server: &PublicKey) -> String {
+fn short(server: &SigningKey) -> String {
     server.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -5,7 +5,7 @@
 
 use proto::convert::{Malformed, Position, Told, accept_update};
 use proto::wire::{Update, update::Body};
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::scalars::{CaPin, Endpoint, Identity, Name, NetworkName, SigningKey};
 use schema::view::View;
 use serde::{Deserialize, Serialize};
 
@@ -42,9 +42,9 @@ pub struct ServerAddress {
     /// Where its gRPC service is found: `host:port`, in order of preference.
     pub addresses: Vec<String>,
     /// The Ed25519 key that signs what it tells.
-    pub signing_key: PublicKey,
+    pub signing_key: SigningKey,
     /// SHA-256 of the public key of its own CA; absent: the system's roots decide.
-    pub ca_pin: Option<PublicKey>,
+    pub ca_pin: Option<CaPin>,
 }
 
 /// A port that was found free in place of another.
@@ -74,7 +74,7 @@ pub enum Accepted {
 
 impl Membership {
     /// Takes in what the server told.
-    pub fn accept(&mut self, update: &Update, identity: &PublicKey) -> Result<Accepted, Malformed> {
+    pub fn accept(&mut self, update: &Update, identity: &Identity) -> Result<Accepted, Malformed> {
         // A check-in and the stream may tell the same step: the second one is late, not wrong.
         let here = update.epoch == self.position.epoch && matches!(update.body, Some(Body::Delta(_)));
         if here && update.to <= self.position.revision.0 {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 
 use crate::device::state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 use crate::system::link::state::{LinkState, LinkStep};
@@ -25,11 +25,11 @@ pub struct Wanted<'a> {
     /// The UDP port to listen on; absent: any will do.
     pub listen_port: Option<u16>,
     /// The peers, all of them.
-    pub peers: &'a BTreeMap<PublicKey, PeerSettings>,
+    pub peers: &'a BTreeMap<WireGuardKey, PeerSettings>,
 }
 
 /// The endpoints that were applied to a device last, by peer. Empty for a device that another process made.
-pub type AppliedEndpoints = BTreeMap<PublicKey, SocketAddr>;
+pub type AppliedEndpoints = BTreeMap<WireGuardKey, SocketAddr>;
 
 /// What a device lacks; `now` is in seconds of the Unix epoch.
 pub fn device_steps(
@@ -119,13 +119,13 @@ mod tests {
     }
 
     /// Peers by the number of the key, of the address, and of the endpoint.
-    fn settings(peers: &[(u8, u8, Option<u8>)]) -> BTreeMap<PublicKey, PeerSettings> {
+    fn settings(peers: &[(u8, u8, Option<u8>)]) -> BTreeMap<WireGuardKey, PeerSettings> {
         let settings = |address: u8, at: Option<u8>| PeerSettings {
             endpoint: at.map(endpoint),
             allowed_ips: [format!("10.0.0.{address}/32").parse().expect("a good range")].into(),
             keepalive: 20,
         };
-        peers.iter().map(|(key, address, at)| (PublicKey([*key; 32]), settings(*address, *at))).collect()
+        peers.iter().map(|(key, address, at)| (WireGuardKey([*key; 32]), settings(*address, *at))).collect()
     }
 
     fn lacking(
@@ -158,14 +158,14 @@ mod tests {
         let steps = lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (2, 9, None), (3, 3, None)], 0);
         assert!(matches!(&*steps, [DeviceStep::PutPeer(key, _)] if key.0 == [2; 32]), "{steps:?}");
         let steps = lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (3, 3, None)], 0);
-        assert_eq!(steps, [DeviceStep::RemovePeer(PublicKey([2; 32]))]);
+        assert_eq!(steps, [DeviceStep::RemovePeer(WireGuardKey([2; 32]))]);
     }
 
     #[test]
     fn where_a_peer_was_heard_holds_until_it_is_put_elsewhere_or_falls_silent() {
         let mut fake = Fake::default();
         bring(&mut fake, &[(1, 1, Some(1))]);
-        let key = PublicKey([1; 32]);
+        let key = WireGuardKey([1; 32]);
         let applied = AppliedEndpoints::from([(key, endpoint(1))]);
         fake.hear(&key, endpoint(7), 1_000);
         assert_eq!(lacking(&mut fake, &applied, &[(1, 1, Some(1))], 1_179), [], "it roamed");
@@ -229,7 +229,7 @@ mod tests {
             prop_assert_eq!(state.peers.len(), after.len());
             for (key, address, _) in after {
                 let range = format!("10.0.0.{address}/32").parse().expect("a good range");
-                prop_assert_eq!(&state.peers[&PublicKey([key; 32])].settings.allowed_ips, &[range].into());
+                prop_assert_eq!(&state.peers[&WireGuardKey([key; 32])].settings.allowed_ips, &[range].into());
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use schema::scalars::{Endpoint, PublicKey};
+use schema::scalars::{Endpoint, WireGuardKey};
 use serde::{Deserialize, Serialize};
 
 use crate::device::state::PrivateKey;
@@ -32,7 +32,7 @@ pub struct Registration {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// The server's end of the tunnel.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// Where that is found, UDP.
     pub endpoint: Endpoint,
     /// The machine's address in the tunnel.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use schema::view::View;
 
 use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking, resolve_one};
@@ -210,7 +210,7 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
 }
 
 /// Where peers are reached: addresses as they stand, names as they resolve right now.
-async fn resolve(tunnels: &BTreeMap<PublicKey, Peer>) -> BTreeMap<PublicKey, SocketAddr> {
+async fn resolve(tunnels: &BTreeMap<WireGuardKey, Peer>) -> BTreeMap<WireGuardKey, SocketAddr> {
     let mut found = BTreeMap::new();
     let mut lookups = tokio::task::JoinSet::new();
     for (key, tunnel) in tunnels {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use schema::scalars::{Endpoint, PublicKey, Seconds};
+use schema::scalars::{Endpoint, Seconds, WireGuardKey};
 use schema::view::View;
 
 use crate::device::state::PeerSettings;
@@ -21,7 +21,7 @@ pub struct Tunnel {
 }
 
 /// The tunnels of a View, by the WireGuard key of the peer.
-pub fn tunnels(view: &View) -> BTreeMap<PublicKey, Tunnel> {
+pub fn tunnels(view: &View) -> BTreeMap<WireGuardKey, Tunnel> {
     let tunnel = |peer: &schema::view::Peer| Tunnel {
         endpoint: peer.endpoint.clone(),
         allowed_ips: peer.allowed_ips.iter().map(IpNet::trunc).collect(),
@@ -31,12 +31,12 @@ pub fn tunnels(view: &View) -> BTreeMap<PublicKey, Tunnel> {
 
 /// How the peers of a device are set for these tunnels; `found` says where they are reached, as far as that is known.
 pub fn peer_settings(
-    tunnels: &BTreeMap<PublicKey, Tunnel>,
-    found: &BTreeMap<PublicKey, SocketAddr>,
+    tunnels: &BTreeMap<WireGuardKey, Tunnel>,
+    found: &BTreeMap<WireGuardKey, SocketAddr>,
     keepalive: Seconds,
-) -> BTreeMap<PublicKey, PeerSettings> {
+) -> BTreeMap<WireGuardKey, PeerSettings> {
     let keepalive = u16::try_from(keepalive.0).unwrap_or(u16::MAX);
-    let settings = |key: &PublicKey, tunnel: &Tunnel| PeerSettings {
+    let settings = |key: &WireGuardKey, tunnel: &Tunnel| PeerSettings {
         endpoint: found.get(key).copied(),
         allowed_ips: tunnel.allowed_ips.clone(),
         keepalive,

@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use proto::secret::Secret;
 use proto::token::Token;
-use schema::scalars::PublicKey;
+use schema::scalars::Verifier;
 use schema::snapshot::ResourceId;
 use schema::world::ServerInfo;
 
@@ -160,7 +160,7 @@ pub struct Made {
     /// The key.
     pub id: ResourceId,
     /// What the server keeps.
-    pub verifier: PublicKey,
+    pub verifier: Verifier,
     token: Secret<String>,
 }
 
@@ -169,11 +169,11 @@ pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) 
     let made = ids.map(|id| {
         let mut seed = Secret::new([0; 32]);
         getrandom::fill(seed.expose_mut()).map_err(KeysError::Random)?;
-        let verifier = proto::sign::verifier(&proto::sign::signing_key(seed.expose()));
+        let verifier = proto::sign::public_key(&proto::sign::from_seed(seed.expose()));
         let token = Token {
             addresses: server.agent_addresses.clone(),
             signing_key: server.signing_key,
-            ca_pin: server.ca_pin.map(|pin| pin.0),
+            ca_pin: server.ca_pin,
             network: id.network.clone(),
             key: id.name.clone(),
             seed,
@@ -301,6 +301,8 @@ fn ended(status: ExitStatus) -> String {
 mod tests {
     use std::fs;
 
+    use schema::scalars::{CaPin, SigningKey};
+
     use super::*;
 
     pub(super) fn made(name: &str) -> Vec<Made> {
@@ -308,8 +310,8 @@ mod tests {
             id: "server".into(),
             epoch: 1,
             agent_addresses: vec!["nm.example.net:50051".into()],
-            signing_key: PublicKey([1; 32]),
-            ca_pin: Some(PublicKey([2; 32])),
+            signing_key: SigningKey([1; 32]),
+            ca_pin: Some(CaPin([2; 32])),
             version: "0.1.0".into(),
             comms_range: None,
             own_node: None,
@@ -330,8 +332,8 @@ mod tests {
     fn a_token_carries_the_seed_that_its_verifier_verifies_and_where_to_go() {
         let made = &made("ci")[0];
         let token: Token = made.token.expose().parse().expect("it reads back");
-        assert_eq!(proto::sign::verifier(&proto::sign::signing_key(token.seed.expose())), made.verifier);
-        assert_eq!((token.ca_pin, token.signing_key), (Some([2; 32]), PublicKey([1; 32])));
+        assert_eq!(proto::sign::public_key::<Verifier>(&proto::sign::from_seed(token.seed.expose())), made.verifier);
+        assert_eq!((token.ca_pin, token.signing_key), (Some(CaPin([2; 32])), SigningKey([1; 32])));
         assert_eq!(
             (token.network.as_str(), token.key.as_str(), &*token.addresses),
             ("corp", "ci", &["nm.example.net:50051".to_owned()][..])

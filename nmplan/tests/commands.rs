@@ -333,7 +333,7 @@ fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     insta::assert_snapshot!(unknown.talk);
     let (id, token) = keys(&desk).pop_first().unwrap();
     let token: Token = token.parse().unwrap();
-    let verifier = proto::sign::verifier(&proto::sign::signing_key(token.seed.expose()));
+    let verifier = proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()));
     assert_eq!(desk.server.state().inventory.key(&id).unwrap().verifier, verifier);
 }
 
@@ -351,7 +351,7 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.data).unwrap();
     let verifier = |token: &str| {
         let token: Token = token.parse().unwrap();
-        proto::sign::verifier(&proto::sign::signing_key(token.seed.expose()))
+        proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()))
     };
     let (id, token) = tokens.first_key_value().unwrap();
     assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(token));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use prost::Message;
-use schema::scalars::{Ipv4Range, Ipv6Range, Name, NetworkName, PublicKey, Seconds};
+use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
 use schema::snapshot::Revision;
 use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
 
@@ -22,6 +22,9 @@ pub enum Malformed {
     /// A field is missing or out of range.
     #[error("the field {0} is missing or out of range")]
     Field(&'static str),
+    /// A key, by its name, is missing or of another length.
+    #[error("{0} is missing, or does not have 32 bytes")]
+    Key(&'static str),
     /// A View came with another number of peers than it says.
     #[error("{found} peers came, {announced} were announced")]
     PeerCount {
@@ -124,8 +127,8 @@ pub fn accept_update(
     update: &Update,
     network: &NetworkName,
     node: &Name,
-    identity: &PublicKey,
-    server: &PublicKey,
+    identity: &Identity,
+    server: &SigningKey,
     at: Option<(&View, Position)>,
 ) -> Result<(Told, Position), Malformed> {
     verify_update(update, network, node, server)?;
@@ -272,9 +275,9 @@ fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
     Ok((to_name(&name)?, Arc::new(peer)))
 }
 
-/// 32 bytes as a key.
-pub fn to_key(bytes: &[u8]) -> Result<PublicKey, Malformed> {
-    bytes.try_into().map(PublicKey).map_err(|_| Malformed::Field("key"))
+/// 32 bytes as a key of the kind that the caller asks for.
+pub fn to_key<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Malformed> {
+    <[u8; 32]>::try_from(bytes).map(K::from).map_err(|_| Malformed::Key(K::NAME))
 }
 
 fn from_prefix(prefix: &IpNet) -> wire::Prefix {

@@ -4,10 +4,10 @@
 //! length, so that no two meanings have the same bytes. Requests cover the server's signing key, so that a request to one
 //! server cannot be shown to another, and a nonce of the server's, so that clocks do not matter.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{self as ed25519, Signature, Signer, VerifyingKey};
 use hmac::{Hmac, Mac};
 use prost::Message;
-use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::scalars::{Identity, Name, NetworkName, SigningKey, Verifier};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey as Point, StaticSecret};
 
@@ -20,14 +20,21 @@ const DOMAIN: &[u8] = b"netmaker agent v1";
 #[error("the {0} is not valid")]
 pub struct Invalid(pub &'static str);
 
-/// A key that signs, by its 32 secret bytes.
-pub fn signing_key(seed: &[u8; 32]) -> SigningKey {
-    SigningKey::from_bytes(seed)
+/// The private key that 32 secret bytes stand for.
+pub fn from_seed(seed: &[u8; 32]) -> ed25519::SigningKey {
+    ed25519::SigningKey::from_bytes(seed)
 }
 
-/// The public half of a signing key, as it travels.
-pub fn verifier(key: &SigningKey) -> PublicKey {
-    PublicKey(key.verifying_key().to_bytes())
+/// A public key that verifies Ed25519 signatures.
+pub trait Ed25519: From<[u8; 32]> {}
+
+impl Ed25519 for Identity {}
+impl Ed25519 for SigningKey {}
+impl Ed25519 for Verifier {}
+
+/// The public key of a private one, as what it is to others.
+pub fn public_key<K: Ed25519>(key: &ed25519::SigningKey) -> K {
+    key.verifying_key().to_bytes().into()
 }
 
 fn transcript(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
@@ -49,7 +56,7 @@ fn hash(message: &impl Message) -> [u8; 32] {
     Sha256::digest(message.encode_to_vec()).into()
 }
 
-fn join_transcript(server: &PublicKey, request: &JoinRequest) -> Vec<u8> {
+fn join_transcript(server: &SigningKey, request: &JoinRequest) -> Vec<u8> {
     let bare = JoinRequest {
         proof: Vec::new().into(),
         key_signature: Vec::new().into(),
@@ -64,10 +71,10 @@ fn join_transcript(server: &PublicKey, request: &JoinRequest) -> Vec<u8> {
 /// Signs a join with everything that it needs: the access key's seed, the identity, and the WireGuard key.
 pub fn sign_join(
     request: &mut JoinRequest,
-    server: &PublicKey,
+    server: &SigningKey,
     ephemeral: &[u8; 32],
-    access_key: &SigningKey,
-    identity: &SigningKey,
+    access_key: &ed25519::SigningKey,
+    identity: &ed25519::SigningKey,
     private_key: &[u8; 32],
 ) {
     let covered = join_transcript(server, request);
@@ -79,9 +86,9 @@ pub fn sign_join(
 /// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it names.
 pub fn verify_join(
     request: &JoinRequest,
-    server: &PublicKey,
+    server: &SigningKey,
     ephemeral: &StaticSecret,
-    access_key: &PublicKey,
+    access_key: &Verifier,
 ) -> Result<(), Invalid> {
     let covered = join_transcript(server, request);
     verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
@@ -89,7 +96,7 @@ pub fn verify_join(
     verify_proof(&request.public_key, ephemeral, &covered, &request.proof)
 }
 
-fn register_transcript(server: &PublicKey, request: &RegisterRequest) -> Vec<u8> {
+fn register_transcript(server: &SigningKey, request: &RegisterRequest) -> Vec<u8> {
     let bare = RegisterRequest {
         proof: Vec::new().into(),
         key_signature: Vec::new().into(),
@@ -102,10 +109,10 @@ fn register_transcript(server: &PublicKey, request: &RegisterRequest) -> Vec<u8>
 /// Signs a registration: by the identity, and by the access key's seed where the machine has not joined.
 pub fn sign_register(
     request: &mut RegisterRequest,
-    server: &PublicKey,
+    server: &SigningKey,
     ephemeral: &[u8; 32],
-    access_key: Option<&SigningKey>,
-    identity: &SigningKey,
+    access_key: Option<&ed25519::SigningKey>,
+    identity: &ed25519::SigningKey,
     private_key: &[u8; 32],
 ) {
     let covered = register_transcript(server, request);
@@ -118,9 +125,9 @@ pub fn sign_register(
 /// asked for, of the access key.
 pub fn verify_register(
     request: &RegisterRequest,
-    server: &PublicKey,
+    server: &SigningKey,
     ephemeral: &StaticSecret,
-    access_key: Option<&PublicKey>,
+    access_key: Option<&Verifier>,
 ) -> Result<(), Invalid> {
     let covered = register_transcript(server, request);
     if let Some(key) = access_key {
@@ -136,7 +143,7 @@ fn registered_transcript(request: &RegisterRequest, answer: &RegisterResponse) -
 }
 
 /// Signs what a registration is answered with.
-pub fn sign_registered(answer: &mut RegisterResponse, request: &RegisterRequest, key: &SigningKey) {
+pub fn sign_registered(answer: &mut RegisterResponse, request: &RegisterRequest, key: &ed25519::SigningKey) {
     answer.signature = key.sign(&registered_transcript(request, answer)).to_vec().into();
 }
 
@@ -144,7 +151,7 @@ pub fn sign_registered(answer: &mut RegisterResponse, request: &RegisterRequest,
 pub fn verify_registered(
     answer: &RegisterResponse,
     request: &RegisterRequest,
-    server: &PublicKey,
+    server: &SigningKey,
 ) -> Result<(), Invalid> {
     verify("server's signature", &server.0, &registered_transcript(request, answer), &answer.signature)
 }
@@ -169,31 +176,31 @@ fn mac(key: &[u8], covered: &[u8]) -> Hmac<Sha256> {
     mac.chain_update(covered)
 }
 
-fn session_transcript(server: &PublicKey, nonce: &[u8], identity: &[u8]) -> Vec<u8> {
+fn session_transcript(server: &SigningKey, nonce: &[u8], identity: &[u8]) -> Vec<u8> {
     transcript("session", &[&server.0, nonce, identity])
 }
 
 /// Signs the nonce that opens a session.
-pub fn sign_session(server: &PublicKey, nonce: &[u8], identity: &SigningKey) -> Vec<u8> {
-    identity.sign(&session_transcript(server, nonce, &verifier(identity).0)).to_vec()
+pub fn sign_session(server: &SigningKey, nonce: &[u8], identity: &ed25519::SigningKey) -> Vec<u8> {
+    identity.sign(&session_transcript(server, nonce, &public_key::<Identity>(identity).0)).to_vec()
 }
 
 /// Checks the signature that opens a session.
-pub fn verify_session(server: &PublicKey, nonce: &[u8], identity: &[u8], signature: &[u8]) -> Result<(), Invalid> {
+pub fn verify_session(server: &SigningKey, nonce: &[u8], identity: &[u8], signature: &[u8]) -> Result<(), Invalid> {
     verify("identity's signature", identity, &session_transcript(server, nonce, identity), signature)
 }
 
-fn leave_transcript(server: &PublicKey, request: &LeaveRequest) -> Vec<u8> {
+fn leave_transcript(server: &SigningKey, request: &LeaveRequest) -> Vec<u8> {
     transcript("leave", &[&server.0, request.network.as_bytes(), &request.nonce, &request.identity])
 }
 
 /// Signs a leave.
-pub fn sign_leave(request: &mut LeaveRequest, server: &PublicKey, identity: &SigningKey) {
+pub fn sign_leave(request: &mut LeaveRequest, server: &SigningKey, identity: &ed25519::SigningKey) {
     request.signature = identity.sign(&leave_transcript(server, request)).to_vec().into();
 }
 
 /// Checks a leave.
-pub fn verify_leave(request: &LeaveRequest, server: &PublicKey) -> Result<(), Invalid> {
+pub fn verify_leave(request: &LeaveRequest, server: &SigningKey) -> Result<(), Invalid> {
     verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
 }
 
@@ -212,12 +219,12 @@ fn update_transcript(network: &NetworkName, node: &Name, update: &Update) -> Vec
 }
 
 /// Signs what a node is told.
-pub fn sign_update(update: &mut Update, network: &NetworkName, node: &Name, key: &SigningKey) {
+pub fn sign_update(update: &mut Update, network: &NetworkName, node: &Name, key: &ed25519::SigningKey) {
     update.signature = key.sign(&update_transcript(network, node, update)).to_vec().into();
 }
 
 /// Checks that the server told this node that.
-pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &PublicKey) -> Result<(), Invalid> {
+pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &SigningKey) -> Result<(), Invalid> {
     verify("server's signature", &server.0, &update_transcript(network, node, update), &update.signature)
 }
 
@@ -227,8 +234,8 @@ mod tests {
 
     use super::*;
 
-    fn keys() -> (SigningKey, SigningKey, [u8; 32], StaticSecret) {
-        (signing_key(&[1; 32]), signing_key(&[2; 32]), [3; 32], StaticSecret::from([4; 32]))
+    fn keys() -> (ed25519::SigningKey, ed25519::SigningKey, [u8; 32], StaticSecret) {
+        (from_seed(&[1; 32]), from_seed(&[2; 32]), [3; 32], StaticSecret::from([4; 32]))
     }
 
     fn join() -> JoinRequest {
@@ -237,18 +244,18 @@ mod tests {
             network: "corp".into(),
             name: "db-1".into(),
             nonce: vec![9; 40].into(),
-            identity: verifier(&identity).0.to_vec().into(),
+            identity: public_key::<Identity>(&identity).0.to_vec().into(),
             public_key: x25519(private, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec().into(),
             ..JoinRequest::default()
         };
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
         request
     }
 
     fn check(request: &JoinRequest, server: [u8; 32]) -> Result<(), Invalid> {
         let (access_key, _, _, ephemeral) = keys();
-        verify_join(request, &PublicKey(server), &ephemeral, &verifier(&access_key))
+        verify_join(request, &SigningKey(server), &ephemeral, &public_key(&access_key))
     }
 
     #[test]
@@ -268,7 +275,7 @@ mod tests {
         let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES);
         request.public_key = theirs.to_vec().into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
         assert_eq!(check(&request, [7; 32]), Err(Invalid("proof of the WireGuard key")));
     }
 
@@ -278,32 +285,32 @@ mod tests {
         let mut request = join();
         request.public_key = vec![0; 32].into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &PublicKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
         request.proof =
-            mac(&[0; 32], &join_transcript(&PublicKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
+            mac(&[0; 32], &join_transcript(&SigningKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
         assert_eq!(check(&request, [7; 32]), Err(Invalid("WireGuard key")));
     }
 
-    fn register(access_key: Option<&SigningKey>) -> RegisterRequest {
+    fn register(access_key: Option<&ed25519::SigningKey>) -> RegisterRequest {
         let (_, identity, private, ephemeral) = keys();
         let mut request = RegisterRequest {
             network: "corp".into(),
             key: "k".into(),
             nonce: vec![9; 40].into(),
-            identity: verifier(&identity).0.to_vec().into(),
+            identity: public_key::<Identity>(&identity).0.to_vec().into(),
             public_key: x25519(private, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec().into(),
             ..RegisterRequest::default()
         };
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_register(&mut request, &PublicKey([7; 32]), &ephemeral, access_key, &identity, &private);
+        sign_register(&mut request, &SigningKey([7; 32]), &ephemeral, access_key, &identity, &private);
         request
     }
 
     #[test]
     fn a_registration_holds_for_what_it_says_and_nothing_else() {
         let (access_key, _, _, ephemeral) = keys();
-        let verifier = verifier(&access_key);
-        let check = |request: &RegisterRequest, key| verify_register(request, &PublicKey([7; 32]), &ephemeral, key);
+        let verifier = public_key(&access_key);
+        let check = |request: &RegisterRequest, key| verify_register(request, &SigningKey([7; 32]), &ephemeral, key);
         let signed = register(Some(&access_key));
         assert_eq!(check(&signed, Some(&verifier)), Ok(()));
         let bare = register(None);
@@ -317,10 +324,10 @@ mod tests {
 
     #[test]
     fn an_answer_to_a_registration_holds_for_that_one() {
-        let (server, request) = (signing_key(&[6; 32]), register(None));
+        let (server, request) = (from_seed(&[6; 32]), register(None));
         let mut answer = RegisterResponse { endpoint: "192.0.2.1:50555".into(), ..RegisterResponse::default() };
         sign_registered(&mut answer, &request, &server);
-        let check = |answer: &RegisterResponse, request| verify_registered(answer, request, &verifier(&server));
+        let check = |answer: &RegisterResponse, request| verify_registered(answer, request, &public_key(&server));
         assert_eq!(check(&answer, &request), Ok(()));
         assert!(check(&RegisterResponse { endpoint: "192.0.2.2:50555".into(), ..answer.clone() }, &request).is_err());
         assert!(check(&answer, &RegisterRequest { nonce: vec![8; 40].into(), ..request.clone() }).is_err());
@@ -328,12 +335,12 @@ mod tests {
 
     #[test]
     fn an_update_holds_for_one_node_and_one_step() {
-        let server = signing_key(&[6; 32]);
+        let server = from_seed(&[6; 32]);
         let (network, node): (NetworkName, Name) = ("corp".parse().expect("good"), "a".parse().expect("good"));
         let body = Some(Body::Delta(vec![1, 2, 3].into()));
         let mut update = Update { epoch: 1, from: 4, to: 5, body, signature: Vec::new().into() };
         sign_update(&mut update, &network, &node, &server);
-        let check = |update: &Update, node: &Name| verify_update(update, &network, node, &verifier(&server));
+        let check = |update: &Update, node: &Name| verify_update(update, &network, node, &public_key(&server));
         assert_eq!(check(&update, &node), Ok(()));
         assert!(check(&update, &"b".parse().expect("good")).is_err());
         assert!(check(&Update { from: 3, ..update.clone() }, &node).is_err());

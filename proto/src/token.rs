@@ -9,7 +9,7 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prost::Message;
-use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::scalars::{CaPin, Name, NetworkName, SigningKey};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::secret::Secret;
@@ -24,9 +24,9 @@ pub struct Token {
     /// Where the server's gRPC service is found: `host:port`, at least one.
     pub addresses: Vec<String>,
     /// The key that signs what agents are told.
-    pub signing_key: PublicKey,
+    pub signing_key: SigningKey,
     /// SHA-256 of the public key of the server's own CA; absent: the system's roots decide.
-    pub ca_pin: Option<[u8; 32]>,
+    pub ca_pin: Option<CaPin>,
     /// The network.
     pub network: NetworkName,
     /// The access key.
@@ -73,7 +73,7 @@ impl Token {
         let body = Body {
             addresses: self.addresses.clone(),
             signing_key: self.signing_key.0.to_vec(),
-            ca_pin: self.ca_pin.map(|pin| pin.to_vec()).unwrap_or_default(),
+            ca_pin: self.ca_pin.map(|pin| pin.0.to_vec()).unwrap_or_default(),
             network: self.network.to_string(),
             key: self.key.to_string(),
             seed: self.seed.expose().to_vec(),
@@ -110,11 +110,11 @@ impl Token {
     fn read(body: &Body) -> Option<Self> {
         let ca_pin = match &*body.ca_pin {
             [] => None,
-            pin => Some(pin.try_into().ok()?),
+            pin => Some(CaPin(pin.try_into().ok()?)),
         };
         Some(Self {
             addresses: Some(body.addresses.clone()).filter(|addresses| !addresses.is_empty())?,
-            signing_key: PublicKey((&*body.signing_key).try_into().ok()?),
+            signing_key: SigningKey((&*body.signing_key).try_into().ok()?),
             ca_pin,
             network: body.network.parse().ok()?,
             key: body.key.parse().ok()?,
@@ -136,8 +136,8 @@ mod tests {
     fn token() -> Token {
         Token {
             addresses: vec!["nm.example.net:50051".into()],
-            signing_key: PublicKey([1; 32]),
-            ca_pin: Some([2; 32]),
+            signing_key: SigningKey([1; 32]),
+            ca_pin: Some(CaPin([2; 32])),
             network: "corp".parse().expect("good"),
             key: "ci".parse().expect("good"),
             seed: Secret::new([3; 32]),

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek as ed25519;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use prost::Message;
 use proto::convert::{Malformed, Position, Told, accept_update, encode_delta, encode_view};
 use proto::sign;
 use proto::wire::{self, Update, update::Body};
-use schema::scalars::{Name, NetworkName, PublicKey, Seconds};
+use schema::scalars::{Identity, Name, NetworkName, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
 
@@ -24,8 +24,8 @@ fn node() -> Name {
     "n0".parse().unwrap()
 }
 
-fn server() -> SigningKey {
-    sign::signing_key(&[9; 32])
+fn server() -> ed25519::SigningKey {
+    sign::from_seed(&[9; 32])
 }
 
 fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
@@ -53,7 +53,7 @@ fn peers() -> impl Strategy<Value = Peer> {
     let endpoint =
         prop::option::of(prop::sample::select(vec!["gw.example.net:1", "192.0.2.1:51821", "[2001:db8::1]:9"]));
     (any::<[u8; 32]>(), endpoint, prefixes()).prop_map(|(key, endpoint, allowed_ips)| Peer {
-        public_key: PublicKey(key),
+        public_key: WireGuardKey(key),
         endpoint: endpoint.map(|it| it.parse().unwrap()),
         allowed_ips,
     })
@@ -104,8 +104,8 @@ fn signed(from: u64, to: u64, body: Body) -> Update {
 
 fn accept(update: &Update, at: Option<(&View, u64)>) -> Result<View, Malformed> {
     let at = at.map(|(view, revision)| (view, Position { epoch: 5, revision: Revision(revision) }));
-    let (network, node, server) = (network(), node(), sign::verifier(&server()));
-    let (told, position) = accept_update(update, &network, &node, &PublicKey([1; 32]), &server, at)?;
+    let (network, node, server) = (network(), node(), sign::public_key(&server()));
+    let (told, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
     assert_eq!(position, Position { epoch: update.epoch, revision: Revision(update.to) });
     match told {
         Told::View(view) => Ok(view),
@@ -194,7 +194,7 @@ fn what_a_peer_is_called_is_said_once() {
     let name: Name = "a".repeat(63).parse().unwrap();
     let addresses: BTreeSet<IpAddr> = ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into();
     let peer = Peer {
-        public_key: PublicKey([7; 32]),
+        public_key: WireGuardKey([7; 32]),
         endpoint: Some("[2001:db8::7]:51821".parse().unwrap()),
         allowed_ips: addresses.iter().copied().map(IpNet::from).collect(),
     };

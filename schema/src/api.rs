@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::diff::Change;
 use crate::inventory::NodeId;
 use crate::plan::Plan;
-use crate::scalars::{Name, PublicKey};
+use crate::scalars::{Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, ResourceId, Revision};
 
 /// What carries out a plan.
@@ -25,7 +25,7 @@ pub struct ApplyRequest {
     pub plan: Plan,
     /// What verifies the secret of each access key that the plan makes.
     #[serde(default)]
-    pub keys: BTreeMap<ResourceId, PublicKey>,
+    pub keys: BTreeMap<ResourceId, Verifier>,
     /// Where the files came from.
     #[serde(default)]
     pub provenance: Option<Provenance>,
@@ -101,7 +101,7 @@ pub struct NodeStatus {
     /// Its addresses; before it joined, those that are reserved.
     pub addresses: BTreeSet<IpAddr>,
     /// Its WireGuard key.
-    pub public_key: Option<PublicKey>,
+    pub public_key: Option<WireGuardKey>,
     /// How it is.
     pub state: Presence,
     /// When it last checked in.

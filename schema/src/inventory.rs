@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::compile::allocate::{Allocator, Exhausted, Spoken};
 use crate::kinds::{AccessKey, Node};
-use crate::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use crate::scalars::{Endpoint, Identity, Name, NetworkName, Verifier, WireGuardKey};
 use crate::snapshot::{ResourceId, Snapshot};
 
 /// A machine that has joined a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
     /// Its WireGuard key.
-    pub public_key: PublicKey,
-    /// The Ed25519 key that it identifies itself with, in base64.
-    pub identity: PublicKey,
+    pub public_key: WireGuardKey,
+    /// What it identifies itself with.
+    pub identity: Identity,
     /// Its addresses in the network: one of each family that the network has.
     pub addresses: BTreeSet<IpAddr>,
     /// Where it was last seen or said to be reached; absent: nowhere.
@@ -45,8 +45,8 @@ pub struct Joined {
 /// What is left of an access key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyStatus {
-    /// The Ed25519 public key that a token of this key must sign for.
-    pub verifier: PublicKey,
+    /// What verifies the signature of a holder of its token.
+    pub verifier: Verifier,
     /// When it was made.
     pub created: Timestamp,
     /// How many machines have joined with it.
@@ -69,9 +69,9 @@ pub type NodeId = (NetworkName, Name);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
     nodes: OrdMap<NodeId, Arc<Joined>>,
-    identities: OrdMap<(NetworkName, PublicKey), Name>,
+    identities: OrdMap<(NetworkName, Identity), Name>,
     /// How many networks each identity has joined.
-    joins: OrdMap<PublicKey, u32>,
+    joins: OrdMap<Identity, u32>,
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
     keys: OrdMap<ResourceId, Arc<KeyStatus>>,
     rests: OrdMap<(NetworkName, IpAddr), Rest>,
@@ -107,12 +107,12 @@ impl Inventory {
     }
 
     /// The name under which an identity has joined a network.
-    pub fn name_of(&self, network: &NetworkName, identity: &PublicKey) -> Option<&Name> {
+    pub fn name_of(&self, network: &NetworkName, identity: &Identity) -> Option<&Name> {
         self.identities.get(&(network.clone(), *identity))
     }
 
     /// Whether an identity has joined any network.
-    pub fn knows(&self, identity: &PublicKey) -> bool {
+    pub fn knows(&self, identity: &Identity) -> bool {
         self.joins.contains_key(identity)
     }
 

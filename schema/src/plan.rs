@@ -21,7 +21,7 @@ use crate::inventory::Inventory;
 use crate::kinds::{Kind, Node};
 use crate::report::{Code, Problem, Report};
 use crate::rules;
-use crate::scalars::{Name, NetworkName, PublicKey};
+use crate::scalars::{Identity, Name, NetworkName};
 use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use crate::view::{View, ViewDelta};
 use crate::world::{ServerInfo, World};
@@ -82,7 +82,7 @@ pub struct Bind {
     /// The key that it joined with.
     pub key: Option<Name>,
     /// Its identity, which must be the same when the plan is carried out.
-    pub identity: PublicKey,
+    pub identity: Identity,
 }
 
 /// What one machine will notice of a plan.

@@ -7,9 +7,8 @@
 mod domain_name;
 mod endpoint;
 mod expiry;
-
+mod keys;
 mod name;
-mod public_key;
 mod range;
 mod seconds;
 mod uses;
@@ -17,9 +16,8 @@ mod uses;
 pub use domain_name::DomainName;
 pub use endpoint::{Endpoint, Host};
 pub use expiry::Expiry;
-
+pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};
-pub use public_key::PublicKey;
 pub use range::{Ipv4Range, Ipv6Range};
 pub use seconds::Seconds;
 pub use uses::Uses;
@@ -70,7 +68,8 @@ macro_rules! serde_as_text {
         }
     )+};
 }
-serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, PublicKey, Seconds, Uses);
+serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, Seconds, Uses);
+serde_as_text!(WireGuardKey, Identity, SigningKey, Verifier, CaPin);
 
 #[cfg(test)]
 mod tests {
@@ -98,7 +97,11 @@ mod tests {
         examples_hold::<Endpoint>();
         examples_hold::<Expiry>();
         examples_hold::<DomainName>();
-        examples_hold::<PublicKey>();
+        examples_hold::<WireGuardKey>();
+        examples_hold::<Identity>();
+        examples_hold::<SigningKey>();
+        examples_hold::<Verifier>();
+        examples_hold::<CaPin>();
         examples_hold::<Seconds>();
         examples_hold::<Uses>();
     }

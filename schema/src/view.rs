@@ -13,7 +13,7 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::scalars::{DomainName, Endpoint, Name, NetworkName, PublicKey, Seconds};
+use crate::scalars::{DomainName, Endpoint, Name, NetworkName, Seconds, WireGuardKey};
 
 /// What one node of one network is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub struct Interface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its WireGuard key.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// Where it is reached; absent: it must speak first.
     pub endpoint: Option<Endpoint>,
     /// The addresses that it may send from, and that are sent to it.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::decode_body;
 use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
 use crate::report::Report;
-use crate::scalars::{Name, NetworkName, PublicKey};
+use crate::scalars::{CaPin, Name, NetworkName, SigningKey};
 use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use crate::value::Value;
 
@@ -34,10 +34,10 @@ pub struct ServerInfo {
     pub epoch: u64,
     /// Where agents find it: `host:port` of its gRPC service.
     pub agent_addresses: Vec<String>,
-    /// The Ed25519 key that signs what agents are told.
-    pub signing_key: PublicKey,
-    /// SHA-256 of the public key (SubjectPublicKeyInfo) of its own CA, in base64; absent: the server does not end TLS.
-    pub ca_pin: Option<PublicKey>,
+    /// What verifies the updates that it sends to agents.
+    pub signing_key: SigningKey,
+    /// The pin of its own CA; absent: the server does not end TLS.
+    pub ca_pin: Option<CaPin>,
     /// The version of the program.
     pub version: String,
     /// The range of the tunnels between it and agents (`COMMS_RANGE`): it has an address there, and so has each agent that

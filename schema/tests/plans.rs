@@ -9,7 +9,7 @@ use schema::decode::{Declared, decode};
 use schema::inventory::{Inventory, Joined};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
-use schema::scalars::{NetworkName, PublicKey};
+use schema::scalars::{Identity, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{Entry, Owner, Revision};
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
@@ -56,8 +56,8 @@ fn now() -> Timestamp {
 
 fn joined(number: u8, claimed: bool) -> Joined {
     Joined {
-        public_key: PublicKey([number; 32]),
-        identity: PublicKey([number + 100; 32]),
+        public_key: WireGuardKey([number; 32]),
+        identity: Identity([number + 100; 32]),
         addresses: BTreeSet::from([format!("10.40.0.{number}").parse().unwrap()]),
         endpoint: Some("192.0.2.10:51821".parse().unwrap()),
         listen_port: 51_821,
@@ -87,7 +87,7 @@ fn server(version: &str) -> ServerInfo {
         id: "0f8fad5bd9cb469fa165".into(),
         epoch: 1_795_000_000,
         agent_addresses: vec!["198.51.100.1:50051".into()],
-        signing_key: PublicKey([9; 32]),
+        signing_key: SigningKey([9; 32]),
         ca_pin: None,
         version: version.into(),
         comms_range: None,

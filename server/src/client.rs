@@ -20,9 +20,9 @@ use netclient::directory::{Directory, DirectoryError};
 use netclient::membership::ServerAddress;
 use netclient::settings::{self, SettingsError};
 use netclient::tunnel::{Ground, TunnelError};
-use proto::sign::verifier;
+use proto::sign::public_key;
 use schema::kinds::Node;
-use schema::scalars::{Endpoint, Host, Name, NetworkName, PublicKey};
+use schema::scalars::{Endpoint, Host, Identity, Name, NetworkName};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::{ServerInfo, World};
 use tokio::sync::watch;
@@ -53,7 +53,7 @@ struct Wanted {
     /// The port that the node must listen on.
     port: Option<u16>,
     /// The identity of the machine that has the name.
-    holder: Option<PublicKey>,
+    holder: Option<Identity>,
 }
 
 /// What this host is in a network, as its own directory says.
@@ -82,7 +82,7 @@ enum Act {
 ///
 /// A membership that the server does not know (of a restored or a new database, or of another name) is left, and then the name
 /// is claimed anew.
-fn act(wanted: Option<&Wanted>, here: Here, identity: Option<PublicKey>) -> Option<Act> {
+fn act(wanted: Option<&Wanted>, here: Here, identity: Option<Identity>) -> Option<Act> {
     match (wanted, here) {
         (None, Here::Absent) => None,
         (Some(wanted), Here::Member) if wanted.holder.is_some() && wanted.holder == identity => None,
@@ -298,8 +298,8 @@ impl Client {
     }
 
     /// What the server knows this host by. One that cannot be read counts as none: the membership is left then.
-    fn identity(&self) -> Option<PublicKey> {
-        self.agent.directory.identity(&self.server.signing_key).ok().flatten().map(|identity| verifier(&identity))
+    fn identity(&self) -> Option<Identity> {
+        self.agent.directory.identity(&self.server.signing_key).ok().flatten().map(|identity| public_key(&identity))
     }
 
     /// Does what is lacking in a network, unless it is too early for that; whether all is done.
@@ -351,7 +351,7 @@ impl Client {
         let door: Door = Box::new(move |_, _, newcomer| {
             Box::pin(async move {
                 let Newcomer { name: _, identity, private_key, facts, os } = newcomer;
-                let (identity, public_key) = (verifier(identity), private_key.public());
+                let (identity, public_key) = (public_key(identity), private_key.public());
                 let let_in = service.claim(&claimed, identity, public_key, &facts, &os).await;
                 let_in.map_err(|error| ControlError::Refused(error.to_string()))
             })
@@ -428,8 +428,8 @@ mod tests {
         Wanted { declared: [Revision(1); 2], port: None, holder: holder.map(key) }
     }
 
-    fn key(number: u8) -> PublicKey {
-        PublicKey([number; 32])
+    fn key(number: u8) -> Identity {
+        Identity([number; 32])
     }
 
     #[test]

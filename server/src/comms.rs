@@ -23,7 +23,7 @@ use netclient::device::{DeviceError, DeviceStep, Refusal, blocking, link_index};
 use netclient::system::firewall::FirewallError;
 use netclient::system::link::{self, LinkError};
 use schema::inventory::Inventory;
-use schema::scalars::{NetworkName, PublicKey};
+use schema::scalars::{Identity, NetworkName, WireGuardKey};
 use schema::snapshot::ResourceId;
 use schema::world::World;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -60,7 +60,7 @@ struct Desk {
 #[derive(Clone, Debug)]
 pub struct Welcome {
     /// The server's end of the tunnel.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// Where that is found.
     pub endpoint: String,
     /// The agent's address in the tunnel.
@@ -188,10 +188,10 @@ impl Comms {
     /// `knows` tells whether an identity has joined, at the time of asking.
     pub async fn register(
         &self,
-        identity: PublicKey,
-        public_key: PublicKey,
+        identity: Identity,
+        public_key: WireGuardKey,
         key: Option<ResourceId>,
-        knows: impl FnOnce(&PublicKey) -> bool + Send + 'static,
+        knows: impl FnOnce(&Identity) -> bool + Send + 'static,
     ) -> Result<Welcome, RegisterError> {
         let mut desk = self.desk().await;
         blocking(move || {
@@ -286,7 +286,7 @@ impl Comms {
             return;
         }
         let (mut desk, after) = (self.desk().await, after.clone());
-        let touched: Vec<PublicKey> = changed
+        let touched: Vec<Identity> = changed
             .iter()
             .flat_map(|id| [before.node(id), after.node(id)])
             .flatten()
@@ -356,7 +356,7 @@ impl Serving {
 
 impl Desk {
     /// Notes whether a machine has joined.
-    fn note(&mut self, identity: &PublicKey, joined: bool, now: Instant) {
+    fn note(&mut self, identity: &Identity, joined: bool, now: Instant) {
         if joined {
             self.registry.joined(identity);
         } else if self.registry.of(identity).is_some_and(|known| known.ends.is_none()) {
@@ -365,7 +365,7 @@ impl Desk {
     }
 
     /// Carries out on disk and device what differs from before, as far as that goes; what fails is made up for later.
-    fn carry_out(&mut self, before: &[(PublicKey, Option<Registration>)], now: Instant) -> Result<(), RegisterError> {
+    fn carry_out(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) -> Result<(), RegisterError> {
         let mut steps = Vec::new();
         let mut kept = Ok(());
         let mut gone = Vec::new();
@@ -391,7 +391,7 @@ impl Desk {
         Ok(applied?)
     }
 
-    fn carry_out_or_say(&mut self, before: &[(PublicKey, Option<Registration>)], now: Instant) {
+    fn carry_out_or_say(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
             tracing::warn!(error = told(&error), "a change of who is registered is made up for later");
         }

@@ -15,7 +15,7 @@ use proto::convert::Position;
 use proto::wire::agent_server::{Agent, AgentServer, SERVICE_NAME};
 use proto::wire::{self, Update, update::Body};
 use schema::api::Control;
-use schema::scalars::{NetworkName, PublicKey};
+use schema::scalars::{Identity, NetworkName};
 use schema::snapshot::Revision;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,7 +42,7 @@ async fn authenticate(State(service): State<Service>, mut request: axum::extract
     let allowed = match needs(request.uri().path()) {
         Some(Needs::Nothing | Needs::Signature) => Ok(()),
         Some(Needs::Session) => session(&service, request.headers()).map(|identity| {
-            request.extensions_mut().insert(Identity(identity));
+            request.extensions_mut().insert(identity);
         }),
         Some(Needs::Role(_)) | None => Err(Error::NotFound("such method".into())),
     };
@@ -60,20 +60,15 @@ fn needs(path: &str) -> Option<Needs> {
 }
 
 /// The identity whose session a request belongs to.
-fn session(service: &Service, headers: &HeaderMap) -> Result<PublicKey, Error> {
+fn session(service: &Service, headers: &HeaderMap) -> Result<Identity, Error> {
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|value| value.strip_prefix("Bearer "));
     service.identity(token.ok_or(Error::Unauthenticated("a session is needed"))?)
 }
 
-/// The identity whose session a request belongs to, as the table demanded it.
-#[derive(Clone, Copy)]
-struct Identity(PublicKey);
-
 /// The identity of a request that the table lets through with a session only.
-fn identity<T>(request: &Request<T>) -> Result<PublicKey, Error> {
-    let identity = request.extensions().get::<Identity>();
-    identity.map(|Identity(identity)| *identity).ok_or(Error::Unauthenticated("a session is needed"))
+fn identity<T>(request: &Request<T>) -> Result<Identity, Error> {
+    request.extensions().get().copied().ok_or(Error::Unauthenticated("a session is needed"))
 }
 
 struct Adapter {
@@ -175,7 +170,7 @@ impl Agent for Adapter {
 struct Watcher {
     service: Service,
     network: NetworkName,
-    identity: PublicKey,
+    identity: Identity,
     at: Position,
     way: Control,
     send: mpsc::Sender<Result<Update, Status>>,
@@ -220,7 +215,7 @@ mod tests {
 
     use jiff::Timestamp;
     use schema::inventory::Joined;
-    use schema::scalars::Name;
+    use schema::scalars::{Name, SigningKey, WireGuardKey};
     use schema::world::{ResourceDocument, ServerInfo, World};
 
     use super::*;
@@ -252,7 +247,7 @@ mod tests {
             id: "s".into(),
             epoch: 1,
             agent_addresses: Vec::new(),
-            signing_key: PublicKey([0; 32]),
+            signing_key: SigningKey([0; 32]),
             ca_pin: None,
             version: String::new(),
             comms_range: None,
@@ -294,8 +289,8 @@ mod tests {
 
     fn machine(number: u8) -> Joined {
         Joined {
-            public_key: PublicKey([number; 32]),
-            identity: PublicKey([100 + number; 32]),
+            public_key: WireGuardKey([number; 32]),
+            identity: Identity([100 + number; 32]),
             addresses: BTreeSet::from([IpAddr::from([10, 0, 0, number])]),
             endpoint: None,
             listen_port: 1,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::SigningKey;
+use ed25519_dalek as ed25519;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
 use proto::secret::Secret;
@@ -20,7 +20,7 @@ use proto::sign::Invalid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use schema::scalars::PublicKey;
+use schema::scalars::{CaPin, Identity};
 use sha2::{Digest, Sha256};
 use x25519_dalek::StaticSecret;
 
@@ -64,7 +64,7 @@ pub enum IdentityError {
 /// The keys that answer agents.
 #[derive(Debug)]
 pub struct Secrets {
-    signing_key: SigningKey,
+    signing_key: ed25519::SigningKey,
     mac_key: Secret<[u8; 32]>,
 }
 
@@ -75,7 +75,7 @@ pub struct Certificate {
     /// The server's private key.
     pub key: PrivateKeyDer<'static>,
     /// SHA-256 of the CA's public key.
-    pub ca_pin: PublicKey,
+    pub ca_pin: CaPin,
 }
 
 /// The directory that the server keeps everything in.
@@ -160,12 +160,12 @@ pub fn random() -> Result<Secret<[u8; 32]>, IdentityError> {
 impl Secrets {
     /// Reads the keys, and makes them first if there are none.
     pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
-        let signing_key = SigningKey::from_bytes(directory.secret("signing.key")?.expose());
+        let signing_key = ed25519::SigningKey::from_bytes(directory.secret("signing.key")?.expose());
         Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
     }
 
     /// The key that signs what agents are told.
-    pub fn signing_key(&self) -> &SigningKey {
+    pub fn signing_key(&self) -> &ed25519::SigningKey {
         &self.signing_key
     }
 
@@ -210,7 +210,7 @@ impl Secrets {
     }
 
     /// A session for an identity: its token, and the seconds that it is valid for.
-    pub fn session(&self, identity: &PublicKey) -> (Secret<String>, u32) {
+    pub fn session(&self, identity: &Identity) -> (Secret<String>, u32) {
         let mut bytes = identity.0.to_vec();
         bytes.extend_from_slice(&(Timestamp::now().as_second() + i64::from(SESSION_LIFE)).to_be_bytes());
         let mac = self.mac("session", &bytes);
@@ -219,14 +219,14 @@ impl Secrets {
     }
 
     /// The identity that a session's token stands for, while it is valid.
-    pub fn identity_of(&self, token: &str) -> Option<PublicKey> {
+    pub fn identity_of(&self, token: &str) -> Option<Identity> {
         let mut bytes = [0u8; 56];
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
         let (body, mac) = bytes.get(..length)?.split_last_chunk::<16>()?;
         self.mac_of("session", body).verify_truncated_left(mac).ok()?;
         let (identity, until) = body.split_first_chunk::<32>()?;
         let until = i64::from_be_bytes(until.try_into().ok()?);
-        (until >= Timestamp::now().as_second()).then_some(PublicKey(*identity))
+        (until >= Timestamp::now().as_second()).then_some(Identity(*identity))
     }
 }
 
@@ -245,7 +245,7 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
             key
         }
     };
-    let pin = PublicKey(Sha256::digest(rcgen::PublicKeyData::subject_public_key_info(&key)).into());
+    let pin = CaPin(Sha256::digest(rcgen::PublicKeyData::subject_public_key_info(&key)).into());
     let params = ca_params();
     if directory.read("ca.pem")?.is_none() {
         directory.write("ca.pem", params.self_signed(&key)?.pem().as_bytes())?;
@@ -318,7 +318,7 @@ mod tests {
     use super::*;
 
     fn secrets() -> Secrets {
-        Secrets { signing_key: SigningKey::from_bytes(&[1; 32]), mac_key: Secret::new([2; 32]) }
+        Secrets { signing_key: ed25519::SigningKey::from_bytes(&[1; 32]), mac_key: Secret::new([2; 32]) }
     }
 
     #[test]
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_session_stands_for_one_identity() {
-        let identity = PublicKey([7; 32]);
+        let identity = Identity([7; 32]);
         let (token, _) = secrets().session(&identity);
         assert_eq!(secrets().identity_of(token.expose()), Some(identity));
         assert_eq!(secrets().identity_of(&token.expose()[1..]), None);
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn no_secret_is_printed() {
-        let (session, _) = secrets().session(&PublicKey([7; 32]));
+        let (session, _) = secrets().session(&Identity([7; 32]));
         let (_, token, _) = new_token().expect("made");
         let printed = format!("{:?} {session:?} {token:?}", secrets());
         let key = secrets().signing_key().verifying_key();

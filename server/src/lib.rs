@@ -119,7 +119,7 @@ pub async fn open_with(
         id: server_id,
         epoch: world.epoch,
         agent_addresses: vec![settings.agent_address()],
-        signing_key: proto::sign::verifier(secrets.signing_key()),
+        signing_key: proto::sign::public_key(secrets.signing_key()),
         ca_pin: settings.tls.then_some(certificate.ca_pin),
         version: VERSION.into(),
         comms_range: reserved(&settings, &comms),

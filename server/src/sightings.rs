@@ -141,7 +141,7 @@ impl Sightings {
 #[cfg(test)]
 mod tests {
     use schema::inventory::Joined;
-    use schema::scalars::PublicKey;
+    use schema::scalars::{Identity, WireGuardKey};
 
     use super::*;
 
@@ -154,10 +154,9 @@ mod tests {
     }
 
     fn machine(joined: &str) -> Joined {
-        let key = PublicKey([1; 32]);
         Joined {
-            public_key: key,
-            identity: key,
+            public_key: WireGuardKey([1; 32]),
+            identity: Identity([1; 32]),
             addresses: Default::default(),
             endpoint: None,
             listen_port: 1,

@@ -18,6 +18,7 @@ use prost::Message;
 use proto::convert::Position;
 use proto::wire::agent_server::{Agent as Service, AgentServer};
 use proto::wire::{self, CheckInRequest, CheckInResponse, Update};
+use schema::scalars::SigningKey;
 use schema::snapshot::Revision;
 use test_agent::{Agent, Way};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,7 +149,7 @@ fn bare(folder: &Path) {
     let tls = listen::tls(identity::certificate(&data, &[]).expect("a certificate")).expect("TLS");
     let ca = std::fs::read_to_string(data.file("ca.pem")).expect("a CA");
     let key = identity::Secrets::open(&data).expect("keys");
-    let signing_key = proto::sign::verifier(key.signing_key()).to_string();
+    let signing_key = proto::sign::public_key::<SigningKey>(key.signing_key()).to_string();
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let at = listener.local_addr().expect("an address").to_string();

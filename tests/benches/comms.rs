@@ -22,7 +22,7 @@ use netclient::device::{Device, DeviceStep, PeerSettings, PrivateKey};
 use nmplan::lab::{self, Machine};
 use proto::token::Token;
 use proto::wire::CheckInRequest;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use socket2::{Domain, Socket, Type};
 use test_agent::{Agent, Way};
 use tokio::net::TcpStream;
@@ -142,7 +142,7 @@ async fn agent(line: Line, mesh: &Mesh, token: &str, number: u32) -> Agent {
     let (token, number) = (token.parse::<Token>().expect("a token"), number + if name == "tunnel" { 0 } else { 100 });
     let mut agent =
         Agent::on(channel, mesh.way(token.reveal().expose()).signing_key, "corp", &format!("n{number}"), number);
-    let seed = proto::sign::signing_key(token.seed.expose());
+    let seed = proto::sign::from_seed(token.seed.expose());
     agent.join_with("k", &seed).await.expect("it joins");
     agent
 }
@@ -163,7 +163,7 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) {
 /// How long a registration takes, with so many agents registered.
 async fn one_more(mesh: &Mesh, token: &str) {
     let (way, parsed) = (mesh.way(token), token.parse::<Token>().expect("a token"));
-    let (channel, seed) = (way.channel(), proto::sign::signing_key(parsed.seed.expose()));
+    let (channel, seed) = (way.channel(), proto::sign::from_seed(parsed.seed.expose()));
     println!("\n| agents | a registration, median of 9 |\n| --- | --- |");
     let mut times = Vec::new();
     for number in 1..=*SIZES.iter().max().expect("there are some") {
@@ -211,7 +211,7 @@ async fn one_less(mesh: &Mesh) {
     });
 }
 
-fn key(number: u32) -> PublicKey {
+fn key(number: u32) -> WireGuardKey {
     Agent::keys(50_000 + number).1
 }
 

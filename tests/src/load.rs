@@ -168,7 +168,7 @@ fn seeded(before: &World, machines: u32, now: Timestamp) -> World {
         let document: ResourceDocument = serde_json::from_value(document).expect("a resource");
         world.snapshot.put(document.id.clone(), document.entry().expect("it decodes"));
     }
-    let verifier = proto::sign::verifier(&test_agent::seed("k"));
+    let verifier = proto::sign::public_key(&test_agent::seed("k"));
     let status = KeyStatus { verifier, created: now, used: machines };
     world.inventory.put_key("corp/access-key/k".parse().expect("an id"), status);
     for number in 0..machines {

@@ -388,7 +388,7 @@ fn two_hundred_register_at_once_and_a_full_range_is_said() {
         let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses="unlimited" }"#;
         let tokens = mesh.apply(network).await;
         let token: Token = tokens["corp/access-key/k"].parse().expect("a token");
-        let (way, seed) = (mesh.way(&tokens["corp/access-key/k"]), proto::sign::signing_key(token.seed.expose()));
+        let (way, seed) = (mesh.way(&tokens["corp/access-key/k"]), proto::sign::from_seed(token.seed.expose()));
         let register = async |number: u32| {
             let mut agent = Agent::new(&way, "corp", &format!("n{number}"), number);
             agent.register(Some(("k", &seed))).await

@@ -2,10 +2,10 @@
 
 use futures_util::future::BoxFuture;
 use proto::convert::{Position, Told, accept_update};
-use proto::sign::verifier;
+use proto::sign::public_key;
 use proto::token::Token;
 use proto::wire::{ChallengeResponse, Update};
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey, Scalar};
+use schema::scalars::{Endpoint, Identity, Name, NetworkName, Scalar};
 use schema::view::View;
 
 use super::keys::{new_identity, new_private_key};
@@ -132,7 +132,7 @@ impl Agent {
         self.directory.keep_identity(&server.signing_key, &identity)?;
         let answer = door(&control, challenge, newcomer).await;
         let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, server, error))?;
-        let kept = first_view(&update, network, &node, &verifier(&identity), server).and_then(|(view, position)| {
+        let kept = first_view(&update, network, &node, &public_key(&identity), server).and_then(|(view, position)| {
             let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
             let server = server.clone();
             let membership =
@@ -165,7 +165,7 @@ fn first_view(
     update: &Update,
     network: &NetworkName,
     node: &Name,
-    identity: &PublicKey,
+    identity: &Identity,
     server: &ServerAddress,
 ) -> Result<(View, Position), AgentError> {
     match accept_update(update, network, node, identity, &server.signing_key, None)? {

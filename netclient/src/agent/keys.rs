@@ -1,13 +1,13 @@
 //! New keys, from random numbers of the operating system.
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek as ed25519;
 use proto::secret::Secret;
 
 use super::AgentError;
 use crate::device::{PrivateKey, Refusal};
 
-pub(super) fn new_identity() -> Result<SigningKey, AgentError> {
-    random().map(|seed| SigningKey::from_bytes(seed.expose()))
+pub(super) fn new_identity() -> Result<ed25519::SigningKey, AgentError> {
+    random().map(|seed| ed25519::SigningKey::from_bytes(seed.expose()))
 }
 
 pub(super) fn new_private_key() -> Result<PrivateKey, AgentError> {

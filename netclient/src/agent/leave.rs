@@ -1,6 +1,6 @@
 //! Leaving: the server hears of it, everything is taken down, and nothing is kept.
 
-use schema::scalars::{NetworkName, PublicKey};
+use schema::scalars::{NetworkName, SigningKey};
 
 use super::{Agent, AgentError};
 use crate::directory::DirectoryError;
@@ -34,7 +34,7 @@ impl Agent {
     }
 
     /// Forgets a membership; with the last one at a server also the identity and the registration there.
-    pub(crate) async fn forget(&self, network: &NetworkName, server: &PublicKey) -> Result<(), AgentError> {
+    pub(crate) async fn forget(&self, network: &NetworkName, server: &SigningKey) -> Result<(), AgentError> {
         let _lock = self.directory.lock_identity(server).await?;
         self.directory.forget(network)?;
         if self.directory.is_member(server)? {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::Peer;
 use serde::Serialize;
@@ -73,7 +73,7 @@ pub struct PeerStatus {
     /// The node.
     pub name: Name,
     /// Its WireGuard key.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// Where it is reached.
     pub endpoint: Option<String>,
     /// What is sent to it.

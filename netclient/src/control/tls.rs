@@ -11,11 +11,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use schema::scalars::PublicKey;
+use schema::scalars::CaPin;
 use sha2::{Digest, Sha256};
 
 /// How to speak TLS with a server: pinned, or trusted by the system.
-pub(super) fn client(pin: Option<&PublicKey>) -> io::Result<ClientConfig> {
+pub(super) fn client(pin: Option<&CaPin>) -> io::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let builder = builder.map_err(io::Error::other)?;

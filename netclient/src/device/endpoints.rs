@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 
 use super::DeviceStep;
 
@@ -15,7 +15,7 @@ pub(super) const LONGEST_AGE: Duration = Duration::from_millis(250);
 /// The endpoints of a device's peers, as of its last listing and the steps since.
 #[derive(Debug, Default)]
 pub(super) struct Endpoints {
-    of: BTreeMap<PublicKey, SocketAddr>,
+    of: BTreeMap<WireGuardKey, SocketAddr>,
     /// Absent: the device was never listed, or may have changed in an unknown way since.
     listed: Option<Instant>,
 }
@@ -27,7 +27,7 @@ impl Endpoints {
     }
 
     /// Takes a listing that was begun at `now`.
-    pub(super) fn list(&mut self, peers: impl Iterator<Item = (PublicKey, Option<SocketAddr>)>, now: Instant) {
+    pub(super) fn list(&mut self, peers: impl Iterator<Item = (WireGuardKey, Option<SocketAddr>)>, now: Instant) {
         self.of = peers.filter_map(|(peer, endpoint)| Some((peer, endpoint?))).collect();
         self.listed = Some(now);
     }
@@ -53,7 +53,7 @@ impl Endpoints {
     }
 
     /// Where a peer was last heard; absent: it was not, or is not there.
-    pub(super) fn of(&self, peer: &PublicKey) -> Option<SocketAddr> {
+    pub(super) fn of(&self, peer: &WireGuardKey) -> Option<SocketAddr> {
         self.of.get(peer).copied()
     }
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::super::PeerSettings;
     use super::*;
 
-    const PEER: PublicKey = PublicKey([1; 32]);
+    const PEER: WireGuardKey = WireGuardKey([1; 32]);
 
     fn endpoint(port: u16) -> Option<SocketAddr> {
         Some(SocketAddr::from(([192, 0, 2, 1], port)))
@@ -80,11 +80,11 @@ mod tests {
         let mut endpoints = Endpoints::default();
         let start = Instant::now();
         assert!(endpoints.are_stale(start));
-        endpoints.list([(PEER, endpoint(1)), (PublicKey([2; 32]), None)].into_iter(), start);
+        endpoints.list([(PEER, endpoint(1)), (WireGuardKey([2; 32]), None)].into_iter(), start);
         assert!(!endpoints.are_stale(start + LONGEST_AGE));
         assert!(endpoints.are_stale(start + LONGEST_AGE + Duration::from_nanos(1)));
         assert_eq!(endpoints.of(&PEER), endpoint(1));
-        assert_eq!(endpoints.of(&PublicKey([2; 32])), None);
+        assert_eq!(endpoints.of(&WireGuardKey([2; 32])), None);
     }
 
     #[test]

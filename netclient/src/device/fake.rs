@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 
 use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal};
 
@@ -36,7 +36,7 @@ impl Fake {
     }
 
     /// Lets a peer be heard from `endpoint`, with a handshake at `time` (seconds of the Unix epoch).
-    pub fn hear(&self, peer: &PublicKey, endpoint: SocketAddr, time: u64) {
+    pub fn hear(&self, peer: &WireGuardKey, endpoint: SocketAddr, time: u64) {
         if let Some(peer) = self.lock().state.peers.get_mut(peer) {
             peer.settings.endpoint = Some(endpoint);
             peer.last_handshake = Some(time);
@@ -85,7 +85,7 @@ impl Device for Fake {
         Ok(())
     }
 
-    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+    fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError> {
         Ok(self.alive()?.state.peers.get(peer).and_then(|peer| peer.settings.endpoint))
     }
 
@@ -119,7 +119,7 @@ impl DeviceState {
         Ok(())
     }
 
-    fn put(&mut self, key: PublicKey, mut settings: PeerSettings) {
+    fn put(&mut self, key: WireGuardKey, mut settings: PeerSettings) {
         for other in self.peers.values_mut() {
             other.settings.allowed_ips.retain(|range| !settings.allowed_ips.contains(range));
         }
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn an_absent_endpoint_leaves_the_one_a_peer_was_heard_from() {
         let mut device = with_key();
-        let peer = PublicKey([1; 32]);
+        let peer = WireGuardKey([1; 32]);
         device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.1/32"))]).expect("a peer is put");
         device.hear(&peer, "192.0.2.1:51820".parse().expect("a good endpoint"), 1_700_000_000);
         device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.2/32"))]).expect("a peer is put");
@@ -178,13 +178,13 @@ mod tests {
     #[test]
     fn one_peer_is_asked_for_alone() {
         let mut device = with_key();
-        let peer = PublicKey([1; 32]);
+        let peer = WireGuardKey([1; 32]);
         device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.1/32"))]).expect("a peer is put");
         assert_eq!(device.endpoint(&peer).expect("the device is there"), None);
         let heard = "192.0.2.1:51820".parse().expect("a good endpoint");
         device.hear(&peer, heard, 1_700_000_000);
         assert_eq!(device.endpoint(&peer).expect("the device is there"), Some(heard));
-        assert_eq!(device.endpoint(&PublicKey([2; 32])).expect("the device is there"), None);
+        assert_eq!(device.endpoint(&WireGuardKey([2; 32])).expect("the device is there"), None);
     }
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_range_belongs_to_the_peer_put_last() {
         let mut device = with_key();
-        let [first, last] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let [first, last] = [WireGuardKey([1; 32]), WireGuardKey([2; 32])];
         let put = |peer| DeviceStep::PutPeer(peer, settings(None, "10.0.0.0/24"));
         device.apply(&[put(first), put(last)]).expect("peers are put");
 
@@ -224,7 +224,7 @@ mod tests {
         let mut device = with_key();
         device.clone().end();
         assert!(matches!(device.observe(), Err(DeviceError::Gone { .. })));
-        assert!(matches!(device.endpoint(&PublicKey([1; 32])), Err(DeviceError::Gone { .. })));
+        assert!(matches!(device.endpoint(&WireGuardKey([1; 32])), Err(DeviceError::Gone { .. })));
         assert!(matches!(device.lapse(None), Err(DeviceError::Gone { .. })));
     }
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use wireguard_control::{
     AllowedIp, Backend, Device as KernelDevice, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
 };
@@ -78,9 +78,13 @@ impl Device for Kernel {
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
         let device = self.present()?;
         Ok(DeviceState {
-            public_key: device.public_key.map(|key| PublicKey(key.0)),
+            public_key: device.public_key.map(|key| WireGuardKey(key.0)),
             listen_port: device.listen_port.unwrap_or(0),
-            peers: device.peers.into_iter().map(|peer| (PublicKey(peer.config.public_key.0), state_of(peer))).collect(),
+            peers: device
+                .peers
+                .into_iter()
+                .map(|peer| (WireGuardKey(peer.config.public_key.0), state_of(peer)))
+                .collect(),
         })
     }
 
@@ -107,11 +111,11 @@ impl Device for Kernel {
         })
     }
 
-    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+    fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError> {
         let now = Instant::now();
         if self.endpoints.are_stale(now) {
             let peers = self.present()?.peers.into_iter().map(|PeerInfo { config, .. }| config);
-            self.endpoints.list(peers.map(|peer| (PublicKey(peer.public_key.0), peer.endpoint)), now);
+            self.endpoints.list(peers.map(|peer| (WireGuardKey(peer.public_key.0), peer.endpoint)), now);
         }
         Ok(self.endpoints.of(peer))
     }

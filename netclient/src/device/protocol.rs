@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
 use super::{DeviceState, DeviceStep, Refusal};
@@ -29,7 +29,7 @@ pub(super) enum Request {
     /// [`super::Device::apply`].
     Apply(Vec<DeviceStep>),
     /// [`super::Device::endpoint`].
-    Endpoint(PublicKey),
+    Endpoint(WireGuardKey),
     /// [`super::Device::lapse`].
     Lapse(Option<Duration>),
     /// [`super::Device::remove`]; the answer comes when the interface is gone.

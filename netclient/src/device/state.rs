@@ -7,18 +7,18 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
 /// A WireGuard device as it was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
     /// The public half of the key in use; absent: no key is set.
-    pub public_key: Option<PublicKey>,
+    pub public_key: Option<WireGuardKey>,
     /// The UDP port in use; 0: none yet.
     pub listen_port: u16,
     /// The peers.
-    pub peers: BTreeMap<PublicKey, PeerState>,
+    pub peers: BTreeMap<WireGuardKey, PeerState>,
 }
 
 /// What a device knows of a peer.
@@ -53,9 +53,9 @@ pub enum DeviceStep {
     /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
     SetListenPort(u16),
     /// Makes a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
-    PutPeer(PublicKey, PeerSettings),
+    PutPeer(WireGuardKey, PeerSettings),
     /// Removes a peer, if there.
-    RemovePeer(PublicKey),
+    RemovePeer(WireGuardKey),
 }
 
 /// A WireGuard private key: never printed, wiped when dropped.
@@ -72,9 +72,9 @@ impl PrivateKey {
     }
 
     /// The public half, which peers know (Curve25519; RFC 7748).
-    pub fn public(&self) -> PublicKey {
+    pub fn public(&self) -> WireGuardKey {
         let secret = x25519_dalek::StaticSecret::from(self.0);
-        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+        WireGuardKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 }
 

@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 use socket2::{Domain, SockAddr, Socket, Type};
 use zeroize::Zeroizing;
 
@@ -153,7 +153,7 @@ impl Device for Userspace {
         self.expect_done(&Request::Apply(steps.to_vec()))
     }
 
-    fn endpoint(&mut self, peer: &PublicKey) -> Result<Option<SocketAddr>, DeviceError> {
+    fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError> {
         match self.ask(&Request::Endpoint(*peer))? {
             Some(Reply::Endpoint(endpoint)) => Ok(endpoint),
             Some(Reply::Refused(refusal)) => Err(refusal.into()),

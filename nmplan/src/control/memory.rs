@@ -9,7 +9,7 @@ use schema::api::{Applied, ApplyRequest, Failure, Finding, LogEntry, Moved, Node
 use schema::decode::decode_body;
 use schema::inventory::KeyStatus;
 use schema::report::Report;
-use schema::scalars::PublicKey;
+use schema::scalars::{CaPin, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::world::{ServerInfo, World, WorldDocument};
 
@@ -95,8 +95,8 @@ fn info() -> ServerInfo {
         id: "server-in-memory".into(),
         epoch: 0,
         agent_addresses: vec!["192.0.2.1:50051".into()],
-        signing_key: PublicKey([1; 32]),
-        ca_pin: Some(PublicKey([2; 32])),
+        signing_key: SigningKey([1; 32]),
+        ca_pin: Some(CaPin([2; 32])),
         version: env!("CARGO_PKG_VERSION").into(),
         comms_range: None,
         own_node: None,
@@ -169,7 +169,7 @@ impl Inner {
     fn keep<'a>(
         &mut self,
         made: impl Iterator<Item = &'a ResourceId>,
-        keys: &BTreeMap<ResourceId, PublicKey>,
+        keys: &BTreeMap<ResourceId, Verifier>,
     ) -> Result<(), ControlError> {
         for id in made {
             let lacks = || refused(failure(400, "bad_request", "what verifies the secret of a key is missing"));

@@ -14,7 +14,7 @@ use nmplan::console::Console;
 use nmplan::control::Memory;
 use nmplan::environment::Environment;
 use schema::inventory::Joined;
-use schema::scalars::PublicKey;
+use schema::scalars::{Identity, WireGuardKey};
 use schema::world::World;
 use serde_json::Value;
 
@@ -126,8 +126,8 @@ pub fn example(name: &str) -> String {
 /// A machine that has joined.
 pub fn joined(number: u8) -> Joined {
     Joined {
-        public_key: PublicKey([number; 32]),
-        identity: PublicKey([number + 100; 32]),
+        public_key: WireGuardKey([number; 32]),
+        identity: Identity([number + 100; 32]),
         addresses: BTreeSet::from([format!("10.40.0.{number}").parse().expect("good")]),
         endpoint: Some("192.0.2.10:51821".parse().expect("good")),
         listen_port: 51_821,

@@ -75,7 +75,7 @@ mod tests {
     use crate::decode::{Declared, decode};
     use crate::kinds::Kind;
     use crate::report::Severity;
-    use crate::scalars::PublicKey;
+    use crate::scalars::SigningKey;
     use crate::syntax::{Language, Source, parse};
     use crate::value::SourceId;
 
@@ -94,7 +94,7 @@ mod tests {
             id: "s".into(),
             epoch: 1,
             agent_addresses: Vec::new(),
-            signing_key: PublicKey([0; 32]),
+            signing_key: SigningKey([0; 32]),
             ca_pin: None,
             version: String::new(),
             comms_range: comms_range.map(|range| range.parse().expect("good")),

@@ -21,7 +21,7 @@ use schema::inventory::{Inventory, Joined, NodeId};
 use schema::kinds::{Dns, Kind, Node};
 use schema::report::Severity;
 use schema::rules;
-use schema::scalars::{Endpoint, Name, NetworkName, PublicKey};
+use schema::scalars::{Endpoint, Identity, Name, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::value::{Data, Document, Member, Record, SourceId, Span, Spanned, Value};
 use schema::world::{ServerInfo, World};
@@ -57,7 +57,7 @@ pub fn server() -> ServerInfo {
         id: "test".into(),
         epoch: 1,
         agent_addresses: vec!["192.0.2.1:50051".into()],
-        signing_key: PublicKey([1; 32]),
+        signing_key: SigningKey([1; 32]),
         ca_pin: None,
         version: "0".into(),
         comms_range: None,
@@ -334,8 +334,8 @@ pub fn joined(
     let mut key = [7; 32];
     key[..8].copy_from_slice(&salt.to_be_bytes());
     Some(Joined {
-        public_key: PublicKey(key),
-        identity: PublicKey(key),
+        public_key: WireGuardKey(key),
+        identity: Identity(key),
         addresses,
         endpoint: None,
         listen_port: 51_821,

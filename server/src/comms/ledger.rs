@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
-use schema::scalars::PublicKey;
+use schema::scalars::{Identity, WireGuardKey};
 
 use crate::core::registry::{LAPSE, Registration};
 use crate::identity::{DataDir, IdentityError};
@@ -64,7 +64,7 @@ impl Ledger {
     }
 
     /// Every registration, with its end as seen from `now`; one that cannot be read is left out.
-    pub(super) fn all(&self, now: Instant) -> Result<Vec<(PublicKey, Registration)>, LedgerError> {
+    pub(super) fn all(&self, now: Instant) -> Result<Vec<(Identity, Registration)>, LedgerError> {
         let mut query = self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
         let rows = query.query_map([], |row| {
             let (address, key): (String, Option<String>) = (row.get(2)?, row.get(3)?);
@@ -76,7 +76,7 @@ impl Ledger {
             let Ok(address) = address.parse::<Ipv4Addr>() else { continue };
             let key = key.and_then(|key| key.parse().ok());
             let ends = ends.map(|at| now + left(at, Timestamp::now()));
-            all.push((PublicKey(identity), Registration { public_key: PublicKey(public_key), address, key, ends }));
+            all.push((Identity(identity), Registration { public_key: WireGuardKey(public_key), address, key, ends }));
         }
         Ok(all)
     }
@@ -84,7 +84,7 @@ impl Ledger {
     /// Keeps these registrations and no others.
     pub(super) fn replace<'a>(
         &mut self,
-        all: impl Iterator<Item = (&'a PublicKey, &'a Registration)>,
+        all: impl Iterator<Item = (&'a Identity, &'a Registration)>,
         now: Instant,
     ) -> Result<(), LedgerError> {
         let transaction = self.connection.transaction()?;
@@ -98,7 +98,7 @@ impl Ledger {
     /// Keeps a registration.
     pub(super) fn put(
         &mut self,
-        identity: &PublicKey,
+        identity: &Identity,
         registration: &Registration,
         now: Instant,
     ) -> Result<(), LedgerError> {
@@ -106,7 +106,7 @@ impl Ledger {
     }
 
     /// Forgets registrations.
-    pub(super) fn delete(&mut self, identities: &[PublicKey]) -> Result<(), LedgerError> {
+    pub(super) fn delete(&mut self, identities: &[Identity]) -> Result<(), LedgerError> {
         if identities.is_empty() {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Ledger {
 
 fn put(
     connection: &Connection,
-    identity: &PublicKey,
+    identity: &Identity,
     registration: &Registration,
     now: Instant,
 ) -> rusqlite::Result<()> {
@@ -145,7 +145,7 @@ mod tests {
 
     fn registration(last: u8, ends: Option<Instant>) -> Registration {
         let key = ends.map(|_| "corp/access-key/k".parse().expect("an id"));
-        Registration { public_key: PublicKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
+        Registration { public_key: WireGuardKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
     }
 
     #[test]
@@ -155,10 +155,10 @@ mod tests {
         let mut ledger = Ledger::open(&directory).expect("it opens");
         let now = Instant::now();
         let waiting = registration(2, Some(now + Duration::from_secs(300)));
-        ledger.put(&PublicKey([102; 32]), &waiting, now).expect("kept");
-        ledger.put(&PublicKey([103; 32]), &registration(3, None), now).expect("kept");
-        ledger.put(&PublicKey([104; 32]), &registration(4, None), now).expect("kept");
-        ledger.delete(&[PublicKey([104; 32])]).expect("forgotten");
+        ledger.put(&Identity([102; 32]), &waiting, now).expect("kept");
+        ledger.put(&Identity([103; 32]), &registration(3, None), now).expect("kept");
+        ledger.put(&Identity([104; 32]), &registration(4, None), now).expect("kept");
+        ledger.delete(&[Identity([104; 32])]).expect("forgotten");
         ledger.keep_interface("nm-comms").expect("kept");
         ledger.keep_interface("nm-comms2").expect("kept");
         drop(ledger);

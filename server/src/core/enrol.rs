@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, Spoken};
 use schema::inventory::{Joined, KeyStatus};
 use schema::kinds::{AccessKey, Dns, Node};
-use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
 use schema::world::World;
 
@@ -18,9 +18,9 @@ pub struct Candidate {
     /// The name that it wants.
     pub name: Name,
     /// Its identity.
-    pub identity: PublicKey,
+    pub identity: Identity,
     /// Its WireGuard key.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// What it says of itself.
     pub facts: Facts,
     /// What it runs.
@@ -173,7 +173,7 @@ pub fn told(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
 }
 
 /// Whether a key could let a machine in, so that one which shows it may register; gives what verifies its signature.
-pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<PublicKey, Refused> {
+pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Verifier, Refused> {
     let unknown = || Refused::UnknownKey(id.clone());
     let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
     let status = world.inventory.key(id).ok_or_else(unknown)?;
@@ -282,7 +282,7 @@ mod tests {
             let document: ResourceDocument = serde_json::from_str(&json).expect("good");
             world.snapshot.put(document.id.clone(), document.entry().expect("good"));
         }
-        let status = KeyStatus { verifier: PublicKey([0; 32]), created: Timestamp::UNIX_EPOCH, used: 0 };
+        let status = KeyStatus { verifier: Verifier([0; 32]), created: Timestamp::UNIX_EPOCH, used: 0 };
         world.inventory.put_key("corp/access-key/k".parse().expect("good"), status);
         world
     }
@@ -291,8 +291,8 @@ mod tests {
         Candidate {
             network: "corp".parse().expect("good"),
             name: name.parse().expect("good"),
-            identity: PublicKey([number; 32]),
-            public_key: PublicKey([100 + number; 32]),
+            identity: Identity([number; 32]),
+            public_key: WireGuardKey([100 + number; 32]),
             facts: Facts { endpoint: None, listen_port: None },
             os: "linux".into(),
         }
@@ -336,7 +336,7 @@ mod tests {
         let mut world = world(r#"{"uses":3}"#);
         enter(&mut world, "a", 1).expect("it may join");
         enter(&mut world, "b", 2).expect("it may join");
-        let stolen = Candidate { public_key: PublicKey([101; 32]), ..candidate("b", 2) };
+        let stolen = Candidate { public_key: WireGuardKey([101; 32]), ..candidate("b", 2) };
         let again = by_key(&mut world, stolen, Timestamp::UNIX_EPOCH);
         assert!(matches!(again, Err(Refused::PublicKeyTaken(_))), "{again:?}");
     }
@@ -408,9 +408,9 @@ mod tests {
         let again = claim(&mut world, candidate("db", 1), now).expect("it is in");
         assert!(!again.changed);
         assert_eq!(world, before);
-        let new_key = Candidate { public_key: PublicKey([7; 32]), ..candidate("db", 1) };
+        let new_key = Candidate { public_key: WireGuardKey([7; 32]), ..candidate("db", 1) };
         assert!(claim(&mut world, new_key, now).expect("it is in").changed);
-        assert_eq!(node(&world).public_key, PublicKey([7; 32]));
+        assert_eq!(node(&world).public_key, WireGuardKey([7; 32]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use schema::scalars::PublicKey;
+use schema::scalars::{Identity, WireGuardKey};
 use schema::snapshot::ResourceId;
 
 /// How long a registration lasts that no join follows.
@@ -22,7 +22,7 @@ pub const UNJOINED: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// Its end of the tunnel.
-    pub public_key: PublicKey,
+    pub public_key: WireGuardKey,
     /// Its address there.
     pub address: Ipv4Addr,
     /// The key that it showed; absent: it had joined.
@@ -53,13 +53,13 @@ pub enum Unregistered {
 #[derive(Debug)]
 pub struct Registry {
     range: Ipv4Net,
-    all: BTreeMap<PublicKey, Registration>,
-    identities: BTreeMap<PublicKey, PublicKey>,
-    addresses: BTreeMap<Ipv4Addr, PublicKey>,
+    all: BTreeMap<Identity, Registration>,
+    identities: BTreeMap<WireGuardKey, Identity>,
+    addresses: BTreeMap<Ipv4Addr, Identity>,
     /// The addresses below `next` that were given back.
     freed: BTreeSet<Ipv4Addr>,
     next: u32,
-    ends: BTreeSet<(Instant, PublicKey)>,
+    ends: BTreeSet<(Instant, Identity)>,
     unjoined: BTreeMap<ResourceId, usize>,
 }
 
@@ -85,7 +85,7 @@ impl Registry {
     }
 
     /// Takes in a registration as it was kept; one that does not fit any more is passed by, and whether it was.
-    pub fn restore(&mut self, identity: PublicKey, registration: Registration) -> bool {
+    pub fn restore(&mut self, identity: Identity, registration: Registration) -> bool {
         let address = u32::from(registration.address);
         let inside = self.range.contains(&registration.address)
             && address > u32::from(self.range.network()) + 1
@@ -108,8 +108,8 @@ impl Registry {
     /// One that is registered already with the same WireGuard key stays as it is.
     pub fn register(
         &mut self,
-        identity: PublicKey,
-        public_key: PublicKey,
+        identity: Identity,
+        public_key: WireGuardKey,
         key: Option<ResourceId>,
         now: Instant,
     ) -> Result<Registration, Unregistered> {
@@ -142,17 +142,17 @@ impl Registry {
     }
 
     /// Notes that a machine has joined a network.
-    pub fn joined(&mut self, identity: &PublicKey) {
+    pub fn joined(&mut self, identity: &Identity) {
         self.set_end(identity, None);
     }
 
     /// Notes that a machine is in no network any more.
-    pub fn left(&mut self, identity: &PublicKey, now: Instant) {
+    pub fn left(&mut self, identity: &Identity, now: Instant) {
         self.set_end(identity, Some(now + PARTING));
     }
 
     /// Ends what is due: the identities, and what their registrations were.
-    pub fn lapse(&mut self, now: Instant) -> Vec<(PublicKey, Registration)> {
+    pub fn lapse(&mut self, now: Instant) -> Vec<(Identity, Registration)> {
         let mut ended = Vec::new();
         while let Some((at, identity)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, identity));
@@ -173,21 +173,21 @@ impl Registry {
     }
 
     /// The registration of an identity.
-    pub fn of(&self, identity: &PublicKey) -> Option<&Registration> {
+    pub fn of(&self, identity: &Identity) -> Option<&Registration> {
         self.all.get(identity)
     }
 
     /// The WireGuard key of whoever has an address.
-    pub fn public_key_at(&self, address: Ipv4Addr) -> Option<PublicKey> {
+    pub fn public_key_at(&self, address: Ipv4Addr) -> Option<WireGuardKey> {
         self.all.get(self.addresses.get(&address)?).map(|registration| registration.public_key)
     }
 
     /// Every registration.
-    pub fn all(&self) -> impl Iterator<Item = (&PublicKey, &Registration)> {
+    pub fn all(&self) -> impl Iterator<Item = (&Identity, &Registration)> {
         self.all.iter()
     }
 
-    fn put(&mut self, identity: PublicKey, registration: Registration) {
+    fn put(&mut self, identity: Identity, registration: Registration) {
         self.identities.insert(registration.public_key, identity);
         self.addresses.insert(registration.address, identity);
         if let Some(end) = registration.ends {
@@ -199,7 +199,7 @@ impl Registry {
         self.all.insert(identity, registration);
     }
 
-    fn set_end(&mut self, identity: &PublicKey, end: Option<Instant>) {
+    fn set_end(&mut self, identity: &Identity, end: Option<Instant>) {
         let Some(mut registration) = self.all.get(identity).cloned() else { return };
         if let Some(before) = registration.ends {
             self.ends.remove(&(before, *identity));
@@ -241,14 +241,14 @@ mod tests {
         (Registry::new(range.parse().expect("a range")), Instant::now())
     }
 
-    fn key(number: u16) -> PublicKey {
+    fn key<K: From<[u8; 32]>>(number: u16) -> K {
         let mut bytes = [0; 32];
         bytes[..2].copy_from_slice(&number.to_be_bytes());
-        PublicKey(bytes)
+        bytes.into()
     }
 
     /// Whose registrations end.
-    fn ended(registry: &mut Registry, now: Instant) -> Vec<PublicKey> {
+    fn ended(registry: &mut Registry, now: Instant) -> Vec<Identity> {
         registry.lapse(now).into_iter().map(|(identity, _)| identity).collect()
     }
 

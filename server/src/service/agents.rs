@@ -10,7 +10,7 @@ use proto::wire::{self, Update, update::Body};
 use schema::api::Control;
 use schema::inventory::NodeId;
 use schema::kinds::AccessKey;
-use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::scalars::{Identity, Name, NetworkName, Scalar, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
@@ -36,14 +36,15 @@ impl Service {
         const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
         let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
-        let (identity, public_key) = (key_of(&request.identity)?, key_of(&request.public_key)?);
+        let identity = key_of::<Identity>(&request.identity)?;
+        let public_key = key_of::<WireGuardKey>(&request.public_key)?;
         let state = self.state();
         let known = state.world.inventory.knows(&identity);
         let key = if known { None } else { Some(self.showable_key(&state, request)?) };
         let verifier = key.as_ref().map(|(_, verifier)| verifier);
         sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
         let service = self.clone();
-        let knows = move |identity: &PublicKey| service.state().world.inventory.knows(identity);
+        let knows = move |identity: &Identity| service.state().world.inventory.knows(identity);
         let welcome = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
         let mut answer = wire::RegisterResponse {
             public_key: welcome.public_key.0.to_vec().into(),
@@ -59,7 +60,7 @@ impl Service {
     }
 
     /// The key that a registration names, and what verifies its signature, if it could let a machine in.
-    fn showable_key(&self, state: &State, request: &wire::RegisterRequest) -> Result<(ResourceId, PublicKey), Error> {
+    fn showable_key(&self, state: &State, request: &wire::RegisterRequest) -> Result<(ResourceId, Verifier), Error> {
         let id = key_id(&request.network, &request.key)?;
         let verifier = enrol::may_register(&state.world, &id, Timestamp::now())?;
         Ok((id, verifier))
@@ -84,7 +85,7 @@ impl Service {
     async fn let_in(
         &self,
         network: NetworkName,
-        identity: PublicKey,
+        identity: Identity,
         way: Control,
         join: impl FnOnce(&mut World) -> Result<Admitted, Refused> + Send + 'static,
     ) -> Result<(Name, Update), Error> {
@@ -113,7 +114,8 @@ impl Service {
         sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, &status.verifier)?;
         let declared = state.world.snapshot.network(&network).ok_or_else(unknown)?;
         let facts = facts::read(&request.facts.clone().unwrap_or_default(), from, declared)?;
-        let (identity, public_key) = (key_of(&request.identity)?, key_of(&request.public_key)?);
+        let identity = key_of::<Identity>(&request.identity)?;
+        let public_key = key_of::<WireGuardKey>(&request.public_key)?;
         Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key))
     }
 
@@ -122,8 +124,8 @@ impl Service {
     pub async fn claim(
         &self,
         network: &NetworkName,
-        identity: PublicKey,
-        public_key: PublicKey,
+        identity: Identity,
+        public_key: WireGuardKey,
         facts: &wire::Facts,
         os: &str,
     ) -> Result<(Name, Update), Error> {
@@ -140,18 +142,18 @@ impl Service {
     pub fn open_session(&self, request: &wire::OpenSessionRequest) -> Result<wire::OpenSessionResponse, Error> {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
-        let identity = key_of(&request.identity)?;
+        let identity = key_of::<Identity>(&request.identity)?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
         Ok(wire::OpenSessionResponse { token: token.expose().clone(), lifetime })
     }
 
     /// The identity that a session's token stands for.
-    pub fn identity(&self, token: &str) -> Result<PublicKey, Error> {
+    pub fn identity(&self, token: &str) -> Result<Identity, Error> {
         self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has ended; open a new one"))
     }
 
     /// The whole View of a machine, or that it is removed.
-    pub fn whole(&self, network: &NetworkName, identity: &PublicKey) -> Result<Update, Error> {
+    pub fn whole(&self, network: &NetworkName, identity: &Identity) -> Result<Update, Error> {
         let state = self.state();
         let Some(name) = state.world.inventory.name_of(network, identity) else {
             return Ok(self.removed(&state, network, identity));
@@ -166,7 +168,7 @@ impl Service {
         &self,
         state: &State,
         network: &NetworkName,
-        identity: &PublicKey,
+        identity: &Identity,
         at: Position,
     ) -> Result<Option<Update>, Error> {
         let Some(name) = state.world.inventory.name_of(network, identity) else {
@@ -188,7 +190,7 @@ impl Service {
     pub async fn check_in(
         &self,
         network: &NetworkName,
-        identity: &PublicKey,
+        identity: &Identity,
         at: Position,
         said: Option<(&wire::Facts, Option<IpAddr>)>,
         way: Control,
@@ -243,7 +245,7 @@ impl Service {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
-        let identity = key_of(&request.identity)?;
+        let identity = key_of::<Identity>(&request.identity)?;
         let leave = move |world: &mut World, _: &mut Past<'_>| {
             let Some(name) = world.inventory.name_of(&network, &identity).cloned() else { return Ok(((), None)) };
             enrol::remove(world, &network, &name, Timestamp::now());
@@ -253,7 +255,7 @@ impl Service {
     }
 
     /// Notes that a machine watches, for as long as what it gives is held.
-    pub fn stream(&self, network: &NetworkName, identity: &PublicKey, way: Control) -> Option<Stream> {
+    pub fn stream(&self, network: &NetworkName, identity: &Identity, way: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
         self.inner.sightings.stream(&(network.clone(), name.clone()), way)
@@ -282,7 +284,7 @@ impl Service {
         update
     }
 
-    fn removed(&self, state: &State, network: &NetworkName, identity: &PublicKey) -> Update {
+    fn removed(&self, state: &State, network: &NetworkName, identity: &Identity) -> Update {
         let nobody = network.name();
         self.sign(state, network, nobody, 0, Body::Removed(identity.0.to_vec().into()))
     }
@@ -301,8 +303,8 @@ fn key_id(network: &str, key: &str) -> Result<ResourceId, Error> {
     Ok(ResourceId::of::<AccessKey>(&network, &key))
 }
 
-/// 32 bytes of a request as a key.
-fn key_of(bytes: &[u8]) -> Result<PublicKey, Error> {
+/// 32 bytes of a request as a key of the kind that the caller asks for.
+fn key_of<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
     proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
 }
 

@@ -179,7 +179,7 @@ pub fn declared(text: &str) -> Declared {
 
 /// A request that carries out a plan; a key's secret follows from its name.
 pub fn request(plan: Plan) -> ApplyRequest {
-    let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::verifier(&seed(id.name.as_str())));
+    let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::public_key(&seed(id.name.as_str())));
     let keys = plan.new_keys().map(verifier).collect();
     ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, provenance: None }
 }

@@ -6,12 +6,12 @@
 
 use std::net::SocketAddr;
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek as ed25519;
 use proto::convert::{Malformed, Position, Told, accept_update};
 use proto::sign;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, JoinRequest, RegisterRequest, RegisterResponse, Update};
-use schema::scalars::{Name, NetworkName, PublicKey};
+use schema::scalars::{Identity, Name, NetworkName, SigningKey, WireGuardKey};
 use schema::view::View;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
@@ -24,7 +24,7 @@ pub struct Way {
     /// Its CA, in PEM.
     pub ca: String,
     /// The key that signs what it tells.
-    pub signing_key: PublicKey,
+    pub signing_key: SigningKey,
 }
 
 impl Way {
@@ -42,10 +42,10 @@ impl Way {
 }
 
 /// The seed of an access key, made from its name: what its token would hold.
-pub fn seed(key: &str) -> SigningKey {
+pub fn seed(key: &str) -> ed25519::SigningKey {
     let mut bytes = [0; 32];
     bytes.iter_mut().zip(key.bytes()).for_each(|(byte, letter)| *byte = letter);
-    sign::signing_key(&bytes)
+    sign::from_seed(&bytes)
 }
 
 /// One machine in one network.
@@ -62,8 +62,8 @@ pub struct Agent {
     /// What it says of itself.
     pub facts: Facts,
     network: NetworkName,
-    server: PublicKey,
-    identity: SigningKey,
+    server: SigningKey,
+    identity: ed25519::SigningKey,
     private_key: [u8; 32],
     session: Option<String>,
 }
@@ -75,7 +75,7 @@ impl Agent {
     }
 
     /// The same on a connection that is there.
-    pub fn on(channel: Channel, server: PublicKey, network: &str, name: &str, number: u32) -> Self {
+    pub fn on(channel: Channel, server: SigningKey, network: &str, name: &str, number: u32) -> Self {
         Self {
             client: AgentClient::new(channel).max_decoding_message_size(64 << 20),
             name: name.parse().expect("a name"),
@@ -84,26 +84,26 @@ impl Agent {
             facts: Facts { listen_port: 51_821, endpoint: endpoint(number), local_address: String::new() },
             network: network.parse().expect("a network's name"),
             server,
-            identity: sign::signing_key(&bytes(1, number)),
+            identity: sign::from_seed(&bytes(1, number)),
             private_key: bytes(2, number),
             session: None,
         }
     }
 
     /// The identity and the WireGuard key of the machine of a number.
-    pub fn keys(number: u32) -> (PublicKey, PublicKey) {
+    pub fn keys(number: u32) -> (Identity, WireGuardKey) {
         let public = x25519_dalek::x25519(bytes(2, number), x25519_dalek::X25519_BASEPOINT_BYTES);
-        (sign::verifier(&sign::signing_key(&bytes(1, number))), PublicKey(public))
+        (sign::public_key(&sign::from_seed(&bytes(1, number))), WireGuardKey(public))
     }
 
     /// What it identifies itself with.
-    pub fn identity(&self) -> PublicKey {
-        sign::verifier(&self.identity)
+    pub fn identity(&self) -> Identity {
+        sign::public_key(&self.identity)
     }
 
     /// Its WireGuard key.
-    pub fn public_key(&self) -> PublicKey {
-        PublicKey(x25519_dalek::x25519(self.private_key, x25519_dalek::X25519_BASEPOINT_BYTES))
+    pub fn public_key(&self) -> WireGuardKey {
+        WireGuardKey(x25519_dalek::x25519(self.private_key, x25519_dalek::X25519_BASEPOINT_BYTES))
     }
 
     /// A nonce of the server's.
@@ -113,7 +113,10 @@ impl Agent {
 
     /// Registers with the seed of an access key, or, without one, by its identity alone; gives the answer, which the server
     /// has signed.
-    pub async fn register(&mut self, access_key: Option<(&str, &SigningKey)>) -> Result<RegisterResponse, Status> {
+    pub async fn register(
+        &mut self,
+        access_key: Option<(&str, &ed25519::SigningKey)>,
+    ) -> Result<RegisterResponse, Status> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
         let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
         let mut request = RegisterRequest {
@@ -136,7 +139,7 @@ impl Agent {
         self.join_request_with(key, &seed(key)).await
     }
 
-    async fn join_request_with(&mut self, key: &str, seed: &SigningKey) -> Result<JoinRequest, Status> {
+    async fn join_request_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<JoinRequest, Status> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
         let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
         let mut request = JoinRequest {
@@ -160,7 +163,7 @@ impl Agent {
     }
 
     /// The same with a key whose seed nmplan made.
-    pub async fn join_with(&mut self, key: &str, seed: &SigningKey) -> Result<(), Status> {
+    pub async fn join_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<(), Status> {
         let request = self.join_request_with(key, seed).await?;
         let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
         self.name = name.parse().expect("the server gives a name");

@@ -19,7 +19,7 @@ use gotatun::tun::tun::Error as TunError;
 use gotatun::tun::tun_async_device::{Error as OpenError, TunDevice};
 use gotatun::x25519;
 use ipnet::IpNet;
-use schema::scalars::PublicKey;
+use schema::scalars::WireGuardKey;
 
 use super::super::endpoints::Endpoints;
 use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
@@ -33,7 +33,7 @@ pub(super) struct Engine {
     /// gotatun has reported the one failure that it ever reports, and it was none.
     false_alarm: bool,
     /// When each peer last completed a handshake, also after its session.
-    handshakes: BTreeMap<PublicKey, u64>,
+    handshakes: BTreeMap<WireGuardKey, u64>,
     endpoints: Endpoints,
 }
 
@@ -69,7 +69,7 @@ impl Engine {
         let (public_key, listen_port, peers) = self
             .device
             .read(async |device| {
-                let public_key = device.private_key().map(|key| PublicKey(x25519::PublicKey::from(key).to_bytes()));
+                let public_key = device.private_key().map(|key| WireGuardKey(x25519::PublicKey::from(key).to_bytes()));
                 (public_key, device.listen_port(), device.peers().await)
             })
             .await;
@@ -82,7 +82,7 @@ impl Engine {
     }
 
     /// Where a peer was last heard, from a recent listing if there is one.
-    pub(super) async fn endpoint(&mut self, peer: &PublicKey) -> Option<SocketAddr> {
+    pub(super) async fn endpoint(&mut self, peer: &WireGuardKey) -> Option<SocketAddr> {
         if self.endpoints.are_stale(Instant::now()) {
             self.note_peers().await;
         }
@@ -178,7 +178,7 @@ async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, ste
     }
 }
 
-async fn put(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, key: &PublicKey, settings: &PeerSettings) {
+async fn put(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, key: &WireGuardKey, settings: &PeerSettings) {
     let peer = peer_of(key, settings);
     let changed = device.modify_peer(&peer.public_key, |change| {
         if peer.endpoint.is_some() {
@@ -193,7 +193,7 @@ async fn put(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, key: &Public
     }
 }
 
-fn peer_of(key: &PublicKey, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> Peer {
+fn peer_of(key: &WireGuardKey, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> Peer {
     let mut peer = Peer::new(x25519::PublicKey::from(key.0));
     peer.endpoint = *endpoint;
     peer.keepalive = Some(*keepalive).filter(|&seconds| seconds != 0);
@@ -203,8 +203,8 @@ fn peer_of(key: &PublicKey, PeerSettings { endpoint, allowed_ips, keepalive }: &
     peer
 }
 
-fn key_of(peer: &Peer) -> PublicKey {
-    PublicKey(peer.public_key.to_bytes())
+fn key_of(peer: &Peer) -> WireGuardKey {
+    WireGuardKey(peer.public_key.to_bytes())
 }
 
 fn state_of(PeerStats { peer, stats, .. }: PeerStats, last_handshake: Option<u64>) -> PeerState {
