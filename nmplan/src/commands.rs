@@ -230,7 +230,7 @@ fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<N
     let networks = loaded.declared.snapshot.networks().map(|(network, _)| network);
     let networks = networks.filter(|network| only.is_none_or(|only| only == *network));
     let nodes = networks.flat_map(|network| loaded.declared.snapshot.all_in::<::schema::kinds::Node>(network));
-    let ids = nodes.map(|(id, _)| (id.network.clone(), id.name.clone()));
+    let ids = nodes.map(|(id, _)| id.node());
     ids.filter(|id| world.inventory.node(id).is_none()).collect()
 }
 

@@ -707,8 +707,7 @@ fn a_machine_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_
     for (claimed, said) in [(true, "its machine is removed from the network"), (false, "its machine stays, undeclared")]
     {
         desk.server.meddle(|world| {
-            let id = (old.network.clone(), old.name.clone());
-            world.inventory.put_node(id, schema::inventory::Joined { claimed, ..bench::joined(2) });
+            world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..bench::joined(2) });
         });
         let plan = desk.nmplan("plan -C @after --project acme");
         assert!(plan.data.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.data);

@@ -15,7 +15,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 
-use crate::inventory::{Inventory, Joined};
+use crate::inventory::{Inventory, Joined, NodeId};
 use crate::kinds::{Dns, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -42,14 +42,14 @@ pub struct Touched {
     /// Resources that were made, changed or taken away.
     pub resources: BTreeSet<ResourceId>,
     /// Machines that joined, left or changed.
-    pub nodes: BTreeSet<(NetworkName, Name)>,
+    pub nodes: BTreeSet<NodeId>,
 }
 
 impl Touched {
     /// The networks in which anything was touched.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         let resources = self.resources.iter().map(|id| &id.network);
-        resources.chain(self.nodes.iter().map(|(network, _)| network)).collect()
+        resources.chain(self.nodes.iter().map(|id| &id.network)).collect()
     }
 
     /// What differs between two moments.
@@ -91,11 +91,11 @@ impl Mesh {
         if *network != self.network || kinds.contains(&Kind::Dns) {
             return Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
         }
-        let joined = touched.nodes.iter().filter(|(of, _)| *of == self.name).map(|(_, node)| node);
+        let joined = touched.nodes.iter().filter(|id| id.network == self.name).map(|id| &id.name);
         let declarations = here.filter(|id| id.kind == Kind::Node).map(|id| &id.name);
         let mut mesh = self.clone();
         for node in joined.chain(declarations).collect::<BTreeSet<_>>() {
-            match inventory.node(&(self.name.clone(), node.clone())) {
+            match inventory.node(&NodeId::of(&self.name, node)) {
                 Some(joined) => mesh.put_node(node, joined, declared),
                 None => mesh.remove_node(node, declared),
             }
@@ -244,7 +244,7 @@ fn resolve(network: &NetworkName, entry: &Name, declared: &Snapshot, inventory: 
             }
         },
     };
-    let joined = inventory.node(&(network.clone(), node))?;
+    let joined = inventory.node(&NodeId { network: network.clone(), name: node })?;
     Some(Resolution::Addresses(joined.addresses.clone()))
 }
 

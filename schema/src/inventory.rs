@@ -62,8 +62,34 @@ pub struct Rest {
     pub node: Name,
 }
 
-/// What a machine is called: its network and its name there.
-pub type NodeId = (NetworkName, Name);
+/// What a machine is called. In JSON it is written as `["network", "name"]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
+pub struct NodeId {
+    /// Its network.
+    pub network: NetworkName,
+    /// Its name there.
+    pub name: Name,
+}
+
+impl NodeId {
+    /// The id of a name in a network.
+    pub fn of(network: &NetworkName, name: &Name) -> Self {
+        Self { network: network.clone(), name: name.clone() }
+    }
+}
+
+impl From<(NetworkName, Name)> for NodeId {
+    fn from((network, name): (NetworkName, Name)) -> Self {
+        Self { network, name }
+    }
+}
+
+impl From<NodeId> for (NetworkName, Name) {
+    fn from(NodeId { network, name }: NodeId) -> Self {
+        (network, name)
+    }
+}
 
 /// Everything that the server knows and no file says. Clones share what they have in common.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,9 +122,9 @@ impl Inventory {
     /// Every machine of a network, by name.
     pub fn nodes_in<'a>(&'a self, network: &'a NetworkName) -> impl Iterator<Item = (&'a Name, &'a Arc<Joined>)> {
         self.nodes
-            .range((network.clone(), Name::lowest())..)
-            .take_while(move |((of, _), _)| of == network)
-            .map(|((_, name), joined)| (name, joined))
+            .range(NodeId::of(network, &Name::lowest())..)
+            .take_while(move |(id, _)| id.network == *network)
+            .map(|(id, joined)| (&id.name, joined))
     }
 
     /// Every machine of every network.
@@ -163,10 +189,10 @@ impl Inventory {
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
         for address in &joined.addresses {
-            self.addresses.insert((id.0.clone(), *address), id.1.clone());
-            self.rests.remove(&(id.0.clone(), *address));
+            self.addresses.insert((id.network.clone(), *address), id.name.clone());
+            self.rests.remove(&(id.network.clone(), *address));
         }
-        self.identities.insert((id.0.clone(), joined.identity), id.1.clone());
+        self.identities.insert((id.network.clone(), joined.identity), id.name.clone());
         *self.joins.entry(joined.identity).or_insert(0) += 1;
         self.nodes.insert(id, Arc::new(joined));
     }
@@ -176,20 +202,20 @@ impl Inventory {
         self.drop_indexes(id);
         let joined = self.nodes.remove(id)?;
         for address in &joined.addresses {
-            self.rests.insert((id.0.clone(), *address), Rest { since: now, node: id.1.clone() });
+            self.rests.insert((id.network.clone(), *address), Rest { since: now, node: id.name.clone() });
         }
         Some(joined)
     }
 
     fn drop_indexes(&mut self, id: &NodeId) {
         let Some(joined) = self.nodes.get(id).cloned() else { return };
-        self.identities.remove(&(id.0.clone(), joined.identity));
+        self.identities.remove(&(id.network.clone(), joined.identity));
         match self.joins.get(&joined.identity) {
             Some(1) | None => drop(self.joins.remove(&joined.identity)),
             Some(networks) => drop(self.joins.insert(joined.identity, networks - 1)),
         }
         for address in &joined.addresses {
-            self.addresses.remove(&(id.0.clone(), *address));
+            self.addresses.remove(&(id.network.clone(), *address));
         }
     }
 
@@ -247,11 +273,11 @@ impl Inventory {
         let spoken: BTreeMap<_, _> = declared.networks().map(|(network, _)| of(network)).collect();
         let mut moving = Vec::new();
         for (id, joined) in &self.nodes {
-            match stay(id, joined, declared, spoken.get(&id.0)) {
+            match stay(id, joined, declared, spoken.get(&id.network)) {
                 Stay::Gone => {
                     settled.remove_node(id, now);
-                    if declared.network(&id.0).is_none() {
-                        joined.addresses.iter().for_each(|address| settled.remove_rest(&id.0, *address));
+                    if declared.network(&id.network).is_none() {
+                        joined.addresses.iter().for_each(|address| settled.remove_rest(&id.network, *address));
                     }
                 }
                 Stay::Moves => moving.push((id, joined)),
@@ -272,20 +298,21 @@ impl Inventory {
     ) -> Result<(), Exhausted> {
         for (id, joined) in moving {
             self.remove_node(id, now);
-            let Some(spoken) = spoken.get(&id.0) else { continue };
+            let Some(spoken) = spoken.get(&id.network) else { continue };
             let kept =
                 joined.addresses.iter().copied().filter(|address| fits(id, *address, declared, spoken)).collect();
             self.put_node((*id).clone(), Joined { addresses: kept, ..(***joined).clone() });
         }
-        let reserves =
-            |id: &NodeId| declared.named::<Node>(&id.0, &id.1).is_some_and(|node| node.reserved().next().is_some());
+        let reserves = |id: &NodeId| {
+            declared.named::<Node>(&id.network, &id.name).is_some_and(|node| node.reserved().next().is_some())
+        };
         let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
         let mut allocators: BTreeMap<&NetworkName, Allocator<'_>> = BTreeMap::new();
         for (id, joined) in first.into_iter().chain(then) {
-            let Some(spoken) = spoken.get(&id.0) else { continue };
+            let Some(spoken) = spoken.get(&id.network) else { continue };
             let kept = self.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
-            let new = || Allocator::new(&id.0, declared, spoken, self, now);
-            let addresses = allocators.entry(&id.0).or_insert_with(new).addresses(&id.1, &kept, self)?;
+            let new = || Allocator::new(&id.network, declared, spoken, self, now);
+            let addresses = allocators.entry(&id.network).or_insert_with(new).addresses(&id.name, &kept, self)?;
             self.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
         }
         Ok(())
@@ -299,8 +326,8 @@ enum Stay {
 }
 
 fn stay(id: &NodeId, joined: &Joined, declared: &Snapshot, spoken: Option<&Spoken>) -> Stay {
-    let (Some(network), Some(spoken)) = (declared.network(&id.0), spoken) else { return Stay::Gone };
-    if joined.claimed && declared.named::<Node>(&id.0, &id.1).is_none() {
+    let (Some(network), Some(spoken)) = (declared.network(&id.network), spoken) else { return Stay::Gone };
+    if joined.claimed && declared.named::<Node>(&id.network, &id.name).is_none() {
         return Stay::Gone;
     }
     let complete = network.ranges().all(|range| joined.addresses.iter().any(|address| range.contains(address)));
@@ -311,11 +338,24 @@ fn stay(id: &NodeId, joined: &Joined, declared: &Snapshot, spoken: Option<&Spoke
 /// Whether an address of a node still is its own: in the range, not reserved or used for something else, and the one
 /// that is reserved for it if one is.
 fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, spoken: &Spoken) -> bool {
-    let (network, name) = id;
+    let NodeId { network, name } = id;
     let own = declared.named::<Node>(network, name);
     let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
     match reserved {
         Some((_, reserved)) => reserved == address,
         None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && spoken.leaves(address, name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_id_is_written_as_its_network_and_its_name() {
+        let id = NodeId { network: "corp".parse().expect("good"), name: "db".parse().expect("good") };
+        let json = r#"["corp","db"]"#;
+        assert_eq!(serde_json::to_string(&id).expect("it can be written"), json);
+        assert_eq!(serde_json::from_str::<NodeId>(json).expect("it reads back"), id);
     }
 }

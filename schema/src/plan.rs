@@ -281,8 +281,7 @@ fn no_room(exhausted: &Exhausted, places: &Places) -> Problem {
 
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
     let bind = |change: &Change| {
-        let ResourceId { network, name, .. } = &change.id;
-        let joined = inventory.node(&(network.clone(), name.clone()))?;
+        let joined = inventory.node(&change.id.node())?;
         let (key, identity) = (joined.key.clone(), joined.identity);
         Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
     };
@@ -439,7 +438,7 @@ impl Plan {
         let mut stale: Vec<_> =
             self.touched.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
         let identity = |id: &ResourceId| {
-            let joined = world.inventory.node(&(id.network.clone(), id.name.clone()));
+            let joined = world.inventory.node(&id.node());
             joined.map(|joined| joined.identity)
         };
         let bound: BTreeMap<_, _> = self.binds.iter().map(|bind| (&bind.id, bind.identity)).collect();

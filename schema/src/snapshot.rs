@@ -9,6 +9,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::inventory::NodeId;
 use crate::kinds::{Kind, Network, Object, Resource};
 use crate::scalars::{Name, NetworkName};
 
@@ -147,8 +148,8 @@ impl ResourceId {
 
 impl ResourceId {
     /// The machine that bears the name, where this is a node.
-    pub fn node(&self) -> (NetworkName, Name) {
-        (self.network.clone(), self.name.clone())
+    pub fn node(&self) -> NodeId {
+        NodeId::of(&self.network, &self.name)
     }
 }
 

@@ -134,8 +134,8 @@ impl World {
             body: entry.object.body(),
         };
         let node = |(id, joined): (&NodeId, &std::sync::Arc<Joined>)| NodeDocument {
-            network: id.0.clone(),
-            name: id.1.clone(),
+            network: id.network.clone(),
+            name: id.name.clone(),
             joined: (**joined).clone(),
         };
         let rest = |((network, address), rest): (&(NetworkName, IpAddr), &Rest)| RestDocument {
@@ -163,7 +163,7 @@ impl WorldDocument {
             world.snapshot.put(document.id.clone(), document.entry()?);
         }
         for NodeDocument { network, name, joined } in &self.nodes {
-            world.inventory.put_node((network.clone(), name.clone()), joined.clone());
+            world.inventory.put_node(NodeId::of(network, name), joined.clone());
         }
         for KeyDocument { id, status } in &self.keys {
             world.inventory.put_key(id.clone(), status.clone());

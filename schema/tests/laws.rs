@@ -12,6 +12,7 @@ use proptest::test_runner::TestRunner;
 
 use schema::decode::{Declared, Places, decode, decode_body};
 use schema::diff::diff;
+use schema::inventory::NodeId;
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::report::Code;
@@ -99,7 +100,7 @@ proptest! {
         let outcome = plan.apply(&world, &server(), moment.now).unwrap();
         prop_assert_eq!(bare(&outcome.snapshot), next.clone());
         for impact in &plan.impact {
-            let id = (impact.network.clone(), impact.node.clone());
+            let id = NodeId::of(&impact.network, &impact.node);
             let (had, has) = (world.inventory.node(&id).unwrap(), outcome.inventory.node(&id));
             prop_assert_eq!(has.is_none(), impact.removed);
             let new: Vec<_> = has.iter().flat_map(|it| it.addresses.difference(&had.addresses)).copied().collect();

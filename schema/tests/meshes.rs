@@ -135,17 +135,17 @@ proptest! {
         for Moment { world: World { snapshot, inventory, .. }, .. } in &moments {
             let mut had = BTreeSet::new();
             for (id, joined) in inventory.nodes() {
-                prop_assert_eq!(joined.addresses.len(), snapshot.network(&id.0).unwrap().ranges().count());
+                prop_assert_eq!(joined.addresses.len(), snapshot.network(&id.network).unwrap().ranges().count());
                 for address in &joined.addresses {
-                    prop_assert!(had.insert((id.0.clone(), *address)), "{address} is had once");
-                    prop_assert!(!forbidden(id, *address, snapshot), "{address} is not for {}", id.1);
+                    prop_assert!(had.insert((id.network.clone(), *address)), "{address} is had once");
+                    prop_assert!(!forbidden(id, *address, snapshot), "{address} is not for {}", id.name);
                     let kept = before.node(id).is_some_and(|joined| joined.addresses.contains(address));
-                    prop_assert!(kept || !entrys(id, *address, snapshot), "{address} is an entry's, and given to {}", id.1);
-                    prop_assert_eq!(inventory.holder(&id.0, *address), Some(&id.1));
+                    prop_assert!(kept || !entrys(id, *address, snapshot), "{address} is an entry's, and given to {}", id.name);
+                    prop_assert_eq!(inventory.holder(&id.network, *address), Some(&id.name));
                 }
-                let own = snapshot.named::<Node>(&id.0, &id.1);
+                let own = snapshot.named::<Node>(&id.network, &id.name);
                 for (_, reserved) in own.into_iter().flat_map(|node| node.reserved()) {
-                    prop_assert!(joined.addresses.contains(&reserved), "{} has what is reserved for it", id.1);
+                    prop_assert!(joined.addresses.contains(&reserved), "{} has what is reserved for it", id.name);
                 }
             }
             for ((network, address), _) in inventory.rests() {
@@ -168,16 +168,16 @@ proptest! {
         prop_assert_eq!(&once.settled(&next, moment.now).unwrap(), &once);
         for (id, joined) in moment.world.inventory.nodes() {
             let Some(later) = once.node(id) else {
-                let undeclared = joined.claimed && next.named::<Node>(&id.0, &id.1).is_none();
-                prop_assert!(next.network(&id.0).is_none() || undeclared, "{} had no reason to go", id.1);
+                let undeclared = joined.claimed && next.named::<Node>(&id.network, &id.name).is_none();
+                prop_assert!(next.network(&id.network).is_none() || undeclared, "{} had no reason to go", id.name);
                 continue;
             };
             for address in &joined.addresses {
-                let own = next.named::<Node>(&id.0, &id.1);
+                let own = next.named::<Node>(&id.network, &id.name);
                 let mut reserved = own.into_iter().flat_map(|node| node.reserved()).map(|(_, reserved)| reserved);
                 let replaced = reserved.any(|reserved| reserved != *address && reserved.is_ipv4() == address.is_ipv4());
                 let keeps = replaced || forbidden(id, *address, &next) || later.addresses.contains(address);
-                prop_assert!(keeps, "{} had no reason to give {address} up", id.1);
+                prop_assert!(keeps, "{} had no reason to give {address} up", id.name);
             }
         }
     }
@@ -197,7 +197,7 @@ fn declared(text: &str) -> Snapshot {
 }
 
 fn id(name: &str) -> NodeId {
-    ("n".parse().unwrap(), name.parse().unwrap())
+    NodeId { network: "n".parse().unwrap(), name: name.parse().unwrap() }
 }
 
 fn at(minutes: i64) -> Timestamp {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use schema::decode::{Declared, decode};
-use schema::inventory::{Inventory, Joined};
+use schema::inventory::{Inventory, Joined, NodeId};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::scalars::{Identity, NetworkName, SigningKey, WireGuardKey};
@@ -77,7 +77,7 @@ fn world() -> World {
     let corp: NetworkName = "corp".parse().unwrap();
     let mut inventory = Inventory::default();
     for (name, number, claimed) in [("gw", 1, true), ("old", 2, true), ("laptop", 3, false), ("other", 4, false)] {
-        inventory.put_node((corp.clone(), name.parse().unwrap()), joined(number, claimed));
+        inventory.put_node(NodeId { network: corp.clone(), name: name.parse().unwrap() }, joined(number, claimed));
     }
     World { inventory, ..world }
 }

@@ -103,7 +103,7 @@ fn wanted(world: &World, own_node: Option<&Name>) -> BTreeMap<NetworkName, Wante
         let revision = |id| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
         let declared = [revision(&ResourceId::of_network(network.clone())), revision(&id)];
         let port = node.listen_port.and_then(|port| u16::try_from(port.number()).ok());
-        let holder = world.inventory.node(&(network.clone(), name.clone())).map(|joined| joined.identity);
+        let holder = world.inventory.node(&id.node()).map(|joined| joined.identity);
         Some((network.clone(), Wanted { declared, port, holder }))
     };
     world.snapshot.networks().filter_map(wanted).collect()

@@ -214,8 +214,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use jiff::Timestamp;
-    use schema::inventory::Joined;
-    use schema::scalars::{Name, SigningKey, WireGuardKey};
+    use schema::inventory::{Joined, NodeId};
+    use schema::scalars::{SigningKey, WireGuardKey};
     use schema::world::{ResourceDocument, ServerInfo, World};
 
     use super::*;
@@ -258,7 +258,8 @@ mod tests {
         let secrets = Secrets::open(&data).expect("made");
         let service = Service::new(committer.clone(), states, secrets, info, Sightings::default(), None);
         let (send, mut updates) = mpsc::channel(1);
-        let (network, identity, at) = (id("a").0, machine(1).identity, Position { epoch: 1, ..Position::default() });
+        let (network, identity, at) =
+            (id("a").network, machine(1).identity, Position { epoch: 1, ..Position::default() });
         let watcher = Watcher { service: service.clone(), network, identity, at, way: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {
@@ -283,8 +284,8 @@ mod tests {
         assert!(ends.len() <= 4, "one lay ready, one more was waited with, the rest is one: {ends:?}");
     }
 
-    fn id(name: &str) -> (NetworkName, Name) {
-        ("corp".parse().expect("good"), name.parse().expect("good"))
+    fn id(name: &str) -> NodeId {
+        NodeId { network: "corp".parse().expect("good"), name: name.parse().expect("good") }
     }
 
     fn machine(number: u8) -> Joined {

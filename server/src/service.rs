@@ -131,9 +131,9 @@ impl Service {
         let mut ids: BTreeSet<NodeId> = inventory.nodes().map(|(id, _)| id.clone()).collect();
         for (network, _) in snapshot.networks() {
             let declared = snapshot.all_in::<Node>(network);
-            ids.extend(declared.map(|(id, _)| (id.network.clone(), id.name.clone())));
+            ids.extend(declared.map(|(id, _)| id.node()));
         }
-        let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.0).is_ok());
+        let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.network).is_ok());
         let nodes = visible.map(|id| status::of(&state, &id, self.inner.sightings.of(&id))).collect();
         StatusDocument { epoch: *epoch, revision: *revision, nodes }
     }
@@ -143,7 +143,7 @@ impl Service {
         let mut log = self.inner.committer.read(move |store| store.log(after, limit.clamp(1, 1_000))).await?;
         for entry in &mut log {
             entry.changes.retain(|change| caller.grant.holds_in(&change.id.network).is_ok());
-            entry.nodes.retain(|node| caller.grant.holds_in(&node.0).is_ok());
+            entry.nodes.retain(|node| caller.grant.holds_in(&node.network).is_ok());
         }
         Ok(log)
     }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn id(name: &str) -> NodeId {
-        ("corp".parse().expect("good"), name.parse().expect("good"))
+        NodeId { network: "corp".parse().expect("good"), name: name.parse().expect("good") }
     }
 
     fn seen(seconds: i64) -> Seen {

@@ -62,7 +62,7 @@ pub fn unchanged_since(
             oldest = entry.revision;
         }
         let declared = entry.changes.iter().map(|change| &change.id.network);
-        let networks = declared.chain(entry.nodes.iter().map(|(network, _)| network));
+        let networks = declared.chain(entry.nodes.iter().map(|id| &id.network));
         last.extend(networks.map(|network| (network.clone(), entry.revision)));
     }
     Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest).max(oldest))
@@ -267,7 +267,7 @@ mod conformance {
         assert!(store.delete_token("t1").expect("it is forgotten"));
         assert!(!store.delete_token("t1").expect("it is gone"));
 
-        let id: NodeId = ("b".parse().expect("good"), "n".parse().expect("good"));
+        let id = NodeId { network: "b".parse().expect("good"), name: "n".parse().expect("good") };
         let seen = Seen { time: Timestamp::UNIX_EPOCH, revision: Revision(3) };
         assert_eq!(store.load().expect("it loads").served, None);
         store.put_seen(&[(id.clone(), seen)], &[], Timestamp::UNIX_EPOCH).expect("it is kept");

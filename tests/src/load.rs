@@ -17,7 +17,7 @@ use nmserver::identity::{self, DataDir};
 use nmserver::store::sqlite::Sqlite;
 use nmserver::store::{Batch, LogEntry, Store, rows};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use schema::inventory::{Joined, KeyStatus};
+use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::snapshot::Revision;
 use schema::world::{ResourceDocument, World};
 use serde_json::Value;
@@ -172,7 +172,7 @@ fn seeded(before: &World, machines: u32, now: Timestamp) -> World {
     let status = KeyStatus { verifier, created: now, used: machines };
     world.inventory.put_key("corp/access-key/k".parse().expect("an id"), status);
     for number in 0..machines {
-        let id = ("corp".parse().expect("a name"), name(number).parse().expect("a name"));
+        let id = NodeId { network: "corp".parse().expect("a name"), name: name(number).parse().expect("a name") };
         world.inventory.put_node(id, machine(number, now));
     }
     world

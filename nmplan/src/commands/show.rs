@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use schema::api::LogEntry;
+use schema::inventory::NodeId;
 use schema::plan::Plan;
 use schema::snapshot::Revision;
 use schema::world::{ServerInfo, World};
@@ -68,7 +69,7 @@ fn told(entry: &LogEntry, full: bool) -> String {
     }
     text += &render::changes(changes, full);
     if !nodes.is_empty() {
-        let names: Vec<_> = nodes.iter().map(|(network, name)| format!("{network}/{name}")).collect();
+        let names: Vec<_> = nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();
         text += &format!("\nmachines: {}\n", names.join(", "));
     }
     text.extend(digest.iter().map(|digest| format!("\ndigest {digest}\n")));

@@ -274,7 +274,7 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
 
 fn awaiting(nodes: &[NodeId], full: bool) -> String {
     let mut networks: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (network, name) in nodes {
+    for NodeId { network, name } in nodes {
         networks.entry(network).or_default().push(name.as_str());
     }
     let lines = networks.into_iter().map(|(network, names)| {

@@ -13,7 +13,7 @@ use nmplan::commands;
 use nmplan::console::Console;
 use nmplan::control::Memory;
 use nmplan::environment::Environment;
-use schema::inventory::Joined;
+use schema::inventory::{Joined, NodeId};
 use schema::scalars::{Identity, WireGuardKey};
 use schema::world::World;
 use serde_json::Value;
@@ -144,8 +144,8 @@ pub fn join(server: &Memory, names: &[(&str, u8)]) {
     let corp: schema::scalars::NetworkName = "corp".parse().expect("good");
     server.meddle(|world| {
         for (name, number) in names {
-            let id: (schema::scalars::NetworkName, schema::scalars::Name) = (corp.clone(), name.parse().expect("good"));
-            let claimed = world.snapshot.named::<schema::kinds::Node>(&id.0, &id.1).is_some();
+            let id = NodeId { network: corp.clone(), name: name.parse().expect("good") };
+            let claimed = world.snapshot.named::<schema::kinds::Node>(&id.network, &id.name).is_some();
             world.inventory.put_node(id, Joined { claimed, ..joined(*number) });
         }
     });

@@ -294,7 +294,7 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
         Event::Join { network: place, name, declared, claimed } => {
             let (network, pool) = (network(*place), if *declared { names(Kind::Node) } else { &UNDECLARED[..] });
             let name: Name = name.get(pool).parse().unwrap();
-            let id = (network, name);
+            let id = NodeId { network, name };
             if inventory.node(&id).is_some() {
                 return None;
             }
@@ -327,10 +327,10 @@ pub fn joined(
     inventory: &Inventory,
     now: Timestamp,
 ) -> Option<Joined> {
-    declared.network(&id.0)?;
-    let spoken = Spoken::of(&id.0, declared);
-    let mut allocator = Allocator::new(&id.0, declared, &spoken, inventory, now);
-    let addresses = allocator.addresses(&id.1, &BTreeSet::new(), inventory).ok()?;
+    declared.network(&id.network)?;
+    let spoken = Spoken::of(&id.network, declared);
+    let mut allocator = Allocator::new(&id.network, declared, &spoken, inventory, now);
+    let addresses = allocator.addresses(&id.name, &BTreeSet::new(), inventory).ok()?;
     let mut key = [7; 32];
     key[..8].copy_from_slice(&salt.to_be_bytes());
     Some(Joined {
@@ -341,7 +341,7 @@ pub fn joined(
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: None,
-        claimed: claimed && declared.named::<Node>(&id.0, &id.1).is_some(),
+        claimed: claimed && declared.named::<Node>(&id.network, &id.name).is_some(),
         joined: now,
         os: "".into(),
     })
@@ -349,23 +349,23 @@ pub fn joined(
 
 /// What a node may never have: the range's own first or, in IPv4, last address, or one that is reserved for another.
 pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
-    let Some(range) = declared.network(&id.0).and_then(|network| network.range_of(address)) else { return true };
+    let Some(range) = declared.network(&id.network).and_then(|network| network.range_of(address)) else { return true };
     let last = address.is_ipv4() && address == range.broadcast();
     if !range.contains(&address) || address == range.network() || last {
         return true;
     }
-    let others = declared.all_in::<Node>(&id.0).filter(|(other, _)| other.name != id.1);
+    let others = declared.all_in::<Node>(&id.network).filter(|(other, _)| other.name != id.name);
     others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it)).any(|taken| taken == address)
 }
 
 /// What a node may keep and is never given: an address that an entry stands for and that is not reserved for the node.
 pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
-    let own = declared.named::<Node>(&id.0, &id.1);
+    let own = declared.named::<Node>(&id.network, &id.name);
     if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {
         return false;
     }
     let mut entries = declared
-        .all_in::<Dns>(&id.0)
+        .all_in::<Dns>(&id.network)
         .flat_map(|(_, dns)| dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from)));
     entries.any(|taken| taken == address)
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, Spoken};
-use schema::inventory::{Joined, KeyStatus};
+use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Dns, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
@@ -148,7 +148,7 @@ fn admit(
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
     let tags = tags.unwrap_or_default();
     let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
-    world.inventory.put_node((network, name.clone()), joined);
+    world.inventory.put_node(NodeId { network, name: name.clone() }, joined);
     Ok(Admitted { name, changed: true })
 }
 
@@ -156,7 +156,7 @@ fn admit(
 fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitted, Refused> {
     check_public_key(world, &candidate, &name)?;
     let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
-    let id = (network, name.clone());
+    let id = NodeId { network, name: name.clone() };
     let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(Admitted { name, changed: false }) };
     let again = told(&joined, facts);
     let again = Joined { public_key, os, ..again };
@@ -178,7 +178,7 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Ve
     let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
     let status = world.inventory.key(id).ok_or_else(unknown)?;
     check_key(id, key, status, now)?;
-    let claimable = |name: &Name| world.inventory.node(&(id.network.clone(), name.clone())).is_none();
+    let claimable = |name: &Name| world.inventory.node(&NodeId::of(&id.network, name)).is_none();
     if !key.r#for.is_empty() && !key.r#for.iter().any(|node| claimable(&node.name)) {
         return Err(Refused::Spent(id.clone(), u32::try_from(key.r#for.len()).unwrap_or(u32::MAX)));
     }
@@ -241,7 +241,7 @@ fn check_name(
 /// Whether nobody and nothing else has the name.
 fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let Candidate { network, name, .. } = candidate;
-    if world.inventory.node(&(network.clone(), name.clone())).is_some() {
+    if world.inventory.node(&NodeId::of(network, name)).is_some() {
         return Err(Refused::NameTaken { network: network.clone(), name: name.clone() });
     }
     let entry = ResourceId::of::<Dns>(network, name);
@@ -254,7 +254,7 @@ fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else { return Ok(()) };
     let awaited = |snapshot: &Snapshot| {
         let declared = snapshot.all_in::<Node>(network).filter(|(id, _)| id.name != candidate.name);
-        declared.filter(|(id, _)| world.inventory.node(&(network.clone(), id.name.clone())).is_none()).count()
+        declared.filter(|(id, _)| world.inventory.node(&id.node()).is_none()).count()
     };
     let count = world.inventory.nodes_in(network).count() + awaited(&world.snapshot);
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
@@ -262,7 +262,7 @@ fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
 
 /// Takes a machine out of a network; whether it was in. A name that it claimed can be claimed again, by the same token too.
 pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> bool {
-    world.inventory.remove_node(&(network.clone(), name.clone()), now).is_some()
+    world.inventory.remove_node(&NodeId::of(network, name), now).is_some()
 }
 
 #[cfg(test)]
@@ -285,6 +285,10 @@ mod tests {
         let status = KeyStatus { verifier: Verifier([0; 32]), created: Timestamp::UNIX_EPOCH, used: 0 };
         world.inventory.put_key("corp/access-key/k".parse().expect("good"), status);
         world
+    }
+
+    fn id(name: &str) -> NodeId {
+        NodeId { network: "corp".parse().expect("good"), name: name.parse().expect("good") }
     }
 
     fn candidate(name: &str, number: u8) -> Candidate {
@@ -323,8 +327,7 @@ mod tests {
     fn a_port_that_is_not_chosen_is_the_declared_one_else_the_networks_until_it_is() {
         let mut world = world(r#"{"uses":3}"#);
         enter(&mut world, "a", 1).expect("it may join");
-        let id = ("corp".parse().expect("good"), "a".parse().expect("good"));
-        let joined = world.inventory.node(&id).expect("joined").clone();
+        let joined = world.inventory.node(&id("a")).expect("joined").clone();
         assert_eq!(joined.listen_port, 51_821);
         let chosen = told(&joined, Facts { endpoint: None, listen_port: Some(4_000) });
         assert_eq!(chosen.listen_port, 4_000);
@@ -355,7 +358,7 @@ mod tests {
         let mut world = world(r#"{"uses":9}"#);
         assert_eq!(enter(&mut world, "a", 1).as_deref(), Ok("a"));
         assert_eq!(enter(&mut world, "b", 2).as_deref(), Ok("b"));
-        let b = world.inventory.node(&("corp".parse().expect("good"), "b".parse().expect("good"))).expect("joined");
+        let b = world.inventory.node(&id("b")).expect("joined");
         assert_eq!(b.addresses, std::collections::BTreeSet::from(["10.0.0.3".parse().expect("good")]));
         assert!(matches!(enter(&mut world, "db", 3), Err(Refused::Declared(_))));
         assert!(matches!(enter(&mut world, "api", 3), Err(Refused::NameInUse(_))));
@@ -396,10 +399,7 @@ mod tests {
         assert!(matches!(refused, Err(Refused::Undeclared(_))), "{refused:?}");
         let admitted = claim(&mut world, candidate("db", 1), now).expect("db is declared");
         assert_eq!((admitted.name.as_str(), admitted.changed), ("db", true));
-        let node = |world: &World| {
-            let id = ("corp".parse().expect("good"), "db".parse().expect("good"));
-            world.inventory.node(&id).expect("joined").clone()
-        };
+        let node = |world: &World| world.inventory.node(&id("db")).expect("joined").clone();
         assert_eq!((node(&world).claimed, &node(&world).key, node(&world).addresses.len()), (true, &None, 1));
         assert_eq!(enter(&mut world, "a", 2).as_deref(), Ok("a"), "it has spent no use of the key");
         let before = world.clone();

@@ -97,7 +97,7 @@ impl Service {
         let name = self.inner.committer.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is there, but what it has it has not said.
-        self.inner.sightings.note(&(network, name.clone()), Revision(0), way);
+        self.inner.sightings.note(&NodeId { network, name: name.clone() }, Revision(0), way);
         Ok((name, update))
     }
 
@@ -197,7 +197,7 @@ impl Service {
     ) -> Result<Option<Update>, Error> {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
-            let id = (network.clone(), name.clone());
+            let id = NodeId::of(network, name);
             self.inner.sightings.note(&id, told(&state, at), way);
             if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from, way).await?
@@ -218,7 +218,9 @@ impl Service {
         way: Control,
     ) -> Result<bool, Error> {
         let World { snapshot, inventory, .. } = &*state.world;
-        let (Some(network), Some(joined)) = (snapshot.network(&id.0), inventory.node(&id)) else { return Ok(false) };
+        let (Some(network), Some(joined)) = (snapshot.network(&id.network), inventory.node(&id)) else {
+            return Ok(false);
+        };
         let mut facts = facts::read(said, from, network)?;
         if way == Control::Tunnel && from.is_none() && said.endpoint.is_empty() {
             // Where the tunnel comes from cannot be told right now: what is known holds.
@@ -231,7 +233,7 @@ impl Service {
         let change = move |world: &mut World, _: &mut Past<'_>| {
             let joined = world.inventory.node(&id).filter(|joined| joined.identity == identity).cloned();
             let Some(joined) = joined else { return Ok((true, None)) };
-            let note = Note { actor: format!("node {}", id.1), action: "check-in", ..Note::default() };
+            let note = Note { actor: format!("node {}", id.name), action: "check-in", ..Note::default() };
             let told = enrol::told(&joined, facts);
             let changed = told != *joined;
             world.inventory.put_node(id, told);
@@ -258,7 +260,7 @@ impl Service {
     pub fn stream(&self, network: &NetworkName, identity: &Identity, way: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
-        self.inner.sightings.stream(&(network.clone(), name.clone()), way)
+        self.inner.sightings.stream(&NodeId::of(network, name), way)
     }
 
     /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.

@@ -7,7 +7,7 @@ use schema::api::{Control, NodeStatus, Presence};
 use schema::inventory::NodeId;
 use schema::kinds::Node;
 use schema::scalars::Seconds;
-use schema::snapshot::Revision;
+use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
 use crate::sightings::Heard;
@@ -19,17 +19,17 @@ const MISSED: u32 = 3;
 /// How one node is.
 pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus {
     let World { snapshot, inventory, .. } = &*state.world;
-    let declared = snapshot.named::<Node>(&id.0, &id.1);
+    let declared = snapshot.named::<Node>(&id.network, &id.name);
     let joined = inventory.node(id);
     let heard = heard.filter(|_| joined.is_some());
-    let interval = snapshot.network(&id.0).map_or(Seconds(15), |network| network.check_in);
+    let interval = snapshot.network(&id.network).map_or(Seconds(15), |network| network.check_in);
     let patience = Duration::from_secs(u64::from(interval.0)) * MISSED;
     let online = heard.is_some_and(|heard| heard.silence <= patience);
     let reserved = || declared.iter().flat_map(|node| node.reserved().map(|(_, address)| address)).collect();
     let tags = joined.iter().flat_map(|it| &it.tags).chain(declared.iter().flat_map(|it| &it.tags));
     NodeStatus {
-        id: format!("{}/node/{}", id.0, id.1),
-        name: id.1.clone(),
+        id: ResourceId::of::<Node>(&id.network, &id.name).to_string(),
+        name: id.name.clone(),
         tags: tags.cloned().collect::<BTreeSet<_>>(),
         addresses: joined.map_or_else(reserved, |joined| joined.addresses.clone()),
         public_key: joined.map(|joined| joined.public_key),
@@ -48,6 +48,6 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus
 /// concerns it. Nothing while it has not told of any.
 fn acknowledged(state: &State, id: &NodeId, told: Revision) -> Option<Revision> {
     let World { epoch, revision, .. } = &*state.world;
-    let lacks_nothing = || matches!(state.lack(&id.0, &id.1, *epoch, told), Some(Lack::Nothing));
+    let lacks_nothing = || matches!(state.lack(&id.network, &id.name, *epoch, told), Some(Lack::Nothing));
     (told > Revision(0)).then(|| if lacks_nothing() { *revision } else { told })
 }

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
-use schema::inventory::{Inventory, Joined, KeyStatus, Rest};
+use schema::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -84,7 +84,7 @@ impl Writes {
     fn inventory(&mut self, before: &Inventory, after: &Inventory) {
         let changes = before.differences(after);
         for item in changes.nodes {
-            self.item(item, |(network, name)| key(network, JOINED, &name.to_string()));
+            self.item(item, |id| key(&id.network, JOINED, id.name.as_str()));
         }
         for item in changes.keys {
             self.item(item, |id| key(&id.network, KEY, &id.name.to_string()));
@@ -124,7 +124,8 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     match kind.as_str() {
         JOINED => {
             let joined: Joined = json(row)?;
-            world.inventory.put_node((network, name.parse().map_err(|why| unreadable(row, why))?), joined);
+            let name = name.parse().map_err(|why| unreadable(row, why))?;
+            world.inventory.put_node(NodeId { network, name }, joined);
         }
         KEY => {
             let status: KeyStatus = json(row)?;
@@ -168,13 +169,16 @@ mod tests {
         let json = r#"{"id":"corp","revision":7,"owner":"acme/prod","body":{"ipv4":"10.0.0.0/24"}}"#;
         let document: ResourceDocument = serde_json::from_str(json).expect("good");
         world.snapshot.put(document.id.clone(), document.entry().expect("good"));
-        let network: NetworkName = "corp".parse().expect("good");
         let joined = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
             "identity":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","addresses":["10.0.0.1"],"endpoint":null,
             "listen_port":51821,"tags":[],"key":null,"claimed":false,"joined":"2026-01-01T00:00:00Z","os":"linux"}"#;
         let joined = serde_json::from_str(joined).expect("good");
-        world.inventory.put_node((network.clone(), "a".parse().expect("good")), joined);
+        world.inventory.put_node(node(), joined);
         world
+    }
+
+    fn node() -> NodeId {
+        NodeId { network: "corp".parse().expect("good"), name: "a".parse().expect("good") }
     }
 
     #[test]
@@ -190,9 +194,7 @@ mod tests {
     fn only_what_differs_is_written() {
         let mut later = world();
         assert_eq!(between(&world(), &later), (vec![], vec![]));
-        later
-            .inventory
-            .remove_node(&("corp".parse().expect("good"), "a".parse().expect("good")), jiff::Timestamp::UNIX_EPOCH);
+        later.inventory.remove_node(&node(), jiff::Timestamp::UNIX_EPOCH);
         let (puts, deletes) = between(&world(), &later);
         assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [REST]);
         assert_eq!(deletes.iter().map(|key| &*key.kind).collect::<Vec<_>>(), [JOINED]);

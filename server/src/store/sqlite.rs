@@ -148,16 +148,16 @@ impl Store for Sqlite {
     fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
         let failed = database("cannot write to the database");
         let transaction = self.connection.transaction().map_err(&failed)?;
-        for ((network, node), Seen { time, revision }) in seen {
+        for (NodeId { network, name }, Seen { time, revision }) in seen {
             transaction
                 .prepare_cached("insert or replace into seen (network, node, time, revision) values (?1, ?2, ?3, ?4)")
-                .and_then(|mut it| it.execute(params![network.as_str(), node.as_str(), time.to_string(), revision.0]))
+                .and_then(|mut it| it.execute(params![network.as_str(), name.as_str(), time.to_string(), revision.0]))
                 .map_err(&failed)?;
         }
-        for (network, node) in gone {
+        for NodeId { network, name } in gone {
             transaction
                 .prepare_cached("delete from seen where network = ?1 and node = ?2")
-                .and_then(|mut it| it.execute(params![network.as_str(), node.as_str()]))
+                .and_then(|mut it| it.execute(params![network.as_str(), name.as_str()]))
                 .map_err(&failed)?;
         }
         transaction.execute("update server set served = ?1", [until.to_string()]).map_err(&failed)?;
@@ -232,8 +232,9 @@ fn all_seen(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(NodeId, Seen
         Ok((texts, Revision(row.get(3)?)))
     })?;
     // When a node was last heard of is no reason to refuse to start: what cannot be read is as good as never.
-    let read = |((network, node, time), revision): ((String, String, String), _)| {
-        Some(((network.parse().ok()?, node.parse().ok()?), Seen { time: time.parse().ok()?, revision }))
+    let read = |((network, name, time), revision): ((String, String, String), _)| {
+        let id = NodeId { network: network.parse().ok()?, name: name.parse().ok()? };
+        Some((id, Seen { time: time.parse().ok()?, revision }))
     };
     Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().filter_map(read).collect())
 }
