@@ -1,4 +1,4 @@
-//! The agent as a value: a directory, settings, and the ground that tunnels stand on. Others may hold one.
+//! The agent as a value: a directory, settings, and the host that it runs on. Others may hold one.
 //!
 //! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::check_in`],
 //! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. What goes on for ever is the [driver](crate::driver)'s.
@@ -22,11 +22,12 @@ use schema::scalars::{Identity, NetworkName, SigningKey};
 
 use crate::comms::Comms;
 use crate::control::{Control, Opener, Reach};
-use crate::device::{self, Refusal};
+use crate::device::Refusal;
 use crate::directory::Directory;
+use crate::host::Host;
 use crate::membership::ServerAddress;
 use crate::settings::Settings;
-use crate::tunnel::{Ground, Tunnel};
+use crate::tunnel::Tunnel;
 
 pub use error::{AgentError, told};
 pub use join::{Door, JoinOptions, Joined};
@@ -40,8 +41,8 @@ pub struct Agent {
     pub directory: Directory,
     /// What its operator set.
     pub settings: Settings,
-    /// What its tunnels stand on.
-    pub ground: Ground,
+    /// The computer that it runs on.
+    pub host: Arc<dyn Host>,
     /// How it reaches a server in its own program.
     within: Option<Opener>,
     lines: Arc<Mutex<Lines>>,
@@ -52,8 +53,8 @@ type Lines = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
 
 impl Agent {
     /// An agent with this directory.
-    pub fn new(directory: Directory, settings: Settings, ground: Ground) -> Self {
-        Self { directory, settings, ground, within: None, lines: Arc::default() }
+    pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
+        Self { directory, settings, host, within: None, lines: Arc::default() }
     }
 
     /// The same for a server in the same program, which `open` makes connections to.
@@ -64,7 +65,7 @@ impl Agent {
 
     /// The tunnel to a server.
     pub(crate) fn comms(&self, server: &SigningKey) -> Comms {
-        Comms::new(self.directory.clone(), self.ground.executable.clone(), *server)
+        Comms::new(self.directory.clone(), self.host.executable().to_owned(), *server)
     }
 
     /// Has every line look whether the machine was registered since.
@@ -95,11 +96,11 @@ impl Agent {
     /// Whether a network could be joined without options, as far as this machine can tell before: privilege, interface, and
     /// the port that it would have to listen on, if there is one.
     pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
-        device::check_free(&self.interface(network), self.settings.port.or(port))
+        self.host.check_free(&self.interface(network), self.settings.port.or(port))
     }
 
     pub(crate) fn tunnel(&self, interface: &str) -> Tunnel {
-        Tunnel::new(self.ground.clone(), interface, self.directory.device_socket(interface))
+        Tunnel::new(Arc::clone(&self.host), interface, self.directory.device_socket(interface))
     }
 }
 

@@ -7,6 +7,7 @@ mod render;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use proto::secret::Secret;
@@ -20,8 +21,8 @@ use crate::args::{Args, Shown, Verb, Which};
 use crate::daemon::{self, Answer, Question};
 use crate::device::process::{self, Ended};
 use crate::directory::Directory;
+use crate::host::System;
 use crate::settings;
-use crate::tunnel::Ground;
 
 /// More than any token holds; who sends more on standard input sends something else.
 const LONGEST_TOKEN: usize = 1 << 16;
@@ -136,8 +137,7 @@ async fn act(args: Args) -> Outcome {
 /// The agent of a directory, with the settings of its operator.
 fn open(directory: &Path) -> Outcome<Agent> {
     let settings = settings::load(directory, |name| std::env::var(name).ok())?;
-    let ground = Ground { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into() };
-    Ok(Agent::new(Directory::open(directory)?, settings, ground))
+    Ok(Agent::new(Directory::open(directory)?, settings, Arc::new(System::default())))
 }
 
 /// The agent of a directory that is there; what is over of its registrations is ended first.

@@ -5,27 +5,32 @@
 //! identity-KEY.json     the machine's identity at the server that signs with KEY
 //! comms-KEY.json        its registration there: the tunnel that control traffic takes
 //! network-NAME.json     a membership
+//! network-NAME.log      what the server sent since that was written (see journal)
 //! network-NAME.lock     held by whoever looks after that network
 //! device-INTERFACE.sock the device process (see device)
 //! agent.sock            the daemon
 //! *.lock                held by whoever has the right to something
 //! ```
 //!
-//! The directory has mode 0700, the files 0600; each file is replaced whole or not at all.
+//! The directory has mode 0700, the files 0600; each file but the log is replaced whole or not at all, and of the log only
+//! the end may be lost.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek as ed25519;
 use proto::sign::from_seed;
+use proto::wire::Update;
 use schema::scalars::{NetworkName, SigningKey};
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::files::{self, Lock};
+use crate::files::{Disk, Lock, RealDisk};
+use crate::journal::Journal;
 use crate::membership::Membership;
 use crate::registration::Registration;
 
@@ -39,6 +44,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
+    disk: Arc<dyn Disk>,
+}
+
+/// A membership as it is kept.
+pub(crate) struct Kept {
+    /// The membership, with everything that came since it was written whole.
+    pub(crate) membership: Membership,
+    /// What continues it.
+    pub(crate) journal: Journal,
+    /// Whether the log ends with something that is of no use: a process was killed, or is at work just now.
+    pub(crate) torn: bool,
 }
 
 /// Why state could not be read or kept.
@@ -86,7 +102,13 @@ impl Directory {
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
         let mode = fs::metadata(&path).map_err(failed("look at", &path))?.permissions().mode();
         // Perhaps it is nobody's of ours: it is not for us to close.
-        if mode & 0o077 != 0 { Err(DirectoryError::Open(path)) } else { Ok(Self { path }) }
+        if mode & 0o077 != 0 { Err(DirectoryError::Open(path)) } else { Ok(Self { path, disk: Arc::new(RealDisk) }) }
+    }
+
+    /// The same with another disk to write on.
+    #[must_use]
+    pub fn on(self, disk: Arc<dyn Disk>) -> Self {
+        Self { disk, ..self }
     }
 
     /// Its path.
@@ -124,12 +146,22 @@ impl Directory {
     /// Forgets the identity at a server.
     pub fn forget_identity(&self, server: &SigningKey) -> Result<(), DirectoryError> {
         let path = self.identity_path(server);
-        files::remove(&path).map_err(failed("remove", &path))
+        self.disk.remove(&path).map_err(failed("remove", &path))
     }
 
     /// The membership of a network, if the machine is in it.
     pub fn membership(&self, network: &NetworkName) -> Result<Option<Membership>, DirectoryError> {
-        self.read(&self.membership_path(network))
+        Ok(self.kept(network)?.map(|kept| kept.membership))
+    }
+
+    /// The membership of a network, and what continues it on the disk.
+    pub(crate) fn kept(&self, network: &NetworkName) -> Result<Option<Kept>, DirectoryError> {
+        let (path, log) = (self.membership_path(network), self.log_path(network));
+        let Some(base) = read(&path)? else { return Ok(None) };
+        let mut membership: Membership = parse(&path, &base)?;
+        let log = read(&log)?.unwrap_or_default();
+        let (journal, torn) = Journal::replay(&base, &log, &mut membership);
+        Ok(Some(Kept { membership, journal, torn }))
     }
 
     /// The networks that the machine is in, by name.
@@ -167,7 +199,7 @@ impl Directory {
     /// Forgets the registration at a server.
     pub fn forget_registration(&self, server: &SigningKey) -> Result<(), DirectoryError> {
         let path = self.registration_path(server);
-        files::remove(&path).map_err(failed("remove", &path))
+        self.disk.remove(&path).map_err(failed("remove", &path))
     }
 
     /// What stands between a prefix and a suffix in the names of files, sorted.
@@ -182,16 +214,35 @@ impl Directory {
         Ok(names)
     }
 
-    /// Keeps a membership.
-    pub fn save(&self, membership: &Membership) -> Result<(), DirectoryError> {
-        self.write(&self.membership_path(&membership.network), membership)
+    /// Keeps a membership: writes it whole, as the base of a log to come.
+    pub(crate) fn save(&self, membership: &Membership) -> Result<Journal, DirectoryError> {
+        let base = to_text(membership);
+        let path = self.membership_path(&membership.network);
+        self.disk.replace(&path, &base).map_err(failed("write", &path))?;
+        // It belongs to another base: nobody reads it, and who writes the next log begins it anew.
+        let _ = self.disk.remove(&self.log_path(&membership.network));
+        Ok(Journal::begin(&base))
+    }
+
+    /// Keeps one more update of a membership by its log; false: that has become too long, so save it whole.
+    pub(crate) fn append(
+        &self,
+        network: &NetworkName,
+        journal: &mut Journal,
+        update: &Update,
+    ) -> Result<bool, DirectoryError> {
+        let Some(entry) = journal.entry(update) else { return Ok(false) };
+        let path = self.log_path(network);
+        self.disk.write_from(&path, entry.at, &entry.bytes).map_err(failed("write", &path))?;
+        journal.written(&entry);
+        Ok(true)
     }
 
     /// Whether the machine is in a network of a server.
     pub fn is_member(&self, server: &SigningKey) -> Result<bool, DirectoryError> {
         for network in self.networks()? {
-            // One that cannot be read may be of this server.
-            match self.membership(&network) {
+            // What does not change with what the server sends needs no log. One that cannot be read may be of this server.
+            match self.read::<Membership>(&self.membership_path(&network)) {
                 Ok(other) if other.as_ref().is_none_or(|other| other.server.signing_key != *server) => {}
                 Ok(_) | Err(_) => return Ok(true),
             }
@@ -201,8 +252,11 @@ impl Directory {
 
     /// Forgets a membership.
     pub fn forget(&self, network: &NetworkName) -> Result<(), DirectoryError> {
-        let path = self.membership_path(network);
-        files::remove(&path).map_err(failed("remove", &path))
+        // The log last: without its base it is none.
+        for path in [self.membership_path(network), self.log_path(network)] {
+            self.disk.remove(&path).map_err(failed("remove", &path))?;
+        }
+        Ok(())
     }
 
     /// The right to make, use for the first time, or forget the identity at a server, of which each machine has one.
@@ -244,20 +298,35 @@ impl Directory {
         self.path.join(format!("network-{network}.json"))
     }
 
+    fn log_path(&self, network: &NetworkName) -> PathBuf {
+        self.path.join(format!("network-{network}.log"))
+    }
+
     fn read<T: for<'de> Deserialize<'de>>(&self, path: &Path) -> Result<Option<T>, DirectoryError> {
-        let text = match fs::read(path) {
-            Ok(text) => zeroize::Zeroizing::new(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(failed("read", path)(source)),
-        };
-        let damaged = |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
-        serde_json::from_slice(&text).map(Some).map_err(damaged)
+        read(path)?.map(|text| parse(path, &text)).transpose()
     }
 
     fn write<T: Serialize>(&self, path: &Path, it: &T) -> Result<(), DirectoryError> {
-        let text = zeroize::Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"));
-        files::write_whole(path, &text, files::PRIVATE).map_err(failed("write", path))
+        self.disk.replace(path, &to_text(it)).map_err(failed("write", path))
     }
+}
+
+/// What a file holds; absent: there is none.
+fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(Zeroizing::new(text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path)(error)),
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &[u8]) -> Result<T, DirectoryError> {
+    let damaged = |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
+    serde_json::from_slice(text).map_err(damaged)
+}
+
+fn to_text<T: Serialize>(it: &T) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"))
 }
 
 /// What stands for a server in the names of files.

@@ -75,13 +75,13 @@ impl Driver {
         let (sender, events) = mpsc::channel(WAITING);
         let (control, way) = watch::channel(Control::None);
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
-        let machine = Machine::new(interval(&member), watch, seed, Instant::now());
+        let machine = Machine::new(interval(&member), watch, seed, now());
         (Self { member, machine, events, sender, stream: None, control }, way)
     }
 
     /// Drives until `shutdown` becomes true or the machine has left.
     pub async fn run(mut self, mut asks: mpsc::Receiver<Ask>, mut shutdown: watch::Receiver<bool>) -> End {
-        self.machine.handle_timeout(Instant::now());
+        self.machine.handle_timeout(now());
         loop {
             while let Some(output) = self.machine.poll_output() {
                 tracing::debug!(?output, network = %self.network(), "the machine says");
@@ -94,7 +94,7 @@ impl Driver {
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
                 Some(ask) = asks.recv() => if self.grant(ask).await { return End::Left },
-                () = tokio::time::sleep_until(due.into()) => self.machine.handle_timeout(Instant::now()),
+                () = tokio::time::sleep_until(due.into()) => self.machine.handle_timeout(now()),
                 () = ended(&mut shutdown) => return End::Shutdown,
             }
         }
@@ -113,7 +113,8 @@ impl Driver {
     /// Does what the machine says; whether it has left the network by that.
     async fn carry_out(&mut self, output: Output) -> bool {
         match output {
-            Output::Set => self.set().await,
+            Output::Apply => self.apply(false).await,
+            Output::Reconcile => self.apply(true).await,
             Output::CheckIn { with_facts } => self.check_in(with_facts),
             Output::Pull => self.pull().await,
             Output::Watch => self.watch(),
@@ -122,21 +123,23 @@ impl Driver {
         false
     }
 
-    async fn set(&mut self) {
-        let input = match self.member.set().await {
-            Ok(()) => Input::Set { facts_changed: self.member.has_news() },
+    /// Applies what changed, or, where that is wanted, whatever the host lacks.
+    async fn apply(&mut self, everything: bool) {
+        let outcome = if everything { self.member.reconcile().await } else { self.member.apply().await };
+        let input = match outcome {
+            Ok(()) => Input::Applied { facts_changed: self.member.has_news() },
             Err(error) => {
                 let error = told(&error);
                 tracing::warn!(error, network = %self.network(), "the tunnel is not as it should be; trying again");
-                Input::NotSet
+                Input::ApplyFailed
             }
         };
-        self.machine.handle(input, Instant::now());
+        self.machine.handle(input, now());
     }
 
     fn check_in(&self, with_facts: bool) {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
-        let (network, at) = (self.network(), self.member.stands());
+        let (network, at) = (self.network(), self.member.applied());
         let facts = with_facts.then(|| self.member.facts());
         let sent = facts.clone();
         let call = tokio::spawn(async move { control.check_in(&network, at, sent).await });
@@ -185,7 +188,7 @@ impl Driver {
                 if !self.machine.is_reached() {
                     tracing::info!(network = %self.network(), "the server answers");
                 }
-                self.machine.handle(Input::Answered, Instant::now());
+                self.machine.handle(Input::Answered, now());
                 if let Some(update) = update {
                     self.take(&update);
                 }
@@ -195,17 +198,17 @@ impl Driver {
                 _,
             ) => {
                 tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");
-                self.machine.handle(Input::Refused, Instant::now());
+                self.machine.handle(Input::Refused, now());
             }
             Event::CheckedIn(Err(error), _) => {
                 if self.machine.is_reached() {
                     tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
                 }
-                self.machine.handle(Input::Failed, Instant::now());
+                self.machine.handle(Input::Failed, now());
             }
-            Event::StreamOpened => self.machine.handle(Input::StreamOpened, Instant::now()),
+            Event::StreamOpened => self.machine.handle(Input::StreamOpened, now()),
             Event::Streamed(update) => self.take(&update),
-            Event::StreamEnded => self.machine.handle(Input::StreamEnded, Instant::now()),
+            Event::StreamEnded => self.machine.handle(Input::StreamEnded, now()),
         }
     }
 
@@ -215,21 +218,21 @@ impl Driver {
             Err(error) => {
                 let error = told(&error);
                 tracing::debug!(error, network = %self.network(), "an update does not fit; asking for the whole View");
-                self.machine.handle(Input::Misfit, Instant::now());
+                self.machine.handle(Input::Misfit, now());
             }
         }
     }
 
     fn accepted(&mut self, accepted: Accepted) {
-        let now = Instant::now();
+        let at = now();
         match accepted {
             Accepted::Same => {}
             Accepted::Changed => {
-                self.machine.set_interval(interval(&self.member), now);
-                self.machine.handle(Input::Changed, now);
+                self.machine.set_interval(interval(&self.member), at);
+                self.machine.handle(Input::Changed, at);
             }
-            Accepted::Overtaken => self.machine.handle(Input::Overtaken, now),
-            Accepted::Removed => self.machine.handle(Input::Removed, now),
+            Accepted::Overtaken => self.machine.handle(Input::Overtaken, at),
+            Accepted::Removed => self.machine.handle(Input::Removed, at),
             Accepted::Forgotten => {
                 let error = told(&AgentError::Forgotten(self.network()));
                 tracing::warn!(error, network = %self.network(), "the server does not know this machine");
@@ -243,7 +246,7 @@ impl Driver {
         if let Err(error) = &outcome {
             let error = told(error);
             tracing::warn!(error, network = %self.network(), "cannot take everything down; trying again");
-            self.machine.handle(Input::NotSet, Instant::now());
+            self.machine.handle(Input::ApplyFailed, now());
         }
         outcome.is_ok()
     }
@@ -264,23 +267,23 @@ impl Driver {
 
     async fn check_in_now(&mut self) -> Result<bool, AgentError> {
         let accepted = self.member.check_in(true).await?;
-        self.set_now(accepted).await
+        self.apply_now(accepted).await
     }
 
     async fn pull_now(&mut self) -> Result<bool, AgentError> {
         let accepted = self.member.pull().await?;
-        self.set_now(accepted).await
+        self.apply_now(accepted).await
     }
 
-    async fn set_now(&mut self, accepted: Accepted) -> Result<bool, AgentError> {
+    async fn apply_now(&mut self, accepted: Accepted) -> Result<bool, AgentError> {
         self.accepted(accepted);
         match accepted {
             Accepted::Removed => return Err(AgentError::Removed(self.network())),
             Accepted::Forgotten => return Err(AgentError::Forgotten(self.network())),
             Accepted::Changed | Accepted::Same | Accepted::Overtaken => {}
         }
-        self.member.set().await?;
-        self.machine.hurry(Instant::now());
+        self.member.reconcile().await?;
+        self.machine.hurry(now());
         Ok(accepted == Accepted::Changed)
     }
 }
@@ -297,6 +300,11 @@ impl Drop for Driver {
 pub(crate) async fn ended(shutdown: &mut watch::Receiver<bool>) {
     // An error means that nobody is left who could say so.
     let _ = shutdown.wait_for(|end| *end).await;
+}
+
+/// The time, by the clock that the timers of this program go by: tests may have a virtual one.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// How often the network wants its nodes to check in: each second to each hour, whatever a server says.

@@ -3,9 +3,10 @@
 //! A path may be taken over by another process; a file is therefore known by device and inode, and only the file that
 //! we made is ever removed. A device process leaves three while it lives: its socket, its lock, its log.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -23,9 +24,50 @@ pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        sync_folder(path)
     };
     write().inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
+/// What the agent does with a disk to keep its state. A process that is killed may do any part of any of these as its last
+/// act.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Makes a private file hold this: whole and on the disk, or the old one stays.
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Makes a private file hold this from `at` on, and on the disk; what stood there and after is gone, what stood before
+    /// stays.
+    fn write_from(&self, path: &Path, at: u64, content: &[u8]) -> io::Result<()>;
+    /// Removes a file, if there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The disk that there is.
+#[derive(Clone, Copy, Debug)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        write_whole(path, content, PRIVATE)
+    }
+
+    fn write_from(&self, path: &Path, at: u64, content: &[u8]) -> io::Result<()> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
+        if file.metadata()?.len() > at {
+            file.set_len(at)?;
+        }
+        file.write_all_at(content, at)?;
+        file.sync_data()?;
+        // A file that begins may be a new one, which its folder has to know.
+        if at == 0 { sync_folder(path) } else { Ok(()) }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        remove(path)
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Removes a file, if there.

@@ -1,8 +1,8 @@
 //! The agent: keeps a machine's WireGuard interfaces as the server says.
 //!
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current for ever. Decisions are pure:
-//! [`machine`] (when to speak), [`membership`] (what to believe), [`reconcile`] (what to change). What acts is thin:
-//! [`control`] (the server), [`tunnel`] (device, links, names), [`directory`] (the disk).
+//! [`machine`] (when to speak), [`membership`] (what to believe), [`tunnels`] and [`reconcile`] (what to change). What acts is
+//! thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the computer), [`directory`] (the disk).
 #![deny(unsafe_code)]
 
 pub mod agent;
@@ -14,7 +14,9 @@ pub mod daemon;
 pub mod device;
 pub mod directory;
 pub mod driver;
-mod files;
+pub mod files;
+pub mod host;
+mod journal;
 pub mod machine;
 pub mod membership;
 pub mod reconcile;
@@ -22,4 +24,4 @@ pub mod registration;
 pub mod settings;
 pub mod system;
 pub mod tunnel;
-mod tunnels;
+pub mod tunnels;

@@ -1,15 +1,15 @@
-//! When an agent speaks to the server, and when it sets its machine: the life of one membership.
+//! When an agent speaks to the server, and when it applies what it has: the life of one membership.
 //!
 //! Pure: it never sleeps, locks, spawns or reads a clock. Whoever drives it hands in what happened ([`Input`]) and the time,
 //! carries out what it says ([`Output`]), and wakes it at [`Machine::poll_timeout`]. Its life, in order:
 //!
-//! 1. it starts with the View of the disk, and sets the machine by it before anybody is asked;
-//! 2. it checks in, and again each interval; what it is told, it sets, and says so by one more check-in;
+//! 1. it starts with the View of the disk, and applies it before anybody is asked;
+//! 2. it checks in, and again each interval; what changes, it applies, and says so by one more check-in;
 //! 3. after a check-in that was answered it watches, so that changes come at once; losing the stream is normal;
 //! 4. while the server is silent it asks again, ever more slowly up to half a minute, and the tunnel stays as it is;
 //! 5. when it is told that it is removed, it takes everything down and is done.
 //!
-//! Setting the machine goes on meanwhile, every half minute, because others may change it too.
+//! Meanwhile the host is compared with the View every half minute, because others may change it too.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(30);
 const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lived this long was a good one.
 const GOOD_STREAM: Duration = Duration::from_secs(60);
-/// Within this time all agents say that they have set a change: not in the same instant.
+/// Within this time all agents say that they have applied a change: not in the same instant.
 const SPREAD: Duration = Duration::from_millis(400);
 
 /// What happened.
@@ -49,20 +49,22 @@ pub enum Input {
     StreamOpened,
     /// The stream of changes has ended, or could not be opened.
     StreamEnded,
-    /// The machine is set as it should be; whether what it says of itself is other than before.
-    Set {
+    /// The View is applied; whether what the machine says of itself is other than before.
+    Applied {
         /// Whether its port or address changed.
         facts_changed: bool,
     },
-    /// The machine could not be set.
-    NotSet,
+    /// The View could not be applied.
+    ApplyFailed,
 }
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Set the machine by the View at hand.
-    Set,
+    /// Apply what changed in the View.
+    Apply,
+    /// Compare the host with the View, and apply whatever it lacks.
+    Reconcile,
     /// Check in.
     CheckIn {
         /// Whether to say what the machine is reached by.
@@ -92,11 +94,11 @@ pub struct Machine {
     stream: Stream,
     /// How many streams in a row ended early.
     short_streams: u32,
-    /// What the machine was set by is older than what is at hand, or could not be set.
-    unset: bool,
-    set_failures: u32,
+    /// What was applied is older than what is at hand, or something could not be applied.
+    unapplied: bool,
+    apply_failures: u32,
     next_call: Instant,
-    next_set: Instant,
+    next_reconcile: Instant,
     removed: bool,
 }
 
@@ -126,7 +128,7 @@ impl Machine {
     /// A machine that starts now. `seed` differs between machines, so that they do not all act in the same instant.
     pub fn new(interval: Duration, watch: bool, seed: u64, now: Instant) -> Self {
         Self {
-            outputs: VecDeque::from([Output::Set]),
+            outputs: VecDeque::from([Output::Reconcile]),
             interval,
             seed,
             call: None,
@@ -135,10 +137,10 @@ impl Machine {
             facts_due: now,
             stream: if watch { Stream::Closed(now) } else { Stream::Off },
             short_streams: 0,
-            unset: true,
-            set_failures: 0,
+            unapplied: true,
+            apply_failures: 0,
             next_call: now,
-            next_set: now + LOOK,
+            next_reconcile: now + LOOK,
             removed: false,
         }
     }
@@ -171,41 +173,41 @@ impl Machine {
             Input::Answered => self.answered(now),
             Input::Refused => self.refused(now),
             Input::Failed => self.failed(now),
-            Input::Changed => self.want_set(),
+            Input::Changed => self.want_apply(),
             Input::Misfit => self.push_once(Output::Pull),
-            Input::Overtaken if self.unset => self.push_once(Output::Pull),
+            Input::Overtaken if self.unapplied => self.push_once(Output::Pull),
             Input::Overtaken => self.call_by(now),
             Input::Removed => {
                 self.removed = true;
                 self.outputs.clear();
-                self.next_set = now;
+                self.next_reconcile = now;
             }
             Input::StreamOpened => self.stream = Stream::Open(now),
             Input::StreamEnded => self.stream_ended(now),
-            Input::Set { facts_changed } => self.was_set(facts_changed, now),
-            Input::NotSet => self.was_not_set(now),
+            Input::Applied { facts_changed } => self.was_applied(facts_changed, now),
+            Input::ApplyFailed => self.apply_failed(now),
         }
         self.handle_timeout(now);
     }
 
     /// Who is removed has one thing left to do: what stood is taken down, if need be in several tries.
     fn handle_removed(&mut self, input: Input, now: Instant) {
-        if input == Input::NotSet {
-            self.was_not_set(now);
+        if input == Input::ApplyFailed {
+            self.apply_failed(now);
         }
         self.handle_timeout(now);
     }
 
-    fn was_not_set(&mut self, now: Instant) {
-        self.set_failures = self.set_failures.saturating_add(1);
-        self.next_set = now + self.pause(self.set_failures);
+    fn apply_failed(&mut self, now: Instant) {
+        self.apply_failures = self.apply_failures.saturating_add(1);
+        self.next_reconcile = now + self.pause(self.apply_failures);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if now >= self.next_set {
-            self.next_set = now + LOOK;
-            self.push_once(if self.removed { Output::TakeDown } else { Output::Set });
+        if now >= self.next_reconcile {
+            self.next_reconcile = now + LOOK;
+            self.push_once(if self.removed { Output::TakeDown } else { Output::Reconcile });
         }
         if self.removed {
             return;
@@ -232,14 +234,14 @@ impl Machine {
     /// When to call [`Machine::handle_timeout`].
     pub fn poll_timeout(&self) -> Instant {
         if self.removed {
-            return self.next_set;
+            return self.next_reconcile;
         }
         let call = self.call.is_none().then_some(self.next_call);
         let watch = match self.stream {
             Stream::Closed(from) if self.reached => Some(from),
             Stream::Closed(_) | Stream::Off | Stream::Opening | Stream::Open(_) => None,
         };
-        [call, watch].into_iter().flatten().fold(self.next_set, Instant::min)
+        [call, watch].into_iter().flatten().fold(self.next_reconcile, Instant::min)
     }
 
     /// Wants a check-in by then; one that is under way does not count, since it was sent before.
@@ -290,16 +292,18 @@ impl Machine {
         }
     }
 
-    fn want_set(&mut self) {
-        self.unset = true;
-        self.push_once(Output::Set);
+    fn want_apply(&mut self) {
+        self.unapplied = true;
+        // Who compares everything applies what changed as well.
+        if !self.outputs.contains(&Output::Reconcile) {
+            self.push_once(Output::Apply);
+        }
     }
 
-    fn was_set(&mut self, facts_changed: bool, now: Instant) {
-        let acknowledge = self.unset && self.reached;
-        self.unset = false;
-        self.set_failures = 0;
-        self.next_set = now + LOOK;
+    fn was_applied(&mut self, facts_changed: bool, now: Instant) {
+        let acknowledge = self.unapplied && self.reached;
+        self.unapplied = false;
+        self.apply_failures = 0;
         if facts_changed {
             self.facts_due = now;
             self.call.iter_mut().for_each(|call| call.new_facts = true);
@@ -348,8 +352,8 @@ mod tests {
         let now = Instant::now();
         let mut machine = Machine::new(INTERVAL, watch, 7, now);
         machine.handle_timeout(now);
-        assert_eq!(outputs(&mut machine), [Output::Set, Output::CheckIn { with_facts: true }]);
-        machine.handle(Input::Set { facts_changed: false }, now);
+        assert_eq!(outputs(&mut machine), [Output::Reconcile, Output::CheckIn { with_facts: true }]);
+        machine.handle(Input::Applied { facts_changed: false }, now);
         (machine, now)
     }
 
@@ -367,13 +371,13 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_set_once_and_acknowledged_at_once() {
+    fn a_change_is_applied_once_and_acknowledged_at_once() {
         let (mut machine, now) = started(false);
         machine.handle(Input::Answered, now);
         machine.handle(Input::Changed, now);
         machine.handle(Input::Changed, now);
-        assert_eq!(outputs(&mut machine), [Output::Set]);
-        machine.handle(Input::Set { facts_changed: false }, now);
+        assert_eq!(outputs(&mut machine), [Output::Apply]);
+        machine.handle(Input::Applied { facts_changed: false }, now);
         machine.handle_timeout(now + SPREAD);
         assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
     }
@@ -410,7 +414,7 @@ mod tests {
                         machine.handle(Input::StreamEnded, now);
                     }
                     Output::CheckIn { .. } => machine.handle(Input::Answered, now),
-                    Output::Set => machine.handle(Input::Set { facts_changed: false }, now),
+                    Output::Apply | Output::Reconcile => machine.handle(Input::Applied { facts_changed: false }, now),
                     Output::Pull | Output::TakeDown => unreachable!("nothing asks for it"),
                 }
             }
@@ -428,7 +432,7 @@ mod tests {
         machine.handle(Input::Removed, now);
         machine.handle(Input::Changed, now);
         assert_eq!(outputs(&mut machine), [Output::TakeDown]);
-        machine.handle(Input::NotSet, now);
+        machine.handle(Input::ApplyFailed, now);
         let due = machine.poll_timeout();
         assert!(due > now && due <= now + FIRST_PAUSE);
         machine.handle_timeout(due);
@@ -443,10 +447,10 @@ mod tests {
         assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
         let now = now + INTERVAL;
         machine.handle(Input::Changed, now);
-        machine.handle(Input::Set { facts_changed: true }, now);
+        machine.handle(Input::Applied { facts_changed: true }, now);
         machine.handle(Input::Answered, now);
         machine.handle_timeout(now + SPREAD);
-        assert_eq!(outputs(&mut machine), [Output::Set, Output::CheckIn { with_facts: true }]);
+        assert_eq!(outputs(&mut machine), [Output::Apply, Output::CheckIn { with_facts: true }]);
     }
 
     #[test]
@@ -469,24 +473,44 @@ mod tests {
         assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
         machine.handle(Input::Answered, now);
         machine.handle(Input::Changed, now);
-        machine.handle(Input::NotSet, now);
+        machine.handle(Input::ApplyFailed, now);
         machine.handle(Input::Overtaken, now);
         assert_eq!(
             outputs(&mut machine),
-            [Output::Set, Output::Pull],
-            "where the machine is not set, asking leads nowhere"
+            [Output::Apply, Output::Pull],
+            "where nothing can be applied, asking leads nowhere"
         );
     }
 
     #[test]
-    fn a_machine_that_could_not_be_set_is_tried_again() {
+    fn what_could_not_be_applied_is_tried_again_by_comparing_everything() {
         let (mut machine, now) = started(false);
         machine.handle(Input::Answered, now);
         machine.handle(Input::Changed, now);
-        assert_eq!(outputs(&mut machine), [Output::Set]);
-        machine.handle(Input::NotSet, now);
+        assert_eq!(outputs(&mut machine), [Output::Apply]);
+        machine.handle(Input::ApplyFailed, now);
         machine.handle_timeout(now + FIRST_PAUSE);
-        assert!(outputs(&mut machine).contains(&Output::Set));
+        assert!(outputs(&mut machine).contains(&Output::Reconcile));
+    }
+
+    #[test]
+    fn changes_that_keep_coming_do_not_keep_the_host_from_being_compared() {
+        let (mut machine, mut now) = started(false);
+        machine.handle(Input::Answered, now);
+        let (start, mut compared) = (now, Vec::new());
+        while now < start + LOOK * 3 {
+            now += Duration::from_secs(7);
+            machine.handle(Input::Changed, now);
+            for output in outputs(&mut machine) {
+                match output {
+                    Output::Reconcile => compared.push(now),
+                    Output::CheckIn { .. } => machine.handle(Input::Answered, now),
+                    Output::Apply | Output::Pull | Output::Watch | Output::TakeDown => {}
+                }
+                machine.handle(Input::Applied { facts_changed: false }, now);
+            }
+        }
+        assert!(compared.len() >= 2, "{compared:?}");
     }
 
     fn input() -> impl Strategy<Value = Input> {
@@ -499,9 +523,9 @@ mod tests {
             Just(Input::Refused),
             Just(Input::StreamOpened),
             Just(Input::StreamEnded),
-            Just(Input::Set { facts_changed: false }),
-            Just(Input::Set { facts_changed: true }),
-            Just(Input::NotSet),
+            Just(Input::Applied { facts_changed: false }),
+            Just(Input::Applied { facts_changed: true }),
+            Just(Input::ApplyFailed),
         ]
     }
 

@@ -60,6 +60,23 @@ pub fn device_steps(
     steps
 }
 
+/// What a device lacks that had everything, when only these peers are gone, and only these are new or differ.
+///
+/// The device is not asked, so this costs what has changed. An endpoint that was applied before is not applied again: the
+/// peer may have been heard elsewhere since.
+pub fn change_steps(
+    gone: &[WireGuardKey],
+    put: BTreeMap<WireGuardKey, PeerSettings>,
+    applied: &AppliedEndpoints,
+) -> Vec<DeviceStep> {
+    let gone = gone.iter().map(|key| DeviceStep::RemovePeer(*key));
+    let put = put.into_iter().map(|(key, settings)| {
+        let endpoint = settings.endpoint.filter(|endpoint| applied.get(&key) != Some(endpoint));
+        DeviceStep::PutPeer(key, PeerSettings { endpoint, ..settings })
+    });
+    gone.chain(put).collect()
+}
+
 fn differs(wanted: &PeerSettings, seen: &PeerState) -> bool {
     wanted.allowed_ips != seen.settings.allowed_ips || wanted.keepalive != seen.settings.keepalive
 }
@@ -207,6 +224,28 @@ mod tests {
         IpNet::from(IpAddr::V4(address))
     }
 
+    /// Peers of which each has an address of its own, as in every View.
+    fn unique(peers: BTreeMap<u8, (u8, Option<u8>)>) -> Vec<(u8, u8, Option<u8>)> {
+        let mut taken = BTreeSet::new();
+        let peers = peers.into_iter().filter(|(_, (address, _))| taken.insert(*address));
+        peers.map(|(key, (address, at))| (key, address, at)).collect()
+    }
+
+    #[test]
+    fn a_peer_that_changed_keeps_the_place_where_it_was_heard() {
+        let mut fake = Fake::default();
+        bring(&mut fake, &[(1, 1, Some(1))]);
+        let key = WireGuardKey([1; 32]);
+        let applied = AppliedEndpoints::from([(key, endpoint(1))]);
+        fake.hear(&key, endpoint(7), 1_000);
+        let at = |fake: &mut Fake| fake.observe().expect("it is there").peers[&key].settings.endpoint;
+        for (wanted, heard) in [((1, 2, Some(1)), 7), ((1, 3, None), 7), ((1, 3, Some(2)), 2)] {
+            let steps = change_steps(&[], settings(&[wanted]), &applied);
+            fake.apply(&steps).expect("it takes the steps");
+            assert_eq!(at(&mut fake), Some(endpoint(heard)), "{wanted:?}");
+        }
+    }
+
     proptest! {
         /// Whatever a device had, one pass makes it what it should be, and a second pass finds nothing to do.
         #[test]
@@ -214,12 +253,6 @@ mod tests {
             before in proptest::collection::btree_map(1u8..20, (1u8..20, proptest::option::of(1u8..9)), 0..12),
             after in proptest::collection::btree_map(1u8..20, (1u8..20, proptest::option::of(1u8..9)), 0..12),
         ) {
-            // An address belongs to one peer, as in every View.
-            let unique = |peers: BTreeMap<u8, (u8, Option<u8>)>| {
-                let mut taken = BTreeSet::new();
-                let peers = peers.into_iter().filter(|(_, (address, _))| taken.insert(*address));
-                peers.map(|(key, (address, at))| (key, address, at)).collect::<Vec<_>>()
-            };
             let (before, after) = (unique(before), unique(after));
             let mut fake = Fake::default();
             bring(&mut fake, &before);
@@ -231,6 +264,24 @@ mod tests {
                 let range = format!("10.0.0.{address}/32").parse().expect("a good range");
                 prop_assert_eq!(&state.peers[&WireGuardKey([key; 32])].settings.allowed_ips, &[range].into());
             }
+        }
+
+        /// A device that follows what changed has what one has that was compared as a whole.
+        #[test]
+        fn following_a_change_is_as_good_as_comparing_everything(
+            before in proptest::collection::btree_map(1u8..12, (1u8..12, proptest::option::of(1u8..4)), 0..8),
+            after in proptest::collection::btree_map(1u8..12, (1u8..12, proptest::option::of(1u8..4)), 0..8),
+        ) {
+            let (before, after) = (unique(before), unique(after));
+            let mut fake = Fake::default();
+            bring(&mut fake, &before);
+            let (before, wanted) = (settings(&before), settings(&after));
+            let applied = before.iter().filter_map(|(key, peer)| Some((*key, peer.endpoint?))).collect();
+            let gone: Vec<_> = before.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+            let put = wanted.into_iter().filter(|(key, peer)| before.get(key) != Some(peer)).collect();
+            let steps = change_steps(&gone, put, &applied);
+            fake.apply(&steps).expect("it takes the steps");
+            prop_assert_eq!(lacking(&mut fake, &applied, &after, 0), []);
         }
     }
 }

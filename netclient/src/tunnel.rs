@@ -6,35 +6,28 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use schema::scalars::WireGuardKey;
 use schema::view::View;
 
-use crate::device::{self, Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking, resolve_one};
+use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
 use crate::files;
+use crate::host::Host;
 use crate::membership::{Instead, Membership};
-use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
-use crate::system::forwarding::{self, ForwardingError};
+use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, device_steps, link_steps};
+use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
-use crate::system::link::{self, LinkError, LinkState};
-use crate::tunnels::{Tunnel as Peer, peer_settings, tunnels};
+use crate::system::link::{LinkError, LinkState};
+use crate::tunnels::{self, Changes, peer_settings, tunnels};
 
 /// How many ports are tried where the wanted one is taken.
 const PORTS: u16 = 100;
 
-/// What a tunnel stands on: the same for every network of an agent.
-#[derive(Clone, Debug)]
-pub struct Ground {
-    /// What runs as the device process; see [`device::create`].
-    pub executable: PathBuf,
-    /// The file of names, `/etc/hosts`.
-    pub hosts: PathBuf,
-}
-
 /// One network's tunnel.
 pub struct Tunnel {
-    ground: Ground,
+    host: Arc<dyn Host>,
     interface: String,
     socket: PathBuf,
     device: Option<Box<dyn Device>>,
@@ -63,8 +56,8 @@ pub enum TunnelError {
 
 impl Tunnel {
     /// The tunnel of an interface; nothing is touched yet.
-    pub fn new(ground: Ground, interface: &str, socket: PathBuf) -> Self {
-        Self { ground, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
+    pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf) -> Self {
+        Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
     /// Does what is lacking. Gives the port that was found free, where the wanted one was taken and another does.
@@ -80,27 +73,47 @@ impl Tunnel {
         let View { network, interface, names, .. } = &membership.view;
         let mtu = match interface.mtu {
             Some(mtu) => mtu,
-            None => link::underlay_mtu(|name| name == self.interface).await?,
+            None => self.host.underlay_mtu(&self.interface).await?,
         };
         let missing = || LinkError::Missing { interface: self.interface.clone() };
-        let observed: LinkState = link::observe(&self.interface).await?.ok_or_else(missing)?;
+        let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
         let wanted = WantedLink { addresses: &interface.addresses, far: None, mtu };
         let steps = link_steps(wanted, &observed);
-        match link::apply(&self.interface, &steps).await {
+        match self.host.apply_link(&self.interface, &steps).await {
             // Half of a network is better than none.
             Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
                 tracing::warn!(%error, "the network's IPv4 is set alone");
             }
             outcome => outcome?,
         }
-        forwarding::set(&self.interface, interface.forward)?;
+        self.host.set_forwarding(&self.interface, interface.forward)?;
         self.set_names(hosts::lines(network, names)).await?;
         Ok(instead)
     }
 
+    /// Does what is lacking where only these changes are: the device is not asked, and other peers are not looked at. Whatever
+    /// fails, or is not known to be as it should be, [`Tunnel::reconcile`] mends.
+    pub async fn follow(&mut self, membership: &Membership, changes: Changes) -> Result<(), TunnelError> {
+        let View { network, interface, names, .. } = &membership.view;
+        let Changes { tunnels, names: names_changed } = changes;
+        let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
+        let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
+        let found = resolve(&self.host, &put).await;
+        let steps = change_steps(&gone, peer_settings(&put, &found, interface.keepalive), &self.applied);
+        self.apply(steps).await?;
+        for key in gone.iter().chain(put.keys()) {
+            self.applied.remove(key);
+        }
+        self.applied.extend(found);
+        if names_changed {
+            self.set_names(hosts::lines(network, names)).await?;
+        }
+        Ok(())
+    }
+
     async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
-        let (path, interface, turn) = (self.ground.hosts.clone(), self.interface.clone(), self.beside("hosts.lock"));
-        blocking(move || hosts::set(&path, &turn, &interface, &lines)).await
+        let (host, interface, turn) = (Arc::clone(&self.host), self.interface.clone(), self.beside("hosts.lock"));
+        blocking(move || host.set_names(&turn, &interface, &lines)).await
     }
 
     /// A file beside the socket of the device.
@@ -111,8 +124,8 @@ impl Tunnel {
     /// What the device does; absent: there is none.
     pub async fn observe(&mut self) -> Result<Option<DeviceState>, DeviceError> {
         if self.device.is_none() {
-            let (interface, socket) = (self.interface.clone(), self.socket.clone());
-            self.device = blocking(move || device::attach(&interface, &socket)).await?;
+            let (host, interface, socket) = (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
+            self.device = blocking(move || host.attach(&interface, &socket)).await?;
         }
         if self.device.is_none() {
             return Ok(None);
@@ -145,14 +158,13 @@ impl Tunnel {
         let observed = match self.observe().await? {
             Some(observed) => observed,
             None => {
-                let (interface, socket) = (self.interface.clone(), self.socket.clone());
-                let executable = self.ground.executable.clone();
-                self.device = Some(blocking(move || device::create(&interface, &executable, &socket)).await?);
+                let (host, interface, socket) = (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
+                self.device = Some(blocking(move || host.create(&interface, &socket)).await?);
                 DeviceState::default()
             }
         };
         let tunnels = tunnels(&membership.view);
-        let found = resolve(&tunnels).await;
+        let found = resolve(&self.host, &tunnels).await;
         let peers = peer_settings(&tunnels, &found, membership.view.interface.keepalive);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut port = membership.wanted_port();
@@ -210,7 +222,10 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
 }
 
 /// Where peers are reached: addresses as they stand, names as they resolve right now.
-async fn resolve(tunnels: &BTreeMap<WireGuardKey, Peer>) -> BTreeMap<WireGuardKey, SocketAddr> {
+async fn resolve(
+    host: &Arc<dyn Host>,
+    tunnels: &BTreeMap<WireGuardKey, tunnels::Tunnel>,
+) -> BTreeMap<WireGuardKey, SocketAddr> {
     let mut found = BTreeMap::new();
     let mut lookups = tokio::task::JoinSet::new();
     for (key, tunnel) in tunnels {
@@ -218,8 +233,8 @@ async fn resolve(tunnels: &BTreeMap<WireGuardKey, Peer>) -> BTreeMap<WireGuardKe
         match endpoint.socket_addr() {
             Some(at) => drop(found.insert(*key, at)),
             None => {
-                let (key, endpoint) = (*key, endpoint.clone());
-                lookups.spawn(async move { Some((key, resolve_one(&endpoint).await?)) });
+                let (host, key, endpoint) = (Arc::clone(host), *key, endpoint.clone());
+                lookups.spawn(async move { Some((key, host.resolve(&endpoint).await?)) });
             }
         }
     }

@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use schema::scalars::{Endpoint, Seconds, WireGuardKey};
-use schema::view::View;
+use schema::view::{Peer, View};
 
 use crate::device::state::PeerSettings;
 
@@ -22,11 +23,51 @@ pub struct Tunnel {
 
 /// The tunnels of a View, by the WireGuard key of the peer.
 pub fn tunnels(view: &View) -> BTreeMap<WireGuardKey, Tunnel> {
-    let tunnel = |peer: &schema::view::Peer| Tunnel {
-        endpoint: peer.endpoint.clone(),
-        allowed_ips: peer.allowed_ips.iter().map(IpNet::trunc).collect(),
-    };
     view.peers.values().map(|peer| (peer.public_key, tunnel(peer))).collect()
+}
+
+fn tunnel(peer: &Peer) -> Tunnel {
+    let allowed_ips = peer.allowed_ips.iter().map(IpNet::trunc).collect();
+    Tunnel { endpoint: peer.endpoint.clone(), allowed_ips }
+}
+
+/// What has changed in a View since it was applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The tunnels that are new or differ, and, as absent, those that are gone.
+    pub tunnels: BTreeMap<WireGuardKey, Option<Tunnel>>,
+    /// Whether names differ.
+    pub names: bool,
+}
+
+impl Changes {
+    /// What leads from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
+    pub fn between(before: &View, after: &View) -> Option<Self> {
+        if before.interface != after.interface {
+            return None;
+        }
+        let (mut put, mut tunnels) = (Vec::new(), BTreeMap::new());
+        for item in before.peers.diff(&after.peers) {
+            match item {
+                DiffItem::Add(_, new) => put.push(new),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    tunnels.insert(old.public_key, None);
+                    put.push(new);
+                }
+                DiffItem::Remove(_, old) => drop(tunnels.insert(old.public_key, None)),
+            }
+        }
+        // After those that are gone: a node may have come to have the key of another.
+        tunnels.extend(put.into_iter().map(|peer| (peer.public_key, Some(tunnel(peer)))));
+        Some(Self { tunnels, names: before.names.diff(&after.names).next().is_some() })
+    }
+
+    /// Adds what has changed since.
+    pub fn extend(&mut self, later: Self) {
+        let Self { tunnels, names } = later;
+        self.tunnels.extend(tunnels);
+        self.names |= names;
+    }
 }
 
 /// How the peers of a device are set for these tunnels; `found` says where they are reached, as far as that is known.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +17,10 @@ use netclient::control::{ControlError, Newcomer, Opener};
 use netclient::daemon::{self, Answer, Question};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};
+use netclient::host::System;
 use netclient::membership::ServerAddress;
 use netclient::settings::{self, SettingsError};
-use netclient::tunnel::{Ground, TunnelError};
+use netclient::tunnel::TunnelError;
 use proto::sign::public_key;
 use schema::kinds::Node;
 use schema::scalars::{Endpoint, Host, Identity, Name, NetworkName};
@@ -179,8 +180,7 @@ fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
     let directory = Directory::open(&host.directory)?;
     let mut settings = settings::load(&host.directory, |_| None)?;
     settings.endpoint = settings.endpoint.or_else(|| host.endpoint.clone());
-    let ground = Ground { executable: "/proc/self/exe".into(), hosts: Path::new("/etc/hosts").into() };
-    Ok(Agent::new(directory, settings, ground).within(opener))
+    Ok(Agent::new(directory, settings, Arc::new(System::default())).within(opener))
 }
 
 /// Connections to the agents' service in this program.

@@ -12,7 +12,7 @@ use super::keys::{new_identity, new_private_key};
 use super::member::Member;
 use super::{Agent, AgentError, address_of, told};
 use crate::control::{Control, ControlError, Newcomer};
-use crate::device;
+use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
 
 /// What a join may choose; what is absent here is taken from the settings, and then chosen by itself.
@@ -74,15 +74,15 @@ impl Agent {
             return self.stay(membership, server, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        let membership = self.enter(network, server, options, door).await?;
-        let mut member = Member::new(self.clone(), membership)?;
-        if let Err(error) = member.set().await {
+        let (membership, journal) = self.enter(network, server, options, door).await?;
+        let mut member = Member::new(self.clone(), membership, journal)?;
+        if let Err(error) = member.apply().await {
             member.leave_again().await;
             return Err(AgentError::NotUp(error));
         }
         // Says which port was found, and that the View is set. If it fails, the next one says so.
         match member.check_in(true).await {
-            Ok(Accepted::Changed) => drop(member.set().await),
+            Ok(Accepted::Changed) => drop(member.apply().await),
             Ok(_) => {}
             Err(error) => tracing::debug!(error = told(&error), "the first check-in failed"),
         }
@@ -114,11 +114,11 @@ impl Agent {
         server: &ServerAddress,
         options: &JoinOptions,
         door: Door,
-    ) -> Result<Membership, AgentError> {
+    ) -> Result<(Membership, Journal), AgentError> {
         let (options, settings) = (options.clone(), &self.settings);
         let interface = options.interface.unwrap_or_else(|| self.interface(network));
         let port = options.port.or(settings.port);
-        device::check_free(&interface, port)?;
+        self.host.check_free(&interface, port)?;
         let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let known = self.directory.identity(&server.signing_key)?;
@@ -137,8 +137,8 @@ impl Agent {
             let server = server.clone();
             let membership =
                 Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
-            self.directory.save(&membership)?;
-            Ok(membership)
+            let journal = self.directory.save(&membership)?;
+            Ok((membership, journal))
         });
         if kept.is_err() {
             // It is in, but cannot use that. If this fails as well, an admin has to remove the node.

@@ -1,5 +1,8 @@
 //! One membership in hand: its state on the disk, its tunnel, and the line to its server.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use proto::convert::Position;
@@ -8,9 +11,12 @@ use schema::scalars::NetworkName;
 
 use super::{Agent, AgentError, told};
 use crate::control::Control;
+use crate::directory::{DirectoryError, Kept};
 use crate::files::Lock;
-use crate::membership::{Accepted, Membership};
+use crate::journal::Journal;
+use crate::membership::{Accepted, Instead, Membership};
 use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnels::Changes;
 
 /// One membership in hand.
 pub struct Member {
@@ -20,10 +26,12 @@ pub struct Member {
     control: Arc<Control>,
     /// What the server was told of this machine.
     told: Option<Facts>,
-    /// Where the View stands that the machine is set by, as far as this process knows.
-    set: Position,
-    /// Whether the disk has what is at hand.
-    saved: bool,
+    /// Where the View stands that was applied, as far as this process knows.
+    applied: Position,
+    /// What changed since; absent: nobody knows.
+    changes: Option<Changes>,
+    /// What continues the membership on the disk; absent: the disk lacks something of it.
+    journal: Option<Journal>,
     _lock: Option<Lock>,
 }
 
@@ -31,18 +39,32 @@ impl Member {
     /// Takes charge of a network that the machine is in.
     pub fn open(agent: Agent, network: &NetworkName) -> Result<Self, AgentError> {
         let lock = agent.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        let membership = agent.directory.membership(network)?.ok_or_else(|| AgentError::NotMember(network.clone()))?;
-        Ok(Self { _lock: Some(lock), ..Self::new(agent, membership)? })
+        let kept = agent.directory.kept(network)?.ok_or_else(|| AgentError::NotMember(network.clone()))?;
+        let Kept { membership, journal, torn } = kept;
+        if torn {
+            tracing::warn!(%network, "the last update was not kept whole; going on from the one before");
+        }
+        Ok(Self { _lock: Some(lock), ..Self::new(agent, membership, journal)? })
     }
 
     /// A membership that the caller has charge of.
-    pub(super) fn new(agent: Agent, membership: Membership) -> Result<Self, AgentError> {
+    pub(super) fn new(agent: Agent, membership: Membership, journal: Journal) -> Result<Self, AgentError> {
         let server = &membership.server;
         let identity = agent.directory.identity(&server.signing_key)?;
         let identity = identity.ok_or_else(|| AgentError::NoIdentity(membership.network.clone()))?;
         let control = agent.line(server, identity);
         let tunnel = agent.tunnel(&membership.interface);
-        Ok(Self { agent, membership, tunnel, control, told: None, set: Position::default(), saved: true, _lock: None })
+        Ok(Self {
+            agent,
+            membership,
+            tunnel,
+            control,
+            told: None,
+            applied: Position::default(),
+            changes: None,
+            journal: Some(journal),
+            _lock: None,
+        })
     }
 
     /// The membership as it stands.
@@ -74,44 +96,89 @@ impl Member {
 
     /// Takes in what the server told, and keeps it; a disk that is full keeps nobody from knowing it.
     pub fn take(&mut self, update: &Update) -> Result<Accepted, AgentError> {
-        let before = self.membership.position;
+        let (position, view) = (self.membership.position, self.membership.view.clone());
         let accepted = self.membership.accept(update, &self.control.identity())?;
-        if self.membership.position != before {
-            self.save();
+        if self.membership.position != position {
+            self.keep(update);
+        }
+        if accepted == Accepted::Changed {
+            let later = Changes::between(&view, &self.membership.view);
+            self.changes = self.changes.take().zip(later).map(|(mut changes, later)| {
+                changes.extend(later);
+                changes
+            });
         }
         Ok(accepted)
     }
 
-    /// Keeps the membership as it is at hand; what fails is tried again when the machine is set the next time.
-    fn save(&mut self) {
-        let outcome = self.agent.directory.save(&self.membership);
-        self.saved = outcome.is_ok();
-        if let Err(error) = outcome {
-            tracing::warn!(error = told(&error), "what the server told is known, but not kept");
+    /// Keeps one more update: in the log, as long as that is worth it.
+    fn keep(&mut self, update: &Update) {
+        let network = &self.membership.network;
+        let appended = match &mut self.journal {
+            Some(journal) => self.agent.directory.append(network, journal, update),
+            None => Ok(false),
+        };
+        match appended {
+            Ok(true) => {}
+            Ok(false) => self.save(),
+            Err(error) => self.not_kept(&error),
         }
     }
 
-    /// Sets the machine by the View.
-    pub async fn set(&mut self) -> Result<(), TunnelError> {
-        let instead = self.tunnel.reconcile(&self.membership).await?;
-        self.set = self.membership.position;
-        if self.membership.instead != instead || !self.saved {
-            self.membership.instead = instead;
-            self.save();
+    /// Keeps the membership whole, as it is at hand.
+    fn save(&mut self) {
+        match self.agent.directory.save(&self.membership) {
+            Ok(journal) => self.journal = Some(journal),
+            Err(error) => self.not_kept(&error),
+        }
+    }
+
+    /// What the disk lacks now is written when the View is applied the next time.
+    fn not_kept(&mut self, error: &DirectoryError) {
+        self.journal = None;
+        tracing::warn!(error = told(error), "what the server told is known, but not kept");
+    }
+
+    /// Applies what has changed in the View since it was applied last; everything, where that is not known.
+    pub async fn apply(&mut self) -> Result<(), TunnelError> {
+        let Some(changes) = self.changes.take() else { return self.reconcile().await };
+        match self.tunnel.follow(&self.membership, changes).await {
+            Ok(()) => self.done(self.membership.instead),
+            Err(error) => {
+                tracing::debug!(error = told(&error), "a change does not apply alone; comparing everything");
+                self.reconcile().await?;
+            }
         }
         Ok(())
     }
 
-    /// Where the machine stands when it checks in: what it was told and could not be set by does not count, so that the
-    /// server does not take it for done.
-    pub fn stands(&self) -> Position {
-        self.set
+    /// Compares the host with the View, and applies what it lacks.
+    pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
+        self.changes = None;
+        let instead = self.tunnel.reconcile(&self.membership).await?;
+        self.done(instead);
+        Ok(())
+    }
+
+    fn done(&mut self, instead: Option<Instead>) {
+        self.changes = Some(Changes::default());
+        self.applied = self.membership.position;
+        if self.membership.instead != instead || self.journal.is_none() {
+            self.membership.instead = instead;
+            self.save();
+        }
+    }
+
+    /// Where the View stands that was applied, which is what a check-in says: what came and could not be applied does not
+    /// count, so that the server does not take it for done.
+    pub fn applied(&self) -> Position {
+        self.applied
     }
 
     /// Checks in, and takes in what the server told.
     pub async fn check_in(&mut self, with_facts: bool) -> Result<Accepted, AgentError> {
         let facts = with_facts.then(|| self.facts());
-        let update = self.control.check_in(&self.membership.network, self.set, facts.clone()).await?;
+        let update = self.control.check_in(&self.membership.network, self.applied, facts.clone()).await?;
         if let Some(facts) = facts {
             self.told(facts);
         }

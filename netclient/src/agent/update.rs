@@ -12,7 +12,7 @@ impl Agent {
     /// The tunnel comes up by what is on the disk before the server is asked.
     pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
-        let up = member.set().await;
+        let up = member.reconcile().await;
         let accepted = member.check_in(true).await?;
         if accepted == Accepted::Same {
             up?;
@@ -40,11 +40,11 @@ impl Agent {
                 }
                 Accepted::Forgotten => return Err(AgentError::Forgotten(network())),
                 Accepted::Same | Accepted::Overtaken => {
-                    member.set().await?;
+                    member.apply().await?;
                     return Ok(news);
                 }
                 Accepted::Changed => {
-                    member.set().await?;
+                    member.apply().await?;
                     accepted = member.check_in(true).await?;
                 }
             }

@@ -19,6 +19,7 @@ pub struct Fake(Arc<Mutex<Inner>>);
 struct Inner {
     state: DeviceState,
     applied: Vec<DeviceStep>,
+    observations: usize,
     refusals: VecDeque<Refusal>,
     lapse: Option<Duration>,
     removed: bool,
@@ -28,6 +29,16 @@ impl Fake {
     /// Takes the steps that were applied since it was last asked, in their order.
     pub fn take_applied(&self) -> Vec<DeviceStep> {
         std::mem::take(&mut self.lock().applied)
+    }
+
+    /// How often it was observed as a whole.
+    pub fn observations(&self) -> usize {
+        self.lock().observations
+    }
+
+    /// What it has, without counting as an observation.
+    pub fn state(&self) -> DeviceState {
+        self.lock().state.clone()
     }
 
     /// Has the next [`Device::apply`] that no earlier call of this function claims fail.
@@ -72,7 +83,9 @@ impl Fake {
 
 impl Device for Fake {
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(self.alive()?.state.clone())
+        let mut inner = self.alive()?;
+        inner.observations += 1;
+        Ok(inner.state.clone())
     }
 
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {

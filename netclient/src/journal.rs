@@ -1,0 +1,124 @@
+//! The log beside a membership: what the server sent since the membership was last written whole.
+//!
+//! Pure. `network-NAME.json` is the *base*: a membership with its View at a position. `network-NAME.log` continues it: a
+//! header that names the base by its hash, then one record for each update, in the order in which they came. So a change of
+//! one peer costs the bytes of that change, however large the mesh is. Invariants:
+//!
+//! - a record is read whole or not at all: it says how long it is, and has a checksum over that and over itself;
+//! - a log of another base is no log: whoever writes a new base need not remove the old log in the same instant;
+//! - what is read is taken in as when it came ([`Membership::accept`]): signature, position and count are checked, and the
+//!   first update that does not fit ends the log. So whatever a crash leaves, the View is one that the server sent.
+//!
+//! ```text
+//! log    = "nmlog 1\n" SHA-256(base) record*
+//! record = length:u32 crc32(length update):u32 update     numbers in big endian, the update as protobuf
+//! ```
+
+use prost::Message;
+use proto::wire::Update;
+use schema::scalars::Identity;
+use sha2::{Digest, Sha256};
+
+use crate::membership::{Accepted, Membership};
+
+/// What a log begins with; another format has another one.
+const MAGIC: &[u8; 8] = b"nmlog 1\n";
+/// The header: the beginning, and the hash of the base.
+const HEADER: usize = MAGIC.len() + 32;
+/// What a record has before its update.
+const PREFIX: usize = 8;
+/// The shortest log for which a new base is written. Checking a record is mostly checking a signature, some 50 us, and a
+/// change of one peer is some 250 bytes: a log of this length is read in about 15 ms.
+const SHORTEST: u64 = 64 << 10;
+
+/// What is on the disk of a membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Journal {
+    base: [u8; 32],
+    base_length: u64,
+    /// How long the log is; 0: it has to be begun.
+    length: u64,
+}
+
+/// Bytes to write into a log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Where they belong; what stands there and after is worth nothing.
+    pub(crate) at: u64,
+    /// The bytes.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Journal {
+    /// That of a new base, without a log.
+    pub(crate) fn begin(base: &[u8]) -> Self {
+        Self { base: Sha256::digest(base).into(), base_length: base.len() as u64, length: 0 }
+    }
+
+    /// Brings a membership, as the base has it, to where the log leads, and tells whether something at the end of the log
+    /// was of no use.
+    pub(crate) fn replay(base: &[u8], log: &[u8], membership: &mut Membership) -> (Self, bool) {
+        let mut journal = Self::begin(base);
+        let Some(mut rest) = log.strip_prefix(&*journal.header()) else { return (journal, false) };
+        let mut length = HEADER;
+        while let Some((update, size)) = read_record(rest) {
+            match membership.accept(&update, &NOBODY) {
+                Ok(Accepted::Changed | Accepted::Same) => {}
+                Ok(Accepted::Overtaken | Accepted::Removed | Accepted::Forgotten) | Err(_) => break,
+            }
+            length += size;
+            rest = &rest[size..];
+        }
+        journal.length = length as u64;
+        (journal, !rest.is_empty())
+    }
+
+    /// What to write so that the log has one more update; absent: a new base costs less in the long run.
+    ///
+    /// That is when the log would be longer than the base. So an agent writes at most about twice what it is sent, and reads
+    /// at its start at most twice what it has to know.
+    pub(crate) fn entry(&self, update: &Update) -> Option<Entry> {
+        let mut bytes = if self.length == 0 { self.header() } else { Vec::new() };
+        write_record(update, &mut bytes);
+        let length = self.length + bytes.len() as u64;
+        (length <= self.base_length.max(SHORTEST)).then_some(Entry { at: self.length, bytes })
+    }
+
+    /// Notes that an entry is on the disk.
+    pub(crate) fn written(&mut self, entry: &Entry) {
+        self.length = entry.at + entry.bytes.len() as u64;
+    }
+
+    fn header(&self) -> Vec<u8> {
+        [&MAGIC[..], &self.base].concat()
+    }
+}
+
+/// An identity that no machine has: a log holds no update that removes one.
+const NOBODY: Identity = Identity([0; 32]);
+
+fn write_record(update: &Update, bytes: &mut Vec<u8>) {
+    let update = update.encode_to_vec();
+    let length = u32::try_from(update.len()).expect("an update is shorter than what tonic takes, which is 64 MiB");
+    bytes.extend(length.to_be_bytes());
+    bytes.extend(checksum(length, &update).to_be_bytes());
+    bytes.extend(update);
+}
+
+/// The first record, and how many bytes it has; absent: there is no whole one.
+fn read_record(bytes: &[u8]) -> Option<(Update, usize)> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (sum, rest) = rest.split_first_chunk()?;
+    let length = u32::from_be_bytes(*length);
+    let update = rest.get(..usize::try_from(length).ok()?)?;
+    let sound = checksum(length, update) == u32::from_be_bytes(*sum);
+    let size = PREFIX + update.len();
+    sound.then(|| Update::decode(update).ok()).flatten().map(|update| (update, size))
+}
+
+fn checksum(length: u32, update: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&length.to_be_bytes());
+    sum.update(update);
+    sum.finalize()
+}
