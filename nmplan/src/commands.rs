@@ -17,12 +17,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ::schema::api::Provenance;
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
 use ::schema::report::Severity;
 use ::schema::rules::server::check_by_default;
 use ::schema::scalars::NetworkName;
+use ::schema::snapshot::Provenance;
 use ::schema::snapshot::Snapshot;
 use ::schema::world::{ServerInfo, World};
 use clap::Parser;
@@ -133,7 +133,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     /// The same for a verb that plans against no server of the user's: what such a server refuses by default is a warning.
     fn load_alone(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
         let mut loaded = project::load(&self.place)?;
-        loaded.report.append(check_by_default(&loaded.declared.snapshot, &loaded.declared.places));
+        loaded.report.append(check_by_default(&loaded.declared.snapshot, &loaded.declared.source_map));
         self.accept(loaded, undone)
     }
 

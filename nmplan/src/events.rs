@@ -1,12 +1,12 @@
 //! What `--json` prints: one event a line. `schema/events.schema.json` describes them.
 
 use schema::api::NodeStatus;
-use schema::decode::Places;
 use schema::diff::{Action, Change};
 use schema::plan::{NodeImpact, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
 use schema::snapshot::{ResourceId, Revision};
+use schema::source_map::SourceMap;
 use schema::syntax::Source;
 use schema::value::{Location, Value};
 use serde::Serialize;
@@ -207,11 +207,11 @@ fn place<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Option<Place
 pub fn plan<'a>(
     plan: &'a Plan,
     summary: &'a Summary,
-    declared: Option<(&Places, &'a [Source], &Lines)>,
+    declared: Option<(&SourceMap, &'a [Source], &Lines)>,
 ) -> Vec<Event<'a>> {
     let reach = plan.reach.iter().map(|reach| {
         let because = reach.because.as_ref().map(|id| {
-            let place = declared.and_then(|(places, sources, lines)| place(places.location(id, None)?, sources, lines));
+            let place = declared.and_then(|(map, sources, lines)| place(map.location(id, None)?, sources, lines));
             Because { id, file: place.as_ref().map(|place| place.file), line: place.as_ref().map(|place| place.line) }
         });
         let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);

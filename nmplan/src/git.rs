@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use git2::{Repository, Status, StatusOptions, Statuses};
-use schema::api::Provenance;
+use schema::snapshot::Provenance;
 
 use crate::project::language;
 

@@ -13,13 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use schema::decode::{Declared, decode};
+use schema::document::Document;
 use schema::kinds::Kind;
 use schema::project::{self, Env, ProjectFile, Var};
 use schema::report::{Code, Problem, Report, did_you_mean};
+use schema::rules;
 use schema::scalars::Name;
 use schema::snapshot::Owner;
 use schema::syntax::{Source, Variables, parse, substitute};
-use schema::value::{Document, SourceId};
+use schema::value::SourceId;
 
 use crate::environment::Environment;
 pub(crate) use files::language;
@@ -331,7 +333,7 @@ fn variables(file: &ProjectFile, env: &Env, mut given: BTreeMap<Name, String>) -
     file.vars.iter().filter_map(value).collect()
 }
 
-/// Parses the files, as many at a time as there are processors, and decodes what they hold.
+/// Parses the files, as many at a time as there are processors, decodes what they hold and checks the rules.
 fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variables) -> (Declared, Report) {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -356,6 +358,7 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
     }
     let (declared, problems) = decode(documents);
     report.append(problems);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     (declared, report)
 }
 

@@ -13,7 +13,7 @@ use crate::diff::Change;
 use crate::inventory::NodeId;
 use crate::plan::Plan;
 use crate::scalars::{Name, Verifier, WireGuardKey};
-use crate::snapshot::{Owner, ResourceId, Revision};
+use crate::snapshot::{Owner, Provenance, ResourceId, Revision};
 
 /// What carries out a plan.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,9 +26,6 @@ pub struct ApplyRequest {
     /// What verifies the secret of each access key that the plan makes.
     #[serde(default)]
     pub keys: BTreeMap<ResourceId, Verifier>,
-    /// Where the files came from.
-    #[serde(default)]
-    pub provenance: Option<Provenance>,
 }
 
 /// That a plan was carried out.
@@ -38,19 +35,6 @@ pub struct Applied {
     pub revision: Revision,
     /// Whether that was an earlier call with the same id.
     pub already: bool,
-}
-
-/// Where declarations came from, as far as their sender knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The git commit.
-    pub commit: Option<String>,
-    /// Its author.
-    pub author: Option<String>,
-    /// The first line of its message.
-    pub message: Option<String>,
-    /// Whether the files differed from it.
-    pub dirty: bool,
 }
 
 /// One revision: who changed what, when and why. Append-only.

@@ -1,14 +1,13 @@
 //! Documents to a snapshot, reporting every problem on the way.
 
-use std::collections::BTreeMap;
-
-use crate::descriptor::Mismatch;
+use crate::attribute::Mismatch;
+use crate::document::{Document, Spanned};
 use crate::kinds::Kind;
 use crate::report::{Code, Problem, Report};
-use crate::rules;
 use crate::scalars::{Name, NetworkName, Scalar};
 use crate::snapshot::{Entry, ResourceId, Revision, Snapshot};
-use crate::value::{Data, Document, Location, Span, Spanned, Value};
+use crate::source_map::SourceMap;
+use crate::value::{Location, Span, Value};
 
 /// What files declare: the resources, and where each of them stands.
 #[derive(Debug, Default)]
@@ -16,50 +15,17 @@ pub struct Declared {
     /// The resources.
     pub snapshot: Snapshot,
     /// Where they stand.
-    pub places: Places,
+    pub source_map: SourceMap,
 }
 
-/// Where resources stand in the files that declare them, readable or not.
-#[derive(Debug, Default)]
-pub struct Places {
-    documents: BTreeMap<ResourceId, Document>,
-}
-
-impl Places {
-    /// Whether some file declares the resource, be it readable or not.
-    pub fn declares(&self, id: &ResourceId) -> bool {
-        self.documents.contains_key(id)
-    }
-
-    /// Where a field of a resource stands, or else the name of the resource.
-    pub fn location(&self, id: &ResourceId, field: Option<&str>) -> Option<Location> {
-        let document = self.documents.get(id)?;
-        let value = field.and_then(|field| document.fields.get(field)).map(|member| member.value.span);
-        Some(Location { source: document.source, span: value.unwrap_or(document.name.span) })
-    }
-
-    /// Where one text of a field stands, if it is a list that has it.
-    pub fn element(&self, id: &ResourceId, field: &str, text: &str) -> Option<Location> {
-        let document = self.documents.get(id)?;
-        let Data::List(items) = &document.fields.get(field)?.value.data else { return None };
-        let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
-        Some(Location { source: document.source, span: items.iter().find(is)?.span })
-    }
-
-    /// Where the name of the network stands that holds a resource.
-    pub fn parent(&self, id: &ResourceId) -> Option<Location> {
-        let document = self.documents.get(id)?;
-        Some(Location { source: document.source, span: document.parent.as_ref()?.span })
-    }
-}
-
-/// Reads documents into resources and checks every rule: all problems of all files at once.
+/// Reads documents into resources, reporting every problem of all files at once; whether they keep the rules,
+/// [`rules::check`](crate::rules::check) says.
 pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
     let mut declared = Declared::default();
     let mut report = Report::default();
     for document in documents {
         let Some((id, kind)) = identify(&document, &mut report) else { continue };
-        let said = declared.places.documents.get(&id).filter(|first| first.says_anything());
+        let said = declared.source_map.document(&id).filter(|first| first.says_anything());
         if said.is_some() && !document.says_anything() {
             continue;
         }
@@ -78,9 +44,8 @@ pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
             declared.snapshot.put(id.clone(), Entry { object, revision: Revision(0), owner: None });
         }
         report_mismatches(found, &id, document.source, &mut report);
-        declared.places.documents.insert(id, document);
+        declared.source_map.insert(id, document);
     }
-    report.append(rules::check(&declared.snapshot, &declared.places));
     (declared, report)
 }
 

@@ -6,7 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::descriptor::{self, Describe, Descriptor, Mismatch};
+use crate::attribute::{self, Describe, Mismatch};
+use crate::descriptor::Descriptor;
 use crate::rules::{Findings, Rules};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
@@ -42,7 +43,7 @@ macro_rules! kinds {
             /// Reads an object of this kind from its fields, reporting all that is wrong.
             pub fn read(self, fields: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<Object> {
                 match self {
-                    $(Self::$kind => descriptor::read(fields, header, found).map(|it| Object::$kind(Arc::new(it))),)+
+                    $(Self::$kind => attribute::read(fields, header, found).map(|it| Object::$kind(Arc::new(it))),)+
                 }
             }
         }
@@ -55,7 +56,7 @@ macro_rules! kinds {
 
             /// Its fields in canonical form.
             pub fn body(&self) -> Value {
-                match self { $(Self::$kind(it) => descriptor::write(&**it),)+ }
+                match self { $(Self::$kind(it) => attribute::write(&**it),)+ }
             }
 
             /// Checks the rules of its kind.

@@ -1,16 +1,21 @@
 //! The model: what a network is, what changes between two of them, and what each node is told.
 //!
-//! Everything here is pure: no input or output, no clock, no chance. Text becomes [documents](value::Document)
+//! Everything here is pure: no input or output, no clock, no chance. Text becomes [documents](document::Document)
 //! ([`syntax`]), documents become a [`snapshot`] ([`decode`]), two snapshots become changes ([`diff`]), and a snapshot
 //! with an [`inventory`] of what has joined becomes a [`view`] for each node ([`compile`]). The server, `nmplan plan` and
 //! the lab call these same functions; there is no second account of what a network means.
 #![forbid(unsafe_code)]
 
+// The derives name this crate from outside as well as from inside.
+extern crate self as schema;
+
 pub mod api;
+pub mod attribute;
 pub mod compile;
 pub mod decode;
 pub mod descriptor;
 pub mod diff;
+pub mod document;
 pub mod inventory;
 pub mod kinds;
 pub mod plan;
@@ -21,6 +26,7 @@ pub mod rules;
 pub mod scalars;
 pub mod settings;
 pub mod snapshot;
+pub mod source_map;
 pub mod syntax;
 pub mod value;
 pub mod view;

@@ -11,18 +11,18 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::api::Provenance;
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
 use crate::compile::{Mesh, Touched};
-use crate::decode::{Declared, Places, decode_body};
+use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
 use crate::kinds::{Kind, Node};
 use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::scalars::{Identity, Name, NetworkName};
-use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
+use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
+use crate::source_map::SourceMap;
 use crate::view::{View, ViewDelta};
 use crate::world::{ServerInfo, World};
 
@@ -154,7 +154,7 @@ pub fn plan(
     now: Timestamp,
 ) -> Result<Plan, Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
-    let inventory = settle(&desired, &world.inventory, &declared.places, server, now)?;
+    let inventory = settle(&desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);
     let after = Outcome { snapshot: desired, inventory };
     let (impact, mut reach) = effects(world, &after, server);
@@ -205,10 +205,10 @@ fn desired(
         match observed.entry(id) {
             Some(_) if foreign(id) && told(id) => {}
             Some(Entry { owner: Some(other), .. }) if other != owner => {
-                report.push(taken(id, &declared.places, Code::ManagedByAnother, format!("is managed by {other}")));
+                report.push(taken(id, &declared.source_map, Code::ManagedByAnother, format!("is managed by {other}")));
             }
             Some(Entry { owner: None, .. }) => {
-                report.push(taken(id, &declared.places, Code::NotManaged, "was made by hand".into()));
+                report.push(taken(id, &declared.source_map, Code::NotManaged, "was made by hand".into()));
             }
             Some(Entry { revision, .. }) => {
                 let (object, owner, revision) = (entry.object.clone(), Some(owner.clone()), *revision);
@@ -225,19 +225,19 @@ fn desired(
 pub fn settle(
     declared: &Snapshot,
     inventory: &Inventory,
-    places: &Places,
+    source_map: &SourceMap,
     server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Inventory, Report> {
-    let mut report = rules::check(declared, places);
-    report.append(rules::server::check(declared, places, server));
+    let mut report = rules::check(declared, source_map);
+    report.append(rules::server::check(declared, source_map, server));
     if report.has_errors() {
         return Err(report);
     }
     let settled = match inventory.settled(declared, now) {
         Ok(settled) => settled,
         Err(exhausted) => {
-            report.push(no_room(&exhausted, places));
+            report.push(no_room(&exhausted, source_map));
             return Err(report);
         }
     };
@@ -246,35 +246,35 @@ pub fn settle(
         let awaited = declared.all_in::<Node>(network).filter(|(id, _)| settled.node(&id.node()).is_none()).count();
         let nodes = settled.nodes_in(network).count() + awaited;
         if nodes as i64 > limit.number() {
-            report.push(over_the_limit(network, nodes, limit.number(), places));
+            report.push(over_the_limit(network, nodes, limit.number(), source_map));
         }
     }
     if report.has_errors() { Err(report) } else { Ok(settled) }
 }
 
-fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, places: &Places) -> Problem {
+fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
     let message = format!("network {network} has {nodes} nodes, joined and awaited, and allows {limit}");
     Problem::new(Code::NodeLimit, message)
-        .at(places.location(&id, Some("node-limit")))
+        .at(source_map.location(&id, Some("node-limit")))
         .about(id)
         .help(format!("raise node-limit to at least {nodes}, or remove machines first"))
 }
 
-fn taken(id: &ResourceId, places: &Places, code: Code, why: String) -> Problem {
+fn taken(id: &ResourceId, source_map: &SourceMap, code: Code, why: String) -> Problem {
     let message = format!("{id} exists on the server and {why}, so it cannot be declared here");
     Problem::new(code, message)
-        .at(places.location(id, None))
+        .at(source_map.location(id, None))
         .about(id)
         .help("give the declared one another name".to_owned())
 }
 
-fn no_room(exhausted: &Exhausted, places: &Places) -> Problem {
+fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
     let Exhausted { network, range } = exhausted;
     let id = ResourceId::of_network(network.clone());
     let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
     Problem::new(Code::RangeExhausted, format!("the machines of network {network} do not fit into {range}"))
-        .at(places.location(&id, Some(field)))
+        .at(source_map.location(&id, Some(field)))
         .about(id)
         .help("take a shorter prefix".to_owned())
 }
@@ -469,7 +469,7 @@ impl Plan {
         if report.has_errors() {
             return Err(report);
         }
-        let inventory = settle(&snapshot, &world.inventory, &Places::default(), server, now)?;
+        let inventory = settle(&snapshot, &world.inventory, &SourceMap::default(), server, now)?;
         Ok(Outcome { snapshot, inventory })
     }
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schema_derive::Describe;
 
-use crate::descriptor::{Bounded, Describe, Descriptor, Mismatch, read};
+use crate::attribute::{Bounded, Describe, Mismatch, read};
+use crate::descriptor::Descriptor;
+use crate::document::Document;
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::scalars::{Name, Scalar};
-use crate::value::{Document, Location, SourceId, Span};
+use crate::value::{Location, SourceId, Span};
 
 /// The schema that this version reads.
 pub const SCHEMA: i64 = 1;

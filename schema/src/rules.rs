@@ -9,12 +9,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::decode::Places;
 use crate::descriptor::Type;
 use crate::kinds::{Kind, Node};
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::scalars::{Name, NetworkName};
 use crate::snapshot::{Entry, ResourceId, Snapshot};
+use crate::source_map::SourceMap;
 use crate::value::{Data, Location, Value};
 
 /// What a kind asks of its objects beyond what the types of their fields say.
@@ -26,7 +26,7 @@ pub trait Rules {
 /// Where rules leave what they find about one object.
 pub struct Findings<'a> {
     report: Report,
-    places: &'a Places,
+    source_map: &'a SourceMap,
     reserved: BTreeMap<(&'a NetworkName, IpAddr), &'a ResourceId>,
     id: Option<&'a ResourceId>,
     suggestions: Cell<u32>,
@@ -38,7 +38,7 @@ const SUGGESTIONS: u32 = 50;
 impl Findings<'_> {
     /// Reports a problem of the object, at one of its fields or at its name.
     pub fn push(&mut self, problem: Problem, field: Option<&str>) {
-        let at = self.id.and_then(|id| self.places.location(id, field));
+        let at = self.id.and_then(|id| self.source_map.location(id, field));
         let id = self.id.map(ToString::to_string);
         self.report.push(Problem { id, ..problem }.at(at));
     }
@@ -50,7 +50,7 @@ impl Findings<'_> {
 
     /// Where a field of any object stands.
     pub fn location(&self, id: &ResourceId, field: Option<&str>) -> Option<Location> {
-        self.places.location(id, field)
+        self.source_map.location(id, field)
     }
 
     /// The first object of a network that reserves an address.
@@ -59,10 +59,15 @@ impl Findings<'_> {
     }
 }
 
-/// Checks every rule; `places` tells where things stand, as far as they stand in files.
-pub fn check(world: &Snapshot, places: &Places) -> Report {
-    let mut findings =
-        Findings { report: Report::default(), places, reserved: reserved(world), id: None, suggestions: Cell::new(0) };
+/// Checks every rule; `source_map` tells where things stand, as far as they stand in files.
+pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
+    let mut findings = Findings {
+        report: Report::default(),
+        source_map,
+        reserved: reserved(world),
+        id: None,
+        suggestions: Cell::new(0),
+    };
     for (id, entry) in world.entries() {
         findings.id = Some(id);
         entry.object.check(id, world, &mut findings);
@@ -97,12 +102,12 @@ fn check_references(id: &ResourceId, entry: &Entry, world: &Snapshot, findings: 
     for (field, kind) in references {
         for name in names(body.field(field)) {
             let target = ResourceId { network: id.network.clone(), kind, name };
-            if world.entry(&target).is_none() && !findings.places.declares(&target) {
+            if world.entry(&target).is_none() && !findings.source_map.declares(&target) {
                 let message =
                     format!("`{field}` of {id} names the {kind} {:?}, which is not declared", target.name.as_str());
                 let help = help_for_reference(&target, world, findings.may_suggest());
                 let at =
-                    findings.places.element(id, field, target.name.as_str()).or(findings.location(id, Some(field)));
+                    findings.source_map.element(id, field, target.name.as_str()).or(findings.location(id, Some(field)));
                 findings.report.push(Problem::new(Code::UnknownReference, message).at(at).help(help).about(id));
             }
         }
@@ -140,7 +145,7 @@ fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut missing = BTreeMap::new();
     for (id, _) in world.entries().filter(|(id, _)| id.kind.descriptor().within.is_some()) {
         let network = ResourceId::of_network(id.network.clone());
-        if world.entry(&network).is_none() && !findings.places.declares(&network) {
+        if world.entry(&network).is_none() && !findings.source_map.declares(&network) {
             missing.entry(network).or_insert(id);
         }
     }
@@ -149,7 +154,7 @@ fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
         let help = did_you_mean(network.name.as_str(), known)
             .unwrap_or_else(|| format!("give network {network} an ipv4 range such as 10.40.0.0/16, or an ipv6 range"));
         let message = format!("{first} belongs to network {network}, which no file defines");
-        let at = findings.places.parent(first);
+        let at = findings.source_map.parent(first);
         findings.report.push(Problem::new(Code::NetworkNotDefined, message).at(at).help(help).about(network));
     }
 }

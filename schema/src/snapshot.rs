@@ -38,6 +38,19 @@ pub struct Owner {
     pub env: Name,
 }
 
+/// Where declarations came from, as far as their sender knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The git commit.
+    pub commit: Option<String>,
+    /// Its author.
+    pub author: Option<String>,
+    /// The first line of its message.
+    pub message: Option<String>,
+    /// Whether the files differed from it.
+    pub dirty: bool,
+}
+
 /// A resource and what is known of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {

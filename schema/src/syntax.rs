@@ -11,8 +11,9 @@ mod yaml;
 use std::sync::Arc;
 
 use crate::descriptor::{Descriptor, with_article};
+use crate::document::{Document, Spanned};
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::value::{Document, Location, Record, SourceId, Span, Spanned};
+use crate::value::{Location, Record, SourceId, Span};
 
 pub use variables::{Variables, substitute};
 

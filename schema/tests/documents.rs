@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use schema::decode::decode;
 use schema::kinds::Kind;
+use schema::rules;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
 
@@ -34,7 +35,9 @@ fn every_block_of_every_document_can_be_used() {
         for (language, line, block) in blocks(&text) {
             let source = Source { name: document.into(), text: block.into(), language };
             let (documents, mut report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
-            report.append(decode(documents).1);
+            let (declared, more) = decode(documents);
+            report.append(more);
+            report.append(rules::check(&declared.snapshot, &declared.source_map));
             let problems: Vec<_> = report.problems().map(|problem| &problem.message).collect();
             assert!(problems.is_empty(), "{document}, the block of line {line}: {problems:?}");
             seen += 1;

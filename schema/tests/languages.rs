@@ -4,6 +4,7 @@
 use schema::decode::{Declared, decode};
 use schema::kinds::Kind;
 use schema::report::Report;
+use schema::rules;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
 
@@ -12,6 +13,7 @@ fn read(text: &str, language: Language) -> (Declared, Report) {
     let (documents, mut report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
     let (declared, more) = decode(documents);
     report.append(more);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     (declared, report)
 }
 

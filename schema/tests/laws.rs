@@ -10,13 +10,15 @@ use proptest::sample::select;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use schema::decode::{Declared, Places, decode, decode_body};
+use schema::decode::{Declared, decode, decode_body};
 use schema::diff::diff;
 use schema::inventory::NodeId;
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::report::Code;
+use schema::rules;
 use schema::snapshot::{Entry, Owner, Revision, Snapshot};
+use schema::source_map::SourceMap;
 use schema::syntax::{Language, Source, parse, print};
 use schema::value::{Data, SourceId, Value};
 use schema::world::{World, WorldDocument};
@@ -46,7 +48,7 @@ fn managed(world: &World) -> World {
 
 /// The plan from a world to a snapshot; nothing where the machines would not fit.
 fn planned(world: &World, next: &Snapshot, moment: &Moment) -> Option<Plan> {
-    let declared = Declared { snapshot: next.clone(), places: Places::default() };
+    let declared = Declared { snapshot: next.clone(), source_map: SourceMap::default() };
     match plan(&declared, &owner(), None, world, &server(), moment.now) {
         Ok(plan) => Some(plan),
         Err(report) => {
@@ -61,7 +63,8 @@ fn read(text: &str, language: Language) -> Snapshot {
     let source = Source { name: "law".into(), text: text.into(), language };
     let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
     assert!(report.is_empty(), "{text}\n{report:#?}");
-    let (declared, report) = decode(documents);
+    let (declared, mut report) = decode(documents);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     assert!(report.is_empty(), "{text}\n{report:#?}");
     declared.snapshot
 }
@@ -136,7 +139,8 @@ proptest! {
     fn the_order_of_documents_is_irrelevant(
         (snapshot, shuffled) in snapshots().prop_flat_map(|it| (Just(it.clone()), Just(documents(&it)).prop_shuffle()))
     ) {
-        let (declared, report) = decode(shuffled);
+        let (declared, mut report) = decode(shuffled);
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
         prop_assert!(report.is_empty(), "{report:#?}");
         prop_assert_eq!(declared.snapshot, snapshot);
     }

@@ -15,6 +15,7 @@ use schema::compile::{Mesh, Touched};
 use schema::decode::decode;
 use schema::inventory::{Inventory, NodeId};
 use schema::kinds::{Kind, Node};
+use schema::rules;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Snapshot;
 use schema::syntax::{Language, Source, parse};
@@ -191,7 +192,8 @@ fn declared(text: &str) -> Snapshot {
     let source = Source { name: "test".into(), text: text.into(), language: Language::Kdl };
     let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
     assert!(report.is_empty(), "{report:#?}");
-    let (declared, report) = decode(documents);
+    let (declared, mut report) = decode(documents);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     assert!(report.is_empty(), "{report:#?}");
     declared.snapshot
 }

@@ -9,6 +9,7 @@ use schema::decode::{Declared, decode};
 use schema::inventory::{Inventory, Joined, NodeId};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
+use schema::rules;
 use schema::scalars::{Identity, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{Entry, Owner, Revision};
 use schema::syntax::{Language, Source, parse};
@@ -41,7 +42,8 @@ fn declared(text: &str) -> Declared {
     let source = Source { name: "corp.kdl".into(), text: text.into(), language: Language::Kdl };
     let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
     assert!(report.is_empty(), "{report:#?}");
-    let (declared, report) = decode(documents);
+    let (declared, mut report) = decode(documents);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     assert!(report.is_empty(), "{report:#?}");
     declared
 }

@@ -72,7 +72,8 @@ fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
         let variables = Variables::from([("gw-endpoint".to_owned(), "192.0.2.10".to_owned())]);
         substitute(&mut documents, &variables, &mut report);
         let (declared, mut report) = decode(documents);
-        report.append(rules::server::check_by_default(&declared.snapshot, &declared.places));
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
+        report.append(rules::server::check_by_default(&declared.snapshot, &declared.source_map));
         report
     };
     report.append(more);

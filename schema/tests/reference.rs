@@ -12,10 +12,12 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use schema::decode::decode;
+use schema::document::Document;
 use schema::kinds::Kind;
 use schema::reference::{components, file_schema, markdown};
+use schema::rules;
 use schema::syntax::{Language, Source, parse, print};
-use schema::value::{Document, SourceId};
+use schema::value::SourceId;
 
 use worlds::{cases, documents, snapshots};
 
@@ -54,7 +56,8 @@ fn every_kind_has_an_example_that_shows_every_field() {
         let shown: BTreeSet<_> = own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
         let all: BTreeSet<_> = kind.descriptor().fields.iter().map(|field| field.name).collect();
         assert_eq!(shown, all, "{name}");
-        let (_, report) = decode(documents.clone());
+        let (declared, mut report) = decode(documents.clone());
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
         assert!(report.is_empty(), "{name}: {report:#?}");
     }
 }

@@ -236,7 +236,7 @@ const BODIES: &[Body] = &[
     (
         "ApplyRequest",
         "What carries out a plan, as `nmplan plan --format json` prints it; `keys` verifies the secrets of keys that it makes.",
-        &[("apply_id", "text"), ("plan", "object"), ("keys", "object"), ("provenance", "Provenance?")],
+        &[("apply_id", "text"), ("plan", "object"), ("keys", "object")],
     ),
     ("Applied", "That a plan was carried out.", &[("revision", "number"), ("already", "boolean")]),
     ("Made", "The revision that a change made.", &[("revision", "number")]),

@@ -11,9 +11,10 @@ pub mod sqlite;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-pub use schema::api::{LogEntry, Provenance};
+pub use schema::api::LogEntry;
 use schema::inventory::NodeId;
 use schema::scalars::NetworkName;
+pub use schema::snapshot::Provenance;
 use schema::snapshot::Revision;
 use schema::world::World;
 use serde::{Deserialize, Serialize};

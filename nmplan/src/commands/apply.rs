@@ -256,9 +256,8 @@ async fn commit<C: ControlPlane>(
 ) -> Result<Applied, Error> {
     let request = ApplyRequest {
         apply_id: apply_id()?,
-        plan: Plan { provenance: None, ..ready.plan.clone() },
+        plan: ready.plan.clone(),
         keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
-        provenance: ready.plan.provenance.clone(),
     };
     if let Some(sink) = &mut sink {
         sink.hold(made)?;

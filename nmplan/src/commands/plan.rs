@@ -67,7 +67,7 @@ fn save(plan: &Plan, path: &Path) -> Result<(), Error> {
 /// Prints the events of a plan.
 pub(super) fn show_events<C>(run: &mut Run<'_, C>, plan: &Plan, loaded: Option<&Loaded>) -> Result<(), Error> {
     let (lines, summary) = (Lines::default(), plan.summary());
-    let declared = loaded.map(|loaded| (&loaded.declared.places, &*loaded.sources, &lines));
+    let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));
     events::plan(plan, &summary, declared).iter().try_for_each(|event| run.console.event(event))?;
     Ok(())
 }

@@ -131,7 +131,7 @@ impl Inner {
     }
 
     fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, ControlError> {
-        let ApplyRequest { apply_id, plan, keys, provenance } = request;
+        let ApplyRequest { apply_id, plan, keys } = request;
         if let Some(done) = self.log.iter().find(|entry| entry.apply_id.as_ref() == Some(apply_id)) {
             return Ok(Applied { revision: done.revision, already: true });
         }
@@ -149,7 +149,9 @@ impl Inner {
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
         self.keep(plan.new_keys(), keys)?;
         let (owner, digest) = (Some(plan.owner()), Some(plan.digest.clone()));
-        let (apply_id, changes, provenance) = (Some(apply_id.clone()), plan.changes.clone(), provenance.clone());
+        let apply_id = Some(apply_id.clone());
+        let changes = plan.changes.clone();
+        let provenance = plan.provenance.clone();
         self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, ..entry(self.world.revision) });
         Ok(Applied { revision: self.world.revision, already: false })
     }

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use schema::descriptor::Ref;
+use schema::attribute::Ref;
+use schema::document::{Document, Spanned};
 use schema::kinds::{AccessKey, Network, Node, Object};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use schema::syntax::{Language, print};
-use schema::value::{Document, SourceId, Spanned};
+use schema::value::SourceId;
 
 /// How many machines stand for a key that is for nobody in particular.
 const SAMPLES: u32 = 2;
@@ -168,6 +169,7 @@ fn document((id, entry): (&ResourceId, &Entry)) -> Document {
 mod tests {
     use schema::decode::decode;
     use schema::kinds::Kind;
+    use schema::rules;
     use schema::syntax::{Source, parse};
 
     use super::*;
@@ -176,7 +178,8 @@ mod tests {
         let source = Source { name: "mesh.kdl".into(), text: text.into(), language: Language::Kdl };
         let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
         assert!(report.is_empty(), "{report:?}");
-        let (declared, report) = decode(documents);
+        let (declared, mut report) = decode(documents);
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
         assert!(!report.has_errors(), "{report:?}");
         declared.snapshot
     }

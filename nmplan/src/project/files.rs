@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use schema::document::Document;
 use schema::project::Env;
 use schema::report::{Code, Problem, Report};
 use schema::syntax::{Language, MAX_SIZE, Source};
-use schema::value::{Data, Document, Location, SourceId, Span};
+use schema::value::{Data, Location, SourceId, Span};
 
 use super::{LoadError, PROJECT_FILES, shown};
 

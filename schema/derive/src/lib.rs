@@ -9,7 +9,7 @@ use quote::quote;
 use syn::spanned::Spanned;
 use syn::{Attribute, Data, DeriveInput, Expr, ExprLit, Field, Fields, Lit, LitStr, Meta, parse_macro_input};
 
-/// Derives `schema::descriptor::Describe`.
+/// Derives `schema::attribute::Describe`.
 ///
 /// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", resolves)]`; on a field:
 /// `#[field(default = EXPRESSION)]`, an expression of the field's type.
@@ -42,9 +42,9 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
         idents.push(ident);
     }
     Ok(quote! {
-        impl crate::descriptor::Describe for #name {
+        impl ::schema::attribute::Describe for #name {
             const WORD: &'static str = #word;
-            const DESCRIPTOR: &'static crate::descriptor::Descriptor = &crate::descriptor::Descriptor {
+            const DESCRIPTOR: &'static ::schema::descriptor::Descriptor = &::schema::descriptor::Descriptor {
                 word: #word,
                 plural: #plural,
                 within: #within,
@@ -53,13 +53,13 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
                 fields: &[#(#described),*],
             };
 
-            fn read(fields: &mut crate::descriptor::Reader<'_>) -> Option<Self> {
+            fn read(fields: &mut ::schema::attribute::Reader<'_>) -> Option<Self> {
                 let _ = &fields;
                 #(#reads)*
                 Some(Self { #(#idents: #idents?),* })
             }
 
-            fn write(&self, fields: &mut crate::descriptor::Writer) {
+            fn write(&self, fields: &mut ::schema::attribute::Writer) {
                 let _ = &fields;
                 #(#writes)*
             }
@@ -73,22 +73,22 @@ fn describe_field(field: &Field, default: Option<&Expr>) -> syn::Result<Tokens> 
     let (doc, ty) = (doc(&field.attrs, field.span())?, &field.ty);
     let required = match default {
         Some(_) => quote!(false),
-        None => quote!(<#ty as crate::descriptor::Attribute>::REQUIRED),
+        None => quote!(<#ty as ::schema::attribute::Attribute>::REQUIRED),
     };
     let default = default.map_or_else(
         || quote!(None),
         |expr| {
             quote!(Some(|| {
                 let default: #ty = #expr;
-                crate::descriptor::Attribute::to_value(&default).expect("a default is a value")
+                ::schema::attribute::Attribute::to_value(&default).expect("a default is a value")
             }))
         },
     );
     Ok(quote! {
-        crate::descriptor::Field {
+        ::schema::descriptor::Field {
             name: #name,
             doc: #doc,
-            ty: <#ty as crate::descriptor::Attribute>::TYPE,
+            ty: <#ty as ::schema::attribute::Attribute>::TYPE,
             required: #required,
             default: #default,
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schema_derive::Describe;
 
 use super::Node;
-use crate::descriptor::Ref;
+use crate::attribute::Ref;
 use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Expiry, Name, Uses};

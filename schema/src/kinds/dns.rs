@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use schema_derive::Describe;
 
 use super::Node;
-use crate::descriptor::Ref;
+use crate::attribute::Ref;
 use crate::report::{Code, Problem, did_you_mean};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{DomainName, Name, NetworkName, Seconds};

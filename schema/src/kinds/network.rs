@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use schema_derive::Describe;
 
 use super::Node;
-use crate::descriptor::{Bounded, Ref};
+use crate::attribute::{Bounded, Ref};
 use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};

@@ -5,38 +5,38 @@
 
 use ipnet::Ipv4Net;
 
-use crate::decode::Places;
 use crate::kinds::AccessKey;
 use crate::report::{Code, Problem, Report};
 use crate::scalars::{Name, NetworkName};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::source_map::SourceMap;
 use crate::world::ServerInfo;
 
-/// Checks the declarations against what a server keeps; `places` tells where things stand, as far as they stand in files.
-pub fn check(world: &Snapshot, places: &Places, server: &ServerInfo) -> Report {
+/// Checks the declarations against what a server keeps; `source_map` tells where things stand, as far as they stand in files.
+pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> Report {
     let mut report = Report::default();
     if let Some(kept) = server.comms_range {
         for (network, range) in overlaps(world, kept) {
             let message = format!(
                 "{range} of network {network} overlaps {kept}, which the server keeps for its tunnels to agents"
             );
-            report.push(at_range(Problem::new(Code::CommsOverlap, message), network, places));
+            report.push(at_range(Problem::new(Code::CommsOverlap, message), network, source_map));
         }
     }
     for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name))) {
-        report.push(claimed(key, name, places));
+        report.push(claimed(key, name, source_map));
     }
     report
 }
 
 /// Checks the declarations against what a server keeps unless it is told otherwise: all that this finds are warnings.
-pub fn check_by_default(world: &Snapshot, places: &Places) -> Report {
+pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
     let (mut report, kept) = (Report::default(), ServerInfo::DEFAULT_COMMS_RANGE);
     for (network, range) in overlaps(world, kept) {
         let message = format!(
             "{range} of network {network} overlaps {kept}, which a server keeps for its tunnels to agents by default"
         );
-        report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, places));
+        report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, source_map));
     }
     report
 }
@@ -47,9 +47,9 @@ fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkNa
     ranges.filter(move |(_, range)| range.contains(&kept) || kept.contains(range))
 }
 
-fn at_range(problem: Problem, network: &NetworkName, places: &Places) -> Problem {
+fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
-    let at = places.location(&id, Some("ipv4"));
+    let at = source_map.location(&id, Some("ipv4"));
     problem.at(at).about(id).help("choose another range, or set COMMS_RANGE on the server".to_owned())
 }
 
@@ -59,9 +59,9 @@ fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a R
     keys.filter(move |(_, key)| key.r#for.iter().any(|node| node.name == *name)).map(|(id, _)| id)
 }
 
-fn claimed(key: &ResourceId, name: &Name, places: &Places) -> Problem {
+fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
     let message = format!("the server itself joins as {name}, so {key} cannot let a machine claim that name");
-    let at = places.element(key, "for", name.as_str()).or(places.location(key, Some("for")));
+    let at = source_map.element(key, "for", name.as_str()).or(source_map.location(key, Some("for")));
     let help = format!(
         "take {:?} out of its `for`, or set CLIENT_MODE=off or another CLIENT_NAME on the server",
         name.as_str()
@@ -75,6 +75,7 @@ mod tests {
     use crate::decode::{Declared, decode};
     use crate::kinds::Kind;
     use crate::report::Severity;
+    use crate::rules;
     use crate::scalars::SigningKey;
     use crate::syntax::{Language, Source, parse};
     use crate::value::SourceId;
@@ -84,7 +85,8 @@ mod tests {
 
     fn declared(text: &str) -> Declared {
         let source = Source { name: "a.kdl".into(), text: text.into(), language: Language::Kdl };
-        let (declared, report) = decode(parse(&source, SourceId(0), Kind::DESCRIPTORS).0);
+        let (declared, mut report) = decode(parse(&source, SourceId(0), Kind::DESCRIPTORS).0);
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
         assert!(report.is_empty(), "no other rule is broken: {report:#?}");
         declared
     }
@@ -112,8 +114,8 @@ mod tests {
     }
 
     fn found(text: &str, server: &ServerInfo) -> Vec<(Code, String)> {
-        let Declared { snapshot, places } = declared(text);
-        told(text, &check(&snapshot, &places, server))
+        let Declared { snapshot, source_map } = declared(text);
+        told(text, &check(&snapshot, &source_map, server))
     }
 
     #[test]
@@ -143,8 +145,8 @@ mod tests {
     #[test]
     fn without_a_server_the_default_range_is_a_warning_once_for_each_network() {
         let text = format!("{LAB}{KEYS}network \"all\" ipv4=\"10.101.64.0/18\"\n");
-        let Declared { snapshot, places } = declared(&text);
-        let report = check_by_default(&snapshot, &places);
+        let Declared { snapshot, source_map } = declared(&text);
+        let report = check_by_default(&snapshot, &source_map);
         let at = |range: &str| (Code::DefaultCommsRange, range.to_owned());
         assert_eq!(told(&text, &report), [at("\"10.101.7.0/24\""), at("\"10.101.64.0/18\"")]);
         assert!(report.problems().all(|problem| problem.code.severity() == Severity::Warning));
@@ -153,9 +155,9 @@ mod tests {
     #[test]
     fn a_change_is_refused_for_what_the_server_keeps() {
         for (text, code) in [(LAB, Code::CommsOverlap), (KEYS, Code::OwnNode)] {
-            let Declared { snapshot, places } = declared(text);
+            let Declared { snapshot, source_map } = declared(text);
             let settle = |server: &ServerInfo| {
-                crate::plan::settle(&snapshot, &Default::default(), &places, server, jiff::Timestamp::UNIX_EPOCH)
+                crate::plan::settle(&snapshot, &Default::default(), &source_map, server, jiff::Timestamp::UNIX_EPOCH)
             };
             let report = settle(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
             assert!(report.problems().all(|problem| problem.code == code), "{report:#?}");

@@ -12,8 +12,9 @@ use miette::SourceSpan;
 
 use super::{Context, Draft, MAX_DEPTH};
 use crate::descriptor::{Descriptor, with_article};
+use crate::document::{Document, Spanned};
 use crate::report::Code;
-use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
+use crate::value::{Data, Key, Member, Record, Span, Value};
 
 /// Errors shown for one file: one slip of the pen makes a KDL parser stumble over all that follows.
 const MAX_ERRORS: usize = 3;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::document::Document;
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::value::{Data, Document, Location, Span, Value};
+use crate::value::{Data, Location, Span, Value};
 
 /// The values of the variables, by their names.
 pub type Variables = BTreeMap<String, String>;

@@ -10,8 +10,9 @@ use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle};
 
 use super::{Context, Draft, MAX_DEPTH};
 use crate::descriptor::{Descriptor, with_article};
+use crate::document::{Document, Spanned};
 use crate::report::Code;
-use crate::value::{Data, Document, Key, Member, Record, Span, Spanned, Value};
+use crate::value::{Data, Key, Member, Record, Span, Value};
 
 pub(super) fn parse(text: &str, context: &mut Context) {
     let mut options = Options::default();

@@ -15,15 +15,17 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use schema::compile::allocate::{Allocator, Spoken};
-use schema::decode::{Places, decode_body};
+use schema::decode::decode_body;
 use schema::descriptor::{Field, Type};
+use schema::document::{Document, Spanned};
 use schema::inventory::{Inventory, Joined, NodeId};
 use schema::kinds::{Dns, Kind, Node};
 use schema::report::Severity;
 use schema::rules;
 use schema::scalars::{Endpoint, Identity, Name, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
-use schema::value::{Data, Document, Member, Record, SourceId, Span, Spanned, Value};
+use schema::source_map::SourceMap;
+use schema::value::{Data, Member, Record, SourceId, Span, Value};
 use schema::world::{ServerInfo, World};
 
 /// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other things.
@@ -170,7 +172,7 @@ pub fn repaired(mut snapshot: Snapshot, drafts: Vec<Draft>) -> Snapshot {
         }
     }
     loop {
-        let report = rules::check(&snapshot, &Places::default());
+        let report = rules::check(&snapshot, &SourceMap::default());
         let errors = report.problems().filter(|problem| problem.code.severity() == Severity::Error);
         let broken: BTreeSet<ResourceId> =
             errors.map(|problem| problem.id.as_deref().unwrap().parse().unwrap()).collect();

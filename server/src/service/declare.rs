@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, Moved};
-use schema::decode::{Places, decode_body};
+use schema::decode::decode_body;
 use schema::diff::{Action, Change};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::{self, Plan};
 use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::source_map::SourceMap;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
 
@@ -20,7 +21,7 @@ const LONGEST_ID: usize = 128;
 
 /// Whether a request is whole, and its plan was made for this server.
 pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Result<(), Error> {
-    let ApplyRequest { apply_id, plan, keys: _, provenance: _ } = request;
+    let ApplyRequest { apply_id, plan, keys: _ } = request;
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, made at random")));
     }
@@ -46,7 +47,7 @@ pub(super) fn apply(
     server: &ServerInfo,
     actor: String,
 ) -> Result<(Applied, Option<Note>), Error> {
-    let ApplyRequest { apply_id, plan, keys, provenance } = request;
+    let ApplyRequest { apply_id, plan, keys } = request;
     if let Some(revision) = past.applied(&apply_id)? {
         check_same(&plan, past.entry(revision)?, &apply_id)?;
         return Ok((Applied { revision, already: true }, None));
@@ -68,8 +69,9 @@ pub(super) fn apply(
     if plan.changes.is_empty() {
         return Ok((Applied { revision: before.revision, already: false }, None));
     }
-    let (owner, digest) = (Some(plan.owner()), Some(plan.digest));
-    let note = Note { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance };
+    let owner = Some(plan.owner());
+    let Plan { digest, provenance, .. } = plan;
+    let note = Note { actor, action: "apply", owner, apply_id: Some(apply_id), digest: Some(digest), provenance };
     Ok((Applied { revision: world.revision, already: false }, Some(note)))
 }
 
@@ -139,7 +141,7 @@ pub(super) fn put(
 
 /// Brings the inventory in line with changed declarations, if they keep the rules, the server's among them.
 fn settle(world: &mut World, server: &ServerInfo) -> Result<(), Error> {
-    let settled = plan::settle(&world.snapshot, &world.inventory, &Places::default(), server, Timestamp::now());
+    let settled = plan::settle(&world.snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
     world.inventory = settled.map_err(Error::Rules)?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use schema::api::{Applied, ApplyRequest, StatusDocument};
 use schema::decode::{Declared, decode};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
+use schema::rules;
 use schema::snapshot::Owner;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
@@ -172,7 +173,8 @@ pub fn declared(text: &str) -> Declared {
     let source = Source { name: "test.kdl".into(), text: text.into(), language: Language::Kdl };
     let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
     assert!(report.is_empty(), "{report:#?}");
-    let (declared, report) = decode(documents);
+    let (declared, mut report) = decode(documents);
+    report.append(rules::check(&declared.snapshot, &declared.source_map));
     assert!(report.is_empty(), "{report:#?}");
     declared
 }
@@ -181,7 +183,7 @@ pub fn declared(text: &str) -> Declared {
 pub fn request(plan: Plan) -> ApplyRequest {
     let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::public_key(&seed(id.name.as_str())));
     let keys = plan.new_keys().map(verifier).collect();
-    ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, provenance: None }
+    ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys }
 }
 
 /// The code and the words of a failure.

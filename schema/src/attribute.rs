@@ -1,0 +1,438 @@
+//! Which types may stand in a field, and how each is read and written.
+//!
+//! [`Describe`] is derived for a struct: it emits the [`Descriptor`] and a loop over the fields. Types bring their own
+//! facts through [`Attribute`]; an attribute in the source exists only for what a type cannot carry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+
+use crate::descriptor::{Descriptor, Field, ScalarType, Type, with_article};
+use crate::report::{Code, did_you_mean};
+use crate::scalars::{Name, Scalar};
+use crate::value::{Data, Member, Record, Span, Value};
+
+/// A struct that is described by a [`Descriptor`]; derived.
+pub trait Describe: Sized {
+    /// The word of its descriptor, apart from it so that kinds may refer to each other.
+    const WORD: &'static str;
+    /// The struct as data.
+    const DESCRIPTOR: &'static Descriptor;
+    /// Reads every field, reporting all that is wrong; nothing if anything is.
+    fn read(fields: &mut Reader<'_>) -> Option<Self>;
+    /// Writes every field that holds something, defaults included.
+    fn write(&self, fields: &mut Writer);
+}
+
+/// A type that may stand in a field.
+pub trait Attribute: Sized {
+    /// The type as data.
+    const TYPE: Type;
+    /// Whether a field of this type must be given.
+    const REQUIRED: bool = true;
+    /// What holds where the field is not given, for types that may be absent.
+    fn absent() -> Option<Self> {
+        None
+    }
+    /// Reads a value, reporting all that is wrong with it.
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self>;
+    /// Writes the canonical value; nothing where the field is to be left out.
+    fn to_value(&self) -> Option<Value>;
+}
+
+/// What is wrong with a value.
+#[derive(Debug)]
+pub struct Mismatch {
+    /// Which of the problems.
+    pub code: Code,
+    /// Where, in the file of the document.
+    pub span: Span,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// A reference to a resource of a kind in the same network; the rules check that it leads somewhere.
+pub struct Ref<T> {
+    /// The name of the resource.
+    pub name: Name,
+    kind: PhantomData<fn() -> T>,
+}
+
+/// A whole number between two bounds, both allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bounded<const MIN: i64, const MAX: i64>(i64);
+
+/// The fields of one document, being read.
+pub struct Reader<'a> {
+    fields: &'a Record,
+    of: &'static Descriptor,
+    header: Span,
+    found: &'a mut Vec<Mismatch>,
+}
+
+/// The fields of one document, being written.
+#[derive(Debug, Default)]
+pub struct Writer {
+    fields: Record,
+}
+
+/// Reads a described struct from its fields: every field is known, there if required, and of its type, or each that is
+/// not is reported and nothing is given.
+pub fn read<T: Describe>(fields: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
+    let before = found.len();
+    let known = |name: &str| T::DESCRIPTOR.fields.iter().any(|field| field.name == name);
+    for (name, member) in fields.iter().filter(|(name, _)| !known(name)) {
+        found.push(Mismatch {
+            code: Code::UnknownField,
+            span: member.key.0,
+            message: format!("{} has no field {name:?}", with_article(T::DESCRIPTOR.word)),
+            help: Some(help_for_field(T::DESCRIPTOR, name)),
+        });
+    }
+    let mut reader = Reader { fields, of: T::DESCRIPTOR, header, found };
+    let read = T::read(&mut reader);
+    if found.len() > before { None } else { read }
+}
+
+/// Writes a described struct as a record in canonical form.
+pub fn write<T: Describe>(it: &T) -> Value {
+    let mut writer = Writer::default();
+    it.write(&mut writer);
+    Data::Record(writer.fields).into()
+}
+
+fn help_for_field(of: &Descriptor, name: &str) -> String {
+    let names = of.fields.iter().map(|field| field.name);
+    if let Some(help) = did_you_mean(name, names.clone()) {
+        return help;
+    }
+    match names.collect::<Vec<_>>() {
+        names if names.is_empty() => "it has no fields at all".into(),
+        names => format!("its fields are {}", names.join(", ")),
+    }
+}
+
+impl Reader<'_> {
+    /// Reads the field at a place of the descriptor, or takes its default.
+    pub fn take<T: Attribute>(&mut self, place: usize, default: impl FnOnce() -> Option<T>) -> Option<T> {
+        let field = &self.of.fields[place];
+        if let Some(member) = self.fields.get(field.name) {
+            return T::from_value(&member.value, self.found);
+        }
+        let absent = default().or_else(T::absent);
+        if absent.is_none() {
+            self.found.push(Mismatch {
+                code: Code::MissingField,
+                span: self.header,
+                message: format!("{} needs the field {:?}", with_article(self.of.word), field.name),
+                help: Some(format!("give it a value such as {}", example(field))),
+            });
+        }
+        absent
+    }
+}
+
+fn example(field: &Field) -> String {
+    match field.ty {
+        Type::Scalar(scalar) => format!("{:?}", scalar.good[0]),
+        Type::Integer { min, .. } => min.to_string(),
+        Type::Bool => "true".into(),
+        Type::Text | Type::Reference(_) | Type::Set(_) | Type::Map(_) => "\"...\"".into(),
+    }
+}
+
+impl Writer {
+    /// Writes the field at a place of the descriptor.
+    pub fn put<T: Attribute>(&mut self, field: &'static Field, value: &T) {
+        if let Some(value) = value.to_value() {
+            self.fields.insert(field.name.into(), Member::from(value));
+        }
+    }
+}
+
+/// "X belongs here, not Y"; without help of its own it tells what to do about the form of Y.
+fn wrong_type(value: &Value, wanted: &str, help: Option<String>) -> Mismatch {
+    let message = format!("{wanted} belongs here, not {}", value.data.describe());
+    let help = help.or_else(|| help_for_form(&value.data).map(str::to_owned));
+    Mismatch { code: Code::WrongType, span: value.span, message, help }
+}
+
+fn help_for_form(data: &Data) -> Option<&'static str> {
+    match data {
+        Data::Null => Some("give it a value, or take the field away"),
+        Data::List(_) => Some("give it one value"),
+        Data::Record(_) => Some("give it a value in place of the block"),
+        Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => None,
+    }
+}
+
+impl Attribute for bool {
+    const TYPE: Type = Type::Bool;
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        match &value.data {
+            Data::Bool(it) => return Some(*it),
+            Data::Text(text) if matches!(&**text, "true" | "false" | "yes" | "no" | "on" | "off") => {
+                let help = "write true or false without quotes (in KDL #true or #false)";
+                found.push(wrong_type(value, "a boolean", Some(help.into())));
+            }
+            Data::Null | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) | Data::Record(_) => {
+                found.push(wrong_type(value, "a boolean", None));
+            }
+        }
+        None
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        Some(Data::Bool(*self).into())
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
+    /// The number if it lies between the bounds; a bound that lies outside of them is a mistake of the caller, and
+    /// refused when it is compiled in a `const`.
+    pub const fn new(number: i64) -> Self {
+        assert!(number >= MIN && number <= MAX, "the number lies outside of the bounds of its type");
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn number(self) -> i64 {
+        self.0
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> Attribute for Bounded<MIN, MAX> {
+    const TYPE: Type = Type::Integer { min: MIN, max: MAX };
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        match &value.data {
+            Data::Integer(number) if (MIN..=MAX).contains(number) => return Some(Self(*number)),
+            Data::Integer(number) => found.push(Mismatch {
+                code: Code::InvalidValue,
+                span: value.span,
+                message: format!("{number} is not a whole number from {MIN} to {MAX}"),
+                help: None,
+            }),
+            Data::Text(text) => {
+                let number: Option<i64> = text.parse().ok();
+                let help = number.map(|number| format!("write {number}, without quotes and leading zeros"));
+                found.push(wrong_type(value, "a whole number", help));
+            }
+            Data::Null | Data::Bool(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+                found.push(wrong_type(value, "a whole number", None));
+            }
+        }
+        None
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        Some(Data::Integer(self.0).into())
+    }
+}
+
+impl Attribute for Box<str> {
+    const TYPE: Type = Type::Text;
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        if let Data::Text(text) = &value.data {
+            return Some(text.clone());
+        }
+        found.push(wrong_type(value, "a text", bare(&value.data).map(|text| in_quotes(&text))));
+        None
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        Some(Value::text(self.clone()))
+    }
+}
+
+/// What was written without quotes and would be a text with them.
+fn bare(data: &Data) -> Option<String> {
+    match data {
+        Data::Bool(it) => Some(it.to_string()),
+        Data::Integer(it) => Some(it.to_string()),
+        Data::Float(it) => Some(it.to_string()),
+        Data::Null | Data::Text(_) | Data::List(_) | Data::Record(_) => None,
+    }
+}
+
+fn in_quotes(text: &str) -> String {
+    format!("put it in quotes: {text:?}")
+}
+
+fn examples<T: Scalar>() -> String {
+    let examples: Vec<_> = T::GOOD.iter().take(2).map(|good| format!("{good:?}")).collect();
+    format!("for example: {}", examples.join(", "))
+}
+
+/// How a scalar is read and written as a field.
+pub fn scalar_from_value<T: Scalar>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
+    let (given, meant, parsed) = match &value.data {
+        Data::Text(text) => (format!("{text:?}"), T::meant(text), text.parse()),
+        Data::Integer(number) if T::INTEGER.is_some() => (number.to_string(), None, T::from_integer(*number)),
+        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+            let help = bare(&value.data).map(|text| match text.parse::<T>() {
+                Ok(_) => in_quotes(&text),
+                Err(_) => examples::<T>(),
+            });
+            found.push(wrong_type(value, T::NAME, help));
+            return None;
+        }
+    };
+    let why = match parsed {
+        Ok(it) => return Some(it),
+        Err(why) => why,
+    };
+    found.push(Mismatch {
+        code: Code::InvalidValue,
+        span: value.span,
+        message: format!("{given} is not {}: {why}", T::NAME),
+        help: Some(meant.map_or_else(examples::<T>, |meant| format!("did you mean {meant:?}?"))),
+    });
+    None
+}
+
+impl<T: Scalar> Attribute for T {
+    const TYPE: Type = Type::Scalar(&ScalarType {
+        name: T::NAME,
+        doc: T::DOC,
+        good: T::GOOD,
+        bad: T::BAD,
+        integer: T::INTEGER.is_some(),
+    });
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        scalar_from_value(value, found)
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        let number = T::INTEGER.and_then(|number| number(self));
+        Some(number.map_or_else(|| Value::text(self.to_string()), |number| Data::Integer(number).into()))
+    }
+}
+
+impl<T: Describe> Attribute for Ref<T> {
+    const TYPE: Type = Type::Reference(T::WORD);
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        scalar_from_value(value, found).map(|name| Self { name, kind: PhantomData })
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        Some(Value::text(self.name.as_str()))
+    }
+}
+
+impl<T: Attribute> Attribute for Option<T> {
+    const TYPE: Type = T::TYPE;
+    const REQUIRED: bool = false;
+
+    fn absent() -> Option<Self> {
+        Some(None)
+    }
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        T::from_value(value, found).map(Some)
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        self.as_ref().and_then(T::to_value)
+    }
+}
+
+impl<T: Attribute + Ord> Attribute for BTreeSet<T> {
+    const TYPE: Type = Type::Set(&T::TYPE);
+    const REQUIRED: bool = false;
+
+    fn absent() -> Option<Self> {
+        Some(Self::new())
+    }
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        let Data::List(items) = &value.data else {
+            return T::from_value(value, found).map(|one| Self::from([one]));
+        };
+        let mut set = Some(Self::new());
+        for item in items {
+            match (&mut set, T::from_value(item, found)) {
+                (Some(set), Some(item)) => drop(set.insert(item)),
+                (set, _) => *set = None,
+            }
+        }
+        set
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        (!self.is_empty()).then(|| Value::list(self.iter().filter_map(T::to_value)))
+    }
+}
+
+impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
+    const TYPE: Type = Type::Map(&T::TYPE);
+    const REQUIRED: bool = false;
+
+    fn absent() -> Option<Self> {
+        Some(Self::new())
+    }
+
+    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
+        let Some(record) = value.as_record() else {
+            found.push(wrong_type(value, "a block of names and values", None));
+            return None;
+        };
+        let mut map = Some(Self::new());
+        for (name, member) in record {
+            match (&mut map, T::from_value(&member.value, found)) {
+                (Some(map), Some(item)) => drop(map.insert(name.clone(), item)),
+                (map, _) => *map = None,
+            }
+        }
+        map
+    }
+
+    fn to_value(&self) -> Option<Value> {
+        let written = self.iter().filter_map(|(name, item)| Some((name.clone(), Member::from(item.to_value()?))));
+        (!self.is_empty()).then(|| Data::Record(written.collect()).into())
+    }
+}
+
+impl<T> Ref<T> {
+    /// A reference to the resource of that name.
+    pub fn new(name: Name) -> Self {
+        Self { name, kind: PhantomData }
+    }
+}
+
+impl<T> Clone for Ref<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.name.clone())
+    }
+}
+
+impl<T> std::fmt::Debug for Ref<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+impl<T> PartialEq for Ref<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl<T> Eq for Ref<T> {}
+
+impl<T> PartialOrd for Ref<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Ref<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.name.cmp(&other.name)
+    }
+}
