@@ -211,7 +211,7 @@ pub fn plan<'a>(
 ) -> Vec<Event<'a>> {
     let reach = plan.reach.iter().map(|reach| {
         let because = reach.because.as_ref().map(|id| {
-            let place = declared.and_then(|(map, sources, lines)| place(map.location(id, None)?, sources, lines));
+            let place = declared.and_then(|(map, sources, lines)| place(map.location(id, &[])?, sources, lines));
             Because { id, file: place.as_ref().map(|place| place.file), line: place.as_ref().map(|place| place.line) }
         });
         let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
-use crate::descriptor::{Descriptor, Field, ScalarType, Type, with_article};
+use crate::descriptor::{Descriptor, Field, Reference, ScalarType, Target, Type, with_article};
 use crate::report::{Code, did_you_mean};
 use crate::scalars::{Name, Scalar};
 use crate::value::{Data, Member, Record, Span, Value};
@@ -21,6 +21,8 @@ pub trait Describe: Sized {
     fn read(fields: &mut Reader<'_>) -> Option<Self>;
     /// Writes every field that holds something, defaults included.
     fn write(&self, fields: &mut Writer);
+    /// Visits every name of another resource that its fields hold.
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>));
 }
 
 /// A type that may stand in a field.
@@ -37,6 +39,8 @@ pub trait Attribute: Sized {
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self>;
     /// Writes the canonical value; nothing where the field is to be left out.
     fn to_value(&self) -> Option<Value>;
+    /// Visits every name of another resource that the value holds.
+    fn references(&self, _visit: &mut dyn FnMut(Reference<'_>)) {}
 }
 
 /// What is wrong with a value.
@@ -311,10 +315,14 @@ impl<T: Scalar> Attribute for T {
         let number = T::INTEGER.and_then(|number| number(self));
         Some(number.map_or_else(|| Value::text(self.to_string()), |number| Data::Integer(number).into()))
     }
+
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
+        self.reference().into_iter().for_each(visit);
+    }
 }
 
 impl<T: Describe> Attribute for Ref<T> {
-    const TYPE: Type = Type::Reference(T::WORD);
+    const TYPE: Type = Type::Reference(Target::Kind(T::WORD));
 
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
         scalar_from_value(value, found).map(|name| Self { name, kind: PhantomData })
@@ -322,6 +330,12 @@ impl<T: Describe> Attribute for Ref<T> {
 
     fn to_value(&self) -> Option<Value> {
         Some(Value::text(self.name.as_str()))
+    }
+
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
+        let name = self.name.as_str();
+        let to = Target::Kind(T::WORD);
+        visit(Reference { to, network: None, name, text: name, builds: true, path: Vec::new() });
     }
 }
 
@@ -339,6 +353,10 @@ impl<T: Attribute> Attribute for Option<T> {
 
     fn to_value(&self) -> Option<Value> {
         self.as_ref().and_then(T::to_value)
+    }
+
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
+        self.iter().for_each(|it| it.references(visit));
     }
 }
 
@@ -366,6 +384,10 @@ impl<T: Attribute + Ord> Attribute for BTreeSet<T> {
 
     fn to_value(&self) -> Option<Value> {
         (!self.is_empty()).then(|| Value::list(self.iter().filter_map(T::to_value)))
+    }
+
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
+        self.iter().for_each(|it| it.references(visit));
     }
 }
 

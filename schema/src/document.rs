@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::descriptor::Descriptor;
-use crate::value::{Location, Record, SourceId, Span};
+use crate::value::{Data, Location, Record, SourceId, Span, Step, Value};
 
 /// A resource as it was written: nothing about it is checked but its form.
 #[derive(Clone, Debug)]
@@ -38,10 +38,29 @@ impl Document {
         Location { source: self.source, span: self.name.span }
     }
 
-    /// Where a field's value stands, or else its name.
-    pub fn field_at(&self, field: &str) -> Location {
-        let span = self.fields.get(field).map(|member| member.value.span);
-        Location { source: self.source, span: span.unwrap_or(self.name.span) }
+    /// Where the value stands that a path leads to, or else what it passes last; without a step the name.
+    pub fn location(&self, path: &[Step<'_>]) -> Location {
+        let span = self.walk(path).last().map_or(self.name.span, |value| value.span);
+        Location { source: self.source, span }
+    }
+
+    /// Where one text stands of the value that a path leads to, be it alone or in a list.
+    pub fn element(&self, path: &[Step<'_>], text: &str) -> Option<Location> {
+        let value = self.walk(path).nth(path.len().checked_sub(1)?)?;
+        let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
+        let items = if let Data::List(items) = &value.data { items.as_slice() } else { std::slice::from_ref(value) };
+        Some(Location { source: self.source, span: items.iter().find(is)?.span })
+    }
+
+    /// The values that a path leads through, as far as there are any.
+    fn walk(&self, path: &[Step<'_>]) -> impl Iterator<Item = &Value> {
+        let (first, rest) = path.split_first().map_or((None, path), |(first, rest)| (Some(*first), rest));
+        let field = match first {
+            Some(Step::Field(name)) => self.fields.get(name).map(|member| &member.value),
+            Some(Step::Index(_)) | None => None,
+        };
+        let mut rest = rest.iter();
+        std::iter::successors(field, move |value| value.step(*rest.next()?))
     }
 
     /// Whether anything but a word that could not be read defines the resource here.

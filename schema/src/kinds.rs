@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::attribute::{self, Describe, Mismatch};
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Reference, Target};
 use crate::rules::{Findings, Rules};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
@@ -59,6 +59,11 @@ macro_rules! kinds {
                 match self { $(Self::$kind(it) => attribute::write(&**it),)+ }
             }
 
+            /// Visits every name of another object that it holds.
+            pub fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
+                match self { $(Self::$kind(it) => it.references(visit),)+ }
+            }
+
             /// Checks the rules of its kind.
             pub fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
                 match self { $(Self::$kind(it) => it.check(id, world, findings),)+ }
@@ -96,6 +101,23 @@ impl Kind {
     /// The kind of that descriptor, if it is one of a kind.
     pub fn of(descriptor: &Descriptor) -> Option<Self> {
         descriptor.word.parse().ok()
+    }
+}
+
+impl Kind {
+    /// The kinds whose objects a name may be of.
+    pub fn meant_by(target: Target) -> impl Iterator<Item = Self> {
+        let meant = move |descriptor: &Descriptor| match target {
+            Target::Kind(word) => descriptor.word == word,
+            Target::Namespace(namespace) => descriptor.namespace == Some(namespace),
+        };
+        Self::ALL.iter().copied().filter(move |kind| meant(kind.descriptor()))
+    }
+
+    /// The kinds whose names are unique together with the names of this one, itself among them.
+    pub fn namesakes(self) -> impl Iterator<Item = Self> {
+        let Descriptor { word, namespace, .. } = self.descriptor();
+        Self::meant_by(namespace.map_or(Target::Kind(word), Target::Namespace))
     }
 }
 
@@ -152,8 +174,8 @@ mod tests {
                 while let Type::Set(inner) | Type::Map(inner) = ty {
                     ty = inner;
                 }
-                if let Type::Reference(word) = ty {
-                    assert!(known(word), "{}.{} refers to a kind", kind.word, field.name);
+                if let Type::Reference(target) = ty {
+                    assert!(Kind::meant_by(*target).next().is_some(), "{}.{} refers to a kind", kind.word, field.name);
                 }
             }
         }

@@ -23,6 +23,7 @@ use crate::rules;
 use crate::scalars::{Identity, Name, NetworkName};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::source_map::SourceMap;
+use crate::value::Step;
 use crate::view::{View, ViewDelta};
 use crate::world::{ServerInfo, World};
 
@@ -256,7 +257,7 @@ fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &
     let id = ResourceId::of_network(network.clone());
     let message = format!("network {network} has {nodes} nodes, joined and awaited, and allows {limit}");
     Problem::new(Code::NodeLimit, message)
-        .at(source_map.location(&id, Some("node-limit")))
+        .at(source_map.location(&id, &[Step::Field("node-limit")]))
         .about(id)
         .help(format!("raise node-limit to at least {nodes}, or remove machines first"))
 }
@@ -264,7 +265,7 @@ fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &
 fn taken(id: &ResourceId, source_map: &SourceMap, code: Code, why: String) -> Problem {
     let message = format!("{id} exists on the server and {why}, so it cannot be declared here");
     Problem::new(code, message)
-        .at(source_map.location(id, None))
+        .at(source_map.location(id, &[]))
         .about(id)
         .help("give the declared one another name".to_owned())
 }
@@ -274,7 +275,7 @@ fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
     let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
     Problem::new(Code::RangeExhausted, format!("the machines of network {network} do not fit into {range}"))
-        .at(source_map.location(&id, Some(field)))
+        .at(source_map.location(&id, &[Step::Field(field)]))
         .about(id)
         .help("take a shorter prefix".to_owned())
 }

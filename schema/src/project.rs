@@ -9,7 +9,7 @@ use crate::descriptor::Descriptor;
 use crate::document::Document;
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::scalars::{Name, Scalar};
-use crate::value::{Location, SourceId, Span};
+use crate::value::{Location, SourceId, Span, Step};
 
 /// The schema that this version reads.
 pub const SCHEMA: i64 = 1;
@@ -76,8 +76,10 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     if project.schema.number() != SCHEMA {
         let message =
             format!("the project's files are of schema {}, this nmplan reads {SCHEMA}", project.schema.number());
-        let at =
-            documents.iter().find(|document| document.descriptor.word == Project::WORD).map(|it| it.field_at("schema"));
+        let at = documents
+            .iter()
+            .find(|document| document.descriptor.word == Project::WORD)
+            .map(|it| it.location(&[Step::Field("schema")]));
         let problem = Problem::new(Code::ProjectSchema, message).at(at);
         reader.report.push(problem.help("use a newer nmplan".to_owned()));
     }
@@ -147,7 +149,7 @@ impl Reader {
                 let help = did_you_mean(name, vars.keys().map(Name::as_str));
                 let help = help.unwrap_or_else(|| format!("declare it: var {name:?}"));
                 let problem = Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}"));
-                self.report.push(problem.at(document.field_at("set")).help(help));
+                self.report.push(problem.at(document.location(&[Step::Field("set"), Step::Field(name)])).help(help));
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::descriptor::{Descriptor, Field, ScalarType, Type, with_article};
+use crate::descriptor::{Descriptor, Field, ScalarType, Target, Type, with_article};
 use crate::value::Value;
 
 const HEAD: &str = "\
@@ -70,7 +70,8 @@ fn held(ty: &Type) -> String {
         Type::Integer { min, max } => format!("a whole number, {min} to {max}"),
         Type::Scalar(scalar) => format!("[{}](#{})", scalar.name, anchor(scalar.name)),
         Type::Text => "a text".into(),
-        Type::Reference(kind) => format!("the name of a [{kind}](#{kind})"),
+        Type::Reference(Target::Kind(kind)) => format!("the name of a [{kind}](#{kind})"),
+        Type::Reference(Target::Namespace(namespace)) => format!("one of the {namespace} of the network"),
         Type::Set(inner) => format!("any number, each {}", held(inner)),
         Type::Map(inner) => format!("any number by name, each {}", held(inner)),
     }
@@ -185,7 +186,12 @@ fn single(ty: &Type) -> Json {
             json!({ "type": types, "title": scalar.name, "examples": scalar.good })
         }
         Type::Text => json!({ "type": "string" }),
-        Type::Reference(kind) => json!({ "type": "string", "title": format!("the name of {}", with_article(kind)) }),
+        Type::Reference(Target::Kind(kind)) => {
+            json!({ "type": "string", "title": format!("the name of {}", with_article(kind)) })
+        }
+        Type::Reference(Target::Namespace(namespace)) => {
+            json!({ "type": "string", "title": format!("one of the {namespace} of the network") })
+        }
         Type::Set(inner) | Type::Map(inner) => single(inner),
     }
 }

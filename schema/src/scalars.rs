@@ -25,6 +25,8 @@ pub use uses::Uses;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use crate::descriptor::Reference;
+
 /// A value that is written as one word, with a parser that is the only way in.
 ///
 /// The error of the parser is the end of the sentence "`"x"` is not a NAME: ..."; it says what is wrong, not what
@@ -43,6 +45,11 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
 
     /// The text that its author may have meant by one that does not parse, if there is one that does.
     fn meant(_text: &str) -> Option<String> {
+        None
+    }
+
+    /// The name of another resource that it holds, if it does.
+    fn reference(&self) -> Option<Reference<'_>> {
         None
     }
 

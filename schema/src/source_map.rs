@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::document::Document;
 use crate::snapshot::ResourceId;
-use crate::value::{Data, Location, Value};
+use crate::value::{Location, Step};
 
 /// Where resources stand in the files that declare them, readable or not.
 #[derive(Debug, Default)]
@@ -28,19 +28,14 @@ impl SourceMap {
         self.documents.contains_key(id)
     }
 
-    /// Where a field of a resource stands, or else the name of the resource.
-    pub fn location(&self, id: &ResourceId, field: Option<&str>) -> Option<Location> {
-        let document = self.documents.get(id)?;
-        let value = field.and_then(|field| document.fields.get(field)).map(|member| member.value.span);
-        Some(Location { source: document.source, span: value.unwrap_or(document.name.span) })
+    /// Where the value of a resource stands that a path leads to, or else what it passes last; without a step the name.
+    pub fn location(&self, id: &ResourceId, path: &[Step<'_>]) -> Option<Location> {
+        Some(self.documents.get(id)?.location(path))
     }
 
-    /// Where one text of a field stands, if it is a list that has it.
-    pub fn element(&self, id: &ResourceId, field: &str, text: &str) -> Option<Location> {
-        let document = self.documents.get(id)?;
-        let Data::List(items) = &document.fields.get(field)?.value.data else { return None };
-        let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
-        Some(Location { source: document.source, span: items.iter().find(is)?.span })
+    /// Where one text of such a value stands, be it alone or in a list.
+    pub fn element(&self, id: &ResourceId, path: &[Step<'_>], text: &str) -> Option<Location> {
+        self.documents.get(id)?.element(path, text)
     }
 
     /// Where the name of the network stands that holds a resource.

@@ -32,6 +32,25 @@ pub struct Location {
     pub span: Span,
 }
 
+/// One step from a value to one that it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step<'a> {
+    /// To the field of that name.
+    Field(&'a str),
+    /// To the item of a list at that place, from 0; a value that stands for a list of one is its own item.
+    Index(usize),
+}
+
+impl<'a> Step<'a> {
+    /// The name of the field that it leads to, if it does.
+    pub fn field(self) -> Option<&'a str> {
+        match self {
+            Self::Field(name) => Some(name),
+            Self::Index(_) => None,
+        }
+    }
+}
+
 /// Data and the place where it stood.
 #[derive(Clone, Debug)]
 pub struct Value {
@@ -106,6 +125,16 @@ impl Value {
         match &self.data {
             Data::Record(record) => Some(record),
             Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) => None,
+        }
+    }
+
+    /// The value that one step leads to, if there is one.
+    pub fn step(&self, step: Step<'_>) -> Option<&Value> {
+        match (step, &self.data) {
+            (Step::Field(name), _) => self.field(name),
+            (Step::Index(index), Data::List(items)) => items.get(index),
+            (Step::Index(0), _) => Some(self),
+            (Step::Index(_), _) => None,
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use schema::attribute::Ref;
 use schema::document::{Document, Spanned};
-use schema::kinds::{AccessKey, Network, Node, Object};
+use schema::kinds::{AccessKey, Kind, Network, Node, Object};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use schema::syntax::{Language, print};
@@ -109,11 +109,8 @@ impl Cast {
 
     fn samples(&mut self, network: &NetworkName, settings: &Network, declared: &Snapshot) {
         let mut room = room(network, settings, declared);
-        let mut taken: BTreeSet<Name> = declared
-            .entries()
-            .filter(|(id, _)| id.network == *network && id.kind.descriptor().resolves)
-            .map(|(id, _)| id.name.clone())
-            .collect();
+        let taken = Kind::Node.namesakes().flat_map(|kind| declared.ids_of(network, kind));
+        let mut taken: BTreeSet<Name> = taken.map(|id| id.name.clone()).collect();
         for (id, key) in declared.all_in::<AccessKey>(network).filter(|(_, key)| key.r#for.is_empty()) {
             let wanted = key.uses().left(0).map_or(SAMPLES, |uses| uses.min(SAMPLES)).min(room);
             let names = numbered(id.name.as_str()).filter(|name| !taken.contains(name)).take(wanted as usize);
@@ -168,7 +165,6 @@ fn document((id, entry): (&ResourceId, &Entry)) -> Document {
 #[cfg(test)]
 mod tests {
     use schema::decode::decode;
-    use schema::kinds::Kind;
     use schema::rules;
     use schema::syntax::{Source, parse};
 

@@ -11,7 +11,7 @@ use syn::{Attribute, Data, DeriveInput, Expr, ExprLit, Field, Fields, Lit, LitSt
 
 /// Derives `schema::attribute::Describe`.
 ///
-/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", resolves)]`; on a field:
+/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]`; on a field:
 /// `#[field(default = EXPRESSION)]`, an expression of the field's type.
 #[proc_macro_derive(Describe, attributes(describe, field))]
 pub fn describe(input: TokenStream) -> TokenStream {
@@ -29,16 +29,21 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
         Fields::Unnamed(_) => return Err(syn::Error::new(input.ident.span(), "fields need names")),
     };
     let (name, doc) = (&input.ident, doc(&input.attrs, input.ident.span())?);
-    let Header { word, plural, within, resolves } = Header::parse(input)?;
+    let Header { word, plural, within, namespace } = Header::parse(input)?;
     let mut described = Vec::new();
-    let (mut reads, mut writes, mut idents) = (Vec::new(), Vec::new(), Vec::new());
-    for (place, field) in fields.iter().enumerate() {
+    let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    let (mut visits, mut idents) = (Vec::new(), Vec::new());
+    for (index, field) in fields.iter().enumerate() {
         let ident = field.ident.as_ref().ok_or_else(|| syn::Error::new(field.span(), "fields need names"))?;
         let default = default(field)?;
         described.push(describe_field(field, default.as_ref())?);
         let or = default.map_or_else(|| quote!(|| None), |expr| quote!(|| Some(#expr)));
-        reads.push(quote!(let #ident = fields.take(#place, #or);));
-        writes.push(quote!(fields.put(&Self::DESCRIPTOR.fields[#place], &self.#ident);));
+        reads.push(quote!(let #ident = fields.take(#index, #or);));
+        writes.push(quote!(fields.put(&Self::DESCRIPTOR.fields[#index], &self.#ident);));
+        let step = field_name(field);
+        visits.push(quote!(::schema::attribute::Attribute::references(&self.#ident, &mut |reference| {
+            visit(reference.inside(::schema::value::Step::Field(#step)))
+        });));
         idents.push(ident);
     }
     Ok(quote! {
@@ -48,7 +53,7 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
                 word: #word,
                 plural: #plural,
                 within: #within,
-                resolves: #resolves,
+                namespace: #namespace,
                 doc: #doc,
                 fields: &[#(#described),*],
             };
@@ -63,13 +68,17 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
                 let _ = &fields;
                 #(#writes)*
             }
+
+            fn references(&self, visit: &mut dyn FnMut(::schema::descriptor::Reference<'_>)) {
+                let _ = &visit;
+                #(#visits)*
+            }
         }
     })
 }
 
 fn describe_field(field: &Field, default: Option<&Expr>) -> syn::Result<Tokens> {
-    let name = field.ident.as_ref().map(ToString::to_string).unwrap_or_default();
-    let name = name.trim_start_matches("r#").replace('_', "-");
+    let name = field_name(field);
     let (doc, ty) = (doc(&field.attrs, field.span())?, &field.ty);
     let required = match default {
         Some(_) => quote!(false),
@@ -95,16 +104,23 @@ fn describe_field(field: &Field, default: Option<&Expr>) -> syn::Result<Tokens> 
     })
 }
 
+/// The name of a field in every language.
+fn field_name(field: &Field) -> String {
+    let name = field.ident.as_ref().map(ToString::to_string).unwrap_or_default();
+    name.trim_start_matches("r#").replace('_', "-")
+}
+
 struct Header {
     word: LitStr,
     plural: LitStr,
     within: Tokens,
-    resolves: bool,
+    namespace: Tokens,
 }
 
 impl Header {
     fn parse(input: &DeriveInput) -> syn::Result<Self> {
-        let (mut word, mut plural, mut within, mut resolves) = (None, None, quote!(None), false);
+        let (mut word, mut plural) = (None, None);
+        let (mut within, mut namespace) = (quote!(None), quote!(None));
         for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("describe")) {
             attribute.parse_nested_meta(|meta| {
                 let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
@@ -115,8 +131,11 @@ impl Header {
                         let holder: LitStr = meta.value()?.parse()?;
                         within = quote!(Some(#holder));
                     }
-                    "resolves" => resolves = true,
-                    _ => return Err(meta.error("known here are: word, plural, within, resolves")),
+                    "namespace" => {
+                        let shared: LitStr = meta.value()?.parse()?;
+                        namespace = quote!(Some(#shared));
+                    }
+                    _ => return Err(meta.error("known here are: word, plural, within, namespace")),
                 }
                 Ok(())
             })?;
@@ -126,7 +145,7 @@ impl Header {
             word: word.ok_or_else(|| missing("word"))?,
             plural: plural.ok_or_else(|| missing("plural"))?,
             within,
-            resolves,
+            namespace,
         })
     }
 }

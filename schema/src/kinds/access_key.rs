@@ -10,6 +10,7 @@ use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Expiry, Name, Uses};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::value::Step;
 
 /// Lets machines join the network, with the token that `nmplan apply --keys-to` writes when the key is made.
 ///
@@ -40,7 +41,7 @@ impl Rules for AccessKey {
     fn check(&self, id: &ResourceId, _: &Snapshot, findings: &mut Findings<'_>) {
         if self.uses.is_some() && !self.r#for.is_empty() {
             let message = format!("{id} has uses as well as for, which already says who may use it, once each");
-            findings.push(Problem::new(Code::UsesWithFor, message).help("take away uses".to_owned()), Some("uses"));
+            findings.push(Problem::new(Code::UsesWithFor, message).help("take away uses".to_owned()), &[Step::Field("uses")]);
         }
     }
 }

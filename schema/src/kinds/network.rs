@@ -11,6 +11,7 @@ use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::value::Step;
 
 /// A port number that can be asked for.
 pub type Port = Bounded<1, 65_535>;
@@ -57,7 +58,7 @@ impl Rules for Network {
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
         if self.ipv4.is_none() && self.ipv6.is_none() {
             let problem = Problem::new(Code::NoRange, format!("network {id} has neither an IPv4 nor an IPv6 range"));
-            findings.push(problem.help("give it an ipv4 range such as 10.40.0.0/16, or an ipv6 range".to_owned()), None);
+            findings.push(problem.help("give it an ipv4 range such as 10.40.0.0/16, or an ipv6 range".to_owned()), &[]);
         }
         within(findings, "check-in", self.check_in, Seconds(1), Seconds::hours(1));
         within(findings, "keepalive", self.keepalive, Seconds(0), Seconds::hours(18));
@@ -67,7 +68,7 @@ impl Rules for Network {
         if let Some(limit) = limit.filter(|limit| declared > *limit) {
             let message = format!("network {id} declares {declared} nodes and allows {limit}");
             let problem = Problem::new(Code::NodeLimit, message);
-            findings.push(problem.help(format!("raise node-limit to at least {declared}")), Some("node-limit"));
+            findings.push(problem.help(format!("raise node-limit to at least {declared}")), &[Step::Field("node-limit")]);
         }
     }
 }
@@ -84,7 +85,7 @@ impl Network {
                     format!("the {field} range of network {id} has {hosts} addresses for nodes; it needs room for {needed}");
                 let longest = width - (needed + lost).next_power_of_two().trailing_zeros();
                 let problem = Problem::new(Code::RangeTooSmall, message);
-                findings.push(problem.help(format!("take a prefix of /{longest} or shorter")), Some(field));
+                findings.push(problem.help(format!("take a prefix of /{longest} or shorter")), &[Step::Field(field)]);
             }
         }
     }
@@ -95,7 +96,7 @@ pub(super) fn within(findings: &mut Findings<'_>, field: &str, value: Seconds, m
     if value < min || value > max {
         let message = format!("{field} is {value}, outside of what works");
         let help = format!("choose a duration from {min} to {max}");
-        findings.push(Problem::new(Code::OutOfBounds, message).help(help), Some(field));
+        findings.push(Problem::new(Code::OutOfBounds, message).help(help), &[Step::Field(field)]);
     }
 }
 

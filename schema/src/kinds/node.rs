@@ -11,12 +11,13 @@ use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{Endpoint, Name, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::value::Step;
 
 /// A declared node: a machine that is awaited under this name, and how it is set once it has joined.
 ///
 /// A key whose `for` names it lets its machine claim the name.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "node", plural = "nodes", within = "network", resolves)]
+#[describe(word = "node", plural = "nodes", within = "network", namespace = "names")]
 pub struct Node {
     /// The IPv4 address that is reserved for it. Absent: it gets the lowest free one when it joins.
     pub ipv4: Option<Ipv4Addr>,
@@ -48,13 +49,13 @@ impl Rules for Node {
             if let Some(why) = outside(network, address) {
                 let message = format!("{address} cannot be reserved for {id}: {why}");
                 let help = help_for_address(network, field, address);
-                findings.push(Problem::new(Code::OutsideRange, message).help(help), Some(field));
+                findings.push(Problem::new(Code::OutsideRange, message).help(help), &[Step::Field(field)]);
             }
             if let Some(other) = findings.first_with_address(&id.network, address).filter(|other| *other != id).cloned() {
                 let message = format!("{address} is reserved for {} and for {}", other.name, id.name);
-                let first = findings.location(&other, Some(field));
+                let first = findings.location(&other, &[Step::Field(field)]);
                 let problem = Problem::new(Code::AddressTaken, message).see(first, "reserved here first");
-                findings.push(problem.help("reserve another address for one of them".to_owned()), Some(field));
+                findings.push(problem.help("reserve another address for one of them".to_owned()), &[Step::Field(field)]);
             }
         }
         if let Some(keepalive) = self.keepalive {

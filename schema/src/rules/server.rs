@@ -10,6 +10,7 @@ use crate::report::{Code, Problem, Report};
 use crate::scalars::{Name, NetworkName};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::source_map::SourceMap;
+use crate::value::Step;
 use crate::world::ServerInfo;
 
 /// Checks the declarations against what a server keeps; `source_map` tells where things stand, as far as they stand in files.
@@ -49,7 +50,7 @@ fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkNa
 
 fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
-    let at = source_map.location(&id, Some("ipv4"));
+    let at = source_map.location(&id, &[Step::Field("ipv4")]);
     problem.at(at).about(id).help("choose another range, or set COMMS_RANGE on the server".to_owned())
 }
 
@@ -61,7 +62,8 @@ fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a R
 
 fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
     let message = format!("the server itself joins as {name}, so {key} cannot let a machine claim that name");
-    let at = source_map.element(key, "for", name.as_str()).or(source_map.location(key, Some("for")));
+    let path = [Step::Field("for")];
+    let at = source_map.element(key, &path, name.as_str()).or(source_map.location(key, &path));
     let help = format!(
         "take {:?} out of its `for`, or set CLIENT_MODE=off or another CLIENT_NAME on the server",
         name.as_str()

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Scalar;
+use crate::descriptor::{Reference, Target};
 
 /// A host name of the DNS: labels joined by dots, without the dot at the end, in lower case.
 ///
@@ -17,6 +18,11 @@ impl DomainName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What it would be a name of if its last label were that of a network: `api` and `corp` for `api.corp`.
+    pub fn in_network(&self) -> Option<(&str, &str)> {
+        self.0.split_once('.').filter(|(_, network)| !network.contains('.'))
+    }
 }
 
 impl Scalar for DomainName {
@@ -24,6 +30,12 @@ impl Scalar for DomainName {
     const DOC: &'static str = "Labels of letters, digits and inner hyphens, joined by dots; at most 253 characters.";
     const GOOD: &'static [&'static str] = &["gw.example.net", "localhost", "EXAMPLE.net", "example.net."];
     const BAD: &'static [&'static str] = &["", ".", "a..b", "-a.net", "a_b.net", "a b"];
+
+    fn reference(&self) -> Option<Reference<'_>> {
+        let (name, network) = self.in_network()?;
+        let (to, network, text) = (Target::Namespace("names"), Some(network), self.as_str());
+        Some(Reference { to, network, name, text, builds: true, path: Vec::new() })
+    }
 }
 
 impl FromStr for DomainName {

@@ -99,7 +99,10 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
         Type::Integer { min, max } => (*min..=*max).prop_map(|it| Data::Integer(it).into()).boxed(),
         Type::Scalar(scalar) => select(scalar.good).prop_map(Value::text).boxed(),
         Type::Text => "\\PC{0,12}".prop_map(Value::text).boxed(),
-        Type::Reference(word) => select(names(word.parse().unwrap())).prop_map(Value::text).boxed(),
+        Type::Reference(target) => {
+            let known: Vec<_> = Kind::meant_by(*target).flat_map(names).copied().collect();
+            select(known).prop_map(Value::text).boxed()
+        }
         Type::Set(inner) => prop::collection::vec(value(inner), 1..4).prop_map(Value::list).boxed(),
         Type::Map(inner) => {
             let entry = ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), Member::from(value)));

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, Spoken};
 use schema::inventory::{Joined, KeyStatus, NodeId};
-use schema::kinds::{AccessKey, Dns, Node};
+use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
 use schema::world::World;
@@ -244,8 +244,12 @@ fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     if world.inventory.node(&NodeId::of(network, name)).is_some() {
         return Err(Refused::NameTaken { network: network.clone(), name: name.clone() });
     }
-    let entry = ResourceId::of::<Dns>(network, name);
-    if world.snapshot.entry(&entry).is_some() { Err(Refused::NameInUse(entry)) } else { Ok(()) }
+    let others = Kind::Node.namesakes().filter(|kind| *kind != Kind::Node);
+    let mut others = others.map(|kind| ResourceId { network: network.clone(), kind, name: name.clone() });
+    match others.find(|id| world.snapshot.entry(id).is_some()) {
+        Some(other) => Err(Refused::NameInUse(other)),
+        None => Ok(()),
+    }
 }
 
 /// Whether the network has room: declared nodes that are awaited count as well.
