@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::attribute::{self, Describe, Mismatch};
 use crate::descriptor::{Descriptor, Reference, Target};
-use crate::rules::{Findings, Rules};
+use crate::rules::{Claim, Findings, Rules};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
 
@@ -57,6 +57,11 @@ macro_rules! kinds {
             /// Its fields in canonical form.
             pub fn body(&self) -> Value {
                 match self { $(Self::$kind(it) => attribute::write(&**it),)+ }
+            }
+
+            /// The addresses that it claims, each with the field that does.
+            pub fn claims(&self) -> Vec<(&'static str, Claim)> {
+                match self { $(Self::$kind(it) => it.claims(),)+ }
             }
 
             /// Visits every name of another object that it holds.

@@ -10,9 +10,10 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kinds::Node;
+use ipnet::IpNet;
+
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::scalars::{Name, NetworkName};
+use crate::scalars::{Name, NetworkName, overlap};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::{Location, Step};
@@ -21,13 +22,27 @@ use crate::value::{Location, Step};
 pub trait Rules {
     /// Reports what is wrong with one object in its world.
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>);
+    /// The addresses that the object claims, each with the field that does.
+    fn claims(&self) -> Vec<(&'static str, Claim)> {
+        Vec::new()
+    }
+}
+
+/// Addresses that an object keeps from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The range that members of its network get their addresses from; no other network has any of it.
+    Range(IpNet),
+    /// The address of the member of its name: no other member gets it, and no other object reserves it.
+    Reserved(IpAddr),
+    /// An address that it stands for, whoever has it: no member is given it that does not have it already.
+    Meant(IpAddr),
 }
 
 /// Where rules leave what they find about one object.
 pub struct Findings<'a> {
     report: Report,
     source_map: &'a SourceMap,
-    reserved: BTreeMap<(&'a NetworkName, IpAddr), &'a ResourceId>,
     id: Option<&'a ResourceId>,
     suggestions: Cell<u32>,
 }
@@ -52,22 +67,12 @@ impl Findings<'_> {
     pub fn location(&self, id: &ResourceId, path: &[Step<'_>]) -> Option<Location> {
         self.source_map.location(id, path)
     }
-
-    /// The first object of a network that reserves an address.
-    pub fn first_with_address(&self, network: &NetworkName, address: IpAddr) -> Option<&ResourceId> {
-        self.reserved.get(&(network, address)).copied()
-    }
 }
 
 /// Checks every rule; `source_map` tells where things stand, as far as they stand in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
-    let mut findings = Findings {
-        report: Report::default(),
-        source_map,
-        reserved: reserved(world),
-        id: None,
-        suggestions: Cell::new(0),
-    };
+    let (report, suggestions) = (Report::default(), Cell::new(0));
+    let mut findings = Findings { report, source_map, id: None, suggestions };
     for (id, entry) in world.entries() {
         findings.id = Some(id);
         entry.object.check(id, world, &mut findings);
@@ -75,20 +80,8 @@ pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     references::check(world, &mut findings);
     check_networks(world, &mut findings);
     check_names(world, &mut findings);
-    check_overlap(world, &mut findings);
+    check_claims(world, &mut findings);
     findings.report
-}
-
-fn reserved(world: &Snapshot) -> BTreeMap<(&NetworkName, IpAddr), &ResourceId> {
-    let mut reserved = BTreeMap::new();
-    for (network, _) in world.networks() {
-        for (id, node) in world.all_in::<Node>(network) {
-            for (_, address) in node.reserved() {
-                reserved.entry((network, address)).or_insert(id);
-            }
-        }
-    }
-    reserved
 }
 
 /// Every object stands in a network that is defined; each missing network is reported once.
@@ -128,25 +121,50 @@ fn check_names(world: &Snapshot, findings: &mut Findings<'_>) {
     }
 }
 
-fn check_overlap(world: &Snapshot, findings: &mut Findings<'_>) {
-    let mut ranges = Vec::new();
-    for (name, network) in world.networks() {
-        for range in network.ranges() {
-            let overlaps = |(_, other): &&(&NetworkName, ipnet::IpNet)| {
-                other.contains(&range.network()) || range.contains(&other.network())
-            };
-            if let Some((other, taken)) = ranges.iter().find(overlaps) {
-                let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
-                let id = ResourceId::of_network(name.clone());
-                let message = format!("{range} of network {name} overlaps {taken} of network {other}");
-                let see = findings.location(&ResourceId::of_network((*other).clone()), &[Step::Field(field)]);
-                let at = findings.location(&id, &[Step::Field(field)]);
-                let problem = Problem::new(Code::OverlappingRanges, message).at(at).about(&id);
-                findings
-                    .report
-                    .push(problem.see(see, "the other range").help("choose ranges that are apart".to_owned()));
+/// No two networks share a part of their ranges, and no two objects of a network reserve the same address.
+fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
+    let mut ranges: Vec<(&ResourceId, &str, IpNet)> = Vec::new();
+    let mut reserved: BTreeMap<(&NetworkName, IpAddr), (&ResourceId, &str)> = BTreeMap::new();
+    for (id, entry) in world.entries() {
+        for (field, claim) in entry.object.claims() {
+            match claim {
+                Claim::Range(range) => {
+                    let others = ranges.iter().filter(|(other, ..)| other.network != id.network);
+                    if let Some(other) = others.clone().find(|(.., other)| overlap(other, &range)) {
+                        report_overlap((id, field, range), *other, findings);
+                    }
+                    ranges.push((id, field, range));
+                }
+                Claim::Reserved(address) => match reserved.get(&(&id.network, address)) {
+                    Some(first) => report_taken((id, field, address), *first, findings),
+                    None => drop(reserved.insert((&id.network, address), (id, field))),
+                },
+                Claim::Meant(_) => {}
             }
-            ranges.push((name, range));
         }
     }
+}
+
+fn report_overlap(
+    (id, field, range): (&ResourceId, &str, IpNet),
+    (other, its_field, taken): (&ResourceId, &str, IpNet),
+    findings: &mut Findings<'_>,
+) {
+    let message = format!("{range} of network {} overlaps {taken} of network {}", id.network, other.network);
+    let problem = Problem::new(Code::OverlappingRanges, message).about(id);
+    let problem = problem.at(findings.location(id, &[Step::Field(field)]));
+    let problem = problem.see(findings.location(other, &[Step::Field(its_field)]), "the other range");
+    findings.report.push(problem.help("choose ranges that are apart".to_owned()));
+}
+
+fn report_taken(
+    (id, field, address): (&ResourceId, &str, IpAddr),
+    (first, its_field): (&ResourceId, &str),
+    findings: &mut Findings<'_>,
+) {
+    let message = format!("{address} is reserved for {} and for {}", first.name, id.name);
+    let problem = Problem::new(Code::AddressTaken, message).about(id);
+    let problem = problem.at(findings.location(id, &[Step::Field(field)]));
+    let problem = problem.see(findings.location(first, &[Step::Field(its_field)]), "reserved here first");
+    findings.report.push(problem.help("reserve another address for one of them".to_owned()));
 }

@@ -18,7 +18,7 @@ pub use endpoint::{Endpoint, Host};
 pub use expiry::Expiry;
 pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};
-pub use range::{Ipv4Range, Ipv6Range};
+pub use range::{Ipv4Range, Ipv6Range, overlap};
 pub use seconds::Seconds;
 pub use uses::Uses;
 

@@ -115,6 +115,13 @@ impl Snapshot {
         self.entries.get(&id).and_then(|entry| T::of(&entry.object))
     }
 
+    /// Every resource of a network, the network first, by kind and name.
+    pub fn entries_in(&self, network: &NetworkName) -> impl Iterator<Item = (&ResourceId, &Entry)> {
+        let network = network.clone();
+        let first = ResourceId { network: network.clone(), kind: Kind::ALL[0], name: Name::lowest() };
+        self.entries.range(first..).take_while(move |(id, _)| id.network == network)
+    }
+
     /// The ids of a kind in a network, by name.
     pub fn ids_of(&self, network: &NetworkName, kind: Kind) -> impl Iterator<Item = &ResourceId> {
         let from = ResourceId { network: network.clone(), kind, name: Name::lowest() };

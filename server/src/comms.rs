@@ -23,7 +23,7 @@ use netclient::device::{DeviceError, DeviceStep, Refusal, blocking, link_index};
 use netclient::system::firewall::FirewallError;
 use netclient::system::link::{self, LinkError};
 use schema::inventory::Inventory;
-use schema::scalars::{Identity, NetworkName, WireGuardKey};
+use schema::scalars::{Identity, NetworkName, WireGuardKey, overlap};
 use schema::snapshot::ResourceId;
 use schema::world::World;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -159,7 +159,7 @@ impl Comms {
         }
         let range = settings.comms_range;
         let here = IpNet::V4(range);
-        let overlaps = |other: IpNet| other.contains(&here.network()) || here.contains(&other.network());
+        let overlaps = |range: IpNet| overlap(&range, &here);
         if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
             return Err(Off::Overlap(name.clone(), range));
         }

@@ -16,6 +16,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
+use schema::scalars::overlap;
 
 pub use state::{LinkState, LinkStep};
 
@@ -99,7 +100,6 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
 /// What this machine has of a range already, by an address or a route that is not the default one, and at which interface;
 /// those that are `ours` do not count. Absent: nothing.
 pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
-    let overlaps = |other: &IpNet| other.contains(&range.network()) || range.contains(&other.network());
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let listed: Vec<AddressMessage> =
@@ -109,7 +109,7 @@ pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Op
     let routes: Vec<RouteMessage> = handle.route().get(main).execute().try_collect().await.map_err(unread("routes"))?;
     let routes = routes.iter().filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
     let routes = routes.filter_map(|route| Some((*exits(route).first()?, destination(route)?)));
-    let all = addresses.chain(routes).filter(|(_, other)| overlaps(other));
+    let all = addresses.chain(routes).filter(|(_, other)| overlap(&range, other));
     let named = all.filter_map(|(index, other)| {
         let link = links.iter().find(|link| link.header.index == index)?;
         Some((name_of(link)?.to_owned(), other))

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::inventory::Inventory;
-use crate::kinds::{Dns, Network, Node};
+use crate::kinds::{Network, Node};
+use crate::rules::Claim;
 use crate::scalars::{Name, NetworkName, Seconds};
 use crate::snapshot::Snapshot;
 
@@ -132,14 +133,16 @@ impl<'a> Allocator<'a> {
 impl Spoken {
     /// What the files of a network give away.
     pub fn of(network: &NetworkName, declared: &Snapshot) -> Self {
-        let reserved = declared
-            .all_in::<Node>(network)
-            .flat_map(|(id, node)| node.reserved().map(|(_, address)| (address, Some(id.name.clone()))));
-        let entries = declared.all_in::<Dns>(network).flat_map(|(_, dns)| {
-            dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from))
-        });
-        let mut spoken: BTreeMap<_, _> = entries.map(|address| (address, None)).collect();
-        spoken.extend(reserved);
+        let mut spoken = BTreeMap::new();
+        for (id, entry) in declared.entries_in(network) {
+            for (_, claim) in entry.object.claims() {
+                match claim {
+                    Claim::Reserved(address) => drop(spoken.insert(address, Some(id.name.clone()))),
+                    Claim::Meant(address) => drop(spoken.entry(address).or_insert(None)),
+                    Claim::Range(_) => {}
+                }
+            }
+        }
         Self(spoken)
     }
 

@@ -1,14 +1,14 @@
 //! A DNS entry: a name of the network that is no node.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use schema_derive::Describe;
 
 use super::Node;
 use crate::attribute::Ref;
 use crate::report::{Code, Problem};
-use crate::rules::{Findings, Rules};
+use crate::rules::{Claim, Findings, Rules};
 use crate::scalars::{DomainName, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
@@ -61,6 +61,12 @@ impl Rules for Dns {
             let help = "let it lead to where the last of them leads".to_owned();
             findings.push(Problem::new(Code::DnsChain, message).help(help), &[Step::Field("cname")]);
         }
+    }
+
+    fn claims(&self) -> Vec<(&'static str, Claim)> {
+        let a = self.a.iter().map(|address| ("a", Claim::Meant(IpAddr::V4(*address))));
+        let aaaa = self.aaaa.iter().map(|address| ("aaaa", Claim::Meant(IpAddr::V6(*address))));
+        a.chain(aaaa).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use schema_derive::Describe;
 use super::Node;
 use crate::attribute::{Bounded, Ref};
 use crate::report::{Code, Problem};
-use crate::rules::{Findings, Rules};
+use crate::rules::{Claim, Findings, Rules};
 use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
@@ -70,6 +70,11 @@ impl Rules for Network {
             let problem = Problem::new(Code::NodeLimit, message);
             findings.push(problem.help(format!("raise node-limit to at least {declared}")), &[Step::Field("node-limit")]);
         }
+    }
+
+    fn claims(&self) -> Vec<(&'static str, Claim)> {
+        let field = |range: &IpNet| if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
+        self.ranges().map(|range| (field(&range), Claim::Range(range))).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use schema_derive::Describe;
 use super::Network;
 use super::network::{Port, within};
 use crate::report::{Code, Problem};
-use crate::rules::{Findings, Rules};
+use crate::rules::{Claim, Findings, Rules};
 use crate::scalars::{Endpoint, Name, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
@@ -51,16 +51,14 @@ impl Rules for Node {
                 let help = help_for_address(network, field, address);
                 findings.push(Problem::new(Code::OutsideRange, message).help(help), &[Step::Field(field)]);
             }
-            if let Some(other) = findings.first_with_address(&id.network, address).filter(|other| *other != id).cloned() {
-                let message = format!("{address} is reserved for {} and for {}", other.name, id.name);
-                let first = findings.location(&other, &[Step::Field(field)]);
-                let problem = Problem::new(Code::AddressTaken, message).see(first, "reserved here first");
-                findings.push(problem.help("reserve another address for one of them".to_owned()), &[Step::Field(field)]);
-            }
         }
         if let Some(keepalive) = self.keepalive {
             within(findings, "keepalive", keepalive, Seconds(0), Seconds::hours(18));
         }
+    }
+
+    fn claims(&self) -> Vec<(&'static str, Claim)> {
+        self.reserved().map(|(field, address)| (field, Claim::Reserved(address))).collect()
     }
 }
 

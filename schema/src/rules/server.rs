@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 
 use crate::kinds::AccessKey;
 use crate::report::{Code, Problem, Report};
-use crate::scalars::{Name, NetworkName};
+use crate::scalars::{Name, NetworkName, overlap};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::Step;
@@ -45,7 +45,7 @@ pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
 /// The networks with IPv4 addresses of a range.
 fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkName, Ipv4Net)> {
     let ranges = world.networks().filter_map(|(name, network)| Some((name, network.ipv4?.net())));
-    ranges.filter(move |(_, range)| range.contains(&kept) || kept.contains(range))
+    ranges.filter(move |(_, range)| overlap(&(*range).into(), &kept.into()))
 }
 
 fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> Problem {

@@ -90,7 +90,8 @@ const fn ipv6(first: u16, prefix: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix))
 }
 
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
+/// Whether two ranges have an address in common.
+pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
