@@ -183,8 +183,8 @@ fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
     Ok(Agent::new(directory, settings, Arc::new(System::default())).within(opener))
 }
 
-/// Connections to the agents' service in this program.
-fn within(router: Router, shutdown: watch::Receiver<bool>) -> Opener {
+/// Makes connections to the agents' service in this program, each until `shutdown` becomes true.
+pub fn within(router: Router, shutdown: watch::Receiver<bool>) -> Opener {
     // Where it comes from tells nothing of where the others reach it.
     let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Arc::new(move || {

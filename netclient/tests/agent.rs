@@ -1,0 +1,191 @@
+//! The whole agent, from a join to its end, against the real server: no socket, no device, no waiting.
+
+mod support;
+
+use std::time::Duration;
+
+use netclient::agent::{AgentError, Joined};
+use netclient::daemon::{Answer, Question};
+use netclient::device::{DeviceStep, Refusal};
+use schema::api::Control;
+use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
+
+const CORP: &str = r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"; }"#;
+const CHANGED: &str = r#"network "corp" {
+    ipv4 "10.0.0.0/24"; keepalive "5s"; mtu 1300
+    access-key "k" uses="unlimited"
+    dns "api" { node "a"; }
+    node "a"
+}"#;
+/// What a change that is pushed takes at most: half of a second is spread over all agents.
+const PUSHED: Duration = Duration::from_secs(2);
+/// What the server gives a stream that it ends.
+const PARTING: Duration = Duration::from_secs(3);
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_is_a_peer_of_everybody_within_moments() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    let link = a.computer.link(INTERFACE).expect("there is a link");
+    assert!(link.up && link.mtu == 1420 && link.addresses.len() == 1, "{link:?}");
+    assert_eq!(a.computer.names(INTERFACE).len(), 2, "its own name, and that of the other");
+    // What follows is one peer: one step, no look at the device, and some bytes on the disk.
+    eventually("a hears of changes at once", || a.written() > 0).await;
+    pass(Duration::from_secs(1)).await;
+    a.device().take_applied();
+    let (written, observed) = (a.written(), a.device().observations());
+    let c = Node::joined(&mesh, "c").await;
+    let took = eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    assert!(took < PUSHED, "{took:?}");
+    let steps = a.device().take_applied();
+    assert!(matches!(&*steps, [DeviceStep::PutPeer(key, _)] if Some(*key) == c.state().public_key), "{steps:?}");
+    assert!(a.device().observations() - observed <= 1, "a look of every half minute may have come in between");
+    assert!((1..500).contains(&(a.written() - written)), "{}", a.written() - written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_declared_is_applied_everywhere() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    mesh.declare(CHANGED).await;
+    eventually("the keepalive, the MTU and the name are there", || {
+        [&a, &b].iter().all(|node| {
+            let peers = node.state().peers;
+            let names = node.computer.names(INTERFACE);
+            peers.values().all(|peer| peer.settings.keepalive == 5)
+                && node.computer.link(INTERFACE).is_some_and(|link| link.mtu == 1300)
+                && names.iter().any(|line| line.ends_with("\tapi.corp"))
+        })
+    })
+    .await;
+    mesh.declare(CORP).await;
+    eventually("the name is gone", || a.computer.names(INTERFACE).iter().all(|line| !line.contains("api"))).await;
+    assert!(is_full_mesh(&[&a, &b]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn losing_the_server_changes_nothing_and_its_return_brings_what_came_meanwhile() {
+    let mesh = Mesh::new(CORP).await;
+    let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    eventually("a has heard of the server", || a.written() > 0).await;
+    let before = a.state();
+    a.connect(false);
+    pass(PARTING).await;
+    let c = Node::joined(&mesh, "c").await;
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(a.control().await, Control::None);
+    assert_eq!(a.state(), before, "the tunnel stays as it is");
+    // A process that starts without a server brings up what the last one had.
+    a.stop().await;
+    a.device().end();
+    a.start().await;
+    eventually("the tunnel is up from what is on the disk", || a.state().peers.keys().eq(before.peers.keys())).await;
+    assert!(b.peers() == 2);
+    a.connect(true);
+    eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    assert_eq!(a.control().await, Control::Tls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_fails_is_brought_to_what_it_should_be() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    // It refuses what comes next, twice: the change alone, and everything.
+    for _ in 0..2 {
+        a.device().refuse_next(Refusal::KeyMissing);
+    }
+    let c = Node::joined(&mesh, "c").await;
+    eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    // It ends, and another one cannot be had for a while.
+    a.computer.refuse_devices(Some(Refusal::TunMissing));
+    a.device().end();
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(a.computer.device(INTERFACE).map(|_| ()), None);
+    a.computer.refuse_devices(None);
+    eventually("a new device has everything", || is_full_mesh(&[&a, &b, &c])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_full_keeps_nobody_from_following_and_is_made_up_for() {
+    let mesh = Mesh::new(CORP).await;
+    let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    a.fill(true);
+    let c = Node::joined(&mesh, "c").await;
+    eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    a.fill(false);
+    let written = a.written();
+    eventually("what was missing is written", || a.written() > written).await;
+    // The disk alone knows it now.
+    a.stop().await;
+    a.connect(false);
+    a.device().end();
+    a.start().await;
+    eventually("it was kept", || is_full_mesh(&[&a, &b, &c])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_is_gone_everywhere_and_leaves_nothing() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, mut b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    let answer = b.ask(Question::Leave { network: "corp".parse().expect("good"), force: false }).await;
+    assert!(matches!(answer, Answer::Done(true)), "{answer:?}");
+    eventually("a is alone", || a.peers() == 0).await;
+    assert!(!mesh.has("b"));
+    assert!(b.computer.device(INTERFACE).is_none() && b.computer.names(INTERFACE).is_empty());
+    b.stop().await;
+    assert_eq!(b.files(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_removed_takes_everything_down_and_may_join_again() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    mesh.remove("b").await;
+    let took = eventually("both are alone", || a.peers() == 0 && b.computer.device(INTERFACE).is_none()).await;
+    assert!(took < PUSHED, "{took:?}");
+    eventually("its names are gone", || b.computer.names(INTERFACE).is_empty()).await;
+    eventually("its state is gone", || !b.files().iter().any(|file| file.starts_with("network-"))).await;
+    assert!(matches!(b.join(&mesh).await, Ok(Joined::New(_))));
+    eventually("they are peers again", || is_full_mesh(&[&a, &b])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_misses_a_removal_learns_of_it_later() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    b.connect(false);
+    pass(PARTING).await;
+    mesh.remove("b").await;
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(b.peers(), 1, "without the server nothing is taken down");
+    b.connect(true);
+    eventually("it is taken down", || b.computer.device(INTERFACE).is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_whose_tunnel_does_not_come_up_leaves_nothing() {
+    let mesh = Mesh::new(CORP).await;
+    let a = Node::new(&mesh, "a");
+    a.computer.refuse_devices(Some(Refusal::TunMissing));
+    let refused = a.join(&mesh).await;
+    assert!(matches!(refused, Err(AgentError::NotUp(_))), "{refused:?}");
+    assert!(!mesh.has("a"));
+    assert_eq!(a.files(), [""; 0]);
+    a.computer.refuse_devices(None);
+    // A disk that is full is found before the server is asked.
+    a.fill(true);
+    assert!(matches!(a.join(&mesh).await, Err(AgentError::Directory(_))));
+    a.fill(false);
+    assert!(!mesh.has("a"));
+    assert_eq!(a.files(), [""; 0]);
+    assert!(matches!(a.join(&mesh).await, Ok(Joined::New(_))));
+    assert!(matches!(a.join(&mesh).await, Ok(Joined::Already(_))), "a second join changes nothing");
+}

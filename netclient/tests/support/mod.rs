@@ -1,0 +1,342 @@
+//! A mesh in the process of the test: the real server on a store in memory, real agents on computers in memory, pipes in
+//! place of sockets, and a clock that the test moves.
+//!
+//! Time does not pass by itself, since the server's writer is a thread that no runtime knows of, and a runtime that believes
+//! itself idle would jump to the next timer: a call would time out before it is answered. So a task on a thread holds the
+//! clock ([`Mesh::new`]), and [`eventually`] moves it, a little for each moment that it gives the threads.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use netclient::agent::{Agent, AgentError, JoinOptions, Joined};
+use netclient::control::Opener;
+use netclient::daemon::{self, Answer, Question};
+use netclient::device::DeviceState;
+use netclient::device::fake::Fake as Device;
+use netclient::directory::Directory;
+use netclient::files::{Disk, RealDisk};
+use netclient::host::fake::Fake as Computer;
+use netclient::settings::Settings;
+use nmserver::client::within;
+use nmserver::config;
+use nmserver::core::authorize::Grant;
+use nmserver::identity::DataDir;
+use nmserver::service::{Caller, Service};
+use nmserver::store::memory::Memory;
+use proto::secret::Secret;
+use proto::sign;
+use proto::token::Token;
+use schema::api::{ApplyRequest, Control};
+use schema::decode::decode;
+use schema::kinds::Kind;
+use schema::plan::plan;
+use schema::syntax::{Language, Source, parse};
+use schema::value::SourceId;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How much virtual time passes at each look.
+const STEP: Duration = Duration::from_millis(20);
+/// How much real time the threads have in it: a call takes a few milliseconds, and its time is some seconds.
+const MOMENT: Duration = Duration::from_millis(1);
+/// The longest that a test waits, in virtual time.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The interface of the network.
+pub const INTERFACE: &str = "nm-corp";
+
+/// Moves the clock until a condition holds; how long that took.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let start = tokio::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        pass(STEP).await;
+    }
+    start.elapsed()
+}
+
+/// Lets so much time pass.
+pub async fn pass(span: Duration) {
+    let end = tokio::time::Instant::now() + span;
+    while tokio::time::Instant::now() < end {
+        tokio::task::spawn_blocking(|| std::thread::sleep(MOMENT)).await.expect("it sleeps");
+        tokio::time::advance(STEP).await;
+    }
+}
+
+/// A server, and what its agents need of it.
+pub struct Mesh {
+    pub service: Service,
+    /// Dropped with the mesh, which ends the task that holds the clock.
+    _clock: std::sync::mpsc::Sender<()>,
+    _server: nmserver::Server,
+    _folder: TempDir,
+}
+
+impl Mesh {
+    /// A server that declares this text.
+    pub async fn new(text: &str) -> Self {
+        let (clock, held) = std::sync::mpsc::channel::<()>();
+        // Returns when the sender is dropped.
+        drop(tokio::task::spawn_blocking(move || held.recv()));
+        let folder = private_folder();
+        let mut settings = config::load(None, |name| match name {
+            "DATA_DIR" => Some(folder.path().display().to_string()),
+            "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
+            "COMMS" | "CLIENT_MODE" | "REST_BACKEND" => Some("off".into()),
+            _ => None,
+        })
+        .expect("the settings are good");
+        settings.grpc_port = 0;
+        let data = DataDir::open(folder.path()).expect("a directory");
+        let server = nmserver::open_with(settings, |_| Ok(Box::new(Memory::default())), &data).await.expect("a server");
+        let mesh = Self { service: server.service().clone(), _clock: clock, _server: server, _folder: folder };
+        mesh.declare(text).await;
+        mesh
+    }
+
+    fn admin() -> Caller {
+        Caller { actor: "test".into(), grant: Grant::admin() }
+    }
+
+    /// Makes this text all that is declared.
+    pub async fn declare(&self, text: &str) {
+        let source = Source { name: "test.kdl".into(), text: text.into(), language: Language::Kdl };
+        let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
+        assert!(report.is_empty(), "{report:#?}");
+        let (declared, report) = decode(documents);
+        assert!(report.is_empty(), "{report:#?}");
+        let (world, owner) = (self.service.state().world.clone(), "acme/prod".parse().expect("good"));
+        let plan =
+            plan(&declared, &owner, None, &world, self.service.info(), Timestamp::now()).expect("it can be planned");
+        let keys = plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
+        let request = ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys };
+        self.service.apply(&Self::admin(), request).await.expect("it is applied");
+    }
+
+    /// Takes a node out, as an admin does.
+    pub async fn remove(&self, node: &str) {
+        let (network, node) = ("corp".parse().expect("good"), node.parse().expect("good"));
+        self.service.remove_node(&Self::admin(), network, node).await.expect("it is there");
+    }
+
+    /// Whether a node is in the network.
+    pub fn has(&self, node: &str) -> bool {
+        self.service.state().world.inventory.nodes().any(|(id, _)| id.name.as_str() == node)
+    }
+
+    fn token(&self) -> Token {
+        let info = self.service.info();
+        Token {
+            addresses: info.agent_addresses.clone(),
+            signing_key: info.signing_key,
+            ca_pin: None,
+            network: "corp".parse().expect("good"),
+            key: "k".parse().expect("good"),
+            seed: Secret::new(SEED),
+        }
+    }
+}
+
+/// The secret of every access key.
+const SEED: [u8; 32] = [7; 32];
+
+/// The way from an agent to the server, which a test may cut.
+#[derive(Clone)]
+struct Link {
+    service: Service,
+    /// Becomes true for the connections of the time before a cut; absent: the way is cut.
+    open: Arc<Mutex<Option<watch::Sender<bool>>>>,
+}
+
+impl Link {
+    fn opener(&self) -> Opener {
+        let Self { service, open } = self.clone();
+        let router = nmserver::grpc::router(service, false, Control::Tls);
+        Arc::new(move || match &*open.lock().expect("no thread panicked") {
+            Some(end) => within(router.clone(), end.subscribe())(),
+            // Nobody has the other end.
+            None => tokio::io::duplex(1).0,
+        })
+    }
+}
+
+/// The disk of an agent, which a test may fill.
+#[derive(Debug, Default)]
+pub struct Filling {
+    full: AtomicBool,
+    written: AtomicU64,
+}
+
+impl Filling {
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.written.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Disk for Filling {
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.write(content)?;
+        RealDisk.replace(path, content)
+    }
+
+    fn write_from(&self, path: &Path, at: u64, content: &[u8]) -> io::Result<()> {
+        self.write(content)?;
+        RealDisk.write_from(path, at, content)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+}
+
+/// A computer with an agent.
+pub struct Node {
+    pub name: String,
+    pub computer: Computer,
+    pub agent: Agent,
+    disk: Arc<Filling>,
+    link: Link,
+    daemon: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+    folder: TempDir,
+}
+
+impl Node {
+    /// A computer that has not joined.
+    pub fn new(mesh: &Mesh, name: &str) -> Self {
+        let (folder, disk, computer) = (private_folder(), Arc::<Filling>::default(), Computer::default());
+        let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
+        let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
+        let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
+        let agent = Agent::new(directory, settings, Arc::new(computer.clone())).within(link.opener());
+        Self { name: name.into(), computer, agent, disk, link, daemon: None, folder }
+    }
+
+    /// Joins with the network's key.
+    pub async fn join(&self, mesh: &Mesh) -> Result<Joined, AgentError> {
+        let options = JoinOptions { name: Some(self.name.parse().expect("good")), ..JoinOptions::default() };
+        until_done(self.agent.join(&mesh.token(), &options)).await
+    }
+
+    /// A computer that has joined, and whose daemon runs.
+    pub async fn joined(mesh: &Mesh, name: &str) -> Self {
+        let mut node = Self::new(mesh, name);
+        node.join(mesh).await.expect("it joins");
+        node.start().await;
+        node
+    }
+
+    /// Starts the daemon, and waits until it can be asked.
+    pub async fn start(&mut self) {
+        let (end, shutdown) = watch::channel(false);
+        let agent = self.agent.clone();
+        let run = async move { daemon::run(agent, shutdown).await.expect("it starts") };
+        self.daemon = Some((end, tokio::spawn(run)));
+        let socket = self.agent.directory.agent_socket();
+        eventually("the daemon listens", || socket.exists()).await;
+    }
+
+    /// Ends the daemon, as a signal would.
+    pub async fn stop(&mut self) {
+        let (end, task) = self.daemon.take().expect("it runs");
+        end.send_replace(true);
+        until_done(task).await.expect("it ends");
+    }
+
+    /// Asks the daemon something, as a command does.
+    pub async fn ask(&self, question: Question) -> Answer {
+        let directory = self.agent.directory.clone();
+        let asked = tokio::task::spawn_blocking(move || daemon::ask(&directory, &question));
+        until_done(asked).await.expect("no panic").expect("it answers").expect("it runs")
+    }
+
+    /// Cuts the way to the server, or mends it.
+    pub fn connect(&self, connected: bool) {
+        let mut open = self.link.open.lock().expect("no thread panicked");
+        if let Some(end) = open.take() {
+            end.send_replace(true);
+        }
+        *open = connected.then(|| watch::Sender::new(false));
+    }
+
+    /// Fills the disk, or empties it.
+    pub fn fill(&self, full: bool) {
+        self.disk.full.store(full, Ordering::SeqCst);
+    }
+
+    /// How many bytes of state were written.
+    pub fn written(&self) -> u64 {
+        self.disk.written.load(Ordering::SeqCst)
+    }
+
+    /// The device of the network.
+    pub fn device(&self) -> Device {
+        self.computer.device(INTERFACE).expect("the device is there")
+    }
+
+    /// What the device has, without asking it as an agent does.
+    pub fn state(&self) -> DeviceState {
+        self.computer.device(INTERFACE).map(|device| device.state()).unwrap_or_default()
+    }
+
+    /// How many peers there are on the device.
+    pub fn peers(&self) -> usize {
+        self.state().peers.len()
+    }
+
+    /// The control traffic's way, as the daemon says.
+    pub async fn control(&self) -> Control {
+        match self.ask(Question::Control).await {
+            Answer::Control(ways) => ways.into_values().next().unwrap_or(Control::None),
+            other @ (Answer::Done(_) | Answer::Failed(_)) => panic!("{other:?}"),
+        }
+    }
+
+    /// The files of its state.
+    pub fn files(&self) -> Vec<String> {
+        let listed = std::fs::read_dir(self.folder.path()).expect("it can be listed");
+        let mut names: Vec<_> = listed.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Whether each node's device has exactly the other ones, by their keys.
+pub fn is_full_mesh(nodes: &[&Node]) -> bool {
+    let keys: BTreeMap<_, _> = nodes.iter().map(|node| (&node.name, node.state().public_key)).collect();
+    nodes.iter().all(|node| {
+        let others = keys.iter().filter(|(name, _)| **name != &node.name);
+        let mut wanted: Vec<_> = others.filter_map(|(_, key)| *key).collect();
+        wanted.sort();
+        wanted == node.state().peers.into_keys().collect::<Vec<_>>() && wanted.len() + 1 == nodes.len()
+    })
+}
+
+/// Moves the clock until something has come of this.
+pub async fn until_done<T>(work: impl Future<Output = T>) -> T {
+    let start = tokio::time::Instant::now();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = pass(STEP) => assert!(start.elapsed() < PATIENCE, "it takes longer than {PATIENCE:?}"),
+        }
+    }
+}
+
+fn private_folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).expect("set");
+    folder
+}
