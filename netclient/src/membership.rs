@@ -3,7 +3,7 @@
 //! Pure. What the server tells comes in by [`Membership::accept`], which checks its signature and its place; a View that
 //! is older than the one at hand is passed by, so that nothing that was recorded can be played again.
 
-use proto::convert::{Malformed, Position, Told, accept_update};
+use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
 use proto::wire::{Update, update::Body};
 use schema::scalars::{CaPin, Endpoint, Identity, Name, NetworkName, SigningKey};
 use schema::view::View;
@@ -84,14 +84,14 @@ impl Membership {
             return Ok(Accepted::Overtaken);
         }
         let (server, at) = (&self.server.signing_key, Some((&self.view, self.position)));
-        let (told, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
+        let (decoded, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
         if position < self.position {
             return Ok(Accepted::Same);
         }
-        let view = match told {
-            Told::Removed if position.epoch > self.position.epoch => return Ok(Accepted::Forgotten),
-            Told::Removed => return Ok(Accepted::Removed),
-            Told::View(view) => view,
+        let view = match decoded {
+            DecodedUpdate::Removed if position.epoch > self.position.epoch => return Ok(Accepted::Forgotten),
+            DecodedUpdate::Removed => return Ok(Accepted::Removed),
+            DecodedUpdate::View(view) => view,
         };
         self.position = position;
         if view == self.view {

@@ -20,7 +20,7 @@ use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, devic
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
-use crate::tunnels::{self, Changes, peer_settings, tunnels};
+use crate::tunnels::{Changes, peer_settings};
 
 /// How many ports are tried where the wanted one is taken.
 const PORTS: u16 = 100;
@@ -70,7 +70,7 @@ impl Tunnel {
             }
             outcome => outcome?,
         };
-        let View { network, interface, names, .. } = &membership.view;
+        let View { network, interface, .. } = &membership.view;
         let mtu = match interface.mtu {
             Some(mtu) => mtu,
             None => self.host.underlay_mtu(&self.interface).await?,
@@ -87,14 +87,14 @@ impl Tunnel {
             outcome => outcome?,
         }
         self.host.set_forwarding(&self.interface, interface.forward)?;
-        self.set_names(hosts::lines(network, names)).await?;
+        self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
         Ok(instead)
     }
 
     /// Does what is lacking where only these changes are: the device is not asked, and other peers are not looked at. Whatever
     /// fails, or is not known to be as it should be, [`Tunnel::reconcile`] mends.
     pub async fn follow(&mut self, membership: &Membership, changes: Changes) -> Result<(), TunnelError> {
-        let View { network, interface, names, .. } = &membership.view;
+        let View { network, interface, .. } = &membership.view;
         let Changes { tunnels, names: names_changed } = changes;
         let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
@@ -106,7 +106,7 @@ impl Tunnel {
         }
         self.applied.extend(found);
         if names_changed {
-            self.set_names(hosts::lines(network, names)).await?;
+            self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
         }
         Ok(())
     }
@@ -163,7 +163,7 @@ impl Tunnel {
                 DeviceState::default()
             }
         };
-        let tunnels = tunnels(&membership.view);
+        let tunnels = membership.view.tunnels();
         let found = resolve(&self.host, &tunnels).await;
         let peers = peer_settings(&tunnels, &found, membership.view.interface.keepalive);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -224,7 +224,7 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
 /// Where peers are reached: addresses as they stand, names as they resolve right now.
 async fn resolve(
     host: &Arc<dyn Host>,
-    tunnels: &BTreeMap<WireGuardKey, tunnels::Tunnel>,
+    tunnels: &BTreeMap<WireGuardKey, schema::view::Tunnel>,
 ) -> BTreeMap<WireGuardKey, SocketAddr> {
     let mut found = BTreeMap::new();
     let mut lookups = tokio::task::JoinSet::new();

@@ -1,35 +1,16 @@
-//! From a View to what WireGuard gets: one tunnel for each peer that there is one to.
+//! What a device is given for the tunnels of a View.
 //!
-//! Pure. Where peers are found by name, somebody else looks the name up.
+//! Pure. Which tunnels there are says the model ([`View::tunnels`](schema::view::View::tunnels)); here they become settings,
+//! with what is known only on this host: where names of endpoints lead right now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
-use schema::scalars::{Endpoint, Seconds, WireGuardKey};
-use schema::view::{Peer, View};
+use schema::scalars::{Seconds, WireGuardKey};
+use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
 use crate::device::state::PeerSettings;
-
-/// The tunnel to a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tunnel {
-    /// Where the peer is reached; absent: it must speak first.
-    pub endpoint: Option<Endpoint>,
-    /// What is sent to it, and what it may send from.
-    pub allowed_ips: BTreeSet<IpNet>,
-}
-
-/// The tunnels of a View, by the WireGuard key of the peer.
-pub fn tunnels(view: &View) -> BTreeMap<WireGuardKey, Tunnel> {
-    view.peers.values().map(|peer| (peer.public_key, tunnel(peer))).collect()
-}
-
-fn tunnel(peer: &Peer) -> Tunnel {
-    let allowed_ips = peer.allowed_ips.iter().map(IpNet::trunc).collect();
-    Tunnel { endpoint: peer.endpoint.clone(), allowed_ips }
-}
 
 /// What has changed in a View since it was applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,23 +24,19 @@ pub struct Changes {
 impl Changes {
     /// What leads from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
     pub fn between(before: &View, after: &View) -> Option<Self> {
-        if before.interface != after.interface {
+        let delta = ViewDelta::between(before, after);
+        if delta.interface.is_some() {
             return None;
         }
-        let (mut put, mut tunnels) = (Vec::new(), BTreeMap::new());
-        for item in before.peers.diff(&after.peers) {
-            match item {
-                DiffItem::Add(_, new) => put.push(new),
-                DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    tunnels.insert(old.public_key, None);
-                    put.push(new);
-                }
-                DiffItem::Remove(_, old) => drop(tunnels.insert(old.public_key, None)),
-            }
-        }
-        // After those that are gone: a node may have come to have the key of another.
-        tunnels.extend(put.into_iter().map(|peer| (peer.public_key, Some(tunnel(peer)))));
-        Some(Self { tunnels, names: before.names.diff(&after.names).next().is_some() })
+        let named = |view: &View, name| {
+            let peer = view.peers.get(name).filter(|peer: &&std::sync::Arc<Peer>| peer.named);
+            peer.map(|peer| peer.addresses.clone())
+        };
+        let names = !delta.names.is_empty() || delta.peers.keys().any(|name| named(before, name) != named(after, name));
+        let changes = tunnel_changes(before, after, &delta);
+        let lost = changes.lost.into_iter().map(|key| (key, None));
+        let tunnels = lost.chain(changes.put.into_iter().map(|(key, tunnel)| (key, Some(tunnel)))).collect();
+        Some(Self { tunnels, names })
     }
 
     /// Adds what has changed since.
@@ -79,7 +56,7 @@ pub fn peer_settings(
     let keepalive = u16::try_from(keepalive.0).unwrap_or(u16::MAX);
     let settings = |key: &WireGuardKey, tunnel: &Tunnel| PeerSettings {
         endpoint: found.get(key).copied(),
-        allowed_ips: tunnel.allowed_ips.clone(),
+        allowed_ips: tunnel.allowed_ips.iter().map(IpNet::trunc).collect(),
         keepalive,
     };
     tunnels.iter().map(|(key, tunnel)| (*key, settings(key, tunnel))).collect()

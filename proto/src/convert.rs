@@ -1,6 +1,6 @@
 //! The only place where messages become the model's types and back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use prost::Message;
 use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
 use schema::snapshot::Revision;
-use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
+use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
 
 use crate::sign::{Invalid, verify_update};
 use crate::wire::{self, Update, resolution::Target, update::Body};
@@ -16,7 +16,7 @@ use crate::wire::{self, Update, resolution::Target, update::Body};
 /// A message does not hold what it should.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// It is no message at all.
+    /// It is not a message.
     #[error("the body cannot be decoded")]
     Encoding,
     /// A field is missing or out of range.
@@ -25,13 +25,13 @@ pub enum Malformed {
     /// A key, by its name, is missing or of another length.
     #[error("{0} is missing, or does not have 32 bytes")]
     Key(&'static str),
-    /// A View came with another number of peers than it says.
-    #[error("{found} peers came, {announced} were announced")]
-    PeerCount {
-        /// How many the sender counted.
-        announced: u32,
-        /// How many there are.
-        found: usize,
+    /// A View came with other numbers of entries than it says.
+    #[error("{found:?} came, {announced:?} were announced")]
+    Incomplete {
+        /// What the sender counted.
+        announced: Counts,
+        /// What there is.
+        found: Counts,
     },
     /// The signature does not hold.
     #[error(transparent)]
@@ -57,70 +57,43 @@ pub struct Position {
 
 /// A View as a message body.
 pub fn encode_view(view: &View) -> Vec<u8> {
-    let View { network: _, node: _, interface, peers, names } = view;
-    let peer = |name: &Name| peers.get(name).map(|peer| &**peer);
-    let named = |name: &Name, peer: &Peer| names.get(name).is_some_and(|resolution| is_of(resolution, peer));
+    let View { network: _, node: _, interface, peers, routes, names } = view;
     let message = wire::View {
         interface: Some(from_interface(interface)),
-        peer_count: u32::try_from(peers.len()).unwrap_or(u32::MAX),
-        peers: peers.iter().map(|(name, peer)| from_peer(name, peer, named(name, peer))).collect(),
-        names: from_resolutions(names.iter(), peer),
+        peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
+        names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+        routes: routes.iter().map(|(range, route)| from_route(range, route)).collect(),
+        counts: Some(from_counts(view.counts())),
     };
     message.encode_to_vec()
 }
 
-/// A delta as a message body; `peers_after` is how many peers the View has then.
-pub fn encode_delta(delta: &ViewDelta, peers_after: usize) -> Vec<u8> {
-    let ViewDelta { interface, peers, lost_peers, names, lost_names } = delta;
-    let (by_peer, by_name): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        (peers.iter().map(|(name, peer)| (name, &**peer)).collect(), names.iter().map(|it| (&it.0, &*it.1)).collect());
-    let named = |name: &Name, peer: &Peer| by_name.get(name).is_some_and(|resolution| is_of(resolution, peer));
+/// A delta as a message body; `after` is what the View holds then.
+pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
+    let ViewDelta { interface, peers, routes, names } = delta;
     let message = wire::Delta {
         interface: interface.as_ref().map(from_interface),
-        peers: peers.iter().map(|(name, peer)| from_peer(name, peer, named(name, peer))).collect(),
-        lost_peers: lost_peers.iter().map(ToString::to_string).collect(),
-        names: from_resolutions(names.iter().map(|(name, resolution)| (name, resolution)), |name| {
-            by_peer.get(name).copied()
-        }),
-        lost_names: lost_names.iter().map(ToString::to_string).collect(),
-        peer_count: u32::try_from(peers_after).unwrap_or(u32::MAX),
+        peers: peers.put.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
+        lost_peers: peers.lost.iter().map(ToString::to_string).collect(),
+        names: names.put.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
+        lost_names: names.lost.iter().map(ToString::to_string).collect(),
+        routes: routes.put.iter().map(|(range, route)| from_route(range, route)).collect(),
+        lost_routes: routes.lost.iter().map(from_prefix).collect(),
+        counts: Some(from_counts(after)),
     };
     message.encode_to_vec()
 }
 
-/// Whether a name stands for exactly what a peer of that name has: most do, and then it is said with the peer.
-fn is_of(resolution: &Resolution, peer: &Peer) -> bool {
-    match resolution {
-        Resolution::Addresses(addresses) => named_addresses(peer).as_ref() == Some(addresses),
-        Resolution::Alias(_) => false,
-    }
-}
-
-/// The addresses of a peer, if it has nothing but single ones.
-fn named_addresses(peer: &Peer) -> Option<BTreeSet<IpAddr>> {
-    let single = |range: &IpNet| range.prefix_len() == range.max_prefix_len();
-    peer.allowed_ips.iter().map(|range| single(range).then(|| range.addr())).collect()
-}
-
-/// The names that are not said with a peer.
-fn from_resolutions<'a, 'b>(
-    names: impl Iterator<Item = (&'a Name, &'a Arc<Resolution>)>,
-    peer: impl Fn(&Name) -> Option<&'b Peer>,
-) -> Vec<wire::Resolution> {
-    let rest = names.filter(|(name, resolution)| !peer(name).is_some_and(|peer| is_of(resolution, peer)));
-    rest.map(|(name, resolution)| from_resolution(name, resolution)).collect()
-}
-
-/// What a node is told.
+/// What an update means for a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum DecodedUpdate {
     /// It has this View.
     View(View),
-    /// It is no node of the network any more.
+    /// It is not a node of the network (any more).
     Removed,
 }
 
-/// What a node is told by an update that the server signed for it.
+/// What an update means that the server signed for a node.
 ///
 /// `at` is the View that it has and where that stands; a delta applies to exactly there.
 pub fn accept_update(
@@ -130,71 +103,70 @@ pub fn accept_update(
     identity: &Identity,
     server: &SigningKey,
     at: Option<(&View, Position)>,
-) -> Result<(Told, Position), Malformed> {
+) -> Result<(DecodedUpdate, Position), Malformed> {
     verify_update(update, network, node, server)?;
     let position = Position { epoch: update.epoch, revision: Revision(update.to) };
-    let view = match update.body.as_ref().ok_or(Malformed::Field("body"))? {
-        Body::Whole(body) => decode_view(body, network, node)?,
+    let decoded = match update.body.as_ref().ok_or(Malformed::Field("body"))? {
+        Body::Whole(body) => DecodedUpdate::View(decode_view(body, network, node)?),
         Body::Delta(body) => {
             let base = at.filter(|(_, at)| at.epoch == update.epoch && at.revision.0 == update.from);
             let found = at.map_or(0, |(_, at)| at.revision.0);
-            let (view, _) = base.ok_or(Malformed::OtherBase { from: update.from, at: found })?;
-            apply_delta(body, view.clone())?
+            let (base, _) = base.ok_or(Malformed::OtherBase { from: update.from, at: found })?;
+            let (delta, announced) = decode_delta(body)?;
+            let mut view = base.clone();
+            delta.apply(&mut view);
+            DecodedUpdate::View(counted(view, announced)?)
         }
-        Body::Removed(of) if **of == identity.0 => return Ok((Told::Removed, position)),
+        Body::Removed(of) if **of == identity.0 => DecodedUpdate::Removed,
         Body::Removed(_) => return Err(Malformed::Field("removed")),
     };
-    Ok((Told::View(view), position))
+    Ok((decoded, position))
 }
 
 fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, Malformed> {
-    let wire::View { interface, peers, names, peer_count } =
+    let wire::View { interface, peers, names, routes, counts } =
         wire::View::decode(body).map_err(|_| Malformed::Encoding)?;
-    let interface = to_interface(interface.ok_or(Malformed::Field("interface"))?)?;
-    let (peers, names) = to_peers_and_names(peers, names)?;
-    let (peers, names) = (peers.into_iter().collect(), names.into_iter().collect());
-    let view = View { network: network.clone(), node: node.clone(), interface, peers, names };
-    counted(view, peer_count)
+    let view = View {
+        network: network.clone(),
+        node: node.clone(),
+        interface: to_interface(interface.ok_or(Malformed::Field("interface"))?)?,
+        peers: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
+        routes: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
+        names: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
+    };
+    counted(view, to_counts(counts)?)
 }
 
-fn apply_delta(body: &[u8], mut view: View) -> Result<View, Malformed> {
-    let wire::Delta { interface, peers, lost_peers, names, lost_names, peer_count } =
+fn decode_delta(body: &[u8]) -> Result<(ViewDelta, Counts), Malformed> {
+    let wire::Delta { interface, peers, lost_peers, names, lost_names, routes, lost_routes, counts } =
         wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
-    let (peers, names) = to_peers_and_names(peers, names)?;
     let delta = ViewDelta {
         interface: interface.map(to_interface).transpose()?,
-        peers,
-        lost_peers: to_names(&lost_peers)?,
-        names,
-        lost_names: to_names(&lost_names)?,
+        peers: Changes { put: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?, lost: to_names(&lost_peers)? },
+        routes: Changes {
+            put: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
+            lost: lost_routes.iter().map(to_prefix).collect::<Result<_, _>>()?,
+        },
+        names: Changes {
+            put: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
+            lost: to_names(&lost_names)?,
+        },
     };
-    delta.apply(&mut view);
-    counted(view, peer_count)
+    Ok((delta, to_counts(counts)?))
 }
 
-type Entries<T> = Vec<(Name, Arc<T>)>;
-
-fn to_peers_and_names(
-    peers: Vec<wire::Peer>,
-    names: Vec<wire::Resolution>,
-) -> Result<(Entries<Peer>, Entries<Resolution>), Malformed> {
-    let mut resolutions = names.into_iter().map(to_resolution).collect::<Result<Vec<_>, _>>()?;
-    let mut entries = Vec::with_capacity(peers.len());
-    for peer in peers {
-        let named = peer.named;
-        let (name, peer) = to_peer(peer)?;
-        if named {
-            let addresses = named_addresses(&peer).ok_or(Malformed::Field("named"))?;
-            resolutions.push((name.clone(), Arc::new(Resolution::Addresses(addresses))));
-        }
-        entries.push((name, peer));
-    }
-    Ok((entries, resolutions))
+fn counted(view: View, announced: Counts) -> Result<View, Malformed> {
+    let found = view.counts();
+    if found == announced { Ok(view) } else { Err(Malformed::Incomplete { announced, found }) }
 }
 
-fn counted(view: View, announced: u32) -> Result<View, Malformed> {
-    let found = view.peers.len();
-    if u32::try_from(found) == Ok(announced) { Ok(view) } else { Err(Malformed::PeerCount { announced, found }) }
+fn from_counts(Counts { peers, routes, names }: Counts) -> wire::Counts {
+    wire::Counts { peers, routes, names }
+}
+
+fn to_counts(counts: Option<wire::Counts>) -> Result<Counts, Malformed> {
+    let wire::Counts { peers, routes, names } = counts.ok_or(Malformed::Field("counts"))?;
+    Ok(Counts { peers, routes, names })
 }
 
 fn to_names(names: &[String]) -> Result<Vec<Name>, Malformed> {
@@ -206,7 +178,7 @@ fn to_name(name: &str) -> Result<Name, Malformed> {
 }
 
 fn from_interface(interface: &Interface) -> wire::Interface {
-    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward } = interface;
+    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } = interface;
     wire::Interface {
         addresses: addresses.iter().map(from_prefix).collect(),
         listen_port: u32::from(*listen_port),
@@ -215,11 +187,13 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         keepalive: keepalive.0,
         check_in: check_in.0,
         forward: *forward,
+        named: *named,
     }
 }
 
 fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
-    let wire::Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward } = interface;
+    let wire::Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } =
+        interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
     let addresses: BTreeSet<IpNet> = addresses.iter().map(to_prefix).collect::<Result<_, _>>()?;
     if !may_be_a_mesh(&addresses) {
@@ -233,6 +207,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         keepalive: Seconds(keepalive),
         check_in: Seconds(check_in),
         forward,
+        named,
     })
 }
 
@@ -250,19 +225,20 @@ fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
         && one_good(&ipv6, |range| range.parse::<Ipv6Range>().is_ok())
 }
 
-fn from_peer(name: &Name, peer: &Peer, named: bool) -> wire::Peer {
-    let Peer { public_key, endpoint, allowed_ips } = peer;
+fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
+    let Peer { public_key, endpoint, addresses, via, named } = peer;
     wire::Peer {
         name: name.to_string(),
         public_key: public_key.0.to_vec().into(),
         endpoint: endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
-        allowed_ips: allowed_ips.iter().map(from_prefix).collect(),
-        named,
+        addresses: addresses.iter().map(from_address).collect(),
+        named: *named,
+        via: via.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
 fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
-    let wire::Peer { name, public_key, endpoint, allowed_ips, named: _ } = peer;
+    let wire::Peer { name, public_key, endpoint, addresses, named, via } = peer;
     let endpoint = match &*endpoint {
         "" => None,
         endpoint => Some(endpoint.parse().map_err(|_| Malformed::Field("endpoint"))?),
@@ -270,9 +246,21 @@ fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
     let peer = Peer {
         public_key: to_key(&public_key)?,
         endpoint,
-        allowed_ips: allowed_ips.iter().map(to_prefix).collect::<Result<_, _>>()?,
+        addresses: to_addresses(&addresses)?,
+        via: if via.is_empty() { None } else { Some(to_name(&via)?) },
+        named,
     };
     Ok((to_name(&name)?, Arc::new(peer)))
+}
+
+fn from_route(range: &IpNet, Route { via }: &Route) -> wire::Route {
+    wire::Route { range: Some(from_prefix(range)), via: via.to_string() }
+}
+
+fn to_route(route: wire::Route) -> Result<(IpNet, Arc<Route>), Malformed> {
+    let wire::Route { range, via } = route;
+    let range = to_prefix(&range.ok_or(Malformed::Field("range"))?)?;
+    Ok((range, Arc::new(Route { via: to_name(&via)? })))
 }
 
 /// 32 bytes as a key of the kind that the caller asks for.
@@ -304,6 +292,10 @@ fn to_address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
     <[u8; 16]>::try_from(bytes).map(|sixteen| Ipv6Addr::from(sixteen).into()).map_err(|_| Malformed::Field("address"))
 }
 
+fn to_addresses(addresses: &[prost::bytes::Bytes]) -> Result<BTreeSet<IpAddr>, Malformed> {
+    addresses.iter().map(|address| to_address(address)).collect()
+}
+
 fn from_resolution(name: &Name, resolution: &Resolution) -> wire::Resolution {
     let target = match resolution {
         Resolution::Addresses(addresses) => {
@@ -317,11 +309,7 @@ fn from_resolution(name: &Name, resolution: &Resolution) -> wire::Resolution {
 fn to_resolution(resolution: wire::Resolution) -> Result<(Name, Arc<Resolution>), Malformed> {
     let wire::Resolution { name, target } = resolution;
     let target = match target.ok_or(Malformed::Field("target"))? {
-        Target::Addresses(wire::Addresses { address }) => {
-            let addresses: BTreeSet<IpAddr> =
-                address.iter().map(|address| to_address(address)).collect::<Result<_, _>>()?;
-            Resolution::Addresses(addresses)
-        }
+        Target::Addresses(wire::Addresses { address }) => Resolution::Addresses(to_addresses(&address)?),
         Target::Alias(name) => Resolution::Alias(name.parse().map_err(|_| Malformed::Field("alias"))?),
     };
     Ok((to_name(&name)?, Arc::new(target)))

@@ -204,28 +204,82 @@ pub fn verify_leave(request: &LeaveRequest, server: &SigningKey) -> Result<(), I
     verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
 }
 
-fn update_transcript(network: &NetworkName, node: &Name, update: &Update) -> Vec<u8> {
-    let (purpose, body): (&str, &[u8]) = match &update.body {
-        Some(Body::Whole(body)) => ("view", body),
-        Some(Body::Delta(body)) => ("delta", body),
-        Some(Body::Removed(identity)) => ("removed", identity),
-        None => ("nothing", &[]),
+/// What names an update besides its body: whom it is for, and which step it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a> {
+    /// The network.
+    pub network: &'a NetworkName,
+    /// The node that it is for.
+    pub node: &'a Name,
+    /// The life of the server's database.
+    pub epoch: u64,
+    /// The revision that a delta applies to; 0 for a whole View.
+    pub from: u64,
+    /// The revision that it leads to.
+    pub to: u64,
+}
+
+/// The body of an update with its hash: made once, and signed for each node that is sent it.
+#[derive(Clone, Debug)]
+pub struct SignedBody {
+    body: Body,
+    hash: [u8; 32],
+}
+
+impl SignedBody {
+    /// An encoded View.
+    pub fn whole(view: Vec<u8>) -> Self {
+        Self { hash: Sha256::digest(&view).into(), body: Body::Whole(view.into()) }
+    }
+
+    /// An encoded delta.
+    pub fn delta(delta: Vec<u8>) -> Self {
+        Self { hash: Sha256::digest(&delta).into(), body: Body::Delta(delta.into()) }
+    }
+
+    /// That the node of this identity is removed.
+    pub fn removed(identity: &Identity) -> Self {
+        Self { hash: Sha256::digest(identity.0).into(), body: Body::Removed(identity.0.to_vec().into()) }
+    }
+
+    /// The encoded body. Clones share it.
+    pub fn bytes(&self) -> prost::bytes::Bytes {
+        let (Body::Whole(bytes) | Body::Delta(bytes) | Body::Removed(bytes)) = &self.body;
+        bytes.clone()
+    }
+
+    /// The update for one node.
+    pub fn sign(self, header: Header<'_>, key: &ed25519::SigningKey) -> Update {
+        let Header { network: _, node: _, epoch, from, to } = header;
+        let signature = key.sign(&update_transcript(header, Some(&self.body), &self.hash)).to_vec().into();
+        Update { epoch, from, to, body: Some(self.body), signature }
+    }
+}
+
+fn update_transcript(header: Header<'_>, body: Option<&Body>, hash: &[u8; 32]) -> Vec<u8> {
+    let purpose = match body {
+        Some(Body::Whole(_)) => "view",
+        Some(Body::Delta(_)) => "delta",
+        Some(Body::Removed(_)) => "removed",
+        None => "nothing",
     };
-    let [epoch, from, to] = [update.epoch, update.from, update.to].map(u64::to_be_bytes);
-    // A server that has removed a machine does not know its name any more; the identity stands for it.
-    let node = if matches!(update.body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
-    let network = network.as_str().as_bytes();
-    transcript(purpose, &[network, node, &epoch, &from, &to, &Sha256::digest(body)])
+    let Header { network, node, epoch, from, to } = header;
+    let [epoch, from, to] = [epoch, from, to].map(u64::to_be_bytes);
+    // A server that has removed a node does not know its name any more; the identity stands for it.
+    let node = if matches!(body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
+    transcript(purpose, &[network.as_str().as_bytes(), node, &epoch, &from, &to, hash])
 }
 
-/// Signs what a node is told.
-pub fn sign_update(update: &mut Update, network: &NetworkName, node: &Name, key: &ed25519::SigningKey) {
-    update.signature = key.sign(&update_transcript(network, node, update)).to_vec().into();
-}
-
-/// Checks that the server told this node that.
+/// Checks that the server made this update for this node.
 pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &SigningKey) -> Result<(), Invalid> {
-    verify("server's signature", &server.0, &update_transcript(network, node, update), &update.signature)
+    let Update { epoch, from, to, body, signature } = update;
+    let bytes: &[u8] = match body {
+        Some(Body::Whole(bytes) | Body::Delta(bytes) | Body::Removed(bytes)) => bytes,
+        None => &[],
+    };
+    let header = Header { network, node, epoch: *epoch, from: *from, to: *to };
+    let transcript = update_transcript(header, body.as_ref(), &Sha256::digest(bytes).into());
+    verify("server's signature", &server.0, &transcript, signature)
 }
 
 #[cfg(test)]
@@ -337,9 +391,8 @@ mod tests {
     fn an_update_holds_for_one_node_and_one_step() {
         let server = from_seed(&[6; 32]);
         let (network, node): (NetworkName, Name) = ("corp".parse().expect("good"), "a".parse().expect("good"));
-        let body = Some(Body::Delta(vec![1, 2, 3].into()));
-        let mut update = Update { epoch: 1, from: 4, to: 5, body, signature: Vec::new().into() };
-        sign_update(&mut update, &network, &node, &server);
+        let header = Header { network: &network, node: &node, epoch: 1, from: 4, to: 5 };
+        let update = SignedBody::delta(vec![1, 2, 3]).sign(header, &server);
         let check = |update: &Update, node: &Name| verify_update(update, &network, node, &public_key(&server));
         assert_eq!(check(&update, &node), Ok(()));
         assert!(check(&update, &"b".parse().expect("good")).is_err());

@@ -9,12 +9,12 @@ use ed25519_dalek as ed25519;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use prost::Message;
-use proto::convert::{Malformed, Position, Told, accept_update, encode_delta, encode_view};
-use proto::sign;
-use proto::wire::{self, Update, update::Body};
+use proto::convert::{DecodedUpdate, Malformed, Position, accept_update, encode_delta, encode_view};
+use proto::sign::{self, SignedBody};
+use proto::wire::{self, Update};
 use schema::scalars::{Identity, Name, NetworkName, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
+use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
 
 fn network() -> NetworkName {
     "corp".parse().unwrap()
@@ -28,10 +28,11 @@ fn server() -> ed25519::SigningKey {
     sign::from_seed(&[9; 32])
 }
 
-fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
+fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
     let ipv4 = (any::<[u8; 4]>(), 0u8..=32).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
     let ipv6 = (any::<[u8; 16]>(), 0u8..=128).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
-    prop::collection::btree_set(prop_oneof![ipv4, ipv6], 0..3)
+    let via = (0u8..8).prop_map(|number| Arc::new(Route { via: format!("n{number}").parse().unwrap() }));
+    prop::collection::btree_map(prop_oneof![ipv4, ipv6], via, 0..3)
 }
 
 /// The addresses of a machine: one of each family at most.
@@ -52,10 +53,10 @@ fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Valu
 fn peers() -> impl Strategy<Value = Peer> {
     let endpoint =
         prop::option::of(prop::sample::select(vec!["gw.example.net:1", "192.0.2.1:51821", "[2001:db8::1]:9"]));
-    (any::<[u8; 32]>(), endpoint, prefixes()).prop_map(|(key, endpoint, allowed_ips)| Peer {
-        public_key: WireGuardKey(key),
-        endpoint: endpoint.map(|it| it.parse().unwrap()),
-        allowed_ips,
+    let addresses = prop::collection::btree_set(any::<IpAddr>(), 0..3);
+    let via = prop::option::weighted(0.2, (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap()));
+    (any::<[u8; 32]>(), endpoint, addresses, via, any::<bool>()).prop_map(|(key, endpoint, addresses, via, named)| {
+        Peer { public_key: WireGuardKey(key), endpoint: endpoint.map(|it| it.parse().unwrap()), addresses, via, named }
     })
 }
 
@@ -66,8 +67,8 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (own(), numbers, any::<bool>(), any::<bool>()).prop_map(
-        |(addresses, (listen_port, mtu, keepalive, check_in), listen_port_fixed, forward)| Interface {
+    (own(), numbers, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), listen_port_fixed, forward, named)| Interface {
             addresses,
             listen_port,
             listen_port_fixed,
@@ -75,46 +76,40 @@ fn interfaces() -> impl Strategy<Value = Interface> {
             keepalive: Seconds(keepalive),
             check_in: Seconds(check_in),
             forward,
+            named,
         },
     )
 }
 
-/// Views in which some names stand for what the peer of that name has, as most do.
 fn views() -> impl Strategy<Value = View> {
-    (interfaces(), names(peers()), names(resolutions()), any::<u8>()).prop_map(|(interface, peers, names, own)| {
-        let (mut peers, mut names): (BTreeMap<Name, Arc<Peer>>, BTreeMap<Name, Arc<Resolution>>) = (peers, names);
-        for (place, (name, peer)) in peers.iter_mut().enumerate() {
-            if own & (1 << place) != 0 {
-                let addresses: BTreeSet<IpAddr> = peer.allowed_ips.iter().map(IpNet::addr).collect();
-                let allowed_ips = addresses.iter().copied().map(IpNet::from).collect();
-                *peer = Arc::new(Peer { allowed_ips, ..(**peer).clone() });
-                names.insert(name.clone(), Arc::new(Resolution::Addresses(addresses)));
-            }
-        }
-        let (peers, names) = (peers.into_iter().collect(), names.into_iter().collect());
-        View { network: network(), node: node(), interface, peers, names }
+    (interfaces(), names(peers()), routes(), names(resolutions())).prop_map(|(interface, peers, routes, names)| View {
+        network: network(),
+        node: node(),
+        interface,
+        peers: peers.into_iter().collect(),
+        routes: routes.into_iter().collect(),
+        names: names.into_iter().collect(),
     })
 }
 
-fn signed(from: u64, to: u64, body: Body) -> Update {
-    let mut update = Update { epoch: 5, from, to, body: Some(body), signature: Default::default() };
-    sign::sign_update(&mut update, &network(), &node(), &server());
-    update
+fn signed(from: u64, to: u64, body: SignedBody) -> Update {
+    let (network, node) = (network(), node());
+    body.sign(sign::Header { network: &network, node: &node, epoch: 5, from, to }, &server())
 }
 
 fn accept(update: &Update, at: Option<(&View, u64)>) -> Result<View, Malformed> {
     let at = at.map(|(view, revision)| (view, Position { epoch: 5, revision: Revision(revision) }));
     let (network, node, server) = (network(), node(), sign::public_key(&server()));
-    let (told, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
+    let (decoded, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
     assert_eq!(position, Position { epoch: update.epoch, revision: Revision(update.to) });
-    match told {
-        Told::View(view) => Ok(view),
-        Told::Removed => panic!("nothing here removes"),
+    match decoded {
+        DecodedUpdate::View(view) => Ok(view),
+        DecodedUpdate::Removed => panic!("nothing here removes"),
     }
 }
 
-fn delta(before: &View, after: &View) -> Body {
-    Body::Delta(encode_delta(&ViewDelta::between(before, after), after.peers.len()).into())
+fn delta(before: &View, after: &View) -> SignedBody {
+    SignedBody::delta(encode_delta(&ViewDelta::between(before, after), after.counts()))
 }
 
 proptest! {
@@ -122,7 +117,7 @@ proptest! {
 
     #[test]
     fn a_view_comes_back_as_it_was_sent(view in views()) {
-        prop_assert_eq!(accept(&signed(0, 3, Body::Whole(encode_view(&view).into())), None), Ok(view));
+        prop_assert_eq!(accept(&signed(0, 3, SignedBody::whole(encode_view(&view))), None), Ok(view));
     }
 
     #[test]
@@ -134,16 +129,21 @@ proptest! {
     }
 
     #[test]
-    fn a_view_that_lost_a_peer_on_the_way_is_refused(view in views()) {
+    fn a_view_that_lost_anything_on_the_way_is_refused(view in views(), which in 0u8..3) {
         let mut message = wire::View::decode(&*encode_view(&view)).unwrap();
-        prop_assume!(message.peers.pop().is_some());
-        let refused = accept(&signed(0, 3, Body::Whole(message.encode_to_vec().into())), None);
-        prop_assert!(matches!(refused, Err(Malformed::PeerCount { .. })), "{:?}", refused);
+        let lost = match which {
+            0 => message.peers.pop().is_some(),
+            1 => message.routes.pop().is_some(),
+            _ => message.names.pop().is_some(),
+        };
+        prop_assume!(lost);
+        let refused = accept(&signed(0, 3, SignedBody::whole(message.encode_to_vec())), None);
+        prop_assert!(matches!(refused, Err(Malformed::Incomplete { .. })), "{:?}", refused);
     }
 
     #[test]
     fn a_flipped_bit_is_noticed(view in views(), place in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let update = signed(0, 3, Body::Whole(encode_view(&view).into()));
+        let update = signed(0, 3, SignedBody::whole(encode_view(&view)));
         let mut bytes = update.encode_to_vec();
         let place = place.index(bytes.len());
         bytes[place] ^= 1 << bit;
@@ -154,8 +154,8 @@ proptest! {
 
     #[test]
     fn what_is_no_view_is_refused_and_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), view in views()) {
-        let _ = accept(&signed(0, 3, Body::Whole(bytes.clone().into())), None);
-        let _ = accept(&signed(3, 4, Body::Delta(bytes.into())), Some((&view, 3)));
+        let _ = accept(&signed(0, 3, SignedBody::whole(bytes.clone())), None);
+        let _ = accept(&signed(3, 4, SignedBody::delta(bytes)), Some((&view, 3)));
     }
 }
 
@@ -170,10 +170,11 @@ fn a_machine_takes_no_address_that_no_mesh_has() {
             keepalive: Seconds(0),
             check_in: Seconds(1),
             forward: false,
+            named: true,
         };
-        let (peers, names) = Default::default();
-        let view = View { network: network(), node: node(), interface, peers, names };
-        accept(&signed(0, 1, Body::Whole(encode_view(&view).into())), None)
+        let (peers, routes, names) = Default::default();
+        let view = View { network: network(), node: node(), interface, peers, routes, names };
+        accept(&signed(0, 1, SignedBody::whole(encode_view(&view))), None)
     };
     assert!(with(&["10.40.0.1/16", "fd40::1/64"]).is_ok());
     for bad in [
@@ -192,19 +193,17 @@ fn a_machine_takes_no_address_that_no_mesh_has() {
 #[test]
 fn what_a_peer_is_called_is_said_once() {
     let name: Name = "a".repeat(63).parse().unwrap();
-    let addresses: BTreeSet<IpAddr> = ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into();
     let peer = Peer {
         public_key: WireGuardKey([7; 32]),
         endpoint: Some("[2001:db8::7]:51821".parse().unwrap()),
-        allowed_ips: addresses.iter().copied().map(IpNet::from).collect(),
+        addresses: ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into(),
+        via: None,
+        named: true,
     };
-    let delta = ViewDelta {
-        peers: vec![(name.clone(), Arc::new(peer))],
-        names: vec![(name.clone(), Arc::new(Resolution::Addresses(addresses)))],
-        ..ViewDelta::default()
-    };
-    let body = encode_delta(&delta, 1);
+    let peers = Changes { put: vec![(name.clone(), Arc::new(peer))], lost: Vec::new() };
+    let delta = ViewDelta { peers, ..ViewDelta::default() };
+    let body = encode_delta(&delta, Counts { peers: 10_000, routes: 2, names: 1_000 });
     assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
-    let update = signed(4_000_000_000, 4_000_000_001, Body::Delta(body.into()));
+    let update = signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body));
     assert!(update.encoded_len() <= 300, "{} bytes for the longest name and both families", update.encoded_len());
 }

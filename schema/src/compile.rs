@@ -1,52 +1,83 @@
-//! What every node of a network is told: a pure function of the declarations and of what has joined.
+//! What every node of a network is sent: a pure function of the declarations and of what has joined.
 //!
-//! [`Mesh`] holds what the Views of one network share; [`Mesh::view`] cuts one out of it. A mesh is compiled once and then
+//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] cuts one out of it. A mesh is compiled once and then
 //! follows its network by [`Mesh::follow`], which compiles only what a change can touch and shares the rest with the mesh
-//! before, so that the Views before and after can be compared at the cost of the change.
+//! before, so that the Views before and after can be compared at the cost of the change. Most nodes are sent exactly the same
+//! difference; [`Mesh::step`] says who is, so that it is computed and encoded once for all of them.
 
 pub mod allocate;
 pub mod reach;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::inventory::{Inventory, Joined, NodeId};
-use crate::kinds::{Dns, Kind, Network, Node};
-use crate::scalars::{Endpoint, Name, NetworkName};
+use crate::kinds::{Dns, Kind, Network, Node, Port};
+use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::view::{Interface, Peer, Resolution, View};
+use crate::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
+
+/// Members of a network that its rules cannot tell apart, by the sides of rules that they are on.
+///
+/// A network without access rules has one class, which is on no side.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class(BTreeSet<Name>);
 
 /// What the Views of one network have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mesh {
     name: NetworkName,
     network: Arc<Network>,
-    /// Every joined node, as a peer of the others.
-    peers: OrdMap<Name, Arc<Peer>>,
+    /// Every joined node once, as a peer of the others, by class.
+    members: OrdMap<Class, OrdMap<Name, Arc<Peer>>>,
     /// Every joined node's own side.
     interfaces: OrdMap<Name, Arc<Interface>>,
-    /// Every name that resolves.
+    /// What goes through the hub, as the others are sent it; nothing where there is none, or it has not joined.
+    routes: OrdMap<IpNet, Arc<Route>>,
+    /// What each name resolves to that no `named` says.
     names: OrdMap<Name, Arc<Resolution>>,
-    /// The entries that resolve to what a node has, by that node.
-    entries_of: Arc<BTreeMap<Name, BTreeSet<Name>>>,
+    /// The entries that lead to a node or another entry, by the name that they lead to.
+    entries_to: OrdMap<Name, OrdSet<Name>>,
+    /// Where each of these entries leads.
+    targets: OrdMap<Name, Name>,
 }
 
-/// What a change touched: resources by id, and joined nodes by name.
+/// Who is sent what: nodes with one audience are sent the same of everything but themselves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Audience {
+    /// A node that has all members as peers.
+    Class(Class),
+    /// A node that has the hub as its only peer.
+    Spoke,
+}
+
+/// What a node has to be sent so that it gets from one mesh to a later one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// What everybody of this audience is sent; see [`Mesh::delta`].
+    Shared(Audience),
+    /// What this node alone is sent.
+    Own(ViewDelta),
+    /// Its whole View, since it had none.
+    Whole,
+}
+
+/// What differs between two moments: resources by id, and joined nodes by name.
 #[derive(Clone, Debug, Default)]
-pub struct Touched {
+pub struct Changed {
     /// Resources that were made, changed or taken away.
     pub resources: BTreeSet<ResourceId>,
     /// Machines that joined, left or changed.
     pub nodes: BTreeSet<NodeId>,
 }
 
-impl Touched {
-    /// The networks in which anything was touched.
+impl Changed {
+    /// The networks in which anything was changed.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         let resources = self.resources.iter().map(|id| &id.network);
         resources.chain(self.nodes.iter().map(|id| &id.network)).collect()
@@ -58,6 +89,12 @@ impl Touched {
         let nodes = before.1.changed_nodes(after.1);
         Self { resources, nodes }
     }
+
+    /// Adds what a later change differs in.
+    pub fn extend(&mut self, later: Self) {
+        self.resources.extend(later.resources);
+        self.nodes.extend(later.nodes);
+    }
 }
 
 impl Mesh {
@@ -67,66 +104,94 @@ impl Mesh {
         let mut mesh = Self {
             name: name.clone(),
             network,
-            peers: OrdMap::new(),
+            members: OrdMap::new(),
             interfaces: OrdMap::new(),
+            routes: OrdMap::new(),
             names: OrdMap::new(),
-            entries_of: Arc::new(entries_of(name, declared)),
+            entries_to: OrdMap::new(),
+            targets: OrdMap::new(),
         };
+        for (id, dns) in declared.all_in::<Dns>(name) {
+            mesh.link_entry(&id.name, target(dns, name));
+        }
         for (node, joined) in inventory.nodes_in(name) {
             mesh.put_node(node, joined, declared);
         }
         for (id, _) in declared.all_in::<Dns>(name) {
             mesh.put_entry(&id.name, declared, inventory);
         }
+        mesh.route_to_hub();
         Some(mesh)
     }
 
     /// The same network after a change: compiled again only where the change can be felt, and sharing the rest.
     ///
-    /// The result equals what [`Mesh::compile`] would give.
-    pub fn follow(&self, declared: &Snapshot, inventory: &Inventory, touched: &Touched) -> Option<Self> {
+    /// The result equals what [`Mesh::compile`] would return.
+    pub fn follow(&self, declared: &Snapshot, inventory: &Inventory, changed: &Changed) -> Option<Self> {
         let network = declared.network(&self.name)?;
-        let here = touched.resources.iter().filter(|id| id.network == self.name);
-        let kinds: BTreeSet<Kind> = here.clone().map(|id| id.kind).collect();
-        if *network != self.network || kinds.contains(&Kind::Dns) {
+        if *network != self.network {
             return Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
         }
-        let joined = touched.nodes.iter().filter(|id| id.network == self.name).map(|id| &id.name);
-        let declarations = here.filter(|id| id.kind == Kind::Node).map(|id| &id.name);
+        let joined = changed.nodes.iter().filter(|id| id.network == self.name).map(|id| &id.name);
+        let mut nodes: BTreeSet<&Name> = joined.collect();
+        let mut entries: BTreeSet<&Name> = BTreeSet::new();
+        for id in changed.resources.iter().filter(|id| id.network == self.name) {
+            match id.kind {
+                // Its fields are equal, or the network would have been compiled again.
+                Kind::Network => {}
+                Kind::Node => drop(nodes.insert(&id.name)),
+                // A key's tags were copied at the join.
+                Kind::AccessKey => {}
+                Kind::Dns => drop(entries.insert(&id.name)),
+            }
+        }
         let mut mesh = self.clone();
-        for node in joined.chain(declarations).collect::<BTreeSet<_>>() {
+        for entry in &entries {
+            let dns = declared.named::<Dns>(&self.name, entry);
+            mesh.link_entry(entry, dns.and_then(|dns| target(dns, &self.name)));
+        }
+        // A node under an entry's name resolves to what the entry says.
+        for node in nodes.union(&entries) {
             match inventory.node(&NodeId::of(&self.name, node)) {
                 Some(joined) => mesh.put_node(node, joined, declared),
                 None => mesh.remove_node(node, declared),
             }
-            for entry in self.entries_of.get(node).into_iter().flatten() {
-                mesh.put_entry(entry, declared, inventory);
-            }
         }
+        let leads = self.leading_to(nodes.union(&entries)).union(mesh.leading_to(nodes.union(&entries)));
+        for entry in leads.into_iter().chain(entries.into_iter().cloned()) {
+            mesh.put_entry(&entry, declared, inventory);
+        }
+        mesh.route_to_hub();
         Some(mesh)
     }
 
     /// Whether it is an earlier mesh unchanged, seen at no cost: they share everything. Equal meshes may say no.
-    pub fn is_still(&self, earlier: &Self) -> bool {
+    pub fn same_as(&self, earlier: &Self) -> bool {
         self.network == earlier.network
-            && self.peers.ptr_eq(&earlier.peers)
+            && self.members.ptr_eq(&earlier.members)
             && self.interfaces.ptr_eq(&earlier.interfaces)
+            && self.routes.ptr_eq(&earlier.routes)
             && self.names.ptr_eq(&earlier.names)
     }
 
     /// The names of the joined nodes, in order.
     pub fn nodes(&self) -> impl Iterator<Item = &Name> {
-        self.peers.keys()
+        self.interfaces.keys()
     }
 
     /// How many nodes have joined.
     pub fn len(&self) -> usize {
-        self.peers.len()
+        self.interfaces.len()
     }
 
     /// Whether no node has joined.
     pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+        self.interfaces.is_empty()
+    }
+
+    /// Whether a node has joined.
+    pub fn has(&self, node: &Name) -> bool {
+        self.interfaces.contains_key(node)
     }
 
     /// The node that all traffic passes, if the network has one.
@@ -134,73 +199,205 @@ impl Mesh {
         self.network.hub.as_ref().map(|hub| &hub.name)
     }
 
-    /// What a node is told; nothing if it has not joined.
+    /// What a node is sent; nothing if it has not joined.
     pub fn view(&self, node: &Name) -> Option<View> {
-        let interface = self.interfaces.get(node)?;
-        let peers = match self.hub() {
-            Some(hub) if hub != node => self.hub_as_peer(hub),
-            Some(_) | None => self.peers.without(node),
+        let interface = (**self.interfaces.get(node)?).clone();
+        let (peers, routes) = match self.audience(node) {
+            Audience::Class(class) => (self.near(&class).without(node), OrdMap::new()),
+            Audience::Spoke => (self.hub_as_peer(), self.routes.clone()),
         };
-        let interface = (**interface).clone();
         let (network, node, names) = (self.name.clone(), node.clone(), self.names.clone());
-        Some(View { network, node, interface, peers, names })
+        Some(View { network, node, interface, peers, routes, names })
     }
 
-    /// The hub as the only peer: everything in the network's ranges goes there.
-    fn hub_as_peer(&self, hub: &Name) -> OrdMap<Name, Arc<Peer>> {
-        let Some(peer) = self.peers.get(hub) else { return OrdMap::new() };
-        let allowed_ips = self.network.ranges().collect();
-        OrdMap::unit(hub.clone(), Arc::new(Peer { allowed_ips, ..(**peer).clone() }))
+    /// What leads a node that was sent its View of an earlier mesh to this one; nothing if it has not joined.
+    ///
+    /// Costs the same for any size of the network and of the difference where the node shares the step with others.
+    pub fn step(&self, earlier: &Self, node: &Name) -> Option<Step> {
+        let interface = self.interfaces.get(node)?;
+        let Some(before) = earlier.interfaces.get(node) else { return Some(Step::Whole) };
+        let audience = self.audience(node);
+        // A node is no peer of its own: what changes of it the others are sent, and it is not.
+        let shares = before == interface && earlier.audience(node) == audience && self.peer(node) == earlier.peer(node);
+        if shares {
+            return Some(Step::Shared(audience));
+        }
+        Some(Step::Own(ViewDelta::between(&earlier.view(node)?, &self.view(node)?)))
+    }
+
+    /// What everybody of an audience is sent, to whom [`Mesh::step`] says that it is shared.
+    pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
+        let (peers, routes) = match audience {
+            Audience::Class(class) => (Changes::between(&earlier.near(class), &self.near(class)), Changes::default()),
+            Audience::Spoke => {
+                let peers = Changes::between(&earlier.hub_as_peer(), &self.hub_as_peer());
+                (peers, Changes::between(&earlier.routes, &self.routes))
+            }
+        };
+        ViewDelta { interface: None, peers, routes, names: Changes::between(&earlier.names, &self.names) }
+    }
+
+    /// How much the View of a node of an audience holds.
+    pub fn counts(&self, audience: &Audience) -> Counts {
+        let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        let (peers, routes) = match audience {
+            // All but itself.
+            Audience::Class(class) => (self.near(class).len().saturating_sub(1), 0),
+            Audience::Spoke => (self.hub_as_peer().len(), self.routes.len()),
+        };
+        Counts { peers: count(peers), routes: count(routes), names: count(self.names.len()) }
+    }
+
+    /// Which audience a node belongs to.
+    pub fn audience(&self, node: &Name) -> Audience {
+        match self.hub() {
+            Some(hub) if hub != node => Audience::Spoke,
+            Some(_) | None => Audience::Class(Class::default()),
+        }
+    }
+
+    /// The members that a class may know: without access rules all.
+    fn near(&self, class: &Class) -> OrdMap<Name, Arc<Peer>> {
+        self.members.get(class).cloned().unwrap_or_default()
+    }
+
+    fn peer(&self, node: &Name) -> Option<&Arc<Peer>> {
+        self.members.values().find_map(|members| members.get(node))
+    }
+
+    /// The hub as the only peer.
+    fn hub_as_peer(&self) -> OrdMap<Name, Arc<Peer>> {
+        let hub = self.hub().and_then(|hub| Some((hub.clone(), self.peer(hub)?.clone())));
+        hub.into_iter().collect()
+    }
+
+    /// While the hub is there, everything in the network's ranges goes to it.
+    fn route_to_hub(&mut self) {
+        let hub = self.hub().filter(|hub| self.has(hub)).cloned();
+        let routes =
+            hub.iter().flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: hub.clone() }))));
+        let routes: OrdMap<_, _> = routes.collect();
+        if routes != self.routes {
+            self.routes = routes;
+        }
     }
 
     fn put_node(&mut self, node: &Name, joined: &Joined, declared: &Snapshot) {
-        let declaration = declared.named::<Node>(&self.name, node);
-        let declaration = declaration.map(|node| &**node);
-        let interface = self.interface(node, joined, declaration);
-        put(&mut self.peers, node, peer(joined, declaration));
+        let declaration = declared.named::<Node>(&self.name, node).map(|node| Declaration::of(node));
+        let declaration = declaration.unwrap_or_default();
+        let resolves = self.network.name_service && !self.is_entry(node, declared);
+        // The others of a hub do not have it as a peer, so its name is said apart from it.
+        let named = resolves && self.network.hub.is_none();
+        let interface = self.interface(node, joined, &declaration, named);
+        let peer = self.peer_of(node, joined, &declaration, named);
+        let mut members = self.members.get(&Class::default()).cloned().unwrap_or_default();
+        put(&mut members, node, peer);
+        put_members(&mut self.members, Class::default(), members);
         put(&mut self.interfaces, node, interface);
-        if self.network.name_service && !self.is_entry(node, declared) {
+        if resolves && !named {
             put(&mut self.names, node, Resolution::Addresses(joined.addresses.clone()));
+        } else if !self.is_entry(node, declared) {
+            self.names.remove(node);
         }
     }
 
     fn remove_node(&mut self, node: &Name, declared: &Snapshot) {
-        self.peers.remove(node);
+        let mut members = self.near(&Class::default());
+        members.remove(node);
+        put_members(&mut self.members, Class::default(), members);
         self.interfaces.remove(node);
         if !self.is_entry(node, declared) {
             self.names.remove(node);
         }
     }
 
-    /// Whether an entry is declared under the name, which then resolves to what the entry says: a machine that no file
+    /// Whether an entry is declared under the name, which then resolves to what the entry says: a node that no file
     /// declares may have joined under it before.
     fn is_entry(&self, name: &Name, declared: &Snapshot) -> bool {
         declared.named::<Dns>(&self.name, name).is_some()
     }
 
-    fn interface(&self, name: &Name, joined: &Joined, declaration: Option<&Node>) -> Interface {
-        let network = &self.network;
+    fn interface(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Interface {
+        let Network {
+            ipv4: _,
+            ipv6: _,
+            hub,
+            listen_port,
+            mtu,
+            keepalive,
+            name_service: _,
+            node_limit: _,
+            check_in,
+            address_rest: _,
+        } = &*self.network;
         let with_prefix = |address: &IpAddr| {
-            let range = network.range_of(*address)?;
+            let range = self.network.range_of(*address)?;
             IpNet::new(*address, range.prefix_len()).ok()
         };
-        let port = declaration.and_then(|node| node.listen_port);
+        let port = declaration.listen_port.unwrap_or(*listen_port);
         Interface {
             addresses: joined.addresses.iter().filter_map(with_prefix).collect(),
-            listen_port: u16::try_from(port.unwrap_or(network.listen_port).number()).unwrap_or_default(),
-            listen_port_fixed: port.is_some(),
-            mtu: network.mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
-            keepalive: declaration.and_then(|node| node.keepalive).unwrap_or(network.keepalive),
-            check_in: network.check_in,
-            forward: self.hub() == Some(name),
+            listen_port: u16::try_from(port.number()).unwrap_or_default(),
+            listen_port_fixed: declaration.listen_port.is_some(),
+            mtu: mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
+            keepalive: declaration.keepalive.unwrap_or(*keepalive),
+            check_in: *check_in,
+            forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
+            named,
         }
     }
 
-    fn put_entry(&mut self, entry: &Name, declared: &Snapshot, inventory: &Inventory) {
-        if !self.network.name_service {
+    fn peer_of(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Peer {
+        // Nobody reaches a port that is not chosen yet: such a peer must speak first.
+        let with_port = |endpoint: &&Endpoint| endpoint.port.or(Some(joined.listen_port)).is_some_and(|port| port > 0);
+        let endpoint = declaration.endpoint.or(joined.endpoint.as_ref()).filter(with_port);
+        Peer {
+            public_key: joined.public_key,
+            endpoint: endpoint.map(|endpoint| endpoint.or_port(joined.listen_port)),
+            addresses: joined.addresses.clone(),
+            via: self.hub().filter(|hub| *hub != name).cloned(),
+            named,
+        }
+    }
+
+    /// Notes where an entry leads; to nothing in the network if `target` is absent.
+    fn link_entry(&mut self, entry: &Name, target: Option<Name>) {
+        if self.targets.get(entry) == target.as_ref() {
             return;
         }
-        match resolve(&self.name, entry, declared, inventory) {
+        if let Some(old) = self.targets.remove(entry) {
+            let mut entries = self.entries_to.remove(&old).unwrap_or_default();
+            entries.remove(entry);
+            if !entries.is_empty() {
+                self.entries_to.insert(old, entries);
+            }
+        }
+        if let Some(target) = target {
+            self.entries_to.entry(target.clone()).or_default().insert(entry.clone());
+            self.targets.insert(entry.clone(), target);
+        }
+    }
+
+    /// The entries that lead to any of these names, directly or through other entries.
+    fn leading_to<'a>(&self, names: impl Iterator<Item = &'a &'a Name>) -> OrdSet<Name> {
+        let mut found = OrdSet::new();
+        let mut open: Vec<Name> = names.map(|name| (*name).clone()).collect();
+        while let Some(name) = open.pop() {
+            for entry in self.entries_to.get(&name).into_iter().flatten() {
+                if found.insert(entry.clone()).is_none() {
+                    open.push(entry.clone());
+                }
+            }
+        }
+        found
+    }
+
+    fn put_entry(&mut self, entry: &Name, declared: &Snapshot, inventory: &Inventory) {
+        if !self.is_entry(entry, declared) {
+            return;
+        }
+        let resolves = self.network.name_service;
+        match resolve(&self.name, entry, declared, inventory).filter(|_| resolves) {
             Some(resolution) => put(&mut self.names, entry, resolution),
             None => drop(self.names.remove(entry)),
         }
@@ -208,78 +405,75 @@ impl Mesh {
 
     /// The same mesh, built on the maps of an earlier one wherever they agree.
     fn sharing_with(self, earlier: &Self) -> Self {
+        let class = |(class, members): (&Class, &OrdMap<Name, Arc<Peer>>)| {
+            let before = earlier.members.get(class).cloned().unwrap_or_default();
+            (class.clone(), shared(&before, members))
+        };
         Self {
-            peers: shared(&earlier.peers, &self.peers),
+            members: self.members.iter().map(class).collect(),
             interfaces: shared(&earlier.interfaces, &self.interfaces),
+            routes: shared(&earlier.routes, &self.routes),
             names: shared(&earlier.names, &self.names),
             ..self
         }
     }
 }
 
-fn peer(joined: &Joined, declaration: Option<&Node>) -> Peer {
-    let declared = declaration.and_then(|node| node.endpoint.as_ref());
-    // Nobody reaches a port that is not chosen yet: such a peer must speak first.
-    let with_port = |endpoint: &Endpoint| endpoint.port.or(Some(joined.listen_port)).is_some_and(|port| port > 0);
-    let endpoint = declared.or(joined.endpoint.as_ref()).filter(|endpoint| with_port(endpoint));
-    Peer {
-        public_key: joined.public_key,
-        endpoint: endpoint.map(|endpoint| endpoint.or_port(joined.listen_port)),
-        allowed_ips: joined.addresses.iter().copied().map(IpNet::from).collect(),
+/// What a node's declaration says of what it is sent; nothing where no file declares it.
+#[derive(Default)]
+struct Declaration<'a> {
+    endpoint: Option<&'a Endpoint>,
+    listen_port: Option<Port>,
+    keepalive: Option<Seconds>,
+}
+
+impl<'a> Declaration<'a> {
+    fn of(node: &'a Node) -> Self {
+        // Addresses are given by the allocator; tags select for rules.
+        let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port, keepalive } = node;
+        Self { endpoint: endpoint.as_ref(), listen_port: *listen_port, keepalive: *keepalive }
     }
+}
+
+/// Where an entry leads inside of its network: to a node, or to another entry.
+fn target(entry: &Dns, network: &NetworkName) -> Option<Name> {
+    let node = entry.node.as_ref().map(|node| node.name.clone());
+    node.or_else(|| entry.inner_cname(network))
 }
 
 /// What an entry resolves to; nothing while the node that it ends at has not joined.
 fn resolve(network: &NetworkName, entry: &Name, declared: &Snapshot, inventory: &Inventory) -> Option<Resolution> {
-    let dns = end_of_chain(network, entry, declared)?;
-    let node = match dns {
-        End::Node(node) => node,
-        End::Entry(dns) => match (&dns.node, &dns.cname) {
-            (Some(node), _) => node.name.clone(),
-            (None, Some(name)) => return Some(Resolution::Alias(name.clone())),
-            (None, None) => {
-                let ipv4 = dns.a.iter().copied().map(IpAddr::from);
-                let addresses = ipv4.chain(dns.aaaa.iter().copied().map(IpAddr::from)).collect();
-                return Some(Resolution::Addresses(addresses));
-            }
-        },
-    };
-    let joined = inventory.node(&NodeId { network: network.clone(), name: node })?;
-    Some(Resolution::Addresses(joined.addresses.clone()))
-}
-
-enum End {
-    Node(Name),
-    Entry(Arc<Dns>),
-}
-
-/// Where the inner aliases that start at an entry end. The rules have refused circles; one that slips through ends.
-fn end_of_chain(network: &NetworkName, entry: &Name, declared: &Snapshot) -> Option<End> {
     let mut name = entry.clone();
+    // The rules have refused cycles; one that slips through resolves to nothing.
     for _ in 0..=declared.len() {
-        let Some(dns) = declared.named::<Dns>(network, &name) else { return Some(End::Node(name)) };
-        match dns.inner_cname(network) {
-            Some(next) => name = next,
-            None => return Some(End::Entry(dns.clone())),
+        let Some(dns) = declared.named::<Dns>(network, &name) else {
+            let joined = inventory.node(&NodeId::of(network, &name))?;
+            return Some(Resolution::Addresses(joined.addresses.clone()));
+        };
+        match target(dns, network) {
+            // `node` leads past an entry of that name.
+            Some(node) if dns.node.is_some() => {
+                let joined = inventory.node(&NodeId::of(network, &node))?;
+                return Some(Resolution::Addresses(joined.addresses.clone()));
+            }
+            Some(target) => name = target,
+            None => return Some(outer(dns)),
         }
     }
     None
 }
 
-/// The entries of a network that end at a node, by node.
-fn entries_of(network: &NetworkName, declared: &Snapshot) -> BTreeMap<Name, BTreeSet<Name>> {
-    let mut entries: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
-    for (id, _) in declared.all_in::<Dns>(network) {
-        let node = match end_of_chain(network, &id.name, declared) {
-            Some(End::Node(node)) => Some(node),
-            Some(End::Entry(dns)) => dns.node.as_ref().map(|node| node.name.clone()),
-            None => None,
-        };
-        if let Some(node) = node {
-            entries.entry(node).or_default().insert(id.name.clone());
+/// What an entry resolves to that leads to nothing in the network.
+fn outer(entry: &Dns) -> Resolution {
+    // How long resolvers may remember it is for servers of names; agents replace what they wrote.
+    let Dns { a, aaaa, node: _, cname, ttl: _ } = entry;
+    match cname {
+        Some(name) => Resolution::Alias(name.clone()),
+        None => {
+            let ipv4 = a.iter().copied().map(IpAddr::from);
+            Resolution::Addresses(ipv4.chain(aaaa.iter().copied().map(IpAddr::from)).collect())
         }
     }
-    entries
 }
 
 /// Puts an entry into a map, unless an equal one is there.
@@ -289,14 +483,23 @@ fn put<T: PartialEq>(map: &mut OrdMap<Name, Arc<T>>, name: &Name, entry: T) {
     }
 }
 
-fn shared<T: PartialEq>(earlier: &OrdMap<Name, Arc<T>>, fresh: &OrdMap<Name, Arc<T>>) -> OrdMap<Name, Arc<T>> {
+/// Puts the members of a class, unless they are there already; a class without members does not exist.
+fn put_members(classes: &mut OrdMap<Class, OrdMap<Name, Arc<Peer>>>, class: Class, members: OrdMap<Name, Arc<Peer>>) {
+    if members.is_empty() {
+        classes.remove(&class);
+    } else if classes.get(&class).is_none_or(|there| !there.ptr_eq(&members)) {
+        classes.insert(class, members);
+    }
+}
+
+fn shared<K: Ord + Clone, T: PartialEq>(earlier: &OrdMap<K, Arc<T>>, fresh: &OrdMap<K, Arc<T>>) -> OrdMap<K, Arc<T>> {
     let mut map = earlier.clone();
     for item in earlier.diff(fresh) {
         match item {
-            DiffItem::Add(name, entry) | DiffItem::Update { new: (name, entry), .. } => {
-                map.insert(name.clone(), entry.clone());
+            DiffItem::Add(key, entry) | DiffItem::Update { new: (key, entry), .. } => {
+                map.insert(key.clone(), entry.clone());
             }
-            DiffItem::Remove(name, _) => drop(map.remove(name)),
+            DiffItem::Remove(key, _) => drop(map.remove(key)),
         }
     }
     map

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
-use crate::compile::{Mesh, Touched};
+use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
@@ -297,12 +297,12 @@ fn concerns_a_machine(change: &Change) -> bool {
 /// What machines notice, and what reachability changes, between two worlds.
 fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImpact>, Vec<ReachChange>) {
     let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
-    let touched = Touched::between(old, new);
+    let changed = Changed::between(old, new);
     let (mut impact, mut reach) = (Vec::new(), Vec::new());
-    for network in touched.networks() {
+    for network in changed.networks() {
         let was = Mesh::compile(network, old.0, old.1);
         let is = match &was {
-            Some(was) => was.follow(new.0, new.1, &touched),
+            Some(was) => was.follow(new.0, new.1, &changed),
             None => Mesh::compile(network, new.0, new.1),
         };
         reach.extend(reach::between(network, was.as_ref(), is.as_ref()));
@@ -324,15 +324,15 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
     if delta.is_empty() {
         return None;
     }
-    let known = delta.peers.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
+    let known = delta.peers.put.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
     let (had, has) = (ranges(&before), ranges(&after));
     let (old, new) = (addresses(&before), addresses(&after));
     Some(NodeImpact {
         network: after.network.clone(),
         node: node.clone(),
         removed: false,
-        peers_added: count(delta.peers.len() - known),
-        peers_removed: count(delta.lost_peers.len()),
+        peers_added: count(delta.peers.put.len() - known),
+        peers_removed: count(delta.peers.lost.len()),
         peers_changed: count(known),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),

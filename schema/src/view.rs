@@ -1,10 +1,11 @@
-//! What one node is told: its interface, its peers, the names that it resolves.
+//! What one node is sent: its interface, its peers, the ranges that it reaches through them, the names that it resolves.
 //!
 //! A [`View`] is made by [`compile`](crate::compile) alone, travels whole or as a [`ViewDelta`], and is what an agent
-//! reconciles its machine against. It holds no private key. Equal inputs give equal Views, and the Views of one network
-//! share what they have in common, so that thousands of them cost little more than one.
+//! reconciles its host against. It holds no private key. A peer holds facts about itself only; what WireGuard is given for
+//! it depends on who looks, and [`View::tunnels`] is the one function that says so. Equal inputs give equal Views, and the
+//! Views of one network share what they have in common, so that thousands of them cost little more than one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,18 +16,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars::{DomainName, Endpoint, Name, NetworkName, Seconds, WireGuardKey};
 
-/// What one node of one network is told.
+/// What one node of one network is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     /// The network.
     pub network: NetworkName,
-    /// The node that is told.
+    /// The node that is sent it.
     pub node: Name,
     /// Its own side of the mesh.
     pub interface: Interface,
-    /// The WireGuard peers, by the name of their node.
+    /// The other nodes that it knows, by name.
     pub peers: OrdMap<Name, Arc<Peer>>,
-    /// The names that resolve in this network, each the part before `.network`.
+    /// The ranges that it reaches through a peer, besides the peers' own addresses.
+    pub routes: OrdMap<IpNet, Arc<Route>>,
+    /// The names that resolve in this network besides those that `named` says of nodes, each the part before `.network`.
     pub names: OrdMap<Name, Arc<Resolution>>,
 }
 
@@ -47,17 +50,30 @@ pub struct Interface {
     pub check_in: Seconds,
     /// Whether the node passes packets on between its peers.
     pub forward: bool,
+    /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if anything.
+    pub named: bool,
 }
 
-/// Another node, as WireGuard is told of it.
+/// Another node: facts that hold whoever looks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
     /// Where it is reached; absent: it must speak first.
     pub endpoint: Option<Endpoint>,
-    /// The addresses that it may send from, and that are sent to it.
-    pub allowed_ips: BTreeSet<IpNet>,
+    /// Its addresses in the network: at most one of each family.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The node that carries its traffic; absent: it is reached directly. To that node itself it is a direct peer.
+    pub via: Option<Name>,
+    /// Whether its name resolves to its addresses; otherwise [`View::names`] says what it resolves to, if anything.
+    pub named: bool,
+}
+
+/// A range that is reached through a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The peer.
+    pub via: Name,
 }
 
 /// What a name stands for.
@@ -69,65 +85,239 @@ pub enum Resolution {
     Alias(DomainName),
 }
 
+/// What WireGuard is given for one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The peer's name.
+    pub peer: Name,
+    /// Where it is reached; absent: it must speak first.
+    pub endpoint: Option<Endpoint>,
+    /// What may come from it, and what is sent to it (AllowedIPs in wg(8)).
+    pub allowed_ips: BTreeSet<IpNet>,
+}
+
+impl View {
+    /// What WireGuard is given: a tunnel for each peer that is reached directly, by its key.
+    ///
+    /// A peer that another one carries gives its addresses to that one's tunnel, a route gives its range to the tunnel of
+    /// its peer. What a peer carries that the View does not have is reached by nobody.
+    pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
+        let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
+        for (name, peer) in self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_none()) {
+            by_name.insert(name, (peer.public_key, self.tunnel(name, peer)));
+        }
+        for peer in self.peers.values() {
+            let carried = self.carrier(peer).and_then(|carrier| by_name.get_mut(carrier));
+            if let Some((_, tunnel)) = carried {
+                tunnel.allowed_ips.extend(peer.addresses.iter().copied().map(IpNet::from));
+            }
+        }
+        for (range, route) in &self.routes {
+            if let Some((_, tunnel)) = by_name.get_mut(&route.via) {
+                tunnel.allowed_ips.insert(*range);
+            }
+        }
+        by_name.into_values().collect()
+    }
+
+    /// The tunnel of a peer that is reached directly, with the peer's own addresses alone.
+    fn tunnel(&self, name: &Name, peer: &Peer) -> Tunnel {
+        Tunnel {
+            peer: name.clone(),
+            endpoint: peer.endpoint.clone(),
+            allowed_ips: peer.addresses.iter().copied().map(IpNet::from).collect(),
+        }
+    }
+
+    /// The other node that carries a peer's traffic, if one does.
+    fn carrier<'a>(&self, peer: &'a Peer) -> Option<&'a Name> {
+        peer.via.as_ref().filter(|via| **via != self.node)
+    }
+
+    /// Every name that resolves and what it stands for, by name: nodes' and others'.
+    pub fn resolutions(&self) -> BTreeMap<&Name, Resolution> {
+        let own = self.interface.named.then(|| {
+            let addresses = self.interface.addresses.iter().map(IpNet::addr).collect();
+            (&self.node, Resolution::Addresses(addresses))
+        });
+        let named = self.peers.iter().filter(|(_, peer)| peer.named);
+        let peers = named.map(|(name, peer)| (name, Resolution::Addresses(peer.addresses.clone())));
+        let names = self.names.iter().map(|(name, resolution)| (name, (**resolution).clone()));
+        own.into_iter().chain(peers).chain(names).collect()
+    }
+
+    /// How much it holds; travels with each update, so that nothing is lost on the way unnoticed.
+    pub fn counts(&self) -> Counts {
+        let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        Counts { peers: count(self.peers.len()), routes: count(self.routes.len()), names: count(self.names.len()) }
+    }
+}
+
+/// How many entries each map of a View has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Peers.
+    pub peers: u32,
+    /// Routes.
+    pub routes: u32,
+    /// Names besides those of nodes.
+    pub names: u32,
+}
+
+/// How one map differs from an earlier one: entries that are new or differ, and keys that are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes<K, V> {
+    /// Entries that are new or differ, by key.
+    pub put: Vec<(K, V)>,
+    /// Keys that are gone, in order.
+    pub lost: Vec<K>,
+}
+
+impl<K, V> Default for Changes<K, V> {
+    fn default() -> Self {
+        Self { put: Vec::new(), lost: Vec::new() }
+    }
+}
+
+impl<K, V> Changes<K, V> {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.lost.is_empty()
+    }
+
+    /// Every key that differs.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.put.iter().map(|(key, _)| key).chain(&self.lost)
+    }
+}
+
+impl<K: Ord + Clone, V: PartialEq> Changes<K, Arc<V>> {
+    /// What leads from `before` to `after`: at the cost of what differs, where the two share their structure.
+    pub fn between(before: &OrdMap<K, Arc<V>>, after: &OrdMap<K, Arc<V>>) -> Self {
+        let mut changes = Self::default();
+        if before.ptr_eq(after) {
+            return changes;
+        }
+        for item in before.diff(after) {
+            match item {
+                DiffItem::Add(key, entry) | DiffItem::Update { new: (key, entry), .. } => {
+                    changes.put.push((key.clone(), entry.clone()));
+                }
+                DiffItem::Remove(key, _) => changes.lost.push(key.clone()),
+            }
+        }
+        changes
+    }
+
+    /// Changes a map by what differs. Applying `between(a, b)` to `a` gives `b`.
+    pub fn apply(self, map: &mut OrdMap<K, Arc<V>>) {
+        for key in self.lost {
+            map.remove(&key);
+        }
+        map.extend(self.put);
+    }
+}
+
 /// How one View differs from an earlier one of the same node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ViewDelta {
     /// The new own side, where it differs.
     pub interface: Option<Interface>,
-    /// Peers that are new or differ.
-    pub peers: Vec<(Name, Arc<Peer>)>,
-    /// Peers that are gone.
-    pub lost_peers: Vec<Name>,
-    /// Names that are new or differ.
-    pub names: Vec<(Name, Arc<Resolution>)>,
-    /// Names that are gone.
-    pub lost_names: Vec<Name>,
+    /// Peers.
+    pub peers: Changes<Name, Arc<Peer>>,
+    /// Routes.
+    pub routes: Changes<IpNet, Arc<Route>>,
+    /// Names.
+    pub names: Changes<Name, Arc<Resolution>>,
 }
 
 impl ViewDelta {
     /// What leads from `before` to `after`: at the cost of what differs, where the two share their maps.
     pub fn between(before: &View, after: &View) -> Self {
-        let (peers, lost_peers) = entries_between(&before.peers, &after.peers);
-        let (names, lost_names) = entries_between(&before.names, &after.names);
-        let interface = (before.interface != after.interface).then(|| after.interface.clone());
-        Self { interface, peers, lost_peers, names, lost_names }
+        Self {
+            interface: (before.interface != after.interface).then(|| after.interface.clone()),
+            peers: Changes::between(&before.peers, &after.peers),
+            routes: Changes::between(&before.routes, &after.routes),
+            names: Changes::between(&before.names, &after.names),
+        }
     }
 
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        let Self { interface, peers, lost_peers, names, lost_names } = self;
-        interface.is_none() && peers.is_empty() && lost_peers.is_empty() && names.is_empty() && lost_names.is_empty()
+        let Self { interface, peers, routes, names } = self;
+        interface.is_none() && peers.is_empty() && routes.is_empty() && names.is_empty()
     }
 
     /// Changes a View by what differs. Applying `between(a, b)` to `a` gives `b`.
     pub fn apply(self, view: &mut View) {
-        let Self { interface, peers, lost_peers, names, lost_names } = self;
+        let Self { interface, peers, routes, names } = self;
         if let Some(interface) = interface {
             view.interface = interface;
         }
-        replace(&mut view.peers, peers, lost_peers);
-        replace(&mut view.names, names, lost_names);
+        peers.apply(&mut view.peers);
+        routes.apply(&mut view.routes);
+        names.apply(&mut view.names);
     }
 }
 
-type Entries<T> = (Vec<(Name, Arc<T>)>, Vec<Name>);
-
-fn entries_between<T: PartialEq>(before: &OrdMap<Name, Arc<T>>, after: &OrdMap<Name, Arc<T>>) -> Entries<T> {
-    let (mut put, mut lost) = (Vec::new(), Vec::new());
-    for item in before.diff(after) {
-        match item {
-            DiffItem::Add(name, entry) | DiffItem::Update { new: (name, entry), .. } => {
-                put.push((name.clone(), entry.clone()));
-            }
-            DiffItem::Remove(name, _) => lost.push(name.clone()),
+/// Which tunnels a delta changes, given the Views before and after it: `put` are new or differ, `lost` are gone.
+///
+/// Costs what the delta names, and one look at each peer where a tunnel that changes carries others: equal to comparing
+/// [`View::tunnels`] of the two, without making either.
+pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes<WireGuardKey, Tunnel> {
+    let owners = owners_of(before, after, delta);
+    let mut keys = BTreeSet::new();
+    for owner in &owners {
+        keys.extend([before, after].into_iter().filter_map(|view| Some(view.direct(owner)?.public_key)));
+    }
+    let had = before.tunnels_of(&owners);
+    let has = after.tunnels_of(&owners);
+    let mut changes = Changes::default();
+    for key in keys {
+        match (had.get(&key), has.get(&key)) {
+            (had, Some(tunnel)) if had != Some(tunnel) => changes.put.push((key, tunnel.clone())),
+            (Some(_), None) => changes.lost.push(key),
+            (_, Some(_)) | (None, None) => {}
         }
     }
-    (put, lost)
+    changes
 }
 
-fn replace<T>(map: &mut OrdMap<Name, Arc<T>>, put: Vec<(Name, Arc<T>)>, lost: Vec<Name>) {
-    for name in lost {
-        map.remove(&name);
+/// The peers whose tunnels a delta may change: those that it names, and those that carry what it names.
+fn owners_of(before: &View, after: &View, delta: &ViewDelta) -> BTreeSet<Name> {
+    let mut owners = BTreeSet::new();
+    for view in [before, after] {
+        for name in delta.peers.keys() {
+            let Some(peer) = view.peers.get(name) else { continue };
+            owners.insert(view.carrier(peer).unwrap_or(name).clone());
+        }
+        let routes = delta.routes.keys().filter_map(|range| view.routes.get(range));
+        owners.extend(routes.map(|route| route.via.clone()));
     }
-    map.extend(put);
+    owners
+}
+
+impl View {
+    /// A peer that is reached directly.
+    fn direct(&self, name: &Name) -> Option<&Peer> {
+        self.peers.get(name).map(|peer| &**peer).filter(|peer| self.carrier(peer).is_none())
+    }
+
+    /// The tunnels of some peers, whole.
+    fn tunnels_of(&self, owners: &BTreeSet<Name>) -> BTreeMap<WireGuardKey, Tunnel> {
+        let direct = owners.iter().filter_map(|name| Some((name.clone(), self.peers.get(name)?.clone())));
+        let mut part = View {
+            network: self.network.clone(),
+            node: self.node.clone(),
+            interface: self.interface.clone(),
+            peers: direct.filter(|(_, peer)| self.carrier(peer).is_none()).collect(),
+            routes: OrdMap::new(),
+            names: OrdMap::new(),
+        };
+        let carried = self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_some_and(|via| owners.contains(via)));
+        part.peers.extend(carried.map(|(name, peer)| (name.clone(), peer.clone())));
+        let routes = self.routes.iter().filter(|(_, route)| owners.contains(&route.via));
+        part.routes.extend(routes.map(|(range, route)| (*range, route.clone())));
+        part.tunnels()
+    }
 }

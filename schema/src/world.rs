@@ -125,6 +125,11 @@ pub struct RestDocument {
 }
 
 impl World {
+    /// What [`compile`](crate::compile) makes Views of: the declarations, and what has joined.
+    pub fn parts(&self) -> (&Snapshot, &Inventory) {
+        (&self.snapshot, &self.inventory)
+    }
+
     /// Its form on the wire.
     pub fn document(&self, server: ServerInfo) -> WorldDocument {
         let resource = |(id, entry): (&ResourceId, &Entry)| ResourceDocument {

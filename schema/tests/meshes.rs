@@ -6,21 +6,22 @@ mod worlds;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use schema::compile::allocate::Exhausted;
 use schema::compile::reach::{self, Direction};
-use schema::compile::{Mesh, Touched};
+use schema::compile::{Changed, Mesh, Step};
 use schema::decode::decode;
 use schema::inventory::{Inventory, NodeId};
-use schema::kinds::{Kind, Node};
+use schema::kinds::{Dns, Kind, Node};
 use schema::rules;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Snapshot;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
-use schema::view::{View, ViewDelta};
+use schema::view::{View, ViewDelta, tunnel_changes};
 use schema::world::World;
 
 use worlds::{Moment, cases, edits, entrys, forbidden, histories, joined, worlds};
@@ -33,8 +34,8 @@ fn compiled(network: &NetworkName, world: &World) -> Option<Mesh> {
     Mesh::compile(network, &world.snapshot, &world.inventory)
 }
 
-fn touched(before: &World, after: &World) -> Touched {
-    Touched::between((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory))
+fn changed(before: &World, after: &World) -> Changed {
+    Changed::between((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory))
 }
 
 fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
@@ -45,8 +46,9 @@ fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
 fn passes(views: &BTreeMap<Name, View>, from: &Name, to: &Name) -> bool {
     let address = |name: &Name| views[name].interface.addresses.iter().next().unwrap().addr();
     let sends = |one: &Name, other: &Name, packet: IpAddr| {
-        let peer = views[one].peers.get(other);
-        peer.is_some_and(|peer| peer.allowed_ips.iter().any(|range| range.contains(&packet)))
+        let tunnels = views[one].tunnels();
+        let mut to_it = tunnels.values().filter(|tunnel| tunnel.peer == *other);
+        to_it.any(|tunnel| tunnel.allowed_ips.iter().any(|range| range.contains(&packet)))
     };
     let step = |one: &Name, other: &Name| sends(one, other, address(to)) && sends(other, one, address(from));
     let through = |hub: &Name| views[hub].interface.forward && step(from, hub) && step(hub, to);
@@ -70,10 +72,10 @@ proptest! {
                 let (before, after) = (&pair[0].world, &pair[1].world);
                 let fresh = compiled(&network, after);
                 followed = match followed {
-                    Some(mesh) => mesh.follow(&after.snapshot, &after.inventory, &touched(before, after)),
+                    Some(mesh) => mesh.follow(&after.snapshot, &after.inventory, &changed(before, after)),
                     None => fresh.clone(),
                 };
-                prop_assert_eq!(&followed, &fresh, "{} after {:?}", network, touched(before, after));
+                prop_assert_eq!(&followed, &fresh, "{} after {:?}", network, changed(before, after));
             }
         }
     }
@@ -98,6 +100,51 @@ proptest! {
     }
 
     #[test]
+    fn a_step_leads_every_node_from_its_view_of_one_mesh_to_that_of_the_next(moments in histories()) {
+        for network in networks(&moments) {
+            let (first, last) = (&moments[0].world, &moments[moments.len() - 1].world);
+            let steps = moments.windows(2).map(|pair| (&pair[0].world, &pair[1].world));
+            for (before, after) in steps.chain([(first, last)]) {
+                let (Some(earlier), Some(later)) = (compiled(&network, before), compiled(&network, after)) else { continue };
+                for node in later.nodes() {
+                    let delta = match later.step(&earlier, node).unwrap() {
+                        Step::Whole => {
+                            prop_assert!(!earlier.has(node));
+                            continue;
+                        }
+                        Step::Shared(audience) => later.delta(&earlier, &audience),
+                        Step::Own(delta) => delta,
+                    };
+                    let (before, after) = (earlier.view(node).unwrap(), later.view(node).unwrap());
+                    prop_assert_eq!(later.counts(&later.audience(node)), after.counts());
+                    prop_assert_eq!(&delta, &ViewDelta::between(&before, &after));
+                    let changes = tunnel_changes(&before, &after, &delta);
+                    let mut tunnels = before.tunnels();
+                    changes.lost.iter().for_each(|key| drop(tunnels.remove(key)));
+                    prop_assert!(changes.put.iter().all(|(key, tunnel)| tunnels.get(key) != Some(tunnel)), "only what differs");
+                    tunnels.extend(changes.put);
+                    prop_assert_eq!(tunnels, after.tunnels());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_name_resolves_alike_on_every_node(moment in worlds()) {
+        for (name, network) in moment.world.snapshot.networks() {
+            let views = views(compiled(name, &moment.world).as_ref());
+            for view in views.values() {
+                prop_assert!(network.name_service || view.resolutions().is_empty());
+                prop_assert_eq!(Some(view.resolutions()), views.values().next().map(View::resolutions));
+                let entry = |node: &Name| moment.world.snapshot.named::<Dns>(name, node).is_some();
+                for node in views.keys().filter(|node| network.name_service && !entry(node)) {
+                    prop_assert!(view.resolutions().contains_key(node), "{} resolves on {}", node, view.node);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_node_has_all_others_as_peers_or_only_the_hub(moment in worlds()) {
         for (name, network) in moment.world.snapshot.networks() {
             let views = views(compiled(name, &moment.world).as_ref());
@@ -106,8 +153,9 @@ proptest! {
                 match network.hub.as_ref().map(|hub| &hub.name) {
                     Some(hub) if hub != node => {
                         prop_assert_eq!(peers, views.get_key_value(hub).map(|(hub, _)| hub).into_iter().collect::<Vec<_>>());
-                        for peer in view.peers.values() {
-                            prop_assert_eq!(&peer.allowed_ips, &network.ranges().collect());
+                        for tunnel in view.tunnels().values() {
+                            let addresses = view.peers[&tunnel.peer].addresses.iter().copied().map(IpNet::from);
+                            prop_assert_eq!(&tunnel.allowed_ips, &network.ranges().chain(addresses).collect());
                         }
                     }
                     _ => prop_assert_eq!(peers, views.keys().filter(|other| *other != node).collect::<Vec<_>>()),

@@ -1,8 +1,9 @@
 //! The one writer: runs changes on the world, one after the other, and stores all that wait together as one transaction.
 //!
-//! A change is a closure over the world that it leaves as it should be; what is written is the difference. Nobody is
-//! answered before what they were told is on the disk, and nothing is published before: where the disk fails, nothing has
-//! happened. It runs on a thread of its own, because stores block, and outlives a change that panics.
+//! A change is a closure from the world before it to the one after it; what is written is the difference, which is computed
+//! once and handed on to whoever needs it. Nobody is answered before the transaction is on the disk, and nothing is published
+//! before: where the disk fails, nothing has happened. It runs on a thread of its own, because stores block, and outlives a
+//! change that panics.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use jiff::Timestamp;
-use schema::compile::Touched;
+use schema::compile::Changed;
 use schema::diff::diff;
 use schema::snapshot::{Owner, Revision};
 use schema::world::World;
@@ -25,7 +26,7 @@ const GROUP: usize = 256;
 
 /// Who changes the world, and why: what the log keeps of a change besides the change itself.
 #[derive(Clone, Debug, Default)]
-pub struct Note {
+pub struct AuditInfo {
     /// Who.
     pub actor: String,
     /// What is done.
@@ -53,15 +54,21 @@ enum Job {
 
 type Read = Box<dyn FnOnce(&mut dyn Store) + Send>;
 
-type Change = Box<dyn FnOnce(&World, &mut Past<'_>) -> Attempt + Send>;
+type Change = Box<dyn FnOnce(&World, &mut CommitContext<'_>) -> Outcome + Send>;
 
-/// What was committed before a change, together with what will be before it.
-pub struct Past<'a> {
+/// What a change may ask besides the world: what was committed before it, together with what will be before it.
+pub struct CommitContext<'a> {
+    revision: Revision,
     store: &'a mut dyn Store,
     pending: &'a [Batch],
 }
 
-impl Past<'_> {
+impl CommitContext<'_> {
+    /// The revision that the change makes, if it changes anything.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// The revision that an apply of this id made.
     pub fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
         let pending = self.pending.iter().find(|batch| batch.entry.apply_id.as_deref() == Some(apply_id));
@@ -83,16 +90,35 @@ impl Past<'_> {
     }
 }
 
+/// What a change makes of the world, and what its caller is answered once that is stored.
+#[derive(Debug)]
+pub struct Proposal<T> {
+    answer: T,
+    next: Option<(World, AuditInfo)>,
+}
+
+impl<T> Proposal<T> {
+    /// Nothing changes.
+    pub fn unchanged(answer: T) -> Self {
+        Self { answer, next: None }
+    }
+
+    /// The world becomes `next`, whose revision is filled in.
+    pub fn changed(answer: T, next: World, audit: AuditInfo) -> Self {
+        Self { answer, next: Some((next, audit)) }
+    }
+}
+
 /// What a change comes to before it is stored.
-struct Attempt {
-    /// The world afterwards, and the note for its log entry; absent: nothing changes.
-    next: Option<(World, Note)>,
-    /// Answers whoever asked for it.
+struct Outcome {
+    /// The world afterwards, and who made it so; absent: nothing changes.
+    next: Option<(World, AuditInfo)>,
+    /// Answers the caller.
     answer: Box<dyn FnOnce(Result<(), Arc<StoreError>>) + Send>,
 }
 
 impl Committer {
-    /// Starts the writer on a store, with the state that it holds; gives the states that it publishes.
+    /// Starts the writer on a store, with the state that it holds. Returns the states that it publishes as well.
     pub fn start(store: Box<dyn Store>, state: State) -> (Self, watch::Receiver<Arc<State>>) {
         let (jobs, queue) = mpsc::channel();
         let (publish, states) = watch::channel(Arc::new(state));
@@ -103,24 +129,22 @@ impl Committer {
         (Self { jobs }, states)
     }
 
-    /// Changes the world: `change` gets it with the number of the revision that it will make, and says what to tell the
-    /// caller and, if it changed anything, what to note in the log.
+    /// Changes the world: `change` is given the world before it, and returns the one after it.
     pub async fn change<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&mut World, &mut Past<'_>) -> Result<(T, Option<Note>), Error> + Send + 'static,
+        change: impl FnOnce(&World, &mut CommitContext<'_>) -> Result<Proposal<T>, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (send, receive) = oneshot::channel();
-        let job = move |world: &World, past: &mut Past<'_>| {
-            let mut next = World { revision: Revision(world.revision.0 + 1), ..world.clone() };
-            let (result, next) = match change(&mut next, past) {
-                Ok((told, note)) => (Ok(told), note.map(|note| (next, note))),
+        let job = move |world: &World, context: &mut CommitContext<'_>| {
+            let (result, next) = match change(world, context) {
+                Ok(Proposal { answer, next }) => (Ok(answer), next),
                 Err(error) => (Err(error), None),
             };
             let answer = move |stored: Result<(), Arc<StoreError>>| {
-                // Whoever asked may have gone; what was changed stays changed.
-                let _ = send.send(result.and_then(|told| stored.map(|()| told).map_err(Error::Store)));
+                // The caller may have gone; what was changed stays changed.
+                let _ = send.send(result.and_then(|answer| stored.map(|()| answer).map_err(Error::Store)));
             };
-            Attempt { next, answer: Box::new(answer) }
+            Outcome { next, answer: Box::new(answer) }
         };
         self.jobs.send(Job::Change(Box::new(job))).map_err(|_| Error::Bug)?;
         receive.await.map_err(|_| Error::Bug)?
@@ -162,21 +186,27 @@ impl Writer {
     fn commit(&mut self, group: Vec<Change>) {
         let state = self.publish.borrow().clone();
         let mut world = (*state.world).clone();
-        let (mut batches, mut answers) = (Vec::new(), Vec::new());
+        let mut changed = Changed::default();
+        let mut batches = Vec::new();
+        let mut answers = Vec::new();
         for change in group {
-            let mut past = Past { store: &mut *self.store, pending: &batches };
-            // A change works on a copy of the world: one that panics has changed nothing, and its caller is told.
-            let attempt = catch_unwind(AssertUnwindSafe(|| change(&world, &mut past)));
-            let Ok(Attempt { next, answer }) = attempt else { continue };
+            let revision = Revision(world.revision.0 + 1);
+            let mut context = CommitContext { revision, store: &mut *self.store, pending: &batches };
+            // A change makes a world of its own: one that panics has changed nothing, and its caller gets an error.
+            let outcome = catch_unwind(AssertUnwindSafe(|| change(&world, &mut context)));
+            let Ok(Outcome { next, answer }) = outcome else { continue };
             answers.push(answer);
-            if let Some((next, note)) = next {
-                batches.push(batch(&world, &next, note));
+            if let Some((next, audit)) = next {
+                let next = World { revision, ..next };
+                let here = Changed::between(world.parts(), next.parts());
+                batches.push(batch(&world, &next, &here, audit));
+                changed.extend(here);
                 world = next;
             }
         }
         let stored = if batches.is_empty() { Ok(()) } else { self.store.commit(&batches).map_err(Arc::new) };
         if stored.is_ok() && !batches.is_empty() {
-            self.publish.send_replace(Arc::new(state.follow(world)));
+            self.publish.send_replace(Arc::new(state.follow(world, &changed)));
         }
         for answer in answers {
             answer(stored.clone());
@@ -184,10 +214,9 @@ impl Writer {
     }
 }
 
-fn batch(before: &World, after: &World, note: Note) -> Batch {
+fn batch(before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> Batch {
     let (puts, deletes) = rows::between(before, after);
-    let nodes = Touched::between((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory)).nodes;
-    let Note { actor, action, owner, apply_id, digest, provenance } = note;
+    let AuditInfo { actor, action, owner, apply_id, digest, provenance } = audit;
     let entry = LogEntry {
         revision: after.revision,
         time: Timestamp::now(),
@@ -198,7 +227,7 @@ fn batch(before: &World, after: &World, note: Note) -> Batch {
         digest,
         provenance,
         changes: diff(&before.snapshot, &after.snapshot),
-        nodes: nodes.into_iter().collect(),
+        nodes: changed.nodes.iter().cloned().collect(),
     };
     Batch { entry, puts, deletes }
 }
@@ -208,16 +237,18 @@ mod tests {
     use super::*;
     use crate::store::memory::Memory;
 
-    fn note(action: &'static str) -> Option<Note> {
-        Some(Note { action, ..Note::default() })
+    /// A change of nothing that is kept, which makes a revision all the same.
+    fn empty(world: &World, context: &mut CommitContext<'_>) -> Result<Proposal<Revision>, Error> {
+        let audit = AuditInfo { action: "test", ..AuditInfo::default() };
+        Ok(Proposal::changed(context.revision(), world.clone(), audit))
     }
 
     #[tokio::test]
-    async fn a_change_that_panics_is_told_and_the_next_is_carried_out() {
+    async fn a_change_that_panics_is_an_error_and_the_next_is_carried_out() {
         let (committer, states) = Committer::start(Box::new(Memory::default()), State::default());
         let panics = committer.change::<()>(|_, _| panic!("a bug, on purpose")).await;
         assert!(matches!(panics, Err(Error::Bug)), "{panics:?}");
-        let revision = committer.change(|world, _| Ok((world.revision, note("test")))).await.expect("it goes on");
+        let revision = committer.change(empty).await.expect("it goes on");
         assert_eq!((revision, states.borrow().world.revision), (Revision(1), Revision(1)));
     }
 
@@ -226,7 +257,7 @@ mod tests {
         let store = Memory::default();
         let levers = store.levers();
         let (committer, states) = Committer::start(Box::new(store), State::default());
-        let change = || committer.change(|world, _| Ok((world.revision, note("test"))));
+        let change = || committer.change(empty);
         levers.full.store(true, std::sync::atomic::Ordering::SeqCst);
         let error = change().await.expect_err("the disk is full").to_string();
         assert!(error.contains("disk is full") && error.contains("nothing was changed"), "{error}");
@@ -239,16 +270,19 @@ mod tests {
     async fn changes_that_wait_together_see_each_other() {
         let (committer, _states) = Committer::start(Box::new(Memory::default()), State::default());
         let apply = || {
-            committer.change(|world, past| match past.applied("x")? {
-                Some(revision) => Ok((revision, None)),
-                None => Ok((world.revision, Some(Note { apply_id: Some("x".into()), ..Note::default() }))),
+            committer.change(|world, context| match context.applied("x")? {
+                Some(revision) => Ok(Proposal::unchanged(revision)),
+                None => {
+                    let audit = AuditInfo { apply_id: Some("x".into()), ..AuditInfo::default() };
+                    Ok(Proposal::changed(context.revision(), world.clone(), audit))
+                }
             })
         };
         // The first holds the writer up until the others wait together.
         let (release, held) = mpsc::channel();
         let hold = committer.change(move |_, _| {
             held.recv().expect("it is released");
-            Ok(((), None))
+            Ok(Proposal::unchanged(()))
         });
         let (first, second, third, ()) =
             tokio::join!(hold, apply(), apply(), async { release.send(()).expect("it is held") });

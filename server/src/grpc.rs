@@ -165,8 +165,8 @@ impl Agent for Adapter {
     }
 }
 
-/// One node's stream: sends what the node lacks whenever the state moves. While the node does not take it, states pass by,
-/// and then it gets the difference to the newest at once.
+/// One node's stream: sends what the node is to have whenever the state moves. While the node does not take it, states pass
+/// by, and then it gets the difference to the newest at once.
 struct Watcher {
     service: Service,
     network: NetworkName,
@@ -181,7 +181,7 @@ impl Watcher {
         let _counted = self.service.stream(&self.network, &self.identity, self.way);
         while let Ok(slot) = self.send.clone().reserve_owned().await {
             let state = states.borrow_and_update().clone();
-            if self.tell(&state, slot).is_break() {
+            if self.send_update(&state, slot).is_break() {
                 return;
             }
             tokio::select! {
@@ -191,9 +191,13 @@ impl Watcher {
         }
     }
 
-    /// Sends what is lacking; breaks where nothing can follow.
-    fn tell(&mut self, state: &state::State, slot: mpsc::OwnedPermit<Result<Update, Status>>) -> ControlFlow<()> {
-        match self.service.lacking(state, &self.network, &self.identity, self.at) {
+    /// Sends what brings the node up to date; breaks where nothing can follow.
+    fn send_update(
+        &mut self,
+        state: &state::State,
+        slot: mpsc::OwnedPermit<Result<Update, Status>>,
+    ) -> ControlFlow<()> {
+        match self.service.update_for(state, &self.network, &self.identity, self.at) {
             Ok(None) => ControlFlow::Continue(()),
             Ok(Some(update)) => {
                 self.at = Position { epoch: update.epoch, revision: Revision(update.to) };
@@ -210,7 +214,7 @@ impl Watcher {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use jiff::Timestamp;
@@ -219,7 +223,7 @@ mod tests {
     use schema::world::{ResourceDocument, ServerInfo, World};
 
     use super::*;
-    use crate::committer::{Committer, Note, Past};
+    use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
     use crate::identity::{DataDir, Secrets};
     use crate::sightings::Sightings;
     use crate::store::memory::Memory;
@@ -242,7 +246,7 @@ mod tests {
         let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
         let document: ResourceDocument = serde_json::from_str(json).expect("good");
         world.snapshot.put(document.id.clone(), document.entry().expect("good"));
-        world.inventory.put_node(id("a"), machine(1));
+        world.inventory.put_node(id("a"), joined(1));
         let info = ServerInfo {
             id: "s".into(),
             epoch: 1,
@@ -258,14 +262,16 @@ mod tests {
         let secrets = Secrets::open(&data).expect("made");
         let service = Service::new(committer.clone(), states, secrets, info, Sightings::default(), None);
         let (send, mut updates) = mpsc::channel(1);
-        let (network, identity, at) =
-            (id("a").network, machine(1).identity, Position { epoch: 1, ..Position::default() });
+        let network = id("a").network;
+        let identity = joined(1).identity;
+        let at = Position { epoch: 1, ..Position::default() };
         let watcher = Watcher { service: service.clone(), network, identity, at, way: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {
-            let change = move |world: &mut World, _: &mut Past<'_>| {
-                world.inventory.put_node(id(&format!("n{number}")), machine(number));
-                Ok(((), Some(Note::default())))
+            let change = move |world: &World, _: &mut CommitContext<'_>| {
+                let mut next = world.clone();
+                next.inventory.put_node(id(&format!("n{number}")), joined(number));
+                Ok(Proposal::changed((), next, AuditInfo::default()))
             };
             committer.change(change).await.expect("it is stored");
         };
@@ -284,11 +290,13 @@ mod tests {
         assert!(ends.len() <= 4, "one lay ready, one more was waited with, the rest is one: {ends:?}");
     }
 
-    fn id(name: &str) -> NodeId {
+    /// A node of the network `corp`.
+    pub(crate) fn id(name: &str) -> NodeId {
         NodeId { network: "corp".parse().expect("good"), name: name.parse().expect("good") }
     }
 
-    fn machine(number: u8) -> Joined {
+    /// A node that has joined, whose keys and address follow from a number.
+    pub(crate) fn joined(number: u8) -> Joined {
         Joined {
             public_key: WireGuardKey([number; 32]),
             identity: Identity([100 + number; 32]),

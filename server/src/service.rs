@@ -21,7 +21,7 @@ use schema::world::{ServerInfo, World, WorldDocument};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
-use crate::committer::{Committer, Note, Past};
+use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
 use crate::comms::Comms;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
@@ -155,7 +155,7 @@ impl Service {
         caller.grant.holds_for(&plan.owner())?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
         let (actor, server) = (caller.actor.clone(), self.inner.info.clone());
-        self.inner.committer.change(move |world, past| declare::apply(world, past, request, &server, actor)).await
+        self.inner.committer.change(move |world, context| declare::apply(world, context, request, &server, actor)).await
     }
 
     /// One resource.
@@ -176,9 +176,9 @@ impl Service {
     ) -> Result<Revision, Error> {
         caller.grant.holds_in(&id.network)?;
         let (Caller { actor, grant }, server) = (caller.clone(), self.inner.info.clone());
-        let put = move |world: &mut World, _: &mut Past<'_>| {
+        let put = move |world: &World, context: &mut CommitContext<'_>| {
             grant.holds_over(&id, owner(world, &id))?;
-            declare::put(world, &id, body.as_ref(), expected, &server, actor)
+            declare::put(world, context, &id, body.as_ref(), expected, &server, actor)
         };
         self.inner.committer.change(put).await
     }
@@ -187,13 +187,15 @@ impl Service {
     pub async fn remove_node(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
         caller.grant.holds_in(&network)?;
         let Caller { actor, grant } = caller.clone();
-        let remove = move |world: &mut World, _: &mut Past<'_>| {
+        let remove = move |world: &World, context: &mut CommitContext<'_>| {
             let declaration = ResourceId::of::<Node>(&network, &name);
             grant.holds_over(&declaration, owner(world, &declaration))?;
-            if !enrol::remove(world, &network, &name, Timestamp::now()) {
+            let mut next = world.clone();
+            if !enrol::remove(&mut next, &network, &name, Timestamp::now()) {
                 return Err(Error::NotFound(format!("machine {name} in {network}")));
             }
-            Ok((world.revision, Some(Note { actor, action: "remove", ..Note::default() })))
+            let audit = AuditInfo { actor, action: "remove", ..AuditInfo::default() };
+            Ok(Proposal::changed(context.revision(), next, audit))
         };
         self.inner.committer.change(remove).await
     }

@@ -1,19 +1,24 @@
-//! What the server knows right now, and enough of the past to tell nodes only what they lack.
+//! What the server knows right now, and enough of the past to send nodes only what differs from what they have.
 //!
 //! A [`State`] is published whole after each commit; whoever holds one sees one revision.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use imbl::OrdMap;
-use schema::compile::{Mesh, Touched};
+use imbl::{OrdMap, Vector};
+use proto::convert::encode_delta;
+use proto::sign::SignedBody;
+use schema::compile::{Audience, Changed, Mesh, Step};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Revision;
-use schema::view::{View, ViewDelta};
+use schema::view::{Counts, View, ViewDelta};
 use schema::world::World;
 
 /// How many changes of a network are remembered; a node that is further behind gets its whole View.
 const REMEMBERED: usize = 1_024;
+/// How many encoded deltas of a network are kept for others that want the same. Nodes with a stream all start from the
+/// revision before, those that check in from a few; older ones are few and may be as large as a View.
+const ENCODED: usize = 16;
 
 /// What the server knows at one revision.
 #[derive(Clone, Debug, Default)]
@@ -24,21 +29,27 @@ pub struct State {
 }
 
 /// A network as it is and was.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct History {
     /// The meshes by the revision that made them, oldest first; the last one holds now.
-    meshes: VecDeque<(Revision, Arc<Mesh>)>,
+    meshes: Vector<(Revision, Arc<Mesh>)>,
+    /// What leads from an earlier mesh to the one that holds now, by the revision of the former, as everybody of an
+    /// audience is sent it.
+    encoded: Mutex<BTreeMap<(Revision, Audience), Encoded>>,
 }
 
-/// What a node lacks.
+/// A delta as it travels, encoded and hashed by whoever asks for it first; absent: nothing differs.
+type Encoded = Arc<OnceLock<Option<SignedBody>>>;
+
+/// What a node has to be sent to be up to date.
 #[derive(Debug)]
-pub enum Lack {
+pub enum Pending {
     /// Nothing.
-    Nothing,
-    /// This, on top of what it has; the number is how many peers it has then.
-    Delta(ViewDelta, usize),
+    UpToDate,
+    /// This, on top of what it has.
+    Delta(SignedBody),
     /// Everything.
-    Whole(View),
+    Full(View),
 }
 
 impl State {
@@ -47,37 +58,34 @@ impl State {
     pub fn new(world: World, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;
-            let meshes = VecDeque::from([(since(name), Arc::new(mesh))]);
-            Some((name.clone(), Arc::new(History { meshes })))
+            let meshes = Vector::unit((since(name), Arc::new(mesh)));
+            Some((name.clone(), Arc::new(History::new(meshes))))
         };
         let networks = world.snapshot.networks().filter_map(compile).collect();
         Self { world: Arc::new(world), networks }
     }
 
-    /// The state after the world has become this one.
+    /// The state after the world has become this one, which differs from the one before in what `changed` names.
     #[must_use]
-    pub fn follow(&self, world: World) -> Self {
-        let (old, new) = ((&self.world.snapshot, &self.world.inventory), (&world.snapshot, &world.inventory));
-        let touched = Touched::between(old, new);
+    pub fn follow(&self, world: World, changed: &Changed) -> Self {
         let mut networks = self.networks.clone();
-        for name in touched.networks() {
-            let was = networks.get(name);
-            let mesh = match was.and_then(|history| history.now()) {
-                Some(mesh) => mesh.follow(new.0, new.1, &touched),
-                None => Mesh::compile(name, new.0, new.1),
+        for name in changed.networks() {
+            let history = networks.get(name);
+            let before = history.and_then(|history| history.now());
+            let mesh = match before {
+                Some(mesh) => mesh.follow(&world.snapshot, &world.inventory, changed),
+                None => Mesh::compile(name, &world.snapshot, &world.inventory),
             };
             match mesh {
                 None => drop(networks.remove(name)),
+                Some(mesh) if before.is_some_and(|before| mesh.same_as(before)) => {}
                 Some(mesh) => {
-                    let mut meshes = was.map(|history| history.meshes.clone()).unwrap_or_default();
-                    if meshes.back().is_some_and(|(_, before)| mesh.is_still(before)) {
-                        continue;
-                    }
+                    let mut meshes = history.map(|history| history.meshes.clone()).unwrap_or_default();
                     meshes.push_back((world.revision, Arc::new(mesh)));
                     if meshes.len() > REMEMBERED {
                         meshes.pop_front();
                     }
-                    networks.insert(name.clone(), Arc::new(History { meshes }));
+                    networks.insert(name.clone(), Arc::new(History::new(meshes)));
                 }
             }
         }
@@ -89,30 +97,122 @@ impl State {
         self.networks.get(network)?.now()
     }
 
-    /// What a node lacks that stands at an epoch and revision of its network.
-    pub fn lack(&self, network: &NetworkName, node: &Name, epoch: u64, at: Revision) -> Option<Lack> {
+    /// What a node has to be sent whose View is that of an epoch and revision; nothing if it has not joined.
+    pub fn pending(&self, network: &NetworkName, node: &Name, epoch: u64, at: Revision) -> Option<Pending> {
         let history = self.networks.get(network)?;
         let (changed, now) = history.meshes.back()?;
         let known = epoch == self.world.epoch && at <= self.world.revision;
         if known && at >= *changed {
-            return Some(Lack::Nothing);
+            return Some(Pending::UpToDate);
         }
-        let after = now.view(node)?;
-        let then = history.at(at).filter(|_| known).and_then(|mesh| mesh.view(node));
-        let Some(before) = then else { return Some(Lack::Whole(after)) };
-        let delta = ViewDelta::between(&before, &after);
-        Some(if delta.is_empty() { Lack::Nothing } else { Lack::Delta(delta, after.peers.len()) })
+        let Some((base, then)) = history.at(at).filter(|_| known) else { return now.view(node).map(Pending::Full) };
+        let body = match now.step(then, node)? {
+            Step::Whole => return now.view(node).map(Pending::Full),
+            Step::Shared(audience) => history.shared(*base, then, now, audience),
+            Step::Own(delta) => encode(&delta, now.counts(&now.audience(node))),
+        };
+        Some(body.map_or(Pending::UpToDate, Pending::Delta))
     }
 }
 
 impl History {
+    fn new(meshes: Vector<(Revision, Arc<Mesh>)>) -> Self {
+        Self { meshes, encoded: Mutex::default() }
+    }
+
     fn now(&self) -> Option<&Arc<Mesh>> {
         self.meshes.back().map(|(_, mesh)| mesh)
     }
 
-    /// The mesh as it was at a revision, if that is remembered.
-    fn at(&self, revision: Revision) -> Option<&Arc<Mesh>> {
-        let after = self.meshes.partition_point(|(made, _)| *made <= revision);
-        self.meshes.get(after.checked_sub(1)?).map(|(_, mesh)| mesh)
+    /// The mesh as it was at a revision, with the revision that made it, if that is remembered.
+    fn at(&self, revision: Revision) -> Option<&(Revision, Arc<Mesh>)> {
+        let last = match self.meshes.binary_search_by_key(&revision, |(made, _)| *made) {
+            Ok(exact) => exact,
+            Err(after) => after.checked_sub(1)?,
+        };
+        self.meshes.get(last)
+    }
+
+    /// What leads everybody of an audience from an earlier mesh to the one that holds now, computed once.
+    fn shared(&self, base: Revision, then: &Mesh, now: &Mesh, audience: Audience) -> Option<SignedBody> {
+        let cell = {
+            let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            let cell = encoded.entry((base, audience.clone())).or_default().clone();
+            if encoded.len() > ENCODED {
+                encoded.pop_first();
+            }
+            cell
+        };
+        cell.get_or_init(|| encode(&now.delta(then, &audience), now.counts(&audience))).clone()
+    }
+}
+
+/// A delta as it travels, unless it is empty; `after` is what the View holds then.
+fn encode(delta: &ViewDelta, after: Counts) -> Option<SignedBody> {
+    (!delta.is_empty()).then(|| SignedBody::delta(encode_delta(delta, after)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schema::inventory::NodeId;
+    use schema::world::ResourceDocument;
+
+    use crate::grpc::tests::{id, joined};
+
+    fn world(revision: u64, nodes: u8) -> World {
+        let mut world = World { epoch: 1, revision: Revision(revision), ..World::default() };
+        let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
+        let document: ResourceDocument = serde_json::from_str(json).expect("good");
+        world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+        for number in 1..=nodes {
+            world.inventory.put_node(id(&format!("n{number}")), joined(number));
+        }
+        world
+    }
+
+    fn step(state: &State, world: World) -> State {
+        let changed = Changed::between(state.world.parts(), world.parts());
+        state.follow(world, &changed)
+    }
+
+    fn delta(state: &State, node: &str, at: u64) -> SignedBody {
+        let NodeId { network, name: node } = id(node);
+        match state.pending(&network, &node, 1, Revision(at)) {
+            Some(Pending::Delta(body)) => body,
+            other => panic!("{node} at {at} is sent a delta, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nodes_that_are_sent_the_same_share_one_encoding_and_a_node_that_changed_has_its_own() {
+        let before = State::new(world(1, 5), |_| Revision(1));
+        let after = step(&before, world(2, 6));
+        let bodies = ["n1", "n2", "n5"].map(|node| delta(&after, node, 1).bytes());
+        assert!(bodies.iter().all(|body| body.as_ptr() == bodies[0].as_ptr()), "one buffer for all");
+        let mut moved = world(3, 6);
+        let endpoint = Some("192.0.2.1:7".parse().expect("good"));
+        moved.inventory.put_node(id("n1"), schema::inventory::Joined { endpoint, ..joined(1) });
+        let later = step(&after, moved);
+        let joined_since = delta(&later, "n2", 1).bytes();
+        assert_ne!(joined_since.as_ptr(), delta(&later, "n2", 2).bytes().as_ptr(), "each base has its own");
+        let NodeId { network, name } = id("n1");
+        let own = later.pending(&network, &name, 1, Revision(2));
+        assert!(matches!(own, Some(Pending::UpToDate)), "its own endpoint is no news to it: {own:?}");
+    }
+
+    #[test]
+    fn a_node_is_sent_its_whole_view_where_its_base_is_not_remembered() {
+        let mut state = State::new(world(1, 2), |_| Revision(1));
+        for revision in 2..REMEMBERED as u64 + 3 {
+            state = step(&state, world(revision, 2 + u8::try_from(revision % 2).expect("small")));
+        }
+        let NodeId { network, name: node } = id("n1");
+        let pending = |epoch, at| state.pending(&network, &node, epoch, Revision(at));
+        assert!(matches!(pending(1, 1), Some(Pending::Full(_))), "too old");
+        assert!(matches!(pending(2, 900), Some(Pending::Full(_))), "of another epoch");
+        assert!(matches!(pending(1, 9_000), Some(Pending::Full(_))), "of a revision that is not there yet");
+        assert!(matches!(pending(1, 900), Some(Pending::Delta(_) | Pending::UpToDate)));
+        assert!(pending(1, state.world.revision.0).is_some_and(|pending| matches!(pending, Pending::UpToDate)));
     }
 }

@@ -1,7 +1,7 @@
 //! Joining: a machine is let into a network, and its tunnel comes up, or nothing is left of the attempt.
 
 use futures_util::future::BoxFuture;
-use proto::convert::{Position, Told, accept_update};
+use proto::convert::{DecodedUpdate, Position, accept_update};
 use proto::sign::public_key;
 use proto::token::Token;
 use proto::wire::{ChallengeResponse, Update};
@@ -169,8 +169,8 @@ fn first_view(
     server: &ServerAddress,
 ) -> Result<(View, Position), AgentError> {
     match accept_update(update, network, node, identity, &server.signing_key, None)? {
-        (Told::View(view), position) => Ok((view, position)),
-        (Told::Removed, _) => Err(AgentError::Removed(network.clone())),
+        (DecodedUpdate::View(view), position) => Ok((view, position)),
+        (DecodedUpdate::Removed, _) => Err(AgentError::Removed(network.clone())),
     }
 }
 

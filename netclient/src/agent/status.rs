@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
 use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::Peer;
+use schema::view::Tunnel;
 use serde::Serialize;
 
 use super::{Agent, AgentError, told};
@@ -99,18 +98,20 @@ impl Agent {
             let way = control(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
-            let peer = |(name, peer): (&Name, &Arc<Peer>)| {
-                let seen = known.and_then(|peers| peers.get(&peer.public_key));
+            let peer = |(public_key, tunnel): (WireGuardKey, Tunnel)| {
+                let seen = known.and_then(|peers| peers.get(&public_key));
                 let at = seen.and_then(|seen| seen.settings.endpoint).map(|at| at.to_string());
                 let handshake = seen.and_then(|seen| i64::try_from(seen.last_handshake?).ok());
                 PeerStatus {
-                    name: name.clone(),
-                    public_key: peer.public_key,
-                    endpoint: at.or_else(|| peer.endpoint.as_ref().map(ToString::to_string)),
-                    allowed_ips: peer.allowed_ips.clone(),
+                    name: tunnel.peer,
+                    public_key,
+                    endpoint: at.or_else(|| tunnel.endpoint.as_ref().map(ToString::to_string)),
+                    allowed_ips: tunnel.allowed_ips,
                     last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
                 }
             };
+            let mut peers: Vec<_> = view.tunnels().into_iter().map(peer).collect();
+            peers.sort_by(|one, other| one.name.cmp(&other.name));
             networks.push(NetworkStatus {
                 name: network,
                 node,
@@ -120,7 +121,7 @@ impl Agent {
                 revision: position.revision,
                 control: way,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
-                peers: view.peers.iter().map(peer).collect(),
+                peers,
             });
         }
         Ok(Status { networks, registrations: self.registrations().await? })

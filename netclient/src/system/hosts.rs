@@ -3,15 +3,14 @@
 //! The file is replaced by a rename, or written in place where it is a mount of its own, as in containers, and a rename
 //! would fail with EBUSY.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imbl::OrdMap;
 use schema::scalars::{Name, NetworkName};
 use schema::view::Resolution;
 
@@ -31,11 +30,11 @@ pub struct HostsError {
 
 /// The lines for the names of a network. A name that stands for one outside of the network needs a resolver and has no
 /// line.
-pub fn lines(network: &NetworkName, names: &OrdMap<Name, Arc<Resolution>>) -> Vec<String> {
+pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<String> {
     let line = |address: &IpAddr, name: &Name| format!("{address}\t{name}.{network}");
     let mut lines = Vec::new();
     for (name, resolution) in names {
-        match &**resolution {
+        match resolution {
             Resolution::Addresses(addresses) => lines.extend(addresses.iter().map(|address| line(address, name))),
             Resolution::Alias(_) => {}
         }

@@ -41,7 +41,7 @@ pub struct ReachChange {
 /// The nodes of a network that reach each other.
 fn reaching(mesh: Option<&Mesh>) -> BTreeSet<Name> {
     let Some(mesh) = mesh else { return BTreeSet::new() };
-    let cut = mesh.hub().is_some_and(|hub| !mesh.peers.contains_key(hub));
+    let cut = mesh.hub().is_some_and(|hub| !mesh.has(hub));
     if cut || mesh.len() < 2 { BTreeSet::new() } else { mesh.nodes().cloned().collect() }
 }
 

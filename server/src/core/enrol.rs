@@ -158,7 +158,7 @@ fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitte
     let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
     let id = NodeId { network, name: name.clone() };
     let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(Admitted { name, changed: false }) };
-    let again = told(&joined, facts);
+    let again = with_facts(&joined, facts);
     let again = Joined { public_key, os, ..again };
     let changed = again != *joined;
     if changed {
@@ -167,8 +167,8 @@ fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitte
     Ok(Admitted { name, changed })
 }
 
-/// A machine with what it says of itself; a port that it has not chosen stays as it was.
-pub fn told(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
+/// A node with what its agent reports; a port that it has not chosen stays as it was.
+pub fn with_facts(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
     Joined { endpoint, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
 }
 
@@ -333,9 +333,9 @@ mod tests {
         enter(&mut world, "a", 1).expect("it may join");
         let joined = world.inventory.node(&id("a")).expect("joined").clone();
         assert_eq!(joined.listen_port, 51_821);
-        let chosen = told(&joined, Facts { endpoint: None, listen_port: Some(4_000) });
+        let chosen = with_facts(&joined, Facts { endpoint: None, listen_port: Some(4_000) });
         assert_eq!(chosen.listen_port, 4_000);
-        assert_eq!(told(&chosen, Facts { endpoint: None, listen_port: None }).listen_port, 4_000);
+        assert_eq!(with_facts(&chosen, Facts { endpoint: None, listen_port: None }).listen_port, 4_000);
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use proto::convert::{Position, encode_delta, encode_view};
-use proto::sign;
-use proto::wire::{self, Update, update::Body};
+use proto::convert::{Position, encode_view};
+use proto::sign::{self, SignedBody};
+use proto::wire::{self, Update};
 use schema::api::Control;
 use schema::inventory::NodeId;
 use schema::kinds::AccessKey;
@@ -15,12 +15,12 @@ use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
 use super::Service;
-use crate::committer::{Note, Past};
+use crate::committer::{AuditInfo, CommitContext, Proposal};
 use crate::core::enrol::{self, Admitted, Candidate, Refused};
 use crate::core::facts;
 use crate::error::Error;
 use crate::sightings::Stream;
-use crate::state::{Lack, State};
+use crate::state::{Pending, State};
 use crate::store::Store;
 
 impl Service {
@@ -89,10 +89,14 @@ impl Service {
         way: Control,
         join: impl FnOnce(&mut World) -> Result<Admitted, Refused> + Send + 'static,
     ) -> Result<(Name, Update), Error> {
-        let change = move |world: &mut World, _: &mut Past<'_>| {
-            let Admitted { name, changed } = join(world)?;
-            let note = Note { actor: format!("node {name}"), action: "join", ..Note::default() };
-            Ok((name, changed.then_some(note)))
+        let change = move |world: &World, _: &mut CommitContext<'_>| {
+            let mut next = world.clone();
+            let Admitted { name, changed } = join(&mut next)?;
+            if !changed {
+                return Ok(Proposal::unchanged(name));
+            }
+            let audit = AuditInfo { actor: format!("node {name}"), action: "join", ..AuditInfo::default() };
+            Ok(Proposal::changed(name, next, audit))
         };
         let name = self.inner.committer.change(change).await?;
         let update = self.whole(&network, &identity)?;
@@ -152,7 +156,7 @@ impl Service {
         self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has ended; open a new one"))
     }
 
-    /// The whole View of a machine, or that it is removed.
+    /// The whole View of a node, or that it is removed.
     pub fn whole(&self, network: &NetworkName, identity: &Identity) -> Result<Update, Error> {
         let state = self.state();
         let Some(name) = state.world.inventory.name_of(network, identity) else {
@@ -160,11 +164,11 @@ impl Service {
         };
         let view = state.mesh(network).and_then(|mesh| mesh.view(name));
         let view = view.ok_or_else(|| Error::NotFound(format!("network {network}")))?;
-        Ok(self.sign(&state, network, name, 0, Body::Whole(encode_view(&view).into())))
+        Ok(self.sign(&state, network, name, 0, SignedBody::whole(encode_view(&view))))
     }
 
-    /// What a machine lacks that stands somewhere; nothing if it lacks nothing.
-    pub fn lacking(
+    /// What a node has to be sent whose View is that of `at`; nothing if it is up to date.
+    pub fn update_for(
         &self,
         state: &State,
         network: &NetworkName,
@@ -174,15 +178,13 @@ impl Service {
         let Some(name) = state.world.inventory.name_of(network, identity) else {
             return Ok(Some(self.removed(state, network, identity)));
         };
-        let lack = state.lack(network, name, at.epoch, at.revision);
-        Ok(match lack.ok_or_else(|| Error::NotFound(format!("network {network}")))? {
-            Lack::Nothing => None,
-            Lack::Whole(view) => Some(self.sign(state, network, name, 0, Body::Whole(encode_view(&view).into()))),
-            Lack::Delta(delta, peers) => {
-                let body = Body::Delta(encode_delta(&delta, peers).into());
-                Some(self.sign(state, network, name, at.revision.0, body))
-            }
-        })
+        let pending = state.pending(network, name, at.epoch, at.revision);
+        let (from, body) = match pending.ok_or_else(|| Error::NotFound(format!("network {network}")))? {
+            Pending::UpToDate => return Ok(None),
+            Pending::Full(view) => (0, SignedBody::whole(encode_view(&view))),
+            Pending::Delta(body) => (at.revision.0, body),
+        };
+        Ok(Some(self.sign(state, network, name, from, body)))
     }
 
     /// A check-in: notes that the machine is there, takes in what changed on it (what it says, and where it was seen), and
@@ -198,14 +200,14 @@ impl Service {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = NodeId::of(network, name);
-            self.inner.sightings.note(&id, told(&state, at), way);
+            self.inner.sightings.note(&id, acknowledged_revision(&state, at), way);
             if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from, way).await?
             {
                 state = self.state();
             }
         }
-        self.lacking(&state, network, identity, at)
+        self.update_for(&state, network, identity, at)
     }
 
     /// Takes in what changed on a machine; whether the state has moved since.
@@ -226,18 +228,21 @@ impl Service {
             // Where the tunnel comes from cannot be told right now: what is known holds.
             facts.endpoint = joined.endpoint.clone();
         }
-        if enrol::told(joined, facts.clone()) == **joined {
+        if enrol::with_facts(joined, facts.clone()) == **joined {
             return Ok(false);
         }
         let identity = joined.identity;
-        let change = move |world: &mut World, _: &mut Past<'_>| {
-            let joined = world.inventory.node(&id).filter(|joined| joined.identity == identity).cloned();
-            let Some(joined) = joined else { return Ok((true, None)) };
-            let note = Note { actor: format!("node {}", id.name), action: "check-in", ..Note::default() };
-            let told = enrol::told(&joined, facts);
-            let changed = told != *joined;
-            world.inventory.put_node(id, told);
-            Ok((true, changed.then_some(note)))
+        let change = move |world: &World, _: &mut CommitContext<'_>| {
+            let joined = world.inventory.node(&id).filter(|joined| joined.identity == identity);
+            let Some(joined) = joined else { return Ok(Proposal::unchanged(true)) };
+            let updated = enrol::with_facts(joined, facts);
+            if updated == **joined {
+                return Ok(Proposal::unchanged(true));
+            }
+            let audit = AuditInfo { actor: format!("node {}", id.name), action: "check-in", ..AuditInfo::default() };
+            let mut next = world.clone();
+            next.inventory.put_node(id, updated);
+            Ok(Proposal::changed(true, next, audit))
         };
         self.inner.committer.change(change).await
     }
@@ -247,11 +252,13 @@ impl Service {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
-        let identity = key_of::<Identity>(&request.identity)?;
-        let leave = move |world: &mut World, _: &mut Past<'_>| {
-            let Some(name) = world.inventory.name_of(&network, &identity).cloned() else { return Ok(((), None)) };
-            enrol::remove(world, &network, &name, Timestamp::now());
-            Ok(((), Some(Note { actor: format!("node {name}"), action: "leave", ..Note::default() })))
+        let identity = key_of(&request.identity)?;
+        let leave = move |world: &World, _: &mut CommitContext<'_>| {
+            let Some(name) = world.inventory.name_of(&network, &identity) else { return Ok(Proposal::unchanged(())) };
+            let mut next = world.clone();
+            enrol::remove(&mut next, &network, name, Timestamp::now());
+            let audit = AuditInfo { actor: format!("node {name}"), action: "leave", ..AuditInfo::default() };
+            Ok(Proposal::changed((), next, audit))
         };
         self.inner.committer.change(leave).await
     }
@@ -278,17 +285,13 @@ impl Service {
         stored
     }
 
-    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: u64, body: Body) -> Update {
+    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: u64, body: SignedBody) -> Update {
         let World { epoch, revision, .. } = &*state.world;
-        let mut update =
-            Update { epoch: *epoch, from, to: revision.0, body: Some(body), signature: Default::default() };
-        sign::sign_update(&mut update, network, node, self.inner.secrets.signing_key());
-        update
+        body.sign(sign::Header { network, node, epoch: *epoch, from, to: revision.0 }, self.inner.secrets.signing_key())
     }
 
     fn removed(&self, state: &State, network: &NetworkName, identity: &Identity) -> Update {
-        let nobody = network.name();
-        self.sign(state, network, nobody, 0, Body::Removed(identity.0.to_vec().into()))
+        self.sign(state, network, network.name(), 0, SignedBody::removed(identity))
     }
 }
 
@@ -310,8 +313,8 @@ fn key_of<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
     proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
 }
 
-/// The revision that a machine says it has; 0 where that is of another life of the database.
-fn told(state: &State, at: Position) -> Revision {
+/// The revision that an agent says its node has; 0 where that is of another life of the database.
+fn acknowledged_revision(state: &State, at: Position) -> Revision {
     let known = at.epoch == state.world.epoch && at.revision <= state.world.revision;
     if known { at.revision } else { Revision(0) }
 }

@@ -12,7 +12,7 @@ use schema::source_map::SourceMap;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
 
-use crate::committer::{Note, Past};
+use crate::committer::{AuditInfo, CommitContext, Proposal};
 use crate::error::Error;
 use crate::store::LogEntry;
 
@@ -41,38 +41,39 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
 
 /// Carries out a plan.
 pub(super) fn apply(
-    world: &mut World,
-    past: &mut Past<'_>,
+    world: &World,
+    context: &mut CommitContext<'_>,
     request: ApplyRequest,
     server: &ServerInfo,
     actor: String,
-) -> Result<(Applied, Option<Note>), Error> {
+) -> Result<Proposal<Applied>, Error> {
     let ApplyRequest { apply_id, plan, keys } = request;
-    if let Some(revision) = past.applied(&apply_id)? {
-        check_same(&plan, past.entry(revision)?, &apply_id)?;
-        return Ok((Applied { revision, already: true }, None));
+    if let Some(revision) = context.applied(&apply_id)? {
+        check_same(&plan, context.entry(revision)?, &apply_id)?;
+        return Ok(Proposal::unchanged(Applied { revision, already: true }));
     }
-    let before = World { revision: Revision(world.revision.0 - 1), ..world.clone() };
-    let stale = plan.stale(&before);
+    let stale = plan.stale(world);
     if !stale.is_empty() {
-        let moved = stale.into_iter().map(|(id, revision)| moved(past, id, revision)).collect::<Result<_, _>>()?;
+        let moved = stale.into_iter().map(|(id, revision)| moved(context, id, revision)).collect::<Result<_, _>>()?;
         return Err(Error::Stale(moved));
     }
-    check_changes(&plan, &before)?;
-    let outcome = plan.apply(&before, server, Timestamp::now()).map_err(Error::Rules)?;
-    (world.snapshot, world.inventory) = (outcome.snapshot, outcome.inventory);
+    check_changes(&plan, world)?;
+    let now = Timestamp::now();
+    let outcome = plan.apply(world, server, now).map_err(Error::Rules)?;
+    let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("what verifies the secret of {id} is missing"));
         let verifier = *keys.get(id).ok_or_else(missing)?;
-        world.inventory.put_key(id.clone(), KeyStatus { verifier, created: Timestamp::now(), used: 0 });
+        next.inventory.put_key(id.clone(), KeyStatus { verifier, created: now, used: 0 });
     }
     if plan.changes.is_empty() {
-        return Ok((Applied { revision: before.revision, already: false }, None));
+        return Ok(Proposal::unchanged(Applied { revision: world.revision, already: false }));
     }
     let owner = Some(plan.owner());
     let Plan { digest, provenance, .. } = plan;
-    let note = Note { actor, action: "apply", owner, apply_id: Some(apply_id), digest: Some(digest), provenance };
-    Ok((Applied { revision: world.revision, already: false }, Some(note)))
+    let digest = Some(digest);
+    let audit = AuditInfo { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance };
+    Ok(Proposal::changed(Applied { revision: context.revision(), already: false }, next, audit))
 }
 
 /// An id that was used stands for one plan for good.
@@ -103,45 +104,43 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
     Ok(())
 }
 
-fn moved(past: &mut Past<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
-    let (actor, time) = past.entry(revision)?.map(|entry| (entry.actor, entry.time)).unzip();
+fn moved(context: &mut CommitContext<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
+    let (actor, time) = context.entry(revision)?.map(|entry| (entry.actor, entry.time)).unzip();
     Ok(Moved { id, revision, actor, time })
 }
 
 /// Makes or replaces a resource, or takes it away where there is no body, if it is at the revision that is expected.
 pub(super) fn put(
-    world: &mut World,
+    world: &World,
+    context: &CommitContext<'_>,
     id: &ResourceId,
     body: Option<&Value>,
     expected: Option<Revision>,
     server: &ServerInfo,
     actor: String,
-) -> Result<(Revision, Option<Note>), Error> {
+) -> Result<Proposal<Revision>, Error> {
     let there = world.snapshot.entry(id).cloned();
     let at = there.as_ref().map(|entry| entry.revision);
     if at != expected {
         let now = at.map_or("does not exist".to_owned(), |at| format!("is at revision {at}"));
         return Err(Error::Precondition(format!("{id} {now}; read it again")));
     }
-    let owner = there.and_then(|entry| entry.owner);
+    let mut snapshot = world.snapshot.clone();
     match body {
         Some(_) if id.kind == Kind::AccessKey && expected.is_none() => {
             return Err(Error::BadRequest("an access key is made by nmplan, which makes its secret".into()));
         }
         Some(body) => {
             let entry = decode_body(id, body).map_err(Error::Rules)?;
-            world.snapshot.put(id.clone(), Entry { revision: world.revision, owner, ..entry });
+            let owner = there.and_then(|entry| entry.owner);
+            snapshot.put(id.clone(), Entry { revision: context.revision(), owner, ..entry });
         }
-        None => drop(world.snapshot.delete(id)),
+        None => drop(snapshot.delete(id)),
     }
-    settle(world, server)?;
+    let inventory = plan::settle(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
+    let inventory = inventory.map_err(Error::Rules)?;
+    let next = World { snapshot, inventory, ..world.clone() };
     let action = if body.is_some() { "put" } else { "delete" };
-    Ok((world.revision, Some(Note { actor, action, ..Note::default() })))
-}
-
-/// Brings the inventory in line with changed declarations, if they keep the rules, the server's among them.
-fn settle(world: &mut World, server: &ServerInfo) -> Result<(), Error> {
-    let settled = plan::settle(&world.snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
-    world.inventory = settled.map_err(Error::Rules)?;
-    Ok(())
+    let audit = AuditInfo { actor, action, ..AuditInfo::default() };
+    Ok(Proposal::changed(context.revision(), next, audit))
 }

@@ -11,7 +11,7 @@ use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
 use crate::sightings::Heard;
-use crate::state::{Lack, State};
+use crate::state::{Pending, State};
 
 /// How many check-ins a node may miss before it counts as silent.
 const MISSED: u32 = 3;
@@ -44,10 +44,10 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus
     }
 }
 
-/// Up to which revision a node has everything that concerns it: the newest, if nothing since the one that it told of
-/// concerns it. Nothing while it has not told of any.
-fn acknowledged(state: &State, id: &NodeId, told: Revision) -> Option<Revision> {
+/// Up to which revision a node has everything that concerns it: the newest, if nothing since the one that it reported
+/// concerns it. Nothing while it has not reported any.
+fn acknowledged(state: &State, id: &NodeId, reported: Revision) -> Option<Revision> {
     let World { epoch, revision, .. } = &*state.world;
-    let lacks_nothing = || matches!(state.lack(&id.network, &id.name, *epoch, told), Some(Lack::Nothing));
-    (told > Revision(0)).then(|| if lacks_nothing() { *revision } else { told })
+    let up_to_date = || matches!(state.pending(&id.network, &id.name, *epoch, reported), Some(Pending::UpToDate));
+    (reported > Revision(0)).then(|| if up_to_date() { *revision } else { reported })
 }

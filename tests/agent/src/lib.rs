@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use ed25519_dalek as ed25519;
-use proto::convert::{Malformed, Position, Told, accept_update};
+use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
 use proto::sign;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, JoinRequest, RegisterRequest, RegisterResponse, Update};
@@ -237,11 +237,11 @@ impl Agent {
     pub fn take(&mut self, update: &Update) -> Result<(), Malformed> {
         let at = self.view.as_ref().map(|view| (view, self.at));
         let identity = self.identity();
-        let (told, at) = accept_update(update, &self.network, &self.name, &identity, &self.server, at)?;
+        let (decoded, at) = accept_update(update, &self.network, &self.name, &identity, &self.server, at)?;
         self.at = at;
-        self.view = match told {
-            Told::View(view) => Some(view),
-            Told::Removed => None,
+        self.view = match decoded {
+            DecodedUpdate::View(view) => Some(view),
+            DecodedUpdate::Removed => None,
         };
         Ok(())
     }

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proto::convert::{encode_delta, encode_view};
-use proto::sign;
-use proto::wire::update::Body;
+use proto::sign::{self, SignedBody};
 use schema::scalars::{Name, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::{Interface, Peer, Resolution, View, ViewDelta};
+use schema::view::{Interface, Peer, View, ViewDelta};
 
 use super::*;
 use crate::control::Opener;
@@ -36,9 +35,9 @@ fn peer(number: u32, version: u8) -> Arc<Peer> {
     let mut key = [version; 32];
     key[..4].copy_from_slice(&number.to_be_bytes());
     let [_, _, high, low] = number.to_be_bytes();
-    let address = format!("10.9.{high}.{low}/32").parse().expect("good");
+    let addresses = [format!("10.9.{high}.{low}").parse().expect("good")].into();
     let endpoint = Some(format!("198.18.{high}.{low}:51821").parse().expect("good"));
-    Arc::new(Peer { public_key: WireGuardKey(key), endpoint, allowed_ips: [address].into() })
+    Arc::new(Peer { public_key: WireGuardKey(key), endpoint, addresses, via: None, named: true })
 }
 
 /// A View with the peers of these numbers, each with its name.
@@ -51,34 +50,31 @@ fn view(peers: impl Iterator<Item = u32>) -> View {
         keepalive: Seconds(20),
         check_in: Seconds(15),
         forward: false,
+        named: true,
     };
-    let mut view =
-        View { network: network(), node: name(0), interface, peers: Default::default(), names: Default::default() };
+    let (peers_of, routes, names) = Default::default();
+    let mut view = View { network: network(), node: name(0), interface, peers: peers_of, routes, names };
     peers.for_each(|number| put(&mut view, number, 0));
     view
 }
 
 fn put(view: &mut View, number: u32, version: u8) {
-    let peer = peer(number, version);
-    let addresses = peer.allowed_ips.iter().map(|range| range.addr()).collect();
-    view.names.insert(name(number), Arc::new(Resolution::Addresses(addresses)));
-    view.peers.insert(name(number), peer);
+    view.peers.insert(name(number), peer(number, version));
 }
 
 fn at(revision: u64) -> Position {
     Position { epoch: 1, revision: Revision(revision) }
 }
 
-fn signed(from: u64, to: u64, body: Body) -> Update {
-    let mut update = Update { epoch: 1, from, to, body: Some(body), signature: Vec::new().into() };
-    sign::sign_update(&mut update, &network(), &name(0), &sign::from_seed(&SERVER));
-    update
+fn signed(from: u64, to: u64, body: SignedBody) -> Update {
+    let (network, node) = (network(), name(0));
+    body.sign(sign::Header { network: &network, node: &node, epoch: 1, from, to }, &sign::from_seed(&SERVER))
 }
 
 /// What leads from a View, at a revision, to the next.
 fn delta(before: &View, after: &View, from: u64) -> Update {
-    let body = encode_delta(&ViewDelta::between(before, after), after.peers.len());
-    signed(from, from + 1, Body::Delta(body.into()))
+    let body = encode_delta(&ViewDelta::between(before, after), after.counts());
+    signed(from, from + 1, SignedBody::delta(body))
 }
 
 fn membership(view: View) -> Membership {
@@ -217,11 +213,10 @@ fn story(steps: u64, peers_at_once: u32) -> Story {
         (0..peers_at_once).for_each(|number| put(&mut now, 10 + number, step as u8));
         if step % 3 == 0 {
             now.peers.remove(&name(10));
-            now.names.remove(&name(10));
         }
         // A whole View may come in between.
         updates.push(match step % 5 {
-            4 => signed(0, revision + 1, Body::Whole(encode_view(&now).into())),
+            4 => signed(0, revision + 1, SignedBody::whole(encode_view(&now))),
             _ => delta(&before, &now, revision),
         });
         views.insert(revision + 1, now.clone());
@@ -292,7 +287,7 @@ async fn a_process_that_is_killed_after_any_byte_leaves_a_view_that_was_sent() {
 
 #[tokio::test]
 async fn a_process_that_is_killed_while_the_log_becomes_a_new_base_leaves_a_view_that_was_sent() {
-    let story = story(24, 60);
+    let story = story(30, 90);
     let acts = acts(&story);
     let bases = acts.iter().filter(|size| **size > 10_000).count();
     assert!(bases > 0, "the log has become a base: {acts:?}");
@@ -410,5 +405,5 @@ async fn what_changes_before_it_is_applied_is_applied_once() {
     found.sort_by_key(|key| wanted.iter().position(|it| it == key));
     assert_eq!(found, wanted);
     assert_eq!(device.observations(), observed);
-    assert_eq!(host.names("nm-corp").len(), last.names.len());
+    assert_eq!(host.names("nm-corp").len(), last.resolutions().len());
 }
