@@ -1,4 +1,4 @@
-//! What `--json` prints: one event a line. `schema/events.schema.json` describes them.
+//! What `--json` prints: one event a line. `schema/events.schema.json` describes them, and is made of them.
 
 use schema::api::NodeStatus;
 use schema::diff::{Action, Change};
@@ -9,6 +9,7 @@ use schema::snapshot::{ResourceId, Revision};
 use schema::source_map::SourceMap;
 use schema::syntax::Source;
 use schema::value::{Location, Value};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::render::Lines;
@@ -16,18 +17,20 @@ use crate::render::Lines;
 /// The version of the events; raised when an older reader would misread them.
 pub const VERSION: &str = "1.0";
 
-/// One line of `--json`.
-#[derive(Clone, Debug, Serialize)]
+/// `nmplan validate|plan|apply --json` prints one such object a line. New types and fields may come; ignore what is unknown.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(extend("title" = format!("One event of nmplan --json, version {VERSION}")))]
 pub enum Event<'a> {
     /// The first event: who speaks, and which version of the events.
     Version {
         /// The version of the program.
         nmplan: &'a str,
         /// The version of the events.
+        #[schemars(extend("const" = VERSION))]
         events: &'a str,
     },
-    /// A problem of the files.
+    /// A problem of the files. One without a file has no place.
     Diagnostic(Diagnostic<'a>),
     /// A resource that changes.
     Change {
@@ -53,9 +56,10 @@ pub enum Event<'a> {
         /// Whether an earlier call of the same apply made it.
         already: bool,
     },
-    /// A node has everything of the applied revision that concerns it.
+    /// A node has everything of the applied revision that concerns it; with `--wait`.
     NodeAck {
         /// The node.
+        #[schemars(with = "ResourceId")]
         id: &'a str,
         /// What it has acknowledged.
         revision: Revision,
@@ -63,60 +67,65 @@ pub enum Event<'a> {
 }
 
 /// A field that changes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FieldChange<'a> {
     /// Its name.
     pub name: &'a str,
-    /// What it was.
+    /// What it was; null where it was absent.
     pub before: Option<&'a Value>,
-    /// What it will be.
+    /// What it will be; null where it will be absent.
     pub after: Option<&'a Value>,
 }
 
 /// A problem, with its place.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
 pub struct Diagnostic<'a> {
-    /// The name of its code.
+    /// The stable name of its code; `nmplan explain CODE` tells more.
     pub code: &'a str,
     /// How bad it is.
     pub severity: Severity,
-    /// The resource that it is about.
+    /// The resource that it is about; null: none alone.
     pub id: Option<&'a str>,
     /// Where it stands.
     #[serde(flatten)]
     pub place: Option<Place<'a>>,
     /// What is wrong.
     pub message: &'a str,
-    /// What to do.
+    /// What to do; null where the message says enough.
     pub help: Option<&'a str>,
     /// Other places that belong to it.
     pub related: Vec<Related<'a>>,
 }
 
 /// A place in a file.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Place<'a> {
     /// The file.
     pub file: &'a str,
     /// The line, from 1.
+    #[schemars(range(min = 1))]
     pub line: usize,
     /// The character in it, from 1.
+    #[schemars(range(min = 1))]
     pub column: usize,
-    /// Behind the last character.
+    /// After the last character.
     pub end: Position,
 }
 
 /// A position in a file.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Position {
     /// The line, from 1.
+    #[schemars(range(min = 1))]
     pub line: usize,
     /// The character in it, from 1.
+    #[schemars(range(min = 1))]
     pub column: usize,
 }
 
 /// Another place that belongs to a problem.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Related<'a> {
     /// Where.
     #[serde(flatten)]
@@ -126,7 +135,8 @@ pub struct Related<'a> {
 }
 
 /// How much a plan does, with the actions that no plan of this version holds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
 pub struct SummaryEvent<'a> {
     /// What plans hold.
     #[serde(flatten)]
@@ -142,13 +152,14 @@ pub struct SummaryEvent<'a> {
 }
 
 /// A change of reachability.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
 pub struct ReachEvent<'a> {
     /// The network.
     pub network: &'a NetworkName,
-    /// The node, or `*`.
+    /// The node, or `*` for every one.
     pub from: &'a str,
-    /// The node, or `*`; both ways.
+    /// The node, or `*` for every one; both ways.
     pub to: &'a str,
     /// The protocol that alone is meant. Absent: all.
     pub proto: Option<&'a str>,
@@ -158,18 +169,19 @@ pub struct ReachEvent<'a> {
     pub direction: schema::compile::reach::Direction,
     /// How many ordered pairs of nodes that is.
     pub pairs: u64,
-    /// The change that it follows from.
+    /// The change that it follows from; null where it is not one alone.
     pub because: Option<Because<'a>>,
 }
 
 /// The change that something follows from, and where its resource is declared.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Because<'a> {
     /// The resource.
     pub id: &'a ResourceId,
-    /// The file; absent where no file declares it.
+    /// The file; null where no file declares it.
     pub file: Option<&'a str>,
-    /// The line, from 1.
+    /// The line, from 1; null where no file declares it.
+    #[schemars(range(min = 1))]
     pub line: Option<usize>,
 }
 

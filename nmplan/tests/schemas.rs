@@ -3,94 +3,35 @@
 
 mod bench;
 
+use std::path::Path;
+
 use bench::{Desk, example, join};
-use nmplan::commands::schema::{EVENTS, PLAN};
+use nmplan::commands::schema::{events, plan};
 use schema::world::World;
 use serde_json::Value;
 
-/// What of a value does not fit a schema: the keywords that ours use, and a refusal of any other.
-fn misfits(schema: &Value, value: &Value, root: &Value, at: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for (keyword, wanted) in schema.as_object().unwrap() {
-        match keyword.as_str() {
-            "$ref" => {
-                let target =
-                    root.pointer(wanted.as_str().unwrap().strip_prefix('#').unwrap()).expect("it leads somewhere");
-                wrong.extend(misfits(target, value, root, at));
-            }
-            "type" => {
-                let types: Vec<&Value> = wanted.as_array().map_or(vec![wanted], |types| types.iter().collect());
-                if !types.iter().any(|ty| is(value, ty.as_str().unwrap())) {
-                    wrong.push(format!("{at}: {value} is not of type {wanted}"));
-                }
-            }
-            "const" if wanted != value => wrong.push(format!("{at}: {value} is not {wanted}")),
-            "enum" if !wanted.as_array().unwrap().contains(value) => {
-                wrong.push(format!("{at}: {value} is none of {wanted}"))
-            }
-            "minimum" if value.as_i64() < wanted.as_i64() => wrong.push(format!("{at}: {value} is under {wanted}")),
-            "oneOf" | "anyOf" => {
-                let fits = wanted
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .filter(|schema| misfits(schema, value, root, at).is_empty())
-                    .count();
-                if fits == 0 || (keyword == "oneOf" && fits > 1) {
-                    wrong.push(format!("{at}: {value} fits {fits} of {keyword}"));
-                }
-            }
-            "required" => {
-                let missing =
-                    wanted.as_array().unwrap().iter().filter(|name| value.get(name.as_str().unwrap()).is_none());
-                wrong.extend(missing.map(|name| format!("{at}: {name} is missing")));
-            }
-            "items" => {
-                for (place, item) in value.as_array().into_iter().flatten().enumerate() {
-                    wrong.extend(misfits(wanted, item, root, &format!("{at}[{place}]")));
-                }
-            }
-            "properties" => {
-                for (name, member) in value.as_object().into_iter().flatten() {
-                    let of = wanted.get(name).or(schema.get("additionalProperties").filter(|it| it.is_object()));
-                    match of {
-                        Some(of) => wrong.extend(misfits(of, member, root, &format!("{at}.{name}"))),
-                        None => wrong.push(format!("{at}: {name} is not described")),
-                    }
-                }
-            }
-            "const"
-            | "enum"
-            | "minimum"
-            | "$schema"
-            | "$defs"
-            | "title"
-            | "description"
-            | "additionalProperties"
-            | "pattern" => {}
-            other => panic!("the check does not know the keyword {other}"),
+/// What of a value does not fit a schema.
+fn misfits(schema: &Value, value: &Value) -> Vec<String> {
+    let validator = jsonschema::draft202012::new(schema).unwrap();
+    validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect()
+}
+
+fn fits(schema: &Value, value: &Value) {
+    let wrong = misfits(schema, value);
+    assert!(wrong.is_empty(), "{wrong:#?}\n{value:#}");
+}
+
+#[test]
+fn the_published_schemas_are_fresh() {
+    for (name, schema) in [("plan", plan()), ("events", events())] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("schema/{name}.schema.json"));
+        let fresh = format!("{schema:#}\n");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &fresh).unwrap();
         }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(kept == fresh, "{} is stale: UPDATE=1 cargo test -p nmplan --test schemas", path.display());
     }
-    wrong
-}
-
-fn is(value: &Value, ty: &str) -> bool {
-    match ty {
-        "null" => value.is_null(),
-        "boolean" => value.is_boolean(),
-        "integer" => value.is_i64() || value.is_u64(),
-        "number" => value.is_number(),
-        "string" => value.is_string(),
-        "array" => value.is_array(),
-        "object" => value.is_object(),
-        other => panic!("there is no type {other}"),
-    }
-}
-
-fn fits(schema: &str, value: &Value) {
-    let schema: Value = serde_json::from_str(schema).unwrap();
-    let wrong = misfits(&schema, value, &schema, "");
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 fn commit_all(desk: &Desk) {
@@ -122,7 +63,7 @@ fn a_saved_plan_fits_its_schema() {
     for part in ["changes", "binds", "impact", "reach"] {
         assert!(!plan[part].as_array().unwrap().is_empty(), "{part} is tried");
     }
-    fits(PLAN, &plan);
+    fits(&self::plan(), &plan);
     assert!(plan.get("provenance").is_none(), "there is no repository");
     let quickstart = Desk::new(World { epoch: 7, ..World::default() });
     git2::Repository::init(quickstart.path("")).unwrap();
@@ -130,7 +71,7 @@ fn a_saved_plan_fits_its_schema() {
     commit_all(&quickstart);
     let plan: Value = serde_json::from_str(&quickstart.nmplan("plan -C @. --project acme --format json").data).unwrap();
     assert_eq!(plan["provenance"]["message"], "declare");
-    fits(PLAN, &plan);
+    fits(&self::plan(), &plan);
 }
 
 #[test]
@@ -164,6 +105,7 @@ fn every_event_fits_its_schema() {
         acknowledged: Some(schema::snapshot::Revision(99)),
         control: schema::api::Control::Tls,
     }]);
+    let known = events();
     let mut types = std::collections::BTreeSet::new();
     for line in [
         "validate -C @bad --json".to_owned(),
@@ -173,11 +115,10 @@ fn every_event_fits_its_schema() {
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
     ] {
         for event in desk.nmplan(&line).events() {
-            fits(EVENTS, &event);
+            fits(&known, &event);
             types.insert(event["type"].as_str().unwrap().to_owned());
         }
     }
-    let known: Value = serde_json::from_str(EVENTS).unwrap();
     for event in known["oneOf"].as_array().unwrap() {
         let name = event["properties"]["type"]["const"].as_str().unwrap();
         assert!(types.contains(name), "{name} is tried");
@@ -186,19 +127,24 @@ fn every_event_fits_its_schema() {
 
 #[test]
 fn what_a_schema_does_not_describe_is_noticed() {
-    let schema: Value = serde_json::from_str(PLAN).unwrap();
+    let schema = plan();
     let plan = desk().nmplan("plan -C @after --project acme --format json");
     let plan: Value = serde_json::from_str(&plan.data).unwrap();
-    let changes: [fn(&mut Value); 4] = [
+    let changes: [fn(&mut Value); 8] = [
         |plan| plan["surprise"] = 1.into(),
+        |plan| plan["format"] = "2.0".into(),
+        |plan| plan["digest"] = "0123".into(),
+        |plan| plan["changes"][0]["id"] = "Corp".into(),
+        |plan| plan["changes"][0]["after"]["surprise"] = 1.into(),
         |plan| plan["changes"][0]["action"] = "explode".into(),
         |plan| plan["impact"][0]["peers_added"] = "two".into(),
         |plan| drop(plan.as_object_mut().unwrap().remove("digest")),
     ];
+    fits(&schema, &plan);
     for change in changes {
         let mut changed = plan.clone();
         change(&mut changed);
-        assert!(!misfits(&schema, &changed, &schema, "").is_empty());
+        assert!(!misfits(&schema, &changed).is_empty(), "{changed:#}");
     }
 }
 

@@ -7,16 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diff::Change;
 use crate::inventory::NodeId;
 use crate::plan::Plan;
+use crate::published::Time;
 use crate::scalars::{Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision};
 
-/// What carries out a plan.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What carries out a plan, as `nmplan plan --format json` prints it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyRequest {
     /// Made by the client; the same id is applied once.
@@ -24,12 +26,12 @@ pub struct ApplyRequest {
     /// The plan.
     pub plan: Plan,
     /// What verifies the secret of each access key that the plan makes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<ResourceId, Verifier>,
 }
 
 /// That a plan was carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Applied {
     /// The revision that it made.
     pub revision: Revision,
@@ -38,11 +40,12 @@ pub struct Applied {
 }
 
 /// One revision: who changed what, when and why. Append-only.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogEntry {
     /// The revision that it made.
     pub revision: Revision,
     /// When.
+    #[schemars(with = "Time")]
     pub time: Timestamp,
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
@@ -63,7 +66,8 @@ pub struct LogEntry {
 }
 
 /// How the nodes are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Status")]
 pub struct StatusDocument {
     /// The epoch.
     pub epoch: u64,
@@ -74,9 +78,10 @@ pub struct StatusDocument {
 }
 
 /// How one node is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeStatus {
     /// Its resource id.
+    #[schemars(with = "ResourceId")]
     pub id: String,
     /// Its name.
     pub name: Name,
@@ -89,6 +94,7 @@ pub struct NodeStatus {
     /// How it is.
     pub state: Presence,
     /// When it last checked in.
+    #[schemars(with = "Option<Time>")]
     pub last_check_in: Option<Timestamp>,
     /// Up to which revision it has everything that concerns it.
     pub acknowledged: Option<Revision>,
@@ -97,7 +103,7 @@ pub struct NodeStatus {
 }
 
 /// Whether a node is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
     /// Declared, but its machine has not joined.
@@ -109,7 +115,7 @@ pub enum Presence {
 }
 
 /// The way that control traffic takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
     /// The tunnel to the server.
@@ -121,7 +127,7 @@ pub enum Control {
 }
 
 /// Why a call was not carried out: an `application/problem+json` of RFC 9457.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// Always `about:blank`: `code` tells failures apart.
     #[serde(rename = "type")]
@@ -143,7 +149,7 @@ pub struct Failure {
 }
 
 /// A problem as the server tells it, without a file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// The name of its code.
     pub code: String,
@@ -156,7 +162,7 @@ pub struct Finding {
 }
 
 /// A resource that a plan touches and that has moved, with what is known of how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Moved {
     /// The resource.
     pub id: ResourceId,
@@ -165,5 +171,6 @@ pub struct Moved {
     /// Who moved it last.
     pub actor: Option<String>,
     /// When.
+    #[schemars(with = "Option<Time>")]
     pub time: Option<Timestamp>,
 }

@@ -5,14 +5,16 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kinds::Kind;
+use crate::published::Body;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Value;
 
 /// What is done to a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It is made.
@@ -24,15 +26,17 @@ pub enum Action {
 }
 
 /// One difference between two snapshots.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// The resource.
     pub id: ResourceId,
     /// What is done to it.
     pub action: Action,
-    /// What it said; absent where it is made.
+    /// What it said; null where it is made.
+    #[schemars(with = "Option<Body>")]
     pub before: Option<Value>,
-    /// What it will say; absent where it is taken away.
+    /// What it will say; null where it is taken away.
+    #[schemars(with = "Option<Body>")]
     pub after: Option<Value>,
 }
 

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::allocate::{Allocator, Exhausted, Spoken};
 use crate::kinds::{AccessKey, Node};
+use crate::published::Time;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Verifier, WireGuardKey};
 use crate::snapshot::{ResourceId, Snapshot};
 
 /// A machine that has joined a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Joined {
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
@@ -37,33 +39,36 @@ pub struct Joined {
     /// Whether it claimed a declared name, through the `for` of its key; then it goes when its declaration goes.
     pub claimed: bool,
     /// When it joined.
+    #[schemars(with = "Time")]
     pub joined: Timestamp,
     /// What it runs, as it says itself; shown to people, used for nothing.
     pub os: Box<str>,
 }
 
 /// What is left of an access key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyStatus {
     /// What verifies the signature of a holder of its token.
     pub verifier: Verifier,
     /// When it was made.
+    #[schemars(with = "Time")]
     pub created: Timestamp,
     /// How many machines have joined with it.
     pub used: u32,
 }
 
 /// An address that a node has left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rest {
     /// Since when it rests.
+    #[schemars(with = "Time")]
     pub since: Timestamp,
     /// The node that had it, which may have it back at once.
     pub node: Name,
 }
 
 /// What a machine is called. In JSON it is written as `["network", "name"]`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
 pub struct NodeId {
     /// Its network.

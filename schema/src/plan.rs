@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +19,7 @@ use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
 use crate::kinds::{Kind, Node};
+use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::scalars::{Identity, Name, NetworkName};
@@ -30,13 +32,18 @@ use crate::world::{ServerInfo, World};
 /// The version of the saved form; raised when an older reader would misread it.
 pub const FORMAT: &str = "1.0";
 
-/// What leads from what a server has to what is declared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What leads from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan --format json`
+/// prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("title" = format!("A saved plan of nmplan, format {FORMAT}")))]
 pub struct Plan {
     /// The version of this form.
+    #[schemars(extend("const" = FORMAT))]
     pub format: String,
-    /// What names the plan; see [`Plan::digest_now`].
+    /// What names the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes, touched and
+    /// binds.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
     /// The project that declares.
     pub project: Name,
@@ -57,13 +64,14 @@ pub struct Plan {
     pub reach: Vec<ReachChange>,
     /// Whether there is anything to carry out.
     pub applyable: bool,
-    /// Where the files came from, as far as whoever planned knows; no part of the digest.
+    /// Where the files came from, as far as whoever planned knows; absent where they lie in no git repository. No part of
+    /// the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
 }
 
 /// The server that a plan was made for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedServer {
     /// Its id.
     pub id: String,
@@ -74,11 +82,12 @@ pub struct PlannedServer {
 }
 
 /// A machine that has joined under a name whose declaration is made or taken away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bind {
     /// The declaration.
     pub id: ResourceId,
     /// When the machine joined.
+    #[schemars(with = "Time")]
     pub joined: Timestamp,
     /// The key that it joined with.
     pub key: Option<Name>,
@@ -87,7 +96,8 @@ pub struct Bind {
 }
 
 /// What one machine will notice of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 pub struct NodeImpact {
     /// The network.
     pub network: NetworkName,
@@ -114,7 +124,8 @@ pub struct NodeImpact {
 }
 
 /// How much a plan does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 pub struct Summary {
     /// Resources that are made.
     pub create: u64,
@@ -130,7 +141,8 @@ pub struct Summary {
     pub reach_lost: u64,
     /// The revision that the plan was made on.
     pub base_revision: Revision,
-    /// The digest.
+    /// The digest of the plan.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
 }
 

@@ -3,6 +3,7 @@
 //! A [`Problem`] is a finding about files, not a failed operation. Every reader of input pushes what it finds to a
 //! [`Report`] and goes on, so that one run shows everything. Rendering is left to the programs.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::value::Location;
@@ -25,7 +26,7 @@ pub struct Problem {
 }
 
 /// How bad a problem is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The input cannot be used.

@@ -59,7 +59,7 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     }
 }
 
-/// Makes serde read and write a scalar as its text.
+/// Makes serde read and write a scalar as its text, and documents describe it so.
 macro_rules! serde_as_text {
     ($($type:ty),+ $(,)?) => {$(
         impl serde::Serialize for $type {
@@ -71,6 +71,14 @@ macro_rules! serde_as_text {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                crate::published::scalar::<Self>()
             }
         }
     )+};

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::inventory::NodeId;
@@ -14,7 +15,7 @@ use crate::kinds::{Kind, Network, Object, Resource};
 use crate::scalars::{Name, NetworkName};
 
 /// The number of a transaction; the server counts them without gaps. 0 is before the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -39,7 +40,7 @@ pub struct Owner {
 }
 
 /// Where declarations came from, as far as their sender knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Provenance {
     /// The git commit.
     pub commit: Option<String>,
@@ -47,7 +48,7 @@ pub struct Provenance {
     pub author: Option<String>,
     /// The first line of its message.
     pub message: Option<String>,
-    /// Whether the files differed from it.
+    /// Whether the files that declare differed from it.
     pub dirty: bool,
 }
 

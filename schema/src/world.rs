@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
 use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
+use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{CaPin, Name, NetworkName, SigningKey};
 use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
@@ -25,12 +27,13 @@ pub struct World {
     pub inventory: Inventory,
 }
 
-/// Who a server is, as anyone may know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who the server is, and the keys that pin it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Server")]
 pub struct ServerInfo {
     /// A random name that the server gave itself at its first start.
     pub id: String,
-    /// The epoch; see [`World::epoch`].
+    /// The life of the database: raised when a backup is restored.
     pub epoch: u64,
     /// Where agents find it: `host:port` of its gRPC service.
     pub agent_addresses: Vec<String>,
@@ -43,6 +46,7 @@ pub struct ServerInfo {
     /// The range of the tunnels between it and agents (`COMMS_RANGE`): it has an address there, and so has each agent that
     /// registered. Networks must leave it alone. Absent: the server offers no tunnel.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub comms_range: Option<Ipv4Net>,
     /// The name under which its own host is a node of the networks that declare it (`CLIENT_NAME`): the server claims that
     /// name itself, and no key may. Absent: its host is no node (`CLIENT_MODE=off`).
@@ -57,8 +61,9 @@ impl ServerInfo {
     pub const DEFAULT_OWN_NODE: &'static str = "netmaker";
 }
 
-/// A world as JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Everything that the caller may see, at one revision.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "World")]
 pub struct WorldDocument {
     /// Who the server is.
     pub server: ServerInfo,
@@ -74,9 +79,10 @@ pub struct WorldDocument {
     pub rests: Vec<RestDocument>,
 }
 
-/// A resource as JSON.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A resource, who manages it, and the revision that wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Resource")]
 pub struct ResourceDocument {
     /// Its id.
     pub id: ResourceId,
@@ -87,11 +93,13 @@ pub struct ResourceDocument {
     #[serde(default)]
     pub owner: Option<Owner>,
     /// Its fields.
+    #[schemars(with = "Body")]
     pub body: Value,
 }
 
-/// A machine as JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A machine that has joined.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JoinedNode")]
 pub struct NodeDocument {
     /// The network.
     pub network: NetworkName,
@@ -102,8 +110,9 @@ pub struct NodeDocument {
     pub joined: Joined,
 }
 
-/// What is left of a key, as JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What is left of an access key.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Key")]
 pub struct KeyDocument {
     /// The key.
     pub id: ResourceId,
@@ -112,8 +121,9 @@ pub struct KeyDocument {
     pub status: KeyStatus,
 }
 
-/// An address that rests, as JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// An address that rests.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Rest")]
 pub struct RestDocument {
     /// The network.
     pub network: NetworkName,

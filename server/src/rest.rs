@@ -11,6 +11,7 @@ use proto::secret::Secret;
 use schema::kinds::Kind;
 use schema::snapshot::{ResourceId, Revision};
 use schema::value::Value;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -141,8 +142,10 @@ fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::BadRequest(format!("the body cannot be read: {error}")))
 }
 
-#[derive(Serialize)]
-struct Made {
+/// The revision that a change made.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Made {
+    /// The revision.
     revision: Revision,
 }
 

@@ -1,26 +1,33 @@
-//! `nmplan schema`: JSON Schemas for editors and for who reads what nmplan prints.
+//! `nmplan schema`: JSON Schemas for editors and for programs that read what nmplan prints.
 
 use schema::kinds::Kind;
+use schema::plan::Plan;
+use schema::published;
 use schema::reference::file_schema;
+use serde_json::Value;
 
 use crate::args::{self, SchemaOf};
 use crate::console::Console;
 use crate::error::{Error, Exit};
+use crate::events::Event;
 
-/// The schema of the saved plan.
-pub const PLAN: &str = include_str!("../../schema/plan.schema.json");
-/// The schema of one event of `--json`.
-pub const EVENTS: &str = include_str!("../../schema/events.schema.json");
+/// The schema of the saved plan; published as `nmplan/schema/plan.schema.json`.
+pub fn plan() -> Value {
+    published::schema::<Plan>()
+}
+
+/// The schema of one event of `--json`; published as `nmplan/schema/events.schema.json`.
+pub fn events() -> Value {
+    published::schema::<Event<'_>>()
+}
 
 /// Prints a schema.
 pub fn run(args: &args::Schema, console: &mut Console) -> Result<Exit, Error> {
-    match args.of {
-        SchemaOf::Plan => console.data(PLAN)?,
-        SchemaOf::Events => console.data(EVENTS)?,
-        SchemaOf::Files => {
-            let schema = file_schema(Kind::DESCRIPTORS);
-            console.data(&format!("{schema:#}\n"))?;
-        }
-    }
+    let schema = match args.of {
+        SchemaOf::Plan => plan(),
+        SchemaOf::Events => events(),
+        SchemaOf::Files => file_schema(Kind::DESCRIPTORS),
+    };
+    console.data(&format!("{schema:#}\n"))?;
     Ok(Exit::Done)
 }

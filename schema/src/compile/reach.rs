@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Mesh;
@@ -12,7 +13,7 @@ use crate::scalars::{Name, NetworkName};
 use crate::snapshot::ResourceId;
 
 /// Whether reachability is gained or lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// It was not there before.
@@ -22,7 +23,7 @@ pub enum Direction {
 }
 
 /// Nodes of a network that reach each other after a change but not before, or the other way round.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReachChange {
     /// The network.
     pub network: NetworkName,
@@ -34,7 +35,7 @@ pub struct ReachChange {
     pub direction: Direction,
     /// How many ordered pairs of nodes that is.
     pub pairs: u64,
-    /// The change that it follows from, as far as there is one alone.
+    /// The change that it follows from; null where it is not one alone.
     pub because: Option<ResourceId>,
 }
 
