@@ -38,8 +38,6 @@ pub enum Event<'a> {
         id: &'a ResourceId,
         /// What is done to it.
         action: Action,
-        /// Where the change comes from.
-        attribution: &'a str,
         /// The fields that change.
         fields: Vec<FieldChange<'a>>,
     },
@@ -48,7 +46,7 @@ pub enum Event<'a> {
     /// Nodes that reach each other afterwards only, or before only.
     ReachChange(ReachEvent<'a>),
     /// How much the plan does.
-    Summary(SummaryEvent<'a>),
+    Summary(&'a Summary),
     /// The revision that an apply made.
     Revision {
         /// The revision.
@@ -134,23 +132,6 @@ pub struct Related<'a> {
     pub message: &'a str,
 }
 
-/// How much a plan does, with the actions that no plan of this version holds.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[schemars(inline)]
-pub struct SummaryEvent<'a> {
-    /// What plans hold.
-    #[serde(flatten)]
-    pub summary: &'a Summary,
-    /// Resources that are made anew.
-    pub replace: u64,
-    /// Resources that get another name.
-    pub rename: u64,
-    /// Resources that come to be managed.
-    pub adopt: u64,
-    /// Resources that are managed no more, and stay.
-    pub forget: u64,
-}
-
 /// A change of reachability.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
@@ -161,10 +142,6 @@ pub struct ReachEvent<'a> {
     pub from: &'a str,
     /// The node, or `*` for every one; both ways.
     pub to: &'a str,
-    /// The protocol that alone is meant. Absent: all.
-    pub proto: Option<&'a str>,
-    /// The ports that alone are meant. Absent: all.
-    pub ports: Option<&'a str>,
     /// Whether it is gained or lost.
     pub direction: schema::compile::reach::Direction,
     /// How many ordered pairs of nodes that is.
@@ -228,12 +205,9 @@ pub fn plan<'a>(
         });
         let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);
         let (direction, pairs) = (reach.direction, reach.pairs);
-        // Without access rules a machine is reached whole or not at all.
-        let (proto, ports) = (None, None);
-        Event::ReachChange(ReachEvent { network, from, to, proto, ports, direction, pairs, because })
+        Event::ReachChange(ReachEvent { network, from, to, direction, pairs, because })
     });
     let changes = plan.changes.iter().map(change);
-    let summary = SummaryEvent { summary, replace: 0, rename: 0, adopt: 0, forget: 0 };
     let impact = plan.impact.iter().map(Event::NodeImpact);
     changes.chain(impact).chain(reach).chain([Event::Summary(summary)]).collect()
 }
@@ -241,7 +215,7 @@ pub fn plan<'a>(
 fn change(change: &Change) -> Event<'_> {
     let field = |(name, before, after)| FieldChange { name, before, after };
     let fields = change.fields().into_iter().map(field).collect();
-    Event::Change { id: &change.id, action: change.action, attribution: "branch", fields }
+    Event::Change { id: &change.id, action: change.action, fields }
 }
 
 /// That a node has acknowledged, if it has anything.
