@@ -49,7 +49,7 @@ enum Verb {
 enum TokenVerb {
     /// Makes a token and prints it, once.
     Create {
-        /// What it may do: viewer, planner, applier or admin.
+        /// What it may do: viewer, applier or admin.
         #[arg(long)]
         role: Role,
         /// Where it holds; repeat it for several networks. Absent: in all.

@@ -17,8 +17,6 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Read: snapshot, status, history; that is all that `nmplan plan` needs.
     Viewer,
-    /// Have tests and guards judged by the server as well.
-    Planner,
     /// Apply, and change single resources and machines.
     Applier,
     /// Everything, tokens included.
@@ -103,7 +101,7 @@ const fn line(operation: Operation, call: Call, needs: Needs, doc: &'static str)
 
 use Call::{Grpc, Rest};
 use Needs::{Nothing, Session, Signature};
-use Role::{Admin, Applier, Planner, Viewer};
+use Role::{Admin, Applier, Viewer};
 
 /// The table.
 pub const TABLE: &[Line] = &[
@@ -236,7 +234,6 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Viewer => "viewer",
-            Planner => "planner",
             Applier => "applier",
             Admin => "admin",
         })
@@ -247,8 +244,8 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = [Viewer, Planner, Applier, Admin].into_iter().find(|role| role.to_string() == text);
-        found.ok_or_else(|| format!("{text:?} is no role; there are viewer, planner, applier, admin"))
+        let found = [Viewer, Applier, Admin].into_iter().find(|role| role.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is not a valid role; there are viewer, applier and admin"))
     }
 }
 
@@ -274,7 +271,7 @@ mod tests {
 
     #[test]
     fn each_role_may_do_what_its_line_says_and_no_more() {
-        for role in [Viewer, Planner, Applier, Admin] {
+        for role in [Viewer, Applier, Admin] {
             let grant = Grant { role, networks: None, projects: None };
             for Line { operation, needs, .. } in TABLE {
                 let expected = !matches!(needs, Needs::Role(needed) if role < *needed);
