@@ -80,7 +80,7 @@ impl From<StoreError> for Error {
 }
 
 impl Error {
-    const fn facts(&self) -> (StatusCode, &'static str, &'static str, Code) {
+    const fn mapping(&self) -> (StatusCode, &'static str, &'static str, Code) {
         match self {
             Self::Unauthenticated(_) => {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated)
@@ -126,7 +126,7 @@ impl Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         self.note();
-        let (status, code, title, _) = self.facts();
+        let (status, code, title, _) = self.mapping();
         let detail = self.to_string();
         let problems = if let Self::Rules(report) = &self { findings(report) } else { Vec::new() };
         let moved = if let Self::Stale(moved) = self { moved } else { Vec::new() };
@@ -156,7 +156,7 @@ fn findings(report: &Report) -> Vec<Finding> {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.note();
-        let (_, _, _, code) = error.facts();
+        let (_, _, _, code) = error.mapping();
         Status::new(code, error.to_string())
     }
 }
