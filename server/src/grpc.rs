@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::core::authorize::{Call, Line, Needs, TABLE};
+use crate::core::authorize::{Call, Needs, Rule, TABLE};
 use crate::error::Error;
 use crate::service::Service;
 use crate::state;
@@ -55,8 +55,8 @@ async fn authenticate(State(service): State<Service>, mut request: axum::extract
 /// What the table says of the method at a path.
 fn needs(path: &str) -> Option<Needs> {
     let method = path.strip_prefix('/')?.strip_prefix(SERVICE_NAME)?.strip_prefix('/')?;
-    let is_it = |line: &&Line| matches!(line.call, Call::Grpc(name) if name == method);
-    TABLE.iter().find(is_it).map(|line| line.needs)
+    let is_it = |rule: &&Rule| matches!(rule.call, Call::Grpc(name) if name == method);
+    TABLE.iter().find(is_it).map(|rule| rule.needs)
 }
 
 /// The identity whose session a request belongs to.

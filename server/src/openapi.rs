@@ -8,7 +8,7 @@ use schema::published::{Body, Components};
 use schema::world::{ResourceDocument, ServerInfo, WorldDocument};
 use serde_json::{Map, Value, json};
 
-use crate::core::authorize::{Call, Line, Needs, Operation, TABLE};
+use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::rest::Made;
 
 /// The whole document as text: made once, because everyone may ask for it.
@@ -21,10 +21,10 @@ pub fn text() -> &'static str {
 pub fn document() -> Value {
     let mut components = Components::new();
     let mut paths = Map::new();
-    for line in TABLE {
-        if let Call::Rest(method, path) = line.call {
+    for rule in TABLE {
+        if let Call::Rest(method, path) = rule.call {
             let entry = paths.entry(path).or_insert_with(|| json!({ "parameters": path_parameters(path) }));
-            entry[method] = operation(line, &mut components);
+            entry[method] = operation(rule, &mut components);
         }
     }
     json!({
@@ -47,15 +47,15 @@ fn path_parameters(path: &str) -> Vec<Value> {
     names.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })).collect()
 }
 
-fn operation(line: &Line, components: &mut Components) -> Value {
-    let Shape { parameters, request, response, not_modified } = shape(line.operation, components);
+fn operation(rule: &Rule, components: &mut Components) -> Value {
+    let Shape { parameters, request, response, not_modified } = shape(rule.operation, components);
     let failure = json!({
         "description": "What went wrong (RFC 9457).",
         "content": { "application/problem+json": { "schema": components.of::<Failure>() } },
     });
     let mut operation = json!({
-        "operationId": format!("{:?}", line.operation),
-        "summary": line.doc,
+        "operationId": format!("{:?}", rule.operation),
+        "summary": rule.doc,
         "parameters": parameters,
         "responses": { "200": response, "default": failure },
     });
@@ -65,7 +65,7 @@ fn operation(line: &Line, components: &mut Components) -> Value {
     if let Some(schema) = request {
         operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     }
-    if let Needs::Role(role) = line.needs {
+    if let Needs::Role(role) = rule.needs {
         operation["security"] = json!([{ "token": [] }]);
         operation["x-role"] = json!(role.to_string());
     }

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::core::authorize::{Call, Line, Needs, Operation, TABLE};
+use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::error::Error;
 use crate::openapi;
 use crate::service::{Caller, Service};
@@ -23,12 +23,12 @@ use crate::service::{Caller, Service};
 /// The largest body: a plan of a hundred thousand objects.
 const MAX_BODY: usize = 128 << 20;
 
-/// The routes, one for each line of the authorisation table.
+/// The routes, one for each rule of the authorisation table.
 pub fn router(service: Service) -> Router {
     let mut router = Router::new();
-    for line in TABLE {
-        if let Call::Rest(_, path) = line.call {
-            router = router.route(path, guarded(line, service.clone()));
+    for rule in TABLE {
+        if let Call::Rest(_, path) = rule.call {
+            router = router.route(path, guarded(rule, service.clone()));
         }
     }
     router
@@ -38,12 +38,12 @@ pub fn router(service: Service) -> Router {
         .with_state(service)
 }
 
-fn guarded(line: &'static Line, service: Service) -> MethodRouter<Service> {
-    let route = handler(line.operation);
-    match line.needs {
+fn guarded(rule: &'static Rule, service: Service) -> MethodRouter<Service> {
+    let route = handler(rule.operation);
+    match rule.needs {
         Needs::Nothing => route,
         Needs::Role(_) | Needs::Session | Needs::Signature => {
-            route.layer(middleware::from_fn_with_state((service, line.operation), authenticate))
+            route.layer(middleware::from_fn_with_state((service, rule.operation), authenticate))
         }
     }
 }

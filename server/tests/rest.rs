@@ -23,10 +23,10 @@ const CORP: &str = r#"
 
 /// Every REST route as it would be called.
 fn routes() -> impl Iterator<Item = (Method, String, Needs)> {
-    TABLE.iter().filter_map(|line| match line.call {
+    TABLE.iter().filter_map(|rule| match rule.call {
         Call::Rest(method, path) => {
             let path = path.replace("{network}", "corp").replace("{kind}", "dns").replace("{name}", "api");
-            Some((method.to_uppercase().parse().unwrap(), path, line.needs))
+            Some((method.to_uppercase().parse().unwrap(), path, rule.needs))
         }
         Call::Grpc(_) => None,
     })
@@ -306,8 +306,8 @@ async fn the_description_of_the_api_is_complete_and_true() {
     agent.leave().await.unwrap();
     let description: Value = server.get("/api/v1/openapi.json").await.json().await.unwrap();
     check_references(&description, &description["components"]["schemas"]);
-    for line in TABLE {
-        if let Call::Rest(method, path) = line.call {
+    for rule in TABLE {
+        if let Call::Rest(method, path) = rule.call {
             assert!(description["paths"][path][method]["operationId"].is_string(), "{method} {path}");
         }
     }

@@ -1,6 +1,6 @@
 //! Who may do what: one table for REST and gRPC together. What is not in it is refused.
 //!
-//! Pure. The adapters are built from the table, so there is no route without a line here, and the OpenAPI file is
+//! Pure. The adapters are built from the table, so there is no route without a rule here, and the OpenAPI file is
 //! generated from it.
 
 use std::collections::BTreeSet;
@@ -82,9 +82,9 @@ pub enum Call {
     Grpc(&'static str),
 }
 
-/// One line of the table.
+/// One rule of the table.
 #[derive(Clone, Copy, Debug)]
-pub struct Line {
+pub struct Rule {
     /// The operation.
     pub operation: Operation,
     /// How it is called.
@@ -95,8 +95,8 @@ pub struct Line {
     pub doc: &'static str,
 }
 
-const fn line(operation: Operation, call: Call, needs: Needs, doc: &'static str) -> Line {
-    Line { operation, call, needs, doc }
+const fn rule(operation: Operation, call: Call, needs: Needs, doc: &'static str) -> Rule {
+    Rule { operation, call, needs, doc }
 }
 
 use Call::{Grpc, Rest};
@@ -104,72 +104,72 @@ use Needs::{Nothing, Session, Signature};
 use Role::{Admin, Applier, Viewer};
 
 /// The table.
-pub const TABLE: &[Line] = &[
-    line(Operation::Health, Rest("get", "/healthz"), Nothing, "Answers 200 while the process runs."),
-    line(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
-    line(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "Who the server is, and the keys that pin it."),
-    line(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
-    line(
+pub const TABLE: &[Rule] = &[
+    rule(Operation::Health, Rest("get", "/healthz"), Nothing, "Answers 200 while the process runs."),
+    rule(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
+    rule(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "Who the server is, and the keys that pin it."),
+    rule(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
+    rule(
         Operation::Snapshot,
         Rest("get", "/api/v1/snapshot"),
         Needs::Role(Viewer),
         "Everything at the newest revision, with an ETag.",
     ),
-    line(
+    rule(
         Operation::Status,
         Rest("get", "/api/v1/status"),
         Needs::Role(Viewer),
         "The nodes, when they checked in, and how far they are.",
     ),
-    line(
+    rule(
         Operation::Revisions,
         Rest("get", "/api/v1/revisions"),
         Needs::Role(Viewer),
         "The revision log above `after`, at most `limit` entries.",
     ),
-    line(
+    rule(
         Operation::Apply,
         Rest("post", "/api/v1/apply"),
         Needs::Role(Applier),
         "Carries out a plan as one revision, or nothing of it.",
     ),
-    line(
+    rule(
         Operation::GetResource,
         Rest("get", "/api/v1/{network}/{kind}/{name}"),
         Needs::Role(Viewer),
         "One resource, with its revision as ETag.",
     ),
-    line(
+    rule(
         Operation::PutResource,
         Rest("put", "/api/v1/{network}/{kind}/{name}"),
         Needs::Role(Applier),
         "Makes or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed.",
     ),
-    line(
+    rule(
         Operation::DeleteResource,
         Rest("delete", "/api/v1/{network}/{kind}/{name}"),
         Needs::Role(Applier),
         "Takes one resource away; `If-Match` is needed.",
     ),
-    line(
+    rule(
         Operation::RemoveNode,
         Rest("delete", "/api/v1/{network}/node/{name}/machine"),
         Needs::Role(Applier),
         "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself.",
     ),
-    line(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
-    line(Operation::Register, Grpc("Register"), Signature, "Asks for a tunnel to the server."),
-    line(Operation::Join, Grpc("Join"), Signature, "Enters a network with an access key."),
-    line(Operation::OpenSession, Grpc("OpenSession"), Signature, "Opens a node's session."),
-    line(Operation::GetPeers, Grpc("GetPeers"), Session, "The whole View."),
-    line(Operation::CheckIn, Grpc("CheckIn"), Session, "What the node lacks."),
-    line(Operation::Watch, Grpc("Watch"), Session, "Every change at once."),
-    line(Operation::Leave, Grpc("Leave"), Signature, "Leaves a network."),
+    rule(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
+    rule(Operation::Register, Grpc("Register"), Signature, "Asks for a tunnel to the server."),
+    rule(Operation::Join, Grpc("Join"), Signature, "Enters a network with an access key."),
+    rule(Operation::OpenSession, Grpc("OpenSession"), Signature, "Opens a node's session."),
+    rule(Operation::GetPeers, Grpc("GetPeers"), Session, "The whole View."),
+    rule(Operation::CheckIn, Grpc("CheckIn"), Session, "What the node lacks."),
+    rule(Operation::Watch, Grpc("Watch"), Session, "Every change at once."),
+    rule(Operation::Leave, Grpc("Leave"), Signature, "Leaves a network."),
 ];
 
-/// The line of an operation.
-pub fn line_of(operation: Operation) -> &'static Line {
-    TABLE.iter().find(|line| line.operation == operation).expect("every operation has a line in the table")
+/// The rule of an operation.
+pub fn rule_of(operation: Operation) -> &'static Rule {
+    TABLE.iter().find(|rule| rule.operation == operation).expect("every operation has a rule in the table")
 }
 
 /// Why a grant does not suffice.
@@ -202,7 +202,7 @@ impl Grant {
 
     /// Whether it suffices for an operation anywhere.
     pub fn allows(&self, operation: Operation) -> Result<(), Denied> {
-        match line_of(operation).needs {
+        match rule_of(operation).needs {
             Needs::Role(needed) if self.role < needed => Err(Denied::Role { needed, has: self.role }),
             Needs::Role(_) | Nothing | Session | Signature => Ok(()),
         }
@@ -255,15 +255,15 @@ mod tests {
 
     #[test]
     fn every_operation_has_one_line_and_every_call_is_its_own() {
-        let operations: BTreeSet<_> = TABLE.iter().map(|line| line.operation).collect();
+        let operations: BTreeSet<_> = TABLE.iter().map(|rule| rule.operation).collect();
         assert_eq!(operations.len(), TABLE.len());
-        let calls: BTreeSet<_> = TABLE.iter().map(|line| format!("{:?}", line.call)).collect();
+        let calls: BTreeSet<_> = TABLE.iter().map(|rule| format!("{:?}", rule.call)).collect();
         assert_eq!(calls.len(), TABLE.len());
     }
 
     #[test]
     fn only_these_are_open() {
-        let open = TABLE.iter().filter(|line| line.needs == Nothing).map(|line| line.operation);
+        let open = TABLE.iter().filter(|rule| rule.needs == Nothing).map(|rule| rule.operation);
         let expected =
             [Operation::Health, Operation::Ready, Operation::Server, Operation::OpenApi, Operation::Challenge];
         assert_eq!(open.collect::<Vec<_>>(), expected);
@@ -273,7 +273,7 @@ mod tests {
     fn each_role_may_do_what_its_line_says_and_no_more() {
         for role in [Viewer, Applier, Admin] {
             let grant = Grant { role, networks: None, projects: None };
-            for Line { operation, needs, .. } in TABLE {
+            for Rule { operation, needs, .. } in TABLE {
                 let expected = !matches!(needs, Needs::Role(needed) if role < *needed);
                 assert_eq!(grant.allows(*operation).is_ok(), expected, "{role} and {operation:?}");
             }
