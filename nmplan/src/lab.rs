@@ -11,20 +11,20 @@
 //! 3. [`Host::start`] runs a [`Process`] inside of it, [`Host::within`] a closure, [`Host::ping`] and
 //!    [`Host::pinger`] send packets from it.
 //!
-//! `nmplan lab` casts machines for what is declared ([`cast`]), runs them ([`run`]) and renders who reached whom
+//! `nmplan lab` draws up who takes part for what is declared ([`roster`]), runs them ([`run`]) and renders who reached whom
 //! ([`verdict`]).
 //!
 //! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
 //! interface, mount and file made here.
 
 mod cable;
-pub mod cast;
 mod enter;
 mod host;
 mod machine;
 mod ping;
 mod process;
 mod programs;
+pub mod roster;
 pub mod run;
 mod server;
 mod underlay;

@@ -11,7 +11,7 @@ use crate::args;
 use crate::console::Console;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
-use crate::lab::cast::{Cast, cast};
+use crate::lab::roster::{Roster, roster};
 use crate::lab::run::Running;
 use crate::lab::{self, EnterError, verdict};
 
@@ -29,13 +29,13 @@ pub fn enter() -> Result<ExitCode, Error> {
 pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     run.place.directory = lab.directory.clone().or(run.place.directory.take());
     let loaded = run.load_alone(Some("brought up"))?;
-    let cast = cast(&loaded.declared.snapshot);
-    let own_node = |(network, _): (_, _)| Cast::own_node(&loaded.declared.snapshot, network).is_some();
-    if cast.roles.is_empty() && !loaded.declared.snapshot.networks().any(own_node) {
+    let roster = roster(&loaded.declared.snapshot);
+    let own_node = |(network, _): (_, _)| Roster::own_node(&loaded.declared.snapshot, network).is_some();
+    if roster.participants.is_empty() && !loaded.declared.snapshot.networks().any(own_node) {
         return Err(Error::NothingToBringUp);
     }
     let console = &mut *run.console;
-    let running = lab::run::run(&cast, &mut |said| console.talk(&format!("{said}\n"))).await?;
+    let running = lab::run::run(&roster, &mut |said| console.talk(&format!("{said}\n"))).await?;
     let verdict = console.waiting("sending packets between all machines", running.judge()).await?;
     if console.json {
         console.data(&format!("{}\n", serde_json::to_string(&verdict).expect("a verdict can be written as JSON")))?;

@@ -1,6 +1,6 @@
 //! How does a declared network prove itself?
 //!
-//! [`run`] starts a server and every machine of the [`Cast`], lets them join, and sends packets between all that may talk
+//! [`run`] starts a server and every machine of the [`Roster`], lets them join, and sends packets between all that may talk
 //! until all have answered or time is up; the server's own host is one of them where it is declared. What came of it is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ use schema::snapshot::Snapshot;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::cast::{Cast, Role};
+use super::roster::{Participant, Roster};
 use super::{Error, Host, Machine, Programs, Server, Underlay, system};
 
 /// How many machines join at the same time.
@@ -34,8 +34,8 @@ pub struct Running {
     pub declared: Snapshot,
     /// The control plane.
     pub server: Server,
-    /// The machines, each with its role.
-    pub machines: Vec<(Role, Machine)>,
+    /// The machines, each with its participant.
+    pub machines: Vec<(Participant, Machine)>,
 }
 
 /// What came of it.
@@ -95,34 +95,34 @@ impl Verdict {
     }
 }
 
-/// Brings a cast up; `say` is told what has been done.
+/// Brings a roster up; `say` is told what has been done.
 ///
 /// # Errors
 ///
 /// What the machine, the server or an agent refused, with what it said.
-pub async fn run(cast: &Cast, say: &mut dyn FnMut(&str)) -> Result<Running, Error> {
+pub async fn run(roster: &Roster, say: &mut dyn FnMut(&str)) -> Result<Running, Error> {
     let programs = Programs::find()?;
     let underlay = Underlay::new().await?;
     let server = Server::start(&underlay, &programs, &[]).await?;
     say("the server serves");
-    let tokens = apply(cast, &underlay, &programs, &server).await?;
-    say(&format!("applied: {} objects, {} keys", cast.declared.len(), tokens.len()));
+    let tokens = apply(roster, &underlay, &programs, &server).await?;
+    say(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
     let start = Instant::now();
-    let joins = cast.roles.iter().map(|role| join(role, &tokens, &underlay, &programs));
+    let joins = roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
     let machines: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
     say(&format!("{} machines joined in {:.1} s", machines.len(), start.elapsed().as_secs_f64()));
-    Ok(Running { declared: cast.declared.clone(), server, machines })
+    Ok(Running { declared: roster.declared.clone(), server, machines })
 }
 
 /// Has nmplan apply what is declared; the tokens of the keys by their ids.
 async fn apply(
-    cast: &Cast,
+    roster: &Roster,
     underlay: &Underlay,
     programs: &Programs,
     server: &Server,
 ) -> Result<BTreeMap<String, Secret<String>>, Error> {
     let [file, keys] = ["declared.kdl", "keys.json"].map(|name| underlay.directory().join(name));
-    std::fs::write(&file, cast.text()).map_err(system("write what is declared"))?;
+    std::fs::write(&file, roster.text()).map_err(system("write what is declared"))?;
     let mut command = Command::new(&programs.nmplan);
     // Whatever project and variables there are where the user stands, they are not the lab's.
     command.args(["apply", "--project", "lab", "-y", "-q", "-C"]).arg(underlay.directory());
@@ -146,17 +146,17 @@ async fn apply(
 }
 
 async fn join(
-    role: &Role,
+    participant: &Participant,
     tokens: &BTreeMap<String, Secret<String>>,
     underlay: &Underlay,
     programs: &Programs,
-) -> Result<(Role, Machine), Error> {
-    let failed = |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", role.host));
-    let token = tokens.get(&role.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
-    let mut machine = Machine::new(underlay, programs, &role.host).await?;
-    machine.join(token.expose(), &["--name", role.name.as_str()]).await.map_err(|error| failed(&error))?;
+) -> Result<(Participant, Machine), Error> {
+    let failed = |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", participant.host));
+    let token = tokens.get(&participant.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
+    let mut machine = Machine::new(underlay, programs, &participant.host).await?;
+    machine.join(token.expose(), &["--name", participant.name.as_str()]).await.map_err(|error| failed(&error))?;
     machine.start_daemon(&[])?;
-    Ok((role.clone(), machine))
+    Ok((participant.clone(), machine))
 }
 
 impl Running {
@@ -181,11 +181,11 @@ impl Running {
     async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
         let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
         let mut members = Vec::new();
-        for (role, machine) in self.machines.iter().filter(|(role, _)| role.network == *network) {
+        for (participant, machine) in self.machines.iter().filter(|(participant, _)| participant.network == *network) {
             let addresses = addresses(&machine.status().await?, network);
-            members.push(Member { name: &role.name, host: machine.host(), addresses });
+            members.push(Member { name: &participant.name, host: machine.host(), addresses });
         }
-        if let Some(name) = Cast::own_node(&self.declared, network) {
+        if let Some(name) = Roster::own_node(&self.declared, network) {
             let addresses = self.own_addresses(network, families, deadline).await?;
             members.push(Member { name, host: self.server.host(), addresses });
         }

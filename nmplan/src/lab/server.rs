@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cast::OWN_NODE;
+use super::roster::OWN_NODE;
 use super::{Error, Host, Process, Programs, Underlay, machine, system};
 
 /// How long the server may take to serve.

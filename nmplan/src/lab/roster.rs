@@ -22,16 +22,16 @@ pub const OWN_NODE: &str = schema::world::ServerInfo::DEFAULT_OWN_NODE;
 
 /// The machines, and what has to be declared for them.
 #[derive(Clone, Debug)]
-pub struct Cast {
+pub struct Roster {
     /// What is declared, with the keys that the lab adds.
     pub declared: Snapshot,
     /// The machines, by network and name.
-    pub roles: Vec<Role>,
+    pub participants: Vec<Participant>,
 }
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Role {
+pub struct Participant {
     /// The network.
     pub network: NetworkName,
     /// The name that it joins under.
@@ -43,21 +43,22 @@ pub struct Role {
 }
 
 /// The machines for what is declared.
-pub fn cast(declared: &Snapshot) -> Cast {
-    let mut cast = Cast { declared: fit(declared), roles: Vec::new() };
+pub fn roster(declared: &Snapshot) -> Roster {
+    let mut roster = Roster { declared: fit(declared), participants: Vec::new() };
     for (network, settings) in declared.networks() {
-        cast.nodes(network, declared);
-        cast.samples(network, settings, declared);
+        roster.nodes(network, declared);
+        roster.samples(network, settings, declared);
     }
     let mut names: BTreeMap<Name, u32> = BTreeMap::new();
-    for role in &cast.roles {
-        *names.entry(role.name.clone()).or_default() += 1;
+    for participant in &roster.participants {
+        *names.entry(participant.name.clone()).or_default() += 1;
     }
-    for role in &mut cast.roles {
-        let twice = names.get(&role.name).is_some_and(|count| *count > 1);
-        role.host = if twice { format!("{}.{}", role.name, role.network) } else { role.name.to_string() };
+    for participant in &mut roster.participants {
+        let twice = names.get(&participant.name).is_some_and(|count| *count > 1);
+        participant.host =
+            if twice { format!("{}.{}", participant.name, participant.network) } else { participant.name.to_string() };
     }
-    cast
+    roster
 }
 
 /// What is declared, less what holds outside of the lab only: endpoints, where machines are found in the world, and the
@@ -79,7 +80,7 @@ fn put(snapshot: &mut Snapshot, id: &ResourceId, object: Object) {
     snapshot.put(id.clone(), Entry { object, revision: Revision(0), owner: None });
 }
 
-impl Cast {
+impl Roster {
     /// What is declared, as a file in KDL.
     pub fn text(&self) -> String {
         let documents: Vec<_> = self.declared.entries().map(document).collect();
@@ -91,7 +92,7 @@ impl Cast {
         for (id, _) in declared.all_in::<Node>(network).filter(|(id, _)| id.name.as_str() != OWN_NODE) {
             let holds = |(_, key): &(&ResourceId, &Arc<AccessKey>)| key.r#for.iter().any(|node| node.name == id.name);
             match declared.all_in::<AccessKey>(network).find(holds) {
-                Some((key, _)) => self.role(network, &id.name, key.clone()),
+                Some((key, _)) => self.participant(network, &id.name, key.clone()),
                 None => drop(keyless.insert(id.name.clone())),
             }
         }
@@ -104,7 +105,7 @@ impl Cast {
         let r#for = keyless.iter().cloned().map(Ref::new).collect();
         let object = Object::AccessKey(Arc::new(AccessKey { uses: None, expires: None, tags: BTreeSet::new(), r#for }));
         put(&mut self.declared, &key, object);
-        keyless.iter().for_each(|node| self.role(network, node, key.clone()));
+        keyless.iter().for_each(|node| self.participant(network, node, key.clone()));
     }
 
     fn samples(&mut self, network: &NetworkName, settings: &Network, declared: &Snapshot) {
@@ -115,7 +116,7 @@ impl Cast {
             let wanted = key.uses().left(0).map_or(SAMPLES, |uses| uses.min(SAMPLES)).min(room);
             let names = numbered(id.name.as_str()).filter(|name| !taken.contains(name)).take(wanted as usize);
             for name in names.collect::<Vec<_>>() {
-                self.role(network, &name, id.clone());
+                self.participant(network, &name, id.clone());
                 taken.insert(name);
                 room -= 1;
             }
@@ -127,8 +128,8 @@ impl Cast {
         declared.all_in::<Node>(network).map(|(id, _)| &id.name).find(|name| name.as_str() == OWN_NODE)
     }
 
-    fn role(&mut self, network: &NetworkName, name: &Name, key: ResourceId) {
-        self.roles.push(Role { network: network.clone(), name: name.clone(), key, host: String::new() });
+    fn participant(&mut self, network: &NetworkName, name: &Name, key: ResourceId) {
+        self.participants.push(Participant { network: network.clone(), name: name.clone(), key, host: String::new() });
     }
 }
 
@@ -180,13 +181,17 @@ mod tests {
         declared.snapshot
     }
 
-    fn told(cast: &Cast) -> Vec<String> {
-        cast.roles.iter().map(|role| format!("{} as {} with {}", role.host, role.name, role.key)).collect()
+    fn told(roster: &Roster) -> Vec<String> {
+        roster
+            .participants
+            .iter()
+            .map(|participant| format!("{} as {} with {}", participant.host, participant.name, participant.key))
+            .collect()
     }
 
     #[test]
     fn every_declared_node_and_some_of_each_key_take_part() {
-        let cast = cast(&declared(
+        let roster = roster(&declared(
             r#"network "one" {
                 ipv4 "10.0.0.0/24"
                 access-key "named" { for "a" }
@@ -197,7 +202,7 @@ mod tests {
             network "two" { ipv4 "10.1.0.0/24"; node "a" }"#,
         ));
         assert_eq!(
-            told(&cast),
+            told(&roster),
             [
                 "a.one as a with one/access-key/named",
                 "b as b with one/access-key/lab-1",
@@ -215,22 +220,22 @@ mod tests {
         let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "netmaker"; node "a" }
             network "two" { ipv4 "10.1.0.0/24"; node "netmaker"; access-key "k" }
             network "three" { ipv4 "10.2.0.0/24"; node "netmaker" }"#;
-        let (declared, cast) = (declared(text), cast(&declared(text)));
-        assert_eq!(told(&cast), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
-        let key = cast.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
+        let (declared, roster) = (declared(text), roster(&declared(text)));
+        assert_eq!(told(&roster), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
+        let key = roster.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
         let names: Vec<_> = key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();
         assert_eq!(names, ["a"]);
-        assert_eq!(cast.declared.len(), declared.len() + 1);
-        let own_node = |network: &str| Cast::own_node(&cast.declared, &network.parse().expect("good"));
+        assert_eq!(roster.declared.len(), declared.len() + 1);
+        let own_node = |network: &str| Roster::own_node(&roster.declared, &network.parse().expect("good"));
         assert_eq!(own_node("three").map(Name::as_str), Some(OWN_NODE));
     }
 
     #[test]
     fn what_is_declared_reads_back_with_the_keys_that_were_added() {
         let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "a" { tags "x" }; dns "d" node="a" }"#;
-        let cast = cast(&declared(text));
-        let again = declared(&cast.text());
-        assert_eq!(again, cast.declared);
+        let roster = roster(&declared(text));
+        let again = declared(&roster.text());
+        assert_eq!(again, roster.declared);
         assert_eq!(again.len(), 4);
     }
 
@@ -241,15 +246,15 @@ mod tests {
             node "a" endpoint="gw.example.net:51821"
             access-key "k" expires="2001-01-01"
         }"#;
-        let text = cast(&declared(text)).text();
+        let text = roster(&declared(text)).text();
         assert!(!text.contains("endpoint") && !text.contains("expires"), "{text}");
     }
 
     #[test]
     fn a_network_gets_no_more_machines_than_it_has_room_for() {
         let limited = r#"network "n" { ipv4 "10.0.0.0/24"; node-limit 2; node "a"; access-key "k" uses=9 }"#;
-        assert_eq!(cast(&declared(limited)).roles.len(), 2);
+        assert_eq!(roster(&declared(limited)).participants.len(), 2);
         let small = r#"network "n" { ipv4 "10.0.0.0/30"; node "a"; access-key "k" uses=9 }"#;
-        assert_eq!(cast(&declared(small)).roles.len(), 2);
+        assert_eq!(roster(&declared(small)).participants.len(), 2);
     }
 }
