@@ -30,7 +30,7 @@ pub enum Event<'a> {
         #[schemars(extend("const" = VERSION))]
         events: &'a str,
     },
-    /// A problem of the files. One without a file has no place.
+    /// A problem of the files. One without a file has no location.
     Diagnostic(Diagnostic<'a>),
     /// A resource that changes.
     Change {
@@ -75,7 +75,7 @@ pub struct FieldChange<'a> {
     pub after: Option<&'a Value>,
 }
 
-/// A problem, with its place.
+/// A problem, with its location.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Diagnostic<'a> {
@@ -87,18 +87,18 @@ pub struct Diagnostic<'a> {
     pub id: Option<&'a str>,
     /// Where it stands.
     #[serde(flatten)]
-    pub place: Option<Place<'a>>,
+    pub location: Option<SourceLocation<'a>>,
     /// What is wrong.
     pub message: &'a str,
     /// What to do; null where the message says enough.
     pub help: Option<&'a str>,
-    /// Other places that belong to it.
+    /// Other locations that belong to it.
     pub related: Vec<Related<'a>>,
 }
 
-/// A place in a file.
+/// A location in a file.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Place<'a> {
+pub struct SourceLocation<'a> {
     /// The file.
     pub file: &'a str,
     /// The line, from 1.
@@ -122,12 +122,12 @@ pub struct Position {
     pub column: usize,
 }
 
-/// Another place that belongs to a problem.
+/// Another location that belongs to a problem.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Related<'a> {
     /// Where.
     #[serde(flatten)]
-    pub place: Option<Place<'a>>,
+    pub location: Option<SourceLocation<'a>>,
     /// What stands there.
     pub message: &'a str,
 }
@@ -169,27 +169,27 @@ pub fn version() -> Event<'static> {
 
 /// A problem as an event.
 pub fn diagnostic<'a>(problem: &'a Problem, sources: &'a [Source], lines: &Lines) -> Event<'a> {
-    let place = |at: Option<Location>| at.and_then(|at| place(at, sources, lines));
-    let related = problem.related.iter().map(|(at, message)| Related { place: place(Some(*at)), message });
+    let location = |at: Option<Location>| at.and_then(|at| source_location(at, sources, lines));
+    let related = problem.related.iter().map(|(at, message)| Related { location: location(Some(*at)), message });
     Event::Diagnostic(Diagnostic {
         code: problem.code.name(),
         severity: problem.code.severity(),
         id: problem.id.as_deref(),
-        place: place(problem.at),
+        location: location(problem.at),
         message: &problem.message,
         help: problem.help.as_deref(),
         related: related.collect(),
     })
 }
 
-fn place<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Option<Place<'a>> {
+fn source_location<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Option<SourceLocation<'a>> {
     let source = sources.get(at.source.0 as usize)?;
     let position = |byte| {
         let (line, column) = lines.position(at.source, &source.text, byte);
         Position { line, column }
     };
     let (start, end) = (position(at.span.start), position(at.span.end));
-    Some(Place { file: &source.name, line: start.line, column: start.column, end })
+    Some(SourceLocation { file: &source.name, line: start.line, column: start.column, end })
 }
 
 /// A plan as events. `declared` tells where resources stand.
@@ -200,8 +200,9 @@ pub fn plan<'a>(
 ) -> Vec<Event<'a>> {
     let reach = plan.reach.iter().map(|reach| {
         let because = reach.because.as_ref().map(|id| {
-            let place = declared.and_then(|(map, sources, lines)| place(map.location(id, &[])?, sources, lines));
-            Because { id, file: place.as_ref().map(|place| place.file), line: place.as_ref().map(|place| place.line) }
+            let location =
+                declared.and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
+            Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
         });
         let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);
         let (direction, pairs) = (reach.direction, reach.pairs);
