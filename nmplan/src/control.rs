@@ -57,7 +57,7 @@ pub enum ControlError {
         server: String,
     },
     /// The token cannot be sent.
-    #[error("the token in {from} cannot be one: it holds characters that no token has")]
+    #[error("{from} does not hold a valid token: it has characters that no token has")]
     Token {
         /// The variable that it comes from.
         from: &'static str,

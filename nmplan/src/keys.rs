@@ -39,7 +39,7 @@ impl FromStr for Sink {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix('@') {
-            Some("") => Err("behind @ stands the name of a command: @vault runs what NMPLAN_SINK_VAULT says".into()),
+            Some("") => Err("after @ comes the name of a command: @vault runs what NMPLAN_SINK_VAULT says".into()),
             Some(name) => Ok(Self::Command(name.into())),
             None if text == "-" => Ok(Self::Output),
             None if text.is_empty() => Err("it names no file".into()),
@@ -54,8 +54,8 @@ pub enum KeysError {
     /// Keys would be made and nothing says where their tokens go.
     #[error("the plan makes {}, and nothing says where the tokens go", list(.0))]
     NoSink(Vec<ResourceId>),
-    /// A file would be replaced that is none.
-    #[error("{0} is no regular file, so it cannot hold tokens")]
+    /// What would be replaced is not a file.
+    #[error("{0} is not a regular file, so it cannot hold tokens")]
     NotRegular(PathBuf),
     /// A file holds something else.
     #[error("{path} does not hold one JSON object from resource ids to tokens ({why})")]

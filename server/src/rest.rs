@@ -153,7 +153,7 @@ fn resource_id((network, kind, name): (String, String, String)) -> Result<Resour
     // A network is called by its name alone, and has a path like everything else.
     let is_network = network == name && kind.parse().is_ok_and(|kind: Kind| kind.descriptor().within.is_none());
     let text = if is_network { name } else { format!("{network}/{kind}/{name}") };
-    text.parse().map_err(|why| Error::BadRequest(format!("{text:?} is no resource id: {why}")))
+    text.parse().map_err(|why| Error::BadRequest(format!("{text:?} is not a valid resource id: {why}")))
 }
 
 async fn get_resource(

@@ -28,7 +28,7 @@ pub enum Unusable {
     #[error("the local address {0:?} is no IP address")]
     LocalAddress(String),
     /// It is no port.
-    #[error("the listen port {0} is none: ports are numbers up to 65535")]
+    #[error("{0} is not a valid UDP port: ports are numbers up to 65535")]
     ListenPort(u32),
 }
 
