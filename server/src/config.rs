@@ -1,7 +1,8 @@
 //! Settings: environment over file over default, each read once at the start.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -111,66 +112,88 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigErro
 }
 
 fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
-    let bad =
-        |name, value: String, why: &str| ConfigError::Wrong(SettingsError::Value { name, value, why: why.into() });
-    let switch = |name, default| match value(name).as_deref() {
-        None => Ok(default),
-        Some("on" | "true" | "yes") => Ok(true),
-        Some("off" | "false" | "no") => Ok(false),
-        Some(other) => Err(bad(name, other.into(), "write on or off")),
-    };
-    let port = |name, default| match value(name) {
-        None => Ok(default),
-        Some(text) => match text.parse() {
-            Ok(port) if port > 0 => Ok(port),
-            Ok(_) | Err(_) => Err(bad(name, text, "a port is a number from 1 to 65535")),
-        },
-    };
-    let bind = value("BIND").unwrap_or_else(|| "0.0.0.0".into());
-    if let Some(other) = value("DATABASE").filter(|engine| engine != "sqlite") {
-        return Err(bad("DATABASE", other, "this version has sqlite"));
-    }
-    let public = |name| match value(name) {
-        Some(at) if !is_host_and_port(&at) => Err(bad(name, at, "write host:port, an IPv6 address in brackets")),
-        at => Ok(at),
-    };
+    let values = Values(value);
+    values.read("DATABASE", engine)?;
     let settings = Settings {
-        server_host: match value("SERVER_HOST") {
-            Some(host) if host.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_none()) => host,
-            Some(other) => return Err(bad("SERVER_HOST", other, "write a name or an address, without a port")),
-            None => own_address(),
-        },
-        public_grpc: public("PUBLIC_GRPC")?,
-        bind: bind.parse().map_err(|_| bad("BIND", bind, "write an IP address"))?,
-        api_port: port("API_PORT", 8081)?,
-        grpc_port: port("GRPC_PORT", 50051)?,
-        rest_backend: switch("REST_BACKEND", true)?,
-        agent_backend: switch("AGENT_BACKEND", true)?,
-        data_dir: value("DATA_DIR").unwrap_or_else(|| "/var/lib/nmserver".into()).into(),
-        tls: switch("TLS", true)?,
-        behind_proxy: switch("BEHIND_PROXY", false)?,
-        comms: switch("COMMS", true)?,
-        comms_range: match value("COMMS_RANGE") {
-            None => ServerInfo::DEFAULT_COMMS_RANGE,
-            Some(text) => comms_range(&text).map_err(|why| bad("COMMS_RANGE", text, why))?,
-        },
-        comms_port: port("COMMS_PORT", 50_555)?,
-        public_comms: public("PUBLIC_COMMS")?,
-        client_mode: switch("CLIENT_MODE", true)?,
-        client_name: match value("CLIENT_NAME") {
-            None => ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name"),
-            Some(text) => text.parse().map_err(|why: String| bad("CLIENT_NAME", text, &why))?,
-        },
+        server_host: values.read("SERVER_HOST", host)?.unwrap_or_else(own_address),
+        public_grpc: values.read("PUBLIC_GRPC", host_and_port)?,
+        bind: values.read("BIND", address)?.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        api_port: values.read("API_PORT", port)?.unwrap_or(8081),
+        grpc_port: values.read("GRPC_PORT", port)?.unwrap_or(50_051),
+        rest_backend: values.read("REST_BACKEND", switch)?.unwrap_or(true),
+        agent_backend: values.read("AGENT_BACKEND", switch)?.unwrap_or(true),
+        data_dir: values.read("DATA_DIR", str::parse)?.unwrap_or_else(|| "/var/lib/nmserver".into()),
+        tls: values.read("TLS", switch)?.unwrap_or(true),
+        behind_proxy: values.read("BEHIND_PROXY", switch)?.unwrap_or(false),
+        comms: values.read("COMMS", switch)?.unwrap_or(true),
+        comms_range: values.read("COMMS_RANGE", comms_range)?.unwrap_or(ServerInfo::DEFAULT_COMMS_RANGE),
+        comms_port: values.read("COMMS_PORT", port)?.unwrap_or(50_555),
+        public_comms: values.read("PUBLIC_COMMS", host_and_port)?,
+        client_mode: values.read("CLIENT_MODE", switch)?.unwrap_or(true),
+        client_name: values
+            .read("CLIENT_NAME", str::parse)?
+            .unwrap_or_else(|| ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name")),
     };
+    check(&settings)?;
+    Ok(settings)
+}
+
+/// The values of settings, by their names.
+struct Values<F>(F);
+
+impl<F: Fn(&'static str) -> Option<String>> Values<F> {
+    /// What a setting is set to; nothing where it is not set. `read` says what would do instead of what it cannot read.
+    fn read<T, E: Display>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, SettingsError> {
+        let Some(value) = self.0(name) else { return Ok(None) };
+        read(&value).map(Some).map_err(|why| SettingsError::Value { name, value, why: why.to_string() })
+    }
+}
+
+/// What no setting can say alone.
+fn check(settings: &Settings) -> Result<(), ConfigError> {
     if settings.comms && [settings.api_port, settings.grpc_port].contains(&settings.comms_port) {
-        let (port, why) =
-            (settings.comms_port.to_string(), "API_PORT or GRPC_PORT has it, and it is a TCP port as well");
-        return Err(bad("COMMS_PORT", port, why));
+        let why = "API_PORT or GRPC_PORT has it, and it is a TCP port as well".into();
+        let value = settings.comms_port.to_string();
+        return Err(SettingsError::Value { name: "COMMS_PORT", value, why }.into());
     }
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
-    Ok(settings)
+    Ok(())
+}
+
+fn engine(text: &str) -> Result<(), &'static str> {
+    if text == "sqlite" { Ok(()) } else { Err("this version has sqlite") }
+}
+
+fn switch(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" | "true" | "yes" => Ok(true),
+        "off" | "false" | "no" => Ok(false),
+        _ => Err("write on or off"),
+    }
+}
+
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().ok().filter(|port| *port > 0).ok_or("a port is a number from 1 to 65535")
+}
+
+fn address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "write an IP address")
+}
+
+fn host(text: &str) -> Result<String, &'static str> {
+    let good = text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_none());
+    if good { Ok(text.into()) } else { Err("write a name or an address, without a port") }
+}
+
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let good = text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_some());
+    if good { Ok(text.into()) } else { Err("write host:port, an IPv6 address in brackets") }
 }
 
 /// A range that has room for the server and an agent, and that unicast packets may have as their source.
@@ -184,10 +207,6 @@ fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
         return Err("it is not a range for machines; use one like 10.101.0.0/16");
     }
     Ok(range.trunc())
-}
-
-fn is_host_and_port(text: &str) -> bool {
-    text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_some())
 }
 
 /// The source address of the default route, else loopback.
