@@ -7,6 +7,7 @@
 
 pub mod allocate;
 pub mod reach;
+pub mod settle;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -328,7 +329,7 @@ impl Mesh {
             name_service: _,
             node_limit: _,
             check_in,
-            address_rest: _,
+            address_quarantine: _,
         } = &*self.network;
         let with_prefix = |address: &IpAddr| {
             let range = self.network.range_of(*address)?;

@@ -1,9 +1,9 @@
-//! What the server knows and no file says: which machines have joined, what is left of keys, which addresses rest.
+//! What the server knows and no file says: which machines have joined, what is left of keys, which addresses are in quarantine.
 //!
-//! Users own the [`Snapshot`], the server owns this; nothing is written by both. [`Inventory::settled`] is what a change
-//! of the declarations does to it: the server commits that, and a plan shows it, by the same call.
+//! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. What a change of
+//! the declarations does to it is [`compile::settle`](crate::compile::settle).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,11 +13,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::allocate::{Allocator, Exhausted, Spoken};
-use crate::kinds::{AccessKey, Node};
 use crate::published::Time;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Verifier, WireGuardKey};
-use crate::snapshot::{ResourceId, Snapshot};
+use crate::snapshot::ResourceId;
 
 /// A machine that has joined a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -59,8 +57,8 @@ pub struct KeyStatus {
 
 /// An address that a node has left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Rest {
-    /// Since when it rests.
+pub struct Quarantined {
+    /// Since when it is in quarantine.
     #[schemars(with = "Time")]
     pub since: Timestamp,
     /// The node that had it, which may have it back at once.
@@ -105,7 +103,7 @@ pub struct Inventory {
     joins: OrdMap<Identity, u32>,
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
     keys: OrdMap<ResourceId, Arc<KeyStatus>>,
-    rests: OrdMap<(NetworkName, IpAddr), Rest>,
+    quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
 }
 
 /// What differs between two inventories.
@@ -114,8 +112,8 @@ pub struct Differences<'a> {
     pub nodes: Vec<DiffItem<'a, 'a, NodeId, Arc<Joined>>>,
     /// Keys.
     pub keys: Vec<DiffItem<'a, 'a, ResourceId, Arc<KeyStatus>>>,
-    /// Addresses that rest.
-    pub rests: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Rest>>,
+    /// Addresses in quarantine.
+    pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
 }
 
 impl Inventory {
@@ -161,18 +159,18 @@ impl Inventory {
             .map(|((_, address), name)| (*address, name))
     }
 
-    /// How an address rests, if it does.
-    pub fn rest(&self, network: &NetworkName, address: IpAddr) -> Option<&Rest> {
-        self.rests.get(&(network.clone(), address))
+    /// Since when an address is in quarantine, and after whom; nothing if it is not.
+    pub fn quarantine_of(&self, network: &NetworkName, address: IpAddr) -> Option<&Quarantined> {
+        self.quarantine.get(&(network.clone(), address))
     }
 
-    /// The addresses that rest in a network.
-    pub fn rests_in(&self, network: &NetworkName) -> impl Iterator<Item = (IpAddr, &Rest)> {
+    /// The addresses in quarantine in a network.
+    pub fn quarantined_in(&self, network: &NetworkName) -> impl Iterator<Item = (IpAddr, &Quarantined)> {
         let network = network.clone();
-        self.rests
+        self.quarantine
             .range((network.clone(), IpAddr::V4(0.into()))..)
             .take_while(move |((of, _), _)| *of == network)
-            .map(|((_, address), rest)| (*address, rest))
+            .map(|((_, address), quarantined)| (*address, quarantined))
     }
 
     /// What is left of a key.
@@ -185,9 +183,9 @@ impl Inventory {
         self.keys.iter()
     }
 
-    /// Every address that rests.
-    pub fn rests(&self) -> impl Iterator<Item = (&(NetworkName, IpAddr), &Rest)> {
-        self.rests.iter()
+    /// Every address in quarantine.
+    pub fn quarantined(&self) -> impl Iterator<Item = (&(NetworkName, IpAddr), &Quarantined)> {
+        self.quarantine.iter()
     }
 
     /// Adds or replaces a machine.
@@ -195,19 +193,19 @@ impl Inventory {
         self.drop_indexes(&id);
         for address in &joined.addresses {
             self.addresses.insert((id.network.clone(), *address), id.name.clone());
-            self.rests.remove(&(id.network.clone(), *address));
+            self.quarantine.remove(&(id.network.clone(), *address));
         }
         self.identities.insert((id.network.clone(), joined.identity), id.name.clone());
         *self.joins.entry(joined.identity).or_insert(0) += 1;
         self.nodes.insert(id, Arc::new(joined));
     }
 
-    /// Takes a machine away; its addresses rest from now on.
+    /// Takes a node away; its addresses are in quarantine from now on.
     pub fn remove_node(&mut self, id: &NodeId, now: Timestamp) -> Option<Arc<Joined>> {
         self.drop_indexes(id);
         let joined = self.nodes.remove(id)?;
         for address in &joined.addresses {
-            self.rests.insert((id.network.clone(), *address), Rest { since: now, node: id.name.clone() });
+            self.quarantine.insert((id.network.clone(), *address), Quarantined { since: now, node: id.name.clone() });
         }
         Some(joined)
     }
@@ -234,14 +232,14 @@ impl Inventory {
         self.keys.remove(id);
     }
 
-    /// Lets an address rest, as it was stored.
-    pub fn put_rest(&mut self, network: NetworkName, address: IpAddr, rest: Rest) {
-        self.rests.insert((network, address), rest);
+    /// Puts an address into quarantine, as it was stored.
+    pub fn put_quarantined(&mut self, network: NetworkName, address: IpAddr, quarantined: Quarantined) {
+        self.quarantine.insert((network, address), quarantined);
     }
 
-    /// Ends the rest of an address.
-    pub fn remove_rest(&mut self, network: &NetworkName, address: IpAddr) {
-        self.rests.remove(&(network.clone(), address));
+    /// Ends the quarantine of an address.
+    pub fn end_quarantine(&mut self, network: &NetworkName, address: IpAddr) {
+        self.quarantine.remove(&(network.clone(), address));
     }
 
     /// The machines that differ between this inventory and a later one.
@@ -257,98 +255,8 @@ impl Inventory {
         Differences {
             nodes: self.nodes.diff(&later.nodes).collect(),
             keys: self.keys.diff(&later.keys).collect(),
-            rests: self.rests.diff(&later.rests).collect(),
+            quarantine: self.quarantine.diff(&later.quarantine).collect(),
         }
-    }
-
-    /// What becomes of the inventory when the declarations change to these.
-    ///
-    /// Machines go with their network, and with their declaration if they claimed it; keys go with theirs; a machine
-    /// whose address does not fit any more gets the reserved one, or the lowest that is free. Addresses that are given up
-    /// rest from `now` on.
-    pub fn settled(&self, declared: &Snapshot, now: Timestamp) -> Result<Self, Exhausted> {
-        let mut settled = self.clone();
-        for (id, _) in self.keys.iter().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none()) {
-            settled.remove_key(id);
-        }
-        for (network, address) in self.rests.keys().filter(|(network, _)| declared.network(network).is_none()) {
-            settled.remove_rest(network, *address);
-        }
-        let of = |network: &NetworkName| (network.clone(), Spoken::of(network, declared));
-        let spoken: BTreeMap<_, _> = declared.networks().map(|(network, _)| of(network)).collect();
-        let mut moving = Vec::new();
-        for (id, joined) in &self.nodes {
-            match stay(id, joined, declared, spoken.get(&id.network)) {
-                Stay::Gone => {
-                    settled.remove_node(id, now);
-                    if declared.network(&id.network).is_none() {
-                        joined.addresses.iter().for_each(|address| settled.remove_rest(&id.network, *address));
-                    }
-                }
-                Stay::Moves => moving.push((id, joined)),
-                Stay::Stays => {}
-            }
-        }
-        settled.readdress(&moving, declared, &spoken, now)?;
-        Ok(settled)
-    }
-
-    /// Frees what does not fit of all that move, then gives new addresses: reserved ones first, so that nobody takes them.
-    fn readdress(
-        &mut self,
-        moving: &[(&NodeId, &Arc<Joined>)],
-        declared: &Snapshot,
-        spoken: &BTreeMap<NetworkName, Spoken>,
-        now: Timestamp,
-    ) -> Result<(), Exhausted> {
-        for (id, joined) in moving {
-            self.remove_node(id, now);
-            let Some(spoken) = spoken.get(&id.network) else { continue };
-            let kept =
-                joined.addresses.iter().copied().filter(|address| fits(id, *address, declared, spoken)).collect();
-            self.put_node((*id).clone(), Joined { addresses: kept, ..(***joined).clone() });
-        }
-        let reserves = |id: &NodeId| {
-            declared.named::<Node>(&id.network, &id.name).is_some_and(|node| node.reserved().next().is_some())
-        };
-        let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
-        let mut allocators: BTreeMap<&NetworkName, Allocator<'_>> = BTreeMap::new();
-        for (id, joined) in first.into_iter().chain(then) {
-            let Some(spoken) = spoken.get(&id.network) else { continue };
-            let kept = self.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
-            let new = || Allocator::new(&id.network, declared, spoken, self, now);
-            let addresses = allocators.entry(&id.network).or_insert_with(new).addresses(&id.name, &kept, self)?;
-            self.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
-        }
-        Ok(())
-    }
-}
-
-enum Stay {
-    Gone,
-    Moves,
-    Stays,
-}
-
-fn stay(id: &NodeId, joined: &Joined, declared: &Snapshot, spoken: Option<&Spoken>) -> Stay {
-    let (Some(network), Some(spoken)) = (declared.network(&id.network), spoken) else { return Stay::Gone };
-    if joined.claimed && declared.named::<Node>(&id.network, &id.name).is_none() {
-        return Stay::Gone;
-    }
-    let complete = network.ranges().all(|range| joined.addresses.iter().any(|address| range.contains(address)));
-    let fit = joined.addresses.iter().all(|address| fits(id, *address, declared, spoken));
-    if complete && fit { Stay::Stays } else { Stay::Moves }
-}
-
-/// Whether an address of a node still is its own: in the range, not reserved or used for something else, and the one
-/// that is reserved for it if one is.
-fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, spoken: &Spoken) -> bool {
-    let NodeId { network, name } = id;
-    let own = declared.named::<Node>(network, name);
-    let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
-    match reserved {
-        Some((_, reserved)) => reserved == address,
-        None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && spoken.leaves(address, name),
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
-use crate::compile::{Changed, Mesh};
+use crate::compile::{self, Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
@@ -247,7 +247,7 @@ pub fn settle(
     if report.has_errors() {
         return Err(report);
     }
-    let settled = match inventory.settled(declared, now) {
+    let settled = match compile::settle::settle(inventory, declared, now) {
         Ok(settled) => settled,
         Err(exhausted) => {
             report.push(no_room(&exhausted, source_map));

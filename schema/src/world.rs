@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
-use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
+use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{CaPin, Name, NetworkName, SigningKey};
@@ -75,8 +75,8 @@ pub struct WorldDocument {
     pub nodes: Vec<NodeDocument>,
     /// What is left of the keys.
     pub keys: Vec<KeyDocument>,
-    /// The addresses that rest.
-    pub rests: Vec<RestDocument>,
+    /// The addresses in quarantine.
+    pub quarantine: Vec<QuarantinedDocument>,
 }
 
 /// A resource, who manages it, and the revision that wrote it.
@@ -121,17 +121,17 @@ pub struct KeyDocument {
     pub status: KeyStatus,
 }
 
-/// An address that rests.
+/// An address in quarantine.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "Rest")]
-pub struct RestDocument {
+#[schemars(rename = "Quarantined")]
+pub struct QuarantinedDocument {
     /// The network.
     pub network: NetworkName,
     /// The address.
     pub address: IpAddr,
     /// The rest.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub quarantined: Quarantined,
 }
 
 impl World {
@@ -153,10 +153,8 @@ impl World {
             name: id.name.clone(),
             joined: (**joined).clone(),
         };
-        let rest = |((network, address), rest): (&(NetworkName, IpAddr), &Rest)| RestDocument {
-            network: network.clone(),
-            address: *address,
-            rest: rest.clone(),
+        let quarantined = |((network, address), quarantined): (&(NetworkName, IpAddr), &Quarantined)| {
+            QuarantinedDocument { network: network.clone(), address: *address, quarantined: quarantined.clone() }
         };
         let keys = self.inventory.keys().map(|(id, status)| KeyDocument { id: id.clone(), status: (**status).clone() });
         WorldDocument {
@@ -165,7 +163,7 @@ impl World {
             resources: self.snapshot.entries().map(resource).collect(),
             nodes: self.inventory.nodes().map(node).collect(),
             keys: keys.collect(),
-            rests: self.inventory.rests().map(rest).collect(),
+            quarantine: self.inventory.quarantined().map(quarantined).collect(),
         }
     }
 }
@@ -183,8 +181,8 @@ impl WorldDocument {
         for KeyDocument { id, status } in &self.keys {
             world.inventory.put_key(id.clone(), status.clone());
         }
-        for RestDocument { network, address, rest } in &self.rests {
-            world.inventory.put_rest(network.clone(), *address, rest.clone());
+        for QuarantinedDocument { network, address, quarantined } in &self.quarantine {
+            world.inventory.put_quarantined(network.clone(), *address, quarantined.clone());
         }
         Ok(world)
     }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use schema::compile::allocate::Exhausted;
 use schema::compile::reach::{self, Direction};
+use schema::compile::settle::settle;
 use schema::compile::{Changed, Mesh, Step};
 use schema::decode::decode;
 use schema::inventory::{Inventory, NodeId};
@@ -197,8 +198,8 @@ proptest! {
                     prop_assert!(joined.addresses.contains(&reserved), "{} has what is reserved for it", id.name);
                 }
             }
-            for ((network, address), _) in inventory.rests() {
-                prop_assert!(!had.contains(&(network.clone(), *address)), "{address} rests");
+            for ((network, address), _) in inventory.quarantined() {
+                prop_assert!(!had.contains(&(network.clone(), *address)), "{address} is in quarantine");
             }
             before = inventory;
         }
@@ -207,14 +208,14 @@ proptest! {
     #[test]
     fn a_settled_world_stays_as_it_is(moments in histories()) {
         for Moment { world, now } in &moments {
-            prop_assert_eq!(&world.inventory.settled(&world.snapshot, *now).unwrap(), &world.inventory);
+            prop_assert_eq!(&settle(&world.inventory, &world.snapshot, *now).unwrap(), &world.inventory);
         }
     }
 
     #[test]
     fn settling_twice_is_settling_once_and_keeps_every_address_that_fits((moment, next) in edits()) {
-        let Ok(once) = moment.world.inventory.settled(&next, moment.now) else { return Ok(()) };
-        prop_assert_eq!(&once.settled(&next, moment.now).unwrap(), &once);
+        let Ok(once) = settle(&moment.world.inventory, &next, moment.now) else { return Ok(()) };
+        prop_assert_eq!(&settle(&once, &next, moment.now).unwrap(), &once);
         for (id, joined) in moment.world.inventory.nodes() {
             let Some(later) = once.node(id) else {
                 let undeclared = joined.claimed && next.named::<Node>(&id.network, &id.name).is_none();
@@ -232,9 +233,9 @@ proptest! {
     }
 }
 
-// What rests, and for whom: told by examples, with a range of six addresses.
+// What is in quarantine, and for whom: shown by examples, with a range of six addresses.
 
-const SIX: &str = "network \"n\" ipv4=\"10.40.0.0/29\" address-rest=\"24h\"";
+const SIX: &str = "network \"n\" ipv4=\"10.40.0.0/29\" address-quarantine=\"24h\"";
 
 fn declared(text: &str) -> Snapshot {
     let source = Source { name: "test".into(), text: text.into(), language: Language::Kdl };
@@ -280,7 +281,7 @@ fn addresses_are_given_from_the_lowest_on_until_none_is_left() {
 }
 
 #[test]
-fn an_address_rests_before_another_node_gets_it() {
+fn an_address_is_in_quarantine_before_another_node_gets_it() {
     let declared = declared(SIX);
     let mut inventory = Inventory::default();
     join(&mut inventory, &declared, "a", 0);
@@ -295,11 +296,11 @@ fn a_node_that_comes_back_gets_its_address_back_at_once() {
     let mut inventory = full(&declared);
     inventory.remove_node(&id("c"), at(1));
     assert_eq!(join(&mut inventory, &declared, "c", 1), Some(vec!["10.40.0.3".into()]));
-    assert_eq!(inventory.rests().count(), 0);
+    assert_eq!(inventory.quarantined().count(), 0);
 }
 
 #[test]
-fn where_no_other_is_free_the_longest_rested_goes_first_but_never_under_ten_minutes() {
+fn where_no_other_is_free_the_one_longest_in_quarantine_goes_first_but_never_under_ten_minutes() {
     let declared = declared(SIX);
     let mut inventory = full(&declared);
     inventory.remove_node(&id("d"), at(1));
@@ -317,7 +318,7 @@ fn a_reservation_takes_an_address_from_whoever_has_it() {
     join(&mut inventory, &before, "a", 0);
     join(&mut inventory, &before, "b", 0);
     let after = declared(&format!("{SIX} {{ node \"b\" ipv4=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.3\" }}"));
-    let settled = inventory.settled(&after, at(1)).unwrap();
+    let settled = settle(&inventory, &after, at(1)).unwrap();
     let address = |name: &str| settled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
     assert_eq!((address("a"), address("b")), ("10.40.0.4".into(), "10.40.0.1".into()));
 }
@@ -328,7 +329,7 @@ fn machines_that_do_not_fit_into_a_smaller_range_are_an_error() {
     inventory.remove_node(&id("f"), at(0));
     let after = declared("network \"n\" ipv4=\"10.50.0.0/30\"");
     let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.50.0.0/30".parse().unwrap() };
-    assert_eq!(inventory.settled(&after, at(1)), Err(exhausted));
+    assert_eq!(settle(&inventory, &after, at(1)), Err(exhausted));
 }
 
 #[test]
@@ -336,7 +337,7 @@ fn an_entry_for_the_address_of_a_machine_leaves_it_there_and_others_pass_it_by()
     let mut inventory = Inventory::default();
     join(&mut inventory, &declared(SIX), "a", 0);
     let after = declared(&format!("{SIX} {{ dns \"alias\" a=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.2\" }}"));
-    let mut settled = inventory.settled(&after, at(1)).unwrap();
+    let mut settled = settle(&inventory, &after, at(1)).unwrap();
     assert_eq!(settled, inventory);
     assert_eq!(join(&mut settled, &after, "b", 1), Some(vec!["10.40.0.3".into()]));
 }

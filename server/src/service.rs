@@ -119,7 +119,7 @@ impl Service {
             document.resources.retain(|resource| holds(&resource.id.network));
             document.nodes.retain(|node| holds(&node.network));
             document.keys.retain(|key| holds(&key.id.network));
-            document.rests.retain(|rest| holds(&rest.network));
+            document.quarantine.retain(|address| holds(&address.network));
         }
         document
     }

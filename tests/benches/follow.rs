@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use schema::compile::{Changed, Mesh};
 use schema::inventory::{Joined, NodeId};
-use schema::scalars::{Identity, Name, NetworkName, WireGuardKey};
+use schema::scalars::{Identity, NetworkName, WireGuardKey};
 use schema::world::{ResourceDocument, World};
 
 /// How often each change is followed; the median is told.
@@ -35,7 +35,8 @@ fn main() {
         world.inventory.put_node(id, Joined { listen_port: 4_000, ..(*joined).clone() });
     });
     row("a node's port", endpoint, join);
-    let target = followed(&mesh, &world, |world, round| declare_entry(world, 5, u32::try_from(round).expect("few") + 7));
+    let target =
+        followed(&mesh, &world, |world, round| declare_entry(world, 5, u32::try_from(round).expect("few") + 7));
     row("where one DNS entry leads", target, join);
     let fresh = followed(&mesh, &world, |world, round| {
         declare_entry(world, entries + u32::try_from(round).expect("few"), 3);

@@ -12,8 +12,8 @@ use crate::rules::Claim;
 use crate::scalars::{Name, NetworkName, Seconds};
 use crate::snapshot::Snapshot;
 
-/// An address rests at least this long, however few are left.
-const SHORTEST_REST: Seconds = Seconds(600);
+/// An address is in quarantine at least this long, however few are left.
+const SHORTEST_QUARANTINE: Seconds = Seconds(600);
 
 /// A range has no address left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,42 +26,42 @@ pub struct Exhausted {
 
 /// The addresses that the files of a network give away: reserved for a node, or meant by an entry.
 #[derive(Debug)]
-pub struct Spoken(BTreeMap<IpAddr, Option<Name>>);
+pub struct ReservedAddresses(BTreeMap<IpAddr, Option<Name>>);
 
 /// Gives addresses of one network, to one node after the other; no address may be freed between them.
 #[derive(Debug)]
 pub struct Allocator<'a> {
     network: &'a NetworkName,
     declared: &'a Snapshot,
-    spoken: &'a Spoken,
+    reserved: &'a ReservedAddresses,
     now: Timestamp,
-    /// The addresses that each node left and that still rest.
+    /// The addresses that each node left and that are still in quarantine.
     left: BTreeMap<Name, Vec<IpAddr>>,
     /// Below what no address of a range is free.
     lowest: BTreeMap<IpNet, u128>,
 }
 
 impl<'a> Allocator<'a> {
-    /// An allocator for a network as it is declared, and for what rests in it.
+    /// An allocator for a network as it is declared, and for what is in quarantine in it.
     pub fn new(
         network: &'a NetworkName,
         declared: &'a Snapshot,
-        spoken: &'a Spoken,
+        reserved: &'a ReservedAddresses,
         inventory: &Inventory,
         now: Timestamp,
     ) -> Self {
         let mut left: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (address, rest) in inventory.rests_in(network) {
-            left.entry(rest.node.clone()).or_default().push(address);
+        for (address, quarantined) in inventory.quarantined_in(network) {
+            left.entry(quarantined.node.clone()).or_default().push(address);
         }
-        Self { network, declared, spoken, now, left, lowest: BTreeMap::new() }
+        Self { network, declared, reserved, now, left, lowest: BTreeMap::new() }
     }
 
     /// The addresses for a node: one of each range of its network.
     ///
     /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that still rests;
     /// else the lowest that is neither in use, nor reserved, nor an entry's, nor resting, nor the range's own first or (in
-    /// IPv4) last one; else the one that rested longest.
+    /// IPv4) last one; else the one longest in quarantine.
     pub fn addresses(
         &mut self,
         node: &Name,
@@ -84,33 +84,35 @@ impl<'a> Allocator<'a> {
         let same_family = |address: &IpAddr| address.is_ipv4() == range.network().is_ipv4();
         let declaration = self.declared.named::<Node>(self.network, node);
         let reserved = declaration.and_then(|node| node.reserved().map(|(_, it)| it).find(same_family));
-        let keeps = |address: &IpAddr| settings.has_room_at(*address) && self.spoken.leaves(*address, node);
+        let keeps = |address: &IpAddr| settings.has_room_at(*address) && self.reserved.leaves(*address, node);
         let kept = || kept.iter().copied().filter(same_family).find(keeps);
         let free = |address: &IpAddr| {
             let holder = inventory.holder(self.network, *address);
             settings.has_room_at(*address)
-                && self.spoken.free_for(*address, node)
+                && self.reserved.free_for(*address, node)
                 && holder.is_none_or(|holder| holder == node)
         };
         let left = || self.left.get(node).into_iter().flatten().copied().filter(same_family).find(free);
         if let Some(address) = reserved.or_else(kept).or_else(left) {
             return Ok(address);
         }
-        let lowest = self.lowest(range, settings.address_rest, inventory);
-        let longest = || self.longest_rested(range, settings, inventory);
+        let lowest = self.lowest(range, settings.address_quarantine, inventory);
+        let longest = || self.longest_quarantined(range, settings, inventory);
         lowest.or_else(longest).ok_or_else(|| Exhausted { network: self.network.clone(), range })
     }
 
     /// The lowest address of a range that nobody has, speaks for, or left within the rest.
-    fn lowest(&mut self, range: IpNet, rest: Seconds, inventory: &Inventory) -> Option<IpAddr> {
+    fn lowest(&mut self, range: IpNet, quarantine: Seconds, inventory: &Inventory) -> Option<IpAddr> {
         let last = number(range.broadcast()) - u128::from(range.network().is_ipv4());
         let candidate = self.lowest.entry(range).or_insert(number(range.network()) + 1);
         let used = inventory.addresses_from(self.network, address(*candidate, range));
         let mut used = used.map(|(address, _)| number(address)).peekable();
         while *candidate <= last {
             let address = address(*candidate, range);
-            let rests = || inventory.rest(self.network, address).is_some_and(|it| age(it.since, self.now) < rest);
-            if used.next_if_eq(candidate).is_none() && !self.spoken.0.contains_key(&address) && !rests() {
+            let quarantined = || {
+                inventory.quarantine_of(self.network, address).is_some_and(|it| age(it.since, self.now) < quarantine)
+            };
+            if used.next_if_eq(candidate).is_none() && !self.reserved.0.contains_key(&address) && !quarantined() {
                 return Some(address);
             }
             *candidate += 1;
@@ -118,32 +120,32 @@ impl<'a> Allocator<'a> {
         None
     }
 
-    /// The address that rested longest, if long enough and nobody has or speaks for it.
-    fn longest_rested(&self, range: IpNet, settings: &Network, inventory: &Inventory) -> Option<IpAddr> {
-        let rested = inventory.rests_in(self.network).filter(|(address, rest)| {
+    /// The address longest in quarantine, if long enough and nobody has or speaks for it.
+    fn longest_quarantined(&self, range: IpNet, settings: &Network, inventory: &Inventory) -> Option<IpAddr> {
+        let candidates = inventory.quarantined_in(self.network).filter(|(address, quarantined)| {
             range.contains(address)
                 && settings.has_room_at(*address)
-                && !self.spoken.0.contains_key(address)
-                && age(rest.since, self.now) >= SHORTEST_REST
+                && !self.reserved.0.contains_key(address)
+                && age(quarantined.since, self.now) >= SHORTEST_QUARANTINE
         });
-        rested.min_by_key(|(address, rest)| (rest.since, *address)).map(|(address, _)| address)
+        candidates.min_by_key(|(address, quarantined)| (quarantined.since, *address)).map(|(address, _)| address)
     }
 }
 
-impl Spoken {
+impl ReservedAddresses {
     /// What the files of a network give away.
     pub fn of(network: &NetworkName, declared: &Snapshot) -> Self {
-        let mut spoken = BTreeMap::new();
+        let mut reserved = BTreeMap::new();
         for (id, entry) in declared.entries_in(network) {
             for (_, claim) in entry.object.claims() {
                 match claim {
-                    Claim::Reserved(address) => drop(spoken.insert(address, Some(id.name.clone()))),
-                    Claim::Meant(address) => drop(spoken.entry(address).or_insert(None)),
+                    Claim::Reserved(address) => drop(reserved.insert(address, Some(id.name.clone()))),
+                    Claim::Meant(address) => drop(reserved.entry(address).or_insert(None)),
                     Claim::Range(_) => {}
                 }
             }
         }
-        Self(spoken)
+        Self(reserved)
     }
 
     /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry that stands

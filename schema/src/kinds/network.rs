@@ -48,10 +48,10 @@ pub struct Network {
     /// How often an agent checks in while nothing else makes it speak, `1s` to `1h`.
     #[field(default = Seconds(15))]
     pub check_in: Seconds,
-    /// How long the address of a node that left rests before another node may get it; the longest rested goes first
-    /// where no other is free, but never under 10 minutes.
+    /// How long the address of a node that left is in quarantine before another node may get it; where no other is
+    /// free, the one longest in quarantine goes first, but never under 10 minutes.
     #[field(default = Seconds::hours(24))]
-    pub address_rest: Seconds,
+    pub address_quarantine: Seconds,
 }
 
 impl Rules for Network {

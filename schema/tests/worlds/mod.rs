@@ -14,7 +14,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use schema::compile::allocate::{Allocator, Spoken};
+use schema::compile::allocate::{Allocator, ReservedAddresses};
+use schema::compile::settle::settle;
 use schema::decode::decode_body;
 use schema::descriptor::{Field, Type};
 use schema::document::{Document, Spanned};
@@ -293,7 +294,7 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
     match event {
         Event::Declare(draft) => {
             let next = repaired(snapshot.clone(), vec![draft.clone()]);
-            *inventory = inventory.settled(&next, *now).ok()?;
+            *inventory = settle(inventory, &next, *now).ok()?;
             *snapshot = next;
         }
         Event::Join { network: place, name, declared, claimed } => {
@@ -333,8 +334,8 @@ pub fn joined(
     now: Timestamp,
 ) -> Option<Joined> {
     declared.network(&id.network)?;
-    let spoken = Spoken::of(&id.network, declared);
-    let mut allocator = Allocator::new(&id.network, declared, &spoken, inventory, now);
+    let reserved = ReservedAddresses::of(&id.network, declared);
+    let mut allocator = Allocator::new(&id.network, declared, &reserved, inventory, now);
     let addresses = allocator.addresses(&id.name, &BTreeSet::new(), inventory).ok()?;
     let mut key = [7; 32];
     key[..8].copy_from_slice(&salt.to_be_bytes());

@@ -1,7 +1,7 @@
 //! How machines come and go: pure changes of the world.
 
 use jiff::Timestamp;
-use schema::compile::allocate::{Allocator, Exhausted, Spoken};
+use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
 use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
@@ -142,8 +142,8 @@ fn admit(
     check_public_key(world, &candidate, &candidate.name)?;
     let Candidate { network, name, identity, public_key, facts: Facts { endpoint, listen_port }, os } = candidate;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
-    let spoken = Spoken::of(&network, &world.snapshot);
-    let mut allocator = Allocator::new(&network, &world.snapshot, &spoken, &world.inventory, now);
+    let reserved = ReservedAddresses::of(&network, &world.snapshot);
+    let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
     let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
     let tags = tags.unwrap_or_default();

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
-use schema::inventory::{Inventory, Joined, KeyStatus, NodeId, Rest};
+use schema::inventory::{Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -21,7 +21,7 @@ pub const FORMAT: u32 = 1;
 /// Words for what is no declared kind; no kind's word starts like this.
 const JOINED: &str = "@joined";
 const KEY: &str = "@key";
-const REST: &str = "@rest";
+const QUARANTINED: &str = "@quarantine";
 
 /// What names a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,8 +89,8 @@ impl Writes {
         for item in changes.keys {
             self.item(item, |id| key(&id.network, KEY, &id.name.to_string()));
         }
-        for item in changes.rests {
-            self.item(item, |(network, address)| key(network, REST, &address.to_string()));
+        for item in changes.quarantine {
+            self.item(item, |(network, address)| key(network, QUARANTINED, &address.to_string()));
         }
     }
 
@@ -132,10 +132,10 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
             let id = format!("{network}/access-key/{name}").parse().map_err(|why| unreadable(row, why))?;
             world.inventory.put_key(id, status);
         }
-        REST => {
-            let rest: Rest = json(row)?;
+        QUARANTINED => {
+            let quarantined: Quarantined = json(row)?;
             let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is no address".into()))?;
-            world.inventory.put_rest(network, address, rest);
+            world.inventory.put_quarantined(network, address, quarantined);
         }
         kind => {
             let id = if kind == "network" { name.clone() } else { format!("{network}/{kind}/{name}") };
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(between(&world(), &later), (vec![], vec![]));
         later.inventory.remove_node(&node(), jiff::Timestamp::UNIX_EPOCH);
         let (puts, deletes) = between(&world(), &later);
-        assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [REST]);
+        assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [QUARANTINED]);
         assert_eq!(deletes.iter().map(|key| &*key.kind).collect::<Vec<_>>(), [JOINED]);
     }
 

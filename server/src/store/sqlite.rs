@@ -34,6 +34,13 @@ const MIGRATIONS: &[&str] = &[
     create table tokens (id text primary key, token text not null) strict, without rowid;
 ",
     "alter table server add column served text;",
+    // "rest" became "quarantine", of addresses.
+    r#"
+    update rows set kind = '@quarantine' where kind = '@rest';
+    update rows set body = json_remove(
+        json_set(body, '$.body."address-quarantine"', body ->> '$.body."address-rest"'), '$.body."address-rest"'
+    ) where kind = 'network' and body ->> '$.body."address-rest"' is not null;
+    "#,
 ];
 
 /// A SQLite database.
@@ -247,6 +254,8 @@ fn json<T: serde::de::DeserializeOwned>(what: &'static str, key: &str, text: &st
 
 #[cfg(test)]
 mod tests {
+    use schema::scalars::Seconds;
+
     use super::super::conformance;
     use super::*;
 
@@ -276,10 +285,21 @@ mod tests {
         let old = Connection::open(&path).expect("it opens");
         old.execute_batch(MIGRATIONS[0]).expect("made");
         old.execute("insert into server (id, epoch, head) values ('old', 5, 0)", []).expect("written");
+        let rows = r#"insert into rows (network, kind, name, revision, format, body) values
+            ('corp', 'network', 'corp', 1, 1, '{"owner":null,"body":{"ipv4":"10.0.0.0/24","address-rest":"1h"}}'),
+            ('lab', 'network', 'lab', 1, 1, '{"owner":null,"body":{"ipv4":"10.1.0.0/24"}}'),
+            ('corp', '@rest', '10.0.0.7', 1, 1, '{"since":"2026-01-01T00:00:00Z","node":"a"}')"#;
+        old.execute(rows, []).expect("written");
         old.pragma_update(None, "user_version", 1).expect("set");
         drop(old);
         let stored = Sqlite::open(&path).expect("it opens").load().expect("it loads");
         assert_eq!((&*stored.server_id, stored.world.epoch, stored.served), ("old", 5, None));
+        let quarantine = |network: &str| {
+            let network = stored.world.snapshot.network(&network.parse().expect("good")).expect("it is there");
+            network.address_quarantine
+        };
+        assert_eq!((quarantine("corp"), quarantine("lab")), (Seconds::hours(1), Seconds::hours(24)));
+        assert_eq!(stored.world.inventory.quarantined().count(), 1);
     }
 
     #[test]
