@@ -2,13 +2,12 @@
 
 use futures_util::future::BoxFuture;
 use proto::convert::{DecodedUpdate, Position, accept_update};
-use proto::sign::public_key;
 use proto::token::Token;
 use proto::wire::{ChallengeResponse, Update};
 use schema::scalars::{Endpoint, Identity, Name, NetworkName, Scalar};
 use schema::view::View;
 
-use super::keys::{new_identity, new_private_key};
+use super::keys::{Attempt, new_private_key};
 use super::member::Member;
 use super::{Agent, AgentError, address_of, told};
 use crate::control::{Control, ControlError, Newcomer};
@@ -121,18 +120,26 @@ impl Agent {
         self.host.check_free(&interface, port)?;
         let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
-        let known = self.directory.identity(&server.signing_key)?;
-        let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
-        let control = self.line(server, identity.clone());
+        let mut attempt = Attempt::begin(&self.directory, server.signing_key)?;
+        let control = self.line(server, attempt.identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
         let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
-        let newcomer = Newcomer { name: &name, identity: &identity, private_key: &private_key, facts, os: os() };
         // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
-        self.directory.keep_identity(&server.signing_key, &identity)?;
-        let answer = door(&control, challenge, newcomer).await;
-        let (node, update) = answer.inspect_err(|error| self.forget_refused(fresh, server, error))?;
-        let kept = first_view(&update, network, &node, &public_key(&identity), server).and_then(|(view, position)| {
+        attempt.keep()?;
+        let identity = &attempt.identity;
+        let newcomer = Newcomer { name: &name, identity, private_key: &private_key, facts, os: os() };
+        let (node, update) = match door(&control, challenge, newcomer).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // Only a server that says no does not know it.
+                if !matches!(error, ControlError::Refused(_)) {
+                    attempt.commit();
+                }
+                return Err(error.into());
+            }
+        };
+        let kept = first_view(&update, network, &node, &control.identity(), server).and_then(|(view, position)| {
             let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
             let server = server.clone();
             let membership =
@@ -143,21 +150,14 @@ impl Agent {
         if kept.is_err() {
             // It is in, but cannot use that. If this fails as well, an admin has to remove the node.
             let _ = control.leave(network).await;
-            if fresh {
-                let _ = self.directory.forget_identity(&server.signing_key);
-            }
-        } else if let Err(error) = self.comms(&server.signing_key).keep().await {
+            return kept;
+        }
+        attempt.commit();
+        if let Err(error) = self.comms(&server.signing_key).keep().await {
             // The next use of the tunnel, or a new registration, puts that right; TLS is there.
             tracing::warn!(error = told(&error), "the tunnel to the server may lapse");
         }
         kept
-    }
-
-    fn forget_refused(&self, fresh: bool, server: &ServerAddress, error: &ControlError) {
-        if fresh && matches!(error, ControlError::Refused(_)) {
-            // It stands for nothing; if it stays, it will be used the next time.
-            let _ = self.directory.forget_identity(&server.signing_key);
-        }
     }
 }
 

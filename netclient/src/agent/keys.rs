@@ -1,13 +1,54 @@
-//! New keys, from random numbers of the operating system.
+//! New keys, from random numbers of the operating system; and the identity with which an attempt to join or to register is
+//! made.
 
 use ed25519_dalek as ed25519;
 use proto::secret::Secret;
+use schema::scalars::SigningKey;
 
 use super::AgentError;
 use crate::device::{PrivateKey, Refusal};
+use crate::directory::{Directory, DirectoryError};
 
-pub(super) fn new_identity() -> Result<ed25519::SigningKey, AgentError> {
-    random().map(|seed| ed25519::SigningKey::from_bytes(seed.expose()))
+/// The identity at a server for an attempt that may come to nothing. One that was made for the attempt is forgotten with it,
+/// unless [`Attempt::commit`] says that the server may know it.
+pub(super) struct Attempt<'a> {
+    directory: &'a Directory,
+    server: SigningKey,
+    /// The identity.
+    pub(super) identity: ed25519::SigningKey,
+    forget: bool,
+}
+
+impl<'a> Attempt<'a> {
+    /// Begins an attempt with the identity that there is, or with a new one; the caller has the right to make it.
+    pub(super) fn begin(directory: &'a Directory, server: SigningKey) -> Result<Self, AgentError> {
+        let known = directory.identity(&server)?;
+        let forget = known.is_none();
+        let identity = match known {
+            Some(identity) => identity,
+            None => ed25519::SigningKey::from_bytes(random()?.expose()),
+        };
+        Ok(Self { directory, server, identity, forget })
+    }
+
+    /// Writes the identity to the disk.
+    pub(super) fn keep(&self) -> Result<(), DirectoryError> {
+        self.directory.keep_identity(&self.server, &self.identity)
+    }
+
+    /// Has the identity outlive the attempt.
+    pub(super) fn commit(&mut self) {
+        self.forget = false;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.forget {
+            // It stands for nothing; if it stays, it will be used the next time.
+            let _ = self.directory.forget_identity(&self.server);
+        }
+    }
 }
 
 pub(super) fn new_private_key() -> Result<PrivateKey, AgentError> {

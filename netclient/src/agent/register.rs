@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::token::Token;
 
-use super::keys::{new_identity, new_private_key};
+use super::keys::{Attempt, new_private_key};
 use super::{Agent, AgentError, address_of, told};
 use crate::comms::{self, Comms, CommsError};
 use crate::device;
@@ -37,8 +37,7 @@ impl Agent {
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let comms = self.comms(&server.signing_key);
         let before = comms.registration()?;
-        let known = self.directory.identity(&server.signing_key)?;
-        let (fresh, identity) = (known.is_none(), known.map_or_else(new_identity, Ok)?);
+        let mut attempt = Attempt::begin(&self.directory, server.signing_key)?;
         let private_key = match &before {
             Some(before) => before.private_key.clone(),
             None => {
@@ -47,10 +46,10 @@ impl Agent {
                 new_private_key()?
             }
         };
-        let control = self.line(&server, identity.clone());
+        let control = self.line(&server, attempt.identity.clone());
         let (terms, lapses) = control.register(Some(token), &private_key).await?;
         check_line(&terms).await?;
-        self.directory.keep_identity(&server.signing_key, &identity)?;
+        attempt.keep()?;
         // A machine that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
         // not, may have lost the answer to its join: it will join again.
         let joined = self.directory.is_member(&server.signing_key)?;
@@ -64,26 +63,24 @@ impl Agent {
         let registration = match raised.await {
             Ok(registration) => registration,
             Err(error) => {
-                if before.is_none() {
-                    self.undo(&server, fresh).await;
+                match before {
+                    None => self.undo(&server).await,
+                    // What there was before has this identity now.
+                    Some(_) => attempt.commit(),
                 }
                 return Err(error.into());
             }
         };
+        attempt.commit();
         // A line from before knows of no tunnel.
         control.reconsider();
         Ok(Registered { answers: control.tunnel_answers().await, new: before.is_none(), registration })
     }
 
     /// Takes back a registration that came to nothing; the server lets it lapse.
-    async fn undo(&self, server: &ServerAddress, fresh: bool) {
-        let ended = self.comms(&server.signing_key).end().await;
-        if let Err(error) = &ended {
-            tracing::warn!(error = told(error), "could not undo the registration");
-        }
-        if fresh {
-            // It stands for nothing; if it stays, it will be used the next time.
-            let _ = self.directory.forget_identity(&server.signing_key);
+    async fn undo(&self, server: &ServerAddress) {
+        if let Err(error) = self.comms(&server.signing_key).end().await {
+            tracing::warn!(error = told(&error), "could not undo the registration");
         }
     }
 
