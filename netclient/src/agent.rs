@@ -29,7 +29,7 @@ use crate::membership::ServerAddress;
 use crate::settings::Settings;
 use crate::tunnel::Tunnel;
 
-pub use error::{AgentError, told};
+pub use error::{AgentError, error_chain};
 pub use join::{Door, JoinOptions, Joined};
 pub use register::Registered;
 pub use status::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
@@ -93,7 +93,7 @@ impl Agent {
         self.settings.interface.clone().unwrap_or_else(|| format!("nm-{network}"))
     }
 
-    /// Whether a network could be joined without options, as far as this machine can tell before: privilege, interface, and
+    /// Whether a network could be joined without options, as far as this machine can know before: privilege, interface, and
     /// the port that it would have to listen on, if there is one.
     pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
         self.host.check_free(&self.interface(network), self.settings.port.or(port))

@@ -27,16 +27,16 @@ pub enum Verb {
     Register(Register),
     /// Joins a network and brings its tunnel up. A machine that is in already stays as it is.
     Join(Join),
-    /// Tells the server that this machine is there, and sets what changed.
+    /// Reports to the server that this machine is there, and applies what changed.
     Checkin(Which),
-    /// Gets everything that the server tells this machine, and sets it.
+    /// Gets the whole View of this machine from the server, and applies it.
     Pull(Which),
     /// Leaves a network, and takes everything of it down.
     Leave {
         /// The network.
         #[command(flatten)]
         which: Which,
-        /// Leave also where the server cannot be told; an admin has to remove the node then.
+        /// Leave also where the server cannot be reached; an admin has to remove the node then.
         #[arg(long)]
         force: bool,
     },
@@ -66,7 +66,7 @@ pub struct Shown {
     pub token: Secret<String>,
 }
 
-/// What a registration is told.
+/// The arguments of a registration.
 #[derive(Debug, ClapArgs)]
 pub struct Register {
     /// The token.
@@ -77,7 +77,7 @@ pub struct Register {
     pub form: Form,
 }
 
-/// What a join may be told.
+/// The arguments of a join.
 #[derive(Debug, ClapArgs)]
 pub struct Join {
     /// The token.

@@ -16,7 +16,7 @@ use schema::api::Control;
 use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::{Agent, AgentError, told};
+use crate::agent::{Agent, AgentError, error_chain};
 use crate::args::{Args, Shown, Verb, Which};
 use crate::daemon::{self, Answer, Question};
 use crate::device::process::{self, Ended};
@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
     };
     let level = match args.verb {
         Verb::Daemon => "info",
-        // gotatun tells of every peer that comes and goes, and the log of a device only grows.
+        // gotatun logs every peer that comes and goes, and the log of a device only grows.
         Verb::Device { .. } => "info,gotatun=warn",
         Verb::Register(_)
         | Verb::Join(_)
@@ -84,7 +84,7 @@ fn run(args: Args) -> Outcome {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(act(args));
-    // A name that does not resolve must not keep the error from being told.
+    // A name that does not resolve must not keep the error from being printed.
     runtime.shutdown_background();
     outcome
 }
@@ -144,7 +144,7 @@ fn open(directory: &Path) -> Outcome<Agent> {
 async fn open_tidied(directory: &Path) -> Outcome<Agent> {
     let agent = open(directory)?;
     if let Err(error) = agent.end_lapsed().await {
-        tracing::warn!(error = told(&error), "something of a registration that is over stays");
+        tracing::warn!(error = error_chain(&error), "something of a registration that is over stays");
     }
     Ok(agent)
 }

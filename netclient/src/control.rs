@@ -249,7 +249,7 @@ impl Control {
         Ok(self.call(request, |mut client, request| async move { client.get_peers(request).await }).await?.0)
     }
 
-    /// Tells where the machine stands and, if given, what changed on it; gives what it lacks.
+    /// Reports where the machine is and, if given, what changed on it; returns what it lacks.
     pub async fn check_in(
         &self,
         network: &NetworkName,
@@ -287,7 +287,7 @@ impl Control {
         .map(drop)
     }
 
-    /// A nonce of the server's to sign; also tells whether it can be reached.
+    /// A nonce of the server's to sign; also a way to learn whether it can be reached.
     pub async fn challenge(&self) -> Result<wire::ChallengeResponse, ControlError> {
         Ok(self.ask(|mut client| async move { client.challenge(wire::ChallengeRequest {}).await }).await?.0)
     }
@@ -345,7 +345,7 @@ impl Control {
         }
         let other = self.ask_by(second, &call).await;
         match (other, second) {
-            // Who reaches nobody is told of the public address, about which something can be done.
+            // Who reaches nobody reads of the public address, about which something can be done.
             (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Way::Tunnel) => {
                 outcome.map(|answer| (answer, first))
             }

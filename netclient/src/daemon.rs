@@ -1,7 +1,7 @@
 //! The daemon: a driver for each network, and a socket by which commands reach it.
 //!
 //! A network belongs to whoever has its lock. A command that finds the lock taken asks the daemon instead ([`ask`]); one
-//! that made or removed a network tells the daemon to look again. A message is one line of JSON, and so is its answer.
+//! that made or removed a network has the daemon look again. A message is one line of JSON, and so is its answer.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::agent::member::Member;
-use crate::agent::{Agent, AgentError, told};
+use crate::agent::{Agent, AgentError, error_chain};
 use crate::directory::Directory;
 use crate::driver::{Ask, Driver, End, Wish, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
@@ -46,7 +46,7 @@ pub enum Question {
     Leave {
         /// The network.
         network: NetworkName,
-        /// Whether to leave where the server cannot be told.
+        /// Whether to leave where the server cannot be reached.
         force: bool,
     },
 }
@@ -153,7 +153,7 @@ impl Daemon {
     /// Takes charge of every network that nobody looks after.
     async fn look(&self) {
         if let Err(error) = self.agent.end_lapsed().await {
-            tracing::warn!(error = told(&error), "a registration that lapsed stays");
+            tracing::warn!(error = error_chain(&error), "a registration that lapsed stays");
         }
         let networks = match self.agent.directory.networks() {
             Ok(networks) => networks,
@@ -169,7 +169,7 @@ impl Daemon {
                 Ok(member) => drop(drivers.insert(network, self.start(member))),
                 Err(AgentError::Busy(_)) => {}
                 Err(error) => {
-                    tracing::error!(error = told(&error), %network, "cannot look after the network");
+                    tracing::error!(error = error_chain(&error), %network, "cannot look after the network");
                     self.bring_up(&network).await;
                 }
             }
@@ -180,7 +180,7 @@ impl Daemon {
     async fn bring_up(&self, network: &NetworkName) {
         let Ok(Some(membership)) = self.agent.directory.membership(network) else { return };
         if let Err(error) = self.agent.tunnel(&membership.interface).reconcile(&membership).await {
-            tracing::warn!(error = told(&error), %network, "the tunnel is not as it should be");
+            tracing::warn!(error = error_chain(&error), %network, "the tunnel is not as it should be");
         }
     }
 
@@ -225,7 +225,7 @@ impl Daemon {
         };
         match outcome {
             Ok(news) => Answer::Done(news),
-            Err(error) => Answer::Failed(told(&error)),
+            Err(error) => Answer::Failed(error_chain(&error)),
         }
     }
 

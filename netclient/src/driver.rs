@@ -1,4 +1,4 @@
-//! Keeps one network current until it is told to end: carries out what the [machine](crate::machine) says.
+//! Keeps one network current until it is to end: carries out what the [machine](crate::machine) says.
 //!
 //! Calls to the server run beside it and come back as events; what is done to the machine itself is done here, one thing
 //! after the other, so that no two of them meet.
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::agent::member::Member;
-use crate::agent::{AgentError, told};
+use crate::agent::{AgentError, error_chain};
 use crate::control::ControlError;
 use crate::machine::{Input, Machine, Output};
 use crate::membership::Accepted;
@@ -35,7 +35,7 @@ pub enum Wish {
     CheckIn,
     /// Get the whole View.
     Pull,
-    /// Leave the network; if wanted, also where the server cannot be told.
+    /// Leave the network; if wanted, also where the server cannot be reached.
     Leave {
         /// Whether to leave all the same.
         force: bool,
@@ -63,14 +63,14 @@ pub struct Driver {
 /// Why a driver ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was told to; the tunnel stays.
+    /// It was asked to; the tunnel stays.
     Shutdown,
     /// The machine has left the network.
     Left,
 }
 
 impl Driver {
-    /// A driver of a membership, and what tells the way that its control traffic takes.
+    /// A driver of a membership, and where to read the way that its control traffic takes.
     pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<Control>) {
         let (sender, events) = mpsc::channel(WAITING);
         let (control, way) = watch::channel(Control::None);
@@ -89,7 +89,7 @@ impl Driver {
                     return End::Left;
                 }
             }
-            self.tell_way();
+            self.publish_way();
             let due = self.machine.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
@@ -100,10 +100,10 @@ impl Driver {
         }
     }
 
-    /// Tells whoever asks which way control traffic takes.
-    fn tell_way(&self) {
+    /// Publishes which way control traffic takes.
+    fn publish_way(&self) {
         let way = if self.machine.is_reached() { self.member.control().way() } else { Control::None };
-        self.control.send_if_modified(|told| std::mem::replace(told, way) != way);
+        self.control.send_if_modified(|before| std::mem::replace(before, way) != way);
     }
 
     fn network(&self) -> NetworkName {
@@ -129,7 +129,7 @@ impl Driver {
         let input = match outcome {
             Ok(()) => Input::Applied { facts_changed: self.member.has_news() },
             Err(error) => {
-                let error = told(&error);
+                let error = error_chain(&error);
                 tracing::warn!(error, network = %self.network(), "the tunnel is not as it should be; trying again");
                 Input::ApplyFailed
             }
@@ -156,7 +156,7 @@ impl Driver {
             Ok(accepted) => self.accepted(accepted),
             // The next check-in finds the same gap, and asks again.
             Err(error) => {
-                tracing::warn!(error = told(&error), network = %self.network(), "cannot get the whole View");
+                tracing::warn!(error = error_chain(&error), network = %self.network(), "cannot get the whole View");
             }
         }
     }
@@ -183,7 +183,7 @@ impl Driver {
         match event {
             Event::CheckedIn(Ok(update), facts) => {
                 if let Some(facts) = facts {
-                    self.member.told(facts);
+                    self.member.record_sent_facts(facts);
                 }
                 if !self.machine.is_reached() {
                     tracing::info!(network = %self.network(), "the server answers");
@@ -216,7 +216,7 @@ impl Driver {
         match self.member.take(update) {
             Ok(accepted) => self.accepted(accepted),
             Err(error) => {
-                let error = told(&error);
+                let error = error_chain(&error);
                 tracing::debug!(error, network = %self.network(), "an update does not fit; asking for the whole View");
                 self.machine.handle(Input::Misfit, now());
             }
@@ -234,7 +234,7 @@ impl Driver {
             Accepted::Overtaken => self.machine.handle(Input::Overtaken, at),
             Accepted::Removed => self.machine.handle(Input::Removed, at),
             Accepted::Forgotten => {
-                let error = told(&AgentError::Forgotten(self.network()));
+                let error = error_chain(&AgentError::Forgotten(self.network()));
                 tracing::warn!(error, network = %self.network(), "the server does not know this machine");
             }
         }
@@ -244,7 +244,7 @@ impl Driver {
         tracing::info!(network = %self.network(), "the server removed this machine; taking everything of it down");
         let outcome = self.member.take_down().await;
         if let Err(error) = &outcome {
-            let error = told(error);
+            let error = error_chain(error);
             tracing::warn!(error, network = %self.network(), "cannot take everything down; trying again");
             self.machine.handle(Input::ApplyFailed, now());
         }

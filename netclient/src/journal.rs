@@ -55,7 +55,7 @@ impl Journal {
         Self { base: Sha256::digest(base).into(), base_length: base.len() as u64, length: 0 }
     }
 
-    /// Brings a membership, as the base has it, to where the log leads, and tells whether something at the end of the log
+    /// Brings a membership, as the base has it, to where the log leads; and whether something at the end of the log
     /// was of no use.
     pub(crate) fn replay(base: &[u8], log: &[u8], membership: &mut Membership) -> (Self, bool) {
         let mut journal = Self::begin(base);

@@ -7,7 +7,7 @@
 //! 2. it checks in, and again each interval; what changes, it applies, and says so by one more check-in;
 //! 3. after a check-in that was answered it watches, so that changes come at once; losing the stream is normal;
 //! 4. while the server is silent it asks again, ever more slowly up to half a minute, and the tunnel stays as it is;
-//! 5. when it is told that it is removed, it takes everything down and is done.
+//! 5. when it hears that it is removed, it takes everything down and is done.
 //!
 //! Meanwhile the host is compared with the View every half minute, because others may change it too.
 
@@ -20,7 +20,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the machine is compared with what it should be while nothing happens.
 const LOOK: Duration = Duration::from_secs(30);
-/// How often the server is told what the machine is reached by, also where nothing seems to have changed: a NAT on the way
+/// How often the server is sent what the machine is reached by, also where nothing seems to have changed: a NAT on the way
 /// may have.
 const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lived this long was a good one.
@@ -37,11 +37,11 @@ pub enum Input {
     Refused,
     /// It did not answer.
     Failed,
-    /// It told a View that is another one.
+    /// It sent a View that is another one.
     Changed,
-    /// It told something that does not fit to the View at hand.
+    /// It sent something that does not fit the current View.
     Misfit,
-    /// It told something that has been overtaken: more is lacking than it knew of.
+    /// It sent something that has been overtaken: more is lacking than it knew of.
     Overtaken,
     /// The machine is no node of the network any more.
     Removed,
@@ -89,7 +89,7 @@ pub struct Machine {
     /// How many calls in a row have failed.
     failures: u32,
     reached: bool,
-    /// When to tell again what the machine is reached by.
+    /// When to send again what the machine is reached by.
     facts_due: Instant,
     stream: Stream,
     /// How many streams in a row ended early.
@@ -285,7 +285,7 @@ impl Machine {
         if self.stream != Stream::Off {
             self.stream = Stream::Closed(now + self.pause(self.short_streams));
         }
-        // Perhaps the server is gone: a check-in tells.
+        // Perhaps the server is gone: a check-in shows it.
         if self.failures == 0 {
             let then = now + self.spread(SPREAD);
             self.call_by(then);
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_that_are_refused_keep_nothing_else_from_being_told() {
+    fn facts_that_are_refused_keep_nothing_else_from_being_sent() {
         let (mut machine, now) = started(false);
         machine.handle(Input::Refused, now);
         let due = machine.poll_timeout();

@@ -1,6 +1,6 @@
 //! A machine's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
 //!
-//! Pure. What the server tells comes in by [`Membership::accept`], which checks its signature and its place; a View that
+//! Pure. What the server sends comes in by [`Membership::accept`], which checks its signature and its place; a View that
 //! is older than the one at hand is passed by, so that nothing that was recorded can be played again.
 
 use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
@@ -32,7 +32,7 @@ pub struct Membership {
     pub instead: Option<Instead>,
     /// Where the View stands.
     pub position: Position,
-    /// What the machine was told last.
+    /// What the server sent last.
     pub view: View,
 }
 
@@ -41,7 +41,7 @@ pub struct Membership {
 pub struct ServerAddress {
     /// Where its gRPC service is found: `host:port`, in order of preference.
     pub addresses: Vec<String>,
-    /// The Ed25519 key that signs what it tells.
+    /// The Ed25519 key that signs what it sends.
     pub signing_key: SigningKey,
     /// SHA-256 of the public key of its own CA; absent: the system's roots decide.
     pub ca_pin: Option<CaPin>,
@@ -73,9 +73,9 @@ pub enum Accepted {
 }
 
 impl Membership {
-    /// Takes in what the server told.
+    /// Takes in what the server sent.
     pub fn accept(&mut self, update: &Update, identity: &Identity) -> Result<Accepted, Malformed> {
-        // A check-in and the stream may tell the same step: the second one is late, not wrong.
+        // A check-in and the stream may bring the same step: the second one is late, not wrong.
         let here = update.epoch == self.position.epoch && matches!(update.body, Some(Body::Delta(_)));
         if here && update.to <= self.position.revision.0 {
             return Ok(Accepted::Same);
@@ -103,8 +103,8 @@ impl Membership {
 
     /// The port that the machine should listen on.
     pub fn wanted_port(&self) -> u16 {
-        let told = self.port.unwrap_or(self.view.interface.listen_port);
-        self.instead.filter(|instead| instead.of == told).map_or(told, |instead| instead.port)
+        let named = self.port.unwrap_or(self.view.interface.listen_port);
+        self.instead.filter(|instead| instead.of == named).map_or(named, |instead| instead.port)
     }
 
     /// Whether another port would do as well.

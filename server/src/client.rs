@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use netclient::agent::{Agent, AgentError, Door, JoinOptions, told};
+use netclient::agent::{Agent, AgentError, Door, JoinOptions, error_chain};
 use netclient::control::{ControlError, Newcomer, Opener};
 use netclient::daemon::{self, Answer, Question};
 use netclient::device::{DeviceError, Refusal};
@@ -147,7 +147,7 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
     let opened = open(&host, within(router, shutdown.clone()));
     let agent = match opened {
         Ok(agent) => agent,
-        Err(error) => return tracing::warn!(error = told(&error), "this host is no node of any network"),
+        Err(error) => return tracing::warn!(error = error_chain(&error), "this host is no node of any network"),
     };
     let client = Client::new(service, agent.clone());
     let looked_after = async {
@@ -162,7 +162,7 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
 /// Runs the agent's daemon.
 async fn look_after(agent: Agent, shutdown: watch::Receiver<bool>) {
     if let Err(error) = daemon::run(agent, shutdown).await {
-        tracing::warn!(error = told(&error), "nobody looks after this host as a node");
+        tracing::warn!(error = error_chain(&error), "nobody looks after this host as a node");
     }
 }
 
@@ -267,7 +267,7 @@ impl Client {
             Ok(here) => here,
             Err(error) => {
                 self.held.clear();
-                return tracing::error!(error = told(&error), "cannot look for networks of this host");
+                return tracing::error!(error = error_chain(&error), "cannot look for networks of this host");
             }
         };
         let networks: BTreeSet<_> = wanted.keys().chain(here.keys()).cloned().collect();
@@ -388,7 +388,7 @@ impl Client {
         {
             return self.refused(refusal);
         }
-        Failure::ForNow(told(error))
+        Failure::ForNow(error_chain(error))
     }
 
     /// What a device's refusal means for the next try.

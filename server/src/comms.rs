@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use ipnet::{IpNet, Ipv4Net};
-use netclient::agent::told;
+use netclient::agent::error_chain;
 use netclient::comms::may_be;
 use netclient::device::{DeviceError, DeviceStep, Refusal, blocking, link_index};
 use netclient::system::firewall::FirewallError;
@@ -94,13 +94,13 @@ pub enum Off {
         comms: Ipv4Net,
     },
     /// The device cannot be had.
-    #[error("{}; {}", told(.0), help(.0))]
+    #[error("{}; {}", error_chain(.0), help(.0))]
     Device(DeviceError),
     /// The link cannot be set.
-    #[error("{}; or set COMMS=off to do without", told(.0))]
+    #[error("{}; or set COMMS=off to do without", error_chain(.0))]
     Link(LinkError),
     /// The packet filter cannot be set.
-    #[error("{}; without it agents could reach more of this host than they may; or set COMMS=off", told(.0))]
+    #[error("{}; without it agents could reach more of this host than they may; or set COMMS=off", error_chain(.0))]
     Firewall(FirewallError),
     /// The ledger cannot be used.
     #[error(transparent)]
@@ -180,7 +180,7 @@ impl Comms {
     }
 
     /// Where the device is, and where the agents' service is in the tunnel.
-    pub fn told(&self) -> (&str, &str, SocketAddrV4) {
+    pub fn info(&self) -> (&str, &str, SocketAddrV4) {
         (&self.place.interface, &self.place.endpoint, self.place.service)
     }
 
@@ -270,7 +270,7 @@ impl Comms {
             }
             Ok(()) => *trouble = None,
             Err(error) => {
-                let why = told(&error);
+                let why = error_chain(&error);
                 if trouble.as_ref() != Some(&why) {
                     tracing::error!(why, "the tunnels to agents are damaged; trying again");
                 }
@@ -393,7 +393,7 @@ impl Desk {
 
     fn carry_out_or_say(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
-            tracing::warn!(error = told(&error), "a change of who is registered is made up for later");
+            tracing::warn!(error = error_chain(&error), "a change of who is registered is made up for later");
         }
     }
 
@@ -464,6 +464,6 @@ async fn clear(directory: &DataDir) {
     let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
     let directory = directory.clone();
     if let Err(error) = blocking(move || place::clear(&directory, kept)).await {
-        tracing::warn!(error = told(&error), "the tunnels to agents cannot be taken down");
+        tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be taken down");
     }
 }

@@ -114,7 +114,7 @@ impl Error {
     /// Tells the log what the caller is not told.
     fn note(&self) {
         if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
-            tracing::error!(error = netclient::agent::told(error), "a machine could not be registered");
+            tracing::error!(error = netclient::agent::error_chain(error), "a machine could not be registered");
         }
         if let Self::Store(error) = self {
             let cause = std::error::Error::source(&**error).map(ToString::to_string);

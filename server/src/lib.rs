@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
-use netclient::agent::told;
+use netclient::agent::error_chain;
 use proto::secret::Secret;
 use schema::api::Control;
 use schema::world::{ServerInfo, World};
@@ -139,12 +139,12 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
     let comms = Comms::open(settings, directory, world).await;
     match &comms {
         Ok(comms) => {
-            let (interface, endpoint, service) = comms.told();
+            let (interface, endpoint, service) = comms.info();
             tracing::info!(interface, endpoint, %service, "agents may register for a tunnel");
         }
         Err(Off::Asked) => {}
         Err(why) => {
-            tracing::warn!(why = told(why), "COMMS is off: agents cannot register, and reach the server by TLS")
+            tracing::warn!(why = error_chain(why), "COMMS is off: agents cannot register, and reach the server by TLS")
         }
     }
     comms

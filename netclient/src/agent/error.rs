@@ -29,9 +29,9 @@ pub enum AgentError {
     /// The device would be refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// What the server told cannot be believed or understood.
-    #[error("what the server told cannot be used: {0}; it may be another server, or of another version")]
-    Told(#[from] proto::convert::Malformed),
+    /// What the server sent cannot be believed or understood.
+    #[error("the server's update is invalid: {0}; it may be another server, or of another version")]
+    InvalidUpdate(#[from] proto::convert::Malformed),
     /// The machine is not in that network.
     #[error("this machine is in no network {0}; `netclient list` shows its networks")]
     NotMember(NetworkName),
@@ -89,7 +89,7 @@ fn hint(meant: &Option<String>) -> String {
 }
 
 /// An error with its causes, on one line.
-pub fn told(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
+    causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
 }

@@ -9,7 +9,7 @@ use schema::view::View;
 
 use super::keys::{Attempt, new_private_key};
 use super::member::Member;
-use super::{Agent, AgentError, address_of, told};
+use super::{Agent, AgentError, address_of, error_chain};
 use crate::control::{Control, ControlError, Newcomer};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
@@ -83,7 +83,7 @@ impl Agent {
         match member.check_in(true).await {
             Ok(Accepted::Changed) => drop(member.apply().await),
             Ok(_) => {}
-            Err(error) => tracing::debug!(error = told(&error), "the first check-in failed"),
+            Err(error) => tracing::debug!(error = error_chain(&error), "the first check-in failed"),
         }
         Ok(Joined::New(member.membership().clone()))
     }
@@ -106,7 +106,7 @@ impl Agent {
         Ok(Joined::Already(membership))
     }
 
-    /// Has the server let the machine in, and keeps what it told.
+    /// Has the server let the machine in, and keeps what it sent.
     async fn enter(
         &self,
         network: &NetworkName,
@@ -155,7 +155,7 @@ impl Agent {
         attempt.commit();
         if let Err(error) = self.comms(&server.signing_key).keep().await {
             // The next use of the tunnel, or a new registration, puts that right; TLS is there.
-            tracing::warn!(error = told(&error), "the tunnel to the server may lapse");
+            tracing::warn!(error = error_chain(&error), "the tunnel to the server may lapse");
         }
         kept
     }

@@ -9,7 +9,7 @@ use proto::convert::Position;
 use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
 
-use super::{Agent, AgentError, told};
+use super::{Agent, AgentError, error_chain};
 use crate::control::Control;
 use crate::directory::{DirectoryError, Kept};
 use crate::files::Lock;
@@ -24,8 +24,8 @@ pub struct Member {
     membership: Membership,
     tunnel: Tunnel,
     control: Arc<Control>,
-    /// What the server was told of this machine.
-    told: Option<Facts>,
+    /// The facts of this machine that were sent last.
+    sent_facts: Option<Facts>,
     /// Where the View stands that was applied, as far as this process knows.
     applied: Position,
     /// What changed since; absent: nobody knows.
@@ -59,7 +59,7 @@ impl Member {
             membership,
             tunnel,
             control,
-            told: None,
+            sent_facts: None,
             applied: Position::default(),
             changes: None,
             journal: Some(journal),
@@ -84,17 +84,17 @@ impl Member {
         self.control.facts(self.membership.wanted_port(), endpoint)
     }
 
-    /// Notes what the server was told of the machine.
-    pub fn told(&mut self, facts: Facts) {
-        self.told = Some(facts);
+    /// Records the facts of the machine that were sent.
+    pub fn record_sent_facts(&mut self, facts: Facts) {
+        self.sent_facts = Some(facts);
     }
 
-    /// Whether the server was told something else of the machine, or nothing.
+    /// Whether other facts were sent, or none.
     pub fn has_news(&self) -> bool {
-        self.told.as_ref() != Some(&self.facts())
+        self.sent_facts.as_ref() != Some(&self.facts())
     }
 
-    /// Takes in what the server told, and keeps it; a disk that is full keeps nobody from knowing it.
+    /// Takes in what the server sent, and keeps it; a disk that is full keeps nobody from knowing it.
     pub fn take(&mut self, update: &Update) -> Result<Accepted, AgentError> {
         let (position, view) = (self.membership.position, self.membership.view.clone());
         let accepted = self.membership.accept(update, &self.control.identity())?;
@@ -136,7 +136,7 @@ impl Member {
     /// What the disk lacks now is written when the View is applied the next time.
     fn not_kept(&mut self, error: &DirectoryError) {
         self.journal = None;
-        tracing::warn!(error = told(error), "what the server told is known, but not kept");
+        tracing::warn!(error = error_chain(error), "what the server sent is known, but not kept");
     }
 
     /// Applies what has changed in the View since it was applied last; everything, where that is not known.
@@ -145,7 +145,7 @@ impl Member {
         match self.tunnel.follow(&self.membership, changes).await {
             Ok(()) => self.done(self.membership.instead),
             Err(error) => {
-                tracing::debug!(error = told(&error), "a change does not apply alone; comparing everything");
+                tracing::debug!(error = error_chain(&error), "a change does not apply alone; comparing everything");
                 self.reconcile().await?;
             }
         }
@@ -175,16 +175,16 @@ impl Member {
         self.applied
     }
 
-    /// Checks in, and takes in what the server told.
+    /// Checks in, and takes in what the server sends.
     pub async fn check_in(&mut self, with_facts: bool) -> Result<Accepted, AgentError> {
         let facts = with_facts.then(|| self.facts());
         let update = self.control.check_in(&self.membership.network, self.applied, facts.clone()).await?;
         if let Some(facts) = facts {
-            self.told(facts);
+            self.record_sent_facts(facts);
         }
         match update.map_or(Ok(Accepted::Same), |update| self.take(&update)) {
             // What does not fit to the View at hand is no failure: the whole one helps.
-            Err(AgentError::Told(_)) | Ok(Accepted::Overtaken) => self.pull().await,
+            Err(AgentError::InvalidUpdate(_)) | Ok(Accepted::Overtaken) => self.pull().await,
             outcome => outcome,
         }
     }
@@ -195,10 +195,12 @@ impl Member {
         self.take(&update)
     }
 
-    /// Tells the server that the machine leaves, and takes everything down; with `force` whatever the server says.
+    /// Reports to the server that the machine leaves, and takes everything down; with `force` whatever the server says.
     pub async fn leave(&mut self, force: bool) -> Result<(), AgentError> {
         match self.control.leave(&self.membership.network).await {
-            Err(error) if force => tracing::warn!(%error, "the server was not told; an admin has to remove the node"),
+            Err(error) if force => {
+                tracing::warn!(%error, "the server did not hear of it; an admin has to remove the node")
+            }
             outcome => outcome?,
         }
         self.take_down().await
@@ -213,7 +215,7 @@ impl Member {
     /// Undoes a join whose tunnel did not come up, as far as that goes.
     pub(super) async fn leave_again(&mut self) {
         if let Err(error) = self.leave(true).await {
-            tracing::warn!(error = told(&error), network = %self.membership.network, "could not undo the join");
+            tracing::warn!(error = error_chain(&error), network = %self.membership.network, "could not undo the join");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::token::Token;
 
 use super::keys::{Attempt, new_private_key};
-use super::{Agent, AgentError, address_of, told};
+use super::{Agent, AgentError, address_of, error_chain};
 use crate::comms::{self, Comms, CommsError};
 use crate::device;
 use crate::membership::ServerAddress;
@@ -80,7 +80,7 @@ impl Agent {
     /// Takes back a registration that came to nothing; the server lets it lapse.
     async fn undo(&self, server: &ServerAddress) {
         if let Err(error) = self.comms(&server.signing_key).end().await {
-            tracing::warn!(error = told(&error), "could not undo the registration");
+            tracing::warn!(error = error_chain(&error), "could not undo the registration");
         }
     }
 
@@ -97,7 +97,7 @@ impl Agent {
             let Some(now) = self.directory.registration(server)? else { continue };
             if self.directory.is_member(server)? {
                 if now.has_lapsed(&comms::now()) {
-                    // It joined, and was not told that it need not lapse.
+                    // It joined, and never heard that it need not lapse.
                     self.directory.keep_registration(&Registration { deadline: None, ..now })?;
                 }
             } else if self.is_over(&now)? {

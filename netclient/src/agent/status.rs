@@ -11,7 +11,7 @@ use schema::snapshot::Revision;
 use schema::view::Tunnel;
 use serde::Serialize;
 
-use super::{Agent, AgentError, told};
+use super::{Agent, AgentError, error_chain};
 use crate::comms;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
@@ -56,7 +56,7 @@ pub struct NetworkStatus {
     pub up: bool,
     /// The life of the server's database.
     pub epoch: u64,
-    /// The revision that the machine was told last.
+    /// The revision that the server sent the machine last.
     pub revision: Revision,
     /// The way that control traffic takes; none where no daemon runs.
     pub control: api::Control,
@@ -82,7 +82,7 @@ pub struct PeerStatus {
 }
 
 impl Agent {
-    /// How the machine's networks are; `control` tells the way that their control traffic takes.
+    /// How the machine's networks are; `control` returns the way that their control traffic takes.
     pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
@@ -90,7 +90,7 @@ impl Agent {
                 Ok(Some(membership)) => membership,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::warn!(error = told(&error), %network, "a network is left out");
+                    tracing::warn!(error = error_chain(&error), %network, "a network is left out");
                     continue;
                 }
             };

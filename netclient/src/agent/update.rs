@@ -7,7 +7,7 @@ use super::{Agent, AgentError};
 use crate::membership::Accepted;
 
 impl Agent {
-    /// Checks in once, and sets what the server told. Gives whether anything was new.
+    /// Checks in once, and applies what the server sends. Returns whether anything was new.
     ///
     /// The tunnel comes up by what is on the disk before the server is asked.
     pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
@@ -27,7 +27,7 @@ impl Agent {
         Self::settle(member, accepted).await
     }
 
-    /// Does what the server told, and tells it so; whether that was new.
+    /// Applies what the server sent, and reports so; whether that was new.
     async fn settle(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
         let news = accepted == Accepted::Changed;
         loop {

@@ -144,7 +144,7 @@ async fn through(comms: &Comms, local: &Mutex<Option<IpAddr>>) -> io::Result<Tcp
     TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
 }
 
-/// A connection through the tunnel that tells when it ended in silence, and not by anything that the server said.
+/// A connection through the tunnel that reports when it ended in silence, and not by anything that the server said.
 struct Watched {
     stream: TcpStream,
     heard: Instant,

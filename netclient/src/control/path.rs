@@ -1,6 +1,6 @@
 //! Which way control traffic takes: the tunnel to the server while it answers, else TLS on the public address.
 //!
-//! Pure: it is told what happened, and when. The tunnel is left as soon as it is silent and TLS answers, and taken again
+//! Pure: what happened, and when, comes in as values. The tunnel is left as soon as it is silent and TLS answers, and taken again
 //! once it has answered for a while: the longer, the sooner it fell silent after the last time.
 
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ impl Path {
         self.answers = None;
     }
 
-    /// Notes that a call through the tunnel failed. One that was refused tells that the server is down, which switches
+    /// Notes that a call through the tunnel failed. One that was refused shows that the server is down, which switches
     /// nothing; unless it is not, as TLS shows, and that goes on.
     pub(super) fn failed(&mut self, now: Instant) {
         if self.way == Way::Tunnel {

@@ -56,7 +56,7 @@ impl Fake {
         }
     }
 
-    /// When the device was last told to end by itself; absent: never. It has no clock: the test ends it.
+    /// When the device was last set to end by itself; absent: never. It has no clock: the test ends it.
     pub fn lapse_set(&self) -> Option<Duration> {
         self.lock().lapse
     }

@@ -63,7 +63,7 @@ pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
     }
 }
 
-/// Whether a device could be made, as far as that can be told before: the privilege is there, the name is good and free,
+/// Whether a device could be made, as far as that can be known before: the privilege is there, the name is good and free,
 /// and so is the port, if one is asked for.
 pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
     check_name(interface)?;
@@ -74,7 +74,7 @@ pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
     port.map_or(Ok(()), free_port)
 }
 
-/// Whether this process may make interfaces; where the kernel does not say, making one will tell.
+/// Whether this process may make interfaces; where the kernel does not say, making one will show.
 fn may_make() -> bool {
     let held = rustix::thread::capabilities(None);
     held.map_or(true, |sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))

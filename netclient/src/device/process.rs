@@ -48,7 +48,7 @@ pub enum Ended {
     Lapsed,
 }
 
-/// Serves the interface until told to end: the whole life of a device process, of which it takes charge (umask, panic
+/// Serves the interface until it is asked to end: the whole life of a device process, of which it takes charge (umask, panic
 /// hook, signals). When it returns, interface, sockets and lock are gone.
 ///
 /// The error has been announced on standard output by then; print it on standard error, which is the log.

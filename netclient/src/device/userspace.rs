@@ -1,7 +1,7 @@
 //! A userspace device, from the agent's side: a client of the process that holds it.
 //!
 //! Each call is one connection, so nothing needs to be restored when the agent, or the process, is a new one. The
-//! process is told by its socket alone; it is started detached (its own session, no descriptor of ours but its log) and
+//! process is known by its socket alone; it is started detached (its own session, no descriptor of ours but its log) and
 //! never ended by a signal once it is ready.
 
 mod child;

@@ -2,7 +2,7 @@
 //!
 //! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
 //! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since nobody can
-//! tell who else came to need it.
+//! know who else came to need it.
 
 use std::io;
 use std::path::{Path, PathBuf};
