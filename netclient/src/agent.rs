@@ -30,7 +30,7 @@ use crate::settings::Settings;
 use crate::tunnel::Tunnel;
 
 pub use error::{AgentError, error_chain};
-pub use join::{Door, JoinOptions, Joined};
+pub use join::{JoinMethod, JoinOptions, Joined};
 pub use register::Registered;
 pub use status::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
 

@@ -63,7 +63,7 @@ pub enum Reach {
 }
 
 /// A machine that asks to be let in.
-pub struct Newcomer<'a> {
+pub struct JoinRequest<'a> {
     /// The name that it wants.
     pub name: &'a Name,
     /// Its identity.
@@ -179,9 +179,9 @@ impl Control {
         &self,
         token: &Token,
         challenge: wire::ChallengeResponse,
-        newcomer: Newcomer<'_>,
+        asked: JoinRequest<'_>,
     ) -> Result<(Name, Update), ControlError> {
-        let Newcomer { name, identity, private_key, facts, os } = newcomer;
+        let JoinRequest { name, identity, private_key, facts, os } = asked;
         let wire::ChallengeResponse { nonce, ephemeral } = challenge;
         let ephemeral = as_key(&ephemeral)?;
         let mut request = wire::JoinRequest {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use netclient::agent::{Agent, AgentError, Door, JoinOptions, error_chain};
-use netclient::control::{ControlError, Newcomer, Opener};
+use netclient::agent::{Agent, AgentError, JoinMethod, JoinOptions, error_chain};
+use netclient::control::{ControlError, JoinRequest, Opener};
 use netclient::daemon::{self, Answer, Question};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};
@@ -348,15 +348,15 @@ impl Client {
         self.agent.check_free(network, port).map_err(|refusal| self.refused(&refusal))?;
         let options = JoinOptions { name: self.own_node.clone(), ..JoinOptions::default() };
         let (service, claimed) = (self.service.clone(), network.clone());
-        let door: Door = Box::new(move |_, _, newcomer| {
+        let method: JoinMethod = Box::new(move |_, _, request| {
             Box::pin(async move {
-                let Newcomer { name: _, identity, private_key, facts, os } = newcomer;
+                let JoinRequest { name: _, identity, private_key, facts, os } = request;
                 let (identity, public_key) = (public_key(identity), private_key.public());
                 let let_in = service.claim(&claimed, identity, public_key, &facts, &os).await;
                 let_in.map_err(|error| ControlError::Refused(error.to_string()))
             })
         });
-        self.agent.admit(network, &self.server, &options, door).await.map_err(|error| self.failure(&error))?;
+        self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;
         tracing::info!(%network, "this host is a node of the network");
         // If nobody hears, the daemon looks by itself soon.
         let _ = self.ask(Question::Look).await;

@@ -10,7 +10,7 @@ use schema::view::View;
 use super::keys::{Attempt, new_private_key};
 use super::member::Member;
 use super::{Agent, AgentError, address_of, error_chain};
-use crate::control::{Control, ControlError, Newcomer};
+use crate::control::{Control, ControlError, JoinRequest};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
 
@@ -27,13 +27,13 @@ pub struct JoinOptions {
     pub endpoint: Option<Endpoint>,
 }
 
-/// How a machine is let in: asks whoever decides, with the line to the server and a challenge of it at hand, and gives the
+/// How a machine is let in: asks whoever decides, with the connection to the server and a challenge from it, and returns the
 /// name under which the machine is in, and its View.
-pub type Door = Box<
+pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
             &'a Control,
             ChallengeResponse,
-            Newcomer<'a>,
+            JoinRequest<'a>,
         ) -> BoxFuture<'a, Result<(Name, Update), ControlError>>
         + Send,
 >;
@@ -54,26 +54,26 @@ impl Agent {
     pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
         let token = token.clone();
         let (network, server) = (token.network.clone(), address_of(&token));
-        let door: Door = Box::new(move |control, challenge, newcomer| {
-            Box::pin(async move { control.join(&token, challenge, newcomer).await })
+        let method: JoinMethod = Box::new(move |control, challenge, request| {
+            Box::pin(async move { control.join(&token, challenge, request).await })
         });
-        self.admit(&network, &server, options, door).await
+        self.admit(&network, &server, options, method).await
     }
 
-    /// Joins a network by a door of one's own; for the rest as [`Agent::join`].
+    /// Joins a network by a method of one's own; for the rest as [`Agent::join`].
     pub async fn admit(
         &self,
         network: &NetworkName,
         server: &ServerAddress,
         options: &JoinOptions,
-        door: Door,
+        method: JoinMethod,
     ) -> Result<Joined, AgentError> {
         let lock = self.directory.lock(network)?;
         if let Some(membership) = self.directory.membership(network)? {
             return self.stay(membership, server, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        let (membership, journal) = self.enter(network, server, options, door).await?;
+        let (membership, journal) = self.enter(network, server, options, method).await?;
         let mut member = Member::new(self.clone(), membership, journal)?;
         if let Err(error) = member.apply().await {
             member.leave_again().await;
@@ -112,7 +112,7 @@ impl Agent {
         network: &NetworkName,
         server: &ServerAddress,
         options: &JoinOptions,
-        door: Door,
+        method: JoinMethod,
     ) -> Result<(Membership, Journal), AgentError> {
         let (options, settings) = (options.clone(), &self.settings);
         let interface = options.interface.unwrap_or_else(|| self.interface(network));
@@ -128,8 +128,8 @@ impl Agent {
         // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
         attempt.keep()?;
         let identity = &attempt.identity;
-        let newcomer = Newcomer { name: &name, identity, private_key: &private_key, facts, os: os() };
-        let (node, update) = match door(&control, challenge, newcomer).await {
+        let request = JoinRequest { name: &name, identity, private_key: &private_key, facts, os: os() };
+        let (node, update) = match method(&control, challenge, request).await {
             Ok(answer) => answer,
             Err(error) => {
                 // Only a server that says no does not know it.
