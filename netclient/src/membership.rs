@@ -29,7 +29,7 @@ pub struct Membership {
     /// Where the others reach the machine, as was said at the join; absent: where the server sees it.
     pub endpoint: Option<Endpoint>,
     /// The port that was found free in place of the one that the View names.
-    pub instead: Option<Instead>,
+    pub port_fallback: Option<PortFallback>,
     /// Where the View stands.
     pub position: Position,
     /// What the server sent last.
@@ -49,11 +49,11 @@ pub struct ServerAddress {
 
 /// A port that was found free in place of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Instead {
+pub struct PortFallback {
     /// The port that was wanted.
-    pub of: u16,
-    /// The port that was found.
-    pub port: u16,
+    pub wanted: u16,
+    /// The port that was found free.
+    pub used: u16,
 }
 
 /// What came of an update.
@@ -104,7 +104,7 @@ impl Membership {
     /// The port that the machine should listen on.
     pub fn wanted_port(&self) -> u16 {
         let named = self.port.unwrap_or(self.view.interface.listen_port);
-        self.instead.filter(|instead| instead.of == named).map_or(named, |instead| instead.port)
+        self.port_fallback.filter(|fallback| fallback.wanted == named).map_or(named, |fallback| fallback.used)
     }
 
     /// Whether another port would do as well.

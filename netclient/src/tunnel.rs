@@ -15,7 +15,7 @@ use schema::view::View;
 use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
 use crate::files;
 use crate::host::Host;
-use crate::membership::{Instead, Membership};
+use crate::membership::{Membership, PortFallback};
 use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, device_steps, link_steps};
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
@@ -61,8 +61,8 @@ impl Tunnel {
     }
 
     /// Does what is lacking. Gives the port that was found free, where the wanted one was taken and another does.
-    pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<Instead>, TunnelError> {
-        let instead = match self.bring_device(membership).await {
+    pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
+        let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: there is one more to be had.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
                 self.forget_device();
@@ -88,7 +88,7 @@ impl Tunnel {
         }
         self.host.set_forwarding(&self.interface, interface.forward)?;
         self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
-        Ok(instead)
+        Ok(port_fallback)
     }
 
     /// Does what is lacking where only these changes are: the device is not asked, and other peers are not looked at. Whatever
@@ -154,7 +154,7 @@ impl Tunnel {
         Ok(names?)
     }
 
-    async fn bring_device(&mut self, membership: &Membership) -> Result<Option<Instead>, TunnelError> {
+    async fn bring_device(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
         let observed = match self.observe().await? {
             Some(observed) => observed,
             None => {
@@ -181,8 +181,8 @@ impl Tunnel {
             }
         }
         self.applied = found;
-        let of = membership.view.interface.listen_port;
-        Ok((membership.port_may_differ() && port != of).then_some(Instead { of, port }))
+        let wanted = membership.view.interface.listen_port;
+        Ok((membership.port_may_differ() && port != wanted).then_some(PortFallback { wanted, used: port }))
     }
 
     async fn apply(&mut self, steps: Vec<DeviceStep>) -> Result<(), DeviceError> {

@@ -140,10 +140,20 @@ impl Agent {
             }
         };
         let kept = first_view(&update, network, &node, &control.identity(), server).and_then(|(view, position)| {
-            let (network, endpoint, instead) = (network.clone(), options.endpoint, None);
+            let (network, endpoint, port_fallback) = (network.clone(), options.endpoint, None);
             let server = server.clone();
-            let membership =
-                Membership { network, node, server, interface, private_key, port, endpoint, instead, position, view };
+            let membership = Membership {
+                network,
+                node,
+                server,
+                interface,
+                private_key,
+                port,
+                endpoint,
+                port_fallback,
+                position,
+                view,
+            };
             let journal = self.directory.save(&membership)?;
             Ok((membership, journal))
         });

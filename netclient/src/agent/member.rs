@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::directory::{DirectoryError, Kept};
 use crate::files::Lock;
 use crate::journal::Journal;
-use crate::membership::{Accepted, Instead, Membership};
+use crate::membership::{Accepted, Membership, PortFallback};
 use crate::tunnel::{Tunnel, TunnelError};
 use crate::tunnels::Changes;
 
@@ -143,7 +143,7 @@ impl Member {
     pub async fn apply(&mut self) -> Result<(), TunnelError> {
         let Some(changes) = self.changes.take() else { return self.reconcile().await };
         match self.tunnel.follow(&self.membership, changes).await {
-            Ok(()) => self.done(self.membership.instead),
+            Ok(()) => self.done(self.membership.port_fallback),
             Err(error) => {
                 tracing::debug!(error = error_chain(&error), "a change does not apply alone; comparing everything");
                 self.reconcile().await?;
@@ -155,16 +155,16 @@ impl Member {
     /// Compares the host with the View, and applies what it lacks.
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
-        let instead = self.tunnel.reconcile(&self.membership).await?;
-        self.done(instead);
+        let port_fallback = self.tunnel.reconcile(&self.membership).await?;
+        self.done(port_fallback);
         Ok(())
     }
 
-    fn done(&mut self, instead: Option<Instead>) {
+    fn done(&mut self, port_fallback: Option<PortFallback>) {
         self.changes = Some(Changes::default());
         self.applied = self.membership.position;
-        if self.membership.instead != instead || self.journal.is_none() {
-            self.membership.instead = instead;
+        if self.membership.port_fallback != port_fallback || self.journal.is_none() {
+            self.membership.port_fallback = port_fallback;
             self.save();
         }
     }

@@ -87,7 +87,7 @@ fn membership(view: View) -> Membership {
         private_key: PrivateKey([3; 32]),
         port: None,
         endpoint: None,
-        instead: None,
+        port_fallback: None,
         position: at(1),
         view,
     }
