@@ -45,16 +45,16 @@ pub struct Agent {
     pub host: Arc<dyn Host>,
     /// How it reaches a server in its own program.
     within: Option<Opener>,
-    lines: Arc<Mutex<Lines>>,
+    connections: Arc<Mutex<Connections>>,
 }
 
-/// The lines to servers, each for one identity: a machine that was removed and joins again is another one.
-type Lines = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
+/// The connections to servers, each for one identity: a machine that was removed and joins again is another one.
+type Connections = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
 
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
-        Self { directory, settings, host, within: None, lines: Arc::default() }
+        Self { directory, settings, host, within: None, connections: Arc::default() }
     }
 
     /// The same for a server in the same program, which `open` makes connections to.
@@ -68,24 +68,25 @@ impl Agent {
         Comms::new(self.directory.clone(), self.host.executable().to_owned(), *server)
     }
 
-    /// Has every line look whether the machine was registered since.
-    pub(crate) fn reconsider(&self) {
-        let lines: Vec<_> = self.lines.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        lines.iter().for_each(|line| line.reconsider());
+    /// Has every connection check whether the machine was registered since.
+    pub(crate) fn recheck_registration(&self) {
+        let connections: Vec<_> =
+            self.connections.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        connections.iter().for_each(|connection| connection.recheck_registration());
     }
 
-    /// The line to a server: one for all its networks.
-    pub(crate) fn line(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Control> {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        // Lines that nobody holds any more are closed.
-        lines.retain(|_, line| Arc::strong_count(line) > 1);
+    /// The connection to a server: one for all its networks.
+    pub(crate) fn connection(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Control> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        // Connections that nobody holds any more are closed.
+        connections.retain(|_, connection| Arc::strong_count(connection) > 1);
         let reach = match &self.within {
             Some(open) => Reach::Within(Arc::clone(open)),
             None => Reach::Network(self.comms(&server.signing_key)),
         };
         let key = (server.clone(), public_key(&identity));
-        let line = lines.entry(key).or_insert_with(|| Control::new(server.clone(), identity, reach));
-        Arc::clone(line)
+        let connection = connections.entry(key).or_insert_with(|| Control::new(server.clone(), identity, reach));
+        Arc::clone(connection)
     }
 
     /// The interface of a network that a join does not choose.

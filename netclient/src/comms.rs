@@ -114,7 +114,7 @@ impl Comms {
         let observed = link::observe(interface).await?.ok_or_else(missing)?;
         return_path::loosen(interface);
         let addresses = [host(terms.address)].into();
-        let wanted = WantedLink { addresses: &addresses, far: Some(*terms.server.ip()), mtu: MTU };
+        let wanted = WantedLink { addresses: &addresses, peer: Some(*terms.server.ip()), mtu: MTU };
         link::apply(interface, &link_steps(wanted, &observed)).await?;
         Ok(at)
     }
@@ -139,7 +139,7 @@ impl Comms {
         };
         let settled = Registration { interface, ..agreed };
         self.directory.keep_registration(&settled)?;
-        if before.is_some_and(|before| !before.is_same_line(&settled.terms)) {
+        if before.is_some_and(|before| !before.same_link(&settled.terms)) {
             self.take_down(&settled.interface).await?;
         }
         Ok(settled)
@@ -159,9 +159,9 @@ impl Comms {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended while the server was asked, or have become another one.
         let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
-        let (interface, same_line) = (now.interface.clone(), now.is_same_line(&terms));
+        let (interface, same_link) = (now.interface.clone(), now.same_link(&terms));
         self.directory.keep_registration(&Registration { terms, ..now })?;
-        if same_line { Ok(()) } else { self.take_down(&interface).await }
+        if same_link { Ok(()) } else { self.take_down(&interface).await }
     }
 
     /// Takes the tunnel down, and forgets the registration; what fails is left as one that is over, for the next try.

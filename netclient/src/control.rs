@@ -1,4 +1,4 @@
-//! The agent's line to the server: calls over gRPC, authenticated by the machine's identity.
+//! The agent's connection to the server: calls over gRPC, authenticated by the machine's identity.
 //!
 //! [`Control`] connects when it is first needed and again whenever the connection was lost; it keeps the session that
 //! the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What the
@@ -76,7 +76,7 @@ pub struct JoinRequest<'a> {
     pub os: String,
 }
 
-/// A line to one server.
+/// A connection to one server.
 pub struct Control {
     this: Weak<Self>,
     server: ServerAddress,
@@ -112,7 +112,7 @@ impl Changes {
 }
 
 impl Control {
-    /// A line to a server; nothing is sent yet.
+    /// A connection to a server; nothing is sent yet.
     pub fn new(server: ServerAddress, identity: ed25519::SigningKey, reach: Reach) -> Arc<Self> {
         let local = Local::default();
         Arc::new_cyclic(|this: &Weak<Self>| {
@@ -140,8 +140,8 @@ impl Control {
         lock(&self.path).way().into()
     }
 
-    /// Looks whether the machine was registered, and takes the tunnel if so.
-    pub fn reconsider(&self) {
+    /// Checks whether the machine was registered, and takes the tunnel if so.
+    pub fn recheck_registration(&self) {
         if self.is_registered() && lock(&self.path).way() == Way::Tls {
             self.probe_on();
         }
@@ -450,18 +450,18 @@ impl Control {
     }
 }
 
-/// Tries the tunnel as it comes due, as long as somebody holds the line, control traffic takes TLS, and there is a tunnel.
-async fn probe(line: Weak<Control>) {
+/// Tries the tunnel as it comes due, as long as somebody holds the connection, control traffic takes TLS, and there is a tunnel.
+async fn probe(connection: Weak<Control>) {
     let mut renewed = Instant::now();
     loop {
-        let Some(due) = line.upgrade().map(|control| lock(&control.path).next_probe()) else { return };
+        let Some(due) = connection.upgrade().map(|control| lock(&control.path).next_probe()) else { return };
         tokio::time::sleep_until(due.into()).await;
-        let Some(control) = line.upgrade() else { return };
+        let Some(control) = connection.upgrade() else { return };
         let goes_on = control.is_registered() && lock(&control.path).way() == Way::Tls;
         if !goes_on || control.probe_once(&mut renewed).await {
             control.probing.store(false, Ordering::SeqCst);
             // Whoever wanted it meanwhile took it for going on.
-            return control.reconsider();
+            return control.recheck_registration();
         }
     }
 }
@@ -473,10 +473,10 @@ fn public(server: &ServerAddress, reach: &Reach, local: &Local) -> Client {
     })
 }
 
-fn tunnel(line: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Client> {
-    let (Reach::Network(comms), line) = (reach, line.clone()) else { return None };
+fn tunnel(connection: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Client> {
+    let (Reach::Network(comms), connection) = (reach, connection.clone()) else { return None };
     let silent = move || {
-        if let Some(control) = line.upgrade() {
+        if let Some(control) = connection.upgrade() {
             lock(&control.path).fell_silent();
         }
     };
@@ -509,16 +509,16 @@ fn read_terms(
     };
     let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
     let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
-    let (own, far) = (address(&answer.address)?, address(&answer.server_address)?);
+    let (local, peer) = (address(&answer.address)?, address(&answer.server_address)?);
     let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
-    if own == far || is_odd(&own) || is_odd(&far) {
-        return Err(bad(&format!("{own} and {far} cannot be the ends of a tunnel")));
+    if local == peer || is_odd(&local) || is_odd(&peer) {
+        return Err(bad(&format!("{local} and {peer} cannot be the ends of a tunnel")));
     }
     let terms = Terms {
         public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
         endpoint,
-        address: own,
-        server: SocketAddrV4::new(far, port),
+        address: local,
+        server: SocketAddrV4::new(peer, port),
     };
     Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
 }

@@ -211,7 +211,7 @@ impl Daemon {
         let outcome = match question {
             Question::Look => {
                 self.look().await;
-                self.agent.reconsider();
+                self.agent.recheck_registration();
                 Ok(true)
             }
             Question::Control => {

@@ -96,14 +96,14 @@ pub struct WantedLink<'a> {
     /// The addresses, each with the prefix of its network.
     pub addresses: &'a BTreeSet<IpNet>,
     /// The one other address that an IPv4 address leads to; absent: it leads to the network of its prefix.
-    pub far: Option<Ipv4Addr>,
+    pub peer: Option<Ipv4Addr>,
     /// The largest packet, in bytes.
     pub mtu: u16,
 }
 
 /// What an interface lacks.
 pub fn link_steps(wanted: WantedLink<'_>, observed: &LinkState) -> Vec<LinkStep> {
-    let WantedLink { addresses, far, mtu } = wanted;
+    let WantedLink { addresses, peer, mtu } = wanted;
     let mut steps = Vec::new();
     if observed.mtu != u32::from(mtu) {
         steps.push(LinkStep::SetMtu(mtu));
@@ -112,8 +112,8 @@ pub fn link_steps(wanted: WantedLink<'_>, observed: &LinkState) -> Vec<LinkStep>
     if !observed.up {
         steps.push(LinkStep::Up);
     }
-    let add = |address: &IpNet| match (far, address.addr()) {
-        (Some(far), IpAddr::V4(own)) => LinkStep::AddLine { own, far },
+    let add = |address: &IpNet| match (peer, address.addr()) {
+        (Some(peer), IpAddr::V4(local)) => LinkStep::AddPointToPoint { local, peer },
         (Some(_) | None, _) => LinkStep::AddAddress(*address),
     };
     steps.extend(observed.addresses.difference(addresses).map(|address| LinkStep::RemoveAddress(*address)));
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_link_gets_what_it_lacks_and_keeps_what_fits() {
         let address = "10.0.0.200/24".parse().expect("a good address");
-        let wanted = WantedLink { addresses: &[address].into(), far: None, mtu: 1420 };
+        let wanted = WantedLink { addresses: &[address].into(), peer: None, mtu: 1420 };
         let fresh = LinkState { addresses: BTreeSet::new(), mtu: 1500, up: false };
         let steps = link_steps(wanted, &fresh);
         assert_eq!(steps, [LinkStep::SetMtu(1420), LinkStep::Up, LinkStep::AddAddress(address)]);
@@ -212,12 +212,12 @@ mod tests {
 
     #[test]
     fn a_link_of_two_ends_leads_to_the_other_one() {
-        let (own, far) = (Ipv4Addr::new(10, 101, 0, 5), Ipv4Addr::new(10, 101, 0, 1));
-        let wanted = WantedLink { addresses: &[host(own)].into(), far: Some(far), mtu: 1280 };
-        let moved = LinkState { addresses: [host(far)].into(), mtu: 1280, up: true };
+        let (local, peer) = (Ipv4Addr::new(10, 101, 0, 5), Ipv4Addr::new(10, 101, 0, 1));
+        let wanted = WantedLink { addresses: &[host(local)].into(), peer: Some(peer), mtu: 1280 };
+        let moved = LinkState { addresses: [host(peer)].into(), mtu: 1280, up: true };
         let steps = link_steps(wanted, &moved);
-        assert_eq!(steps, [LinkStep::RemoveAddress(host(far)), LinkStep::AddLine { own, far }]);
-        assert_eq!(link_steps(wanted, &LinkState { addresses: [host(own)].into(), ..moved }), []);
+        assert_eq!(steps, [LinkStep::RemoveAddress(host(peer)), LinkStep::AddPointToPoint { local, peer }]);
+        assert_eq!(link_steps(wanted, &LinkState { addresses: [host(local)].into(), ..moved }), []);
     }
 
     fn host(address: Ipv4Addr) -> IpNet {

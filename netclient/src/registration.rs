@@ -79,7 +79,7 @@ impl Registration {
     }
 
     /// Whether its tunnel has the ends that these terms say.
-    pub fn is_same_line(&self, terms: &Terms) -> bool {
+    pub fn same_link(&self, terms: &Terms) -> bool {
         self.terms.address == terms.address && self.terms.server == terms.server
     }
 

@@ -77,7 +77,7 @@ impl Tunnel {
         };
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
-        let wanted = WantedLink { addresses: &interface.addresses, far: None, mtu };
+        let wanted = WantedLink { addresses: &interface.addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
         match self.host.apply_link(&self.interface, &steps).await {
             // Half of a network is better than none.

@@ -121,7 +121,7 @@ impl Agent {
         let name = options.name.or_else(|| settings.name.clone()).map_or_else(host_name, Ok)?;
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let mut attempt = Attempt::begin(&self.directory, server.signing_key)?;
-        let control = self.line(server, attempt.identity.clone());
+        let control = self.connection(server, attempt.identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
         let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));

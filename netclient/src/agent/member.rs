@@ -1,4 +1,4 @@
-//! One membership in hand: its state on the disk, its tunnel, and the line to its server.
+//! One membership in hand: its state on the disk, its tunnel, and the connection to its server.
 
 #[cfg(test)]
 mod tests;
@@ -52,7 +52,7 @@ impl Member {
         let server = &membership.server;
         let identity = agent.directory.identity(&server.signing_key)?;
         let identity = identity.ok_or_else(|| AgentError::NoIdentity(membership.network.clone()))?;
-        let control = agent.line(server, identity);
+        let control = agent.connection(server, identity);
         let tunnel = agent.tunnel(&membership.interface);
         Ok(Self {
             agent,
@@ -72,7 +72,7 @@ impl Member {
         &self.membership
     }
 
-    /// The line to its server.
+    /// The connection to its server.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }

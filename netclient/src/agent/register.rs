@@ -46,7 +46,7 @@ impl Agent {
                 new_private_key()?
             }
         };
-        let control = self.line(&server, attempt.identity.clone());
+        let control = self.connection(&server, attempt.identity.clone());
         let (terms, lapses) = control.register(Some(token), &private_key).await?;
         check_line(&terms).await?;
         attempt.keep()?;
@@ -72,8 +72,8 @@ impl Agent {
             }
         };
         attempt.commit();
-        // A line from before knows of no tunnel.
-        control.reconsider();
+        // A connection from before knows of no tunnel.
+        control.recheck_registration();
         Ok(Registered { answers: control.tunnel_answers().await, new: before.is_none(), registration })
     }
 

@@ -3,7 +3,7 @@
 //! A [`Fake`] is a handle: clones share the computer.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -131,7 +131,9 @@ impl Host for Fake {
 fn carry_out(link: &mut LinkState, step: &LinkStep) {
     match step {
         LinkStep::AddAddress(address) => drop(link.addresses.insert(*address)),
-        LinkStep::AddLine { own, far: _ } => drop(link.addresses.insert(IpNet::from(std::net::IpAddr::V4(*own)))),
+        LinkStep::AddPointToPoint { local, peer: _ } => {
+            link.addresses.insert(IpNet::from(IpAddr::V4(*local)));
+        }
         LinkStep::RemoveAddress(address) => drop(link.addresses.remove(address)),
         LinkStep::SetMtu(mtu) => link.mtu = (*mtu).into(),
         LinkStep::Up => link.up = true,

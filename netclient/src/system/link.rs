@@ -136,7 +136,7 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
                 LinkError::NoIpv6 { interface: interface.to_owned(), address: *address }
             }
             LinkStep::AddAddress(_)
-            | LinkStep::AddLine { .. }
+            | LinkStep::AddPointToPoint { .. }
             | LinkStep::RemoveAddress(_)
             | LinkStep::SetMtu(_)
             | LinkStep::Up => LinkError::Step { interface: interface.to_owned(), step: *step, source },
@@ -217,7 +217,7 @@ async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<(
     let link = || LinkUnspec::new_with_index(index);
     match step {
         LinkStep::AddAddress(address) => add_address(handle, index, address).await,
-        LinkStep::AddLine { own, far } => add_line(handle, index, *own, *far).await,
+        LinkStep::AddPointToPoint { local, peer } => add_point_to_point(handle, index, *local, *peer).await,
         LinkStep::RemoveAddress(address) => remove_address(handle, index, address).await,
         LinkStep::SetMtu(mtu) => handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io),
         LinkStep::Up => handle.link().set(link().up().build()).execute().await.map_err(to_io),
@@ -236,9 +236,9 @@ async fn add_address(handle: &Handle, index: u32, address: &IpNet) -> io::Result
     request.execute().await.map_err(to_io)
 }
 
-async fn add_line(handle: &Handle, index: u32, own: Ipv4Addr, far: Ipv4Addr) -> io::Result<()> {
-    let mut request = handle.address().add(index, own.into(), 32).replace();
-    let ends = [AddressAttribute::Local(own.into()), AddressAttribute::Address(far.into())];
+async fn add_point_to_point(handle: &Handle, index: u32, local: Ipv4Addr, peer: Ipv4Addr) -> io::Result<()> {
+    let mut request = handle.address().add(index, local.into(), 32).replace();
+    let ends = [AddressAttribute::Local(local.into()), AddressAttribute::Address(peer.into())];
     request.message_mut().attributes = ends.to_vec();
     request.execute().await.map_err(to_io)
 }
@@ -280,7 +280,7 @@ fn mtu_of(link: &LinkMessage) -> u32 {
     link.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
-/// The address itself: `Local` where there is one, since `Address` is then the far end of a line of two.
+/// The address itself: `Local` where there is one, since `Address` is then the peer of a point-to-point link.
 fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let mut address: Option<IpAddr> = None;
     for attribute in &message.attributes {

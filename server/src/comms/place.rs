@@ -129,7 +129,7 @@ impl Place {
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed = link::observe(&self.interface).await?.ok_or_else(missing)?;
         return_path::loosen(&self.interface);
-        let wanted = WantedLink { addresses: &[self.own()].into(), far: None, mtu: MTU };
+        let wanted = WantedLink { addresses: &[self.own()].into(), peer: None, mtu: MTU };
         link::apply(&self.interface, &link_steps(wanted, &observed)).await
     }
 

@@ -27,11 +27,11 @@ pub enum LinkStep {
     /// is usable at once: it is not probed for a double (RFC 4862), since a tunnel has no neighbours.
     AddAddress(IpNet),
     /// Adds an address whose link leads to one other address only, which the kernel routes to it.
-    AddLine {
+    AddPointToPoint {
         /// The address.
-        own: Ipv4Addr,
+        local: Ipv4Addr,
         /// The other end's.
-        far: Ipv4Addr,
+        peer: Ipv4Addr,
     },
     /// Removes an address, if there.
     RemoveAddress(IpNet),
@@ -45,7 +45,7 @@ impl fmt::Display for LinkStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddAddress(address) => write!(f, "add the address {address} to"),
-            Self::AddLine { own, far } => write!(f, "add the address {own} with the far end {far} to"),
+            Self::AddPointToPoint { local, peer } => write!(f, "add the address {local} with the peer {peer} to"),
             Self::RemoveAddress(address) => write!(f, "remove the address {address} from"),
             Self::SetMtu(mtu) => write!(f, "set an MTU of {mtu} on"),
             Self::Up => f.write_str("bring up"),
