@@ -186,11 +186,11 @@ async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
         return Ok(crate::agent::Status::default());
     }
     let agent = open_tidied(directory).await?;
-    let ways = match daemon::ask(&agent.directory, &Question::Control) {
+    let transports = match daemon::ask(&agent.directory, &Question::Control) {
         Ok(Some(Answer::Control(ways))) => ways,
         Ok(_) | Err(_) => Default::default(),
     };
-    Ok(agent.status(|network| ways.get(network).copied().unwrap_or(Control::None)).await?)
+    Ok(agent.status(|network| transports.get(network).copied().unwrap_or(Control::None)).await?)
 }
 
 async fn run_daemon(agent: Agent) -> Outcome {

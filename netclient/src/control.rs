@@ -5,12 +5,12 @@
 //! server says is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
 //!
 //! A machine that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
-//! which, [`path`] decides.
+//! which, [`transport`] decides.
 
 mod connect;
 mod error;
-mod path;
 mod tls;
+mod transport;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -38,7 +38,7 @@ use crate::device::{PrivateKey, default_source};
 use crate::membership::ServerAddress;
 use crate::registration::{Registration, Terms};
 use connect::{Local, SILENCE, lock};
-use path::{Path, Way};
+use transport::{Transport, TransportSelector};
 
 pub use connect::Opener;
 pub use error::ControlError;
@@ -84,20 +84,20 @@ pub struct Control {
     reach: Reach,
     public: Mutex<Client>,
     tunnel: Option<Client>,
-    path: Mutex<Path>,
-    /// The way of `path`, for those who hold a stream.
-    way: watch::Sender<Way>,
+    selector: Mutex<TransportSelector>,
+    /// The transport of `selector`, for those who hold a stream.
+    transport: watch::Sender<Transport>,
     /// Whether the tunnel is being tried.
     probing: AtomicBool,
     session: Mutex<Option<Secret<String>>>,
     local: Local,
 }
 
-/// Every change as the server sends it, until it ends or control traffic takes another way.
+/// Every change as the server sends it, until it ends or control traffic takes another transport.
 pub struct Changes {
     updates: Streaming<Update>,
-    by: Way,
-    way: watch::Receiver<Way>,
+    by: Transport,
+    transport: watch::Receiver<Transport>,
 }
 
 impl Changes {
@@ -106,7 +106,7 @@ impl Changes {
         let by = self.by;
         tokio::select! {
             update = self.updates.message() => update.ok().flatten(),
-            _ = self.way.wait_for(|way| *way != by) => None,
+            _ = self.transport.wait_for(|transport| *transport != by) => None,
         }
     }
 }
@@ -118,7 +118,7 @@ impl Control {
         Arc::new_cyclic(|this: &Weak<Self>| {
             let (public, tunnel) = (public(&server, &reach, &local), tunnel(this, &reach, &local));
             let registered = matches!(&reach, Reach::Network(comms) if registration(comms).is_some());
-            let by = if registered { Way::Tunnel } else { Way::Tls };
+            let by = if registered { Transport::Tunnel } else { Transport::Tls };
             Self {
                 this: this.clone(),
                 server,
@@ -126,8 +126,8 @@ impl Control {
                 reach,
                 public: Mutex::new(public),
                 tunnel,
-                path: Mutex::new(Path::new(by, Instant::now())),
-                way: watch::Sender::new(by),
+                selector: Mutex::new(TransportSelector::new(by, Instant::now())),
+                transport: watch::Sender::new(by),
                 probing: AtomicBool::new(false),
                 session: Mutex::default(),
                 local,
@@ -135,14 +135,14 @@ impl Control {
         })
     }
 
-    /// The way that control traffic takes, as long as the server answers.
-    pub fn way(&self) -> api::Control {
-        lock(&self.path).way().into()
+    /// The transport that control traffic takes, as long as the server answers.
+    pub fn transport(&self) -> api::Control {
+        lock(&self.selector).transport().into()
     }
 
     /// Checks whether the machine was registered, and takes the tunnel if so.
     pub fn recheck_registration(&self) {
-        if self.is_registered() && lock(&self.path).way() == Way::Tls {
+        if self.is_registered() && lock(&self.selector).transport() == Transport::Tls {
             self.probe_on();
         }
     }
@@ -266,10 +266,10 @@ impl Control {
     /// Every change from there on, at once.
     pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Changes, ControlError> {
         let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
-        let way = self.way.subscribe();
+        let transport = self.transport.subscribe();
         let (updates, by) =
             self.call(request, |mut client, request| async move { client.watch(request).await }).await?;
-        Ok(Changes { updates, by, way })
+        Ok(Changes { updates, by, transport })
     }
 
     /// Leaves a network.
@@ -297,7 +297,7 @@ impl Control {
         &self,
         request: Q,
         call: impl Fn(Client, Request<Q>) -> F,
-    ) -> Result<(A, Way), ControlError> {
+    ) -> Result<(A, Transport), ControlError> {
         let kept = lock(&self.session).clone();
         let fresh = kept.is_none();
         let token = match kept {
@@ -332,21 +332,21 @@ impl Control {
         Ok(token)
     }
 
-    /// An answer by the way that control traffic takes, or by the other one where that gives none; and by which.
+    /// An answer by the transport of control traffic, or by the other one where that gives none; and by which.
     async fn ask<A, F: Future<Output = Answered<A>> + Send>(
         &self,
         call: impl Fn(Client) -> F,
-    ) -> Result<(A, Way), ControlError> {
-        let [first, second] = lock(&self.path).order();
+    ) -> Result<(A, Transport), ControlError> {
+        let [first, second] = lock(&self.selector).order();
         let outcome = self.ask_by(first, &call).await;
         let unreached = matches!(outcome, Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. }));
-        if !unreached || second == Way::Tunnel && !self.is_registered() {
+        if !unreached || second == Transport::Tunnel && !self.is_registered() {
             return outcome.map(|answer| (answer, first));
         }
         let other = self.ask_by(second, &call).await;
         match (other, second) {
             // Who reaches nobody reads of the public address, about which something can be done.
-            (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Way::Tunnel) => {
+            (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Transport::Tunnel) => {
                 outcome.map(|answer| (answer, first))
             }
             (other, _) => other.map(|answer| (answer, second)),
@@ -355,21 +355,21 @@ impl Control {
 
     async fn ask_by<A, F: Future<Output = Answered<A>> + Send>(
         &self,
-        way: Way,
+        transport: Transport,
         call: &impl Fn(Client) -> F,
     ) -> Result<A, ControlError> {
-        let client = match (way, &self.tunnel) {
-            (Way::Tunnel, Some(tunnel)) => tunnel.clone(),
-            (Way::Tunnel | Way::Tls, _) => lock(&self.public).clone(),
+        let client = match (transport, &self.tunnel) {
+            (Transport::Tunnel, Some(tunnel)) => tunnel.clone(),
+            (Transport::Tunnel | Transport::Tls, _) => lock(&self.public).clone(),
         };
         let outcome = self.answer(call(client)).await;
         match &outcome {
-            Err(ControlError::Unreachable { .. }) if way == Way::Tunnel => {
-                lock(&self.path).failed(Instant::now());
+            Err(ControlError::Unreachable { .. }) if transport == Transport::Tunnel => {
+                lock(&self.selector).failed(Instant::now());
             }
             Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. } | ControlError::Slow { .. }) => {}
             Ok(_) | Err(ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_)) => {
-                self.answered(way).await;
+                self.answered(transport).await;
             }
         }
         outcome
@@ -387,25 +387,25 @@ impl Control {
         error::failed(self.server.addresses.join(", "), status)
     }
 
-    /// Notes by which way the server answered. When that has become TLS, the machine registers again, as the server may
+    /// Notes by which transport the server answered. When that has become TLS, the machine registers again, as the server may
     /// have forgotten it, and goes on trying the tunnel.
-    async fn answered(&self, way: Way) {
-        let moved = lock(&self.path).answered(way, Instant::now());
+    async fn answered(&self, transport: Transport) {
+        let moved = lock(&self.selector).answered(transport, Instant::now());
         if !moved {
             return;
         }
-        self.take(way);
-        if way == Way::Tls {
+        self.take(transport);
+        if transport == Transport::Tls {
             tracing::info!(server = self.server.addresses[0], "the tunnel to the server gives no answer; using TLS");
             self.probe_on();
             self.renew().await;
         }
     }
 
-    /// Has those who hold streams take a way; a connection by the other one is given up.
-    fn take(&self, way: Way) {
-        self.way.send_replace(way);
-        if way == Way::Tunnel {
+    /// Has those who hold streams take a transport; a connection by the other one is given up.
+    fn take(&self, transport: Transport) {
+        self.transport.send_replace(transport);
+        if transport == Transport::Tunnel {
             *lock(&self.public) = public(&self.server, &self.reach, &self.local);
         }
     }
@@ -441,10 +441,10 @@ impl Control {
             *renewed = Instant::now();
             self.renew().await;
         }
-        let taken = lock(&self.path).probed(answers, Instant::now());
+        let taken = lock(&self.selector).probed(answers, Instant::now());
         if taken {
             tracing::info!(server = self.server.addresses[0], "the tunnel to the server answers again; using it");
-            self.take(Way::Tunnel);
+            self.take(Transport::Tunnel);
         }
         taken
     }
@@ -454,10 +454,10 @@ impl Control {
 async fn probe(connection: Weak<Control>) {
     let mut renewed = Instant::now();
     loop {
-        let Some(due) = connection.upgrade().map(|control| lock(&control.path).next_probe()) else { return };
+        let Some(due) = connection.upgrade().map(|control| lock(&control.selector).next_probe()) else { return };
         tokio::time::sleep_until(due.into()).await;
         let Some(control) = connection.upgrade() else { return };
-        let goes_on = control.is_registered() && lock(&control.path).way() == Way::Tls;
+        let goes_on = control.is_registered() && lock(&control.selector).transport() == Transport::Tls;
         if !goes_on || control.probe_once(&mut renewed).await {
             control.probing.store(false, Ordering::SeqCst);
             // Whoever wanted it meanwhile took it for going on.
@@ -477,7 +477,7 @@ fn tunnel(connection: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Cl
     let (Reach::Network(comms), connection) = (reach, connection.clone()) else { return None };
     let silent = move || {
         if let Some(control) = connection.upgrade() {
-            lock(&control.path).fell_silent();
+            lock(&control.selector).fell_silent();
         }
     };
     Some(client(connect::by_tunnel(comms.clone(), Arc::clone(local), Arc::new(silent), PATIENCE)))

@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(10);
 pub enum Question {
     /// Look for networks that were joined.
     Look,
-    /// The way that each network's control traffic takes.
+    /// The transport of each network's control traffic.
     Control,
     /// Check in now.
     CheckIn(NetworkName),
@@ -57,7 +57,7 @@ pub enum Question {
 pub enum Answer {
     /// It was done; whether anything was new.
     Done(bool),
-    /// The ways of control traffic.
+    /// The transports of control traffic, by network.
     Control(BTreeMap<NetworkName, Control>),
     /// It was not done.
     Failed(String),
@@ -216,8 +216,8 @@ impl Daemon {
             }
             Question::Control => {
                 let drivers = self.drivers.lock().await;
-                let ways = drivers.iter().map(|(network, running)| (network.clone(), *running.control.borrow()));
-                return Answer::Control(ways.collect());
+                let transports = drivers.iter().map(|(network, running)| (network.clone(), *running.control.borrow()));
+                return Answer::Control(transports.collect());
             }
             Question::CheckIn(network) => self.ask(network, Wish::CheckIn).await,
             Question::Pull(network) => self.ask(network, Wish::Pull).await,

@@ -70,13 +70,13 @@ pub enum End {
 }
 
 impl Driver {
-    /// A driver of a membership, and where to read the way that its control traffic takes.
+    /// A driver of a membership, and where to read the transport of its control traffic.
     pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<Control>) {
         let (sender, events) = mpsc::channel(WAITING);
-        let (control, way) = watch::channel(Control::None);
+        let (control, transport) = watch::channel(Control::None);
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
         let machine = Machine::new(interval(&member), watch, seed, now());
-        (Self { member, machine, events, sender, stream: None, control }, way)
+        (Self { member, machine, events, sender, stream: None, control }, transport)
     }
 
     /// Drives until `shutdown` becomes true or the machine has left.
@@ -89,7 +89,7 @@ impl Driver {
                     return End::Left;
                 }
             }
-            self.publish_way();
+            self.publish_transport();
             let due = self.machine.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
@@ -100,10 +100,10 @@ impl Driver {
         }
     }
 
-    /// Publishes which way control traffic takes.
-    fn publish_way(&self) {
-        let way = if self.machine.is_reached() { self.member.control().way() } else { Control::None };
-        self.control.send_if_modified(|before| std::mem::replace(before, way) != way);
+    /// Publishes which transport control traffic takes.
+    fn publish_transport(&self) {
+        let transport = if self.machine.is_reached() { self.member.control().transport() } else { Control::None };
+        self.control.send_if_modified(|before| std::mem::replace(before, transport) != transport);
     }
 
     fn network(&self) -> NetworkName {

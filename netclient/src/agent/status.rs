@@ -58,7 +58,7 @@ pub struct NetworkStatus {
     pub epoch: u64,
     /// The revision that the server sent the machine last.
     pub revision: Revision,
-    /// The way that control traffic takes; none where no daemon runs.
+    /// The transport of control traffic; none where no daemon runs.
     pub control: api::Control,
     /// The machine's addresses.
     pub addresses: BTreeSet<IpAddr>,
@@ -82,7 +82,7 @@ pub struct PeerStatus {
 }
 
 impl Agent {
-    /// How the machine's networks are; `control` returns the way that their control traffic takes.
+    /// How the machine's networks are; `control` returns the transport of their control traffic.
     pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
@@ -95,7 +95,7 @@ impl Agent {
                 }
             };
             let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
-            let way = control(&network);
+            let transport = control(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
             let peer = |(public_key, tunnel): (WireGuardKey, Tunnel)| {
@@ -119,7 +119,7 @@ impl Agent {
                 up: device.is_some(),
                 epoch: position.epoch,
                 revision: position.revision,
-                control: way,
+                control: transport,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 peers,
             });

@@ -36,7 +36,7 @@ pub(super) fn list(form: Form, status: &Status) -> Outcome {
             interface(network),
             joined(&network.addresses),
             network.peers.len().to_string(),
-            way(network.control).into(),
+            transport(network.control).into(),
             network.revision.to_string(),
         ]);
     }
@@ -64,7 +64,7 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
         }
         let NetworkStatus { name, node, addresses, revision, .. } = network;
         writeln!(data, "{name}: {node}, {}, on {}", joined(addresses), interface(network))?;
-        writeln!(data, "  revision {revision}, control traffic by {}", way(network.control))?;
+        writeln!(data, "  revision {revision}, control traffic by {}", transport(network.control))?;
         if network.peers.is_empty() {
             writeln!(data, "  no peers yet")?;
             continue;
@@ -107,7 +107,7 @@ fn interface(network: &NetworkStatus) -> String {
     if network.up { network.interface.clone() } else { format!("{} (down)", network.interface) }
 }
 
-const fn way(control: Control) -> &'static str {
+const fn transport(control: Control) -> &'static str {
     match control {
         Control::Tunnel => "tunnel",
         Control::Tls => "tls",

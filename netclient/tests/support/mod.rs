@@ -294,10 +294,10 @@ impl Node {
         self.state().peers.len()
     }
 
-    /// The control traffic's way, as the daemon says.
+    /// The transport of control traffic, as the daemon says.
     pub async fn control(&self) -> Control {
         match self.ask(Question::Control).await {
-            Answer::Control(ways) => ways.into_values().next().unwrap_or(Control::None),
+            Answer::Control(transports) => transports.into_values().next().unwrap_or(Control::None),
             other @ (Answer::Done(_) | Answer::Failed(_)) => panic!("{other:?}"),
         }
     }
