@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, AgentError, error_chain};
 use crate::args::{Args, Shown, Verb, Which};
-use crate::daemon::{self, Answer, Question};
+use crate::daemon::{self, DaemonRequest, DaemonResponse};
 use crate::device::process::{self, Ended};
 use crate::directory::Directory;
 use crate::host::System;
@@ -104,7 +104,7 @@ async fn act(args: Args) -> Outcome {
         Verb::Checkin(which) => {
             let (agent, network) = member(&args.directory, &which).await?;
             let news = match agent.check_in(&network).await {
-                Err(AgentError::Busy(_)) => ask(&agent, Question::CheckIn(network.clone()))?,
+                Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::CheckIn(network.clone()))?,
                 outcome => outcome?,
             };
             render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
@@ -112,7 +112,7 @@ async fn act(args: Args) -> Outcome {
         Verb::Pull(which) => {
             let (agent, network) = member(&args.directory, &which).await?;
             let news = match agent.pull(&network).await {
-                Err(AgentError::Busy(_)) => ask(&agent, Question::Pull(network.clone()))?,
+                Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::Pull(network.clone()))?,
                 outcome => outcome?,
             };
             render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
@@ -120,7 +120,9 @@ async fn act(args: Args) -> Outcome {
         Verb::Leave { which, force } => {
             let (agent, network) = member(&args.directory, &which).await?;
             match agent.leave(&network, force).await {
-                Err(AgentError::Busy(_)) => drop(ask(&agent, Question::Leave { network: network.clone(), force })?),
+                Err(AgentError::Busy(_)) => {
+                    ask(&agent, DaemonRequest::Leave { network: network.clone(), force })?;
+                }
                 outcome => outcome?,
             }
             agent.end_lapsed().await?;
@@ -171,13 +173,13 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
 }
 
 /// Asks the daemon to do what another process has the right to do.
-fn ask(agent: &Agent, question: Question) -> Outcome<bool> {
+fn ask(agent: &Agent, question: DaemonRequest) -> Outcome<bool> {
     let answer = daemon::ask(&agent.directory, &question)
         .map_err(|error| format!("the daemon gave no answer ({error}); see whether it still runs, and try again"))?;
     match answer.ok_or("another netclient is at work on this network; try again when it is done")? {
-        Answer::Done(news) => Ok(news),
-        Answer::Failed(why) => Err(why.into()),
-        Answer::Control(_) => Err("the daemon is of another version; start it again".into()),
+        DaemonResponse::Done(news) => Ok(news),
+        DaemonResponse::Failed(why) => Err(why.into()),
+        DaemonResponse::Control(_) => Err("the daemon is of another version; start it again".into()),
     }
 }
 
@@ -186,8 +188,8 @@ async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
         return Ok(crate::agent::Status::default());
     }
     let agent = open_tidied(directory).await?;
-    let transports = match daemon::ask(&agent.directory, &Question::Control) {
-        Ok(Some(Answer::Control(ways))) => ways,
+    let transports = match daemon::ask(&agent.directory, &DaemonRequest::Control) {
+        Ok(Some(DaemonResponse::Control(ways))) => ways,
         Ok(_) | Err(_) => Default::default(),
     };
     Ok(agent.status(|network| transports.get(network).copied().unwrap_or(Control::None)).await?)
@@ -214,7 +216,7 @@ fn json(it: &impl serde::Serialize) -> Outcome {
 
 /// Whether a daemon runs; it looks for the new network at once.
 fn looked_after(agent: &Agent) -> bool {
-    matches!(daemon::ask(&agent.directory, &Question::Look), Ok(Some(Answer::Done(_))))
+    matches!(daemon::ask(&agent.directory, &DaemonRequest::Look), Ok(Some(DaemonResponse::Done(_))))
 }
 
 /// The token as it was typed, or from a file, or from standard input; checked before anything else happens.

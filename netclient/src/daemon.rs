@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::agent::member::Member;
 use crate::agent::{Agent, AgentError, error_chain};
 use crate::directory::Directory;
-use crate::driver::{Ask, Driver, End, Wish, ended};
+use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
 /// How long a command waits for the daemon, which may have two calls to make and a device to set.
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// What a command asks the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Question {
+pub enum DaemonRequest {
     /// Look for networks that were joined.
     Look,
     /// The transport of each network's control traffic.
@@ -54,7 +54,7 @@ pub enum Question {
 /// What the daemon answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Answer {
+pub enum DaemonResponse {
     /// It was done; whether anything was new.
     Done(bool),
     /// The transports of control traffic, by network.
@@ -64,7 +64,7 @@ pub enum Answer {
 }
 
 /// Asks the daemon of a directory; absent: none runs.
-pub fn ask(directory: &Directory, question: &Question) -> io::Result<Option<Answer>> {
+pub fn ask(directory: &Directory, question: &DaemonRequest) -> io::Result<Option<DaemonResponse>> {
     let mut stream = match Blocking::connect(directory.agent_socket()) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -145,7 +145,7 @@ struct Daemon {
 
 struct Running {
     task: tokio::task::JoinHandle<End>,
-    asks: mpsc::Sender<Ask>,
+    requests: mpsc::Sender<Request>,
     control: watch::Receiver<Control>,
 }
 
@@ -187,10 +187,10 @@ impl Daemon {
     fn start(&self, member: Member) -> Running {
         let membership = member.membership();
         tracing::info!(network = %membership.network, interface = membership.interface, "looking after the network");
-        let (asks, asked) = mpsc::channel(4);
+        let (requests, asked) = mpsc::channel(4);
         let (driver, control) = Driver::new(member, self.agent.settings.watch);
         let task = tokio::spawn(driver.run(asked, self.shutdown.clone()));
-        Running { task, asks, control }
+        Running { task, requests, control }
     }
 
     async fn serve(self: Arc<Self>, client: UnixStream) {
@@ -199,7 +199,7 @@ impl Daemon {
         let heard = tokio::io::BufReader::new(read).read_line(&mut line).await;
         let answer = match serde_json::from_str(&line) {
             Ok(question) if heard.is_ok() => self.answer(question).await,
-            Ok(_) | Err(_) => Answer::Failed("the daemon is of another version; start it again".into()),
+            Ok(_) | Err(_) => DaemonResponse::Failed("the daemon is of another version; start it again".into()),
         };
         let mut line = serde_json::to_vec(&answer).expect("an answer can be written as JSON");
         line.push(b'\n');
@@ -207,33 +207,33 @@ impl Daemon {
         let _ = write.write_all(&line).await;
     }
 
-    async fn answer(&self, question: Question) -> Answer {
+    async fn answer(&self, question: DaemonRequest) -> DaemonResponse {
         let outcome = match question {
-            Question::Look => {
+            DaemonRequest::Look => {
                 self.look().await;
                 self.agent.recheck_registration();
                 Ok(true)
             }
-            Question::Control => {
+            DaemonRequest::Control => {
                 let drivers = self.drivers.lock().await;
                 let transports = drivers.iter().map(|(network, running)| (network.clone(), *running.control.borrow()));
-                return Answer::Control(transports.collect());
+                return DaemonResponse::Control(transports.collect());
             }
-            Question::CheckIn(network) => self.ask(network, Wish::CheckIn).await,
-            Question::Pull(network) => self.ask(network, Wish::Pull).await,
-            Question::Leave { network, force } => self.ask(network, Wish::Leave { force }).await,
+            DaemonRequest::CheckIn(network) => self.ask(network, Command::CheckIn).await,
+            DaemonRequest::Pull(network) => self.ask(network, Command::Pull).await,
+            DaemonRequest::Leave { network, force } => self.ask(network, Command::Leave { force }).await,
         };
         match outcome {
-            Ok(news) => Answer::Done(news),
-            Err(error) => Answer::Failed(error_chain(&error)),
+            Ok(news) => DaemonResponse::Done(news),
+            Err(error) => DaemonResponse::Failed(error_chain(&error)),
         }
     }
 
-    async fn ask(&self, network: NetworkName, what: Wish) -> Result<bool, AgentError> {
-        let asks = self.drivers.lock().await.get(&network).map(|running| running.asks.clone());
+    async fn ask(&self, network: NetworkName, command: Command) -> Result<bool, AgentError> {
+        let requests = self.drivers.lock().await.get(&network).map(|running| running.requests.clone());
         let busy = || AgentError::Busy(network.clone());
         let (answer, answered) = oneshot::channel();
-        asks.ok_or_else(busy)?.send(Ask { what, answer }).await.map_err(|_| busy())?;
+        requests.ok_or_else(busy)?.send(Request { command, answer }).await.map_err(|_| busy())?;
         answered.await.map_err(|_| busy())?
     }
 }

@@ -21,16 +21,16 @@ use crate::membership::Accepted;
 const WAITING: usize = 16;
 
 /// What somebody asks of a driver, and where the answer goes: whether anything was new.
-pub struct Ask {
+pub struct Request {
     /// What to do.
-    pub what: Wish,
+    pub command: Command,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<bool, AgentError>>,
 }
 
 /// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Command {
     /// Check in.
     CheckIn,
     /// Get the whole View.
@@ -80,7 +80,7 @@ impl Driver {
     }
 
     /// Drives until `shutdown` becomes true or the machine has left.
-    pub async fn run(mut self, mut asks: mpsc::Receiver<Ask>, mut shutdown: watch::Receiver<bool>) -> End {
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: watch::Receiver<bool>) -> End {
         self.machine.handle_timeout(now());
         loop {
             while let Some(output) = self.machine.poll_output() {
@@ -93,7 +93,7 @@ impl Driver {
             let due = self.machine.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
-                Some(ask) = asks.recv() => if self.grant(ask).await { return End::Left },
+                Some(request) = requests.recv() => if self.handle(request).await { return End::Left },
                 () = tokio::time::sleep_until(due.into()) => self.machine.handle_timeout(now()),
                 () = ended(&mut shutdown) => return End::Shutdown,
             }
@@ -251,15 +251,15 @@ impl Driver {
         outcome.is_ok()
     }
 
-    /// Does what somebody asks; whether the machine has left the network by that.
-    async fn grant(&mut self, ask: Ask) -> bool {
-        let Ask { what, answer } = ask;
-        let outcome = match what {
-            Wish::CheckIn => self.check_in_now().await,
-            Wish::Pull => self.pull_now().await,
-            Wish::Leave { force } => self.member.leave(force).await.map(|()| true),
+    /// Does what somebody requests; whether the machine has left the network by that.
+    async fn handle(&mut self, request: Request) -> bool {
+        let Request { command, answer } = request;
+        let outcome = match command {
+            Command::CheckIn => self.check_in_now().await,
+            Command::Pull => self.pull_now().await,
+            Command::Leave { force } => self.member.leave(force).await.map(|()| true),
         };
-        let left = outcome.is_ok() && matches!(what, Wish::Leave { .. });
+        let left = outcome.is_ok() && matches!(command, Command::Leave { .. });
         // Whoever asked may have gone.
         let _ = answer.send(outcome);
         left

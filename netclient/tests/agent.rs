@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use netclient::agent::{AgentError, Joined};
-use netclient::daemon::{Answer, Question};
+use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
 use schema::api::Control;
 use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
@@ -133,8 +133,8 @@ async fn who_leaves_is_gone_everywhere_and_leaves_nothing() {
     let mesh = Mesh::new(CORP).await;
     let [a, mut b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
-    let answer = b.ask(Question::Leave { network: "corp".parse().expect("good"), force: false }).await;
-    assert!(matches!(answer, Answer::Done(true)), "{answer:?}");
+    let answer = b.ask(DaemonRequest::Leave { network: "corp".parse().expect("good"), force: false }).await;
+    assert!(matches!(answer, DaemonResponse::Done(true)), "{answer:?}");
     eventually("a is alone", || a.peers() == 0).await;
     assert!(!mesh.has("b"));
     assert!(b.computer.device(INTERFACE).is_none() && b.computer.names(INTERFACE).is_empty());

@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use netclient::agent::{Agent, AgentError, JoinMethod, JoinOptions, error_chain};
 use netclient::control::{ControlError, JoinRequest, Opener};
-use netclient::daemon::{self, Answer, Question};
+use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};
 use netclient::host::System;
@@ -359,7 +359,7 @@ impl Client {
         self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;
         tracing::info!(%network, "this host is a node of the network");
         // If nobody hears, the daemon looks by itself soon.
-        let _ = self.ask(Question::Look).await;
+        let _ = self.ask(DaemonRequest::Look).await;
         Ok(())
     }
 
@@ -374,10 +374,10 @@ impl Client {
                 return Ok(());
             }
         };
-        match self.ask(Question::Leave { network: network.clone(), force: true }).await {
-            Some(Answer::Done(_)) => Ok(()),
-            Some(Answer::Failed(why)) => Err(Failure::ForNow(why)),
-            Some(Answer::Control(_)) | None => Err(self.failure(&busy)),
+        match self.ask(DaemonRequest::Leave { network: network.clone(), force: true }).await {
+            Some(DaemonResponse::Done(_)) => Ok(()),
+            Some(DaemonResponse::Failed(why)) => Err(Failure::ForNow(why)),
+            Some(DaemonResponse::Control(_)) | None => Err(self.failure(&busy)),
         }
     }
 
@@ -411,7 +411,7 @@ impl Client {
     }
 
     /// Asks the daemon, which has the right to what it looks after.
-    async fn ask(&self, question: Question) -> Option<Answer> {
+    async fn ask(&self, question: DaemonRequest) -> Option<DaemonResponse> {
         let directory = self.agent.directory.clone();
         let asked = tokio::task::spawn_blocking(move || daemon::ask(&directory, &question)).await;
         asked.ok()?.ok()?

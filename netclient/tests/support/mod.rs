@@ -16,7 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use netclient::agent::{Agent, AgentError, JoinOptions, Joined};
 use netclient::control::Opener;
-use netclient::daemon::{self, Answer, Question};
+use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::DeviceState;
 use netclient::device::fake::Fake as Device;
 use netclient::directory::Directory;
@@ -254,7 +254,7 @@ impl Node {
     }
 
     /// Asks the daemon something, as a command does.
-    pub async fn ask(&self, question: Question) -> Answer {
+    pub async fn ask(&self, question: DaemonRequest) -> DaemonResponse {
         let directory = self.agent.directory.clone();
         let asked = tokio::task::spawn_blocking(move || daemon::ask(&directory, &question));
         until_done(asked).await.expect("no panic").expect("it answers").expect("it runs")
@@ -296,9 +296,9 @@ impl Node {
 
     /// The transport of control traffic, as the daemon says.
     pub async fn control(&self) -> Control {
-        match self.ask(Question::Control).await {
-            Answer::Control(transports) => transports.into_values().next().unwrap_or(Control::None),
-            other @ (Answer::Done(_) | Answer::Failed(_)) => panic!("{other:?}"),
+        match self.ask(DaemonRequest::Control).await {
+            DaemonResponse::Control(transports) => transports.into_values().next().unwrap_or(Control::None),
+            other @ (DaemonResponse::Done(_) | DaemonResponse::Failed(_)) => panic!("{other:?}"),
         }
     }
 
