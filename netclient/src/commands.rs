@@ -216,7 +216,7 @@ fn json(it: &impl serde::Serialize) -> Outcome {
 
 /// Whether a daemon runs; it looks for the new network at once.
 fn looked_after(agent: &Agent) -> bool {
-    matches!(daemon::ask(&agent.directory, &DaemonRequest::Look), Ok(Some(DaemonResponse::Done(_))))
+    matches!(daemon::ask(&agent.directory, &DaemonRequest::Rescan), Ok(Some(DaemonResponse::Done(_))))
 }
 
 /// The token as it was typed, or from a file, or from standard input; checked before anything else happens.

@@ -44,7 +44,7 @@ pub use connect::Opener;
 pub use error::ControlError;
 
 /// How long a call may take.
-const PATIENCE: Duration = Duration::from_secs(8);
+const TIMEOUT: Duration = Duration::from_secs(8);
 /// The largest answer: a View of tens of thousands of peers.
 const LARGEST: usize = 64 << 20;
 /// How often a machine registers again while the tunnel is silent: the server may have forgotten it.
@@ -377,7 +377,7 @@ impl Control {
 
     /// An answer that comes whole and in time.
     async fn answer<A>(&self, call: impl Future<Output = Answered<A>>) -> Result<A, ControlError> {
-        match tokio::time::timeout(PATIENCE, call).await {
+        match tokio::time::timeout(TIMEOUT, call).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
             Err(_) => Err(self.failed(&Status::deadline_exceeded(""))),
         }
@@ -468,8 +468,8 @@ async fn probe(connection: Weak<Control>) {
 
 fn public(server: &ServerAddress, reach: &Reach, local: &Local) -> Client {
     client(match reach {
-        Reach::Network(_) => connect::by_tls(server, Arc::clone(local), PATIENCE),
-        Reach::Within(open) => connect::within(Arc::clone(open), PATIENCE),
+        Reach::Network(_) => connect::by_tls(server, Arc::clone(local), TIMEOUT),
+        Reach::Within(open) => connect::within(Arc::clone(open), TIMEOUT),
     })
 }
 
@@ -480,7 +480,7 @@ fn tunnel(connection: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Cl
             lock(&control.selector).fell_silent();
         }
     };
-    Some(client(connect::by_tunnel(comms.clone(), Arc::clone(local), Arc::new(silent), PATIENCE)))
+    Some(client(connect::by_tunnel(comms.clone(), Arc::clone(local), Arc::new(silent), TIMEOUT)))
 }
 
 fn client(channel: Channel) -> Client {

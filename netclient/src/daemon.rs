@@ -24,18 +24,18 @@ use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
 /// How long a command waits for the daemon, which may have two calls to make and a device to set.
-const PATIENCE: Duration = Duration::from_secs(45);
+const TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a driver may take to end.
 const END: Duration = Duration::from_secs(5);
 /// How often the daemon looks for networks whose lock another process had.
-const LOOK: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a command asks the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DaemonRequest {
     /// Look for networks that were joined.
-    Look,
+    Rescan,
     /// The transport of each network's control traffic.
     Control,
     /// Check in now.
@@ -72,7 +72,7 @@ pub fn ask(directory: &Directory, question: &DaemonRequest) -> io::Result<Option
         }
         Err(error) => return Err(error),
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut line = serde_json::to_vec(question)?;
     line.push(b'\n');
     stream.write_all(&line)?;
@@ -102,10 +102,10 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
     let path = agent.directory.agent_socket();
     let (listener, _file, _lock) = listen(&path)?;
     let daemon = Arc::new(Daemon { agent, drivers: Mutex::default(), shutdown: shutdown.clone() });
-    let mut look = tokio::time::interval(LOOK);
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
-            _ = look.tick() => daemon.look().await,
+            _ = poll.tick() => daemon.rescan().await,
             client = listener.accept() => match client {
                 Ok((client, _)) => drop(tokio::spawn(Arc::clone(&daemon).serve(client))),
                 Err(error) => {
@@ -151,7 +151,7 @@ struct Running {
 
 impl Daemon {
     /// Takes charge of every network that nobody looks after.
-    async fn look(&self) {
+    async fn rescan(&self) {
         if let Err(error) = self.agent.end_lapsed().await {
             tracing::warn!(error = error_chain(&error), "a registration that lapsed stays");
         }
@@ -209,8 +209,8 @@ impl Daemon {
 
     async fn answer(&self, question: DaemonRequest) -> DaemonResponse {
         let outcome = match question {
-            DaemonRequest::Look => {
-                self.look().await;
+            DaemonRequest::Rescan => {
+                self.rescan().await;
                 self.agent.recheck_registration();
                 Ok(true)
             }

@@ -38,7 +38,7 @@ use crate::registration::Registration;
 pub const DEFAULT: &str = "/etc/netclient";
 
 /// How long another join or leave may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The agent's directory.
 #[derive(Clone, Debug)]
@@ -270,7 +270,7 @@ impl Directory {
     }
 
     async fn wait_for(path: PathBuf) -> Result<Lock, DirectoryError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match Lock::take(&path).map_err(failed("lock", &path))? {
                 Some(lock) => return Ok(lock),

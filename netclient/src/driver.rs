@@ -283,7 +283,7 @@ impl Driver {
             Accepted::Changed | Accepted::Same | Accepted::Overtaken => {}
         }
         self.member.reconcile().await?;
-        self.machine.hurry(now());
+        self.machine.check_in_soon(now());
         Ok(accepted == Accepted::Changed)
     }
 }

@@ -19,7 +19,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the machine is compared with what it should be while nothing happens.
-const LOOK: Duration = Duration::from_secs(30);
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the server is sent what the machine is reached by, also where nothing seems to have changed: a NAT on the way
 /// may have.
 const FACTS: Duration = Duration::from_secs(300);
@@ -140,7 +140,7 @@ impl Machine {
             unapplied: true,
             apply_failures: 0,
             next_call: now,
-            next_reconcile: now + LOOK,
+            next_reconcile: now + RECONCILE_INTERVAL,
             removed: false,
         }
     }
@@ -159,7 +159,7 @@ impl Machine {
     }
 
     /// Has it check in as soon as it can.
-    pub fn hurry(&mut self, now: Instant) {
+    pub fn check_in_soon(&mut self, now: Instant) {
         self.call_by(now);
         self.handle_timeout(now);
     }
@@ -206,7 +206,7 @@ impl Machine {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if now >= self.next_reconcile {
-            self.next_reconcile = now + LOOK;
+            self.next_reconcile = now + RECONCILE_INTERVAL;
             self.push_once(if self.removed { Output::TakeDown } else { Output::Reconcile });
         }
         if self.removed {
@@ -498,7 +498,7 @@ mod tests {
         let (mut machine, mut now) = started(false);
         machine.handle(Input::Answered, now);
         let (start, mut compared) = (now, Vec::new());
-        while now < start + LOOK * 3 {
+        while now < start + RECONCILE_INTERVAL * 3 {
             now += Duration::from_secs(7);
             machine.handle(Input::Changed, now);
             for output in outputs(&mut machine) {

@@ -359,7 +359,7 @@ impl Client {
         self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;
         tracing::info!(%network, "this host is a node of the network");
         // If nobody hears, the daemon looks by itself soon.
-        let _ = self.ask(DaemonRequest::Look).await;
+        let _ = self.ask(DaemonRequest::Rescan).await;
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub(super) type Hear = Arc<dyn Fn() + Send + Sync>;
 pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
 /// A channel under TLS that connects when it is needed. `local` keeps the address that this machine uses.
-pub(super) fn by_tls(server: &ServerAddress, local: Local, patience: Duration) -> Channel {
+pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) -> Channel {
     let authority = server.addresses.first().cloned().unwrap_or_default();
     let origin = format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
     let server = Arc::new(server.clone());
@@ -49,31 +49,31 @@ pub(super) fn by_tls(server: &ServerAddress, local: Local, patience: Duration) -
         let (server, local) = (Arc::clone(&server), Arc::clone(&local));
         async move { connect(&server, &local).await.map(TokioIo::new) }
     });
-    endpoint(patience, PING, PONG).origin(origin).connect_with_connector_lazy(connect)
+    endpoint(timeout, PING, PONG).origin(origin).connect_with_connector_lazy(connect)
 }
 
 /// A channel through the tunnel, which is brought up when it is needed.
-pub(super) fn by_tunnel(comms: Comms, local: Local, silent: Hear, patience: Duration) -> Channel {
+pub(super) fn by_tunnel(comms: Comms, local: Local, silent: Hear, timeout: Duration) -> Channel {
     let connect = tower::service_fn(move |_: Uri| {
         let (comms, local, silent) = (comms.clone(), Arc::clone(&local), Arc::clone(&silent));
         async move { connect_in_tunnel(&comms, &local, silent).await.map(TokioIo::new) }
     });
-    endpoint(patience, TUNNEL_PING, SILENCE).connect_with_connector_lazy(connect)
+    endpoint(timeout, TUNNEL_PING, SILENCE).connect_with_connector_lazy(connect)
 }
 
 /// A channel to a server in the same program.
-pub(super) fn within(open: Opener, patience: Duration) -> Channel {
+pub(super) fn within(open: Opener, timeout: Duration) -> Channel {
     let connect = tower::service_fn(move |_: Uri| {
         let stream = open();
         async move { Ok::<_, io::Error>(TokioIo::new(stream)) }
     });
-    endpoint(patience, PING, PONG).connect_with_connector_lazy(connect)
+    endpoint(timeout, PING, PONG).connect_with_connector_lazy(connect)
 }
 
-fn endpoint(patience: Duration, ping: Duration, pong: Duration) -> Endpoint {
+fn endpoint(timeout: Duration, ping: Duration, pong: Duration) -> Endpoint {
     Endpoint::from_static("http://server")
-        .connect_timeout(patience)
-        .timeout(patience)
+        .connect_timeout(timeout)
+        .timeout(timeout)
         .http2_keep_alive_interval(ping)
         .keep_alive_timeout(pong)
         .keep_alive_while_idle(true)

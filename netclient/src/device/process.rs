@@ -30,7 +30,7 @@ use crate::files::{self, Lock, OwnFile, lock_path};
 use engine::Engine;
 
 /// How long a client may take to send a request, or to take its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the process looks whether its interface and socket are still its own and its deadline is not here; after
 /// a machine was suspended it looks within this time awake.
 pub const WATCH: Duration = Duration::from_secs(2);
@@ -164,7 +164,7 @@ impl Server {
     /// Hears one request and answers it, unless it ends the process.
     async fn hear(&mut self, client: UnixStream) -> Option<End> {
         let mut client = client;
-        let reply = match timeout(PATIENCE, read(&mut client)).await.ok()?.ok()? {
+        let reply = match timeout(TIMEOUT, read(&mut client)).await.ok()?.ok()? {
             None => Reply::Refused(Refusal::failed("understand the request")("this device process is older or newer")),
             Some(Request::Hello) => hello(&self.interface),
             Some(Request::Observe) => Reply::State(self.engine.observe().await),
@@ -241,7 +241,7 @@ async fn read(client: &mut UnixStream) -> io::Result<Option<Request>> {
 
 async fn answer(mut client: UnixStream, reply: &Reply) -> io::Result<()> {
     let text = serde_json::to_vec(reply)?;
-    timeout(PATIENCE, client.write_all(&text)).await?
+    timeout(TIMEOUT, client.write_all(&text)).await?
 }
 
 /// Says on standard output whether the device is ready.

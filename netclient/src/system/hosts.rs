@@ -17,7 +17,7 @@ use schema::view::Resolution;
 use crate::files::{self, Lock};
 
 /// How long another agent of this machine may take to write its names.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why names could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub fn set(path: &Path, turn: &Path, interface: &str, lines: &[String]) -> Resul
 }
 
 fn take_turn(turn: &Path) -> io::Result<Lock> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match Lock::take(turn)? {
             Some(lock) => return Ok(lock),
@@ -178,6 +178,6 @@ mod tests {
         let _held = Lock::take(&turn).expect("locking works").expect("it is free");
         let start = Instant::now();
         assert!(set(&path, &turn, "nm-a", &["x".to_owned()]).is_err());
-        assert!(start.elapsed() >= PATIENCE);
+        assert!(start.elapsed() >= TIMEOUT);
     }
 }
