@@ -77,7 +77,7 @@ fn run(args: Args) -> Outcome {
     if let Verb::Device { interface, socket } = &args.verb {
         return match process::run(interface, socket)? {
             Ended::Asked => Ok(()),
-            Ended::Lapsed => end_lapsed(socket),
+            Ended::Expired => end_expired(socket),
         };
     }
     // Whatever is made belongs to nobody else; what others may read says so itself.
@@ -90,9 +90,9 @@ fn run(args: Args) -> Outcome {
 }
 
 /// A device process whose time has come: with the tunnel goes what the agent's directory keeps of it.
-fn end_lapsed(socket: &Path) -> Outcome {
+fn end_expired(socket: &Path) -> Outcome {
     let agent = open(socket.parent().ok_or("the socket lies in no directory")?)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(agent.end_lapsed())?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(agent.end_expired())?;
     agent.directory.remove_if_empty();
     Ok(())
 }
@@ -125,7 +125,7 @@ async fn act(args: Args) -> Outcome {
                 }
                 outcome => outcome?,
             }
-            agent.end_lapsed().await?;
+            agent.end_expired().await?;
             agent.directory.remove_if_empty();
             render::done(which.form, &network, "left; everything of it was taken down")
         }
@@ -145,8 +145,8 @@ fn open(directory: &Path) -> Outcome<Agent> {
 /// The agent of a directory that is there; what is over of its registrations is ended first.
 async fn open_tidied(directory: &Path) -> Outcome<Agent> {
     let agent = open(directory)?;
-    if let Err(error) = agent.end_lapsed().await {
-        tracing::warn!(error = error_chain(&error), "something of a registration that is over stays");
+    if let Err(error) = agent.end_expired().await {
+        tracing::warn!(error = error_chain(&error), "something of a registration that has ended stays");
     }
     Ok(agent)
 }

@@ -21,7 +21,7 @@ use crate::files;
 use crate::reconcile::{Wanted, WantedLink, device_steps, link_steps};
 use crate::registration::{BootTime, Registration, Terms};
 use crate::system::link::{self, LinkError};
-use crate::system::return_path;
+use crate::system::rp_filter;
 
 /// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get through first.
 pub const MTU: u16 = 1280;
@@ -72,7 +72,7 @@ impl Comms {
     /// The registration, if the machine has one that holds.
     pub fn registration(&self) -> Result<Option<Registration>, DirectoryError> {
         let registration = self.directory.registration(&self.server)?;
-        Ok(registration.filter(|registration| !registration.has_lapsed(&now())))
+        Ok(registration.filter(|registration| !registration.has_expired(&now())))
     }
 
     /// Brings the tunnel up as far as it is not; gives where its server is found.
@@ -97,7 +97,7 @@ impl Comms {
             // Whoever ended it meanwhile may have looked for the device before it was there.
             if !directory
                 .registration(&wanted.server.signing_key)
-                .is_ok_and(|kept| kept.is_some_and(|kept| kept.is(&wanted) && !kept.has_lapsed(&now())))
+                .is_ok_and(|kept| kept.is_some_and(|kept| kept.is(&wanted) && !kept.has_expired(&now())))
             {
                 device.remove()?;
                 return Err(DeviceError::Gone { interface: wanted.interface });
@@ -105,14 +105,14 @@ impl Comms {
             let observed = device.observe()?;
             let steps = lacking(&key, server, peer, &observed);
             device.apply(&steps)?;
-            device.lapse(until)?;
+            device.expire_at(until)?;
             Ok(observed.peers.get(&server).and_then(|peer| peer.settings.endpoint))
         });
         // A name that does not resolve right now is no reason to forget where the server was.
         let at = at.or(known.await?).ok_or_else(|| CommsError::NoEndpoint(terms.endpoint.clone()))?;
         let missing = || LinkError::Missing { interface: interface.clone() };
         let observed = link::observe(interface).await?.ok_or_else(missing)?;
-        return_path::loosen(interface);
+        rp_filter::set_loose(interface);
         let addresses = [host(terms.address)].into();
         let wanted = WantedLink { addresses: &addresses, peer: Some(*terms.server.ip()), mtu: MTU };
         link::apply(interface, &link_steps(wanted, &observed)).await?;
@@ -151,7 +151,7 @@ impl Comms {
         let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
         registration.deadline = None;
         self.directory.keep_registration(&registration)?;
-        self.with_device(&registration.interface, |device| device.lapse(None).map(drop)).await
+        self.with_device(&registration.interface, |device| device.expire_at(None).map(drop)).await
     }
 
     /// Keeps what the server answered to a machine that registered again; a tunnel that leads elsewhere is made anew.
@@ -164,21 +164,21 @@ impl Comms {
         if same_link { Ok(()) } else { self.take_down(&interface).await }
     }
 
-    /// Takes the tunnel down, and forgets the registration; what fails is left as one that is over, for the next try.
+    /// Takes the tunnel down, and forgets the registration; what fails is left as one that has ended, for the next try.
     pub(crate) async fn end(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         if let Some(registration) = self.directory.registration(&self.server)? {
-            let over = Registration { deadline: Some(BootTime::passed()), ..registration };
-            self.directory.keep_registration(&over)?;
-            self.take_down(&over.interface).await?;
+            let ended = Registration { deadline: Some(BootTime::passed()), ..registration };
+            self.directory.keep_registration(&ended)?;
+            self.take_down(&ended.interface).await?;
         }
         Ok(self.directory.forget_registration(&self.server)?)
     }
 
     /// Takes down what no registration stands for any more: a crash or a damaged file left it.
-    pub(crate) async fn sweep(directory: &Directory) -> Result<(), CommsError> {
+    pub(crate) async fn remove_orphans(directory: &Directory) -> Result<(), CommsError> {
         let _lock = directory.lock_comms().await?;
-        for interface in strays(directory)? {
+        for interface in orphans(directory)? {
             remove(directory, &interface).await?;
         }
         Ok(())
@@ -243,10 +243,10 @@ pub(crate) fn free_here(directory: &Directory) -> Result<String, Refusal> {
 }
 
 /// The tunnels to servers whose device has files in the directory, and that no registration stands for.
-pub(crate) fn strays(directory: &Directory) -> Result<Vec<String>, DirectoryError> {
+pub(crate) fn orphans(directory: &Directory) -> Result<Vec<String>, DirectoryError> {
     let known = directory.registrations()?;
-    let stray = |name: &String| may_be(name) && !known.iter().any(|it| it.interface == *name);
-    Ok(directory.devices()?.into_iter().filter(stray).collect())
+    let orphan = |name: &String| may_be(name) && !known.iter().any(|it| it.interface == *name);
+    Ok(directory.devices()?.into_iter().filter(orphan).collect())
 }
 
 /// What the device of a tunnel to a server lacks.

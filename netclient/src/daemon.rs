@@ -152,8 +152,8 @@ struct Running {
 impl Daemon {
     /// Takes charge of every network that nobody looks after.
     async fn rescan(&self) {
-        if let Err(error) = self.agent.end_lapsed().await {
-            tracing::warn!(error = error_chain(&error), "a registration that lapsed stays");
+        if let Err(error) = self.agent.end_expired().await {
+            tracing::warn!(error = error_chain(&error), "a registration that expired stays");
         }
         let networks = match self.agent.directory.networks() {
             Ok(networks) => networks,

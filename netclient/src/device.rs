@@ -46,7 +46,7 @@ pub trait Device: Send {
     /// has passed is now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
     ///
     /// Gives whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
-    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
+    fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
     /// Ends the device and its interface; when it returns, the name and the port are free. One that has ended already
     /// is no error.
     fn remove(&mut self) -> Result<(), DeviceError>;
@@ -75,7 +75,7 @@ pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<d
 }
 
 /// Makes a device in a process of its own, also where the kernel has WireGuard: only a process keeps a deadline (see
-/// [`Device::lapse`]). Without TUN it is the kernel's, where that has WireGuard.
+/// [`Device::expire_at`]). Without TUN it is the kernel's, where that has WireGuard.
 pub fn create_apart(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
     match userspace::Userspace::spawn(interface, executable, socket) {
         Err(DeviceError::Refused(Refusal::TunMissing)) => {
@@ -112,7 +112,7 @@ pub enum DeviceError {
     },
     /// A new device process ended, or was ended, before it was ready.
     #[error("the device process of {interface} did not start: {reason}")]
-    Stillborn {
+    StartFailed {
         /// The interface it was to make.
         interface: String,
         /// Its last words.

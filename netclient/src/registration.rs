@@ -84,7 +84,7 @@ impl Registration {
     }
 
     /// Whether it has ended because the machine did not join.
-    pub fn has_lapsed(&self, now: &BootTime) -> bool {
+    pub fn has_expired(&self, now: &BootTime) -> bool {
         self.deadline.as_ref().is_some_and(|deadline| deadline.left(now).is_none())
     }
 }

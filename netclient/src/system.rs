@@ -5,4 +5,4 @@ pub mod firewall;
 pub mod forwarding;
 pub mod hosts;
 pub mod link;
-pub mod return_path;
+pub mod rp_filter;

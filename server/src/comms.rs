@@ -137,7 +137,7 @@ fn help(error: &DeviceError) -> &'static str {
         DeviceError::Refused(_)
         | DeviceError::Gone { .. }
         | DeviceError::Silent { .. }
-        | DeviceError::Stillborn { .. }
+        | DeviceError::StartFailed { .. }
         | DeviceError::Host { .. } => "or set COMMS=off to do without",
     }
 }

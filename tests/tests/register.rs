@@ -477,7 +477,7 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
             std::fs::write(&file, kept.to_string()).expect("it can be written");
             let device = netclient::device::attach("nm-comms", Path::new("/etc/netclient/device-nm-comms.sock"));
             let mut device = device.expect("it answers").expect("it is there");
-            assert!(device.lapse(Some(netclient::device::boottime())).expect("it takes it"));
+            assert!(device.expire_at(Some(netclient::device::boottime())).expect("it takes it"));
         });
         has_nothing(&a).await;
     });

@@ -165,7 +165,7 @@ impl Agent {
         attempt.commit();
         if let Err(error) = self.comms(&server.signing_key).keep().await {
             // The next use of the tunnel, or a new registration, puts that right; TLS is there.
-            tracing::warn!(error = error_chain(&error), "the tunnel to the server may lapse");
+            tracing::warn!(error = error_chain(&error), "the tunnel to the server may expire");
         }
         kept
     }

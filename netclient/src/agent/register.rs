@@ -33,7 +33,7 @@ impl Agent {
     /// Whatever fails, nothing is left behind that was not there.
     pub async fn register(&self, token: &Token) -> Result<Registered, AgentError> {
         let server = address_of(token);
-        self.end_lapsed().await?;
+        self.end_expired().await?;
         let _lock = self.directory.lock_identity(&server.signing_key).await?;
         let comms = self.comms(&server.signing_key);
         let before = comms.registration()?;
@@ -77,7 +77,7 @@ impl Agent {
         Ok(Registered { answers: control.tunnel_answers().await, new: before.is_none(), registration })
     }
 
-    /// Takes back a registration that came to nothing; the server lets it lapse.
+    /// Takes back a registration that came to nothing; the server lets it expire.
     async fn undo(&self, server: &ServerAddress) {
         if let Err(error) = self.comms(&server.signing_key).end().await {
             tracing::warn!(error = error_chain(&error), "could not undo the registration");
@@ -86,34 +86,34 @@ impl Agent {
 
     /// Ends every registration that no join followed in time or that outlived the last network, and takes down what a crash
     /// left of others.
-    pub async fn end_lapsed(&self) -> Result<(), AgentError> {
+    pub async fn end_expired(&self) -> Result<(), AgentError> {
         for registration in self.directory.registrations()? {
             let server = &registration.server.signing_key;
-            if !self.is_over(&registration)? {
+            if !self.has_ended(&registration)? {
                 continue;
             }
             let _lock = self.directory.lock_identity(server).await?;
             // Another process may have ended it, or have made another, before the lock was ours.
             let Some(now) = self.directory.registration(server)? else { continue };
             if self.directory.is_member(server)? {
-                if now.has_lapsed(&comms::now()) {
-                    // It joined, and never heard that it need not lapse.
+                if now.has_expired(&comms::now()) {
+                    // It joined, and never heard that it need not expire.
                     self.directory.keep_registration(&Registration { deadline: None, ..now })?;
                 }
-            } else if self.is_over(&now)? {
+            } else if self.has_ended(&now)? {
                 self.comms(server).end().await?;
                 self.directory.forget_identity(server)?;
             }
         }
-        if !comms::strays(&self.directory)?.is_empty() {
-            Comms::sweep(&self.directory).await?;
+        if !comms::orphans(&self.directory)?.is_empty() {
+            Comms::remove_orphans(&self.directory).await?;
         }
         Ok(())
     }
 
-    fn is_over(&self, registration: &Registration) -> Result<bool, AgentError> {
+    fn has_ended(&self, registration: &Registration) -> Result<bool, AgentError> {
         let kept = registration.deadline.is_none() && self.directory.is_member(&registration.server.signing_key)?;
-        Ok(registration.has_lapsed(&comms::now()) || (registration.deadline.is_none() && !kept))
+        Ok(registration.has_expired(&comms::now()) || (registration.deadline.is_none() && !kept))
     }
 }
 

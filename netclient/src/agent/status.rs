@@ -131,7 +131,7 @@ impl Agent {
     async fn registrations(&self) -> Result<Vec<RegistrationStatus>, AgentError> {
         let now = comms::now();
         let mut all = Vec::new();
-        for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_lapsed(&now)) {
+        for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_expired(&now)) {
             // One that gives no answer keeps nobody from seeing the rest.
             let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
             let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));

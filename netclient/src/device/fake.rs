@@ -21,7 +21,7 @@ struct Inner {
     applied: Vec<DeviceStep>,
     observations: usize,
     refusals: VecDeque<Refusal>,
-    lapse: Option<Duration>,
+    expiry: Option<Duration>,
     removed: bool,
 }
 
@@ -57,8 +57,8 @@ impl Fake {
     }
 
     /// When the device was last set to end by itself; absent: never. It has no clock: the test ends it.
-    pub fn lapse_set(&self) -> Option<Duration> {
-        self.lock().lapse
+    pub fn expiry(&self) -> Option<Duration> {
+        self.lock().expiry
     }
 
     /// Ends the device as a crash would: every call answers [`DeviceError::Gone`].
@@ -102,8 +102,8 @@ impl Device for Fake {
         Ok(self.alive()?.state.peers.get(peer).and_then(|peer| peer.settings.endpoint))
     }
 
-    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
-        self.alive()?.lapse = at;
+    fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
+        self.alive()?.expiry = at;
         Ok(true)
     }
 
@@ -204,8 +204,8 @@ mod tests {
     fn the_last_deadline_holds() {
         let mut device = with_key();
         for at in [Some(Duration::from_secs(600)), None, Some(Duration::from_secs(1200))] {
-            assert!(device.lapse(at).expect("the device is there"));
-            assert_eq!(device.lapse_set(), at);
+            assert!(device.expire_at(at).expect("the device is there"));
+            assert_eq!(device.expiry(), at);
         }
     }
 
@@ -238,6 +238,6 @@ mod tests {
         device.clone().end();
         assert!(matches!(device.observe(), Err(DeviceError::Gone { .. })));
         assert!(matches!(device.endpoint(&WireGuardKey([1; 32])), Err(DeviceError::Gone { .. })));
-        assert!(matches!(device.lapse(None), Err(DeviceError::Gone { .. })));
+        assert!(matches!(device.expire_at(None), Err(DeviceError::Gone { .. })));
     }
 }

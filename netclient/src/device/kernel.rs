@@ -120,7 +120,7 @@ impl Device for Kernel {
         Ok(self.endpoints.of(peer))
     }
 
-    fn lapse(&mut self, _at: Option<Duration>) -> Result<bool, DeviceError> {
+    fn expire_at(&mut self, _at: Option<Duration>) -> Result<bool, DeviceError> {
         self.present().map(|_| false)
     }
 

@@ -44,8 +44,8 @@ const PANICKED: i32 = 101;
 pub enum Ended {
     /// A request or a signal asked for it.
     Asked,
-    /// Its deadline came; see [`Device::lapse`](super::Device::lapse).
-    Lapsed,
+    /// Its deadline came; see [`Device::expire_at`](super::Device::expire_at).
+    Expired,
 }
 
 /// Serves the interface until it is asked to end: the whole life of a device process, of which it takes charge (umask, panic
@@ -81,9 +81,9 @@ async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
             server.close().await;
             Ok(Ended::Asked)
         }
-        End::Lapsed => {
+        End::Expired => {
             server.close().await;
-            Ok(Ended::Lapsed)
+            Ok(Ended::Expired)
         }
         End::Lost => Err(DeviceError::Gone { interface: interface.to_owned() }),
     }
@@ -96,7 +96,7 @@ enum End {
     /// A signal came.
     Signalled,
     /// The deadline came.
-    Lapsed,
+    Expired,
     /// The interface or the socket was taken away, or gotatun gave up.
     Lost,
 }
@@ -113,7 +113,7 @@ struct Server {
     signals: [Signal; 2],
     watch: Interval,
     /// The time of [`host::boottime`] to end at; absent: none.
-    lapse: Option<Duration>,
+    expiry: Option<Duration>,
     // Last: the lock is released when all else is gone.
     _lock: Lock,
 }
@@ -133,7 +133,7 @@ impl Server {
         let mut watch = interval(WATCH);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interface = interface.to_owned();
-        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, lapse: None, _lock: lock })
+        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, expiry: None, _lock: lock })
     }
 
     async fn serve(&mut self) -> End {
@@ -150,8 +150,8 @@ impl Server {
                     if !self.is_whole() {
                         return End::Lost;
                     }
-                    if is_due(self.lapse, host::boottime()) {
-                        return End::Lapsed;
+                    if is_due(self.expiry, host::boottime()) {
+                        return End::Expired;
                     }
                     self.engine.note_peers().await;
                 }
@@ -173,8 +173,8 @@ impl Server {
                 Err(refusal) => Reply::Refused(refusal),
             },
             Some(Request::Endpoint(peer)) => Reply::Endpoint(self.engine.endpoint(&peer).await),
-            Some(Request::Lapse(at)) => {
-                self.lapse = at;
+            Some(Request::ExpireAt(at)) => {
+                self.expiry = at;
                 Reply::Done
             }
             Some(Request::Stop) => return Some(End::Asked(client)),
@@ -205,8 +205,8 @@ impl Server {
 }
 
 /// Whether the deadline is here; both are times of one clock.
-fn is_due(lapse: Option<Duration>, now: Duration) -> bool {
-    lapse.is_some_and(|lapse| lapse <= now)
+fn is_due(expiry: Option<Duration>, now: Duration) -> bool {
+    expiry.is_some_and(|expiry| expiry <= now)
 }
 
 /// Opens the socket in the place of one that a process left which was killed; the caller has the lock.
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_lapses_at_its_deadline_and_without_one_never() {
+    fn a_device_expires_at_its_deadline_and_without_one_never() {
         let [early, at, late] = [599, 600, 601].map(Duration::from_secs);
         assert!(!is_due(Some(at), early));
         assert!(is_due(Some(at), at));

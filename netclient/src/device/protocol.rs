@@ -30,8 +30,9 @@ pub(super) enum Request {
     Apply(Vec<DeviceStep>),
     /// [`super::Device::endpoint`].
     Endpoint(WireGuardKey),
-    /// [`super::Device::lapse`].
-    Lapse(Option<Duration>),
+    /// [`super::Device::expire_at`].
+    #[serde(rename = "Lapse")]
+    ExpireAt(Option<Duration>),
     /// [`super::Device::remove`]; the answer comes when the interface is gone.
     Stop,
 }

@@ -161,8 +161,8 @@ impl Device for Userspace {
         }
     }
 
-    fn lapse(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
-        self.expect_done(&Request::Lapse(at)).map(|()| true)
+    fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
+        self.expect_done(&Request::ExpireAt(at)).map(|()| true)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {

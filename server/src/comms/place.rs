@@ -13,7 +13,7 @@ use netclient::device::{
 use netclient::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use netclient::system::firewall::{self, FirewallError};
 use netclient::system::link::{self, LinkError};
-use netclient::system::return_path;
+use netclient::system::rp_filter;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
@@ -128,7 +128,7 @@ impl Place {
     pub(super) async fn bring_link(&self) -> Result<(), LinkError> {
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed = link::observe(&self.interface).await?.ok_or_else(missing)?;
-        return_path::loosen(&self.interface);
+        rp_filter::set_loose(&self.interface);
         let wanted = WantedLink { addresses: &[self.own()].into(), peer: None, mtu: MTU };
         link::apply(&self.interface, &link_steps(wanted, &observed)).await
     }

@@ -48,7 +48,7 @@ pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result
         }
         Some(Reply::State(_) | Reply::Endpoint(_) | Reply::Done) | None => {
             end(&mut child);
-            Err(DeviceError::Stillborn { interface: interface.to_owned(), reason: last_words(&log) })
+            Err(DeviceError::StartFailed { interface: interface.to_owned(), reason: last_words(&log) })
         }
     }
 }

@@ -8,7 +8,7 @@ const LOOSE: &str = "2";
 
 /// Has the kernel take packets in by this interface from whoever has a route at all: two tunnels may lead to servers of the
 /// same address. Where it cannot be set, a kernel that is not strict needs it not.
-pub fn loosen(interface: &str) {
+pub fn set_loose(interface: &str) {
     let path = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter");
     let set = std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == LOOSE);
     if !set && let Err(error) = std::fs::write(&path, LOOSE) {
