@@ -75,7 +75,7 @@ impl Comms {
         Ok(registration.filter(|registration| !registration.has_expired(&now())))
     }
 
-    /// Brings the tunnel up as far as it is not; gives where its server is found.
+    /// Brings the tunnel up as far as it is not; returns where its server is found.
     pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         match self.raise(registration).await {
             // Somebody took it while the device was away.

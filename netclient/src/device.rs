@@ -45,7 +45,7 @@ pub trait Device: Send {
     /// Has the device end by itself at this time of [`boottime`], or, if absent, never; the last call holds. A time that
     /// has passed is now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
     ///
-    /// Gives whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
+    /// Returns whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
     fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
     /// Ends the device and its interface; when it returns, the name and the port are free. One that has ended already
     /// is no error.

@@ -60,7 +60,7 @@ impl Tunnel {
         Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
-    /// Does what is lacking. Gives the port that was found free, where the wanted one was taken and another does.
+    /// Does what is lacking. Returns the port that was found free, where the wanted one was taken and another does.
     pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
         let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: there is one more to be had.

@@ -20,7 +20,7 @@ impl Agent {
         Self::settle(member, accepted).await
     }
 
-    /// Asks for the whole View and sets it. Gives whether anything was new.
+    /// Asks for the whole View and applies it. Returns whether anything was new.
     pub async fn pull(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
         let accepted = member.pull().await?;

@@ -172,7 +172,7 @@ mod tests {
         selector
     }
 
-    /// Probes as they are due, with a tunnel that answers; gives how long it took until it was in use again.
+    /// Probes as they are due, with a tunnel that answers; returns how long it took until it was in use again.
     fn until_back(selector: &mut TransportSelector, start: Instant) -> Duration {
         loop {
             // A probe may take three seconds.
