@@ -1,4 +1,4 @@
-//! Keeps one network current until it is to end: carries out what the [machine](crate::machine) says.
+//! Keeps one network current until it is to end: carries out what the [state](crate::agent_state) says.
 //!
 //! Calls to the server run beside it and come back as events; what is done to the machine itself is done here, one thing
 //! after the other, so that no two of them meet.
@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 
 use crate::agent::member::Member;
 use crate::agent::{AgentError, error_chain};
+use crate::agent_state::{AgentState, Input, Output};
 use crate::control::ControlError;
-use crate::machine::{Input, Machine, Output};
 use crate::membership::Accepted;
 
 /// How many events may wait; whoever has more waits as well.
@@ -53,7 +53,7 @@ enum Event {
 /// Keeps one network current.
 pub struct Driver {
     member: Member,
-    machine: Machine,
+    state: AgentState,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
     stream: Option<AbortHandle>,
@@ -75,26 +75,26 @@ impl Driver {
         let (sender, events) = mpsc::channel(WAITING);
         let (control, transport) = watch::channel(Control::None);
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
-        let machine = Machine::new(interval(&member), watch, seed, now());
-        (Self { member, machine, events, sender, stream: None, control }, transport)
+        let state = AgentState::new(interval(&member), watch, seed, now());
+        (Self { member, state, events, sender, stream: None, control }, transport)
     }
 
     /// Drives until `shutdown` becomes true or the machine has left.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: watch::Receiver<bool>) -> End {
-        self.machine.handle_timeout(now());
+        self.state.handle_timeout(now());
         loop {
-            while let Some(output) = self.machine.poll_output() {
-                tracing::debug!(?output, network = %self.network(), "the machine says");
+            while let Some(output) = self.state.poll_output() {
+                tracing::debug!(?output, network = %self.network(), "to do");
                 if self.carry_out(output).await {
                     return End::Left;
                 }
             }
             self.publish_transport();
-            let due = self.machine.poll_timeout();
+            let due = self.state.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
                 Some(request) = requests.recv() => if self.handle(request).await { return End::Left },
-                () = tokio::time::sleep_until(due.into()) => self.machine.handle_timeout(now()),
+                () = tokio::time::sleep_until(due.into()) => self.state.handle_timeout(now()),
                 () = ended(&mut shutdown) => return End::Shutdown,
             }
         }
@@ -102,7 +102,7 @@ impl Driver {
 
     /// Publishes which transport control traffic takes.
     fn publish_transport(&self) {
-        let transport = if self.machine.is_reached() { self.member.control().transport() } else { Control::None };
+        let transport = if self.state.is_reached() { self.member.control().transport() } else { Control::None };
         self.control.send_if_modified(|before| std::mem::replace(before, transport) != transport);
     }
 
@@ -110,7 +110,7 @@ impl Driver {
         self.member.membership().network.clone()
     }
 
-    /// Does what the machine says; whether it has left the network by that.
+    /// Carries out an output; whether it has left the network by that.
     async fn carry_out(&mut self, output: Output) -> bool {
         match output {
             Output::Apply => self.apply(false).await,
@@ -134,7 +134,7 @@ impl Driver {
                 Input::ApplyFailed
             }
         };
-        self.machine.handle(input, now());
+        self.state.handle(input, now());
     }
 
     fn check_in(&self, with_facts: bool) {
@@ -185,10 +185,10 @@ impl Driver {
                 if let Some(facts) = facts {
                     self.member.record_sent_facts(facts);
                 }
-                if !self.machine.is_reached() {
+                if !self.state.is_reached() {
                     tracing::info!(network = %self.network(), "the server answers");
                 }
-                self.machine.handle(Input::Answered, now());
+                self.state.handle(Input::Answered, now());
                 if let Some(update) = update {
                     self.take(&update);
                 }
@@ -198,17 +198,17 @@ impl Driver {
                 _,
             ) => {
                 tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");
-                self.machine.handle(Input::Refused, now());
+                self.state.handle(Input::Refused, now());
             }
             Event::CheckedIn(Err(error), _) => {
-                if self.machine.is_reached() {
+                if self.state.is_reached() {
                     tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
                 }
-                self.machine.handle(Input::Failed, now());
+                self.state.handle(Input::Failed, now());
             }
-            Event::StreamOpened => self.machine.handle(Input::StreamOpened, now()),
+            Event::StreamOpened => self.state.handle(Input::StreamOpened, now()),
             Event::Streamed(update) => self.take(&update),
-            Event::StreamEnded => self.machine.handle(Input::StreamEnded, now()),
+            Event::StreamEnded => self.state.handle(Input::StreamEnded, now()),
         }
     }
 
@@ -218,7 +218,7 @@ impl Driver {
             Err(error) => {
                 let error = error_chain(&error);
                 tracing::debug!(error, network = %self.network(), "an update does not fit; asking for the whole View");
-                self.machine.handle(Input::Misfit, now());
+                self.state.handle(Input::Misfit, now());
             }
         }
     }
@@ -228,11 +228,11 @@ impl Driver {
         match accepted {
             Accepted::Same => {}
             Accepted::Changed => {
-                self.machine.set_interval(interval(&self.member), at);
-                self.machine.handle(Input::Changed, at);
+                self.state.set_interval(interval(&self.member), at);
+                self.state.handle(Input::Changed, at);
             }
-            Accepted::Overtaken => self.machine.handle(Input::Overtaken, at),
-            Accepted::Removed => self.machine.handle(Input::Removed, at),
+            Accepted::Overtaken => self.state.handle(Input::Overtaken, at),
+            Accepted::Removed => self.state.handle(Input::Removed, at),
             Accepted::Forgotten => {
                 let error = error_chain(&AgentError::Forgotten(self.network()));
                 tracing::warn!(error, network = %self.network(), "the server does not know this machine");
@@ -246,7 +246,7 @@ impl Driver {
         if let Err(error) = &outcome {
             let error = error_chain(error);
             tracing::warn!(error, network = %self.network(), "cannot take everything down; trying again");
-            self.machine.handle(Input::ApplyFailed, now());
+            self.state.handle(Input::ApplyFailed, now());
         }
         outcome.is_ok()
     }
@@ -283,7 +283,7 @@ impl Driver {
             Accepted::Changed | Accepted::Same | Accepted::Overtaken => {}
         }
         self.member.reconcile().await?;
-        self.machine.check_in_soon(now());
+        self.state.check_in_soon(now());
         Ok(accepted == Accepted::Changed)
     }
 }

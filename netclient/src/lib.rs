@@ -1,11 +1,12 @@
 //! The agent: keeps a machine's WireGuard interfaces as the server says.
 //!
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current for ever. Decisions are pure:
-//! [`machine`] (when to speak), [`membership`] (what to believe), [`tunnels`] and [`reconcile`] (what to change). What acts is
+//! [`agent_state`] (when to speak), [`membership`] (what to believe), [`tunnels`] and [`reconcile`] (what to change). What acts is
 //! thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the computer), [`directory`] (the disk).
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod agent_state;
 pub mod args;
 pub mod commands;
 pub mod comms;
@@ -17,7 +18,6 @@ pub mod driver;
 pub mod files;
 pub mod host;
 mod journal;
-pub mod machine;
 pub mod membership;
 pub mod reconcile;
 pub mod registration;

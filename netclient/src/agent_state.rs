@@ -1,7 +1,7 @@
 //! When an agent speaks to the server, and when it applies what it has: the life of one membership.
 //!
 //! Pure: it never sleeps, locks, spawns or reads a clock. Whoever drives it hands in what happened ([`Input`]) and the time,
-//! carries out what it says ([`Output`]), and wakes it at [`Machine::poll_timeout`]. Its life, in order:
+//! carries out what it says ([`Output`]), and wakes it at [`AgentState::poll_timeout`]. Its life, in order:
 //!
 //! 1. it starts with the View of the disk, and applies it before anybody is asked;
 //! 2. it checks in, and again each interval; what changes, it applies, and says so by one more check-in;
@@ -80,7 +80,7 @@ pub enum Output {
 
 /// The life of one membership.
 #[derive(Debug)]
-pub struct Machine {
+pub struct AgentState {
     outputs: VecDeque<Output>,
     interval: Duration,
     seed: u64,
@@ -124,7 +124,7 @@ enum Stream {
     Open(Instant),
 }
 
-impl Machine {
+impl AgentState {
     /// A machine that starts now. `seed` differs between machines, so that they do not all act in the same instant.
     pub fn new(interval: Duration, watch: bool, seed: u64, now: Instant) -> Self {
         Self {
@@ -226,12 +226,12 @@ impl Machine {
         }
     }
 
-    /// What to do next; absent: nothing before [`Machine::poll_timeout`] or the next input.
+    /// What to do next; absent: nothing before [`AgentState::poll_timeout`] or the next input.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Machine::handle_timeout`].
+    /// When to call [`AgentState::handle_timeout`].
     pub fn poll_timeout(&self) -> Instant {
         if self.removed {
             return self.next_reconcile;
@@ -344,55 +344,55 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(15);
 
-    fn outputs(machine: &mut Machine) -> Vec<Output> {
-        std::iter::from_fn(|| machine.poll_output()).collect()
+    fn outputs(state: &mut AgentState) -> Vec<Output> {
+        std::iter::from_fn(|| state.poll_output()).collect()
     }
 
-    fn started(watch: bool) -> (Machine, Instant) {
+    fn started(watch: bool) -> (AgentState, Instant) {
         let now = Instant::now();
-        let mut machine = Machine::new(INTERVAL, watch, 7, now);
-        machine.handle_timeout(now);
-        assert_eq!(outputs(&mut machine), [Output::Reconcile, Output::CheckIn { with_facts: true }]);
-        machine.handle(Input::Applied { facts_changed: false }, now);
-        (machine, now)
+        let mut state = AgentState::new(INTERVAL, watch, 7, now);
+        state.handle_timeout(now);
+        assert_eq!(outputs(&mut state), [Output::Reconcile, Output::CheckIn { with_facts: true }]);
+        state.handle(Input::Applied { facts_changed: false }, now);
+        (state, now)
     }
 
     #[test]
     fn the_tunnel_comes_up_before_the_server_is_asked_and_changes_are_watched() {
-        let (mut machine, now) = started(true);
-        assert!(!machine.is_reached());
-        machine.handle(Input::Answered, now);
-        assert_eq!(outputs(&mut machine), [Output::Watch]);
-        assert!(machine.is_reached());
-        machine.handle(Input::StreamOpened, now);
-        assert_eq!(machine.poll_timeout(), now + INTERVAL);
-        machine.handle_timeout(now + INTERVAL);
-        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        let (mut state, now) = started(true);
+        assert!(!state.is_reached());
+        state.handle(Input::Answered, now);
+        assert_eq!(outputs(&mut state), [Output::Watch]);
+        assert!(state.is_reached());
+        state.handle(Input::StreamOpened, now);
+        assert_eq!(state.poll_timeout(), now + INTERVAL);
+        state.handle_timeout(now + INTERVAL);
+        assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
     }
 
     #[test]
     fn a_change_is_applied_once_and_acknowledged_at_once() {
-        let (mut machine, now) = started(false);
-        machine.handle(Input::Answered, now);
-        machine.handle(Input::Changed, now);
-        machine.handle(Input::Changed, now);
-        assert_eq!(outputs(&mut machine), [Output::Apply]);
-        machine.handle(Input::Applied { facts_changed: false }, now);
-        machine.handle_timeout(now + SPREAD);
-        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        let (mut state, now) = started(false);
+        state.handle(Input::Answered, now);
+        state.handle(Input::Changed, now);
+        state.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut state), [Output::Apply]);
+        state.handle(Input::Applied { facts_changed: false }, now);
+        state.handle_timeout(now + SPREAD);
+        assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
     }
 
     #[test]
     fn a_server_that_is_silent_is_asked_ever_more_slowly_and_nothing_is_taken_down() {
-        let (mut machine, mut now) = started(true);
+        let (mut state, mut now) = started(true);
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            machine.handle(Input::Failed, now);
-            let due = machine.next_call;
+            state.handle(Input::Failed, now);
+            let due = state.next_call;
             pauses.push(due - now);
             now = due;
-            machine.handle_timeout(now);
-            let outputs = outputs(&mut machine);
+            state.handle_timeout(now);
+            let outputs = outputs(&mut state);
             assert!(outputs.contains(&Output::CheckIn { with_facts: true }), "{outputs:?}");
             assert!(!outputs.contains(&Output::TakeDown) && !outputs.contains(&Output::Watch), "{outputs:?}");
         }
@@ -402,24 +402,24 @@ mod tests {
 
     #[test]
     fn a_stream_that_keeps_ending_is_opened_ever_more_slowly() {
-        let (mut machine, mut now) = started(true);
-        machine.handle(Input::Answered, now);
+        let (mut state, mut now) = started(true);
+        state.handle(Input::Answered, now);
         let mut opened = Vec::new();
         while opened.len() < 8 {
-            for output in outputs(&mut machine) {
+            for output in outputs(&mut state) {
                 match output {
                     Output::Watch => {
                         opened.push(now);
-                        machine.handle(Input::StreamOpened, now);
-                        machine.handle(Input::StreamEnded, now);
+                        state.handle(Input::StreamOpened, now);
+                        state.handle(Input::StreamEnded, now);
                     }
-                    Output::CheckIn { .. } => machine.handle(Input::Answered, now),
-                    Output::Apply | Output::Reconcile => machine.handle(Input::Applied { facts_changed: false }, now),
+                    Output::CheckIn { .. } => state.handle(Input::Answered, now),
+                    Output::Apply | Output::Reconcile => state.handle(Input::Applied { facts_changed: false }, now),
                     Output::Pull | Output::TakeDown => unreachable!("nothing asks for it"),
                 }
             }
-            now = machine.poll_timeout().max(now);
-            machine.handle_timeout(now);
+            now = state.poll_timeout().max(now);
+            state.handle_timeout(now);
         }
         assert!(opened[1] - opened[0] <= FIRST_PAUSE);
         assert!(opened[7] - opened[6] >= LONGEST_PAUSE / 2);
@@ -427,56 +427,56 @@ mod tests {
 
     #[test]
     fn who_is_removed_takes_everything_down_and_is_done() {
-        let (mut machine, now) = started(true);
-        machine.handle(Input::Changed, now);
-        machine.handle(Input::Removed, now);
-        machine.handle(Input::Changed, now);
-        assert_eq!(outputs(&mut machine), [Output::TakeDown]);
-        machine.handle(Input::ApplyFailed, now);
-        let due = machine.poll_timeout();
+        let (mut state, now) = started(true);
+        state.handle(Input::Changed, now);
+        state.handle(Input::Removed, now);
+        state.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut state), [Output::TakeDown]);
+        state.handle(Input::ApplyFailed, now);
+        let due = state.poll_timeout();
         assert!(due > now && due <= now + FIRST_PAUSE);
-        machine.handle_timeout(due);
-        assert_eq!(outputs(&mut machine), [Output::TakeDown], "it is tried again, and nothing else is done");
+        state.handle_timeout(due);
+        assert_eq!(outputs(&mut state), [Output::TakeDown], "it is tried again, and nothing else is done");
     }
 
     #[test]
     fn what_comes_up_during_a_check_in_wants_another() {
-        let (mut machine, now) = started(false);
-        machine.handle(Input::Answered, now);
-        machine.handle_timeout(now + INTERVAL);
-        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
+        let (mut state, now) = started(false);
+        state.handle(Input::Answered, now);
+        state.handle_timeout(now + INTERVAL);
+        assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
         let now = now + INTERVAL;
-        machine.handle(Input::Changed, now);
-        machine.handle(Input::Applied { facts_changed: true }, now);
-        machine.handle(Input::Answered, now);
-        machine.handle_timeout(now + SPREAD);
-        assert_eq!(outputs(&mut machine), [Output::Apply, Output::CheckIn { with_facts: true }]);
+        state.handle(Input::Changed, now);
+        state.handle(Input::Applied { facts_changed: true }, now);
+        state.handle(Input::Answered, now);
+        state.handle_timeout(now + SPREAD);
+        assert_eq!(outputs(&mut state), [Output::Apply, Output::CheckIn { with_facts: true }]);
     }
 
     #[test]
     fn facts_that_are_refused_keep_nothing_else_from_being_sent() {
-        let (mut machine, now) = started(false);
-        machine.handle(Input::Refused, now);
-        let due = machine.poll_timeout();
+        let (mut state, now) = started(false);
+        state.handle(Input::Refused, now);
+        let due = state.poll_timeout();
         assert!(due <= now + FIRST_PAUSE);
-        machine.handle_timeout(due);
-        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
-        machine.handle(Input::Answered, due);
-        assert!(machine.is_reached());
+        state.handle_timeout(due);
+        assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
+        state.handle(Input::Answered, due);
+        assert!(state.is_reached());
     }
 
     #[test]
     fn what_was_overtaken_is_asked_for_again() {
-        let (mut machine, now) = started(false);
-        machine.handle(Input::Answered, now);
-        machine.handle(Input::Overtaken, now);
-        assert_eq!(outputs(&mut machine), [Output::CheckIn { with_facts: false }]);
-        machine.handle(Input::Answered, now);
-        machine.handle(Input::Changed, now);
-        machine.handle(Input::ApplyFailed, now);
-        machine.handle(Input::Overtaken, now);
+        let (mut state, now) = started(false);
+        state.handle(Input::Answered, now);
+        state.handle(Input::Overtaken, now);
+        assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
+        state.handle(Input::Answered, now);
+        state.handle(Input::Changed, now);
+        state.handle(Input::ApplyFailed, now);
+        state.handle(Input::Overtaken, now);
         assert_eq!(
-            outputs(&mut machine),
+            outputs(&mut state),
             [Output::Apply, Output::Pull],
             "where nothing can be applied, asking leads nowhere"
         );
@@ -484,30 +484,30 @@ mod tests {
 
     #[test]
     fn what_could_not_be_applied_is_tried_again_by_comparing_everything() {
-        let (mut machine, now) = started(false);
-        machine.handle(Input::Answered, now);
-        machine.handle(Input::Changed, now);
-        assert_eq!(outputs(&mut machine), [Output::Apply]);
-        machine.handle(Input::ApplyFailed, now);
-        machine.handle_timeout(now + FIRST_PAUSE);
-        assert!(outputs(&mut machine).contains(&Output::Reconcile));
+        let (mut state, now) = started(false);
+        state.handle(Input::Answered, now);
+        state.handle(Input::Changed, now);
+        assert_eq!(outputs(&mut state), [Output::Apply]);
+        state.handle(Input::ApplyFailed, now);
+        state.handle_timeout(now + FIRST_PAUSE);
+        assert!(outputs(&mut state).contains(&Output::Reconcile));
     }
 
     #[test]
     fn changes_that_keep_coming_do_not_keep_the_host_from_being_compared() {
-        let (mut machine, mut now) = started(false);
-        machine.handle(Input::Answered, now);
+        let (mut state, mut now) = started(false);
+        state.handle(Input::Answered, now);
         let (start, mut compared) = (now, Vec::new());
         while now < start + RECONCILE_INTERVAL * 3 {
             now += Duration::from_secs(7);
-            machine.handle(Input::Changed, now);
-            for output in outputs(&mut machine) {
+            state.handle(Input::Changed, now);
+            for output in outputs(&mut state) {
                 match output {
                     Output::Reconcile => compared.push(now),
-                    Output::CheckIn { .. } => machine.handle(Input::Answered, now),
+                    Output::CheckIn { .. } => state.handle(Input::Answered, now),
                     Output::Apply | Output::Pull | Output::Watch | Output::TakeDown => {}
                 }
-                machine.handle(Input::Applied { facts_changed: false }, now);
+                state.handle(Input::Applied { facts_changed: false }, now);
             }
         }
         assert!(compared.len() >= 2, "{compared:?}");
@@ -536,7 +536,7 @@ mod tests {
         fn it_never_hangs_and_never_spins(inputs in proptest::collection::vec((input(), 0u64..20_000), 1..200)) {
             let start = Instant::now();
             let mut now = start;
-            let mut machine = Machine::new(INTERVAL, true, 3, now);
+            let mut state = AgentState::new(INTERVAL, true, 3, now);
             let (mut calls, mut answers) = (0u32, 0u32);
             for (input, pause) in inputs {
                 let answer = matches!(input, Input::Answered | Input::Refused | Input::Failed);
@@ -544,16 +544,16 @@ mod tests {
                     continue;
                 }
                 answers += u32::from(answer);
-                machine.handle(input, now);
-                for output in outputs(&mut machine) {
+                state.handle(input, now);
+                for output in outputs(&mut state) {
                     calls += u32::from(matches!(output, Output::CheckIn { .. }));
                 }
                 prop_assert!(calls - answers <= 1);
-                prop_assert!(machine.poll_timeout() <= now + LONGEST_PAUSE);
+                prop_assert!(state.poll_timeout() <= now + LONGEST_PAUSE);
                 now += Duration::from_millis(pause);
-                machine.handle_timeout(now);
-                calls += outputs(&mut machine).iter().filter(|it| matches!(it, Output::CheckIn { .. })).count() as u32;
-                prop_assert!(machine.poll_timeout() > now);
+                state.handle_timeout(now);
+                calls += outputs(&mut state).iter().filter(|it| matches!(it, Output::CheckIn { .. })).count() as u32;
+                prop_assert!(state.poll_timeout() > now);
             }
         }
     }
