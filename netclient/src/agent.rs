@@ -48,7 +48,7 @@ pub struct Agent {
     connections: Arc<Mutex<Connections>>,
 }
 
-/// The connections to servers, each for one identity: a machine that was removed and joins again is another one.
+/// The connections to servers, each for one identity: a host that was removed and joins again is another one.
 type Connections = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
 
 impl Agent {
@@ -68,7 +68,7 @@ impl Agent {
         Comms::new(self.directory.clone(), self.host.executable().to_owned(), *server)
     }
 
-    /// Has every connection check whether the machine was registered since.
+    /// Has every connection check whether the host was registered since.
     pub(crate) fn recheck_registration(&self) {
         let connections: Vec<_> =
             self.connections.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -94,7 +94,7 @@ impl Agent {
         self.settings.interface.clone().unwrap_or_else(|| format!("nm-{network}"))
     }
 
-    /// Whether a network could be joined without options, as far as this machine can know before: privilege, interface, and
+    /// Whether a network could be joined without options, as far as this host can know before: privilege, interface, and
     /// the port that it would have to listen on, if there is one.
     pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
         self.host.check_free(&self.interface(network), self.settings.port.or(port))

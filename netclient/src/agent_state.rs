@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How often the machine is compared with what it should be while nothing happens.
+/// How often the host is compared with what it should be while nothing happens.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
-/// How often the server is sent what the machine is reached by, also where nothing seems to have changed: a NAT on the way
+/// How often the server is sent what the host is reached by, also where nothing seems to have changed: a NAT on the way
 /// may have.
 const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lived this long was a good one.
@@ -43,13 +43,13 @@ pub enum Input {
     Misfit,
     /// It sent something that has been overtaken: more is lacking than it knew of.
     Overtaken,
-    /// The machine is no node of the network any more.
+    /// The host is no node of the network any more.
     Removed,
     /// The stream of changes is open.
     StreamOpened,
     /// The stream of changes has ended, or could not be opened.
     StreamEnded,
-    /// The View is applied; whether what the machine says of itself is other than before.
+    /// The View is applied; whether what the host says of itself is other than before.
     Applied {
         /// Whether its port or address changed.
         facts_changed: bool,
@@ -67,7 +67,7 @@ pub enum Output {
     Reconcile,
     /// Check in.
     CheckIn {
-        /// Whether to say what the machine is reached by.
+        /// Whether to say what the host is reached by.
         with_facts: bool,
     },
     /// Ask for the whole View.
@@ -89,7 +89,7 @@ pub struct AgentState {
     /// How many calls in a row have failed.
     failures: u32,
     reached: bool,
-    /// When to send again what the machine is reached by.
+    /// When to send again what the host is reached by.
     facts_due: Instant,
     stream: Stream,
     /// How many streams in a row ended early.
@@ -125,7 +125,7 @@ enum Stream {
 }
 
 impl AgentState {
-    /// A machine that starts now. `seed` differs between machines, so that they do not all act in the same instant.
+    /// A host that starts now. `seed` differs between hosts, so that they do not all act in the same instant.
     pub fn new(interval: Duration, watch: bool, seed: u64, now: Instant) -> Self {
         Self {
             outputs: VecDeque::from([Output::Reconcile]),
@@ -263,7 +263,7 @@ impl AgentState {
         self.next_call = now + if again { self.spread(SPREAD) } else { self.interval };
     }
 
-    /// What the machine is reached by may be what was refused: the next call goes without it, so that the rest works.
+    /// What the host is reached by may be what was refused: the next call goes without it, so that the rest works.
     fn refused(&mut self, now: Instant) {
         let with_facts = self.call.is_some_and(|call| call.with_facts);
         self.failed(now);

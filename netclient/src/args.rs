@@ -8,7 +8,7 @@ use schema::scalars::{Endpoint, Name, NetworkName};
 
 use crate::directory;
 
-/// The agent of declared WireGuard meshes: joins networks with a token and keeps this machine as they say.
+/// The agent of declared WireGuard meshes: joins networks with a token and keeps this host as they say.
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
 pub struct Args {
@@ -25,11 +25,11 @@ pub struct Args {
 pub enum Verb {
     /// Brings up a tunnel to the server for control traffic; joins nothing, and spends no use of the token.
     Register(Register),
-    /// Joins a network and brings its tunnel up. A machine that is in already stays as it is.
+    /// Joins a network and brings its tunnel up. A host that is in already stays as it is.
     Join(Join),
-    /// Reports to the server that this machine is there, and applies what changed.
+    /// Reports to the server that this node is there, and applies what changed.
     Checkin(Which),
-    /// Gets the whole View of this machine from the server, and applies it.
+    /// Gets the whole View of this node from the server, and applies it.
     Pull(Which),
     /// Leaves a network, and takes everything of it down.
     Leave {
@@ -40,11 +40,11 @@ pub enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Lists the networks of this machine.
+    /// Lists the networks of this host.
     List(Form),
     /// Shows each network's peers, and when they were last heard.
     Status(Form),
-    /// Keeps every network of this machine current, in the foreground; its tunnels stay when it ends.
+    /// Keeps every network of this host current, in the foreground; its tunnels stay when it ends.
     Daemon,
     /// Holds a userspace WireGuard device; started by the agent itself.
     #[command(hide = true)]
@@ -58,7 +58,7 @@ pub enum Verb {
     },
 }
 
-/// The token that a machine shows.
+/// The token that a host shows.
 #[derive(Debug, ClapArgs)]
 pub struct Shown {
     /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
@@ -92,7 +92,7 @@ pub struct Join {
     /// The UDP port to listen on. Absent: the network's, or the next one that is free.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Where the others reach this machine: HOST or HOST:PORT. Absent: where the server sees it.
+    /// Where the others reach this host: HOST or HOST:PORT. Absent: where the server sees it.
     #[arg(long)]
     pub endpoint: Option<Endpoint>,
     /// Whether to rely on a daemon: with `off` it joins, configures and exits, and nothing is said about a daemon.
@@ -115,7 +115,7 @@ pub enum Switch {
 /// Which network is meant.
 #[derive(Debug, ClapArgs)]
 pub struct Which {
-    /// The network; with only one on this machine it may be left out.
+    /// The network; with only one on this host it may be left out.
     #[arg(short, long)]
     pub network: Option<NetworkName>,
     /// How to print.

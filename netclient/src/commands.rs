@@ -153,7 +153,7 @@ async fn open_tidied(directory: &Path) -> Outcome<Agent> {
 
 /// The agent, and the network that is meant.
 async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
-    const NONE: &str = "this machine is in no network; join one with: netclient join -t TOKEN";
+    const NONE: &str = "this host is in no network; join one with: netclient join -t TOKEN";
     if !directory.exists() {
         return Err(NONE.into());
     }
@@ -166,7 +166,7 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
         (None, []) => return Err(NONE.into()),
         (None, several) => {
             let names: Vec<_> = several.iter().map(NetworkName::as_str).collect();
-            return Err(format!("this machine is in several networks; say which: -n {}", names.join(", or -n ")).into());
+            return Err(format!("this host is in several networks; say which: -n {}", names.join(", or -n ")).into());
         }
     };
     Ok((agent, network))

@@ -1,10 +1,10 @@
-//! The tunnel to a server that control traffic takes, once the machine is registered there (`netclient register`).
+//! The tunnel to a server that control traffic takes, once the host is registered there (`netclient register`).
 //!
-//! A [`Registration`] is what the machine keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
+//! A [`Registration`] is what the host keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
 //! its allowed IPs are that peer's one address, and who uses it binds to the interface, so that the tunnels to two servers
 //! may have the same addresses. It is not part of any network, and no network needs it.
 //!
-//! Before the machine has joined a network, a registration has a deadline. The device's process keeps it, also where no
+//! Before the host has joined a network, a registration has a deadline. The device's process keeps it, also where no
 //! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,7 +27,7 @@ use crate::system::rp_filter;
 pub const MTU: u16 = 1280;
 /// The first name of the interface; further ones are numbered from 2.
 const INTERFACE: &str = "nm-comms";
-/// How many such tunnels one machine may have.
+/// How many such tunnels one host may have.
 const MOST: u32 = 999;
 
 /// Why the tunnel to a server is not as it should be.
@@ -69,7 +69,7 @@ impl Comms {
         Self { directory, executable, server }
     }
 
-    /// The registration, if the machine has one that holds.
+    /// The registration, if the host has one that holds.
     pub fn registration(&self) -> Result<Option<Registration>, DirectoryError> {
         let registration = self.directory.registration(&self.server)?;
         Ok(registration.filter(|registration| !registration.has_expired(&now())))
@@ -145,7 +145,7 @@ impl Comms {
         Ok(settled)
     }
 
-    /// Keeps the registration for good: the machine has joined.
+    /// Keeps the registration for good: the host has joined.
     pub(crate) async fn keep(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
@@ -154,7 +154,7 @@ impl Comms {
         self.with_device(&registration.interface, |device| device.expire_at(None).map(drop)).await
     }
 
-    /// Keeps what the server answered to a machine that registered again; a tunnel that leads elsewhere is made anew.
+    /// Keeps what the server answered to a host that registered again; a tunnel that leads elsewhere is made anew.
     pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended while the server was asked, or have become another one.

@@ -1,10 +1,10 @@
-//! The agent's connection to the server: calls over gRPC, authenticated by the machine's identity.
+//! The agent's connection to the server: calls over gRPC, authenticated by the host's identity.
 //!
 //! [`Control`] connects when it is first needed and again whenever the connection was lost; it keeps the session that
 //! the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What the
 //! server says is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
 //!
-//! A machine that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
+//! A host that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
 //! which, [`transport`] decides.
 
 mod connect;
@@ -47,7 +47,7 @@ pub use error::ControlError;
 const TIMEOUT: Duration = Duration::from_secs(8);
 /// The largest answer: a View of tens of thousands of peers.
 const LARGEST: usize = 64 << 20;
-/// How often a machine registers again while the tunnel is silent: the server may have forgotten it.
+/// How often a host registers again while the tunnel is silent: the server may have forgotten it.
 const RENEW: Duration = Duration::from_secs(60);
 
 type Client = AgentClient<Channel>;
@@ -56,13 +56,13 @@ type Answered<A> = Result<tonic::Response<A>, Status>;
 /// Where a server is reached.
 #[derive(Clone)]
 pub enum Reach {
-    /// Elsewhere: by TLS on its public address, and by the tunnel once the machine is registered.
+    /// Elsewhere: by TLS on its public address, and by the tunnel once the host is registered.
     Network(Comms),
     /// In this program.
     Within(Opener),
 }
 
-/// A machine that asks to be let in.
+/// A host that asks to be let in.
 pub struct JoinRequest<'a> {
     /// The name that it wants.
     pub name: &'a Name,
@@ -140,7 +140,7 @@ impl Control {
         lock(&self.selector).transport().into()
     }
 
-    /// Checks whether the machine was registered, and takes the tunnel if so.
+    /// Checks whether the host was registered, and takes the tunnel if so.
     pub fn recheck_registration(&self) {
         if self.is_registered() && lock(&self.selector).transport() == Transport::Tls {
             self.probe_on();
@@ -157,12 +157,12 @@ impl Control {
         registration(comms)
     }
 
-    /// The machine's identity, as the server knows it.
+    /// The host's identity, as the server knows it.
     pub fn identity(&self) -> Identity {
         sign::public_key(&self.identity)
     }
 
-    /// What the machine says of itself: the port that it listens on (0: not chosen yet), where its operator says it is
+    /// What the host says of itself: the port that it listens on (0: not chosen yet), where its operator says it is
     /// reached, and the address that it uses towards the server.
     pub fn facts(&self, listen_port: u16, endpoint: Option<&Endpoint>) -> Facts {
         let towards_server = lock(&self.local).filter(|address| !address.is_loopback());
@@ -174,7 +174,7 @@ impl Control {
         }
     }
 
-    /// Joins a network: the name under which the machine is in it, and its View.
+    /// Joins a network: the name under which the host is in it, and its View.
     pub async fn join(
         &self,
         token: &Token,
@@ -208,7 +208,7 @@ impl Control {
         Ok((name, answer.update.ok_or_else(|| ControlError::Answer("it holds no View".into()))?))
     }
 
-    /// Registers the machine: what the server answers, and how long it holds unless the machine joins. A machine that has
+    /// Registers the host: what the server answers, and how long it holds unless the host joins. A host that has
     /// joined needs no token.
     pub async fn register(
         &self,
@@ -249,7 +249,7 @@ impl Control {
         Ok(self.call(request, |mut client, request| async move { client.get_peers(request).await }).await?.0)
     }
 
-    /// Reports where the machine is and, if given, what changed on it; returns what it lacks.
+    /// Reports where the host is and, if given, what changed on it; returns what it lacks.
     pub async fn check_in(
         &self,
         network: &NetworkName,
@@ -387,7 +387,7 @@ impl Control {
         error::failed(self.server.addresses.join(", "), status)
     }
 
-    /// Notes by which transport the server answered. When that has become TLS, the machine registers again, as the server may
+    /// Notes by which transport the server answered. When that has become TLS, the host registers again, as the server may
     /// have forgotten it, and goes on trying the tunnel.
     async fn answered(&self, transport: Transport) {
         let moved = lock(&self.selector).answered(transport, Instant::now());

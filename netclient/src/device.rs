@@ -140,7 +140,7 @@ impl DeviceError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// An interface of that name exists and is not ours.
-    #[error("the interface name {interface} is taken on this machine; choose another with --interface")]
+    #[error("the interface name {interface} is taken on this host; choose another with --interface")]
     NameTaken {
         /// The name.
         interface: String,

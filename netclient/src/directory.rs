@@ -1,8 +1,8 @@
-//! The agent's directory: what a machine keeps of its networks, private keys included.
+//! The agent's directory: what a host keeps of its networks, private keys included.
 //!
 //! ```text
 //! netclient.toml        what the operator sets (see settings)
-//! identity-KEY.json     the machine's identity at the server that signs with KEY
+//! identity-KEY.json     the host's identity at the server that signs with KEY
 //! comms-KEY.json        its registration there: the tunnel that control traffic takes
 //! network-NAME.json     a membership
 //! network-NAME.log      what the server sent since that was written (see journal)
@@ -75,7 +75,7 @@ pub enum DirectoryError {
     /// Others may look into the directory, which holds private keys.
     #[error("{0} is open to others, and private keys belong into it; close it: chmod 700 {0}")]
     Open(PathBuf),
-    /// Another netclient has been at work with the machine's identity for too long.
+    /// Another netclient has been at work with the host's identity for too long.
     #[error("another netclient is joining or leaving; try again when it is done")]
     Busy,
     /// A file does not hold what it should.
@@ -132,13 +132,13 @@ impl Directory {
         Lock::take(&path).map_err(failed("lock", &path))
     }
 
-    /// The machine's identity at a server, if it has one.
+    /// The host's identity at a server, if it has one.
     pub fn identity(&self, server: &SigningKey) -> Result<Option<ed25519::SigningKey>, DirectoryError> {
         let identity: Option<StoredIdentity> = self.read(&self.identity_path(server))?;
         Ok(identity.map(|identity| from_seed(&identity.seed)))
     }
 
-    /// Keeps the machine's identity at a server.
+    /// Keeps the host's identity at a server.
     pub fn keep_identity(&self, server: &SigningKey, identity: &ed25519::SigningKey) -> Result<(), DirectoryError> {
         self.write(&self.identity_path(server), &StoredIdentity { seed: identity.to_bytes() })
     }
@@ -149,7 +149,7 @@ impl Directory {
         self.disk.remove(&path).map_err(failed("remove", &path))
     }
 
-    /// The membership of a network, if the machine is in it.
+    /// The membership of a network, if the host is in it.
     pub fn membership(&self, network: &NetworkName) -> Result<Option<Membership>, DirectoryError> {
         Ok(self.kept(network)?.map(|kept| kept.membership))
     }
@@ -164,12 +164,12 @@ impl Directory {
         Ok(Some(Kept { membership, journal, torn }))
     }
 
-    /// The networks that the machine is in, by name.
+    /// The networks that the host is in, by name.
     pub fn networks(&self) -> Result<Vec<NetworkName>, DirectoryError> {
         Ok(self.named("network-", ".json")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The machine's registration at a server, if it has one. A damaged one counts as none: it can be made again.
+    /// The host's registration at a server, if it has one. A damaged one counts as none: it can be made again.
     pub fn registration(&self, server: &SigningKey) -> Result<Option<Registration>, DirectoryError> {
         match self.read(&self.registration_path(server)) {
             Err(DirectoryError::Damaged { path, why }) => {
@@ -238,7 +238,7 @@ impl Directory {
         Ok(true)
     }
 
-    /// Whether the machine is in a network of a server.
+    /// Whether the host is in a network of a server.
     pub fn is_member(&self, server: &SigningKey) -> Result<bool, DirectoryError> {
         for network in self.networks()? {
             // What does not change with what the server sends needs no log. One that cannot be read may be of this server.
@@ -259,7 +259,7 @@ impl Directory {
         Ok(())
     }
 
-    /// The right to make, use for the first time, or forget the identity at a server, of which each machine has one.
+    /// The right to make, use for the first time, or forget the identity at a server, of which each host has one.
     pub(crate) async fn lock_identity(&self, server: &SigningKey) -> Result<Lock, DirectoryError> {
         Self::wait_for(self.identity_path(server).with_extension("lock")).await
     }

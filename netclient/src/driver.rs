@@ -1,6 +1,6 @@
 //! Keeps one network current until it is to end: carries out what the [state](crate::agent_state) says.
 //!
-//! Calls to the server run beside it and come back as events; what is done to the machine itself is done here, one thing
+//! Calls to the server run beside it and come back as events; what is done to the host itself is done here, one thing
 //! after the other, so that no two of them meet.
 
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub struct Driver {
 pub enum End {
     /// It was asked to; the tunnel stays.
     Shutdown,
-    /// The machine has left the network.
+    /// The host has left the network.
     Left,
 }
 
@@ -79,7 +79,7 @@ impl Driver {
         (Self { member, state, events, sender, stream: None, control }, transport)
     }
 
-    /// Drives until `shutdown` becomes true or the machine has left.
+    /// Drives until `shutdown` becomes true or the host has left.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: watch::Receiver<bool>) -> End {
         self.state.handle_timeout(now());
         loop {
@@ -235,13 +235,13 @@ impl Driver {
             Accepted::Removed => self.state.handle(Input::Removed, at),
             Accepted::Forgotten => {
                 let error = error_chain(&AgentError::Forgotten(self.network()));
-                tracing::warn!(error, network = %self.network(), "the server does not know this machine");
+                tracing::warn!(error, network = %self.network(), "the server does not know this node");
             }
         }
     }
 
     async fn take_down(&mut self) -> bool {
-        tracing::info!(network = %self.network(), "the server removed this machine; taking everything of it down");
+        tracing::info!(network = %self.network(), "the server removed this node; taking everything of it down");
         let outcome = self.member.take_down().await;
         if let Err(error) = &outcome {
             let error = error_chain(error);
@@ -251,7 +251,7 @@ impl Driver {
         outcome.is_ok()
     }
 
-    /// Does what somebody requests; whether the machine has left the network by that.
+    /// Does what somebody requests; whether the host has left the network by that.
     async fn handle(&mut self, request: Request) -> bool {
         let Request { command, answer } = request;
         let outcome = match command {

@@ -94,7 +94,7 @@ impl Journal {
     }
 }
 
-/// An identity that no machine has: a log holds no update that removes one.
+/// An identity that no host has: a log holds no update that removes one.
 const NOBODY: Identity = Identity([0; 32]);
 
 fn write_record(update: &Update, bytes: &mut Vec<u8>) {

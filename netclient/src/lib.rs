@@ -1,4 +1,4 @@
-//! The agent: keeps a machine's WireGuard interfaces as the server says.
+//! The agent: keeps a host's WireGuard interfaces as the server says.
 //!
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current for ever. Decisions are pure:
 //! [`agent_state`] (when to speak), [`membership`] (what to believe), [`tunnels`] and [`reconcile`] (what to change). What acts is

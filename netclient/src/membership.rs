@@ -1,4 +1,4 @@
-//! A machine's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
+//! A host's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
 //!
 //! Pure. What the server sends comes in by [`Membership::accept`], which checks its signature and its place; a View that
 //! is older than the one at hand is passed by, so that nothing that was recorded can be played again.
@@ -11,22 +11,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::state::PrivateKey;
 
-/// A machine's membership of one network.
+/// A host's membership of one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// The network.
     pub network: NetworkName,
-    /// The name of the machine in it.
+    /// The name of the host in it.
     pub node: Name,
     /// The server that says so.
     pub server: ServerAddress,
-    /// The interface that is the network's on this machine.
+    /// The interface that is the network's on this host.
     pub interface: String,
-    /// The WireGuard key, which never leaves the machine.
+    /// The WireGuard key, which never leaves the host.
     pub private_key: PrivateKey,
     /// The UDP port that was asked for at the join; absent: the server's wish, or the next free one.
     pub port: Option<u16>,
-    /// Where the others reach the machine, as was said at the join; absent: where the server sees it.
+    /// Where the others reach the host, as was said at the join; absent: where the server sees it.
     pub endpoint: Option<Endpoint>,
     /// The port that was found free in place of the one that the View names.
     pub port_fallback: Option<PortFallback>,
@@ -65,9 +65,9 @@ pub enum Accepted {
     Same,
     /// It is as it was; the update was made for an older one, and knows of something that this one lacks.
     Overtaken,
-    /// The machine is no node of the network any more.
+    /// The host is no node of the network any more.
     Removed,
-    /// The server has another life than the one that the machine joined, and does not know it: it was restored from a
+    /// The server has another life than the one that the host joined, and does not know it: it was restored from a
     /// backup, or set up anew. That is no reason to take anything down.
     Forgotten,
 }
@@ -101,7 +101,7 @@ impl Membership {
         Ok(Accepted::Changed)
     }
 
-    /// The port that the machine should listen on.
+    /// The port that the host should listen on.
     pub fn wanted_port(&self) -> u16 {
         let named = self.port.unwrap_or(self.view.interface.listen_port);
         self.port_fallback.filter(|fallback| fallback.wanted == named).map_or(named, |fallback| fallback.used)

@@ -108,7 +108,7 @@ pub fn link_steps(wanted: WantedLink<'_>, observed: &LinkState) -> Vec<LinkStep>
     if observed.mtu != u32::from(mtu) {
         steps.push(LinkStep::SetMtu(mtu));
     }
-    // Up before the addresses: where the machine has no IPv6, the last of them fails, and the rest holds.
+    // Up before the addresses: where the host has no IPv6, the last of them fails, and the rest holds.
     if !observed.up {
         steps.push(LinkStep::Up);
     }

@@ -1,7 +1,7 @@
-//! A machine's registration at a server: what it keeps of the tunnel that control traffic takes (`netclient register`).
+//! A host's registration at a server: what it keeps of the tunnel that control traffic takes (`netclient register`).
 //!
 //! Pure, and the twin of [`Membership`](crate::membership::Membership): it is kept in the agent's directory, and
-//! [`comms`](crate::comms) brings it up. Before the machine has joined a network, a registration has a deadline, which is a
+//! [`comms`](crate::comms) brings it up. Before the host has joined a network, a registration has a deadline, which is a
 //! [`BootTime`].
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,18 +13,18 @@ use serde::{Deserialize, Serialize};
 use crate::device::state::PrivateKey;
 use crate::membership::ServerAddress;
 
-/// A machine's registration at a server.
+/// A host's registration at a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
     /// The server.
     pub server: ServerAddress,
     /// The interface.
     pub interface: String,
-    /// The machine's end of the tunnel.
+    /// The host's end of the tunnel.
     pub private_key: PrivateKey,
     /// What the server answered.
     pub terms: Terms,
-    /// When it ends unless the machine joins; absent: it has joined.
+    /// When it ends unless the host joins; absent: it has joined.
     pub deadline: Option<BootTime>,
 }
 
@@ -35,7 +35,7 @@ pub struct Terms {
     pub public_key: WireGuardKey,
     /// Where that is found, UDP.
     pub endpoint: Endpoint,
-    /// The machine's address in the tunnel.
+    /// The host's address in the tunnel.
     pub address: Ipv4Addr,
     /// Where the agents' service is found in the tunnel.
     pub server: SocketAddrV4,
@@ -83,7 +83,7 @@ impl Registration {
         self.terms.address == terms.address && self.terms.server == terms.server
     }
 
-    /// Whether it has ended because the machine did not join.
+    /// Whether it has ended because the host did not join.
     pub fn has_expired(&self, now: &BootTime) -> bool {
         self.deadline.as_ref().is_some_and(|deadline| deadline.left(now).is_none())
     }
@@ -99,7 +99,7 @@ mod tests {
         let deadline = at("a", 100).after(Duration::from_secs(600));
         assert_eq!(deadline.left(&at("a", 100)), Some(Duration::from_secs(600)));
         assert_eq!(deadline.left(&at("a", 700)), None);
-        assert_eq!(deadline.left(&at("b", 1)), None, "the machine was started again");
+        assert_eq!(deadline.left(&at("b", 1)), None, "the host was started again");
         assert_eq!(BootTime::passed().left(&at("a", 0)), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What the machine's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables, which win.
+//! What the host's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables, which win.
 //!
 //! They override what a join would choose. A setting that is unknown or cannot be used is an error, never ignored.
 
@@ -13,7 +13,7 @@ use schema::settings::{self, read};
 pub struct Settings {
     /// The name to join under (`name`); absent: the host's name.
     pub name: Option<Name>,
-    /// Where the others reach this machine (`endpoint`); absent: where the server sees it.
+    /// Where the others reach this host (`endpoint`); absent: where the server sees it.
     pub endpoint: Option<Endpoint>,
     /// The UDP port to listen on, 1 to 65535 (`port`); absent: the network's, or the next free one.
     pub port: Option<u16>,

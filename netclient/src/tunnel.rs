@@ -1,4 +1,4 @@
-//! One network's tunnel on this machine: brings device, link, forwarding and names to what a membership says.
+//! One network's tunnel on this host: brings device, link, forwarding and names to what a membership says.
 //!
 //! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any time, by a new
 //! process as well, and does what is lacking.
@@ -50,7 +50,7 @@ pub enum TunnelError {
     #[error(transparent)]
     Hosts(#[from] HostsError),
     /// No port near the wanted one is free.
-    #[error("no UDP port from {0} to {1} is free on this machine; free one, or choose another with --port")]
+    #[error("no UDP port from {0} to {1} is free on this host; free one, or choose another with --port")]
     NoPort(u16, u16),
 }
 

@@ -32,12 +32,12 @@ pub enum AgentError {
     /// What the server sent cannot be believed or understood.
     #[error("the server's update is invalid: {0}; it may be another server, or of another version")]
     InvalidUpdate(#[from] proto::convert::Malformed),
-    /// The machine is not in that network.
-    #[error("this machine is in no network {0}; `netclient list` shows its networks")]
+    /// The host is not in that network.
+    #[error("this host is in no network {0}; `netclient list` shows its networks")]
     NotMember(NetworkName),
     /// The tunnel to the server would take addresses that are used here.
     #[error(
-        "{address}, which the tunnel to the server would have, lies in {range} of {interface} on this machine; have \
+        "{address}, which the tunnel to the server would have, lies in {range} of {interface} on this host; have \
          COMMS_RANGE set to another range on the server, or join without: netclient join -t TOKEN"
     )]
     Overlaps {
@@ -48,20 +48,20 @@ pub enum AgentError {
         /// Whose range that is.
         interface: String,
     },
-    /// The identity is gone without which the server does not know the machine.
+    /// The identity is gone without which the server does not know the host.
     #[error(
-        "the identity of this machine at the server of {0} is gone; the tunnel stays as it is, but has to be made anew: \
+        "the identity of this host at the server of {0} is gone; the tunnel stays as it is, but has to be made anew: \
          netclient leave --force -n {0}, and join again"
     )]
     NoIdentity(NetworkName),
-    /// The server was restored or set up anew and does not know the machine.
+    /// The server was restored or set up anew and does not know the host.
     #[error(
-        "the server does not know this machine since it was restored or set up anew; the tunnel stays as it is; to be \
+        "the server does not know this node since it was restored or set up anew; the tunnel stays as it is; to be \
          known again: netclient leave --force -n {0}, and join again"
     )]
     Forgotten(NetworkName),
     /// Another server has a network of that name.
-    #[error("this machine is in a network {0} of another server; leave that first: netclient leave -n {0}")]
+    #[error("this host is in a network {0} of another server; leave that first: netclient leave -n {0}")]
     OtherServer(NetworkName),
     /// Somebody else looks after the network right now.
     #[error("another netclient is at work on network {0}; try again when it is done")]
@@ -76,11 +76,11 @@ pub enum AgentError {
         /// What may have been meant.
         meant: Option<String>,
     },
-    /// The machine joined, but its tunnel did not come up, so it left again.
-    #[error("the tunnel did not come up, so the machine left the network again")]
+    /// The host joined, but its tunnel did not come up, so it left again.
+    #[error("the tunnel did not come up, so this host left the network again")]
     NotUp(#[source] TunnelError),
-    /// The server says that the machine is no node of the network any more.
-    #[error("the server has removed this machine from network {0}; everything of it is taken down")]
+    /// The server says that the host is no node of the network any more.
+    #[error("the server has removed this node from network {0}; everything of it is taken down")]
     Removed(NetworkName),
 }
 

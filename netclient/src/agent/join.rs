@@ -1,4 +1,4 @@
-//! Joining: a machine is let into a network, and its tunnel comes up, or nothing is left of the attempt.
+//! Joining: a host is let into a network, and its tunnel comes up, or nothing is left of the attempt.
 
 use futures_util::future::BoxFuture;
 use proto::convert::{DecodedUpdate, Position, accept_update};
@@ -23,12 +23,12 @@ pub struct JoinOptions {
     pub interface: Option<String>,
     /// The UDP port.
     pub port: Option<u16>,
-    /// Where the others reach this machine.
+    /// Where the others reach this host.
     pub endpoint: Option<Endpoint>,
 }
 
-/// How a machine is let in: asks whoever decides, with the connection to the server and a challenge from it, and returns the
-/// name under which the machine is in, and its View.
+/// How a host is let in: asks whoever decides, with the connection to the server and a challenge from it, and returns the
+/// name under which the host is in, and its View.
 pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
             &'a Control,
@@ -41,16 +41,16 @@ pub type JoinMethod = Box<
 /// What came of a join.
 #[derive(Clone, Debug)]
 pub enum Joined {
-    /// The machine is in.
+    /// The host is in.
     New(Membership),
     /// It was in already.
     Already(Membership),
 }
 
 impl Agent {
-    /// Joins the network of a token and brings its tunnel up. A machine that is in already stays as it is.
+    /// Joins the network of a token and brings its tunnel up. A host that is in already stays as it is.
     ///
-    /// Whatever fails, nothing is left behind, on the machine or on the server.
+    /// Whatever fails, nothing is left behind, on the host or on the server.
     pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
         let token = token.clone();
         let (network, server) = (token.network.clone(), address_of(&token));
@@ -88,7 +88,7 @@ impl Agent {
         Ok(Joined::New(member.membership().clone()))
     }
 
-    /// A machine that is in already, and may learn where the server is found now.
+    /// A host that is in already, and may learn where the server is found now.
     async fn stay(&self, mut membership: Membership, server: &ServerAddress, free: bool) -> Result<Joined, AgentError> {
         if membership.server.signing_key != server.signing_key {
             return Err(AgentError::OtherServer(membership.network));
@@ -106,7 +106,7 @@ impl Agent {
         Ok(Joined::Already(membership))
     }
 
-    /// Has the server let the machine in, and keeps what it sent.
+    /// Has the server let the host in, and keeps what it sent.
     async fn enter(
         &self,
         network: &NetworkName,
@@ -125,7 +125,7 @@ impl Agent {
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
         let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
-        // Kept before it is used: if the answer is lost, the next try is known to be the same machine.
+        // Kept before it is used: if the answer is lost, the next try is known to be the same host.
         attempt.keep()?;
         let identity = &attempt.identity;
         let request = JoinRequest { name: &name, identity, private_key: &private_key, facts, os: os() };
@@ -193,7 +193,7 @@ fn host_name() -> Result<Name, AgentError> {
     short.to_lowercase().parse().map_err(refused)
 }
 
-/// What the machine runs, for people to read.
+/// What the host runs, for people to read.
 fn os() -> String {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");

@@ -7,7 +7,7 @@ use crate::directory::DirectoryError;
 
 impl Agent {
     /// Leaves a network, and takes everything of it down. With `force` whatever the server says, and also where the
-    /// machine cannot send it anything, since its state is damaged.
+    /// host cannot send it anything, since its state is damaged.
     pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
         match self.member(network) {
             Ok(mut member) => member.leave(force).await,

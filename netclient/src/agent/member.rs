@@ -24,7 +24,7 @@ pub struct Member {
     membership: Membership,
     tunnel: Tunnel,
     control: Arc<Control>,
-    /// The facts of this machine that were sent last.
+    /// The facts of this host that were sent last.
     sent_facts: Option<Facts>,
     /// Where the View stands that was applied, as far as this process knows.
     applied: Position,
@@ -36,7 +36,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Takes charge of a network that the machine is in.
+    /// Takes charge of a network that the host is in.
     pub fn open(agent: Agent, network: &NetworkName) -> Result<Self, AgentError> {
         let lock = agent.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
         let kept = agent.directory.kept(network)?.ok_or_else(|| AgentError::NotMember(network.clone()))?;
@@ -77,14 +77,14 @@ impl Member {
         &self.control
     }
 
-    /// What the machine says of itself.
+    /// What the host says of itself.
     pub fn facts(&self) -> Facts {
         let Membership { endpoint, .. } = &self.membership;
         let endpoint = endpoint.as_ref().or(self.agent.settings.endpoint.as_ref());
         self.control.facts(self.membership.wanted_port(), endpoint)
     }
 
-    /// Records the facts of the machine that were sent.
+    /// Records the facts of the host that were sent.
     pub fn record_sent_facts(&mut self, facts: Facts) {
         self.sent_facts = Some(facts);
     }
@@ -195,7 +195,7 @@ impl Member {
         self.take(&update)
     }
 
-    /// Reports to the server that the machine leaves, and takes everything down; with `force` whatever the server says.
+    /// Reports to the server that the host leaves, and takes everything down; with `force` whatever the server says.
     pub async fn leave(&mut self, force: bool) -> Result<(), AgentError> {
         match self.control.leave(&self.membership.network).await {
             Err(error) if force => {

@@ -12,7 +12,7 @@ use crate::membership::ServerAddress;
 use crate::registration::{Registration, Terms};
 use crate::system::link;
 
-/// How long a registration is kept of a machine that the server takes for joined, and that has not heard so.
+/// How long a registration is kept of a host that the server takes for joined, and that has not heard so.
 const UNANSWERED: Duration = Duration::from_secs(600);
 
 /// What came of a registration.
@@ -27,7 +27,7 @@ pub struct Registered {
 }
 
 impl Agent {
-    /// Registers the machine at the server of a token, which spends no use of its key, and brings the tunnel up. A machine
+    /// Registers the host at the server of a token, which spends no use of its key, and brings the tunnel up. A host
     /// that is registered already stays as it is.
     ///
     /// Whatever fails, nothing is left behind that was not there.
@@ -50,7 +50,7 @@ impl Agent {
         let (terms, lapses) = control.register(Some(token), &private_key).await?;
         check_line(&terms).await?;
         attempt.keep()?;
-        // A machine that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
+        // A host that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
         // not, may have lost the answer to its join: it will join again.
         let joined = self.directory.is_member(&server.signing_key)?;
         let lapses = if joined { None } else { lapses.or(Some(UNANSWERED)) };
@@ -117,7 +117,7 @@ impl Agent {
     }
 }
 
-/// Whether the tunnel's addresses are nobody's that this machine knows already.
+/// Whether the tunnel's addresses are nobody's that this host knows already.
 async fn check_line(terms: &Terms) -> Result<(), AgentError> {
     for address in [terms.address, *terms.server.ip()] {
         if let Some((interface, range)) = link::neighbours(address.into()).await.map_err(CommsError::from)?

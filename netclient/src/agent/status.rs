@@ -1,4 +1,4 @@
-//! How the machine's networks and its tunnels to servers are: the documents that `list` and `status` print.
+//! How the host's networks and its tunnels to servers are: the documents that `list` and `status` print.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::comms;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
 
-/// How a machine's networks are.
+/// How a host's networks are.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     /// The networks, by name.
@@ -35,11 +35,11 @@ pub struct RegistrationStatus {
     pub interface: String,
     /// Whether it is there.
     pub up: bool,
-    /// The machine's address in it.
+    /// The host's address in it.
     pub address: IpAddr,
     /// When the server was last heard through it.
     pub last_handshake: Option<Timestamp>,
-    /// Seconds until it ends unless the machine joins; absent: it has joined.
+    /// Seconds until it ends unless the host joins; absent: it has joined.
     pub lapses: Option<u64>,
 }
 
@@ -48,7 +48,7 @@ pub struct RegistrationStatus {
 pub struct NetworkStatus {
     /// The network.
     pub name: NetworkName,
-    /// The name of the machine in it.
+    /// The name of the host in it.
     pub node: Name,
     /// Its interface.
     pub interface: String,
@@ -56,11 +56,11 @@ pub struct NetworkStatus {
     pub up: bool,
     /// The life of the server's database.
     pub epoch: u64,
-    /// The revision that the server sent the machine last.
+    /// The revision that the server sent the host last.
     pub revision: Revision,
     /// The transport of control traffic; none where no daemon runs.
     pub control: api::Control,
-    /// The machine's addresses.
+    /// The host's addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The peers, by name.
     pub peers: Vec<PeerStatus>,
@@ -82,7 +82,7 @@ pub struct PeerStatus {
 }
 
 impl Agent {
-    /// How the machine's networks are; `control` returns the transport of their control traffic.
+    /// How the host's networks are; `control` returns the transport of their control traffic.
     pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {

@@ -42,7 +42,7 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     }
     if let Some(seconds) = lapses {
         let minutes = seconds.div_ceil(60);
-        let _ = writeln!(talk, "It ends in {minutes} min unless this machine joins: netclient join -t TOKEN");
+        let _ = writeln!(talk, "It ends in {minutes} min unless this host joins: netclient join -t TOKEN");
     }
     Ok(())
 }

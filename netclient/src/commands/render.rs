@@ -12,7 +12,7 @@ use super::{Outcome, json as print_json};
 use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
 use crate::args::Form;
 
-const NONE: &str = "This machine is in no network. Join one with: netclient join -t TOKEN";
+const NONE: &str = "This host is in no network. Join one with: netclient join -t TOKEN";
 
 pub(super) fn done(form: Form, network: &NetworkName, what: &str) -> Outcome {
     if form.json {
@@ -84,7 +84,7 @@ fn tunnel(registration: &RegistrationStatus, now: Timestamp) -> String {
     let RegistrationStatus { endpoint, interface, up, address, last_handshake, lapses } = registration;
     let down = if *up { "" } else { " (down)" };
     let heard = format!("last handshake {}", ago(*last_handshake, now));
-    let ends = lapses.map(|seconds| format!("; ends in {} min unless this machine joins", seconds.div_ceil(60)));
+    let ends = lapses.map(|seconds| format!("; ends in {} min unless this host joins", seconds.div_ceil(60)));
     format!("registered at {endpoint}: {address} on {interface}{down}, {heard}{}", ends.unwrap_or_default())
 }
 

@@ -32,14 +32,14 @@ const TUNNEL_PING: Duration = Duration::from_secs(5);
 /// After how long without an answer the tunnel counts as silent.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
-/// The address that this machine uses towards the server, once it is known.
+/// The address that this host uses towards the server, once it is known.
 pub(super) type Local = Arc<Mutex<Option<IpAddr>>>;
 /// Hears that the tunnel is silent.
 pub(super) type Hear = Arc<dyn Fn() + Send + Sync>;
 /// Makes one more connection to a server in the same program: the agent's end of it.
 pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
-/// A channel under TLS that connects when it is needed. `local` keeps the address that this machine uses.
+/// A channel under TLS that connects when it is needed. `local` keeps the address that this host uses.
 pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) -> Channel {
     let authority = server.addresses.first().cloned().unwrap_or_default();
     let origin = format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
@@ -131,7 +131,7 @@ async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent:
 }
 
 async fn through(comms: &Comms, local: &Mutex<Option<IpAddr>>) -> io::Result<TcpStream> {
-    let gone = || io::Error::other("this machine is not registered there any more");
+    let gone = || io::Error::other("this host is not registered there any more");
     let registration = comms.registration().map_err(io::Error::other)?.ok_or_else(gone)?;
     let at = comms.bring_up(&registration).await.map_err(io::Error::other)?;
     *lock(local) = source_towards(at);

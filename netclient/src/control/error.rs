@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// It could not be reached, or gave no answer.
-    #[error("cannot reach the server at {at}: {why}; check that it runs, and that this machine may connect to it")]
+    #[error("cannot reach the server at {at}: {why}; check that it runs, and that this host may connect to it")]
     Unreachable {
         /// Where it was sought.
         at: String,
@@ -34,7 +34,7 @@ pub enum ControlError {
     #[error("the server refused: {0}")]
     Refused(String),
     /// The session that it was called in has ended.
-    #[error("the server does not take this machine's session; check in again")]
+    #[error("the server does not take this host's session; check in again")]
     SessionEnded,
     /// It answered what no server of ours would.
     #[error("the server's answer cannot be used: {0}")]

@@ -17,8 +17,8 @@ const RESOLVE: Duration = Duration::from_secs(2);
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
 
-/// The time since the machine was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of the
-/// machine reads the same, and nobody sets it.
+/// The time since the host was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of the
+/// host reads the same, and nobody sets it.
 pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
 }

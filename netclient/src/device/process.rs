@@ -32,7 +32,7 @@ use engine::Engine;
 /// How long a client may take to send a request, or to take its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the process looks whether its interface and socket are still its own and its deadline is not here; after
-/// a machine was suspended it looks within this time awake.
+/// a host was suspended it looks within this time awake.
 pub const WATCH: Duration = Duration::from_secs(2);
 /// How long the kernel may take to remove the interface after the last file on it is closed.
 const REMOVAL: Duration = Duration::from_secs(5);

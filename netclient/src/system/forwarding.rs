@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Why forwarding could not be set.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set {path}, so this machine passes no packets on; set it by hand with sysctl")]
+#[error("cannot set {path}, so this host forwards no packets; set it by hand with sysctl")]
 pub struct ForwardingError {
     path: PathBuf,
     source: io::Error,

@@ -16,7 +16,7 @@ use schema::view::Resolution;
 
 use crate::files::{self, Lock};
 
-/// How long another agent of this machine may take to write its names.
+/// How long another agent of this host may take to write its names.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why names could not be kept.

@@ -36,7 +36,7 @@ pub enum LinkError {
         /// The name.
         interface: String,
     },
-    /// The machine has IPv6 turned off, at least for this interface.
+    /// The host has IPv6 turned off, at least for this interface.
     #[error(
         "cannot add the address {address} to {interface}, since IPv6 is turned off there; see `sysctl \
          net.ipv6.conf.all.disable_ipv6`"
@@ -60,7 +60,7 @@ pub enum LinkError {
         source: io::Error,
     },
     /// The kernel could not be asked.
-    #[error("cannot read the {what} of this machine")]
+    #[error("cannot read the {what} of this host")]
     Read {
         /// What was to be read: `interfaces`, `addresses`, `routes`.
         what: &'static str,
@@ -83,7 +83,7 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
     }))
 }
 
-/// The interface of this machine in whose network an address lies, and that network; absent: in none's.
+/// The interface of this host in whose network an address lies, and that network; absent: in none's.
 pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
@@ -97,7 +97,7 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
-/// What this machine has of a range already, by an address or a route that is not the default one, and at which interface;
+/// What this host has of a range already, by an address or a route that is not the default one, and at which interface;
 /// those that are `ours` do not count. Absent: nothing.
 pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Packets of any sender that the machine has a route to (`rp_filter` of
+/// Packets of any sender that the host has a route to (`rp_filter` of
 /// Documentation/networking/ip-sysctl.rst; the value for all interfaces counts as well, and the looser one wins).
 const LOOSE: &str = "2";
 
