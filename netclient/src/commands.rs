@@ -107,7 +107,7 @@ async fn act(args: Args) -> Outcome {
                 Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::CheckIn(network.clone()))?,
                 outcome => outcome?,
             };
-            render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
+            render::done(which.form, &network, if news { "applied what changed" } else { "nothing changed" })
         }
         Verb::Pull(which) => {
             let (agent, network) = member(&args.directory, &which).await?;
@@ -115,7 +115,7 @@ async fn act(args: Args) -> Outcome {
                 Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::Pull(network.clone()))?,
                 outcome => outcome?,
             };
-            render::done(which.form, &network, if news { "set what changed" } else { "nothing is new" })
+            render::done(which.form, &network, if news { "applied what changed" } else { "nothing changed" })
         }
         Verb::Leave { which, force } => {
             let (agent, network) = member(&args.directory, &which).await?;
@@ -235,5 +235,5 @@ fn read_token(shown: &Shown) -> Outcome<Token> {
         }
         None => shown.token.clone(),
     };
-    text.expose().parse().map_err(|why| format!("the token cannot be used: {why}; copy it again, whole").into())
+    text.expose().parse().map_err(|why| format!("the token is not valid: {why}; copy it again, whole").into())
 }

@@ -504,10 +504,11 @@ fn read_terms(
     let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
     sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;
     let address = |bytes: &[u8]| {
-        let bytes: [u8; 4] = bytes.try_into().map_err(|_| bad(&"an address of the tunnel is none"))?;
+        let bytes: [u8; 4] =
+            bytes.try_into().map_err(|_| bad(&"an address of the tunnel is not a valid IPv4 address"))?;
         Ok::<_, ControlError>(Ipv4Addr::from(bytes))
     };
-    let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is none"))?;
+    let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is not a valid TCP port"))?;
     let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
     let (local, peer) = (address(&answer.address)?, address(&answer.server_address)?);
     let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();

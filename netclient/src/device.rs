@@ -158,7 +158,7 @@ pub enum Refusal {
         port: u16,
     },
     /// The kernel has neither WireGuard nor TUN, or the container was not given the device.
-    #[error("neither WireGuard nor /dev/net/tun is here: run `modprobe tun`, or give the container /dev/net/tun")]
+    #[error("this host has neither WireGuard nor /dev/net/tun: run `modprobe tun`, or give the container /dev/net/tun")]
     TunMissing,
     /// The privilege is missing.
     #[error("making the interface {interface} needs root, or CAP_NET_ADMIN and access to /dev/net/tun")]

@@ -92,7 +92,7 @@ fn tokens_that_cannot_be_used_are_refused() {
         std::fs::remove_dir_all(mesh.server.data()).expect("it is removed");
         mesh.server.serve().await.expect("it serves");
         let said = refused(&c, token, &[]).await;
-        assert!(said.contains("not the server that was meant"), "{said}");
+        assert!(said.contains("not from the expected server"), "{said}");
     });
 }
 

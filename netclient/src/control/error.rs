@@ -14,15 +14,15 @@ pub enum ControlError {
         why: String,
     },
     /// It was reached, and gave no answer.
-    #[error("the server at {at} gave no answer in time; see how it does, and try again")]
+    #[error("the server at {at} gave no answer in time; check the server's load and log, then retry")]
     Slow {
         /// Where it was reached.
         at: String,
     },
     /// It answered under another name: its certificate is not of the CA that was expected.
     #[error(
-        "who answers at {at} is not the server that was meant ({why}); if the server was set up anew, leave with --force \
-         and join with a new token"
+        "the certificate at {at} is not from the expected server ({why}); if the server was set up anew, leave with \
+         --force and join with a new token"
     )]
     Stranger {
         /// Where it was sought.
@@ -37,7 +37,7 @@ pub enum ControlError {
     #[error("the server does not take this host's session; check in again")]
     SessionEnded,
     /// It answered what no server of ours would.
-    #[error("the server's answer cannot be used: {0}")]
+    #[error("the server's answer is invalid: {0}")]
     Answer(String),
 }
 

@@ -19,7 +19,7 @@ const LONGEST_REASON: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
     /// The program `nft` is in no folder of PATH, nor where it usually is.
-    #[error("nftables is not here: install it (apt install nftables)")]
+    #[error("nft(8) not found: install nftables (apt install nftables)")]
     Missing,
     /// nft, or the kernel behind it, said no.
     #[error("nftables refused the table {table}: {reason}")]
