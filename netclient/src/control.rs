@@ -412,7 +412,9 @@ impl Control {
 
     /// Registers again by the identity alone, by TLS, and keeps what came of it.
     fn renew(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        // The calls that it makes may come here again, which the type of a future that is not boxed cannot say.
+        // A call that is answered may register again (`ask`, `ask_by`, `answered`, here), and registering is such calls. It
+        // ends there: the selector has left the tunnel by now, so an answer by TLS moves nothing and comes here no more. The
+        // type of a future that is not boxed cannot say so.
         Box::pin(async {
             let (Reach::Network(comms), Some(registration)) = (&self.reach, self.registration()) else { return };
             let renewed = match tokio::time::timeout(SILENCE, self.register(None, &registration.private_key)).await {
