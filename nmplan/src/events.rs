@@ -1,7 +1,7 @@
 //! What `--json` prints: one event a line. `schema/events.schema.json` describes them, and is made of them.
 
 use schema::api::NodeStatus;
-use schema::diff::{Action, Change};
+use schema::diff::{self, Action, Change};
 use schema::plan::{NodeImpact, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
@@ -70,9 +70,9 @@ pub struct FieldChange<'a> {
     /// Its name.
     pub name: &'a str,
     /// What it was; null where it was absent.
-    pub before: Option<&'a Value>,
+    pub before: Option<Value>,
     /// What it will be; null where it will be absent.
-    pub after: Option<&'a Value>,
+    pub after: Option<Value>,
 }
 
 /// A problem, with its location.
@@ -214,7 +214,7 @@ pub fn plan<'a>(
 }
 
 fn change(change: &Change) -> Event<'_> {
-    let field = |(name, before, after)| FieldChange { name, before, after };
+    let field = |diff::FieldChange { field, before, after }| FieldChange { name: field.name, before, after };
     let fields = change.fields().into_iter().map(field).collect();
     Event::Change { id: &change.id, action: change.action, fields }
 }

@@ -3,6 +3,7 @@
 //! The text is styled throughout; the console takes the styles away where nobody would see them. Nothing relies on
 //! colour: the symbols `+ ~ -` carry the meaning.
 
+mod difference;
 mod plan;
 mod problems;
 mod status;
@@ -48,11 +49,13 @@ fn symbol(action: Action) -> String {
 fn value(value: &Value) -> String {
     match &value.data {
         Data::Null => "nothing".into(),
+        Data::Flag => "true".into(),
         Data::Bool(it) => it.to_string(),
         Data::Integer(it) => it.to_string(),
         Data::Float(it) => it.to_string(),
         Data::Text(it) if it.is_empty() || it.contains([' ', ',', '=']) => format!("{it:?}"),
         Data::Text(it) => it.escape_debug().to_string(),
+        Data::List(items) if items.is_empty() => "(empty)".into(),
         Data::List(items) => items.iter().map(self::value).collect::<Vec<_>>().join(","),
         Data::Record(record) => {
             let members = record.iter().map(|(name, member)| format!("{name}={}", self::value(&member.value)));

@@ -460,7 +460,7 @@ fn no_secret_is_in_any_output() {
 #[test]
 fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_that_order() {
     let mut desk = desk();
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\" default=\"1m\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
+    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\" default=\"7m\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
     desk.write(
         "mesh/corp.kdl",
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
@@ -470,7 +470,7 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
         let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap_or_else(|_| panic!("{}", plan.all()));
         plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
     };
-    assert_eq!(ttl(&desk, "--env dev"), "1m");
+    assert_eq!(ttl(&desk, "--env dev"), "7m");
     assert_eq!(ttl(&desk, "--env prod"), "2m");
     desk.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
     assert_eq!(ttl(&desk, ""), "3m");

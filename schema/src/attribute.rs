@@ -1,29 +1,22 @@
 //! Which types may stand in a field, and how each is read and written.
 //!
-//! [`Describe`] is derived for a struct: it emits the [`Descriptor`] and a loop over the fields. Types bring their own
-//! facts through [`Attribute`]; an attribute in the source exists only for what a type cannot carry.
+//! Types bring their own facts through [`Attribute`]; an attribute in the source exists only for what a type cannot
+//! carry. The derives emit data and a loop over fields: [`Describe`] for a class of objects, `Record` for a struct inside
+//! one, [`Choice`] for words to choose from. Collections are in [`collections`].
+//!
+//! What a value leaves out is what it would be anyway: a field that equals its default, or what its type is when absent,
+//! is never written. So a field that is added changes no body that does not use it.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod collections;
+
 use std::marker::PhantomData;
 
-use crate::descriptor::{Descriptor, Field, Reference, ScalarType, Target, Type, with_article};
+use crate::descriptor::{Descriptor, Field, Fields, Reference, ScalarType, Target, Type, Word, with_article};
 use crate::report::{Code, did_you_mean};
 use crate::scalars::{Name, Scalar};
 use crate::value::{Data, Member, Record, Span, Value};
 
-/// A struct that is described by a [`Descriptor`]; derived.
-pub trait Describe: Sized {
-    /// The word of its descriptor, apart from it so that kinds may refer to each other.
-    const WORD: &'static str;
-    /// The struct as data.
-    const DESCRIPTOR: &'static Descriptor;
-    /// Reads every field, reporting all that is wrong; nothing if anything is.
-    fn read(fields: &mut Reader<'_>) -> Option<Self>;
-    /// Writes every field that holds something, defaults included.
-    fn write(&self, fields: &mut Writer);
-    /// Visits every name of another resource that its fields hold.
-    fn references(&self, visit: &mut dyn FnMut(Reference<'_>));
-}
+pub use collections::NonEmpty;
 
 /// A type that may stand in a field.
 pub trait Attribute: Sized {
@@ -37,10 +30,44 @@ pub trait Attribute: Sized {
     }
     /// Reads a value, reporting all that is wrong with it.
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self>;
-    /// Writes the canonical value; nothing where the field is to be left out.
-    fn to_value(&self) -> Option<Value>;
+    /// Writes the canonical value.
+    fn to_value(&self) -> Value;
     /// Visits every name of another resource that the value holds.
     fn references(&self, _visit: &mut dyn FnMut(Reference<'_>)) {}
+}
+
+/// A struct with described fields; derived.
+pub trait Struct: Sized {
+    /// The fields as data.
+    const FIELDS: &'static Fields;
+    /// Reads every field, reporting all that is wrong; nothing if anything is.
+    fn read(fields: &mut Reader<'_>) -> Option<Self>;
+    /// Writes every field that says something.
+    fn write(&self, fields: &mut Writer);
+    /// Visits every name of another resource that its fields hold.
+    fn references(&self, visit: &mut dyn FnMut(Reference<'_>));
+}
+
+/// A struct that is a class of objects; derived.
+pub trait Describe: Struct {
+    /// The word of its descriptor, apart from it so that kinds may refer to each other.
+    const WORD: &'static str;
+    /// The class as data.
+    const DESCRIPTOR: &'static Descriptor;
+}
+
+/// An enum of words to choose from; derived.
+pub trait Choice: Copy + 'static {
+    /// The words, one for each of [`Choice::ALL`].
+    const WORDS: &'static [Word];
+    /// Every variant, in order.
+    const ALL: &'static [Self];
+    /// The place of this one among them.
+    fn index(self) -> usize;
+    /// The word of this one.
+    fn word(self) -> &'static str {
+        Self::WORDS[self.index()].word
+    }
 }
 
 /// What is wrong with a value.
@@ -67,47 +94,61 @@ pub struct Ref<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
-/// The fields of one document, being read.
+/// Fields, being read.
 pub struct Reader<'a> {
-    fields: &'a Record,
-    of: &'static Descriptor,
+    record: &'a Record,
+    fields: &'static Fields,
+    what: &'a str,
     header: Span,
     found: &'a mut Vec<Mismatch>,
 }
 
-/// The fields of one document, being written.
+/// Fields, being written.
 #[derive(Debug, Default)]
 pub struct Writer {
-    fields: Record,
+    record: Record,
 }
 
-/// Reads a described struct from its fields: every field is known, there if required, and of its type, or each that is
-/// not is reported and nothing is given.
-pub fn read<T: Describe>(fields: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
+/// Reads an object from its fields: every field is known, there if required, and of its type, or each that is not is
+/// reported and nothing is returned. `header` is where its name stands.
+pub fn read<T: Describe>(record: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
+    read_fields(record, &with_article(T::WORD), header, found)
+}
+
+/// Writes an object as a record in canonical form.
+pub fn write<T: Struct>(it: &T) -> Value {
+    let mut writer = Writer::default();
+    it.write(&mut writer);
+    Data::Record(writer.record).into()
+}
+
+/// How a struct inside an object is read.
+pub fn record_from_value<T: Struct>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
+    let Some(record) = value.as_record() else {
+        let names = T::FIELDS.names().collect::<Vec<_>>().join(", ");
+        found.push(wrong_type(value, "a block of fields", Some(format!("its fields are {names}"))));
+        return None;
+    };
+    read_fields(record, "this block", value.span, found)
+}
+
+fn read_fields<T: Struct>(record: &Record, what: &str, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
     let before = found.len();
-    let known = |name: &str| T::DESCRIPTOR.fields.iter().any(|field| field.name == name);
-    for (name, member) in fields.iter().filter(|(name, _)| !known(name)) {
+    for (name, member) in record.iter().filter(|(name, _)| T::FIELDS.get(name).is_none()) {
         found.push(Mismatch {
             code: Code::UnknownField,
             span: member.key.0,
-            message: format!("{} has no field {name:?}", with_article(T::DESCRIPTOR.word)),
-            help: Some(help_for_field(T::DESCRIPTOR, name)),
+            message: format!("{what} has no field {name:?}"),
+            help: Some(help_for_field(T::FIELDS, name)),
         });
     }
-    let mut reader = Reader { fields, of: T::DESCRIPTOR, header, found };
+    let mut reader = Reader { record, fields: T::FIELDS, what, header, found };
     let read = T::read(&mut reader);
     if found.len() > before { None } else { read }
 }
 
-/// Writes a described struct as a record in canonical form.
-pub fn write<T: Describe>(it: &T) -> Value {
-    let mut writer = Writer::default();
-    it.write(&mut writer);
-    Data::Record(writer.fields).into()
-}
-
-fn help_for_field(of: &Descriptor, name: &str) -> String {
-    let names = of.fields.iter().map(|field| field.name);
+fn help_for_field(of: &Fields, name: &str) -> String {
+    let names = of.names();
     if let Some(help) = did_you_mean(name, names.clone()) {
         return help;
     }
@@ -118,10 +159,10 @@ fn help_for_field(of: &Descriptor, name: &str) -> String {
 }
 
 impl Reader<'_> {
-    /// Reads the field at a place of the descriptor, or takes its default.
-    pub fn take<T: Attribute>(&mut self, place: usize, default: impl FnOnce() -> Option<T>) -> Option<T> {
-        let field = &self.of.fields[place];
-        if let Some(member) = self.fields.get(field.name) {
+    /// Reads the field at that place of the description, or takes its default.
+    pub fn take<T: Attribute>(&mut self, index: usize, default: impl FnOnce() -> Option<T>) -> Option<T> {
+        let field = &self.fields.fields[index];
+        if let Some(member) = self.record.get(field.name) {
             return T::from_value(&member.value, self.found);
         }
         let absent = default().or_else(T::absent);
@@ -129,28 +170,37 @@ impl Reader<'_> {
             self.found.push(Mismatch {
                 code: Code::MissingField,
                 span: self.header,
-                message: format!("{} needs the field {:?}", with_article(self.of.word), field.name),
-                help: Some(format!("give it a value such as {}", example(field))),
+                message: format!("{} needs the field {:?}", self.what, field.name),
+                help: Some(example(&field.ty)),
             });
         }
         absent
     }
 }
 
-fn example(field: &Field) -> String {
-    match field.ty {
-        Type::Scalar(scalar) => format!("{:?}", scalar.good[0]),
-        Type::Integer { min, .. } => min.to_string(),
-        Type::Bool => "true".into(),
-        Type::Text | Type::Reference(_) | Type::Set(_) | Type::Map(_) => "\"...\"".into(),
+fn example(ty: &Type) -> String {
+    match ty {
+        Type::Scalar(scalar) => format!("give it a value such as {:?}", scalar.good[0]),
+        Type::Integer { min, .. } => format!("give it a value such as {min}"),
+        Type::Bool => "give it a value such as true".into(),
+        Type::Choice(words) => format!("choose {}", one_of(words)),
+        Type::Reference(Target::Kind(kind)) => format!("give it the name of {}", with_article(kind)),
+        Type::Text | Type::Reference(Target::Namespace(_)) => "give it a value such as \"...\"".into(),
+        Type::Set(inner) | Type::List(inner) | Type::NonEmpty(inner) => example(inner),
+        Type::Map(_) => "give it a block of names and values".into(),
+        Type::Record(fields) => {
+            format!("give it a block with its fields: {}", fields.names().collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
 impl Writer {
-    /// Writes the field at a place of the descriptor.
+    /// Writes a field, unless it holds what it would if it were absent.
     pub fn put<T: Attribute>(&mut self, field: &'static Field, value: &T) {
-        if let Some(value) = value.to_value() {
-            self.fields.insert(field.name.into(), Member::from(value));
+        let value = value.to_value();
+        let absent = field.default.map(|default| default()).or_else(|| T::absent().as_ref().map(T::to_value));
+        if absent.as_ref() != Some(&value) {
+            self.record.insert(field.name.into(), Member::from(value));
         }
     }
 }
@@ -165,6 +215,7 @@ fn wrong_type(value: &Value, wanted: &str, help: Option<String>) -> Mismatch {
 fn help_for_form(data: &Data) -> Option<&'static str> {
     match data {
         Data::Null => Some("give it a value, or take the field away"),
+        Data::Flag => Some("write the value after it"),
         Data::List(_) => Some("give it one value"),
         Data::Record(_) => Some("give it a value in place of the block"),
         Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => None,
@@ -177,6 +228,7 @@ impl Attribute for bool {
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
         match &value.data {
             Data::Bool(it) => return Some(*it),
+            Data::Flag => return Some(true),
             Data::Text(text) if matches!(&**text, "true" | "false" | "yes" | "no" | "on" | "off") => {
                 let help = "write true or false without quotes (in KDL #true or #false)";
                 found.push(wrong_type(value, "a boolean", Some(help.into())));
@@ -188,8 +240,8 @@ impl Attribute for bool {
         None
     }
 
-    fn to_value(&self) -> Option<Value> {
-        Some(Data::Bool(*self).into())
+    fn to_value(&self) -> Value {
+        Data::Bool(*self).into()
     }
 }
 
@@ -224,15 +276,15 @@ impl<const MIN: i64, const MAX: i64> Attribute for Bounded<MIN, MAX> {
                 let help = number.map(|number| format!("write {number}, without quotes and leading zeros"));
                 found.push(wrong_type(value, "a whole number", help));
             }
-            Data::Null | Data::Bool(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+            Data::Null | Data::Flag | Data::Bool(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
                 found.push(wrong_type(value, "a whole number", None));
             }
         }
         None
     }
 
-    fn to_value(&self) -> Option<Value> {
-        Some(Data::Integer(self.0).into())
+    fn to_value(&self) -> Value {
+        Data::Integer(self.0).into()
     }
 }
 
@@ -247,8 +299,8 @@ impl Attribute for Box<str> {
         None
     }
 
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::text(self.clone()))
+    fn to_value(&self) -> Value {
+        Value::text(self.clone())
     }
 }
 
@@ -258,7 +310,7 @@ fn bare(data: &Data) -> Option<String> {
         Data::Bool(it) => Some(it.to_string()),
         Data::Integer(it) => Some(it.to_string()),
         Data::Float(it) => Some(it.to_string()),
-        Data::Null | Data::Text(_) | Data::List(_) | Data::Record(_) => None,
+        Data::Null | Data::Flag | Data::Text(_) | Data::List(_) | Data::Record(_) => None,
     }
 }
 
@@ -271,12 +323,18 @@ fn examples<T: Scalar>() -> String {
     format!("for example: {}", examples.join(", "))
 }
 
-/// How a scalar is read and written as a field.
+/// How a scalar is read as a field.
 pub fn scalar_from_value<T: Scalar>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
     let (given, meant, parsed) = match &value.data {
         Data::Text(text) => (format!("{text:?}"), T::meant(text), text.parse()),
         Data::Integer(number) if T::INTEGER.is_some() => (number.to_string(), None, T::from_integer(*number)),
-        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+        Data::Null
+        | Data::Flag
+        | Data::Bool(_)
+        | Data::Integer(_)
+        | Data::Float(_)
+        | Data::List(_)
+        | Data::Record(_) => {
             let help = bare(&value.data).map(|text| match text.parse::<T>() {
                 Ok(_) => in_quotes(&text),
                 Err(_) => examples::<T>(),
@@ -305,20 +363,46 @@ impl<T: Scalar> Attribute for T {
         good: T::GOOD,
         bad: T::BAD,
         integer: T::INTEGER.is_some(),
+        namespace: T::NAMESPACE,
     });
 
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
         scalar_from_value(value, found)
     }
 
-    fn to_value(&self) -> Option<Value> {
+    fn to_value(&self) -> Value {
         let number = T::INTEGER.and_then(|number| number(self));
-        Some(number.map_or_else(|| Value::text(self.to_string()), |number| Data::Integer(number).into()))
+        number.map_or_else(|| Value::text(self.to_string()), |number| Data::Integer(number).into())
     }
 
     fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
         self.reference().into_iter().for_each(visit);
     }
+}
+
+/// How a choice is read as a field.
+pub fn choice_from_value<T: Choice>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
+    let Data::Text(text) = &value.data else {
+        found.push(wrong_type(value, &one_of(T::WORDS), None));
+        return None;
+    };
+    let chosen = T::ALL.iter().copied().find(|choice| *choice.word() == **text);
+    if chosen.is_none() {
+        let meant = did_you_mean(text, T::WORDS.iter().map(|word| word.word));
+        found.push(Mismatch {
+            code: Code::InvalidValue,
+            span: value.span,
+            message: format!("{text:?} is not {}", one_of(T::WORDS)),
+            help: Some(meant.unwrap_or_else(|| format!("choose {}", one_of(T::WORDS)))),
+        });
+    }
+    chosen
+}
+
+/// `one of tcp, udp, icmp`.
+fn one_of(words: &[Word]) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.word).collect();
+    format!("one of {}", words.join(", "))
 }
 
 impl<T: Describe> Attribute for Ref<T> {
@@ -328,8 +412,8 @@ impl<T: Describe> Attribute for Ref<T> {
         scalar_from_value(value, found).map(|name| Self { name, kind: PhantomData })
     }
 
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::text(self.name.as_str()))
+    fn to_value(&self) -> Value {
+        Value::text(self.name.as_str())
     }
 
     fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
@@ -339,6 +423,7 @@ impl<T: Describe> Attribute for Ref<T> {
     }
 }
 
+/// Absent is not the same as empty: a collection that may be absent keeps the two apart.
 impl<T: Attribute> Attribute for Option<T> {
     const TYPE: Type = T::TYPE;
     const REQUIRED: bool = false;
@@ -351,72 +436,12 @@ impl<T: Attribute> Attribute for Option<T> {
         T::from_value(value, found).map(Some)
     }
 
-    fn to_value(&self) -> Option<Value> {
-        self.as_ref().and_then(T::to_value)
+    fn to_value(&self) -> Value {
+        self.as_ref().map_or_else(|| Data::Null.into(), T::to_value)
     }
 
     fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
         self.iter().for_each(|it| it.references(visit));
-    }
-}
-
-impl<T: Attribute + Ord> Attribute for BTreeSet<T> {
-    const TYPE: Type = Type::Set(&T::TYPE);
-    const REQUIRED: bool = false;
-
-    fn absent() -> Option<Self> {
-        Some(Self::new())
-    }
-
-    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
-        let Data::List(items) = &value.data else {
-            return T::from_value(value, found).map(|one| Self::from([one]));
-        };
-        let mut set = Some(Self::new());
-        for item in items {
-            match (&mut set, T::from_value(item, found)) {
-                (Some(set), Some(item)) => drop(set.insert(item)),
-                (set, _) => *set = None,
-            }
-        }
-        set
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        (!self.is_empty()).then(|| Value::list(self.iter().filter_map(T::to_value)))
-    }
-
-    fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
-        self.iter().for_each(|it| it.references(visit));
-    }
-}
-
-impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
-    const TYPE: Type = Type::Map(&T::TYPE);
-    const REQUIRED: bool = false;
-
-    fn absent() -> Option<Self> {
-        Some(Self::new())
-    }
-
-    fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
-        let Some(record) = value.as_record() else {
-            found.push(wrong_type(value, "a block of names and values", None));
-            return None;
-        };
-        let mut map = Some(Self::new());
-        for (name, member) in record {
-            match (&mut map, T::from_value(&member.value, found)) {
-                (Some(map), Some(item)) => drop(map.insert(name.clone(), item)),
-                (map, _) => *map = None,
-            }
-        }
-        map
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        let written = self.iter().filter_map(|(name, item)| Some((name.clone(), Member::from(item.to_value()?))));
-        (!self.is_empty()).then(|| Data::Record(written.collect()).into())
     }
 }
 

@@ -16,13 +16,20 @@ pub struct Descriptor {
     /// The set of names that it shares with other kinds: in one network no two objects of one namespace have the same
     /// name. Absent: its names are its own.
     pub namespace: Option<&'static str>,
-    /// What it is, for users.
+    /// What its objects hold.
+    pub fields: &'static Fields,
+}
+
+/// Settings that belong together: those of an object, or of a record inside one.
+#[derive(Debug)]
+pub struct Fields {
+    /// What they make up, for users.
     pub doc: &'static str,
-    /// Its fields, in the order of the reference.
+    /// Each of them, in the order of the reference.
     pub fields: &'static [Field],
 }
 
-/// A setting of an object, as data.
+/// A setting, as data.
 #[derive(Debug)]
 pub struct Field {
     /// Its name in every language.
@@ -33,7 +40,8 @@ pub struct Field {
     pub ty: Type,
     /// Whether it must be given.
     pub required: bool,
-    /// What holds when it is absent; absent itself: nothing does.
+    /// What holds when it is absent; absent itself: nothing does. Bodies leave out what equals it, so whoever changes a
+    /// default raises the formats of plans and rows.
     pub default: Option<fn() -> Value>,
 }
 
@@ -53,12 +61,29 @@ pub enum Type {
     Scalar(&'static ScalarType),
     /// Any text.
     Text,
+    /// One of these words.
+    Choice(&'static [Word]),
     /// The name of a resource in the same network.
     Reference(Target),
     /// Values without order or repetition.
     Set(&'static Type),
+    /// Values in an order that means something.
+    List(&'static Type),
+    /// The same collection, with at least one value in it.
+    NonEmpty(&'static Type),
     /// Values by name.
     Map(&'static Type),
+    /// Settings of their own.
+    Record(&'static Fields),
+}
+
+/// One of the words that a choice is between.
+#[derive(Debug)]
+pub struct Word {
+    /// The word.
+    pub word: &'static str,
+    /// What it means, for users.
+    pub doc: &'static str,
 }
 
 /// Which resources a name may be of.
@@ -102,6 +127,98 @@ pub struct ScalarType {
     pub bad: &'static [&'static str],
     /// Whether a bare number may stand for it.
     pub integer: bool,
+    /// The namespace whose names are values of it, if there is one.
+    pub namespace: Option<&'static str>,
+}
+
+impl Fields {
+    /// The field of that name.
+    pub fn get(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+
+    /// Each field, in the order of the reference.
+    pub fn iter(&self) -> std::slice::Iter<'static, Field> {
+        self.fields.iter()
+    }
+
+    /// The names of the fields, in the same order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + Clone + use<> {
+        self.iter().map(|field| field.name)
+    }
+}
+
+impl IntoIterator for &Fields {
+    type Item = &'static Field;
+    type IntoIter = std::slice::Iter<'static, Field>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Field {
+    /// The canonical value that a body means by holding or leaving out the field; absent: nothing.
+    pub fn in_body(&self, body: &Value) -> Option<Value> {
+        body.field(self.name).cloned().or_else(|| self.default.map(|default| default()))
+    }
+}
+
+impl Type {
+    /// The type of what a collection holds, or of the collection of which there must be at least one.
+    pub fn inner(&self) -> Option<&'static Type> {
+        match self {
+            Self::Set(inner) | Self::List(inner) | Self::NonEmpty(inner) | Self::Map(inner) => Some(inner),
+            Self::Bool
+            | Self::Integer { .. }
+            | Self::Scalar(_)
+            | Self::Text
+            | Self::Choice(_)
+            | Self::Reference(_)
+            | Self::Record(_) => None,
+        }
+    }
+
+    /// The settings of the records that it is or holds.
+    pub fn record(&self) -> Option<&'static Fields> {
+        if let Self::Record(fields) = self { Some(fields) } else { self.inner()?.record() }
+    }
+
+    /// The type of what has a name inside of it: a field of its record, an entry of its map.
+    pub fn member(&self, name: &str) -> Option<&'static Type> {
+        if let Self::Record(fields) = self {
+            return fields.get(name).map(|field| &field.ty);
+        }
+        let inner = self.inner()?;
+        if let Self::Map(_) = self { Some(inner) } else { inner.member(name) }
+    }
+
+    /// Whether it is a collection of records, each of which is written as a block of its own.
+    pub fn repeats(&self) -> bool {
+        match self {
+            Self::Set(inner) | Self::List(inner) => matches!(inner, Self::Record(_)),
+            Self::NonEmpty(inner) => inner.repeats(),
+            Self::Bool
+            | Self::Integer { .. }
+            | Self::Scalar(_)
+            | Self::Text
+            | Self::Choice(_)
+            | Self::Reference(_)
+            | Self::Map(_)
+            | Self::Record(_) => false,
+        }
+    }
+
+    /// Visits the type and all that it is made of, the fields of records among it.
+    pub fn walk(&'static self, visit: &mut dyn FnMut(&'static Type)) {
+        visit(self);
+        if let Some(inner) = self.inner() {
+            inner.walk(visit);
+        }
+        if let Self::Record(fields) = self {
+            fields.iter().for_each(|field| field.ty.walk(visit));
+        }
+    }
 }
 
 impl Reference<'_> {

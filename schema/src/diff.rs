@@ -8,6 +8,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor::{Field, Fields};
 use crate::kinds::Kind;
 use crate::published::Body;
 use crate::snapshot::{ResourceId, Snapshot};
@@ -62,14 +63,32 @@ impl fmt::Display for Action {
 }
 
 impl Change {
-    /// The fields that differ, each with what it was and will be.
-    pub fn fields(&self) -> Vec<(&str, Option<&Value>, Option<&Value>)> {
-        let (before, after) = (self.before.as_ref(), self.after.as_ref());
-        let names = self.id.kind.descriptor().fields.iter().map(|field| field.name);
-        let both =
-            names.map(|name| (name, before.and_then(|body| body.field(name)), after.and_then(|body| body.field(name))));
-        both.filter(|(_, was, is)| was != is).collect()
+    /// The fields that differ; what is made or taken away differs in the fields that its body holds.
+    pub fn fields(&self) -> Vec<FieldChange> {
+        fields(self.id.kind.descriptor().fields, self.before.as_ref(), self.after.as_ref())
     }
+}
+
+/// A field that differs between two bodies.
+#[derive(Clone, Debug)]
+pub struct FieldChange {
+    /// The field.
+    pub field: &'static Field,
+    /// What it was; absent: nothing.
+    pub before: Option<Value>,
+    /// What it is; absent: nothing.
+    pub after: Option<Value>,
+}
+
+/// The fields that differ between two bodies. Where there are both, one that leaves out a field means its default.
+pub fn fields(fields: &Fields, before: Option<&Value>, after: Option<&Value>) -> Vec<FieldChange> {
+    let both = before.is_some() && after.is_some();
+    let value = |field: &'static Field, body: Option<&Value>| {
+        if both { field.in_body(body?) } else { body?.field(field.name).cloned() }
+    };
+    let pairs =
+        fields.iter().map(|field| FieldChange { field, before: value(field, before), after: value(field, after) });
+    pairs.filter(|change| change.before != change.after).collect()
 }
 
 /// What leads from `observed` to `desired`, in the order of a plan: network by network, deletions first and from the

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::attribute::{self, Describe, Mismatch};
+use crate::attribute::{self, Describe, Mismatch, Struct};
 use crate::descriptor::{Descriptor, Reference, Target};
 use crate::rules::{Claim, Findings, Rules};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -17,7 +17,8 @@ macro_rules! kinds {
     ($($file:ident: $kind:ident),+ $(,)?) => {
         $(mod $file; pub use $file::$kind;)+
 
-        /// A class of objects. The order is that of plans: what is referred to comes first.
+        /// A class of objects. The order is that of plans: a kind comes after those that it lives in or refers to, save
+        /// that it may refer to what lives inside it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind {
             $(#[doc = concat!("[`", stringify!($kind), "`].")] $kind,)+
@@ -148,7 +149,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::descriptor::{Field, Type};
+    use crate::descriptor::{Field, Fields, Type};
     use crate::scalars::Name;
     use crate::value::{Key, Member};
 
@@ -156,35 +157,83 @@ mod tests {
         name.parse::<Name>().is_ok() && name == name.to_lowercase()
     }
 
-    #[test]
-    fn words_and_fields_are_unique_and_well_formed() {
-        let mut words = BTreeSet::new();
-        for kind in Kind::DESCRIPTORS {
-            assert!(well_formed(kind.word) && well_formed(kind.plural), "{}", kind.word);
-            assert!(words.insert((kind.within, kind.word)), "{} is one kind", kind.word);
-            let mut names = BTreeSet::new();
-            for Field { name, doc, .. } in kind.fields {
-                assert!(well_formed(name) && names.insert(name), "{}.{name}", kind.word);
-                assert!(doc.ends_with('.') && doc.contains(' '), "{}.{name} is explained in sentences", kind.word);
-                assert!(kind.within.is_some() || !Kind::DESCRIPTORS.iter().any(|inner| inner.word == *name));
-            }
+    /// Every type that fields of a kind are made of, with the field.
+    fn types(kind: Kind, visit: &mut dyn FnMut(&Field, &'static Type)) {
+        kind.descriptor().fields.iter().for_each(|field| field.ty.walk(&mut |ty| visit(field, ty)));
+    }
+
+    fn well_described(word: &str, fields: &'static Fields) {
+        let mut names = BTreeSet::new();
+        for Field { name, doc, .. } in fields {
+            assert!(well_formed(name) && names.insert(name), "{word}.{name}");
+            assert!(doc.ends_with('.') && doc.contains(' '), "{word}.{name} is explained in sentences");
         }
     }
 
     #[test]
-    fn every_kind_lives_in_a_kind_and_refers_to_kinds() {
-        let known = |word: &str| word.parse::<Kind>().is_ok();
-        for kind in Kind::DESCRIPTORS {
-            assert!(kind.within.is_none_or(known), "{} lives in a kind", kind.word);
-            for field in kind.fields {
-                let mut ty = &field.ty;
-                while let Type::Set(inner) | Type::Map(inner) = ty {
-                    ty = inner;
+    fn words_and_fields_are_unique_and_well_formed() {
+        let mut words = BTreeSet::new();
+        for kind in Kind::ALL {
+            let Descriptor { word, plural, within, fields, .. } = kind.descriptor();
+            assert!(well_formed(word) && well_formed(plural), "{word}");
+            assert!(words.insert((within, word)), "{word} is one kind");
+            well_described(word, fields);
+            types(*kind, &mut |field, ty| match ty {
+                Type::Record(inner) => well_described(field.name, inner),
+                Type::Choice(words) => {
+                    let chosen: BTreeSet<_> = words.iter().map(|word| word.word).collect();
+                    assert!(chosen.len() == words.len() && chosen.iter().all(|word| well_formed(word)), "{word}");
+                    assert!(words.iter().all(|word| word.doc.ends_with('.')), "{word}.{}", field.name);
                 }
-                if let Type::Reference(target) = ty {
-                    assert!(Kind::meant_by(*target).next().is_some(), "{}.{} refers to a kind", kind.word, field.name);
+                Type::Bool
+                | Type::Integer { .. }
+                | Type::Scalar(_)
+                | Type::Text
+                | Type::Reference(_)
+                | Type::Set(_)
+                | Type::List(_)
+                | Type::NonEmpty(_)
+                | Type::Map(_) => {}
+            });
+            let is_word = |name: &str| Kind::DESCRIPTORS.iter().any(|inner| inner.word == name);
+            assert!(
+                within.is_some() || !fields.names().any(is_word),
+                "{word}: no field is called like a kind inside it"
+            );
+        }
+    }
+
+    #[test]
+    fn every_kind_lives_in_a_kind_and_refers_to_kinds_that_come_before_it_or_live_inside_it() {
+        for kind in Kind::ALL {
+            let Descriptor { word, within, .. } = kind.descriptor();
+            assert!(within.is_none_or(|holder| holder.parse::<Kind>().is_ok_and(|holder| holder < *kind)), "{word}");
+            types(*kind, &mut |field, ty| {
+                let target = if let Type::Reference(target) = ty {
+                    Some(*target)
+                } else if let Type::Scalar(scalar) = ty {
+                    scalar.namespace.map(Target::Namespace)
+                } else {
+                    None
+                };
+                let Some(target) = target else { return };
+                assert!(Kind::meant_by(target).next().is_some(), "{word}.{} refers to a kind", field.name);
+                if let Type::Reference(Target::Kind(_)) = ty {
+                    let in_order = |it: Kind| it <= *kind || it.descriptor().within == Some(word);
+                    assert!(Kind::meant_by(target).all(in_order), "{word}.{} refers to a later kind", field.name);
                 }
-            }
+            });
+        }
+    }
+
+    #[test]
+    fn no_collection_holds_a_collection() {
+        for kind in Kind::ALL {
+            types(*kind, &mut |field, ty| {
+                let holds = matches!(ty, Type::Set(_) | Type::List(_)).then(|| ty.inner()).flatten();
+                let nested = holds.is_some_and(|inner| inner.inner().is_some());
+                assert!(!nested, "{kind}.{}: KDL writes a list as a row of values or blocks", field.name);
+            });
         }
     }
 

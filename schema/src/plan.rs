@@ -29,7 +29,8 @@ use crate::value::Step;
 use crate::view::{View, ViewDelta};
 use crate::world::{ServerInfo, World};
 
-/// The version of the saved form; raised when an older reader would misread it.
+/// The version of the saved form; raised when an older reader would misread it, as after a change of a default, since
+/// bodies leave out what equals it.
 pub const FORMAT: &str = "1.0";
 
 /// What leads from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan --format json`

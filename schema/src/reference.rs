@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::descriptor::{Descriptor, Field, ScalarType, Target, Type, with_article};
+use crate::descriptor::{Descriptor, Field, Fields, ScalarType, Target, Type, Word, with_article};
 use crate::value::Value;
 
 const HEAD: &str = "\
@@ -13,22 +13,36 @@ const HEAD: &str = "\
 
 <!-- Generated from the descriptions in the source: UPDATE=1 cargo test -p schema --test reference -->
 
-What may be declared, and every field of it. A field is written in KDL as `field=value` behind the name or as
-`field value` in the block, in YAML as `field: value`; a field that is absent has its default.
+What may be declared, and every field of it. A field is written in KDL as `field=value` after the name or as
+`field value` in the block, in YAML as `field: value`; a field that is absent has its default. Of several values, KDL
+has a row (`tags \"web\" \"db\"`) and YAML a list; one alone may stand for a list of one.
+";
+
+/// What is said where a kind has fields that hold blocks.
+const BLOCKS: &str = "\
+A block of fields is written in KDL as `word field=value` or with braces, in YAML as a map; where several may be given, KDL
+repeats the word and YAML has a list of maps.
 ";
 
 /// The reference of the kinds in Markdown: for each its fields, then the scalars that they hold.
 pub fn markdown(kinds: &[&'static Descriptor]) -> String {
     let sections = kinds.iter().map(|kind| section(kind));
     let scalars = scalars(kinds).into_iter().map(scalar_section);
+    let blocks = kinds.iter().any(|kind| kind.fields.iter().any(|field| field.ty.record().is_some()));
     let (head, middle) = ([HEAD.to_owned()], ["## Values\n".to_owned()]);
-    head.into_iter().chain(sections).chain(middle).chain(scalars).collect::<Vec<_>>().join("\n")
+    head.into_iter()
+        .chain(blocks.then(|| BLOCKS.to_owned()))
+        .chain(sections)
+        .chain(middle)
+        .chain(scalars)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The JSON Schema of the body of each kind in its canonical form, by the kind's word: the `components.schemas` of an
 /// OpenAPI 3.1 document.
 pub fn components(kinds: &[&Descriptor]) -> Json {
-    kinds.iter().map(|kind| (kind.word.to_owned(), body(kind, canonical))).collect::<Map<_, _>>().into()
+    kinds.iter().map(|kind| (kind.word.to_owned(), record(kind.fields, Form::Body))).collect::<Map<_, _>>().into()
 }
 
 /// The JSON Schema (draft 2020-12) of a YAML file that holds these kinds: what editors check while a user types.
@@ -44,17 +58,41 @@ pub fn file_schema(kinds: &[&Descriptor]) -> Json {
 }
 
 fn section(kind: &Descriptor) -> String {
-    let Descriptor { word, plural, within, doc, fields, .. } = kind;
+    let Descriptor { word, plural, within, fields, .. } = kind;
+    let doc = fields.doc;
     let place = within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
     let mut text = format!("## {word}\n\n{doc}\n\n");
     text += &format!("It stands {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
     text += &format!("[{word}.kdl]({word}.kdl) shows every field.\n\n");
-    text += "| field | holds | default | meaning |\n| --- | --- | --- | --- |\n";
-    for field in *fields {
+    text + &table(fields) + &records(word, fields)
+}
+
+fn table(fields: &Fields) -> String {
+    let mut text = "| field | holds | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+    for field in fields {
         let Field { name, doc, ty, .. } = field;
-        text += &format!("| `{name}` | {} | {} | {} |\n", held(ty), default(field), cell(doc));
+        text +=
+            &format!("| `{name}` | {} | {} | {} |\n", held(ty), default(field), cell(&(doc.to_string() + &words(ty))));
     }
     text
+}
+
+/// What each word of a choice means, as paragraphs after the meaning of its field.
+fn words(ty: &Type) -> String {
+    if let Type::Choice(words) = ty {
+        return words.iter().map(|Word { word, doc }| format!("\n\n`{word}`: {doc}")).collect();
+    }
+    ty.inner().map(words).unwrap_or_default()
+}
+
+/// The tables of the blocks that stand in fields, and in fields of those.
+fn records(path: &str, fields: &Fields) -> String {
+    let with_records = fields.iter().filter_map(|field| Some((field.name, field.ty.record()?)));
+    let section = |(name, inner): (&str, &Fields)| {
+        let path = format!("{path} {name}");
+        format!("\n### {path}\n\n{}\n\n{}{}", inner.doc, table(inner), records(&path, inner))
+    };
+    with_records.map(section).collect()
 }
 
 fn scalar_section(scalar: &ScalarType) -> String {
@@ -72,8 +110,15 @@ fn held(ty: &Type) -> String {
         Type::Text => "a text".into(),
         Type::Reference(Target::Kind(kind)) => format!("the name of a [{kind}](#{kind})"),
         Type::Reference(Target::Namespace(namespace)) => format!("one of the {namespace} of the network"),
+        Type::Choice(words) => {
+            let words: Vec<_> = words.iter().map(|word| format!("`{}`", word.word)).collect();
+            format!("one of {}", words.join(", "))
+        }
         Type::Set(inner) => format!("any number, each {}", held(inner)),
+        Type::List(inner) => format!("any number in order, each {}", held(inner)),
+        Type::NonEmpty(inner) => held(inner).replacen("any number", "at least one", 1),
         Type::Map(inner) => format!("any number by name, each {}", held(inner)),
+        Type::Record(_) => "a block of fields, below".into(),
     }
 }
 
@@ -99,16 +144,14 @@ fn cell(text: &str) -> String {
 /// The scalars that fields of the kinds hold, each once, in the order of their first use.
 fn scalars(kinds: &[&'static Descriptor]) -> Vec<&'static ScalarType> {
     let mut scalars: Vec<&ScalarType> = Vec::new();
-    for field in kinds.iter().flat_map(|kind| kind.fields) {
-        let mut ty = &field.ty;
-        while let Type::Set(inner) | Type::Map(inner) = ty {
-            ty = inner;
-        }
-        if let Type::Scalar(scalar) = ty
-            && scalars.iter().all(|known| known.name != scalar.name)
-        {
-            scalars.push(scalar);
-        }
+    for field in kinds.iter().flat_map(|kind| kind.fields.iter()) {
+        field.ty.walk(&mut |ty| {
+            if let Type::Scalar(scalar) = ty
+                && scalars.iter().all(|known| known.name != scalar.name)
+            {
+                scalars.push(scalar);
+            }
+        });
     }
     scalars
 }
@@ -120,14 +163,14 @@ fn collections(holder: Option<&str>, kinds: &[&Descriptor]) -> Map<String, Json>
         let object = json!({ "$ref": format!("#/$defs/{}", kind.word) });
         let names = json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
         let by_name = json!({ "type": ["object", "null"], "additionalProperties": object });
-        (kind.plural.to_owned(), json!({ "description": kind.doc, "anyOf": [by_name, names] }))
+        (kind.plural.to_owned(), json!({ "description": kind.fields.doc, "anyOf": [by_name, names] }))
     };
     inside.map(collection).collect()
 }
 
 /// An object as an entry of a file: its fields, and the collections inside it.
 fn object(kind: &Descriptor, kinds: &[&Descriptor]) -> Json {
-    let mut schema = body(kind, written);
+    let mut schema = record(kind.fields, Form::File);
     schema["type"] = json!(["object", "null"]);
     if let Some(properties) = schema["properties"].as_object_mut() {
         properties.extend(collections(Some(kind.word), kinds));
@@ -135,20 +178,20 @@ fn object(kind: &Descriptor, kinds: &[&Descriptor]) -> Json {
     schema
 }
 
-fn body(kind: &Descriptor, of: fn(&Type) -> Json) -> Json {
-    let property = |field: &Field| {
-        let mut schema = of(&field.ty);
+fn record(fields: &Fields, form: Form) -> Json {
+    let property = |field: &'static Field| {
+        let mut schema = schema(&field.ty, form);
         schema["description"] = field.doc.into();
         if let Some(default) = field.default {
             schema["default"] = literal(&default());
         }
         (field.name.to_owned(), schema)
     };
-    let required: Vec<_> = kind.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
+    let required: Vec<_> = fields.iter().filter(|field| field.required).map(|field| field.name).collect();
     json!({
         "type": "object",
-        "description": kind.doc,
-        "properties": kind.fields.iter().map(property).collect::<Map<_, _>>(),
+        "description": fields.doc,
+        "properties": fields.iter().map(property).collect::<Map<_, _>>(),
         "required": required,
         "additionalProperties": false,
     })
@@ -158,40 +201,46 @@ fn literal(value: &Value) -> Json {
     serde_json::to_value(value).expect("a value can be written as JSON")
 }
 
-/// A type as bodies hold it.
-fn canonical(ty: &Type) -> Json {
-    match ty {
-        Type::Set(inner) => json!({ "type": "array", "items": canonical(inner), "uniqueItems": true }),
-        Type::Map(inner) => json!({ "type": "object", "additionalProperties": canonical(inner) }),
-        Type::Bool | Type::Integer { .. } | Type::Scalar(_) | Type::Text | Type::Reference(_) => single(ty),
-    }
+/// What a schema describes.
+#[derive(Clone, Copy)]
+enum Form {
+    /// Bodies: every value in canonical form.
+    Body,
+    /// Files: one element of a set or list may stand for it.
+    File,
 }
 
-/// A type as files hold it: one element of a set may stand for it.
-fn written(ty: &Type) -> Json {
-    match ty {
-        Type::Set(inner) => json!({ "anyOf": [written(inner), { "type": "array", "items": written(inner) }] }),
-        Type::Map(inner) => json!({ "type": "object", "additionalProperties": written(inner) }),
-        Type::Bool | Type::Integer { .. } | Type::Scalar(_) | Type::Text | Type::Reference(_) => single(ty),
-    }
-}
-
-/// A type that is written as one word.
-fn single(ty: &Type) -> Json {
-    match ty {
-        Type::Bool => json!({ "type": "boolean" }),
-        Type::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-        Type::Scalar(scalar) => {
+fn schema(ty: &Type, form: Form) -> Json {
+    match (ty, form) {
+        (Type::Bool, _) => json!({ "type": "boolean" }),
+        (Type::Integer { min, max }, _) => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        (Type::Scalar(scalar), _) => {
             let types = if scalar.integer { json!(["string", "integer"]) } else { json!("string") };
             json!({ "type": types, "title": scalar.name, "examples": scalar.good })
         }
-        Type::Text => json!({ "type": "string" }),
-        Type::Reference(Target::Kind(kind)) => {
+        (Type::Text, _) => json!({ "type": "string" }),
+        (Type::Choice(words), _) => json!({ "enum": words.iter().map(|word| word.word).collect::<Vec<_>>() }),
+        (Type::Reference(Target::Kind(kind)), _) => {
             json!({ "type": "string", "title": format!("the name of {}", with_article(kind)) })
         }
-        Type::Reference(Target::Namespace(namespace)) => {
+        (Type::Reference(Target::Namespace(namespace)), _) => {
             json!({ "type": "string", "title": format!("one of the {namespace} of the network") })
         }
-        Type::Set(inner) | Type::Map(inner) => single(inner),
+        (Type::Set(inner), Form::Body) => {
+            json!({ "type": "array", "items": schema(inner, form), "uniqueItems": true })
+        }
+        (Type::List(inner), Form::Body) => json!({ "type": "array", "items": schema(inner, form) }),
+        (Type::Set(inner) | Type::List(inner), Form::File) => {
+            let element = schema(inner, form);
+            json!({ "anyOf": [element, { "type": "array", "items": element }] })
+        }
+        (Type::NonEmpty(inner), _) => {
+            // The keyword binds arrays alone, so that it may stand beside the choice between an element and an array.
+            let mut schema = schema(inner, form);
+            schema["minItems"] = json!(1);
+            schema
+        }
+        (Type::Map(inner), _) => json!({ "type": "object", "additionalProperties": schema(inner, form) }),
+        (Type::Record(fields), _) => record(fields, form),
     }
 }

@@ -176,7 +176,7 @@ codes! {
     MissingField "schema::missing_field" Error "field missing"
         "The field has no default, so it must be given."
     MissingName "schema::missing_name" Error "name missing"
-        "An object is written with its name behind its kind: `node \"db-1\"`, in YAML `nodes: { db-1: {} }`."
+        "An object is written with its name after its kind: `node \"db-1\"`, in YAML `nodes: { db-1: {} }`."
     ExtraArgument "schema::extra_argument" Error "one value too many"
         "An object takes one argument, its name; everything else is a field. A field takes its values either as arguments or as a block, not both."
     WrongType "schema::wrong_type" Error "wrong type"

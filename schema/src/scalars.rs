@@ -11,6 +11,7 @@ mod keys;
 mod name;
 mod range;
 mod seconds;
+mod selector;
 mod uses;
 
 pub use domain_name::DomainName;
@@ -20,6 +21,7 @@ pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};
 pub use range::{Ipv4Range, Ipv6Range, overlap};
 pub use seconds::Seconds;
+pub use selector::Selector;
 pub use uses::Uses;
 
 use std::fmt::Display;
@@ -42,6 +44,9 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     const BAD: &'static [&'static str];
     /// Where a bare number may stand for it: how it is written as one, if this one is; absent: a number is refused.
     const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
+
+    /// The namespace whose names are values of it, if there is one.
+    const NAMESPACE: Option<&'static str> = None;
 
     /// The text that its author may have meant by one that does not parse, if there is one that does.
     fn meant(_text: &str) -> Option<String> {
@@ -83,7 +88,7 @@ macro_rules! serde_as_text {
         }
     )+};
 }
-serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, Seconds, Uses);
+serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, Seconds, Selector, Uses);
 serde_as_text!(WireGuardKey, Identity, SigningKey, Verifier, CaPin);
 
 #[cfg(test)]
@@ -118,6 +123,7 @@ mod tests {
         examples_hold::<Verifier>();
         examples_hold::<CaPin>();
         examples_hold::<Seconds>();
+        examples_hold::<Selector>();
         examples_hold::<Uses>();
     }
 }

@@ -1,7 +1,7 @@
 //! Text to documents: one front end for each language, all of them ignorant of the kinds.
 //!
 //! A front end knows from the table of [`Descriptor`]s it is given which words open an object and which fields collect
-//! repeated blocks; what a field holds, the decoder judges. Input is bounded: its size and nesting are checked before a
+//! repeated blocks (`reach` twice in one test); what a field holds, the decoder judges. Input is bounded: its size and nesting are checked before a
 //! parser that recurses sees it.
 
 mod kdl;
@@ -142,7 +142,7 @@ impl Context {
     ) {
         let within = parent.map(|parent| parent.word);
         let kinds: Vec<_> = self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind)).collect();
-        let fields: Vec<_> = parent.into_iter().flat_map(|parent| parent.fields).map(|field| field.name).collect();
+        let fields: Vec<_> = parent.into_iter().flat_map(|parent| parent.fields.names()).collect();
         let elsewhere = self.kinds.iter().find(|kind| name(kind) == word).and_then(|kind| kind.within);
         let help =
             did_you_mean(word, kinds.iter().chain(&fields).copied()).unwrap_or_else(|| match (parent, elsewhere) {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Span {
     /// The first byte.
     pub start: u32,
-    /// The byte behind the last one.
+    /// The byte after the last one.
     pub end: u32,
 }
 
@@ -65,6 +65,9 @@ pub struct Value {
 pub enum Data {
     /// Nothing, said explicitly.
     Null,
+    /// A name that stands alone, as KDL's `protect`: true where a boolean belongs, nothing in it where a collection does.
+    /// No body holds one.
+    Flag,
     /// Yes or no.
     Bool(bool),
     /// A whole number.
@@ -102,7 +105,7 @@ impl PartialEq for Key {
 }
 
 impl Span {
-    /// From the first byte to the one behind the last.
+    /// From the first byte to the one after the last.
     pub fn new(start: usize, end: usize) -> Self {
         let byte = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         Self { start: byte(start), end: byte(end) }
@@ -124,7 +127,13 @@ impl Value {
     pub fn as_record(&self) -> Option<&Record> {
         match &self.data {
             Data::Record(record) => Some(record),
-            Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) => None,
+            Data::Null
+            | Data::Flag
+            | Data::Bool(_)
+            | Data::Integer(_)
+            | Data::Float(_)
+            | Data::Text(_)
+            | Data::List(_) => None,
         }
     }
 
@@ -149,10 +158,12 @@ impl Data {
     pub fn describe(&self) -> String {
         match self {
             Self::Null => "an empty value".into(),
+            Self::Flag => "a name without a value".into(),
             Self::Bool(value) => format!("the boolean {value}"),
             Self::Integer(value) => format!("the number {value}"),
             Self::Float(value) => format!("the number {value}"),
             Self::Text(value) => format!("the text {value:?}"),
+            Self::List(items) if items.is_empty() => "an empty list".into(),
             Self::List(items) => format!("a list of {} values", items.len()),
             Self::Record(_) => "a block of fields".into(),
         }
@@ -184,20 +195,21 @@ impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.data {
             Data::Null => f.write_str("(none)"),
+            Data::Flag => f.write_str("true"),
             Data::Bool(value) => value.fmt(f),
             Data::Integer(value) => value.fmt(f),
             Data::Float(value) | Data::Text(value) => f.write_str(value),
             Data::List(items) => {
                 f.write_str("[")?;
-                for (place, item) in items.iter().enumerate() {
-                    write!(f, "{}{item}", if place > 0 { ", " } else { "" })?;
+                for (index, item) in items.iter().enumerate() {
+                    write!(f, "{}{item}", if index > 0 { ", " } else { "" })?;
                 }
                 f.write_str("]")
             }
             Data::Record(record) => {
                 f.write_str("{")?;
-                for (place, (name, member)) in record.iter().enumerate() {
-                    write!(f, "{}{name}: {}", if place > 0 { ", " } else { "" }, member.value)?;
+                for (index, (name, member)) in record.iter().enumerate() {
+                    write!(f, "{}{name}: {}", if index > 0 { ", " } else { "" }, member.value)?;
                 }
                 f.write_str("}")
             }
@@ -209,6 +221,7 @@ impl Serialize for Value {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.data {
             Data::Null => serializer.serialize_unit(),
+            Data::Flag => serializer.serialize_bool(true),
             Data::Bool(value) => serializer.serialize_bool(*value),
             Data::Integer(value) => serializer.serialize_i64(*value),
             Data::Float(value) | Data::Text(value) => serializer.serialize_str(value),

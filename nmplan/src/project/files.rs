@@ -9,7 +9,7 @@ use schema::document::Document;
 use schema::project::Env;
 use schema::report::{Code, Problem, Report};
 use schema::syntax::{Language, MAX_SIZE, Source};
-use schema::value::{Data, Location, SourceId, Span};
+use schema::value::{Location, SourceId, Span, Step};
 
 use super::{LoadError, PROJECT_FILES, shown};
 
@@ -57,7 +57,7 @@ impl Reading {
         }
         let (mut paths, mut walked) = (BTreeSet::new(), BTreeSet::new());
         for path in &env.r#use {
-            let at = document.and_then(|document| place(document, path));
+            let at = document.map(|document| place(document, path));
             match inside(root, Path::new(&**path)) {
                 Ok(real) if real.is_dir() => {
                     let directory = root.shown.join(&**path);
@@ -232,15 +232,9 @@ fn bad_path(path: &str, why: &str, help: &str) -> Problem {
 }
 
 /// Where a path of `use` stands in the project file.
-fn place(document: &Document, path: &str) -> Option<Location> {
-    let value = &document.fields.get("use")?.value;
-    let span = match &value.data {
-        Data::List(items) => {
-            items.iter().find(|item| matches!(&item.data, Data::Text(text) if **text == *path)).map(|item| item.span)
-        }
-        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::Record(_) => None,
-    };
-    Some(Location { source: document.source, span: span.unwrap_or(value.span) })
+fn place(document: &Document, path: &str) -> Location {
+    let field = [Step::Field("use")];
+    document.element(&field, path).unwrap_or_else(|| document.location(&field))
 }
 
 #[cfg(test)]

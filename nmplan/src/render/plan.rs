@@ -10,8 +10,9 @@ use schema::inventory::NodeId;
 use schema::kinds::Kind;
 use schema::plan::{Bind, NodeImpact, Plan, Summary};
 use schema::scalars::NetworkName;
-use schema::value::{Data, Value};
+use schema::value::Value;
 
+use super::difference::differences;
 use super::{count, fold, moment, symbol, value};
 
 /// What is shown of a plan besides the plan.
@@ -143,15 +144,15 @@ fn change_line(change: &Change, kinds: usize, names: usize) -> String {
         Action::Create => {
             let _ = write!(line, "  {}", given(change.id.kind, change.after.as_ref()));
         }
-        Action::Update => match &*change.fields() {
-            [field] => {
-                let _ = write!(line, "  {}", difference(field, 0));
+        Action::Update => match &*change.fields().iter().flat_map(differences).collect::<Vec<_>>() {
+            [(path, how)] => {
+                let _ = write!(line, "  {path} {how}");
             }
-            fields => {
+            differences => {
                 line.truncate(line.trim_end().len());
-                let width = fields.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
-                for field in fields {
-                    let _ = write!(line, "\n        {}", difference(field, width));
+                let width = differences.iter().map(|(path, _)| path.len()).max().unwrap_or_default();
+                for (path, how) in differences {
+                    let _ = write!(line, "\n        {path:width$} {how}");
                 }
             }
         },
@@ -183,34 +184,11 @@ fn is_removed(bind: &Bind, impact: &[NodeImpact]) -> bool {
     impact.iter().any(|it| it.removed && it.network == bind.id.network && it.node == bind.id.name)
 }
 
-/// The fields of a new resource that are not as they would be anyway.
+/// The fields of a new resource.
 fn given(kind: Kind, body: Option<&Value>) -> String {
-    let fields = kind.descriptor().fields.iter().filter_map(|field| {
-        let given = body?.field(field.name)?;
-        let usual = field.default.is_some_and(|default| default() == *given);
-        (!usual).then(|| format!("{}={}", field.name, value(given)))
-    });
-    fields.collect::<Vec<_>>().join(" ")
-}
-
-/// A field before and after: of a list what leaves and what comes.
-fn difference((name, before, after): &(&str, Option<&Value>, Option<&Value>), width: usize) -> String {
-    let list = |value: Option<&Value>| match value.map(|value| &value.data) {
-        Some(Data::List(items)) => items.iter().map(value_of).collect(),
-        Some(_) | None => Vec::new(),
-    };
-    let (was, is): (Vec<String>, Vec<String>) = (list(*before), list(*after));
-    if was.len().max(is.len()) > 1 {
-        let gone = was.iter().filter(|item| !is.contains(item)).map(|item| format!("-{item}"));
-        let come = is.iter().filter(|item| !was.contains(item)).map(|item| format!("+{item}"));
-        return format!("{name:width$} {}", gone.chain(come).collect::<Vec<_>>().join(" "));
-    }
-    let shown = |value: &Option<&Value>| value.map_or("(none)".to_owned(), value_of);
-    format!("{name:width$} {} -> {}", shown(before), shown(after))
-}
-
-fn value_of(it: &Value) -> String {
-    value(it)
+    let fields = kind.descriptor().fields.iter();
+    let given = fields.filter_map(|field| Some(format!("{}={}", field.name, value(body?.field(field.name)?))));
+    given.collect::<Vec<_>>().join(" ")
 }
 
 /// What machines notice, the worst first.

@@ -1,52 +1,49 @@
-//! `#[derive(Describe)]`: turns a struct into its descriptor and two loops over its fields.
+//! Derives that describe: a struct becomes a table of its fields and loops over them, an enum a table of its words.
 //!
-//! The macro emits data and calls, never logic. A field without a doc comment and an attribute that is not known are
-//! compile errors, because the comments are the reference.
+//! The macros emit data and calls, never logic. A field or word without a doc comment and an attribute that is not known
+//! are compile errors, because the comments are the reference.
+
+mod choice;
+mod fields;
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::quote;
-use syn::spanned::Spanned;
-use syn::{Attribute, Data, DeriveInput, Expr, ExprLit, Field, Fields, Lit, LitStr, Meta, parse_macro_input};
+use syn::{Attribute, DeriveInput, Expr, ExprLit, Lit, LitStr, Meta, parse_macro_input};
 
-/// Derives `schema::attribute::Describe`.
+/// Derives `schema::attribute::Describe` for a class of objects.
 ///
 /// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]`; on a field:
 /// `#[field(default = EXPRESSION)]`, an expression of the field's type.
 #[proc_macro_derive(Describe, attributes(describe, field))]
 pub fn describe(input: TokenStream) -> TokenStream {
-    let input = parse_macro_input!(input as DeriveInput);
-    expand(&input).unwrap_or_else(syn::Error::into_compile_error).into()
+    expand(&parse_macro_input!(input as DeriveInput), class)
 }
 
-fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
-    let Data::Struct(body) = &input.data else {
-        return Err(syn::Error::new(input.ident.span(), "only a struct with named fields can be described"));
-    };
-    let fields: Vec<&Field> = match &body.fields {
-        Fields::Named(named) => named.named.iter().collect(),
-        Fields::Unit => Vec::new(),
-        Fields::Unnamed(_) => return Err(syn::Error::new(input.ident.span(), "fields need names")),
-    };
-    let (name, doc) = (&input.ident, doc(&input.attrs, input.ident.span())?);
+/// Derives `schema::attribute::Struct` and `Attribute` for a struct that stands in a field of another one; its fields take
+/// the same attribute.
+#[proc_macro_derive(Record, attributes(field))]
+pub fn record(input: TokenStream) -> TokenStream {
+    expand(&parse_macro_input!(input as DeriveInput), nested)
+}
+
+/// Derives `schema::attribute::Choice` and `Attribute` for an enum without data: its variants in kebab case are the words.
+#[proc_macro_derive(Choice)]
+pub fn choice(input: TokenStream) -> TokenStream {
+    expand(&parse_macro_input!(input as DeriveInput), choice::derive)
+}
+
+fn expand(input: &DeriveInput, derive: fn(&DeriveInput) -> syn::Result<Tokens>) -> TokenStream {
+    derive(input).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+fn class(input: &DeriveInput) -> syn::Result<Tokens> {
+    let fields = fields::derive(input)?;
+    let name = &input.ident;
     let Header { word, plural, within, namespace } = Header::parse(input)?;
-    let mut described = Vec::new();
-    let (mut reads, mut writes) = (Vec::new(), Vec::new());
-    let (mut visits, mut idents) = (Vec::new(), Vec::new());
-    for (index, field) in fields.iter().enumerate() {
-        let ident = field.ident.as_ref().ok_or_else(|| syn::Error::new(field.span(), "fields need names"))?;
-        let default = default(field)?;
-        described.push(describe_field(field, default.as_ref())?);
-        let or = default.map_or_else(|| quote!(|| None), |expr| quote!(|| Some(#expr)));
-        reads.push(quote!(let #ident = fields.take(#index, #or);));
-        writes.push(quote!(fields.put(&Self::DESCRIPTOR.fields[#index], &self.#ident);));
-        let step = field_name(field);
-        visits.push(quote!(::schema::attribute::Attribute::references(&self.#ident, &mut |reference| {
-            visit(reference.inside(::schema::value::Step::Field(#step)))
-        });));
-        idents.push(ident);
-    }
     Ok(quote! {
+        #fields
+
         impl ::schema::attribute::Describe for #name {
             const WORD: &'static str = #word;
             const DESCRIPTOR: &'static ::schema::descriptor::Descriptor = &::schema::descriptor::Descriptor {
@@ -54,60 +51,38 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
                 plural: #plural,
                 within: #within,
                 namespace: #namespace,
-                doc: #doc,
-                fields: &[#(#described),*],
+                fields: <Self as ::schema::attribute::Struct>::FIELDS,
             };
+        }
+    })
+}
 
-            fn read(fields: &mut ::schema::attribute::Reader<'_>) -> Option<Self> {
-                let _ = &fields;
-                #(#reads)*
-                Some(Self { #(#idents: #idents?),* })
+fn nested(input: &DeriveInput) -> syn::Result<Tokens> {
+    let fields = fields::derive(input)?;
+    let name = &input.ident;
+    Ok(quote! {
+        #fields
+
+        impl ::schema::attribute::Attribute for #name {
+            const TYPE: ::schema::descriptor::Type =
+                ::schema::descriptor::Type::Record(<Self as ::schema::attribute::Struct>::FIELDS);
+
+            fn from_value(
+                value: &::schema::value::Value,
+                found: &mut ::std::vec::Vec<::schema::attribute::Mismatch>,
+            ) -> ::core::option::Option<Self> {
+                ::schema::attribute::record_from_value(value, found)
             }
 
-            fn write(&self, fields: &mut ::schema::attribute::Writer) {
-                let _ = &fields;
-                #(#writes)*
+            fn to_value(&self) -> ::schema::value::Value {
+                ::schema::attribute::write(self)
             }
 
             fn references(&self, visit: &mut dyn FnMut(::schema::descriptor::Reference<'_>)) {
-                let _ = &visit;
-                #(#visits)*
+                ::schema::attribute::Struct::references(self, visit);
             }
         }
     })
-}
-
-fn describe_field(field: &Field, default: Option<&Expr>) -> syn::Result<Tokens> {
-    let name = field_name(field);
-    let (doc, ty) = (doc(&field.attrs, field.span())?, &field.ty);
-    let required = match default {
-        Some(_) => quote!(false),
-        None => quote!(<#ty as ::schema::attribute::Attribute>::REQUIRED),
-    };
-    let default = default.map_or_else(
-        || quote!(None),
-        |expr| {
-            quote!(Some(|| {
-                let default: #ty = #expr;
-                ::schema::attribute::Attribute::to_value(&default).expect("a default is a value")
-            }))
-        },
-    );
-    Ok(quote! {
-        ::schema::descriptor::Field {
-            name: #name,
-            doc: #doc,
-            ty: <#ty as ::schema::attribute::Attribute>::TYPE,
-            required: #required,
-            default: #default,
-        }
-    })
-}
-
-/// The name of a field in every language.
-fn field_name(field: &Field) -> String {
-    let name = field.ident.as_ref().map(ToString::to_string).unwrap_or_default();
-    name.trim_start_matches("r#").replace('_', "-")
 }
 
 struct Header {
@@ -148,20 +123,6 @@ impl Header {
             namespace,
         })
     }
-}
-
-fn default(field: &Field) -> syn::Result<Option<Expr>> {
-    let mut default = None;
-    for attribute in field.attrs.iter().filter(|attribute| attribute.path().is_ident("field")) {
-        attribute.parse_nested_meta(|meta| {
-            if !meta.path.is_ident("default") {
-                return Err(meta.error("known here is: default"));
-            }
-            default = Some(meta.value()?.parse()?);
-            Ok(())
-        })?;
-    }
-    Ok(default)
 }
 
 /// The doc comment as one text, its lines joined, its paragraphs kept.

@@ -8,11 +8,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Scalar;
 
-/// An IPv4 range in CIDR notation, with no bit set behind its prefix (RFC 4632).
+/// An IPv4 range in CIDR notation, with no bit set beyond its prefix (RFC 4632).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ipv4Range(pub(crate) Ipv4Net);
 
-/// An IPv6 range in CIDR notation, with no bit set behind its prefix (RFC 4291).
+/// An IPv6 range in CIDR notation, with no bit set beyond its prefix (RFC 4291).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ipv6Range(pub(crate) Ipv6Net);
 
@@ -31,7 +31,7 @@ macro_rules! range {
             fn from_str(text: &str) -> Result<Self, String> {
                 let net: $net = text.parse().map_err(|_| format!("it is not written like {}", Self::GOOD[0]))?;
                 if net.trunc() != net {
-                    return Err(format!("bits are set behind its prefix; the range is {}", net.trunc()));
+                    return Err(format!("bits are set beyond its prefix; the range is {}", net.trunc()));
                 }
                 match Self::RESERVED.iter().find(|(reserved, _)| overlap(reserved, &net.into())) {
                     Some((reserved, what)) => Err(format!("it holds addresses of {reserved}, which are {what}")),
@@ -97,7 +97,7 @@ pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
 
 impl Scalar for Ipv4Range {
     const NAME: &'static str = "an IPv4 range";
-    const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set behind the prefix.";
+    const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set beyond the prefix.";
     const GOOD: &'static [&'static str] = &["10.40.0.0/16", "192.168.7.64/26", "10.0.0.0/8"];
     const BAD: &'static [&'static str] =
         &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "0.0.0.0/0", "127.0.0.0/16", "fd40::/64", ""];
@@ -109,7 +109,7 @@ impl Scalar for Ipv4Range {
 
 impl Scalar for Ipv6Range {
     const NAME: &'static str = "an IPv6 range";
-    const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set behind the prefix.";
+    const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set beyond the prefix.";
     const GOOD: &'static [&'static str] = &["fd40:40::/64", "fd00::/48"];
     const BAD: &'static [&'static str] =
         &["fd40:40::1/64", "fd40::", "fd40::/129", "fe80::/64", "::/0", "10.0.0.0/8", ""];

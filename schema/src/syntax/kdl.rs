@@ -1,4 +1,5 @@
-//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments.
+//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments. A record is a
+//! child with properties and a block; a collection of records is one such child for each.
 //!
 //! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by [`too_deep`] first.
 //! In a malformed file the parser may see blocks where that saw a text, so the parser also runs on a thread with a stack
@@ -11,7 +12,7 @@ use kdl::{KdlDocument, KdlEntry, KdlError, KdlNode, KdlValue};
 use miette::SourceSpan;
 
 use super::{Context, Draft, MAX_DEPTH};
-use crate::descriptor::{Descriptor, with_article};
+use crate::descriptor::{Descriptor, Type, with_article};
 use crate::document::{Document, Spanned};
 use crate::report::Code;
 use crate::value::{Data, Key, Member, Record, Span, Value};
@@ -85,7 +86,7 @@ fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     None
 }
 
-/// The last byte of the string whose first quote stands at `at`, behind so many hashes.
+/// The last byte of the string whose first quote stands at `at`, after so many hashes.
 fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
     let quotes = if bytes[at..].starts_with(b"\"\"\"") { 3 } else { 1 };
     let mut place = at + quotes;
@@ -140,31 +141,31 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
         let end = (one.span.offset() + one.span.len()).min(text.len());
-        // What stands behind an = sign is told of the whole block that it stands in, up to where it goes wrong.
+        // What stands after an = sign is told of the whole block that it stands in, up to where it goes wrong.
         let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
         let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
-        let end = if value { value_behind(text, end) } else { end };
+        let end = if value { value_after(text, end) } else { end };
         let span = Span::new(start, end);
         let written = text.get(span.start as usize..end).unwrap_or_default();
         let (mut message, help) = in_our_words(written, &one.message.unwrap_or_default())
             .map_or_else(|(message, help)| (message, one.help.or(help)), |(message, help)| (message, Some(help)));
         if place + 1 == MAX_ERRORS && more > 0 {
-            let _ = write!(message, " ({more} more behind it)");
+            let _ = write!(message, " ({more} more after it)");
         }
         context.problem(Code::Kdl, span, message, help);
     }
 }
 
-/// Where the value begins behind whose first part a place lies.
+/// Where the value begins whose first part lies before a place.
 fn value_before(text: &str, at: usize) -> usize {
     let before = text.get(..at).unwrap_or_default();
     before.rfind(['=', ' ', '\t', '\n', '{', ';']).map_or(0, |sign| sign + 1)
 }
 
 /// Where the value ends in whose midst a place lies.
-fn value_behind(text: &str, at: usize) -> usize {
-    let behind = text.get(at..).unwrap_or_default();
-    at + behind.find([' ', '\t', '\r', '\n', '{', '}', ';']).unwrap_or(behind.len())
+fn value_after(text: &str, at: usize) -> usize {
+    let after = text.get(at..).unwrap_or_default();
+    at + after.find([' ', '\t', '\r', '\n', '{', '}', ';']).unwrap_or(after.len())
 }
 
 /// What the usual slips are called and how they are mended; the parser's own words, shaped as ours, for all others.
@@ -222,7 +223,7 @@ fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, c
     }
     let Some(name) = name else {
         let message = format!("this {} has no name", kind.word);
-        let help = format!("write it behind the word: {} \"...\"", kind.word);
+        let help = format!("write it after the word: {} \"...\"", kind.word);
         return context.problem(Code::MissingName, span(node.name().span()), message, Some(help));
     };
     children(node, kind, &name, &mut draft, context);
@@ -238,22 +239,42 @@ fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &m
         if let Some(inner) = context.kind(|inner| inner.word == word, Some(kind)) {
             draft.holds_objects = true;
             object(child, inner, Some(name), context);
-        } else if holder && !kind.fields.iter().any(|field| field.name == word) {
+        } else if holder && kind.fields.get(word).is_none() {
             context.unknown_word(word, place, Some(kind), |kind| kind.word);
             draft.whole = false;
-        } else if let Some(value) = field(child, context) {
-            insert(&mut draft.fields, word, place, value, context);
         } else {
-            draft.whole = false;
+            let ty = kind.fields.get(word).map(|field| &field.ty);
+            draft.whole &= child_field(child, ty, &mut draft.fields, context);
         }
     }
 }
 
-/// Reads a child as a field: no argument is true, one is a scalar, several are a list, a block is a record.
-fn field(node: &KdlNode, context: &mut Context) -> Option<Value> {
+/// Reads a child as a field of a record, beside what the record has of it where its blocks may repeat. Returns whether
+/// it could be read.
+fn child_field(node: &KdlNode, ty: Option<&Type>, record: &mut Record, context: &mut Context) -> bool {
+    let Some(value) = field(node, ty, context) else { return false };
+    let (name, key) = (node.name().value(), span(node.name().span()));
+    match record.get_mut(name) {
+        Some(first) if ty.is_some_and(Type::repeats) => append(&mut first.value, value),
+        Some(_) | None => insert(record, name, key, value, context),
+    }
+    true
+}
+
+fn append(list: &mut Value, item: Value) {
+    if let Data::List(items) = &mut list.data {
+        items.push(item);
+    } else {
+        let first = list.clone();
+        list.data = Data::List(vec![first, item]);
+    }
+}
+
+/// Reads a child as a value: no argument is a flag, one is a scalar, several are a list, a block is a record.
+fn field(node: &KdlNode, ty: Option<&Type>, context: &mut Context) -> Option<Value> {
     refuse_annotation(node.ty().is_some(), node.name().span(), context);
-    let whole = span(node.name().span());
-    let (mut items, mut record) = (Vec::new(), Record::new());
+    let name = span(node.name().span());
+    let (mut items, mut record, mut whole) = (Vec::new(), Record::new(), true);
     for entry in node.entries() {
         let value = value(entry, context);
         match entry.name() {
@@ -262,23 +283,23 @@ fn field(node: &KdlNode, context: &mut Context) -> Option<Value> {
         }
     }
     for child in node.iter_children() {
-        if let Some(value) = field(child, context) {
-            insert(&mut record, child.name().value(), span(child.name().span()), value, context);
-        }
+        let ty = ty.and_then(|ty| ty.member(child.name().value()));
+        whole &= child_field(child, ty, &mut record, context);
     }
     let block = !record.is_empty() || node.children().is_some();
     let data = match (items.len(), block) {
-        (0, false) => Data::Bool(true),
+        _ if !whole => return None,
+        (0, false) => Data::Flag,
         (0, true) => Data::Record(record),
         (1, false) => return items.pop(),
         (_, false) => Data::List(items),
         (_, true) => {
             let message = format!("{:?} has values and a block", node.name().value());
-            context.problem(Code::ExtraArgument, whole, message, Some("keep one of the two".into()));
+            context.problem(Code::ExtraArgument, name, message, Some("keep one of the two".into()));
             return None;
         }
     };
-    Some(Value { span: whole, data })
+    Some(Value { span: name, data })
 }
 
 fn value(entry: &KdlEntry, context: &mut Context) -> Value {
@@ -339,19 +360,15 @@ fn print_object(document: &Document, all: &[Document], indent: usize, text: &mut
         .filter(|inner| inner.parent.as_ref().is_some_and(|parent| parent.text == document.name.text))
         .collect();
     let _ = write!(text, "{:indent$}{} {}", "", document.descriptor.word, quoted(&document.name.text));
-    let as_property =
-        |member: &&Member| inner.is_empty() && !matches!(member.value.data, Data::List(_) | Data::Record(_));
-    for (name, member) in document.fields.iter().filter(|(_, member)| as_property(member)) {
-        let _ = write!(text, " {name}={}", scalar(&member.value));
-    }
-    let rest: Vec<_> = document.fields.iter().filter(|(_, member)| !as_property(member)).collect();
+    let as_property = |value: &Value| if inner.is_empty() { scalar(value) } else { None };
+    let rest = print_properties(&document.fields, as_property, text);
     if rest.is_empty() && inner.is_empty() {
         text.push('\n');
         return;
     }
     text.push_str(" {\n");
-    for (name, member) in rest {
-        print_field(name, &member.value, indent + 4, text);
+    for (name, value) in rest {
+        print_field(name, value, indent + 4, text);
     }
     for document in inner {
         print_object(document, all, indent + 4, text);
@@ -359,37 +376,68 @@ fn print_object(document: &Document, all: &[Document], indent: usize, text: &mut
     let _ = writeln!(text, "{:indent$}}}", "");
 }
 
+/// Writes the fields that are properties, and returns the others.
+fn print_properties<'a>(
+    record: &'a Record,
+    as_property: impl Fn(&Value) -> Option<String>,
+    text: &mut String,
+) -> Vec<(&'a str, &'a Value)> {
+    let mut rest = Vec::new();
+    for (name, member) in record {
+        match as_property(&member.value) {
+            Some(value) => drop(write!(text, " {}={value}", word(name))),
+            None => rest.push((&**name, &member.value)),
+        }
+    }
+    rest
+}
+
+/// Writes a field as a child; a collection of other things than scalars as one child for each of them.
 fn print_field(name: &str, value: &Value, indent: usize, text: &mut String) {
+    if let Data::List(items) = &value.data
+        && items.iter().any(|item| scalar(item).is_none())
+    {
+        return items.iter().for_each(|item| print_field(name, item, indent, text));
+    }
     let _ = write!(text, "{:indent$}{}", "", word(name));
     match &value.data {
-        Data::List(items) => items.iter().for_each(|item| text.push_str(&format!(" {}", scalar(item)))),
-        Data::Record(record) => {
-            text.push_str(" {\n");
-            for (name, member) in record {
-                print_field(name, &member.value, indent + 4, text);
-            }
-            let _ = write!(text, "{:indent$}}}", "");
-        }
+        Data::Flag => {}
+        Data::List(items) => items.iter().filter_map(scalar).for_each(|item| text.push_str(&format!(" {item}"))),
+        Data::Record(record) => print_block(record, indent, text),
         Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {
-            let _ = write!(text, " {}", scalar(value));
+            let _ = write!(text, " {}", scalar(value).unwrap_or_default());
         }
     }
     text.push('\n');
 }
 
-fn scalar(value: &Value) -> String {
+/// Writes a record after its name: what it can as properties, the rest in a block.
+fn print_block(record: &Record, indent: usize, text: &mut String) {
+    let rest = print_properties(record, scalar, text);
+    if rest.is_empty() && !record.is_empty() {
+        return;
+    }
+    text.push_str(" {\n");
+    for (name, value) in rest {
+        print_field(name, value, indent + 4, text);
+    }
+    let _ = write!(text, "{:indent$}}}", "");
+}
+
+/// A value as one word; nothing where it takes more, or none.
+fn scalar(value: &Value) -> Option<String> {
     match &value.data {
-        Data::Null => "#null".into(),
-        Data::Bool(value) => format!("#{value}"),
-        Data::Integer(value) => value.to_string(),
-        Data::Float(text) | Data::Text(text) => quoted(text),
-        Data::List(_) | Data::Record(_) => unreachable!("no field holds a collection inside a list"),
+        Data::Null => Some("#null".into()),
+        Data::Bool(value) => Some(format!("#{value}")),
+        Data::Integer(value) => Some(value.to_string()),
+        Data::Float(text) | Data::Text(text) => Some(quoted(text)),
+        Data::Flag | Data::List(_) | Data::Record(_) => None,
     }
 }
 
 /// A field's name, bare where KDL allows that for certain.
 fn word(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_lowercase() || c == '-';
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain) && !is_keyword(name) {
         name.to_owned()
     } else {

@@ -38,7 +38,7 @@ fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Probl
             let failed = record.values_mut().filter_map(|it| (!put_in(&mut it.value, variables, wrong)).then_some(()));
             return failed.count() == 0;
         }
-        Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {}
+        Data::Null | Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {}
     }
     true
 }
@@ -54,13 +54,13 @@ fn expand(text: &str, variables: &Variables) -> Result<String, Problem> {
             continue;
         }
         expanded.push_str(before);
-        let Some((name, behind)) = from[2..].split_once('}') else {
+        let Some((name, after)) = from[2..].split_once('}') else {
             let problem =
                 Problem::new(Code::UnknownVariable, format!("the name of a variable is not closed in {from:?}"));
             return Err(problem.help("close it with }, or write $${ if a literal ${ is meant".to_owned()));
         };
         expanded.push_str(variables.get(name).ok_or_else(|| unknown(name, variables))?);
-        rest = behind;
+        rest = after;
     }
     Ok(expanded + rest)
 }

@@ -63,12 +63,20 @@ fn collection(kind: &'static Descriptor, parent: Option<&Spanned>, value: Value,
         }
         Data::List(items) => items.into_iter().for_each(|item| match item.data {
             Data::Text(_) => collection(kind, parent, item, context),
-            Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::List(_) | Data::Record(_) => {
+            Data::Null
+            | Data::Flag
+            | Data::Bool(_)
+            | Data::Integer(_)
+            | Data::Float(_)
+            | Data::List(_)
+            | Data::Record(_) => {
                 misplaced(kind, item.span, &item.data, context);
             }
         }),
         Data::Null => {}
-        data @ (Data::Bool(_) | Data::Integer(_) | Data::Float(_)) => misplaced(kind, value.span, &data, context),
+        data @ (Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_)) => {
+            misplaced(kind, value.span, &data, context)
+        }
     }
 }
 
@@ -81,14 +89,14 @@ fn object(kind: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, va
     let record = match value.data {
         Data::Record(record) => record,
         Data::Null => Record::new(),
-        data @ (Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_)) => {
+        data @ (Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_)) => {
             let message = format!("{} holds fields, not {}", with_article(kind.word), data.describe());
             context.problem(Code::WrongType, value.span, message, Some("write them as { field: value }".into()));
             return context.document(kind, name, parent, Draft { whole: false, ..Draft::new() });
         }
     };
     let holder = context.kinds.iter().any(|inner| inner.within == Some(kind.word));
-    let is_field = |word: &str| !holder || kind.fields.iter().any(|field| field.name == word);
+    let is_field = |word: &str| !holder || kind.fields.get(word).is_some();
     let (fields, inner): (Record, Record) = record.into_iter().partition(|(word, _)| is_field(word));
     let (known, whole) = objects_of(inner, Some((kind, &name)), context);
     context.document(kind, name, parent, Draft { fields, whole, holds_objects: known > 0 });

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
-/// The format of the bodies; raised with a migration.
+/// The format of the bodies; raised with a migration, also where a default changes, since bodies leave out what equals it.
 pub const FORMAT: u32 = 1;
 
 /// Words for what is no declared kind; no kind's word starts like this.

@@ -1,0 +1,7 @@
+#[derive(schema_derive::Choice)]
+enum Size {
+    /// A small one.
+    Small(u8),
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(schema_derive::Choice)]
+enum Size {
+    Small,
+}
+
+fn main() {}
