@@ -18,7 +18,7 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::inventory::{Inventory, Joined, NodeId};
-use crate::kinds::{Dns, Kind, Network, Node, Port};
+use crate::kinds::{Dns, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
@@ -284,8 +284,8 @@ impl Mesh {
     }
 
     fn put_node(&mut self, node: &Name, joined: &Joined, declared: &Snapshot) {
-        let declaration = declared.named::<Node>(&self.name, node).map(|node| Declaration::of(node));
-        let declaration = declaration.unwrap_or_default();
+        let declaration = declared.named::<Node>(&self.name, node).map(|node| &**node);
+        let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
         // The others of a hub do not have it as a peer, so its name is said apart from it.
         let named = resolves && self.network.hub.is_none();
@@ -323,9 +323,9 @@ impl Mesh {
             ipv4: _,
             ipv6: _,
             hub,
-            listen_port,
+            listen_port: _,
             mtu,
-            keepalive,
+            keepalive: _,
             name_service: _,
             node_limit: _,
             check_in,
@@ -335,13 +335,12 @@ impl Mesh {
             let range = self.network.range_of(*address)?;
             IpNet::new(*address, range.prefix_len()).ok()
         };
-        let port = declaration.listen_port.unwrap_or(*listen_port);
         Interface {
             addresses: joined.addresses.iter().filter_map(with_prefix).collect(),
-            listen_port: u16::try_from(port.number()).unwrap_or_default(),
-            listen_port_fixed: declaration.listen_port.is_some(),
+            listen_port: declaration.listen_port,
+            listen_port_fixed: declaration.listen_port_fixed,
             mtu: mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
-            keepalive: declaration.keepalive.unwrap_or(*keepalive),
+            keepalive: declaration.keepalive,
             check_in: *check_in,
             forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
             named,
@@ -420,19 +419,35 @@ impl Mesh {
     }
 }
 
-/// What a node's declaration says of what it is sent; nothing where no file declares it.
-#[derive(Default)]
+/// A node's tags: those of the key that it joined with, as they were then, and those of its declaration.
+pub fn tags(joined: Option<&Joined>, declaration: Option<&Node>) -> BTreeSet<Name> {
+    let own = joined.iter().flat_map(|joined| &joined.tags);
+    own.chain(declaration.iter().flat_map(|node| &node.tags)).cloned().collect()
+}
+
+/// What is declared of a node: its own settings, else its network's.
 struct Declaration<'a> {
     endpoint: Option<&'a Endpoint>,
-    listen_port: Option<Port>,
-    keepalive: Option<Seconds>,
+    listen_port: u16,
+    listen_port_fixed: bool,
+    keepalive: Seconds,
 }
 
 impl<'a> Declaration<'a> {
-    fn of(node: &'a Node) -> Self {
+    fn of(node: Option<&'a Node>, network: &Network) -> Self {
+        let listen_port = network.listen_port_of(node);
+        let Some(node) = node else {
+            let keepalive = network.keepalive;
+            return Self { endpoint: None, listen_port, listen_port_fixed: false, keepalive };
+        };
         // Addresses are given by the allocator; tags select for rules.
-        let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port, keepalive } = node;
-        Self { endpoint: endpoint.as_ref(), listen_port: *listen_port, keepalive: *keepalive }
+        let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port: own_port, keepalive } = node;
+        Self {
+            endpoint: endpoint.as_ref(),
+            listen_port,
+            listen_port_fixed: own_port.is_some(),
+            keepalive: keepalive.unwrap_or(network.keepalive),
+        }
     }
 }
 

@@ -99,6 +99,7 @@ impl From<NodeId> for (NetworkName, Name) {
 pub struct Inventory {
     nodes: OrdMap<NodeId, Arc<Joined>>,
     identities: OrdMap<(NetworkName, Identity), Name>,
+    public_keys: OrdMap<(NetworkName, WireGuardKey), Name>,
     /// How many networks each identity has joined.
     joins: OrdMap<Identity, u32>,
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
@@ -138,6 +139,11 @@ impl Inventory {
     /// The name under which an identity has joined a network.
     pub fn name_of(&self, network: &NetworkName, identity: &Identity) -> Option<&Name> {
         self.identities.get(&(network.clone(), *identity))
+    }
+
+    /// The node that has a WireGuard key.
+    pub fn holder_of_key(&self, network: &NetworkName, key: &WireGuardKey) -> Option<&Name> {
+        self.public_keys.get(&(network.clone(), *key))
     }
 
     /// Whether an identity has joined any network.
@@ -196,6 +202,7 @@ impl Inventory {
             self.quarantine.remove(&(id.network.clone(), *address));
         }
         self.identities.insert((id.network.clone(), joined.identity), id.name.clone());
+        self.public_keys.insert((id.network.clone(), joined.public_key), id.name.clone());
         *self.joins.entry(joined.identity).or_insert(0) += 1;
         self.nodes.insert(id, Arc::new(joined));
     }
@@ -213,6 +220,7 @@ impl Inventory {
     fn drop_indexes(&mut self, id: &NodeId) {
         let Some(joined) = self.nodes.get(id).cloned() else { return };
         self.identities.remove(&(id.network.clone(), joined.identity));
+        self.public_keys.remove(&(id.network.clone(), joined.public_key));
         match self.joins.get(&joined.identity) {
             Some(1) | None => drop(self.joins.remove(&joined.identity)),
             Some(networks) => drop(self.joins.insert(joined.identity, networks - 1)),

@@ -95,8 +95,6 @@ kinds! {
     dns: Dns,
 }
 
-pub use network::Port;
-
 /// A struct that is a kind of object.
 pub trait Resource: Describe + Rules + 'static {
     /// Which kind.

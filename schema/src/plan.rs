@@ -14,11 +14,12 @@ use sha2::{Digest, Sha256};
 
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
-use crate::compile::{self, Changed, Mesh};
+use crate::compile::settle::{self, joined_and_awaited};
+use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
-use crate::kinds::{Kind, Node};
+use crate::kinds::Kind;
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
@@ -248,7 +249,7 @@ pub fn settle(
     if report.has_errors() {
         return Err(report);
     }
-    let settled = match compile::settle::settle(inventory, declared, now) {
+    let settled = match settle::settle(inventory, declared, now) {
         Ok(settled) => settled,
         Err(exhausted) => {
             report.push(no_room(&exhausted, source_map));
@@ -257,8 +258,7 @@ pub fn settle(
     };
     for (network, settings) in declared.networks() {
         let Some(limit) = settings.node_limit else { continue };
-        let awaited = declared.all_in::<Node>(network).filter(|(id, _)| settled.node(&id.node()).is_none()).count();
-        let nodes = settled.nodes_in(network).count() + awaited;
+        let nodes = joined_and_awaited(network, declared, &settled);
         if nodes as i64 > limit.number() {
             report.push(over_the_limit(network, nodes, limit.number(), source_map));
         }

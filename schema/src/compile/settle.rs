@@ -44,6 +44,12 @@ pub fn settle(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Res
     Ok(settled)
 }
 
+/// How many nodes a network has, joined and awaited together: what its `node-limit` counts.
+pub fn joined_and_awaited(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> usize {
+    let awaited = declared.all_in::<Node>(network).filter(|(id, _)| inventory.node(&id.node()).is_none());
+    inventory.nodes_in(network).count() + awaited.count()
+}
+
 /// What becomes of a node.
 enum Fate {
     Removed,

@@ -121,6 +121,12 @@ impl Network {
         self.range_of(address).filter(inside).is_some_and(|range| address.is_ipv6() || range.broadcast() != address)
     }
 
+    /// The UDP port that a node of it listens on: its declaration's, else the network's.
+    pub fn listen_port_of(&self, declaration: Option<&Node>) -> u16 {
+        let port = declaration.and_then(|node| node.listen_port).unwrap_or(self.listen_port);
+        u16::try_from(port.number()).unwrap_or_default()
+    }
+
     /// Its ranges, at most one of each family.
     pub fn ranges(&self) -> impl Iterator<Item = IpNet> {
         let ipv4 = self.ipv4.map(|range| IpNet::from(range.net()));

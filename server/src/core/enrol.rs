@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
+use schema::compile::settle::joined_and_awaited;
 use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
@@ -187,18 +188,16 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Ve
 
 /// The port that a machine will most likely listen on: its declared one, else the network's.
 fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
-    let own = declared.named::<Node>(network, name).and_then(|node| node.listen_port);
-    let port = own.or_else(|| declared.network(network).map(|network| network.listen_port));
-    port.and_then(|port| u16::try_from(port.number()).ok()).unwrap_or_default()
+    let declaration = declared.named::<Node>(network, name);
+    declared.network(network).map(|network| network.listen_port_of(declaration.map(|node| &**node))).unwrap_or_default()
 }
 
 /// Whether no machine of another name has the WireGuard key.
 fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
-    let mut others = world.inventory.nodes_in(&candidate.network).filter(|(other, _)| *other != name);
-    if others.any(|(_, joined)| joined.public_key == candidate.public_key) {
-        return Err(Refused::PublicKeyTaken(candidate.network.clone()));
+    match world.inventory.holder_of_key(&candidate.network, &candidate.public_key) {
+        Some(holder) if holder != name => Err(Refused::PublicKeyTaken(candidate.network.clone())),
+        Some(_) | None => Ok(()),
     }
-    Ok(())
 }
 
 fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
@@ -256,11 +255,9 @@ fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
 fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let network = &candidate.network;
     let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else { return Ok(()) };
-    let awaited = |snapshot: &Snapshot| {
-        let declared = snapshot.all_in::<Node>(network).filter(|(id, _)| id.name != candidate.name);
-        declared.filter(|(id, _)| world.inventory.node(&id.node()).is_none()).count()
-    };
-    let count = world.inventory.nodes_in(network).count() + awaited(&world.snapshot);
+    // Where the candidate is declared, it is awaited itself.
+    let itself = usize::from(world.snapshot.named::<Node>(network, &candidate.name).is_some());
+    let count = joined_and_awaited(network, &world.snapshot, &world.inventory) - itself;
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
 }
 

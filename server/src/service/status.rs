@@ -1,9 +1,9 @@
 //! How nodes are, as status tells it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use schema::api::{Control, NodeStatus, Presence};
+use schema::compile::tags;
 use schema::inventory::NodeId;
 use schema::kinds::Node;
 use schema::scalars::Seconds;
@@ -26,11 +26,10 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus
     let patience = Duration::from_secs(u64::from(interval.0)) * MISSED;
     let online = heard.is_some_and(|heard| heard.silence <= patience);
     let reserved = || declared.iter().flat_map(|node| node.reserved().map(|(_, address)| address)).collect();
-    let tags = joined.iter().flat_map(|it| &it.tags).chain(declared.iter().flat_map(|it| &it.tags));
     NodeStatus {
         id: ResourceId::of::<Node>(&id.network, &id.name).to_string(),
         name: id.name.clone(),
-        tags: tags.cloned().collect::<BTreeSet<_>>(),
+        tags: tags(joined.map(|joined| &**joined), declared.map(|node| &**node)),
         addresses: joined.map_or_else(reserved, |joined| joined.addresses.clone()),
         public_key: joined.map(|joined| joined.public_key),
         state: match (joined, online) {
