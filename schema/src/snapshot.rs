@@ -218,7 +218,7 @@ impl Serialize for ResourceId {
 impl<'de> Deserialize<'de> for ResourceId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is not a valid resource id: {why}")))
+        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is no resource id: {why}")))
     }
 }
 

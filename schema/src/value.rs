@@ -94,7 +94,7 @@ pub struct Member {
     pub value: Value,
 }
 
-/// The place of a field's name; two records are equal whatever it is.
+/// The place of a field's name; it never tells records apart.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Key(pub Span);
 

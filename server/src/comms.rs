@@ -7,7 +7,7 @@
 //! of this host's own: another replica has another key and other addresses, and whoever is not known here registers again.
 
 mod ledger;
-mod place;
+mod tunnel_host;
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ use crate::identity::{DataDir, IdentityError};
 use crate::listen;
 use crate::state::State;
 use ledger::{Ledger, LedgerError};
-use place::Place;
+use tunnel_host::TunnelHost;
 
 /// How often the server looks whether everything that the tunnels stand on is as it should be.
 const LOOK: Duration = Duration::from_secs(2);
@@ -43,22 +43,22 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The tunnels to agents.
 #[derive(Clone)]
 pub struct Comms {
-    place: Arc<Place>,
-    desk: Arc<Mutex<Desk>>,
+    host: Arc<TunnelHost>,
+    registrations: Arc<Mutex<Registrations>>,
 }
 
 /// Who is registered: in memory, on the disk and on the device, changed together.
-struct Desk {
-    place: Arc<Place>,
+struct Registrations {
+    host: Arc<TunnelHost>,
     registry: Registry,
     ledger: Ledger,
     /// Disk or device lack something of what is in memory.
-    behind: bool,
+    out_of_sync: bool,
 }
 
 /// What an agent is told that registers.
 #[derive(Clone, Debug)]
-pub struct Welcome {
+pub struct TunnelParameters {
     /// The server's end of the tunnel.
     pub public_key: WireGuardKey,
     /// Where that is found.
@@ -73,7 +73,7 @@ pub struct Welcome {
 
 /// Why there are no tunnels to agents.
 #[derive(Debug, thiserror::Error)]
-pub enum Off {
+pub enum TunnelsUnavailable {
     /// The operator wants none.
     #[error("COMMS is off")]
     Asked,
@@ -113,19 +113,19 @@ pub enum Off {
     Listen(SocketAddrV4, io::Error),
 }
 
-impl From<DeviceError> for Off {
+impl From<DeviceError> for TunnelsUnavailable {
     fn from(error: DeviceError) -> Self {
         Self::Device(error)
     }
 }
 
-impl From<LinkError> for Off {
+impl From<LinkError> for TunnelsUnavailable {
     fn from(error: LinkError) -> Self {
         Self::Link(error)
     }
 }
 
-impl From<FirewallError> for Off {
+impl From<FirewallError> for TunnelsUnavailable {
     fn from(error: FirewallError) -> Self {
         Self::Firewall(error)
     }
@@ -145,7 +145,7 @@ fn help(error: &DeviceError) -> &'static str {
 impl Comms {
     /// Opens what is there, or makes it. Where there is to be nothing, what a server left that had tunnels is taken down:
     /// agents would take its end for a server that is down.
-    pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, Off> {
+    pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
         let opened = Self::try_open(settings, directory, world).await;
         if opened.is_err() {
             clear(directory).await;
@@ -153,35 +153,35 @@ impl Comms {
         opened
     }
 
-    async fn try_open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, Off> {
+    async fn try_open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
         if !settings.comms || !settings.agent_backend {
-            return Err(Off::Asked);
+            return Err(TunnelsUnavailable::Asked);
         }
         let range = settings.comms_range;
         let here = IpNet::V4(range);
         let overlaps = |range: IpNet| overlap(&range, &here);
         if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
-            return Err(Off::Overlap(name.clone(), range));
+            return Err(TunnelsUnavailable::Overlap(name.clone(), range));
         }
         if let Some((interface, used)) = link::overlapping(here, may_be).await? {
-            return Err(Off::Used { range: used, interface, comms: range });
+            return Err(TunnelsUnavailable::Used { range: used, interface, comms: range });
         }
         let mut ledger = Ledger::open(directory)?;
-        let place = Arc::new(Place::choose(settings, directory, ledger.interface()?)?);
+        let host = Arc::new(TunnelHost::choose(settings, directory, ledger.interface()?)?);
         let mut registry = Registry::new(range);
         restore(&mut registry, &mut ledger, &world.inventory)?;
-        let desk = Desk { place: Arc::clone(&place), registry, ledger, behind: false };
-        let comms = Self { place, desk: Arc::new(Mutex::new(desk)) };
+        let registrations = Registrations { host: Arc::clone(&host), registry, ledger, out_of_sync: false };
+        let comms = Self { host, registrations: Arc::new(Mutex::new(registrations)) };
         comms.bring_up().await?;
-        comms.desk.lock().await.ledger.keep_interface(&comms.place.interface)?;
+        comms.registrations.lock().await.ledger.keep_interface(&comms.host.interface)?;
         // Whether it can be listened for is to be known now; whoever serves listens anew.
-        comms.place.listen().map_err(|error| Off::Listen(comms.place.service, error))?;
+        comms.host.listen().map_err(|error| TunnelsUnavailable::Listen(comms.host.service, error))?;
         Ok(comms)
     }
 
     /// Where the device is, and where the agents' service is in the tunnel.
     pub fn info(&self) -> (&str, &str, SocketAddrV4) {
-        (&self.place.interface, &self.place.endpoint, self.place.service)
+        (&self.host.interface, &self.host.endpoint, self.host.service)
     }
 
     /// Registers a machine whose signatures were checked: by the key that it shows, or, without one, because it has joined.
@@ -192,29 +192,29 @@ impl Comms {
         public_key: WireGuardKey,
         key: Option<ResourceId>,
         knows: impl FnOnce(&Identity) -> bool + Send + 'static,
-    ) -> Result<Welcome, RegisterError> {
-        let mut desk = self.desk().await;
+    ) -> Result<TunnelParameters, RegisterError> {
+        let mut registrations = self.registrations().await;
         blocking(move || {
-            if desk.behind {
-                desk.catch_up::<RegisterError>()?;
+            if registrations.out_of_sync {
+                registrations.resync::<RegisterError>()?;
             }
             let now = Instant::now();
-            let before = desk.registry.of(&identity).cloned();
-            desk.registry.register(identity, public_key, key, now)?;
+            let before = registrations.registry.of(&identity).cloned();
+            registrations.registry.register(identity, public_key, key, now)?;
             // It may have joined, or have left, since its signatures were checked.
-            desk.note(&identity, knows(&identity), now);
-            desk.carry_out(&[(identity, before)], now)?;
-            let registration = desk.registry.of(&identity).cloned();
-            Ok(desk.place.welcome(&registration.ok_or(RegisterError::Ended)?, now))
+            registrations.note(&identity, knows(&identity), now);
+            registrations.carry_out(&[(identity, before)], now)?;
+            let registration = registrations.registry.of(&identity).cloned();
+            Ok(registrations.host.parameters(&registration.ok_or(RegisterError::Ended)?, now))
         })
         .await
     }
 
     /// The address outside of the tunnel from which an agent was last heard; absent: unknown.
     pub async fn outside(&self, inside: Ipv4Addr) -> Option<SocketAddr> {
-        let public_key = self.desk.lock().await.registry.public_key_at(inside)?;
-        let place = Arc::clone(&self.place);
-        blocking(move || place.attach().ok()??.endpoint(&public_key).ok()?).await
+        let public_key = self.registrations.lock().await.registry.public_key_at(inside)?;
+        let host = Arc::clone(&self.host);
+        blocking(move || host.attach().ok()??.endpoint(&public_key).ok()?).await
     }
 
     /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends what lapses, and mends
@@ -236,7 +236,7 @@ impl Comms {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut trouble = None;
         loop {
-            let next = self.desk.lock().await.registry.next_end();
+            let next = self.registrations.lock().await.registry.next_end();
             let due = async {
                 match next {
                     Some(next) => tokio::time::sleep_until(next.into()).await,
@@ -260,12 +260,12 @@ impl Comms {
 
     /// Sees to it that everything is as it should be; the log has each trouble once.
     async fn look(&self, serving: &mut Serving, trouble: &mut Option<String>) {
-        let whole = self.place.is_whole().await && !self.desk.lock().await.behind;
+        let whole = self.host.is_whole().await && !self.registrations.lock().await.out_of_sync;
         let mended = if whole { Ok(()) } else { self.bring_up().await };
-        let served = mended.and_then(|()| serving.keep(&self.place));
+        let served = mended.and_then(|()| serving.keep(&self.host));
         match served {
             Ok(()) if !whole => {
-                tracing::warn!(interface = self.place.interface, "the tunnels to agents were damaged, and are mended");
+                tracing::warn!(interface = self.host.interface, "the tunnels to agents were damaged, and are mended");
                 *trouble = None;
             }
             Ok(()) => *trouble = None,
@@ -285,7 +285,7 @@ impl Comms {
         if changed.is_empty() {
             return;
         }
-        let (mut desk, after) = (self.desk().await, after.clone());
+        let (mut registrations, after) = (self.registrations().await, after.clone());
         let touched: Vec<Identity> = changed
             .iter()
             .flat_map(|id| [before.node(id), after.node(id)])
@@ -294,37 +294,38 @@ impl Comms {
             .collect();
         blocking(move || {
             let now = Instant::now();
-            let before: Vec<_> = touched.iter().map(|it| (*it, desk.registry.of(it).cloned())).collect();
-            touched.iter().for_each(|identity| desk.note(identity, after.knows(identity), now));
-            desk.carry_out_or_say(&before, now);
+            let before: Vec<_> = touched.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
+            touched.iter().for_each(|identity| registrations.note(identity, after.knows(identity), now));
+            registrations.carry_out_or_say(&before, now);
         })
         .await;
     }
 
     /// Ends the registrations that are due.
     async fn lapse(&self) {
-        let mut desk = self.desk().await;
+        let mut registrations = self.registrations().await;
         blocking(move || {
             let now = Instant::now();
-            let ended: Vec<_> = desk.registry.lapse(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
-            desk.carry_out_or_say(&ended, now);
+            let ended: Vec<_> =
+                registrations.registry.lapse(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
+            registrations.carry_out_or_say(&ended, now);
         })
         .await;
     }
 
     /// Brings packet filter, device and link to what they should be, in this order: no packet comes in unfiltered.
-    async fn bring_up(&self) -> Result<(), Off> {
-        let mut desk = self.desk().await;
+    async fn bring_up(&self) -> Result<(), TunnelsUnavailable> {
+        let mut registrations = self.registrations().await;
         blocking(move || {
-            desk.place.filter()?;
-            desk.catch_up::<Off>()
+            registrations.host.filter()?;
+            registrations.resync::<TunnelsUnavailable>()
         })
         .await?;
-        Ok(self.place.bring_link().await?)
+        Ok(self.host.bring_link().await?)
     }
 
-    async fn desk(&self) -> OwnedMutexGuard<Desk> {
-        Arc::clone(&self.desk).lock_owned().await
+    async fn registrations(&self) -> OwnedMutexGuard<Registrations> {
+        Arc::clone(&self.registrations).lock_owned().await
     }
 }
 
@@ -338,23 +339,23 @@ struct Serving {
 
 impl Serving {
     /// Serves on the link as it is now: what listened on one that is gone listens to nobody.
-    fn keep(&mut self, place: &Place) -> Result<(), Off> {
-        let failed = |error| Off::Listen(place.service, error);
-        let now = link_index(&place.interface).map_err(failed)?.unwrap_or(0);
+    fn keep(&mut self, host: &TunnelHost) -> Result<(), TunnelsUnavailable> {
+        let failed = |error| TunnelsUnavailable::Listen(host.service, error);
+        let now = link_index(&host.interface).map_err(failed)?.unwrap_or(0);
         if self.task.as_ref().is_some_and(|(index, task)| *index == now && !task.is_finished()) {
             return Ok(());
         }
         if let Some((_, old)) = self.task.take() {
             old.abort();
         }
-        let listener = place.listen().map_err(failed)?;
+        let listener = host.listen().map_err(failed)?;
         let serve = listen::serve(listener, None, self.router.clone(), self.shutdown.clone());
         self.task = Some((now, tokio::spawn(serve)));
         Ok(())
     }
 }
 
-impl Desk {
+impl Registrations {
     /// Notes whether a machine has joined.
     fn note(&mut self, identity: &Identity, joined: bool, now: Instant) {
         if joined {
@@ -377,7 +378,7 @@ impl Desk {
             let (old, new) = (was.as_ref().map(|it| it.public_key), is.map(|it| it.public_key));
             if old != new {
                 steps.extend(old.map(DeviceStep::RemovePeer));
-                steps.extend(is.map(place::put));
+                steps.extend(is.map(tunnel_host::put));
             }
             match is {
                 Some(is) => kept = kept.and(self.ledger.put(identity, is, now)),
@@ -385,8 +386,8 @@ impl Desk {
             }
         }
         let kept = kept.and(self.ledger.delete(&gone));
-        let applied = self.place.apply(&steps);
-        self.behind |= kept.is_err() || applied.is_err();
+        let applied = self.host.apply(&steps);
+        self.out_of_sync |= kept.is_err() || applied.is_err();
         kept?;
         Ok(applied?)
     }
@@ -398,10 +399,10 @@ impl Desk {
     }
 
     /// Makes up for what failed.
-    fn catch_up<E: From<DeviceError> + From<LedgerError>>(&mut self) -> Result<(), E> {
-        self.place.bring_device(&self.registry)?;
+    fn resync<E: From<DeviceError> + From<LedgerError>>(&mut self) -> Result<(), E> {
+        self.host.bring_device(&self.registry)?;
         self.ledger.replace(self.registry.all(), Instant::now())?;
-        self.behind = false;
+        self.out_of_sync = false;
         Ok(())
     }
 }
@@ -439,7 +440,7 @@ impl RegisterError {
 
 impl fmt::Debug for Comms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Comms({} at {})", self.place.interface, self.place.endpoint)
+        write!(f, "Comms({} at {})", self.host.interface, self.host.endpoint)
     }
 }
 
@@ -463,7 +464,7 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
 async fn clear(directory: &DataDir) {
     let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
     let directory = directory.clone();
-    if let Err(error) = blocking(move || place::clear(&directory, kept)).await {
+    if let Err(error) = blocking(move || tunnel_host::clear(&directory, kept)).await {
         tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be taken down");
     }
 }

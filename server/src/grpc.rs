@@ -225,7 +225,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
     use crate::identity::{DataDir, Secrets};
-    use crate::sightings::Sightings;
+    use crate::liveness::LastSeen;
     use crate::store::memory::Memory;
 
     fn call(peer: &str, forwarded: Option<&'static str>) -> Request<()> {
@@ -260,7 +260,7 @@ pub(crate) mod tests {
         let (committer, states) =
             Committer::start(Box::new(Memory::default()), state::State::new(world, |_| Revision::default()));
         let secrets = Secrets::open(&data).expect("made");
-        let service = Service::new(committer.clone(), states, secrets, info, Sightings::default(), None);
+        let service = Service::new(committer.clone(), states, secrets, info, LastSeen::default(), None);
         let (send, mut updates) = mpsc::channel(1);
         let network = id("a").network;
         let identity = joined(1).identity;

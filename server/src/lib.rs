@@ -14,10 +14,10 @@ pub mod error;
 pub mod grpc;
 pub mod identity;
 pub mod listen;
+pub mod liveness;
 pub mod openapi;
 pub mod rest;
 pub mod service;
-pub mod sightings;
 pub mod state;
 pub mod store;
 
@@ -38,12 +38,12 @@ use tokio::sync::watch;
 
 use crate::client::OwnHost;
 use crate::committer::Committer;
-use crate::comms::{Comms, Off};
+use crate::comms::{Comms, TunnelsUnavailable};
 use crate::config::Settings;
 use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
+use crate::liveness::LastSeen;
 use crate::service::Service;
-use crate::sightings::Sightings;
 use crate::state::State;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store, StoreError, Stored, StoredToken};
@@ -126,23 +126,23 @@ pub async fn open_with(
         own_node: settings.client_mode.then(|| settings.client_name.clone()),
     };
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
-    let sightings = Sightings::new(seen, served, &world.inventory);
+    let last_seen = LastSeen::new(seen, served, &world.inventory);
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, states, secrets, info, sightings, comms.ok());
+    let service = Service::new(committer, states, secrets, info, last_seen, comms.ok());
     let (behind_proxy, host) = (settings.behind_proxy, OwnHost::new(&settings));
     Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
 }
 
 /// Opens the tunnels to agents; where there are none, says once why.
-async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<Comms, Off> {
+async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<Comms, TunnelsUnavailable> {
     let comms = Comms::open(settings, directory, world).await;
     match &comms {
         Ok(comms) => {
             let (interface, endpoint, service) = comms.info();
             tracing::info!(interface, endpoint, %service, "agents may register for a tunnel");
         }
-        Err(Off::Asked) => {}
+        Err(TunnelsUnavailable::Asked) => {}
         Err(why) => {
             tracing::warn!(why = error_chain(why), "COMMS is off: agents cannot register, and reach the server by TLS")
         }
@@ -151,8 +151,8 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
 }
 
 /// The range that no network may overlap: that of the tunnels, also where they are only missing for now.
-fn reserved(settings: &Settings, comms: &Result<Comms, Off>) -> Option<Ipv4Net> {
-    let given_up = matches!(comms, Err(Off::Asked | Off::Overlap(..)));
+fn reserved(settings: &Settings, comms: &Result<Comms, TunnelsUnavailable>) -> Option<Ipv4Net> {
+    let given_up = matches!(comms, Err(TunnelsUnavailable::Asked | TunnelsUnavailable::Overlap(..)));
     (!given_up).then_some(settings.comms_range)
 }
 

@@ -27,7 +27,7 @@ use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
 use crate::error::Error;
 use crate::identity::{Secrets, hash_of};
-use crate::sightings::Sightings;
+use crate::liveness::LastSeen;
 use crate::state::State;
 use crate::store::LogEntry;
 
@@ -51,7 +51,7 @@ struct Inner {
     states: watch::Receiver<Arc<State>>,
     secrets: Secrets,
     info: ServerInfo,
-    sightings: Sightings,
+    last_seen: LastSeen,
     comms: Option<Comms>,
 }
 
@@ -62,10 +62,10 @@ impl Service {
         states: watch::Receiver<Arc<State>>,
         secrets: Secrets,
         info: ServerInfo,
-        sightings: Sightings,
+        last_seen: LastSeen,
         comms: Option<Comms>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { committer, states, secrets, info, sightings, comms }) }
+        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, comms }) }
     }
 
     /// The tunnels to agents, if there are any.
@@ -134,7 +134,7 @@ impl Service {
             ids.extend(declared.map(|(id, _)| id.node()));
         }
         let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.network).is_ok());
-        let nodes = visible.map(|id| status::of(&state, &id, self.inner.sightings.of(&id))).collect();
+        let nodes = visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
         StatusDocument { epoch: *epoch, revision: *revision, nodes }
     }
 

@@ -13,7 +13,7 @@ use crate::source_map::SourceMap;
 use crate::value::Step;
 use crate::world::ServerInfo;
 
-/// Checks the declarations against what a server keeps; `source_map` says where things stand, as far as they stand in files.
+/// Checks the declarations against what a server keeps; `source_map` tells where things stand, as far as they stand in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> Report {
     let mut report = Report::default();
     if let Some(kept) = server.comms_range {

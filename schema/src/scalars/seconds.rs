@@ -53,11 +53,11 @@ impl FromStr for Seconds {
                 digits.push(c);
                 continue;
             }
-            let index = units.iter().position(|(unit, _)| *unit == c).ok_or(FORM)?;
+            let place = units.iter().position(|(unit, _)| *unit == c).ok_or(FORM)?;
             let count: u32 = std::mem::take(&mut digits).parse().map_err(|_| FORM)?;
-            let more = count.checked_mul(units[index].1).and_then(|more| total.checked_add(more));
+            let more = count.checked_mul(units[place].1).and_then(|more| total.checked_add(more));
             total = more.ok_or("it is longer than 136 years")?;
-            units = &units[index + 1..];
+            units = &units[place + 1..];
         }
         if text.is_empty() || !digits.is_empty() {
             return Err(FORM.into());

@@ -89,15 +89,15 @@ fn too_deep(text: &str) -> Option<(usize, &'static str)> {
 /// The last byte of the string whose first quote stands at `at`, after so many hashes.
 fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
     let quotes = if bytes[at..].starts_with(b"\"\"\"") { 3 } else { 1 };
-    let mut index = at + quotes;
-    while index < bytes.len() {
-        let ends = bytes[index..].iter().take(quotes).filter(|byte| **byte == b'"').count() == quotes
-            && bytes[index + quotes..].iter().take(hashes).filter(|byte| **byte == b'#').count() == hashes;
-        match bytes[index] {
-            b'"' if ends => return index + quotes + hashes - 1,
-            b'\\' if hashes == 0 => index += 2,
-            b'\n' if quotes == 1 => return index,
-            _ => index += 1,
+    let mut place = at + quotes;
+    while place < bytes.len() {
+        let ends = bytes[place..].iter().take(quotes).filter(|byte| **byte == b'"').count() == quotes
+            && bytes[place + quotes..].iter().take(hashes).filter(|byte| **byte == b'#').count() == hashes;
+        match bytes[place] {
+            b'"' if ends => return place + quotes + hashes - 1,
+            b'\\' if hashes == 0 => place += 2,
+            b'\n' if quotes == 1 => return place,
+            _ => place += 1,
         }
     }
     bytes.len()
@@ -105,24 +105,24 @@ fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
 
 /// The last byte of the comment that opens at `at`; comments nest, and where too many do, the place of that one.
 fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
-    let (mut index, mut open) = (at, 0usize);
-    while index + 1 < bytes.len() {
-        match &bytes[index..index + 2] {
+    let (mut place, mut open) = (at, 0usize);
+    while place + 1 < bytes.len() {
+        match &bytes[place..place + 2] {
             b"/*" => {
                 open += 1;
-                index += 2;
+                place += 2;
                 if open > MAX_DEPTH {
-                    return Err(index - 2);
+                    return Err(place - 2);
                 }
             }
             b"*/" => {
                 open -= 1;
-                index += 2;
+                place += 2;
                 if open == 0 {
-                    return Ok(index - 1);
+                    return Ok(place - 1);
                 }
             }
-            _ => index += 1,
+            _ => place += 1,
         }
     }
     Ok(bytes.len())
@@ -141,7 +141,7 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
         let end = (one.span.offset() + one.span.len()).min(text.len());
-        // What is wrong after an = sign is reported for the whole block that it stands in, up to where it goes wrong.
+        // What stands after an = sign is told of the whole block that it stands in, up to where it goes wrong.
         let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
         let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
         let end = if value { value_after(text, end) } else { end };
@@ -172,12 +172,9 @@ fn value_after(text: &str, at: usize) -> usize {
 fn in_our_words(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
     let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
     if is_keyword(written) {
-        Ok((
-            format!("{written} is not a valid value in KDL 2"),
-            format!("write #{written}, or {written:?} if a text is meant"),
-        ))
+        Ok((format!("{written} is no value in KDL 2"), format!("write #{written}, or {written:?} if a text is meant")))
     } else if number {
-        Ok((format!("{written} is not a valid number"), format!("put it in quotes: {written:?}")))
+        Ok((format!("{written} is no number"), format!("put it in quotes: {written:?}")))
     } else if message.starts_with("No closing '}'") {
         Ok(("this block is never closed".into(), "close it with }".into()))
     } else if message.starts_with("Unexpected newline") {

@@ -20,7 +20,7 @@ pub fn substitute(documents: &mut [Document], variables: &Variables, report: &mu
     }
 }
 
-/// Puts the variables in for every text of a value. Returns whether all could be: nothing should judge what is left.
+/// Puts the variables in for every text of a value. Gives whether all could be: nothing should judge what is left.
 fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Problem, Span)) -> bool {
     match &mut value.data {
         Data::Text(text) if text.contains("${") => match expand(text, variables) {

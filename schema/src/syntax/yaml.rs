@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     }
 }
 
-/// Reads a record as the collections of kinds inside a parent. Returns how many there are, and whether all were known.
+/// Reads a record as the collections of kinds inside a parent. Gives how many there are, and whether all were known.
 fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) -> (usize, bool) {
     let (mut known, mut whole) = (0, true);
     for (word, member) in record {
@@ -187,11 +187,11 @@ impl<'a> Events<'a, '_> {
 
     /// Where the tag or anchor of a node stands: the word with that mark before it.
     fn mark_before(&self, mark: char, node: Span) -> Span {
-        let word_at = |start: usize| {
+        let place = |start: usize| {
             let word = self.text[start..].split(char::is_whitespace).next().unwrap_or_default();
             Span::new(start, start + word.len())
         };
-        self.text[..node.start as usize].rfind(mark).map_or(node, word_at)
+        self.text[..node.start as usize].rfind(mark).map_or(node, place)
     }
 
     fn nested(&mut self, span: Span, read: fn(&mut Self) -> Option<Data>) -> Option<Value> {

@@ -19,7 +19,7 @@ use crate::committer::{AuditInfo, CommitContext, Proposal};
 use crate::core::enrol::{self, Admitted, Candidate, Refused};
 use crate::core::facts;
 use crate::error::Error;
-use crate::sightings::Stream;
+use crate::liveness::Stream;
 use crate::state::{Pending, State};
 use crate::store::Store;
 
@@ -45,14 +45,14 @@ impl Service {
         sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
         let service = self.clone();
         let knows = move |identity: &Identity| service.state().world.inventory.knows(identity);
-        let welcome = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
+        let parameters = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
         let mut answer = wire::RegisterResponse {
-            public_key: welcome.public_key.0.to_vec().into(),
-            endpoint: welcome.endpoint,
-            address: welcome.address.octets().to_vec().into(),
-            server_address: welcome.service.ip().octets().to_vec().into(),
-            server_port: welcome.service.port().into(),
-            lapses: welcome.lapses.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
+            public_key: parameters.public_key.0.to_vec().into(),
+            endpoint: parameters.endpoint,
+            address: parameters.address.octets().to_vec().into(),
+            server_address: parameters.service.ip().octets().to_vec().into(),
+            server_port: parameters.service.port().into(),
+            lapses: parameters.lapses.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
             signature: Default::default(),
         };
         sign::sign_registered(&mut answer, request, self.inner.secrets.signing_key());
@@ -101,7 +101,7 @@ impl Service {
         let name = self.inner.committer.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is there, but what it has it has not said.
-        self.inner.sightings.note(&NodeId { network, name: name.clone() }, Revision(0), way);
+        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), way);
         Ok((name, update))
     }
 
@@ -200,7 +200,7 @@ impl Service {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = NodeId::of(network, name);
-            self.inner.sightings.note(&id, acknowledged_revision(&state, at), way);
+            self.inner.last_seen.record(&id, acknowledged_revision(&state, at), way);
             if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from, way).await?
             {
@@ -267,12 +267,12 @@ impl Service {
     pub fn stream(&self, network: &NetworkName, identity: &Identity, way: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
-        self.inner.sightings.stream(&NodeId::of(network, name), way)
+        self.inner.last_seen.stream(&NodeId::of(network, name), way)
     }
 
     /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.
     pub async fn store_seen(&self, end: bool) -> Result<(), Error> {
-        let unstored = Arc::new(self.inner.sightings.take_unstored(&self.state().world.inventory));
+        let unstored = Arc::new(self.inner.last_seen.take_unstored(&self.state().world.inventory));
         if unstored.fresh.is_empty() && unstored.gone.is_empty() && !end {
             return Ok(());
         }
@@ -280,7 +280,7 @@ impl Service {
         let put = move |store: &mut dyn Store| store.put_seen(&write.fresh, &write.gone, Timestamp::now());
         let stored = self.inner.committer.read(put).await;
         if stored.is_err() {
-            self.inner.sightings.put_back(&unstored);
+            self.inner.last_seen.put_back(&unstored);
         }
         stored
     }

@@ -10,14 +10,14 @@ use schema::scalars::Seconds;
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
-use crate::sightings::Heard;
+use crate::liveness::Liveness;
 use crate::state::{Pending, State};
 
 /// How many check-ins a node may miss before it counts as silent.
 const MISSED: u32 = 3;
 
 /// How one node is.
-pub(super) fn of(state: &State, id: &NodeId, heard: Option<Heard>) -> NodeStatus {
+pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeStatus {
     let World { snapshot, inventory, .. } = &*state.world;
     let declared = snapshot.named::<Node>(&id.network, &id.name);
     let joined = inventory.node(id);

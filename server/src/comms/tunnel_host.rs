@@ -17,7 +17,7 @@ use netclient::system::rp_filter;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::{Off, Welcome};
+use super::{TunnelParameters, TunnelsUnavailable};
 use crate::config::Settings;
 use crate::core::registry::{Registration, Registry};
 use crate::identity::{DataDir, IdentityError};
@@ -28,7 +28,7 @@ const BACKLOG: i32 = 1_024;
 const NAMES: usize = 16;
 
 /// What stays the same while the server runs.
-pub(super) struct Place {
+pub(super) struct TunnelHost {
     pub(super) interface: String,
     socket: PathBuf,
     range: Ipv4Net,
@@ -40,9 +40,13 @@ pub(super) struct Place {
     private_key: PrivateKey,
 }
 
-impl Place {
+impl TunnelHost {
     /// The place of the device that is there, else of one under the name that was kept, else under the next that is free.
-    pub(super) fn choose(settings: &Settings, directory: &DataDir, kept: Option<String>) -> Result<Self, Off> {
+    pub(super) fn choose(
+        settings: &Settings,
+        directory: &DataDir,
+        kept: Option<String>,
+    ) -> Result<Self, TunnelsUnavailable> {
         let there = devices(directory, kept.clone()).next();
         let is_free = |name: &String| matches!(device::link_index(name), Ok(None));
         let interface = match there.or(kept.filter(is_free)) {
@@ -90,7 +94,7 @@ impl Place {
     }
 
     /// Puts the packet filter up; never for an interface that is not ours.
-    pub(super) fn filter(&self) -> Result<(), Off> {
+    pub(super) fn filter(&self) -> Result<(), TunnelsUnavailable> {
         if self.attach()?.is_none() {
             device::check_free(&self.interface, None).map_err(DeviceError::from)?;
         }
@@ -144,8 +148,8 @@ impl Place {
         TcpListener::from_std(socket.into())
     }
 
-    pub(super) fn welcome(&self, registration: &Registration, now: Instant) -> Welcome {
-        Welcome {
+    pub(super) fn parameters(&self, registration: &Registration, now: Instant) -> TunnelParameters {
+        TunnelParameters {
             public_key: self.private_key.public(),
             endpoint: self.endpoint.clone(),
             address: registration.address,
@@ -184,7 +188,7 @@ chain output {{
 }
 
 /// Takes the devices and filters down that a server left in a data directory.
-pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), Off> {
+pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), TunnelsUnavailable> {
     for interface in devices(directory, kept) {
         if let Some(mut device) = device::attach(&interface, &socket(directory, &interface))? {
             device.remove()?;
@@ -239,7 +243,7 @@ fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     Ok(key)
 }
 
-impl From<Refusal> for Off {
+impl From<Refusal> for TunnelsUnavailable {
     fn from(refusal: Refusal) -> Self {
         Self::Device(refusal.into())
     }

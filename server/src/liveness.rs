@@ -16,7 +16,7 @@ use crate::store::Seen;
 
 /// When and how every node was last heard of.
 #[derive(Debug, Default)]
-pub struct Sightings {
+pub struct LastSeen {
     all: Mutex<BTreeMap<NodeId, Sighting>>,
 }
 
@@ -36,7 +36,7 @@ struct Sighting {
 
 /// How a node was last heard of.
 #[derive(Clone, Copy, Debug)]
-pub struct Heard {
+pub struct Liveness {
     /// When it last said where it is.
     pub seen: Seen,
     /// How long it has been silent, in time that the server served.
@@ -62,7 +62,7 @@ pub struct Unstored {
     pub gone: Vec<NodeId>,
 }
 
-impl Sightings {
+impl LastSeen {
     /// What was stored by a server that served until then. A machine of which nothing was stored was heard of when it
     /// joined.
     pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
@@ -80,7 +80,7 @@ impl Sightings {
     }
 
     /// Notes that a node is there, how far it has come, and by which way it says so.
-    pub fn note(&self, id: &NodeId, revision: Revision, way: Control) {
+    pub fn record(&self, id: &NodeId, revision: Revision, way: Control) {
         let seen = Seen { time: Timestamp::now(), revision };
         let heard =
             |streams| Sighting { seen, since: Instant::now(), before: Duration::ZERO, way, streams, stored: false };
@@ -95,16 +95,16 @@ impl Sightings {
     /// does not tell: what it was sent it may not be set by.
     pub fn stream(&self, id: &NodeId, way: Control) -> Option<Stream> {
         let revision = self.of(id)?.seen.revision;
-        self.note(id, revision, way);
+        self.record(id, revision, way);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
     /// How a node was last heard of; nothing if never.
-    pub fn of(&self, id: &NodeId) -> Option<Heard> {
+    pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
         let Sighting { seen, since, before, way, streams, stored: _ } = all.get(id)?;
         let (silence, streams) = (*before + since.elapsed(), Arc::strong_count(streams) > 1);
-        Some(Heard { seen: *seen, silence, way: *way, streams })
+        Some(Liveness { seen: *seen, silence, way: *way, streams })
     }
 
     /// What is to be stored now; what is gone from the inventory is forgotten.
@@ -175,23 +175,23 @@ mod tests {
         let mut inventory = Inventory::default();
         inventory.put_node(id("new"), machine("1970-01-01T00:16:00Z"));
         inventory.put_node(id("silent"), machine("1970-01-01T00:00:00Z"));
-        let sightings = Sightings::new(stored, Some(served), &inventory);
-        let silence = |name| sightings.of(&id(name)).expect("it was heard of").silence.as_secs();
+        let last_seen = LastSeen::new(stored, Some(served), &inventory);
+        let silence = |name| last_seen.of(&id(name)).expect("it was heard of").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
         assert_eq!(silence("new"), 40, "it was heard of when it joined");
-        sightings.note(&id("silent"), Revision(2), Control::Tls);
+        last_seen.record(&id("silent"), Revision(2), Control::Tls);
         assert_eq!(silence("silent"), 0);
     }
 
     #[test]
     fn a_stream_counts_while_it_is_held() {
-        let sightings = Sightings::default();
-        assert!(sightings.stream(&id("a"), Control::Tls).is_none());
-        sightings.note(&id("a"), Revision(1), Control::Tls);
-        let streams = || sightings.of(&id("a")).expect("it was heard of").streams;
-        let stream = sightings.stream(&id("a"), Control::Tls);
+        let last_seen = LastSeen::default();
+        assert!(last_seen.stream(&id("a"), Control::Tls).is_none());
+        last_seen.record(&id("a"), Revision(1), Control::Tls);
+        let streams = || last_seen.of(&id("a")).expect("it was heard of").streams;
+        let stream = last_seen.stream(&id("a"), Control::Tls);
         assert!(streams());
-        sightings.note(&id("a"), Revision(2), Control::Tls);
+        last_seen.record(&id("a"), Revision(2), Control::Tls);
         assert!(streams(), "a check-in ends no stream");
         drop(stream);
         assert!(!streams());
@@ -199,12 +199,12 @@ mod tests {
 
     #[test]
     fn the_way_is_the_one_by_which_a_node_was_heard_last_and_a_start_knows_none() {
-        let sightings = Sightings::new(vec![(id("a"), seen(990))], None, &Inventory::default());
-        let way = || sightings.of(&id("a")).expect("it was heard of").way;
+        let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
+        let way = || last_seen.of(&id("a")).expect("it was heard of").way;
         assert_eq!(way(), Control::None, "it was heard by another life of the server");
-        sightings.note(&id("a"), Revision(1), Control::Tls);
+        last_seen.record(&id("a"), Revision(1), Control::Tls);
         assert_eq!(way(), Control::Tls);
-        let stream = sightings.stream(&id("a"), Control::Tunnel);
+        let stream = last_seen.stream(&id("a"), Control::Tunnel);
         assert_eq!(way(), Control::Tunnel);
         drop(stream);
         assert_eq!(way(), Control::Tunnel, "that a stream ends says nothing new");
@@ -212,16 +212,16 @@ mod tests {
 
     #[test]
     fn what_was_not_stored_is_offered_again_and_what_is_gone_is_forgotten() {
-        let sightings = Sightings::default();
+        let last_seen = LastSeen::default();
         let mut inventory = Inventory::default();
         inventory.put_node(id("a"), machine("2026-01-01T00:00:00Z"));
-        sightings.note(&id("a"), Revision(1), Control::Tls);
-        sightings.note(&id("gone"), Revision(1), Control::Tls);
-        let unstored = sightings.take_unstored(&inventory);
+        last_seen.record(&id("a"), Revision(1), Control::Tls);
+        last_seen.record(&id("gone"), Revision(1), Control::Tls);
+        let unstored = last_seen.take_unstored(&inventory);
         assert_eq!(unstored.gone, [id("gone")]);
         assert_eq!(unstored.fresh.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&id("a")]);
-        assert!(sightings.take_unstored(&inventory).fresh.is_empty());
-        sightings.put_back(&unstored);
-        assert_eq!(sightings.take_unstored(&inventory).fresh.len(), 1);
+        assert!(last_seen.take_unstored(&inventory).fresh.is_empty());
+        last_seen.put_back(&unstored);
+        assert_eq!(last_seen.take_unstored(&inventory).fresh.len(), 1);
     }
 }
