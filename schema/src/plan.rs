@@ -23,11 +23,11 @@ use crate::kinds::Kind;
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
-use crate::scalars::{Identity, Name, NetworkName};
+use crate::scalars::{Identity, Name, NetworkName, WireGuardKey};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::Step;
-use crate::view::{View, ViewDelta};
+use crate::view::{Changes, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
 /// The version of the saved form; raised when an older reader would misread it, as after a change of a default, since
@@ -337,16 +337,16 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
     if delta.is_empty() {
         return None;
     }
-    let known = delta.peers.put.iter().filter(|(name, _)| before.peers.contains_key(name)).count();
+    let peers = PeerCounts::of(&before, &tunnel_changes(&before, &after, &delta));
     let (had, has) = (ranges(&before), ranges(&after));
     let (old, new) = (addresses(&before), addresses(&after));
     Some(NodeImpact {
         network: after.network.clone(),
         node: node.clone(),
         removed: false,
-        peers_added: count(delta.peers.put.len() - known),
-        peers_removed: count(delta.peers.lost.len()),
-        peers_changed: count(known),
+        peers_added: count(peers.added),
+        peers_removed: count(peers.removed),
+        peers_changed: count(peers.changed),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),
         // An address that is added breaks nothing, and one whose range grows stays what it is.
@@ -354,6 +354,25 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
     })
+}
+
+/// How many of a node's WireGuard peers a change concerns: what WireGuard is given counts, not what the View says of them.
+struct PeerCounts {
+    added: usize,
+    removed: usize,
+    changed: usize,
+}
+
+impl PeerCounts {
+    fn of(before: &View, changes: &Changes<WireGuardKey, Tunnel>) -> Self {
+        let Changes { put, lost } = changes;
+        let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer).map(|peer| peer.public_key);
+        let changed = put.iter().filter(|(_, tunnel)| key_before(tunnel).is_some()).count();
+        // A peer with a new key is one that changes, though the old key is lost.
+        let rekeyed =
+            put.iter().filter(|(key, tunnel)| key_before(tunnel).is_some_and(|before| before != *key)).count();
+        Self { added: put.len() - changed, removed: lost.len().saturating_sub(rekeyed), changed }
+    }
 }
 
 /// What a machine notices that the plan takes out of the network.
