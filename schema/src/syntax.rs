@@ -82,11 +82,12 @@ pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor
     (context.documents, context.report)
 }
 
-/// Writes documents in a language; parsing the text gives equal documents back.
+/// Writes documents in a language; parsing the text and putting variables in returns equal documents.
 pub fn print(documents: &[Document], language: Language) -> String {
+    let documents = variables::escape(documents);
     match language {
-        Language::Kdl => kdl::print(documents),
-        Language::Yaml => yaml::print(documents),
+        Language::Kdl => kdl::print(&documents),
+        Language::Yaml => yaml::print(&documents),
     }
 }
 

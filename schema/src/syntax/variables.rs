@@ -43,6 +43,24 @@ fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Probl
     true
 }
 
+/// The documents as they are written, so that no text of theirs is taken for a variable when it is read.
+pub(super) fn escape(documents: &[Document]) -> Vec<Document> {
+    let mut escaped = documents.to_vec();
+    for member in escaped.iter_mut().flat_map(|document| document.fields.values_mut()) {
+        escape_value(&mut member.value);
+    }
+    escaped
+}
+
+fn escape_value(value: &mut Value) {
+    match &mut value.data {
+        Data::Text(text) if text.contains("${") => *text = text.replace("${", "$${").into(),
+        Data::List(items) => items.iter_mut().for_each(escape_value),
+        Data::Record(record) => record.values_mut().for_each(|member| escape_value(&mut member.value)),
+        Data::Null | Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {}
+    }
+}
+
 fn expand(text: &str, variables: &Variables) -> Result<String, Problem> {
     let (mut expanded, mut rest) = (String::new(), text);
     while let Some(at) = rest.find("${") {
@@ -83,6 +101,9 @@ mod tests {
         let known = |text: &str| expand(text, &variables).unwrap_or_else(|problem| panic!("{}", problem.message));
         assert_eq!(known("x${a}y${b-c}"), "x1y${a}");
         assert_eq!(known("$${a} $ {a} ${a}"), "${a} $ {a} 1");
+        for text in ["${a}", "$${a", "$$${", "$", "a ${ b $${"] {
+            assert_eq!(known(&text.replace("${", "$${")), text, "what is escaped is read as it was");
+        }
         let refused = |text: &str| expand(text, &variables).map_err(|problem| problem.message);
         assert_eq!(refused("${a} ${x}"), Err("no variable is called \"x\"".to_owned()));
         assert_eq!(refused("${a} ${a"), Err("the name of a variable is not closed in \"${a\"".to_owned()));
