@@ -50,6 +50,12 @@ pub async fn eventually(what: &str, patience: Duration, mut holds: impl AsyncFnM
     start.elapsed()
 }
 
+/// A token with its last character mistyped.
+pub fn mistyped(token: &str) -> String {
+    let (kept, last) = token.split_at(token.len() - 1);
+    format!("{kept}{}", if last == "x" { "y" } else { "x" })
+}
+
 /// How often a test repeats a fault: `ROUNDS`, by default three times.
 pub fn rounds() -> usize {
     std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)

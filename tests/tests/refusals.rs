@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use end_to_end::{Mesh, eventually, in_runtime, text_of};
+use end_to_end::{Mesh, eventually, in_runtime, mistyped, text_of};
 use nmplan::lab::{Machine, enter_test};
 
 const TEXT: &str = r#"network "corp" {
@@ -54,8 +54,7 @@ fn tokens_that_cannot_be_used_are_refused() {
         let token = &tokens["corp/access-key/one"];
         let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
 
-        let mistyped = format!("{}x", &token[..token.len() - 1]);
-        let said = refused(&a, &mistyped, &[]).await;
+        let said = refused(&a, &mistyped(token), &[]).await;
         assert!(said.contains("mistyped") && said.contains("copy it again"), "{said}");
         let said = refused(&a, "@/nowhere", &[]).await;
         assert!(said.contains("/nowhere"), "{said}");

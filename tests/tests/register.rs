@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use end_to_end::filter::{count, drop_udp, forget, packets};
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, rounds, text_of};
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, mistyped, rounds, text_of};
 use nmplan::lab::{Host, Machine, Server, enter_test};
 use proto::token::Token;
 use socket2::{Domain, Socket, Type};
@@ -311,7 +311,7 @@ fn a_registration_that_cannot_be_is_refused() {
         let tokens = mesh.apply(network).await;
         let token = &tokens["corp/access-key/one"];
         let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
-        let said = refused(&a, &format!("{}x", &token[..token.len() - 1])).await;
+        let said = refused(&a, &mistyped(token)).await;
         assert!(said.contains("mistyped"), "{said}");
         let said = refused(&a, &tokens["corp/access-key/old"]).await;
         assert!(said.contains("expired on 2001-01-01"), "{said}");
