@@ -7,10 +7,11 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use end_to_end::cost::{Cost, Costs, measure, median};
+use end_to_end::loopback::Server;
 use nmplan::lab::Programs;
 use serde_json::json;
 
@@ -21,7 +22,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let programs = Programs::find().expect("the release build of the programs");
     declare(folder.path(), objects);
-    let server = Server::start(&programs, folder.path());
+    let server = Server::start(&programs.nmserver, folder.path());
     let nmplan = |arguments: &[&str]| {
         let mut command = Command::new(&programs.nmplan);
         command.arg("-C").arg(folder.path().join("project")).args(arguments).envs(server.environment.clone());
@@ -142,49 +143,4 @@ fn terraform_project(folder: &Path, objects: usize) {
         "outputs": {}, "resources": resources, "check_results": null,
     });
     std::fs::write(folder.join("terraform.tfstate"), state.to_string()).expect("written");
-}
-
-/// A server on loopback; killed when dropped.
-struct Server {
-    child: Child,
-    environment: Vec<(&'static str, String)>,
-}
-
-impl Server {
-    fn start(programs: &Programs, folder: &Path) -> Self {
-        let port = |_| {
-            let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-            socket.local_addr().expect("it is bound").port().to_string()
-        };
-        let ([rest, agents], data) = ([0, 1].map(port), folder.join("data"));
-        let log = std::fs::File::create(folder.join("log")).expect("a log");
-        let child = Command::new(&programs.nmserver)
-            .env("DATA_DIR", &data)
-            .envs([("BIND", "127.0.0.1"), ("SERVER_HOST", "127.0.0.1"), ("API_PORT", &*rest), ("GRPC_PORT", &*agents)])
-            // They would touch this host.
-            .envs([("COMMS", "off"), ("CLIENT_MODE", "off")])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("nmserver starts");
-        let start = Instant::now();
-        while !std::fs::read_to_string(folder.join("log")).is_ok_and(|log| log.contains("serving")) {
-            assert!(start.elapsed() < Duration::from_secs(20), "nmserver does not serve");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let file = |name| data.join(name).display().to_string();
-        let environment = vec![
-            ("NMPLAN_SERVER", format!("https://127.0.0.1:{rest}")),
-            ("NMPLAN_TOKEN_FILE", file("admin.token")),
-            ("NMPLAN_CA", file("ca.pem")),
-        ];
-        Self { child, environment }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

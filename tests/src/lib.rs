@@ -6,6 +6,7 @@
 pub mod cost;
 pub mod filter;
 pub mod load;
+pub mod loopback;
 
 use std::collections::BTreeMap;
 use std::future::Future;
