@@ -17,7 +17,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::inventory::{Inventory, Joined, NodeId};
+use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
 use crate::kinds::{Dns, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -348,12 +348,9 @@ impl Mesh {
     }
 
     fn peer_of(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Peer {
-        // Nobody reaches a port that is not chosen yet: such a peer must speak first.
-        let with_port = |endpoint: &&Endpoint| endpoint.port.or(Some(joined.listen_port)).is_some_and(|port| port > 0);
-        let endpoint = declaration.endpoint.or(joined.endpoint.as_ref()).filter(with_port);
         Peer {
             public_key: joined.public_key,
-            endpoint: endpoint.map(|endpoint| endpoint.or_port(joined.listen_port)),
+            endpoint: endpoint(declaration.endpoint, joined),
             addresses: joined.addresses.clone(),
             via: self.hub().filter(|hub| *hub != name).cloned(),
             named,
@@ -451,6 +448,15 @@ impl<'a> Declaration<'a> {
     }
 }
 
+/// Where the others reach a node: where it is declared to be, else where its operator configured, else where the server saw
+/// it, else where it believes to be. Absent: it has to speak first, as has one whose port is not chosen yet.
+fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
+    let Endpoints { configured, seen, local } = &joined.endpoints;
+    let named = declared.or(configured.as_ref()).cloned();
+    let endpoint = named.or_else(|| seen.or(*local).map(Endpoint::from))?.or_port(joined.listen_port);
+    Some(endpoint).filter(|endpoint| endpoint.port != Some(0))
+}
+
 /// Where an entry leads inside of its network: to a node, or to another entry.
 fn target(entry: &Dns, network: &NetworkName) -> Option<Name> {
     let node = entry.node.as_ref().map(|node| node.name.clone());
@@ -519,4 +525,46 @@ fn shared<K: Ord + Clone, T: PartialEq>(earlier: &OrdMap<K, Arc<T>>, fresh: &Ord
         }
     }
     map
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::scalars::{Identity, WireGuardKey};
+
+    #[test]
+    fn a_declared_endpoint_goes_before_what_the_operator_configured_the_server_saw_and_the_host_has() {
+        let endpoint_of = |sources: [&str; 4], listen_port| {
+            let [declared, configured, seen, local] = sources;
+            let endpoints =
+                Endpoints { configured: configured.parse().ok(), seen: seen.parse().ok(), local: local.parse().ok() };
+            let joined = Joined {
+                public_key: WireGuardKey([1; 32]),
+                identity: Identity([2; 32]),
+                addresses: BTreeSet::new(),
+                endpoints,
+                listen_port,
+                tags: BTreeSet::new(),
+                key: None,
+                claimed: false,
+                joined: Timestamp::UNIX_EPOCH,
+                os: "linux".into(),
+            };
+            endpoint(declared.parse().ok().as_ref(), &joined).map(|endpoint| endpoint.to_string())
+        };
+        for (sources, expected) in [
+            (["gw.example.net", "192.0.2.1:9", "192.0.2.2", "192.0.2.3"], Some("gw.example.net:7")),
+            (["", "192.0.2.1:9", "192.0.2.2", "192.0.2.3"], Some("192.0.2.1:9")),
+            (["", "", "192.0.2.2", "192.0.2.3"], Some("192.0.2.2:7")),
+            (["", "", "", "2001:db8::3"], Some("[2001:db8::3]:7")),
+            (["", "", "", ""], None),
+        ] {
+            assert_eq!(endpoint_of(sources, 7).as_deref(), expected, "{sources:?}");
+        }
+        assert_eq!(endpoint_of(["", "", "192.0.2.2", ""], 0), None, "nobody reaches a port that is not chosen yet");
+        let configured = endpoint_of(["", "192.0.2.1:9", "", ""], 0);
+        assert_eq!(configured.as_deref(), Some("192.0.2.1:9"), "this port is chosen");
+    }
 }

@@ -26,8 +26,8 @@ pub struct Joined {
     pub identity: Identity,
     /// Its addresses in the network: one of each family that the network has.
     pub addresses: BTreeSet<IpAddr>,
-    /// Where it was last seen or said to be reached; absent: nowhere.
-    pub endpoint: Option<Endpoint>,
+    /// Where the others may reach it, by who says so.
+    pub endpoints: Endpoints,
     /// The UDP port that it listens on.
     pub listen_port: u16,
     /// The tags of the key that it joined with, as they were then.
@@ -41,6 +41,18 @@ pub struct Joined {
     pub joined: Timestamp,
     /// What it runs, as it says itself; shown to people, used for nothing.
     pub os: Box<str>,
+}
+
+/// Where a node that has joined may be reached, by who says so. Which of them counts, the compiler decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoints {
+    /// What its operator configured on the host; absent: nothing.
+    pub configured: Option<Endpoint>,
+    /// The address that its check-ins came from; absent: none that others can use.
+    pub seen: Option<IpAddr>,
+    /// The host's own address on its default route, as the agent reports it; absent: none that others can use.
+    pub local: Option<IpAddr>,
 }
 
 /// What is left of an access key.

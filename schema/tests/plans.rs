@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use schema::decode::{Declared, decode};
-use schema::inventory::{Inventory, Joined, NodeId};
+use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::rules;
@@ -61,7 +61,7 @@ fn joined(number: u8, claimed: bool) -> Joined {
         public_key: WireGuardKey([number; 32]),
         identity: Identity([number + 100; 32]),
         addresses: BTreeSet::from([format!("10.40.0.{number}").parse().unwrap()]),
-        endpoint: Some("192.0.2.10:51821".parse().unwrap()),
+        endpoints: Endpoints { configured: "192.0.2.10:51821".parse().ok(), ..Endpoints::default() },
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: Some("first".parse().unwrap()),

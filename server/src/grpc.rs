@@ -301,7 +301,7 @@ pub(crate) mod tests {
             public_key: WireGuardKey([number; 32]),
             identity: Identity([100 + number; 32]),
             addresses: BTreeSet::from([IpAddr::from([10, 0, 0, number])]),
-            endpoint: None,
+            endpoints: Default::default(),
             listen_port: 1,
             tags: BTreeSet::new(),
             key: None,

@@ -158,7 +158,7 @@ mod tests {
             public_key: WireGuardKey([1; 32]),
             identity: Identity([1; 32]),
             addresses: Default::default(),
-            endpoint: None,
+            endpoints: Default::default(),
             listen_port: 1,
             tags: Default::default(),
             key: None,

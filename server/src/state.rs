@@ -155,7 +155,7 @@ fn encode(delta: &ViewDelta, after: Counts) -> Option<SignedBody> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schema::inventory::NodeId;
+    use schema::inventory::{Endpoints, Joined, NodeId};
     use schema::world::ResourceDocument;
 
     use crate::grpc::tests::{id, joined};
@@ -191,8 +191,9 @@ mod tests {
         let bodies = ["n1", "n2", "n5"].map(|node| delta(&after, node, 1).bytes());
         assert!(bodies.iter().all(|body| body.as_ptr() == bodies[0].as_ptr()), "one buffer for all");
         let mut moved = world(3, 6);
-        let endpoint = Some("192.0.2.1:7".parse().expect("good"));
-        moved.inventory.put_node(id("n1"), schema::inventory::Joined { endpoint, ..joined(1) });
+        let seen = Some("192.0.2.1".parse().expect("good"));
+        let endpoints = Endpoints { seen, ..Endpoints::default() };
+        moved.inventory.put_node(id("n1"), Joined { endpoints, ..joined(1) });
         let later = step(&after, moved);
         let joined_since = delta(&later, "n2", 1).bytes();
         assert_ne!(joined_since.as_ptr(), delta(&later, "n2", 2).bytes().as_ptr(), "each base has its own");

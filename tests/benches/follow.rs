@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use schema::compile::{Changed, Mesh};
-use schema::inventory::{Joined, NodeId};
+use schema::inventory::{Endpoints, Joined, NodeId};
 use schema::scalars::{Identity, NetworkName, WireGuardKey};
 use schema::world::{ResourceDocument, World};
 
-/// How often each change is followed; the median is told.
+/// How often each change is followed; the median is printed.
 const ROUNDS: usize = 101;
 
 fn main() {
@@ -92,7 +92,10 @@ fn put_node(world: &mut World, number: u32) {
         public_key: WireGuardKey(key),
         identity: Identity(key),
         addresses: [IpAddr::V4(Ipv4Addr::from(0x0a00_0001 + number))].into(),
-        endpoint: Some(format!("198.18.{}.{}", number >> 8 & 0xff, number & 0xff).parse().expect("an endpoint")),
+        endpoints: Endpoints {
+            seen: Some(Ipv4Addr::from(0xc612_0000 | number & 0xffff).into()),
+            ..Endpoints::default()
+        },
         listen_port: 51_821,
         tags: Default::default(),
         key: None,

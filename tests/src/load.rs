@@ -17,7 +17,7 @@ use nmserver::identity::{self, DataDir};
 use nmserver::store::sqlite::Sqlite;
 use nmserver::store::{Batch, LogEntry, Store, rows};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use schema::inventory::{Joined, KeyStatus, NodeId};
+use schema::inventory::{Endpoints, Joined, KeyStatus, NodeId};
 use schema::snapshot::Revision;
 use schema::world::{ResourceDocument, World};
 use serde_json::Value;
@@ -186,7 +186,7 @@ fn machine(number: u32, now: Timestamp) -> Joined {
         public_key,
         identity,
         addresses: [Ipv4Addr::new(10, 0, high, low).into(), ipv6.into()].into(),
-        endpoint: format!("198.18.{high}.{low}").parse().ok(),
+        endpoints: Endpoints { seen: Some(Ipv4Addr::new(198, 18, high, low).into()), ..Endpoints::default() },
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: "k".parse().ok(),

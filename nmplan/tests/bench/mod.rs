@@ -13,7 +13,7 @@ use nmplan::commands;
 use nmplan::console::Console;
 use nmplan::control::Memory;
 use nmplan::environment::Environment;
-use schema::inventory::{Joined, NodeId};
+use schema::inventory::{Endpoints, Joined, NodeId};
 use schema::scalars::{Identity, WireGuardKey};
 use schema::world::World;
 use serde_json::Value;
@@ -129,7 +129,7 @@ pub fn joined(number: u8) -> Joined {
         public_key: WireGuardKey([number; 32]),
         identity: Identity([number + 100; 32]),
         addresses: BTreeSet::from([format!("10.40.0.{number}").parse().expect("good")]),
-        endpoint: Some("192.0.2.10:51821".parse().expect("good")),
+        endpoints: Endpoints { configured: "192.0.2.10:51821".parse().ok(), ..Endpoints::default() },
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: Some("first".parse().expect("good")),

@@ -48,6 +48,12 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
+impl From<IpAddr> for Endpoint {
+    fn from(address: IpAddr) -> Self {
+        Self { host: Host::Address(address), port: None }
+    }
+}
+
 impl Scalar for Endpoint {
     const NAME: &'static str = "an endpoint";
     const DOC: &'static str =

@@ -19,11 +19,11 @@ use schema::compile::settle::settle;
 use schema::decode::decode_body;
 use schema::descriptor::{Field, Fields, Target, Type};
 use schema::document::{Document, Spanned};
-use schema::inventory::{Inventory, Joined, NodeId};
+use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::kinds::{Dns, Kind, Node};
 use schema::report::Severity;
 use schema::rules;
-use schema::scalars::{Endpoint, Identity, Name, NetworkName, SigningKey, WireGuardKey};
+use schema::scalars::{Identity, Name, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::source_map::SourceMap;
 use schema::value::{Data, Member, Record, SourceId, Span, Value};
@@ -327,8 +327,9 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
         Event::Moves(index, port) => {
             let id = some_node(inventory, index)?;
             let joined = (**inventory.node(&id)?).clone();
-            let endpoint: Option<Endpoint> = format!("192.0.2.7:{port}").parse().ok();
-            inventory.put_node(id, Joined { endpoint, listen_port: *port, ..joined });
+            let configured = format!("192.0.2.7:{port}").parse().ok();
+            let endpoints = Endpoints { configured, ..Endpoints::default() };
+            inventory.put_node(id, Joined { endpoints, listen_port: *port, ..joined });
         }
         Event::Wait(seconds) => *now = now.checked_add(SignedDuration::from_secs(*seconds)).ok()?,
     }
@@ -359,7 +360,7 @@ pub fn joined(
         public_key: WireGuardKey(key),
         identity: Identity(key),
         addresses,
-        endpoint: None,
+        endpoints: Default::default(),
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: None,

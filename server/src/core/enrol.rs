@@ -141,14 +141,15 @@ fn admit(
     check_free(world, &candidate)?;
     check_room(world, &candidate)?;
     check_public_key(world, &candidate, &candidate.name)?;
-    let Candidate { network, name, identity, public_key, facts: Facts { endpoint, listen_port }, os } = candidate;
+    let Candidate { network, name, identity, public_key, facts: Facts { endpoints, listen_port }, os } = candidate;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let reserved = ReservedAddresses::of(&network, &world.snapshot);
     let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
     let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
     let tags = tags.unwrap_or_default();
-    let joined = Joined { public_key, identity, addresses, endpoint, listen_port, tags, key, claimed, joined: now, os };
+    let joined =
+        Joined { public_key, identity, addresses, endpoints, listen_port, tags, key, claimed, joined: now, os };
     world.inventory.put_node(NodeId { network, name: name.clone() }, joined);
     Ok(Admitted { name, changed: true })
 }
@@ -169,8 +170,8 @@ fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitte
 }
 
 /// A node with what its agent reports; a port that it has not chosen stays as it was.
-pub fn with_facts(joined: &Joined, Facts { endpoint, listen_port }: Facts) -> Joined {
-    Joined { endpoint, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
+pub fn with_facts(joined: &Joined, Facts { endpoints, listen_port }: Facts) -> Joined {
+    Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
 }
 
 /// Whether a key could let a machine in, so that one which shows it may register; gives what verifies its signature.
@@ -201,11 +202,13 @@ fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result
 }
 
 fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
-    let ends = key.expires.map(|expires| expires.moment(status.created));
+    // Without a count of its own a key that is for names has none: each name is claimed once at a time.
+    let AccessKey { uses: _, expires, tags: _, r#for } = key;
+    let ends = expires.map(|expires| expires.moment(status.created));
     if let Some(end) = ends.filter(|end| *end <= now) {
         return Err(Refused::Expired(id.clone(), end));
     }
-    if !key.r#for.is_empty() {
+    if !r#for.is_empty() {
         return Ok(());
     }
     match key.uses().left(status.used) {
@@ -298,7 +301,7 @@ mod tests {
             name: name.parse().expect("good"),
             identity: Identity([number; 32]),
             public_key: WireGuardKey([100 + number; 32]),
-            facts: Facts { endpoint: None, listen_port: None },
+            facts: Facts::default(),
             os: "linux".into(),
         }
     }
@@ -330,9 +333,9 @@ mod tests {
         enter(&mut world, "a", 1).expect("it may join");
         let joined = world.inventory.node(&id("a")).expect("joined").clone();
         assert_eq!(joined.listen_port, 51_821);
-        let chosen = with_facts(&joined, Facts { endpoint: None, listen_port: Some(4_000) });
+        let chosen = with_facts(&joined, Facts { listen_port: Some(4_000), ..Facts::default() });
         assert_eq!(chosen.listen_port, 4_000);
-        assert_eq!(with_facts(&chosen, Facts { endpoint: None, listen_port: None }).listen_port, 4_000);
+        assert_eq!(with_facts(&chosen, Facts::default()).listen_port, 4_000);
     }
 
     #[test]

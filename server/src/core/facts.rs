@@ -1,16 +1,17 @@
-//! What a machine says of itself, and where the others reach it then: pure.
+//! What an agent reports of its host, checked: pure.
 
 use std::net::IpAddr;
 
 use proto::wire;
+use schema::inventory::Endpoints;
 use schema::kinds::Network;
 use schema::scalars::{Endpoint, Host};
 
-/// What is known of where a machine is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an agent reports, and what the server saw of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Where its operator says, else where it was seen, else where it believes to be; absent: it must speak first.
-    pub endpoint: Option<Endpoint>,
+    /// Where the node may be reached.
+    pub endpoints: Endpoints,
     /// The UDP port that it listens on; absent: it has not chosen.
     pub listen_port: Option<u16>,
 }
@@ -41,14 +42,15 @@ pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Res
         "" => None,
         text => Some(text.parse().map_err(|_| Unusable::LocalAddress(shortened(text)))?),
     };
-    let of_use = |address: &IpAddr| no_use(*address, network).is_none();
-    let found = seen.into_iter().chain(local).map(|address| address.to_canonical()).find(of_use);
-    let found = found.map(|address| Endpoint { host: Host::Address(address), port: None });
-    Ok(Facts { endpoint: said(endpoint, network)?.or(found), listen_port: Some(port).filter(|port| *port > 0) })
+    let usable = |address: Option<IpAddr>| {
+        address.map(|address| address.to_canonical()).filter(|address| no_use(*address, network).is_none())
+    };
+    let endpoints = Endpoints { configured: configured(endpoint, network)?, seen: usable(seen), local: usable(local) };
+    Ok(Facts { endpoints, listen_port: Some(port).filter(|port| *port > 0) })
 }
 
-/// What the operator says.
-fn said(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusable> {
+/// What the operator configured.
+fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusable> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -88,7 +90,7 @@ mod tests {
     use schema::kinds::Kind;
     use schema::world::ResourceDocument;
 
-    fn read_in_corp(endpoint: &str, local: &str, seen: Option<&str>) -> Result<Option<String>, Unusable> {
+    fn read_in_corp(endpoint: &str, local: &str, seen: Option<&str>) -> Result<Endpoints, Unusable> {
         let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
         let document: ResourceDocument = serde_json::from_str(json).expect("good");
         let mut world = schema::snapshot::Snapshot::default();
@@ -97,22 +99,27 @@ mod tests {
         let network = world.network(&"corp".parse().expect("good")).expect("there").clone();
         let facts = wire::Facts { listen_port: 0, endpoint: endpoint.into(), local_address: local.into() };
         let seen = seen.map(|address| address.parse().expect("good"));
-        read(&facts, seen, &network).map(|facts| facts.endpoint.map(|endpoint| endpoint.to_string()))
+        read(&facts, seen, &network).map(|facts| facts.endpoints)
     }
 
     #[test]
-    fn what_is_said_goes_before_what_is_seen_and_that_before_what_is_believed() {
-        for (endpoint, local, seen, expected) in [
-            ("gw.example.net:4000", "192.0.2.2", Some("192.0.2.1"), Some("gw.example.net:4000")),
-            ("", "192.0.2.2", Some("192.0.2.1"), Some("192.0.2.1")),
-            ("", "192.0.2.2", Some("::ffff:192.0.2.1"), Some("192.0.2.1")),
-            ("", "192.0.2.2", Some("127.0.0.1"), Some("192.0.2.2")),
-            ("", "10.0.0.7", Some("::1"), None),
-            ("", "fe80::1", None, None),
-            ("", "", None, None),
-        ] {
-            assert_eq!(read_in_corp(endpoint, local, seen), Ok(expected.map(ToOwned::to_owned)), "{endpoint} {local}");
-        }
+    fn what_others_cannot_use_is_passed_over() {
+        let read = |endpoint: &str, local: &str, seen: Option<&str>| {
+            let endpoints = read_in_corp(endpoint, local, seen).expect("it can be used");
+            let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+            [
+                endpoints.configured.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+                text(endpoints.seen),
+                text(endpoints.local),
+            ]
+        };
+        let all = ["gw.example.net:4000", "192.0.2.1", "192.0.2.2"];
+        assert_eq!(read("gw.example.net:4000", "192.0.2.2", Some("192.0.2.1")), all);
+        assert_eq!(read("", "192.0.2.2", Some("::ffff:192.0.2.1")), ["", "192.0.2.1", "192.0.2.2"]);
+        assert_eq!(read("", "192.0.2.2", Some("127.0.0.1")), ["", "", "192.0.2.2"]);
+        assert_eq!(read("", "10.0.0.7", Some("::1")), ["", "", ""]);
+        assert_eq!(read("", "fe80::1", None), ["", "", ""]);
+        assert_eq!(read("", "", None), ["", "", ""]);
     }
 
     #[test]

@@ -224,9 +224,9 @@ impl Service {
             return Ok(false);
         };
         let mut facts = facts::read(said, from, network)?;
-        if way == Control::Tunnel && from.is_none() && said.endpoint.is_empty() {
-            // Where the tunnel comes from cannot be told right now: what is known holds.
-            facts.endpoint = joined.endpoint.clone();
+        if way == Control::Tunnel && from.is_none() {
+            // Where the tunnel comes from is not known right now: what was seen last holds.
+            facts.endpoints.seen = joined.endpoints.seen;
         }
         if enrol::with_facts(joined, facts.clone()) == **joined {
             return Ok(false);

@@ -170,7 +170,8 @@ mod tests {
         let document: ResourceDocument = serde_json::from_str(json).expect("good");
         world.snapshot.put(document.id.clone(), document.entry().expect("good"));
         let joined = r#"{"public_key":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
-            "identity":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","addresses":["10.0.0.1"],"endpoint":null,
+            "identity":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","addresses":["10.0.0.1"],
+            "endpoints":{"configured":null,"seen":null,"local":null},
             "listen_port":51821,"tags":[],"key":null,"claimed":false,"joined":"2026-01-01T00:00:00Z","os":"linux"}"#;
         let joined = serde_json::from_str(joined).expect("good");
         world.inventory.put_node(node(), joined);

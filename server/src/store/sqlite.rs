@@ -41,6 +41,13 @@ const MIGRATIONS: &[&str] = &[
         json_set(body, '$.body."address-quarantine"', body ->> '$.body."address-rest"'), '$.body."address-rest"'
     ) where kind = 'network' and body ->> '$.body."address-rest"' is not null;
     "#,
+    // What is known of a node's endpoint is kept by who says so; its next check-in says it anew.
+    r#"
+    update rows set body = json_remove(
+        json_set(body, '$.endpoints', json_object('configured', body ->> '$.endpoint', 'seen', null, 'local', null)),
+        '$.endpoint'
+    ) where kind = '@joined';
+    "#,
 ];
 
 /// A SQLite database.
@@ -288,8 +295,15 @@ mod tests {
         let rows = r#"insert into rows (network, kind, name, revision, format, body) values
             ('corp', 'network', 'corp', 1, 1, '{"owner":null,"body":{"ipv4":"10.0.0.0/24","address-rest":"1h"}}'),
             ('lab', 'network', 'lab', 1, 1, '{"owner":null,"body":{"ipv4":"10.1.0.0/24"}}'),
-            ('corp', '@rest', '10.0.0.7', 1, 1, '{"since":"2026-01-01T00:00:00Z","node":"a"}')"#;
-        old.execute(rows, []).expect("written");
+            ('corp', '@rest', '10.0.0.7', 1, 1, '{"since":"2026-01-01T00:00:00Z","node":"a"}'),
+            ('corp', '@joined', 'b', 1, 1, ?1)"#;
+        let joined = serde_json::json!({
+            "public_key": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+            "identity": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+            "addresses": ["10.0.0.1"], "endpoint": "192.0.2.1", "listen_port": 51_821, "tags": [], "key": null,
+            "claimed": false, "joined": "2026-01-01T00:00:00Z", "os": "linux",
+        });
+        old.execute(rows, [joined.to_string()]).expect("written");
         old.pragma_update(None, "user_version", 1).expect("set");
         drop(old);
         let stored = Sqlite::open(&path).expect("it opens").load().expect("it loads");
@@ -300,6 +314,8 @@ mod tests {
         };
         assert_eq!((quarantine("corp"), quarantine("lab")), (Seconds::hours(1), Seconds::hours(24)));
         assert_eq!(stored.world.inventory.quarantined().count(), 1);
+        let (_, joined) = stored.world.inventory.nodes().next().expect("it is there");
+        assert_eq!(joined.endpoints.configured, "192.0.2.1".parse().ok());
     }
 
     #[test]
