@@ -152,7 +152,7 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
     fs::write(mesh.join("corp.kdl"), KDL.replace("hops node=\"a\"", "hops node=\"c\"")).expect("written");
     let (code, said) = nmplan(&server, &["validate"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("reference::unknown") && said.contains("corp.kdl:9:18"), "{said}");
+    assert!(said.contains("schema::unknown_reference") && said.contains("corp.kdl:10:23"), "{said}");
 
     fs::write(mesh.join("corp.kdl"), KDL).expect("written");
     let (code, said) = nmplan(&server, &["apply", "-y"]);
