@@ -23,7 +23,7 @@ const CHECKSUM: usize = 4;
 pub struct Token {
     /// Where the server's gRPC service is found: `host:port`, at least one.
     pub addresses: Vec<String>,
-    /// The key that signs what agents are told.
+    /// The key that signs what agents are sent.
     pub signing_key: SigningKey,
     /// SHA-256 of the public key of the server's own CA; absent: the system's roots decide.
     pub ca_pin: Option<CaPin>,

@@ -1,4 +1,4 @@
-//! What a node is told survives the wire, whole and as a delta; and what is not exactly that is refused.
+//! What a node is sent survives the wire, whole and as a delta; anything else is refused.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -129,7 +129,7 @@ pub enum Control {
 /// Why a call was not carried out: an `application/problem+json` of RFC 9457.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
-    /// Always `about:blank`: `code` tells failures apart.
+    /// Always `about:blank`: `code` distinguishes failures.
     #[serde(rename = "type")]
     pub kind: String,
     /// A few constant words.
@@ -148,7 +148,7 @@ pub struct Failure {
     pub moved: Vec<Moved>,
 }
 
-/// A problem as the server tells it, without a file.
+/// A problem as the server reports it, without a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// The name of its code.

@@ -205,7 +205,7 @@ impl Writer {
     }
 }
 
-/// "X belongs here, not Y"; without help of its own it tells what to do about the form of Y.
+/// "X belongs here, not Y"; without help of its own it says what to do about the form of Y.
 fn wrong_type(value: &Value, wanted: &str, help: Option<String>) -> Mismatch {
     let message = format!("{wanted} belongs here, not {}", value.data.describe());
     let help = help.or_else(|| help_for_form(&value.data).map(str::to_owned));

@@ -23,7 +23,7 @@ use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
 
-/// Members of a network that its rules cannot tell apart, by the sides of rules that they are on.
+/// Members of a network that its rules do not distinguish, by the sides of rules that they are on.
 ///
 /// A network without access rules has one class, which is on no side.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,4 +1,4 @@
-//! The model: what a network is, what changes between two of them, and what each node is told.
+//! The model: what a network is, what changes between two of them, and what each node is sent.
 //!
 //! Everything here is pure: no input or output, no clock, no chance. Text becomes [documents](document::Document)
 //! ([`syntax`]), documents become a [`snapshot`] ([`decode`]), two snapshots become changes ([`diff`]), and a snapshot

@@ -212,13 +212,13 @@ fn desired(
     }
     let foreign = |id: &ResourceId| observed.entry(id).is_some_and(|entry| entry.owner.as_ref() != Some(owner));
     // A network that cannot be declared says enough for all that it holds.
-    let told = |id: &ResourceId| {
+    let network_reported = |id: &ResourceId| {
         let network = ResourceId::of_network(id.network.clone());
         network != *id && declared.snapshot.entry(&network).is_some() && foreign(&network)
     };
     for (id, entry) in declared.snapshot.entries().filter(|(id, _)| meant(id)) {
         match observed.entry(id) {
-            Some(_) if foreign(id) && told(id) => {}
+            Some(_) if foreign(id) && network_reported(id) => {}
             Some(Entry { owner: Some(other), .. }) if other != owner => {
                 report.push(taken(id, &declared.source_map, Code::ManagedByAnother, format!("is managed by {other}")));
             }

@@ -69,7 +69,7 @@ impl Findings<'_> {
     }
 }
 
-/// Checks every rule; `source_map` tells where things stand, as far as they stand in files.
+/// Checks every rule; `source_map` has the places of what is in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     let (report, suggestions) = (Report::default(), Cell::new(0));
     let mut findings = Findings { report, source_map, id: None, suggestions };

@@ -94,7 +94,7 @@ pub struct Member {
     pub value: Value,
 }
 
-/// The place of a field's name; it never tells records apart.
+/// The place of a field's name; records that differ only in it are equal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Key(pub Span);
 

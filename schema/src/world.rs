@@ -169,7 +169,7 @@ impl World {
 }
 
 impl WorldDocument {
-    /// The world that it tells of; a report where a resource cannot be read, because the server is of another version.
+    /// The world that it describes; a report if a resource cannot be read, because the server runs another version.
     pub fn world(&self) -> Result<World, Report> {
         let mut world = World { epoch: self.server.epoch, revision: self.revision, ..World::default() };
         for document in &self.resources {
@@ -189,7 +189,7 @@ impl WorldDocument {
 }
 
 impl ResourceDocument {
-    /// The resource that it tells of.
+    /// The resource that it describes.
     pub fn entry(&self) -> Result<Entry, Report> {
         let entry = decode_body(&self.id, &self.body)?;
         Ok(Entry { revision: self.revision, owner: self.owner.clone(), ..entry })

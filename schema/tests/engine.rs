@@ -171,10 +171,10 @@ fn full() -> Probe {
 }
 
 /// A problem: its code, what it stands at, and its words.
-type Told = (Code, String, String);
+type Reported = (Code, String, String);
 
 /// The one probe of a text, and the problems of the text.
-fn read(text: &str, language: Language) -> (Option<Probe>, Option<Document>, Vec<Told>) {
+fn read(text: &str, language: Language) -> (Option<Probe>, Option<Document>, Vec<Reported>) {
     let source = Source { name: "test".into(), text: text.into(), language };
     let (mut documents, mut report) = parse(&source, SourceId(0), KINDS);
     substitute(&mut documents, &Variables::from([("db".into(), "tag:db".into())]), &mut report);
@@ -278,7 +278,7 @@ fn absent_and_empty_are_apart_where_a_type_keeps_them_apart() {
 }
 
 #[test]
-fn what_is_wrong_inside_of_a_block_is_told_at_its_exact_place() {
+fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
     const NEEDS: &str = "network \"c\" { probe \"p\" via=\"b\" {\n";
     for (language, text, code, marked, words) in [
         (Language::Kdl, "reach from=\"a\" too=\"b\" to=\"c\"", Code::UnknownField, "too", "did you mean \"to\"?"),
@@ -346,10 +346,10 @@ fn what_is_wrong_inside_of_a_block_is_told_at_its_exact_place() {
             Language::Yaml => format!("networks:\n  c:\n    probes:\n      p:\n        via: b\n        {text}\n"),
         };
         let problems = read(&text, language).2;
-        let told = |(its, at, said): &Told| {
+        let expected = |(its, at, said): &Reported| {
             *its == code && (at == marked || marked == "[" && at.starts_with('[')) && said.contains(words)
         };
-        assert!(problems.iter().any(told), "{text}\n{problems:#?}");
+        assert!(problems.iter().any(expected), "{text}\n{problems:#?}");
     }
 }
 

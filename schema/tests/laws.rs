@@ -69,7 +69,7 @@ fn read(text: &str, language: Language) -> Snapshot {
     declared.snapshot
 }
 
-/// What a YAML file of these objects holds, told without our printer.
+/// What a YAML file of these objects holds, written without our printer.
 fn tree(snapshot: &Snapshot) -> serde_json::Value {
     let mut tree = serde_json::Map::new();
     for (id, entry) in snapshot.entries() {

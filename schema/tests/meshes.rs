@@ -1,4 +1,4 @@
-//! What holds for all histories of a world: of addresses, of what nodes are told, of who reaches whom.
+//! What holds for all histories of a world: of addresses, of what nodes are sent, of who reaches whom.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod worlds;
@@ -43,7 +43,7 @@ fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
     mesh.into_iter().flat_map(|mesh| mesh.nodes().map(|node| (node.clone(), mesh.view(node).unwrap()))).collect()
 }
 
-/// Whether packets pass between two nodes, told from their Views alone: each step needs both ends to know each other.
+/// Whether packets pass between two nodes, judged by their Views alone: each step needs both ends to know each other.
 fn passes(views: &BTreeMap<Name, View>, from: &Name, to: &Name) -> bool {
     let address = |name: &Name| views[name].interface.addresses.iter().next().unwrap().addr();
     let sends = |one: &Name, other: &Name, packet: IpAddr| {
@@ -166,13 +166,13 @@ proptest! {
     }
 
     #[test]
-    fn reachability_that_is_told_is_the_reachability_of_the_views(moments in histories()) {
+    fn reachability_that_is_reported_is_the_reachability_of_the_views(moments in histories()) {
         for network in networks(&moments) {
             for pair in moments.windows(2) {
                 let (before, after) = (compiled(&network, &pair[0].world), compiled(&network, &pair[1].world));
                 let (was, is) = (pairs(before.as_ref()), pairs(after.as_ref()));
-                let told = reach::between(&network, before.as_ref(), after.as_ref());
-                let sum = |way| told.iter().filter(|change| change.direction == way).map(|change| change.pairs).sum::<u64>();
+                let reported = reach::between(&network, before.as_ref(), after.as_ref());
+                let sum = |direction| reported.iter().filter(|change| change.direction == direction).map(|change| change.pairs).sum::<u64>();
                 prop_assert_eq!(sum(Direction::Gained), is.difference(&was).count() as u64);
                 prop_assert_eq!(sum(Direction::Lost), was.difference(&is).count() as u64);
             }

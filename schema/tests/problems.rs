@@ -1,4 +1,4 @@
-//! Every problem that a file can have, told at its exact place: `examples/problems/` is the list.
+//! Every problem that a file can have, reported at its exact place: `examples/problems/` is the list.
 //!
 //! A file is named for the code of its one problem (with `.` for `::`) and perhaps a word for the variant. Its first
 //! line states the place: `// expect 3:14`, line and character from 1; `in a project file` behind it says how it is read.
@@ -117,12 +117,12 @@ fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() 
     let mut wrong = String::new();
     for example in examples() {
         let found = problems(&example.source, example.project);
-        let told: Vec<_> = found
+        let reported: Vec<_> = found
             .iter()
             .map(|problem| (problem.code.name().to_owned(), problem.at.map(|at| place(&example.source.text, at))))
             .collect();
-        if told != [(example.code.clone(), Some(example.expected))] {
-            let _ = writeln!(wrong, "{}: expected {:?}, found {told:?}", example.file, example.expected);
+        if reported != [(example.code.clone(), Some(example.expected))] {
+            let _ = writeln!(wrong, "{}: expected {:?}, found {reported:?}", example.file, example.expected);
             found.iter().for_each(|problem| wrong.push_str(&rendered(&example.source, problem)));
         }
     }

@@ -185,7 +185,7 @@ fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
 
 /// Makes connections to the agents' service in this program, each until `shutdown` becomes true.
 pub fn within(router: Router, shutdown: watch::Receiver<bool>) -> Opener {
-    // Where it comes from tells nothing of where the others reach it.
+    // The address that it comes from says nothing about where the others reach it.
     let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Arc::new(move || {
         let (agent, server) = tokio::io::duplex(BUFFER);

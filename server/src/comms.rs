@@ -2,9 +2,10 @@
 //! service inside of it.
 //!
 //! The device runs in a process of its own, so that a restart of the server costs no session: the server attaches to it. It
-//! is told of one peer at a time. Packet filter, allowed IPs and the socket's interface each see to it that an agent reaches
-//! that service and nothing else. Who is registered is decided by [`registry`](crate::core::registry), and kept in a ledger
-//! of this host's own: another replica has another key and other addresses, and whoever is not known here registers again.
+//! is given one peer at a time. Packet filter, allowed IPs and the socket's interface each see to it that an agent
+//! reaches that service and nothing else. Who is registered is decided by [`registry`](crate::core::registry), and kept
+//! in a ledger of this host's own: another replica has another key and other addresses, and whoever is not known here
+//! registers again.
 
 mod ledger;
 mod tunnel_host;
@@ -56,7 +57,7 @@ struct Registrations {
     out_of_sync: bool,
 }
 
-/// What an agent is told that registers.
+/// What an agent that registers is sent.
 #[derive(Clone, Debug)]
 pub struct TunnelParameters {
     /// The server's end of the tunnel.
@@ -185,7 +186,7 @@ impl Comms {
     }
 
     /// Registers a machine whose signatures were checked: by the key that it shows, or, without one, because it has joined.
-    /// `knows` tells whether an identity has joined, at the time of asking.
+    /// `knows` says whether an identity has joined, at the time of the call.
     pub async fn register(
         &self,
         identity: Identity,
@@ -425,7 +426,7 @@ pub enum RegisterError {
 }
 
 impl RegisterError {
-    /// What the machine is told: what failed on the server is its operator's business.
+    /// What the host is sent: what failed on the server concerns the server's operator only.
     pub fn public(&self) -> String {
         match self {
             Self::Unregistered(_) | Self::Ended => self.to_string(),
@@ -460,7 +461,7 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
     Ok(())
 }
 
-/// Takes down what a server left that had tunnels, as far as that can be told.
+/// Takes down what an earlier server with tunnels left, as far as that can be found.
 async fn clear(directory: &DataDir) {
     let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
     let directory = directory.clone();

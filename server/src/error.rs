@@ -111,7 +111,7 @@ impl Error {
         }
     }
 
-    /// Tells the log what the caller is not told.
+    /// Logs what the caller is not sent.
     fn note(&self) {
         if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
             tracing::error!(error = netclient::agent::error_chain(error), "a machine could not be registered");

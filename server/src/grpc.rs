@@ -29,7 +29,8 @@ use crate::state;
 /// The largest request; an agent's are far smaller.
 const MAX_REQUEST: usize = 64 << 10;
 
-/// The agents' routes. `behind_proxy`: whether a proxy tells where requests come from; `way`: how agents come here.
+/// The agents' routes. `behind_proxy`: whether a proxy reports where requests come from; `transport`: how agents
+/// connect.
 pub fn router(service: Service, behind_proxy: bool, way: Control) -> Router {
     let adapter = Adapter { service: service.clone(), behind_proxy, way };
     let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);

@@ -50,7 +50,7 @@ pub enum IdentityError {
         /// What is wrong.
         why: String,
     },
-    /// A file is missing that was made at the first start, and nothing else fits what agents were told.
+    /// A file is missing that was made at the first start, and agents trust no other.
     #[error("{0} is missing, and agents trust no other key; restore it from a backup")]
     Missing(PathBuf),
     /// A certificate cannot be made.
@@ -164,7 +164,7 @@ impl Secrets {
         Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
     }
 
-    /// The key that signs what agents are told.
+    /// The key that signs what agents are sent.
     pub fn signing_key(&self) -> &ed25519::SigningKey {
         &self.signing_key
     }

@@ -91,8 +91,8 @@ impl LastSeen {
         }
     }
 
-    /// Notes that a node is there, and counts a stream of it until that is dropped. How far the node has come, a stream
-    /// does not tell: what it was sent it may not be set by.
+    /// Notes that a node is there, and counts a stream of it until that is dropped. The revision stays:
+    /// a node may not have applied what the stream sent it.
     pub fn stream(&self, id: &NodeId, way: Control) -> Option<Stream> {
         let revision = self.of(id)?.seen.revision;
         self.record(id, revision, way);

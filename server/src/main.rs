@@ -79,7 +79,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    // gotatun tells of every peer that comes and goes, and the log of a device only grows.
+    // gotatun logs every peer that comes and goes, and the log of a device only grows.
     let level = if matches!(args.verb, Some(Verb::Device { .. })) { "info,gotatun=warn" } else { "info" };
     let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| level.into());
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
@@ -130,11 +130,11 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = nmserver::open(settings.clone()).await?;
     let (rest, agents) = server.addresses();
-    let told = &server.service().info().agent_addresses[0];
+    let agent_address = &server.service().info().agent_addresses[0];
     tracing::info!(
         rest = rest.map(tracing::field::display),
         agents = agents.map(tracing::field::display),
-        told,
+        agent_address,
         "serving"
     );
     if server.first_start {
@@ -161,7 +161,7 @@ fn first_words(settings: &Settings) {
     let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were made in {directory}.");
     let _ = writeln!(
         talk,
-        "Agents will be told to come to {server_host}; set SERVER_HOST if that is not how they reach this machine."
+        "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
     );
     let _ = writeln!(talk, "\nNext, where your files are:\n");
     let _ = writeln!(talk, "  export NMPLAN_SERVER={url} NMPLAN_TOKEN_FILE={directory}/admin.token{ca}");

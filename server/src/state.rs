@@ -54,7 +54,7 @@ pub enum Pending {
 
 impl State {
     /// The state of a server that starts with this world. `since` gives the revision from which on a network has been as it
-    /// is, so that a restart tells no node what it knows; the newest revision is always true.
+    /// is, so that a restart sends no node what it has; the newest revision is always correct.
     pub fn new(world: World, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;

@@ -69,8 +69,8 @@ pub fn unchanged_since(
     Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest).max(oldest))
 }
 
-/// Makes a revision that changes nothing that is kept: another version of the program may tell nodes other things of it, so
-/// all of them are told anew.
+/// Makes a revision that changes nothing that is kept: another version of the program may compile other Views from
+/// it, so all nodes are sent theirs anew.
 pub fn note_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> Result<(), StoreError> {
     let revision = Revision(world.revision.0 + 1);
     let entry = LogEntry {

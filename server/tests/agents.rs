@@ -54,13 +54,13 @@ async fn next(updates: &mut Streaming<Update>) -> Option<Update> {
     tokio::time::timeout(PATIENCE, updates.message()).await.expect("something comes").expect("the stream is whole")
 }
 
-/// Whether an agent has exactly what the server would tell it as a whole.
+/// Whether an agent has exactly what the server would send it as a whole.
 async fn has_all(agent: &mut Agent) {
-    let told = agent.view.clone();
+    let held = agent.view.clone();
     let whole = agent.whole().await.expect("it is in the network");
     assert!(matches!(whole.body, Some(Body::Whole(_))));
     agent.take(&whole).unwrap();
-    assert_eq!(told, agent.view);
+    assert_eq!(held, agent.view);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn many_machines_that_join_at_once_share_no_use_no_address_and_no_revision
 }
 
 #[tokio::test]
-async fn who_may_not_join_is_told_why_and_leaves_nothing_behind() {
+async fn a_host_that_may_not_join_is_sent_the_reason_and_leaves_nothing_behind() {
     let server = corp().await;
     let before = server.snapshot().await.world().unwrap();
     for (name, key, why) in [
@@ -237,7 +237,7 @@ async fn a_check_in_brings_exactly_what_changed() {
 }
 
 #[tokio::test]
-async fn what_does_not_concern_a_network_is_not_told_to_it() {
+async fn what_does_not_concern_a_network_is_not_sent_to_it() {
     let server = corp().await;
     let mut agent = server.joined("a", 1, "many").await;
     agent.check_in(None).await.unwrap();
@@ -259,7 +259,7 @@ async fn a_position_of_another_life_is_answered_with_everything() {
 }
 
 #[tokio::test]
-async fn a_restart_tells_no_node_what_it_knows() {
+async fn a_restart_sends_no_node_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
@@ -273,18 +273,18 @@ async fn a_restart_tells_no_node_what_it_knows() {
 }
 
 #[tokio::test]
-async fn another_version_tells_every_node_anew_and_once() {
+async fn another_version_sends_every_node_its_view_anew_and_once() {
     let directory = tempfile::tempdir().unwrap();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
     let mut agent = server.joined("a", 1, "many").await;
     server.end().await;
     std::fs::write(directory.path().join("version"), "0.0.1").unwrap();
-    for told in [true, false] {
+    for sent in [true, false] {
         let server = Running::on_disk(directory.path()).await;
         agent.client = server.agent("a", 1).client;
         let update = agent.check_in(None).await.unwrap().update;
-        assert_eq!(update.is_some(), told);
+        assert_eq!(update.is_some(), sent);
         update.iter().for_each(|update| {
             assert!(matches!(update.body, Some(Body::Whole(_))), "what it has may be another version's");
             agent.take(update).unwrap();
@@ -343,7 +343,7 @@ async fn a_watcher_that_did_not_listen_catches_up() {
 }
 
 #[tokio::test]
-async fn a_watcher_of_a_machine_that_is_removed_is_told_and_then_let_go() {
+async fn a_watcher_of_a_node_that_is_removed_is_sent_that_and_then_disconnected() {
     let server = corp().await;
     let mut agent = server.joined("a", 1, "many").await;
     let mut other = server.joined("b", 2, "many").await;
@@ -414,7 +414,7 @@ async fn nobody_speaks_for_another_machine() {
     let opened = wire::OpenSessionRequest { nonce, identity, signature: vec![7; 64].into() };
     assert_eq!(other.client.open_session(opened).await.unwrap_err().code(), Code::PermissionDenied);
     let whole = other.whole().await.unwrap();
-    assert!(agent.take(&whole).is_err(), "what is told to one node is worth nothing to another");
+    assert!(agent.take(&whole).is_err(), "what is signed for one node is worth nothing to another");
     assert_eq!(server.snapshot().await.nodes.len(), 2);
 }
 

@@ -1,5 +1,5 @@
-//! For every history of joins, leaves, removals and applies: an agent that takes what it is told has what it would be told
-//! as a whole, whenever it asks; and the log has no gap.
+//! For every history of joins, leaves, removals and applies: an agent that takes what it is sent has what it would be
+//! sent as a whole, whenever it asks; and the log has no gap.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[allow(dead_code, reason = "each suite uses its part")]
@@ -99,16 +99,16 @@ fn key(machine: u32) -> &'static str {
     if machine < 2 { "claims" } else { "k" }
 }
 
-/// What an agent holds is what the server would tell it as a whole.
+/// What an agent holds is what the server would send it as a whole.
 async fn agrees(agent: &mut Agent) {
     agent.check_in(None).await.unwrap();
-    let (told, whole) = (agent.view.clone(), agent.whole().await.unwrap());
+    let (held, whole) = (agent.view.clone(), agent.whole().await.unwrap());
     match &whole.body {
         Some(Body::Whole(_)) => {
             agent.take(&whole).unwrap();
-            assert_eq!(told, agent.view);
+            assert_eq!(held, agent.view);
         }
-        Some(Body::Removed(_)) => assert_eq!(told, None),
+        Some(Body::Removed(_)) => assert_eq!(held, None),
         Some(Body::Delta(_)) | None => panic!("{whole:?}"),
     }
 }
@@ -169,7 +169,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_agent_has_what_it_would_be_told_as_a_whole(events in events()) {
+    fn an_agent_has_what_it_would_be_sent_as_a_whole(events in events()) {
         tokio::runtime::Runtime::new().unwrap().block_on(history(events));
     }
 }

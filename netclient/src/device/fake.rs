@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_ended_is_told_apart() {
+    fn a_device_that_ended_is_distinguished() {
         let mut device = with_key();
         device.clone().end();
         assert!(matches!(device.observe(), Err(DeviceError::Gone { .. })));

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_told_apart() {
+    fn a_taken_port_is_distinguished() {
         let holder = std::net::UdpSocket::bind(("0.0.0.0", 0)).expect("a free port is found");
         let port = holder.local_addr().expect("a bound socket has an address").port();
         assert_eq!(free_port(port), Err(Refusal::PortTaken { port }));

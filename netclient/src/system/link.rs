@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_preferred_default_route_tells_the_path() {
+    fn the_preferred_default_route_determines_the_path() {
         let mtus = BTreeMap::from([(1, 1500), (2, 1400), (3, 9000)]);
         let table: [(&str, Vec<RouteMessage>, Option<u32>); 6] = [
             ("none", vec![], None),

@@ -1,4 +1,4 @@
-//! Who can reach whom: told by network and node, never as a list of pairs.
+//! Who can reach whom: reported by network and node, never as a list of pairs.
 //!
 //! In a network without access rules every joined node reaches every other, directly or through the hub, so what
 //! reaches is a set of nodes, and what a change gains or loses are nodes that enter or leave that set.
@@ -61,7 +61,7 @@ pub fn between(network: &NetworkName, before: Option<&Mesh>, after: Option<&Mesh
             changes.push(change("*".into(), all * (all - 1)));
             continue;
         }
-        // Each pair is told once: with the first of its two nodes.
+        // Each pair is reported once: with the first of its two nodes.
         for (place, node) in moved.into_iter().enumerate() {
             changes.push(change(node.to_string(), 2 * (all - 1 - place as u64)));
         }

@@ -13,7 +13,8 @@ use crate::scalars::{DomainName, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// How many entries an alias may lead through: resolvers follow no more (RFC 1034, section 3.6.2, has them follow chains and tell loops).
+/// How many entries an alias may lead through: resolvers follow no more (RFC 1034, section 3.6.2, has them follow
+/// chains and detect loops).
 const LONGEST_CHAIN: usize = 16;
 
 /// A name that resolves in the network, as NAME.NETWORK: to addresses, to a node, or to another name.

@@ -13,7 +13,7 @@ use crate::source_map::SourceMap;
 use crate::value::Step;
 use crate::world::ServerInfo;
 
-/// Checks the declarations against what a server keeps; `source_map` tells where things stand, as far as they stand in files.
+/// Checks the declarations against what a server keeps; `source_map` has the places of what is in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> Report {
     let mut report = Report::default();
     if let Some(kept) = server.comms_range {
@@ -30,7 +30,7 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
     report
 }
 
-/// Checks the declarations against what a server keeps unless it is told otherwise: all that this finds are warnings.
+/// Checks the declarations against what a server keeps by default: all that this finds are warnings.
 pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
     let (mut report, kept) = (Report::default(), ServerInfo::DEFAULT_COMMS_RANGE);
     for (network, range) in overlaps(world, kept) {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     /// The code of each problem, and the text that it stands at.
-    fn told(text: &str, report: &Report) -> Vec<(Code, String)> {
+    fn at_texts(text: &str, report: &Report) -> Vec<(Code, String)> {
         let marked = |problem: &Problem| {
             let span = problem.at.expect("it stands in the file").span;
             text[span.start as usize..span.end as usize].to_owned()
@@ -117,7 +117,7 @@ mod tests {
 
     fn found(text: &str, server: &ServerInfo) -> Vec<(Code, String)> {
         let Declared { snapshot, source_map } = declared(text);
-        told(text, &check(&snapshot, &source_map, server))
+        at_texts(text, &check(&snapshot, &source_map, server))
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         let Declared { snapshot, source_map } = declared(&text);
         let report = check_by_default(&snapshot, &source_map);
         let at = |range: &str| (Code::DefaultCommsRange, range.to_owned());
-        assert_eq!(told(&text, &report), [at("\"10.101.7.0/24\""), at("\"10.101.64.0/18\"")]);
+        assert_eq!(at_texts(&text, &report), [at("\"10.101.7.0/24\""), at("\"10.101.64.0/18\"")]);
         assert!(report.problems().all(|problem| problem.code.severity() == Severity::Warning));
     }
 

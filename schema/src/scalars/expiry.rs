@@ -19,7 +19,7 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// The moment, for something made at `created`; the last one that can be told where it lies beyond all dates.
+    /// The moment, for something made at `created`; the last representable one where it lies beyond all dates.
     pub fn moment(self, created: Timestamp) -> Timestamp {
         let moment = match self {
             Self::After(span) => created.checked_add(span.duration()).ok(),

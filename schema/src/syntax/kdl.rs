@@ -49,8 +49,8 @@ pub(super) fn parse(text: &str, context: &mut Context) {
 
 /// Where more than the allowed number of blocks or comments are open, and which; nothing if nowhere.
 ///
-/// Knows just enough of KDL to tell a brace in a string or comment from one outside; where a file is malformed it may
-/// be wrong either way.
+/// Knows just enough of KDL to distinguish a brace in a string or comment from one outside; where a file is malformed
+/// it may be wrong either way.
 fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     let bytes = text.as_bytes();
     let (mut at, mut open) = (0, 0usize);
@@ -141,7 +141,7 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
         let end = (one.span.offset() + one.span.len()).min(text.len());
-        // What stands after an = sign is told of the whole block that it stands in, up to where it goes wrong.
+        // For a bad value after an = sign the parser reports the whole block around it, up to where it goes wrong.
         let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
         let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
         let end = if value { value_after(text, end) } else { end };

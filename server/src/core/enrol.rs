@@ -31,7 +31,7 @@ pub struct Candidate {
 /// Why a machine may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is no such key, or the network is gone: told alike, so that nobody can search for either.
+    /// There is no such key, or the network is gone: one error for both, so that nobody can search for either.
     #[error("the access key {0} does not exist (any more); ask for a new token")]
     UnknownKey(ResourceId),
     /// The key has ended.

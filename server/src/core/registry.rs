@@ -13,7 +13,7 @@ use schema::snapshot::ResourceId;
 
 /// How long a registration lasts that no join follows.
 pub const LAPSE: Duration = Duration::from_secs(600);
-/// How long one lasts after the machine's last network was left: what it is still told travels through the tunnel.
+/// How long one lasts after the host's last network was left: what it is still sent travels through the tunnel.
 pub const PARTING: Duration = Duration::from_secs(10);
 /// How many machines may be registered by one key without having joined.
 pub const UNJOINED: usize = 256;
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(ended(&mut registry, now + LAPSE), [key(1)]);
         assert_eq!((registry.next_end(), registry.of(&key(1))), (None, None));
         registry.left(&key(2), now + LAPSE);
-        assert_eq!(ended(&mut registry, now + LAPSE), [], "what it is still told gets through");
+        assert_eq!(ended(&mut registry, now + LAPSE), [], "what it is still sent gets through");
         registry.joined(&key(2));
         assert_eq!(ended(&mut registry, now + LAPSE * 9), [], "it joined another one meanwhile");
     }

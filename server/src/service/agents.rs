@@ -187,8 +187,8 @@ impl Service {
         Ok(Some(self.sign(state, network, name, from, body)))
     }
 
-    /// A check-in: notes that the machine is there, takes in what changed on it (what it says, and where it was seen), and
-    /// tells what it lacks.
+    /// A check-in: records that the node is there, stores what changed on it (what it reports, and where it was
+    /// seen), and returns what it has not been sent yet.
     pub async fn check_in(
         &self,
         network: &NetworkName,
@@ -225,7 +225,7 @@ impl Service {
         };
         let mut facts = facts::read(said, from, network)?;
         if way == Control::Tunnel && from.is_none() {
-            // Where the tunnel comes from is not known right now: what was seen last holds.
+            // The tunnel's source address is unknown right now: the recorded one is kept.
             facts.endpoints.seen = joined.endpoints.seen;
         }
         if enrol::with_facts(joined, facts.clone()) == **joined {

@@ -1,4 +1,4 @@
-//! How nodes are, as status tells it.
+//! The state of nodes, as status reports it.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! A store in memory, for tests: it keeps the same rows and the same promises, until the process ends, and it fails when
-//! it is told to.
+//! a test wants it to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_and_a_database_that_may_not_be_written_change_nothing_and_are_told_apart() {
+    fn a_full_disk_and_a_database_that_may_not_be_written_change_nothing_and_are_distinguished() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut store = Sqlite::open(&directory.path().join("nmserver.db")).expect("it opens");
         let row = |name: &str, size: usize| {
