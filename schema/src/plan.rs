@@ -43,7 +43,7 @@ pub struct Plan {
     /// The version of this form.
     #[schemars(extend("const" = FORMAT))]
     pub format: String,
-    /// What names the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes, touched and
+    /// What names the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes, base_revisions and
     /// binds.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
@@ -55,12 +55,12 @@ pub struct Plan {
     pub server: PlannedServer,
     /// What is done, in order.
     pub changes: Vec<Change>,
-    /// The revision of each resource that is touched; 0 for one that is made.
-    pub touched: BTreeMap<ResourceId, Revision>,
+    /// The revision that each changed resource had when the plan was made; 0 for one that is created.
+    pub base_revisions: BTreeMap<ResourceId, Revision>,
     /// The machines behind node declarations that are made or taken away; a declaration of which no machine has joined has
     /// none, and that is a precondition as well.
     pub binds: Vec<Bind>,
-    /// What each machine that is touched will notice.
+    /// What each node that is affected will notice.
     pub impact: Vec<NodeImpact>,
     /// Who can reach whom afterwards and could not before, or the other way round.
     pub reach: Vec<ReachChange>,
@@ -183,7 +183,7 @@ pub fn plan(
         project: owner.project.clone(),
         env: owner.env.clone(),
         server: PlannedServer { id: server.id.clone(), epoch: world.epoch, revision: world.revision },
-        touched: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
+        base_revisions: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
         binds: binds(&changes, &world.inventory),
         applyable: !changes.is_empty(),
         provenance: None,
@@ -433,11 +433,11 @@ impl Plan {
             project: &'a Name,
             env: &'a Name,
             changes: &'a [Change],
-            touched: &'a BTreeMap<ResourceId, Revision>,
+            base_revisions: &'a BTreeMap<ResourceId, Revision>,
             binds: &'a [Bind],
         }
-        let Self { server, project, env, changes, touched, binds, .. } = self;
-        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, touched, binds });
+        let Self { server, project, env, changes, base_revisions, binds, .. } = self;
+        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, base_revisions, binds });
         let bytes = Sha256::digest(canonical.expect("a plan can be written as JSON"));
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -469,7 +469,7 @@ impl Plan {
     pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
         let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
         let mut stale: Vec<_> =
-            self.touched.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
+            self.base_revisions.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
         let identity = |id: &ResourceId| {
             let joined = world.inventory.node(&id.node());
             joined.map(|joined| joined.identity)

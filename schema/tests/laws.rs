@@ -119,7 +119,7 @@ proptest! {
     fn a_plan_is_refused_once_what_it_touches_has_moved((moment, next) in edits()) {
         let world = managed(&moment.world);
         let Some(plan) = planned(&world, &next, &moment) else { return Ok(()) };
-        for id in plan.touched.keys() {
+        for id in plan.base_revisions.keys() {
             let mut moved = world.clone();
             let entry = world.snapshot.entry(id).or(next.entry(id)).unwrap();
             moved.snapshot.put(id.clone(), Entry { revision: Revision(1_000), ..entry.clone() });

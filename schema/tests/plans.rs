@@ -125,7 +125,7 @@ fn the_digest_follows_what_the_plan_does_and_nothing_else() {
     }
     let other: [fn(&mut Plan); 5] = [
         |plan| drop(plan.changes.pop()),
-        |plan| plan.touched.clear(),
+        |plan| plan.base_revisions.clear(),
         |plan| plan.binds.clear(),
         |plan| plan.env = "dev".parse().unwrap(),
         |plan| plan.server.id = "another".into(),

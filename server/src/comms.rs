@@ -287,7 +287,7 @@ impl Comms {
             return;
         }
         let (mut registrations, after) = (self.registrations().await, after.clone());
-        let touched: Vec<Identity> = changed
+        let affected: Vec<Identity> = changed
             .iter()
             .flat_map(|id| [before.node(id), after.node(id)])
             .flatten()
@@ -295,8 +295,8 @@ impl Comms {
             .collect();
         blocking(move || {
             let now = Instant::now();
-            let before: Vec<_> = touched.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
-            touched.iter().for_each(|identity| registrations.note(identity, after.knows(identity), now));
+            let before: Vec<_> = affected.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
+            affected.iter().for_each(|identity| registrations.note(identity, after.knows(identity), now));
             registrations.carry_out_or_say(&before, now);
         })
         .await;

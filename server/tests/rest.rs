@@ -158,8 +158,8 @@ async fn a_plan_that_was_tampered_with_is_refused_and_changes_nothing() {
     assert!(owner.0 == 400 && owner.2.contains("not managed by evil/prod"), "{owner:?}");
     let create = refused(&|plan| plan.changes[0].action = schema::diff::Action::Create, true).await;
     assert!(create.0 == 400 && create.2.contains("corp/dns/api"), "{create:?}");
-    let untouched = refused(&|plan| plan.touched.clear(), true).await;
-    assert!(untouched.0 == 400 && untouched.2.contains("corp/dns/api"), "{untouched:?}");
+    let unbased = refused(&|plan| plan.base_revisions.clear(), true).await;
+    assert!(unbased.0 == 400 && unbased.2.contains("corp/dns/api"), "{unbased:?}");
     let elsewhere = refused(&|plan| plan.server.id = "another".into(), true).await;
     assert_eq!((elsewhere.0, &*elsewhere.1), (412, "precondition"));
     let format = refused(&|plan| plan.format = "9.9".into(), true).await;

@@ -94,7 +94,7 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
             Action::Update => there.is_some() && after.is_some(),
             Action::Delete => there.is_some() && after.is_none(),
         };
-        if !does || !plan.touched.contains_key(id) {
+        if !does || !plan.base_revisions.contains_key(id) {
             return Err(Error::BadRequest(format!("the plan does not say rightly what it does to {id}; plan again")));
         }
         if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner())) {
