@@ -211,7 +211,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
     })
 }
 
-/// Whether a machine may have these addresses in a mesh: one of each family at most, in a range that a network may have.
+/// Whether a node may have these addresses in a mesh: one of each family at most, in a range that a network may have.
 /// A server that was taken over cannot take the loopback or the whole Internet along.
 fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
     let ranges = addresses.iter().map(|address| address.trunc().to_string());

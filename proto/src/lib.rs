@@ -2,7 +2,7 @@
 //!
 //! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs speaks in
 //! the model's types, which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`] is
-//! what a machine joins with, and [`secret`] what all programs hold a secret in.
+//! what a host joins with, and [`secret`] what all programs hold a secret in.
 
 pub mod convert;
 pub mod secret;

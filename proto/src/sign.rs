@@ -106,7 +106,7 @@ fn register_transcript(server: &SigningKey, request: &RegisterRequest) -> Vec<u8
     transcript("register", &[&server.0, &request.nonce, &hash(&bare)])
 }
 
-/// Signs a registration: by the identity, and by the access key's seed where the machine has not joined.
+/// Signs a registration: by the identity, and by the access key's seed where the host has not joined.
 pub fn sign_register(
     request: &mut RegisterRequest,
     server: &SigningKey,
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn another_machines_wireguard_key_cannot_be_joined_with() {
+    fn another_hosts_wireguard_key_cannot_be_joined_with() {
         let (access_key, identity, _, ephemeral) = keys();
         let mut request = join();
         let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES);

@@ -1,4 +1,4 @@
-//! The access token: everything that a machine needs to join, in one word.
+//! The access token: everything that a host needs to join, in one word.
 //!
 //! `nmj_`, then base64url of a message and its CRC-32. It holds the secret of an access key, which nmplan made and the
 //! server has never seen, the server's View-signing key, and what pins the server's certificate. It decodes offline.
@@ -18,7 +18,7 @@ const PREFIX: &str = "nmj_";
 /// The bytes of a CRC-32.
 const CHECKSUM: usize = 4;
 
-/// What a machine joins with. It is a secret: it prints itself only through [`Token::reveal`].
+/// What a host joins with. It is a secret: it prints itself only through [`Token::reveal`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// Where the server's gRPC service is found: `host:port`, at least one.

@@ -35,7 +35,7 @@ fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
     prop::collection::btree_map(prop_oneof![ipv4, ipv6], via, 0..3)
 }
 
-/// The addresses of a machine: one of each family at most.
+/// The addresses of a node: one of each family at most.
 fn own() -> impl Strategy<Value = BTreeSet<IpNet>> {
     let ipv4 = (any::<[u8; 3]>(), 8u8..=32)
         .prop_map(|([b, c, d], length)| IpNet::new(IpAddr::from([10, b, c, d]), length).unwrap());
@@ -168,7 +168,7 @@ proptest! {
 }
 
 #[test]
-fn a_machine_takes_no_address_that_no_mesh_has() {
+fn a_node_takes_no_address_that_no_mesh_has() {
     let with = |addresses: &[&str]| {
         let interface = Interface {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),

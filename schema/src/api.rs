@@ -61,7 +61,7 @@ pub struct LogEntry {
     pub provenance: Option<Provenance>,
     /// What changed among the declarations.
     pub changes: Vec<Change>,
-    /// The machines that joined, left or changed.
+    /// The nodes that joined, left or changed.
     pub nodes: Vec<NodeId>,
 }
 
@@ -106,7 +106,7 @@ pub struct NodeStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
-    /// Declared, but its machine has not joined.
+    /// Declared, but no host has joined as it.
     Awaiting,
     /// It checked in within the last three intervals.
     Online,

@@ -73,7 +73,7 @@ pub enum Step {
 pub struct Changed {
     /// Resources that were made, changed or taken away.
     pub resources: BTreeSet<ResourceId>,
-    /// Machines that joined, left or changed.
+    /// Nodes that joined, left or changed.
     pub nodes: BTreeSet<NodeId>,
 }
 

@@ -1,4 +1,5 @@
-//! What the server knows and no file says: which machines have joined, what is left of keys, which addresses are in quarantine.
+//! What the server knows and no file says: which nodes have joined, what is left of keys, which addresses are in
+//! quarantine.
 //!
 //! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. What a change of
 //! the declarations does to it is [`compile::settle`](crate::compile::settle).
@@ -17,7 +18,7 @@ use crate::published::Time;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Verifier, WireGuardKey};
 use crate::snapshot::ResourceId;
 
-/// A machine that has joined a network.
+/// A node that has joined a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Joined {
     /// Its WireGuard key.
@@ -63,7 +64,7 @@ pub struct KeyStatus {
     /// When it was made.
     #[schemars(with = "Time")]
     pub created: Timestamp,
-    /// How many machines have joined with it.
+    /// How many nodes have joined with it.
     pub used: u32,
 }
 
@@ -77,7 +78,7 @@ pub struct Quarantined {
     pub node: Name,
 }
 
-/// What a machine is called. In JSON it is written as `["network", "name"]`.
+/// What a node is called. In JSON it is written as `["network", "name"]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
 pub struct NodeId {
@@ -121,7 +122,7 @@ pub struct Inventory {
 
 /// What differs between two inventories.
 pub struct Differences<'a> {
-    /// Machines.
+    /// Nodes.
     pub nodes: Vec<DiffItem<'a, 'a, NodeId, Arc<Joined>>>,
     /// Keys.
     pub keys: Vec<DiffItem<'a, 'a, ResourceId, Arc<KeyStatus>>>,
@@ -130,12 +131,12 @@ pub struct Differences<'a> {
 }
 
 impl Inventory {
-    /// The machine of that name.
+    /// The node of that name.
     pub fn node(&self, id: &NodeId) -> Option<&Arc<Joined>> {
         self.nodes.get(id)
     }
 
-    /// Every machine of a network, by name.
+    /// Every node of a network, by name.
     pub fn nodes_in<'a>(&'a self, network: &'a NetworkName) -> impl Iterator<Item = (&'a Name, &'a Arc<Joined>)> {
         self.nodes
             .range(NodeId::of(network, &Name::lowest())..)
@@ -143,7 +144,7 @@ impl Inventory {
             .map(|(id, joined)| (&id.name, joined))
     }
 
-    /// Every machine of every network.
+    /// Every node of every network.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Arc<Joined>)> {
         self.nodes.iter()
     }
@@ -206,7 +207,7 @@ impl Inventory {
         self.quarantine.iter()
     }
 
-    /// Adds or replaces a machine.
+    /// Adds or replaces a node.
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
         for address in &joined.addresses {
@@ -262,7 +263,7 @@ impl Inventory {
         self.quarantine.remove(&(network.clone(), address));
     }
 
-    /// The machines that differ between this inventory and a later one.
+    /// The nodes that differ between this inventory and a later one.
     pub fn changed_nodes(&self, later: &Self) -> BTreeSet<NodeId> {
         let changed = self.nodes.diff(&later.nodes).map(|item| match item {
             DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id.clone(),

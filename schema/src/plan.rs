@@ -57,10 +57,10 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// The revision that each changed resource had when the plan was made; 0 for one that is created.
     pub base_revisions: BTreeMap<ResourceId, Revision>,
-    /// The machines behind node declarations that are made or taken away; a declaration of which no machine has joined has
-    /// none, and that is a precondition as well.
+    /// The nodes that have joined under declarations that are created or deleted. A declaration without a joined node
+    /// has no entry, which is a precondition as well.
     pub binds: Vec<Bind>,
-    /// What each node that is affected will notice.
+    /// How the plan affects each node that it affects.
     pub impact: Vec<NodeImpact>,
     /// Who can reach whom afterwards and could not before, or the other way round.
     pub reach: Vec<ReachChange>,
@@ -83,12 +83,12 @@ pub struct PlannedServer {
     pub revision: Revision,
 }
 
-/// A machine that has joined under a name whose declaration is made or taken away.
+/// A node that has joined under a name whose declaration is created or deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bind {
     /// The declaration.
     pub id: ResourceId,
-    /// When the machine joined.
+    /// When the node joined.
     #[schemars(with = "Time")]
     pub joined: Timestamp,
     /// The key that it joined with.
@@ -97,7 +97,7 @@ pub struct Bind {
     pub identity: Identity,
 }
 
-/// What one machine will notice of a plan.
+/// How a plan affects one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct NodeImpact {
@@ -135,7 +135,7 @@ pub struct Summary {
     pub update: u64,
     /// Resources that are taken away.
     pub delete: u64,
-    /// Machines that notice.
+    /// Nodes that are affected.
     pub nodes_changed: u64,
     /// Ordered pairs of nodes that can reach each other afterwards only.
     pub reach_gained: u64,
@@ -272,7 +272,7 @@ fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &
     Problem::new(Code::NodeLimit, message)
         .at(source_map.location(&id, &[Step::Field("node-limit")]))
         .about(id)
-        .help(format!("raise node-limit to at least {nodes}, or remove machines first"))
+        .help(format!("raise node-limit to at least {nodes}, or remove nodes first"))
 }
 
 fn taken(id: &ResourceId, source_map: &SourceMap, code: Code, why: String) -> Problem {
@@ -287,7 +287,7 @@ fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
     let Exhausted { network, range } = exhausted;
     let id = ResourceId::of_network(network.clone());
     let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
-    Problem::new(Code::RangeExhausted, format!("the machines of network {network} do not fit into {range}"))
+    Problem::new(Code::RangeExhausted, format!("the nodes of network {network} do not fit into {range}"))
         .at(source_map.location(&id, &[Step::Field(field)]))
         .about(id)
         .help("take a shorter prefix".to_owned())
@@ -299,15 +299,15 @@ fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
         let (key, identity) = (joined.key.clone(), joined.identity);
         Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
     };
-    changes.iter().filter(|change| concerns_a_machine(change)).filter_map(bind).collect()
+    changes.iter().filter(|change| concerns_a_node(change)).filter_map(bind).collect()
 }
 
-/// Whether a change makes or takes away what a machine is known by.
-fn concerns_a_machine(change: &Change) -> bool {
+/// Whether a change creates or deletes what a node is known by.
+fn concerns_a_node(change: &Change) -> bool {
     change.id.kind == Kind::Node && matches!(change.action, Action::Create | Action::Delete)
 }
 
-/// What machines notice, and what reachability changes, between two worlds.
+/// How nodes are affected, and what reachability changes, between two worlds.
 fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImpact>, Vec<ReachChange>) {
     let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
     let changed = Changed::between(old, new);
@@ -329,7 +329,7 @@ fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<
     names.into_iter().filter_map(|node| node_impact(node, was?, is, server)).collect()
 }
 
-/// What one machine notices; nothing if it notices nothing.
+/// How one node is affected; nothing if it is not.
 fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) -> Option<NodeImpact> {
     let before = was.view(node)?;
     let Some(after) = is.and_then(|is| is.view(node)) else { return Some(removal(&before)) };
@@ -375,7 +375,7 @@ impl PeerCounts {
     }
 }
 
-/// What a machine notices that the plan takes out of the network.
+/// How a node is affected that the plan removes from the network.
 fn removal(before: &View) -> NodeImpact {
     NodeImpact {
         network: before.network.clone(),
@@ -475,7 +475,7 @@ impl Plan {
             joined.map(|joined| joined.identity)
         };
         let bound: BTreeMap<_, _> = self.binds.iter().map(|bind| (&bind.id, bind.identity)).collect();
-        for change in self.changes.iter().filter(|change| concerns_a_machine(change)) {
+        for change in self.changes.iter().filter(|change| concerns_a_node(change)) {
             if identity(&change.id) != bound.get(&change.id).copied() {
                 stale.push((change.id.clone(), world.revision));
             }

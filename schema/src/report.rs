@@ -224,7 +224,7 @@ codes! {
     NotManaged "plan::not_managed" Error "made by hand"
         "The resource exists on the server and no project manages it. It is left alone: give the declared one another name, or delete the one on the server."
     RangeExhausted "plan::range_exhausted" Error "no address left"
-        "The machines that have joined do not fit into the range that is declared."
+        "The nodes that have joined do not fit into the range that is declared."
     CommsOverlap "plan::comms_overlap" Error "range of the server's tunnels"
         "The server keeps a range for its tunnels to agents: 10.101.0.0/16, or what its COMMS_RANGE names. A host in a network with the same addresses could not distinguish the two."
     OwnNode "plan::own_node" Error "name of the server's own host"

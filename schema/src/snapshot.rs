@@ -168,7 +168,7 @@ impl ResourceId {
 }
 
 impl ResourceId {
-    /// The machine that bears the name, where this is a node.
+    /// The joined node of that name, where this is a node.
     pub fn node(&self) -> NodeId {
         NodeId::of(&self.network, &self.name)
     }

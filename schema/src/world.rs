@@ -71,7 +71,7 @@ pub struct WorldDocument {
     pub revision: Revision,
     /// The resources, by id.
     pub resources: Vec<ResourceDocument>,
-    /// The machines, by network and name.
+    /// The nodes that have joined, by network and name.
     pub nodes: Vec<NodeDocument>,
     /// What is left of the keys.
     pub keys: Vec<KeyDocument>,
@@ -97,7 +97,7 @@ pub struct ResourceDocument {
     pub body: Value,
 }
 
-/// A machine that has joined.
+/// A node that has joined.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "JoinedNode")]
 pub struct NodeDocument {

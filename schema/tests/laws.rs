@@ -46,7 +46,7 @@ fn managed(world: &World) -> World {
     managed
 }
 
-/// The plan from a world to a snapshot; nothing where the machines would not fit.
+/// The plan from a world to a snapshot; nothing where the nodes would not fit.
 fn planned(world: &World, next: &Snapshot, moment: &Moment) -> Option<Plan> {
     let declared = Declared { snapshot: next.clone(), source_map: SourceMap::default() };
     match plan(&declared, &owner(), None, world, &server(), moment.now) {

@@ -256,7 +256,7 @@ fn at(minutes: i64) -> Timestamp {
     start.checked_add(SignedDuration::from_mins(minutes)).unwrap()
 }
 
-/// Lets a machine join; gives its addresses, or nothing if there is no room.
+/// Lets a node join; returns its addresses, or nothing if there is no room.
 fn join(inventory: &mut Inventory, declared: &Snapshot, name: &str, minutes: i64) -> Option<Vec<String>> {
     let salt = name.bytes().fold(0, |salt, byte| salt * 256 + u64::from(byte));
     let joined = joined(&id(name), false, salt, declared, inventory, at(minutes))?;
@@ -324,7 +324,7 @@ fn a_reservation_takes_an_address_from_whoever_has_it() {
 }
 
 #[test]
-fn machines_that_do_not_fit_into_a_smaller_range_are_an_error() {
+fn nodes_that_do_not_fit_into_a_smaller_range_are_an_error() {
     let mut inventory = full(&declared(SIX));
     inventory.remove_node(&id("f"), at(0));
     let after = declared("network \"n\" ipv4=\"10.50.0.0/30\"");
@@ -333,7 +333,7 @@ fn machines_that_do_not_fit_into_a_smaller_range_are_an_error() {
 }
 
 #[test]
-fn an_entry_for_the_address_of_a_machine_leaves_it_there_and_others_pass_it_by() {
+fn an_entry_for_the_address_of_a_node_leaves_it_there_and_others_pass_it_by() {
     let mut inventory = Inventory::default();
     join(&mut inventory, &declared(SIX), "a", 0);
     let after = declared(&format!("{SIX} {{ dns \"alias\" a=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.2\" }}"));

@@ -23,7 +23,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::NotManaged, "needs a server that has the resource"),
     (Code::CommsOverlap, "needs a server that keeps a range"),
     (Code::OwnNode, "needs a server whose host is a node"),
-    (Code::RangeExhausted, "needs machines that have joined"),
+    (Code::RangeExhausted, "needs nodes that have joined"),
     (Code::ProjectPath, "needs a directory that is not there"),
     (Code::NothingDeclared, "needs a directory without declarations"),
 ];

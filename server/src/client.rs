@@ -1,9 +1,10 @@
 //! The server's own host as a node of the networks that declare it (client mode).
 //!
-//! An agent of the server's own does what `netclient` does on any other machine, with `DATA_DIR/client` as its directory; it
-//! calls this very program ([`netclient::control::Reach::Within`]) and needs no token, since [`Service::claim`] lets it in.
-//! [`act`] decides what a network lacks; [`run`] follows the states and carries it out. Where no network declares the host
-//! and it is in none, nothing is made or started. What is not up yet never keeps the server from serving.
+//! An agent of the server's own does what `netclient` does on any other host, with `DATA_DIR/client` as its directory;
+//! it calls this very program ([`netclient::control::Reach::Within`]) and needs no token, since [`Service::claim`] lets
+//! it in. [`act`] decides what a network lacks; [`run`] follows the states and carries it out. Where no network
+//! declares the host and it is in none, nothing is made or started. What is not up yet never keeps the server from
+//! serving.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -42,9 +43,9 @@ const BUFFER: usize = 64 << 10;
 const LEAVE_AGAIN: Duration = Duration::from_secs(1);
 const CLAIM_AGAIN: Duration = Duration::from_secs(60);
 const AT_MOST: Duration = Duration::from_secs(3_600);
-/// What stands in the way where the name of the host is another machine's.
+/// The obstacle if another host has joined under the name of this one.
 const WAITS: &str =
-    "another machine, perhaps the host of another server, has its name; it takes that one's place once that has left";
+    "another host, perhaps that of another server, has joined under its name; it joins once the other one has left";
 
 /// What a network wants of this host: present only where it declares the host's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ struct Wanted {
     declared: [Revision; 2],
     /// The port that the node must listen on.
     port: Option<u16>,
-    /// The identity of the machine that has the name.
+    /// The identity of the host that has the name.
     holder: Option<Identity>,
 }
 
@@ -75,7 +76,7 @@ enum Act {
     Claim,
     /// Leave it, and take everything down.
     Leave,
-    /// Wait until the machine that has the name leaves.
+    /// Wait until the host that has the name leaves.
     Wait,
 }
 
@@ -441,7 +442,7 @@ mod tests {
             // The answer to an earlier claim was lost.
             (Some(OWN), Here::Absent, Some(OWN), Some(Act::Claim)),
             (Some(OWN), Here::Member, Some(OWN), None),
-            // Another replica's host was first, or a machine from before.
+            // Another replica's host was first, or a host from before.
             (Some(2), Here::Absent, None, Some(Act::Wait)),
             (Some(2), Here::Absent, Some(OWN), Some(Act::Wait)),
             // The database was set up anew, or restored.
@@ -482,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn where_agents_find_the_server_others_find_its_host_unless_that_is_each_machines_own() {
+    fn where_agents_find_the_server_others_find_its_host_unless_that_is_each_hosts_own() {
         for (server_host, expected) in [
             ("nm.example.net", Some("nm.example.net")),
             ("192.0.2.1", Some("192.0.2.1")),

@@ -185,7 +185,8 @@ impl Comms {
         (&self.host.interface, &self.host.endpoint, self.host.service)
     }
 
-    /// Registers a machine whose signatures were checked: by the key that it shows, or, without one, because it has joined.
+    /// Registers a host whose signatures were checked: by the key that it shows, or, without one, because it has
+    /// joined.
     /// `knows` says whether an identity has joined, at the time of the call.
     pub async fn register(
         &self,
@@ -357,7 +358,7 @@ impl Serving {
 }
 
 impl Registrations {
-    /// Notes whether a machine has joined.
+    /// Records whether a host has joined.
     fn note(&mut self, identity: &Identity, joined: bool, now: Instant) {
         if joined {
             self.registry.joined(identity);
@@ -408,7 +409,7 @@ impl Registrations {
     }
 }
 
-/// Why a machine was not registered.
+/// Why a host was not registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// It may not.

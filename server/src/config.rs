@@ -204,7 +204,7 @@ fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
     }
     let address = range.network();
     if address.is_loopback() || address.is_multicast() || address.is_link_local() || range.prefix_len() < 8 {
-        return Err("it is not a range for machines; use one like 10.101.0.0/16");
+        return Err("hosts cannot have its addresses; use one like 10.101.0.0/16");
     }
     Ok(range.trunc())
 }

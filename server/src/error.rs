@@ -43,16 +43,16 @@ pub enum Error {
     /// The result would break a rule.
     #[error("the result would break a rule: {}", first_message(.0))]
     Rules(Report),
-    /// The machine may not join.
+    /// The host may not join.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The machine may not register, or could not be.
+    /// The host may not register, or could not be registered.
     #[error("{}", .0.public())]
     Unregistered(RegisterError),
     /// A signature does not hold.
     #[error(transparent)]
     Signature(#[from] Invalid),
-    /// What a machine says of itself cannot be used.
+    /// What a host reports about itself is not valid.
     #[error(transparent)]
     Facts(#[from] Unusable),
     /// The database failed.
@@ -114,7 +114,7 @@ impl Error {
     /// Logs what the caller is not sent.
     fn note(&self) {
         if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
-            tracing::error!(error = netclient::agent::error_chain(error), "a machine could not be registered");
+            tracing::error!(error = netclient::agent::error_chain(error), "a host could not be registered");
         }
         if let Self::Store(error) = self {
             let cause = std::error::Error::source(&**error).map(ToString::to_string);

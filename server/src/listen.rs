@@ -40,7 +40,7 @@ pub struct ListenError {
 const HINTS: &[(io::ErrorKind, &str)] = &[
     (io::ErrorKind::AddrInUse, ": another program has the port; end it, or set API_PORT or GRPC_PORT"),
     (io::ErrorKind::PermissionDenied, ": ports below 1024 need privilege; set API_PORT or GRPC_PORT"),
-    (io::ErrorKind::AddrNotAvailable, ": this machine does not have the address; set BIND"),
+    (io::ErrorKind::AddrNotAvailable, ": this host does not have the address; set BIND"),
 ];
 
 impl ListenError {

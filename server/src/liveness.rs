@@ -1,6 +1,6 @@
 //! When and how nodes were last heard of: status, which makes no revision and is stored in batches.
 //!
-//! A node is silent only for time in which the server served: what passes while the server is down, or while its machine
+//! A node is silent only for time in which the server served: what passes while the server is down, or while its host
 //! sleeps, is nobody's silence.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub struct LastSeen {
 #[derive(Debug)]
 struct Sighting {
     seen: Seen,
-    /// Since when it has been silent in this life of the server. The clock stands while the machine sleeps.
+    /// Since when it has been silent in this life of the server. The clock stands still while the host sleeps.
     since: Instant,
     /// How long it had been silent before.
     before: Duration,
@@ -63,7 +63,7 @@ pub struct Unstored {
 }
 
 impl LastSeen {
-    /// What was stored by a server that served until then. A machine of which nothing was stored was heard of when it
+    /// What was stored by a server that served until then. A node of which nothing was stored was last seen when it
     /// joined.
     pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
         let since = Instant::now();
@@ -153,7 +153,7 @@ mod tests {
         Seen { time: Timestamp::from_second(seconds).expect("a time"), revision: Revision(1) }
     }
 
-    fn machine(joined: &str) -> Joined {
+    fn node(joined: &str) -> Joined {
         Joined {
             public_key: WireGuardKey([1; 32]),
             identity: Identity([1; 32]),
@@ -173,8 +173,8 @@ mod tests {
         let served = Timestamp::from_second(1_000).expect("a time");
         let stored = vec![(id("late"), seen(990)), (id("silent"), seen(400))];
         let mut inventory = Inventory::default();
-        inventory.put_node(id("new"), machine("1970-01-01T00:16:00Z"));
-        inventory.put_node(id("silent"), machine("1970-01-01T00:00:00Z"));
+        inventory.put_node(id("new"), node("1970-01-01T00:16:00Z"));
+        inventory.put_node(id("silent"), node("1970-01-01T00:00:00Z"));
         let last_seen = LastSeen::new(stored, Some(served), &inventory);
         let silence = |name| last_seen.of(&id(name)).expect("it was heard of").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
@@ -214,7 +214,7 @@ mod tests {
     fn what_was_not_stored_is_offered_again_and_what_is_gone_is_forgotten() {
         let last_seen = LastSeen::default();
         let mut inventory = Inventory::default();
-        inventory.put_node(id("a"), machine("2026-01-01T00:00:00Z"));
+        inventory.put_node(id("a"), node("2026-01-01T00:00:00Z"));
         last_seen.record(&id("a"), Revision(1), Control::Tls);
         last_seen.record(&id("gone"), Revision(1), Control::Tls);
         let unstored = last_seen.take_unstored(&inventory);

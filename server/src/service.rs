@@ -183,7 +183,7 @@ impl Service {
         self.inner.committer.change(put).await
     }
 
-    /// Takes a machine out of its network.
+    /// Removes a node from its network.
     pub async fn remove_node(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
         caller.grant.holds_in(&network)?;
         let Caller { actor, grant } = caller.clone();
@@ -192,7 +192,7 @@ impl Service {
             grant.holds_over(&declaration, owner(world, &declaration))?;
             let mut next = world.clone();
             if !enrol::remove(&mut next, &network, &name, Timestamp::now()) {
-                return Err(Error::NotFound(format!("machine {name} in {network}")));
+                return Err(Error::NotFound(format!("joined node {name} in {network}")));
             }
             let audit = AuditInfo { actor, action: "remove", ..AuditInfo::default() };
             Ok(Proposal::changed(context.revision(), next, audit))

@@ -79,7 +79,7 @@ async fn a_key_of_three_uses_lets_three_in_and_the_fourth_leaves_nothing_behind(
 }
 
 #[tokio::test]
-async fn many_machines_that_join_at_once_share_no_use_no_address_and_no_revision() {
+async fn many_nodes_that_join_at_once_share_no_use_no_address_and_no_revision() {
     let server = corp().await;
     let joins = (0..12).map(|number| {
         let mut agent = server.agent(&format!("n{number}"), number);
@@ -88,7 +88,7 @@ async fn many_machines_that_join_at_once_share_no_use_no_address_and_no_revision
     let mut addresses = BTreeSet::new();
     for join in joins.collect::<Vec<_>>() {
         if let Ok(own) = join.await.unwrap() {
-            assert!(addresses.insert(own), "an address is one machine's");
+            assert!(addresses.insert(own), "an address is one node's");
         }
     }
     assert_eq!(addresses.len(), 3);
@@ -153,7 +153,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_a_second_use() {
 }
 
 #[tokio::test]
-async fn what_a_machine_says_of_itself_must_be_of_use() {
+async fn what_a_node_reports_about_itself_must_be_valid() {
     let server = corp().await;
     for (endpoint, local, port) in [
         ("127.0.0.1:1", "", 1),
@@ -378,14 +378,14 @@ async fn status_shows_who_is_there_and_how() {
 }
 
 #[tokio::test]
-async fn a_machine_that_leaves_is_gone_at_once_and_gives_a_claimed_name_back() {
+async fn a_node_that_leaves_is_gone_at_once_and_its_claimed_name_is_free_again() {
     let server = corp().await;
     let mut other = server.joined("a", 1, "many").await;
     let mut updates = other.watch().await.unwrap();
     let mut db = server.joined("db", 2, "named").await;
     other.take(&next(&mut updates).await.unwrap()).unwrap();
     let refused = server.agent("db", 3).join("named").await.unwrap_err();
-    assert!(refused.message().contains("another machine has joined corp as db"), "{}", refused.message());
+    assert!(refused.message().contains("another host has joined corp as db"), "{}", refused.message());
     db.leave().await.unwrap();
     other.take(&next(&mut updates).await.unwrap()).unwrap();
     assert!(other.view.as_ref().unwrap().peers.is_empty());
@@ -396,7 +396,7 @@ async fn a_machine_that_leaves_is_gone_at_once_and_gives_a_claimed_name_back() {
 }
 
 #[tokio::test]
-async fn nobody_speaks_for_another_machine() {
+async fn nobody_speaks_for_another_node() {
     let server = corp().await;
     let (mut agent, mut other) = (server.joined("a", 1, "many").await, server.joined("b", 2, "many").await);
     for token in ["", "x", "AAAA"] {

@@ -14,18 +14,18 @@ use reqwest::Method;
 use support::Running;
 use test_agent::Agent;
 
-/// How many machines there are.
-const MACHINES: u32 = 5;
+/// How many hosts there are.
+const HOSTS: u32 = 5;
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// A machine joins, or joins again.
+    /// A host joins, or joins again.
     Join(u32),
-    /// A machine leaves.
+    /// A node leaves.
     Leave(u32),
-    /// An admin takes a machine out.
+    /// An admin takes a host out.
     Remove(u32),
-    /// A machine checks in, perhaps with another port.
+    /// A host checks in, perhaps with another port.
     CheckIn(u32, Option<u32>),
     /// Other files are applied.
     Declare(Files),
@@ -40,7 +40,7 @@ struct Files {
     entry: Option<u8>,
     keepalive: u8,
     fixed: bool,
-    /// Whether the network that the machines are in is declared at all.
+    /// Whether the network that the hosts are in is declared at all.
     there: bool,
 }
 
@@ -60,12 +60,12 @@ fn files() -> impl Strategy<Value = Files> {
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let machine = || 0..MACHINES;
+    let host = || 0..HOSTS;
     let event = prop_oneof![
-        4 => machine().prop_map(Event::Join),
-        2 => machine().prop_map(Event::Leave),
-        1 => machine().prop_map(Event::Remove),
-        3 => (machine(), prop::option::of(1u32..4)).prop_map(|(machine, port)| Event::CheckIn(machine, port)),
+        4 => host().prop_map(Event::Join),
+        2 => host().prop_map(Event::Leave),
+        1 => host().prop_map(Event::Remove),
+        3 => (host(), prop::option::of(1u32..4)).prop_map(|(host, port)| Event::CheckIn(host, port)),
         3 => files().prop_map(Event::Declare),
     ];
     prop::collection::vec(event, 1..24)
@@ -95,8 +95,8 @@ fn text(files: &Files) -> String {
     )
 }
 
-fn key(machine: u32) -> &'static str {
-    if machine < 2 { "claims" } else { "k" }
+fn key(host: u32) -> &'static str {
+    if host < 2 { "claims" } else { "k" }
 }
 
 /// What an agent holds is what the server would send it as a whole.
@@ -113,21 +113,21 @@ async fn agrees(agent: &mut Agent) {
     }
 }
 
-async fn happens(server: &Running, machines: &mut BTreeMap<u32, Agent>, event: Event) {
+async fn happens(server: &Running, hosts: &mut BTreeMap<u32, Agent>, event: Event) {
     match event {
-        Event::Join(machine) => {
+        Event::Join(host) => {
             // It may be refused, where its name is taken or the network is gone; then nothing changes for it.
-            let agent = machines.get_mut(&machine).unwrap();
-            let _ = agent.join(key(machine)).await;
+            let agent = hosts.get_mut(&host).unwrap();
+            let _ = agent.join(key(host)).await;
         }
-        Event::Leave(machine) => machines.get_mut(&machine).unwrap().leave().await.unwrap(),
-        Event::Remove(machine) => {
-            let path = format!("/api/v1/corp/node/m{machine}/machine");
+        Event::Leave(host) => hosts.get_mut(&host).unwrap().leave().await.unwrap(),
+        Event::Remove(host) => {
+            let path = format!("/api/v1/corp/node/m{host}/machine");
             let answer = server.call(Method::DELETE, &path).bearer_auth(&server.token).send().await.unwrap();
             assert!(answer.status().is_success() || answer.status() == 404, "{}", answer.status());
         }
-        Event::CheckIn(machine, port) => {
-            let agent = machines.get_mut(&machine).unwrap();
+        Event::CheckIn(host, port) => {
+            let agent = hosts.get_mut(&host).unwrap();
             let facts = port.map(|listen_port| proto::wire::Facts { listen_port, ..agent.facts.clone() });
             agent.check_in(facts).await.unwrap();
         }
@@ -142,16 +142,16 @@ async fn history(events: Vec<Event>) {
     let first =
         Files { wide: false, hub: false, name_service: true, entry: None, keepalive: 1, fixed: false, there: true };
     server.declare(&text(&first)).await;
-    let mut machines: BTreeMap<u32, Agent> =
-        (0..MACHINES).map(|number| (number, server.agent(&format!("m{number}"), number))).collect();
+    let mut hosts: BTreeMap<u32, Agent> =
+        (0..HOSTS).map(|number| (number, server.agent(&format!("m{number}"), number))).collect();
     // One that only listens: whatever comes by itself leads to the same.
     let mut listener = server.agent("listener", 99);
     listener.join("k").await.unwrap();
     let mut updates = listener.watch().await.unwrap();
     for event in events {
-        happens(&server, &mut machines, event).await;
+        happens(&server, &mut hosts, event).await;
     }
-    for agent in machines.values_mut() {
+    for agent in hosts.values_mut() {
         agrees(agent).await;
     }
     let newest = listener.whole().await.unwrap();

@@ -1,4 +1,4 @@
-//! An access key: what lets machines join.
+//! An access key: what lets hosts join.
 
 use std::collections::BTreeSet;
 
@@ -12,25 +12,25 @@ use crate::scalars::{Expiry, Name, Uses};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// Lets machines join the network, with the token that `nmplan apply --keys-to` writes when the key is made.
+/// Lets hosts join the network, with the token that `nmplan apply --keys-to` writes when the key is made.
 ///
 /// The secret inside the token is made by nmplan and kept by nobody else; the server stores what verifies it.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "access-key", plural = "access-keys", within = "network")]
 pub struct AccessKey {
-    /// How many machines may join with it, or `unlimited`. Absent: one, or one for each node that `for` names.
+    /// How many nodes may join with it, or `unlimited`. Absent: one, or one for each node that `for` names.
     pub uses: Option<Uses>,
     /// When it ends: a duration after it was made, or a day. Absent: never.
     pub expires: Option<Expiry>,
     /// Tags that a node gets when it joins with this key. They are copied: later changes do not reach joined nodes.
     pub tags: BTreeSet<Name>,
     /// The declared nodes whose names may be claimed with it, once each. Absent: it claims no declared name, and its
-    /// machines join under names that no file declares.
+    /// nodes join under names that no file declares.
     pub r#for: BTreeSet<Ref<Node>>,
 }
 
 impl AccessKey {
-    /// How many machines may join with it.
+    /// How many nodes may join with it.
     pub fn uses(&self) -> Uses {
         let named = u32::try_from(self.r#for.len()).unwrap_or(u32::MAX);
         self.uses.unwrap_or(Uses::Count(named.max(1)))

@@ -29,7 +29,7 @@ pub struct Network {
     /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which every
     /// node has every other as a peer. While the hub has not joined, no other node has a peer.
     pub hub: Option<Ref<Node>>,
-    /// The UDP port that nodes listen on unless they say otherwise. Where it is taken on a machine, the agent takes the
+    /// The UDP port that nodes listen on unless they say otherwise. Where it is taken on a host, the agent takes the
     /// next free one.
     #[field(default = Port::new(51_821))]
     pub listen_port: Port,

@@ -1,4 +1,4 @@
-//! A declared node: what is known of a machine before it joins, or asked of it afterwards.
+//! A declared node: what is known of a node before it joins, and how it is configured afterwards.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,9 +13,9 @@ use crate::scalars::{Endpoint, Name, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// A declared node: a machine that is awaited under this name, and how it is set once it has joined.
+/// A declared node: a host that is expected under this name, and how its node is configured once it has joined.
 ///
-/// A key whose `for` names it lets its machine claim the name.
+/// A key whose `for` names it lets a host claim the name.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "node", plural = "nodes", within = "network", namespace = "names")]
 pub struct Node {

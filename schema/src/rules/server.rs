@@ -54,14 +54,14 @@ fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> 
     problem.at(at).about(id).help("choose another range, or set COMMS_RANGE on the server".to_owned())
 }
 
-/// The access keys that let a machine claim a name.
+/// The access keys that let a host claim a name.
 fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a ResourceId> {
     let keys = world.networks().flat_map(|(network, _)| world.all_in::<AccessKey>(network));
     keys.filter(move |(_, key)| key.r#for.iter().any(|node| node.name == *name)).map(|(id, _)| id)
 }
 
 fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
-    let message = format!("the server itself joins as {name}, so {key} cannot let a machine claim that name");
+    let message = format!("the server itself joins as {name}, so {key} cannot let another host claim that name");
     let path = [Step::Field("for")];
     let at = source_map.element(key, &path, name.as_str()).or(source_map.location(key, &path));
     let help = format!(

@@ -64,10 +64,10 @@ impl Ipv4Range {
     const SHORTEST: u8 = 8;
     /// What no mesh may have (RFC 6890).
     const RESERVED: &'static [(IpNet, &'static str)] = &[
-        (ipv4(0, 0, 8), "no addresses of machines"),
-        (ipv4(127, 0, 8), "each machine's own"),
+        (ipv4(0, 0, 8), "not addresses of hosts"),
+        (ipv4(127, 0, 8), "each host's own"),
         (ipv4(169, 254, 16), "for single links"),
-        (ipv4(224, 0, 3), "no addresses of machines"),
+        (ipv4(224, 0, 3), "not addresses of hosts"),
     ];
 }
 
@@ -78,7 +78,7 @@ impl Ipv6Range {
     const RESERVED: &'static [(IpNet, &'static str)] = &[
         (ipv6(0, 16), "no addresses of a mesh"),
         (ipv6(0xfe80, 10), "for single links"),
-        (ipv6(0xff00, 8), "no addresses of machines"),
+        (ipv6(0xff00, 8), "not addresses of hosts"),
     ];
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::Scalar;
 
-/// How many machines may join with a key.
+/// How many nodes may join with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Uses {
     /// At most so many, at least one.

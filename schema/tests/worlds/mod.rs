@@ -37,7 +37,7 @@ const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
 /// Names by the place of their kind, so that no two kinds of one network share any.
 const NAMES: [&[&str]; 4] =
     [&["corp"], &["true", "1e3", "no", "gw", "7"], &["null", "0x1f", "ci"], &["www", "off", "12-30", "2027-03-01"]];
-/// Names under which machines join that no file declares; the last is also an entry's.
+/// Names that no file declares under which nodes join; the last is also an entry's.
 const UNDECLARED: [&str; 3] = ["laptop", "0", "www"];
 
 /// One object of a draft: its id and its fields, if it is there.
@@ -252,11 +252,11 @@ pub fn documents(snapshot: &Snapshot) -> Vec<Document> {
 pub enum Event {
     /// A file is edited.
     Declare(Draft),
-    /// A machine joins under a name.
+    /// A node joins under a name.
     Join { network: usize, name: Index, declared: bool, claimed: bool },
-    /// A machine leaves.
+    /// A node leaves.
     Leave(Index),
-    /// A machine is seen elsewhere.
+    /// A node is seen elsewhere.
     Moves(Index, u16),
     /// Time passes.
     Wait(i64),
@@ -341,7 +341,7 @@ fn some_node(inventory: &Inventory, index: &Index) -> Option<NodeId> {
     (!nodes.is_empty()).then(|| index.get(&nodes).clone())
 }
 
-/// A machine that joins under a name, with the addresses that it is given; nothing if there is no room.
+/// A node that joins under a name, with the addresses that it is given; nothing if there is no room.
 pub fn joined(
     id: &NodeId,
     claimed: bool,

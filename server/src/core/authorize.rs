@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Read: snapshot, status, history; that is all that `nmplan plan` needs.
     Viewer,
-    /// Apply, and change single resources and machines.
+    /// Apply, and change single resources and nodes.
     Applier,
     /// Everything, tokens included.
     Admin,
@@ -155,7 +155,7 @@ pub const TABLE: &[Rule] = &[
         Operation::RemoveNode,
         Rest("delete", "/api/v1/{network}/node/{name}/machine"),
         Needs::Role(Applier),
-        "Takes a machine out of a network: its peers drop it at once, and it cleans up after itself.",
+        "Removes a node from a network: its peers drop it at once, and its agent removes what it set up.",
     ),
     rule(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
     rule(Operation::Register, Grpc("Register"), Signature, "Asks for a tunnel to the server."),

@@ -1,4 +1,4 @@
-//! How machines come and go: pure changes of the world.
+//! How nodes join and leave: pure changes of the world.
 
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
@@ -11,7 +11,7 @@ use schema::world::World;
 
 use super::facts::Facts;
 
-/// A machine that wants to join, its signatures checked.
+/// A host that wants to join, its signatures checked.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// The network.
@@ -28,7 +28,7 @@ pub struct Candidate {
     pub os: Box<str>,
 }
 
-/// Why a machine may not join.
+/// Why a host may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// There is no such key, or the network is gone: one error for both, so that nobody can search for either.
@@ -59,8 +59,8 @@ pub enum Refused {
     /// The name that the server's own host would have is not declared.
     #[error("{0} is not declared, so the server's own host is no node of that network")]
     Undeclared(ResourceId),
-    /// Another machine has the name.
-    #[error("another machine has joined {network} as {name}; join with another --name, or remove that one first")]
+    /// Another host has the name.
+    #[error("another host has joined {network} as {name}; join with another --name, or remove that node first")]
     NameTaken {
         /// The network.
         network: NetworkName,
@@ -70,8 +70,8 @@ pub enum Refused {
     /// A DNS entry or the like has the name.
     #[error("{0} has that name already; join with another --name")]
     NameInUse(ResourceId),
-    /// Another machine has the WireGuard key.
-    #[error("another machine of {0} has this WireGuard key; remove its key file and join again")]
+    /// Another host has the WireGuard key.
+    #[error("another node of {0} has this WireGuard key; remove its key file and join again")]
     PublicKeyTaken(NetworkName),
     /// The network has as many nodes as it may.
     #[error("the network {0} has {1} nodes, as many as its node-limit allows")]
@@ -81,7 +81,7 @@ pub enum Refused {
     Exhausted(Exhausted),
 }
 
-/// A machine that is in.
+/// A node that has joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
     /// Its name.
@@ -90,10 +90,10 @@ pub struct Admitted {
     pub changed: bool,
 }
 
-/// Lets a machine in by a key: one key use, one address of each family, one name, or nothing of it. `own_node` is the name
-/// that the server keeps for its own host.
+/// Lets a host join by a key: one key use, one address of each family, one name, or nothing of it. `own_node` is the
+/// name that the server keeps for its own host.
 ///
-/// A machine that is in already, by its identity, keeps its name and addresses and spends nothing.
+/// A host that has joined already, by its identity, keeps its name and addresses and spends nothing.
 pub fn join(
     world: &mut World,
     candidate: Candidate,
@@ -111,7 +111,7 @@ pub fn join(
     check_key(&id, &key, &status, now)?;
     let claimed = check_name(world, &id, &key, own_node, &candidate)?;
     let admitted = admit(world, candidate, Some((&id.name, &key)), claimed, now)?;
-    // A name is claimed once at a time, by whatever machine: that is the measure there, not a count.
+    // A name is claimed by one host at a time: that is the limit there, not a count.
     if !claimed {
         world.inventory.put_key(id, KeyStatus { used: status.used + 1, ..(*status).clone() });
     }
@@ -130,7 +130,7 @@ pub fn claim(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<
     }
 }
 
-/// Makes a node of a machine that has the right to be one, if there is room for it; `key` is the one that let it in.
+/// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with.
 fn admit(
     world: &mut World,
     candidate: Candidate,
@@ -154,7 +154,7 @@ fn admit(
     Ok(Admitted { name, changed: true })
 }
 
-/// A machine that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key.
+/// A host that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key.
 fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitted, Refused> {
     check_public_key(world, &candidate, &name)?;
     let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
@@ -174,7 +174,7 @@ pub fn with_facts(joined: &Joined, Facts { endpoints, listen_port }: Facts) -> J
     Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
 }
 
-/// Whether a key could let a machine in, so that one which shows it may register; gives what verifies its signature.
+/// Whether a host could join by a key, so that one which shows it may register; returns what verifies its signature.
 pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Verifier, Refused> {
     let unknown = || Refused::UnknownKey(id.clone());
     let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
@@ -187,13 +187,13 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Ve
     Ok(status.verifier)
 }
 
-/// The port that a machine will most likely listen on: its declared one, else the network's.
+/// The port that a node will most likely listen on: its declared one, else the network's.
 fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
     let declaration = declared.named::<Node>(network, name);
     declared.network(network).map(|network| network.listen_port_of(declaration.map(|node| &**node))).unwrap_or_default()
 }
 
-/// Whether no machine of another name has the WireGuard key.
+/// Whether no node of another name has the WireGuard key.
 fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
     match world.inventory.holder_of_key(&candidate.network, &candidate.public_key) {
         Some(holder) if holder != name => Err(Refused::PublicKeyTaken(candidate.network.clone())),
@@ -217,7 +217,7 @@ fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestam
     }
 }
 
-/// Whether a key lets the machine have the name, and claims a declared one by it.
+/// Whether a key lets the host have the name, and claims a declared one by it.
 fn check_name(
     world: &World,
     id: &ResourceId,
@@ -264,7 +264,8 @@ fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
 }
 
-/// Takes a machine out of a network; whether it was in. A name that it claimed can be claimed again, by the same token too.
+/// Removes a node from a network; whether it was in. A name that it claimed can be claimed again, by the same token
+/// too.
 pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> bool {
     world.inventory.remove_node(&NodeId::of(network, name), now).is_some()
 }
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wireguard_key_is_one_machines_also_when_it_joins_again() {
+    fn a_wireguard_key_is_one_nodes_also_when_it_joins_again() {
         let mut world = world(r#"{"uses":3}"#);
         enter(&mut world, "a", 1).expect("it may join");
         enter(&mut world, "b", 2).expect("it may join");
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_lets_a_machine_be_the_servers_own_host_declared_or_not() {
+    fn no_key_lets_another_host_be_the_servers_own_declared_or_not() {
         for key in [r#"{"uses":9}"#, r#"{"for":["db","netmaker"]}"#] {
             let mut world = world(key);
             let before = world.clone();

@@ -16,7 +16,7 @@ pub struct Facts {
     pub listen_port: Option<u16>,
 }
 
-/// Why what a machine says of itself cannot be used.
+/// Why what a node reports about itself is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// It is not written as it should be.
@@ -33,7 +33,7 @@ pub enum Unusable {
     ListenPort(u32),
 }
 
-/// Reads what a machine says, in the light of the address that it was seen at. What it and the server only found out
+/// Reads what a node reports, in the light of the address that it was seen at. What it and the server only found out
 /// themselves is passed over where it is no use to others; what its operator says must be right.
 pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Result<Facts, Unusable> {
     let wire::Facts { listen_port, endpoint, local_address } = facts;
@@ -57,7 +57,7 @@ fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusabl
     let endpoint: Endpoint = text.parse().map_err(|why| Unusable::Endpoint(shortened(text), why))?;
     let why = match &endpoint.host {
         Host::Address(address) => no_use(*address, network),
-        Host::Domain(name) => (name.to_string() == "localhost").then_some("it is each machine's own"),
+        Host::Domain(name) => (name.to_string() == "localhost").then_some("it is each host's own"),
     };
     match why {
         Some(why) => Err(Unusable::Unreachable(endpoint, why)),
@@ -65,14 +65,14 @@ fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusabl
     }
 }
 
-/// Why the others cannot reach a machine at an address; nothing if they may.
+/// Why the others cannot reach a node at an address; nothing if they may.
 fn no_use(address: IpAddr, network: &Network) -> Option<&'static str> {
     let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     let inside = network.range_of(address).is_some_and(|range| range.contains(&address));
     let reasons = [
-        (address.is_loopback(), "it is each machine's own"),
-        (address.is_unspecified(), "it is no machine's address"),
-        (address.is_multicast(), "it is many machines' address"),
+        (address.is_loopback(), "it is each host's own"),
+        (address.is_unspecified(), "it is not the address of a host"),
+        (address.is_multicast(), "it is a multicast address"),
         (link_local, "it holds on one link only"),
         (inside, "it lies in the network itself, so the tunnel would run through itself"),
     ];

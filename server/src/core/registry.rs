@@ -1,6 +1,6 @@
 //! Who is registered for a tunnel to the server: pure.
 //!
-//! A registration belongs to an identity and has one WireGuard key and one address. Before the machine joins, and after it
+//! A registration belongs to an identity and has one WireGuard key and one address. Before the host joins, and after it
 //! has left its last network, it has an end; in between it has none. Everything costs the same however many there are.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +15,10 @@ use schema::snapshot::ResourceId;
 pub const LAPSE: Duration = Duration::from_secs(600);
 /// How long one lasts after the host's last network was left: what it is still sent travels through the tunnel.
 pub const PARTING: Duration = Duration::from_secs(10);
-/// How many machines may be registered by one key without having joined.
+/// How many hosts may be registered by one key without having joined.
 pub const UNJOINED: usize = 256;
 
-/// A machine's registration.
+/// A host's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// Its end of the tunnel.
@@ -27,11 +27,11 @@ pub struct Registration {
     pub address: Ipv4Addr,
     /// The key that it showed; absent: it had joined.
     pub key: Option<ResourceId>,
-    /// When it ends; absent: the machine has joined.
+    /// When it expires; absent: the host has joined.
     pub ends: Option<Instant>,
 }
 
-/// Why a machine may not register.
+/// Why a host may not register.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unregistered {
     /// The range is used up.
@@ -41,11 +41,11 @@ pub enum Unregistered {
     Full(Ipv4Net, usize),
     /// Too many wait for their join.
     #[error(
-        "{1} machines have registered with the access key {0} and not joined; join with some of them, or wait 10 minutes"
+        "{1} hosts have registered with the access key {0} and not joined; let some of them join, or wait 10 minutes"
     )]
     Unjoined(ResourceId, usize),
-    /// Another machine has the WireGuard key.
-    #[error("another machine is registered with this WireGuard key; register again with another")]
+    /// Another host has the WireGuard key.
+    #[error("another host is registered with this WireGuard key; register again with another key")]
     PublicKeyTaken,
 }
 
@@ -103,7 +103,7 @@ impl Registry {
         true
     }
 
-    /// Registers a machine: by the key that it shows, or, without one, because it has joined.
+    /// Registers a host: by the key that it shows, or, without one, because it has joined.
     ///
     /// One that is registered already with the same WireGuard key stays as it is.
     pub fn register(
@@ -141,12 +141,12 @@ impl Registry {
         Ok(registration)
     }
 
-    /// Notes that a machine has joined a network.
+    /// Records that a host has joined a network.
     pub fn joined(&mut self, identity: &Identity) {
         self.set_end(identity, None);
     }
 
-    /// Notes that a machine is in no network any more.
+    /// Records that a host has left its last network.
     pub fn left(&mut self, identity: &Identity, now: Instant) {
         self.set_end(identity, Some(now + PARTING));
     }

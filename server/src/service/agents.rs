@@ -30,8 +30,8 @@ impl Service {
         wire::ChallengeResponse { nonce: nonce.into(), ephemeral: ephemeral.to_vec().into() }
     }
 
-    /// Registers a machine for a tunnel. One that has joined is known by its identity; any other shows a key that could let
-    /// it in, and spends no use of it.
+    /// Registers a host for a tunnel. One that has joined is known by its identity; any other shows a key that could
+    /// let it in, and spends no use of it.
     pub async fn register(&self, request: &wire::RegisterRequest) -> Result<wire::RegisterResponse, Error> {
         const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
@@ -59,14 +59,14 @@ impl Service {
         Ok(answer)
     }
 
-    /// The key that a registration names, and what verifies its signature, if it could let a machine in.
+    /// The key that a registration names, and what verifies its signature, if it could let a host join.
     fn showable_key(&self, state: &State, request: &wire::RegisterRequest) -> Result<(ResourceId, Verifier), Error> {
         let id = key_id(&request.network, &request.key)?;
         let verifier = enrol::may_register(&state.world, &id, Timestamp::now())?;
         Ok((id, verifier))
     }
 
-    /// Lets a machine into a network.
+    /// Lets a host join a network.
     pub async fn join(
         &self,
         request: wire::JoinRequest,
@@ -81,7 +81,7 @@ impl Service {
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
     }
 
-    /// Makes a machine a node: its name, and its View.
+    /// Makes a host a node of a network: its name, and its View.
     async fn let_in(
         &self,
         network: NetworkName,
@@ -105,7 +105,7 @@ impl Service {
         Ok((name, update))
     }
 
-    /// The machine that asks, and the key that it shows.
+    /// The host that asks, and the key that it shows.
     fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<(Candidate, Name), Error> {
         let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
@@ -210,7 +210,7 @@ impl Service {
         self.update_for(&state, network, identity, at)
     }
 
-    /// Takes in what changed on a machine; whether the state has moved since.
+    /// Stores what changed on a node; whether the state has moved since.
     async fn take_in(
         &self,
         state: &State,
@@ -247,7 +247,7 @@ impl Service {
         self.inner.committer.change(change).await
     }
 
-    /// Takes a machine out of a network at its own wish.
+    /// Removes a node from a network at its own request.
     pub async fn leave(&self, request: &wire::LeaveRequest) -> Result<(), Error> {
         self.inner.secrets.check_nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
@@ -263,7 +263,7 @@ impl Service {
         self.inner.committer.change(leave).await
     }
 
-    /// Notes that a machine watches, for as long as what it gives is held.
+    /// Records that a node watches, for as long as the returned value is held.
     pub fn stream(&self, network: &NetworkName, identity: &Identity, way: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
@@ -295,7 +295,7 @@ impl Service {
     }
 }
 
-/// What a machine says that it runs, as far as it is kept.
+/// What a node reports that it runs, as far as it is kept.
 fn os_of(text: &str) -> Box<str> {
     text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
 }
