@@ -31,7 +31,7 @@ const SPREAD: Duration = Duration::from_millis(400);
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The server answered the check-in that is under way.
+    /// The server answered the check-in in progress.
     Answered,
     /// It answered that check-in by a refusal.
     Refused,
@@ -84,7 +84,7 @@ pub struct AgentState {
     outputs: VecDeque<Output>,
     interval: Duration,
     seed: u64,
-    /// The call that is under way; there is one at a time.
+    /// The call in progress; there is one at a time.
     call: Option<Call>,
     /// How many calls in a row have failed.
     failures: u32,
@@ -94,7 +94,7 @@ pub struct AgentState {
     stream: Stream,
     /// How many streams in a row ended early.
     short_streams: u32,
-    /// What was applied is older than what is at hand, or something could not be applied.
+    /// What was applied is older than the current View, or something could not be applied.
     unapplied: bool,
     apply_failures: u32,
     next_call: Instant,
@@ -102,7 +102,7 @@ pub struct AgentState {
     removed: bool,
 }
 
-/// A check-in under way.
+/// A check-in in progress.
 #[derive(Clone, Copy, Debug)]
 struct Call {
     with_facts: bool,
@@ -244,7 +244,7 @@ impl AgentState {
         [call, watch].into_iter().flatten().fold(self.next_reconcile, Instant::min)
     }
 
-    /// Wants a check-in by then; one that is under way does not count, since it was sent before.
+    /// Wants a check-in by then; one in progress does not count, since it was sent before.
     fn call_by(&mut self, then: Instant) {
         match &mut self.call {
             Some(call) => call.again = true,
@@ -530,8 +530,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, one call is under way at most, the next thing is due within half a minute,
-        /// and it is never due in the past for ever.
+        /// Whatever happens in whatever order, at most one call is in progress, the next thing is due within half a
+        /// minute, and it is never due in the past for ever.
         #[test]
         fn it_never_hangs_and_never_spins(inputs in proptest::collection::vec((input(), 0u64..20_000), 1..200)) {
             let start = Instant::now();

@@ -189,7 +189,7 @@ async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
     }
     let agent = open_tidied(directory).await?;
     let transports = match daemon::ask(&agent.directory, &DaemonRequest::Control) {
-        Ok(Some(DaemonResponse::Control(ways))) => ways,
+        Ok(Some(DaemonResponse::Control(transports))) => transports,
         Ok(_) | Err(_) => Default::default(),
     };
     Ok(agent.status(|network| transports.get(network).copied().unwrap_or(Control::None)).await?)

@@ -287,7 +287,7 @@ impl Control {
         .map(drop)
     }
 
-    /// A nonce of the server's to sign; also a way to learn whether it can be reached.
+    /// A nonce of the server's to sign; the call also shows whether the server can be reached.
     pub async fn challenge(&self) -> Result<wire::ChallengeResponse, ControlError> {
         Ok(self.ask(|mut client| async move { client.challenge(wire::ChallengeRequest {}).await }).await?.0)
     }

@@ -180,7 +180,7 @@ pub enum Refusal {
     Failed {
         /// What was attempted, as an infinitive.
         attempt: String,
-        /// What stood in the way.
+        /// What prevented it.
         reason: String,
     },
 }

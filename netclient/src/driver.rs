@@ -1,7 +1,7 @@
 //! Keeps one network current until it is to end: carries out what the [state](crate::agent_state) says.
 //!
-//! Calls to the server run beside it and come back as events; what is done to the host itself is done here, one thing
-//! after the other, so that no two of them meet.
+//! Calls to the server run concurrently and come back as events; what is done to the host itself is done here, one
+//! thing after the other, so that no two of them meet.
 
 use std::time::{Duration, Instant};
 

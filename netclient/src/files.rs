@@ -16,7 +16,7 @@ pub(crate) const PRIVATE: u32 = 0o600;
 
 /// Makes a file hold this, with this mode: whole and on the disk, or the old one stays.
 pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let new = beside(path, "netclient");
+    let new = sibling(path, "netclient");
     let write = || {
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&new)?;
         // Whatever the umask of this process leaves of it.
@@ -131,14 +131,14 @@ impl Lock {
     }
 }
 
-/// The lock beside a socket.
+/// The lock next to a socket.
 pub(crate) fn lock_path(socket: &Path) -> PathBuf {
-    beside(socket, "lock")
+    sibling(socket, "lock")
 }
 
-/// The log beside a socket: what the device process printed since its start.
+/// The log next to a socket: what the device process printed since its start.
 pub(crate) fn log_path(socket: &Path) -> PathBuf {
-    beside(socket, "log")
+    sibling(socket, "log")
 }
 
 /// Removes what a device process left that was killed and could not clean up after itself.
@@ -150,11 +150,11 @@ pub(crate) fn clean_after_device(socket: &Path) {
     }
 }
 
-fn beside(socket: &Path, kind: &str) -> PathBuf {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".");
-    path.push(kind);
-    PathBuf::from(path)
+fn sibling(path: &Path, kind: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(kind);
+    PathBuf::from(name)
 }
 
 fn inode(metadata: &fs::Metadata) -> (u64, u64) {
@@ -171,7 +171,7 @@ mod tests {
         let path = folder.path().join("nm.sock");
         fs::write(&path, "ours").expect("a file is written");
         let ours = OwnFile::claim(&path).expect("the file is there");
-        // Written beside and moved over: the inode differs for certain.
+        // Written next to it and moved over it: the inode is certain to differ.
         let other = folder.path().join("other");
         fs::write(&other, "theirs").expect("a file is written");
         fs::rename(&other, &path).expect("a file is moved");

@@ -1,6 +1,6 @@
 //! The computer that an agent runs on, as far as a network's tunnel touches it: devices, links, forwarding, names.
 //!
-//! [`System`] is the one that there is, by way of [`device`](crate::device) and [`system`](crate::system); [`fake::Fake`] is
+//! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::Fake`] is
 //! one in memory, for tests of the whole agent. None decides anything.
 
 pub mod fake;

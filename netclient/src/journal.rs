@@ -1,4 +1,4 @@
-//! The log beside a membership: what the server sent since the membership was last written whole.
+//! The log next to a membership file: what the server sent since the membership was last written whole.
 //!
 //! Pure. `network-NAME.json` is the *base*: a membership with its View at a position. `network-NAME.log` continues it: a
 //! header that names the base by its hash, then one record for each update, in the order in which they came. So a change of

@@ -1,7 +1,7 @@
 //! A host's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
 //!
 //! Pure. What the server sends comes in by [`Membership::accept`], which checks its signature and its place; a View that
-//! is older than the one at hand is passed by, so that nothing that was recorded can be played again.
+//! is older than the current one is ignored, so that nothing that was recorded can be replayed.
 
 use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
 use proto::wire::{Update, update::Body};

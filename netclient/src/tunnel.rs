@@ -112,12 +112,12 @@ impl Tunnel {
     }
 
     async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
-        let (host, interface, turn) = (Arc::clone(&self.host), self.interface.clone(), self.beside("hosts.lock"));
+        let (host, interface, turn) = (Arc::clone(&self.host), self.interface.clone(), self.sibling("hosts.lock"));
         blocking(move || host.set_names(&turn, &interface, &lines)).await
     }
 
-    /// A file beside the socket of the device.
-    fn beside(&self, name: &str) -> PathBuf {
+    /// A file next to the socket of the device.
+    fn sibling(&self, name: &str) -> PathBuf {
         self.socket.with_file_name(name)
     }
 
@@ -140,7 +140,7 @@ impl Tunnel {
         }
     }
 
-    /// Takes everything down that was brought up: as much of it as can be, whatever stands in the way of the rest.
+    /// Takes everything down that was brought up: as much of it as can be, even if other parts fail.
     pub async fn remove(&mut self) -> Result<(), TunnelError> {
         let device = match self.observe().await {
             Ok(Some(_)) => self.with_device(|device| device.remove()).await,
@@ -213,7 +213,7 @@ impl Tunnel {
     }
 }
 
-/// The port behind one that is taken, as long as it is near the wanted one.
+/// The port after one that is taken, as long as it is near the wanted one.
 fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
     let last = wanted.saturating_add(PORTS);
     // A port that was found earlier and is taken now may lie anywhere: the search begins at the wanted one.

@@ -41,7 +41,7 @@ pub enum TokenError {
     /// It does not look like one.
     #[error("it does not start with nmj_")]
     NoPrefix,
-    /// A character was lost or changed on the way.
+    /// A character was lost or changed in copying.
     #[error("it is mistyped or cut off: its checksum does not fit")]
     Checksum,
     /// It is whole, but this program does not understand it.

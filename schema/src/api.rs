@@ -114,7 +114,7 @@ pub enum Presence {
     Silent,
 }
 
-/// The way that control traffic takes.
+/// The transport of control traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {

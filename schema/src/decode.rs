@@ -1,4 +1,4 @@
-//! Documents to a snapshot, reporting every problem on the way.
+//! Documents to a snapshot, reporting every problem.
 
 use crate::attribute::Mismatch;
 use crate::document::{Document, Spanned};

@@ -12,7 +12,7 @@ use crate::rules::{Claim, Findings, Rules};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
 
-/// Declares the kinds: the modules, the enums, and the way from a kind to its type.
+/// Declares the kinds: the modules, the enums, and how a kind leads to its type.
 macro_rules! kinds {
     ($($file:ident: $kind:ident),+ $(,)?) => {
         $(mod $file; pub use $file::$kind;)+

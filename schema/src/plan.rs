@@ -62,7 +62,7 @@ pub struct Plan {
     pub binds: Vec<Bind>,
     /// How the plan affects each node that it affects.
     pub impact: Vec<NodeImpact>,
-    /// Who can reach whom afterwards and could not before, or the other way round.
+    /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
     /// Whether there is anything to carry out.
     pub applyable: bool,
@@ -121,7 +121,7 @@ pub struct NodeImpact {
     pub readdressed: Vec<IpAddr>,
     /// Whether connections through the mesh break: it loses an address, or its port changes.
     pub sessions_break: bool,
-    /// Whether its way to the server stays outside of the mesh.
+    /// Whether its path to the server stays outside of the mesh.
     pub keeps_server: bool,
 }
 

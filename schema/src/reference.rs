@@ -235,7 +235,7 @@ fn schema(ty: &Type, form: Form) -> Json {
             json!({ "anyOf": [element, { "type": "array", "items": element }] })
         }
         (Type::NonEmpty(inner), _) => {
-            // The keyword binds arrays alone, so that it may stand beside the choice between an element and an array.
+            // The keyword binds arrays alone, so that it may be next to the choice between an element and an array.
             let mut schema = schema(inner, form);
             schema["minItems"] = json!(1);
             schema

@@ -1,4 +1,4 @@
-//! What may stand in a field as one value: newtypes with one way in, their parser.
+//! What may stand in a field as one value: newtypes that only their parser makes.
 //!
 //! Each scalar owns its range and its normal form; [`Scalar::GOOD`] and [`Scalar::BAD`] are shown in the reference
 //! and tried by one test over all of them. A scalar is written the same way in every language, on the wire and in
@@ -29,7 +29,7 @@ use std::str::FromStr;
 
 use crate::descriptor::Reference;
 
-/// A value that is written as one word, with a parser that is the only way in.
+/// A value that is written as one word; only its parser makes one.
 ///
 /// The error of the parser is the end of the sentence "`"x"` is not a NAME: ..."; it says what is wrong, not what
 /// was given.

@@ -146,7 +146,7 @@ impl View {
         own.into_iter().chain(peers).chain(names).collect()
     }
 
-    /// How much it holds; travels with each update, so that nothing is lost on the way unnoticed.
+    /// How much it holds; travels with each update, so that nothing is lost in transit unnoticed.
     pub fn counts(&self) -> Counts {
         let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
         Counts { peers: count(self.peers.len()), routes: count(self.routes.len()), names: count(self.names.len()) }

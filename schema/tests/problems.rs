@@ -1,7 +1,8 @@
 //! Every problem that a file can have, reported at its exact place: `examples/problems/` is the list.
 //!
 //! A file is named for the code of its one problem (with `.` for `::`) and perhaps a word for the variant. Its first
-//! line states the place: `// expect 3:14`, line and character from 1; `in a project file` behind it says how it is read.
+//! line states the place: `// expect 3:14`, line and character from 1; `in a project file` after it says how it is
+//! read.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;

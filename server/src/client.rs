@@ -195,7 +195,7 @@ pub fn within(router: Router, shutdown: watch::Receiver<bool>) -> Opener {
     })
 }
 
-/// What stands in the way in a network.
+/// What prevents the host from being a node of a network.
 struct Held {
     why: String,
     /// What the network wanted when that was so.
@@ -331,7 +331,7 @@ impl Client {
         held.until.is_some_and(|until| until > Instant::now())
     }
 
-    /// Notes what stands in the way; the log has it once.
+    /// Records what prevents it; the log has it once.
     fn hold(&mut self, network: &NetworkName, why: String, declared: Option<[Revision; 2]>, delay: Option<Duration>) {
         let before = self.held.get(network).filter(|held| held.why == why);
         if before.is_none() {

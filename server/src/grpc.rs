@@ -31,8 +31,8 @@ const MAX_REQUEST: usize = 64 << 10;
 
 /// The agents' routes. `behind_proxy`: whether a proxy reports where requests come from; `transport`: how agents
 /// connect.
-pub fn router(service: Service, behind_proxy: bool, way: Control) -> Router {
-    let adapter = Adapter { service: service.clone(), behind_proxy, way };
+pub fn router(service: Service, behind_proxy: bool, transport: Control) -> Router {
+    let adapter = Adapter { service: service.clone(), behind_proxy, transport };
     let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);
     let routes = tonic::service::Routes::new(agent).prepare().into_axum_router();
     routes.layer(middleware::from_fn_with_state(service, authenticate))
@@ -75,14 +75,14 @@ fn identity<T>(request: &Request<T>) -> Result<Identity, Error> {
 struct Adapter {
     service: Service,
     behind_proxy: bool,
-    way: Control,
+    transport: Control,
 }
 
 impl Adapter {
     /// The address that an agent comes from: through the tunnel, that from which the tunnel comes.
     async fn from<T>(&self, request: &Request<T>) -> Option<IpAddr> {
         let from = from(request, self.behind_proxy);
-        match (self.way, self.service.comms(), from) {
+        match (self.transport, self.service.comms(), from) {
             (Control::Tunnel, Some(comms), Some(IpAddr::V4(inside))) => comms.outside(inside).await.map(|at| at.ip()),
             (Control::Tunnel, ..) => None,
             (Control::Tls | Control::None, _, from) => from,
@@ -118,7 +118,7 @@ impl Agent for Adapter {
 
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         let from = self.from(&request).await;
-        Ok(Response::new(self.service.join(request.into_inner(), from, self.way).await?))
+        Ok(Response::new(self.service.join(request.into_inner(), from, self.transport).await?))
     }
 
     async fn open_session(
@@ -143,7 +143,7 @@ impl Agent for Adapter {
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let said = facts.as_ref().map(|facts| (facts, from));
-        let update = self.service.check_in(&network(&name)?, &identity, at, said, self.way).await?;
+        let update = self.service.check_in(&network(&name)?, &identity, at, said, self.transport).await?;
         Ok(Response::new(wire::CheckInResponse { update }))
     }
 
@@ -154,8 +154,8 @@ impl Agent for Adapter {
         let wire::WatchRequest { network: name, epoch, revision } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let (send, updates) = mpsc::channel(1);
-        let (service, way) = (self.service.clone(), self.way);
-        let watcher = Watcher { service, network: network(&name)?, identity, at, way, send };
+        let (service, transport) = (self.service.clone(), self.transport);
+        let watcher = Watcher { service, network: network(&name)?, identity, at, transport, send };
         tokio::spawn(watcher.run(self.service.states()));
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))
     }
@@ -173,13 +173,13 @@ struct Watcher {
     network: NetworkName,
     identity: Identity,
     at: Position,
-    way: Control,
+    transport: Control,
     send: mpsc::Sender<Result<Update, Status>>,
 }
 
 impl Watcher {
     async fn run(mut self, mut states: watch::Receiver<Arc<state::State>>) {
-        let _counted = self.service.stream(&self.network, &self.identity, self.way);
+        let _counted = self.service.stream(&self.network, &self.identity, self.transport);
         while let Ok(slot) = self.send.clone().reserve_owned().await {
             let state = states.borrow_and_update().clone();
             if self.send_update(&state, slot).is_break() {
@@ -266,7 +266,7 @@ pub(crate) mod tests {
         let network = id("a").network;
         let identity = joined(1).identity;
         let at = Position { epoch: 1, ..Position::default() };
-        let watcher = Watcher { service: service.clone(), network, identity, at, way: Control::Tls, send };
+        let watcher = Watcher { service: service.clone(), network, identity, at, transport: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {
             let change = move |world: &World, _: &mut CommitContext<'_>| {

@@ -23,9 +23,9 @@ use crate::identity::Certificate;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
 const PING: Duration = Duration::from_secs(20);
-/// How long what is under way may take when the server ends.
+/// How long requests in progress may take when the server ends.
 const PARTING: Duration = Duration::from_secs(1);
-/// The most requests under way at once on one connection.
+/// The most requests in progress at once on one connection.
 const STREAMS: u32 = 128;
 
 /// A port that is taken, or may not be used.
@@ -150,6 +150,6 @@ pub(crate) async fn http(
         }
         _ = shutdown.wait_for(|end| *end) => connection.as_mut().graceful_shutdown(),
     }
-    // What is under way may finish; streams that never end are cut.
+    // Requests in progress may finish; streams that never end are cut.
     let _ = tokio::time::timeout(PARTING, connection).await;
 }

@@ -27,8 +27,8 @@ struct Sighting {
     since: Instant,
     /// How long it had been silent before.
     before: Duration,
-    /// By which way it was last heard in this life of the server.
-    way: Control,
+    /// The transport of its last call to this process of the server.
+    transport: Control,
     /// Every stream holds a copy.
     streams: Arc<()>,
     stored: bool,
@@ -41,8 +41,8 @@ pub struct Liveness {
     pub seen: Seen,
     /// How long it has been silent, in time that the server served.
     pub silence: Duration,
-    /// By which way it was last heard; none: not yet in this life of the server.
-    pub way: Control,
+    /// The transport of its last call; none: it has not called since this process of the server started.
+    pub transport: Control,
     /// Whether it has a stream open.
     pub streams: bool,
 }
@@ -70,7 +70,7 @@ impl LastSeen {
         let sighting = |(id, seen): (NodeId, Seen)| {
             let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
-            (id, Sighting { seen, since, before, way: Control::None, streams: Arc::default(), stored: true })
+            (id, Sighting { seen, since, before, transport: Control::None, streams: Arc::default(), stored: true })
         };
         let joined = inventory.nodes().map(|(id, joined)| {
             let seen = Seen { time: joined.joined, revision: Revision(0) };
@@ -79,11 +79,11 @@ impl LastSeen {
         Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
-    /// Notes that a node is there, how far it has come, and by which way it says so.
-    pub fn record(&self, id: &NodeId, revision: Revision, way: Control) {
+    /// Records a call of a node: the revision that it has, and the transport of the call.
+    pub fn record(&self, id: &NodeId, revision: Revision, transport: Control) {
         let seen = Seen { time: Timestamp::now(), revision };
         let heard =
-            |streams| Sighting { seen, since: Instant::now(), before: Duration::ZERO, way, streams, stored: false };
+            |streams| Sighting { seen, since: Instant::now(), before: Duration::ZERO, transport, streams, stored: false };
         let mut all = self.all();
         match all.get_mut(id) {
             Some(sighting) => *sighting = heard(std::mem::take(&mut sighting.streams)),
@@ -93,18 +93,18 @@ impl LastSeen {
 
     /// Notes that a node is there, and counts a stream of it until that is dropped. The revision stays:
     /// a node may not have applied what the stream sent it.
-    pub fn stream(&self, id: &NodeId, way: Control) -> Option<Stream> {
+    pub fn stream(&self, id: &NodeId, transport: Control) -> Option<Stream> {
         let revision = self.of(id)?.seen.revision;
-        self.record(id, revision, way);
+        self.record(id, revision, transport);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
     /// How a node was last heard of; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
-        let Sighting { seen, since, before, way, streams, stored: _ } = all.get(id)?;
+        let Sighting { seen, since, before, transport, streams, stored: _ } = all.get(id)?;
         let (silence, streams) = (*before + since.elapsed(), Arc::strong_count(streams) > 1);
-        Some(Liveness { seen: *seen, silence, way: *way, streams })
+        Some(Liveness { seen: *seen, silence, transport: *transport, streams })
     }
 
     /// What is to be stored now; what is gone from the inventory is forgotten.
@@ -200,14 +200,14 @@ mod tests {
     #[test]
     fn the_way_is_the_one_by_which_a_node_was_heard_last_and_a_start_knows_none() {
         let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
-        let way = || last_seen.of(&id("a")).expect("it was heard of").way;
-        assert_eq!(way(), Control::None, "it was heard by another life of the server");
+        let transport = || last_seen.of(&id("a")).expect("it was heard of").transport;
+        assert_eq!(transport(), Control::None, "it was heard by another life of the server");
         last_seen.record(&id("a"), Revision(1), Control::Tls);
-        assert_eq!(way(), Control::Tls);
+        assert_eq!(transport(), Control::Tls);
         let stream = last_seen.stream(&id("a"), Control::Tunnel);
-        assert_eq!(way(), Control::Tunnel);
+        assert_eq!(transport(), Control::Tunnel);
         drop(stream);
-        assert_eq!(way(), Control::Tunnel, "that a stream ends says nothing new");
+        assert_eq!(transport(), Control::Tunnel, "that a stream ends says nothing new");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use schema::snapshot::Revision;
 use schema::view::{Counts, View, ViewDelta};
 use schema::world::World;
 
-/// How many changes of a network are remembered; a node that is further behind gets its whole View.
+/// How many changes of a network are remembered; a node that missed more is sent its whole View.
 const REMEMBERED: usize = 1_024;
 /// How many encoded deltas of a network are kept for others that want the same. Nodes with a stream all start from the
 /// revision before, those that check in from a few; older ones are few and may be as large as a View.

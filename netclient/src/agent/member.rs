@@ -1,4 +1,4 @@
-//! One membership in hand: its state on the disk, its tunnel, and the connection to its server.
+//! One membership in use: its state on the disk, its tunnel, and the connection to its server.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ use crate::membership::{Accepted, Membership, PortFallback};
 use crate::tunnel::{Tunnel, TunnelError};
 use crate::tunnels::Changes;
 
-/// One membership in hand.
+/// One membership in use.
 pub struct Member {
     agent: Agent,
     membership: Membership,
@@ -125,7 +125,7 @@ impl Member {
         }
     }
 
-    /// Keeps the membership whole, as it is at hand.
+    /// Writes the whole membership to the disk.
     fn save(&mut self) {
         match self.agent.directory.save(&self.membership) {
             Ok(journal) => self.journal = Some(journal),
@@ -183,7 +183,7 @@ impl Member {
             self.record_sent_facts(facts);
         }
         match update.map_or(Ok(Accepted::Same), |update| self.take(&update)) {
-            // What does not fit to the View at hand is no failure: the whole one helps.
+            // An update that does not apply to the current View is not a failure: the whole View replaces it.
             Err(AgentError::InvalidUpdate(_)) | Ok(Accepted::Overtaken) => self.pull().await,
             outcome => outcome,
         }

@@ -11,7 +11,7 @@ use schema::api::Control;
 const PROBE: Duration = Duration::from_secs(5);
 /// How long the tunnel has to answer before it is taken again; twice as long each time that it does not last.
 const HOLD: Duration = Duration::from_secs(5);
-/// How often that is doubled at most: with the probes, the way back takes less than a minute.
+/// How often that is doubled at most: with the probes, returning to the tunnel takes less than a minute.
 const DOUBLINGS: u32 = 3;
 /// A tunnel that is refused for so long leads to something that is no server any more.
 const REFUSED: Duration = Duration::from_secs(10);

@@ -16,7 +16,7 @@ pub(super) const LONGEST_AGE: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(super) struct Endpoints {
     of: BTreeMap<WireGuardKey, SocketAddr>,
-    /// Absent: the device was never listed, or may have changed in an unknown way since.
+    /// Absent: the device was never listed, or may have changed unnoticed since.
     listed: Option<Instant>,
 }
 

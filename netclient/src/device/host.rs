@@ -38,8 +38,8 @@ pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'stati
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// The address that this host would use towards another; absent: it has no way there, or only over loopback. Nothing is sent:
-/// connecting a UDP socket only asks for the route.
+/// The address that this host would use towards another; absent: it has no route there, or only over loopback. Nothing
+/// is sent: connecting a UDP socket only asks for the route.
 pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
     let socket = std::net::UdpSocket::bind(any).ok()?;

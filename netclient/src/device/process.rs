@@ -1,7 +1,7 @@
 //! The userspace device: gotatun in a process of its own, so that the tunnel outlives the agent.
 //!
-//! Life of the process, in order: it takes the lock beside its socket, opens the socket and the TUN, prints one line of
-//! JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT,
+//! Life of the process, in order: it takes the lock next to its socket, opens the socket and the TUN, prints one line
+//! of JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT,
 //! until the deadline that a request set, or until its interface or its socket is taken away from outside: unreachable,
 //! it would only hold the name. It leaves nothing behind. It also answers WireGuard's own protocol in `/run/wireguard`, for `wg show`, if that folder can be
 //! had.

@@ -21,7 +21,7 @@ pub enum FirewallError {
     /// The program `nft` is in no folder of PATH, nor where it usually is.
     #[error("nft(8) not found: install nftables (apt install nftables)")]
     Missing,
-    /// nft, or the kernel behind it, said no.
+    /// nft, or the kernel, refused.
     #[error("nftables refused the table {table}: {reason}")]
     Refused {
         /// The table.

@@ -1,4 +1,4 @@
-//! Names in `/etc/hosts`: one marked block for each interface, and not a byte beside it.
+//! Names in `/etc/hosts`: one marked block for each interface, and nothing else.
 //!
 //! The file is replaced by a rename, or written in place where it is a mount of its own, as in containers, and a rename
 //! would fail with EBUSY.
@@ -75,7 +75,7 @@ fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
     let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
     let place = |rest: &[&[u8]], mark: &str| rest.iter().position(|line| line.trim_ascii_end() == mark.as_bytes());
     while let Some(from) = place(&rest, &begin) {
-        // A block that somebody cut off has lost its end; the lines behind it may be anybody's.
+        // A block that somebody cut off has lost its end; the lines after it may be anybody's.
         let to = place(&rest[from..], &end).map_or(from, |length| from + length);
         rest.drain(from..=to);
     }

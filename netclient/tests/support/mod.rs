@@ -147,11 +147,11 @@ impl Mesh {
 /// The secret of every access key.
 const SEED: [u8; 32] = [7; 32];
 
-/// The way from an agent to the server, which a test may cut.
+/// The link between an agent and the server, which a test may cut.
 #[derive(Clone)]
 struct Link {
     service: Service,
-    /// Becomes true for the connections of the time before a cut; absent: the way is cut.
+    /// Becomes true for the connections of the time before a cut; absent: the link is cut.
     open: Arc<Mutex<Option<watch::Sender<bool>>>>,
 }
 
@@ -260,7 +260,7 @@ impl Node {
         until_done(asked).await.expect("no panic").expect("it answers").expect("it runs")
     }
 
-    /// Cuts the way to the server, or mends it.
+    /// Cuts the link to the server, or restores it.
     pub fn connect(&self, connected: bool) {
         let mut open = self.link.open.lock().expect("no thread panicked");
         if let Some(end) = open.take() {

@@ -22,16 +22,16 @@ pub enum Direction {
     Lost,
 }
 
-/// Nodes of a network that reach each other after a change but not before, or the other way round.
+/// Nodes of a network that gain or lose the ability to reach each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReachChange {
     /// The network.
     pub network: NetworkName,
     /// The node, or `*` for every one.
     pub from: String,
-    /// The node, or `*` for every one; both ways.
+    /// The node, or `*` for every one; in both directions.
     pub to: String,
-    /// Which way it changes.
+    /// Whether they gain or lose it.
     pub direction: Direction,
     /// How many ordered pairs of nodes that is.
     pub pairs: u64,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{Name, Scalar};
 use crate::descriptor::{Reference, Target};
 
-/// One way to say which members or addresses are meant.
+/// One form of saying which members or addresses are meant.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
     /// Whatever has the name in its network: a node, or what groups nodes.

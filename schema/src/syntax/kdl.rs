@@ -249,8 +249,8 @@ fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &m
     }
 }
 
-/// Reads a child as a field of a record, beside what the record has of it where its blocks may repeat. Returns whether
-/// it could be read.
+/// Reads a child as a field of a record and, where its blocks may repeat, adds it to what the record has. Returns
+/// whether it could be read.
 fn child_field(node: &KdlNode, ty: Option<&Type>, record: &mut Record, context: &mut Context) -> bool {
     let Some(value) = field(node, ty, context) else { return false };
     let (name, key) = (node.name().value(), span(node.name().span()));

@@ -1,4 +1,4 @@
-//! Who is registered, on the disk: a database of this host's own beside the one that replicas share.
+//! Who is registered, on the disk: a database of this host's own, next to the one that replicas share.
 //!
 //! What is lost of it comes back by itself, as agents register again; it is therefore not synced with each change.
 

@@ -71,13 +71,13 @@ impl Service {
         &self,
         request: wire::JoinRequest,
         from: Option<IpAddr>,
-        way: Control,
+        transport: Control,
     ) -> Result<wire::JoinResponse, Error> {
         let (candidate, key) = self.candidate(&request, from)?;
         let (network, identity) = (candidate.network.clone(), candidate.identity);
         let own_node = self.inner.info.own_node.clone();
         let join = move |world: &mut World| enrol::join(world, candidate, &key, own_node.as_ref(), Timestamp::now());
-        let (name, update) = self.let_in(network, identity, way, join).await?;
+        let (name, update) = self.let_in(network, identity, transport, join).await?;
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
     }
 
@@ -86,7 +86,7 @@ impl Service {
         &self,
         network: NetworkName,
         identity: Identity,
-        way: Control,
+        transport: Control,
         join: impl FnOnce(&mut World) -> Result<Admitted, Refused> + Send + 'static,
     ) -> Result<(Name, Update), Error> {
         let change = move |world: &World, _: &mut CommitContext<'_>| {
@@ -101,7 +101,7 @@ impl Service {
         let name = self.inner.committer.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is there, but what it has it has not said.
-        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), way);
+        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport);
         Ok((name, update))
     }
 
@@ -195,14 +195,14 @@ impl Service {
         identity: &Identity,
         at: Position,
         said: Option<(&wire::Facts, Option<IpAddr>)>,
-        way: Control,
+        transport: Control,
     ) -> Result<Option<Update>, Error> {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = NodeId::of(network, name);
-            self.inner.last_seen.record(&id, acknowledged_revision(&state, at), way);
+            self.inner.last_seen.record(&id, acknowledged_revision(&state, at), transport);
             if let Some((facts, from)) = said
-                && self.take_in(&state, id, facts, from, way).await?
+                && self.take_in(&state, id, facts, from, transport).await?
             {
                 state = self.state();
             }
@@ -217,14 +217,14 @@ impl Service {
         id: NodeId,
         said: &wire::Facts,
         from: Option<IpAddr>,
-        way: Control,
+        transport: Control,
     ) -> Result<bool, Error> {
         let World { snapshot, inventory, .. } = &*state.world;
         let (Some(network), Some(joined)) = (snapshot.network(&id.network), inventory.node(&id)) else {
             return Ok(false);
         };
         let mut facts = facts::read(said, from, network)?;
-        if way == Control::Tunnel && from.is_none() {
+        if transport == Control::Tunnel && from.is_none() {
             // The tunnel's source address is unknown right now: the recorded one is kept.
             facts.endpoints.seen = joined.endpoints.seen;
         }
@@ -264,10 +264,10 @@ impl Service {
     }
 
     /// Records that a node watches, for as long as the returned value is held.
-    pub fn stream(&self, network: &NetworkName, identity: &Identity, way: Control) -> Option<Stream> {
+    pub fn stream(&self, network: &NetworkName, identity: &Identity, transport: Control) -> Option<Stream> {
         let state = self.state();
         let name = state.world.inventory.name_of(network, identity)?;
-        self.inner.last_seen.stream(&NodeId::of(network, name), way)
+        self.inner.last_seen.stream(&NodeId::of(network, name), transport)
     }
 
     /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.

@@ -1,7 +1,7 @@
 //! SQLite, inside the process: the default store.
 //!
 //! WAL with full sync: a commit that was answered is on the disk. Batches that wait together are one transaction. A
-//! database is the server's alone while it runs; only tokens may be written from beside.
+//! database is the server's alone while it runs; only tokens may be written by another process.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A server in the process of the test, on loopback, with a memory store or a real database; and ways to speak with it.
+//! A server in the process of the test, on loopback, with a memory store or a real database; and clients for it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -155,7 +155,7 @@ impl Running {
     }
 }
 
-/// Makes a token beside a server that runs, as `nmserver token create` does.
+/// Makes a token while the server runs, as `nmserver token create` does.
 pub fn token_beside(directory: &Path, role: Role, networks: &[&str], projects: &[&str]) -> String {
     let mut store = Sqlite::open(&directory.join(DATABASE)).expect("the database opens");
     let networks = networks.iter().map(|name| name.parse().expect("a name")).collect::<BTreeSet<_>>();

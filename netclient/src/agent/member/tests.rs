@@ -168,9 +168,9 @@ impl Disk for Killed {
         match self.lives(content.len())? {
             None => RealDisk.replace(path, content),
             Some(bytes) => {
-                // What stands beside the file until it takes its place.
-                let beside = format!("{}.netclient", path.display());
-                std::fs::write(beside, &content[..bytes]).expect("written");
+                // The new file, until it takes the old one's place.
+                let new = format!("{}.netclient", path.display());
+                std::fs::write(new, &content[..bytes]).expect("written");
                 Err(dead())
             }
         }
@@ -194,7 +194,7 @@ impl Disk for Killed {
     }
 }
 
-/// What a server sends, and the Views that there are on the way, by revision.
+/// What a server sends, and the Views in between, by revision.
 struct Story {
     start: Membership,
     updates: Vec<Update>,

@@ -1,4 +1,4 @@
-//! Starting a device process so that it outlives its parent in every way: another session, hence no terminal and no
+//! Starting a device process so that it outlives its parent: another session, hence no terminal and no
 //! signal of the parent's group; the root as working folder; none of the parent's descriptors; no environment, which
 //! may hold tokens.
 
@@ -82,7 +82,7 @@ fn detach(command: &mut Command) {
 
 /// Rust opens everything close-on-exec; what a shell or a library left open (a lock of flock(1), say) is not.
 fn close_on_exec(descriptor: RawFd) {
-    #[expect(unsafe_code, reason = "a descriptor that nobody owns in this program cannot be had in a safe way")]
+    #[expect(unsafe_code, reason = "safe code cannot take ownership of a descriptor that nobody in this program owns")]
     // SAFETY: the descriptor is borrowed for this one call in a child that executes another program next; one that was
     // closed since it was listed yields EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
