@@ -523,7 +523,7 @@ fn read_terms(
         address: local,
         server: SocketAddrV4::new(peer, port),
     };
-    Ok((terms, (answer.lapses > 0).then(|| Duration::from_secs(answer.lapses.into()))))
+    Ok((terms, (answer.expires > 0).then(|| Duration::from_secs(answer.expires.into()))))
 }
 
 fn as_key(bytes: &[u8]) -> Result<[u8; 32], ControlError> {

@@ -68,8 +68,8 @@ pub struct TunnelParameters {
     pub address: Ipv4Addr,
     /// Where the agents' service is found in the tunnel.
     pub service: SocketAddrV4,
-    /// How long the registration lasts without a join; absent: for good.
-    pub lapses: Option<Duration>,
+    /// How long until the registration expires without a join; absent: never.
+    pub expires: Option<Duration>,
 }
 
 /// Why there are no tunnels to agents.
@@ -219,8 +219,8 @@ impl Comms {
         blocking(move || host.attach().ok()??.endpoint(&public_key).ok()?).await
     }
 
-    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends what lapses, and mends
-    /// what the tunnels stand on. The device stays when the server ends.
+    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends registrations that
+    /// expire, and repairs what the tunnels stand on. The device stays when the server ends.
     pub async fn run(self, states: watch::Receiver<Arc<State>>, router: Router, mut shutdown: watch::Receiver<bool>) {
         let mut serving = Serving { router, shutdown: shutdown.clone(), task: None };
         tokio::select! {
@@ -254,7 +254,7 @@ impl Comms {
                     self.follow(&state.world.inventory, &newer.world.inventory).await;
                     state = newer;
                 }
-                () = due => self.lapse().await,
+                () = due => self.expire().await,
                 _ = look.tick() => self.look(serving, &mut trouble).await,
             }
         }
@@ -303,13 +303,13 @@ impl Comms {
         .await;
     }
 
-    /// Ends the registrations that are due.
-    async fn lapse(&self) {
+    /// Ends the registrations that have expired.
+    async fn expire(&self) {
         let mut registrations = self.registrations().await;
         blocking(move || {
             let now = Instant::now();
             let ended: Vec<_> =
-                registrations.registry.lapse(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
+                registrations.registry.expire(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
             registrations.carry_out_or_say(&ended, now);
         })
         .await;

@@ -320,7 +320,7 @@ fn a_registration_that_cannot_be_is_refused() {
         let said = refused(&a, token).await;
         assert!(said.contains("has been used 1 times"), "{said}");
         b.register(token).await.expect("it has joined, whatever the key is worth");
-        assert!(b.status().await.expect("it answers")["registrations"][0]["lapses"].is_null());
+        assert!(b.status().await.expect("it answers")["registrations"][0]["expires"].is_null());
 
         mesh.apply(r#"network "corp" { ipv4 "10.40.0.0/16" }"#).await;
         let said = refused(&a, token).await;
@@ -464,8 +464,8 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
         for _ in 0..2 {
             a.register(&tokens["corp/access-key/k"]).await.expect("it registers, and again");
         }
-        let lapses = a.status().await.expect("it answers")["registrations"][0]["lapses"].as_u64().expect("a deadline");
-        assert!((590..=600).contains(&lapses), "{lapses}");
+        let expires = a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
+        assert!((590..=600).contains(&expires), "{expires}");
         // The ten minutes are made to be over: on the disk, and for the device's process.
         a.host().within(|| {
             let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();

@@ -47,15 +47,15 @@ impl Agent {
             }
         };
         let control = self.connection(&server, attempt.identity.clone());
-        let (terms, lapses) = control.register(Some(token), &private_key).await?;
+        let (terms, expires) = control.register(Some(token), &private_key).await?;
         check_line(&terms).await?;
         attempt.keep()?;
         // A host that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
         // not, may have lost the answer to its join: it will join again.
         let joined = self.directory.is_member(&server.signing_key)?;
-        let lapses = if joined { None } else { lapses.or(Some(UNANSWERED)) };
+        let expires = if joined { None } else { expires.or(Some(UNANSWERED)) };
         let raised = async {
-            let deadline = lapses.map(|span| comms::now().after(span));
+            let deadline = expires.map(|span| comms::now().after(span));
             let registration = comms.settle(Registration::new(server.clone(), private_key, terms, deadline)).await?;
             comms.bring_up(&registration).await?;
             Ok::<_, CommsError>(registration)

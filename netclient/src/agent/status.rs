@@ -39,8 +39,8 @@ pub struct RegistrationStatus {
     pub address: IpAddr,
     /// When the server was last heard through it.
     pub last_handshake: Option<Timestamp>,
-    /// Seconds until it ends unless the host joins; absent: it has joined.
-    pub lapses: Option<u64>,
+    /// Seconds until it expires unless the host joins; absent: the host has joined.
+    pub expires: Option<u64>,
 }
 
 /// How one of them is.
@@ -136,14 +136,14 @@ impl Agent {
             let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
             let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
             let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());
-            let lapses = registration.deadline.as_ref().and_then(|deadline| deadline.left(&now));
+            let expires = registration.deadline.as_ref().and_then(|deadline| deadline.left(&now));
             all.push(RegistrationStatus {
                 endpoint: registration.terms.endpoint,
                 interface: registration.interface,
                 up: device.is_some(),
                 address: registration.terms.address.into(),
                 last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
-                lapses: lapses.map(|left| left.as_secs()),
+                expires: expires.map(|left| left.as_secs()),
             });
         }
         Ok(all)

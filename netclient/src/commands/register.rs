@@ -21,12 +21,12 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     // A daemon that runs takes the tunnel from now on.
     looked_after(&agent);
     let (terms, interface) = (&registration.terms, &registration.interface);
-    let lapses =
+    let expires =
         registration.deadline.as_ref().and_then(|deadline| deadline.left(&comms::now())).map(|left| left.as_secs());
     if register.form.json {
         return print_json(&json!({
             "endpoint": terms.endpoint, "interface": interface, "address": terms.address, "answers": answers,
-            "lapses": lapses, "new": new,
+            "expires": expires, "new": new,
         }));
     }
     let mut data = io::stdout().lock();
@@ -40,9 +40,9 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
             terms.endpoint
         );
     }
-    if let Some(seconds) = lapses {
+    if let Some(seconds) = expires {
         let minutes = seconds.div_ceil(60);
-        let _ = writeln!(talk, "It ends in {minutes} min unless this host joins: netclient join -t TOKEN");
+        let _ = writeln!(talk, "It expires in {minutes} min unless this host joins: netclient join -t TOKEN");
     }
     Ok(())
 }

@@ -81,10 +81,10 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
 
 /// The tunnel to a server, on a line.
 fn tunnel(registration: &RegistrationStatus, now: Timestamp) -> String {
-    let RegistrationStatus { endpoint, interface, up, address, last_handshake, lapses } = registration;
+    let RegistrationStatus { endpoint, interface, up, address, last_handshake, expires } = registration;
     let down = if *up { "" } else { " (down)" };
     let heard = format!("last handshake {}", ago(*last_handshake, now));
-    let ends = lapses.map(|seconds| format!("; ends in {} min unless this host joins", seconds.div_ceil(60)));
+    let ends = expires.map(|seconds| format!("; expires in {} min unless this host joins", seconds.div_ceil(60)));
     format!("registered at {endpoint}: {address} on {interface}{down}, {heard}{}", ends.unwrap_or_default())
 }
 

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use schema::scalars::{Identity, WireGuardKey};
 
-use crate::core::registry::{LAPSE, Registration};
+use crate::core::registry::{LIFETIME, Registration};
 use crate::identity::{DataDir, IdentityError};
 
 const FILE: &str = "comms.db";
@@ -136,7 +136,7 @@ fn put(
 
 /// How long a moment is away; a clock that was set makes it no longer than a registration lasts.
 fn left(at: i64, now: Timestamp) -> Duration {
-    Duration::from_secs(u64::try_from(at.saturating_sub(now.as_second())).unwrap_or(0)).min(LAPSE)
+    Duration::from_secs(u64::try_from(at.saturating_sub(now.as_second())).unwrap_or(0)).min(LIFETIME)
 }
 
 #[cfg(test)]
@@ -176,6 +176,6 @@ mod tests {
         let now = Timestamp::from_second(1_000).expect("a time");
         assert_eq!(left(1_300, now), Duration::from_secs(300));
         assert_eq!(left(900, now), Duration::ZERO);
-        assert_eq!(left(999_999, now), LAPSE);
+        assert_eq!(left(999_999, now), LIFETIME);
     }
 }

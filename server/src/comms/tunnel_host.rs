@@ -154,7 +154,7 @@ impl TunnelHost {
             endpoint: self.endpoint.clone(),
             address: registration.address,
             service: self.service,
-            lapses: registration.ends.map(|end| end.saturating_duration_since(now)),
+            expires: registration.ends.map(|end| end.saturating_duration_since(now)),
         }
     }
 

@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 use schema::scalars::{Identity, WireGuardKey};
 use schema::snapshot::ResourceId;
 
-/// How long a registration lasts that no join follows.
-pub const LAPSE: Duration = Duration::from_secs(600);
+/// How long a registration lasts if no join follows.
+pub const LIFETIME: Duration = Duration::from_secs(600);
 /// How long one lasts after the host's last network was left: what it is still sent travels through the tunnel.
 pub const PARTING: Duration = Duration::from_secs(10);
 /// How many hosts may be registered by one key without having joined.
@@ -135,7 +135,7 @@ impl Registry {
             }
         }
         let address = self.free_address().ok_or(Unregistered::Full(self.range, self.all.len()))?;
-        let ends = key.is_some().then(|| now + LAPSE);
+        let ends = key.is_some().then(|| now + LIFETIME);
         let registration = Registration { public_key, address, key, ends };
         self.put(identity, registration.clone());
         Ok(registration)
@@ -151,8 +151,8 @@ impl Registry {
         self.set_end(identity, Some(now + PARTING));
     }
 
-    /// Ends what is due: the identities, and what their registrations were.
-    pub fn lapse(&mut self, now: Instant) -> Vec<(Identity, Registration)> {
+    /// Ends the registrations that have expired; returns them with their identities.
+    pub fn expire(&mut self, now: Instant) -> Vec<(Identity, Registration)> {
         let mut ended = Vec::new();
         while let Some((at, identity)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, identity));
@@ -249,7 +249,7 @@ mod tests {
 
     /// Whose registrations end.
     fn ended(registry: &mut Registry, now: Instant) -> Vec<Identity> {
-        registry.lapse(now).into_iter().map(|(identity, _)| identity).collect()
+        registry.expire(now).into_iter().map(|(identity, _)| identity).collect()
     }
 
     fn access(name: &str) -> Option<ResourceId> {
@@ -270,25 +270,25 @@ mod tests {
         for number in [0, 1, 3, 4] {
             registry.joined(&key(number));
         }
-        assert_eq!(ended(&mut registry, now + LAPSE), [key(2)]);
+        assert_eq!(ended(&mut registry, now + LIFETIME), [key(2)]);
         let again = registry.register(key(9), key(109), access("k"), now).expect("there is room");
         assert_eq!(again.address.octets()[3], 4);
     }
 
     #[test]
-    fn one_that_does_not_join_lapses_after_ten_minutes_and_one_that_leaves_at_once() {
+    fn one_that_does_not_join_expires_after_ten_minutes_and_one_that_leaves_at_once() {
         let (mut registry, now) = registry("10.101.0.0/16");
         registry.register(key(1), key(101), access("k"), now).expect("room");
         registry.register(key(2), key(102), access("k"), now).expect("room");
         registry.joined(&key(2));
-        assert_eq!(registry.next_end(), Some(now + LAPSE));
-        assert_eq!(ended(&mut registry, now + LAPSE - Duration::from_secs(1)), []);
-        assert_eq!(ended(&mut registry, now + LAPSE), [key(1)]);
+        assert_eq!(registry.next_end(), Some(now + LIFETIME));
+        assert_eq!(ended(&mut registry, now + LIFETIME - Duration::from_secs(1)), []);
+        assert_eq!(ended(&mut registry, now + LIFETIME), [key(1)]);
         assert_eq!((registry.next_end(), registry.of(&key(1))), (None, None));
-        registry.left(&key(2), now + LAPSE);
-        assert_eq!(ended(&mut registry, now + LAPSE), [], "what it is still sent gets through");
+        registry.left(&key(2), now + LIFETIME);
+        assert_eq!(ended(&mut registry, now + LIFETIME), [], "what it is still sent gets through");
         registry.joined(&key(2));
-        assert_eq!(ended(&mut registry, now + LAPSE * 9), [], "it joined another one meanwhile");
+        assert_eq!(ended(&mut registry, now + LIFETIME * 9), [], "it joined another one meanwhile");
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Service {
             address: parameters.address.octets().to_vec().into(),
             server_address: parameters.service.ip().octets().to_vec().into(),
             server_port: parameters.service.port().into(),
-            lapses: parameters.lapses.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
+            expires: parameters.expires.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
             signature: Default::default(),
         };
         sign::sign_registered(&mut answer, request, self.inner.secrets.signing_key());
