@@ -129,7 +129,7 @@ impl Comms {
     }
 
     /// Keeps a registration as it was agreed, under a name that is free where it is a new one.
-    pub(crate) async fn settle(&self, agreed: Registration) -> Result<Registration, CommsError> {
+    pub(crate) async fn save_registration(&self, agreed: Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let before =
             self.directory.registration(&self.server)?.filter(|before| before.private_key == agreed.private_key);
@@ -137,12 +137,12 @@ impl Comms {
             Some(before) => before.interface.clone(),
             None => free_here(&self.directory).map_err(DeviceError::from)?,
         };
-        let settled = Registration { interface, ..agreed };
-        self.directory.keep_registration(&settled)?;
-        if before.is_some_and(|before| !before.same_link(&settled.terms)) {
-            self.take_down(&settled.interface).await?;
+        let saved = Registration { interface, ..agreed };
+        self.directory.keep_registration(&saved)?;
+        if before.is_some_and(|before| !before.same_link(&saved.terms)) {
+            self.take_down(&saved.interface).await?;
         }
-        Ok(settled)
+        Ok(saved)
     }
 
     /// Keeps the registration for good: the host has joined.

@@ -7,7 +7,7 @@
 
 pub mod allocate;
 pub mod reach;
-pub mod settle;
+pub mod reconcile;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

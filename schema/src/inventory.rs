@@ -2,7 +2,7 @@
 //! quarantine.
 //!
 //! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. What a change of
-//! the declarations does to it is [`compile::settle`](crate::compile::settle).
+//! the declarations does to it is [`compile::reconcile`](crate::compile::reconcile).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

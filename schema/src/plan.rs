@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::compile::allocate::Exhausted;
 use crate::compile::reach::{self, Direction, ReachChange};
-use crate::compile::settle::{self, joined_and_awaited};
+use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
@@ -169,7 +169,7 @@ pub fn plan(
     now: Timestamp,
 ) -> Result<Plan, Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
-    let inventory = settle(&desired, &world.inventory, &declared.source_map, server, now)?;
+    let inventory = check_and_reconcile(&desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);
     let after = Outcome { snapshot: desired, inventory };
     let (impact, mut reach) = effects(world, &after, server);
@@ -237,7 +237,7 @@ fn desired(
 
 /// What becomes of an inventory when the declarations change to these, if they keep every rule in its company and the
 /// server's.
-pub fn settle(
+pub fn check_and_reconcile(
     declared: &Snapshot,
     inventory: &Inventory,
     source_map: &SourceMap,
@@ -249,8 +249,8 @@ pub fn settle(
     if report.has_errors() {
         return Err(report);
     }
-    let settled = match settle::settle(inventory, declared, now) {
-        Ok(settled) => settled,
+    let reconciled = match reconcile::reconcile(inventory, declared, now) {
+        Ok(reconciled) => reconciled,
         Err(exhausted) => {
             report.push(no_room(&exhausted, source_map));
             return Err(report);
@@ -258,12 +258,12 @@ pub fn settle(
     };
     for (network, settings) in declared.networks() {
         let Some(limit) = settings.node_limit else { continue };
-        let nodes = joined_and_awaited(network, declared, &settled);
+        let nodes = joined_and_awaited(network, declared, &reconciled);
         if nodes as i64 > limit.number() {
             report.push(over_the_limit(network, nodes, limit.number(), source_map));
         }
     }
-    if report.has_errors() { Err(report) } else { Ok(settled) }
+    if report.has_errors() { Err(report) } else { Ok(reconciled) }
 }
 
 fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &SourceMap) -> Problem {
@@ -502,7 +502,7 @@ impl Plan {
         if report.has_errors() {
             return Err(report);
         }
-        let inventory = settle(&snapshot, &world.inventory, &SourceMap::default(), server, now)?;
+        let inventory = check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, now)?;
         Ok(Outcome { snapshot, inventory })
     }
 

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use schema::compile::allocate::Exhausted;
 use schema::compile::reach::{self, Direction};
-use schema::compile::settle::settle;
+use schema::compile::reconcile::reconcile;
 use schema::compile::{Changed, Mesh, Step};
 use schema::decode::decode;
 use schema::inventory::{Inventory, NodeId};
@@ -206,16 +206,16 @@ proptest! {
     }
 
     #[test]
-    fn a_settled_world_stays_as_it_is(moments in histories()) {
+    fn a_reconciled_world_stays_as_it_is(moments in histories()) {
         for Moment { world, now } in &moments {
-            prop_assert_eq!(&settle(&world.inventory, &world.snapshot, *now).unwrap(), &world.inventory);
+            prop_assert_eq!(&reconcile(&world.inventory, &world.snapshot, *now).unwrap(), &world.inventory);
         }
     }
 
     #[test]
-    fn settling_twice_is_settling_once_and_keeps_every_address_that_fits((moment, next) in edits()) {
-        let Ok(once) = settle(&moment.world.inventory, &next, moment.now) else { return Ok(()) };
-        prop_assert_eq!(&settle(&once, &next, moment.now).unwrap(), &once);
+    fn reconciling_twice_is_reconciling_once_and_keeps_every_address_that_fits((moment, next) in edits()) {
+        let Ok(once) = reconcile(&moment.world.inventory, &next, moment.now) else { return Ok(()) };
+        prop_assert_eq!(&reconcile(&once, &next, moment.now).unwrap(), &once);
         for (id, joined) in moment.world.inventory.nodes() {
             let Some(later) = once.node(id) else {
                 let undeclared = joined.claimed && next.named::<Node>(&id.network, &id.name).is_none();
@@ -318,8 +318,8 @@ fn a_reservation_takes_an_address_from_whoever_has_it() {
     join(&mut inventory, &before, "a", 0);
     join(&mut inventory, &before, "b", 0);
     let after = declared(&format!("{SIX} {{ node \"b\" ipv4=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.3\" }}"));
-    let settled = settle(&inventory, &after, at(1)).unwrap();
-    let address = |name: &str| settled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
+    let reconciled = reconcile(&inventory, &after, at(1)).unwrap();
+    let address = |name: &str| reconciled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
     assert_eq!((address("a"), address("b")), ("10.40.0.4".into(), "10.40.0.1".into()));
 }
 
@@ -329,7 +329,7 @@ fn nodes_that_do_not_fit_into_a_smaller_range_are_an_error() {
     inventory.remove_node(&id("f"), at(0));
     let after = declared("network \"n\" ipv4=\"10.50.0.0/30\"");
     let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.50.0.0/30".parse().unwrap() };
-    assert_eq!(settle(&inventory, &after, at(1)), Err(exhausted));
+    assert_eq!(reconcile(&inventory, &after, at(1)), Err(exhausted));
 }
 
 #[test]
@@ -337,9 +337,9 @@ fn an_entry_for_the_address_of_a_node_leaves_it_there_and_others_pass_it_by() {
     let mut inventory = Inventory::default();
     join(&mut inventory, &declared(SIX), "a", 0);
     let after = declared(&format!("{SIX} {{ dns \"alias\" a=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.2\" }}"));
-    let mut settled = settle(&inventory, &after, at(1)).unwrap();
-    assert_eq!(settled, inventory);
-    assert_eq!(join(&mut settled, &after, "b", 1), Some(vec!["10.40.0.3".into()]));
+    let mut reconciled = reconcile(&inventory, &after, at(1)).unwrap();
+    assert_eq!(reconciled, inventory);
+    assert_eq!(join(&mut reconciled, &after, "b", 1), Some(vec!["10.40.0.3".into()]));
 }
 
 #[test]
@@ -348,9 +348,9 @@ fn a_limit_counts_who_has_joined_and_who_is_awaited() {
     for name in ["a", "b"] {
         join(&mut inventory, &declared(SIX), name, 0);
     }
-    let settle = |limit: u32| {
+    let reconcile = |limit: u32| {
         let after = declared(&format!("{SIX} {{ node-limit {limit}; node \"b\"; node \"c\" }}"));
-        schema::plan::settle(&after, &inventory, &Default::default(), &worlds::server(), at(1)).is_ok()
+        schema::plan::check_and_reconcile(&after, &inventory, &Default::default(), &worlds::server(), at(1)).is_ok()
     };
-    assert!(settle(3) && !settle(2), "a and b have joined, c is awaited");
+    assert!(reconcile(3) && !reconcile(2), "a and b have joined, c is awaited");
 }

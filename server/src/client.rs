@@ -237,14 +237,14 @@ impl Client {
         mut states: watch::Receiver<Arc<crate::state::State>>,
         mut shutdown: watch::Receiver<bool>,
     ) {
-        let mut settled = None;
+        let mut reconciled = None;
         loop {
             let state = states.borrow_and_update().clone();
             let wanted = wanted(&state.world, self.own_node.as_ref());
             // Most changes are none of this host's business, and cost it nothing.
-            if settled.as_ref() != Some(&wanted) || self.due().is_some_and(|due| due <= Instant::now()) {
+            if reconciled.as_ref() != Some(&wanted) || self.due().is_some_and(|due| due <= Instant::now()) {
                 tokio::select! {
-                    () = self.settle(&wanted) => settled = Some(wanted),
+                    () = self.reconcile(&wanted) => reconciled = Some(wanted),
                     _ = shutdown.wait_for(|end| *end) => return,
                 }
             }
@@ -263,7 +263,7 @@ impl Client {
         self.held.values().filter_map(|held| held.until).min()
     }
 
-    async fn settle(&mut self, wanted: &BTreeMap<NetworkName, Wanted>) {
+    async fn reconcile(&mut self, wanted: &BTreeMap<NetworkName, Wanted>) {
         let here = match self.here() {
             Ok(here) => here,
             Err(error) => {

@@ -56,7 +56,7 @@ impl Agent {
         let expires = if joined { None } else { expires.or(Some(UNANSWERED)) };
         let raised = async {
             let deadline = expires.map(|span| comms::now().after(span));
-            let registration = comms.settle(Registration::new(server.clone(), private_key, terms, deadline)).await?;
+            let registration = comms.save_registration(Registration::new(server.clone(), private_key, terms, deadline)).await?;
             comms.bring_up(&registration).await?;
             Ok::<_, CommsError>(registration)
         };

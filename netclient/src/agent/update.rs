@@ -17,18 +17,18 @@ impl Agent {
         if accepted == Accepted::Same {
             up?;
         }
-        Self::settle(member, accepted).await
+        Self::finish(member, accepted).await
     }
 
     /// Asks for the whole View and applies it. Returns whether anything was new.
     pub async fn pull(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
         let accepted = member.pull().await?;
-        Self::settle(member, accepted).await
+        Self::finish(member, accepted).await
     }
 
     /// Applies what the server sent, and reports so; whether that was new.
-    async fn settle(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
+    async fn finish(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
         let news = accepted == Accepted::Changed;
         loop {
             let network = || member.membership().network.clone();

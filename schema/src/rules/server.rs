@@ -158,12 +158,12 @@ mod tests {
     fn a_change_is_refused_for_what_the_server_keeps() {
         for (text, code) in [(LAB, Code::CommsOverlap), (KEYS, Code::OwnNode)] {
             let Declared { snapshot, source_map } = declared(text);
-            let settle = |server: &ServerInfo| {
-                crate::plan::settle(&snapshot, &Default::default(), &source_map, server, jiff::Timestamp::UNIX_EPOCH)
+            let reconcile = |server: &ServerInfo| {
+                crate::plan::check_and_reconcile(&snapshot, &Default::default(), &source_map, server, jiff::Timestamp::UNIX_EPOCH)
             };
-            let report = settle(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
+            let report = reconcile(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
             assert!(report.problems().all(|problem| problem.code == code), "{report:#?}");
-            assert!(settle(&server(None, None)).is_ok());
+            assert!(reconcile(&server(None, None)).is_ok());
         }
     }
 }

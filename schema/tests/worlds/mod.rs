@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use schema::compile::allocate::{Allocator, ReservedAddresses};
-use schema::compile::settle::settle;
+use schema::compile::reconcile::reconcile;
 use schema::decode::decode_body;
 use schema::descriptor::{Field, Fields, Target, Type};
 use schema::document::{Document, Spanned};
@@ -310,7 +310,7 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
     match event {
         Event::Declare(draft) => {
             let next = repaired(snapshot.clone(), vec![draft.clone()]);
-            *inventory = settle(inventory, &next, *now).ok()?;
+            *inventory = reconcile(inventory, &next, *now).ok()?;
             *snapshot = next;
         }
         Event::Join { network: place, name, declared, claimed } => {

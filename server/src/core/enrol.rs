@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
-use schema::compile::settle::joined_and_awaited;
+use schema::compile::reconcile::joined_and_awaited;
 use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};

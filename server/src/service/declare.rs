@@ -137,7 +137,7 @@ pub(super) fn put(
         }
         None => drop(snapshot.delete(id)),
     }
-    let inventory = plan::settle(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
+    let inventory = plan::check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
     let inventory = inventory.map_err(Error::Rules)?;
     let next = World { snapshot, inventory, ..world.clone() };
     let action = if body.is_some() { "put" } else { "delete" };

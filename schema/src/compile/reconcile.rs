@@ -17,13 +17,13 @@ use crate::snapshot::Snapshot;
 /// Nodes go with their network, and with their declaration if they claimed it; keys go with theirs; a node whose address
 /// does not fit any more gets the reserved one, or the lowest that is free. Addresses that are given up are in quarantine
 /// from `now` on. Fails where a range has not enough addresses.
-pub fn settle(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Result<Inventory, Exhausted> {
-    let mut settled = inventory.clone();
+pub fn reconcile(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Result<Inventory, Exhausted> {
+    let mut reconciled = inventory.clone();
     for (id, _) in inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none()) {
-        settled.remove_key(id);
+        reconciled.remove_key(id);
     }
     for ((network, address), _) in inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared)) {
-        settled.end_quarantine(network, *address);
+        reconciled.end_quarantine(network, *address);
     }
     let reserved = |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared));
     let reserved: BTreeMap<_, _> = declared.networks().map(|(network, _)| reserved(network)).collect();
@@ -31,17 +31,17 @@ pub fn settle(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Res
     for (id, joined) in inventory.nodes() {
         match fate(id, joined, declared, reserved.get(&id.network)) {
             Fate::Removed => {
-                settled.remove_node(id, now);
+                reconciled.remove_node(id, now);
                 if !is_declared(&id.network, declared) {
-                    joined.addresses.iter().for_each(|address| settled.end_quarantine(&id.network, *address));
+                    joined.addresses.iter().for_each(|address| reconciled.end_quarantine(&id.network, *address));
                 }
             }
             Fate::Readdressed => moving.push((id, joined)),
             Fate::Kept => {}
         }
     }
-    readdress(&mut settled, &moving, declared, &reserved, now)?;
-    Ok(settled)
+    readdress(&mut reconciled, &moving, declared, &reserved, now)?;
+    Ok(reconciled)
 }
 
 /// How many nodes a network has, joined and awaited together: what its `node-limit` counts.
