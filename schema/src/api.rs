@@ -1,6 +1,6 @@
 //! What nmplan and the server say to each other over REST.
 //!
-//! Only the bodies: which route carries which stands in the server's authorisation table. A world travels as its
+//! Only the bodies: the server's authorisation table says which route carries which. A world is sent as its
 //! [`WorldDocument`](crate::world::WorldDocument).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,32 +17,32 @@ use crate::published::Time;
 use crate::scalars::{Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision};
 
-/// What carries out a plan, as `nmplan plan --format json` prints it.
+/// A request to apply a plan, in the form that `nmplan plan --format json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyRequest {
-    /// Made by the client; the same id is applied once.
+    /// Chosen by the client; the same id is applied once.
     pub apply_id: String,
     /// The plan.
     pub plan: Plan,
-    /// What verifies the secret of each access key that the plan makes.
+    /// What verifies the secret of each access key that the plan creates.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<ResourceId, Verifier>,
 }
 
-/// That a plan was carried out.
+/// The answer to an apply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Applied {
-    /// The revision that it made.
+    /// The revision that it created.
     pub revision: Revision,
-    /// Whether that was an earlier call with the same id.
+    /// Whether an earlier call with the same id created it.
     pub already: bool,
 }
 
 /// One revision: who changed what, when and why. Append-only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogEntry {
-    /// The revision that it made.
+    /// The revision that it created.
     pub revision: Revision,
     /// When.
     #[schemars(with = "Time")]
@@ -51,7 +51,7 @@ pub struct LogEntry {
     pub actor: String,
     /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`, `upgrade`.
     pub action: String,
-    /// The project and env that declared.
+    /// The project and env of the declarations.
     pub owner: Option<Owner>,
     /// The id that the client gave an apply.
     pub apply_id: Option<String>,
@@ -65,7 +65,7 @@ pub struct LogEntry {
     pub nodes: Vec<NodeId>,
 }
 
-/// How the nodes are.
+/// The state of the nodes.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Status")]
 pub struct StatusDocument {
@@ -73,11 +73,11 @@ pub struct StatusDocument {
     pub epoch: u64,
     /// The revision.
     pub revision: Revision,
-    /// The nodes, joined and awaited.
+    /// The nodes, joined and expected.
     pub nodes: Vec<NodeStatus>,
 }
 
-/// How one node is.
+/// The state of one node.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeStatus {
     /// Its resource id.
@@ -87,22 +87,22 @@ pub struct NodeStatus {
     pub name: Name,
     /// Its tags.
     pub tags: BTreeSet<Name>,
-    /// Its addresses; before it joined, those that are reserved.
+    /// Its addresses; before it joins, those that are reserved.
     pub addresses: BTreeSet<IpAddr>,
     /// Its WireGuard key.
     pub public_key: Option<WireGuardKey>,
-    /// How it is.
+    /// Its state.
     pub state: Presence,
     /// When it last checked in.
     #[schemars(with = "Option<Time>")]
     pub last_check_in: Option<Timestamp>,
-    /// Up to which revision it has everything that concerns it.
+    /// The newest revision of which it has everything that concerns it.
     pub acknowledged: Option<Revision>,
     /// How it reaches the server.
     pub control: Control,
 }
 
-/// Whether a node is there.
+/// Whether a node has joined and checks in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
@@ -110,7 +110,7 @@ pub enum Presence {
     Awaiting,
     /// It checked in within the last three intervals.
     Online,
-    /// It has not, in time that the server served.
+    /// It has not, while the server was serving.
     Silent,
 }
 
@@ -122,7 +122,7 @@ pub enum Control {
     Tunnel,
     /// TLS on the public address; for the server's own node, inside the server.
     Tls,
-    /// None at the moment.
+    /// None at present.
     None,
 }
 
@@ -140,10 +140,10 @@ pub struct Failure {
     pub code: String,
     /// What failed and why.
     pub detail: String,
-    /// The problems, where a rule forbids the result.
+    /// The problems, if a rule forbids the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Finding>,
-    /// What moved, where the plan is stale.
+    /// What has changed, if the plan is stale.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved: Vec<Moved>,
 }
@@ -161,14 +161,14 @@ pub struct Finding {
     pub help: Option<String>,
 }
 
-/// A resource that a plan touches and that has moved, with what is known of how.
+/// A resource that has changed since the plan that changes it was made, with what is known of that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Moved {
     /// The resource.
     pub id: ResourceId,
-    /// The revision that it is at; 0: it is gone.
+    /// Its current revision; 0: it is gone.
     pub revision: Revision,
-    /// Who moved it last.
+    /// Who changed it last.
     pub actor: Option<String>,
     /// When.
     #[schemars(with = "Option<Time>")]

@@ -1,11 +1,11 @@
-//! Which types may stand in a field, and how each is read and written.
+//! Which types a field may have, and how each is read and written.
 //!
 //! Types bring their own facts through [`Attribute`]; an attribute in the source exists only for what a type cannot
 //! carry. The derives emit data and a loop over fields: [`Describe`] for a class of objects, `Record` for a struct inside
 //! one, [`Choice`] for words to choose from. Collections are in [`collections`].
 //!
-//! What a value leaves out is what it would be anyway: a field that equals its default, or what its type is when absent,
-//! is never written. So a field that is added changes no body that does not use it.
+//! A field that equals its default, or what its type is when absent, is never written. So a field that is added changes
+//! no body that does not use it.
 
 pub mod collections;
 
@@ -18,13 +18,13 @@ use crate::value::{Data, Member, Record, Span, Value};
 
 pub use collections::NonEmpty;
 
-/// A type that may stand in a field.
+/// A type that a field may have.
 pub trait Attribute: Sized {
     /// The type as data.
     const TYPE: Type;
     /// Whether a field of this type must be given.
     const REQUIRED: bool = true;
-    /// What holds where the field is not given, for types that may be absent.
+    /// The value where the field is not given, for types that may be absent.
     fn absent() -> Option<Self> {
         None
     }
@@ -42,7 +42,7 @@ pub trait Struct: Sized {
     const FIELDS: &'static Fields;
     /// Reads every field, reporting all that is wrong; nothing if anything is.
     fn read(fields: &mut Reader<'_>) -> Option<Self>;
-    /// Writes every field that says something.
+    /// Writes every field that differs from its default.
     fn write(&self, fields: &mut Writer);
     /// Visits every name of another resource that its fields hold.
     fn references(&self, visit: &mut dyn FnMut(Reference<'_>));
@@ -62,7 +62,7 @@ pub trait Choice: Copy + 'static {
     const WORDS: &'static [Word];
     /// Every variant, in order.
     const ALL: &'static [Self];
-    /// The place of this one among them.
+    /// The index of this one among them.
     fn index(self) -> usize;
     /// The word of this one.
     fn word(self) -> &'static str {
@@ -83,7 +83,7 @@ pub struct Mismatch {
     pub help: Option<String>,
 }
 
-/// A reference to a resource of a kind in the same network; the rules check that it leads somewhere.
+/// A reference to a resource of a kind in the same network; the rules check that the resource exists.
 pub struct Ref<T> {
     /// The name of the resource.
     pub name: Name,
@@ -109,8 +109,8 @@ pub struct Writer {
     record: Record,
 }
 
-/// Reads an object from its fields: every field is known, there if required, and of its type, or each that is not is
-/// reported and nothing is returned. `header` is where its name stands.
+/// Reads an object from its fields. Every field that is unknown, missing or of the wrong type is reported, and nothing
+/// is returned if there is one. `header` is the place of its name.
 pub fn read<T: Describe>(record: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
     read_fields(record, &with_article(T::WORD), header, found)
 }
@@ -122,7 +122,7 @@ pub fn write<T: Struct>(it: &T) -> Value {
     Data::Record(writer.record).into()
 }
 
-/// How a struct inside an object is read.
+/// Reads a struct inside an object.
 pub fn record_from_value<T: Struct>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
     let Some(record) = value.as_record() else {
         let names = T::FIELDS.names().collect::<Vec<_>>().join(", ");
@@ -195,7 +195,7 @@ fn example(ty: &Type) -> String {
 }
 
 impl Writer {
-    /// Writes a field, unless it holds what it would if it were absent.
+    /// Writes a field, unless it holds what its absence means.
     pub fn put<T: Attribute>(&mut self, field: &'static Field, value: &T) {
         let value = value.to_value();
         let absent = field.default.map(|default| default()).or_else(|| T::absent().as_ref().map(T::to_value));
@@ -304,7 +304,7 @@ impl Attribute for Box<str> {
     }
 }
 
-/// What was written without quotes and would be a text with them.
+/// The text that a value without quotes would be with them.
 fn bare(data: &Data) -> Option<String> {
     match data {
         Data::Bool(it) => Some(it.to_string()),
@@ -323,7 +323,7 @@ fn examples<T: Scalar>() -> String {
     format!("for example: {}", examples.join(", "))
 }
 
-/// How a scalar is read as a field.
+/// Reads a scalar as a field.
 pub fn scalar_from_value<T: Scalar>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
     let (given, meant, parsed) = match &value.data {
         Data::Text(text) => (format!("{text:?}"), T::meant(text), text.parse()),
@@ -380,7 +380,7 @@ impl<T: Scalar> Attribute for T {
     }
 }
 
-/// How a choice is read as a field.
+/// Reads a choice as a field.
 pub fn choice_from_value<T: Choice>(value: &Value, found: &mut Vec<Mismatch>) -> Option<T> {
     let Data::Text(text) = &value.data else {
         found.push(wrong_type(value, &one_of(T::WORDS), None));
@@ -423,7 +423,7 @@ impl<T: Describe> Attribute for Ref<T> {
     }
 }
 
-/// Absent is not the same as empty: a collection that may be absent keeps the two apart.
+/// Absent is not the same as empty: a collection that may be absent distinguishes the two.
 impl<T: Attribute> Attribute for Option<T> {
     const TYPE: Type = T::TYPE;
     const REQUIRED: bool = false;

@@ -1,9 +1,9 @@
 //! What every node of a network is sent: a pure function of the declarations and of what has joined.
 //!
-//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] cuts one out of it. A mesh is compiled once and then
-//! follows its network by [`Mesh::follow`], which compiles only what a change can touch and shares the rest with the mesh
-//! before, so that the Views before and after can be compared at the cost of the change. Most nodes are sent exactly the same
-//! difference; [`Mesh::step`] says who is, so that it is computed and encoded once for all of them.
+//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] extracts one. A mesh is compiled once and then
+//! follows its network by [`Mesh::follow`], which compiles only what a change can affect and shares the rest with the
+//! mesh before, so that the Views before and after can be compared at the cost of the change. Most nodes are sent
+//! exactly the same difference; [`Mesh::step`] says which are, so that it is computed and encoded once for all of them.
 
 pub mod allocate;
 pub mod reach;
@@ -38,9 +38,9 @@ pub struct Mesh {
     members: OrdMap<Class, OrdMap<Name, Arc<Peer>>>,
     /// Every joined node's own side.
     interfaces: OrdMap<Name, Arc<Interface>>,
-    /// What goes through the hub, as the others are sent it; nothing where there is none, or it has not joined.
+    /// The routes through the hub that the others are sent; none without a hub, or before it has joined.
     routes: OrdMap<IpNet, Arc<Route>>,
-    /// What each name resolves to that no `named` says.
+    /// What each name resolves to, other than names of nodes that are `named`.
     names: OrdMap<Name, Arc<Resolution>>,
     /// The entries that lead to a node or another entry, by the name that they lead to.
     entries_to: OrdMap<Name, OrdSet<Name>>,
@@ -48,7 +48,7 @@ pub struct Mesh {
     targets: OrdMap<Name, Name>,
 }
 
-/// Who is sent what: nodes with one audience are sent the same of everything but themselves.
+/// Which nodes are sent the same: nodes of one audience are sent the same of everything but themselves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Audience {
     /// A node that has all members as peers.
@@ -57,10 +57,10 @@ pub enum Audience {
     Spoke,
 }
 
-/// What a node has to be sent so that it gets from one mesh to a later one.
+/// What a node has to be sent to move from one mesh to a later one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// What everybody of this audience is sent; see [`Mesh::delta`].
+    /// What every node of this audience is sent; see [`Mesh::delta`].
     Shared(Audience),
     /// What this node alone is sent.
     Own(ViewDelta),
@@ -71,7 +71,7 @@ pub enum Step {
 /// What differs between two moments: resources by id, and joined nodes by name.
 #[derive(Clone, Debug, Default)]
 pub struct Changed {
-    /// Resources that were made, changed or taken away.
+    /// Resources that were created, changed or deleted.
     pub resources: BTreeSet<ResourceId>,
     /// Nodes that joined, left or changed.
     pub nodes: BTreeSet<NodeId>,
@@ -91,7 +91,7 @@ impl Changed {
         Self { resources, nodes }
     }
 
-    /// Adds what a later change differs in.
+    /// Adds the differences of a later change.
     pub fn extend(&mut self, later: Self) {
         self.resources.extend(later.resources);
         self.nodes.extend(later.nodes);
@@ -125,7 +125,7 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// The same network after a change: compiled again only where the change can be felt, and sharing the rest.
+    /// The same network after a change: only what the change affects is compiled again, the rest is shared.
     ///
     /// The result equals what [`Mesh::compile`] would return.
     pub fn follow(&self, declared: &Snapshot, inventory: &Inventory, changed: &Changed) -> Option<Self> {
@@ -151,7 +151,7 @@ impl Mesh {
             let dns = declared.named::<Dns>(&self.name, entry);
             mesh.link_entry(entry, dns.and_then(|dns| target(dns, &self.name)));
         }
-        // A node under an entry's name resolves to what the entry says.
+        // The name of a node that is also an entry's resolves to what the entry says.
         for node in nodes.union(&entries) {
             match inventory.node(&NodeId::of(&self.name, node)) {
                 Some(joined) => mesh.put_node(node, joined, declared),
@@ -166,7 +166,8 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// Whether it is an earlier mesh unchanged, seen at no cost: they share everything. Equal meshes may say no.
+    /// Whether it is an earlier mesh unchanged: a cheap test of whether they share everything, false for some equal
+    /// meshes.
     pub fn same_as(&self, earlier: &Self) -> bool {
         self.network == earlier.network
             && self.members.ptr_eq(&earlier.members)
@@ -211,14 +212,14 @@ impl Mesh {
         Some(View { network, node, interface, peers, routes, names })
     }
 
-    /// What leads a node that was sent its View of an earlier mesh to this one; nothing if it has not joined.
+    /// What a node that has its View of an earlier mesh has to be sent; nothing if it has not joined.
     ///
     /// Costs the same for any size of the network and of the difference where the node shares the step with others.
     pub fn step(&self, earlier: &Self, node: &Name) -> Option<Step> {
         let interface = self.interfaces.get(node)?;
         let Some(before) = earlier.interfaces.get(node) else { return Some(Step::Whole) };
         let audience = self.audience(node);
-        // A node is no peer of its own: what changes of it the others are sent, and it is not.
+        // A node is not its own peer: the others are sent what changes of it, and it is not.
         let shares = before == interface && earlier.audience(node) == audience && self.peer(node) == earlier.peer(node);
         if shares {
             return Some(Step::Shared(audience));
@@ -226,7 +227,7 @@ impl Mesh {
         Some(Step::Own(ViewDelta::between(&earlier.view(node)?, &self.view(node)?)))
     }
 
-    /// What everybody of an audience is sent, to whom [`Mesh::step`] says that it is shared.
+    /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.
     pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
         let (peers, routes) = match audience {
             Audience::Class(class) => (Changes::between(&earlier.near(class), &self.near(class)), Changes::default()),
@@ -287,7 +288,7 @@ impl Mesh {
         let declaration = declared.named::<Node>(&self.name, node).map(|node| &**node);
         let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
-        // The others of a hub do not have it as a peer, so its name is said apart from it.
+        // The other nodes around a hub do not have it as a peer, so its name is sent separately.
         let named = resolves && self.network.hub.is_none();
         let interface = self.interface(node, joined, &declaration, named);
         let peer = self.peer_of(node, joined, &declaration, named);
@@ -357,7 +358,7 @@ impl Mesh {
         }
     }
 
-    /// Notes where an entry leads; to nothing in the network if `target` is absent.
+    /// Records where an entry leads; to nothing in the network if `target` is absent.
     fn link_entry(&mut self, entry: &Name, target: Option<Name>) {
         if self.targets.get(entry) == target.as_ref() {
             return;
@@ -437,7 +438,7 @@ impl<'a> Declaration<'a> {
             let keepalive = network.keepalive;
             return Self { endpoint: None, listen_port, listen_port_fixed: false, keepalive };
         };
-        // Addresses are given by the allocator; tags select for rules.
+        // The allocator assigns addresses; tags are for selectors.
         let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port: own_port, keepalive } = node;
         Self {
             endpoint: endpoint.as_ref(),
@@ -485,9 +486,9 @@ fn resolve(network: &NetworkName, entry: &Name, declared: &Snapshot, inventory: 
     None
 }
 
-/// What an entry resolves to that leads to nothing in the network.
+/// What an entry resolves to that leads out of the network.
 fn outer(entry: &Dns) -> Resolution {
-    // How long resolvers may remember it is for servers of names; agents replace what they wrote.
+    // The TTL is for name servers; agents replace what they wrote.
     let Dns { a, aaaa, node: _, cname, ttl: _ } = entry;
     match cname {
         Some(name) => Resolution::Alias(name.clone()),

@@ -9,17 +9,17 @@ use crate::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::{Location, Span, Value};
 
-/// What files declare: the resources, and where each of them stands.
+/// What files declare: the resources, and the place of each in its file.
 #[derive(Debug, Default)]
 pub struct Declared {
     /// The resources.
     pub snapshot: Snapshot,
-    /// Where they stand.
+    /// Their places.
     pub source_map: SourceMap,
 }
 
-/// Reads documents into resources, reporting every problem of all files at once; whether they keep the rules,
-/// [`rules::check`](crate::rules::check) says.
+/// Reads documents into resources, reporting every problem of all files at once. Whether they keep the rules is for
+/// [`rules::check`](crate::rules::check) to say.
 pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
     let mut declared = Declared::default();
     let mut report = Report::default();

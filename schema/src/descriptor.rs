@@ -11,7 +11,7 @@ pub struct Descriptor {
     pub word: &'static str,
     /// The key of its collection in YAML: `access-keys`.
     pub plural: &'static str,
-    /// The word of the kind that holds it; absent: it stands at the top of a file.
+    /// The word of the kind that holds it; absent: it is at the top of a file.
     pub within: Option<&'static str>,
     /// The set of names that it shares with other kinds: in one network no two objects of one namespace have the same
     /// name. Absent: its names are its own.
@@ -23,7 +23,7 @@ pub struct Descriptor {
 /// Settings that belong together: those of an object, or of a record inside one.
 #[derive(Debug)]
 pub struct Fields {
-    /// What they make up, for users.
+    /// What they describe, for users.
     pub doc: &'static str,
     /// Each of them, in the order of the reference.
     pub fields: &'static [Field],
@@ -40,8 +40,8 @@ pub struct Field {
     pub ty: Type,
     /// Whether it must be given.
     pub required: bool,
-    /// What holds when it is absent; absent itself: nothing does. Bodies leave out what equals it, so whoever changes a
-    /// default raises the formats of plans and rows.
+    /// Its value when it is not given; absent: it has none. Bodies leave out what equals it, so a change of a default
+    /// requires new formats of plans and rows.
     pub default: Option<fn() -> Value>,
 }
 
@@ -67,7 +67,7 @@ pub enum Type {
     Reference(Target),
     /// Values without order or repetition.
     Set(&'static Type),
-    /// Values in an order that means something.
+    /// Values whose order has a meaning.
     List(&'static Type),
     /// The same collection, with at least one value in it.
     NonEmpty(&'static Type),
@@ -95,22 +95,22 @@ pub enum Target {
     Namespace(&'static str),
 }
 
-/// A name that a value holds of another resource, found by visiting what a field holds.
+/// The name of another resource that a value holds, found by visiting what a field holds.
 #[derive(Clone, Debug)]
 pub struct Reference<'a> {
     /// What it may be the name of.
     pub to: Target,
-    /// The network of the resource; absent: the one that the reference stands in. One to another network is no matter of
-    /// the declarations.
+    /// The network of the resource; absent: that of the reference. A reference to another network is not checked.
     pub network: Option<&'a str>,
     /// The name.
     pub name: &'a str,
     /// The value as it is written, which begins with the name: `api`, `api.corp`.
     pub text: &'a str,
-    /// Whether what holds the reference is made of what it refers to, as a name of what it stands for. Such references
-    /// may not lead back to where they began; one that only selects whom something is about may.
+    /// Whether the holder consists of what it refers to, as an alias of its target. Such references may not form a
+    /// cycle; references that only select may.
     pub builds: bool,
-    /// The steps from the resource to the value; of a set to the set, since its order is not that of its file.
+    /// The steps from the resource to the value; for a member of a set, those to the set, since its order is not that
+    /// of the file.
     pub path: Vec<Step<'static>>,
 }
 
@@ -125,7 +125,7 @@ pub struct ScalarType {
     pub good: &'static [&'static str],
     /// Texts that do not.
     pub bad: &'static [&'static str],
-    /// Whether a bare number may stand for it.
+    /// Whether it may be written as a bare number.
     pub integer: bool,
     /// The namespace whose names are values of it, if there is one.
     pub namespace: Option<&'static str>,
@@ -184,7 +184,7 @@ impl Type {
         if let Self::Record(fields) = self { Some(fields) } else { self.inner()?.record() }
     }
 
-    /// The type of what has a name inside of it: a field of its record, an entry of its map.
+    /// The type of a named part of it: a field of its record, an entry of its map.
     pub fn member(&self, name: &str) -> Option<&'static Type> {
         if let Self::Record(fields) = self {
             return fields.get(name).map(|field| &field.ty);

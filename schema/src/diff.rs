@@ -1,7 +1,7 @@
-//! The one differ: what leads from one snapshot to another.
+//! The one differ: the changes from one snapshot to another.
 //!
-//! It compares canonical values and knows no exception: what must not be touched is added to the desired snapshot
-//! before.
+//! It compares canonical values and knows no exception: what must not be changed is added to the desired snapshot
+//! beforehand.
 
 use std::fmt;
 
@@ -18,11 +18,11 @@ use crate::value::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It is made.
+    /// It is created.
     Create,
     /// Its fields change.
     Update,
-    /// It is taken away.
+    /// It is deleted.
     Delete,
 }
 
@@ -33,16 +33,16 @@ pub struct Change {
     pub id: ResourceId,
     /// What is done to it.
     pub action: Action,
-    /// What it said; null where it is made.
+    /// Its fields before; null if it is created.
     #[schemars(with = "Option<Body>")]
     pub before: Option<Value>,
-    /// What it will say; null where it is taken away.
+    /// Its fields afterwards; null if it is deleted.
     #[schemars(with = "Option<Body>")]
     pub after: Option<Value>,
 }
 
 impl Action {
-    /// The sign that stands for it, with colour or without.
+    /// Its symbol, with colour or without.
     pub const fn symbol(self) -> &'static str {
         match self {
             Self::Create => "+",
@@ -63,7 +63,7 @@ impl fmt::Display for Action {
 }
 
 impl Change {
-    /// The fields that differ; what is made or taken away differs in the fields that its body holds.
+    /// The fields that differ; what is created or deleted differs in the fields that its body holds.
     pub fn fields(&self) -> Vec<FieldChange> {
         fields(self.id.kind.descriptor().fields, self.before.as_ref(), self.after.as_ref())
     }
@@ -80,7 +80,7 @@ pub struct FieldChange {
     pub after: Option<Value>,
 }
 
-/// The fields that differ between two bodies. Where there are both, one that leaves out a field means its default.
+/// The fields that differ between two bodies. If there are both, a field that one leaves out has its default there.
 pub fn fields(fields: &Fields, before: Option<&Value>, after: Option<&Value>) -> Vec<FieldChange> {
     let both = before.is_some() && after.is_some();
     let value = |field: &'static Field, body: Option<&Value>| {
@@ -91,7 +91,7 @@ pub fn fields(fields: &Fields, before: Option<&Value>, after: Option<&Value>) ->
     pairs.filter(|change| change.before != change.after).collect()
 }
 
-/// What leads from `observed` to `desired`, in the order of a plan: network by network, deletions first and from the
+/// The changes from `observed` to `desired`, in the order of a plan: network by network, deletions first and from the
 /// last kind to the first, then the rest from the first kind to the last.
 pub fn diff(observed: &Snapshot, desired: &Snapshot) -> Vec<Change> {
     let mut changes: Vec<_> = observed

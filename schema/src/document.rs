@@ -1,16 +1,16 @@
-//! Resources as they were written, before anything about them is checked but their form.
+//! Resources as they were written: only their form is checked.
 
 use std::sync::Arc;
 
 use crate::descriptor::Descriptor;
 use crate::value::{Data, Location, Record, SourceId, Span, Step, Value};
 
-/// A resource as it was written: nothing about it is checked but its form.
+/// A resource as it was written: only its form is checked.
 #[derive(Clone, Debug)]
 pub struct Document {
     /// What it claims to be.
     pub descriptor: &'static Descriptor,
-    /// The file that it stands in.
+    /// The file that it is in.
     pub source: SourceId,
     /// Its name.
     pub name: Spanned,
@@ -18,33 +18,34 @@ pub struct Document {
     pub parent: Option<Spanned>,
     /// Its fields.
     pub fields: Record,
-    /// Whether all of it could be read. If not, the problem is reported already and `fields` lacks what it is about, so
-    /// nothing is concluded from what is missing.
+    /// Whether all of it could be read. If not, the problem is reported already and `fields` lacks what could not be
+    /// read, so nothing may be concluded from what is missing.
     pub whole: bool,
 }
 
-/// A text and the place where it stood.
+/// A text and its place.
 #[derive(Clone, Debug)]
 pub struct Spanned {
     /// The text.
     pub text: Arc<str>,
-    /// Where it stood.
+    /// Its place.
     pub span: Span,
 }
 
 impl Document {
-    /// Where its name stands.
+    /// The place of its name.
     pub fn at(&self) -> Location {
         Location { source: self.source, span: self.name.span }
     }
 
-    /// Where the value stands that a path leads to, or else what it passes last; without a step the name.
+    /// The place of the value that a path leads to, or of the last one on it that exists; for an empty path that of the
+    /// name.
     pub fn location(&self, path: &[Step<'_>]) -> Location {
         let span = self.walk(path).last().map_or(self.name.span, |value| value.span);
         Location { source: self.source, span }
     }
 
-    /// Where one text stands of the value that a path leads to, be it alone or in a list.
+    /// The place of one text of the value that a path leads to, alone or in a list.
     pub fn element(&self, path: &[Step<'_>], text: &str) -> Option<Location> {
         let value = self.walk(path).nth(path.len().checked_sub(1)?)?;
         let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
@@ -63,7 +64,7 @@ impl Document {
         std::iter::successors(field, move |value| value.step(*rest.next()?))
     }
 
-    /// Whether anything but a word that could not be read defines the resource here.
+    /// Whether it defines the resource by more than a word that could not be read.
     pub(crate) fn says_anything(&self) -> bool {
         self.whole || !self.fields.is_empty()
     }

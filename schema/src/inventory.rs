@@ -1,8 +1,8 @@
-//! What the server knows and no file says: which nodes have joined, what is left of keys, which addresses are in
+//! What the server knows and no file says: which nodes have joined, the state of keys, which addresses are in
 //! quarantine.
 //!
-//! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. What a change of
-//! the declarations does to it is [`compile::reconcile`](crate::compile::reconcile).
+//! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. A change of
+//! the declarations changes it by [`compile::reconcile`](crate::compile::reconcile).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,11 +23,11 @@ use crate::snapshot::ResourceId;
 pub struct Joined {
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
-    /// What it identifies itself with.
+    /// Its identity at the server.
     pub identity: Identity,
     /// Its addresses in the network: one of each family that the network has.
     pub addresses: BTreeSet<IpAddr>,
-    /// Where the others may reach it, by who says so.
+    /// Where the others may reach it, by source.
     pub endpoints: Endpoints,
     /// The UDP port that it listens on.
     pub listen_port: u16,
@@ -35,16 +35,16 @@ pub struct Joined {
     pub tags: BTreeSet<Name>,
     /// The key that it joined with.
     pub key: Option<Name>,
-    /// Whether it claimed a declared name, through the `for` of its key; then it goes when its declaration goes.
+    /// Whether it claimed a declared name, through the `for` of its key; then it is removed with its declaration.
     pub claimed: bool,
     /// When it joined.
     #[schemars(with = "Time")]
     pub joined: Timestamp,
-    /// What it runs, as it says itself; shown to people, used for nothing.
+    /// What it runs, by its own report; only shown.
     pub os: Box<str>,
 }
 
-/// Where a node that has joined may be reached, by who says so. Which of them counts, the compiler decides.
+/// Where a node that has joined may be reached, by source. The compiler decides which one is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoints {
@@ -56,12 +56,12 @@ pub struct Endpoints {
     pub local: Option<IpAddr>,
 }
 
-/// What is left of an access key.
+/// The state of an access key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyStatus {
     /// What verifies the signature of a holder of its token.
     pub verifier: Verifier,
-    /// When it was made.
+    /// When it was created.
     #[schemars(with = "Time")]
     pub created: Timestamp,
     /// How many nodes have joined with it.
@@ -71,7 +71,7 @@ pub struct KeyStatus {
 /// An address that a node has left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Quarantined {
-    /// Since when it is in quarantine.
+    /// When its quarantine began.
     #[schemars(with = "Time")]
     pub since: Timestamp,
     /// The node that had it, which may have it back at once.
@@ -169,7 +169,7 @@ impl Inventory {
         self.addresses.get(&(network.clone(), address))
     }
 
-    /// The addresses in use in a network from one on, in order, IPv4 before IPv6.
+    /// The addresses in use in a network, from `first` on, in order, IPv4 before IPv6.
     pub fn addresses_from(&self, network: &NetworkName, first: IpAddr) -> impl Iterator<Item = (IpAddr, &Name)> {
         let network = network.clone();
         self.addresses
@@ -178,7 +178,7 @@ impl Inventory {
             .map(|((_, address), name)| (*address, name))
     }
 
-    /// Since when an address is in quarantine, and after whom; nothing if it is not.
+    /// When the quarantine of an address began, and which node left it; nothing if it is not in quarantine.
     pub fn quarantine_of(&self, network: &NetworkName, address: IpAddr) -> Option<&Quarantined> {
         self.quarantine.get(&(network.clone(), address))
     }
@@ -192,7 +192,7 @@ impl Inventory {
             .map(|((_, address), quarantined)| (*address, quarantined))
     }
 
-    /// What is left of a key.
+    /// The state of a key.
     pub fn key(&self, id: &ResourceId) -> Option<&Arc<KeyStatus>> {
         self.keys.get(id)
     }
@@ -220,7 +220,7 @@ impl Inventory {
         self.nodes.insert(id, Arc::new(joined));
     }
 
-    /// Takes a node away; its addresses are in quarantine from now on.
+    /// Removes a node; its addresses are in quarantine from now on.
     pub fn remove_node(&mut self, id: &NodeId, now: Timestamp) -> Option<Arc<Joined>> {
         self.drop_indexes(id);
         let joined = self.nodes.remove(id)?;
@@ -248,7 +248,7 @@ impl Inventory {
         self.keys.insert(id, Arc::new(status));
     }
 
-    /// Takes a key away.
+    /// Removes a key.
     pub fn remove_key(&mut self, id: &ResourceId) {
         self.keys.remove(id);
     }

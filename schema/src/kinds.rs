@@ -1,6 +1,6 @@
 //! THE list of kinds. Nothing else enumerates them.
 //!
-//! To add a kind: write its file, add its line here, give it an example. The rest loops.
+//! To add a kind: write its file, add its line here, give it an example. Everything else loops over the list.
 
 use std::fmt;
 use std::str::FromStr;
@@ -104,14 +104,14 @@ pub trait Resource: Describe + Rules + 'static {
 }
 
 impl Kind {
-    /// The kind of that descriptor, if it is one of a kind.
+    /// The kind of that descriptor, if it describes one.
     pub fn of(descriptor: &Descriptor) -> Option<Self> {
         descriptor.word.parse().ok()
     }
 }
 
 impl Kind {
-    /// The kinds whose objects a name may be of.
+    /// The kinds that a name may belong to.
     pub fn meant_by(target: Target) -> impl Iterator<Item = Self> {
         let meant = move |descriptor: &Descriptor| match target {
             Target::Kind(word) => descriptor.word == word,

@@ -1,7 +1,8 @@
-//! A plan: what leads from what a server has to what files declare, and what comes of it.
+//! A plan: the changes from what a server has to what files declare, and their effects.
 //!
-//! A plan is a value. It is made by [`plan`], shown, saved, reviewed, and carried out by a server that finds everything it
-//! touches as it was ([`Plan::stale`], [`Plan::apply`]). It holds no secret: there is none in what it is made of.
+//! A plan is a value. It is made by [`plan`], shown, saved, reviewed, and carried out by a server on which
+//! nothing that it changes has changed since ([`Plan::stale`], [`Plan::apply`]). It holds no secret: declarations have
+//! none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,8 +35,8 @@ use crate::world::{ServerInfo, World};
 /// bodies leave out what equals it.
 pub const FORMAT: &str = "1.0";
 
-/// What leads from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan --format json`
-/// prints.
+/// The changes from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan --format
+/// json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("title" = format!("A saved plan of nmplan, format {FORMAT}")))]
@@ -43,11 +44,11 @@ pub struct Plan {
     /// The version of this form.
     #[schemars(extend("const" = FORMAT))]
     pub format: String,
-    /// What names the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes, base_revisions and
-    /// binds.
+    /// The identity of the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes,
+    /// base_revisions and binds.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
-    /// The project that declares.
+    /// The project of the declarations.
     pub project: Name,
     /// The env of it.
     pub env: Name,
@@ -64,9 +65,9 @@ pub struct Plan {
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
-    /// Whether there is anything to carry out.
+    /// Whether there is anything to apply.
     pub applyable: bool,
-    /// Where the files came from, as far as whoever planned knows; absent where they lie in no git repository. No part of
+    /// Where the files came from, as far as the planner knows; absent if they are not in a git repository. Not part of
     /// the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
@@ -93,7 +94,7 @@ pub struct Bind {
     pub joined: Timestamp,
     /// The key that it joined with.
     pub key: Option<Name>,
-    /// Its identity, which must be the same when the plan is carried out.
+    /// Its identity, which must be the same when the plan is applied.
     pub identity: Identity,
 }
 
@@ -105,7 +106,7 @@ pub struct NodeImpact {
     pub network: NetworkName,
     /// The node.
     pub node: Name,
-    /// Whether the plan takes it out of the network.
+    /// Whether the plan removes it from the network.
     pub removed: bool,
     /// Peers that it gains.
     pub peers_added: u32,
@@ -117,7 +118,7 @@ pub struct NodeImpact {
     pub routes_added: u32,
     /// Ranges that it loses the route to.
     pub routes_removed: u32,
-    /// The addresses that it gets and has not now.
+    /// The addresses that it gains.
     pub readdressed: Vec<IpAddr>,
     /// Whether connections through the mesh break: it loses an address, or its port changes.
     pub sessions_break: bool,
@@ -129,26 +130,26 @@ pub struct NodeImpact {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Summary {
-    /// Resources that are made.
+    /// Resources that are created.
     pub create: u64,
     /// Resources that change.
     pub update: u64,
-    /// Resources that are taken away.
+    /// Resources that are deleted.
     pub delete: u64,
     /// Nodes that are affected.
     pub nodes_changed: u64,
-    /// Ordered pairs of nodes that can reach each other afterwards only.
+    /// Ordered pairs of nodes that can reach each other only afterwards.
     pub reach_gained: u64,
-    /// Ordered pairs of nodes that could reach each other before only.
+    /// Ordered pairs of nodes that could reach each other only before.
     pub reach_lost: u64,
-    /// The revision that the plan was made on.
+    /// The revision that the plan is based on.
     pub base_revision: Revision,
     /// The digest of the plan.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
 }
 
-/// What a change leaves of the world.
+/// The world after a change.
 pub struct Outcome {
     /// The declarations.
     pub snapshot: Snapshot,
@@ -156,10 +157,10 @@ pub struct Outcome {
     pub inventory: Inventory,
 }
 
-/// Plans: the changes that lead from a server's world to what is declared, and what comes of them.
+/// Plans the changes from a server's world to what is declared, with their effects.
 ///
-/// `only` limits reading and deleting to one network. Nothing is planned where the declarations break a rule in the
-/// company of what else the server has, or touch what they do not manage.
+/// `only` limits reading and deleting to one network. Nothing is planned if the declarations, together with what else
+/// the server has, break a rule, or if they change what they do not manage.
 pub fn plan(
     declared: &Declared,
     owner: &Owner,
@@ -195,7 +196,7 @@ pub fn plan(
     Ok(plan)
 }
 
-/// What files declare, in the company of what the server has from elsewhere.
+/// What files declare, together with what the server has from elsewhere.
 fn desired(
     declared: &Declared,
     owner: &Owner,
@@ -211,7 +212,7 @@ fn desired(
         }
     }
     let foreign = |id: &ResourceId| observed.entry(id).is_some_and(|entry| entry.owner.as_ref() != Some(owner));
-    // A network that cannot be declared says enough for all that it holds.
+    // A network that cannot be declared is reported once for all that it holds.
     let network_reported = |id: &ResourceId| {
         let network = ResourceId::of_network(id.network.clone());
         network != *id && declared.snapshot.entry(&network).is_some() && foreign(&network)
@@ -235,8 +236,7 @@ fn desired(
     if report.has_errors() { Err(report) } else { Ok(desired) }
 }
 
-/// What becomes of an inventory when the declarations change to these, if they keep every rule in its company and the
-/// server's.
+/// The inventory after the declarations change to these, if they keep every rule, the server's included.
 pub fn check_and_reconcile(
     declared: &Snapshot,
     inventory: &Inventory,
@@ -349,14 +349,15 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         peers_changed: count(peers.changed),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),
-        // An address that is added breaks nothing, and one whose range grows stays what it is.
+        // An added address breaks nothing, and an address whose range grows stays as it is.
         readdressed: new.difference(&old).copied().collect(),
         sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
     })
 }
 
-/// How many of a node's WireGuard peers a change concerns: what WireGuard is given counts, not what the View says of them.
+/// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View says of
+/// them.
 struct PeerCounts {
     added: usize,
     removed: usize,
@@ -368,7 +369,7 @@ impl PeerCounts {
         let Changes { put, lost } = changes;
         let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer).map(|peer| peer.public_key);
         let changed = put.iter().filter(|(_, tunnel)| key_before(tunnel).is_some()).count();
-        // A peer with a new key is one that changes, though the old key is lost.
+        // A peer with a new key counts as changed, though the old key is lost.
         let rekeyed =
             put.iter().filter(|(key, tunnel)| key_before(tunnel).is_some_and(|before| before != *key)).count();
         Self { added: put.len() - changed, removed: lost.len().saturating_sub(rekeyed), changed }
@@ -423,7 +424,7 @@ fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
 
 impl Plan {
     /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the server, the
-    /// project and env, the changes, the revisions that they touch and the identities that they bind.
+    /// project and env, the changes, the revisions that they are based on and the identities that they bind.
     ///
     /// The commit, the time and the version of the tool are not part of it, so it survives a merge.
     pub fn digest_now(&self) -> String {
@@ -442,12 +443,12 @@ impl Plan {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Who declares.
+    /// The owner of what it declares.
     pub fn owner(&self) -> Owner {
         Owner { project: self.project.clone(), env: self.env.clone() }
     }
 
-    /// How much it does.
+    /// A summary of it.
     pub fn summary(&self) -> Summary {
         let actions = |action| self.changes.iter().filter(|change| change.action == action).count() as u64;
         let pairs = |direction| {
@@ -465,7 +466,7 @@ impl Plan {
         }
     }
 
-    /// What the plan touches and has moved since: each resource with the revision that it is at now.
+    /// The resources that have changed since the plan was made, each with its current revision.
     pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
         let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
         let mut stale: Vec<_> =
@@ -483,7 +484,7 @@ impl Plan {
         stale
     }
 
-    /// What the plan leaves of a world in which nothing that it touches has moved; the rules are checked again.
+    /// The world after the plan, if nothing that it changes has changed since; the rules are checked again.
     pub fn apply(&self, world: &World, server: &ServerInfo, now: Timestamp) -> Result<Outcome, Report> {
         let (mut snapshot, mut report) = (world.snapshot.clone(), Report::default());
         let revision = Revision(world.revision.0 + 1);
@@ -506,7 +507,7 @@ impl Plan {
         Ok(Outcome { snapshot, inventory })
     }
 
-    /// The access keys that the plan makes.
+    /// The access keys that the plan creates.
     pub fn new_keys(&self) -> impl Iterator<Item = &ResourceId> {
         let made = self.changes.iter().filter(|change| change.action == Action::Create);
         made.map(|change| &change.id).filter(|id| id.kind == Kind::AccessKey)

@@ -14,7 +14,7 @@ use crate::value::{Location, SourceId, Span, Step};
 /// The schema that this version reads.
 pub const SCHEMA: i64 = 1;
 
-/// What the files of a directory are called together.
+/// What the files of a directory have in common: the name of the project.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "project", plural = "project")]
 pub struct Project {
@@ -26,11 +26,11 @@ pub struct Project {
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "var", plural = "var")]
 pub struct Var {
-    /// Its value where nothing sets it. Absent: something must.
+    /// Its value where nothing sets it. Absent: it must be set.
     pub default: Option<Box<str>>,
 }
 
-/// A place where the declarations hold: a server, and what is declared for it.
+/// A place where the declarations apply: a server, and what is declared for it.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "env", plural = "env")]
 pub struct Env {
@@ -86,8 +86,8 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     (Some(ProjectFile { name, vars, envs }), reader.report)
 }
 
-/// The variables that nothing gives a value in an env: neither a default, nor the env, nor, by the names that are
-/// `given`, the environment or the command line.
+/// Reports the variables that have no value in an env: no default, none from the env, and none, by the names that are
+/// `given`, from the environment or the command line.
 pub fn unset(documents: &[Document], file: &ProjectFile, env: &Name, given: &BTreeSet<Name>) -> Report {
     let mut report = Report::default();
     let is_set = |name: &Name| file.envs.get(env).is_some_and(|env| env.set.contains_key(name.as_str()));
@@ -141,7 +141,7 @@ impl Reader {
         all
     }
 
-    /// Every variable that an env sets is declared.
+    /// Checks that every variable that an env sets is declared.
     fn check_variables(&mut self, documents: &[Document], vars: &BTreeMap<Name, Var>, envs: &BTreeMap<Name, Env>) {
         for document in documents.iter().filter(|document| document.descriptor.word == Env::WORD) {
             let Some(env) = envs.get(&*document.name.text) else { continue };

@@ -1,7 +1,7 @@
 //! The JSON Schemas of the documents that programs exchange: plans, events, what REST carries.
 //!
 //! Each is generated from the Rust type that is written, so that a document is described once: the doc comments are the
-//! prose, and a scalar says of itself what it holds. Where a document holds a resource, its body is one of the kinds'
+//! prose, and each scalar describes itself. Where a document holds a resource, its body is one of the kinds'
 //! schemas, which [`reference`](crate::reference) makes of their descriptors. Start at [`schema`] and [`Components`].
 
 use std::borrow::Cow;
@@ -26,7 +26,7 @@ pub fn schema<T: JsonSchema>() -> Json {
 pub struct Components(SchemaGenerator);
 
 impl Components {
-    /// Those of the kinds.
+    /// The components of the kinds.
     pub fn new() -> Self {
         let mut settings = settings("/components/schemas");
         settings.meta_schema = None;
@@ -35,7 +35,7 @@ impl Components {
         Self(generator)
     }
 
-    /// The schema of a document that an operation takes or returns: a reference to the component, which is there from now on.
+    /// The schema of a document that an operation takes or returns: a reference to the component, which this adds.
     pub fn of<T: JsonSchema>(&mut self) -> Json {
         self.0.subschema_for::<T>().to_value()
     }
@@ -61,8 +61,8 @@ fn settings(definitions: &'static str) -> SchemaSettings {
         .with_transform(RecursiveTransform(plain))
 }
 
-/// Says that an object has no other fields than those that are described: a program that would write more is of a later
-/// version, and that has a schema of its own.
+/// Makes the schema refuse fields that are not described: a program that writes more is of a later version, which has a
+/// schema of its own.
 fn close(schema: &mut Schema) {
     if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
         schema.insert("additionalProperties".into(), false.into());
@@ -81,12 +81,12 @@ fn plain(schema: &mut Schema) {
     }
 }
 
-/// The schema of a scalar: a text, with what the scalar says of itself.
+/// The schema of a scalar: a text, with the scalar's own description.
 pub(crate) fn scalar<T: Scalar>() -> Schema {
     json_schema!({ "type": "string", "title": T::NAME, "description": T::DOC, "examples": T::GOOD })
 }
 
-/// In place of a [`Value`](crate::value::Value) that is the body of a resource: the schema of any kind's.
+/// Describes a [`Value`](crate::value::Value) that is the body of a resource by the schemas of all kinds.
 pub enum Body {}
 
 impl Body {
@@ -112,7 +112,7 @@ impl JsonSchema for Body {
     }
 }
 
-/// In place of a timestamp.
+/// Describes a timestamp.
 pub enum Time {}
 
 impl JsonSchema for Time {

@@ -15,10 +15,10 @@ const HEAD: &str = "\
 
 What may be declared, and every field of it. A field is written in KDL as `field=value` after the name or as
 `field value` in the block, in YAML as `field: value`; a field that is absent has its default. Of several values, KDL
-has a row (`tags \"web\" \"db\"`) and YAML a list; one alone may stand for a list of one.
+has a row (`tags \"web\" \"db\"`) and YAML a list; a single value may be written in place of a list of one.
 ";
 
-/// What is said where a kind has fields that hold blocks.
+/// The paragraph for kinds with fields that hold blocks.
 const BLOCKS: &str = "\
 A block of fields is written in KDL as `word field=value` or with braces, in YAML as a map; where several may be given, KDL
 repeats the word and YAML has a list of maps.
@@ -62,7 +62,7 @@ fn section(kind: &Descriptor) -> String {
     let doc = fields.doc;
     let place = within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
     let mut text = format!("## {word}\n\n{doc}\n\n");
-    text += &format!("It stands {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
+    text += &format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
     text += &format!("[{word}.kdl]({word}.kdl) shows every field.\n\n");
     text + &table(fields) + &records(word, fields)
 }
@@ -85,7 +85,7 @@ fn words(ty: &Type) -> String {
     ty.inner().map(words).unwrap_or_default()
 }
 
-/// The tables of the blocks that stand in fields, and in fields of those.
+/// The tables of the blocks in fields, and in fields of those.
 fn records(path: &str, fields: &Fields) -> String {
     let with_records = fields.iter().filter_map(|field| Some((field.name, field.ty.record()?)));
     let section = |(name, inner): (&str, &Fields)| {
@@ -122,7 +122,7 @@ fn held(ty: &Type) -> String {
     }
 }
 
-/// The anchor that renderers of Markdown give a heading.
+/// The anchor that Markdown renderers make of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-'));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -156,7 +156,7 @@ fn scalars(kinds: &[&'static Descriptor]) -> Vec<&'static ScalarType> {
     scalars
 }
 
-/// The collections that may stand in a holder, or at the top: by names, or as names alone.
+/// The collections inside a holder, or at the top of a file: by names, or as names alone.
 fn collections(holder: Option<&str>, kinds: &[&Descriptor]) -> Map<String, Json> {
     let inside = kinds.iter().filter(|kind| kind.within == holder);
     let collection = |kind: &&Descriptor| {
@@ -206,7 +206,7 @@ fn literal(value: &Value) -> Json {
 enum Form {
     /// Bodies: every value in canonical form.
     Body,
-    /// Files: one element of a set or list may stand for it.
+    /// Files: a single value may be written in place of a set or list of one.
     File,
 }
 

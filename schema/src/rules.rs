@@ -1,4 +1,4 @@
-//! Rules over a whole snapshot: references, uniqueness, overlap, and what each kind asks for itself.
+//! Rules over a whole snapshot: references, uniqueness, overlap, and the rules of each kind.
 //!
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that hold for
 //! every kind loop over descriptors; a kind's own are in its file; what depends on the server is in [`server`].
@@ -18,7 +18,7 @@ use crate::snapshot::{ResourceId, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::{Location, Step};
 
-/// What a kind asks of its objects beyond what the types of their fields say.
+/// What a kind requires of its objects beyond what the types of their fields say.
 pub trait Rules {
     /// Reports what is wrong with one object in its world.
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>);
@@ -31,15 +31,15 @@ pub trait Rules {
 /// Addresses that an object keeps from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The range that members of its network get their addresses from; no other network has any of it.
+    /// The range that members of its network get their addresses from; no other network overlaps it.
     Range(IpNet),
     /// The address of the member of its name: no other member gets it, and no other object reserves it.
     Reserved(IpAddr),
-    /// An address that it stands for, whoever has it: no member is given it that does not have it already.
+    /// An address that it resolves to, whoever has it: a member that does not have it already is not given it.
     Meant(IpAddr),
 }
 
-/// Where rules leave what they find about one object.
+/// Collects what the rules find about one object.
 pub struct Findings<'a> {
     report: Report,
     source_map: &'a SourceMap,
@@ -47,11 +47,11 @@ pub struct Findings<'a> {
     suggestions: Cell<u32>,
 }
 
-/// How many problems of a run get a "did you mean": each one costs a look at all names, and nobody reads a thousand.
+/// How many problems of a run get a "did you mean": each one costs a search of all names, and nobody reads a thousand.
 const SUGGESTIONS: u32 = 50;
 
 impl Findings<'_> {
-    /// Reports a problem of the object, at the value that a path leads to; without a step at its name.
+    /// Reports a problem of the object, at the value that a path leads to; for an empty path at its name.
     pub fn push(&mut self, problem: Problem, path: &[Step<'_>]) {
         let at = self.id.and_then(|id| self.source_map.location(id, path));
         let id = self.id.map(ToString::to_string);
@@ -63,7 +63,7 @@ impl Findings<'_> {
         self.suggestions.replace(self.suggestions.get().saturating_add(1)) < SUGGESTIONS
     }
 
-    /// Where a value of any object stands; without a step its name.
+    /// The place of a value of any object; for an empty path that of its name.
     pub fn location(&self, id: &ResourceId, path: &[Step<'_>]) -> Option<Location> {
         self.source_map.location(id, path)
     }
@@ -84,7 +84,7 @@ pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     findings.report
 }
 
-/// Every object stands in a network that is defined; each missing network is reported once.
+/// Checks that every object is in a network that is defined; each missing network is reported once.
 fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut missing = BTreeMap::new();
     for (id, _) in world.entries().filter(|(id, _)| id.kind.descriptor().within.is_some()) {
@@ -103,7 +103,7 @@ fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
     }
 }
 
-/// In one network no two objects of one namespace have the same name.
+/// Checks that in one network no two objects of one namespace have the same name.
 fn check_names(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut taken: BTreeMap<(&NetworkName, &str, &Name), &ResourceId> = BTreeMap::new();
     for (id, _) in world.entries() {
@@ -121,7 +121,7 @@ fn check_names(world: &Snapshot, findings: &mut Findings<'_>) {
     }
 }
 
-/// No two networks share a part of their ranges, and no two objects of a network reserve the same address.
+/// Checks that no two networks overlap, and that no two objects of a network reserve the same address.
 fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut ranges: Vec<(&ResourceId, &str, IpNet)> = Vec::new();
     let mut reserved: BTreeMap<(&NetworkName, IpAddr), (&ResourceId, &str)> = BTreeMap::new();

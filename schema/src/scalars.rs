@@ -1,8 +1,8 @@
-//! What may stand in a field as one value: newtypes that only their parser makes.
+//! Fields that hold one value: newtypes that only their parser makes.
 //!
 //! Each scalar owns its range and its normal form; [`Scalar::GOOD`] and [`Scalar::BAD`] are shown in the reference
-//! and tried by one test over all of them. A scalar is written the same way in every language, on the wire and in
-//! the store: as the text that [`Display`](std::fmt::Display) gives.
+//! and tested by one test over all of them. A scalar is written the same way in every language, on the wire and in
+//! the store: as the text that [`Display`](std::fmt::Display) writes.
 
 mod domain_name;
 mod endpoint;
@@ -42,23 +42,23 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     const GOOD: &'static [&'static str];
     /// Texts that do not.
     const BAD: &'static [&'static str];
-    /// Where a bare number may stand for it: how it is written as one, if this one is; absent: a number is refused.
+    /// How a value is written as a bare number, if it is; absent: the scalar has no bare numbers, and they are refused.
     const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
 
     /// The namespace whose names are values of it, if there is one.
     const NAMESPACE: Option<&'static str> = None;
 
-    /// The text that its author may have meant by one that does not parse, if there is one that does.
+    /// A text that parses and that the author of one that does not may have meant.
     fn meant(_text: &str) -> Option<String> {
         None
     }
 
-    /// The name of another resource that it holds, if it does.
+    /// The name of another resource, if it holds one.
     fn reference(&self) -> Option<Reference<'_>> {
         None
     }
 
-    /// Reads a bare number: as its text, unless the scalar knows better.
+    /// Reads a bare number: by default as its text.
     fn from_integer(number: i64) -> Result<Self, <Self as FromStr>::Err> {
         number.to_string().parse()
     }

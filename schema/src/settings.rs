@@ -1,6 +1,6 @@
-//! Settings of a program, as texts by their names: what its TOML file says, before the program's own types look at them.
+//! Settings of a program, as texts by their names: what its TOML file says, before the program's own types parse them.
 //!
-//! A name that is unknown and a value that cannot be used are errors, never passed by.
+//! An unknown name and an invalid value are errors, never ignored.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::report::did_you_mean;
 
-/// Why settings cannot be used.
+/// Why settings are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// The file is not TOML.
@@ -29,14 +29,14 @@ pub enum SettingsError {
         /// What to do.
         help: String,
     },
-    /// A value cannot be used.
+    /// A value is not valid.
     #[error("{name}={value:?} cannot be used: {why}")]
     Value {
         /// The setting.
         name: &'static str,
         /// What it was set to.
         value: String,
-        /// What would do.
+        /// What would be valid.
         why: String,
     },
 }

@@ -1,6 +1,6 @@
 //! Every resource at one moment, with typed lookup.
 //!
-//! A snapshot is a value: clones share what they have in common, and none changes under its holder.
+//! A snapshot is a value: clones share what they have in common, and a change of one does not affect the others.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,7 +26,7 @@ pub struct ResourceId {
     pub network: NetworkName,
     /// Its kind.
     pub kind: Kind,
-    /// Its name; a network's own name again where the kind is that.
+    /// Its name; for a network, its own name again.
     pub name: Name,
 }
 
@@ -48,18 +48,18 @@ pub struct Provenance {
     pub author: Option<String>,
     /// The first line of its message.
     pub message: Option<String>,
-    /// Whether the files that declare differed from it.
+    /// Whether the files differed from it.
     pub dirty: bool,
 }
 
 /// A resource and what is known of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// What it says.
+    /// Its fields.
     pub object: Object,
     /// The revision that wrote it; 0 for what no server has seen.
     pub revision: Revision,
-    /// Who manages it; absent: nobody, it was made by hand.
+    /// Who manages it; absent: no project, it was made by hand.
     pub owner: Option<Owner>,
 }
 
@@ -75,7 +75,7 @@ impl Snapshot {
         self.entries.insert(id, entry);
     }
 
-    /// Takes a resource away.
+    /// Removes a resource.
     pub fn delete(&mut self, id: &ResourceId) -> Option<Entry> {
         self.entries.remove(id)
     }

@@ -1,4 +1,4 @@
-//! Where declared resources stand in their files: what a problem found later points at.
+//! The places of declared resources in their files, for problems that are found later.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::document::Document;
 use crate::snapshot::ResourceId;
 use crate::value::{Location, Step};
 
-/// Where resources stand in the files that declare them, readable or not.
+/// The places of resources in the files that declare them, whether they could be read or not.
 #[derive(Debug, Default)]
 pub struct SourceMap {
     documents: BTreeMap<ResourceId, Document>,
@@ -33,12 +33,12 @@ impl SourceMap {
         Some(self.documents.get(id)?.location(path))
     }
 
-    /// Where one text of such a value stands, be it alone or in a list.
+    /// The place of one text of such a value, alone or in a list.
     pub fn element(&self, id: &ResourceId, path: &[Step<'_>], text: &str) -> Option<Location> {
         self.documents.get(id)?.element(path, text)
     }
 
-    /// Where the name of the network stands that holds a resource.
+    /// The place of the name of the network that holds a resource.
     pub fn parent(&self, id: &ResourceId) -> Option<Location> {
         let document = self.documents.get(id)?;
         Some(Location { source: document.source, span: document.parent.as_ref()?.span })

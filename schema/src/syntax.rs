@@ -1,4 +1,4 @@
-//! Text to documents: one front end for each language, all of them ignorant of the kinds.
+//! Text to documents: one front end for each language; none knows the kinds.
 //!
 //! A front end knows from the table of [`Descriptor`]s it is given which words open an object and which fields collect
 //! repeated blocks (`reach` twice in one test); what a field holds, the decoder judges. Input is bounded: its size and nesting are checked before a
@@ -28,7 +28,7 @@ const MARK: char = '\u{feff}';
 /// A file, or what takes its place.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Its path as messages show it.
+    /// Its path, as messages show it.
     pub name: Arc<str>,
     /// What it holds.
     pub text: Arc<str>,
@@ -56,7 +56,7 @@ impl Language {
     }
 }
 
-/// Reads the objects of one file; `kinds` are those that may stand in it, at the top or inside each other.
+/// Reads the objects of one file; `kinds` are those that it may hold, at the top or inside each other.
 pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor]) -> (Vec<Document>, Report) {
     let mut context = Context { source: id, kinds, documents: Vec::new(), report: Report::default() };
     if source.text.len() > MAX_SIZE {
@@ -91,7 +91,7 @@ pub fn print(documents: &[Document], language: Language) -> String {
     }
 }
 
-/// What of an object has been read.
+/// The parts of an object that have been read.
 struct Draft {
     fields: Record,
     whole: bool,
@@ -104,7 +104,7 @@ impl Draft {
     }
 }
 
-/// What a front end carries along while it reads one file.
+/// The state of a front end while it reads one file.
 struct Context {
     source: SourceId,
     kinds: &'static [&'static Descriptor],
@@ -133,7 +133,7 @@ impl Context {
         self.kinds.iter().copied().find(|kind| kind.within == within && word(kind))
     }
 
-    /// A word that stands where only kinds may, and fields of the parent.
+    /// Reports a word that is neither a kind that may be here nor a field of the parent.
     fn unknown_word(
         &mut self,
         word: &str,

@@ -1,6 +1,6 @@
 //! Data without a type: what every syntax reads, what the wire and the store carry, what the differ compares.
 //!
-//! A [`Value`] knows where it stood in its file; two Values are equal whatever their places. Its JSON form is canonical
+//! A [`Value`] knows its place in its file; two Values are equal whatever their places. Its JSON form is canonical
 //! once serialised by RFC 8785, because a record keeps its fields sorted.
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ pub struct Location {
 pub enum Step<'a> {
     /// To the field of that name.
     Field(&'a str),
-    /// To the item of a list at that place, from 0; a value that stands for a list of one is its own item.
+    /// To the item of a list at that index, from 0; a single value in place of a list of one is its own item.
     Index(usize),
 }
 
@@ -51,10 +51,10 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Data and the place where it stood.
+/// Data and its place.
 #[derive(Clone, Debug)]
 pub struct Value {
-    /// Where it stood.
+    /// Its place.
     pub span: Span,
     /// What it is.
     pub data: Data,
@@ -65,8 +65,8 @@ pub struct Value {
 pub enum Data {
     /// Nothing, said explicitly.
     Null,
-    /// A name that stands alone, as KDL's `protect`: true where a boolean belongs, nothing in it where a collection does.
-    /// No body holds one.
+    /// A name alone, as KDL's `protect`: true in place of a boolean, empty in place of a collection. Bodies do not hold
+    /// one.
     Flag,
     /// Yes or no.
     Bool(bool),
@@ -88,7 +88,7 @@ pub type Record = BTreeMap<Box<str>, Member>;
 /// A field of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// Where its name stood.
+    /// The place of its name.
     pub key: Key,
     /// Its value.
     pub value: Value,
@@ -113,12 +113,12 @@ impl Span {
 }
 
 impl Value {
-    /// A text that stood nowhere.
+    /// A text without a place.
     pub fn text(text: impl Into<Box<str>>) -> Self {
         Data::Text(text.into()).into()
     }
 
-    /// A list that stood nowhere.
+    /// A list without a place.
     pub fn list(items: impl IntoIterator<Item = Value>) -> Self {
         Data::List(items.into_iter().collect()).into()
     }
@@ -190,7 +190,7 @@ impl PartialEq for Value {
 
 impl Eq for Value {}
 
-/// The value as a person reads it in a plan: texts bare, lists in brackets.
+/// Writes the value for the readers of a plan: texts bare, lists in brackets.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.data {

@@ -2,8 +2,9 @@
 //!
 //! A [`View`] is made by [`compile`](crate::compile) alone, travels whole or as a [`ViewDelta`], and is what an agent
 //! reconciles its host against. It holds no private key. A peer holds facts about itself only; what WireGuard is given for
-//! it depends on who looks, and [`View::tunnels`] is the one function that says so. Equal inputs give equal Views, and the
-//! Views of one network share what they have in common, so that thousands of them cost little more than one.
+//! it depends on the View's own node, and [`View::tunnels`] is the one function that decides it. Equal inputs give
+//! equal Views, and the Views of one network share what they have in common, so that thousands of them cost little more
+//! than one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,12 +55,12 @@ pub struct Interface {
     pub named: bool,
 }
 
-/// Another node: facts that hold whoever looks.
+/// Another node: facts that are the same in every View.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
-    /// Where it is reached; absent: it must speak first.
+    /// Where it is reached; absent: it must send first.
     pub endpoint: Option<Endpoint>,
     /// Its addresses in the network: at most one of each family.
     pub addresses: BTreeSet<IpAddr>,
@@ -76,7 +77,7 @@ pub struct Route {
     pub via: Name,
 }
 
-/// What a name stands for.
+/// What a name resolves to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resolution {
     /// These addresses.
@@ -90,7 +91,7 @@ pub enum Resolution {
 pub struct Tunnel {
     /// The peer's name.
     pub peer: Name,
-    /// Where it is reached; absent: it must speak first.
+    /// Where it is reached; absent: it must send first.
     pub endpoint: Option<Endpoint>,
     /// What may come from it, and what is sent to it (AllowedIPs in wg(8)).
     pub allowed_ips: BTreeSet<IpNet>,
@@ -99,8 +100,8 @@ pub struct Tunnel {
 impl View {
     /// What WireGuard is given: a tunnel for each peer that is reached directly, by its key.
     ///
-    /// A peer that another one carries gives its addresses to that one's tunnel, a route gives its range to the tunnel of
-    /// its peer. What a peer carries that the View does not have is reached by nobody.
+    /// The addresses of a peer that another one carries are added to the carrier's tunnel, the range of a route to the
+    /// tunnel of its peer. What an absent peer carries is not reachable.
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
         for (name, peer) in self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_none()) {
@@ -134,7 +135,7 @@ impl View {
         peer.via.as_ref().filter(|via| **via != self.node)
     }
 
-    /// Every name that resolves and what it stands for, by name: nodes' and others'.
+    /// Every name that resolves and what it resolves to, by name: nodes' and others'.
     pub fn resolutions(&self) -> BTreeMap<&Name, Resolution> {
         let own = self.interface.named.then(|| {
             let addresses = self.interface.addresses.iter().map(IpNet::addr).collect();
@@ -192,7 +193,7 @@ impl<K, V> Changes<K, V> {
 }
 
 impl<K: Ord + Clone, V: PartialEq> Changes<K, Arc<V>> {
-    /// What leads from `before` to `after`: at the cost of what differs, where the two share their structure.
+    /// The changes from `before` to `after`: at the cost of what differs, if the two share their structure.
     pub fn between(before: &OrdMap<K, Arc<V>>, after: &OrdMap<K, Arc<V>>) -> Self {
         let mut changes = Self::default();
         if before.ptr_eq(after) {
@@ -209,7 +210,7 @@ impl<K: Ord + Clone, V: PartialEq> Changes<K, Arc<V>> {
         changes
     }
 
-    /// Changes a map by what differs. Applying `between(a, b)` to `a` gives `b`.
+    /// Applies the changes to a map. Applying `between(a, b)` to `a` results in `b`.
     pub fn apply(self, map: &mut OrdMap<K, Arc<V>>) {
         for key in self.lost {
             map.remove(&key);
@@ -232,7 +233,7 @@ pub struct ViewDelta {
 }
 
 impl ViewDelta {
-    /// What leads from `before` to `after`: at the cost of what differs, where the two share their maps.
+    /// The changes from `before` to `after`: at the cost of what differs, if the two share their maps.
     pub fn between(before: &View, after: &View) -> Self {
         Self {
             interface: (before.interface != after.interface).then(|| after.interface.clone()),
@@ -248,7 +249,7 @@ impl ViewDelta {
         interface.is_none() && peers.is_empty() && routes.is_empty() && names.is_empty()
     }
 
-    /// Changes a View by what differs. Applying `between(a, b)` to `a` gives `b`.
+    /// Applies the changes to a View. Applying `between(a, b)` to `a` results in `b`.
     pub fn apply(self, view: &mut View) {
         let Self { interface, peers, routes, names } = self;
         if let Some(interface) = interface {
@@ -262,8 +263,8 @@ impl ViewDelta {
 
 /// Which tunnels a delta changes, given the Views before and after it: `put` are new or differ, `lost` are gone.
 ///
-/// Costs what the delta names, and one look at each peer where a tunnel that changes carries others: equal to comparing
-/// [`View::tunnels`] of the two, without making either.
+/// Costs what the delta names, and a pass over all peers if a tunnel that changes carries others. The result equals that
+/// of comparing [`View::tunnels`] of the two, without computing either.
 pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes<WireGuardKey, Tunnel> {
     let owners = owners_of(before, after, delta);
     let mut keys = BTreeSet::new();

@@ -17,23 +17,23 @@ use crate::value::Value;
 /// Everything a server knows at one revision.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct World {
-    /// The life of the database: raised when a backup is restored, so that revisions stay comparable.
+    /// The epoch of the database: raised when a backup is restored, so that revisions stay comparable.
     pub epoch: u64,
-    /// The revision that made it.
+    /// Its revision.
     pub revision: Revision,
     /// What users declared.
     pub snapshot: Snapshot,
-    /// What has joined, and what is left of keys and addresses.
+    /// What has joined, and the state of keys and addresses.
     pub inventory: Inventory,
 }
 
-/// Who the server is, and the keys that pin it.
+/// The identity of the server, and the keys that pin it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Server")]
 pub struct ServerInfo {
-    /// A random name that the server gave itself at its first start.
+    /// A random name that the server chose at its first start.
     pub id: String,
-    /// The life of the database: raised when a backup is restored.
+    /// The epoch of the database: raised when a backup is restored.
     pub epoch: u64,
     /// Where agents find it: `host:port` of its gRPC service.
     pub agent_addresses: Vec<String>,
@@ -44,20 +44,20 @@ pub struct ServerInfo {
     /// The version of the program.
     pub version: String,
     /// The range of the tunnels between it and agents (`COMMS_RANGE`): it has an address there, and so has each agent that
-    /// registered. Networks must leave it alone. Absent: the server offers no tunnel.
+    /// registered. Networks must not overlap it. Absent: the server offers no tunnel.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub comms_range: Option<Ipv4Net>,
     /// The name under which its own host is a node of the networks that declare it (`CLIENT_NAME`): the server claims that
-    /// name itself, and no key may. Absent: its host is no node (`CLIENT_MODE=off`).
+    /// name itself, and no key may. Absent: its host is not a node (`CLIENT_MODE=off`).
     #[serde(default)]
     pub own_node: Option<Name>,
 }
 
 impl ServerInfo {
-    /// The range of the tunnels to agents where `COMMS_RANGE` names no other.
+    /// The range of the tunnels to agents, unless `COMMS_RANGE` sets another.
     pub const DEFAULT_COMMS_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 101, 0, 0), 16);
-    /// The name of the server's own host as a node where `CLIENT_NAME` gives no other.
+    /// The name of the server's own host as a node, unless `CLIENT_NAME` sets another.
     pub const DEFAULT_OWN_NODE: &'static str = "netmaker";
 }
 
@@ -65,7 +65,7 @@ impl ServerInfo {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "World")]
 pub struct WorldDocument {
-    /// Who the server is.
+    /// The server.
     pub server: ServerInfo,
     /// The revision.
     pub revision: Revision,
@@ -73,7 +73,7 @@ pub struct WorldDocument {
     pub resources: Vec<ResourceDocument>,
     /// The nodes that have joined, by network and name.
     pub nodes: Vec<NodeDocument>,
-    /// What is left of the keys.
+    /// The state of the keys.
     pub keys: Vec<KeyDocument>,
     /// The addresses in quarantine.
     pub quarantine: Vec<QuarantinedDocument>,
@@ -110,7 +110,7 @@ pub struct NodeDocument {
     pub joined: Joined,
 }
 
-/// What is left of an access key.
+/// The state of an access key.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Key")]
 pub struct KeyDocument {

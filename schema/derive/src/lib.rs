@@ -20,7 +20,7 @@ pub fn describe(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), class)
 }
 
-/// Derives `schema::attribute::Struct` and `Attribute` for a struct that stands in a field of another one; its fields take
+/// Derives `schema::attribute::Struct` and `Attribute` for a struct inside a field of another one; its fields take
 /// the same attribute.
 #[proc_macro_derive(Record, attributes(field))]
 pub fn record(input: TokenStream) -> TokenStream {

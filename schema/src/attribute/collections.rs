@@ -1,6 +1,6 @@
 //! Collections as fields: sets, lists, maps, and those that may not be empty.
 //!
-//! One value that stands alone is a collection of one, and a word without a value an empty one.
+//! A single value is a collection of one, and a word without a value an empty one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -104,7 +104,7 @@ impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
         Data::Record(written.collect()).into()
     }
 
-    /// The names of a map are not part of the path, since they are no names of fields.
+    /// The names of a map are not part of the path, since they are not names of fields.
     fn references(&self, visit: &mut dyn FnMut(Reference<'_>)) {
         self.values().for_each(|it| it.references(visit));
     }

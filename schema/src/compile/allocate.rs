@@ -1,4 +1,4 @@
-//! Which addresses a node gets: pure, so that a plan shows what an apply will give.
+//! Which addresses a node gets: pure, so that a plan shows what an apply will assign.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ use crate::rules::Claim;
 use crate::scalars::{Name, NetworkName, Seconds};
 use crate::snapshot::Snapshot;
 
-/// An address is in quarantine at least this long, however few are left.
+/// An address is in quarantine for at least this long, however few are left.
 const SHORTEST_QUARANTINE: Seconds = Seconds(600);
 
 /// A range has no address left.
@@ -24,11 +24,11 @@ pub struct Exhausted {
     pub range: IpNet,
 }
 
-/// The addresses that the files of a network give away: reserved for a node, or meant by an entry.
+/// The addresses that the files of a network reserve: for a node, or for an entry.
 #[derive(Debug)]
 pub struct ReservedAddresses(BTreeMap<IpAddr, Option<Name>>);
 
-/// Gives addresses of one network, to one node after the other; no address may be freed between them.
+/// Assigns addresses of one network, to one node after the other; no address may be freed between them.
 #[derive(Debug)]
 pub struct Allocator<'a> {
     network: &'a NetworkName,
@@ -37,7 +37,7 @@ pub struct Allocator<'a> {
     now: Timestamp,
     /// The addresses that each node left and that are still in quarantine.
     left: BTreeMap<Name, Vec<IpAddr>>,
-    /// Below what no address of a range is free.
+    /// The bound below which no address of a range is free.
     lowest: BTreeMap<IpNet, u128>,
 }
 
@@ -59,9 +59,9 @@ impl<'a> Allocator<'a> {
 
     /// The addresses for a node: one of each range of its network.
     ///
-    /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that still rests;
-    /// else the lowest that is neither in use, nor reserved, nor an entry's, nor resting, nor the range's own first or (in
-    /// IPv4) last one; else the one longest in quarantine.
+    /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that is still
+    /// in quarantine; else the lowest that is neither in use, nor reserved, nor an entry's, nor in quarantine, nor the
+    /// range's own first or (in IPv4) last one; else the one longest in quarantine.
     pub fn addresses(
         &mut self,
         node: &Name,
@@ -101,7 +101,7 @@ impl<'a> Allocator<'a> {
         lowest.or_else(longest).ok_or_else(|| Exhausted { network: self.network.clone(), range })
     }
 
-    /// The lowest address of a range that nobody has, speaks for, or left within the rest.
+    /// The lowest address of a range that is not in use, reserved, or in quarantine.
     fn lowest(&mut self, range: IpNet, quarantine: Seconds, inventory: &Inventory) -> Option<IpAddr> {
         let last = number(range.broadcast()) - u128::from(range.network().is_ipv4());
         let candidate = self.lowest.entry(range).or_insert(number(range.network()) + 1);
@@ -120,7 +120,7 @@ impl<'a> Allocator<'a> {
         None
     }
 
-    /// The address longest in quarantine, if long enough and nobody has or speaks for it.
+    /// The address longest in quarantine, if long enough and not in use or reserved.
     fn longest_quarantined(&self, range: IpNet, settings: &Network, inventory: &Inventory) -> Option<IpAddr> {
         let candidates = inventory.quarantined_in(self.network).filter(|(address, quarantined)| {
             range.contains(address)
@@ -133,7 +133,7 @@ impl<'a> Allocator<'a> {
 }
 
 impl ReservedAddresses {
-    /// What the files of a network give away.
+    /// The addresses that the files of a network reserve.
     pub fn of(network: &NetworkName, declared: &Snapshot) -> Self {
         let mut reserved = BTreeMap::new();
         for (id, entry) in declared.entries_in(network) {
@@ -148,8 +148,8 @@ impl ReservedAddresses {
         Self(reserved)
     }
 
-    /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry that stands
-    /// for it may well mean that very node.
+    /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry for it
+    /// may well mean that very node.
     pub fn leaves(&self, address: IpAddr, node: &Name) -> bool {
         !matches!(self.0.get(&address), Some(Some(of)) if of != node)
     }
@@ -160,7 +160,7 @@ impl ReservedAddresses {
     }
 }
 
-/// How long ago; nothing where the clock went back.
+/// How long ago; 0 if the clock went back.
 fn age(since: Timestamp, now: Timestamp) -> Seconds {
     let age = now.duration_since(since).max(SignedDuration::ZERO);
     Seconds(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))

@@ -1,7 +1,7 @@
 //! Who can reach whom: reported by network and node, never as a list of pairs.
 //!
-//! In a network without access rules every joined node reaches every other, directly or through the hub, so what
-//! reaches is a set of nodes, and what a change gains or loses are nodes that enter or leave that set.
+//! In a network without access rules every joined node reaches every other, directly or through the hub, so
+//! reachability is a set of nodes, and what a change gains or loses are nodes that enter or leave that set.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ pub struct ReachChange {
     pub direction: Direction,
     /// How many ordered pairs of nodes that is.
     pub pairs: u64,
-    /// The change that it follows from; null where it is not one alone.
+    /// The change that causes it; null unless it is a single one.
     pub because: Option<ResourceId>,
 }
 
@@ -46,7 +46,7 @@ fn reaching(mesh: Option<&Mesh>) -> BTreeSet<Name> {
     if cut || mesh.len() < 2 { BTreeSet::new() } else { mesh.nodes().cloned().collect() }
 }
 
-/// What reachability a change of one network gains and loses.
+/// The reachability that a change of one network gains and loses.
 pub fn between(network: &NetworkName, before: Option<&Mesh>, after: Option<&Mesh>) -> Vec<ReachChange> {
     let (was, is) = (reaching(before), reaching(after));
     let mut changes = Vec::new();

@@ -1,4 +1,4 @@
-//! What becomes of an inventory when the declarations change: the server commits it, and a plan shows it, by the same call.
+//! The inventory after a change of the declarations: the server commits it, and a plan shows it, by the same call.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use crate::kinds::{AccessKey, Node};
 use crate::scalars::NetworkName;
 use crate::snapshot::Snapshot;
 
-/// The inventory that fits to these declarations.
+/// Returns the inventory that fits these declarations.
 ///
-/// Nodes go with their network, and with their declaration if they claimed it; keys go with theirs; a node whose address
-/// does not fit any more gets the reserved one, or the lowest that is free. Addresses that are given up are in quarantine
-/// from `now` on. Fails where a range has not enough addresses.
+/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs. A node whose
+/// address no longer fits gets the reserved one, or the lowest that is free. Addresses that are given up are in
+/// quarantine from `now` on. Fails if a range has too few addresses.
 pub fn reconcile(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Result<Inventory, Exhausted> {
     let mut reconciled = inventory.clone();
     for (id, _) in inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none()) {
@@ -44,7 +44,7 @@ pub fn reconcile(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> 
     Ok(reconciled)
 }
 
-/// How many nodes a network has, joined and awaited together: what its `node-limit` counts.
+/// How many nodes a network has, joined and expected together: what its `node-limit` counts.
 pub fn joined_and_awaited(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> usize {
     let awaited = declared.all_in::<Node>(network).filter(|(id, _)| inventory.node(&id.node()).is_none());
     inventory.nodes_in(network).count() + awaited.count()
@@ -67,7 +67,8 @@ fn fate(id: &NodeId, joined: &Joined, declared: &Snapshot, reserved: Option<&Res
     if complete && fit { Fate::Kept } else { Fate::Readdressed }
 }
 
-/// Frees what does not fit of all that move, then gives new addresses: reserved ones first, so that nobody takes them.
+/// Frees the addresses that do not fit, of all nodes that move, then assigns new ones: reserved ones first, so that
+/// they are not taken.
 fn readdress(
     inventory: &mut Inventory,
     moving: &[(&NodeId, &Arc<Joined>)],
@@ -100,7 +101,7 @@ fn is_declared(network: &NetworkName, declared: &Snapshot) -> bool {
     declared.network(network).is_some()
 }
 
-/// Whether an address of a node still is its own: in the range, not reserved or used for something else, and the one
+/// Whether a node may keep an address: in the range, not reserved or used for something else, and the one
 /// that is reserved for it if one is.
 fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, others: &ReservedAddresses) -> bool {
     let NodeId { network, name } = id;

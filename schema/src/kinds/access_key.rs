@@ -12,7 +12,7 @@ use crate::scalars::{Expiry, Name, Uses};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// Lets hosts join the network, with the token that `nmplan apply --keys-to` writes when the key is made.
+/// Lets hosts join the network, with the token that `nmplan apply --keys-to` writes when the key is created.
 ///
 /// The secret inside the token is made by nmplan and kept by nobody else; the server stores what verifies it.
 #[derive(Clone, Debug, PartialEq, Describe)]
@@ -20,7 +20,7 @@ use crate::value::Step;
 pub struct AccessKey {
     /// How many nodes may join with it, or `unlimited`. Absent: one, or one for each node that `for` names.
     pub uses: Option<Uses>,
-    /// When it ends: a duration after it was made, or a day. Absent: never.
+    /// When it expires: a duration after it was created, or a day. Absent: never.
     pub expires: Option<Expiry>,
     /// Tags that a node gets when it joins with this key. They are copied: later changes do not reach joined nodes.
     pub tags: BTreeSet<Name>,

@@ -1,4 +1,4 @@
-//! A DNS entry: a name of the network that is no node.
+//! A DNS entry: a name of the network that is not a node's.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,15 +21,15 @@ const LONGEST_CHAIN: usize = 16;
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]
 pub struct Dns {
-    /// The IPv4 addresses that it stands for.
+    /// The IPv4 addresses that it resolves to.
     pub a: BTreeSet<Ipv4Addr>,
-    /// The IPv6 addresses that it stands for.
+    /// The IPv6 addresses that it resolves to.
     pub aaaa: BTreeSet<Ipv6Addr>,
-    /// The node whose addresses it stands for, whatever they are; until that has joined it resolves to nothing.
+    /// The node whose addresses it resolves to, whatever they are; it resolves to nothing until that node has joined.
     pub node: Option<Ref<Node>>,
-    /// The name that it stands for: one of this network, written NAME.NETWORK, or any other.
+    /// The name that it is an alias of: one of this network, written NAME.NETWORK, or any other.
     pub cname: Option<DomainName>,
-    /// How long resolvers may remember it. Names in /etc/hosts are replaced as they change, and have no such time.
+    /// How long resolvers may cache it. Names in /etc/hosts are replaced when they change, and have no TTL.
     #[field(default = Seconds(60))]
     pub ttl: Seconds,
 }
@@ -71,8 +71,8 @@ impl Rules for Dns {
     }
 }
 
-/// Whether the aliases that begin at an entry lead through more entries than resolvers follow. Aliases in a cycle are
-/// another matter, which the rules for references see to.
+/// Whether the aliases that begin at an entry lead through more entries than resolvers follow. Cycles are reported by
+/// the rules for references.
 fn leads_too_far(first: &Dns, id: &ResourceId, world: &Snapshot) -> bool {
     let mut passed = vec![id.name.clone()];
     let mut next = first.inner_cname(&id.network);

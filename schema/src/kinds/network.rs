@@ -13,9 +13,9 @@ use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// A port number that can be asked for.
+/// A port number that can be set.
 pub type Port = Bounded<1, 65_535>;
-/// A packet size that IPv6 can live with (RFC 8200, section 5).
+/// A packet size that IPv6 allows (RFC 8200, section 5).
 pub type Mtu = Bounded<1_280, 65_535>;
 
 /// One WireGuard mesh: its address ranges, its shape, and what its nodes have in common.
@@ -29,8 +29,8 @@ pub struct Network {
     /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which every
     /// node has every other as a peer. While the hub has not joined, no other node has a peer.
     pub hub: Option<Ref<Node>>,
-    /// The UDP port that nodes listen on unless they say otherwise. Where it is taken on a host, the agent takes the
-    /// next free one.
+    /// The UDP port that nodes listen on unless their own declaration sets one. If it is taken on a host, the agent
+    /// takes the next free one.
     #[field(default = Port::new(51_821))]
     pub listen_port: Port,
     /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from its own
@@ -43,13 +43,13 @@ pub struct Network {
     /// Whether names of this network resolve on its nodes, as NAME.NETWORK.
     #[field(default = true)]
     pub name_service: bool,
-    /// How many nodes may be in the network, joined and awaited together. Absent: as many as there are addresses.
+    /// How many nodes may be in the network, joined and expected together. Absent: as many as there are addresses.
     pub node_limit: Option<Bounded<1, 1_000_000>>,
-    /// How often an agent checks in while nothing else makes it speak, `1s` to `1h`.
+    /// How often an agent checks in while nothing changes, `1s` to `1h`.
     #[field(default = Seconds(15))]
     pub check_in: Seconds,
-    /// How long the address of a node that left is in quarantine before another node may get it; where no other is
-    /// free, the one longest in quarantine goes first, but never under 10 minutes.
+    /// How long the address of a node that left is in quarantine before another node may get it. If no other address is
+    /// free, the one longest in quarantine is taken, but not before 10 minutes.
     #[field(default = Seconds::hours(24))]
     pub address_quarantine: Seconds,
 }
@@ -121,7 +121,7 @@ impl Network {
         self.range_of(address).filter(inside).is_some_and(|range| address.is_ipv6() || range.broadcast() != address)
     }
 
-    /// The UDP port that a node of it listens on: its declaration's, else the network's.
+    /// The UDP port that one of its nodes listens on: its declaration's, else the network's.
     pub fn listen_port_of(&self, declaration: Option<&Node>) -> u16 {
         let port = declaration.and_then(|node| node.listen_port).unwrap_or(self.listen_port);
         u16::try_from(port.number()).unwrap_or_default()

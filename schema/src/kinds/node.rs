@@ -23,7 +23,7 @@ pub struct Node {
     pub ipv4: Option<Ipv4Addr>,
     /// The IPv6 address that is reserved for it. Absent: it gets the lowest free one when it joins.
     pub ipv6: Option<Ipv6Addr>,
-    /// Words that say what it is, which `nmplan status` lists; those of its key are added at the join.
+    /// Words that describe it, which `nmplan status` lists; those of its key are added at the join.
     pub tags: BTreeSet<Name>,
     /// Where the others reach it, for a node with a fixed public address or a port that is forwarded. Absent: what its
     /// agent reports and the server sees.

@@ -1,4 +1,4 @@
-//! References between objects: each leads somewhere, and none of those that an object is made of leads back to it.
+//! References between objects: each names an object that exists, and those that an object consists of form no cycle.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -13,7 +13,7 @@ use crate::scalars::Name;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Location;
 
-/// References that objects are made of, each with its place; nodes and edges in the order of the snapshot.
+/// The references that may not form a cycle, each with its place; nodes and edges in the order of the snapshot.
 type Graph = DiGraph<ResourceId, Option<Location>>;
 
 /// Checks the references of all objects.
@@ -115,7 +115,7 @@ fn cycle(component: &[NodeIndex], graph: &Graph) -> Option<Vec<NodeIndex>> {
     None
 }
 
-/// How many members of a cycle a problem shows: who sees these finds the others, and a hostile file has thousands.
+/// How many members of a cycle a problem shows: these lead to the others, and a hostile file has thousands.
 const SHOWN: usize = 12;
 
 fn report(cycle: &[NodeIndex], graph: &Graph, findings: &mut Findings<'_>) {

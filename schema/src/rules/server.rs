@@ -1,7 +1,7 @@
-//! Rules that depend on the server: what it keeps for itself, nobody may declare.
+//! Rules that depend on the server: what it keeps for itself may not be declared.
 //!
 //! Run where the server is known: by `plan`, and by the server itself on what a change would leave ([`check`]). Where none
-//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run asks for one of the two.
+//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run uses one of the two.
 
 use ipnet::Ipv4Net;
 
@@ -106,10 +106,10 @@ mod tests {
         }
     }
 
-    /// The code of each problem, and the text that it stands at.
+    /// The code of each problem, and the text at its place.
     fn at_texts(text: &str, report: &Report) -> Vec<(Code, String)> {
         let marked = |problem: &Problem| {
-            let span = problem.at.expect("it stands in the file").span;
+            let span = problem.at.expect("it is in the file").span;
             text[span.start as usize..span.end as usize].to_owned()
         };
         report.problems().map(|problem| (problem.code, marked(problem))).collect()

@@ -8,7 +8,7 @@ use super::{DomainName, Scalar};
 
 /// A host, with a port or without: `192.0.2.7`, `gw.example.net:51821`, `[2001:db8::7]:51821`.
 ///
-/// Without a port the node's own listen port is meant. A name is resolved by whoever uses it, at the time of use.
+/// Without a port the node's own listen port is meant. A name is resolved when it is used.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// The address or name.
@@ -57,7 +57,7 @@ impl From<IpAddr> for Endpoint {
 impl Scalar for Endpoint {
     const NAME: &'static str = "an endpoint";
     const DOC: &'static str =
-        "An address or a name, and a port where it is not the listen port; IPv6 with a port stands in brackets.";
+        "An address or a name, and a port if it is not the listen port; an IPv6 address with a port is written in brackets.";
     const GOOD: &'static [&'static str] =
         &["gw.example.net:51821", "192.0.2.7", "192.0.2.7:51821", "[2001:db8::7]:51821", "2001:db8::7"];
     const BAD: &'static [&'static str] =
@@ -77,7 +77,7 @@ impl FromStr for Endpoint {
         };
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(inner) => {
-                let address: Ipv6Addr = inner.parse().map_err(|_| "no IPv6 address stands in the brackets")?;
+                let address: Ipv6Addr = inner.parse().map_err(|_| "the text in brackets is not an IPv6 address")?;
                 Host::Address(address.into())
             }
             None => host_of(host)?,

@@ -1,4 +1,4 @@
-//! Ends of validity.
+//! When something expires.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use jiff::tz::TimeZone;
 
 use super::{Scalar, Seconds};
 
-/// When something ends: so long after its creation, or at a date.
+/// When something expires: a time after its creation, or at a date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Expiry {
-    /// So long after the creation, counted by the server.
+    /// This long after its creation, by the server's clock.
     After(Seconds),
     /// At the start of this day, in UTC.
     On(Date),
@@ -32,7 +32,7 @@ impl Expiry {
 impl Scalar for Expiry {
     const NAME: &'static str = "a date or a duration";
     const DOC: &'static str =
-        "A day (`2027-03-01`: from its start, UTC, it is over) or a duration after the creation (`30d`).";
+        "A day (`2027-03-01`: it expires at the start of it, in UTC) or a duration after the creation (`30d`).";
     const GOOD: &'static [&'static str] = &["30d", "2027-03-01", "12h"];
     const BAD: &'static [&'static str] = &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s"];
 }

@@ -1,4 +1,4 @@
-//! Keys that others may know: 32 bytes each, of five kinds that cannot stand for one another.
+//! Keys that others may know: 32 bytes each, of five types that cannot be confused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -72,7 +72,7 @@ key!(
 
 key!(
     /// A server's signing key: the Ed25519 public key (RFC 8032) that verifies the Views and answers that it sends, written
-    /// as base64 of 32 bytes. It stands for the server: an agent takes it from a token and keeps it.
+    /// as base64 of 32 bytes. It identifies the server: an agent takes it from a token and keeps it.
     SigningKey,
     "a server's signing key",
     "Base64 of the 32 bytes of an Ed25519 public key, whose private key the server made at its first start.",

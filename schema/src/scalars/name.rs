@@ -40,7 +40,7 @@ impl NetworkName {
         self.0.as_str()
     }
 
-    /// The same name, where any resource's name may stand.
+    /// The same name, as that of any resource.
     pub fn name(&self) -> &Name {
         &self.0
     }
@@ -59,7 +59,7 @@ impl Scalar for Name {
     }
 }
 
-/// The text with what a name may hold, at most so long.
+/// The text reduced to what a name may hold, cut to `longest`.
 fn shaped(text: &str, longest: usize) -> String {
     let lower = text.to_lowercase().replace(['_', '.', ' '], "-");
     let kept = lower.chars().filter(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
@@ -75,7 +75,7 @@ impl FromStr for Name {
             return Err("it is empty".into());
         }
         if let Some(odd) = text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
-            return Err(format!("{odd:?} may not stand in it; lower-case letters, digits and inner hyphens may"));
+            return Err(format!("{odd:?} is not allowed in it; lower-case letters, digits and inner hyphens are"));
         }
         if text.len() > 63 {
             return Err(format!("it has {} characters; 63 are allowed", text.len()));

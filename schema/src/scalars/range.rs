@@ -66,18 +66,18 @@ impl Ipv4Range {
     const RESERVED: &'static [(IpNet, &'static str)] = &[
         (ipv4(0, 0, 8), "not addresses of hosts"),
         (ipv4(127, 0, 8), "each host's own"),
-        (ipv4(169, 254, 16), "for single links"),
+        (ipv4(169, 254, 16), "link-local addresses"),
         (ipv4(224, 0, 3), "not addresses of hosts"),
     ];
 }
 
 impl Ipv6Range {
-    /// The shortest prefix of a mesh, well above what any registry gives out.
+    /// The shortest prefix of a mesh, far larger than what any registry assigns.
     const SHORTEST: u8 = 16;
     /// What no mesh may have (RFC 6890).
     const RESERVED: &'static [(IpNet, &'static str)] = &[
-        (ipv6(0, 16), "no addresses of a mesh"),
-        (ipv6(0xfe80, 10), "for single links"),
+        (ipv6(0, 16), "not addresses of a mesh"),
+        (ipv6(0xfe80, 10), "link-local addresses"),
         (ipv6(0xff00, 8), "not addresses of hosts"),
     ];
 }

@@ -13,7 +13,7 @@ pub struct Seconds(pub u32);
 const UNITS: [(char, u32); 5] = [('w', 604_800), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
 
 impl Seconds {
-    /// So many hours.
+    /// A number of hours.
     pub const fn hours(count: u32) -> Self {
         Self(count * 3_600)
     }

@@ -1,4 +1,4 @@
-//! Whom a rule, a route or a test is about.
+//! Which members or addresses a rule, a route or a test is about.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::descriptor::{Reference, Target};
 /// One form of saying which members or addresses are meant.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
-    /// Whatever has the name in its network: a node, or what groups nodes.
+    /// What has the name in its network: a node or a group of nodes.
     Name(Name),
     /// Every member with the tag.
     Tag(Name),
@@ -22,7 +22,7 @@ pub enum Selector {
     All,
 }
 
-/// What stands before a tag.
+/// The prefix of a tag.
 const TAG: &str = "tag:";
 
 impl Scalar for Selector {
@@ -125,10 +125,10 @@ mod tests {
             ("tag:", "of its tag: it is empty", None),
             (
                 "tag:Web_1",
-                "of its tag: 'W' may not stand in it; lower-case letters, digits and inner hyphens may",
+                "of its tag: 'W' is not allowed in it; lower-case letters, digits and inner hyphens are",
                 Some("tag:web-1"),
             ),
-            ("DB", "'D' may not stand in it; lower-case letters, digits and inner hyphens may", Some("db")),
+            ("DB", "'D' is not allowed in it; lower-case letters, digits and inner hyphens are", Some("db")),
         ] {
             assert_eq!(text.parse::<Selector>().expect_err("it is refused"), why, "{text}");
             assert_eq!(Selector::meant(text).as_deref(), meant, "{text}");

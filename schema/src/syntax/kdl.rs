@@ -2,8 +2,8 @@
 //! child with properties and a block; a collection of records is one such child for each.
 //!
 //! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by [`too_deep`] first.
-//! In a malformed file the parser may see blocks where that saw a text, so the parser also runs on a thread with a stack
-//! that would hold every brace of the file, one inside the other.
+//! In a malformed file the parser may see blocks where that function saw a text, so the parser also runs on a thread
+//! with a stack that would hold every brace of the file, one inside the other.
 
 use std::fmt::Write as _;
 use std::thread;
@@ -17,11 +17,11 @@ use crate::document::{Document, Spanned};
 use crate::report::Code;
 use crate::value::{Data, Key, Member, Record, Span, Value};
 
-/// Errors shown for one file: one slip of the pen makes a KDL parser stumble over all that follows.
+/// Errors shown for one file: one mistake makes a KDL parser report everything after it.
 const MAX_ERRORS: usize = 3;
-/// The most blocks in one file: what bounds the stack.
+/// The most blocks in one file, which bounds the stack.
 const MAX_BLOCKS: usize = 32_768;
-/// What the parser needs of the stack, at most, for a block or a comment inside another.
+/// The most stack that the parser needs for each level of blocks or comments inside another.
 const LEVEL: usize = 16 << 10;
 
 pub(super) fn parse(text: &str, context: &mut Context) {
@@ -50,7 +50,7 @@ pub(super) fn parse(text: &str, context: &mut Context) {
 /// Where more than the allowed number of blocks or comments are open, and which; nothing if nowhere.
 ///
 /// Knows just enough of KDL to distinguish a brace in a string or comment from one outside; where a file is malformed
-/// it may be wrong either way.
+/// it may count too many or too few.
 fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     let bytes = text.as_bytes();
     let (mut at, mut open) = (0, 0usize);
@@ -86,7 +86,7 @@ fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     None
 }
 
-/// The last byte of the string whose first quote stands at `at`, after so many hashes.
+/// The last byte of the string whose first quote is at `at`, after that many hashes.
 fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
     let quotes = if bytes[at..].starts_with(b"\"\"\"") { 3 } else { 1 };
     let mut place = at + quotes;
@@ -103,7 +103,8 @@ fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
     bytes.len()
 }
 
-/// The last byte of the comment that opens at `at`; comments nest, and where too many do, the place of that one.
+/// The last byte of the comment that opens at `at`; comments nest, if too many do, the place of the one that is too
+/// deep.
 fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
     let (mut place, mut open) = (at, 0usize);
     while place + 1 < bytes.len() {
@@ -131,7 +132,7 @@ fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
 fn errors(error: KdlError, text: &str, context: &mut Context) {
     let mut found = error.diagnostics;
     found.sort_by_key(|one| one.span.offset());
-    // Unclosed blocks follow from the slip before them; alone they are the slip.
+    // Unclosed blocks follow from the mistake before them; alone they are the mistake.
     if found.len() > 1 {
         let first = found.remove(0);
         let follows = |message: &str| message.to_lowercase().contains("clos");
@@ -156,19 +157,19 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     }
 }
 
-/// Where the value begins whose first part lies before a place.
+/// The start of the value that contains a place, or ends there.
 fn value_before(text: &str, at: usize) -> usize {
     let before = text.get(..at).unwrap_or_default();
     before.rfind(['=', ' ', '\t', '\n', '{', ';']).map_or(0, |sign| sign + 1)
 }
 
-/// Where the value ends in whose midst a place lies.
+/// The end of the value that contains a place.
 fn value_after(text: &str, at: usize) -> usize {
     let after = text.get(at..).unwrap_or_default();
     at + after.find([' ', '\t', '\r', '\n', '{', '}', ';']).unwrap_or(after.len())
 }
 
-/// What the usual slips are called and how they are mended; the parser's own words, shaped as ours, for all others.
+/// Message and help for the usual mistakes; for all others the parser's own message, in our form.
 fn in_our_words(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
     let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
     if is_keyword(written) {
@@ -424,7 +425,7 @@ fn print_block(record: &Record, indent: usize, text: &mut String) {
     let _ = write!(text, "{:indent$}}}", "");
 }
 
-/// A value as one word; nothing where it takes more, or none.
+/// A value as one word; nothing if it takes more words, or none.
 fn scalar(value: &Value) -> Option<String> {
     match &value.data {
         Data::Null => Some("#null".into()),
@@ -435,7 +436,7 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-/// A field's name, bare where KDL allows that for certain.
+/// A field's name, bare where KDL is certain to allow it.
 fn word(name: &str) -> String {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain) && !is_keyword(name) {
@@ -458,7 +459,7 @@ fn quoted(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            // Line separators and marks that KDL forbids in the open.
+            // Line separators and marks that KDL allows only as escapes.
             c if c.is_control()
                 || matches!(c, '\u{85}' | '\u{2028}'..='\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
             {

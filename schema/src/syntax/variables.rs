@@ -1,4 +1,4 @@
-//! Variables: strings put in for `${name}` inside texts, before any field looks at them.
+//! Variables: strings that replace `${name}` inside texts, before any field parses them.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::value::{Data, Location, Span, Value};
 /// The values of the variables, by their names.
 pub type Variables = BTreeMap<String, String>;
 
-/// Puts the variables in for `${name}` in every text of the documents; `$${` is a literal `${`.
+/// Replaces `${name}` by the value of the variable in every text of the documents; `$${` is a literal `${`.
 pub fn substitute(documents: &mut [Document], variables: &Variables, report: &mut Report) {
     for document in documents {
         let source = document.source;
@@ -20,7 +20,8 @@ pub fn substitute(documents: &mut [Document], variables: &Variables, report: &mu
     }
 }
 
-/// Puts the variables in for every text of a value. Gives whether all could be: nothing should judge what is left.
+/// Replaces the variables in every text of a value. Returns whether all could be replaced: if not, the rest is not
+/// checked.
 fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Problem, Span)) -> bool {
     match &mut value.data {
         Data::Text(text) if text.contains("${") => match expand(text, variables) {
@@ -43,7 +44,7 @@ fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Probl
     true
 }
 
-/// The documents as they are written, so that no text of theirs is taken for a variable when it is read.
+/// The documents as they are written, so that none of their text is taken for a variable when it is read.
 pub(super) fn escape(documents: &[Document]) -> Vec<Document> {
     let mut escaped = documents.to_vec();
     for member in escaped.iter_mut().flat_map(|document| document.fields.values_mut()) {

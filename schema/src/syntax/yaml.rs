@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     }
 }
 
-/// Reads a record as the collections of kinds inside a parent. Gives how many there are, and whether all were known.
+/// Reads a record as the collections of kinds inside a parent. Returns how many there are, and whether all were known.
 fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) -> (usize, bool) {
     let (mut known, mut whole) = (0, true);
     for (word, member) in record {
@@ -185,7 +185,7 @@ impl<'a> Events<'a, '_> {
         self.nested(span, if list { Self::list } else { Self::record })
     }
 
-    /// Where the tag or anchor of a node stands: the word with that mark before it.
+    /// The place of the tag or anchor of a node: the word with that mark before it.
     fn mark_before(&self, mark: char, node: Span) -> Span {
         let place = |start: usize| {
             let word = self.text[start..].split(char::is_whitespace).next().unwrap_or_default();
@@ -245,7 +245,7 @@ impl<'a> Events<'a, '_> {
     }
 }
 
-/// How the usual slips are mended, by the parser's words for them.
+/// How the usual mistakes are corrected, by the parser's words for them.
 fn help_for(message: &str) -> Option<&'static str> {
     const HELP: [(&str, &str); 6] = [
         ("tab", "indent with spaces"),
@@ -273,7 +273,7 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Data {
     }
 }
 
-/// A number that no reader of YAML takes for another one.
+/// A number that all readers of YAML agree on.
 fn number(plain: &str) -> Option<Data> {
     let digits = plain.strip_prefix('-').unwrap_or(plain);
     let decimal = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
