@@ -13,7 +13,7 @@ use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, Vi
 use crate::sign::{Invalid, verify_update};
 use crate::wire::{self, Update, resolution::Target, update::Body};
 
-/// A message does not hold what it should.
+/// Why a message is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// It is not a message.
@@ -25,19 +25,19 @@ pub enum Malformed {
     /// A key, by its name, is missing or of another length.
     #[error("{0} is missing, or does not have 32 bytes")]
     Key(&'static str),
-    /// A View came with other numbers of entries than it says.
-    #[error("{found:?} came, {announced:?} were announced")]
+    /// A View holds other numbers of entries than it announces.
+    #[error("it holds {found:?}, but {announced:?} were announced")]
     Incomplete {
         /// What the sender counted.
         announced: Counts,
-        /// What there is.
+        /// What it holds.
         found: Counts,
     },
-    /// The signature does not hold.
+    /// The signature is not valid.
     #[error(transparent)]
     Signature(#[from] Invalid),
-    /// A delta does not start where the View is.
-    #[error("the delta starts at revision {from}, the View is at {at}")]
+    /// A delta does not start at the View's revision.
+    #[error("the delta starts at revision {from}, but the View is at {at}")]
     OtherBase {
         /// Where it starts.
         from: u64,
@@ -46,10 +46,10 @@ pub enum Malformed {
     },
 }
 
-/// How far a node has come.
+/// The epoch and revision of a node's View.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Position {
-    /// The life of the server's database.
+    /// The epoch of the server's database.
     pub epoch: u64,
     /// The revision in it.
     pub revision: Revision,
@@ -68,7 +68,7 @@ pub fn encode_view(view: &View) -> Vec<u8> {
     message.encode_to_vec()
 }
 
-/// A delta as a message body; `after` is what the View holds then.
+/// A delta as a message body; `after` is what the View holds afterwards.
 pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
     let ViewDelta { interface, peers, routes, names } = delta;
     let message = wire::Delta {
@@ -89,13 +89,13 @@ pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
 pub enum DecodedUpdate {
     /// It has this View.
     View(View),
-    /// It is not a node of the network (any more).
+    /// It is not, or no longer, a node of the network.
     Removed,
 }
 
-/// What an update means that the server signed for a node.
+/// Verifies and decodes an update that the server signed for a node.
 ///
-/// `at` is the View that it has and where that stands; a delta applies to exactly there.
+/// `at` is the View that it has and its position; a delta applies to exactly that one.
 pub fn accept_update(
     update: &Update,
     network: &NetworkName,
@@ -212,7 +212,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
 }
 
 /// Whether a node may have these addresses in a mesh: one of each family at most, in a range that a network may have.
-/// A server that was taken over cannot take the loopback or the whole Internet along.
+/// So a compromised server cannot claim the loopback range or the whole Internet.
 fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
     let ranges = addresses.iter().map(|address| address.trunc().to_string());
     let (ipv4, ipv6): (Vec<_>, Vec<_>) = ranges.partition(|range| !range.contains(':'));

@@ -1,8 +1,8 @@
 //! The wire between agents and the server: typed messages, what is signed in them, the access token.
 //!
-//! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs speaks in
-//! the model's types, which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`] is
-//! what a host joins with, and [`secret`] what all programs hold a secret in.
+//! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs uses
+//! the model's types, to which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`]
+//! is what a host joins with, and [`secret`] is what all programs keep a secret in.
 
 pub mod convert;
 pub mod secret;

@@ -1,4 +1,4 @@
-//! What nobody may see.
+//! Values that nobody may see.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -10,24 +10,24 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::wire::OpenSessionResponse;
 
 /// A value that nobody may see: it prints itself as `Secret(..)`, cannot be displayed or serialised, and is wiped when it
-/// is dropped. Whoever needs it says so: [`Secret::expose`].
+/// is dropped. Code that needs the value says so: [`Secret::expose`].
 ///
-/// Two are compared in a time that depends on them, so a program compares what others show it by hashes or MACs.
+/// The time of a comparison depends on the values, so a program compares what others send by hashes or MACs.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret<T: Zeroize>(Zeroizing<T>);
 
 impl<T: Zeroize> Secret<T> {
-    /// Takes charge of a value. Copies that were made of it before are their owner's matter.
+    /// Wraps a value. Copies that were made of it before are the caller's responsibility.
     pub fn new(value: T) -> Self {
         Self(Zeroizing::new(value))
     }
 
-    /// The value, for a moment: to be written where it belongs, or to compute with.
+    /// The value, for a short use: to write it where it belongs, or to compute with it.
     pub fn expose(&self) -> &T {
         &self.0
     }
 
-    /// The value, to be made in place, so that no copy of it is left elsewhere.
+    /// The value, to be set in place, so that no copy of it is left elsewhere.
     pub fn expose_mut(&mut self) -> &mut T {
         &mut self.0
     }

@@ -1,8 +1,8 @@
 //! What a signature covers, and how it is made and checked.
 //!
-//! Every signature covers a purpose, so that one made for a purpose is worth nothing for another, and every part with its
+//! Every signature covers a purpose, so that one made for a purpose is not valid for another, and every part with its
 //! length, so that no two meanings have the same bytes. Requests cover the server's signing key, so that a request to one
-//! server cannot be shown to another, and a nonce of the server's, so that clocks do not matter.
+//! server cannot be replayed to another, and a nonce of the server's, so that clocks do not matter.
 
 use ed25519_dalek::{self as ed25519, Signature, Signer, VerifyingKey};
 use hmac::{Hmac, Mac};
@@ -15,12 +15,12 @@ use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, 
 
 const DOMAIN: &[u8] = b"netmaker agent v1";
 
-/// A signature or proof does not fit what it comes with.
+/// A signature, proof or key is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {0} is not valid")]
 pub struct Invalid(pub &'static str);
 
-/// The private key that 32 secret bytes stand for.
+/// The private key that 32 secret bytes encode.
 pub fn from_seed(seed: &[u8; 32]) -> ed25519::SigningKey {
     ed25519::SigningKey::from_bytes(seed)
 }
@@ -32,7 +32,7 @@ impl Ed25519 for Identity {}
 impl Ed25519 for SigningKey {}
 impl Ed25519 for Verifier {}
 
-/// The public key of a private one, as what it is to others.
+/// The public key of a private one, as the type of its use.
 pub fn public_key<K: Ed25519>(key: &ed25519::SigningKey) -> K {
     key.verifying_key().to_bytes().into()
 }
@@ -121,8 +121,8 @@ pub fn sign_register(
     request.identity_signature = identity.sign(&covered).to_vec().into();
 }
 
-/// Checks a registration: it was made by a holder of the identity and of the tunnel's key that it names and, where one is
-/// asked for, of the access key.
+/// Checks a registration: it was made by a holder of the identity and of the tunnel's key that it names and, if one is
+/// passed, of the access key.
 pub fn verify_register(
     request: &RegisterRequest,
     server: &SigningKey,
@@ -142,12 +142,12 @@ fn registered_transcript(request: &RegisterRequest, answer: &RegisterResponse) -
     transcript("registered", &[&request.nonce, &request.identity, &request.public_key, &hash(&bare)])
 }
 
-/// Signs what a registration is answered with.
+/// Signs the answer to a registration.
 pub fn sign_registered(answer: &mut RegisterResponse, request: &RegisterRequest, key: &ed25519::SigningKey) {
     answer.signature = key.sign(&registered_transcript(request, answer)).to_vec().into();
 }
 
-/// Checks that the server answered this registration with that.
+/// Checks that this is the server's answer to this registration.
 pub fn verify_registered(
     answer: &RegisterResponse,
     request: &RegisterRequest,
@@ -159,7 +159,8 @@ pub fn verify_registered(
 fn verify_proof(public: &[u8], ephemeral: &StaticSecret, covered: &[u8], proof: &[u8]) -> Result<(), Invalid> {
     let public: [u8; 32] = public.try_into().map_err(|_| Invalid("public key"))?;
     let shared = ephemeral.diffie_hellman(&Point::from(public));
-    // A point of low order gives nothing whatever the other side is: anyone could prove that he holds such a key.
+    // A point of low order makes the same shared secret with any other key: anyone could prove that they hold such a
+    // key.
     if !shared.was_contributory() {
         return Err(Invalid("WireGuard key"));
     }
@@ -204,18 +205,18 @@ pub fn verify_leave(request: &LeaveRequest, server: &SigningKey) -> Result<(), I
     verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
 }
 
-/// What names an update besides its body: whom it is for, and which step it is.
+/// What identifies an update besides its body: whom it is for, and which step it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<'a> {
     /// The network.
     pub network: &'a NetworkName,
     /// The node that it is for.
     pub node: &'a Name,
-    /// The life of the server's database.
+    /// The epoch of the server's database.
     pub epoch: u64,
     /// The revision that a delta applies to; 0 for a whole View.
     pub from: u64,
-    /// The revision that it leads to.
+    /// The revision that it results in.
     pub to: u64,
 }
 
@@ -237,7 +238,7 @@ impl SignedBody {
         Self { hash: Sha256::digest(&delta).into(), body: Body::Delta(delta.into()) }
     }
 
-    /// That the node of this identity is removed.
+    /// The message that the node of this identity is removed.
     pub fn removed(identity: &Identity) -> Self {
         Self { hash: Sha256::digest(identity.0).into(), body: Body::Removed(identity.0.to_vec().into()) }
     }
@@ -265,7 +266,7 @@ fn update_transcript(header: Header<'_>, body: Option<&Body>, hash: &[u8; 32]) -
     };
     let Header { network, node, epoch, from, to } = header;
     let [epoch, from, to] = [epoch, from, to].map(u64::to_be_bytes);
-    // A server that has removed a node does not know its name any more; the identity stands for it.
+    // A server that has removed a node no longer knows its name, so the identity replaces it.
     let node = if matches!(body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
     transcript(purpose, &[network.as_str().as_bytes(), node, &epoch, &from, &to, hash])
 }

@@ -35,14 +35,14 @@ pub struct Token {
     pub seed: Secret<[u8; 32]>,
 }
 
-/// Why a text is no token.
+/// Why a text is not a valid token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not look like one.
     #[error("it does not start with nmj_")]
     NoPrefix,
     /// A character was lost or changed in copying.
-    #[error("it is mistyped or cut off: its checksum does not fit")]
+    #[error("it is mistyped or cut off: its checksum does not match")]
     Checksum,
     /// It is whole, but this program does not understand it.
     #[error("it was made by another version of nmplan, or by another program")]
@@ -78,7 +78,7 @@ impl Token {
             key: self.key.to_string(),
             seed: self.seed.expose().to_vec(),
         };
-        // Buffers that never grow leave no copy behind.
+        // A buffer that never grows leaves no copies.
         let mut bytes = Zeroizing::new(Vec::with_capacity(body.encoded_len() + CHECKSUM));
         body.encode(&mut *bytes).expect("a vector takes everything");
         let checksum = crc32fast::hash(&bytes);

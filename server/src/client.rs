@@ -1,10 +1,10 @@
 //! The server's own host as a node of the networks that declare it (client mode).
 //!
 //! An agent of the server's own does what `netclient` does on any other host, with `DATA_DIR/client` as its directory;
-//! it calls this very program ([`netclient::control::Reach::Within`]) and needs no token, since [`Service::claim`] lets
-//! it in. [`act`] decides what a network lacks; [`run`] follows the states and carries it out. Where no network
-//! declares the host and it is in none, nothing is made or started. What is not up yet never keeps the server from
-//! serving.
+//! its calls stay inside this process ([`netclient::control::Reach::Within`]), and it needs no token, since
+//! [`Service::claim`] admits it. [`act`] decides what to do about a network; [`run`] follows the states and does it. If
+//! no network declares the host and it is in none, nothing is created or started. A failure here never keeps the server
+//! from serving.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -36,10 +36,10 @@ use crate::service::Service;
 
 /// The folder of the agent, in the data directory.
 const FOLDER: &str = "client";
-/// What a connection within the program holds until the other end reads it.
+/// The buffer of a connection within the program, in bytes.
 const BUFFER: usize = 64 << 10;
-/// How long to wait after the host could not leave a network, and after it could not become a node of one; each failure in a
-/// row doubles that, up to the last.
+/// How long to wait after the host could not leave a network, and after it could not become a node of one; each further
+/// failure doubles that, up to the maximum.
 const LEAVE_AGAIN: Duration = Duration::from_secs(1);
 const CLAIM_AGAIN: Duration = Duration::from_secs(60);
 const AT_MOST: Duration = Duration::from_secs(3_600);
@@ -47,10 +47,10 @@ const AT_MOST: Duration = Duration::from_secs(3_600);
 const WAITS: &str =
     "another host, perhaps that of another server, has joined under its name; it joins once the other one has left";
 
-/// What a network wants of this host: present only where it declares the host's name.
+/// What a network declares of this host: present only if it declares the host's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
-    /// The revisions that wrote the network and the node: when they change, what failed may go well.
+    /// The revisions that wrote the network and the node: when they change, what failed may succeed.
     declared: [Revision; 2],
     /// The port that the node must listen on.
     port: Option<u16>,
@@ -58,7 +58,7 @@ struct Wanted {
     holder: Option<Identity>,
 }
 
-/// What this host is in a network, as its own directory says.
+/// What this host is in a network, by its own directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Here {
     /// Nothing.
@@ -69,21 +69,21 @@ enum Here {
     Other,
 }
 
-/// What is to be done about a network.
+/// What to do about a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
     /// Become its node.
     Claim,
-    /// Leave it, and take everything down.
+    /// Leave it, and remove everything of it.
     Leave,
     /// Wait until the host that has the name leaves.
     Wait,
 }
 
-/// What to do about a network; nothing where all is as it should be. `identity`: what the server knows this host by.
+/// What to do about a network; nothing if all is as it should be. `identity`: this host's at the server.
 ///
-/// A membership that the server does not know (of a restored or a new database, or of another name) is left, and then the name
-/// is claimed anew.
+/// A membership that the server does not know (after a restore, with a new database, or of another name) is left, and
+/// then the name is claimed anew.
 fn act(wanted: Option<&Wanted>, here: Here, identity: Option<Identity>) -> Option<Act> {
     match (wanted, here) {
         (None, Here::Absent) => None,
@@ -96,7 +96,7 @@ fn act(wanted: Option<&Wanted>, here: Here, identity: Option<Identity>) -> Optio
     }
 }
 
-/// What each network wants of a host of this name.
+/// What each network declares of a host of this name.
 fn wanted(world: &World, own_node: Option<&Name>) -> BTreeMap<NetworkName, Wanted> {
     let Some(name) = own_node else { return BTreeMap::new() };
     let wanted = |(network, _): (&NetworkName, _)| {
@@ -111,7 +111,7 @@ fn wanted(world: &World, own_node: Option<&Name>) -> BTreeMap<NetworkName, Wante
     world.snapshot.networks().filter_map(wanted).collect()
 }
 
-/// Where the others reach this host, if the name that agents find the server by is of use to them.
+/// Where the others reach this host: the name by which agents reach the server, if it works for others.
 fn endpoint(server_host: &str) -> Option<Endpoint> {
     let endpoint: Endpoint = server_host.parse().ok()?;
     let of_use = match &endpoint.host {
@@ -121,7 +121,7 @@ fn endpoint(server_host: &str) -> Option<Endpoint> {
     of_use.then_some(endpoint)
 }
 
-/// Where the server's own host keeps what it is as a node, and where the others reach it.
+/// The directory of the server's own host as a node, and where the others reach it.
 #[derive(Clone, Debug)]
 pub struct OwnHost {
     directory: PathBuf,
@@ -135,8 +135,8 @@ impl OwnHost {
     }
 }
 
-/// Makes this host a node wherever it is declared, and takes it out where it is not, until `shutdown` becomes true; its
-/// tunnels stay then. `router` is the agents' service.
+/// Makes this host a node of the networks that declare it, and removes it from others, until `shutdown` becomes true;
+/// its tunnels stay up then. `router` is the agents' service.
 pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: watch::Receiver<bool>) {
     let (own_node, mut states) = (service.info().own_node.clone(), service.states());
     let directory_is_there = host.directory.exists();
@@ -148,11 +148,11 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
     let opened = open(&host, within(router, shutdown.clone()));
     let agent = match opened {
         Ok(agent) => agent,
-        Err(error) => return tracing::warn!(error = error_chain(&error), "this host is no node of any network"),
+        Err(error) => return tracing::warn!(error = error_chain(&error), "client mode cannot start: this host is not a node of any network"),
     };
     let client = Client::new(service, agent.clone());
     let looked_after = async {
-        // A host that is to be no node leaves; nobody has to look after what it was.
+        // A host that is not to be a node leaves, so there is nothing to look after.
         if own_node.is_some() {
             look_after(agent, shutdown.clone()).await;
         }
@@ -163,11 +163,11 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
 /// Runs the agent's daemon.
 async fn look_after(agent: Agent, shutdown: watch::Receiver<bool>) {
     if let Err(error) = daemon::run(agent, shutdown).await {
-        tracing::warn!(error = error_chain(&error), "nobody looks after this host as a node");
+        tracing::warn!(error = error_chain(&error), "the agent of this host has ended: its networks are no longer kept up to date");
     }
 }
 
-/// Why the agent cannot be had.
+/// Why the agent could not be opened.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
     #[error(transparent)]
@@ -176,7 +176,7 @@ enum OpenError {
     Settings(#[from] SettingsError),
 }
 
-/// The agent, with the settings in its directory; the variables of a `netclient` on the same host are not for it.
+/// The agent, with the settings in its directory; the environment variables of a `netclient` do not apply to it.
 fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
     let directory = Directory::open(&host.directory)?;
     let mut settings = settings::load(&host.directory, |_| None)?;
@@ -198,30 +198,30 @@ pub fn within(router: Router, shutdown: watch::Receiver<bool>) -> Opener {
 /// What prevents the host from being a node of a network.
 struct Held {
     why: String,
-    /// What the network wanted when that was so.
+    /// What the network declared at that time.
     declared: Option<[Revision; 2]>,
     /// When to try again; absent: when what the network wants has changed.
     until: Option<Instant>,
-    /// How long that was to wait.
+    /// The length of that delay.
     delay: Duration,
 }
 
 /// Why something was not done.
 enum Failure {
-    /// It will not go well before the program is started anew; the log has said so.
+    /// It cannot succeed before the program is restarted; the log says so.
     ForGood,
-    /// It may go well later.
+    /// It may succeed later.
     ForNow(String),
 }
 
-/// Carries out what networks lack.
+/// Makes the host a node of what declares it.
 struct Client {
     service: Service,
     agent: Agent,
     server: ServerAddress,
     own_node: Option<Name>,
     held: BTreeMap<NetworkName, Held>,
-    /// Whether this program may make no device.
+    /// Whether this program may not create devices.
     powerless: bool,
 }
 
@@ -241,7 +241,7 @@ impl Client {
         loop {
             let state = states.borrow_and_update().clone();
             let wanted = wanted(&state.world, self.own_node.as_ref());
-            // Most changes are none of this host's business, and cost it nothing.
+            // Most changes do not concern this host, and cost it nothing.
             if reconciled.as_ref() != Some(&wanted) || self.due().is_some_and(|due| due <= Instant::now()) {
                 tokio::select! {
                     () = self.reconcile(&wanted) => reconciled = Some(wanted),
@@ -298,12 +298,12 @@ impl Client {
         Ok(directory.networks()?.into_iter().map(member).collect())
     }
 
-    /// What the server knows this host by. One that cannot be read counts as none: the membership is left then.
+    /// This host's identity at the server. One that cannot be read counts as none: the membership is left then.
     fn identity(&self) -> Option<Identity> {
         self.agent.directory.identity(&self.server.signing_key).ok().flatten().map(|identity| public_key(&identity))
     }
 
-    /// Does what is lacking in a network, unless it is too early for that; whether all is done.
+    /// Does what is to do about a network, unless it is too early; whether all is done.
     async fn carry_out(&mut self, act: Option<Act>, network: &NetworkName, wanted: Option<&Wanted>) -> bool {
         let declared = wanted.map(|wanted| wanted.declared);
         let port = wanted.and_then(|wanted| wanted.port);
@@ -335,7 +335,7 @@ impl Client {
     fn hold(&mut self, network: &NetworkName, why: String, declared: Option<[Revision; 2]>, delay: Option<Duration>) {
         let before = self.held.get(network).filter(|held| held.why == why);
         if before.is_none() {
-            tracing::warn!(%network, why, "this host is not what the network declares");
+            tracing::warn!(%network, why, "this host could not become what the network declares");
         }
         let longer = before.map_or(Duration::ZERO, |held| held.delay * 2).min(AT_MOST);
         let delay = delay.map(|delay| delay.max(longer));
@@ -344,7 +344,7 @@ impl Client {
         self.held.insert(network.clone(), held);
     }
 
-    /// Becomes a node of a network, and has the daemon look after it.
+    /// Becomes a node of a network, and makes the daemon look after it.
     async fn claim(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Failure> {
         self.agent.check_free(network, port).map_err(|refusal| self.refused(&refusal))?;
         let options = JoinOptions { name: self.own_node.clone(), ..JoinOptions::default() };
@@ -359,19 +359,19 @@ impl Client {
         });
         self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;
         tracing::info!(%network, "this host is a node of the network");
-        // If nobody hears, the daemon looks by itself soon.
+        // If the daemon does not answer, it finds out by itself soon.
         let _ = self.ask(DaemonRequest::Rescan).await;
         Ok(())
     }
 
-    /// Leaves a network, whatever the server knows of it.
+    /// Leaves a network, whatever the server says.
     async fn leave(&self, network: &NetworkName) -> Result<(), Failure> {
         let busy = match self.agent.leave(network, true).await {
             Err(error @ AgentError::Busy(_)) => error,
             Err(AgentError::NotMember(_)) => return Ok(()),
             Err(error) => return Err(self.failure(&error)),
             Ok(()) => {
-                tracing::info!(%network, "this host is no node of the network any more");
+                tracing::info!(%network, "this host is no longer a node of the network");
                 return Ok(());
             }
         };
@@ -402,7 +402,7 @@ impl Client {
                 Failure::ForGood
             }
             Refusal::NameTaken { .. } | Refusal::PortTaken { .. } => {
-                Failure::ForNow(format!("{refusal}, which for this host stands in {}", settings.display()))
+                Failure::ForNow(format!("{refusal}; for this host, set that in {}", settings.display()))
             }
             Refusal::NameInvalid { .. }
             | Refusal::KeyMissing
@@ -411,7 +411,7 @@ impl Client {
         }
     }
 
-    /// Asks the daemon, which has the right to what it looks after.
+    /// Asks the daemon, which holds the locks of what it looks after.
     async fn ask(&self, question: DaemonRequest) -> Option<DaemonResponse> {
         let directory = self.agent.directory.clone();
         let asked = tokio::task::spawn_blocking(move || daemon::ask(&directory, &question)).await;

@@ -1,9 +1,9 @@
 //! The one writer: runs changes on the world, one after the other, and stores all that wait together as one transaction.
 //!
 //! A change is a closure from the world before it to the one after it; what is written is the difference, which is computed
-//! once and handed on to whoever needs it. Nobody is answered before the transaction is on the disk, and nothing is published
-//! before: where the disk fails, nothing has happened. It runs on a thread of its own, because stores block, and outlives a
-//! change that panics.
+//! once and passed on to those that need it. No caller is answered, and nothing is published, before the transaction is
+//! on the disk: if the disk fails, nothing has happened. It runs on a thread of its own, because stores block, and
+//! outlives a change that panics.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub struct AuditInfo {
     pub actor: String,
     /// What is done.
     pub action: &'static str,
-    /// The project and env that declare.
+    /// The project and env of the declarations.
     pub owner: Option<Owner>,
     /// The client's id of an apply.
     pub apply_id: Option<String>,
@@ -41,7 +41,7 @@ pub struct AuditInfo {
     pub provenance: Option<Provenance>,
 }
 
-/// The writer's end that everybody else holds.
+/// The handle of the writer.
 #[derive(Clone, Debug)]
 pub struct Committer {
     jobs: mpsc::Sender<Job>,
@@ -56,7 +56,7 @@ type Read = Box<dyn FnOnce(&mut dyn Store) + Send>;
 
 type Change = Box<dyn FnOnce(&World, &mut CommitContext<'_>) -> Outcome + Send>;
 
-/// What a change may ask besides the world: what was committed before it, together with what will be before it.
+/// What a change may read besides the world: what is committed, and what will be committed before it.
 pub struct CommitContext<'a> {
     revision: Revision,
     store: &'a mut dyn Store,
@@ -64,12 +64,12 @@ pub struct CommitContext<'a> {
 }
 
 impl CommitContext<'_> {
-    /// The revision that the change makes, if it changes anything.
+    /// The revision that the change creates, if it changes anything.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// The revision that an apply of this id made.
+    /// The revision that an apply of this id created.
     pub fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
         let pending = self.pending.iter().find(|batch| batch.entry.apply_id.as_deref() == Some(apply_id));
         match pending {
@@ -90,7 +90,7 @@ impl CommitContext<'_> {
     }
 }
 
-/// What a change makes of the world, and what its caller is answered once that is stored.
+/// The world after a change, and the answer to its caller once that is stored.
 #[derive(Debug)]
 pub struct Proposal<T> {
     answer: T,
@@ -103,13 +103,13 @@ impl<T> Proposal<T> {
         Self { answer, next: None }
     }
 
-    /// The world becomes `next`, whose revision is filled in.
+    /// The world becomes `next`; its revision is filled in.
     pub fn changed(answer: T, next: World, audit: AuditInfo) -> Self {
         Self { answer, next: Some((next, audit)) }
     }
 }
 
-/// What a change comes to before it is stored.
+/// The outcome of a change before it is stored.
 struct Outcome {
     /// The world afterwards, and who made it so; absent: nothing changes.
     next: Option<(World, AuditInfo)>,
@@ -141,7 +141,7 @@ impl Committer {
                 Err(error) => (Err(error), None),
             };
             let answer = move |stored: Result<(), Arc<StoreError>>| {
-                // The caller may have gone; what was changed stays changed.
+                // The caller may be gone; the change stays.
                 let _ = send.send(result.and_then(|answer| stored.map(|()| answer).map_err(Error::Store)));
             };
             Outcome { next, answer: Box::new(answer) }
@@ -150,7 +150,7 @@ impl Committer {
         receive.await.map_err(|_| Error::Bug)?
     }
 
-    /// Asks the store something that is not in the world.
+    /// Reads something from the store that is not in the world.
     pub async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut dyn Store) -> Result<T, StoreError> + Send + 'static,
@@ -192,7 +192,7 @@ impl Writer {
         for change in group {
             let revision = Revision(world.revision.0 + 1);
             let mut context = CommitContext { revision, store: &mut *self.store, pending: &batches };
-            // A change makes a world of its own: one that panics has changed nothing, and its caller gets an error.
+            // A change returns a new world: one that panics has changed nothing, and its caller gets an error.
             let outcome = catch_unwind(AssertUnwindSafe(|| change(&world, &mut context)));
             let Ok(Outcome { next, answer }) = outcome else { continue };
             answers.push(answer);
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::store::memory::Memory;
 
-    /// A change of nothing that is kept, which makes a revision all the same.
+    /// A change of nothing that is kept, which still creates a revision.
     fn empty(world: &World, context: &mut CommitContext<'_>) -> Result<Proposal<Revision>, Error> {
         let audit = AuditInfo { action: "test", ..AuditInfo::default() };
         Ok(Proposal::changed(context.revision(), world.clone(), audit))
@@ -278,7 +278,7 @@ mod tests {
                 }
             })
         };
-        // The first holds the writer up until the others wait together.
+        // The first blocks the writer until the others wait together.
         let (release, held) = mpsc::channel();
         let hold = committer.change(move |_, _| {
             held.recv().expect("it is released");

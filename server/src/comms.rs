@@ -1,8 +1,8 @@
-//! The tunnels to agents that have registered: a WireGuard device of this host's, with one peer for each, and the agents'
-//! service inside of it.
+//! The tunnels to registered agents: a WireGuard device on this host, with one peer for each, and the agents' service
+//! inside of it.
 //!
 //! The device runs in a process of its own, so that a restart of the server costs no session: the server attaches to it. It
-//! is given one peer at a time. Packet filter, allowed IPs and the socket's interface each see to it that an agent
+//! is given one peer at a time. Packet filter, allowed IPs and the socket's interface each ensure that an agent
 //! reaches that service and nothing else. Who is registered is decided by [`registry`](crate::core::registry), and kept
 //! in a ledger of this host's own: another replica has another key and other addresses, and whoever is not known here
 //! registers again.
@@ -38,7 +38,7 @@ use crate::state::State;
 use ledger::{Ledger, LedgerError};
 use tunnel_host::TunnelHost;
 
-/// How often the server looks whether everything that the tunnels stand on is as it should be.
+/// How often the server checks everything that the tunnels depend on.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// The tunnels to agents.
@@ -53,7 +53,7 @@ struct Registrations {
     host: Arc<TunnelHost>,
     registry: Registry,
     ledger: Ledger,
-    /// Disk or device lack something of what is in memory.
+    /// Whether the disk or the device lacks something that is in memory.
     out_of_sync: bool,
 }
 
@@ -62,11 +62,11 @@ struct Registrations {
 pub struct TunnelParameters {
     /// The server's end of the tunnel.
     pub public_key: WireGuardKey,
-    /// Where that is found.
+    /// Its address.
     pub endpoint: String,
     /// The agent's address in the tunnel.
     pub address: Ipv4Addr,
-    /// Where the agents' service is found in the tunnel.
+    /// The address of the agents' service in the tunnel.
     pub service: SocketAddrV4,
     /// How long until the registration expires without a join; absent: never.
     pub expires: Option<Duration>,
@@ -75,7 +75,7 @@ pub struct TunnelParameters {
 /// Why there are no tunnels to agents.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelsUnavailable {
-    /// The operator wants none.
+    /// The operator turned them off.
     #[error("COMMS is off")]
     Asked,
     /// A network has addresses of the range.
@@ -87,21 +87,21 @@ pub enum TunnelsUnavailable {
          has, or COMMS=off"
     )]
     Used {
-        /// What is used already.
+        /// The range that is in use.
         range: IpNet,
-        /// Whose that is.
+        /// The interface that uses it.
         interface: String,
         /// The range of the tunnels.
         comms: Ipv4Net,
     },
-    /// The device cannot be had.
+    /// The device cannot be created.
     #[error("{}; {}", error_chain(.0), help(.0))]
     Device(DeviceError),
     /// The link cannot be set.
     #[error("{}; or set COMMS=off to do without", error_chain(.0))]
     Link(LinkError),
     /// The packet filter cannot be set.
-    #[error("{}; without it agents could reach more of this host than they may; or set COMMS=off", error_chain(.0))]
+    #[error("{}; without this packet filter agents could reach more of this host than allowed, so fix that or set COMMS=off", error_chain(.0))]
     Firewall(FirewallError),
     /// The ledger cannot be used.
     #[error(transparent)]
@@ -109,7 +109,7 @@ pub enum TunnelsUnavailable {
     /// The data directory cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The service cannot be listened for.
+    /// The port of the service cannot be opened.
     #[error("cannot listen on TCP {0} inside the tunnel ({1}); set COMMS_PORT to another port, or COMMS=off")]
     Listen(SocketAddrV4, io::Error),
 }
@@ -144,8 +144,8 @@ fn help(error: &DeviceError) -> &'static str {
 }
 
 impl Comms {
-    /// Opens what is there, or makes it. Where there is to be nothing, what a server left that had tunnels is taken down:
-    /// agents would take its end for a server that is down.
+    /// Opens the tunnels, creating what is missing. If there are to be none, what an earlier server with tunnels left
+    /// is removed: agents would take it for a server that is down.
     pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
         let opened = Self::try_open(settings, directory, world).await;
         if opened.is_err() {
@@ -175,12 +175,12 @@ impl Comms {
         let comms = Self { host, registrations: Arc::new(Mutex::new(registrations)) };
         comms.bring_up().await?;
         comms.registrations.lock().await.ledger.keep_interface(&comms.host.interface)?;
-        // Whether it can be listened for is to be known now; whoever serves listens anew.
+        // Whether the port can be opened has to be known now; serving opens it anew.
         comms.host.listen().map_err(|error| TunnelsUnavailable::Listen(comms.host.service, error))?;
         Ok(comms)
     }
 
-    /// Where the device is, and where the agents' service is in the tunnel.
+    /// The interface and address of the device, and the address of the agents' service in the tunnel.
     pub fn info(&self) -> (&str, &str, SocketAddrV4) {
         (&self.host.interface, &self.host.endpoint, self.host.service)
     }
@@ -220,7 +220,7 @@ impl Comms {
     }
 
     /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends registrations that
-    /// expire, and repairs what the tunnels stand on. The device stays when the server ends.
+    /// expire, and repairs what the tunnels depend on. The device stays when the server ends.
     pub async fn run(self, states: watch::Receiver<Arc<State>>, router: Router, mut shutdown: watch::Receiver<bool>) {
         let mut serving = Serving { router, shutdown: shutdown.clone(), task: None };
         tokio::select! {
@@ -260,14 +260,14 @@ impl Comms {
         }
     }
 
-    /// Sees to it that everything is as it should be; the log has each trouble once.
+    /// Checks and repairs everything; the log has each failure once.
     async fn look(&self, serving: &mut Serving, trouble: &mut Option<String>) {
         let whole = self.host.is_whole().await && !self.registrations.lock().await.out_of_sync;
         let mended = if whole { Ok(()) } else { self.bring_up().await };
         let served = mended.and_then(|()| serving.keep(&self.host));
         match served {
             Ok(()) if !whole => {
-                tracing::warn!(interface = self.host.interface, "the tunnels to agents were damaged, and are mended");
+                tracing::warn!(interface = self.host.interface, "the tunnels to agents were damaged and have been repaired");
                 *trouble = None;
             }
             Ok(()) => *trouble = None,
@@ -281,7 +281,7 @@ impl Comms {
         }
     }
 
-    /// Notes who has joined, and who is in no network any more.
+    /// Records who has joined, and who has left their last network.
     async fn follow(&self, before: &Inventory, after: &Inventory) {
         let changed = before.changed_nodes(after);
         if changed.is_empty() {
@@ -331,7 +331,7 @@ impl Comms {
     }
 }
 
-/// The service in the tunnel, while it is listened for.
+/// The service in the tunnel, while it is served.
 struct Serving {
     router: Router,
     shutdown: watch::Receiver<bool>,
@@ -340,7 +340,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// Serves on the link as it is now: what listened on one that is gone listens to nobody.
+    /// Serves on the current link: a listener on one that is gone receives nothing.
     fn keep(&mut self, host: &TunnelHost) -> Result<(), TunnelsUnavailable> {
         let failed = |error| TunnelsUnavailable::Listen(host.service, error);
         let now = link_index(&host.interface).map_err(failed)?.unwrap_or(0);
@@ -367,7 +367,7 @@ impl Registrations {
         }
     }
 
-    /// Carries out on disk and device what differs from before, as far as that goes; what fails is made up for later.
+    /// Writes to disk and device what differs from before, as far as possible; what fails is caught up on later.
     fn carry_out(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) -> Result<(), RegisterError> {
         let mut steps = Vec::new();
         let mut kept = Ok(());
@@ -396,11 +396,11 @@ impl Registrations {
 
     fn carry_out_or_say(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
-            tracing::warn!(error = error_chain(&error), "a change of who is registered is made up for later");
+            tracing::warn!(error = error_chain(&error), "a registration could not be saved or applied; trying again");
         }
     }
 
-    /// Makes up for what failed.
+    /// Catches up on what failed.
     fn resync<E: From<DeviceError> + From<LedgerError>>(&mut self) -> Result<(), E> {
         self.host.bring_device(&self.registry)?;
         self.ledger.replace(self.registry.all(), Instant::now())?;
@@ -412,17 +412,17 @@ impl Registrations {
 /// Why a host was not registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// It may not.
+    /// It is not allowed.
     #[error(transparent)]
     Unregistered(#[from] Unregistered),
-    /// It could not be kept.
+    /// It could not be stored.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The device did not take it.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// It ended while it came about.
-    #[error("the registration ended while it came about; register again")]
+    /// It ended before it was complete.
+    #[error("the registration ended before it was complete; register again")]
     Ended,
 }
 
@@ -432,7 +432,7 @@ impl RegisterError {
         match self {
             Self::Unregistered(_) | Self::Ended => self.to_string(),
             Self::Ledger(_) | Self::Device(_) => {
-                "the server cannot have the tunnel right now, and its log says why; try again, or join without: netclient \
+                "the server cannot set up the tunnel right now, and its log says why; try again, or join without: netclient \
                  join -t TOKEN"
                     .into()
             }
@@ -446,7 +446,7 @@ impl fmt::Debug for Comms {
     }
 }
 
-/// Takes in what the ledger has: whoever has joined stays, and whoever left while the server was down goes.
+/// Restores what the ledger has: hosts that have joined stay, hosts that left while the server was down are removed.
 fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) -> Result<(), LedgerError> {
     let now = Instant::now();
     for (identity, registration) in ledger.all(now)? {
@@ -467,6 +467,6 @@ async fn clear(directory: &DataDir) {
     let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
     let directory = directory.clone();
     if let Err(error) = blocking(move || tunnel_host::clear(&directory, kept)).await {
-        tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be taken down");
+        tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be removed");
     }
 }

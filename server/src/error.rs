@@ -49,7 +49,7 @@ pub enum Error {
     /// The host may not register, or could not be registered.
     #[error("{}", .0.public())]
     Unregistered(RegisterError),
-    /// A signature does not hold.
+    /// A signature is not valid.
     #[error(transparent)]
     Signature(#[from] Invalid),
     /// What a host reports about itself is not valid.

@@ -38,7 +38,7 @@ pub fn router(service: Service, behind_proxy: bool, transport: Control) -> Route
     routes.layer(middleware::from_fn_with_state(service, authenticate))
 }
 
-/// Lets through what the authorisation table allows, with the identity where it asks for a session.
+/// Lets through what the authorisation table allows, with the identity if it requires a session.
 async fn authenticate(State(service): State<Service>, mut request: axum::extract::Request, next: Next) -> HttpResponse {
     let allowed = match needs(request.uri().path()) {
         Some(Needs::Nothing | Needs::Signature) => Ok(()),
@@ -79,7 +79,7 @@ struct Adapter {
 }
 
 impl Adapter {
-    /// The address that an agent comes from: through the tunnel, that from which the tunnel comes.
+    /// The address that an agent comes from: for the tunnel, the address outside of it.
     async fn from<T>(&self, request: &Request<T>) -> Option<IpAddr> {
         let from = from(request, self.behind_proxy);
         match (self.transport, self.service.comms(), from) {
@@ -90,7 +90,7 @@ impl Adapter {
     }
 }
 
-/// The address that a request comes from: behind a proxy that which the proxy saw, which it puts last.
+/// The address that a request comes from: behind a proxy the one that the proxy saw, which it adds last.
 fn from<T>(request: &Request<T>, behind_proxy: bool) -> Option<IpAddr> {
     if behind_proxy {
         let forwarded = request.metadata().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
@@ -100,7 +100,7 @@ fn from<T>(request: &Request<T>, behind_proxy: bool) -> Option<IpAddr> {
 }
 
 fn network(name: &str) -> Result<NetworkName, Error> {
-    name.parse().map_err(|why| Error::BadRequest(format!("{name:?} is no network: {why}")))
+    name.parse().map_err(|why| Error::BadRequest(format!("{name:?} is not a valid network name: {why}")))
 }
 
 #[tonic::async_trait]
@@ -138,7 +138,7 @@ impl Agent for Adapter {
         request: Request<wire::CheckInRequest>,
     ) -> Result<Response<wire::CheckInResponse>, Status> {
         let identity = identity(&request)?;
-        // Where it comes from is asked for only if it is used.
+        // The source address is looked up only if it is used.
         let from = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
@@ -166,8 +166,8 @@ impl Agent for Adapter {
     }
 }
 
-/// One node's stream: sends what the node is to have whenever the state moves. While the node does not take it, states pass
-/// by, and then it gets the difference to the newest at once.
+/// One node's stream: sends the node its changes whenever the state changes. While the node does not read, states are
+/// skipped, and then it is sent the difference to the newest at once.
 struct Watcher {
     service: Service,
     network: NetworkName,
@@ -192,7 +192,7 @@ impl Watcher {
         }
     }
 
-    /// Sends what brings the node up to date; breaks where nothing can follow.
+    /// Sends what brings the node up to date; breaks if nothing can follow.
     fn send_update(
         &mut self,
         state: &state::State,

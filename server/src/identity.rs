@@ -1,4 +1,4 @@
-//! What the server is and knows in secret: its CA, the key that signs Views, the keys of nonces and sessions, tokens.
+//! The server's secrets: its CA, the key that signs Views, the keys of nonces and sessions, tokens.
 //!
 //! Everything is made at the first start, from the operating system's generator, and kept in the data directory with
 //! mode 0600. There is no default secret.
@@ -29,11 +29,11 @@ const NONCE_LIFE: i64 = 60;
 /// Seconds that a session is valid for.
 const SESSION_LIFE: u32 = 3_600;
 
-/// Why the data directory cannot be used.
+/// Why the data directory is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file cannot be read or written.
-    #[error("cannot {attempt} {path}; start nmserver as a user who may, or set DATA_DIR")]
+    #[error("cannot {attempt} {path}; start nmserver as a user with access to it, or set DATA_DIR")]
     File {
         /// What was tried.
         attempt: &'static str,
@@ -43,7 +43,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{path} was damaged: {why}; restore it from a backup")]
+    #[error("{path} is damaged: {why}; restore it from a backup")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -56,8 +56,8 @@ pub enum IdentityError {
     /// A certificate cannot be made.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
-    /// The operating system gives no random numbers.
-    #[error("the operating system gives no random numbers: {0}")]
+    /// The operating system returned no random numbers.
+    #[error("cannot read random numbers from the operating system: {0}")]
     Random(getrandom::Error),
 }
 
@@ -90,7 +90,7 @@ pub struct DataDir {
 pub const DATABASE: &str = "nmserver.db";
 
 impl DataDir {
-    /// Opens the directory, and makes it first if there is none.
+    /// Opens the directory, and creates it first if there is none.
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         let failed = |source| IdentityError::File { attempt: "use", path: path.into(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
@@ -113,14 +113,14 @@ impl DataDir {
         }
     }
 
-    /// Makes an empty file for the owner's eyes only, unless it is there: whoever fills it keeps that.
+    /// Creates an empty file that only the owner may read, unless it exists: what fills it keeps its mode.
     pub fn reserve(&self, name: &str) -> Result<(), IdentityError> {
         let path = self.file(name);
         let opened = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
         opened.map(drop).map_err(|source| IdentityError::File { attempt: "write", path, source })
     }
 
-    /// Writes a file whole or not at all, for the owner's eyes only.
+    /// Writes a file that only the owner may read, whole or not at all.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {
         let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
         let write = || {
@@ -135,7 +135,7 @@ impl DataDir {
 
     fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, IdentityError> {
         if let Some(bytes) = self.read(name)? {
-            let damaged = || IdentityError::Damaged { path: self.file(name), why: "it has not 32 bytes".into() };
+            let damaged = || IdentityError::Damaged { path: self.file(name), why: "it does not have 32 bytes".into() };
             return bytes.expose().as_slice().try_into().map(Secret::new).map_err(|_| damaged());
         }
         self.may_make(name)?;
@@ -144,7 +144,7 @@ impl DataDir {
         Ok(secret)
     }
 
-    /// Whether a key may be made: once agents know the one that there was, another would shut them out.
+    /// Whether a key may be created: once agents know the earlier one, another would lock them out.
     fn may_make(&self, name: &str) -> Result<(), IdentityError> {
         if self.new { Ok(()) } else { Err(IdentityError::Missing(self.file(name))) }
     }
@@ -158,7 +158,7 @@ pub fn random() -> Result<Secret<[u8; 32]>, IdentityError> {
 }
 
 impl Secrets {
-    /// Reads the keys, and makes them first if there are none.
+    /// Reads the keys, and creates them first if there are none.
     pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
         let signing_key = ed25519::SigningKey::from_bytes(directory.secret("signing.key")?.expose());
         Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
@@ -183,7 +183,7 @@ impl Secrets {
         let mut nonce = Vec::with_capacity(40);
         nonce.extend_from_slice(&(Timestamp::now().as_second() + NONCE_LIFE).to_be_bytes());
         let mut random = [0u8; 16];
-        getrandom::fill(&mut random).expect("the operating system gave random numbers at the start");
+        getrandom::fill(&mut random).expect("the operating system returned random numbers at the start");
         nonce.extend_from_slice(&random);
         let mac = self.mac("nonce", &nonce);
         nonce.extend_from_slice(&mac[..16]);
@@ -191,7 +191,7 @@ impl Secrets {
         (nonce, public)
     }
 
-    /// Checks that a nonce is ours and still valid.
+    /// Checks that this server made a nonce and that it has not expired.
     pub fn check_nonce(&self, nonce: &[u8]) -> Result<(), Invalid> {
         let (body, mac) = nonce.split_last_chunk::<16>().ok_or(Invalid("nonce"))?;
         self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid("nonce"))?;
@@ -199,7 +199,7 @@ impl Secrets {
         if until < Timestamp::now().as_second() { Err(Invalid("nonce any more")) } else { Ok(()) }
     }
 
-    /// The ephemeral key that belongs to a nonce of ours.
+    /// The ephemeral key that belongs to a nonce of this server.
     pub fn ephemeral(&self, nonce: &[u8]) -> Result<StaticSecret, Invalid> {
         self.check_nonce(nonce)?;
         Ok(self.ephemeral_of(nonce))
@@ -218,7 +218,7 @@ impl Secrets {
         (Secret::new(URL_SAFE_NO_PAD.encode(bytes)), SESSION_LIFE)
     }
 
-    /// The identity that a session's token stands for, while it is valid.
+    /// The identity of a session's token, while it is valid.
     pub fn identity_of(&self, token: &str) -> Option<Identity> {
         let mut bytes = [0u8; 56];
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
@@ -230,7 +230,7 @@ impl Secrets {
     }
 }
 
-/// Makes the server's certificate, and its CA first if there is none.
+/// Creates the server's certificate, and its CA first if there is none.
 pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, IdentityError> {
     let key = match directory.read("ca.key")? {
         Some(pem) => {
@@ -255,7 +255,7 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
     let ca = CertificateDer::from_pem_slice(pem.expose()).map_err(|error: pem::Error| damaged(error.to_string()))?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&ca).map_err(|error| damaged(error.to_string()))?;
     if Sha256::digest(parsed.tbs_certificate.subject_pki.raw)[..] != pin.0 {
-        return Err(damaged("it belongs to another key than ca.key".into()));
+        return Err(damaged("it does not belong to ca.key".into()));
     }
     let issuer = Issuer::new(params, key);
     let server_key = KeyPair::generate()?;
@@ -267,7 +267,7 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
     })
 }
 
-/// The CA's certificate: the same at every start, so that the file on the disk stays true.
+/// The CA's certificate: the same at every start, so that the file on the disk stays valid.
 fn ca_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "nmserver CA");
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_stands_for_one_identity() {
+    fn a_session_is_for_one_identity() {
         let identity = Identity([7; 32]);
         let (token, _) = secrets().session(&identity);
         assert_eq!(secrets().identity_of(token.expose()), Some(identity));
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_certificate_names_every_way_to_the_server() {
+    fn the_certificate_names_every_address_of_the_server() {
         let directory = tempfile::tempdir().expect("a directory");
         let data = DataDir::open(directory.path()).expect("it opens");
         let made = certificate(&data, &["nm.example.net", "192.0.2.1", "localhost"]).expect("made");

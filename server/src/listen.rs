@@ -21,14 +21,14 @@ use crate::identity::Certificate;
 
 /// How long a client may take to shake hands, or to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
+/// How often a silent connection is sent a ping, and how long the answer may take.
 const PING: Duration = Duration::from_secs(20);
 /// How long requests in progress may take when the server ends.
 const PARTING: Duration = Duration::from_secs(1);
 /// The most requests in progress at once on one connection.
 const STREAMS: u32 = 128;
 
-/// A port that is taken, or may not be used.
+/// A port that is taken, or that this process may not use.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {at}{hint}")]
 pub struct ListenError {
@@ -38,13 +38,13 @@ pub struct ListenError {
 }
 
 const HINTS: &[(io::ErrorKind, &str)] = &[
-    (io::ErrorKind::AddrInUse, ": another program has the port; end it, or set API_PORT or GRPC_PORT"),
+    (io::ErrorKind::AddrInUse, ": another program uses the port; stop it, or set API_PORT or GRPC_PORT"),
     (io::ErrorKind::PermissionDenied, ": ports below 1024 need privilege; set API_PORT or GRPC_PORT"),
     (io::ErrorKind::AddrNotAvailable, ": this host does not have the address; set BIND"),
 ];
 
 impl ListenError {
-    /// An address that cannot be listened on for this cause.
+    /// The error of an address that cannot be listened on, with its cause.
     pub fn new(at: SocketAddr, source: io::Error) -> Self {
         let hint = HINTS.iter().find(|(kind, _)| *kind == source.kind()).map_or("", |(_, hint)| hint);
         Self { at, hint, source }
@@ -56,7 +56,7 @@ pub async fn bind(at: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(at).await.map_err(|source| ListenError::new(at, source))
 }
 
-/// What ends TLS with a certificate.
+/// The TLS configuration for a certificate.
 pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
@@ -73,7 +73,7 @@ pub async fn serve(
     router: Router,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    // Each connection holds a sender; when all have gone, the receiver learns it.
+    // Each connection holds a sender; when all are gone, the receiver ends.
     let (open, mut ended) = mpsc::channel::<Infallible>(1);
     loop {
         let accepted = tokio::select! {
@@ -89,7 +89,7 @@ pub async fn serve(
                 });
             }
             Err(error) => {
-                // Out of file descriptors, most likely: others must end before one more can begin.
+                // Most likely there are no file descriptors left: others must end before one more can begin.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -106,7 +106,7 @@ async fn connection(
     router: Router,
     shutdown: watch::Receiver<bool>,
 ) {
-    // Small answers matter more than full packets.
+    // Low latency of small answers matters more than full packets.
     let _ = stream.set_nodelay(true);
     match tls {
         None => http(stream, from, router, shutdown).await,
@@ -118,7 +118,7 @@ async fn connection(
     }
 }
 
-/// Serves what comes on one stream, until it ends or `shutdown` becomes true.
+/// Serves the requests on one stream, until it ends or `shutdown` becomes true.
 pub(crate) async fn http(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     from: SocketAddr,

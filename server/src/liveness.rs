@@ -1,7 +1,6 @@
-//! When and how nodes were last heard of: status, which makes no revision and is stored in batches.
+//! When and how nodes last called: status, which makes no revision and is stored in batches.
 //!
-//! A node is silent only for time in which the server served: what passes while the server is down, or while its host
-//! sleeps, is nobody's silence.
+//! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does not count.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +13,7 @@ use schema::snapshot::Revision;
 
 use crate::store::Seen;
 
-/// When and how every node was last heard of.
+/// When and how every node last called.
 #[derive(Debug, Default)]
 pub struct LastSeen {
     all: Mutex<BTreeMap<NodeId, Sighting>>,
@@ -23,9 +22,9 @@ pub struct LastSeen {
 #[derive(Debug)]
 struct Sighting {
     seen: Seen,
-    /// Since when it has been silent in this life of the server. The clock stands still while the host sleeps.
+    /// Since when it has been silent in this process of the server. The clock stands still while the host sleeps.
     since: Instant,
-    /// How long it had been silent before.
+    /// How long it had been silent before that.
     before: Duration,
     /// The transport of its last call to this process of the server.
     transport: Control,
@@ -34,12 +33,12 @@ struct Sighting {
     stored: bool,
 }
 
-/// How a node was last heard of.
+/// When and how a node last called.
 #[derive(Clone, Copy, Debug)]
 pub struct Liveness {
-    /// When it last said where it is.
+    /// When it last called, and its revision then.
     pub seen: Seen,
-    /// How long it has been silent, in time that the server served.
+    /// How long it has been silent while the server served.
     pub silence: Duration,
     /// The transport of its last call; none: it has not called since this process of the server started.
     pub transport: Control,
@@ -56,15 +55,15 @@ pub struct Stream {
 /// What is to be stored.
 #[derive(Debug, Default)]
 pub struct Unstored {
-    /// Nodes that were heard of since the last time.
+    /// Nodes that called since the last time.
     pub fresh: Vec<(NodeId, Seen)>,
     /// Nodes that are gone.
     pub gone: Vec<NodeId>,
 }
 
 impl LastSeen {
-    /// What was stored by a server that served until then. A node of which nothing was stored was last seen when it
-    /// joined.
+    /// Starts with what was stored by a server that served until `served`. A node of which nothing was stored was last
+    /// seen when it joined.
     pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
         let since = Instant::now();
         let sighting = |(id, seen): (NodeId, Seen)| {
@@ -99,7 +98,7 @@ impl LastSeen {
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
-    /// How a node was last heard of; nothing if never.
+    /// When and how a node last called; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
         let Sighting { seen, since, before, transport, streams, stored: _ } = all.get(id)?;
@@ -107,7 +106,7 @@ impl LastSeen {
         Some(Liveness { seen: *seen, silence, transport: *transport, streams })
     }
 
-    /// What is to be stored now; what is gone from the inventory is forgotten.
+    /// What is to be stored now; nodes that are gone from the inventory are forgotten.
     pub fn take_unstored(&self, inventory: &Inventory) -> Unstored {
         let mut unstored = Unstored::default();
         self.all().retain(|id, sighting| {
@@ -133,7 +132,7 @@ impl LastSeen {
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Sighting>> {
-        // A panic elsewhere leaves the map whole: every change of it is one insertion.
+        // A panic elsewhere leaves the map consistent: every change of it is one insertion.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -176,9 +175,9 @@ mod tests {
         inventory.put_node(id("new"), node("1970-01-01T00:16:00Z"));
         inventory.put_node(id("silent"), node("1970-01-01T00:00:00Z"));
         let last_seen = LastSeen::new(stored, Some(served), &inventory);
-        let silence = |name| last_seen.of(&id(name)).expect("it was heard of").silence.as_secs();
+        let silence = |name| last_seen.of(&id(name)).expect("it has called").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
-        assert_eq!(silence("new"), 40, "it was heard of when it joined");
+        assert_eq!(silence("new"), 40, "it was last seen when it joined");
         last_seen.record(&id("silent"), Revision(2), Control::Tls);
         assert_eq!(silence("silent"), 0);
     }
@@ -188,26 +187,26 @@ mod tests {
         let last_seen = LastSeen::default();
         assert!(last_seen.stream(&id("a"), Control::Tls).is_none());
         last_seen.record(&id("a"), Revision(1), Control::Tls);
-        let streams = || last_seen.of(&id("a")).expect("it was heard of").streams;
+        let streams = || last_seen.of(&id("a")).expect("it has called").streams;
         let stream = last_seen.stream(&id("a"), Control::Tls);
         assert!(streams());
         last_seen.record(&id("a"), Revision(2), Control::Tls);
-        assert!(streams(), "a check-in ends no stream");
+        assert!(streams(), "a check-in does not end a stream");
         drop(stream);
         assert!(!streams());
     }
 
     #[test]
-    fn the_way_is_the_one_by_which_a_node_was_heard_last_and_a_start_knows_none() {
+    fn the_transport_is_that_of_the_last_call_and_a_start_knows_none() {
         let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
-        let transport = || last_seen.of(&id("a")).expect("it was heard of").transport;
-        assert_eq!(transport(), Control::None, "it was heard by another life of the server");
+        let transport = || last_seen.of(&id("a")).expect("it has called").transport;
+        assert_eq!(transport(), Control::None, "it called another process of the server");
         last_seen.record(&id("a"), Revision(1), Control::Tls);
         assert_eq!(transport(), Control::Tls);
         let stream = last_seen.stream(&id("a"), Control::Tunnel);
         assert_eq!(transport(), Control::Tunnel);
         drop(stream);
-        assert_eq!(transport(), Control::Tunnel, "that a stream ends says nothing new");
+        assert_eq!(transport(), Control::Tunnel, "the end of a stream changes nothing");
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::BadRequest(format!("the body cannot be read: {error}")))
 }
 
-/// The revision that a change made.
+/// The revision that a change created.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct Made {
     /// The revision.
@@ -169,9 +169,9 @@ async fn get_resource(
     Ok(([(header::ETAG, tag)], Json(body)))
 }
 
-/// The revision that the caller wants a resource to be at; nothing if it wants none to be there.
+/// The revision that the caller requires a resource to be at; nothing if it must not exist.
 fn expected(headers: &HeaderMap) -> Result<Option<Revision>, Error> {
-    const NEEDED: &str = "If-Match with the resource's revision is needed, or If-None-Match: * to make a new one";
+    const NEEDED: &str = "If-Match with the resource's revision is needed, or If-None-Match: * to create a new one";
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     match (header(header::IF_MATCH), header(header::IF_NONE_MATCH)) {
         (Some(tag), None) => match tag.trim_matches('"').parse() {

@@ -16,8 +16,8 @@ use schema::world::World;
 
 /// How many changes of a network are remembered; a node that missed more is sent its whole View.
 const REMEMBERED: usize = 1_024;
-/// How many encoded deltas of a network are kept for others that want the same. Nodes with a stream all start from the
-/// revision before, those that check in from a few; older ones are few and may be as large as a View.
+/// How many encoded deltas of a network are kept for other nodes with the same base. Nodes with a stream all start from
+/// the previous revision, those that check in from a few; older ones are rare and may be as large as a View.
 const ENCODED: usize = 16;
 
 /// What the server knows at one revision.
@@ -28,17 +28,17 @@ pub struct State {
     networks: OrdMap<NetworkName, Arc<History>>,
 }
 
-/// A network as it is and was.
+/// A network as it is and as it was.
 #[derive(Debug)]
 struct History {
-    /// The meshes by the revision that made them, oldest first; the last one holds now.
+    /// The meshes by the revision that created them, oldest first; the last one is current.
     meshes: Vector<(Revision, Arc<Mesh>)>,
-    /// What leads from an earlier mesh to the one that holds now, by the revision of the former, as everybody of an
-    /// audience is sent it.
+    /// The deltas from earlier meshes to the current one, by the revision of the former and by the audience that is
+    /// sent them.
     encoded: Mutex<BTreeMap<(Revision, Audience), Encoded>>,
 }
 
-/// A delta as it travels, encoded and hashed by whoever asks for it first; absent: nothing differs.
+/// A delta as it is sent, encoded and hashed at its first use; absent: nothing differs.
 type Encoded = Arc<OnceLock<Option<SignedBody>>>;
 
 /// What a node has to be sent to be up to date.
@@ -53,8 +53,8 @@ pub enum Pending {
 }
 
 impl State {
-    /// The state of a server that starts with this world. `since` gives the revision from which on a network has been as it
-    /// is, so that a restart sends no node what it has; the newest revision is always correct.
+    /// The state of a server that starts with this world. `since` returns the revision since which a network is
+    /// unchanged, so that a restart sends no node what it has; the newest revision is always correct.
     pub fn new(world: World, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;
@@ -97,7 +97,7 @@ impl State {
         self.networks.get(network)?.now()
     }
 
-    /// What a node has to be sent whose View is that of an epoch and revision; nothing if it has not joined.
+    /// What a node with the View of an epoch and revision has to be sent; nothing if it has not joined.
     pub fn pending(&self, network: &NetworkName, node: &Name, epoch: u64, at: Revision) -> Option<Pending> {
         let history = self.networks.get(network)?;
         let (changed, now) = history.meshes.back()?;
@@ -124,7 +124,7 @@ impl History {
         self.meshes.back().map(|(_, mesh)| mesh)
     }
 
-    /// The mesh as it was at a revision, with the revision that made it, if that is remembered.
+    /// The mesh as it was at a revision, with the revision that created it, if it is remembered.
     fn at(&self, revision: Revision) -> Option<&(Revision, Arc<Mesh>)> {
         let last = match self.meshes.binary_search_by_key(&revision, |(made, _)| *made) {
             Ok(exact) => exact,
@@ -133,7 +133,7 @@ impl History {
         self.meshes.get(last)
     }
 
-    /// What leads everybody of an audience from an earlier mesh to the one that holds now, computed once.
+    /// The delta from an earlier mesh to the current one for an audience, computed once.
     fn shared(&self, base: Revision, then: &Mesh, now: &Mesh, audience: Audience) -> Option<SignedBody> {
         let cell = {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +147,7 @@ impl History {
     }
 }
 
-/// A delta as it travels, unless it is empty; `after` is what the View holds then.
+/// A delta as it is sent, unless it is empty; `after` is what the View holds afterwards.
 fn encode(delta: &ViewDelta, after: Counts) -> Option<SignedBody> {
     (!delta.is_empty()).then(|| SignedBody::delta(encode_delta(delta, after)))
 }
@@ -199,7 +199,7 @@ mod tests {
         assert_ne!(joined_since.as_ptr(), delta(&later, "n2", 2).bytes().as_ptr(), "each base has its own");
         let NodeId { network, name } = id("n1");
         let own = later.pending(&network, &name, 1, Revision(2));
-        assert!(matches!(own, Some(Pending::UpToDate)), "its own endpoint is no news to it: {own:?}");
+        assert!(matches!(own, Some(Pending::UpToDate)), "it knows its own endpoint: {own:?}");
     }
 
     #[test]

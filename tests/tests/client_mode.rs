@@ -270,7 +270,7 @@ fn the_servers_host_takes_the_place_of_a_machine_that_has_its_name_and_leaves_it
         return;
     }
     in_runtime(async {
-        const SAID: &str = "perhaps the host of another server";
+        const SAID: &str = "perhaps that of another server";
         let mut mesh = Mesh::start().await;
         let before = traces(mesh.server.host());
         let set = async |mesh: &mut Mesh, on: bool| {

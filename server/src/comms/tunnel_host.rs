@@ -32,9 +32,9 @@ pub(super) struct TunnelHost {
     pub(super) interface: String,
     socket: PathBuf,
     range: Ipv4Net,
-    /// Where the agents' service is found in the tunnel.
+    /// The address of the agents' service in the tunnel.
     pub(super) service: SocketAddrV4,
-    /// Where agents find the device.
+    /// Where agents reach the device.
     pub(super) endpoint: String,
     port: u16,
     private_key: PrivateKey,
@@ -235,7 +235,7 @@ fn table(interface: &str) -> String {
 fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     const FILE: &str = "comms.key";
     if let Some(bytes) = directory.read(FILE)? {
-        let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it has not 32 bytes".into() };
+        let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it does not have 32 bytes".into() };
         return bytes.expose().as_slice().try_into().map(PrivateKey).map_err(damaged);
     }
     let key = PrivateKey::from_random(*crate::identity::random()?.expose());

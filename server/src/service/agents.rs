@@ -151,7 +151,7 @@ impl Service {
         Ok(wire::OpenSessionResponse { token: token.expose().clone(), lifetime })
     }
 
-    /// The identity that a session's token stands for.
+    /// The identity of a session's token.
     pub fn identity(&self, token: &str) -> Result<Identity, Error> {
         self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has ended; open a new one"))
     }
