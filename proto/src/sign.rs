@@ -15,10 +15,16 @@ use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, 
 
 const DOMAIN: &[u8] = b"netmaker agent v1";
 
-/// A signature, proof or key is not valid.
+/// Why what a message is signed or proved with is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {0} is not valid")]
-pub struct Invalid(pub &'static str);
+pub enum Invalid {
+    /// A signature, proof, key or nonce is not valid.
+    #[error("the {0} is not valid")]
+    Part(&'static str),
+    /// The nonce was valid once.
+    #[error("the nonce has expired")]
+    NonceExpired,
+}
 
 /// The private key that 32 secret bytes encode.
 pub fn from_seed(seed: &[u8; 32]) -> ed25519::SigningKey {
@@ -47,9 +53,9 @@ fn transcript(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 fn verify(what: &'static str, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Invalid> {
-    let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid(what))?;
-    let signature = Signature::from_slice(signature).map_err(|_| Invalid(what))?;
-    key.verify_strict(message, &signature).map_err(|_| Invalid(what))
+    let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid::Part(what))?;
+    let signature = Signature::from_slice(signature).map_err(|_| Invalid::Part(what))?;
+    key.verify_strict(message, &signature).map_err(|_| Invalid::Part(what))
 }
 
 fn hash(message: &impl Message) -> [u8; 32] {
@@ -157,14 +163,14 @@ pub fn verify_registered(
 }
 
 fn verify_proof(public: &[u8], ephemeral: &StaticSecret, covered: &[u8], proof: &[u8]) -> Result<(), Invalid> {
-    let public: [u8; 32] = public.try_into().map_err(|_| Invalid("public key"))?;
+    let public: [u8; 32] = public.try_into().map_err(|_| Invalid::Part("public key"))?;
     let shared = ephemeral.diffie_hellman(&Point::from(public));
     // A point of low order makes the same shared secret with any other key: anyone could prove that they hold such a
     // key.
     if !shared.was_contributory() {
-        return Err(Invalid("WireGuard key"));
+        return Err(Invalid::Part("WireGuard key"));
     }
-    mac(shared.as_bytes(), covered).verify_slice(proof).map_err(|_| Invalid("proof of the WireGuard key"))
+    mac(shared.as_bytes(), covered).verify_slice(proof).map_err(|_| Invalid::Part("proof of the WireGuard key"))
 }
 
 fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
@@ -331,7 +337,7 @@ mod tests {
         request.public_key = theirs.to_vec().into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
         sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
-        assert_eq!(check(&request, [7; 32]), Err(Invalid("proof of the WireGuard key")));
+        assert_eq!(check(&request, [7; 32]), Err(Invalid::Part("proof of the WireGuard key")));
     }
 
     #[test]
@@ -343,7 +349,7 @@ mod tests {
         sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
         request.proof =
             mac(&[0; 32], &join_transcript(&SigningKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
-        assert_eq!(check(&request, [7; 32]), Err(Invalid("WireGuard key")));
+        assert_eq!(check(&request, [7; 32]), Err(Invalid::Part("WireGuard key")));
     }
 
     fn register(access_key: Option<&ed25519::SigningKey>) -> RegisterRequest {

@@ -193,10 +193,10 @@ impl Secrets {
 
     /// Checks that this server made a nonce and that it has not expired.
     pub fn check_nonce(&self, nonce: &[u8]) -> Result<(), Invalid> {
-        let (body, mac) = nonce.split_last_chunk::<16>().ok_or(Invalid("nonce"))?;
-        self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid("nonce"))?;
-        let until = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid("nonce"))?;
-        if until < Timestamp::now().as_second() { Err(Invalid("nonce any more")) } else { Ok(()) }
+        let (body, mac) = nonce.split_last_chunk::<16>().ok_or(Invalid::Part("nonce"))?;
+        self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid::Part("nonce"))?;
+        let until = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
+        if until < Timestamp::now().as_second() { Err(Invalid::NonceExpired) } else { Ok(()) }
     }
 
     /// The ephemeral key that belongs to a nonce of this server.
