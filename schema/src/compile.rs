@@ -449,8 +449,8 @@ impl<'a> Declaration<'a> {
     }
 }
 
-/// Where the others reach a node: where it is declared to be, else where its operator configured, else where the server saw
-/// it, else where it believes to be. Absent: it has to speak first, as has one whose port is not chosen yet.
+/// Where the others reach a node: the declared endpoint, else the one that its operator configured, else where the server saw
+/// it, else its own address as the agent reports it. Absent: it must send first, as must a node whose port is not chosen yet.
 fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     let Endpoints { configured, seen, local } = &joined.endpoints;
     let named = declared.or(configured.as_ref()).cloned();

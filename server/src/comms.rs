@@ -103,10 +103,10 @@ pub enum TunnelsUnavailable {
     /// The packet filter cannot be set.
     #[error("{}; without this packet filter agents could reach more of this host than allowed, so fix that or set COMMS=off", error_chain(.0))]
     Firewall(FirewallError),
-    /// The ledger cannot be used.
+    /// The ledger is not usable.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The data directory cannot be used.
+    /// The data directory is not usable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The port of the service cannot be opened.

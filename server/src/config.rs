@@ -11,12 +11,12 @@ use schema::scalars::{Endpoint, Name};
 use schema::settings::{self, SettingsError};
 use schema::world::ServerInfo;
 
-/// Everything that can be set. The names are Netmaker's where it has them; in the file they are in lower case.
+/// Everything that can be set. The names are those of Netmaker where it has them; in the file they are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The public name or address that tokens carry (`SERVER_HOST`); by default the source address of the default route.
     pub server_host: String,
-    /// Where agents find the gRPC service (`PUBLIC_GRPC`), where a proxy changes that; by default host and port.
+    /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and port.
     pub public_grpc: Option<String>,
     /// The address to listen on (`BIND`).
     pub bind: IpAddr,
@@ -28,7 +28,7 @@ pub struct Settings {
     pub rest_backend: bool,
     /// Whether agents are served (`AGENT_BACKEND`).
     pub agent_backend: bool,
-    /// Where everything is kept (`DATA_DIR`).
+    /// Where everything is stored (`DATA_DIR`).
     pub data_dir: PathBuf,
     /// Whether the server ends TLS itself (`TLS`).
     pub tls: bool,
@@ -40,36 +40,36 @@ pub struct Settings {
     pub comms_range: Ipv4Net,
     /// The UDP port of the tunnels; also the TCP port of the agents' service inside of them (`COMMS_PORT`).
     pub comms_port: u16,
-    /// Where agents find the tunnel's end (`PUBLIC_COMMS`), where a NAT changes that; by default host and port.
+    /// Where agents reach the tunnel's end (`PUBLIC_COMMS`), if a NAT changes that; by default host and port.
     pub public_comms: Option<String>,
     /// Whether the server's own host is a node of the networks that declare it (`CLIENT_MODE`).
     pub client_mode: bool,
-    /// The name under which it is (`CLIENT_NAME`).
+    /// The name of that node (`CLIENT_NAME`).
     pub client_name: Name,
 }
 
 /// The settings with what they mean, for `nmserver config` and for messages.
 const NAMES: &[(&str, &str)] = &[
     ("SERVER_HOST", "the public name or address that tokens carry"),
-    ("PUBLIC_GRPC", "host:port where agents find the gRPC service, where a proxy changes it"),
+    ("PUBLIC_GRPC", "host:port where agents reach the gRPC service, if a proxy changes it"),
     ("BIND", "the address to listen on"),
     ("API_PORT", "the port of the REST API"),
     ("GRPC_PORT", "the port of the agents' service"),
     ("REST_BACKEND", "on or off: whether the REST API is served"),
     ("AGENT_BACKEND", "on or off: whether agents are served"),
     ("DATABASE", "the engine: sqlite"),
-    ("DATA_DIR", "where everything is kept"),
+    ("DATA_DIR", "where everything is stored"),
     ("TLS", "on or off: whether the server ends TLS itself"),
     ("BEHIND_PROXY", "on or off: whether a proxy in front ends TLS"),
     ("COMMS", "on or off: whether agents may register for a tunnel to the server"),
     ("COMMS_RANGE", "the IPv4 range of the tunnels; no network may overlap it"),
     ("COMMS_PORT", "the UDP port of the tunnels, and the TCP port of the agents' service inside of them"),
-    ("PUBLIC_COMMS", "host:port where agents find the tunnels' end, where a NAT changes it"),
+    ("PUBLIC_COMMS", "host:port where agents reach the tunnels' end, if a NAT changes it"),
     ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
     ("CLIENT_NAME", "the name of that node"),
 ];
 
-/// Why settings cannot be used.
+/// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -80,11 +80,11 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// What it says, or a variable, cannot be used.
+    /// A value in the file, or a variable, is not valid.
     #[error(transparent)]
     Wrong(#[from] SettingsError),
-    /// The combination would send secrets in the open.
-    #[error("TLS=off would send tokens in the open; set BIND to 127.0.0.1, or BEHIND_PROXY=on where a proxy ends TLS")]
+    /// The combination would send secrets unencrypted.
+    #[error("TLS=off would send tokens unencrypted; set BIND to 127.0.0.1, or BEHIND_PROXY=on if a proxy ends TLS")]
     Open,
 }
 
@@ -142,7 +142,7 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
 struct Values<F>(F);
 
 impl<F: Fn(&'static str) -> Option<String>> Values<F> {
-    /// What a setting is set to; nothing where it is not set. `read` says what would do instead of what it cannot read.
+    /// The value of a setting; nothing if it is not set. The error of `read` says what would be valid.
     fn read<T, E: Display>(
         &self,
         name: &'static str,
@@ -153,10 +153,10 @@ impl<F: Fn(&'static str) -> Option<String>> Values<F> {
     }
 }
 
-/// What no setting can say alone.
+/// Checks the settings together.
 fn check(settings: &Settings) -> Result<(), ConfigError> {
     if settings.comms && [settings.api_port, settings.grpc_port].contains(&settings.comms_port) {
-        let why = "API_PORT or GRPC_PORT has it, and it is a TCP port as well".into();
+        let why = "API_PORT or GRPC_PORT uses it, and it is a TCP port as well".into();
         let value = settings.comms_port.to_string();
         return Err(SettingsError::Value { name: "COMMS_PORT", value, why }.into());
     }
@@ -167,7 +167,7 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
 }
 
 fn engine(text: &str) -> Result<(), &'static str> {
-    if text == "sqlite" { Ok(()) } else { Err("this version has sqlite") }
+    if text == "sqlite" { Ok(()) } else { Err("the only engine is sqlite") }
 }
 
 fn switch(text: &str) -> Result<bool, &'static str> {
@@ -196,7 +196,7 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
     if good { Ok(text.into()) } else { Err("write host:port, an IPv6 address in brackets") }
 }
 
-/// A range that has room for the server and an agent, and that unicast packets may have as their source.
+/// A range with room for the server and an agent, whose addresses unicast packets may have as their source.
 fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
     let range: Ipv4Net = text.parse().map_err(|_| "write an IPv4 range like 10.101.0.0/16")?;
     if range.prefix_len() > 30 {
@@ -215,7 +215,7 @@ fn own_address() -> String {
 }
 
 impl Settings {
-    /// Where agents find the server.
+    /// The address by which agents reach the server.
     pub fn agent_address(&self) -> String {
         self.public_grpc.clone().unwrap_or_else(|| self.own_address(self.grpc_port))
     }
@@ -227,19 +227,19 @@ impl Settings {
         }
     }
 
-    /// Where agents find the end of their tunnels.
+    /// The address by which agents reach the end of their tunnels.
     pub fn comms_address(&self) -> String {
         self.public_comms.clone().unwrap_or_else(|| self.own_address(self.comms_port))
     }
 
-    /// The names under which agents and admins may come: what its certificate must name.
+    /// The names by which agents and admins may connect: what its certificate must name.
     pub fn hosts(&self) -> Vec<&str> {
         let public = self.public_grpc.as_deref().and_then(|at| at.rsplit_once(':')).map(|(host, _)| host);
         let public = public.map(|host| host.trim_start_matches('[').trim_end_matches(']'));
         [self.server_host.as_str()].into_iter().chain(public).collect()
     }
 
-    /// The settings as lines of a file that would set them so.
+    /// The settings as lines of a file that sets them.
     pub fn lines(&self) -> Vec<String> {
         let switch = |on| if on { "on" } else { "off" }.to_owned();
         let values = [
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_said() {
+    fn an_invalid_value_is_reported() {
         for (name, value) in [
             ("API_PORT", "0"),
             ("GRPC_PORT", "x"),
@@ -306,7 +306,7 @@ mod tests {
             ("COMMS_PORT", "8081"),
             ("CLIENT_NAME", "A B"),
         ] {
-            let error = with(&[(name, value)]).expect_err("it cannot be used").to_string();
+            let error = with(&[(name, value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }
@@ -319,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_mistyped_is_said() {
+    fn a_mistyped_setting_is_reported() {
         let error = parse(Path::new("x.toml"), "api_prot = 1").expect_err("it is unknown").to_string();
         assert!(error.contains("did you mean \"api_port\"?"), "{error}");
     }
 
     #[test]
-    fn secrets_do_not_travel_in_the_open() {
+    fn secrets_are_not_sent_unencrypted() {
         assert!(matches!(with(&[("TLS", "off")]), Err(ConfigError::Open)));
         assert!(with(&[("TLS", "off"), ("BIND", "127.0.0.1")]).is_ok());
         assert!(with(&[("TLS", "off"), ("BEHIND_PROXY", "on")]).is_ok());

@@ -16,29 +16,29 @@ use crate::core::enrol::Refused;
 use crate::core::facts::Unusable;
 use crate::store::StoreError;
 
-/// Why an operation was not carried out.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The caller showed no credential, or one that is not valid.
+    /// The caller sent no credential, or one that is not valid.
     #[error("{0}")]
     Unauthenticated(&'static str),
     /// The caller may not do this.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// The request is not what it should be.
+    /// The request is not valid.
     #[error("{0}")]
     BadRequest(String),
-    /// There is no such thing.
+    /// The object does not exist.
     #[error("there is no {0}")]
     NotFound(String),
     /// The path exists, but not with this method.
-    #[error("this path does not take that method; /api/v1/openapi.json says which it takes")]
+    #[error("this path does not support that method; see /api/v1/openapi.json")]
     Method,
     /// A condition that the caller made does not hold.
     #[error("{0}")]
     Precondition(String),
-    /// What a plan touches has moved since it was made.
-    #[error("the plan is stale: {} moved since it was made", .0.iter().map(|moved| moved.id.to_string()).collect::<Vec<_>>().join(", "))]
+    /// Resources that the plan changes have changed since it was made.
+    #[error("the plan is stale: {} changed since it was made", .0.iter().map(|moved| moved.id.to_string()).collect::<Vec<_>>().join(", "))]
     Stale(Vec<Moved>),
     /// The result would break a rule.
     #[error("the result would break a rule: {}", first_message(.0))]
@@ -59,7 +59,7 @@ pub enum Error {
     #[error("the server cannot use its database, so nothing was changed; {}", .0.why())]
     Store(#[from] Arc<StoreError>),
     /// A change or the writer itself panicked.
-    #[error("this is a bug of the server, and nothing was changed; its log says more")]
+    #[error("this is a bug in the server, and nothing was changed; its log says more")]
     Bug,
 }
 
@@ -107,7 +107,7 @@ impl Error {
             }
             Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
-            Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server", Code::Internal),
+            Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug in the server", Code::Internal),
         }
     }
 

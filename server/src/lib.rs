@@ -1,4 +1,4 @@
-//! The control plane: keeps the declarations and what has joined, answers admins over REST and agents over gRPC.
+//! The control plane: stores the declarations and what has joined, answers admins over REST and agents over gRPC.
 //!
 //! [`service`] holds each operation once; [`rest`] and [`grpc`] decode, call it, and encode. Every change is one closure
 //! over the [`World`](schema::world::World) that [`committer`] runs, stores and publishes, one after the other, as one
@@ -50,22 +50,22 @@ use crate::store::{Store, StoreError, Stored, StoredToken};
 
 /// The version of the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// How often it is stored when nodes were last heard of.
+/// How often the times of the nodes' last calls are stored.
 const STORE_SEEN: Duration = Duration::from_secs(60);
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be used.
+    /// The data directory is not usable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// Another server uses the data directory.
-    #[error("another nmserver uses {0}; end it first, or set DATA_DIR")]
+    #[error("another nmserver uses {0}; stop it first, or set DATA_DIR")]
     Busy(String),
-    /// The database cannot be used.
+    /// The database is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A port cannot be used.
+    /// A port cannot be opened.
     #[error(transparent)]
     Listen(#[from] listen::ListenError),
     /// TLS cannot be set up.
@@ -84,7 +84,7 @@ pub struct Server {
     agents: Option<TcpListener>,
     behind_proxy: bool,
     host: OwnHost,
-    /// Whether this start made the admin token.
+    /// Whether this start created the admin token.
     pub first_start: bool,
     _lock: fs::File,
 }
@@ -95,7 +95,7 @@ pub async fn open(settings: Settings) -> Result<Server, StartError> {
     open_with(settings, |path| Ok(Box::new(Sqlite::open(path)?)), &directory).await
 }
 
-/// Opens a server on a store that `make` gives for the path of its database. Port 0 stands for any that is free.
+/// Opens a server on the store that `make` returns for the path of its database. Port 0 is any free port.
 pub async fn open_with(
     mut settings: Settings,
     make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
@@ -134,7 +134,7 @@ pub async fn open_with(
     Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
 }
 
-/// Opens the tunnels to agents; where there are none, says once why.
+/// Opens the tunnels to agents; if there are none, logs the reason once.
 async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<Comms, TunnelsUnavailable> {
     let comms = Comms::open(settings, directory, world).await;
     match &comms {
@@ -150,13 +150,14 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
     comms
 }
 
-/// The range that no network may overlap: that of the tunnels, also where they are only missing for now.
+/// The range that no network may overlap: that of the tunnels, even if they are missing only for now.
 fn reserved(settings: &Settings, comms: &Result<Comms, TunnelsUnavailable>) -> Option<Ipv4Net> {
     let given_up = matches!(comms, Err(TunnelsUnavailable::Asked | TunnelsUnavailable::Overlap(..)));
     (!given_up).then_some(settings.comms_range)
 }
 
-/// Notes which version of the program serves; the first start of another one is a revision, unless there is nothing yet.
+/// Records which version of the program serves; the first start of another version makes a revision, unless the
+/// database is empty.
 fn note_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
     const FILE: &str = "version";
     if directory.read(FILE)?.is_some_and(|version| version.expose() == VERSION.as_bytes()) {
@@ -168,7 +169,7 @@ fn note_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -
     Ok(directory.write(FILE, VERSION.as_bytes())?)
 }
 
-/// Takes a port, if its API is served, and notes which it is.
+/// Opens a port, if its API is served, and sets `port` to its number.
 async fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener>, StartError> {
     if !on {
         return Ok(None);
@@ -179,8 +180,8 @@ async fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpLi
     Ok(Some(listener))
 }
 
-/// Makes the first admin token where there is none of any kind; whether it did. The file is there before the token is
-/// good: a start that is cut off in between makes another.
+/// Creates the first admin token if there are no tokens; whether it did. The file is written before the token is valid:
+/// a start that is interrupted in between creates another.
 fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, StartError> {
     if !store.tokens()?.is_empty() {
         return Ok(false);
@@ -191,7 +192,7 @@ fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, Start
     Ok(true)
 }
 
-/// Makes a token and keeps what verifies it.
+/// Creates a token and stores what verifies it.
 pub fn new_token(
     store: &mut dyn Store,
     grant: Grant,
@@ -207,7 +208,7 @@ fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, 
     Ok((StoredToken { id, hash, grant, created: Timestamp::now(), expires }, token))
 }
 
-/// Makes sure that nobody else uses the directory; the lock ends with the process.
+/// Makes sure that no other process uses the directory; the lock ends with the process.
 fn lock(directory: &Path) -> Result<fs::File, StartError> {
     let path = directory.join("lock");
     let failed = |source| IdentityError::File { attempt: "open", path: path.clone(), source };
@@ -225,7 +226,7 @@ impl Server {
         &self.service
     }
 
-    /// Where the REST API and the agents' service are listened for, as far as they are.
+    /// The addresses of the REST API and of the agents' service, if they are served.
     pub fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
         let address = |listener: &Option<TcpListener>| listener.as_ref().and_then(|it| it.local_addr().ok());
         (address(&self.rest), address(&self.agents))
@@ -247,7 +248,7 @@ impl Server {
             }
         };
         let inside = grpc::router(service.clone(), false, Control::Tls);
-        // Apart from the rest: it waits for disk and kernel.
+        // In a task of its own: it waits for disk and kernel.
         let own_node = tokio::spawn(client::run(host, service.clone(), inside, shutdown.clone()));
         let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
@@ -260,7 +261,7 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
     while !end {
         end = tokio::time::timeout(STORE_SEEN, shutdown.wait_for(|end| *end)).await.is_ok();
         if let Err(error) = service.store_seen(end).await {
-            tracing::warn!(%error, "cannot store when nodes were last heard of; trying again in a minute");
+            tracing::warn!(%error, "cannot store when nodes last called; trying again in a minute");
         }
     }
 }

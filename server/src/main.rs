@@ -13,7 +13,7 @@ use nmserver::store::sqlite::Sqlite;
 use schema::scalars::{Expiry, Name, NetworkName};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The control plane of declared WireGuard meshes. Without a verb it serves.
+/// The control plane of declared WireGuard meshes. Without a command it serves.
 #[derive(Parser)]
 #[command(version, after_help = "NMSERVER_LOG=debug shows more of what it does (info by default).")]
 struct Args {
@@ -26,9 +26,9 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Prints every setting as it is in force.
+    /// Prints every setting with its effective value.
     Config,
-    /// Makes bearer tokens for nmplan and CI.
+    /// Manages bearer tokens for nmplan and CI.
     Token {
         #[command(subcommand)]
         verb: TokenVerb,
@@ -47,24 +47,24 @@ enum Verb {
 
 #[derive(Subcommand)]
 enum TokenVerb {
-    /// Makes a token and prints it, once.
+    /// Creates a token and prints it, once.
     Create {
         /// What it may do: viewer, applier or admin.
         #[arg(long)]
         role: Role,
-        /// Where it holds; repeat it for several networks. Absent: in all.
+        /// The network that it is valid for; repeat it for several. Absent: all.
         #[arg(long)]
         network: Vec<NetworkName>,
-        /// For which projects it may apply. Absent: for all.
+        /// The project that it may apply; repeat it for several. Absent: all.
         #[arg(long)]
         project: Vec<Name>,
-        /// When it ends: a duration (30d) or a day (2027-03-01). Absent: never.
+        /// When it expires: a duration (30d) or a day (2027-03-01). Absent: never.
         #[arg(long)]
         expires: Option<Expiry>,
     },
-    /// Lists the tokens: ids and rights, never the tokens themselves.
+    /// Lists the tokens: ids and roles, never the tokens themselves.
     List,
-    /// Ends a token.
+    /// Revokes a token.
     Revoke {
         /// Its id, as `list` prints it.
         id: String,
@@ -121,7 +121,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
             Ok(())
         }
         Some(Verb::Token { verb }) => token(&settings, verb, &mut data),
-        Some(Verb::Device { .. }) => unreachable!("it has been run without settings"),
+        Some(Verb::Device { .. }) => unreachable!("it runs before the settings are read"),
     }
 }
 
@@ -150,7 +150,7 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// What a first start leaves to do, ready to be typed.
+/// The next commands after a first start, ready to be copied.
 fn first_words(settings: &Settings) {
     let Settings { server_host, bind, api_port, data_dir, tls, .. } = settings;
     let directory = data_dir.display();
@@ -158,12 +158,12 @@ fn first_words(settings: &Settings) {
     let url = format!("{}://{}", if *tls { "https" } else { "http" }, SocketAddr::new(at, *api_port));
     let ca = if *tls { format!(" NMPLAN_CA={directory}/ca.pem") } else { String::new() };
     let mut talk = std::io::stderr().lock();
-    let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were made in {directory}.");
+    let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were created in {directory}.");
     let _ = writeln!(
         talk,
         "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
     );
-    let _ = writeln!(talk, "\nNext, where your files are:\n");
+    let _ = writeln!(talk, "\nNext, in the directory of your files:\n");
     let _ = writeln!(talk, "  export NMPLAN_SERVER={url} NMPLAN_TOKEN_FILE={directory}/admin.token{ca}");
     let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
 }

@@ -1,6 +1,6 @@
 //! The operations, each once. Knows neither HTTP nor gRPC.
 //!
-//! Here are those of admins; [`agents`] has those of nodes, [`declare`] what happens to the world when declarations change.
+//! Here are those of admins; [`agents`] has those of nodes, [`declare`] has the changes of declarations.
 
 mod agents;
 mod declare;
@@ -31,7 +31,7 @@ use crate::liveness::LastSeen;
 use crate::state::State;
 use crate::store::LogEntry;
 
-/// A caller of the REST API: what its token says.
+/// A caller of the REST API, by its token.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The id of its token.
@@ -73,7 +73,7 @@ impl Service {
         self.inner.comms.as_ref()
     }
 
-    /// Who the server is.
+    /// The identity of the server.
     pub fn info(&self) -> &ServerInfo {
         &self.inner.info
     }
@@ -83,17 +83,17 @@ impl Service {
         self.inner.states.borrow().clone()
     }
 
-    /// The states as they come.
+    /// A receiver of new states.
     pub fn states(&self) -> watch::Receiver<Arc<State>> {
         self.inner.states.clone()
     }
 
-    /// Whether the server can carry out changes.
+    /// Whether the server can make changes.
     pub fn ready(&self) -> Result<(), Error> {
         self.inner.states.has_changed().map(drop).map_err(|_| Error::Bug)
     }
 
-    /// Who holds a bearer token, if it allows the operation.
+    /// The caller with a bearer token, if the token allows the operation.
     pub async fn caller(&self, token: Option<Secret<String>>, operation: Operation) -> Result<Caller, Error> {
         const NOT_VALID: Error =
             Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
@@ -124,7 +124,7 @@ impl Service {
         document
     }
 
-    /// How the nodes are that the caller may see.
+    /// The state of the nodes that the caller may see.
     pub fn status(&self, caller: &Caller) -> StatusDocument {
         let state = self.state();
         let World { epoch, revision, snapshot, inventory } = &*state.world;
@@ -148,7 +148,7 @@ impl Service {
         Ok(log)
     }
 
-    /// Carries out a plan as one revision, or nothing of it.
+    /// Applies a plan as one revision, or nothing of it.
     pub async fn apply(&self, caller: &Caller, request: ApplyRequest) -> Result<Applied, Error> {
         let plan = &request.plan;
         declare::check_origin(&request, &self.inner.info)?;
@@ -165,7 +165,7 @@ impl Service {
         state.world.snapshot.entry(id).cloned().ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
-    /// Makes or replaces one resource by hand, or takes it away where there is no body; `expected` is the revision that it
+    /// Creates or replaces one resource by hand, or deletes it if there is no body; `expected` is the revision that it
     /// must be at, absent: it must not exist.
     pub async fn put(
         &self,

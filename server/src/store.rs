@@ -1,4 +1,4 @@
-//! Where the world is kept: read all of it, commit batches.
+//! Storage of the world: read all of it, commit batches.
 //!
 //! The contract is small because the narrowest engine offers no more: no transaction handle, no closure, one conditional
 //! write. A batch names the revision that it was made on; if the head has moved, nothing of it is written. The conformance
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::authorize::Grant;
 use rows::{Row, RowKey};
 
-/// A place where the world is kept. Its calls block.
+/// A store of the world. Its calls block.
 pub trait Store: Send {
     /// Reads everything.
     fn load(&mut self) -> Result<Stored, StoreError>;
@@ -31,27 +31,27 @@ pub trait Store: Send {
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError>;
     /// The log entries with a revision above `after`, oldest first, at most `limit`.
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
-    /// The revision that an apply of this id made, if it was committed.
+    /// The revision that an apply of this id created, if it was committed.
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError>;
-    /// Keeps when nodes were last heard of, and forgets it of those that are gone; makes no revision. `until` is the moment
-    /// up to which the server has served.
+    /// Stores when nodes last called, and forgets those that are gone; makes no revision. `until` is the time until
+    /// which the server has served.
     fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError>;
-    /// Keeps a token.
+    /// Stores a token.
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError>;
     /// The token of that id.
     fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError>;
     /// Every token, by id.
     fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError>;
-    /// Forgets a token; whether there was one.
+    /// Deletes a token; whether there was one.
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError>;
 }
 
-/// What the log calls the first start of another version.
+/// The action in the log for the first start of another version.
 const UPGRADE: &str = "upgrade";
 /// How far back the log is searched at a start.
 const SEARCHED: u64 = 10_000;
 
-/// The revision from which on each network has been as it is at the head. It may be later than the truth, never earlier.
+/// The revision since which each network is unchanged. It may be later than the true one, never earlier.
 pub fn unchanged_since(
     store: &mut dyn Store,
     head: Revision,
@@ -90,16 +90,16 @@ pub fn note_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> 
     Ok(())
 }
 
-/// Everything that is kept.
+/// Everything that is stored.
 #[derive(Debug)]
 pub struct Stored {
     /// The random id of the server.
     pub server_id: String,
     /// The world.
     pub world: World,
-    /// When nodes were last heard of.
+    /// When nodes last called.
     pub seen: Vec<(NodeId, Seen)>,
-    /// Up to when the server is known to have served; absent: never.
+    /// Until when the server is known to have served; absent: never.
     pub served: Option<Timestamp>,
 }
 
@@ -110,11 +110,11 @@ pub struct Batch {
     pub entry: LogEntry,
     /// Rows to write.
     pub puts: Vec<Row>,
-    /// Rows to take away.
+    /// Rows to delete.
     pub deletes: Vec<RowKey>,
 }
 
-/// When a node was last heard of.
+/// When a node last called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// When.
@@ -123,25 +123,25 @@ pub struct Seen {
     pub revision: Revision,
 }
 
-/// A bearer token, as it is kept: what verifies it, never itself.
+/// A bearer token, as it is stored: what verifies it, never the token itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredToken {
-    /// What names it.
+    /// Its id.
     pub id: String,
     /// SHA-256 of its secret, which has 256 random bits and so needs no slow hash.
     pub hash: [u8; 32],
     /// What it may do.
     pub grant: Grant,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
-    /// When it ends.
+    /// When it expires.
     pub expires: Option<Timestamp>,
 }
 
-/// Why something was not read or written.
+/// Why a read or write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else has committed in the meantime; nothing was written.
+    /// Another process has committed in the meantime; nothing was written.
     #[error("the head has moved to revision {0}")]
     Moved(Revision),
     /// The database refused.
@@ -152,17 +152,17 @@ pub enum StoreError {
         /// Why it failed.
         source: rusqlite::Error,
     },
-    /// A file of the database cannot be used.
-    #[error("cannot open the database {path}; check that it is a database of nmserver and that you may write to it")]
+    /// A file of the database cannot be opened.
+    #[error("cannot open the database {path}; check that it is a database of nmserver and that nmserver may write to it")]
     Open {
         /// The file.
         path: String,
         /// Why.
         source: rusqlite::Error,
     },
-    /// A later version has changed the form of the database.
+    /// A later version has changed the format of the database.
     #[error(
-        "the database {path} is of a newer version (format {found}, this one knows up to {known}); update nmserver"
+        "the database {path} was written by a newer version (format {found}, this one reads up to {known}); update nmserver"
     )]
     Newer {
         /// The file.
@@ -172,7 +172,7 @@ pub enum StoreError {
         /// The newest format that is known here.
         known: usize,
     },
-    /// What is kept cannot be read: it was damaged, or written by a newer version.
+    /// Stored data cannot be read: it was damaged, or written by a newer version.
     #[error("the stored {what} {key} cannot be read: {why}")]
     Unreadable {
         /// What it is.
@@ -185,15 +185,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The cause in a few words, and what the operator does about it, where that is known.
+    /// The cause in a few words, and what the operator should do about it, if that is known.
     pub fn why(&self) -> &'static str {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
         let (Self::Database { source, .. } | Self::Open { source, .. }) = self else { return "its log says why" };
         match source.sqlite_error_code() {
             Some(DiskFull) => "its disk is full: free some space",
             Some(ReadOnly) => "the database is read-only: make it writable for nmserver",
-            Some(DatabaseBusy | DatabaseLocked) => "another program holds the database: end it",
-            Some(SystemIoFailure) => "its disk fails: look at the disk",
+            Some(DatabaseBusy | DatabaseLocked) => "another program has locked the database: stop it",
+            Some(SystemIoFailure) => "reading or writing its disk failed: check the disk",
             Some(DatabaseCorrupt) => "the database is damaged: restore a backup",
             Some(_) | None => "its log says why",
         }

@@ -1,6 +1,6 @@
-//! Who is registered, on the disk: a database of this host's own, next to the one that replicas share.
+//! The registrations on the disk: a database of this host's own, next to the one that replicas share.
 //!
-//! What is lost of it comes back by itself, as agents register again; it is therefore not synced with each change.
+//! What is lost of it is restored as agents register again; it is therefore not synced with each change.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -21,12 +21,12 @@ const TABLES: &str = "
     create table if not exists place (interface text not null);
 ";
 
-/// Why the ledger cannot be used.
+/// Why the ledger is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The database refused.
     #[error(
-        "cannot use comms.db, which keeps who is registered ({0}); if it is damaged, remove it: agents register again"
+        "cannot use comms.db, which holds the registrations of agents ({0}); if it is damaged, remove it: agents register again"
     )]
     Database(#[from] rusqlite::Error),
     /// The data directory refused.
@@ -34,13 +34,13 @@ pub enum LedgerError {
     Directory(#[from] IdentityError),
 }
 
-/// Who is registered, on the disk.
+/// The registrations on the disk.
 pub(super) struct Ledger {
     connection: Connection,
 }
 
 impl Ledger {
-    /// Opens the ledger of a data directory, and makes it if there is none.
+    /// Opens the ledger of a data directory, and creates it if there is none.
     pub(super) fn open(directory: &DataDir) -> Result<Self, LedgerError> {
         directory.reserve(FILE)?;
         let connection = Connection::open(directory.file(FILE))?;
@@ -55,7 +55,7 @@ impl Ledger {
         Ok(self.connection.query_row("select interface from place", [], |row| row.get(0)).optional()?)
     }
 
-    /// Keeps the interface.
+    /// Stores the interface.
     pub(super) fn keep_interface(&mut self, interface: &str) -> Result<(), LedgerError> {
         let transaction = self.connection.transaction()?;
         transaction.execute("delete from place", [])?;
@@ -63,7 +63,7 @@ impl Ledger {
         Ok(transaction.commit()?)
     }
 
-    /// Every registration, with its end as seen from `now`; one that cannot be read is left out.
+    /// Every registration, with its expiry relative to `now`; one that cannot be read is left out.
     pub(super) fn all(&self, now: Instant) -> Result<Vec<(Identity, Registration)>, LedgerError> {
         let mut query = self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
         let rows = query.query_map([], |row| {
@@ -81,7 +81,7 @@ impl Ledger {
         Ok(all)
     }
 
-    /// Keeps these registrations and no others.
+    /// Stores these registrations and no others.
     pub(super) fn replace<'a>(
         &mut self,
         all: impl Iterator<Item = (&'a Identity, &'a Registration)>,
@@ -95,7 +95,7 @@ impl Ledger {
         Ok(transaction.commit()?)
     }
 
-    /// Keeps a registration.
+    /// Stores a registration.
     pub(super) fn put(
         &mut self,
         identity: &Identity,
@@ -105,7 +105,7 @@ impl Ledger {
         Ok(put(&self.connection, identity, registration, now)?)
     }
 
-    /// Forgets registrations.
+    /// Deletes registrations.
     pub(super) fn delete(&mut self, identities: &[Identity]) -> Result<(), LedgerError> {
         if identities.is_empty() {
             return Ok(());
@@ -134,7 +134,7 @@ fn put(
     put.execute(params![identity.0, public_key.0, address.to_string(), key, ends]).map(drop)
 }
 
-/// How long a moment is away; a clock that was set makes it no longer than a registration lasts.
+/// The time until a moment, at most the lifetime of a registration, in case the clock was set.
 fn left(at: i64, now: Timestamp) -> Duration {
     Duration::from_secs(u64::try_from(at.saturating_sub(now.as_second())).unwrap_or(0)).min(LIFETIME)
 }

@@ -1,4 +1,4 @@
-//! What the tunnels to agents stand on, on this host: a packet filter, a WireGuard device, its link, a port on that.
+//! What the tunnels to agents need on this host: a packet filter, a WireGuard device, its link, and a port on it.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -24,10 +24,10 @@ use crate::identity::{DataDir, IdentityError};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1_024;
-/// How many names are looked at for a device of ours.
+/// How many interface names are searched for an earlier device.
 const NAMES: usize = 16;
 
-/// What stays the same while the server runs.
+/// The host's side of the tunnels: what stays the same while the server runs.
 pub(super) struct TunnelHost {
     pub(super) interface: String,
     socket: PathBuf,
@@ -41,7 +41,7 @@ pub(super) struct TunnelHost {
 }
 
 impl TunnelHost {
-    /// The place of the device that is there, else of one under the name that was kept, else under the next that is free.
+    /// Chooses the device that exists, else one under the stored name, else under the next free one.
     pub(super) fn choose(
         settings: &Settings,
         directory: &DataDir,
@@ -69,7 +69,7 @@ impl TunnelHost {
         device::attach(&self.interface, &self.socket)
     }
 
-    /// Carries out steps on the device; where it is gone, whoever makes it anew carries out all.
+    /// Applies steps to the device; if it is gone, all are applied when it is created anew.
     pub(super) fn apply(&self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
         if steps.is_empty() {
             return Ok(());
@@ -81,8 +81,8 @@ impl TunnelHost {
         }
     }
 
-    /// Whether filter, device and link are there, and the link is up with its address. A device that gives no answer is
-    /// there: nobody may end it but its owner.
+    /// Whether filter, device and link are there, and the link is up with its address. A device that does not
+    /// answer counts as there: only its owner may end it.
     pub(super) async fn is_whole(&self) -> bool {
         let (interface, socket) = (self.interface.clone(), self.socket.clone());
         let there = blocking(move || {
@@ -93,7 +93,7 @@ impl TunnelHost {
         there.await && link.is_ok_and(|link| link.is_some_and(|it| it.up && it.addresses.contains(&self.own())))
     }
 
-    /// Puts the packet filter up; never for an interface that is not ours.
+    /// Installs the packet filter; never for an interface that is not the server's.
     pub(super) fn filter(&self) -> Result<(), TunnelsUnavailable> {
         if self.attach()?.is_none() {
             device::check_free(&self.interface, None).map_err(DeviceError::from)?;
@@ -101,8 +101,8 @@ impl TunnelHost {
         Ok(firewall::load(&table(&self.interface), &self.chains())?)
     }
 
-    /// Attaches to the device, or makes it, and gives it what it lacks. One of another key or port is made anew: its
-    /// sessions are worth nothing.
+    /// Attaches to the device, or creates it, and adds what it lacks. One with another key or port is created anew: its
+    /// sessions are worthless.
     pub(super) fn bring_device(&self, registry: &Registry) -> Result<(), DeviceError> {
         if let Some(mut device) = self.attach()? {
             let observed = device.observe()?;
@@ -114,21 +114,21 @@ impl TunnelHost {
         let mut device = device::create_apart(&self.interface, Path::new("/proc/self/exe"), &self.socket)?;
         let brought = device.apply(&self.lacking(registry, &DeviceState::default()));
         if brought.is_err() {
-            // It serves nobody as it is.
+            // It is of no use as it is.
             let _ = device.remove();
         }
         brought
     }
 
-    /// What a device lacks of who is registered, and has of who is not.
+    /// The steps for agents that are registered and not on the device, and for those that are not registered and on it.
     fn lacking(&self, registry: &Registry, observed: &DeviceState) -> Vec<DeviceStep> {
         let peers = registry.all().map(|(_, it)| (it.public_key, settings(it))).collect();
         let wanted = Wanted { private_key: &self.private_key, listen_port: Some(self.port), peers: &peers };
-        // Agents speak first, so no endpoint is ever applied, and no handshake's age matters.
+        // Agents send first, so no endpoint is ever applied, and the age of handshakes does not matter.
         device_steps(wanted, observed, &AppliedEndpoints::new(), 0)
     }
 
-    /// Brings the link to what it should be.
+    /// Brings the link to its desired state.
     pub(super) async fn bring_link(&self) -> Result<(), LinkError> {
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed = link::observe(&self.interface).await?.ok_or_else(missing)?;
@@ -137,7 +137,7 @@ impl TunnelHost {
         link::apply(&self.interface, &link_steps(wanted, &observed)).await
     }
 
-    /// Takes the port of the agents' service, on the device alone.
+    /// Opens the port of the agents' service, on the device alone.
     pub(super) fn listen(&self) -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -162,7 +162,7 @@ impl TunnelHost {
         IpNet::V4(Ipv4Net::new_assert(*self.service.ip(), self.range.prefix_len()))
     }
 
-    /// What may pass: between agents and the agents' service, and nothing else in any direction.
+    /// The rules: traffic between agents and the agents' service passes, and nothing else in any direction.
     fn chains(&self) -> String {
         let Self { interface, range, service, .. } = self;
         let (address, port) = (service.ip(), service.port());
@@ -187,14 +187,14 @@ chain output {{
     }
 }
 
-/// Takes the devices and filters down that a server left in a data directory.
+/// Removes the devices and filters that a server left in a data directory.
 pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), TunnelsUnavailable> {
     for interface in devices(directory, kept) {
         if let Some(mut device) = device::attach(&interface, &socket(directory, &interface))? {
             device.remove()?;
         }
         match firewall::remove(&table(&interface)) {
-            // Who has no nftables has no table.
+            // Without nftables there is no table.
             Err(FirewallError::Missing) => {}
             outcome => outcome?,
         }
@@ -207,12 +207,12 @@ fn settings(registration: &Registration) -> PeerSettings {
     PeerSettings { endpoint: None, allowed_ips: [host(registration.address)].into(), keepalive: 0 }
 }
 
-/// Puts an agent on the device.
+/// Adds an agent to the device.
 pub(super) fn put(registration: &Registration) -> DeviceStep {
     DeviceStep::PutPeer(registration.public_key, settings(registration))
 }
 
-/// The interfaces whose device answers in a data directory, that of the kept name first.
+/// The interfaces whose device answers in a data directory, that of the stored name first.
 fn devices(directory: &DataDir, kept: Option<String>) -> impl Iterator<Item = String> {
     let candidates =
         kept.clone().into_iter().chain(names().take(NAMES).filter(move |name| kept.as_ref() != Some(name)));
@@ -231,7 +231,7 @@ fn table(interface: &str) -> String {
     format!("nmserver-{interface}")
 }
 
-/// The key of the device. If it is lost another one does: agents learn it when they register again.
+/// The key of the device. If it is lost, another one takes its place: agents learn it when they register again.
 fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     const FILE: &str = "comms.key";
     if let Some(bytes) = directory.read(FILE)? {

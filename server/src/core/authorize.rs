@@ -1,4 +1,4 @@
-//! Who may do what: one table for REST and gRPC together. What is not in it is refused.
+//! Which roles may do what: one table for REST and gRPC together. What is not in it is refused.
 //!
 //! Pure. The adapters are built from the table, so there is no route without a rule here, and the OpenAPI file is
 //! generated from it.
@@ -23,31 +23,31 @@ pub enum Role {
     Admin,
 }
 
-/// A role, and where it holds.
+/// A role, and where it is valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The role.
     pub role: Role,
-    /// The networks that it holds in; absent: all.
+    /// The networks that it is valid for; absent: all.
     pub networks: Option<BTreeSet<NetworkName>>,
     /// The projects that it may apply for; absent: all.
     pub projects: Option<BTreeSet<Name>>,
 }
 
-/// What a caller must show.
+/// What a caller must send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     /// Nothing.
     Nothing,
     /// A bearer token of this role.
     Role(Role),
-    /// The session of a node, whose identity then decides.
+    /// The session of a node; its identity then decides.
     Session,
     /// Signatures inside the request, checked by the operation.
     Signature,
 }
 
-/// Everything that can be asked of the server.
+/// Everything that the server can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the table below documents each")]
 pub enum Operation {
@@ -107,7 +107,7 @@ use Role::{Admin, Applier, Viewer};
 pub const TABLE: &[Rule] = &[
     rule(Operation::Health, Rest("get", "/healthz"), Nothing, "Answers 200 while the process runs."),
     rule(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
-    rule(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "Who the server is, and the keys that pin it."),
+    rule(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "The identity of the server, and the keys that pin it."),
     rule(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
     rule(
         Operation::Snapshot,
@@ -119,7 +119,7 @@ pub const TABLE: &[Rule] = &[
         Operation::Status,
         Rest("get", "/api/v1/status"),
         Needs::Role(Viewer),
-        "The nodes, when they checked in, and how far they are.",
+        "The nodes, when they last checked in, and the revisions that they have.",
     ),
     rule(
         Operation::Revisions,
@@ -131,7 +131,7 @@ pub const TABLE: &[Rule] = &[
         Operation::Apply,
         Rest("post", "/api/v1/apply"),
         Needs::Role(Applier),
-        "Carries out a plan as one revision, or nothing of it.",
+        "Applies a plan as one revision, or nothing of it.",
     ),
     rule(
         Operation::GetResource,
@@ -143,13 +143,13 @@ pub const TABLE: &[Rule] = &[
         Operation::PutResource,
         Rest("put", "/api/v1/{network}/{kind}/{name}"),
         Needs::Role(Applier),
-        "Makes or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed.",
+        "Creates or replaces one resource; `If-Match` with its revision, or `If-None-Match: *`, is needed.",
     ),
     rule(
         Operation::DeleteResource,
         Rest("delete", "/api/v1/{network}/{kind}/{name}"),
         Needs::Role(Applier),
-        "Takes one resource away; `If-Match` is needed.",
+        "Deletes one resource; `If-Match` is needed.",
     ),
     rule(
         Operation::RemoveNode,
@@ -172,25 +172,25 @@ pub fn rule_of(operation: Operation) -> &'static Rule {
     TABLE.iter().find(|rule| rule.operation == operation).expect("every operation has a rule in the table")
 }
 
-/// Why a grant does not suffice.
+/// Why a grant is not sufficient.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The role is too low.
-    #[error("this needs the role {needed}, the token has {has}")]
+    #[error("this needs the role {needed}, but the token has {has}")]
     Role {
         /// What is needed.
         needed: Role,
         /// What the token has.
         has: Role,
     },
-    /// The role does not hold in that network.
-    #[error("the token does not hold in the network {0}")]
+    /// The role is not valid for that network.
+    #[error("the token is not valid for the network {0}")]
     Network(NetworkName),
-    /// The role does not hold for that project.
-    #[error("the token does not hold for the project of {0}")]
+    /// The role is not valid for that project.
+    #[error("the token is not valid for the project of {0}")]
     Project(Owner),
-    /// The role holds for projects, and none of them manages the resource.
-    #[error("the token holds for certain projects, and no project manages {0}")]
+    /// The role is valid for certain projects, and no project manages the resource.
+    #[error("the token is valid only for certain projects, and no project manages {0}")]
     Unmanaged(ResourceId),
 }
 
@@ -200,7 +200,7 @@ impl Grant {
         Self { role: Admin, networks: None, projects: None }
     }
 
-    /// Whether it suffices for an operation anywhere.
+    /// Whether it is sufficient for an operation anywhere.
     pub fn allows(&self, operation: Operation) -> Result<(), Denied> {
         match rule_of(operation).needs {
             Needs::Role(needed) if self.role < needed => Err(Denied::Role { needed, has: self.role }),
@@ -208,19 +208,19 @@ impl Grant {
         }
     }
 
-    /// Whether it holds in a network.
+    /// Whether it is valid for a network.
     pub fn holds_in(&self, network: &NetworkName) -> Result<(), Denied> {
         let there = self.networks.as_ref().is_none_or(|networks| networks.contains(network));
         if there { Ok(()) } else { Err(Denied::Network(network.clone())) }
     }
 
-    /// Whether it holds for the project of an owner.
+    /// Whether it is valid for the project of an owner.
     pub fn holds_for(&self, owner: &Owner) -> Result<(), Denied> {
         let there = self.projects.as_ref().is_none_or(|projects| projects.contains(&owner.project));
         if there { Ok(()) } else { Err(Denied::Project(owner.clone())) }
     }
 
-    /// Whether it holds for what manages a resource.
+    /// Whether it is valid for the owner of a resource.
     pub fn holds_over(&self, id: &ResourceId, owner: Option<&Owner>) -> Result<(), Denied> {
         match owner {
             Some(owner) => self.holds_for(owner),

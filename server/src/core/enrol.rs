@@ -22,7 +22,7 @@ pub struct Candidate {
     pub identity: Identity,
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
-    /// What it says of itself.
+    /// What it reports about itself.
     pub facts: Facts,
     /// What it runs.
     pub os: Box<str>,
@@ -32,13 +32,13 @@ pub struct Candidate {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// There is no such key, or the network is gone: one error for both, so that nobody can search for either.
-    #[error("the access key {0} does not exist (any more); ask for a new token")]
+    #[error("the access key {0} does not exist; ask for a new token")]
     UnknownKey(ResourceId),
-    /// The key has ended.
+    /// The key has expired.
     #[error("the access key {0} expired on {1}; ask for a new token")]
     Expired(ResourceId, Timestamp),
     /// The key has been used as often as it may.
-    #[error("the access key {0} has been used {1} times, as often as it may; raise its uses, or ask for another token")]
+    #[error("the access key {0} has been used {1} times, which is its limit; raise its `uses`, or ask for another token")]
     Spent(ResourceId, u32),
     /// The key is for certain names.
     #[error("the access key {key} lets only {names} join, not {name}; join with --name and one of these")]
@@ -53,11 +53,11 @@ pub enum Refused {
     /// The name is declared, and the key does not claim it.
     #[error("{0} is declared, and only a key whose `for` names it may claim it; join with another --name")]
     Declared(ResourceId),
-    /// The name is the server's own to give.
-    #[error("{0} is the server's own host, which no key lets in; join with another --name")]
+    /// The name is that of the server's own host.
+    #[error("{0} is the server's own host, so no key can claim it; join with another --name")]
     OwnNode(ResourceId),
     /// The name that the server's own host would have is not declared.
-    #[error("{0} is not declared, so the server's own host is no node of that network")]
+    #[error("{0} is not declared, so the server's own host is not a node of that network")]
     Undeclared(ResourceId),
     /// Another host has the name.
     #[error("another host has joined {network} as {name}; join with another --name, or remove that node first")]
@@ -67,13 +67,13 @@ pub enum Refused {
         /// The name.
         name: Name,
     },
-    /// A DNS entry or the like has the name.
+    /// Another object, such as a DNS entry, has the name.
     #[error("{0} has that name already; join with another --name")]
     NameInUse(ResourceId),
     /// Another host has the WireGuard key.
     #[error("another node of {0} has this WireGuard key; remove its key file and join again")]
     PublicKeyTaken(NetworkName),
-    /// The network has as many nodes as it may.
+    /// The network has as many nodes as its limit allows.
     #[error("the network {0} has {1} nodes, as many as its node-limit allows")]
     Full(NetworkName, usize),
     /// The range has no address left.
@@ -86,11 +86,11 @@ pub enum Refused {
 pub struct Admitted {
     /// Its name.
     pub name: Name,
-    /// Whether anything had to change for it.
+    /// Whether anything changed.
     pub changed: bool,
 }
 
-/// Lets a host join by a key: one key use, one address of each family, one name, or nothing of it. `own_node` is the
+/// Lets a host join by a key: one key use, one address of each family, one name, or none of these. `own_node` is the
 /// name that the server keeps for its own host.
 ///
 /// A host that has joined already, by its identity, keeps its name and addresses and spends nothing.
@@ -118,7 +118,7 @@ pub fn join(
     Ok(admitted)
 }
 
-/// Lets the server's own host in, without a key, as long as the name that it wants is declared. For the rest as [`join`].
+/// Lets the server's own host join without a key, if the name that it wants is declared. Otherwise like [`join`].
 pub fn claim(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
     let declared = ResourceId::of::<Node>(&candidate.network, &candidate.name);
     if world.snapshot.entry(&declared).is_none() {
@@ -240,7 +240,7 @@ fn check_name(
     Err(Refused::NotFor { key: id.clone(), names, name: name.clone() })
 }
 
-/// Whether nobody and nothing else has the name.
+/// Whether no other node or object has the name.
 fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let Candidate { network, name, .. } = candidate;
     if world.inventory.node(&NodeId::of(network, name)).is_some() {
@@ -254,11 +254,11 @@ fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     }
 }
 
-/// Whether the network has room: declared nodes that are awaited count as well.
+/// Whether the network has room: declared nodes that have not joined count as well.
 fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let network = &candidate.network;
     let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else { return Ok(()) };
-    // Where the candidate is declared, it is awaited itself.
+    // If the candidate is declared, it is counted already.
     let itself = usize::from(world.snapshot.named::<Node>(network, &candidate.name).is_some());
     let count = joined_and_awaited(network, &world.snapshot, &world.inventory) - itself;
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
@@ -393,7 +393,7 @@ mod tests {
         let mut world = world(r#"{"for":["db","netmaker"]}"#);
         let key = "k".parse().expect("good");
         let elsewhere = join(&mut world, candidate("netmaker", 1), &key, None, Timestamp::UNIX_EPOCH);
-        assert!(elsewhere.is_ok(), "where the server's host is no node, the name is as any other: {elsewhere:?}");
+        assert!(elsewhere.is_ok(), "where the server's host is not a node, the name is like any other: {elsewhere:?}");
     }
 
     #[test]
@@ -419,14 +419,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_key_lets_nobody_in() {
+    fn nobody_joins_by_an_expired_key() {
         let mut world = world(r#"{"expires":"1h"}"#);
         let later: Timestamp = "1970-01-01T01:00:00Z".parse().expect("good");
         assert!(matches!(by_key(&mut world, candidate("a", 1), later), Err(Refused::Expired(..))));
     }
 
     #[test]
-    fn a_full_range_is_said() {
+    fn a_full_range_is_reported() {
         let mut world = world(r#"{"uses":"unlimited"}"#);
         for number in 1..=5 {
             enter(&mut world, &format!("n{number}"), number).expect("there is room");

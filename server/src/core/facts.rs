@@ -1,4 +1,4 @@
-//! What an agent reports of its host, checked: pure.
+//! What an agent reports about its host, checked: pure.
 
 use std::net::IpAddr;
 
@@ -12,29 +12,29 @@ use schema::scalars::{Endpoint, Host};
 pub struct Facts {
     /// Where the node may be reached.
     pub endpoints: Endpoints,
-    /// The UDP port that it listens on; absent: it has not chosen.
+    /// The UDP port that it listens on; absent: it has not chosen one yet.
     pub listen_port: Option<u16>,
 }
 
 /// Why what a node reports about itself is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It is not written as it should be.
-    #[error("the endpoint {0:?} cannot be used: {1}; set one like gw.example.net:51821, or none")]
+    /// The endpoint is not well-formed.
+    #[error("the endpoint {0:?} is not valid: {1}; set one like gw.example.net:51821, or none")]
     Endpoint(String, String),
-    /// Nobody else could reach it.
-    #[error("the endpoint {0} cannot be used: {1}; set a public address or name, or none")]
+    /// No other node could reach it.
+    #[error("other nodes cannot use the endpoint {0}: {1}; set a public address or name, or none")]
     Unreachable(Endpoint, &'static str),
-    /// It is no address.
-    #[error("the local address {0:?} is no IP address")]
+    /// The local address is not an address.
+    #[error("the local address {0:?} is not a valid IP address")]
     LocalAddress(String),
-    /// It is no port.
+    /// The port is not a port.
     #[error("{0} is not a valid UDP port: ports are numbers up to 65535")]
     ListenPort(u32),
 }
 
 /// Reads what a node reports, in the light of the address that it was seen at. What it and the server only found out
-/// themselves is passed over where it is no use to others; what its operator says must be right.
+/// themselves is ignored if it is of no use to others; what its operator set must be valid.
 pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Result<Facts, Unusable> {
     let wire::Facts { listen_port, endpoint, local_address } = facts;
     let port = u16::try_from(*listen_port).map_err(|_| Unusable::ListenPort(*listen_port))?;
@@ -73,13 +73,13 @@ fn no_use(address: IpAddr, network: &Network) -> Option<&'static str> {
         (address.is_loopback(), "it is each host's own"),
         (address.is_unspecified(), "it is not the address of a host"),
         (address.is_multicast(), "it is a multicast address"),
-        (link_local, "it holds on one link only"),
+        (link_local, "it is valid on one link only"),
         (inside, "it lies in the network itself, so the tunnel would run through itself"),
     ];
     reasons.into_iter().find_map(|(holds, why)| holds.then_some(why))
 }
 
-/// A text that fits into a message.
+/// The text, cut to a length for messages.
 fn shortened(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -103,9 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn what_others_cannot_use_is_passed_over() {
+    fn addresses_that_others_cannot_use_are_ignored() {
         let read = |endpoint: &str, local: &str, seen: Option<&str>| {
-            let endpoints = read_in_corp(endpoint, local, seen).expect("it can be used");
+            let endpoints = read_in_corp(endpoint, local, seen).expect("it is valid");
             let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
             [
                 endpoints.configured.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_said() {
+    fn an_invalid_value_is_reported() {
         let long = "a".repeat(70_000);
         for endpoint in
             ["127.0.0.1", "[::1]:5", "0.0.0.0:1", "239.0.0.1", "10.0.0.9:51821", "localhost", "a b", "x:0", &long]

@@ -1,7 +1,7 @@
-//! Who is registered for a tunnel to the server: pure.
+//! The registrations for tunnels to the server: pure.
 //!
 //! A registration belongs to an identity and has one WireGuard key and one address. Before the host joins, and after it
-//! has left its last network, it has an end; in between it has none. Everything costs the same however many there are.
+//! has left its last network, it expires; in between it does not. The cost of a call does not depend on their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -34,12 +34,12 @@ pub struct Registration {
 /// Why a host may not register.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unregistered {
-    /// The range is used up.
+    /// All addresses of the range are in use.
     #[error(
-        "all {1} addresses of COMMS_RANGE {0} are in use, so no tunnel can be had; join without: netclient join -t TOKEN"
+        "all {1} addresses of COMMS_RANGE {0} are in use, so there is no room for a tunnel; join without: netclient join -t TOKEN"
     )]
     Full(Ipv4Net, usize),
-    /// Too many wait for their join.
+    /// Too many hosts have registered and not joined.
     #[error(
         "{1} hosts have registered with the access key {0} and not joined; let some of them join, or wait 10 minutes"
     )]
@@ -49,14 +49,14 @@ pub enum Unregistered {
     PublicKeyTaken,
 }
 
-/// Everybody who is registered.
+/// All registrations.
 #[derive(Debug)]
 pub struct Registry {
     range: Ipv4Net,
     all: BTreeMap<Identity, Registration>,
     identities: BTreeMap<WireGuardKey, Identity>,
     addresses: BTreeMap<Ipv4Addr, Identity>,
-    /// The addresses below `next` that were given back.
+    /// The addresses below `next` that are free again.
     freed: BTreeSet<Ipv4Addr>,
     next: u32,
     ends: BTreeSet<(Instant, Identity)>,
@@ -84,7 +84,7 @@ impl Registry {
         Ipv4Addr::from(u32::from(range.network()) + 1)
     }
 
-    /// Takes in a registration as it was kept; one that does not fit any more is passed by, and whether it was.
+    /// Restores a stored registration, unless it no longer fits; whether it was restored.
     pub fn restore(&mut self, identity: Identity, registration: Registration) -> bool {
         let address = u32::from(registration.address);
         let inside = self.range.contains(&registration.address)
@@ -167,7 +167,7 @@ impl Registry {
         ended
     }
 
-    /// When something ends next.
+    /// The next expiry.
     pub fn next_end(&self) -> Option<Instant> {
         self.ends.first().map(|(at, _)| *at)
     }
@@ -177,7 +177,7 @@ impl Registry {
         self.all.get(identity)
     }
 
-    /// The WireGuard key of whoever has an address.
+    /// The WireGuard key of the host that has an address.
     pub fn public_key_at(&self, address: Ipv4Addr) -> Option<WireGuardKey> {
         self.all.get(self.addresses.get(&address)?).map(|registration| registration.public_key)
     }
@@ -205,12 +205,12 @@ impl Registry {
             self.ends.remove(&(before, *identity));
         }
         self.uncount(&registration);
-        // Whoever has joined is not counted with those who wait, also after having left.
+        // A host that has joined is not counted as waiting, even after it has left.
         (registration.ends, registration.key) = (end, None);
         self.put(*identity, registration);
     }
 
-    /// Counts one less that waits for its join.
+    /// Counts one host less that waits for its join.
     fn uncount(&mut self, registration: &Registration) {
         let Some(key) = registration.key.as_ref().filter(|_| registration.ends.is_some()) else { return };
         if let Some(count) = self.unjoined.get_mut(key) {
@@ -247,7 +247,7 @@ mod tests {
         bytes.into()
     }
 
-    /// Whose registrations end.
+    /// The identities whose registrations expire.
     fn ended(registry: &mut Registry, now: Instant) -> Vec<Identity> {
         registry.expire(now).into_iter().map(|(identity, _)| identity).collect()
     }
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_comes_back_in_any_order_and_what_does_not_fit_is_passed_by() {
+    fn what_was_stored_is_restored_in_any_order_and_what_does_not_fit_is_ignored() {
         let (mut registry, now) = registry("10.101.0.0/24");
         let kept = |last: u8, number: u16| Registration {
             public_key: key(number),

@@ -30,8 +30,8 @@ impl Service {
         wire::ChallengeResponse { nonce: nonce.into(), ephemeral: ephemeral.to_vec().into() }
     }
 
-    /// Registers a host for a tunnel. One that has joined is known by its identity; any other shows a key that could
-    /// let it in, and spends no use of it.
+    /// Registers a host for a tunnel. One that has joined is known by its identity; any other shows a key that it could
+    /// join with, and spends no use of it.
     pub async fn register(&self, request: &wire::RegisterRequest) -> Result<wire::RegisterResponse, Error> {
         const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
@@ -100,14 +100,14 @@ impl Service {
         };
         let name = self.inner.committer.change(change).await?;
         let update = self.whole(&network, &identity)?;
-        // It is there, but what it has it has not said.
+        // It is online, but has not reported its revision.
         self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport);
         Ok((name, update))
     }
 
     /// The host that asks, and the key that it shows.
     fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<(Candidate, Name), Error> {
-        let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
+        let bad = |what: &str, why: String| Error::BadRequest(format!("{what} is not valid: {why}"));
         let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
         let id = key_id(&request.network, &request.key)?;
         let (network, key) = (id.network.clone(), id.name.clone());
@@ -123,8 +123,8 @@ impl Service {
         Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key))
     }
 
-    /// Lets this server's own host into a network that declares it: its name there, and its View. Nobody else can ask for
-    /// this, since no call of the agents' service leads here.
+    /// Lets this server's own host join a network that declares it: its name there, and its View. No other host can
+    /// request this, since no call of the agents' service leads here.
     pub async fn claim(
         &self,
         network: &NetworkName,
@@ -153,7 +153,7 @@ impl Service {
 
     /// The identity of a session's token.
     pub fn identity(&self, token: &str) -> Result<Identity, Error> {
-        self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has ended; open a new one"))
+        self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has expired; open a new one"))
     }
 
     /// The whole View of a node, or that it is removed.
@@ -167,7 +167,7 @@ impl Service {
         Ok(self.sign(&state, network, name, 0, SignedBody::whole(encode_view(&view))))
     }
 
-    /// What a node has to be sent whose View is that of `at`; nothing if it is up to date.
+    /// What a node with the View at `at` has to be sent; nothing if it is up to date.
     pub fn update_for(
         &self,
         state: &State,
@@ -270,7 +270,7 @@ impl Service {
         self.inner.last_seen.stream(&NodeId::of(network, name), transport)
     }
 
-    /// Stores when nodes were last heard of, as far as that is not stored yet; also that the server serves, at its end.
+    /// Stores when nodes last called, as far as that is not stored yet; at the end also until when the server served.
     pub async fn store_seen(&self, end: bool) -> Result<(), Error> {
         let unstored = Arc::new(self.inner.last_seen.take_unstored(&self.state().world.inventory));
         if unstored.fresh.is_empty() && unstored.gone.is_empty() && !end {
@@ -302,7 +302,7 @@ fn os_of(text: &str) -> Box<str> {
 
 /// The access key that a request names.
 fn key_id(network: &str, key: &str) -> Result<ResourceId, Error> {
-    let bad = |what: &str, why: String| Error::BadRequest(format!("{what} cannot be used: {why}"));
+    let bad = |what: &str, why: String| Error::BadRequest(format!("{what} is not valid: {why}"));
     let network: NetworkName = network.parse().map_err(|why| bad("the network", why))?;
     let key: Name = key.parse().map_err(|why| bad("the key", why))?;
     Ok(ResourceId::of::<AccessKey>(&network, &key))
@@ -313,7 +313,7 @@ fn key_of<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
     proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
 }
 
-/// The revision that an agent says its node has; 0 where that is of another life of the database.
+/// The revision that an agent reports for its node; 0 if that is of another epoch of the database.
 fn acknowledged_revision(state: &State, at: Position) -> Revision {
     let known = at.epoch == state.world.epoch && at.revision <= state.world.revision;
     if known { at.revision } else { Revision(0) }

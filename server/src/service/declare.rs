@@ -1,4 +1,4 @@
-//! What becomes of the world when declarations change.
+//! The world after a change of the declarations.
 
 use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, Moved};
@@ -19,18 +19,18 @@ use crate::store::LogEntry;
 /// The longest id of an apply, in bytes.
 const LONGEST_ID: usize = 128;
 
-/// Whether a request is whole, and its plan was made for this server.
+/// Checks that a request is complete, and its plan was made for this server.
 pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Result<(), Error> {
     let ApplyRequest { apply_id, plan, keys: _ } = request;
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
-        return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, made at random")));
+        return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, chosen at random")));
     }
     if plan.format != plan::FORMAT {
-        let message = format!("the plan has format {}, this server knows {}", plan.format, plan::FORMAT);
+        let message = format!("the plan has format {}, but this server reads {}; use the nmplan of the server's version", plan.format, plan::FORMAT);
         return Err(Error::BadRequest(message));
     }
     if plan.digest != plan.digest_now() {
-        return Err(Error::BadRequest("the plan was changed after it was made: its digest does not fit".into()));
+        return Err(Error::BadRequest("the plan was changed after it was made: its digest does not match; plan again".into()));
     }
     if plan.server.id != server.id || plan.server.epoch != server.epoch {
         let message = "the plan was made for another server, or before a restore; plan again";
@@ -39,7 +39,7 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
     Ok(())
 }
 
-/// Carries out a plan.
+/// Applies a plan.
 pub(super) fn apply(
     world: &World,
     context: &mut CommitContext<'_>,
@@ -62,7 +62,7 @@ pub(super) fn apply(
     let outcome = plan.apply(world, server, now).map_err(Error::Rules)?;
     let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
     for id in plan.new_keys() {
-        let missing = || Error::BadRequest(format!("what verifies the secret of {id} is missing"));
+        let missing = || Error::BadRequest(format!("the verifier of the access key {id} is missing"));
         let verifier = *keys.get(id).ok_or_else(missing)?;
         next.inventory.put_key(id.clone(), KeyStatus { verifier, created: now, used: 0 });
     }
@@ -76,7 +76,7 @@ pub(super) fn apply(
     Ok(Proposal::changed(Applied { revision: context.revision(), already: false }, next, audit))
 }
 
-/// An id that was used stands for one plan for good.
+/// An id that was used belongs to one plan for good.
 fn check_same(plan: &Plan, entry: Option<LogEntry>, apply_id: &str) -> Result<(), Error> {
     match entry.and_then(|entry| entry.digest) {
         Some(digest) if digest == plan.digest => Ok(()),
@@ -84,8 +84,8 @@ fn check_same(plan: &Plan, entry: Option<LogEntry>, apply_id: &str) -> Result<()
     }
 }
 
-/// A plan names the revision of whatever it changes, says rightly what it does to it, and changes only what its project and
-/// env manage. What nmplan makes is so; the digest alone would not stop another program.
+/// Checks that a plan names the revision of whatever it changes, is right about what it does to it, and changes only
+/// what its project and env manage. Plans of nmplan do; the digest alone would not stop another program.
 fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
     for Change { id, action, after, .. } in &plan.changes {
         let there = world.snapshot.entry(id);
@@ -95,7 +95,7 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
             Action::Delete => there.is_some() && after.is_none(),
         };
         if !does || !plan.base_revisions.contains_key(id) {
-            return Err(Error::BadRequest(format!("the plan does not say rightly what it does to {id}; plan again")));
+            return Err(Error::BadRequest(format!("the plan does not describe its change of {id} correctly; plan again")));
         }
         if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner())) {
             return Err(Error::BadRequest(format!("{id} is not managed by {}", plan.owner())));
@@ -109,7 +109,7 @@ fn moved(context: &mut CommitContext<'_>, id: ResourceId, revision: Revision) ->
     Ok(Moved { id, revision, actor, time })
 }
 
-/// Makes or replaces a resource, or takes it away where there is no body, if it is at the revision that is expected.
+/// Creates or replaces a resource, or deletes it if there is no body, provided that it is at the expected revision.
 pub(super) fn put(
     world: &World,
     context: &CommitContext<'_>,
@@ -128,7 +128,7 @@ pub(super) fn put(
     let mut snapshot = world.snapshot.clone();
     match body {
         Some(_) if id.kind == Kind::AccessKey && expected.is_none() => {
-            return Err(Error::BadRequest("an access key is made by nmplan, which makes its secret".into()));
+            return Err(Error::BadRequest("access keys can be created only by nmplan, which generates their secrets".into()));
         }
         Some(body) => {
             let entry = decode_body(id, body).map_err(Error::Rules)?;

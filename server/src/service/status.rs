@@ -16,7 +16,7 @@ use crate::state::{Pending, State};
 /// How many check-ins a node may miss before it counts as silent.
 const MISSED: u32 = 3;
 
-/// How one node is.
+/// The state of one node.
 pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeStatus {
     let World { snapshot, inventory, .. } = &*state.world;
     let declared = snapshot.named::<Node>(&id.network, &id.name);
@@ -43,8 +43,8 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
     }
 }
 
-/// Up to which revision a node has everything that concerns it: the newest, if nothing since the one that it reported
-/// concerns it. Nothing while it has not reported any.
+/// The newest revision of which a node has everything that concerns it: the current one, if nothing since the one that
+/// it reported concerns it. Nothing while it has not reported any.
 fn acknowledged(state: &State, id: &NodeId, reported: Revision) -> Option<Revision> {
     let World { epoch, revision, .. } = &*state.world;
     let up_to_date = || matches!(state.pending(&id.network, &id.name, *epoch, reported), Some(Pending::UpToDate));

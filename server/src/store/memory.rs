@@ -25,7 +25,7 @@ pub struct Memory {
     levers: Levers,
 }
 
-/// What a test holds of a store that a server owns: copies move and see the same.
+/// What a test controls of a store that a server owns: copies control the same store.
 #[derive(Clone, Debug, Default)]
 pub struct Levers {
     /// Whether the disk is full: then every write fails and leaves nothing.
@@ -35,7 +35,7 @@ pub struct Levers {
 }
 
 impl Memory {
-    /// What to pull at.
+    /// The controls.
     pub fn levers(&self) -> Levers {
         self.levers.clone()
     }

@@ -18,12 +18,12 @@ use super::StoreError;
 /// The format of the bodies; raised with a migration, also where a default changes, since bodies leave out what equals it.
 pub const FORMAT: u32 = 1;
 
-/// Words for what is no declared kind; no kind's word starts like this.
+/// Words for what is not of a declared kind; no kind's word starts like this.
 const JOINED: &str = "@joined";
 const KEY: &str = "@key";
 const QUARANTINED: &str = "@quarantine";
 
-/// What names a row.
+/// The key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowKey {
     /// The network.
@@ -34,10 +34,10 @@ pub struct RowKey {
     pub name: String,
 }
 
-/// One object as it is kept.
+/// One object as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What names it.
+    /// Its id.
     pub key: RowKey,
     /// The revision that wrote it.
     pub revision: Revision,
@@ -53,7 +53,7 @@ struct Declared {
     body: Value,
 }
 
-/// What leads from the rows of one world to those of another.
+/// The changes from the rows of one world to those of another.
 pub fn between(before: &World, after: &World) -> (Vec<Row>, Vec<RowKey>) {
     let mut writes = Writes { revision: after.revision, puts: Vec::new(), deletes: Vec::new() };
     writes.declarations(&before.snapshot, &after.snapshot);
@@ -118,7 +118,7 @@ fn key(network: &NetworkName, kind: &str, name: &str) -> RowKey {
 pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     let RowKey { network, kind, name } = &row.key;
     if row.format != FORMAT {
-        return Err(unreadable(row, format!("its format is {}, this version reads {FORMAT}", row.format)));
+        return Err(unreadable(row, format!("its format is {}, but this version reads {FORMAT}", row.format)));
     }
     let network: NetworkName = network.parse().map_err(|why| unreadable(row, why))?;
     match kind.as_str() {
@@ -134,7 +134,7 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
         }
         QUARANTINED => {
             let quarantined: Quarantined = json(row)?;
-            let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is no address".into()))?;
+            let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is not an IP address".into()))?;
             world.inventory.put_quarantined(network, address, quarantined);
         }
         kind => {

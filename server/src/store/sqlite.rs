@@ -14,7 +14,7 @@ use schema::world::World;
 use super::rows::{self, Row, RowKey};
 use super::{Batch, LogEntry, Seen, Store, StoreError, Stored, StoredToken};
 
-/// The steps that lead from an empty database to this version's; never edited, only appended to.
+/// The steps from an empty database to this version's; never edited, only appended to.
 const MIGRATIONS: &[&str] = &[
     "
     create table server (id text not null, epoch integer not null, head integer not null) strict;
@@ -34,14 +34,14 @@ const MIGRATIONS: &[&str] = &[
     create table tokens (id text primary key, token text not null) strict, without rowid;
 ",
     "alter table server add column served text;",
-    // "rest" became "quarantine", of addresses.
+    // The "rest" of addresses became their "quarantine".
     r#"
     update rows set kind = '@quarantine' where kind = '@rest';
     update rows set body = json_remove(
         json_set(body, '$.body."address-quarantine"', body ->> '$.body."address-rest"'), '$.body."address-rest"'
     ) where kind = 'network' and body ->> '$.body."address-rest"' is not null;
     "#,
-    // What is known of a node's endpoint is kept by who says so; its next check-in says it anew.
+    // A node's endpoints are stored by source; its next check-in reports them anew.
     r#"
     update rows set body = json_remove(
         json_set(body, '$.endpoints', json_object('configured', body ->> '$.endpoint', 'seen', null, 'local', null)),
@@ -245,7 +245,7 @@ fn all_seen(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(NodeId, Seen
         let texts: (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok((texts, Revision(row.get(3)?)))
     })?;
-    // When a node was last heard of is no reason to refuse to start: what cannot be read is as good as never.
+    // The time of a node's last call is not worth a refusal to start: what cannot be read counts as never.
     let read = |((network, name, time), revision): ((String, String, String), _)| {
         let id = NodeId { network: network.parse().ok()?, name: name.parse().ok()? };
         Some((id, Seen { time: time.parse().ok()?, revision }))
@@ -337,7 +337,7 @@ mod tests {
         };
         limit(&store, pages + 1);
         assert_eq!(commit(&mut store, 100_000), Err("its disk is full: free some space"));
-        assert!(store.load().expect("it loads").world.snapshot.is_empty(), "half a batch is none");
+        assert!(store.load().expect("it loads").world.snapshot.is_empty(), "half a batch is not written");
         limit(&store, 1_000_000);
         store.connection.execute_batch("pragma query_only = on").expect("set");
         assert_eq!(commit(&mut store, 1), Err("the database is read-only: make it writable for nmserver"));
@@ -347,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_database_is_refused() {
+    fn a_file_that_is_not_a_database_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("nmserver.db");
-        std::fs::write(&path, "this is a text and no database, long enough for a header".repeat(100)).expect("written");
-        let error = Sqlite::open(&path).expect_err("it is no database");
+        std::fs::write(&path, "this is a text, not a database, long enough for a header".repeat(100)).expect("written");
+        let error = Sqlite::open(&path).expect_err("it is not a database");
         assert!(error.to_string().contains("nmserver.db"), "{error}");
     }
 }
