@@ -1,7 +1,7 @@
-//! The agent as a value: a directory, settings, and the host that it runs on. Others may hold one.
+//! The agent as a value: a directory, settings, and the host that it runs on. Other programs may use one.
 //!
 //! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::check_in`],
-//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. What goes on for ever is the [driver](crate::driver)'s.
+//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. Running continuously is the [driver](crate::driver)'s task.
 
 mod error;
 mod join;
@@ -41,9 +41,9 @@ pub struct Agent {
     pub directory: Directory,
     /// What its operator set.
     pub settings: Settings,
-    /// The computer that it runs on.
+    /// The host that it runs on.
     pub host: Arc<dyn Host>,
-    /// How it reaches a server in its own program.
+    /// How it reaches a server in its own process.
     within: Option<Opener>,
     connections: Arc<Mutex<Connections>>,
 }
@@ -57,7 +57,7 @@ impl Agent {
         Self { directory, settings, host, within: None, connections: Arc::default() }
     }
 
-    /// The same for a server in the same program, which `open` makes connections to.
+    /// The same for a server in the same process, to which `open` makes connections.
     #[must_use]
     pub fn within(self, open: Opener) -> Self {
         Self { within: Some(open), ..self }
@@ -68,7 +68,7 @@ impl Agent {
         Comms::new(self.directory.clone(), self.host.executable().to_owned(), *server)
     }
 
-    /// Has every connection check whether the host was registered since.
+    /// Makes every connection check whether the host has been registered since.
     pub(crate) fn recheck_registration(&self) {
         let connections: Vec<_> =
             self.connections.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -78,7 +78,7 @@ impl Agent {
     /// The connection to a server: one for all its networks.
     pub(crate) fn connection(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Control> {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        // Connections that nobody holds any more are closed.
+        // Connections that nothing holds are closed.
         connections.retain(|_, connection| Arc::strong_count(connection) > 1);
         let reach = match &self.within {
             Some(open) => Reach::Within(Arc::clone(open)),
@@ -89,13 +89,13 @@ impl Agent {
         Arc::clone(connection)
     }
 
-    /// The interface of a network that a join does not choose.
+    /// The default interface of a network.
     fn interface(&self, network: &NetworkName) -> String {
         self.settings.interface.clone().unwrap_or_else(|| format!("nm-{network}"))
     }
 
-    /// Whether a network could be joined without options, as far as this host can know before: privilege, interface, and
-    /// the port that it would have to listen on, if there is one.
+    /// Whether a network could be joined without options, as far as this host can know beforehand: privilege,
+    /// interface, and the port that it would have to listen on, if there is one.
     pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
         self.host.check_free(&self.interface(network), self.settings.port.or(port))
     }

@@ -1,13 +1,13 @@
-//! When an agent speaks to the server, and when it applies what it has: the life of one membership.
+//! When an agent calls the server, and when it applies what it has: the life of one membership.
 //!
-//! Pure: it never sleeps, locks, spawns or reads a clock. Whoever drives it hands in what happened ([`Input`]) and the time,
-//! carries out what it says ([`Output`]), and wakes it at [`AgentState::poll_timeout`]. Its life, in order:
+//! Pure: it never sleeps, locks, spawns or reads a clock. The driver passes in what happened ([`Input`]) and the time,
+//! carries out what it returns ([`Output`]), and wakes it at [`AgentState::poll_timeout`]. Its life, in order:
 //!
-//! 1. it starts with the View of the disk, and applies it before anybody is asked;
-//! 2. it checks in, and again each interval; what changes, it applies, and says so by one more check-in;
-//! 3. after a check-in that was answered it watches, so that changes come at once; losing the stream is normal;
-//! 4. while the server is silent it asks again, ever more slowly up to half a minute, and the tunnel stays as it is;
-//! 5. when it hears that it is removed, it takes everything down and is done.
+//! 1. it starts with the View on the disk, and applies it before the server is called;
+//! 2. it checks in, and again each interval; it applies what changes, and reports that by one more check-in;
+//! 3. after a check-in that was answered it watches, so that changes arrive at once; losing the stream is normal;
+//! 4. while the server is silent it tries again with backoff, up to half a minute, and the tunnel stays as it is;
+//! 5. when the server has removed the node, it removes everything of the network and ends.
 //!
 //! Meanwhile the host is compared with the View every half minute, because others may change it too.
 
@@ -20,12 +20,11 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the host is compared with what it should be while nothing happens.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
-/// How often the server is sent what the host is reached by, also where nothing seems to have changed: a NAT on the way
-/// may have.
+/// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may have.
 const FACTS: Duration = Duration::from_secs(300);
-/// A stream that lived this long was a good one.
+/// A stream that lasted this long counts as good.
 const GOOD_STREAM: Duration = Duration::from_secs(60);
-/// Within this time all agents say that they have applied a change: not in the same instant.
+/// All agents report within this time that they have applied a change, but not in the same instant.
 const SPREAD: Duration = Duration::from_millis(400);
 
 /// What happened.
@@ -33,23 +32,23 @@ const SPREAD: Duration = Duration::from_millis(400);
 pub enum Input {
     /// The server answered the check-in in progress.
     Answered,
-    /// It answered that check-in by a refusal.
+    /// It refused that check-in.
     Refused,
     /// It did not answer.
     Failed,
-    /// It sent a View that is another one.
+    /// It sent a different View.
     Changed,
-    /// It sent something that does not fit the current View.
+    /// It sent something that does not apply to the current View.
     Misfit,
-    /// It sent something that has been overtaken: more is lacking than it knew of.
+    /// It sent something that is out of date: the host lacks more than the server knew.
     Overtaken,
-    /// The host is no node of the network any more.
+    /// The host is no longer a node of the network.
     Removed,
     /// The stream of changes is open.
     StreamOpened,
     /// The stream of changes has ended, or could not be opened.
     StreamEnded,
-    /// The View is applied; whether what the host says of itself is other than before.
+    /// The View is applied; whether the host's facts differ from before.
     Applied {
         /// Whether its port or address changed.
         facts_changed: bool,
@@ -67,14 +66,14 @@ pub enum Output {
     Reconcile,
     /// Check in.
     CheckIn {
-        /// Whether to say what the host is reached by.
+        /// Whether to send the host's facts.
         with_facts: bool,
     },
     /// Ask for the whole View.
     Pull,
     /// Open the stream of changes.
     Watch,
-    /// Take everything down.
+    /// Remove everything of the network.
     TakeDown,
 }
 
@@ -89,7 +88,7 @@ pub struct AgentState {
     /// How many calls in a row have failed.
     failures: u32,
     reached: bool,
-    /// When to send again what the host is reached by.
+    /// When to send the host's facts again.
     facts_due: Instant,
     stream: Stream,
     /// How many streams in a row ended early.
@@ -106,7 +105,7 @@ pub struct AgentState {
 #[derive(Clone, Copy, Debug)]
 struct Call {
     with_facts: bool,
-    /// Whether something came up meanwhile that wants another one, and whether that is other facts.
+    /// Whether something since its start requires another one, and whether that is changed facts.
     again: bool,
     new_facts: bool,
 }
@@ -114,7 +113,7 @@ struct Call {
 /// The stream of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
-    /// It is not wanted.
+    /// It is not used.
     Off,
     /// It may be opened from then on.
     Closed(Instant),
@@ -158,13 +157,13 @@ impl AgentState {
         self.reached
     }
 
-    /// Has it check in as soon as it can.
+    /// Makes it check in as soon as it can.
     pub fn check_in_soon(&mut self, now: Instant) {
         self.call_by(now);
         self.handle_timeout(now);
     }
 
-    /// Takes in what happened.
+    /// Handles what happened.
     pub fn handle(&mut self, input: Input, now: Instant) {
         if self.removed {
             return self.handle_removed(input, now);
@@ -190,7 +189,7 @@ impl AgentState {
         self.handle_timeout(now);
     }
 
-    /// Who is removed has one thing left to do: what stood is taken down, if need be in several tries.
+    /// A removed node has one thing left to do: remove everything of the network, if necessary in several tries.
     fn handle_removed(&mut self, input: Input, now: Instant) {
         if input == Input::ApplyFailed {
             self.apply_failed(now);
@@ -244,7 +243,7 @@ impl AgentState {
         [call, watch].into_iter().flatten().fold(self.next_reconcile, Instant::min)
     }
 
-    /// Wants a check-in by then; one in progress does not count, since it was sent before.
+    /// Schedules a check-in for then at the latest; one in progress does not count, since it was sent before.
     fn call_by(&mut self, then: Instant) {
         match &mut self.call {
             Some(call) => call.again = true,
@@ -263,7 +262,7 @@ impl AgentState {
         self.next_call = now + if again { self.spread(SPREAD) } else { self.interval };
     }
 
-    /// What the host is reached by may be what was refused: the next call goes without it, so that the rest works.
+    /// The facts may be what was refused: the next call goes without them, so that the rest works.
     fn refused(&mut self, now: Instant) {
         let with_facts = self.call.is_some_and(|call| call.with_facts);
         self.failed(now);
@@ -285,7 +284,7 @@ impl AgentState {
         if self.stream != Stream::Off {
             self.stream = Stream::Closed(now + self.pause(self.short_streams));
         }
-        // Perhaps the server is gone: a check-in shows it.
+        // Perhaps the server is gone: a check-in will show it.
         if self.failures == 0 {
             let then = now + self.spread(SPREAD);
             self.call_by(then);
@@ -294,7 +293,7 @@ impl AgentState {
 
     fn want_apply(&mut self) {
         self.unapplied = true;
-        // Who compares everything applies what changed as well.
+        // Comparing everything applies what changed as well.
         if !self.outputs.contains(&Output::Reconcile) {
             self.push_once(Output::Apply);
         }
@@ -320,14 +319,14 @@ impl AgentState {
         }
     }
 
-    /// How long to wait after so many failures in a row: half of it for all, half by chance.
+    /// How long to wait after this many failures in a row: half of it fixed, half random.
     fn pause(&mut self, failures: u32) -> Duration {
         let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(5));
         let half = doubled.min(LONGEST_PAUSE) / 2;
         half + self.spread(half)
     }
 
-    /// A part of a span by chance (xorshift64; Marsaglia 2003), the same for the same seed.
+    /// A random part of a span (xorshift64; Marsaglia 2003), the same for the same seed.
     fn spread(&mut self, span: Duration) -> Duration {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_silent_is_asked_ever_more_slowly_and_nothing_is_taken_down() {
+    fn a_silent_server_is_called_with_backoff_and_nothing_is_removed() {
         let (mut state, mut now) = started(true);
         let mut pauses = Vec::new();
         for _ in 0..10 {
@@ -401,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_keeps_ending_is_opened_ever_more_slowly() {
+    fn a_stream_that_keeps_ending_is_opened_with_backoff() {
         let (mut state, mut now) = started(true);
         state.handle(Input::Answered, now);
         let mut opened = Vec::new();
@@ -426,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_removed_takes_everything_down_and_is_done() {
+    fn a_removed_node_removes_everything_and_ends() {
         let (mut state, now) = started(true);
         state.handle(Input::Changed, now);
         state.handle(Input::Removed, now);
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_up_during_a_check_in_wants_another() {
+    fn a_change_during_a_check_in_requires_another() {
         let (mut state, now) = started(false);
         state.handle(Input::Answered, now);
         state.handle_timeout(now + INTERVAL);
@@ -466,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_overtaken_is_asked_for_again() {
+    fn what_is_out_of_date_is_asked_for_again() {
         let (mut state, now) = started(false);
         state.handle(Input::Answered, now);
         state.handle(Input::Overtaken, now);
@@ -478,7 +477,7 @@ mod tests {
         assert_eq!(
             outputs(&mut state),
             [Output::Apply, Output::Pull],
-            "where nothing can be applied, asking leads nowhere"
+            "if nothing can be applied, asking does not help"
         );
     }
 

@@ -1,4 +1,4 @@
-//! What was typed. Nothing happens here.
+//! The command line. Nothing happens here.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use schema::scalars::{Endpoint, Name, NetworkName};
 
 use crate::directory;
 
-/// The agent of declared WireGuard meshes: joins networks with a token and keeps this host as they say.
+/// The agent of declared WireGuard meshes: joins networks with a token and keeps this host up to date with them.
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
 pub struct Args {
@@ -20,29 +20,29 @@ pub struct Args {
     pub verb: Verb,
 }
 
-/// The verbs.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Brings up a tunnel to the server for control traffic; joins nothing, and spends no use of the token.
+    /// Brings up a tunnel to the server for control traffic; joins no network, and spends no use of the token.
     Register(Register),
-    /// Joins a network and brings its tunnel up. A host that is in already stays as it is.
+    /// Joins a network and brings its tunnel up. A host that has joined already stays as it is.
     Join(Join),
     /// Reports to the server that this node is there, and applies what changed.
     Checkin(Which),
     /// Gets the whole View of this node from the server, and applies it.
     Pull(Which),
-    /// Leaves a network, and takes everything of it down.
+    /// Leaves a network, and removes everything of it.
     Leave {
         /// The network.
         #[command(flatten)]
         which: Which,
-        /// Leave also where the server cannot be reached; an admin has to remove the node then.
+        /// Leave even if the server cannot be reached; an admin has to remove the node then.
         #[arg(long)]
         force: bool,
     },
     /// Lists the networks of this host.
     List(Form),
-    /// Shows each network's peers, and when they were last heard.
+    /// Shows each network's peers, and when their last handshakes were.
     Status(Form),
     /// Keeps every network of this host current, in the foreground; its tunnels stay when it ends.
     Daemon,
@@ -58,7 +58,7 @@ pub enum Verb {
     },
 }
 
-/// The token that a host shows.
+/// The token of a host.
 #[derive(Debug, ClapArgs)]
 pub struct Shown {
     /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
@@ -95,7 +95,7 @@ pub struct Join {
     /// Where the others reach this host: HOST or HOST:PORT. Absent: where the server sees it.
     #[arg(long)]
     pub endpoint: Option<Endpoint>,
-    /// Whether to rely on a daemon: with `off` it joins, configures and exits, and nothing is said about a daemon.
+    /// Whether a daemon is to keep the network current: with `off` it joins and exits without mentioning the daemon.
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub daemon: Switch,
     /// How to print.
@@ -112,10 +112,10 @@ pub enum Switch {
     Off,
 }
 
-/// Which network is meant.
+/// The network of a command.
 #[derive(Debug, ClapArgs)]
 pub struct Which {
-    /// The network; with only one on this host it may be left out.
+    /// The network; optional if this host has only one.
     #[arg(short, long)]
     pub network: Option<NetworkName>,
     /// How to print.

@@ -1,4 +1,5 @@
-//! The verbs, each about a screen: find out, act, print. Data goes to standard output, talk to standard error.
+//! The commands, each about a screen: gather, act, print. Data goes to standard output, everything else to standard
+//! error.
 
 mod join;
 mod register;
@@ -24,7 +25,7 @@ use crate::directory::Directory;
 use crate::host::System;
 use crate::settings;
 
-/// More than any token holds; who sends more on standard input sends something else.
+/// More than any token holds: more on standard input is not a token.
 const LONGEST_TOKEN: usize = 1 << 16;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -80,7 +81,7 @@ fn run(args: Args) -> Outcome {
             Ended::Expired => end_expired(socket),
         };
     }
-    // Whatever is made belongs to nobody else; what others may read says so itself.
+    // New files are private by default; files that others may read set their mode.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(act(args));
@@ -89,9 +90,9 @@ fn run(args: Args) -> Outcome {
     outcome
 }
 
-/// A device process whose time has come: with the tunnel goes what the agent's directory keeps of it.
+/// After a device process has expired: removes what the agent's directory stores of its tunnel.
 fn end_expired(socket: &Path) -> Outcome {
-    let agent = open(socket.parent().ok_or("the socket lies in no directory")?)?;
+    let agent = open(socket.parent().ok_or("the socket is not in a directory")?)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(agent.end_expired())?;
     agent.directory.remove_if_empty();
     Ok(())
@@ -127,12 +128,12 @@ async fn act(args: Args) -> Outcome {
             }
             agent.end_expired().await?;
             agent.directory.remove_if_empty();
-            render::done(which.form, &network, "left; everything of it was taken down")
+            render::done(which.form, &network, "left; everything of it was removed")
         }
         Verb::List(form) => render::list(form, &status(&args.directory).await?),
         Verb::Status(form) => render::status(form, &status(&args.directory).await?),
         Verb::Daemon => run_daemon(open(&args.directory)?).await,
-        Verb::Device { .. } => unreachable!("it has been run without a runtime of ours"),
+        Verb::Device { .. } => unreachable!("it runs before the async runtime starts"),
     }
 }
 
@@ -142,18 +143,18 @@ fn open(directory: &Path) -> Outcome<Agent> {
     Ok(Agent::new(Directory::open(directory)?, settings, Arc::new(System::default())))
 }
 
-/// The agent of a directory that is there; what is over of its registrations is ended first.
+/// The agent of an existing directory; its expired registrations are ended first.
 async fn open_tidied(directory: &Path) -> Outcome<Agent> {
     let agent = open(directory)?;
     if let Err(error) = agent.end_expired().await {
-        tracing::warn!(error = error_chain(&error), "something of a registration that has ended stays");
+        tracing::warn!(error = error_chain(&error), "cannot remove everything of an expired registration");
     }
     Ok(agent)
 }
 
-/// The agent, and the network that is meant.
+/// The agent, and the network of the command.
 async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)> {
-    const NONE: &str = "this host is in no network; join one with: netclient join -t TOKEN";
+    const NONE: &str = "this host is not in a network; join one with: netclient join -t TOKEN";
     if !directory.exists() {
         return Err(NONE.into());
     }
@@ -166,20 +167,20 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
         (None, []) => return Err(NONE.into()),
         (None, several) => {
             let names: Vec<_> = several.iter().map(NetworkName::as_str).collect();
-            return Err(format!("this host is in several networks; say which: -n {}", names.join(", or -n ")).into());
+            return Err(format!("this host is in several networks; choose one: -n {}", names.join(", or -n ")).into());
         }
     };
     Ok((agent, network))
 }
 
-/// Asks the daemon to do what another process has the right to do.
+/// Asks the daemon to do what this process cannot, because another one has locked the network.
 fn ask(agent: &Agent, question: DaemonRequest) -> Outcome<bool> {
     let answer = daemon::ask(&agent.directory, &question)
-        .map_err(|error| format!("the daemon gave no answer ({error}); see whether it still runs, and try again"))?;
-    match answer.ok_or("another netclient is at work on this network; try again when it is done")? {
+        .map_err(|error| format!("the daemon did not answer ({error}); check that it still runs, and try again"))?;
+    match answer.ok_or("another netclient is working on this network; try again when it is done")? {
         DaemonResponse::Done(news) => Ok(news),
         DaemonResponse::Failed(why) => Err(why.into()),
-        DaemonResponse::Control(_) => Err("the daemon is of another version; start it again".into()),
+        DaemonResponse::Control(_) => Err("the daemon is of another version; restart it".into()),
     }
 }
 
@@ -214,7 +215,7 @@ fn json(it: &impl serde::Serialize) -> Outcome {
     Ok(())
 }
 
-/// Whether a daemon runs; it looks for the new network at once.
+/// Asks the daemon to look for the new network at once; whether a daemon runs.
 fn looked_after(agent: &Agent) -> bool {
     matches!(daemon::ask(&agent.directory, &DaemonRequest::Rescan), Ok(Some(DaemonResponse::Done(_))))
 }

@@ -1,8 +1,8 @@
-//! The tunnel to a server that control traffic takes, once the host is registered there (`netclient register`).
+//! The tunnel to a server for control traffic, once the host is registered there (`netclient register`).
 //!
-//! A [`Registration`] is what the host keeps of it, [`Comms`] brings it up and takes it down. It has one peer, the server;
-//! its allowed IPs are that peer's one address, and who uses it binds to the interface, so that the tunnels to two servers
-//! may have the same addresses. It is not part of any network, and no network needs it.
+//! A [`Registration`] is what the host stores of it, [`Comms`] brings it up and removes it. It has one peer, the
+//! server; its allowed IPs are that peer's one address, and its users bind to the interface, so that the tunnels to two
+//! servers may have the same addresses. It is not part of any network, and no network needs it.
 //!
 //! Before the host has joined a network, a registration has a deadline. The device's process keeps it, also where no
 //! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
@@ -30,7 +30,7 @@ const INTERFACE: &str = "nm-comms";
 /// How many such tunnels one host may have.
 const MOST: u32 = 999;
 
-/// Why the tunnel to a server is not as it should be.
+/// Why the tunnel to a server could not be brought up or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommsError {
     /// The device.
@@ -39,15 +39,15 @@ pub enum CommsError {
     /// The link.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// What is kept of the tunnel cannot be read.
+    /// What is stored of the tunnel cannot be read.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The server's end of the tunnel cannot be found.
-    #[error("the name in {0} does not resolve, so the tunnel to the server has no other end")]
+    /// The address of the server's end of the tunnel is unknown.
+    #[error("the name in {0} does not resolve, so the tunnel to the server cannot be brought up")]
     NoEndpoint(Endpoint),
 }
 
-/// The moment that it is.
+/// The current moment.
 pub fn now() -> BootTime {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     BootTime { boot: boot.trim().to_owned(), at: device::boottime() }
@@ -55,7 +55,7 @@ pub fn now() -> BootTime {
 
 /// The tunnel to one server.
 ///
-/// What is kept of it changes under [`Directory::lock_comms`] only, and never across a call to the server.
+/// What is stored of it changes only under [`Directory::lock_comms`], and never across a call to the server.
 #[derive(Clone, Debug)]
 pub struct Comms {
     directory: Directory,
@@ -64,21 +64,21 @@ pub struct Comms {
 }
 
 impl Comms {
-    /// The tunnel to the server of that signing key; nothing is touched yet.
+    /// The tunnel to the server of that signing key; nothing is changed yet.
     pub fn new(directory: Directory, executable: PathBuf, server: SigningKey) -> Self {
         Self { directory, executable, server }
     }
 
-    /// The registration, if the host has one that holds.
+    /// The registration, if the host has one that has not expired.
     pub fn registration(&self) -> Result<Option<Registration>, DirectoryError> {
         let registration = self.directory.registration(&self.server)?;
         Ok(registration.filter(|registration| !registration.has_expired(&now())))
     }
 
-    /// Brings the tunnel up as far as it is not; returns where its server is found.
+    /// Brings the tunnel up, as far as it is not up already; returns the address of the server's end.
     pub(crate) async fn bring_up(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         match self.raise(registration).await {
-            // Somebody took it while the device was away.
+            // Another program took the name while the device was gone.
             Err(CommsError::Device(DeviceError::Refused(Refusal::NameTaken { .. }))) => {
                 let renamed = self.rename(registration).await?;
                 self.raise(&renamed).await
@@ -94,7 +94,7 @@ impl Comms {
         let (key, server, until) = (private_key.clone(), terms.public_key, deadline.as_ref().map(|it| it.at));
         let (directory, wanted) = (self.directory.clone(), registration.clone());
         let known = self.with_device(interface, move |device| {
-            // Whoever ended it meanwhile may have looked for the device before it was there.
+            // A process that ended it meanwhile may have looked for the device before it existed.
             if !directory
                 .registration(&wanted.server.signing_key)
                 .is_ok_and(|kept| kept.is_some_and(|kept| kept.is(&wanted) && !kept.has_expired(&now())))
@@ -119,7 +119,7 @@ impl Comms {
         Ok(at)
     }
 
-    /// Gives the tunnel the next name that is free.
+    /// Renames the tunnel to the next free name.
     async fn rename(&self, registration: &Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let interface = free_here(&self.directory).map_err(DeviceError::from)?;
@@ -128,7 +128,7 @@ impl Comms {
         Ok(renamed)
     }
 
-    /// Keeps a registration as it was agreed, under a name that is free where it is a new one.
+    /// Saves a registration as it was agreed, under a free name if it is a new one.
     pub(crate) async fn save_registration(&self, agreed: Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let before =
@@ -145,7 +145,7 @@ impl Comms {
         Ok(saved)
     }
 
-    /// Keeps the registration for good: the host has joined.
+    /// Removes the deadline of the registration: the host has joined.
     pub(crate) async fn keep(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
@@ -154,17 +154,17 @@ impl Comms {
         self.with_device(&registration.interface, |device| device.expire_at(None).map(drop)).await
     }
 
-    /// Keeps what the server answered to a host that registered again; a tunnel that leads elsewhere is made anew.
+    /// Saves the server's answer to a host that registered again; a tunnel with other ends is made anew.
     pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
-        // It may have ended while the server was asked, or have become another one.
+        // It may have ended during the call to the server, or have been replaced.
         let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
         let (interface, same_link) = (now.interface.clone(), now.same_link(&terms));
         self.directory.keep_registration(&Registration { terms, ..now })?;
         if same_link { Ok(()) } else { self.take_down(&interface).await }
     }
 
-    /// Takes the tunnel down, and forgets the registration; what fails is left as one that has ended, for the next try.
+    /// Removes the tunnel, and forgets the registration; if that fails, it is left as an expired one, for the next try.
     pub(crate) async fn end(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         if let Some(registration) = self.directory.registration(&self.server)? {
@@ -175,7 +175,7 @@ impl Comms {
         Ok(self.directory.forget_registration(&self.server)?)
     }
 
-    /// Takes down what no registration stands for any more: a crash or a damaged file left it.
+    /// Removes tunnels without a registration, which a crash or a damaged file left.
     pub(crate) async fn remove_orphans(directory: &Directory) -> Result<(), CommsError> {
         let _lock = directory.lock_comms().await?;
         for interface in orphans(directory)? {
@@ -225,7 +225,7 @@ pub fn names() -> impl Iterator<Item = String> {
     std::iter::once(INTERFACE.to_owned()).chain((2..=MOST).map(|number| format!("{INTERFACE}{number}")))
 }
 
-/// The name for one more tunnel to a server: the first that no interface bears and that is not `taken`.
+/// The name for one more tunnel to a server: the first that no interface has and that is not `taken`.
 pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
     for name in names().filter(|name| !taken(name)) {
         let found = device::link_index(&name).map_err(Refusal::failed(format!("look up the interface {name}")))?;
@@ -236,13 +236,13 @@ pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
     Err(Refusal::NameTaken { interface: format!("{INTERFACE}{MOST}") })
 }
 
-/// A name for one more tunnel of this directory; the caller has the right to give it.
+/// A name for one more tunnel of this directory; the caller holds the lock.
 pub(crate) fn free_here(directory: &Directory) -> Result<String, Refusal> {
     let others = directory.registrations().map_err(Refusal::failed("list the tunnels to servers"))?;
     free_interface(|name| others.iter().any(|other| other.interface == name))
 }
 
-/// The tunnels to servers whose device has files in the directory, and that no registration stands for.
+/// The tunnels to servers whose device has files in the directory, but that have no registration.
 pub(crate) fn orphans(directory: &Directory) -> Result<Vec<String>, DirectoryError> {
     let known = directory.registrations()?;
     let orphan = |name: &String| may_be(name) && !known.iter().any(|it| it.interface == *name);
@@ -256,7 +256,7 @@ fn lacking(
     settings: PeerSettings,
     observed: &DeviceState,
 ) -> Vec<DeviceStep> {
-    // A server does not roam: what its endpoint is, it was made, and another one is applied at once.
+    // A server does not roam: its endpoint is the one that was set, and another one is applied at once.
     let applied = observed.peers.iter().filter_map(|(key, peer)| Some((*key, peer.settings.endpoint?)));
     let wanted = Wanted { private_key, listen_port: None, peers: &[(server, settings)].into() };
     device_steps(wanted, observed, &applied.collect(), 0)

@@ -2,10 +2,10 @@
 //!
 //! [`Control`] connects when it is first needed and again whenever the connection was lost; it keeps the session that
 //! the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What the
-//! server says is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
+//! server sends is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
 //!
 //! A host that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
-//! which, [`transport`] decides.
+//! [`transport`] decides which.
 
 mod connect;
 mod error;
@@ -58,11 +58,11 @@ type Answered<A> = Result<tonic::Response<A>, Status>;
 pub enum Reach {
     /// Elsewhere: by TLS on its public address, and by the tunnel once the host is registered.
     Network(Comms),
-    /// In this program.
+    /// In this process.
     Within(Opener),
 }
 
-/// A host that asks to be let in.
+/// A host that asks to join.
 pub struct JoinRequest<'a> {
     /// The name that it wants.
     pub name: &'a Name,
@@ -70,7 +70,7 @@ pub struct JoinRequest<'a> {
     pub identity: &'a ed25519::SigningKey,
     /// Its WireGuard key.
     pub private_key: &'a PrivateKey,
-    /// What it says of itself.
+    /// What it reports about itself.
     pub facts: Facts,
     /// What it runs.
     pub os: String,
@@ -85,7 +85,7 @@ pub struct Control {
     public: Mutex<Client>,
     tunnel: Option<Client>,
     selector: Mutex<TransportSelector>,
-    /// The transport of `selector`, for those who hold a stream.
+    /// The transport of `selector`, for holders of a stream.
     transport: watch::Sender<Transport>,
     /// Whether the tunnel is being tried.
     probing: AtomicBool,
@@ -140,14 +140,14 @@ impl Control {
         lock(&self.selector).transport().into()
     }
 
-    /// Checks whether the host was registered, and takes the tunnel if so.
+    /// Checks whether the host has been registered, and uses the tunnel if so.
     pub fn recheck_registration(&self) {
         if self.is_registered() && lock(&self.selector).transport() == Transport::Tls {
             self.probe_on();
         }
     }
 
-    /// Whether there is a tunnel to try; a file that cannot be read right now may be read later.
+    /// Whether there is a tunnel to try; a file that cannot be read now may be readable later.
     fn is_registered(&self) -> bool {
         matches!(&self.reach, Reach::Network(comms) if !matches!(comms.registration(), Ok(None)))
     }
@@ -162,8 +162,8 @@ impl Control {
         sign::public_key(&self.identity)
     }
 
-    /// What the host says of itself: the port that it listens on (0: not chosen yet), where its operator says it is
-    /// reached, and the address that it uses towards the server.
+    /// What the host reports about itself: the port that it listens on (0: not chosen yet), the endpoint that its
+    /// operator set, and the address that it uses towards the server.
     pub fn facts(&self, listen_port: u16, endpoint: Option<&Endpoint>) -> Facts {
         let towards_server = lock(&self.local).filter(|address| !address.is_loopback());
         let local = towards_server.or_else(default_source);
@@ -174,7 +174,7 @@ impl Control {
         }
     }
 
-    /// Joins a network: the name under which the host is in it, and its View.
+    /// Joins a network; returns the name under which the host has joined, and its View.
     pub async fn join(
         &self,
         token: &Token,
@@ -208,8 +208,8 @@ impl Control {
         Ok((name, answer.update.ok_or_else(|| ControlError::Answer("it holds no View".into()))?))
     }
 
-    /// Registers the host: what the server answers, and how long it holds unless the host joins. A host that has
-    /// joined needs no token.
+    /// Registers the host; returns the server's answer, and in how long the registration expires unless the host joins.
+    /// A host that has joined needs no token.
     pub async fn register(
         &self,
         token: Option<&Token>,
@@ -236,7 +236,7 @@ impl Control {
         read_terms(&answer, &request, server)
     }
 
-    /// Whether the tunnel answers, in the time that it has.
+    /// Whether the tunnel answers in time.
     pub async fn tunnel_answers(&self) -> bool {
         let Some(mut client) = self.tunnel.clone() else { return false };
         let call = client.challenge(wire::ChallengeRequest {});
@@ -263,7 +263,7 @@ impl Control {
         Ok(answer.update)
     }
 
-    /// Every change from there on, at once.
+    /// Every change after that position, at once.
     pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Changes, ControlError> {
         let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
         let transport = self.transport.subscribe();
@@ -332,7 +332,7 @@ impl Control {
         Ok(token)
     }
 
-    /// An answer by the transport of control traffic, or by the other one where that gives none; and by which.
+    /// An answer by the transport of control traffic, or by the other one if that does not answer; and by which.
     async fn ask<A, F: Future<Output = Answered<A>> + Send>(
         &self,
         call: impl Fn(Client) -> F,
@@ -345,7 +345,7 @@ impl Control {
         }
         let other = self.ask_by(second, &call).await;
         match (other, second) {
-            // Who reaches nobody reads of the public address, about which something can be done.
+            // If neither answers, the error names the public address, which a user can do something about.
             (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Transport::Tunnel) => {
                 outcome.map(|answer| (answer, first))
             }
@@ -375,7 +375,7 @@ impl Control {
         outcome
     }
 
-    /// An answer that comes whole and in time.
+    /// An answer that arrives completely and in time.
     async fn answer<A>(&self, call: impl Future<Output = Answered<A>>) -> Result<A, ControlError> {
         match tokio::time::timeout(TIMEOUT, call).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
@@ -387,8 +387,8 @@ impl Control {
         error::failed(self.server.addresses.join(", "), status)
     }
 
-    /// Notes by which transport the server answered. When that has become TLS, the host registers again, as the server may
-    /// have forgotten it, and goes on trying the tunnel.
+    /// Records by which transport the server answered. When that has become TLS, the host registers again, as the
+    /// server may have forgotten it, and keeps trying the tunnel.
     async fn answered(&self, transport: Transport) {
         let moved = lock(&self.selector).answered(transport, Instant::now());
         if !moved {
@@ -396,13 +396,13 @@ impl Control {
         }
         self.take(transport);
         if transport == Transport::Tls {
-            tracing::info!(server = self.server.addresses[0], "the tunnel to the server gives no answer; using TLS");
+            tracing::info!(server = self.server.addresses[0], "the tunnel to the server does not answer; using TLS");
             self.probe_on();
             self.renew().await;
         }
     }
 
-    /// Has those who hold streams take a transport; a connection by the other one is given up.
+    /// Makes holders of streams switch to a transport; a connection by the other one is closed.
     fn take(&self, transport: Transport) {
         self.transport.send_replace(transport);
         if transport == Transport::Tunnel {
@@ -410,7 +410,7 @@ impl Control {
         }
     }
 
-    /// Registers again by the identity alone, by TLS, and keeps what came of it.
+    /// Registers again by the identity alone, by TLS, and stores the answer.
     fn renew(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         // A call that is answered may register again (`ask`, `ask_by`, `answered`, here), and registering is such calls. It
         // ends there: the selector has left the tunnel by now, so an answer by TLS moves nothing and comes here no more. The
@@ -421,7 +421,7 @@ impl Control {
                 Ok(Ok((terms, _))) => comms.renew(&registration, terms).await.map_err(|error| error.to_string()),
                 // One that has not joined is not known by its identity, and its deadline is near.
                 Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("no answer came in time".into()),
+                Err(_) => Err("there was no answer in time".into()),
             };
             if let Err(error) = renewed {
                 tracing::debug!(error, "the registration could not be renewed");
@@ -429,14 +429,14 @@ impl Control {
         })
     }
 
-    /// Tries the tunnel until it has answered long enough, unless that is going on already.
+    /// Starts probing the tunnel until it has answered long enough, unless that is in progress already.
     fn probe_on(&self) {
         if !self.probing.swap(true, Ordering::SeqCst) {
             tokio::spawn(probe(self.this.clone()));
         }
     }
 
-    /// Tries the tunnel once; whether control traffic takes it now.
+    /// Probes the tunnel once; whether control traffic uses it now.
     async fn probe_once(&self, renewed: &mut Instant) -> bool {
         let answers = self.tunnel_answers().await;
         if !answers && renewed.elapsed() >= RENEW {
@@ -452,7 +452,7 @@ impl Control {
     }
 }
 
-/// Tries the tunnel as it comes due, as long as somebody holds the connection, control traffic takes TLS, and there is a tunnel.
+/// Probes the tunnel when it is due, as long as the connection is held, control traffic uses TLS, and there is a tunnel.
 async fn probe(connection: Weak<Control>) {
     let mut renewed = Instant::now();
     loop {
@@ -462,7 +462,7 @@ async fn probe(connection: Weak<Control>) {
         let goes_on = control.is_registered() && lock(&control.selector).transport() == Transport::Tls;
         if !goes_on || control.probe_once(&mut renewed).await {
             control.probing.store(false, Ordering::SeqCst);
-            // Whoever wanted it meanwhile took it for going on.
+            // A caller that wanted probes meanwhile believed that they were in progress.
             return control.recheck_registration();
         }
     }
@@ -489,15 +489,15 @@ fn client(channel: Channel) -> Client {
     AgentClient::new(channel).max_decoding_message_size(LARGEST)
 }
 
-/// The registration; one that cannot be read counts as none, since everything works without.
+/// The registration; one that cannot be read counts as none, since everything works without it.
 fn registration(comms: &Comms) -> Option<Registration> {
     comms.registration().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the tunnel to the server cannot be used");
+        tracing::warn!(%error, "cannot read the registration; going on without the tunnel to the server");
         None
     })
 }
 
-/// Reads what the server answered to a registration; and how long that lasts without a join, if it does not for good.
+/// Reads the server's answer to a registration, and in how long it expires without a join, if it does.
 fn read_terms(
     answer: &wire::RegisterResponse,
     request: &wire::RegisterRequest,
@@ -515,7 +515,7 @@ fn read_terms(
     let (local, peer) = (address(&answer.address)?, address(&answer.server_address)?);
     let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
     if local == peer || is_odd(&local) || is_odd(&peer) {
-        return Err(bad(&format!("{local} and {peer} cannot be the ends of a tunnel")));
+        return Err(bad(&format!("{local} and {peer} are not valid as the ends of a tunnel")));
     }
     let terms = Terms {
         public_key: to_key(&answer.public_key).map_err(|why| bad(&why))?,
@@ -534,7 +534,7 @@ fn authorized<Q>(request: Q, token: &Secret<String>) -> Result<Request<Q>, Statu
     let mut request = Request::new(request);
     let header = Secret::new(["Bearer ", token.expose()].concat());
     let value: Result<AsciiMetadataValue, _> = header.expose().parse();
-    let mut value = value.map_err(|_| Status::internal("its session cannot be shown to it"))?;
+    let mut value = value.map_err(|_| Status::internal("its session token cannot be sent back"))?;
     value.set_sensitive(true);
     request.metadata_mut().insert("authorization", value);
     Ok(request)

@@ -1,7 +1,8 @@
 //! The daemon: a driver for each network, and a socket by which commands reach it.
 //!
-//! A network belongs to whoever has its lock. A command that finds the lock taken asks the daemon instead ([`ask`]); one
-//! that made or removed a network has the daemon look again. A message is one line of JSON, and so is its answer.
+//! A network belongs to the process that has its lock. A command that finds the lock taken asks the daemon instead
+//! ([`ask`]); one that joined or left a network makes the daemon look again. A message is one line of JSON, and so is
+//! its answer.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -23,11 +24,11 @@ use crate::directory::Directory;
 use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
-/// How long a command waits for the daemon, which may have two calls to make and a device to set.
+/// How long a command waits for the daemon, which may have to make two calls and configure a device.
 const TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a driver may take to end.
 const END: Duration = Duration::from_secs(5);
-/// How often the daemon looks for networks whose lock another process had.
+/// How often the daemon looks for networks that another process had locked.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a command asks the daemon.
@@ -46,7 +47,7 @@ pub enum DaemonRequest {
     Leave {
         /// The network.
         network: NetworkName,
-        /// Whether to leave where the server cannot be reached.
+        /// Whether to leave even if the server cannot be reached.
         force: bool,
     },
 }
@@ -84,10 +85,10 @@ pub fn ask(directory: &Directory, question: &DaemonRequest) -> io::Result<Option
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// Another one runs.
-    #[error("another netclient daemon runs with {0}; end that one first, or set NETCLIENT_DIR")]
+    /// Another daemon runs.
+    #[error("another netclient daemon runs with {0}; stop it first, or set NETCLIENT_DIR")]
     Running(PathBuf),
-    /// Its socket could not be made.
+    /// Its socket could not be created.
     #[error("cannot listen on {path}")]
     Socket {
         /// The socket.
@@ -109,8 +110,8 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
             client = listener.accept() => match client {
                 Ok((client, _)) => drop(tokio::spawn(Arc::clone(&daemon).serve(client))),
                 Err(error) => {
-                    // Out of file descriptors, most likely: others must end before one more can begin.
-                    tracing::warn!(%error, "cannot hear a command");
+                    // Most likely there are no file descriptors left: others must end before one more can begin.
+                    tracing::warn!(%error, "cannot accept a command");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -150,10 +151,10 @@ struct Running {
 }
 
 impl Daemon {
-    /// Takes charge of every network that nobody looks after.
+    /// Starts a driver for every network that no process has locked.
     async fn rescan(&self) {
         if let Err(error) = self.agent.end_expired().await {
-            tracing::warn!(error = error_chain(&error), "a registration that expired stays");
+            tracing::warn!(error = error_chain(&error), "cannot remove an expired registration");
         }
         let networks = match self.agent.directory.networks() {
             Ok(networks) => networks,
@@ -176,11 +177,11 @@ impl Daemon {
         }
     }
 
-    /// Brings a tunnel up that nobody can look after, as far as what is known of it goes.
+    /// Brings up a tunnel that no driver can look after, as far as its state is known.
     async fn bring_up(&self, network: &NetworkName) {
         let Ok(Some(membership)) = self.agent.directory.membership(network) else { return };
         if let Err(error) = self.agent.tunnel(&membership.interface).reconcile(&membership).await {
-            tracing::warn!(error = error_chain(&error), %network, "the tunnel is not as it should be");
+            tracing::warn!(error = error_chain(&error), %network, "cannot bring the tunnel up");
         }
     }
 
@@ -199,11 +200,11 @@ impl Daemon {
         let heard = tokio::io::BufReader::new(read).read_line(&mut line).await;
         let answer = match serde_json::from_str(&line) {
             Ok(question) if heard.is_ok() => self.answer(question).await,
-            Ok(_) | Err(_) => DaemonResponse::Failed("the daemon is of another version; start it again".into()),
+            Ok(_) | Err(_) => DaemonResponse::Failed("the daemon is of another version; restart it".into()),
         };
         let mut line = serde_json::to_vec(&answer).expect("an answer can be written as JSON");
         line.push(b'\n');
-        // Who asked may have gone.
+        // The client may be gone.
         let _ = write.write_all(&line).await;
     }
 

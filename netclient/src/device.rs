@@ -1,12 +1,12 @@
 //! WireGuard, as the agent sees it: observe a device, apply steps to it.
 //!
 //! Three implementations keep one contract: the kernel's ([`kernel`]), a userspace device in a process of its own
-//! ([`userspace`], which speaks to [`process`]), and one in memory for tests ([`fake`]). None decides anything; the
+//! ([`userspace`], which speaks to [`process`]), and one in memory for tests ([`fake`]). They decide nothing; the
 //! steps come from reconcile. A device exists until [`Device::remove`], whatever happens to the agent: a restarted
-//! agent finds it with [`attach`], and makes it with [`create`] where there is none. Addresses, MTU and routes are not
+//! agent finds it with [`attach`], and creates it with [`create`] if there is none. Addresses, MTU and routes are not
 //! a device's concern; see `system`.
 //!
-//! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller puts it on a thread that
+//! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller runs it on a thread that
 //! may block. Nothing here logs a key, an address or a name.
 
 mod endpoints;
@@ -33,29 +33,29 @@ pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 
 /// A WireGuard device that exists.
 pub trait Device: Send {
-    /// What the device does.
+    /// Observes the device.
     fn observe(&mut self) -> Result<DeviceState, DeviceError>;
-    /// Carries out the steps: the last key and the last port of the list first, together, then the peers in their
+    /// Applies the steps: the last key and the last port of the list first, together, then the peers in their
     /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the port is
     /// refused, nothing has changed.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
     /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be reached; absent:
     /// neither, or there is no such peer. Its cost is shared: many questions at once cost little more than one.
     fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError>;
-    /// Has the device end by itself at this time of [`boottime`], or, if absent, never; the last call holds. A time that
-    /// has passed is now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
+    /// Makes the device end by itself at this time of [`boottime`] or, if absent, never; the last call counts. A time
+    /// that has passed means now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
     ///
     /// Returns whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
     fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
-    /// Ends the device and its interface; when it returns, the name and the port are free. One that has ended already
-    /// is no error.
+    /// Ends the device and its interface; when it returns, the name and the port are free. It is not an error
+    /// if it has ended already.
     fn remove(&mut self) -> Result<(), DeviceError>;
 }
 
-/// Finds the device that an earlier agent made for this interface; absent: there is none, so [`create`] it.
+/// Finds the device that an earlier agent created for this interface; absent: there is none, so [`create`] it.
 ///
-/// A WireGuard interface in the kernel carries no mark of its maker: ask only for a name that the agent's own state
-/// says is ours.
+/// A WireGuard interface in the kernel carries no mark of its maker: ask only for a name that is the agent's by its own
+/// state.
 pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError> {
     if let Some(device) = userspace::Userspace::attach(interface, socket)? {
         return Ok(Some(Box::new(device)));
@@ -63,10 +63,10 @@ pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>,
     Ok(kernel::Kernel::attach(interface)?.map(|device| Box::new(device) as Box<dyn Device>))
 }
 
-/// Makes a device: the kernel's where it has WireGuard, else a process of its own that runs `executable` (see
+/// Creates a device: the kernel's if it has WireGuard, else a process of its own that runs `executable` (see
 /// [`userspace::Userspace::spawn`]).
 pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
-    // One of another release, to which nobody attaches, would have the name.
+    // A process of another release, to which nothing attaches, would hold the name.
     userspace::Userspace::end_stale(interface, socket)?;
     if let Some(device) = kernel::Kernel::create(interface)? {
         return Ok(Box::new(device));
@@ -74,8 +74,8 @@ pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<d
     Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
 }
 
-/// Makes a device in a process of its own, also where the kernel has WireGuard: only a process keeps a deadline (see
-/// [`Device::expire_at`]). Without TUN it is the kernel's, where that has WireGuard.
+/// Creates a device in a process of its own, even if the kernel has WireGuard: only a process keeps a deadline (see
+/// [`Device::expire_at`]). Without TUN it is the kernel's, if that has WireGuard.
 pub fn create_apart(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
     match userspace::Userspace::spawn(interface, executable, socket) {
         Err(DeviceError::Refused(Refusal::TunMissing)) => {
@@ -86,13 +86,13 @@ pub fn create_apart(interface: &str, executable: &Path, socket: &Path) -> Result
     }
 }
 
-/// Why a device could not be made, observed or changed.
+/// Why a device could not be created, observed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The device understood and said no.
+    /// The device refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The device is no longer there: make it anew.
+    /// The device is no longer there: create it anew.
     #[error("the WireGuard device of {interface} has ended")]
     Gone {
         /// Its interface.
@@ -100,8 +100,8 @@ pub enum DeviceError {
     },
     /// The device process exists and does not answer; the agent never ends it by itself.
     #[error(
-        "the device process of {interface} gave no answer within {} seconds; end process {process} to have a new one \
-         made",
+        "the device process of {interface} did not answer within {} seconds; end process {process}, and a new one is \
+         started",
         userspace::TIMEOUT.as_secs()
     )]
     Silent {
@@ -115,15 +115,15 @@ pub enum DeviceError {
     StartFailed {
         /// The interface it was to make.
         interface: String,
-        /// Its last words.
+        /// The end of its log.
         reason: String,
     },
-    /// The host refused what no variant above foresees.
+    /// The host refused for another reason.
     #[error("cannot {attempt}")]
     Host {
         /// What was attempted, as an infinitive: `read the kernel's device nm-corp`.
         attempt: String,
-        /// What the host said.
+        /// What the host returned.
         #[source]
         source: io::Error,
     },
@@ -136,32 +136,34 @@ impl DeviceError {
     }
 }
 
-/// Why a device says no. A value: it crosses from the device process to the agent unchanged.
+/// Why a device refuses. A value: the device process sends it to the agent unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// An interface of that name exists and is not ours.
+    /// An interface of that name exists and is not the agent's.
     #[error("the interface name {interface} is taken on this host; choose another with --interface")]
     NameTaken {
         /// The name.
         interface: String,
     },
-    /// The kernel would not take the name.
-    #[error("{interface:?} cannot name an interface: use 1 to 15 letters, digits, `-`, `_` or `.`")]
+    /// The name is not valid for an interface.
+    #[error("{interface:?} is not a valid interface name: use 1 to 15 letters, digits, `-`, `_` or `.`")]
     NameInvalid {
         /// The name.
         interface: String,
     },
     /// Another program listens on the port.
-    #[error("UDP port {port} is taken by another program; end that one, or choose another port with --port")]
+    #[error("UDP port {port} is taken by another program; stop that program, or choose another port with --port")]
     PortTaken {
         /// The port.
         port: u16,
     },
-    /// The kernel has neither WireGuard nor TUN, or the container was not given the device.
-    #[error("this host has neither WireGuard nor /dev/net/tun: run `modprobe tun`, or give the container /dev/net/tun")]
+    /// The kernel has neither WireGuard nor TUN, or the container has no access to the device.
+    #[error(
+        "this host has neither WireGuard nor /dev/net/tun: run `modprobe tun`, or let the container use /dev/net/tun"
+    )]
     TunMissing,
     /// The privilege is missing.
-    #[error("making the interface {interface} needs root, or CAP_NET_ADMIN and access to /dev/net/tun")]
+    #[error("creating the interface {interface} requires root, or CAP_NET_ADMIN and access to /dev/net/tun")]
     Denied {
         /// The interface.
         interface: String,
@@ -192,7 +194,7 @@ impl Refusal {
     }
 }
 
-/// What a list of steps asks of the device as a whole, apart from its peers.
+/// The settings of the device as a whole in a list of steps, apart from its peers.
 #[derive(Default)]
 struct Basics<'a> {
     private_key: Option<&'a PrivateKey>,
@@ -200,7 +202,7 @@ struct Basics<'a> {
 }
 
 impl<'a> Basics<'a> {
-    /// The last key and the last port named; port 0 asks for nothing where one is in use.
+    /// The last key and the last port of the list; port 0 changes nothing if one is in use.
     fn of(steps: &'a [DeviceStep], port_in_use: u16) -> Self {
         let mut basics = Self::default();
         for step in steps {
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_not_asked_for_again() {
+    fn a_port_in_use_is_not_set_again() {
         for (asked, in_use, wanted) in
             [(0, 0, None), (0, 51820, None), (51820, 51820, None), (51821, 51820, Some(51821))]
         {

@@ -1,4 +1,4 @@
-//! The agent's directory: what a host keeps of its networks, private keys included.
+//! The agent's directory: what a host stores of its networks, private keys included.
 //!
 //! ```text
 //! netclient.toml        what the operator sets (see settings)
@@ -6,10 +6,10 @@
 //! comms-KEY.json        its registration there: the tunnel that control traffic takes
 //! network-NAME.json     a membership
 //! network-NAME.log      what the server sent since that was written (see journal)
-//! network-NAME.lock     held by whoever looks after that network
+//! network-NAME.lock     held by the process that looks after that network
 //! device-INTERFACE.sock the device process (see device)
 //! agent.sock            the daemon
-//! *.lock                held by whoever has the right to something
+//! *.lock                held by the process that uses something
 //! ```
 //!
 //! The directory has mode 0700, the files 0600; each file but the log is replaced whole or not at all, and of the log only
@@ -47,20 +47,20 @@ pub struct Directory {
     disk: Arc<dyn Disk>,
 }
 
-/// A membership as it is kept.
+/// A membership as it is stored.
 pub(crate) struct Kept {
     /// The membership, with everything that came since it was written whole.
     pub(crate) membership: Membership,
-    /// What continues it.
+    /// Its journal.
     pub(crate) journal: Journal,
-    /// Whether the log ends with something that is of no use: a process was killed, or is at work just now.
+    /// Whether the log ends with something unusable: a process was killed, or is writing it.
     pub(crate) torn: bool,
 }
 
-/// Why state could not be read or kept.
+/// Why state could not be read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// A file or the directory itself refused.
+    /// A file or the directory itself could not be read or written.
     #[error("cannot {attempt} {path}{hint}")]
     File {
         /// What was attempted.
@@ -73,14 +73,14 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// Others may look into the directory, which holds private keys.
-    #[error("{0} is open to others, and private keys belong into it; close it: chmod 700 {0}")]
+    #[error("{0} is open to other users, but holds private keys; close it: chmod 700 {0}")]
     Open(PathBuf),
-    /// Another netclient has been at work with the host's identity for too long.
+    /// Another netclient has held the lock for too long.
     #[error("another netclient is joining or leaving; try again when it is done")]
     Busy,
-    /// A file does not hold what it should.
+    /// A file is damaged.
     #[error(
-        "{path} is damaged ({why}); restore it, or give the network up with `netclient leave --force` and join again"
+        "{path} is damaged ({why}); restore it, or leave the network with `netclient leave --force` and join again"
     )]
     Damaged {
         /// The file.
@@ -96,16 +96,16 @@ struct StoredIdentity {
 }
 
 impl Directory {
-    /// Opens the directory, and makes it if it is not there.
+    /// Opens the directory, and creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let path = std::path::absolute(path).map_err(failed("find", path))?;
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
         let mode = fs::metadata(&path).map_err(failed("look at", &path))?.permissions().mode();
-        // Perhaps it is nobody's of ours: it is not for us to close.
+        // It may not be the agent's: closing it is the operator's decision.
         if mode & 0o077 != 0 { Err(DirectoryError::Open(path)) } else { Ok(Self { path, disk: Arc::new(RealDisk) }) }
     }
 
-    /// The same with another disk to write on.
+    /// The same, writing to another disk.
     #[must_use]
     pub fn on(self, disk: Arc<dyn Disk>) -> Self {
         Self { disk, ..self }
@@ -126,7 +126,7 @@ impl Directory {
         self.path.join("agent.sock")
     }
 
-    /// The right to look after a network; absent: another process has it.
+    /// The lock of a network; absent: another process has it.
     pub(crate) fn lock(&self, network: &NetworkName) -> Result<Option<Lock>, DirectoryError> {
         let path = self.path.join(format!("network-{network}.lock"));
         Lock::take(&path).map_err(failed("lock", &path))
@@ -138,7 +138,7 @@ impl Directory {
         Ok(identity.map(|identity| from_seed(&identity.seed)))
     }
 
-    /// Keeps the host's identity at a server.
+    /// Stores the host's identity at a server.
     pub fn keep_identity(&self, server: &SigningKey, identity: &ed25519::SigningKey) -> Result<(), DirectoryError> {
         self.write(&self.identity_path(server), &StoredIdentity { seed: identity.to_bytes() })
     }
@@ -154,7 +154,7 @@ impl Directory {
         Ok(self.kept(network)?.map(|kept| kept.membership))
     }
 
-    /// The membership of a network, and what continues it on the disk.
+    /// The membership of a network, and its journal.
     pub(crate) fn kept(&self, network: &NetworkName) -> Result<Option<Kept>, DirectoryError> {
         let (path, log) = (self.membership_path(network), self.log_path(network));
         let Some(base) = read(&path)? else { return Ok(None) };
@@ -173,7 +173,7 @@ impl Directory {
     pub fn registration(&self, server: &SigningKey) -> Result<Option<Registration>, DirectoryError> {
         match self.read(&self.registration_path(server)) {
             Err(DirectoryError::Damaged { path, why }) => {
-                tracing::warn!(path = %path.display(), why, "a registration is damaged; register again to have the tunnel");
+                tracing::warn!(path = %path.display(), why, "a registration is damaged; register again to get the tunnel");
                 Ok(None)
             }
             outcome => outcome,
@@ -191,7 +191,7 @@ impl Directory {
         self.named("device-", ".sock")
     }
 
-    /// Keeps a registration.
+    /// Stores a registration.
     pub fn keep_registration(&self, registration: &Registration) -> Result<(), DirectoryError> {
         self.write(&self.registration_path(&registration.server.signing_key), registration)
     }
@@ -202,7 +202,7 @@ impl Directory {
         self.disk.remove(&path).map_err(failed("remove", &path))
     }
 
-    /// What stands between a prefix and a suffix in the names of files, sorted.
+    /// The parts between a prefix and a suffix of the names of files, sorted.
     fn named(&self, prefix: &str, suffix: &str) -> Result<Vec<String>, DirectoryError> {
         let listed = fs::read_dir(&self.path).map_err(failed("list", &self.path))?;
         let name = |file: fs::DirEntry| {
@@ -214,17 +214,18 @@ impl Directory {
         Ok(names)
     }
 
-    /// Keeps a membership: writes it whole, as the base of a log to come.
+    /// Stores a membership: writes it whole, as the base of a log to come.
     pub(crate) fn save(&self, membership: &Membership) -> Result<Journal, DirectoryError> {
         let base = to_text(membership);
         let path = self.membership_path(&membership.network);
         self.disk.replace(&path, &base).map_err(failed("write", &path))?;
-        // It belongs to another base: nobody reads it, and who writes the next log begins it anew.
+        // It belongs to another base: nothing reads it, and the next log begins anew.
         let _ = self.disk.remove(&self.log_path(&membership.network));
         Ok(Journal::begin(&base))
     }
 
-    /// Keeps one more update of a membership by its log; false: that has become too long, so save it whole.
+    /// Stores one more update of a membership in its log; false: the log has become too long, so save the membership
+    /// whole.
     pub(crate) fn append(
         &self,
         network: &NetworkName,
@@ -252,19 +253,19 @@ impl Directory {
 
     /// Forgets a membership.
     pub fn forget(&self, network: &NetworkName) -> Result<(), DirectoryError> {
-        // The log last: without its base it is none.
+        // The log last: without its base it is ignored.
         for path in [self.membership_path(network), self.log_path(network)] {
             self.disk.remove(&path).map_err(failed("remove", &path))?;
         }
         Ok(())
     }
 
-    /// The right to make, use for the first time, or forget the identity at a server, of which each host has one.
+    /// The lock for making, first using, or forgetting the identity at a server, of which each host has one.
     pub(crate) async fn lock_identity(&self, server: &SigningKey) -> Result<Lock, DirectoryError> {
         Self::wait_for(self.identity_path(server).with_extension("lock")).await
     }
 
-    /// The right to give the name of an interface to a tunnel to a server, or to take it back.
+    /// The lock for choosing or freeing the interface name of a tunnel to a server.
     pub(crate) async fn lock_comms(&self) -> Result<Lock, DirectoryError> {
         Self::wait_for(self.path.join("comms.lock")).await
     }
@@ -282,7 +283,7 @@ impl Directory {
 
     /// Removes the directory if nothing is in it.
     pub fn remove_if_empty(&self) {
-        // Whatever the operator put there keeps it.
+        // It stays if the operator put something there.
         let _ = fs::remove_dir(&self.path);
     }
 
@@ -311,7 +312,7 @@ impl Directory {
     }
 }
 
-/// What a file holds; absent: there is none.
+/// The content of a file; absent: there is none.
 fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
     match fs::read(path) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
@@ -329,7 +330,7 @@ fn to_text<T: Serialize>(it: &T) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(serde_json::to_vec(it).expect("state can be written as JSON"))
 }
 
-/// What stands for a server in the names of files.
+/// The name of a server in the names of files.
 fn short(server: &SigningKey) -> String {
     server.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

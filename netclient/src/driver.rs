@@ -17,10 +17,10 @@ use crate::agent_state::{AgentState, Input, Output};
 use crate::control::ControlError;
 use crate::membership::Accepted;
 
-/// How many events may wait; whoever has more waits as well.
+/// How many events may wait; a sender of more waits as well.
 const WAITING: usize = 16;
 
-/// What somebody asks of a driver, and where the answer goes: whether anything was new.
+/// A request to a driver, and where the answer goes: whether anything was new.
 pub struct Request {
     /// What to do.
     pub command: Command,
@@ -28,21 +28,21 @@ pub struct Request {
     pub answer: oneshot::Sender<Result<bool, AgentError>>,
 }
 
-/// What may be asked.
+/// What a driver can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Check in.
     CheckIn,
     /// Get the whole View.
     Pull,
-    /// Leave the network; if wanted, also where the server cannot be reached.
+    /// Leave the network; with `force`, even if the server cannot be reached.
     Leave {
-        /// Whether to leave all the same.
+        /// Whether to leave even if the server cannot be reached.
         force: bool,
     },
 }
 
-/// What comes back from calls.
+/// The results of calls.
 enum Event {
     CheckedIn(Result<Option<Update>, ControlError>, Option<Facts>),
     StreamOpened,
@@ -63,7 +63,7 @@ pub struct Driver {
 /// Why a driver ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was asked to; the tunnel stays.
+    /// It was shut down; the tunnel stays.
     Shutdown,
     /// The host has left the network.
     Left,
@@ -110,7 +110,7 @@ impl Driver {
         self.member.membership().network.clone()
     }
 
-    /// Carries out an output; whether it has left the network by that.
+    /// Carries out an output; whether the host has left the network by it.
     async fn carry_out(&mut self, output: Output) -> bool {
         match output {
             Output::Apply => self.apply(false).await,
@@ -123,14 +123,14 @@ impl Driver {
         false
     }
 
-    /// Applies what changed, or, where that is wanted, whatever the host lacks.
+    /// Applies what changed or, with `everything`, whatever the host lacks.
     async fn apply(&mut self, everything: bool) {
         let outcome = if everything { self.member.reconcile().await } else { self.member.apply().await };
         let input = match outcome {
             Ok(()) => Input::Applied { facts_changed: self.member.has_news() },
             Err(error) => {
                 let error = error_chain(&error);
-                tracing::warn!(error, network = %self.network(), "the tunnel is not as it should be; trying again");
+                tracing::warn!(error, network = %self.network(), "cannot apply the View to the tunnel; trying again");
                 Input::ApplyFailed
             }
         };
@@ -144,9 +144,9 @@ impl Driver {
         let sent = facts.clone();
         let call = tokio::spawn(async move { control.check_in(&network, at, sent).await });
         tokio::spawn(async move {
-            let broken = |_| Err(ControlError::Answer("reading it failed; this is a bug of netclient".into()));
+            let broken = |_| Err(ControlError::Answer("reading it failed; this is a bug in netclient".into()));
             let answer = call.await.unwrap_or_else(broken);
-            // A driver that has ended needs no answer.
+            // A driver that has ended does not need the answer.
             let _ = events.send(Event::CheckedIn(answer, facts)).await;
         });
     }
@@ -202,7 +202,7 @@ impl Driver {
             }
             Event::CheckedIn(Err(error), _) => {
                 if self.state.is_reached() {
-                    tracing::info!(%error, network = %self.network(), "the server is lost; the tunnel stays as it is");
+                    tracing::info!(%error, network = %self.network(), "lost the server; the tunnel stays as it is");
                 }
                 self.state.handle(Input::Failed, now());
             }
@@ -217,7 +217,7 @@ impl Driver {
             Ok(accepted) => self.accepted(accepted),
             Err(error) => {
                 let error = error_chain(&error);
-                tracing::debug!(error, network = %self.network(), "an update does not fit; asking for the whole View");
+                tracing::debug!(error, network = %self.network(), "an update does not apply; asking for the whole View");
                 self.state.handle(Input::Misfit, now());
             }
         }
@@ -241,17 +241,17 @@ impl Driver {
     }
 
     async fn take_down(&mut self) -> bool {
-        tracing::info!(network = %self.network(), "the server removed this node; taking everything of it down");
+        tracing::info!(network = %self.network(), "the server removed this node; removing everything of the network");
         let outcome = self.member.take_down().await;
         if let Err(error) = &outcome {
             let error = error_chain(error);
-            tracing::warn!(error, network = %self.network(), "cannot take everything down; trying again");
+            tracing::warn!(error, network = %self.network(), "cannot remove everything of the network; trying again");
             self.state.handle(Input::ApplyFailed, now());
         }
         outcome.is_ok()
     }
 
-    /// Does what somebody requests; whether the host has left the network by that.
+    /// Handles a request; whether the host has left the network by it.
     async fn handle(&mut self, request: Request) -> bool {
         let Request { command, answer } = request;
         let outcome = match command {
@@ -260,7 +260,7 @@ impl Driver {
             Command::Leave { force } => self.member.leave(force).await.map(|()| true),
         };
         let left = outcome.is_ok() && matches!(command, Command::Leave { .. });
-        // Whoever asked may have gone.
+        // The caller may be gone.
         let _ = answer.send(outcome);
         left
     }
@@ -298,16 +298,16 @@ impl Drop for Driver {
 
 /// Returns when it is time to end.
 pub(crate) async fn ended(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left who could say so.
+    // An error means that the sender is gone, so the program ends.
     let _ = shutdown.wait_for(|end| *end).await;
 }
 
-/// The time, by the clock that the timers of this program go by: tests may have a virtual one.
+/// The time, by the clock of this program's timers: tests may have a virtual one.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// How often the network wants its nodes to check in: each second to each hour, whatever a server says.
+/// How often the nodes of the network should check in: each second to each hour, whatever the server says.
 fn interval(member: &Member) -> Duration {
     Duration::from_secs(member.membership().view.interface.check_in.0.clamp(1, 3_600).into())
 }

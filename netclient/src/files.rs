@@ -1,4 +1,4 @@
-//! Files that are the agent's own: written whole or not at all, and removed by who made them only.
+//! Files of the agent's own: written whole or not at all, and removed only by their maker.
 //!
 //! A path may be taken over by another process; a file is therefore known by device and inode, and only the file that
 //! we made is ever removed. A device process leaves three while it lives: its socket, its lock, its log.
@@ -34,14 +34,14 @@ pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Makes a private file hold this: whole and on the disk, or the old one stays.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
-    /// Makes a private file hold this from `at` on, and on the disk; what stood there and after is gone, what stood before
-    /// stays.
+    /// Makes a private file hold this from `at` on, and on the disk; what it had from there on is gone, what it had
+    /// before stays.
     fn write_from(&self, path: &Path, at: u64, content: &[u8]) -> io::Result<()>;
     /// Removes a file, if there.
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The disk that there is.
+/// The real disk.
 #[derive(Clone, Copy, Debug)]
 pub struct RealDisk;
 
@@ -57,7 +57,7 @@ impl Disk for RealDisk {
         }
         file.write_all_at(content, at)?;
         file.sync_data()?;
-        // A file that begins may be a new one, which its folder has to know.
+        // The file may be new: its folder has to be synced as well.
         if at == 0 { sync_folder(path) } else { Ok(()) }
     }
 
@@ -85,7 +85,7 @@ pub(crate) struct OwnFile {
 }
 
 impl OwnFile {
-    /// Takes charge of what the path leads to.
+    /// Takes ownership of the file at the path.
     pub(crate) fn claim(path: &Path) -> io::Result<Self> {
         let inode = inode(&fs::symlink_metadata(path)?);
         Ok(Self { path: path.to_owned(), inode })
@@ -106,15 +106,16 @@ impl Drop for OwnFile {
     }
 }
 
-/// The right to serve a socket: one process at a time has it, and the kernel takes it back when that process ends.
+/// The lock of a socket: one process at a time has it, and the kernel releases it when that process ends.
 pub(crate) struct Lock {
-    // Removed first: who finds the path gone makes a new file, and who holds this one looks again (`take`).
+    // Removed first: a process that finds the path gone makes a new file, and one that opened this file looks again
+    // (`take`).
     _file: OwnFile,
     _held: File,
 }
 
 impl Lock {
-    /// Takes the right; absent: another process has it.
+    /// Takes the lock; absent: another process has it.
     pub(crate) fn take(path: &Path) -> io::Result<Option<Self>> {
         loop {
             let held = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
@@ -141,11 +142,11 @@ pub(crate) fn log_path(socket: &Path) -> PathBuf {
     sibling(socket, "log")
 }
 
-/// Removes what a device process left that was killed and could not clean up after itself.
+/// Removes what a device process left that was killed before it could clean up.
 pub(crate) fn clean_after_device(socket: &Path) {
     for left in [lock_path(socket), log_path(socket), socket.to_owned()] {
         if let Err(error) = remove(&left) {
-            tracing::debug!(%error, path = %left.display(), "a file of the device process stays");
+            tracing::debug!(%error, path = %left.display(), "cannot remove a file of the device process");
         }
     }
 }

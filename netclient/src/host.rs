@@ -1,7 +1,7 @@
 //! The computer that an agent runs on, as far as a network's tunnel touches it: devices, links, forwarding, names.
 //!
 //! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::Fake`] is
-//! one in memory, for tests of the whole agent. None decides anything.
+//! one in memory, for tests of the whole agent. Neither decides anything.
 
 pub mod fake;
 
@@ -16,41 +16,42 @@ use crate::system::forwarding::{self, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
 
-/// A computer. What is not async blocks; an async caller puts it on a thread that may.
+/// A host. What is not async blocks; an async caller runs it on a thread that may block.
 pub trait Host: Send + Sync {
-    /// Whether a device could be made; see [`device::check_free`].
+    /// Whether a device could be created; see [`device::check_free`].
     fn check_free(&self, interface: &str, port: Option<u16>) -> Result<(), Refusal>;
-    /// Finds the device of an interface of ours; see [`device::attach`].
+    /// Finds the agent's device of an interface; see [`device::attach`].
     fn attach(&self, interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError>;
-    /// Makes the device of an interface; see [`device::create`].
+    /// Creates the device of an interface; see [`device::create`].
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError>;
     /// Observes a link; absent: there is none of that name.
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>>;
     /// Carries out steps on a link.
     fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>>;
-    /// The MTU of a tunnel over what else the host is connected by.
+    /// The MTU of a tunnel over the host's other interfaces.
     fn underlay_mtu<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>>;
-    /// Has the kernel pass packets on that come in by an interface, or not.
+    /// Makes the kernel forward packets that come in by an interface, or not.
     fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError>;
-    /// Keeps the lines of an interface in the file of names; agents of one directory take turns by the file `turn`.
+    /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock file
+    /// `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
     /// Where an endpoint is right now; absent: its name does not resolve in time.
     fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Option<SocketAddr>>;
-    /// What runs as the process of a device; see [`device::create`].
+    /// The program that runs as the process of a device; see [`device::create`].
     fn executable(&self) -> &Path;
 }
 
-/// This computer, in the network namespace of the calling thread.
+/// This host, in the network namespace of the calling thread.
 #[derive(Clone, Debug)]
 pub struct System {
-    /// What runs as the process of a device.
+    /// The program that runs as the process of a device.
     pub executable: PathBuf,
     /// The file of names.
     pub hosts: PathBuf,
 }
 
 impl Default for System {
-    /// With this very program, and the file that everybody reads.
+    /// With this program itself, and `/etc/hosts`.
     fn default() -> Self {
         Self { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into() }
     }

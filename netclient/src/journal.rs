@@ -5,9 +5,12 @@
 //! one peer costs the bytes of that change, however large the mesh is. Invariants:
 //!
 //! - a record is read whole or not at all: it says how long it is, and has a checksum over that and over itself;
-//! - a log of another base is no log: whoever writes a new base need not remove the old log in the same instant;
-//! - what is read is taken in as when it came ([`Membership::accept`]): signature, position and count are checked, and the
-//!   first update that does not fit ends the log. So whatever a crash leaves, the View is one that the server sent.
+//! - a log of another base is ignored: after a new base is written, the old log need not be removed in the same
+//! instant;
+//! - what is read is accepted as when it arrived ([`Membership::accept`]): signature, position and count are checked,
+//! and
+//!   the first update that does not apply ends the log. So whatever a crash leaves, the View is one that the server
+//! sent.
 //!
 //! ```text
 //! log    = "nmlog 1\n" SHA-256(base) record*
@@ -21,42 +24,41 @@ use sha2::{Digest, Sha256};
 
 use crate::membership::{Accepted, Membership};
 
-/// What a log begins with; another format has another one.
+/// The first bytes of a log; another format has others.
 const MAGIC: &[u8; 8] = b"nmlog 1\n";
-/// The header: the beginning, and the hash of the base.
+/// The size of the header: the first bytes, and the hash of the base.
 const HEADER: usize = MAGIC.len() + 32;
-/// What a record has before its update.
+/// The size of what a record has before its update.
 const PREFIX: usize = 8;
 /// The shortest log for which a new base is written. Checking a record is mostly checking a signature, some 50 us, and a
 /// change of one peer is some 250 bytes: a log of this length is read in about 15 ms.
 const SHORTEST: u64 = 64 << 10;
 
-/// What is on the disk of a membership.
+/// The state of a membership on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Journal {
     base: [u8; 32],
     base_length: u64,
-    /// How long the log is; 0: it has to be begun.
+    /// The length of the log; 0: it has not begun.
     length: u64,
 }
 
 /// Bytes to write into a log.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Where they belong; what stands there and after is worth nothing.
+    /// Their position; what the file has from there on is worthless.
     pub(crate) at: u64,
     /// The bytes.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Journal {
-    /// That of a new base, without a log.
+    /// The journal of a new base, without a log.
     pub(crate) fn begin(base: &[u8]) -> Self {
         Self { base: Sha256::digest(base).into(), base_length: base.len() as u64, length: 0 }
     }
 
-    /// Brings a membership, as the base has it, to where the log leads; and whether something at the end of the log
-    /// was of no use.
+    /// Applies the log to a membership as the base has it; also returns whether the end of the log was unusable.
     pub(crate) fn replay(base: &[u8], log: &[u8], membership: &mut Membership) -> (Self, bool) {
         let mut journal = Self::begin(base);
         let Some(mut rest) = log.strip_prefix(&*journal.header()) else { return (journal, false) };
@@ -73,7 +75,7 @@ impl Journal {
         (journal, !rest.is_empty())
     }
 
-    /// What to write so that the log has one more update; absent: a new base costs less in the long run.
+    /// What to write to add one more update to the log; absent: a new base costs less in the long run.
     ///
     /// That is when the log would be longer than the base. So an agent writes at most about twice what it is sent, and reads
     /// at its start at most twice what it has to know.
@@ -84,7 +86,7 @@ impl Journal {
         (length <= self.base_length.max(SHORTEST)).then_some(Entry { at: self.length, bytes })
     }
 
-    /// Notes that an entry is on the disk.
+    /// Records that an entry is on the disk.
     pub(crate) fn written(&mut self, entry: &Entry) {
         self.length = entry.at + entry.bytes.len() as u64;
     }
@@ -105,7 +107,7 @@ fn write_record(update: &Update, bytes: &mut Vec<u8>) {
     bytes.extend(update);
 }
 
-/// The first record, and how many bytes it has; absent: there is no whole one.
+/// The first record and its size in bytes; absent: there is no complete one.
 fn read_record(bytes: &[u8]) -> Option<(Update, usize)> {
     let (length, rest) = bytes.split_first_chunk()?;
     let (sum, rest) = rest.split_first_chunk()?;

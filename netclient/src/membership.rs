@@ -1,7 +1,7 @@
-//! A host's membership of one network: everything that it needs to bring its tunnel up without asking anybody.
+//! A host's membership of one network: everything that it needs to bring its tunnel up without the server.
 //!
-//! Pure. What the server sends comes in by [`Membership::accept`], which checks its signature and its place; a View that
-//! is older than the current one is ignored, so that nothing that was recorded can be replayed.
+//! Pure. What the server sends is accepted by [`Membership::accept`], which checks its signature and position; a View
+//! that is older than the current one is ignored, so that nothing that was recorded can be replayed.
 
 use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
 use proto::wire::{Update, update::Body};
@@ -18,28 +18,28 @@ pub struct Membership {
     pub network: NetworkName,
     /// The name of the host in it.
     pub node: Name,
-    /// The server that says so.
+    /// The server of the network.
     pub server: ServerAddress,
-    /// The interface that is the network's on this host.
+    /// The network's interface on this host.
     pub interface: String,
     /// The WireGuard key, which never leaves the host.
     pub private_key: PrivateKey,
-    /// The UDP port that was asked for at the join; absent: the server's wish, or the next free one.
+    /// The UDP port that was set at the join; absent: the one in the View, or the next free one.
     pub port: Option<u16>,
-    /// Where the others reach the host, as was said at the join; absent: where the server sees it.
+    /// Where the others reach the host, as set at the join; absent: where the server sees it.
     pub endpoint: Option<Endpoint>,
-    /// The port that was found free in place of the one that the View names.
+    /// The port that was found free in place of the one in the View.
     pub port_fallback: Option<PortFallback>,
-    /// Where the View stands.
+    /// The position of the View.
     pub position: Position,
     /// What the server sent last.
     pub view: View,
 }
 
-/// How a server is found and known.
+/// How a server is reached and recognised.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServerAddress {
-    /// Where its gRPC service is found: `host:port`, in order of preference.
+    /// The addresses of its gRPC service: `host:port`, in order of preference.
     pub addresses: Vec<String>,
     /// The Ed25519 key that signs what it sends.
     pub signing_key: SigningKey,
@@ -56,24 +56,24 @@ pub struct PortFallback {
     pub used: u16,
 }
 
-/// What came of an update.
+/// The result of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// The View is another one.
+    /// The View has changed.
     Changed,
-    /// It is as it was; the update was old, or said the same.
+    /// The View is as it was; the update was old, or the same.
     Same,
-    /// It is as it was; the update was made for an older one, and knows of something that this one lacks.
+    /// The View is as it was; the update was made for an older one, and has something that this one lacks.
     Overtaken,
-    /// The host is no node of the network any more.
+    /// The host is no longer a node of the network.
     Removed,
-    /// The server has another life than the one that the host joined, and does not know it: it was restored from a
-    /// backup, or set up anew. That is no reason to take anything down.
+    /// The server's database is not the one that the host joined, and does not know it: it was restored from a backup,
+    /// or set up anew. That is no reason to remove anything.
     Forgotten,
 }
 
 impl Membership {
-    /// Takes in what the server sent.
+    /// Accepts what the server sent.
     pub fn accept(&mut self, update: &Update, identity: &Identity) -> Result<Accepted, Malformed> {
         // A check-in and the stream may bring the same step: the second one is late, not wrong.
         let here = update.epoch == self.position.epoch && matches!(update.body, Some(Body::Delta(_)));
@@ -107,7 +107,7 @@ impl Membership {
         self.port_fallback.filter(|fallback| fallback.wanted == named).map_or(named, |fallback| fallback.used)
     }
 
-    /// Whether another port would do as well.
+    /// Whether another port may take its place.
     pub fn port_may_differ(&self) -> bool {
         self.port.is_none() && !self.view.interface.listen_port_fixed
     }

@@ -1,9 +1,10 @@
-//! From what should be to what is: the smallest set of steps, in an order that loses no packet of a peer that stays.
+//! From the observed to the desired state: the smallest set of steps, in an order that loses no packet of a peer that
+//! stays.
 //!
-//! Pure, and the only account of that: the tunnels of networks, of agents to a server and of a server to agents all come from
-//! [`device_steps`] and [`link_steps`]. Peers that go are removed before others are put, since an address belongs to one
-//! peer at a time. An endpoint is applied once: WireGuard itself moves it to where the peer was last heard, and is right as
-//! long as it hears the peer.
+//! Pure, and the only place that computes them: the tunnels of networks, of agents to a server and of a server to
+//! agents all come from [`device_steps`] and [`link_steps`]. Peers that go are removed before others are put, since an
+//! address belongs to one peer at a time. An endpoint is applied once: WireGuard itself moves it to where the peer was
+//! last heard, and is right as long as it hears the peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,7 +29,7 @@ pub struct Wanted<'a> {
     pub peers: &'a BTreeMap<WireGuardKey, PeerSettings>,
 }
 
-/// The endpoints that were applied to a device last, by peer. Empty for a device that another process made.
+/// The endpoints that were last applied to a device, by peer. Empty for a device that another process created.
 pub type AppliedEndpoints = BTreeMap<WireGuardKey, SocketAddr>;
 
 /// What a device lacks; `now` is in seconds of the Unix epoch.
@@ -60,10 +61,10 @@ pub fn device_steps(
     steps
 }
 
-/// What a device lacks that had everything, when only these peers are gone, and only these are new or differ.
+/// What a device lacks that was up to date, if only these peers are gone, and only these are new or differ.
 ///
-/// The device is not asked, so this costs what has changed. An endpoint that was applied before is not applied again: the
-/// peer may have been heard elsewhere since.
+/// The device is not observed, so the cost is that of what has changed. An endpoint that was applied before is not
+/// applied again: the peer may have been heard elsewhere since.
 pub fn change_steps(
     gone: &[WireGuardKey],
     put: BTreeMap<WireGuardKey, PeerSettings>,
@@ -81,7 +82,7 @@ fn differs(wanted: &PeerSettings, seen: &PeerState) -> bool {
     wanted.allowed_ips != seen.settings.allowed_ips || wanted.keepalive != seen.settings.keepalive
 }
 
-/// Whether the peer's endpoint has to be applied: it is another than before, or the peer falls silent where it is.
+/// Whether the peer's endpoint has to be applied: it has changed, or the peer is silent at the current one.
 fn moved(wanted: &PeerSettings, seen: &PeerState, applied: Option<&SocketAddr>, now: u64) -> bool {
     let Some(endpoint) = wanted.endpoint.filter(|endpoint| seen.settings.endpoint != Some(*endpoint)) else {
         return false;
@@ -108,7 +109,7 @@ pub fn link_steps(wanted: WantedLink<'_>, observed: &LinkState) -> Vec<LinkStep>
     if observed.mtu != u32::from(mtu) {
         steps.push(LinkStep::SetMtu(mtu));
     }
-    // Up before the addresses: where the host has no IPv6, the last of them fails, and the rest holds.
+    // Up before the addresses: if the host has no IPv6, the last of them fails, and the rest works.
     if !observed.up {
         steps.push(LinkStep::Up);
     }

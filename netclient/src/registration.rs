@@ -1,8 +1,8 @@
-//! A host's registration at a server: what it keeps of the tunnel that control traffic takes (`netclient register`).
+//! A host's registration at a server: what it stores of the tunnel for control traffic (`netclient register`).
 //!
-//! Pure, and the twin of [`Membership`](crate::membership::Membership): it is kept in the agent's directory, and
-//! [`comms`](crate::comms) brings it up. Before the host has joined a network, a registration has a deadline, which is a
-//! [`BootTime`].
+//! Pure, and the counterpart of [`Membership`](crate::membership::Membership): it is stored in the agent's directory,
+//! and [`comms`](crate::comms) brings it up. Before the host has joined a network, a registration has a deadline, which
+//! is a [`BootTime`].
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Registration {
     pub private_key: PrivateKey,
     /// What the server answered.
     pub terms: Terms,
-    /// When it ends unless the host joins; absent: it has joined.
+    /// When it expires unless the host joins; absent: the host has joined.
     pub deadline: Option<BootTime>,
 }
 
@@ -33,18 +33,18 @@ pub struct Registration {
 pub struct Terms {
     /// The server's end of the tunnel.
     pub public_key: WireGuardKey,
-    /// Where that is found, UDP.
+    /// Its UDP address.
     pub endpoint: Endpoint,
     /// The host's address in the tunnel.
     pub address: Ipv4Addr,
-    /// Where the agents' service is found in the tunnel.
+    /// The address of the agents' service in the tunnel.
     pub server: SocketAddrV4,
 }
 
-/// A moment of one run of the host's kernel.
+/// A moment during one boot of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTime {
-    /// The run (`/proc/sys/kernel/random/boot_id`).
+    /// The boot (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
     /// The time of `CLOCK_BOOTTIME`.
     pub at: Duration,
@@ -56,34 +56,34 @@ impl BootTime {
         Self { boot: String::new(), at: Duration::ZERO }
     }
 
-    /// The moment that comes so much later.
+    /// The moment that is `span` later.
     pub fn after(self, span: Duration) -> Self {
         Self { at: self.at + span, ..self }
     }
 
-    /// How far away it still is; absent: it has passed. With the run of the kernel that it belongs to it has passed, too.
+    /// How far away it still is; absent: it has passed, as has every moment of an earlier boot.
     pub fn left(&self, now: &Self) -> Option<Duration> {
         self.at.checked_sub(now.at).filter(|left| !left.is_zero() && self.boot == now.boot)
     }
 }
 
 impl Registration {
-    /// A registration as it comes about, before it has an interface.
+    /// A new registration, which has no interface yet.
     pub fn new(server: ServerAddress, private_key: PrivateKey, terms: Terms, deadline: Option<BootTime>) -> Self {
         Self { server, interface: String::new(), private_key, terms, deadline }
     }
 
-    /// Whether it is that one, whatever the server answered since.
+    /// Whether it is the same registration, whatever the server answered since.
     pub fn is(&self, other: &Self) -> bool {
         self.interface == other.interface && self.private_key == other.private_key
     }
 
-    /// Whether its tunnel has the ends that these terms say.
+    /// Whether its tunnel has the ends of these terms.
     pub fn same_link(&self, terms: &Terms) -> bool {
         self.terms.address == terms.address && self.terms.server == terms.server
     }
 
-    /// Whether it has ended because the host did not join.
+    /// Whether it has expired because the host did not join.
     pub fn has_expired(&self, now: &BootTime) -> bool {
         self.deadline.as_ref().is_some_and(|deadline| deadline.left(now).is_none())
     }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_is_over_at_its_time_and_with_the_run_of_the_kernel() {
+    fn a_deadline_passes_at_its_time_and_with_a_reboot() {
         let at = |boot: &str, seconds| BootTime { boot: boot.into(), at: Duration::from_secs(seconds) };
         let deadline = at("a", 100).after(Duration::from_secs(600));
         assert_eq!(deadline.left(&at("a", 100)), Some(Duration::from_secs(600)));

@@ -1,6 +1,6 @@
 //! What the host's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables, which win.
 //!
-//! They override what a join would choose. A setting that is unknown or cannot be used is an error, never ignored.
+//! They override what a join would choose. An unknown setting or an invalid value is an error, never ignored.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct Settings {
 
 const NAMES: [&str; 5] = ["name", "endpoint", "port", "interface", "watch"];
 
-/// Why settings cannot be used.
+/// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
@@ -36,7 +36,7 @@ pub enum SettingsError {
         /// Why.
         source: std::io::Error,
     },
-    /// What it says, or a variable, cannot be used.
+    /// A value in the file, or a variable, is not valid.
     #[error(transparent)]
     Wrong(#[from] settings::SettingsError),
 }
@@ -82,9 +82,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_said() {
+    fn an_invalid_value_is_reported() {
         for (name, value) in [("PORT", "0"), ("WATCH", "no"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
-            let error = with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it cannot be used").to_string();
+            let error = with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");
         }
         let error = with("prot = 1", &[]).expect_err("it is unknown").to_string();

@@ -1,5 +1,5 @@
 //! The host around a device: links, forwarding, firewall, names. Each part takes the whole wanted state, may be applied
-//! twice, and touches nothing that is not the agent's own.
+//! twice, and changes nothing that is not the agent's own.
 
 pub mod firewall;
 pub mod forwarding;

@@ -1,4 +1,4 @@
-//! One network's tunnel on this host: brings device, link, forwarding and names to what a membership says.
+//! One network's tunnel on this host: makes device, link, forwarding and names what a membership says.
 //!
 //! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any time, by a new
 //! process as well, and does what is lacking.
@@ -22,7 +22,7 @@ use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::tunnels::{Changes, peer_settings};
 
-/// How many ports are tried where the wanted one is taken.
+/// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;
 
 /// One network's tunnel.
@@ -34,7 +34,7 @@ pub struct Tunnel {
     applied: AppliedEndpoints,
 }
 
-/// Why a tunnel is not as it should be.
+/// Why a tunnel could not be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// The device.
@@ -55,15 +55,16 @@ pub enum TunnelError {
 }
 
 impl Tunnel {
-    /// The tunnel of an interface; nothing is touched yet.
+    /// The tunnel of an interface; nothing is changed yet.
     pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf) -> Self {
         Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
-    /// Does what is lacking. Returns the port that was found free, where the wanted one was taken and another does.
+    /// Makes the host what the membership says. Returns the port that was found free if the wanted one was taken and
+    /// may differ.
     pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
         let port_fallback = match self.bring_device(membership).await {
-            // It ended meanwhile, by a crash or by hand: there is one more to be had.
+            // It ended meanwhile, by a crash or by hand: create another one.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
                 self.forget_device();
                 self.bring_device(membership).await?
@@ -80,9 +81,9 @@ impl Tunnel {
         let wanted = WantedLink { addresses: &interface.addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
         match self.host.apply_link(&self.interface, &steps).await {
-            // Half of a network is better than none.
+            // IPv4 alone is better than no network.
             Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
-                tracing::warn!(%error, "the network's IPv4 is set alone");
+                tracing::warn!(%error, "the network works by IPv4 alone");
             }
             outcome => outcome?,
         }
@@ -91,8 +92,8 @@ impl Tunnel {
         Ok(port_fallback)
     }
 
-    /// Does what is lacking where only these changes are: the device is not asked, and other peers are not looked at. Whatever
-    /// fails, or is not known to be as it should be, [`Tunnel::reconcile`] mends.
+    /// Applies these changes alone: the device is not observed, and other peers are not compared. Whatever fails, or is
+    /// not known to be right, [`Tunnel::reconcile`] repairs.
     pub async fn follow(&mut self, membership: &Membership, changes: Changes) -> Result<(), TunnelError> {
         let View { network, interface, .. } = &membership.view;
         let Changes { tunnels, names: names_changed } = changes;
@@ -121,7 +122,7 @@ impl Tunnel {
         self.socket.with_file_name(name)
     }
 
-    /// What the device does; absent: there is none.
+    /// Observes the device; absent: there is none.
     pub async fn observe(&mut self) -> Result<Option<DeviceState>, DeviceError> {
         if self.device.is_none() {
             let (host, interface, socket) = (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
@@ -140,7 +141,7 @@ impl Tunnel {
         }
     }
 
-    /// Takes everything down that was brought up: as much of it as can be, even if other parts fail.
+    /// Removes everything that was set up: as much as possible, even if parts fail.
     pub async fn remove(&mut self) -> Result<(), TunnelError> {
         let device = match self.observe().await {
             Ok(Some(_)) => self.with_device(|device| device.remove()).await,
@@ -216,12 +217,12 @@ impl Tunnel {
 /// The port after one that is taken, as long as it is near the wanted one.
 fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
     let last = wanted.saturating_add(PORTS);
-    // A port that was found earlier and is taken now may lie anywhere: the search begins at the wanted one.
+    // A port that was found earlier and is taken now may be any: the search begins at the wanted one.
     let next = if (wanted..last).contains(&taken) { taken + 1 } else { wanted };
     if taken >= last { Err(TunnelError::NoPort(wanted, last)) } else { Ok(next) }
 }
 
-/// Where peers are reached: addresses as they stand, names as they resolve right now.
+/// Where peers are reached: addresses as they are, names as they resolve right now.
 async fn resolve(
     host: &Arc<dyn Host>,
     tunnels: &BTreeMap<WireGuardKey, schema::view::Tunnel>,

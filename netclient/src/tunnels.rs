@@ -1,7 +1,7 @@
 //! What a device is given for the tunnels of a View.
 //!
-//! Pure. Which tunnels there are says the model ([`View::tunnels`](schema::view::View::tunnels)); here they become settings,
-//! with what is known only on this host: where names of endpoints lead right now.
+//! Pure. The model says which tunnels there are ([`View::tunnels`](schema::view::View::tunnels)); here they become
+//! settings, with what is known only on this host: what the names of endpoints resolve to right now.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// What leads from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
+    /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);
         if delta.interface.is_some() {
@@ -47,7 +47,7 @@ impl Changes {
     }
 }
 
-/// How the peers of a device are set for these tunnels; `found` says where they are reached, as far as that is known.
+/// The settings of a device's peers for these tunnels; `found` says where they are reached, as far as that is known.
 pub fn peer_settings(
     tunnels: &BTreeMap<WireGuardKey, Tunnel>,
     found: &BTreeMap<WireGuardKey, SocketAddr>,

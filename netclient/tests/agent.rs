@@ -19,7 +19,7 @@ const CHANGED: &str = r#"network "corp" {
 }"#;
 /// What a change that is pushed takes at most: half of a second is spread over all agents.
 const PUSHED: Duration = Duration::from_secs(2);
-/// What the server gives a stream that it ends.
+/// The status with which the server ends a stream.
 const PARTING: Duration = Duration::from_secs(3);
 
 #[tokio::test(start_paused = true)]

@@ -469,8 +469,12 @@ impl Plan {
     /// The resources that have changed since the plan was made, each with its current revision.
     pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
         let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
-        let mut stale: Vec<_> =
-            self.base_revisions.iter().filter(|(id, was)| now(id) != **was).map(|(id, _)| (id.clone(), now(id))).collect();
+        let mut stale: Vec<_> = self
+            .base_revisions
+            .iter()
+            .filter(|(id, was)| now(id) != **was)
+            .map(|(id, _)| (id.clone(), now(id)))
+            .collect();
         let identity = |id: &ResourceId| {
             let joined = world.inventory.node(&id.node());
             joined.map(|joined| joined.identity)

@@ -148,7 +148,12 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
     let opened = open(&host, within(router, shutdown.clone()));
     let agent = match opened {
         Ok(agent) => agent,
-        Err(error) => return tracing::warn!(error = error_chain(&error), "client mode cannot start: this host is not a node of any network"),
+        Err(error) => {
+            return tracing::warn!(
+                error = error_chain(&error),
+                "client mode cannot start: this host is not a node of any network"
+            );
+        }
     };
     let client = Client::new(service, agent.clone());
     let looked_after = async {
@@ -163,7 +168,10 @@ pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: 
 /// Runs the agent's daemon.
 async fn look_after(agent: Agent, shutdown: watch::Receiver<bool>) {
     if let Err(error) = daemon::run(agent, shutdown).await {
-        tracing::warn!(error = error_chain(&error), "the agent of this host has ended: its networks are no longer kept up to date");
+        tracing::warn!(
+            error = error_chain(&error),
+            "the agent of this host has ended: its networks are no longer kept up to date"
+        );
     }
 }
 

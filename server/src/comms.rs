@@ -267,7 +267,10 @@ impl Comms {
         let served = mended.and_then(|()| serving.keep(&self.host));
         match served {
             Ok(()) if !whole => {
-                tracing::warn!(interface = self.host.interface, "the tunnels to agents were damaged and have been repaired");
+                tracing::warn!(
+                    interface = self.host.interface,
+                    "the tunnels to agents were damaged and have been repaired"
+                );
                 *trouble = None;
             }
             Ok(()) => *trouble = None,

@@ -81,8 +81,14 @@ impl LastSeen {
     /// Records a call of a node: the revision that it has, and the transport of the call.
     pub fn record(&self, id: &NodeId, revision: Revision, transport: Control) {
         let seen = Seen { time: Timestamp::now(), revision };
-        let heard =
-            |streams| Sighting { seen, since: Instant::now(), before: Duration::ZERO, transport, streams, stored: false };
+        let heard = |streams| Sighting {
+            seen,
+            since: Instant::now(),
+            before: Duration::ZERO,
+            transport,
+            streams,
+            stored: false,
+        };
         let mut all = self.all();
         match all.get_mut(id) {
             Some(sighting) => *sighting = heard(std::mem::take(&mut sighting.streams)),

@@ -60,7 +60,8 @@ fn operation(rule: &Rule, components: &mut Components) -> Value {
         "responses": { "200": response, "default": failure },
     });
     if not_modified {
-        operation["responses"]["304"] = json!({ "description": "The caller has it already, according to its `If-None-Match`." });
+        operation["responses"]["304"] =
+            json!({ "description": "The caller has it already, according to its `If-None-Match`." });
     }
     if let Some(schema) = request {
         operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
@@ -109,7 +110,11 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
                 json!({ "name": name, "in": "query", "description": doc, "schema": schema })
             };
             let after = number("after", 0, "The revision above which the log is returned.");
-            let limit = number("limit", 100, "How many entries at most, 1 to 1000; a number outside of that becomes the nearest in it.");
+            let limit = number(
+                "limit",
+                100,
+                "How many entries at most, 1 to 1000; a number outside of that becomes the nearest in it.",
+            );
             Shape { parameters: vec![after, limit], ..returns(components.of::<Vec<LogEntry>>()) }
         }
         Operation::Apply => {

@@ -153,7 +153,9 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// A file of the database cannot be opened.
-    #[error("cannot open the database {path}; check that it is a database of nmserver and that nmserver may write to it")]
+    #[error(
+        "cannot open the database {path}; check that it is a database of nmserver and that nmserver may write to it"
+    )]
     Open {
         /// The file.
         path: String,

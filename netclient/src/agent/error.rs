@@ -1,4 +1,4 @@
-//! Why the agent did not do something, in words that say what to do instead.
+//! Why the agent did not do something, with what to do instead.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::tunnel::TunnelError;
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// State could not be read or kept.
+    /// State could not be read or stored.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The server.
@@ -29,15 +29,15 @@ pub enum AgentError {
     /// The device would be refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// What the server sent cannot be believed or understood.
-    #[error("the server's update is invalid: {0}; it may be another server, or of another version")]
+    /// What the server sent is not valid.
+    #[error("the server's update is not valid: {0}; it may be another server, or of another version")]
     InvalidUpdate(#[from] proto::convert::Malformed),
     /// The host is not in that network.
-    #[error("this host is in no network {0}; `netclient list` shows its networks")]
+    #[error("this host is not in the network {0}; `netclient list` shows its networks")]
     NotMember(NetworkName),
     /// The tunnel to the server would take addresses that are used here.
     #[error(
-        "{address}, which the tunnel to the server would have, lies in {range} of {interface} on this host; have \
+        "the tunnel to the server needs {address}, which lies in {range} of {interface} on this host; have \
          COMMS_RANGE set to another range on the server, or join without: netclient join -t TOKEN"
     )]
     Overlaps {
@@ -45,29 +45,29 @@ pub enum AgentError {
         address: IpAddr,
         /// The range that it lies in.
         range: IpNet,
-        /// Whose range that is.
+        /// The interface with that range.
         interface: String,
     },
-    /// The identity is gone without which the server does not know the host.
+    /// The identity by which the server knows the host is gone.
     #[error(
-        "the identity of this host at the server of {0} is gone; the tunnel stays as it is, but has to be made anew: \
+        "the identity of this host at the server of {0} is lost; the tunnel stays up for now; leave and join again: \
          netclient leave --force -n {0}, and join again"
     )]
     NoIdentity(NetworkName),
     /// The server was restored or set up anew and does not know the host.
     #[error(
-        "the server does not know this node since it was restored or set up anew; the tunnel stays as it is; to be \
-         known again: netclient leave --force -n {0}, and join again"
+        "the server was restored or set up anew and does not know this node; the tunnel stays as it is; to join \
+         anew: netclient leave --force -n {0}, and join again"
     )]
     Forgotten(NetworkName),
     /// Another server has a network of that name.
-    #[error("this host is in a network {0} of another server; leave that first: netclient leave -n {0}")]
+    #[error("this host is already in a network {0} of another server; leave that one first: netclient leave -n {0}")]
     OtherServer(NetworkName),
-    /// Somebody else looks after the network right now.
-    #[error("another netclient is at work on network {0}; try again when it is done")]
+    /// Another process has locked the network.
+    #[error("another netclient is working on network {0}; try again when it is done")]
     Busy(NetworkName),
-    /// The host's name is no name for a node.
-    #[error("{name:?} cannot be the name of a node: {why}; join with --name{}", hint(.meant))]
+    /// The host's name is not a valid name of a node.
+    #[error("{name:?} is not a valid name for a node: {why}; join with --name{}", hint(.meant))]
     HostName {
         /// The name of the host.
         name: String,
@@ -79,8 +79,8 @@ pub enum AgentError {
     /// The host joined, but its tunnel did not come up, so it left again.
     #[error("the tunnel did not come up, so this host left the network again")]
     NotUp(#[source] TunnelError),
-    /// The server says that the host is no node of the network any more.
-    #[error("the server has removed this node from network {0}; everything of it is taken down")]
+    /// The server says that the host is no longer a node of the network.
+    #[error("the server has removed this node from network {0}; everything of it has been removed from this host")]
     Removed(NetworkName),
 }
 

@@ -1,4 +1,4 @@
-//! Joining: a host is let into a network, and its tunnel comes up, or nothing is left of the attempt.
+//! Joining: a host joins a network, and its tunnel comes up, or nothing is left of the attempt.
 
 use futures_util::future::BoxFuture;
 use proto::convert::{DecodedUpdate, Position, accept_update};
@@ -14,7 +14,7 @@ use crate::control::{Control, ControlError, JoinRequest};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
 
-/// What a join may choose; what is absent here is taken from the settings, and then chosen by itself.
+/// The options of a join; what is absent here is taken from the settings, and then chosen by the agent.
 #[derive(Clone, Debug, Default)]
 pub struct JoinOptions {
     /// The name to join under.
@@ -27,8 +27,8 @@ pub struct JoinOptions {
     pub endpoint: Option<Endpoint>,
 }
 
-/// How a host is let in: asks whoever decides, with the connection to the server and a challenge from it, and returns the
-/// name under which the host is in, and its View.
+/// How a host is admitted: asks the server, by a connection and a challenge from it, and returns the name under which
+/// the host has joined, and its View.
 pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
             &'a Control,
@@ -38,19 +38,19 @@ pub type JoinMethod = Box<
         + Send,
 >;
 
-/// What came of a join.
+/// The result of a join.
 #[derive(Clone, Debug)]
 pub enum Joined {
-    /// The host is in.
+    /// The host has joined.
     New(Membership),
-    /// It was in already.
+    /// It had joined before.
     Already(Membership),
 }
 
 impl Agent {
-    /// Joins the network of a token and brings its tunnel up. A host that is in already stays as it is.
+    /// Joins the network of a token and brings its tunnel up. A host that has joined already stays as it is.
     ///
-    /// Whatever fails, nothing is left behind, on the host or on the server.
+    /// Whatever fails, nothing is left, on the host or on the server.
     pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
         let token = token.clone();
         let (network, server) = (token.network.clone(), address_of(&token));
@@ -60,7 +60,7 @@ impl Agent {
         self.admit(&network, &server, options, method).await
     }
 
-    /// Joins a network by a method of one's own; for the rest as [`Agent::join`].
+    /// Joins a network by another method of admission; otherwise like [`Agent::join`].
     pub async fn admit(
         &self,
         network: &NetworkName,
@@ -79,7 +79,7 @@ impl Agent {
             member.leave_again().await;
             return Err(AgentError::NotUp(error));
         }
-        // Says which port was found, and that the View is set. If it fails, the next one says so.
+        // Reports the port that was found, and that the View is applied. If it fails, the next one reports it.
         match member.check_in(true).await {
             Ok(Accepted::Changed) => drop(member.apply().await),
             Ok(_) => {}
@@ -88,7 +88,7 @@ impl Agent {
         Ok(Joined::New(member.membership().clone()))
     }
 
-    /// A host that is in already, and may learn where the server is found now.
+    /// A host that has joined already, and may learn a new address of the server.
     async fn stay(&self, mut membership: Membership, server: &ServerAddress, free: bool) -> Result<Joined, AgentError> {
         if membership.server.signing_key != server.signing_key {
             return Err(AgentError::OtherServer(membership.network));
@@ -106,7 +106,7 @@ impl Agent {
         Ok(Joined::Already(membership))
     }
 
-    /// Has the server let the host in, and keeps what it sent.
+    /// Makes the server admit the host, and stores what it sent.
     async fn enter(
         &self,
         network: &NetworkName,
@@ -125,14 +125,14 @@ impl Agent {
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
         let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
-        // Kept before it is used: if the answer is lost, the next try is known to be the same host.
+        // Stored before it is used: if the answer is lost, the server knows the next try as the same host.
         attempt.keep()?;
         let identity = &attempt.identity;
         let request = JoinRequest { name: &name, identity, private_key: &private_key, facts, os: os() };
         let (node, update) = match method(&control, challenge, request).await {
             Ok(answer) => answer,
             Err(error) => {
-                // Only a server that says no does not know it.
+                // Only a server that refused does not know it.
                 if !matches!(error, ControlError::Refused(_)) {
                     attempt.commit();
                 }
@@ -158,13 +158,13 @@ impl Agent {
             Ok((membership, journal))
         });
         if kept.is_err() {
-            // It is in, but cannot use that. If this fails as well, an admin has to remove the node.
+            // It has joined, but cannot use the answer. If this fails as well, an admin has to remove the node.
             let _ = control.leave(network).await;
             return kept;
         }
         attempt.commit();
         if let Err(error) = self.comms(&server.signing_key).keep().await {
-            // The next use of the tunnel, or a new registration, puts that right; TLS is there.
+            // The next use of the tunnel, or a new registration, corrects that; TLS works meanwhile.
             tracing::warn!(error = error_chain(&error), "the tunnel to the server may expire");
         }
         kept
@@ -193,7 +193,7 @@ fn host_name() -> Result<Name, AgentError> {
     short.to_lowercase().parse().map_err(refused)
 }
 
-/// What the host runs, for people to read.
+/// The host's operating system, for people to read.
 fn os() -> String {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");

@@ -9,7 +9,7 @@ use super::AgentError;
 use crate::device::{PrivateKey, Refusal};
 use crate::directory::{Directory, DirectoryError};
 
-/// The identity at a server for an attempt that may come to nothing. One that was made for the attempt is forgotten with it,
+/// The identity at a server for an attempt that may fail. One that was made for the attempt is forgotten with it,
 /// unless [`Attempt::commit`] says that the server may know it.
 pub(super) struct Attempt<'a> {
     directory: &'a Directory,
@@ -20,7 +20,7 @@ pub(super) struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// Begins an attempt with the identity that there is, or with a new one; the caller has the right to make it.
+    /// Begins an attempt with the existing identity, or with a new one; the caller holds the lock.
     pub(super) fn begin(directory: &'a Directory, server: SigningKey) -> Result<Self, AgentError> {
         let known = directory.identity(&server)?;
         let forget = known.is_none();
@@ -36,7 +36,7 @@ impl<'a> Attempt<'a> {
         self.directory.keep_identity(&self.server, &self.identity)
     }
 
-    /// Has the identity outlive the attempt.
+    /// Makes the identity outlive the attempt.
     pub(super) fn commit(&mut self) {
         self.forget = false;
     }
@@ -45,7 +45,7 @@ impl<'a> Attempt<'a> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.forget {
-            // It stands for nothing; if it stays, it will be used the next time.
+            // No server knows it; if it stays, it will be used the next time.
             let _ = self.directory.forget_identity(&self.server);
         }
     }

@@ -1,4 +1,4 @@
-//! Leaving: the server hears of it, everything is taken down, and nothing is kept.
+//! Leaving: the server is sent it, everything is removed from the host, and nothing is stored.
 
 use schema::scalars::{NetworkName, SigningKey};
 
@@ -6,8 +6,8 @@ use super::{Agent, AgentError};
 use crate::directory::DirectoryError;
 
 impl Agent {
-    /// Leaves a network, and takes everything of it down. With `force` whatever the server says, and also where the
-    /// host cannot send it anything, since its state is damaged.
+    /// Leaves a network, and removes everything of it. With `force` whatever the server says, and even if the host
+    /// cannot send it anything because its state is damaged.
     pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
         match self.member(network) {
             Ok(mut member) => member.leave(force).await,
@@ -18,7 +18,7 @@ impl Agent {
         }
     }
 
-    /// Takes down what is left of a network whose state is damaged.
+    /// Removes what is left of a network whose state is damaged.
     async fn give_up(&self, network: &NetworkName) -> Result<(), AgentError> {
         let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
         match self.directory.membership(network) {

@@ -26,28 +26,28 @@ pub struct Member {
     control: Arc<Control>,
     /// The facts of this host that were sent last.
     sent_facts: Option<Facts>,
-    /// Where the View stands that was applied, as far as this process knows.
+    /// The position of the View that was applied, as far as this process knows.
     applied: Position,
-    /// What changed since; absent: nobody knows.
+    /// What changed since; absent: unknown.
     changes: Option<Changes>,
-    /// What continues the membership on the disk; absent: the disk lacks something of it.
+    /// The journal of the membership on the disk; absent: the disk lacks something of it.
     journal: Option<Journal>,
     _lock: Option<Lock>,
 }
 
 impl Member {
-    /// Takes charge of a network that the host is in.
+    /// Locks and opens a network that the host is in.
     pub fn open(agent: Agent, network: &NetworkName) -> Result<Self, AgentError> {
         let lock = agent.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
         let kept = agent.directory.kept(network)?.ok_or_else(|| AgentError::NotMember(network.clone()))?;
         let Kept { membership, journal, torn } = kept;
         if torn {
-            tracing::warn!(%network, "the last update was not kept whole; going on from the one before");
+            tracing::warn!(%network, "the last update was not stored completely; continuing from the one before");
         }
         Ok(Self { _lock: Some(lock), ..Self::new(agent, membership, journal)? })
     }
 
-    /// A membership that the caller has charge of.
+    /// A membership that the caller has locked.
     pub(super) fn new(agent: Agent, membership: Membership, journal: Journal) -> Result<Self, AgentError> {
         let server = &membership.server;
         let identity = agent.directory.identity(&server.signing_key)?;
@@ -67,7 +67,7 @@ impl Member {
         })
     }
 
-    /// The membership as it stands.
+    /// The current membership.
     pub fn membership(&self) -> &Membership {
         &self.membership
     }
@@ -77,7 +77,7 @@ impl Member {
         &self.control
     }
 
-    /// What the host says of itself.
+    /// What the host reports about itself.
     pub fn facts(&self) -> Facts {
         let Membership { endpoint, .. } = &self.membership;
         let endpoint = endpoint.as_ref().or(self.agent.settings.endpoint.as_ref());
@@ -89,12 +89,12 @@ impl Member {
         self.sent_facts = Some(facts);
     }
 
-    /// Whether other facts were sent, or none.
+    /// Whether the facts differ from those that were sent last.
     pub fn has_news(&self) -> bool {
         self.sent_facts.as_ref() != Some(&self.facts())
     }
 
-    /// Takes in what the server sent, and keeps it; a disk that is full keeps nobody from knowing it.
+    /// Accepts what the server sent, and stores it; it is used even if the disk is full.
     pub fn take(&mut self, update: &Update) -> Result<Accepted, AgentError> {
         let (position, view) = (self.membership.position, self.membership.view.clone());
         let accepted = self.membership.accept(update, &self.control.identity())?;
@@ -111,7 +111,7 @@ impl Member {
         Ok(accepted)
     }
 
-    /// Keeps one more update: in the log, as long as that is worth it.
+    /// Stores one more update: in the log, unless a new base costs less.
     fn keep(&mut self, update: &Update) {
         let network = &self.membership.network;
         let appended = match &mut self.journal {
@@ -133,13 +133,13 @@ impl Member {
         }
     }
 
-    /// What the disk lacks now is written when the View is applied the next time.
+    /// What the disk lacks now is written the next time that the View is applied.
     fn not_kept(&mut self, error: &DirectoryError) {
         self.journal = None;
-        tracing::warn!(error = error_chain(error), "what the server sent is known, but not kept");
+        tracing::warn!(error = error_chain(error), "cannot store what the server sent; using it from memory");
     }
 
-    /// Applies what has changed in the View since it was applied last; everything, where that is not known.
+    /// Applies what has changed in the View since it was applied last; everything, if that is not known.
     pub async fn apply(&mut self) -> Result<(), TunnelError> {
         let Some(changes) = self.changes.take() else { return self.reconcile().await };
         match self.tunnel.follow(&self.membership, changes).await {
@@ -169,13 +169,13 @@ impl Member {
         }
     }
 
-    /// Where the View stands that was applied, which is what a check-in says: what came and could not be applied does not
-    /// count, so that the server does not take it for done.
+    /// The position of the View that was applied, which is what a check-in reports: what could not be applied does not
+    /// count, so that the server does not consider it done.
     pub fn applied(&self) -> Position {
         self.applied
     }
 
-    /// Checks in, and takes in what the server sends.
+    /// Checks in, and accepts what the server sends.
     pub async fn check_in(&mut self, with_facts: bool) -> Result<Accepted, AgentError> {
         let facts = with_facts.then(|| self.facts());
         let update = self.control.check_in(&self.membership.network, self.applied, facts.clone()).await?;
@@ -189,30 +189,30 @@ impl Member {
         }
     }
 
-    /// Asks for the whole View, and takes it in.
+    /// Asks for the whole View, and accepts it.
     pub async fn pull(&mut self) -> Result<Accepted, AgentError> {
         let update = self.control.whole(&self.membership.network).await?;
         self.take(&update)
     }
 
-    /// Reports to the server that the host leaves, and takes everything down; with `force` whatever the server says.
+    /// Reports to the server that the host leaves, and removes everything; with `force` whatever the server says.
     pub async fn leave(&mut self, force: bool) -> Result<(), AgentError> {
         match self.control.leave(&self.membership.network).await {
             Err(error) if force => {
-                tracing::warn!(%error, "the server did not hear of it; an admin has to remove the node")
+                tracing::warn!(%error, "could not report the leave to the server; an admin has to remove the node")
             }
             outcome => outcome?,
         }
         self.take_down().await
     }
 
-    /// Takes everything down, and forgets the network.
+    /// Removes everything of the network, and forgets it.
     pub async fn take_down(&mut self) -> Result<(), AgentError> {
         self.tunnel.remove().await?;
         self.agent.forget(&self.membership.network, &self.membership.server.signing_key).await
     }
 
-    /// Undoes a join whose tunnel did not come up, as far as that goes.
+    /// Undoes a join whose tunnel did not come up, as far as possible.
     pub(super) async fn leave_again(&mut self) {
         if let Err(error) = self.leave(true).await {
             tracing::warn!(error = error_chain(&error), network = %self.membership.network, "could not undo the join");

@@ -1,4 +1,4 @@
-//! How the host's networks and its tunnels to servers are: the documents that `list` and `status` print.
+//! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status` print.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::comms;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
 
-/// How a host's networks are.
+/// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     /// The networks, by name.
@@ -26,24 +26,24 @@ pub struct Status {
     pub registrations: Vec<RegistrationStatus>,
 }
 
-/// How the tunnel to a server is.
+/// The state of the tunnel to a server.
 #[derive(Clone, Debug, Serialize)]
 pub struct RegistrationStatus {
-    /// Where the server's end of it is found.
+    /// The address of the server's end.
     pub endpoint: Endpoint,
     /// Its interface.
     pub interface: String,
-    /// Whether it is there.
+    /// Whether it is up.
     pub up: bool,
     /// The host's address in it.
     pub address: IpAddr,
-    /// When the server was last heard through it.
+    /// When its last handshake was completed.
     pub last_handshake: Option<Timestamp>,
     /// Seconds until it expires unless the host joins; absent: the host has joined.
     pub expires: Option<u64>,
 }
 
-/// How one of them is.
+/// The state of one network.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkStatus {
     /// The network.
@@ -52,13 +52,13 @@ pub struct NetworkStatus {
     pub node: Name,
     /// Its interface.
     pub interface: String,
-    /// Whether the tunnel is there.
+    /// Whether the tunnel is up.
     pub up: bool,
-    /// The life of the server's database.
+    /// The epoch of the server's database.
     pub epoch: u64,
     /// The revision that the server sent the host last.
     pub revision: Revision,
-    /// The transport of control traffic; none where no daemon runs.
+    /// The transport of control traffic; none if no daemon runs.
     pub control: api::Control,
     /// The host's addresses.
     pub addresses: BTreeSet<IpAddr>,
@@ -66,7 +66,7 @@ pub struct NetworkStatus {
     pub peers: Vec<PeerStatus>,
 }
 
-/// How a peer is.
+/// The state of a peer.
 #[derive(Clone, Debug, Serialize)]
 pub struct PeerStatus {
     /// The node.
@@ -82,7 +82,7 @@ pub struct PeerStatus {
 }
 
 impl Agent {
-    /// How the host's networks are; `control` returns the transport of their control traffic.
+    /// The state of the host's networks; `control` returns the transport of their control traffic.
     pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
@@ -90,7 +90,7 @@ impl Agent {
                 Ok(Some(membership)) => membership,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), %network, "a network is left out");
+                    tracing::warn!(error = error_chain(&error), %network, "cannot read a network; it is left out");
                     continue;
                 }
             };
@@ -127,12 +127,12 @@ impl Agent {
         Ok(Status { networks, registrations: self.registrations().await? })
     }
 
-    /// How the tunnels to servers are.
+    /// The state of the tunnels to servers.
     async fn registrations(&self) -> Result<Vec<RegistrationStatus>, AgentError> {
         let now = comms::now();
         let mut all = Vec::new();
         for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_expired(&now)) {
-            // One that gives no answer keeps nobody from seeing the rest.
+            // One that does not answer must not hide the rest.
             let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
             let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
             let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());

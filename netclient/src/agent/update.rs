@@ -1,4 +1,4 @@
-//! Checking in and pulling: what the server says is taken in and applied, once.
+//! Checking in and pulling: what the server sends is accepted and applied, once.
 
 use schema::scalars::NetworkName;
 
@@ -9,7 +9,7 @@ use crate::membership::Accepted;
 impl Agent {
     /// Checks in once, and applies what the server sends. Returns whether anything was new.
     ///
-    /// The tunnel comes up by what is on the disk before the server is asked.
+    /// The tunnel is brought up from the state on the disk before the server is asked.
     pub async fn check_in(&self, network: &NetworkName) -> Result<bool, AgentError> {
         let mut member = self.member(network)?;
         let up = member.reconcile().await;
@@ -27,7 +27,7 @@ impl Agent {
         Self::finish(member, accepted).await
     }
 
-    /// Applies what the server sent, and reports so; whether that was new.
+    /// Applies what the server sent, and reports that; whether it was new.
     async fn finish(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
         let news = accepted == Accepted::Changed;
         loop {

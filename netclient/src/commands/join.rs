@@ -32,7 +32,7 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
         }));
     }
     let mut data = io::stdout().lock();
-    let what = if new { "Joined" } else { "Already in" };
+    let what = if new { "Joined" } else { "Already joined" };
     let Membership { network, node, interface, view, .. } = membership;
     let peers = match view.peers.len() {
         1 => "1 peer".to_owned(),

@@ -18,7 +18,7 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
         agent.directory.remove_if_empty();
     }
     let Registered { registration, new, answers } = registered?;
-    // A daemon that runs takes the tunnel from now on.
+    // A running daemon uses the tunnel from now on.
     looked_after(&agent);
     let (terms, interface) = (&registration.terms, &registration.interface);
     let expires =
@@ -36,7 +36,7 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     if !answers {
         let _ = writeln!(
             talk,
-            "It gives no answer yet: see that UDP to {} is let through. Until then control traffic goes by TLS.",
+            "It does not answer yet: check that UDP to {} is not blocked. Until then control traffic uses TLS.",
             terms.endpoint
         );
     }

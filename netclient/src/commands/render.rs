@@ -12,7 +12,7 @@ use super::{Outcome, json as print_json};
 use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
 use crate::args::Form;
 
-const NONE: &str = "This host is in no network. Join one with: netclient join -t TOKEN";
+const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
 
 pub(super) fn done(form: Form, network: &NetworkName, what: &str) -> Outcome {
     if form.json {

@@ -1,5 +1,5 @@
-//! How a connection to the server comes about: under TLS to the first of its addresses that answers; through the tunnel to
-//! it; or inside a program that holds both agent and server.
+//! How a connection to the server is made: under TLS to the first of its addresses that answers; through the tunnel to
+//! it; or inside a process that holds both agent and server.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,19 +24,19 @@ use crate::membership::ServerAddress;
 
 /// How long one address may take to answer.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How often a connection that says nothing is asked whether it is still there, and how long it may take to answer.
+/// How often a silent connection is sent a ping, and how long the answer may take.
 const PING: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(5);
-/// The same for the tunnel, which is preferred and therefore must not hold anybody up.
+/// The same for the tunnel, which is preferred and therefore must fail fast.
 const TUNNEL_PING: Duration = Duration::from_secs(5);
 /// After how long without an answer the tunnel counts as silent.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
 /// The address that this host uses towards the server, once it is known.
 pub(super) type Local = Arc<Mutex<Option<IpAddr>>>;
-/// Hears that the tunnel is silent.
+/// Called when the tunnel is silent.
 pub(super) type Hear = Arc<dyn Fn() + Send + Sync>;
-/// Makes one more connection to a server in the same program: the agent's end of it.
+/// Makes one more connection to a server in the same process: returns the agent's end of it.
 pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
 /// A channel under TLS that connects when it is needed. `local` keeps the address that this host uses.
@@ -61,7 +61,7 @@ pub(super) fn by_tunnel(comms: Comms, local: Local, silent: Hear, timeout: Durat
     endpoint(timeout, TUNNEL_PING, SILENCE).connect_with_connector_lazy(connect)
 }
 
-/// A channel to a server in the same program.
+/// A channel to a server in the same process.
 pub(super) fn within(open: Opener, timeout: Duration) -> Channel {
     let connect = tower::service_fn(move |_: Uri| {
         let stream = open();
@@ -100,7 +100,7 @@ async fn connect_to(
     server: &ServerAddress,
     local: &Mutex<Option<IpAddr>>,
 ) -> io::Result<Pin<Box<dyn Stream>>> {
-    let (host, _) = address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} names no port")))?;
+    let (host, _) = address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} has no port")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
@@ -117,7 +117,7 @@ async fn connect_to(
 async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent: Hear) -> io::Result<Watched> {
     match tokio::time::timeout(CONNECT, through(comms, local)).await {
         Ok(Ok(stream)) => Ok(Watched { stream, heard: Instant::now(), ended: false, silent }),
-        // The tunnel works, and nobody listens at its end: the server is down.
+        // The tunnel works, but nothing listens at its end: the server is down.
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
         Ok(Err(error)) => {
             silent();
@@ -131,20 +131,20 @@ async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent:
 }
 
 async fn through(comms: &Comms, local: &Mutex<Option<IpAddr>>) -> io::Result<TcpStream> {
-    let gone = || io::Error::other("this host is not registered there any more");
+    let gone = || io::Error::other("this host is no longer registered there");
     let registration = comms.registration().map_err(io::Error::other)?.ok_or_else(gone)?;
     let at = comms.bring_up(&registration).await.map_err(io::Error::other)?;
     *lock(local) = source_towards(at);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    // What is not acknowledged in time ends the connection: a call that waits is its own ping.
+    // Data that is not acknowledged in time ends the connection: a waiting call needs no ping.
     socket.set_tcp_user_timeout(Some(SILENCE))?;
     socket.set_tcp_nodelay(true)?;
     socket.bind_device(Some(registration.interface.as_bytes()))?;
     TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
 }
 
-/// A connection through the tunnel that reports when it ended in silence, and not by anything that the server said.
+/// A connection through the tunnel that reports whether it ended in silence, rather than by an answer of the server.
 struct Watched {
     stream: TcpStream,
     heard: Instant,
@@ -201,7 +201,7 @@ impl Drop for Watched {
     }
 }
 
-/// What a mutex holds, also where a thread that had it panicked: every value here is whole at any time.
+/// Locks a mutex, even if a thread that held it panicked: every value here is consistent at any time.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,5 @@
-//! What the agent demands of the server's certificate: that the CA of the token signed it, or a CA that the system trusts.
+//! What the agent requires of the server's certificate: that the CA of the token signed it, or a CA that the system
+//! trusts.
 //!
 //! The pin is of the CA's public key, which the server shows with its own certificate; the certificate itself may change
 //! at any time.
@@ -14,7 +15,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use schema::scalars::CaPin;
 use sha2::{Digest, Sha256};
 
-/// How to speak TLS with a server: pinned, or trusted by the system.
+/// The TLS configuration for a server: pinned, or trusted by the system.
 pub(super) fn client(pin: Option<&CaPin>) -> io::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -40,7 +41,7 @@ fn system_roots() -> io::Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Trusts what one CA signed, known by its public key.
+/// Trusts what one CA signed, identified by its public key.
 #[derive(Debug)]
 struct Pinned {
     pin: [u8; 32],

@@ -1,7 +1,7 @@
 //! Which transport control traffic takes: the tunnel to the server while it answers, else TLS on the public address.
 //!
-//! Pure: what happened, and when, comes in as values. The tunnel is left as soon as it is silent and TLS answers, and taken again
-//! once it has answered for a while: the longer, the sooner it fell silent after the last time.
+//! Pure: what happened, and when, comes in as values. The tunnel is left as soon as it is silent and TLS answers, and
+//! used again once it has answered for a hold-down time, which grows each time that it falls silent soon after.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,14 @@ use schema::api::Control;
 
 /// How often the tunnel is tried while TLS is in use.
 const PROBE: Duration = Duration::from_secs(5);
-/// How long the tunnel has to answer before it is taken again; twice as long each time that it does not last.
+/// How long the tunnel has to answer before it is used again (hold-down); twice as long each time that it does not
+/// last.
 const HOLD: Duration = Duration::from_secs(5);
 /// How often that is doubled at most: with the probes, returning to the tunnel takes less than a minute.
 const DOUBLINGS: u32 = 3;
-/// A tunnel that is refused for so long leads to something that is no server any more.
+/// A tunnel that is refused for this long leads to something that is no longer a server.
 const REFUSED: Duration = Duration::from_secs(10);
-/// A tunnel that answered this long after it was taken again has lasted.
+/// A tunnel that answered for this long after it was used again has lasted.
 const LASTING: Duration = Duration::from_secs(300);
 
 /// A transport to the server.
@@ -36,17 +37,17 @@ impl From<Transport> for Control {
     }
 }
 
-/// The transport that control traffic takes, and what speaks for the other one.
+/// The transport of control traffic, and the evidence for switching to the other one.
 #[derive(Debug)]
 pub(super) struct TransportSelector {
     transport: Transport,
-    /// The tunnel is in use and gave no answer.
+    /// The tunnel is in use and has not answered.
     silent: bool,
-    /// Since when calls through the tunnel in use have failed otherwise: the server is down, or nobody's end of it.
+    /// Since when calls through the tunnel in use have been refused: the server is down, or the tunnel leads elsewhere.
     failing: Option<Instant>,
-    /// Whether the tunnel has ever been left: one that is new need not prove itself.
+    /// Whether the tunnel has ever been left: a new one is used without a hold-down.
     left: bool,
-    /// When the tunnel was taken again.
+    /// When the tunnel was used again.
     returned: Option<Instant>,
     /// How often in a row it did not last.
     flaps: u32,
@@ -56,7 +57,7 @@ pub(super) struct TransportSelector {
 }
 
 impl TransportSelector {
-    /// The selector of an agent that has a tunnel, or has none.
+    /// A selector that starts with a transport.
     pub(super) fn new(transport: Transport, now: Instant) -> Self {
         Self {
             transport,
@@ -75,7 +76,7 @@ impl TransportSelector {
         self.transport
     }
 
-    /// The transports to try, the better first; the second only where the first gives no answer.
+    /// The transports to try, the better first; the second only if the first does not answer.
     pub(super) fn order(&self) -> [Transport; 2] {
         match (self.transport, self.silent) {
             (Transport::Tunnel, false) => [Transport::Tunnel, Transport::Tls],
@@ -83,21 +84,21 @@ impl TransportSelector {
         }
     }
 
-    /// Notes that the tunnel gave no answer in time.
+    /// Records that the tunnel did not answer in time.
     pub(super) fn fell_silent(&mut self) {
         self.silent = self.transport == Transport::Tunnel;
         self.answers = None;
     }
 
-    /// Notes that a call through the tunnel failed. One that was refused shows that the server is down, which switches
-    /// nothing; unless it is not, as TLS shows, and that goes on.
+    /// Records that a call through the tunnel failed. A refusal shows that the server is down, which is no reason to
+    /// switch, unless TLS shows for a while that it is not down.
     pub(super) fn failed(&mut self, now: Instant) {
         if self.transport == Transport::Tunnel {
             self.failing.get_or_insert(now);
         }
     }
 
-    /// Notes that the server answered by a transport; whether control traffic takes another one from now on.
+    /// Records that the server answered by a transport; whether control traffic uses another one from now on.
     pub(super) fn answered(&mut self, transport: Transport, now: Instant) -> bool {
         match (self.transport, transport) {
             (Transport::Tunnel, Transport::Tunnel) => (self.silent, self.failing) = (false, None),
@@ -120,7 +121,7 @@ impl TransportSelector {
                 };
                 return true;
             }
-            // TLS is gone, and the tunnel is not: there is nothing to wait for.
+            // TLS does not work and the tunnel does: there is nothing to wait for.
             (Transport::Tls, Transport::Tunnel) => {
                 self.take_tunnel(now);
                 return true;
@@ -134,7 +135,7 @@ impl TransportSelector {
         self.next_probe
     }
 
-    /// Notes what came of a probe of the tunnel; whether control traffic takes it from now on.
+    /// Records the result of a probe of the tunnel; whether control traffic uses it from now on.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         self.next_probe = now + PROBE;
         if !answered || self.transport == Transport::Tunnel {
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
         selector.fell_silent();
         assert_eq!((selector.transport(), selector.order()), (Transport::Tunnel, [Transport::Tls, Transport::Tunnel]));
-        assert!(!selector.answered(Transport::Tunnel, now), "it speaks again");
+        assert!(!selector.answered(Transport::Tunnel, now), "it answers again");
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
         selector.fell_silent();
         assert!(selector.answered(Transport::Tls, now));
@@ -209,7 +210,7 @@ mod tests {
         selector.failed(now + REFUSED);
         assert!(!selector.answered(Transport::Tls, now + REFUSED + PROBE));
         selector.failed(now + REFUSED * 2);
-        assert!(selector.answered(Transport::Tls, now + REFUSED * 2), "the tunnel leads to nobody");
+        assert!(selector.answered(Transport::Tls, now + REFUSED * 2), "the tunnel leads to no server");
     }
 
     #[test]
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_back_takes_less_than_a_minute_and_longer_each_time_that_it_does_not_last() {
+    fn returning_takes_less_than_a_minute_and_longer_each_time_that_it_does_not_last() {
         let start = Instant::now();
         let mut selector = fallen(start);
         let (mut now, mut took) = (start, Vec::new());

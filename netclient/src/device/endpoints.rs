@@ -1,5 +1,5 @@
 //! Where peers were last heard, remembered from one listing of a device to the next: neither the kernel nor gotatun can
-//! be asked for one peer, so that each question would cost as much as all peers.
+//! be asked for one peer, so each question would cost as much as all peers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,13 +26,13 @@ impl Endpoints {
         self.listed.is_none_or(|listed| now.saturating_duration_since(listed) > LONGEST_AGE)
     }
 
-    /// Takes a listing that was begun at `now`.
+    /// Records a listing that was begun at `now`.
     pub(super) fn list(&mut self, peers: impl Iterator<Item = (WireGuardKey, Option<SocketAddr>)>, now: Instant) {
         self.of = peers.filter_map(|(peer, endpoint)| Some((peer, endpoint?))).collect();
         self.listed = Some(now);
     }
 
-    /// Takes steps that the device has carried out: a peer that is put or removed needs no new listing.
+    /// Records steps that were applied to the device: a peer that is put or removed needs no new listing.
     pub(super) fn follow(&mut self, steps: &[DeviceStep]) {
         for step in steps {
             match step {
@@ -47,7 +47,7 @@ impl Endpoints {
         }
     }
 
-    /// Has the device listed before the next question: nobody knows how many steps of a list that failed it took.
+    /// Makes the device be listed before the next question: it is unknown how many steps of a failed list were applied.
     pub(super) fn doubt(&mut self) {
         self.listed = None;
     }

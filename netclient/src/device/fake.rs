@@ -1,6 +1,6 @@
-//! A device in memory, for tests of what stands above a device: it keeps the contract and records the steps.
+//! A device in memory, for tests of the layers above a device: it keeps the contract and records the steps.
 //!
-//! A [`Fake`] is a handle: clones share the device, so that a test keeps one and gives the other away.
+//! A [`Fake`] is a handle: clones share the device, so that a test keeps one and passes the other on.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ struct Inner {
 }
 
 impl Fake {
-    /// Takes the steps that were applied since it was last asked, in their order.
+    /// Takes the steps that were applied since the last call, in their order.
     pub fn take_applied(&self) -> Vec<DeviceStep> {
         std::mem::take(&mut self.lock().applied)
     }
@@ -41,7 +41,7 @@ impl Fake {
         self.lock().state.clone()
     }
 
-    /// Has the next [`Device::apply`] that no earlier call of this function claims fail.
+    /// Makes one [`Device::apply`] fail: the next one that no earlier call of this function makes fail.
     pub fn refuse_next(&self, refusal: Refusal) {
         self.lock().refusals.push_back(refusal);
     }

@@ -18,7 +18,7 @@ const RESOLVE: Duration = Duration::from_secs(2);
 const LONGEST_NAME: usize = 15;
 
 /// The time since the host was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of the
-/// host reads the same, and nobody sets it.
+/// host reads the same, and it cannot be set.
 pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
 }
@@ -33,7 +33,7 @@ pub async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
     found.ok()?.ok()?.next()
 }
 
-/// Runs what blocks on a thread that may; a panic of it goes on here.
+/// Runs what blocks on a thread that may; its panic continues here.
 pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
@@ -49,7 +49,7 @@ pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
 
 /// The source address of the default route of IPv4; absent: there is none.
 pub fn default_source() -> Option<IpAddr> {
-    // An address for documentation (RFC 5737): no other route than the default one leads there.
+    // An address for documentation (RFC 5737): only the default route leads there.
     source_towards(([192, 0, 2, 1], 9).into())
 }
 
@@ -63,8 +63,8 @@ pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
     }
 }
 
-/// Whether a device could be made, as far as that can be known before: the privilege is there, the name is good and free,
-/// and so is the port, if one is asked for.
+/// Whether a device could be created, as far as that can be known beforehand: the privilege is there, the name is valid
+/// and free, and so is the port, if one is requested.
 pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
     check_name(interface)?;
     if !may_make() {
@@ -74,13 +74,13 @@ pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
     port.map_or(Ok(()), free_port)
 }
 
-/// Whether this process may make interfaces; where the kernel does not say, making one will show.
+/// Whether this process may create interfaces; true if the kernel does not say.
 fn may_make() -> bool {
     let held = rustix::thread::capabilities(None);
     held.map_or(true, |sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
 }
 
-/// Whether a new interface may have the name: the kernel would take it, and nothing bears it.
+/// Whether a new interface may have the name: it is valid, and not in use.
 pub(super) fn free_name(interface: &str) -> Result<(), Refusal> {
     check_name(interface)?;
     match link_index(interface) {

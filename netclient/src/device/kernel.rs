@@ -1,6 +1,6 @@
-//! A device of the kernel's, where it has WireGuard.
+//! A device of the kernel, if it has WireGuard.
 //!
-//! It needs no process and carries no mark of ours: what exists under the name is taken for ours when the agent's state
+//! It needs no process and carries no mark of its maker: what exists under the name is the agent's if the agent's state
 //! says so. wireguard-control's `Key`, `Device` and `DeviceUpdate` print private keys with `Debug`, so none of them
 //! leaves this file or meets a log.
 
@@ -17,10 +17,10 @@ use wireguard_control::{
 use super::endpoints::Endpoints;
 use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal, host};
 
-/// What the kernel says to a kind of link, or a link, that it does not know as WireGuard's.
+/// What the kernel returns for a kind of link, or a link, that is not WireGuard's.
 const NOT_WIREGUARD: rustix::io::Errno = rustix::io::Errno::OPNOTSUPP;
 
-/// A WireGuard interface of the kernel's.
+/// A WireGuard interface of the kernel.
 #[derive(Debug)]
 pub struct Kernel {
     name: InterfaceName,
@@ -38,7 +38,7 @@ impl Kernel {
         }
     }
 
-    /// Makes an interface; absent: this kernel has no WireGuard.
+    /// Creates an interface; absent: this kernel has no WireGuard.
     pub fn create(interface: &str) -> Result<Option<Self>, DeviceError> {
         host::free_name(interface)?;
         let device = Self::named(interface)?;
@@ -89,7 +89,7 @@ impl Device for Kernel {
     }
 
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
-        // wireguard-control would make a missing interface anew, without addresses.
+        // wireguard-control would create a missing interface anew, without addresses.
         let device = self.present()?;
         let basics = Basics::of(steps, device.listen_port.unwrap_or(0));
         if device.public_key.is_none() && basics.private_key.is_none() && !steps.is_empty() {
@@ -182,7 +182,8 @@ fn name(interface: &str) -> Result<InterfaceName, Refusal> {
     interface.parse().map_err(|_| Refusal::NameInvalid { interface: interface.to_owned() })
 }
 
-/// Whether there is no such link, or none of WireGuard's, or no WireGuard (its netlink family is then unknown).
+/// Whether the error means that the link does not exist, or is not WireGuard's, or that there is no WireGuard (its
+/// netlink family is then unknown).
 fn means_absent(error: &io::Error) -> bool {
     is(error, rustix::io::Errno::NODEV) || is(error, NOT_WIREGUARD) || error.kind() == io::ErrorKind::NotFound
 }
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_of_another_kind_is_no_device() {
+    fn an_interface_of_another_kind_is_not_a_device() {
         assert!(Kernel::attach("lo").expect("asking the kernel works").is_none());
         assert!(Kernel::attach("no-such-link").expect("asking the kernel works").is_none());
     }

@@ -2,9 +2,9 @@
 //!
 //! Life of the process, in order: it takes the lock next to its socket, opens the socket and the TUN, prints one line
 //! of JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT,
-//! until the deadline that a request set, or until its interface or its socket is taken away from outside: unreachable,
-//! it would only hold the name. It leaves nothing behind. It also answers WireGuard's own protocol in `/run/wireguard`, for `wg show`, if that folder can be
-//! had.
+//! until the deadline that a request set, or until its interface or its socket is removed from outside: unreachable,
+//! it would only hold the name. It leaves nothing. It also answers WireGuard's own protocol in `/run/wireguard`, for
+//! `wg show`, if it can use that folder.
 //!
 //! It keeps no settings: what the agent applied is gone with it. One that panics anywhere ends as a whole, since half
 //! a device (gotatun's tasks are many) would look healthy; the agent makes a new one.
@@ -39,7 +39,7 @@ const REMOVAL: Duration = Duration::from_secs(5);
 /// The exit status of a process that panicked: that of Rust.
 const PANICKED: i32 = 101;
 
-/// How a device process ended that left nothing behind.
+/// How a device process ended that cleaned up everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// A request or a signal asked for it.
@@ -48,7 +48,7 @@ pub enum Ended {
     Expired,
 }
 
-/// Serves the interface until it is asked to end: the whole life of a device process, of which it takes charge (umask, panic
+/// Serves the interface until it is asked to end: the whole life of a device process, which it sets up (umask, panic
 /// hook, signals). When it returns, interface, sockets and lock are gone.
 ///
 /// The error has been announced on standard output by then; print it on standard error, which is the log.
@@ -73,7 +73,7 @@ async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
     match server.serve().await {
         End::Asked(client) => {
             server.close().await;
-            // Who asked may be gone; the wish is fulfilled all the same.
+            // The client may be gone; its request is carried out all the same.
             let _ = answer(client, &Reply::Done).await;
             Ok(Ended::Asked)
         }
@@ -91,22 +91,22 @@ async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
 
 /// Why a device process ends.
 enum End {
-    /// Someone asked, and waits to hear that it is done.
+    /// A client asked for it, and waits for the reply.
     Asked(UnixStream),
     /// A signal came.
     Signalled,
     /// The deadline came.
     Expired,
-    /// The interface or the socket was taken away, or gotatun gave up.
+    /// The interface or the socket was removed, or gotatun failed.
     Lost,
 }
 
 struct Server {
     interface: String,
-    /// The interface's index: another of the same name is not ours.
+    /// The interface's index: another of the same name is not this device's.
     index: u32,
     engine: Engine,
-    // Held for its end, which removes the file.
+    // Held because dropping it removes the file.
     _uapi: Option<OwnFile>,
     listener: UnixListener,
     socket: OwnFile,
@@ -114,7 +114,7 @@ struct Server {
     watch: Interval,
     /// The time of [`host::boottime`] to end at; absent: none.
     expiry: Option<Duration>,
-    // Last: the lock is released when all else is gone.
+    // Last: the lock is released when everything else is gone.
     _lock: Lock,
 }
 
@@ -161,7 +161,7 @@ impl Server {
         }
     }
 
-    /// Hears one request and answers it, unless it ends the process.
+    /// Reads one request and answers it, unless it ends the process.
     async fn hear(&mut self, client: UnixStream) -> Option<End> {
         let mut client = client;
         let reply = match timeout(TIMEOUT, read(&mut client)).await.ok()?.ok()? {
@@ -185,7 +185,7 @@ impl Server {
     }
 
     fn is_whole(&self) -> bool {
-        // A kernel that cannot be asked says nothing about the link.
+        // If the kernel cannot be asked, nothing is known about the link.
         let same_link = host::link_index(&self.interface).map_or(true, |found| found == Some(self.index));
         same_link && self.socket.is_there()
     }
@@ -209,7 +209,7 @@ fn is_due(expiry: Option<Duration>, now: Duration) -> bool {
     expiry.is_some_and(|expiry| expiry <= now)
 }
 
-/// Opens the socket in the place of one that a process left which was killed; the caller has the lock.
+/// Opens the socket in place of one that a killed process left; the caller has the lock.
 fn listen(socket: &Path) -> io::Result<(UnixListener, OwnFile)> {
     files::remove(socket)?;
     let listener = UnixListener::bind(socket)?;
@@ -232,7 +232,7 @@ fn hello(interface: &str) -> Reply {
     Reply::Hello(Hello { version: VERSION, interface: interface.to_owned() })
 }
 
-/// Reads a request; absent: it is not one of ours. Requests carry the private key, so the text is wiped.
+/// Reads a request; absent: it is not one of this release. Requests carry the private key, so the text is wiped.
 async fn read(client: &mut UnixStream) -> io::Result<Option<Request>> {
     let mut text = Zeroizing::new(Vec::new());
     client.take(LONGEST).read_to_end(&mut text).await?;
@@ -244,7 +244,7 @@ async fn answer(mut client: UnixStream, reply: &Reply) -> io::Result<()> {
     timeout(TIMEOUT, client.write_all(&text)).await?
 }
 
-/// Says on standard output whether the device is ready.
+/// Writes to standard output whether the device is ready.
 fn announce(reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');

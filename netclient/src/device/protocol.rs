@@ -1,9 +1,9 @@
-//! What the agent and a device process say to each other over the process's socket.
+//! The protocol between the agent and a device process, over the process's socket.
 //!
 //! One connection carries one request and its reply, each JSON up to the end of the stream. The two may be of
 //! different releases, since a device process outlives the agent that started it: [`Request::Hello`], [`Request::Stop`],
 //! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any change that the other side would
-//! misread. A request that is new is none: a process that does not know it refuses it.
+//! misread. A new request is not such a change: a process that does not know it refuses it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(super) const LONGEST: u64 = 64 << 20;
 /// What the agent asks.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Who is there?
+    /// Which version and interface is this?
     Hello,
     /// [`super::Device::observe`].
     Observe,
@@ -37,7 +37,7 @@ pub(super) enum Request {
     Stop,
 }
 
-/// What the device process answers; also its first line on standard output, which says whether it is ready.
+/// What the device process replies; also its first line on standard output, which says whether it is ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// To [`Request::Hello`].
@@ -52,7 +52,7 @@ pub(super) enum Reply {
     Refused(Refusal),
 }
 
-/// Who answers on a socket.
+/// The version and interface of the process on a socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// The [`VERSION`] it speaks.

@@ -1,6 +1,6 @@
-//! What a WireGuard device is set to and what can be done to it, as values: decisions are made on these.
+//! The configuration of a WireGuard device and the operations on it, as values: decisions are made on these.
 //!
-//! Pure: nothing here asks the host for anything.
+//! Pure: nothing here accesses the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,22 +24,22 @@ pub struct DeviceState {
 /// What a device knows of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerState {
-    /// How it is set.
+    /// Its settings.
     pub settings: PeerSettings,
     /// When the last handshake was completed, in seconds of the Unix epoch; absent: never.
     pub last_handshake: Option<u64>,
-    /// Bytes received since the device or the peer was made.
+    /// Bytes received since the device or the peer was created.
     pub received: u64,
-    /// Bytes sent since the device or the peer was made.
+    /// Bytes sent since the device or the peer was created.
     pub sent: u64,
 }
 
-/// How a peer is set.
+/// The settings of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSettings {
-    /// Where it is reached; absent: it must speak first. WireGuard itself moves it to where the peer was last heard.
+    /// Where it is reached; absent: it must send first. WireGuard itself moves it to where the peer was last heard.
     pub endpoint: Option<SocketAddr>,
-    /// The ranges that belong to it, without host bits. A range belongs to one peer: who is put last has it.
+    /// The ranges that belong to it, without host bits. A range belongs to one peer: the one that is put last.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives; 0: none.
     pub keepalive: u16,
@@ -52,7 +52,7 @@ pub enum DeviceStep {
     SetPrivateKey(PrivateKey),
     /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
     SetListenPort(u16),
-    /// Makes a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
+    /// Creates a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
     PutPeer(WireGuardKey, PeerSettings),
     /// Removes a peer, if there.
     RemovePeer(WireGuardKey),

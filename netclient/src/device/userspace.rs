@@ -1,8 +1,8 @@
 //! A userspace device, from the agent's side: a client of the process that holds it.
 //!
 //! Each call is one connection, so nothing needs to be restored when the agent, or the process, is a new one. The
-//! process is known by its socket alone; it is started detached (its own session, no descriptor of ours but its log) and
-//! never ended by a signal once it is ready.
+//! process is known by its socket alone; it is started detached (its own session, no descriptor of the agent but its
+//! log) and never ended by a signal once it is ready.
 
 mod child;
 
@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::protocol::{LONGEST, Reply, Request, VERSION};
 use super::{Device, DeviceError, DeviceState, DeviceStep, Refusal};
 
-/// How long a device process may take for anything; a sound one needs milliseconds.
+/// How long a device process may take for anything; a healthy one needs milliseconds.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait before looking again for a process that another agent is starting.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -71,7 +71,7 @@ impl Userspace {
         }
     }
 
-    /// Ends a process that [`Userspace::attach`] does not take, if there is one; what it held is made anew.
+    /// Ends a process that [`Userspace::attach`] does not accept, if there is one; its device is created anew.
     pub(super) fn end_stale(interface: &str, socket: &Path) -> Result<(), DeviceError> {
         Self { interface: interface.to_owned(), socket: absolute(socket)? }.stop()
     }
@@ -91,7 +91,7 @@ impl Userspace {
         }
     }
 
-    /// Asks; absent: the reply is not one of this release. A process that dies meanwhile is gone.
+    /// Sends a request; absent: the reply is not one of this release. A process that dies meanwhile counts as gone.
     fn ask(&self, request: &Request) -> Result<Option<Reply>, DeviceError> {
         let mut stream = self.connect()?;
         let mut exchange = || -> io::Result<Vec<u8>> {
@@ -113,7 +113,7 @@ impl Userspace {
         let connect = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.set_read_timeout(Some(TIMEOUT))?;
-            // Holds for connecting as well: a hung process has a full queue in the end.
+            // Applies to connecting as well: the queue of a hung process fills up.
             socket.set_write_timeout(Some(TIMEOUT))?;
             socket.connect(&SockAddr::unix(&self.socket)?)?;
             Ok(socket)
@@ -128,7 +128,7 @@ impl Userspace {
             return self.gone();
         }
         if !matches!(kind, WouldBlock | TimedOut) {
-            return DeviceError::host(format!("speak to the device process of {}", self.interface))(error);
+            return DeviceError::host(format!("talk to the device process of {}", self.interface))(error);
         }
         let process = stream.and_then(|stream| socket_peercred(stream).ok());
         let process = process.map_or(0, |owner| owner.pid.as_raw_nonzero().get());

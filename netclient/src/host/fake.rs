@@ -1,6 +1,6 @@
-//! A computer in memory, for tests of what stands above: it keeps what the agent applied, and shows it.
+//! A host in memory, for tests of the layers above: it keeps what the agent applied, and shows it.
 //!
-//! A [`Fake`] is a handle: clones share the computer.
+//! A [`Fake`] is a handle: clones share the host.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +21,7 @@ use ipnet::IpNet;
 /// What an Ethernet underlay leaves for a tunnel.
 const MTU: u16 = 1420;
 
-/// A computer in memory.
+/// A host in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Fake(Arc<Mutex<Inner>>);
 
@@ -40,13 +40,13 @@ impl Fake {
         self.lock().devices.get(interface).filter(|device| !device.is_removed()).cloned()
     }
 
-    /// How a link is; absent: there is none.
+    /// The state of a link; absent: there is none.
     pub fn link(&self, interface: &str) -> Option<LinkState> {
         self.device(interface)?;
         self.lock().links.get(interface).cloned()
     }
 
-    /// Whether packets that come in by an interface are passed on.
+    /// Whether packets that come in by an interface are forwarded.
     pub fn forwards(&self, interface: &str) -> bool {
         self.lock().forwarding.get(interface).copied().unwrap_or(false)
     }
@@ -56,7 +56,7 @@ impl Fake {
         self.lock().names.get(interface).cloned().unwrap_or_default()
     }
 
-    /// Has every device that would be made from now on be refused, until nothing is given.
+    /// Makes every creation of a device fail from now on, until `None` is passed.
     pub fn refuse_devices(&self, refusal: Option<Refusal>) {
         self.lock().refusal = refusal;
     }

@@ -1,4 +1,4 @@
-//! Tables of nftables that are the agent's own: each is replaced whole or not at all, and no other is touched.
+//! The agent's own tables of nftables: each is replaced whole or not at all, and no other is changed.
 //!
 //! One run of `nft -f -` is one transaction in the kernel (nft(8)): a packet meets the rules before or those after, never
 //! none. It acts in the network namespace of the calling thread, needs CAP_NET_ADMIN, and blocks until it ends; an async
@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// Where `nft` is when PATH does not say: services and cron are often given one without these.
+/// Where `nft` is if PATH does not have it: services and cron often have one without these.
 const USUAL: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// How much of what nft printed is shown, in characters.
 const LONGEST_REASON: usize = 200;
@@ -34,7 +34,7 @@ pub enum FirewallError {
     Broken {
         /// Where it is.
         path: PathBuf,
-        /// What the host said.
+        /// What the host returned.
         #[source]
         source: io::Error,
     },
@@ -55,7 +55,7 @@ pub fn is_there(table: &str) -> bool {
     nft.status().is_ok_and(|status| status.success())
 }
 
-/// Removes the table `inet TABLE`; one that is absent is no error. Blocks the caller.
+/// Removes the table `inet TABLE`; it is not an error if it is absent. Blocks the caller.
 pub fn remove(table: &str) -> Result<(), FirewallError> {
     run(table, &without(table))
 }
@@ -78,7 +78,7 @@ fn run(table: &str, script: &str) -> Result<(), FirewallError> {
     Err(FirewallError::Refused { table: table.to_owned(), reason: reason(&output) })
 }
 
-/// The first `nft` that exists. A relative folder in PATH is passed by: root must not run what lies in the working folder.
+/// The first `nft` that exists. Relative folders in PATH are ignored: root must not run what is in the working folder.
 fn find(path: Option<&OsStr>, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let named = path.into_iter().flat_map(env::split_paths).filter(|folder| folder.is_absolute());
     named.chain(USUAL.map(PathBuf::from)).map(|folder| folder.join("nft")).find(|file| exists(file))
@@ -86,7 +86,7 @@ fn find(path: Option<&OsStr>, exists: impl Fn(&Path) -> bool) -> Option<PathBuf>
 
 fn feed(mut nft: Command, script: &str) -> io::Result<Output> {
     let mut child = nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    // Dropped at once, which ends what nft reads; one that ended before it read everything says why by itself.
+    // Dropped at once, which ends what nft reads; an nft that ended before it read everything reports why itself.
     let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(script.as_bytes()));
     let output = child.wait_with_output()?;
     match written {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_a_table_makes_it_first_so_that_an_absent_one_is_no_error() {
+    fn removing_a_table_makes_it_first_so_that_an_absent_one_is_not_an_error() {
         assert_eq!(without("nm-comms"), "table inet nm-comms {}\ndelete table inet nm-comms\n");
     }
 
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_script_is_given_on_standard_input() {
+    fn the_whole_script_is_passed_on_standard_input() {
         let folder = tempfile::tempdir().expect("a folder is made");
         let seen = folder.path().join("seen");
         let nft = stand_in(&format!("echo \"$@\" > '{0}' && cat >> '{0}'", seen.display()));

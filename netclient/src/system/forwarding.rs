@@ -1,8 +1,8 @@
-//! Whether the kernel passes packets on that come in by an interface of ours.
+//! Whether the kernel forwards packets that come in by the agent's interface.
 //!
 //! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
-//! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since nobody can
-//! know who else came to need it.
+//! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since something
+//! else may have come to need it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub struct ForwardingError {
     source: io::Error,
 }
 
-/// Makes the kernel pass packets on, or not, for the families that it has.
+/// Makes the kernel forward packets, or not, for the address families that it has.
 pub fn set(interface: &str, forward: bool) -> Result<(), ForwardingError> {
     let root = Path::new("/proc/sys/net");
     switch(&root.join("ipv4/conf").join(interface).join("forwarding"), forward)?;
@@ -37,7 +37,7 @@ fn switch(path: &Path, on: bool) -> Result<(), ForwardingError> {
         return Ok(());
     }
     match std::fs::write(path, wanted) {
-        // What passes packets on that it need not is nothing that a tunnel should fail for.
+        // A tunnel should not fail because packets are forwarded that need not be.
         Err(error) if !on => {
             tracing::debug!(%error, path = %path.display(), "forwarding stays on");
             Ok(())

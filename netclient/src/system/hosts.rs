@@ -19,7 +19,7 @@ use crate::files::{self, Lock};
 /// How long another agent of this host may take to write its names.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why names could not be kept.
+/// Why names could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {attempt} {path}, so names of the network do not resolve")]
 pub struct HostsError {
@@ -28,8 +28,7 @@ pub struct HostsError {
     source: io::Error,
 }
 
-/// The lines for the names of a network. A name that stands for one outside of the network needs a resolver and has no
-/// line.
+/// The lines for the names of a network. An alias of a name outside of the network needs a resolver and has no line.
 pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<String> {
     let line = |address: &IpAddr, name: &Name| format!("{address}\t{name}.{network}");
     let mut lines = Vec::new();
@@ -43,11 +42,12 @@ pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<
 }
 
 /// Makes the block of an interface hold these lines; without lines there is no block. Blocks the caller. The agents of one
-/// directory take turns by the file `turn`; what others write at the same moment is mended at the next look.
+/// directory take turns by the file `turn`; what others write at the same moment is repaired at the next
+/// reconciliation.
 pub fn set(path: &Path, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
     let failed = |attempt| move |source| HostsError { attempt, path: path.into(), source };
     let _turn = take_turn(turn).map_err(failed("lock"))?;
-    // Where it is a link, what it leads to is written.
+    // If it is a symbolic link, its target is written.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let before = match fs::read(path) {
         Ok(text) => text,
@@ -75,7 +75,7 @@ fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
     let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
     let place = |rest: &[&[u8]], mark: &str| rest.iter().position(|line| line.trim_ascii_end() == mark.as_bytes());
     while let Some(from) = place(&rest, &begin) {
-        // A block that somebody cut off has lost its end; the lines after it may be anybody's.
+        // The block was cut off and has lost its end; the lines after it may not be the agent's.
         let to = place(&rest[from..], &end).map_or(from, |length| from + length);
         rest.drain(from..=to);
     }
@@ -109,14 +109,14 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Whether only the file itself may be written: it is a mount, or its folder takes no other.
+/// Whether only the file itself may be written: it is a mount, or its folder is not writable.
 fn needs_place(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|it| [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM].contains(&it))
 }
 
-/// Writes over what is there, and cuts off what is left of it at the end: a disk that is full takes nothing away.
+/// Overwrites the content, and truncates the rest only at the end: a full disk loses nothing.
 fn write_in_place(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
     file.write_all(text)?;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_keeps_its_mode_its_place_and_what_is_no_text() {
+    fn a_file_keeps_its_mode_its_place_and_what_is_not_text() {
         let folder = tempfile::tempdir().expect("a folder");
         let [path, link, turn] = ["hosts", "link", "turn"].map(|name| folder.path().join(name));
         let others = [OTHERS.as_bytes(), b"# caf\xe9\n"].concat();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_the_turn_for_ever_is_not_waited_for() {
+    fn a_turn_that_is_held_for_ever_is_not_waited_for() {
         let folder = tempfile::tempdir().expect("a folder");
         let [path, turn] = ["hosts", "turn"].map(|name| folder.path().join(name));
         let _held = Lock::take(&turn).expect("locking works").expect("it is free");

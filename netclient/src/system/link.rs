@@ -24,21 +24,21 @@ pub use state::{LinkState, LinkStep};
 const OVERHEAD: u32 = 80;
 /// The smallest MTU of a tunnel: what IPv6 demands of every link (RFC 8200, section 5).
 const SMALLEST: u32 = 1280;
-/// The largest MTU of a tunnel that is chosen by itself: what an Ethernet underlay leaves.
+/// The largest MTU of a tunnel that is derived: what an Ethernet underlay leaves.
 const LARGEST: u32 = 1500 - OVERHEAD;
 
 /// Why a network interface could not be observed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// There is no such interface.
-    #[error("there is no interface {interface}")]
+    /// The interface does not exist.
+    #[error("the interface {interface} does not exist")]
     Missing {
         /// The name.
         interface: String,
     },
     /// The host has IPv6 turned off, at least for this interface.
     #[error(
-        "cannot add the address {address} to {interface}, since IPv6 is turned off there; see `sysctl \
+        "cannot add the address {address} to {interface}, because IPv6 is turned off there; see `sysctl \
          net.ipv6.conf.all.disable_ipv6`"
     )]
     NoIpv6 {
@@ -55,16 +55,16 @@ pub enum LinkError {
         interface: String,
         /// The step.
         step: LinkStep,
-        /// What the kernel said.
+        /// What the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// The kernel could not be asked.
+    /// The kernel's state could not be read.
     #[error("cannot read the {what} of this host")]
     Read {
         /// What was to be read: `interfaces`, `addresses`, `routes`.
         what: &'static str,
-        /// What the kernel said.
+        /// What the kernel returned.
         #[source]
         source: io::Error,
     },
@@ -83,7 +83,7 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
     }))
 }
 
-/// The interface of this host in whose network an address lies, and that network; absent: in none's.
+/// The interface of this host whose network contains an address, and that network; absent: none does.
 pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
@@ -97,8 +97,8 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
-/// What this host has of a range already, by an address or a route that is not the default one, and at which interface;
-/// those that are `ours` do not count. Absent: nothing.
+/// What overlaps a range on this host, by an address or a route other than the default one, and its interface;
+/// interfaces that are `ours` do not count. Absent: nothing.
 pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
@@ -171,7 +171,7 @@ fn default_path(routes: &[RouteMessage], mtus: &BTreeMap<u32, u32>) -> Option<u3
         let narrowest = links.iter().filter_map(|index| mtus.get(index)).min()?;
         Some((priority(route), own_mtu(route).map_or(*narrowest, |own| own.min(*narrowest))))
     });
-    // Of several that are preferred alike, any may carry a packet: the narrowest counts.
+    // Of several with the same preference, any may carry a packet: the narrowest counts.
     paths.min().map(|(_, mtu)| mtu)
 }
 
@@ -252,7 +252,7 @@ async fn remove_address(handle: &Handle, index: u32, address: &IpNet) -> io::Res
     }
 }
 
-/// Opens a conversation with the kernel, which ends when the handle is dropped.
+/// Opens a connection to the kernel, which ends when the handle is dropped.
 fn connect() -> Result<Handle, LinkError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|source| LinkError::Read { what: "interfaces", source })?;

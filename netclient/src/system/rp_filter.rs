@@ -1,4 +1,4 @@
-//! Whether the kernel takes packets in by an interface of ours although another one leads back to their sender.
+//! Whether the kernel accepts packets on the agent's interface although another one leads back to their sender.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use std::path::Path;
 /// Documentation/networking/ip-sysctl.rst; the value for all interfaces counts as well, and the looser one wins).
 const LOOSE: &str = "2";
 
-/// Has the kernel take packets in by this interface from whoever has a route at all: two tunnels may lead to servers of the
-/// same address. Where it cannot be set, a kernel that is not strict needs it not.
+/// Makes the kernel accept packets on this interface from any sender with a route: two tunnels may lead to servers of
+/// the same address. If it cannot be set, a kernel that is not strict does not need it.
 pub fn set_loose(interface: &str) {
     let path = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter");
     let set = std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == LOOSE);
     if !set && let Err(error) = std::fs::write(&path, LOOSE) {
-        tracing::debug!(%error, path = %path.display(), "the filter of return paths stays as it is");
+        tracing::debug!(%error, path = %path.display(), "cannot set rp_filter; it stays as it is");
     }
 }

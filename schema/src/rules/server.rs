@@ -159,7 +159,13 @@ mod tests {
         for (text, code) in [(LAB, Code::CommsOverlap), (KEYS, Code::OwnNode)] {
             let Declared { snapshot, source_map } = declared(text);
             let reconcile = |server: &ServerInfo| {
-                crate::plan::check_and_reconcile(&snapshot, &Default::default(), &source_map, server, jiff::Timestamp::UNIX_EPOCH)
+                crate::plan::check_and_reconcile(
+                    &snapshot,
+                    &Default::default(),
+                    &source_map,
+                    server,
+                    jiff::Timestamp::UNIX_EPOCH,
+                )
             };
             let report = reconcile(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
             assert!(report.problems().all(|problem| problem.code == code), "{report:#?}");

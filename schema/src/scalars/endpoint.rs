@@ -56,8 +56,7 @@ impl From<IpAddr> for Endpoint {
 
 impl Scalar for Endpoint {
     const NAME: &'static str = "an endpoint";
-    const DOC: &'static str =
-        "An address or a name, and a port if it is not the listen port; an IPv6 address with a port is written in brackets.";
+    const DOC: &'static str = "An address or a name, and a port if it is not the listen port; an IPv6 address with a port is written in brackets.";
     const GOOD: &'static [&'static str] =
         &["gw.example.net:51821", "192.0.2.7", "192.0.2.7:51821", "[2001:db8::7]:51821", "2001:db8::7"];
     const BAD: &'static [&'static str] =

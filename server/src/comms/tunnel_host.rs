@@ -235,7 +235,8 @@ fn table(interface: &str) -> String {
 fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     const FILE: &str = "comms.key";
     if let Some(bytes) = directory.read(FILE)? {
-        let damaged = |_| IdentityError::Damaged { path: directory.file(FILE), why: "it does not have 32 bytes".into() };
+        let damaged =
+            |_| IdentityError::Damaged { path: directory.file(FILE), why: "it does not have 32 bytes".into() };
         return bytes.expose().as_slice().try_into().map(PrivateKey).map_err(damaged);
     }
     let key = PrivateKey::from_random(*crate::identity::random()?.expose());

@@ -107,7 +107,12 @@ use Role::{Admin, Applier, Viewer};
 pub const TABLE: &[Rule] = &[
     rule(Operation::Health, Rest("get", "/healthz"), Nothing, "Answers 200 while the process runs."),
     rule(Operation::Ready, Rest("get", "/readyz"), Nothing, "Answers 200 once the server serves."),
-    rule(Operation::Server, Rest("get", "/api/v1/server"), Nothing, "The identity of the server, and the keys that pin it."),
+    rule(
+        Operation::Server,
+        Rest("get", "/api/v1/server"),
+        Nothing,
+        "The identity of the server, and the keys that pin it.",
+    ),
     rule(Operation::OpenApi, Rest("get", "/api/v1/openapi.json"), Nothing, "This description."),
     rule(
         Operation::Snapshot,

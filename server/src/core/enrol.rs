@@ -38,7 +38,9 @@ pub enum Refused {
     #[error("the access key {0} expired on {1}; ask for a new token")]
     Expired(ResourceId, Timestamp),
     /// The key has been used as often as it may.
-    #[error("the access key {0} has been used {1} times, which is its limit; raise its `uses`, or ask for another token")]
+    #[error(
+        "the access key {0} has been used {1} times, which is its limit; raise its `uses`, or ask for another token"
+    )]
     Spent(ResourceId, u32),
     /// The key is for certain names.
     #[error("the access key {key} lets only {names} join, not {name}; join with --name and one of these")]

@@ -26,11 +26,17 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, chosen at random")));
     }
     if plan.format != plan::FORMAT {
-        let message = format!("the plan has format {}, but this server reads {}; use the nmplan of the server's version", plan.format, plan::FORMAT);
+        let message = format!(
+            "the plan has format {}, but this server reads {}; use the nmplan of the server's version",
+            plan.format,
+            plan::FORMAT
+        );
         return Err(Error::BadRequest(message));
     }
     if plan.digest != plan.digest_now() {
-        return Err(Error::BadRequest("the plan was changed after it was made: its digest does not match; plan again".into()));
+        return Err(Error::BadRequest(
+            "the plan was changed after it was made: its digest does not match; plan again".into(),
+        ));
     }
     if plan.server.id != server.id || plan.server.epoch != server.epoch {
         let message = "the plan was made for another server, or before a restore; plan again";
@@ -95,7 +101,9 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
             Action::Delete => there.is_some() && after.is_none(),
         };
         if !does || !plan.base_revisions.contains_key(id) {
-            return Err(Error::BadRequest(format!("the plan does not describe its change of {id} correctly; plan again")));
+            return Err(Error::BadRequest(format!(
+                "the plan does not describe its change of {id} correctly; plan again"
+            )));
         }
         if there.is_some_and(|entry| entry.owner.as_ref() != Some(&plan.owner())) {
             return Err(Error::BadRequest(format!("{id} is not managed by {}", plan.owner())));
@@ -128,7 +136,9 @@ pub(super) fn put(
     let mut snapshot = world.snapshot.clone();
     match body {
         Some(_) if id.kind == Kind::AccessKey && expected.is_none() => {
-            return Err(Error::BadRequest("access keys can be created only by nmplan, which generates their secrets".into()));
+            return Err(Error::BadRequest(
+                "access keys can be created only by nmplan, which generates their secrets".into(),
+            ));
         }
         Some(body) => {
             let entry = decode_body(id, body).map_err(Error::Rules)?;
@@ -137,7 +147,8 @@ pub(super) fn put(
         }
         None => drop(snapshot.delete(id)),
     }
-    let inventory = plan::check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
+    let inventory =
+        plan::check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
     let inventory = inventory.map_err(Error::Rules)?;
     let next = World { snapshot, inventory, ..world.clone() };
     let action = if body.is_some() { "put" } else { "delete" };

@@ -1,4 +1,4 @@
-//! What a membership costs as it changes, and what a crash leaves of it.
+//! The cost of changes to a membership, and its state after a crash.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -71,7 +71,7 @@ fn signed(from: u64, to: u64, body: SignedBody) -> Update {
     body.sign(sign::Header { network: &network, node: &node, epoch: 1, from, to }, &sign::from_seed(&SERVER))
 }
 
-/// What leads from a View, at a revision, to the next.
+/// The delta from a View, at a revision, to the next.
 fn delta(before: &View, after: &View, from: u64) -> Update {
     let body = encode_delta(&ViewDelta::between(before, after), after.counts());
     signed(from, from + 1, SignedBody::delta(body))
@@ -93,7 +93,7 @@ fn membership(view: View) -> Membership {
     }
 }
 
-/// An agent that is never to reach a server.
+/// An agent that never reaches a server.
 fn agent(folder: &Path, disk: Arc<dyn Disk>, host: Fake) -> Agent {
     let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
     let directory = Directory::open(folder).expect("it opens").on(disk);
@@ -146,7 +146,7 @@ impl Killed {
         Arc::new(Self { act, after, acts: AtomicUsize::new(0), sizes: Mutex::default() })
     }
 
-    /// How many bytes of an act are done; absent: all of it. An error: none, since there is no process any more.
+    /// How many bytes of an act are done; absent: all of it. An error: none, since the process is dead.
     fn lives(&self, size: usize) -> io::Result<Option<usize>> {
         let act = self.acts.fetch_add(1, Ordering::Relaxed);
         self.sizes.lock().expect("no thread panicked").push(size);
@@ -201,7 +201,7 @@ struct Story {
     views: BTreeMap<u64, View>,
 }
 
-/// A story in which each step puts so many peers, and takes one away now and then.
+/// A story in which each step adds this many peers, and sometimes removes one.
 fn story(steps: u64, peers_at_once: u32) -> Story {
     let mut now = view(1..4);
     let start = membership(now.clone());
@@ -224,7 +224,7 @@ fn story(steps: u64, peers_at_once: u32) -> Story {
     Story { start, updates, views }
 }
 
-/// Lives through a story until the process is killed; the last revision that was known to be kept, if any.
+/// Runs a story until the process is killed; returns the last revision that was known to be stored, if any.
 fn live(story: &Story, folder: &Path, disk: &Arc<Killed>) -> Option<u64> {
     let agent = agent(folder, Arc::clone(disk) as Arc<dyn Disk>, Fake::default());
     let signing_key = story.start.server.signing_key;
@@ -243,8 +243,8 @@ fn live(story: &Story, folder: &Path, disk: &Arc<Killed>) -> Option<u64> {
     Some(kept)
 }
 
-/// Demands that a process that starts after a kill has a View that was sent, none older than what was known to be kept, and
-/// that it goes on from there as if nothing had happened.
+/// Checks that a process that starts after a kill has a View that was sent, not older than what was known to be stored,
+/// and that it continues from there as if nothing had happened.
 fn check(story: &Story, folder: &Path, kept: Option<u64>, why: &str) {
     let agent = agent(folder, Arc::new(RealDisk), Fake::default());
     let Some(found) = agent.directory.membership(&network()).expect("nothing is damaged") else {

@@ -1,7 +1,7 @@
-//! gotatun, bent to the contract of a device.
+//! gotatun, adapted to the contract of a device.
 //!
 //! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be bound
-//! leaves the device deaf until another is set; a port that moves may have it report a failure that is none, since what
+//! leaves the device deaf until another is set; a port that moves may make it report a false failure, since what
 //! read the TUN for the old socket finds its queue closed; a handshake is forgotten with its session, after three minutes; a peer
 //! that is updated through WireGuard's own protocol loses its session, so everything here goes through the API.
 
@@ -30,7 +30,7 @@ const AT_ONCE: usize = 32;
 
 pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
-    /// gotatun has reported the one failure that it ever reports, and it was none.
+    /// gotatun has reported the one failure that it ever reports, and it was a false alarm.
     false_alarm: bool,
     /// When each peer last completed a handshake, also after its session.
     handshakes: BTreeMap<WireGuardKey, u64>,
@@ -38,7 +38,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Makes the TUN and the device on it, without key, port or peers; and WireGuard's own socket, if it can be had.
+    /// Creates the TUN and the device on it, without key, port or peers; and WireGuard's own socket, if possible.
     pub(super) async fn open(interface: &str) -> Result<(Self, Option<OwnFile>), Refusal> {
         let tun = TunDevice::from_name(interface).map_err(|error| cannot_open(interface, &error))?;
         let uapi = free_uapi(interface).then(|| UapiServer::default_unix_socket(interface, None, None).ok()).flatten();
@@ -109,7 +109,7 @@ impl Engine {
             let key = key_of(&peer.peer);
             let known = self.handshakes.get(&key).copied();
             let seen = peer.stats.last_handshake.map(|age| epoch(SystemTime::now() - age));
-            // An age that is measured again may fall into the next second: that is no new handshake.
+            // An age that is measured again may fall into the next second: that is not a new handshake.
             let same = |seen: u64| known.filter(|&known| seen.abs_diff(known) <= 1).unwrap_or(seen);
             if let Some(time) = seen.map(same).or(known) {
                 noted.insert(key, time);
@@ -129,7 +129,7 @@ impl Engine {
         for some in steps.chunks(AT_ONCE) {
             let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, some).await;
             self.endpoints.follow(some);
-            // What fails here is the socket that is opened anew, not the change.
+            // What fails here is opening the new socket, not the change.
             self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
         }
         Ok(())
@@ -145,7 +145,7 @@ impl Engine {
             return outcome.map_err(Refusal::failed("open the device's UDP socket"));
         };
         let refusal = cannot_listen(port, error);
-        // Someone was faster than we. Deaf on the new port, the device returns to the old, or to any.
+        // Another program took the port first. Deaf on the new port, the device returns to the old one, or to any.
         self.write_basics(None, Some(port_in_use)).await.map_err(Refusal::failed("return to the former UDP port"))?;
         Err(refusal)
     }
@@ -197,7 +197,7 @@ fn peer_of(key: &WireGuardKey, PeerSettings { endpoint, allowed_ips, keepalive }
     let mut peer = Peer::new(x25519::PublicKey::from(key.0));
     peer.endpoint = *endpoint;
     peer.keepalive = Some(*keepalive).filter(|&seconds| seconds != 0);
-    // gotatun takes the type of a crate that it does not export, and which reads what ours prints.
+    // gotatun takes the type of a crate that it does not export, but that parses what our type prints.
     let range = |range: &IpNet| range.trunc().to_string().parse().expect("a range prints as an address and a length");
     peer.allowed_ips = allowed_ips.iter().map(range).collect();
     peer
@@ -238,7 +238,7 @@ fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
     }
 }
 
-/// Whether no other process answers `wg` under this name: hosts may share the folder.
+/// Whether no other process answers `wg` under this name: containers may share the folder.
 fn free_uapi(interface: &str) -> bool {
     std::os::unix::net::UnixStream::connect(uapi_path(interface)).is_err()
 }

@@ -20,7 +20,7 @@ use super::super::protocol::{LONGEST, Reply};
 use super::TIMEOUT;
 use crate::files::log_path;
 
-/// How much of the log of a process that died is shown, from its end.
+/// How much of the log of a dead process is shown, from its end.
 const LAST_WORDS: usize = 2000;
 /// What a device process may keep of its parent's environment: how it logs and panics.
 const KEPT: [&str; 2] = ["NETCLIENT_LOG", "RUST_BACKTRACE"];
@@ -62,7 +62,7 @@ fn command(interface: &str, executable: &Path, socket: &Path) -> Command {
     command
 }
 
-/// Gives the child a session of its own, and closes at its start every descriptor but the standard three.
+/// Starts the child in a session of its own, and closes every descriptor but the standard three at its start.
 fn detach(command: &mut Command) {
     let inherited = descriptors();
     let prepare = move || {
@@ -99,7 +99,7 @@ fn open_log(path: &PathBuf) -> io::Result<File> {
     fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
 }
 
-/// The first line of the process; absent: it ended or fell silent before it.
+/// The first line of the process; absent: it ended before that, or did not write it in time.
 fn announced(stream: UnixStream, patience: Duration) -> Option<Reply> {
     stream.set_read_timeout(Some(patience)).ok()?;
     let mut line = String::new();
@@ -117,7 +117,7 @@ fn end(child: &mut Child) {
 /// parent.
 fn reap_later(mut child: Child) {
     let reaper = thread::Builder::new().name("device-reaper".to_owned()).stack_size(64 << 10);
-    // Without a thread it stays in the table, which harms nobody.
+    // Without a thread it stays in the table, which does no harm.
     let _ = reaper.spawn(move || child.wait());
 }
 
@@ -130,5 +130,5 @@ fn remove_empty(log: &Path) {
 fn last_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let end = String::from_utf8_lossy(&text[text.len().saturating_sub(LAST_WORDS)..]).trim().to_owned();
-    if end.is_empty() { "it ended, or said nothing in time".to_owned() } else { end }
+    if end.is_empty() { "it ended, or was not ready in time".to_owned() } else { end }
 }

@@ -1,6 +1,6 @@
-//! What a network interface is set to and what can be done to it, as values: decisions are made on these.
+//! The configuration of a network interface and the operations on it, as values: decisions are made on these.
 //!
-//! Pure: nothing here asks the kernel for anything.
+//! Pure: nothing here accesses the kernel.
 
 use std::collections::BTreeSet;
 use std::fmt;
