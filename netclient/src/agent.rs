@@ -20,17 +20,17 @@ use proto::sign::public_key;
 use proto::token::Token;
 use schema::scalars::{Identity, NetworkName, SigningKey};
 
-use crate::comms::Comms;
-use crate::control::{Control, Opener, Reach};
+use crate::comms::ServerTunnel;
+use crate::control::{Connection, Opener, Reach};
 use crate::device::Refusal;
 use crate::directory::Directory;
 use crate::host::Host;
 use crate::membership::ServerAddress;
 use crate::settings::Settings;
-use crate::tunnel::Tunnel;
+use crate::tunnel::NetworkTunnel;
 
 pub use error::{AgentError, error_chain};
-pub use join::{JoinMethod, JoinOptions, Joined};
+pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use register::Registered;
 pub use status::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
 
@@ -49,7 +49,7 @@ pub struct Agent {
 }
 
 /// The connections to servers, each for one identity: a host that was removed and joins again is another one.
-type Connections = BTreeMap<(ServerAddress, Identity), Arc<Control>>;
+type Connections = BTreeMap<(ServerAddress, Identity), Arc<Connection>>;
 
 impl Agent {
     /// An agent with this directory.
@@ -64,8 +64,8 @@ impl Agent {
     }
 
     /// The tunnel to a server.
-    pub(crate) fn comms(&self, server: &SigningKey) -> Comms {
-        Comms::new(self.directory.clone(), self.host.executable().to_owned(), *server)
+    pub(crate) fn comms(&self, server: &SigningKey) -> ServerTunnel {
+        ServerTunnel::new(self.directory.clone(), self.host.executable().to_owned(), *server)
     }
 
     /// Makes every connection check whether the host has been registered since.
@@ -76,7 +76,7 @@ impl Agent {
     }
 
     /// The connection to a server: one for all its networks.
-    pub(crate) fn connection(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Control> {
+    pub(crate) fn connection(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Connection> {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         // Connections that nothing holds are closed.
         connections.retain(|_, connection| Arc::strong_count(connection) > 1);
@@ -85,7 +85,7 @@ impl Agent {
             None => Reach::Network(self.comms(&server.signing_key)),
         };
         let key = (server.clone(), public_key(&identity));
-        let connection = connections.entry(key).or_insert_with(|| Control::new(server.clone(), identity, reach));
+        let connection = connections.entry(key).or_insert_with(|| Connection::new(server.clone(), identity, reach));
         Arc::clone(connection)
     }
 
@@ -100,8 +100,8 @@ impl Agent {
         self.host.check_free(&self.interface(network), self.settings.port.or(port))
     }
 
-    pub(crate) fn tunnel(&self, interface: &str) -> Tunnel {
-        Tunnel::new(Arc::clone(&self.host), interface, self.directory.device_socket(interface))
+    pub(crate) fn tunnel(&self, interface: &str) -> NetworkTunnel {
+        NetworkTunnel::new(Arc::clone(&self.host), interface, self.directory.device_socket(interface))
     }
 }
 

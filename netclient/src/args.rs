@@ -60,7 +60,7 @@ pub enum Verb {
 
 /// The token of a host.
 #[derive(Debug, ClapArgs)]
-pub struct Shown {
+pub struct TokenArg {
     /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input.
     #[arg(short, long, env = "NETCLIENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Secret<String>,
@@ -71,7 +71,7 @@ pub struct Shown {
 pub struct Register {
     /// The token.
     #[command(flatten)]
-    pub shown: Shown,
+    pub shown: TokenArg,
     /// How to print.
     #[command(flatten)]
     pub form: Form,
@@ -82,7 +82,7 @@ pub struct Register {
 pub struct Join {
     /// The token.
     #[command(flatten)]
-    pub shown: Shown,
+    pub shown: TokenArg,
     /// The name to join under. Absent: the host's name.
     #[arg(long)]
     pub name: Option<Name>,

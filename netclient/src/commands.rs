@@ -18,7 +18,7 @@ use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, AgentError, error_chain};
-use crate::args::{Args, Shown, Verb, Which};
+use crate::args::{Args, TokenArg, Verb, Which};
 use crate::daemon::{self, DaemonRequest, DaemonResponse};
 use crate::device::process::{self, Ended};
 use crate::directory::Directory;
@@ -221,7 +221,7 @@ fn looked_after(agent: &Agent) -> bool {
 }
 
 /// The token as it was typed, or from a file, or from standard input; checked before anything else happens.
-fn read_token(shown: &Shown) -> Outcome<Token> {
+fn read_token(shown: &TokenArg) -> Outcome<Token> {
     let typed = shown.token.expose();
     let text = match typed.strip_prefix('@') {
         Some(path) => {

@@ -1,6 +1,6 @@
 //! The tunnel to a server for control traffic, once the host is registered there (`netclient register`).
 //!
-//! A [`Registration`] is what the host stores of it, [`Comms`] brings it up and removes it. It has one peer, the
+//! A [`Registration`] is what the host stores of it, [`ServerTunnel`] brings it up and removes it. It has one peer, the
 //! server; its allowed IPs are that peer's one address, and its users bind to the interface, so that the tunnels to two
 //! servers may have the same addresses. It is not part of any network, and no network needs it.
 //!
@@ -57,13 +57,13 @@ pub fn now() -> BootTime {
 ///
 /// What is stored of it changes only under [`Directory::lock_comms`], and never across a call to the server.
 #[derive(Clone, Debug)]
-pub struct Comms {
+pub struct ServerTunnel {
     directory: Directory,
     executable: PathBuf,
     server: SigningKey,
 }
 
-impl Comms {
+impl ServerTunnel {
     /// The tunnel to the server of that signing key; nothing is changed yet.
     pub fn new(directory: Directory, executable: PathBuf, server: SigningKey) -> Self {
         Self { directory, executable, server }
@@ -270,11 +270,11 @@ pub fn host(address: Ipv4Addr) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::fake::Fake;
+    use crate::device::fake::FakeDevice;
 
     #[test]
     fn a_server_that_moved_is_put_where_it_is_although_it_was_heard() {
-        let (key, server, mut fake) = (PrivateKey([9; 32]), WireGuardKey([1; 32]), Fake::default());
+        let (key, server, mut fake) = (PrivateKey([9; 32]), WireGuardKey([1; 32]), FakeDevice::default());
         let settings = |at: &str| PeerSettings {
             endpoint: Some(at.parse().expect("good")),
             allowed_ips: [host(Ipv4Addr::new(10, 101, 0, 1))].into(),

@@ -1,8 +1,8 @@
 //! The agent's connection to the server: calls over gRPC, authenticated by the host's identity.
 //!
-//! [`Control`] connects when it is first needed and again whenever the connection was lost; it keeps the session that
-//! the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What the
-//! server sends is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
+//! [`Connection`] connects when it is first needed and again whenever the connection was lost; it keeps the session
+//! that the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What
+//! the server sends is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
 //!
 //! A host that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
 //! [`transport`] decides which.
@@ -33,7 +33,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use crate::comms::Comms;
+use crate::comms::ServerTunnel;
 use crate::device::{PrivateKey, default_source};
 use crate::membership::ServerAddress;
 use crate::registration::{Registration, Terms};
@@ -41,7 +41,7 @@ use connect::{Local, SILENCE, lock};
 use transport::{Transport, TransportSelector};
 
 pub use connect::Opener;
-pub use error::ControlError;
+pub use error::CallError;
 
 /// How long a call may take.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -57,7 +57,7 @@ type Answered<A> = Result<tonic::Response<A>, Status>;
 #[derive(Clone)]
 pub enum Reach {
     /// Elsewhere: by TLS on its public address, and by the tunnel once the host is registered.
-    Network(Comms),
+    Network(ServerTunnel),
     /// In this process.
     Within(Opener),
 }
@@ -77,7 +77,7 @@ pub struct JoinRequest<'a> {
 }
 
 /// A connection to one server.
-pub struct Control {
+pub struct Connection {
     this: Weak<Self>,
     server: ServerAddress,
     identity: ed25519::SigningKey,
@@ -94,13 +94,13 @@ pub struct Control {
 }
 
 /// Every change as the server sends it, until it ends or control traffic takes another transport.
-pub struct Changes {
+pub struct UpdateStream {
     updates: Streaming<Update>,
     by: Transport,
     transport: watch::Receiver<Transport>,
 }
 
-impl Changes {
+impl UpdateStream {
     /// The next change; absent: there are no more.
     pub async fn next(&mut self) -> Option<Update> {
         let by = self.by;
@@ -111,7 +111,7 @@ impl Changes {
     }
 }
 
-impl Control {
+impl Connection {
     /// A connection to a server; nothing is sent yet.
     pub fn new(server: ServerAddress, identity: ed25519::SigningKey, reach: Reach) -> Arc<Self> {
         let local = Local::default();
@@ -180,7 +180,7 @@ impl Control {
         token: &Token,
         challenge: wire::ChallengeResponse,
         asked: JoinRequest<'_>,
-    ) -> Result<(Name, Update), ControlError> {
+    ) -> Result<(Name, Update), CallError> {
         let JoinRequest { name, identity, private_key, facts, os } = asked;
         let wire::ChallengeResponse { nonce, ephemeral } = challenge;
         let ephemeral = as_key(&ephemeral)?;
@@ -204,8 +204,8 @@ impl Control {
                 async move { client.join(request).await }
             })
             .await?;
-        let name = answer.name.parse().map_err(|why| ControlError::Answer(format!("{:?}: {why}", answer.name)))?;
-        Ok((name, answer.update.ok_or_else(|| ControlError::Answer("it holds no View".into()))?))
+        let name = answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
+        Ok((name, answer.update.ok_or_else(|| CallError::Answer("it holds no View".into()))?))
     }
 
     /// Registers the host; returns the server's answer, and in how long the registration expires unless the host joins.
@@ -214,7 +214,7 @@ impl Control {
         &self,
         token: Option<&Token>,
         private_key: &PrivateKey,
-    ) -> Result<(Terms, Option<Duration>), ControlError> {
+    ) -> Result<(Terms, Option<Duration>), CallError> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
         let mut request = wire::RegisterRequest {
             nonce,
@@ -244,7 +244,7 @@ impl Control {
     }
 
     /// The whole View.
-    pub async fn whole(&self, network: &NetworkName) -> Result<Update, ControlError> {
+    pub async fn whole(&self, network: &NetworkName) -> Result<Update, CallError> {
         let request = wire::GetPeersRequest { network: network.to_string() };
         Ok(self.call(request, |mut client, request| async move { client.get_peers(request).await }).await?.0)
     }
@@ -255,7 +255,7 @@ impl Control {
         network: &NetworkName,
         at: Position,
         facts: Option<Facts>,
-    ) -> Result<Option<Update>, ControlError> {
+    ) -> Result<Option<Update>, CallError> {
         let (epoch, revision) = (at.epoch, at.revision.0);
         let request = wire::CheckInRequest { network: network.to_string(), epoch, revision, facts };
         let (answer, _) =
@@ -264,16 +264,16 @@ impl Control {
     }
 
     /// Every change after that position, at once.
-    pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<Changes, ControlError> {
+    pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<UpdateStream, CallError> {
         let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
         let transport = self.transport.subscribe();
         let (updates, by) =
             self.call(request, |mut client, request| async move { client.watch(request).await }).await?;
-        Ok(Changes { updates, by, transport })
+        Ok(UpdateStream { updates, by, transport })
     }
 
     /// Leaves a network.
-    pub async fn leave(&self, network: &NetworkName) -> Result<(), ControlError> {
+    pub async fn leave(&self, network: &NetworkName) -> Result<(), CallError> {
         let nonce = self.challenge().await?.nonce;
         let identity = self.identity().0.to_vec().into();
         let signature = Vec::new().into();
@@ -288,7 +288,7 @@ impl Control {
     }
 
     /// A nonce of the server's to sign; the call also shows whether the server can be reached.
-    pub async fn challenge(&self) -> Result<wire::ChallengeResponse, ControlError> {
+    pub async fn challenge(&self) -> Result<wire::ChallengeResponse, CallError> {
         Ok(self.ask(|mut client| async move { client.challenge(wire::ChallengeRequest {}).await }).await?.0)
     }
 
@@ -297,7 +297,7 @@ impl Control {
         &self,
         request: Q,
         call: impl Fn(Client, Request<Q>) -> F,
-    ) -> Result<(A, Transport), ControlError> {
+    ) -> Result<(A, Transport), CallError> {
         let kept = lock(&self.session).clone();
         let fresh = kept.is_none();
         let token = match kept {
@@ -309,14 +309,14 @@ impl Control {
             async move { call?.await }
         };
         let first = self.ask(|client| call_with(client, &token)).await;
-        if fresh || !matches!(first, Err(ControlError::SessionEnded)) {
+        if fresh || !matches!(first, Err(CallError::SessionEnded)) {
             return first;
         }
         let token = self.open_session().await?;
         self.ask(|client| call_with(client, &token)).await
     }
 
-    async fn open_session(&self) -> Result<Secret<String>, ControlError> {
+    async fn open_session(&self) -> Result<Secret<String>, CallError> {
         let nonce = self.challenge().await?.nonce;
         let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
         let identity = self.identity().0.to_vec().into();
@@ -336,17 +336,17 @@ impl Control {
     async fn ask<A, F: Future<Output = Answered<A>> + Send>(
         &self,
         call: impl Fn(Client) -> F,
-    ) -> Result<(A, Transport), ControlError> {
+    ) -> Result<(A, Transport), CallError> {
         let [first, second] = lock(&self.selector).order();
         let outcome = self.ask_by(first, &call).await;
-        let unreached = matches!(outcome, Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. }));
+        let unreached = matches!(outcome, Err(CallError::Unreachable { .. } | CallError::Stranger { .. }));
         if !unreached || second == Transport::Tunnel && !self.is_registered() {
             return outcome.map(|answer| (answer, first));
         }
         let other = self.ask_by(second, &call).await;
         match (other, second) {
             // If neither answers, the error names the public address, which a user can do something about.
-            (Err(ControlError::Unreachable { .. } | ControlError::Slow { .. }), Transport::Tunnel) => {
+            (Err(CallError::Unreachable { .. } | CallError::Slow { .. }), Transport::Tunnel) => {
                 outcome.map(|answer| (answer, first))
             }
             (other, _) => other.map(|answer| (answer, second)),
@@ -357,18 +357,18 @@ impl Control {
         &self,
         transport: Transport,
         call: &impl Fn(Client) -> F,
-    ) -> Result<A, ControlError> {
+    ) -> Result<A, CallError> {
         let client = match (transport, &self.tunnel) {
             (Transport::Tunnel, Some(tunnel)) => tunnel.clone(),
             (Transport::Tunnel | Transport::Tls, _) => lock(&self.public).clone(),
         };
         let outcome = self.answer(call(client)).await;
         match &outcome {
-            Err(ControlError::Unreachable { .. }) if transport == Transport::Tunnel => {
+            Err(CallError::Unreachable { .. }) if transport == Transport::Tunnel => {
                 lock(&self.selector).failed(Instant::now());
             }
-            Err(ControlError::Unreachable { .. } | ControlError::Stranger { .. } | ControlError::Slow { .. }) => {}
-            Ok(_) | Err(ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_)) => {
+            Err(CallError::Unreachable { .. } | CallError::Stranger { .. } | CallError::Slow { .. }) => {}
+            Ok(_) | Err(CallError::Refused(_) | CallError::SessionEnded | CallError::Answer(_)) => {
                 self.answered(transport).await;
             }
         }
@@ -376,14 +376,14 @@ impl Control {
     }
 
     /// An answer that arrives completely and in time.
-    async fn answer<A>(&self, call: impl Future<Output = Answered<A>>) -> Result<A, ControlError> {
+    async fn answer<A>(&self, call: impl Future<Output = Answered<A>>) -> Result<A, CallError> {
         match tokio::time::timeout(TIMEOUT, call).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&status)),
             Err(_) => Err(self.failed(&Status::deadline_exceeded(""))),
         }
     }
 
-    fn failed(&self, status: &Status) -> ControlError {
+    fn failed(&self, status: &Status) -> CallError {
         error::failed(self.server.addresses.join(", "), status)
     }
 
@@ -453,7 +453,7 @@ impl Control {
 }
 
 /// Probes the tunnel when it is due, as long as the connection is held, control traffic uses TLS, and there is a tunnel.
-async fn probe(connection: Weak<Control>) {
+async fn probe(connection: Weak<Connection>) {
     let mut renewed = Instant::now();
     loop {
         let Some(due) = connection.upgrade().map(|control| lock(&control.selector).next_probe()) else { return };
@@ -475,7 +475,7 @@ fn public(server: &ServerAddress, reach: &Reach, local: &Local) -> Client {
     })
 }
 
-fn tunnel(connection: &Weak<Control>, reach: &Reach, local: &Local) -> Option<Client> {
+fn tunnel(connection: &Weak<Connection>, reach: &Reach, local: &Local) -> Option<Client> {
     let (Reach::Network(comms), connection) = (reach, connection.clone()) else { return None };
     let silent = move || {
         if let Some(control) = connection.upgrade() {
@@ -490,7 +490,7 @@ fn client(channel: Channel) -> Client {
 }
 
 /// The registration; one that cannot be read counts as none, since everything works without it.
-fn registration(comms: &Comms) -> Option<Registration> {
+fn registration(comms: &ServerTunnel) -> Option<Registration> {
     comms.registration().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the registration; going on without the tunnel to the server");
         None
@@ -502,13 +502,13 @@ fn read_terms(
     answer: &wire::RegisterResponse,
     request: &wire::RegisterRequest,
     server: &SigningKey,
-) -> Result<(Terms, Option<Duration>), ControlError> {
-    let bad = |why: &dyn std::fmt::Display| ControlError::Answer(why.to_string());
+) -> Result<(Terms, Option<Duration>), CallError> {
+    let bad = |why: &dyn std::fmt::Display| CallError::Answer(why.to_string());
     sign::verify_registered(answer, request, server).map_err(|why| bad(&why))?;
     let address = |bytes: &[u8]| {
         let bytes: [u8; 4] =
             bytes.try_into().map_err(|_| bad(&"an address of the tunnel is not a valid IPv4 address"))?;
-        Ok::<_, ControlError>(Ipv4Addr::from(bytes))
+        Ok::<_, CallError>(Ipv4Addr::from(bytes))
     };
     let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is not a valid TCP port"))?;
     let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
@@ -526,8 +526,8 @@ fn read_terms(
     Ok((terms, (answer.expires > 0).then(|| Duration::from_secs(answer.expires.into()))))
 }
 
-fn as_key(bytes: &[u8]) -> Result<[u8; 32], ControlError> {
-    bytes.try_into().map_err(|_| ControlError::Answer("its challenge is damaged".into()))
+fn as_key(bytes: &[u8]) -> Result<[u8; 32], CallError> {
+    bytes.try_into().map_err(|_| CallError::Answer("its challenge is damaged".into()))
 }
 
 fn authorized<Q>(request: Q, token: &Secret<String>) -> Result<Request<Q>, Status> {

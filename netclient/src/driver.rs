@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use crate::agent::member::Member;
 use crate::agent::{AgentError, error_chain};
 use crate::agent_state::{AgentState, Input, Output};
-use crate::control::ControlError;
+use crate::control::CallError;
 use crate::membership::Accepted;
 
 /// How many events may wait; a sender of more waits as well.
@@ -44,7 +44,7 @@ pub enum Command {
 
 /// The results of calls.
 enum Event {
-    CheckedIn(Result<Option<Update>, ControlError>, Option<Facts>),
+    CheckedIn(Result<Option<Update>, CallError>, Option<Facts>),
     StreamOpened,
     Streamed(Update),
     StreamEnded,
@@ -144,7 +144,7 @@ impl Driver {
         let sent = facts.clone();
         let call = tokio::spawn(async move { control.check_in(&network, at, sent).await });
         tokio::spawn(async move {
-            let broken = |_| Err(ControlError::Answer("reading it failed; this is a bug in netclient".into()));
+            let broken = |_| Err(CallError::Answer("reading it failed; this is a bug in netclient".into()));
             let answer = call.await.unwrap_or_else(broken);
             // A driver that has ended does not need the answer.
             let _ = events.send(Event::CheckedIn(answer, facts)).await;
@@ -194,7 +194,7 @@ impl Driver {
                 }
             }
             Event::CheckedIn(
-                Err(error @ (ControlError::Refused(_) | ControlError::SessionEnded | ControlError::Answer(_))),
+                Err(error @ (CallError::Refused(_) | CallError::SessionEnded | CallError::Answer(_))),
                 _,
             ) => {
                 tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");

@@ -1,6 +1,6 @@
 //! The computer that an agent runs on, as far as a network's tunnel touches it: devices, links, forwarding, names.
 //!
-//! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::Fake`] is
+//! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::FakeHost`] is
 //! one in memory, for tests of the whole agent. Neither decides anything.
 
 pub mod fake;

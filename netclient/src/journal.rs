@@ -45,7 +45,7 @@ pub(crate) struct Journal {
 
 /// Bytes to write into a log.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct JournalEntry {
     /// Their position; what the file has from there on is worthless.
     pub(crate) at: u64,
     /// The bytes.
@@ -79,15 +79,15 @@ impl Journal {
     ///
     /// That is when the log would be longer than the base. So an agent writes at most about twice what it is sent, and reads
     /// at its start at most twice what it has to know.
-    pub(crate) fn entry(&self, update: &Update) -> Option<Entry> {
+    pub(crate) fn entry(&self, update: &Update) -> Option<JournalEntry> {
         let mut bytes = if self.length == 0 { self.header() } else { Vec::new() };
         write_record(update, &mut bytes);
         let length = self.length + bytes.len() as u64;
-        (length <= self.base_length.max(SHORTEST)).then_some(Entry { at: self.length, bytes })
+        (length <= self.base_length.max(SHORTEST)).then_some(JournalEntry { at: self.length, bytes })
     }
 
     /// Records that an entry is on the disk.
-    pub(crate) fn written(&mut self, entry: &Entry) {
+    pub(crate) fn written(&mut self, entry: &JournalEntry) {
         self.length = entry.at + entry.bytes.len() as u64;
     }
 

@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::device::Device;
-    use crate::device::fake::Fake;
+    use crate::device::fake::FakeDevice;
 
     const KEY: PrivateKey = PrivateKey([9; 32]);
 
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn lacking(
-        fake: &mut Fake,
+        fake: &mut FakeDevice,
         applied: &AppliedEndpoints,
         peers: &[(u8, u8, Option<u8>)],
         now: u64,
@@ -156,7 +156,7 @@ mod tests {
         device_steps(wanted, &fake.observe().expect("it is there"), applied, now)
     }
 
-    fn bring(fake: &mut Fake, peers: &[(u8, u8, Option<u8>)]) {
+    fn bring(fake: &mut FakeDevice, peers: &[(u8, u8, Option<u8>)]) {
         let steps = lacking(fake, &AppliedEndpoints::new(), peers, 0);
         fake.apply(&steps).expect("it takes the steps");
         fake.take_applied();
@@ -164,14 +164,14 @@ mod tests {
 
     #[test]
     fn a_device_that_is_as_it_should_be_is_left_alone() {
-        let mut fake = Fake::default();
+        let mut fake = FakeDevice::default();
         bring(&mut fake, &[(1, 1, Some(1)), (2, 2, None)]);
         assert_eq!(lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, Some(1)), (2, 2, None)], 0), []);
     }
 
     #[test]
     fn a_change_of_one_peer_is_one_step() {
-        let mut fake = Fake::default();
+        let mut fake = FakeDevice::default();
         bring(&mut fake, &[(1, 1, None), (2, 2, None), (3, 3, None)]);
         let steps = lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (2, 9, None), (3, 3, None)], 0);
         assert!(matches!(&*steps, [DeviceStep::PutPeer(key, _)] if key.0 == [2; 32]), "{steps:?}");
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn where_a_peer_was_heard_holds_until_it_is_put_elsewhere_or_falls_silent() {
-        let mut fake = Fake::default();
+        let mut fake = FakeDevice::default();
         bring(&mut fake, &[(1, 1, Some(1))]);
         let key = WireGuardKey([1; 32]);
         let applied = AppliedEndpoints::from([(key, endpoint(1))]);
@@ -234,12 +234,12 @@ mod tests {
 
     #[test]
     fn a_peer_that_changed_keeps_the_place_where_it_was_heard() {
-        let mut fake = Fake::default();
+        let mut fake = FakeDevice::default();
         bring(&mut fake, &[(1, 1, Some(1))]);
         let key = WireGuardKey([1; 32]);
         let applied = AppliedEndpoints::from([(key, endpoint(1))]);
         fake.hear(&key, endpoint(7), 1_000);
-        let at = |fake: &mut Fake| fake.observe().expect("it is there").peers[&key].settings.endpoint;
+        let at = |fake: &mut FakeDevice| fake.observe().expect("it is there").peers[&key].settings.endpoint;
         for (wanted, heard) in [((1, 2, Some(1)), 7), ((1, 3, None), 7), ((1, 3, Some(2)), 2)] {
             let steps = change_steps(&[], settings(&[wanted]), &applied);
             fake.apply(&steps).expect("it takes the steps");
@@ -255,7 +255,7 @@ mod tests {
             after in proptest::collection::btree_map(1u8..20, (1u8..20, proptest::option::of(1u8..9)), 0..12),
         ) {
             let (before, after) = (unique(before), unique(after));
-            let mut fake = Fake::default();
+            let mut fake = FakeDevice::default();
             bring(&mut fake, &before);
             bring(&mut fake, &after);
             prop_assert_eq!(lacking(&mut fake, &AppliedEndpoints::new(), &after, 0), []);
@@ -274,7 +274,7 @@ mod tests {
             after in proptest::collection::btree_map(1u8..12, (1u8..12, proptest::option::of(1u8..4)), 0..8),
         ) {
             let (before, after) = (unique(before), unique(after));
-            let mut fake = Fake::default();
+            let mut fake = FakeDevice::default();
             bring(&mut fake, &before);
             let (before, wanted) = (settings(&before), settings(&after));
             let applied = before.iter().filter_map(|(key, peer)| Some((*key, peer.endpoint?))).collect();

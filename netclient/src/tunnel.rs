@@ -20,13 +20,13 @@ use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, devic
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
-use crate::tunnels::{Changes, peer_settings};
+use crate::tunnels::{TunnelChanges, peer_settings};
 
 /// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;
 
 /// One network's tunnel.
-pub struct Tunnel {
+pub struct NetworkTunnel {
     host: Arc<dyn Host>,
     interface: String,
     socket: PathBuf,
@@ -54,7 +54,7 @@ pub enum TunnelError {
     NoPort(u16, u16),
 }
 
-impl Tunnel {
+impl NetworkTunnel {
     /// The tunnel of an interface; nothing is changed yet.
     pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf) -> Self {
         Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
@@ -93,10 +93,10 @@ impl Tunnel {
     }
 
     /// Applies these changes alone: the device is not observed, and other peers are not compared. Whatever fails, or is
-    /// not known to be right, [`Tunnel::reconcile`] repairs.
-    pub async fn follow(&mut self, membership: &Membership, changes: Changes) -> Result<(), TunnelError> {
+    /// not known to be right, [`NetworkTunnel::reconcile`] repairs.
+    pub async fn follow(&mut self, membership: &Membership, changes: TunnelChanges) -> Result<(), TunnelError> {
         let View { network, interface, .. } = &membership.view;
-        let Changes { tunnels, names: names_changed } = changes;
+        let TunnelChanges { tunnels, names: names_changed } = changes;
         let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
         let found = resolve(&self.host, &put).await;

@@ -14,14 +14,14 @@ use crate::device::state::PeerSettings;
 
 /// What has changed in a View since it was applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct TunnelChanges {
     /// The tunnels that are new or differ, and, as absent, those that are gone.
     pub tunnels: BTreeMap<WireGuardKey, Option<Tunnel>>,
     /// Whether names differ.
     pub names: bool,
 }
 
-impl Changes {
+impl TunnelChanges {
     /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use netclient::agent::{AgentError, Joined};
+use netclient::agent::{AgentError, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
 use schema::api::Control;
@@ -152,7 +152,7 @@ async fn who_is_removed_takes_everything_down_and_may_join_again() {
     assert!(took < PUSHED, "{took:?}");
     eventually("its names are gone", || b.computer.names(INTERFACE).is_empty()).await;
     eventually("its state is gone", || !b.files().iter().any(|file| file.starts_with("network-"))).await;
-    assert!(matches!(b.join(&mesh).await, Ok(Joined::New(_))));
+    assert!(matches!(b.join(&mesh).await, Ok(JoinOutcome::New(_))));
     eventually("they are peers again", || is_full_mesh(&[&a, &b])).await;
 }
 
@@ -186,6 +186,6 @@ async fn a_join_whose_tunnel_does_not_come_up_leaves_nothing() {
     a.fill(false);
     assert!(!mesh.has("a"));
     assert_eq!(a.files(), [""; 0]);
-    assert!(matches!(a.join(&mesh).await, Ok(Joined::New(_))));
-    assert!(matches!(a.join(&mesh).await, Ok(Joined::Already(_))), "a second join changes nothing");
+    assert!(matches!(a.join(&mesh).await, Ok(JoinOutcome::New(_))));
+    assert!(matches!(a.join(&mesh).await, Ok(JoinOutcome::Already(_))), "a second join changes nothing");
 }

@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use crate::descriptor::{Descriptor, Field, Fields, Reference, ScalarType, Target, Type, Word, with_article};
 use crate::report::{Code, did_you_mean};
 use crate::scalars::{Name, Scalar};
-use crate::value::{Data, Member, Record, Span, Value};
+use crate::value::{Data, FieldValue, Record, Span, Value};
 
 pub use collections::NonEmpty;
 
@@ -200,7 +200,7 @@ impl Writer {
         let value = value.to_value();
         let absent = field.default.map(|default| default()).or_else(|| T::absent().as_ref().map(T::to_value));
         if absent.as_ref() != Some(&value) {
-            self.record.insert(field.name.into(), Member::from(value));
+            self.record.insert(field.name.into(), FieldValue::from(value));
         }
     }
 }

@@ -59,7 +59,7 @@ pub enum Audience {
 
 /// What a node has to be sent to move from one mesh to a later one.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum ViewStep {
     /// What every node of this audience is sent; see [`Mesh::delta`].
     Shared(Audience),
     /// What this node alone is sent.
@@ -215,16 +215,16 @@ impl Mesh {
     /// What a node that has its View of an earlier mesh has to be sent; nothing if it has not joined.
     ///
     /// Costs the same for any size of the network and of the difference where the node shares the step with others.
-    pub fn step(&self, earlier: &Self, node: &Name) -> Option<Step> {
+    pub fn step(&self, earlier: &Self, node: &Name) -> Option<ViewStep> {
         let interface = self.interfaces.get(node)?;
-        let Some(before) = earlier.interfaces.get(node) else { return Some(Step::Whole) };
+        let Some(before) = earlier.interfaces.get(node) else { return Some(ViewStep::Whole) };
         let audience = self.audience(node);
         // A node is not its own peer: the others are sent what changes of it, and it is not.
         let shares = before == interface && earlier.audience(node) == audience && self.peer(node) == earlier.peer(node);
         if shares {
-            return Some(Step::Shared(audience));
+            return Some(ViewStep::Shared(audience));
         }
-        Some(Step::Own(ViewDelta::between(&earlier.view(node)?, &self.view(node)?)))
+        Some(ViewStep::Own(ViewDelta::between(&earlier.view(node)?, &self.view(node)?)))
     }
 
     /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::descriptor::{Field, Fields, Type};
     use crate::scalars::Name;
-    use crate::value::{Key, Member};
+    use crate::value::{FieldValue, Key};
 
     fn well_formed(name: &str) -> bool {
         name.parse::<Name>().is_ok() && name == name.to_lowercase()
@@ -240,7 +240,7 @@ mod tests {
         for kind in Kind::ALL {
             for field in kind.descriptor().fields {
                 let Some(default) = field.default else { continue };
-                let member = Member { key: Key::default(), value: default() };
+                let member = FieldValue { key: Key::default(), value: default() };
                 let fields = Record::from([(field.name.into(), member)]);
                 let mut found = Vec::new();
                 kind.read(&fields, Span::default(), &mut found);

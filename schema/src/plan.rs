@@ -409,8 +409,8 @@ fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
     let endpoints =
         server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
     endpoints.filter_map(|endpoint| match endpoint.host {
-        crate::scalars::Host::Address(address) => Some(address),
-        crate::scalars::Host::Domain(_) => None,
+        crate::scalars::EndpointHost::Address(address) => Some(address),
+        crate::scalars::EndpointHost::Domain(_) => None,
     })
 }
 

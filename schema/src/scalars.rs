@@ -15,7 +15,7 @@ mod selector;
 mod uses;
 
 pub use domain_name::DomainName;
-pub use endpoint::{Endpoint, Host};
+pub use endpoint::{Endpoint, EndpointHost};
 pub use expiry::Expiry;
 pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};

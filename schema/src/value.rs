@@ -83,11 +83,11 @@ pub enum Data {
 }
 
 /// Fields by their names, sorted.
-pub type Record = BTreeMap<Box<str>, Member>;
+pub type Record = BTreeMap<Box<str>, FieldValue>;
 
 /// A field of a record.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Member {
+pub struct FieldValue {
     /// The place of its name.
     pub key: Key,
     /// Its value.
@@ -176,7 +176,7 @@ impl From<Data> for Value {
     }
 }
 
-impl From<Value> for Member {
+impl From<Value> for FieldValue {
     fn from(value: Value) -> Self {
         Self { key: Key::default(), value }
     }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use schema::compile::allocate::Exhausted;
 use schema::compile::reach::{self, Direction};
 use schema::compile::reconcile::reconcile;
-use schema::compile::{Changed, Mesh, Step};
+use schema::compile::{Changed, Mesh, ViewStep};
 use schema::decode::decode;
 use schema::inventory::{Inventory, NodeId};
 use schema::kinds::{Dns, Kind, Node};
@@ -109,12 +109,12 @@ proptest! {
                 let (Some(earlier), Some(later)) = (compiled(&network, before), compiled(&network, after)) else { continue };
                 for node in later.nodes() {
                     let delta = match later.step(&earlier, node).unwrap() {
-                        Step::Whole => {
+                        ViewStep::Whole => {
                             prop_assert!(!earlier.has(node));
                             continue;
                         }
-                        Step::Shared(audience) => later.delta(&earlier, &audience),
-                        Step::Own(delta) => delta,
+                        ViewStep::Shared(audience) => later.delta(&earlier, &audience),
+                        ViewStep::Own(delta) => delta,
                     };
                     let (before, after) = (earlier.view(node).unwrap(), later.view(node).unwrap());
                     prop_assert_eq!(later.counts(&later.audience(node)), after.counts());

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use netclient::agent::{Agent, AgentError, JoinMethod, JoinOptions, error_chain};
-use netclient::control::{ControlError, JoinRequest, Opener};
+use netclient::control::{CallError, JoinRequest, Opener};
 use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};
@@ -24,7 +24,7 @@ use netclient::settings::{self, SettingsError};
 use netclient::tunnel::TunnelError;
 use proto::sign::public_key;
 use schema::kinds::Node;
-use schema::scalars::{Endpoint, Host, Identity, Name, NetworkName};
+use schema::scalars::{Endpoint, EndpointHost, Identity, Name, NetworkName};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::{ServerInfo, World};
 use tokio::sync::watch;
@@ -115,8 +115,8 @@ fn wanted(world: &World, own_node: Option<&Name>) -> BTreeMap<NetworkName, Wante
 fn endpoint(server_host: &str) -> Option<Endpoint> {
     let endpoint: Endpoint = server_host.parse().ok()?;
     let of_use = match &endpoint.host {
-        Host::Address(address) => !address.is_loopback() && !address.is_unspecified(),
-        Host::Domain(name) => name.to_string() != "localhost",
+        EndpointHost::Address(address) => !address.is_loopback() && !address.is_unspecified(),
+        EndpointHost::Domain(name) => name.to_string() != "localhost",
     };
     of_use.then_some(endpoint)
 }
@@ -362,7 +362,7 @@ impl Client {
                 let JoinRequest { name: _, identity, private_key, facts, os } = request;
                 let (identity, public_key) = (public_key(identity), private_key.public());
                 let let_in = service.claim(&claimed, identity, public_key, &facts, &os).await;
-                let_in.map_err(|error| ControlError::Refused(error.to_string()))
+                let_in.map_err(|error| CallError::Refused(error.to_string()))
             })
         });
         self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;

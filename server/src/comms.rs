@@ -31,7 +31,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::Settings;
-use crate::core::registry::{Registration, Registry, Unregistered};
+use crate::core::registry::{RegisteredHost, Registry, Unregistered};
 use crate::identity::{DataDir, IdentityError};
 use crate::listen;
 use crate::state::State;
@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// The tunnels to agents.
 #[derive(Clone)]
-pub struct Comms {
+pub struct AgentTunnels {
     host: Arc<TunnelHost>,
     registrations: Arc<Mutex<Registrations>>,
 }
@@ -143,7 +143,7 @@ fn help(error: &DeviceError) -> &'static str {
     }
 }
 
-impl Comms {
+impl AgentTunnels {
     /// Opens the tunnels, creating what is missing. If there are to be none, what an earlier server with tunnels left
     /// is removed: agents would take it for a server that is down.
     pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
@@ -371,7 +371,7 @@ impl Registrations {
     }
 
     /// Writes to disk and device what differs from before, as far as possible; what fails is caught up on later.
-    fn carry_out(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) -> Result<(), RegisterError> {
+    fn carry_out(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) -> Result<(), RegisterError> {
         let mut steps = Vec::new();
         let mut kept = Ok(());
         let mut gone = Vec::new();
@@ -397,7 +397,7 @@ impl Registrations {
         Ok(applied?)
     }
 
-    fn carry_out_or_say(&mut self, before: &[(Identity, Option<Registration>)], now: Instant) {
+    fn carry_out_or_say(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
             tracing::warn!(error = error_chain(&error), "a registration could not be saved or applied; trying again");
         }
@@ -443,9 +443,9 @@ impl RegisterError {
     }
 }
 
-impl fmt::Debug for Comms {
+impl fmt::Debug for AgentTunnels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Comms({} at {})", self.host.interface, self.host.endpoint)
+        write!(f, "AgentTunnels({} at {})", self.host.interface, self.host.endpoint)
     }
 }
 

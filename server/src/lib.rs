@@ -38,7 +38,7 @@ use tokio::sync::watch;
 
 use crate::client::OwnHost;
 use crate::committer::Committer;
-use crate::comms::{Comms, TunnelsUnavailable};
+use crate::comms::{AgentTunnels, TunnelsUnavailable};
 use crate::config::Settings;
 use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
@@ -135,8 +135,8 @@ pub async fn open_with(
 }
 
 /// Opens the tunnels to agents; if there are none, logs the reason once.
-async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<Comms, TunnelsUnavailable> {
-    let comms = Comms::open(settings, directory, world).await;
+async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<AgentTunnels, TunnelsUnavailable> {
+    let comms = AgentTunnels::open(settings, directory, world).await;
     match &comms {
         Ok(comms) => {
             let (interface, endpoint, service) = comms.info();
@@ -151,7 +151,7 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
 }
 
 /// The range that no network may overlap: that of the tunnels, even if they are missing only for now.
-fn reserved(settings: &Settings, comms: &Result<Comms, TunnelsUnavailable>) -> Option<Ipv4Net> {
+fn reserved(settings: &Settings, comms: &Result<AgentTunnels, TunnelsUnavailable>) -> Option<Ipv4Net> {
     let given_up = matches!(comms, Err(TunnelsUnavailable::Asked | TunnelsUnavailable::Overlap(..)));
     (!given_up).then_some(settings.comms_range)
 }

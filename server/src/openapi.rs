@@ -9,7 +9,7 @@ use schema::world::{ResourceDocument, ServerInfo, WorldDocument};
 use serde_json::{Map, Value, json};
 
 use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
-use crate::rest::Made;
+use crate::rest::Committed;
 
 /// The whole document as text: made once, because everyone may ask for it.
 pub fn text() -> &'static str {
@@ -123,10 +123,10 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
         Operation::GetResource => returns(components.of::<ResourceDocument>()),
         Operation::PutResource => {
             let parameters = vec![if_match(), if_none_match("`*`: the resource must not exist.")];
-            Shape { parameters, request: Some(components.of::<Body>()), ..returns(components.of::<Made>()) }
+            Shape { parameters, request: Some(components.of::<Body>()), ..returns(components.of::<Committed>()) }
         }
-        Operation::DeleteResource => Shape { parameters: vec![if_match()], ..returns(components.of::<Made>()) },
-        Operation::RemoveNode => returns(components.of::<Made>()),
+        Operation::DeleteResource => Shape { parameters: vec![if_match()], ..returns(components.of::<Committed>()) },
+        Operation::RemoveNode => returns(components.of::<Committed>()),
         Operation::Challenge
         | Operation::Register
         | Operation::Join

@@ -144,7 +144,7 @@ fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
 
 /// The revision that a change created.
 #[derive(Serialize, JsonSchema)]
-pub(crate) struct Made {
+pub(crate) struct Committed {
     /// The revision.
     revision: Revision,
 }
@@ -193,7 +193,7 @@ async fn put_resource(
     let (id, expected) = (resource_id(path)?, expected(&headers)?);
     let body: Value = json(&body)?;
     let revision = service.put(&caller, id, Some(body), expected).await?;
-    Ok(([(header::ETAG, format!("\"{revision}\""))], Json(Made { revision })))
+    Ok(([(header::ETAG, format!("\"{revision}\""))], Json(Committed { revision })))
 }
 
 async fn delete_resource(
@@ -204,7 +204,7 @@ async fn delete_resource(
 ) -> Result<impl IntoResponse, Error> {
     let id = resource_id(path)?;
     let revision = expected(&headers)?.ok_or_else(|| Error::BadRequest("If-Match is needed".into()))?;
-    Ok(Json(Made { revision: service.put(&caller, id, None, Some(revision)).await? }))
+    Ok(Json(Committed { revision: service.put(&caller, id, None, Some(revision)).await? }))
 }
 
 async fn remove_node(
@@ -214,5 +214,5 @@ async fn remove_node(
 ) -> Result<impl IntoResponse, Error> {
     let network = network.parse().map_err(Error::BadRequest)?;
     let name = name.parse().map_err(Error::BadRequest)?;
-    Ok(Json(Made { revision: service.remove_node(&caller, network, name).await? }))
+    Ok(Json(Committed { revision: service.remove_node(&caller, network, name).await? }))
 }

@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
-use crate::comms::Comms;
+use crate::comms::AgentTunnels;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
 use crate::error::Error;
@@ -52,7 +52,7 @@ struct Inner {
     secrets: Secrets,
     info: ServerInfo,
     last_seen: LastSeen,
-    comms: Option<Comms>,
+    comms: Option<AgentTunnels>,
 }
 
 impl Service {
@@ -63,13 +63,13 @@ impl Service {
         secrets: Secrets,
         info: ServerInfo,
         last_seen: LastSeen,
-        comms: Option<Comms>,
+        comms: Option<AgentTunnels>,
     ) -> Self {
         Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, comms }) }
     }
 
     /// The tunnels to agents, if there are any.
-    pub fn comms(&self) -> Option<&Comms> {
+    pub fn comms(&self) -> Option<&AgentTunnels> {
         self.inner.comms.as_ref()
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use imbl::{OrdMap, Vector};
 use proto::convert::encode_delta;
 use proto::sign::SignedBody;
-use schema::compile::{Audience, Changed, Mesh, Step};
+use schema::compile::{Audience, Changed, Mesh, ViewStep};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Revision;
 use schema::view::{Counts, View, ViewDelta};
@@ -107,9 +107,9 @@ impl State {
         }
         let Some((base, then)) = history.at(at).filter(|_| known) else { return now.view(node).map(Pending::Full) };
         let body = match now.step(then, node)? {
-            Step::Whole => return now.view(node).map(Pending::Full),
-            Step::Shared(audience) => history.shared(*base, then, now, audience),
-            Step::Own(delta) => encode(&delta, now.counts(&now.audience(node))),
+            ViewStep::Whole => return now.view(node).map(Pending::Full),
+            ViewStep::Shared(audience) => history.shared(*base, then, now, audience),
+            ViewStep::Own(delta) => encode(&delta, now.counts(&now.audience(node))),
         };
         Some(body.map_or(Pending::UpToDate, Pending::Delta))
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use schema::scalars::NetworkName;
 
 use crate::comms::CommsError;
-use crate::control::ControlError;
+use crate::control::CallError;
 use crate::device::Refusal;
 use crate::directory::DirectoryError;
 use crate::tunnel::TunnelError;
@@ -19,7 +19,7 @@ pub enum AgentError {
     Directory(#[from] DirectoryError),
     /// The server.
     #[error(transparent)]
-    Control(#[from] ControlError),
+    Control(#[from] CallError),
     /// The tunnel.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),

@@ -10,7 +10,7 @@ use schema::view::View;
 use super::keys::{Attempt, new_private_key};
 use super::member::Member;
 use super::{Agent, AgentError, address_of, error_chain};
-use crate::control::{Control, ControlError, JoinRequest};
+use crate::control::{CallError, Connection, JoinRequest};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
 
@@ -31,16 +31,16 @@ pub struct JoinOptions {
 /// the host has joined, and its View.
 pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
-            &'a Control,
+            &'a Connection,
             ChallengeResponse,
             JoinRequest<'a>,
-        ) -> BoxFuture<'a, Result<(Name, Update), ControlError>>
+        ) -> BoxFuture<'a, Result<(Name, Update), CallError>>
         + Send,
 >;
 
 /// The result of a join.
 #[derive(Clone, Debug)]
-pub enum Joined {
+pub enum JoinOutcome {
     /// The host has joined.
     New(Membership),
     /// It had joined before.
@@ -51,7 +51,7 @@ impl Agent {
     /// Joins the network of a token and brings its tunnel up. A host that has joined already stays as it is.
     ///
     /// Whatever fails, nothing is left, on the host or on the server.
-    pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<Joined, AgentError> {
+    pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<JoinOutcome, AgentError> {
         let token = token.clone();
         let (network, server) = (token.network.clone(), address_of(&token));
         let method: JoinMethod = Box::new(move |control, challenge, request| {
@@ -67,7 +67,7 @@ impl Agent {
         server: &ServerAddress,
         options: &JoinOptions,
         method: JoinMethod,
-    ) -> Result<Joined, AgentError> {
+    ) -> Result<JoinOutcome, AgentError> {
         let lock = self.directory.lock(network)?;
         if let Some(membership) = self.directory.membership(network)? {
             return self.stay(membership, server, lock.is_some()).await;
@@ -85,11 +85,16 @@ impl Agent {
             Ok(_) => {}
             Err(error) => tracing::debug!(error = error_chain(&error), "the first check-in failed"),
         }
-        Ok(Joined::New(member.membership().clone()))
+        Ok(JoinOutcome::New(member.membership().clone()))
     }
 
     /// A host that has joined already, and may learn a new address of the server.
-    async fn stay(&self, mut membership: Membership, server: &ServerAddress, free: bool) -> Result<Joined, AgentError> {
+    async fn stay(
+        &self,
+        mut membership: Membership,
+        server: &ServerAddress,
+        free: bool,
+    ) -> Result<JoinOutcome, AgentError> {
         if membership.server.signing_key != server.signing_key {
             return Err(AgentError::OtherServer(membership.network));
         }
@@ -103,7 +108,7 @@ impl Agent {
             }
             self.tunnel(&membership.interface).reconcile(&membership).await?;
         }
-        Ok(Joined::Already(membership))
+        Ok(JoinOutcome::Already(membership))
     }
 
     /// Makes the server admit the host, and stores what it sent.
@@ -133,7 +138,7 @@ impl Agent {
             Ok(answer) => answer,
             Err(error) => {
                 // Only a server that refused does not know it.
-                if !matches!(error, ControlError::Refused(_)) {
+                if !matches!(error, CallError::Refused(_)) {
                     attempt.commit();
                 }
                 return Err(error.into());

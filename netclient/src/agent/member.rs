@@ -10,26 +10,26 @@ use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
 
 use super::{Agent, AgentError, error_chain};
-use crate::control::Control;
+use crate::control::Connection;
 use crate::directory::{DirectoryError, Kept};
 use crate::files::Lock;
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, PortFallback};
-use crate::tunnel::{Tunnel, TunnelError};
-use crate::tunnels::Changes;
+use crate::tunnel::{NetworkTunnel, TunnelError};
+use crate::tunnels::TunnelChanges;
 
 /// One membership in use.
 pub struct Member {
     agent: Agent,
     membership: Membership,
-    tunnel: Tunnel,
-    control: Arc<Control>,
+    tunnel: NetworkTunnel,
+    control: Arc<Connection>,
     /// The facts of this host that were sent last.
     sent_facts: Option<Facts>,
     /// The position of the View that was applied, as far as this process knows.
     applied: Position,
     /// What changed since; absent: unknown.
-    changes: Option<Changes>,
+    changes: Option<TunnelChanges>,
     /// The journal of the membership on the disk; absent: the disk lacks something of it.
     journal: Option<Journal>,
     _lock: Option<Lock>,
@@ -73,7 +73,7 @@ impl Member {
     }
 
     /// The connection to its server.
-    pub fn control(&self) -> &Arc<Control> {
+    pub fn control(&self) -> &Arc<Connection> {
         &self.control
     }
 
@@ -102,7 +102,7 @@ impl Member {
             self.keep(update);
         }
         if accepted == Accepted::Changed {
-            let later = Changes::between(&view, &self.membership.view);
+            let later = TunnelChanges::between(&view, &self.membership.view);
             self.changes = self.changes.take().zip(later).map(|(mut changes, later)| {
                 changes.extend(later);
                 changes
@@ -161,7 +161,7 @@ impl Member {
     }
 
     fn done(&mut self, port_fallback: Option<PortFallback>) {
-        self.changes = Some(Changes::default());
+        self.changes = Some(TunnelChanges::default());
         self.applied = self.membership.position;
         if self.membership.port_fallback != port_fallback || self.journal.is_none() {
             self.membership.port_fallback = port_fallback;

@@ -6,7 +6,7 @@ use proto::token::Token;
 
 use super::keys::{Attempt, new_private_key};
 use super::{Agent, AgentError, address_of, error_chain};
-use crate::comms::{self, Comms, CommsError};
+use crate::comms::{self, CommsError, ServerTunnel};
 use crate::device;
 use crate::membership::ServerAddress;
 use crate::registration::{Registration, Terms};
@@ -107,7 +107,7 @@ impl Agent {
             }
         }
         if !comms::orphans(&self.directory)?.is_empty() {
-            Comms::remove_orphans(&self.directory).await?;
+            ServerTunnel::remove_orphans(&self.directory).await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Outcome, json as print_json, looked_after, open, read_token};
-use crate::agent::{JoinOptions, Joined};
+use crate::agent::{JoinOptions, JoinOutcome};
 use crate::args::{Join, Switch};
 use crate::membership::Membership;
 
@@ -21,8 +21,8 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
     let joined = joined?;
     let kept = looked_after(&agent);
     let (membership, new) = match &joined {
-        Joined::New(membership) => (membership, true),
-        Joined::Already(membership) => (membership, false),
+        JoinOutcome::New(membership) => (membership, true),
+        JoinOutcome::Already(membership) => (membership, false),
     };
     let addresses: Vec<_> = membership.view.interface.addresses.iter().map(|it| it.addr().to_string()).collect();
     if form.json {

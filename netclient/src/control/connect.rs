@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::tls;
-use crate::comms::Comms;
+use crate::comms::ServerTunnel;
 use crate::device::source_towards;
 use crate::membership::ServerAddress;
 
@@ -53,7 +53,7 @@ pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) ->
 }
 
 /// A channel through the tunnel, which is brought up when it is needed.
-pub(super) fn by_tunnel(comms: Comms, local: Local, silent: Hear, timeout: Duration) -> Channel {
+pub(super) fn by_tunnel(comms: ServerTunnel, local: Local, silent: Hear, timeout: Duration) -> Channel {
     let connect = tower::service_fn(move |_: Uri| {
         let (comms, local, silent) = (comms.clone(), Arc::clone(&local), Arc::clone(&silent));
         async move { connect_in_tunnel(&comms, &local, silent).await.map(TokioIo::new) }
@@ -114,7 +114,7 @@ async fn connect_to(
     Ok(Box::pin(tls.connect(name, stream).await?))
 }
 
-async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent: Hear) -> io::Result<Watched> {
+async fn connect_in_tunnel(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>, silent: Hear) -> io::Result<Watched> {
     match tokio::time::timeout(CONNECT, through(comms, local)).await {
         Ok(Ok(stream)) => Ok(Watched { stream, heard: Instant::now(), ended: false, silent }),
         // The tunnel works, but nothing listens at its end: the server is down.
@@ -130,7 +130,7 @@ async fn connect_in_tunnel(comms: &Comms, local: &Mutex<Option<IpAddr>>, silent:
     }
 }
 
-async fn through(comms: &Comms, local: &Mutex<Option<IpAddr>>) -> io::Result<TcpStream> {
+async fn through(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>) -> io::Result<TcpStream> {
     let gone = || io::Error::other("this host is no longer registered there");
     let registration = comms.registration().map_err(io::Error::other)?.ok_or_else(gone)?;
     let at = comms.bring_up(&registration).await.map_err(io::Error::other)?;

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 
 /// Why a call to the server failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub enum CallError {
     /// It could not be reached.
     #[error("cannot reach the server at {at}: {why}; check that it runs, and that this host may connect to it")]
     Unreachable {
@@ -42,22 +42,22 @@ pub enum ControlError {
 }
 
 /// Why a call failed to a server `at` these addresses.
-pub(super) fn failed(at: String, status: &Status) -> ControlError {
+pub(super) fn failed(at: String, status: &Status) -> CallError {
     if let Some(why) = certificate_error(status) {
-        return ControlError::Stranger { at, why };
+        return CallError::Stranger { at, why };
     }
     let lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
     if lost && causes(status).next().is_some() {
-        return ControlError::Unreachable { at, why: deepest(status) };
+        return CallError::Unreachable { at, why: deepest(status) };
     }
     if status.code() == Code::Unauthenticated {
-        return ControlError::SessionEnded;
+        return CallError::SessionEnded;
     }
     if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
-        return ControlError::Slow { at };
+        return CallError::Slow { at };
     }
     // An error without a cause on this side came from the server.
-    ControlError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())
+    CallError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {

@@ -1,6 +1,6 @@
 //! A device in memory, for tests of the layers above a device: it keeps the contract and records the steps.
 //!
-//! A [`Fake`] is a handle: clones share the device, so that a test keeps one and passes the other on.
+//! A [`FakeDevice`] is a handle: clones share the device, so that a test keeps one and passes the other on.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, 
 
 /// A device in memory.
 #[derive(Clone, Debug, Default)]
-pub struct Fake(Arc<Mutex<Inner>>);
+pub struct FakeDevice(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -25,7 +25,7 @@ struct Inner {
     removed: bool,
 }
 
-impl Fake {
+impl FakeDevice {
     /// Takes the steps that were applied since the last call, in their order.
     pub fn take_applied(&self) -> Vec<DeviceStep> {
         std::mem::take(&mut self.lock().applied)
@@ -81,7 +81,7 @@ impl Fake {
     }
 }
 
-impl Device for Fake {
+impl Device for FakeDevice {
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
         let mut inner = self.alive()?;
         inner.observations += 1;
@@ -163,15 +163,15 @@ mod tests {
         }
     }
 
-    fn with_key() -> Fake {
-        let mut device = Fake::default();
+    fn with_key() -> FakeDevice {
+        let mut device = FakeDevice::default();
         device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([7; 32]))]).expect("a key is taken");
         device
     }
 
     #[test]
     fn a_step_before_the_key_is_refused() {
-        let refused = Fake::default().apply(&[DeviceStep::SetListenPort(51820)]);
+        let refused = FakeDevice::default().apply(&[DeviceStep::SetListenPort(51820)]);
         assert!(matches!(refused, Err(DeviceError::Refused(Refusal::KeyMissing))));
     }
 

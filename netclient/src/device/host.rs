@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::time::{ClockId, clock_gettime};
-use schema::scalars::{Endpoint, Host};
+use schema::scalars::{Endpoint, EndpointHost};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
@@ -28,7 +28,7 @@ pub async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
     if let Some(at) = endpoint.socket_addr() {
         return Some(at);
     }
-    let (Host::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
+    let (EndpointHost::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
     let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain.to_string(), port))).await;
     found.ok()?.ok()?.next()
 }

@@ -24,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use zeroize::Zeroizing;
 
-use super::protocol::{Hello, LONGEST, Reply, Request, VERSION};
+use super::protocol::{DeviceReply, DeviceRequest, Hello, LONGEST, VERSION};
 use super::{DeviceError, Refusal, host};
 use crate::files::{self, Lock, OwnFile, lock_path};
 use engine::Engine;
@@ -66,7 +66,7 @@ async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
     let server = Server::open(interface, socket).await;
     let reply = match &server {
         Ok(_) => hello(interface),
-        Err(refusal) => Reply::Refused(refusal.clone()),
+        Err(refusal) => DeviceReply::Refused(refusal.clone()),
     };
     announce(&reply).map_err(DeviceError::host("announce the device process"))?;
     let mut server = server?;
@@ -74,7 +74,7 @@ async fn live(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
         End::Asked(client) => {
             server.close().await;
             // The client may be gone; its request is carried out all the same.
-            let _ = answer(client, &Reply::Done).await;
+            let _ = answer(client, &DeviceReply::Done).await;
             Ok(Ended::Asked)
         }
         End::Signalled => {
@@ -165,19 +165,21 @@ impl Server {
     async fn hear(&mut self, client: UnixStream) -> Option<End> {
         let mut client = client;
         let reply = match timeout(TIMEOUT, read(&mut client)).await.ok()?.ok()? {
-            None => Reply::Refused(Refusal::failed("understand the request")("this device process is older or newer")),
-            Some(Request::Hello) => hello(&self.interface),
-            Some(Request::Observe) => Reply::State(self.engine.observe().await),
-            Some(Request::Apply(steps)) => match self.engine.apply(&steps).await {
-                Ok(()) => Reply::Done,
-                Err(refusal) => Reply::Refused(refusal),
-            },
-            Some(Request::Endpoint(peer)) => Reply::Endpoint(self.engine.endpoint(&peer).await),
-            Some(Request::ExpireAt(at)) => {
-                self.expiry = at;
-                Reply::Done
+            None => {
+                DeviceReply::Refused(Refusal::failed("understand the request")("this device process is older or newer"))
             }
-            Some(Request::Stop) => return Some(End::Asked(client)),
+            Some(DeviceRequest::Hello) => hello(&self.interface),
+            Some(DeviceRequest::Observe) => DeviceReply::State(self.engine.observe().await),
+            Some(DeviceRequest::Apply(steps)) => match self.engine.apply(&steps).await {
+                Ok(()) => DeviceReply::Done,
+                Err(refusal) => DeviceReply::Refused(refusal),
+            },
+            Some(DeviceRequest::Endpoint(peer)) => DeviceReply::Endpoint(self.engine.endpoint(&peer).await),
+            Some(DeviceRequest::ExpireAt(at)) => {
+                self.expiry = at;
+                DeviceReply::Done
+            }
+            Some(DeviceRequest::Stop) => return Some(End::Asked(client)),
         };
         // A client that left before its answer asks again.
         let _ = answer(client, &reply).await;
@@ -228,24 +230,24 @@ fn index(interface: &str) -> Result<u32, Refusal> {
     found.ok_or_else(|| Refusal::failed(attempt())("it was removed"))
 }
 
-fn hello(interface: &str) -> Reply {
-    Reply::Hello(Hello { version: VERSION, interface: interface.to_owned() })
+fn hello(interface: &str) -> DeviceReply {
+    DeviceReply::Hello(Hello { version: VERSION, interface: interface.to_owned() })
 }
 
 /// Reads a request; absent: it is not one of this release. Requests carry the private key, so the text is wiped.
-async fn read(client: &mut UnixStream) -> io::Result<Option<Request>> {
+async fn read(client: &mut UnixStream) -> io::Result<Option<DeviceRequest>> {
     let mut text = Zeroizing::new(Vec::new());
     client.take(LONGEST).read_to_end(&mut text).await?;
     Ok(serde_json::from_slice(&text).ok())
 }
 
-async fn answer(mut client: UnixStream, reply: &Reply) -> io::Result<()> {
+async fn answer(mut client: UnixStream, reply: &DeviceReply) -> io::Result<()> {
     let text = serde_json::to_vec(reply)?;
     timeout(TIMEOUT, client.write_all(&text)).await?
 }
 
 /// Writes to standard output whether the device is ready.
-fn announce(reply: &Reply) -> io::Result<()> {
+fn announce(reply: &DeviceReply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     io::stdout().write_all(&line)?;

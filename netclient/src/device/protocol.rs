@@ -1,9 +1,10 @@
 //! The protocol between the agent and a device process, over the process's socket.
 //!
 //! One connection carries one request and its reply, each JSON up to the end of the stream. The two may be of
-//! different releases, since a device process outlives the agent that started it: [`Request::Hello`], [`Request::Stop`],
-//! [`Reply::Hello`] and [`Reply::Done`] never change, and [`VERSION`] rises with any change that the other side would
-//! misread. A new request is not such a change: a process that does not know it refuses it.
+//! different releases, since a device process outlives the agent that started it: [`DeviceRequest::Hello`],
+//! [`DeviceRequest::Stop`], [`DeviceReply::Hello`] and [`DeviceReply::Done`] never change, and [`VERSION`] rises with
+//! any change that the other side would misread. A new request is not such a change: a process that does not know it
+//! refuses it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub(super) const LONGEST: u64 = 64 << 20;
 
 /// What the agent asks.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Request {
+pub(super) enum DeviceRequest {
     /// Which version and interface is this?
     Hello,
     /// [`super::Device::observe`].
@@ -39,12 +40,12 @@ pub(super) enum Request {
 
 /// What the device process replies; also its first line on standard output, which says whether it is ready.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Reply {
-    /// To [`Request::Hello`].
+pub(super) enum DeviceReply {
+    /// To [`DeviceRequest::Hello`].
     Hello(Hello),
-    /// To [`Request::Observe`].
+    /// To [`DeviceRequest::Observe`].
     State(DeviceState),
-    /// To [`Request::Endpoint`].
+    /// To [`DeviceRequest::Endpoint`].
     Endpoint(Option<SocketAddr>),
     /// It was done.
     Done,

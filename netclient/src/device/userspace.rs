@@ -19,7 +19,7 @@ use schema::scalars::WireGuardKey;
 use socket2::{Domain, SockAddr, Socket, Type};
 use zeroize::Zeroizing;
 
-use super::protocol::{LONGEST, Reply, Request, VERSION};
+use super::protocol::{DeviceReply, DeviceRequest, LONGEST, VERSION};
 use super::{Device, DeviceError, DeviceState, DeviceStep, Refusal};
 
 /// How long a device process may take for anything; a healthy one needs milliseconds.
@@ -40,8 +40,8 @@ impl Userspace {
     /// A process of another release, or for another interface, counts as none.
     pub fn attach(interface: &str, socket: &Path) -> Result<Option<Self>, DeviceError> {
         let device = Self { interface: interface.to_owned(), socket: absolute(socket)? };
-        match device.ask(&Request::Hello) {
-            Ok(Some(Reply::Hello(hello))) if hello.version == VERSION && hello.interface == interface => {
+        match device.ask(&DeviceRequest::Hello) {
+            Ok(Some(DeviceReply::Hello(hello))) if hello.version == VERSION && hello.interface == interface => {
                 Ok(Some(device))
             }
             Ok(_) => Ok(None),
@@ -77,22 +77,22 @@ impl Userspace {
     }
 
     fn stop(&self) -> Result<(), DeviceError> {
-        match self.ask(&Request::Stop) {
+        match self.ask(&DeviceRequest::Stop) {
             Ok(_) | Err(DeviceError::Gone { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    fn expect_done(&self, request: &Request) -> Result<(), DeviceError> {
+    fn expect_done(&self, request: &DeviceRequest) -> Result<(), DeviceError> {
         match self.ask(request)? {
-            Some(Reply::Done) => Ok(()),
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Hello(_) | Reply::State(_) | Reply::Endpoint(_)) | None => Err(self.gone()),
+            Some(DeviceReply::Done) => Ok(()),
+            Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
+            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Endpoint(_)) | None => Err(self.gone()),
         }
     }
 
     /// Sends a request; absent: the reply is not one of this release. A process that dies meanwhile counts as gone.
-    fn ask(&self, request: &Request) -> Result<Option<Reply>, DeviceError> {
+    fn ask(&self, request: &DeviceRequest) -> Result<Option<DeviceReply>, DeviceError> {
         let mut stream = self.connect()?;
         let mut exchange = || -> io::Result<Vec<u8>> {
             let text = Zeroizing::new(serde_json::to_vec(request)?);
@@ -142,27 +142,27 @@ impl Userspace {
 
 impl Device for Userspace {
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
-        match self.ask(&Request::Observe)? {
-            Some(Reply::State(state)) => Ok(state),
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Hello(_) | Reply::Endpoint(_) | Reply::Done) | None => Err(self.gone()),
+        match self.ask(&DeviceRequest::Observe)? {
+            Some(DeviceReply::State(state)) => Ok(state),
+            Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
+            Some(DeviceReply::Hello(_) | DeviceReply::Endpoint(_) | DeviceReply::Done) | None => Err(self.gone()),
         }
     }
 
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
-        self.expect_done(&Request::Apply(steps.to_vec()))
+        self.expect_done(&DeviceRequest::Apply(steps.to_vec()))
     }
 
     fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError> {
-        match self.ask(&Request::Endpoint(*peer))? {
-            Some(Reply::Endpoint(endpoint)) => Ok(endpoint),
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Hello(_) | Reply::State(_) | Reply::Done) | None => Err(self.gone()),
+        match self.ask(&DeviceRequest::Endpoint(*peer))? {
+            Some(DeviceReply::Endpoint(endpoint)) => Ok(endpoint),
+            Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
+            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Done) | None => Err(self.gone()),
         }
     }
 
     fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
-        self.expect_done(&Request::ExpireAt(at)).map(|()| true)
+        self.expect_done(&DeviceRequest::ExpireAt(at)).map(|()| true)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {

@@ -1,6 +1,6 @@
 //! A host in memory, for tests of the layers above: it keeps what the agent applied, and shows it.
 //!
-//! A [`Fake`] is a handle: clones share the host.
+//! A [`FakeHost`] is a handle: clones share the host.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use schema::scalars::Endpoint;
 
 use super::Host;
-use crate::device::fake::Fake as FakeDevice;
+use crate::device::fake::FakeDevice;
 use crate::device::{Device, DeviceError, Refusal};
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::HostsError;
@@ -23,7 +23,7 @@ const MTU: u16 = 1420;
 
 /// A host in memory.
 #[derive(Clone, Debug, Default)]
-pub struct Fake(Arc<Mutex<Inner>>);
+pub struct FakeHost(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -34,7 +34,7 @@ struct Inner {
     refusal: Option<Refusal>,
 }
 
-impl Fake {
+impl FakeHost {
     /// The device of an interface; absent: there is none, or it has ended.
     pub fn device(&self, interface: &str) -> Option<FakeDevice> {
         self.lock().devices.get(interface).filter(|device| !device.is_removed()).cloned()
@@ -66,7 +66,7 @@ impl Fake {
     }
 }
 
-impl Host for Fake {
+impl Host for FakeHost {
     fn check_free(&self, interface: &str, _port: Option<u16>) -> Result<(), Refusal> {
         match self.device(interface) {
             Some(_) => Err(Refusal::NameTaken { interface: interface.to_owned() }),

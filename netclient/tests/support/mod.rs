@@ -1,4 +1,4 @@
-//! A mesh in the process of the test: the real server on a store in memory, real agents on computers in memory, pipes in
+//! A mesh in the process of the test: the real server on a store in memory, real agents on hosts in memory, pipes in
 //! place of sockets, and a clock that the test moves.
 //!
 //! Time does not pass by itself, since the server's writer is a thread that no runtime knows of, and a runtime that believes
@@ -14,14 +14,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use netclient::agent::{Agent, AgentError, JoinOptions, Joined};
+use netclient::agent::{Agent, AgentError, JoinOptions, JoinOutcome};
 use netclient::control::Opener;
 use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::DeviceState;
-use netclient::device::fake::Fake as Device;
+use netclient::device::fake::FakeDevice;
 use netclient::directory::Directory;
 use netclient::files::{Disk, RealDisk};
-use netclient::host::fake::Fake as Computer;
+use netclient::host::fake::FakeHost;
 use netclient::settings::Settings;
 use nmserver::client::within;
 use nmserver::config;
@@ -203,7 +203,7 @@ impl Disk for Filling {
 /// A computer with an agent.
 pub struct Node {
     pub name: String,
-    pub computer: Computer,
+    pub computer: FakeHost,
     pub agent: Agent,
     disk: Arc<Filling>,
     link: Link,
@@ -214,7 +214,7 @@ pub struct Node {
 impl Node {
     /// A computer that has not joined.
     pub fn new(mesh: &Mesh, name: &str) -> Self {
-        let (folder, disk, computer) = (private_folder(), Arc::<Filling>::default(), Computer::default());
+        let (folder, disk, computer) = (private_folder(), Arc::<Filling>::default(), FakeHost::default());
         let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
         let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
         let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
@@ -223,7 +223,7 @@ impl Node {
     }
 
     /// Joins with the network's key.
-    pub async fn join(&self, mesh: &Mesh) -> Result<Joined, AgentError> {
+    pub async fn join(&self, mesh: &Mesh) -> Result<JoinOutcome, AgentError> {
         let options = JoinOptions { name: Some(self.name.parse().expect("good")), ..JoinOptions::default() };
         until_done(self.agent.join(&mesh.token(), &options)).await
     }
@@ -280,7 +280,7 @@ impl Node {
     }
 
     /// The device of the network.
-    pub fn device(&self) -> Device {
+    pub fn device(&self) -> FakeDevice {
         self.computer.device(INTERFACE).expect("the device is there")
     }
 

@@ -8,7 +8,7 @@ use std::ops::Deref;
 use super::{Attribute, Mismatch, wrong_type};
 use crate::descriptor::{Reference, Type};
 use crate::report::Code;
-use crate::value::{Data, Member, Step, Value};
+use crate::value::{Data, FieldValue, Step, Value};
 
 /// A collection with at least one value in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +100,7 @@ impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
     }
 
     fn to_value(&self) -> Value {
-        let written = self.iter().map(|(name, item)| (name.clone(), Member::from(item.to_value())));
+        let written = self.iter().map(|(name, item)| (name.clone(), FieldValue::from(item.to_value())));
         Data::Record(written.collect()).into()
     }
 

@@ -12,14 +12,14 @@ use super::{DomainName, Scalar};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// The address or name.
-    pub host: Host,
+    pub host: EndpointHost,
     /// The UDP port, never 0; absent: the node's listen port.
     pub port: Option<u16>,
 }
 
 /// An address, or a name that resolves to one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Host {
+pub enum EndpointHost {
     /// An IP address.
     Address(IpAddr),
     /// A name of the DNS.
@@ -36,21 +36,21 @@ impl Endpoint {
     /// The socket address, where the host is an address and the port is known.
     pub fn socket_addr(&self) -> Option<SocketAddr> {
         match (&self.host, self.port) {
-            (Host::Address(address), Some(port)) => Some(SocketAddr::new(*address, port)),
-            (Host::Address(_) | Host::Domain(_), _) => None,
+            (EndpointHost::Address(address), Some(port)) => Some(SocketAddr::new(*address, port)),
+            (EndpointHost::Address(_) | EndpointHost::Domain(_), _) => None,
         }
     }
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(at: SocketAddr) -> Self {
-        Self { host: Host::Address(at.ip()), port: Some(at.port()) }
+        Self { host: EndpointHost::Address(at.ip()), port: Some(at.port()) }
     }
 }
 
 impl From<IpAddr> for Endpoint {
     fn from(address: IpAddr) -> Self {
-        Self { host: Host::Address(address), port: None }
+        Self { host: EndpointHost::Address(address), port: None }
     }
 }
 
@@ -68,7 +68,7 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self { host: Host::Address(address), port: None });
+            return Ok(Self { host: EndpointHost::Address(address), port: None });
         }
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) => (host, Some(port_of(port)?)),
@@ -77,7 +77,7 @@ impl FromStr for Endpoint {
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(inner) => {
                 let address: Ipv6Addr = inner.parse().map_err(|_| "the text in brackets is not an IPv6 address")?;
-                Host::Address(address.into())
+                EndpointHost::Address(address.into())
             }
             None => host_of(host)?,
         };
@@ -92,28 +92,28 @@ fn port_of(text: &str) -> Result<u16, String> {
     }
 }
 
-fn host_of(text: &str) -> Result<Host, String> {
+fn host_of(text: &str) -> Result<EndpointHost, String> {
     if let Ok(address) = text.parse() {
-        return Ok(Host::Address(address));
+        return Ok(EndpointHost::Address(address));
     }
     let numeric = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
     if numeric {
         return Err("it is neither an IP address nor a name".into());
     }
-    Ok(Host::Domain(text.parse()?))
+    Ok(EndpointHost::Domain(text.parse()?))
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.host, self.port) {
             (host, None) => host.fmt(f),
-            (Host::Address(IpAddr::V6(address)), Some(port)) => write!(f, "[{address}]:{port}"),
+            (EndpointHost::Address(IpAddr::V6(address)), Some(port)) => write!(f, "[{address}]:{port}"),
             (host, Some(port)) => write!(f, "{host}:{port}"),
         }
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for EndpointHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
@@ -128,7 +128,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-impl fmt::Debug for Host {
+impl fmt::Debug for EndpointHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -15,7 +15,7 @@ use super::{Context, Draft, MAX_DEPTH};
 use crate::descriptor::{Descriptor, Type, with_article};
 use crate::document::{Document, Spanned};
 use crate::report::Code;
-use crate::value::{Data, Key, Member, Record, Span, Value};
+use crate::value::{Data, FieldValue, Key, Record, Span, Value};
 
 /// Errors shown for one file: one mistake makes a KDL parser report everything after it.
 const MAX_ERRORS: usize = 3;
@@ -331,7 +331,7 @@ fn value_span(entry: &KdlEntry) -> Span {
 fn insert(fields: &mut Record, name: &str, key: Span, value: Value, context: &mut Context) {
     match fields.get(name) {
         Some(first) => context.duplicate(name, first.key.0, key),
-        None => drop(fields.insert(name.into(), Member { key: Key(key), value })),
+        None => drop(fields.insert(name.into(), FieldValue { key: Key(key), value })),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Context, Draft, MAX_DEPTH};
 use crate::descriptor::{Descriptor, with_article};
 use crate::document::{Document, Spanned};
 use crate::report::Code;
-use crate::value::{Data, Key, Member, Record, Span, Value};
+use crate::value::{Data, FieldValue, Key, Record, Span, Value};
 
 pub(super) fn parse(text: &str, context: &mut Context) {
     let mut options = Options::default();
@@ -227,7 +227,7 @@ impl<'a> Events<'a, '_> {
             let value = self.node(event, span)?;
             match record.get(&*name) {
                 Some(first) => self.context.duplicate(&name, first.key.0, key),
-                None => drop(record.insert(name.into(), Member { key: Key(key), value })),
+                None => drop(record.insert(name.into(), FieldValue { key: Key(key), value })),
             }
         }
     }
@@ -302,7 +302,7 @@ fn tree(documents: &[Document], parent: Option<&Document>) -> Value {
     for document in documents.iter().filter(inside) {
         let collection = kinds
             .entry(document.descriptor.plural.into())
-            .or_insert_with(|| Member::from(Value::from(Data::Record(Record::new()))));
+            .or_insert_with(|| FieldValue::from(Value::from(Data::Record(Record::new()))));
         if let Data::Record(objects) = &mut collection.value.data {
             objects.insert((&*document.name.text).into(), tree(documents, Some(document)).into());
         }

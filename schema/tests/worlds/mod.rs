@@ -26,7 +26,7 @@ use schema::rules;
 use schema::scalars::{Identity, Name, NetworkName, SigningKey, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::source_map::SourceMap;
-use schema::value::{Data, Member, Record, SourceId, Span, Value};
+use schema::value::{Data, FieldValue, Record, SourceId, Span, Value};
 use schema::world::{ServerInfo, World};
 
 /// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other things.
@@ -114,7 +114,7 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
         Type::NonEmpty(inner) => value(inner),
         Type::Record(fields) => record(fields).prop_map(|record| Data::Record(record).into()).boxed(),
         Type::Map(inner) => {
-            let entry = ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), Member::from(value)));
+            let entry = ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), FieldValue::from(value)));
             prop::collection::btree_map(Just(()), entry, 0..1)
                 .prop_map(|entries| Data::Record(entries.into_values().collect()).into())
                 .boxed()
@@ -127,7 +127,7 @@ pub fn record(fields: &'static Fields) -> BoxedStrategy<Record> {
     let one = |field: &'static Field| {
         let value = value(&field.ty);
         let value = if field.required { value.prop_map(Some).boxed() } else { option::weighted(0.4, value).boxed() };
-        value.prop_map(|value| value.map(|value| (field.name.into(), Member::from(value))))
+        value.prop_map(|value| value.map(|value| (field.name.into(), FieldValue::from(value))))
     };
     let fields: Vec<_> = fields.iter().map(one).collect();
     fields.prop_map(|fields| fields.into_iter().flatten().collect()).boxed()
@@ -157,7 +157,8 @@ fn fields(id: &ResourceId) -> BoxedStrategy<Record> {
     let one = |field: &'static Field| {
         let value = hinted(id, field).unwrap_or_else(|| value(&field.ty));
         let likely = if id.kind.descriptor().within.is_none() && field.name == "ipv4" { 0.9 } else { 0.4 };
-        option::weighted(likely, value).prop_map(|value| value.map(|value| (field.name.into(), Member::from(value))))
+        option::weighted(likely, value)
+            .prop_map(|value| value.map(|value| (field.name.into(), FieldValue::from(value))))
     };
     let fields: Vec<_> = id.kind.descriptor().fields.iter().map(one).collect();
     fields.prop_map(|fields| fields.into_iter().flatten().collect()).boxed()

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use schema::scalars::{Identity, WireGuardKey};
 
-use crate::core::registry::{LIFETIME, Registration};
+use crate::core::registry::{LIFETIME, RegisteredHost};
 use crate::identity::{DataDir, IdentityError};
 
 const FILE: &str = "comms.db";
@@ -64,7 +64,7 @@ impl Ledger {
     }
 
     /// Every registration, with its expiry relative to `now`; one that cannot be read is left out.
-    pub(super) fn all(&self, now: Instant) -> Result<Vec<(Identity, Registration)>, LedgerError> {
+    pub(super) fn all(&self, now: Instant) -> Result<Vec<(Identity, RegisteredHost)>, LedgerError> {
         let mut query = self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
         let rows = query.query_map([], |row| {
             let (address, key): (String, Option<String>) = (row.get(2)?, row.get(3)?);
@@ -76,7 +76,7 @@ impl Ledger {
             let Ok(address) = address.parse::<Ipv4Addr>() else { continue };
             let key = key.and_then(|key| key.parse().ok());
             let ends = ends.map(|at| now + left(at, Timestamp::now()));
-            all.push((Identity(identity), Registration { public_key: WireGuardKey(public_key), address, key, ends }));
+            all.push((Identity(identity), RegisteredHost { public_key: WireGuardKey(public_key), address, key, ends }));
         }
         Ok(all)
     }
@@ -84,7 +84,7 @@ impl Ledger {
     /// Stores these registrations and no others.
     pub(super) fn replace<'a>(
         &mut self,
-        all: impl Iterator<Item = (&'a Identity, &'a Registration)>,
+        all: impl Iterator<Item = (&'a Identity, &'a RegisteredHost)>,
         now: Instant,
     ) -> Result<(), LedgerError> {
         let transaction = self.connection.transaction()?;
@@ -99,7 +99,7 @@ impl Ledger {
     pub(super) fn put(
         &mut self,
         identity: &Identity,
-        registration: &Registration,
+        registration: &RegisteredHost,
         now: Instant,
     ) -> Result<(), LedgerError> {
         Ok(put(&self.connection, identity, registration, now)?)
@@ -121,10 +121,10 @@ impl Ledger {
 fn put(
     connection: &Connection,
     identity: &Identity,
-    registration: &Registration,
+    registration: &RegisteredHost,
     now: Instant,
 ) -> rusqlite::Result<()> {
-    let Registration { public_key, address, key, ends } = registration;
+    let RegisteredHost { public_key, address, key, ends } = registration;
     let ends = ends.map(|end| {
         let left = SignedDuration::try_from(end.saturating_duration_since(now)).unwrap_or_default();
         (Timestamp::now() + left).as_second()
@@ -143,9 +143,9 @@ fn left(at: i64, now: Timestamp) -> Duration {
 mod tests {
     use super::*;
 
-    fn registration(last: u8, ends: Option<Instant>) -> Registration {
+    fn registration(last: u8, ends: Option<Instant>) -> RegisteredHost {
         let key = ends.map(|_| "corp/access-key/k".parse().expect("an id"));
-        Registration { public_key: WireGuardKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
+        RegisteredHost { public_key: WireGuardKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
     }
 
     #[test]

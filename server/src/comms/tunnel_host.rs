@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 
 use super::{TunnelParameters, TunnelsUnavailable};
 use crate::config::Settings;
-use crate::core::registry::{Registration, Registry};
+use crate::core::registry::{RegisteredHost, Registry};
 use crate::identity::{DataDir, IdentityError};
 
 /// How many connections may wait to be accepted.
@@ -148,7 +148,7 @@ impl TunnelHost {
         TcpListener::from_std(socket.into())
     }
 
-    pub(super) fn parameters(&self, registration: &Registration, now: Instant) -> TunnelParameters {
+    pub(super) fn parameters(&self, registration: &RegisteredHost, now: Instant) -> TunnelParameters {
         TunnelParameters {
             public_key: self.private_key.public(),
             endpoint: self.endpoint.clone(),
@@ -203,12 +203,12 @@ pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), Tun
 }
 
 /// An agent as a peer of the device.
-fn settings(registration: &Registration) -> PeerSettings {
+fn settings(registration: &RegisteredHost) -> PeerSettings {
     PeerSettings { endpoint: None, allowed_ips: [host(registration.address)].into(), keepalive: 0 }
 }
 
 /// Adds an agent to the device.
-pub(super) fn put(registration: &Registration) -> DeviceStep {
+pub(super) fn put(registration: &RegisteredHost) -> DeviceStep {
     DeviceStep::PutPeer(registration.public_key, settings(registration))
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proto::wire;
 use schema::inventory::Endpoints;
 use schema::kinds::Network;
-use schema::scalars::{Endpoint, Host};
+use schema::scalars::{Endpoint, EndpointHost};
 
 /// What an agent reports, and what the server saw of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,8 +56,8 @@ fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusabl
     }
     let endpoint: Endpoint = text.parse().map_err(|why| Unusable::Endpoint(shortened(text), why))?;
     let why = match &endpoint.host {
-        Host::Address(address) => no_use(*address, network),
-        Host::Domain(name) => (name.to_string() == "localhost").then_some("it is each host's own"),
+        EndpointHost::Address(address) => no_use(*address, network),
+        EndpointHost::Domain(name) => (name.to_string() == "localhost").then_some("it is each host's own"),
     };
     match why {
         Some(why) => Err(Unusable::Unreachable(endpoint, why)),

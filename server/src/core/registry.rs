@@ -20,7 +20,7 @@ pub const UNJOINED: usize = 256;
 
 /// A host's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
+pub struct RegisteredHost {
     /// Its end of the tunnel.
     pub public_key: WireGuardKey,
     /// Its address there.
@@ -53,7 +53,7 @@ pub enum Unregistered {
 #[derive(Debug)]
 pub struct Registry {
     range: Ipv4Net,
-    all: BTreeMap<Identity, Registration>,
+    all: BTreeMap<Identity, RegisteredHost>,
     identities: BTreeMap<WireGuardKey, Identity>,
     addresses: BTreeMap<Ipv4Addr, Identity>,
     /// The addresses below `next` that are free again.
@@ -85,7 +85,7 @@ impl Registry {
     }
 
     /// Restores a stored registration, unless it no longer fits; whether it was restored.
-    pub fn restore(&mut self, identity: Identity, registration: Registration) -> bool {
+    pub fn restore(&mut self, identity: Identity, registration: RegisteredHost) -> bool {
         let address = u32::from(registration.address);
         let inside = self.range.contains(&registration.address)
             && address > u32::from(self.range.network()) + 1
@@ -112,7 +112,7 @@ impl Registry {
         public_key: WireGuardKey,
         key: Option<ResourceId>,
         now: Instant,
-    ) -> Result<Registration, Unregistered> {
+    ) -> Result<RegisteredHost, Unregistered> {
         if self.identities.get(&public_key).is_some_and(|other| *other != identity) {
             return Err(Unregistered::PublicKeyTaken);
         }
@@ -136,7 +136,7 @@ impl Registry {
         }
         let address = self.free_address().ok_or(Unregistered::Full(self.range, self.all.len()))?;
         let ends = key.is_some().then(|| now + LIFETIME);
-        let registration = Registration { public_key, address, key, ends };
+        let registration = RegisteredHost { public_key, address, key, ends };
         self.put(identity, registration.clone());
         Ok(registration)
     }
@@ -152,7 +152,7 @@ impl Registry {
     }
 
     /// Ends the registrations that have expired; returns them with their identities.
-    pub fn expire(&mut self, now: Instant) -> Vec<(Identity, Registration)> {
+    pub fn expire(&mut self, now: Instant) -> Vec<(Identity, RegisteredHost)> {
         let mut ended = Vec::new();
         while let Some((at, identity)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, identity));
@@ -173,7 +173,7 @@ impl Registry {
     }
 
     /// The registration of an identity.
-    pub fn of(&self, identity: &Identity) -> Option<&Registration> {
+    pub fn of(&self, identity: &Identity) -> Option<&RegisteredHost> {
         self.all.get(identity)
     }
 
@@ -183,11 +183,11 @@ impl Registry {
     }
 
     /// Every registration.
-    pub fn all(&self) -> impl Iterator<Item = (&Identity, &Registration)> {
+    pub fn all(&self) -> impl Iterator<Item = (&Identity, &RegisteredHost)> {
         self.all.iter()
     }
 
-    fn put(&mut self, identity: Identity, registration: Registration) {
+    fn put(&mut self, identity: Identity, registration: RegisteredHost) {
         self.identities.insert(registration.public_key, identity);
         self.addresses.insert(registration.address, identity);
         if let Some(end) = registration.ends {
@@ -211,7 +211,7 @@ impl Registry {
     }
 
     /// Counts one host less that waits for its join.
-    fn uncount(&mut self, registration: &Registration) {
+    fn uncount(&mut self, registration: &RegisteredHost) {
         let Some(key) = registration.key.as_ref().filter(|_| registration.ends.is_some()) else { return };
         if let Some(count) = self.unjoined.get_mut(key) {
             *count -= 1;
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn what_was_stored_is_restored_in_any_order_and_what_does_not_fit_is_ignored() {
         let (mut registry, now) = registry("10.101.0.0/24");
-        let kept = |last: u8, number: u16| Registration {
+        let kept = |last: u8, number: u16| RegisteredHost {
             public_key: key(number),
             address: Ipv4Addr::new(10, 101, 0, last),
             key: None,

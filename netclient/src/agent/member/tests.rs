@@ -17,7 +17,7 @@ use crate::control::Opener;
 use crate::device::PrivateKey;
 use crate::directory::Directory;
 use crate::files::{Disk, RealDisk};
-use crate::host::fake::Fake;
+use crate::host::fake::FakeHost;
 use crate::membership::ServerAddress;
 use crate::settings::Settings;
 
@@ -94,7 +94,7 @@ fn membership(view: View) -> Membership {
 }
 
 /// An agent that never reaches a server.
-fn agent(folder: &Path, disk: Arc<dyn Disk>, host: Fake) -> Agent {
+fn agent(folder: &Path, disk: Arc<dyn Disk>, host: FakeHost) -> Agent {
     let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
     let directory = Directory::open(folder).expect("it opens").on(disk);
     let nobody: Opener = Arc::new(|| tokio::io::duplex(1).0);
@@ -226,7 +226,7 @@ fn story(steps: u64, peers_at_once: u32) -> Story {
 
 /// Runs a story until the process is killed; returns the last revision that was known to be stored, if any.
 fn live(story: &Story, folder: &Path, disk: &Arc<Killed>) -> Option<u64> {
-    let agent = agent(folder, Arc::clone(disk) as Arc<dyn Disk>, Fake::default());
+    let agent = agent(folder, Arc::clone(disk) as Arc<dyn Disk>, FakeHost::default());
     let signing_key = story.start.server.signing_key;
     let seed = sign::from_seed(&[8; 32]);
     agent.directory.keep_identity(&signing_key, &seed).ok()?;
@@ -246,7 +246,7 @@ fn live(story: &Story, folder: &Path, disk: &Arc<Killed>) -> Option<u64> {
 /// Checks that a process that starts after a kill has a View that was sent, not older than what was known to be stored,
 /// and that it continues from there as if nothing had happened.
 fn check(story: &Story, folder: &Path, kept: Option<u64>, why: &str) {
-    let agent = agent(folder, Arc::new(RealDisk), Fake::default());
+    let agent = agent(folder, Arc::new(RealDisk), FakeHost::default());
     let Some(found) = agent.directory.membership(&network()).expect("nothing is damaged") else {
         return assert_eq!(kept, None, "{why}");
     };
@@ -320,7 +320,7 @@ async fn a_log_that_was_damaged_ends_where_it_is() {
 /// What an agent does at a join in a mesh of so many: steps on the device, observations of it as a whole, and bytes that it
 /// writes to keep the change.
 async fn cost_of_a_join(peers: u32) -> (usize, usize, u64) {
-    let (folder, disk, host) = (private_folder(), Arc::new(Metered::default()), Fake::default());
+    let (folder, disk, host) = (private_folder(), Arc::new(Metered::default()), FakeHost::default());
     let agent = agent(folder.path(), Arc::clone(&disk) as Arc<dyn Disk>, host.clone());
     let before = view(1..peers);
     let start = membership(before.clone());
@@ -359,7 +359,7 @@ async fn a_join_costs_the_same_in_every_mesh() {
 
 #[tokio::test]
 async fn what_does_not_apply_alone_is_applied_with_everything_else() {
-    let (folder, host) = (private_folder(), Fake::default());
+    let (folder, host) = (private_folder(), FakeHost::default());
     let agent = agent(folder.path(), Arc::new(RealDisk), host.clone());
     let before = view(1..4);
     let start = membership(before.clone());
@@ -386,7 +386,7 @@ async fn what_does_not_apply_alone_is_applied_with_everything_else() {
 
 #[tokio::test]
 async fn what_changes_before_it_is_applied_is_applied_once() {
-    let (folder, host) = (private_folder(), Fake::default());
+    let (folder, host) = (private_folder(), FakeHost::default());
     let agent = agent(folder.path(), Arc::new(RealDisk), host.clone());
     let story = story(3, 2);
     agent.directory.keep_identity(&story.start.server.signing_key, &sign::from_seed(&[8; 32])).expect("kept");

@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::super::DeviceError;
-use super::super::protocol::{LONGEST, Reply};
+use super::super::protocol::{DeviceReply, LONGEST};
 use super::TIMEOUT;
 use crate::files::log_path;
 
@@ -37,16 +37,16 @@ pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result
         .spawn()
         .map_err(DeviceError::host(attempt))?;
     match announced(ours, TIMEOUT) {
-        Some(Reply::Hello(_)) => {
+        Some(DeviceReply::Hello(_)) => {
             reap_later(child);
             Ok(())
         }
-        Some(Reply::Refused(refusal)) => {
+        Some(DeviceReply::Refused(refusal)) => {
             end(&mut child);
             remove_empty(&log);
             Err(refusal.into())
         }
-        Some(Reply::State(_) | Reply::Endpoint(_) | Reply::Done) | None => {
+        Some(DeviceReply::State(_) | DeviceReply::Endpoint(_) | DeviceReply::Done) | None => {
             end(&mut child);
             Err(DeviceError::StartFailed { interface: interface.to_owned(), reason: last_words(&log) })
         }
@@ -100,7 +100,7 @@ fn open_log(path: &PathBuf) -> io::Result<File> {
 }
 
 /// The first line of the process; absent: it ended before that, or did not write it in time.
-fn announced(stream: UnixStream, patience: Duration) -> Option<Reply> {
+fn announced(stream: UnixStream, patience: Duration) -> Option<DeviceReply> {
     stream.set_read_timeout(Some(patience)).ok()?;
     let mut line = String::new();
     BufReader::new(io::Read::take(stream, LONGEST)).read_line(&mut line).ok()?;
