@@ -496,7 +496,8 @@ mod tests {
     fn changes_that_keep_coming_do_not_keep_the_host_from_being_compared() {
         let (mut state, mut now) = started(false);
         state.handle(Input::Answered, now);
-        let (start, mut compared) = (now, Vec::new());
+        let start = now;
+        let mut compared = Vec::new();
         while now < start + RECONCILE_INTERVAL * 3 {
             now += Duration::from_secs(7);
             state.handle(Input::Changed, now);

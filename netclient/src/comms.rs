@@ -91,7 +91,9 @@ impl ServerTunnel {
         let Registration { interface, private_key, terms, deadline, .. } = registration;
         let at = resolve_one(&terms.endpoint).await;
         let peer = PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
-        let (key, server, until) = (private_key.clone(), terms.public_key, deadline.as_ref().map(|it| it.at));
+        let key = private_key.clone();
+        let server = terms.public_key;
+        let until = deadline.as_ref().map(|it| it.at);
         let (directory, wanted) = (self.directory.clone(), registration.clone());
         let known = self.with_device(interface, move |device| {
             // A process that ended it meanwhile may have looked for the device before it existed.
@@ -159,7 +161,8 @@ impl ServerTunnel {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended during the call to the server, or have been replaced.
         let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
-        let (interface, same_link) = (now.interface.clone(), now.same_link(&terms));
+        let interface = now.interface.clone();
+        let same_link = now.same_link(&terms);
         self.directory.keep_registration(&Registration { terms, ..now })?;
         if same_link { Ok(()) } else { self.take_down(&interface).await }
     }
@@ -193,7 +196,8 @@ impl ServerTunnel {
         interface: &str,
         act: impl FnOnce(&mut dyn Device) -> Result<T, DeviceError> + Send + 'static,
     ) -> Result<T, CommsError> {
-        let (socket, name) = (self.directory.device_socket(interface), interface.to_owned());
+        let socket = self.directory.device_socket(interface);
+        let name = interface.to_owned();
         let executable = self.executable.clone();
         let outcome = blocking(move || {
             let mut device = match device::attach(&name, &socket)? {
@@ -207,7 +211,8 @@ impl ServerTunnel {
 }
 
 async fn remove(directory: &Directory, interface: &str) -> Result<(), CommsError> {
-    let (socket, name) = (directory.device_socket(interface), interface.to_owned());
+    let socket = directory.device_socket(interface);
+    let name = interface.to_owned();
     let removed = blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
     if removed.is_ok() {
         files::clean_after_device(&directory.device_socket(interface));
@@ -274,7 +279,9 @@ mod tests {
 
     #[test]
     fn a_server_that_moved_is_put_where_it_is_although_it_was_heard() {
-        let (key, server, mut fake) = (PrivateKey([9; 32]), WireGuardKey([1; 32]), FakeDevice::default());
+        let key = PrivateKey([9; 32]);
+        let server = WireGuardKey([1; 32]);
+        let mut fake = FakeDevice::default();
         let settings = |at: &str| PeerSettings {
             endpoint: Some(at.parse().expect("good")),
             allowed_ips: [host(Ipv4Addr::new(10, 101, 0, 1))].into(),

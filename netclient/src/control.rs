@@ -224,7 +224,8 @@ impl Connection {
             public_key: private_key.public().0.to_vec().into(),
             ..wire::RegisterRequest::default()
         };
-        let (server, access_key) = (&self.server.signing_key, token.map(|token| sign::from_seed(token.seed.expose())));
+        let server = &self.server.signing_key;
+        let access_key = token.map(|token| sign::from_seed(token.seed.expose()));
         let ephemeral = as_key(&ephemeral)?;
         sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
         let (answer, _) = self

@@ -139,7 +139,8 @@ impl Driver {
 
     fn check_in(&self, with_facts: bool) {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
-        let (network, at) = (self.network(), self.member.applied());
+        let network = self.network();
+        let at = self.member.applied();
         let facts = with_facts.then(|| self.member.facts());
         let sent = facts.clone();
         let call = tokio::spawn(async move { control.check_in(&network, at, sent).await });
@@ -163,7 +164,8 @@ impl Driver {
 
     fn watch(&mut self) {
         let (control, events) = (self.member.control().clone(), self.sender.clone());
-        let (network, at) = (self.network(), self.member.membership().position);
+        let network = self.network();
+        let at = self.member.membership().position;
         let stream = tokio::spawn(async move {
             if let Ok(mut changes) = control.watch(&network, at).await {
                 let mut next = Event::StreamOpened;

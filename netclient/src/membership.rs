@@ -83,7 +83,8 @@ impl Membership {
         if here && update.from < self.position.revision.0 {
             return Ok(Accepted::Overtaken);
         }
-        let (server, at) = (&self.server.signing_key, Some((&self.view, self.position)));
+        let server = &self.server.signing_key;
+        let at = Some((&self.view, self.position));
         let (decoded, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
         if position < self.position {
             return Ok(Accepted::Same);

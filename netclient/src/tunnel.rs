@@ -113,7 +113,9 @@ impl NetworkTunnel {
     }
 
     async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
-        let (host, interface, turn) = (Arc::clone(&self.host), self.interface.clone(), self.sibling("hosts.lock"));
+        let host = Arc::clone(&self.host);
+        let interface = self.interface.clone();
+        let turn = self.sibling("hosts.lock");
         blocking(move || host.set_names(&turn, &interface, &lines)).await
     }
 

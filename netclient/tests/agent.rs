@@ -34,7 +34,8 @@ async fn who_joins_is_a_peer_of_everybody_within_moments() {
     eventually("a hears of changes at once", || a.written() > 0).await;
     pass(Duration::from_secs(1)).await;
     a.device().take_applied();
-    let (written, observed) = (a.written(), a.device().observations());
+    let written = a.written();
+    let observed = a.device().observations();
     let c = Node::joined(&mesh, "c").await;
     let took = eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
     assert!(took < PUSHED, "{took:?}");

@@ -385,7 +385,8 @@ mod tests {
 
     #[test]
     fn an_answer_to_a_registration_holds_for_that_one() {
-        let (server, request) = (from_seed(&[6; 32]), register(None));
+        let server = from_seed(&[6; 32]);
+        let request = register(None);
         let mut answer = RegisterResponse { endpoint: "192.0.2.1:50555".into(), ..RegisterResponse::default() };
         sign_registered(&mut answer, &request, &server);
         let check = |answer: &RegisterResponse, request| verify_registered(answer, request, &public_key(&server));

@@ -93,13 +93,16 @@ fn views() -> impl Strategy<Value = View> {
 }
 
 fn signed(from: u64, to: u64, body: SignedBody) -> Update {
-    let (network, node) = (network(), node());
+    let network = network();
+    let node = node();
     body.sign(sign::Header { network: &network, node: &node, epoch: 5, from, to }, &server())
 }
 
 fn accept(update: &Update, at: Option<(&View, u64)>) -> Result<View, Malformed> {
     let at = at.map(|(view, revision)| (view, Position { epoch: 5, revision: Revision(revision) }));
-    let (network, node, server) = (network(), node(), sign::public_key(&server()));
+    let network = network();
+    let node = node();
+    let server = sign::public_key(&server());
     let (decoded, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
     assert_eq!(position, Position { epoch: update.epoch, revision: Revision(update.to) });
     match decoded {

@@ -227,7 +227,9 @@ fn desired(
                 report.push(taken(id, &declared.source_map, Code::NotManaged, "was made by hand".into()));
             }
             Some(Entry { revision, .. }) => {
-                let (object, owner, revision) = (entry.object.clone(), Some(owner.clone()), *revision);
+                let object = entry.object.clone();
+                let owner = Some(owner.clone());
+                let revision = *revision;
                 desired.put(id.clone(), Entry { object, revision, owner });
             }
             None => desired.put(id.clone(), Entry { owner: Some(owner.clone()), ..entry.clone() }),
@@ -296,7 +298,8 @@ fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
     let bind = |change: &Change| {
         let joined = inventory.node(&change.id.node())?;
-        let (key, identity) = (joined.key.clone(), joined.identity);
+        let key = joined.key.clone();
+        let identity = joined.identity;
         Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
     };
     changes.iter().filter(|change| concerns_a_node(change)).filter_map(bind).collect()
@@ -490,7 +493,8 @@ impl Plan {
 
     /// The world after the plan, if nothing that it changes has changed since; the rules are checked again.
     pub fn apply(&self, world: &World, server: &ServerInfo, now: Timestamp) -> Result<Outcome, Report> {
-        let (mut snapshot, mut report) = (world.snapshot.clone(), Report::default());
+        let mut snapshot = world.snapshot.clone();
+        let mut report = Report::default();
         let revision = Revision(world.revision.0 + 1);
         for change in &self.changes {
             match &change.after {

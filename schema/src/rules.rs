@@ -71,7 +71,8 @@ impl Findings<'_> {
 
 /// Checks every rule; `source_map` has the places of what is in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
-    let (report, suggestions) = (Report::default(), Cell::new(0));
+    let report = Report::default();
+    let suggestions = Cell::new(0);
     let mut findings = Findings { report, source_map, id: None, suggestions };
     for (id, entry) in world.entries() {
         findings.id = Some(id);

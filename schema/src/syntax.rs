@@ -168,7 +168,8 @@ impl Context {
         if holds_objects && whole && fields.is_empty() {
             return;
         }
-        let (source, parent) = (self.source, parent.cloned());
+        let source = self.source;
+        let parent = parent.cloned();
         self.documents.push(Document { descriptor, source, name, parent, fields, whole });
     }
 }

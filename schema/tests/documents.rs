@@ -10,7 +10,8 @@ use schema::value::SourceId;
 
 /// The fenced blocks of a text, each with the language it names and its line.
 fn blocks(text: &str) -> Vec<(Language, usize, String)> {
-    let (mut blocks, mut open) = (Vec::new(), None);
+    let mut blocks = Vec::new();
+    let mut open = None;
     for (number, line) in text.lines().enumerate() {
         match (line.strip_prefix("```"), &mut open) {
             (Some(""), Some(_)) => blocks.extend(open.take()),

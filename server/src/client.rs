@@ -138,7 +138,8 @@ impl OwnHost {
 /// Makes this host a node of the networks that declare it, and removes it from others, until `shutdown` becomes true;
 /// its tunnels stay up then. `router` is the agents' service.
 pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: watch::Receiver<bool>) {
-    let (own_node, mut states) = (service.info().own_node.clone(), service.states());
+    let own_node = service.info().own_node.clone();
+    let mut states = service.states();
     let directory_is_there = host.directory.exists();
     let needed = states.wait_for(|state| directory_is_there || !wanted(&state.world, own_node.as_ref()).is_empty());
     tokio::select! {
@@ -282,7 +283,8 @@ impl Client {
         let networks: BTreeSet<_> = wanted.keys().chain(here.keys()).cloned().collect();
         self.held.retain(|network, _| networks.contains(network));
         for network in networks {
-            let (wanted, here) = (wanted.get(&network), here.get(&network).copied().unwrap_or(Here::Absent));
+            let wanted = wanted.get(&network);
+            let here = here.get(&network).copied().unwrap_or(Here::Absent);
             let first = act(wanted, here, self.identity());
             if self.carry_out(first, &network, wanted).await && first == Some(Act::Leave) {
                 let second = act(wanted, Here::Absent, self.identity());
@@ -360,7 +362,8 @@ impl Client {
         let method: JoinMethod = Box::new(move |_, _, request| {
             Box::pin(async move {
                 let JoinRequest { name: _, identity, private_key, facts, os } = request;
-                let (identity, public_key) = (public_key(identity), private_key.public());
+                let identity = public_key(identity);
+                let public_key = private_key.public();
                 let let_in = service.claim(&claimed, identity, public_key, &facts, &os).await;
                 let_in.map_err(|error| CallError::Refused(error.to_string()))
             })

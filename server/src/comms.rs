@@ -290,7 +290,8 @@ impl AgentTunnels {
         if changed.is_empty() {
             return;
         }
-        let (mut registrations, after) = (self.registrations().await, after.clone());
+        let mut registrations = self.registrations().await;
+        let after = after.clone();
         let affected: Vec<Identity> = changed
             .iter()
             .flat_map(|id| [before.node(id), after.node(id)])

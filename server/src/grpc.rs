@@ -154,7 +154,8 @@ impl Agent for Adapter {
         let wire::WatchRequest { network: name, epoch, revision } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
         let (send, updates) = mpsc::channel(1);
-        let (service, transport) = (self.service.clone(), self.transport);
+        let service = self.service.clone();
+        let transport = self.transport;
         let watcher = Watcher { service, network: network(&name)?, identity, at, transport, send };
         tokio::spawn(watcher.run(self.service.states()));
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))

@@ -130,7 +130,8 @@ pub async fn open_with(
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
     let service = Service::new(committer, states, secrets, info, last_seen, comms.ok());
-    let (behind_proxy, host) = (settings.behind_proxy, OwnHost::new(&settings));
+    let behind_proxy = settings.behind_proxy;
+    let host = OwnHost::new(&settings);
     Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
 }
 

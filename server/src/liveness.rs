@@ -108,7 +108,8 @@ impl LastSeen {
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
         let Sighting { seen, since, before, transport, streams, stored: _ } = all.get(id)?;
-        let (silence, streams) = (*before + since.elapsed(), Arc::strong_count(streams) > 1);
+        let silence = *before + since.elapsed();
+        let streams = Arc::strong_count(streams) > 1;
         Some(Liveness { seen: *seen, silence, transport: *transport, streams })
     }
 

@@ -190,7 +190,8 @@ async fn put_resource(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<impl IntoResponse, Error> {
-    let (id, expected) = (resource_id(path)?, expected(&headers)?);
+    let id = resource_id(path)?;
+    let expected = expected(&headers)?;
     let body: Value = json(&body)?;
     let revision = service.put(&caller, id, Some(body), expected).await?;
     Ok(([(header::ETAG, format!("\"{revision}\""))], Json(Committed { revision })))

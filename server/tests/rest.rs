@@ -285,7 +285,8 @@ async fn a_server_that_starts_again_knows_everything_that_it_answered() {
     let directory = tempfile::tempdir().unwrap();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
-    let (before, token) = (server.snapshot().await, server.token.clone());
+    let before = server.snapshot().await;
+    let token = server.token.clone();
     server.end().await;
     let server = Running::on_disk(directory.path()).await;
     assert_eq!(server.token, token, "the admin's token is made once");

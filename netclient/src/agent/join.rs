@@ -53,7 +53,8 @@ impl Agent {
     /// Whatever fails, nothing is left, on the host or on the server.
     pub async fn join(&self, token: &Token, options: &JoinOptions) -> Result<JoinOutcome, AgentError> {
         let token = token.clone();
-        let (network, server) = (token.network.clone(), address_of(&token));
+        let network = token.network.clone();
+        let server = address_of(&token);
         let method: JoinMethod = Box::new(move |control, challenge, request| {
             Box::pin(async move { control.join(&token, challenge, request).await })
         });
@@ -119,7 +120,8 @@ impl Agent {
         options: &JoinOptions,
         method: JoinMethod,
     ) -> Result<(Membership, Journal), AgentError> {
-        let (options, settings) = (options.clone(), &self.settings);
+        let options = options.clone();
+        let settings = &self.settings;
         let interface = options.interface.unwrap_or_else(|| self.interface(network));
         let port = options.port.or(settings.port);
         self.host.check_free(&interface, port)?;
@@ -145,7 +147,9 @@ impl Agent {
             }
         };
         let kept = first_view(&update, network, &node, &control.identity(), server).and_then(|(view, position)| {
-            let (network, endpoint, port_fallback) = (network.clone(), options.endpoint, None);
+            let network = network.clone();
+            let endpoint = options.endpoint;
+            let port_fallback = None;
             let server = server.clone();
             let membership = Membership {
                 network,

@@ -20,7 +20,8 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     let Registered { registration, new, answers } = registered?;
     // A running daemon uses the tunnel from now on.
     looked_after(&agent);
-    let (terms, interface) = (&registration.terms, &registration.interface);
+    let terms = &registration.terms;
+    let interface = &registration.interface;
     let expires =
         registration.deadline.as_ref().and_then(|deadline| deadline.left(&comms::now())).map(|left| left.as_secs());
     if register.form.json {

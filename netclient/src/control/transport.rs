@@ -225,7 +225,8 @@ mod tests {
     fn returning_takes_less_than_a_minute_and_longer_each_time_that_it_does_not_last() {
         let start = Instant::now();
         let mut selector = fallen(start);
-        let (mut now, mut took) = (start, Vec::new());
+        let mut now = start;
+        let mut took = Vec::new();
         for _ in 0..6 {
             let back = until_back(&mut selector, now);
             took.push(back);

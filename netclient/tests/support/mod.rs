@@ -112,7 +112,8 @@ impl Mesh {
         assert!(report.is_empty(), "{report:#?}");
         let (declared, report) = decode(documents);
         assert!(report.is_empty(), "{report:#?}");
-        let (world, owner) = (self.service.state().world.clone(), "acme/prod".parse().expect("good"));
+        let world = self.service.state().world.clone();
+        let owner = "acme/prod".parse().expect("good");
         let plan =
             plan(&declared, &owner, None, &world, self.service.info(), Timestamp::now()).expect("it can be planned");
         let keys = plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
@@ -122,7 +123,8 @@ impl Mesh {
 
     /// Takes a node out, as an admin does.
     pub async fn remove(&self, node: &str) {
-        let (network, node) = ("corp".parse().expect("good"), node.parse().expect("good"));
+        let network = "corp".parse().expect("good");
+        let node = node.parse().expect("good");
         self.service.remove_node(&Self::admin(), network, node).await.expect("it is there");
     }
 
@@ -214,7 +216,9 @@ pub struct Node {
 impl Node {
     /// A computer that has not joined.
     pub fn new(mesh: &Mesh, name: &str) -> Self {
-        let (folder, disk, computer) = (private_folder(), Arc::<Filling>::default(), FakeHost::default());
+        let folder = private_folder();
+        let disk = Arc::<Filling>::default();
+        let computer = FakeHost::default();
         let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
         let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
         let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };

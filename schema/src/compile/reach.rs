@@ -52,9 +52,11 @@ pub fn between(network: &NetworkName, before: Option<&Mesh>, after: Option<&Mesh
     let mut changes = Vec::new();
     for (direction, some, other) in [(Direction::Lost, &was, &is), (Direction::Gained, &is, &was)] {
         let moved: Vec<_> = some.difference(other).collect();
-        let (count, all) = (moved.len() as u64, some.len() as u64);
+        let count = moved.len() as u64;
+        let all = some.len() as u64;
         let change = |from: String, pairs| {
-            let (network, to) = (network.clone(), "*".to_owned());
+            let network = network.clone();
+            let to = "*".to_owned();
             ReachChange { network, from, to, direction, pairs, because: None }
         };
         if count > 0 && count == all {

@@ -63,7 +63,8 @@ fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, finding
             format!("`{field}` of {id} names the {kind} {:?}, which is not declared", reference.name)
         }
         Target::Namespace(_) => {
-            let (text, network) = (reference.text, &id.network);
+            let text = reference.text;
+            let network = &id.network;
             format!("`{field}` of {id} is {text:?}, but network {network} has nothing named {:?}", reference.name)
         }
     };

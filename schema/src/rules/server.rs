@@ -32,7 +32,8 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
 
 /// Checks the declarations against what a server keeps by default: all that this finds are warnings.
 pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
-    let (mut report, kept) = (Report::default(), ServerInfo::DEFAULT_COMMS_RANGE);
+    let mut report = Report::default();
+    let kept = ServerInfo::DEFAULT_COMMS_RANGE;
     for (network, range) in overlaps(world, kept) {
         let message = format!(
             "{range} of network {network} overlaps {kept}, which a server keeps for its tunnels to agents by default"

@@ -33,7 +33,9 @@ impl Scalar for DomainName {
 
     fn reference(&self) -> Option<Reference<'_>> {
         let (name, network) = self.in_network()?;
-        let (to, network, text) = (Target::Namespace("names"), Some(network), self.as_str());
+        let to = Target::Namespace("names");
+        let network = Some(network);
+        let text = self.as_str();
         Some(Reference { to, network, name, text, builds: true, path: Vec::new() })
     }
 }

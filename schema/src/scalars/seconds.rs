@@ -47,7 +47,9 @@ impl FromStr for Seconds {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str = "it is not written like 20s, 15m, 24h or 1h30m";
-        let (mut total, mut digits, mut units) = (0u32, String::new(), UNITS.as_slice());
+        let mut total = 0u32;
+        let mut digits = String::new();
+        let mut units = UNITS.as_slice();
         for c in text.chars() {
             if c.is_ascii_digit() {
                 digits.push(c);

@@ -47,7 +47,8 @@ impl Scalar for Selector {
 
     fn reference(&self) -> Option<Reference<'_>> {
         let Self::Name(name) = self else { return None };
-        let (to, name) = (Target::Namespace("names"), name.as_str());
+        let to = Target::Namespace("names");
+        let name = name.as_str();
         Some(Reference { to, network: None, name, text: name, builds: false, path: Vec::new() })
     }
 }

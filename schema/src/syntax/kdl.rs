@@ -53,7 +53,8 @@ pub(super) fn parse(text: &str, context: &mut Context) {
 /// it may count too many or too few.
 fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     let bytes = text.as_bytes();
-    let (mut at, mut open) = (0, 0usize);
+    let mut at = 0;
+    let mut open = 0usize;
     while at < bytes.len() {
         match bytes[at] {
             b'{' => {
@@ -106,7 +107,8 @@ fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
 /// The last byte of the comment that opens at `at`; comments nest, if too many do, the place of the one that is too
 /// deep.
 fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
-    let (mut place, mut open) = (at, 0usize);
+    let mut place = at;
+    let mut open = 0usize;
     while place + 1 < bytes.len() {
         match &bytes[place..place + 2] {
             b"/*" => {
@@ -254,7 +256,8 @@ fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &m
 /// whether it could be read.
 fn child_field(node: &KdlNode, ty: Option<&Type>, record: &mut Record, context: &mut Context) -> bool {
     let Some(value) = field(node, ty, context) else { return false };
-    let (name, key) = (node.name().value(), span(node.name().span()));
+    let name = node.name().value();
+    let key = span(node.name().span());
     match record.get_mut(name) {
         Some(first) if ty.is_some_and(Type::repeats) => append(&mut first.value, value),
         Some(_) | None => insert(record, name, key, value, context),
@@ -275,7 +278,9 @@ fn append(list: &mut Value, item: Value) {
 fn field(node: &KdlNode, ty: Option<&Type>, context: &mut Context) -> Option<Value> {
     refuse_annotation(node.ty().is_some(), node.name().span(), context);
     let name = span(node.name().span());
-    let (mut items, mut record, mut whole) = (Vec::new(), Record::new(), true);
+    let mut items = Vec::new();
+    let mut record = Record::new();
+    let mut whole = true;
     for entry in node.entries() {
         let value = value(entry, context);
         match entry.name() {

@@ -32,7 +32,8 @@ pub(super) fn parse(text: &str, context: &mut Context) {
 
 /// Reads a record as the collections of kinds inside a parent. Returns how many there are, and whether all were known.
 fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) -> (usize, bool) {
-    let (mut known, mut whole) = (0, true);
+    let mut known = 0;
+    let mut whole = true;
     for (word, member) in record {
         match context.kind(|kind| kind.plural == &*word, parent.map(|(kind, _)| kind)) {
             Some(kind) => {

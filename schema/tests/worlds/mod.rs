@@ -265,7 +265,8 @@ pub enum Event {
 
 fn events() -> impl Strategy<Value = Event> {
     let declare = any::<Index>().prop_flat_map(|index| object(index.get(&ids()).clone()));
-    let (places, join) = (0..NETWORKS.len(), (any::<Index>(), any::<bool>(), any::<bool>()));
+    let places = 0..NETWORKS.len();
+    let join = (any::<Index>(), any::<bool>(), any::<bool>());
     prop_oneof![
         4 => declare.prop_map(Event::Declare),
         5 => (places, join).prop_map(|(network, (name, declared, claimed))| Event::Join { network, name, declared, claimed }),
@@ -315,7 +316,8 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
             *snapshot = next;
         }
         Event::Join { network: place, name, declared, claimed } => {
-            let (network, pool) = (network(*place), if *declared { names(Kind::Node) } else { &UNDECLARED[..] });
+            let network = network(*place);
+            let pool = if *declared { names(Kind::Node) } else { &UNDECLARED[..] };
             let name: Name = name.get(pool).parse().unwrap();
             let id = NodeId { network, name };
             if inventory.node(&id).is_some() {

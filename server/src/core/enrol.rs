@@ -378,7 +378,8 @@ mod tests {
         assert!(matches!(enter(&mut world, "a", 1), Err(Refused::NotFor { .. })));
         assert_eq!(enter(&mut world, "db", 1).as_deref(), Ok("db"));
         assert!(matches!(enter(&mut world, "db", 2), Err(Refused::NameTaken { .. })));
-        let (network, name) = ("corp".parse().expect("good"), "db".parse().expect("good"));
+        let network = "corp".parse().expect("good");
+        let name = "db".parse().expect("good");
         assert!(remove(&mut world, &network, &name, Timestamp::UNIX_EPOCH));
         assert_eq!(enter(&mut world, "db", 2).as_deref(), Ok("db"));
     }

@@ -74,7 +74,8 @@ impl Service {
         transport: Control,
     ) -> Result<wire::JoinResponse, Error> {
         let (candidate, key) = self.candidate(&request, from)?;
-        let (network, identity) = (candidate.network.clone(), candidate.identity);
+        let network = candidate.network.clone();
+        let identity = candidate.identity;
         let own_node = self.inner.info.own_node.clone();
         let join = move |world: &mut World| enrol::join(world, candidate, &key, own_node.as_ref(), Timestamp::now());
         let (name, update) = self.let_in(network, identity, transport, join).await?;

@@ -67,7 +67,8 @@ fn at(revision: u64) -> Position {
 }
 
 fn signed(from: u64, to: u64, body: SignedBody) -> Update {
-    let (network, node) = (network(), name(0));
+    let network = network();
+    let node = name(0);
     body.sign(sign::Header { network: &network, node: &node, epoch: 1, from, to }, &sign::from_seed(&SERVER))
 }
 
@@ -264,7 +265,8 @@ fn check(story: &Story, folder: &Path, kept: Option<u64>, why: &str) {
 
 /// How many bytes each act on the disk has in a story in which nobody is killed.
 fn acts(story: &Story) -> Vec<usize> {
-    let (folder, disk) = (private_folder(), Killed::new(usize::MAX, 0));
+    let folder = private_folder();
+    let disk = Killed::new(usize::MAX, 0);
     let kept = live(story, folder.path(), &disk);
     assert_eq!(kept, story.views.keys().last().copied());
     check(story, folder.path(), kept, "nobody was killed");
@@ -320,7 +322,9 @@ async fn a_log_that_was_damaged_ends_where_it_is() {
 /// What an agent does at a join in a mesh of so many: steps on the device, observations of it as a whole, and bytes that it
 /// writes to keep the change.
 async fn cost_of_a_join(peers: u32) -> (usize, usize, u64) {
-    let (folder, disk, host) = (private_folder(), Arc::new(Metered::default()), FakeHost::default());
+    let folder = private_folder();
+    let disk = Arc::new(Metered::default());
+    let host = FakeHost::default();
     let agent = agent(folder.path(), Arc::clone(&disk) as Arc<dyn Disk>, host.clone());
     let before = view(1..peers);
     let start = membership(before.clone());
@@ -330,7 +334,8 @@ async fn cost_of_a_join(peers: u32) -> (usize, usize, u64) {
     member.apply().await.expect("it is applied");
     let device = host.device("nm-corp").expect("there is one");
     assert_eq!(device.take_applied().len(), usize::try_from(peers).expect("fits") + 1, "key, port and the peers");
-    let (observed, written) = (device.observations(), disk.0.load(Ordering::Relaxed));
+    let observed = device.observations();
+    let written = disk.0.load(Ordering::Relaxed);
     let mut after = before.clone();
     put(&mut after, peers, 0);
     member.take(&delta(&before, &after, 1)).expect("it fits");
@@ -359,7 +364,8 @@ async fn a_join_costs_the_same_in_every_mesh() {
 
 #[tokio::test]
 async fn what_does_not_apply_alone_is_applied_with_everything_else() {
-    let (folder, host) = (private_folder(), FakeHost::default());
+    let folder = private_folder();
+    let host = FakeHost::default();
     let agent = agent(folder.path(), Arc::new(RealDisk), host.clone());
     let before = view(1..4);
     let start = membership(before.clone());
@@ -386,7 +392,8 @@ async fn what_does_not_apply_alone_is_applied_with_everything_else() {
 
 #[tokio::test]
 async fn what_changes_before_it_is_applied_is_applied_once() {
-    let (folder, host) = (private_folder(), FakeHost::default());
+    let folder = private_folder();
+    let host = FakeHost::default();
     let agent = agent(folder.path(), Arc::new(RealDisk), host.clone());
     let story = story(3, 2);
     agent.directory.keep_identity(&story.start.server.signing_key, &sign::from_seed(&[8; 32])).expect("kept");
