@@ -214,7 +214,7 @@ fn wrong_type(value: &Value, wanted: &str, help: Option<String>) -> Mismatch {
 
 fn help_for_form(data: &Data) -> Option<&'static str> {
     match data {
-        Data::Null => Some("give it a value, or take the field away"),
+        Data::Null => Some("give it a value, or remove the field"),
         Data::Flag => Some("write the value after it"),
         Data::List(_) => Some("give it one value"),
         Data::Record(_) => Some("give it a value in place of the block"),

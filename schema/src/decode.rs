@@ -101,7 +101,7 @@ fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kin
 
 fn bad_name(document: &Document, name: &Spanned, why: String) -> Problem {
     let at = Location { source: document.source, span: name.span };
-    let message = format!("{:?} cannot be the name of a {}: {why}", &*name.text, document.descriptor.word);
+    let message = format!("{:?} is not a valid name for a {}: {why}", &*name.text, document.descriptor.word);
     let meant = if document.parent.is_some() { Name::meant(&name.text) } else { NetworkName::meant(&name.text) };
     let help = meant.map_or("choose another name".to_owned(), |meant| format!("did you mean {meant:?}?"));
     Problem::new(Code::InvalidName, message).at(at).help(help)

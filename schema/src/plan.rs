@@ -270,7 +270,7 @@ pub fn check_and_reconcile(
 
 fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
-    let message = format!("network {network} has {nodes} nodes, joined and awaited, and allows {limit}");
+    let message = format!("network {network} has {nodes} nodes, joined and expected, but allows only {limit}");
     Problem::new(Code::NodeLimit, message)
         .at(source_map.location(&id, &[Step::Field("node-limit")]))
         .about(id)
@@ -292,7 +292,7 @@ fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
     Problem::new(Code::RangeExhausted, format!("the nodes of network {network} do not fit into {range}"))
         .at(source_map.location(&id, &[Step::Field(field)]))
         .about(id)
-        .help("take a shorter prefix".to_owned())
+        .help("use a shorter prefix".to_owned())
 }
 
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {

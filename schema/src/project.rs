@@ -67,7 +67,7 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     reader.check_variables(documents, &vars, &envs);
     let Some((name, project)) = projects.into_iter().next() else {
         if reader.report.is_empty() {
-            let problem = Problem::new(Code::ProjectMissing, "the project file names no project").at(first);
+            let problem = Problem::new(Code::ProjectMissing, "the project file does not define a project").at(first);
             let help = "add `project \"acme\" schema=1`, in YAML `project: { acme: { schema: 1 } }`";
             reader.report.push(problem.help(help.to_owned()));
         }
@@ -75,7 +75,7 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     };
     if project.schema.number() != SCHEMA {
         let message =
-            format!("the project's files are of schema {}, this nmplan reads {SCHEMA}", project.schema.number());
+            format!("the project's files are of schema {}, but this nmplan reads {SCHEMA}", project.schema.number());
         let at = documents
             .iter()
             .find(|document| document.descriptor.word == Project::WORD)
@@ -96,8 +96,8 @@ pub fn unset(documents: &[Document], file: &ProjectFile, env: &Name, given: &BTr
         if var.default.is_some() || given.contains(name) || is_set(name) {
             continue;
         }
-        let message = format!("nothing sets the variable {name} in env {env}");
-        let help = format!("let `set` give it a value there, give it a default, or say it: --var {name}=VALUE");
+        let message = format!("the variable {name} has no value in env {env}");
+        let help = format!("set it in the env, give it a default, or pass --var {name}=VALUE");
         report.push(Problem::new(Code::UnsetVariable, message).at(at.map(Document::at)).help(help));
     }
     report
@@ -117,7 +117,7 @@ impl Reader {
             let name: Name = match document.name.text.parse() {
                 Ok(name) => name,
                 Err(why) => {
-                    let message = format!("{:?} cannot be the name of a {}: {why}", &*document.name.text, T::WORD);
+                    let message = format!("{:?} is not a valid name for a {}: {why}", &*document.name.text, T::WORD);
                     let help = Name::meant(&document.name.text).map(|meant| format!("did you mean {meant:?}?"));
                     self.report.push(Problem::new(Code::InvalidName, message).at(at).help(help));
                     continue;
@@ -148,7 +148,7 @@ impl Reader {
             for name in env.set.keys().filter(|name| !vars.contains_key(&***name)) {
                 let help = did_you_mean(name, vars.keys().map(Name::as_str));
                 let help = help.unwrap_or_else(|| format!("declare it: var {name:?}"));
-                let problem = Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}"));
+                let problem = Problem::new(Code::UnknownVariable, format!("there is no variable {name:?}"));
                 self.report.push(problem.at(document.location(&[Step::Field("set"), Step::Field(name)])).help(help));
             }
         }

@@ -155,7 +155,7 @@ fn report_overlap(
     let problem = Problem::new(Code::OverlappingRanges, message).about(id);
     let problem = problem.at(findings.location(id, &[Step::Field(field)]));
     let problem = problem.see(findings.location(other, &[Step::Field(its_field)]), "the other range");
-    findings.report.push(problem.help("choose ranges that are apart".to_owned()));
+    findings.report.push(problem.help("choose ranges that do not overlap".to_owned()));
 }
 
 fn report_taken(

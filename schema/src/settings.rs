@@ -20,7 +20,7 @@ pub enum SettingsError {
         why: String,
     },
     /// A setting of the file is unknown.
-    #[error("{path} has a setting {name:?} that is unknown; {help}")]
+    #[error("{path} has an unknown setting {name:?}; {help}")]
     Unknown {
         /// The file.
         path: String,
@@ -30,7 +30,7 @@ pub enum SettingsError {
         help: String,
     },
     /// A value is not valid.
-    #[error("{name}={value:?} cannot be used: {why}")]
+    #[error("{name}={value:?} is not valid: {why}")]
     Value {
         /// The setting.
         name: &'static str,

@@ -201,7 +201,7 @@ impl FromStr for ResourceId {
                 let kind: Kind = kind.parse()?;
                 match kind.descriptor().within {
                     Some(_) => Ok(Self { network, kind, name: name.parse()? }),
-                    None => Err(format!("a {kind} is called by its name alone")),
+                    None => Err(format!("the id of a {kind} is its name alone")),
                 }
             }
             (Some(_), None) => Err("it is not written like corp/dns/api".into()),
@@ -218,7 +218,7 @@ impl Serialize for ResourceId {
 impl<'de> Deserialize<'de> for ResourceId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is no resource id: {why}")))
+        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is not a valid resource id: {why}")))
     }
 }
 

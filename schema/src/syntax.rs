@@ -66,7 +66,7 @@ pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor
     }
     if source.text.starts_with(MARK) {
         let message =
-            format!("{} starts with a byte order mark, which is invisible and no part of the text", source.name);
+            format!("{} starts with a byte order mark, which is invisible and not part of the text", source.name);
         context.problem(
             Code::NotText,
             Span::new(0, MARK.len_utf8()),
@@ -148,7 +148,7 @@ impl Context {
         let help =
             did_you_mean(word, kinds.iter().chain(&fields).copied()).unwrap_or_else(|| match (parent, elsewhere) {
                 (None, Some(holder)) => format!("write it inside {}", with_article(holder)),
-                (None, None) => format!("only these may: {}", kinds.join(", ")),
+                (None, None) => format!("only these are allowed: {}", kinds.join(", ")),
                 (Some(parent), _) => {
                     format!(
                         "{} holds {}; its fields are {}",
@@ -159,7 +159,7 @@ impl Context {
                 }
             });
         let place = within.map_or("at the top of a file".to_owned(), |word| format!("in {}", with_article(word)));
-        self.problem(Code::UnknownWord, span, format!("{word:?} means nothing {place}"), Some(help));
+        self.problem(Code::UnknownWord, span, format!("{word:?} is not known {place}"), Some(help));
     }
 
     /// Adds an object, unless it is a block that only adds objects to it.

@@ -330,7 +330,7 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
             "first from=\"a\" to=\"${x}\"",
             Code::UnknownVariable,
             "\"${x}\"",
-            "no variable is called \"x\"",
+            "there is no variable \"x\"",
         ),
         (Language::Yaml, "reach: [{ from: a, to: c }, { from: [], to: c }]", Code::InvalidValue, "[", "at least one"),
         (Language::Yaml, "reach: [{ from: a, to: c, hops: { nod: x } }]", Code::UnknownField, "nod", "\"node\"?"),

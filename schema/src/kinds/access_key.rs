@@ -40,8 +40,8 @@ impl AccessKey {
 impl Rules for AccessKey {
     fn check(&self, id: &ResourceId, _: &Snapshot, findings: &mut Findings<'_>) {
         if self.uses.is_some() && !self.r#for.is_empty() {
-            let message = format!("{id} has uses as well as for, which already says who may use it, once each");
-            findings.push(Problem::new(Code::UsesWithFor, message).help("take away uses".to_owned()), &[Step::Field("uses")]);
+            let message = format!("{id} has both uses and for, and for already allows one use for each name");
+            findings.push(Problem::new(Code::UsesWithFor, message).help("remove uses".to_owned()), &[Step::Field("uses")]);
         }
     }
 }

@@ -48,7 +48,7 @@ impl Rules for Dns {
         match usize::from(addresses) + usize::from(self.node.is_some()) + usize::from(self.cname.is_some()) {
             1 => {}
             0 => {
-                let problem = Problem::new(Code::DnsTarget, format!("{id} leads nowhere"));
+                let problem = Problem::new(Code::DnsTarget, format!("{id} has no target"));
                 findings.push(problem.help("give it `a`, `aaaa`, `node` or `cname`".to_owned()), &[]);
             }
             _ => {
@@ -59,7 +59,7 @@ impl Rules for Dns {
         }
         if leads_too_far(self, id, world) {
             let message = format!("{id} leads through more than {LONGEST_CHAIN} other entries");
-            let help = "let it lead to where the last of them leads".to_owned();
+            let help = "let it refer directly to the target of the last entry".to_owned();
             findings.push(Problem::new(Code::DnsChain, message).help(help), &[Step::Field("cname")]);
         }
     }

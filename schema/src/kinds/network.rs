@@ -66,7 +66,7 @@ impl Rules for Network {
         self.check_room(id, declared, findings);
         let limit = self.node_limit.map(|limit| limit.number() as u128);
         if let Some(limit) = limit.filter(|limit| declared > *limit) {
-            let message = format!("network {id} declares {declared} nodes and allows {limit}");
+            let message = format!("network {id} declares {declared} nodes, but allows only {limit}");
             let problem = Problem::new(Code::NodeLimit, message);
             findings.push(problem.help(format!("raise node-limit to at least {declared}")), &[Step::Field("node-limit")]);
         }
@@ -90,7 +90,7 @@ impl Network {
                     format!("the {field} range of network {id} has {hosts} addresses for nodes; it needs room for {needed}");
                 let longest = width - (needed + lost).next_power_of_two().trailing_zeros();
                 let problem = Problem::new(Code::RangeTooSmall, message);
-                findings.push(problem.help(format!("take a prefix of /{longest} or shorter")), &[Step::Field(field)]);
+                findings.push(problem.help(format!("use a prefix of /{longest} or shorter")), &[Step::Field(field)]);
             }
         }
     }
@@ -99,7 +99,7 @@ impl Network {
 /// Reports a duration of an object that lies outside of what works.
 pub(super) fn within(findings: &mut Findings<'_>, field: &str, value: Seconds, min: Seconds, max: Seconds) {
     if value < min || value > max {
-        let message = format!("{field} is {value}, outside of what works");
+        let message = format!("{field} is {value}, which is out of range");
         let help = format!("choose a duration from {min} to {max}");
         findings.push(Problem::new(Code::OutOfBounds, message).help(help), &[Step::Field(field)]);
     }

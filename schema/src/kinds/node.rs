@@ -64,7 +64,7 @@ impl Rules for Node {
 
 fn help_for_address(network: &Network, field: &str, address: IpAddr) -> String {
     network.range_of(address).map_or_else(
-        || format!("give the network an {field} range, or take the address away"),
+        || format!("give the network an {field} range, or remove the address"),
         |range| format!("choose a free address of {range}"),
     )
 }
@@ -74,7 +74,7 @@ fn outside(network: &Network, address: IpAddr) -> Option<String> {
     let kind = if address.is_ipv4() { Ipv4Addr::NAME } else { Ipv6Addr::NAME };
     match network.range_of(address) {
         None => Some(format!("the network has no range for {kind}")),
-        Some(range) if !range.contains(&address) => Some(format!("it lies outside of {range}")),
+        Some(range) if !range.contains(&address) => Some(format!("it is outside of {range}")),
         Some(range) if range.network() == address => Some(format!("it is the address of {range} itself")),
         Some(range) if address.is_ipv4() && range.broadcast() == address => {
             Some(format!("it is the broadcast address of {range}"))

@@ -133,9 +133,9 @@ fn report(cycle: &[NodeIndex], graph: &Graph, findings: &mut Findings<'_>) {
     });
     let mut problem = Problem::new(Code::Cycle, message).at(places.next().flatten()).about(first);
     for place in places {
-        problem = problem.see(place, "and on from here");
+        problem = problem.see(place, "then from here");
     }
-    findings.report.push(problem.help("take one of these references away, or let it lead elsewhere".to_owned()));
+    findings.report.push(problem.help("remove one of these references, or let it refer to something else".to_owned()));
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
     if let Some(kept) = server.comms_range {
         for (network, range) in overlaps(world, kept) {
             let message = format!(
-                "{range} of network {network} overlaps {kept}, which the server keeps for its tunnels to agents"
+                "{range} of network {network} overlaps {kept}, which the server reserves for its tunnels to agents"
             );
             report.push(at_range(Problem::new(Code::CommsOverlap, message), network, source_map));
         }
@@ -36,7 +36,7 @@ pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
     let kept = ServerInfo::DEFAULT_COMMS_RANGE;
     for (network, range) in overlaps(world, kept) {
         let message = format!(
-            "{range} of network {network} overlaps {kept}, which a server keeps for its tunnels to agents by default"
+            "{range} of network {network} overlaps {kept}, which servers reserve for their tunnels to agents by default"
         );
         report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, source_map));
     }
@@ -66,7 +66,7 @@ fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
     let path = [Step::Field("for")];
     let at = source_map.element(key, &path, name.as_str()).or(source_map.location(key, &path));
     let help = format!(
-        "take {:?} out of its `for`, or set CLIENT_MODE=off or another CLIENT_NAME on the server",
+        "remove {:?} from its `for`, or set CLIENT_MODE=off or another CLIENT_NAME on the server",
         name.as_str()
     );
     Problem::new(Code::OwnNode, message).at(at).about(key).help(help)

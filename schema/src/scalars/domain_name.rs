@@ -46,7 +46,7 @@ impl FromStr for DomainName {
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.strip_suffix('.').unwrap_or(text);
         if text.is_empty() || text.len() > 253 {
-            return Err("it has not 1 to 253 characters".into());
+            return Err("it does not have 1 to 253 characters".into());
         }
         for label in text.split('.') {
             let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');

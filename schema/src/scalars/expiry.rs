@@ -42,12 +42,12 @@ impl FromStr for Expiry {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(span) = text.parse::<Seconds>() {
-            return if span.0 > 0 { Ok(Self::After(span)) } else { Err("it ends before it starts".into()) };
+            return if span.0 > 0 { Ok(Self::After(span)) } else { Err("it expires at once".into()) };
         }
         let shaped = text.len() == 10 && text.bytes().filter(|b| *b == b'-').count() == 2;
         match (shaped, text.parse()) {
             (true, Ok(date)) => Ok(Self::On(date)),
-            (true, Err(_)) => Err("there is no such day".into()),
+            (true, Err(_)) => Err("that day does not exist".into()),
             (false, _) => Err("it is not written like 30d or 2027-03-01".into()),
         }
     }

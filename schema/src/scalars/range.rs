@@ -36,7 +36,7 @@ macro_rules! range {
                 match Self::RESERVED.iter().find(|(reserved, _)| overlap(reserved, &net.into())) {
                     Some((reserved, what)) => Err(format!("it holds addresses of {reserved}, which are {what}")),
                     None if net.prefix_len() < Self::SHORTEST => {
-                        Err(format!("no mesh is that large; the shortest prefix is /{}", Self::SHORTEST))
+                        Err(format!("it is too large for a mesh; the shortest prefix is /{}", Self::SHORTEST))
                     }
                     None => Ok(Self(net)),
                 }

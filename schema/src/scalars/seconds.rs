@@ -38,7 +38,7 @@ impl Scalar for Seconds {
     }
 
     fn from_integer(number: i64) -> Result<Self, String> {
-        u32::try_from(number).map(Self).map_err(|_| "it lies outside of 0 seconds to 136 years".into())
+        u32::try_from(number).map(Self).map_err(|_| "it is not between 0 seconds and 136 years".into())
     }
 }
 

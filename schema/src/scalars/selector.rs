@@ -64,7 +64,7 @@ impl FromStr for Selector {
             return tag.parse().map(Self::Tag).map_err(|why| format!("of its tag: {why}"));
         }
         if text.parse::<IpAddr>().is_ok() {
-            return Err("an address needs the length of its prefix".into());
+            return Err("an address needs a prefix length".into());
         }
         if !text.contains('/') {
             return text.parse().map(Self::Name);
@@ -119,8 +119,8 @@ mod tests {
     #[test]
     fn what_is_refused_is_refused_with_what_was_meant() {
         for (text, why, meant) in [
-            ("10.40.0.7", "an address needs the length of its prefix", Some("10.40.0.7/32")),
-            ("FD40:0::7", "an address needs the length of its prefix", Some("fd40::7/128")),
+            ("10.40.0.7", "an address needs a prefix length", Some("10.40.0.7/32")),
+            ("FD40:0::7", "an address needs a prefix length", Some("fd40::7/128")),
             ("10.40.0.7/16", "bits are set beyond its prefix; the range is 10.40.0.0/16", Some("10.40.0.0/16")),
             ("10.40.0.0/33", "it is not written like 192.168.10.0/24 or fd40::/64", None),
             ("tag:", "of its tag: it is empty", None),

@@ -27,7 +27,7 @@ const LEVEL: usize = 16 << 10;
 pub(super) fn parse(text: &str, context: &mut Context) {
     if let Some((at, what)) = too_deep(text) {
         let message = format!("more than {MAX_DEPTH} {what} are open here");
-        let help = "nest less deep, and look for one that is not closed";
+        let help = "nest less deeply, and check for one that is not closed";
         return context.problem(Code::TooDeep, Span::new(at, at + 1), message, Some(help.into()));
     }
     let blocks = text.bytes().filter(|byte| *byte == b'{').count() + text.matches("/*").count();
@@ -175,15 +175,15 @@ fn value_after(text: &str, at: usize) -> usize {
 fn in_our_words(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
     let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
     if is_keyword(written) {
-        Ok((format!("{written} is no value in KDL 2"), format!("write #{written}, or {written:?} if a text is meant")))
+        Ok((format!("{written} is not a value in KDL 2"), format!("write #{written}, or {written:?} for a text")))
     } else if number {
-        Ok((format!("{written} is no number"), format!("put it in quotes: {written:?}")))
+        Ok((format!("{written} is not a number"), format!("put it in quotes: {written:?}")))
     } else if message.starts_with("No closing '}'") {
         Ok(("this block is never closed".into(), "close it with }".into()))
     } else if message.starts_with("Unexpected newline") {
         Ok(("this text is not closed on its line".into(), "close it with \"".into()))
     } else if written.starts_with('"') && written.contains('\\') {
-        Ok(("a backslash stands in this text with no meaning".into(), "write a backslash as \\\\".into()))
+        Ok(("this text has a backslash that escapes nothing".into(), "write a backslash as \\\\".into()))
     } else {
         let mut rest = message.trim_end_matches('.').chars();
         let first = rest.next().map_or("this is not KDL".into(), |first| first.to_lowercase().to_string());
@@ -342,8 +342,8 @@ fn insert(fields: &mut Record, name: &str, key: Span, value: Value, context: &mu
 
 fn refuse_annotation(there: bool, at: SourceSpan, context: &mut Context) {
     if there {
-        let help = Some("take away the word in parentheses: each field knows its type".to_owned());
-        context.problem(Code::Kdl, span(at), "type annotations mean nothing here", help);
+        let help = Some("remove the word in parentheses: each field has its type".to_owned());
+        context.problem(Code::Kdl, span(at), "type annotations are not supported", help);
     }
 }
 

@@ -89,7 +89,7 @@ fn unknown(name: &str, variables: &Variables) -> Problem {
     let help = help.unwrap_or_else(|| {
         format!("declare the variable {name:?} in the project file, or write $${{{name}}} for the literal text")
     });
-    Problem::new(Code::UnknownVariable, format!("no variable is called {name:?}")).help(help)
+    Problem::new(Code::UnknownVariable, format!("there is no variable {name:?}")).help(help)
 }
 
 #[cfg(test)]
@@ -106,7 +106,7 @@ mod tests {
             assert_eq!(known(&text.replace("${", "$${")), text, "what is escaped is read as it was");
         }
         let refused = |text: &str| expand(text, &variables).map_err(|problem| problem.message);
-        assert_eq!(refused("${a} ${x}"), Err("no variable is called \"x\"".to_owned()));
+        assert_eq!(refused("${a} ${x}"), Err("there is no variable \"x\"".to_owned()));
         assert_eq!(refused("${a} ${a"), Err("the name of a variable is not closed in \"${a\"".to_owned()));
     }
 }

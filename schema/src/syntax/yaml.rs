@@ -136,7 +136,7 @@ impl<'a> Events<'a, '_> {
 
     fn too_deep(&mut self, span: Span) {
         let message = format!("more than {MAX_DEPTH} lists and maps are open here");
-        let help = "nest less deep, and look for one that is not closed";
+        let help = "nest less deeply, and check for one that is not closed";
         self.context.problem(Code::TooDeep, span, message, Some(help.into()));
     }
 
@@ -163,11 +163,7 @@ impl<'a> Events<'a, '_> {
     /// The node that starts with this event; nothing after an error.
     fn node(&mut self, event: Event<'a>, span: Span) -> Option<Value> {
         if event.tag().is_some() {
-            self.refuse(
-                self.mark_before('!', span),
-                "tags mean nothing here",
-                "take it away: each field knows its type",
-            );
+            self.refuse(self.mark_before('!', span), "tags are not supported", "remove it: each field has its type");
             return None;
         }
         if event.is_alias() || matches!(event, Event::UnresolvedAlias(_)) {
@@ -175,7 +171,7 @@ impl<'a> Events<'a, '_> {
             return None;
         }
         if event.anchor_id().is_some_and(|id| id > 0) {
-            let help = "take it away, and write the value out wherever it is used";
+            let help = "remove it, and write the value out wherever it is used";
             self.refuse(self.mark_before('&', span), "anchors are not supported", help);
             return None;
         }
@@ -256,7 +252,7 @@ fn help_for(message: &str) -> Option<&'static str> {
             "write what holds fields as `name:` alone on its line, and put a text that has `: ` in it in quotes",
         ),
         ("unexpected character", "put the text in quotes"),
-        ("unclosed quote", "close it, or take it away"),
+        ("unclosed quote", "close it, or remove it"),
         ("bracket", "close the bracket that was opened last"),
     ];
     HELP.iter().find(|(words, _)| message.contains(words)).map(|(_, help)| *help)
