@@ -57,14 +57,14 @@ pub fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say_error(&*error);
+            print_error(&*error);
             ExitCode::FAILURE
         }
     }
 }
 
 /// An error and its causes, a line each.
-fn say_error(error: &dyn std::error::Error) {
+fn print_error(error: &dyn std::error::Error) {
     let mut talk = io::stderr().lock();
     let _ = writeln!(talk, "netclient: {error}");
     let mut cause = error.source();
@@ -229,7 +229,7 @@ fn read_token(shown: &TokenArg) -> Outcome<Token> {
             Secret::new(read.map_err(|error| format!("cannot read the token from {path}: {error}"))?)
         }
         None if typed == "-" => {
-            // A buffer that never grows leaves no copy behind.
+            // A buffer that never grows leaves no copies.
             let mut text = Secret::new(String::with_capacity(LONGEST_TOKEN));
             io::stdin().lock().take(LONGEST_TOKEN as u64).read_to_string(text.expose_mut())?;
             text

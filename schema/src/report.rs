@@ -15,9 +15,9 @@ pub struct Problem {
     pub code: Code,
     /// The resource that it is about; absent: none was read yet.
     pub id: Option<String>,
-    /// Where it stands; absent: the input was no file.
+    /// Its place; absent: the input was not a file.
     pub at: Option<Location>,
-    /// Other places that belong to it, each with what stands there.
+    /// Other places that belong to it, each with what it says.
     pub related: Vec<(Location, String)>,
     /// What is wrong with what, and why it matters.
     pub message: String,

@@ -42,9 +42,9 @@ const BUFFER: usize = 64 << 10;
 /// failure doubles that, up to the maximum.
 const LEAVE_AGAIN: Duration = Duration::from_secs(1);
 const CLAIM_AGAIN: Duration = Duration::from_secs(60);
-const AT_MOST: Duration = Duration::from_secs(3_600);
+const LONGEST_DELAY: Duration = Duration::from_secs(3_600);
 /// The obstacle if another host has joined under the name of this one.
-const WAITS: &str =
+const NAME_IN_USE: &str =
     "another host, perhaps that of another server, has joined under its name; it joins once the other one has left";
 
 /// What a network declares of this host: present only if it declares the host's name.
@@ -318,7 +318,7 @@ impl Client {
         let declared = wanted.map(|wanted| wanted.declared);
         let port = wanted.and_then(|wanted| wanted.port);
         let (outcome, delay) = match act {
-            Some(Act::Wait) => (Err(Failure::ForNow(WAITS.into())), None),
+            Some(Act::Wait) => (Err(Failure::ForNow(NAME_IN_USE.into())), None),
             Some(Act::Claim | Act::Leave) if self.is_held(network, declared) => return false,
             Some(Act::Claim) if !self.powerless => (self.claim(network, port).await, Some(CLAIM_AGAIN)),
             Some(Act::Leave) => (self.leave(network).await, Some(LEAVE_AGAIN)),
@@ -347,7 +347,7 @@ impl Client {
         if before.is_none() {
             tracing::warn!(%network, why, "this host could not become what the network declares");
         }
-        let longer = before.map_or(Duration::ZERO, |held| held.delay * 2).min(AT_MOST);
+        let longer = before.map_or(Duration::ZERO, |held| held.delay * 2).min(LONGEST_DELAY);
         let delay = delay.map(|delay| delay.max(longer));
         let until = delay.map(|delay| Instant::now() + delay);
         let held = Held { why, declared, until, delay: delay.unwrap_or_default() };

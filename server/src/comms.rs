@@ -39,7 +39,7 @@ use ledger::{Ledger, LedgerError};
 use tunnel_host::TunnelHost;
 
 /// How often the server checks everything that the tunnels depend on.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The tunnels to agents.
 #[derive(Clone)]
@@ -204,7 +204,7 @@ impl AgentTunnels {
             let before = registrations.registry.of(&identity).cloned();
             registrations.registry.register(identity, public_key, key, now)?;
             // It may have joined, or have left, since its signatures were checked.
-            registrations.note(&identity, knows(&identity), now);
+            registrations.record(&identity, knows(&identity), now);
             registrations.carry_out(&[(identity, before)], now)?;
             let registration = registrations.registry.of(&identity).cloned();
             Ok(registrations.host.parameters(&registration.ok_or(RegisterError::Ended)?, now))
@@ -234,8 +234,8 @@ impl AgentTunnels {
 
     async fn attend(&self, mut states: watch::Receiver<Arc<State>>, serving: &mut Serving) {
         let mut state = states.borrow_and_update().clone();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut trouble = None;
         loop {
             let next = self.registrations.lock().await.registry.next_end();
@@ -255,16 +255,16 @@ impl AgentTunnels {
                     state = newer;
                 }
                 () = due => self.expire().await,
-                _ = look.tick() => self.look(serving, &mut trouble).await,
+                _ = ticks.tick() => self.check(serving, &mut trouble).await,
             }
         }
     }
 
     /// Checks and repairs everything; the log has each failure once.
-    async fn look(&self, serving: &mut Serving, trouble: &mut Option<String>) {
+    async fn check(&self, serving: &mut Serving, trouble: &mut Option<String>) {
         let whole = self.host.is_whole().await && !self.registrations.lock().await.out_of_sync;
-        let mended = if whole { Ok(()) } else { self.bring_up().await };
-        let served = mended.and_then(|()| serving.keep(&self.host));
+        let repaired = if whole { Ok(()) } else { self.bring_up().await };
+        let served = repaired.and_then(|()| serving.keep(&self.host));
         match served {
             Ok(()) if !whole => {
                 tracing::warn!(
@@ -301,8 +301,8 @@ impl AgentTunnels {
         blocking(move || {
             let now = Instant::now();
             let before: Vec<_> = affected.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
-            affected.iter().for_each(|identity| registrations.note(identity, after.knows(identity), now));
-            registrations.carry_out_or_say(&before, now);
+            affected.iter().for_each(|identity| registrations.record(identity, after.knows(identity), now));
+            registrations.carry_out_or_log(&before, now);
         })
         .await;
     }
@@ -314,7 +314,7 @@ impl AgentTunnels {
             let now = Instant::now();
             let ended: Vec<_> =
                 registrations.registry.expire(now).into_iter().map(|(it, was)| (it, Some(was))).collect();
-            registrations.carry_out_or_say(&ended, now);
+            registrations.carry_out_or_log(&ended, now);
         })
         .await;
     }
@@ -363,7 +363,7 @@ impl Serving {
 
 impl Registrations {
     /// Records whether a host has joined.
-    fn note(&mut self, identity: &Identity, joined: bool, now: Instant) {
+    fn record(&mut self, identity: &Identity, joined: bool, now: Instant) {
         if joined {
             self.registry.joined(identity);
         } else if self.registry.of(identity).is_some_and(|known| known.ends.is_none()) {
@@ -398,7 +398,7 @@ impl Registrations {
         Ok(applied?)
     }
 
-    fn carry_out_or_say(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) {
+    fn carry_out_or_log(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
             tracing::warn!(error = error_chain(&error), "a registration could not be saved or applied; trying again");
         }

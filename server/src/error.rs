@@ -112,7 +112,7 @@ impl Error {
     }
 
     /// Logs what the caller is not sent.
-    fn note(&self) {
+    fn log(&self) {
         if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
             tracing::error!(error = netclient::agent::error_chain(error), "a host could not be registered");
         }
@@ -125,7 +125,7 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        self.note();
+        self.log();
         let (status, code, title, _) = self.mapping();
         let detail = self.to_string();
         let problems = if let Self::Rules(report) = &self { findings(report) } else { Vec::new() };
@@ -155,7 +155,7 @@ fn findings(report: &Report) -> Vec<Finding> {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        error.note();
+        error.log();
         let (_, _, _, code) = error.mapping();
         Status::new(code, error.to_string())
     }

@@ -113,7 +113,7 @@ pub async fn open_with(
     let mut store = make(&directory.file(identity::DATABASE))?;
     let first_start = first_token(&mut *store, directory)?;
     let Stored { server_id, mut world, seen, served } = store.load()?;
-    note_version(&mut *store, directory, &mut world)?;
+    record_version(&mut *store, directory, &mut world)?;
     let comms = tunnels(&settings, directory, &world).await;
     let info = ServerInfo {
         id: server_id,
@@ -159,13 +159,13 @@ fn reserved(settings: &Settings, comms: &Result<AgentTunnels, TunnelsUnavailable
 
 /// Records which version of the program serves; the first start of another version makes a revision, unless the
 /// database is empty.
-fn note_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
+fn record_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
     const FILE: &str = "version";
     if directory.read(FILE)?.is_some_and(|version| version.expose() == VERSION.as_bytes()) {
         return Ok(());
     }
     if world.revision.0 > 0 {
-        store::note_upgrade(store, world, VERSION)?;
+        store::record_upgrade(store, world, VERSION)?;
     }
     Ok(directory.write(FILE, VERSION.as_bytes())?)
 }

@@ -20,11 +20,11 @@ use tower::Service as _;
 use crate::identity::Certificate;
 
 /// How long a client may take to shake hands, or to send the head of a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a silent connection is sent a ping, and how long the answer may take.
 const PING: Duration = Duration::from_secs(20);
 /// How long requests in progress may take when the server ends.
-const PARTING: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most requests in progress at once on one connection.
 const STREAMS: u32 = 128;
 
@@ -96,7 +96,7 @@ pub async fn serve(
         }
     }
     drop((listener, open));
-    let _ = tokio::time::timeout(PARTING * 2, ended.recv()).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT * 2, ended.recv()).await;
 }
 
 async fn connection(
@@ -110,7 +110,7 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     match tls {
         None => http(stream, from, router, shutdown).await,
-        Some(config) => match tokio::time::timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await {
+        Some(config) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
             Ok(Ok(stream)) => http(stream, from, router, shutdown).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake took too long"),
@@ -131,7 +131,7 @@ pub(crate) async fn http(
         async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -151,5 +151,5 @@ pub(crate) async fn http(
         _ = shutdown.wait_for(|end| *end) => connection.as_mut().graceful_shutdown(),
     }
     // Requests in progress may finish; streams that never end are cut.
-    let _ = tokio::time::timeout(PARTING, connection).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await;
 }

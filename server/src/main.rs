@@ -87,14 +87,14 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say_error(&*error);
+            print_error(&*error);
             ExitCode::FAILURE
         }
     }
 }
 
 /// An error and its causes, a line each.
-fn say_error(error: &dyn std::error::Error) {
+fn print_error(error: &dyn std::error::Error) {
     let mut talk = std::io::stderr().lock();
     let _ = writeln!(talk, "nmserver: {error}");
     let mut cause = error.source();
@@ -138,7 +138,7 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         "serving"
     );
     if server.first_start {
-        first_words(&settings);
+        print_next_steps(&settings);
     }
     let (end, shutdown) = tokio::sync::watch::channel(false);
     let ended = async move {
@@ -151,7 +151,7 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The next commands after a first start, ready to be copied.
-fn first_words(settings: &Settings) {
+fn print_next_steps(settings: &Settings) {
     let Settings { server_host, bind, api_port, data_dir, tls, .. } = settings;
     let directory = data_dir.display();
     let at = if bind.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { *bind };

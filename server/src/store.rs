@@ -71,7 +71,7 @@ pub fn unchanged_since(
 
 /// Makes a revision that changes nothing that is kept: another version of the program may compile other Views from
 /// it, so all nodes are sent theirs anew.
-pub fn note_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> Result<(), StoreError> {
+pub fn record_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> Result<(), StoreError> {
     let revision = Revision(world.revision.0 + 1);
     let entry = LogEntry {
         revision,

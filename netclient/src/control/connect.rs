@@ -35,7 +35,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(3);
 /// The address that this host uses towards the server, once it is known.
 pub(super) type Local = Arc<Mutex<Option<IpAddr>>>;
 /// Called when the tunnel is silent.
-pub(super) type Hear = Arc<dyn Fn() + Send + Sync>;
+pub(super) type OnSilence = Arc<dyn Fn() + Send + Sync>;
 /// Makes one more connection to a server in the same process: returns the agent's end of it.
 pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
@@ -53,7 +53,7 @@ pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) ->
 }
 
 /// A channel through the tunnel, which is brought up when it is needed.
-pub(super) fn by_tunnel(comms: ServerTunnel, local: Local, silent: Hear, timeout: Duration) -> Channel {
+pub(super) fn by_tunnel(comms: ServerTunnel, local: Local, silent: OnSilence, timeout: Duration) -> Channel {
     let connect = tower::service_fn(move |_: Uri| {
         let (comms, local, silent) = (comms.clone(), Arc::clone(&local), Arc::clone(&silent));
         async move { connect_in_tunnel(&comms, &local, silent).await.map(TokioIo::new) }
@@ -114,7 +114,11 @@ async fn connect_to(
     Ok(Box::pin(tls.connect(name, stream).await?))
 }
 
-async fn connect_in_tunnel(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>, silent: Hear) -> io::Result<Watched> {
+async fn connect_in_tunnel(
+    comms: &ServerTunnel,
+    local: &Mutex<Option<IpAddr>>,
+    silent: OnSilence,
+) -> io::Result<Watched> {
     match tokio::time::timeout(CONNECT, through(comms, local)).await {
         Ok(Ok(stream)) => Ok(Watched { stream, heard: Instant::now(), ended: false, silent }),
         // The tunnel works, but nothing listens at its end: the server is down.
@@ -149,7 +153,7 @@ struct Watched {
     stream: TcpStream,
     heard: Instant,
     ended: bool,
-    silent: Hear,
+    silent: OnSilence,
 }
 
 impl AsyncRead for Watched {

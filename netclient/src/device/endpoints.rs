@@ -48,7 +48,7 @@ impl Endpoints {
     }
 
     /// Makes the device be listed before the next question: it is unknown how many steps of a failed list were applied.
-    pub(super) fn doubt(&mut self) {
+    pub(super) fn invalidate(&mut self) {
         self.listed = None;
     }
 
@@ -114,7 +114,7 @@ mod tests {
         let mut endpoints = Endpoints::default();
         let start = Instant::now();
         endpoints.list(std::iter::empty(), start);
-        endpoints.doubt();
+        endpoints.invalidate();
         assert!(endpoints.are_stale(start));
     }
 }

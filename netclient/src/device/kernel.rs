@@ -103,7 +103,7 @@ impl Device for Kernel {
         let outcome = update(&basics, steps).apply(&self.name, Backend::Kernel);
         match outcome {
             Ok(()) => self.endpoints.follow(steps),
-            Err(_) => self.endpoints.doubt(),
+            Err(_) => self.endpoints.invalidate(),
         }
         outcome.map_err(|error| match port {
             Some(port) if error.kind() == io::ErrorKind::AddrInUse => Refusal::PortTaken { port }.into(),

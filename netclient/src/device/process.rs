@@ -127,8 +127,8 @@ impl Server {
         let listen = || listen(socket);
         let (listener, socket) = listen().map_err(Refusal::failed(format!("listen on {}", socket.display())))?;
         let (engine, uapi) = Engine::open(interface).await?;
-        let unheard = Refusal::failed::<io::Error>("listen for signals");
-        let signals = end_signals().map_err(unheard)?;
+        let failed = Refusal::failed::<io::Error>("listen for signals");
+        let signals = end_signals().map_err(failed)?;
         let index = index(interface)?;
         let mut watch = interval(WATCH);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -141,7 +141,7 @@ impl Server {
             let [terminate, interrupt] = &mut self.signals;
             tokio::select! {
                 client = self.listener.accept() => {
-                    if let Ok((client, _)) = client && let Some(end) = self.hear(client).await {
+                    if let Ok((client, _)) = client && let Some(end) = self.read_request(client).await {
                         return end;
                     }
                 }
@@ -153,7 +153,7 @@ impl Server {
                     if is_due(self.expiry, host::boottime()) {
                         return End::Expired;
                     }
-                    self.engine.note_peers().await;
+                    self.engine.record_peers().await;
                 }
                 _ = terminate.recv() => return End::Signalled,
                 _ = interrupt.recv() => return End::Signalled,
@@ -162,7 +162,7 @@ impl Server {
     }
 
     /// Reads one request and answers it, unless it ends the process.
-    async fn hear(&mut self, client: UnixStream) -> Option<End> {
+    async fn read_request(&mut self, client: UnixStream) -> Option<End> {
         let mut client = client;
         let reply = match timeout(TIMEOUT, read(&mut client)).await.ok()?.ok()? {
             None => {

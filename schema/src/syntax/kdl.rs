@@ -150,7 +150,7 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
         let end = if value { value_after(text, end) } else { end };
         let span = Span::new(start, end);
         let written = text.get(span.start as usize..end).unwrap_or_default();
-        let (mut message, help) = in_our_words(written, &one.message.unwrap_or_default())
+        let (mut message, help) = described(written, &one.message.unwrap_or_default())
             .map_or_else(|(message, help)| (message, one.help.or(help)), |(message, help)| (message, Some(help)));
         if place + 1 == MAX_ERRORS && more > 0 {
             let _ = write!(message, " ({more} more after it)");
@@ -172,7 +172,7 @@ fn value_after(text: &str, at: usize) -> usize {
 }
 
 /// Message and help for the usual mistakes; for all others the parser's own message, in our form.
-fn in_our_words(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
+fn described(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
     let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
     if is_keyword(written) {
         Ok((format!("{written} is not a value in KDL 2"), format!("write #{written}, or {written:?} for a text")))

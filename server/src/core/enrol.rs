@@ -327,7 +327,7 @@ mod tests {
         }
         let before = world.clone();
         assert!(matches!(enter(&mut world, "d", 4), Err(Refused::Spent(_, 3))));
-        assert_eq!(world, before, "a refused host leaves nothing behind");
+        assert_eq!(world, before, "a refused host leaves nothing");
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Res
         text => Some(text.parse().map_err(|_| Unusable::LocalAddress(shortened(text)))?),
     };
     let usable = |address: Option<IpAddr>| {
-        address.map(|address| address.to_canonical()).filter(|address| no_use(*address, network).is_none())
+        address.map(|address| address.to_canonical()).filter(|address| unusable(*address, network).is_none())
     };
     let endpoints = Endpoints { configured: configured(endpoint, network)?, seen: usable(seen), local: usable(local) };
     Ok(Facts { endpoints, listen_port: Some(port).filter(|port| *port > 0) })
@@ -56,7 +56,7 @@ fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusabl
     }
     let endpoint: Endpoint = text.parse().map_err(|why| Unusable::Endpoint(shortened(text), why))?;
     let why = match &endpoint.host {
-        EndpointHost::Address(address) => no_use(*address, network),
+        EndpointHost::Address(address) => unusable(*address, network),
         EndpointHost::Domain(name) => (name.to_string() == "localhost").then_some("it is each host's own"),
     };
     match why {
@@ -66,7 +66,7 @@ fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusabl
 }
 
 /// Why the others cannot reach a node at an address; nothing if they may.
-fn no_use(address: IpAddr, network: &Network) -> Option<&'static str> {
+fn unusable(address: IpAddr, network: &Network) -> Option<&'static str> {
     let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     let inside = network.range_of(address).is_some_and(|range| range.contains(&address));
     let reasons = [

@@ -14,7 +14,7 @@ use schema::snapshot::ResourceId;
 /// How long a registration lasts if no join follows.
 pub const LIFETIME: Duration = Duration::from_secs(600);
 /// How long one lasts after the host's last network was left: what it is still sent travels through the tunnel.
-pub const PARTING: Duration = Duration::from_secs(10);
+pub const GRACE: Duration = Duration::from_secs(10);
 /// How many hosts may be registered by one key without having joined.
 pub const UNJOINED: usize = 256;
 
@@ -148,7 +148,7 @@ impl Registry {
 
     /// Records that a host has left its last network.
     pub fn left(&mut self, identity: &Identity, now: Instant) {
-        self.set_end(identity, Some(now + PARTING));
+        self.set_end(identity, Some(now + GRACE));
     }
 
     /// Ends the registrations that have expired; returns them with their identities.

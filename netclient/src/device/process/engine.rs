@@ -73,7 +73,7 @@ impl Engine {
                 (public_key, device.listen_port(), device.peers().await)
             })
             .await;
-        self.note(&peers, now);
+        self.record(&peers, now);
         let peers = peers.into_iter().map(|peer| {
             let key = key_of(&peer.peer);
             (key, state_of(peer, self.handshakes.get(&key).copied()))
@@ -84,26 +84,26 @@ impl Engine {
     /// Where a peer was last heard, from a recent listing if there is one.
     pub(super) async fn endpoint(&mut self, peer: &WireGuardKey) -> Option<SocketAddr> {
         if self.endpoints.are_stale(Instant::now()) {
-            self.note_peers().await;
+            self.record_peers().await;
         }
         self.endpoints.of(peer)
     }
 
     /// Remembers the handshakes of sessions that will be forgotten, and the endpoints; to be called within every three
     /// minutes.
-    pub(super) async fn note_peers(&mut self) {
+    pub(super) async fn record_peers(&mut self) {
         let now = Instant::now();
         let peers = self.device.peers().await;
-        self.note(&peers, now);
+        self.record(&peers, now);
     }
 
-    fn note(&mut self, peers: &[PeerStats], now: Instant) {
+    fn record(&mut self, peers: &[PeerStats], now: Instant) {
         let endpoints = peers.iter().map(|PeerStats { peer, .. }| (key_of(peer), peer.endpoint));
         self.endpoints.list(endpoints, now);
-        self.note_handshakes(peers);
+        self.record_handshakes(peers);
     }
 
-    fn note_handshakes(&mut self, peers: &[PeerStats]) {
+    fn record_handshakes(&mut self, peers: &[PeerStats]) {
         let mut noted = BTreeMap::new();
         for peer in peers {
             let key = key_of(&peer.peer);

@@ -21,7 +21,7 @@ use super::TIMEOUT;
 use crate::files::log_path;
 
 /// How much of the log of a dead process is shown, from its end.
-const LAST_WORDS: usize = 2000;
+const LOG_TAIL: usize = 2000;
 /// What a device process may keep of its parent's environment: how it logs and panics.
 const KEPT: [&str; 2] = ["NETCLIENT_LOG", "RUST_BACKTRACE"];
 
@@ -48,7 +48,7 @@ pub(super) fn start(interface: &str, executable: &Path, socket: &Path) -> Result
         }
         Some(DeviceReply::State(_) | DeviceReply::Endpoint(_) | DeviceReply::Done) | None => {
             end(&mut child);
-            Err(DeviceError::StartFailed { interface: interface.to_owned(), reason: last_words(&log) })
+            Err(DeviceError::StartFailed { interface: interface.to_owned(), reason: log_tail(&log) })
         }
     }
 }
@@ -127,8 +127,8 @@ fn remove_empty(log: &Path) {
     }
 }
 
-fn last_words(log: &Path) -> String {
+fn log_tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
-    let end = String::from_utf8_lossy(&text[text.len().saturating_sub(LAST_WORDS)..]).trim().to_owned();
+    let end = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL)..]).trim().to_owned();
     if end.is_empty() { "it ended, or was not ready in time".to_owned() } else { end }
 }
