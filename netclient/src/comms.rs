@@ -156,7 +156,7 @@ impl ServerTunnel {
         self.with_device(&registration.interface, |device| device.expire_at(None).map(drop)).await
     }
 
-    /// Saves the server's answer to a host that registered again; a tunnel with other ends is made anew.
+    /// Saves the server's answer to a host that registered again; a tunnel with other ends is created anew.
     pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended during the call to the server, or have been replaced.

@@ -1,4 +1,4 @@
-//! The computer that an agent runs on, as far as a network's tunnel touches it: devices, links, forwarding, names.
+//! The host that an agent runs on, as far as a network's tunnel needs it: devices, links, forwarding, names.
 //!
 //! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::FakeHost`] is
 //! one in memory, for tests of the whole agent. Neither decides anything.

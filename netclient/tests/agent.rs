@@ -27,11 +27,11 @@ async fn who_joins_is_a_peer_of_everybody_within_moments() {
     let mesh = Mesh::new(CORP).await;
     let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
-    let link = a.computer.link(INTERFACE).expect("there is a link");
+    let link = a.host.link(INTERFACE).expect("there is a link");
     assert!(link.up && link.mtu == 1420 && link.addresses.len() == 1, "{link:?}");
-    assert_eq!(a.computer.names(INTERFACE).len(), 2, "its own name, and that of the other");
+    assert_eq!(a.host.names(INTERFACE).len(), 2, "its own name, and that of the other");
     // What follows is one peer: one step, no look at the device, and some bytes on the disk.
-    eventually("a hears of changes at once", || a.written() > 0).await;
+    eventually("a is sent changes at once", || a.written() > 0).await;
     pass(Duration::from_secs(1)).await;
     a.device().take_applied();
     let written = a.written();
@@ -54,15 +54,15 @@ async fn what_is_declared_is_applied_everywhere() {
     eventually("the keepalive, the MTU and the name are there", || {
         [&a, &b].iter().all(|node| {
             let peers = node.state().peers;
-            let names = node.computer.names(INTERFACE);
+            let names = node.host.names(INTERFACE);
             peers.values().all(|peer| peer.settings.keepalive == 5)
-                && node.computer.link(INTERFACE).is_some_and(|link| link.mtu == 1300)
+                && node.host.link(INTERFACE).is_some_and(|link| link.mtu == 1300)
                 && names.iter().any(|line| line.ends_with("\tapi.corp"))
         })
     })
     .await;
     mesh.declare(CORP).await;
-    eventually("the name is gone", || a.computer.names(INTERFACE).iter().all(|line| !line.contains("api"))).await;
+    eventually("the name is gone", || a.host.names(INTERFACE).iter().all(|line| !line.contains("api"))).await;
     assert!(is_full_mesh(&[&a, &b]));
 }
 
@@ -71,7 +71,7 @@ async fn losing_the_server_changes_nothing_and_its_return_brings_what_came_meanw
     let mesh = Mesh::new(CORP).await;
     let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
-    eventually("a has heard of the server", || a.written() > 0).await;
+    eventually("a has been sent something", || a.written() > 0).await;
     let before = a.state();
     a.connect(false);
     pass(PARTING).await;
@@ -102,11 +102,11 @@ async fn a_device_that_fails_is_brought_to_what_it_should_be() {
     let c = Node::joined(&mesh, "c").await;
     eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
     // It ends, and another one cannot be had for a while.
-    a.computer.refuse_devices(Some(Refusal::TunMissing));
+    a.host.refuse_devices(Some(Refusal::TunMissing));
     a.device().end();
     pass(Duration::from_secs(60)).await;
-    assert_eq!(a.computer.device(INTERFACE).map(|_| ()), None);
-    a.computer.refuse_devices(None);
+    assert_eq!(a.host.device(INTERFACE).map(|_| ()), None);
+    a.host.refuse_devices(None);
     eventually("a new device has everything", || is_full_mesh(&[&a, &b, &c])).await;
 }
 
@@ -138,7 +138,7 @@ async fn who_leaves_is_gone_everywhere_and_leaves_nothing() {
     assert!(matches!(answer, DaemonResponse::Done(true)), "{answer:?}");
     eventually("a is alone", || a.peers() == 0).await;
     assert!(!mesh.has("b"));
-    assert!(b.computer.device(INTERFACE).is_none() && b.computer.names(INTERFACE).is_empty());
+    assert!(b.host.device(INTERFACE).is_none() && b.host.names(INTERFACE).is_empty());
     b.stop().await;
     assert_eq!(b.files(), [""; 0]);
 }
@@ -149,9 +149,9 @@ async fn who_is_removed_takes_everything_down_and_may_join_again() {
     let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
     mesh.remove("b").await;
-    let took = eventually("both are alone", || a.peers() == 0 && b.computer.device(INTERFACE).is_none()).await;
+    let took = eventually("both are alone", || a.peers() == 0 && b.host.device(INTERFACE).is_none()).await;
     assert!(took < PUSHED, "{took:?}");
-    eventually("its names are gone", || b.computer.names(INTERFACE).is_empty()).await;
+    eventually("its names are gone", || b.host.names(INTERFACE).is_empty()).await;
     eventually("its state is gone", || !b.files().iter().any(|file| file.starts_with("network-"))).await;
     assert!(matches!(b.join(&mesh).await, Ok(JoinOutcome::New(_))));
     eventually("they are peers again", || is_full_mesh(&[&a, &b])).await;
@@ -166,21 +166,21 @@ async fn who_misses_a_removal_learns_of_it_later() {
     pass(PARTING).await;
     mesh.remove("b").await;
     pass(Duration::from_secs(60)).await;
-    assert_eq!(b.peers(), 1, "without the server nothing is taken down");
+    assert_eq!(b.peers(), 1, "without the server nothing is removed");
     b.connect(true);
-    eventually("it is taken down", || b.computer.device(INTERFACE).is_none()).await;
+    eventually("it is removed", || b.host.device(INTERFACE).is_none()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_join_whose_tunnel_does_not_come_up_leaves_nothing() {
     let mesh = Mesh::new(CORP).await;
     let a = Node::new(&mesh, "a");
-    a.computer.refuse_devices(Some(Refusal::TunMissing));
+    a.host.refuse_devices(Some(Refusal::TunMissing));
     let refused = a.join(&mesh).await;
     assert!(matches!(refused, Err(AgentError::NotUp(_))), "{refused:?}");
     assert!(!mesh.has("a"));
     assert_eq!(a.files(), [""; 0]);
-    a.computer.refuse_devices(None);
+    a.host.refuse_devices(None);
     // A disk that is full is found before the server is asked.
     a.fill(true);
     assert!(matches!(a.join(&mesh).await, Err(AgentError::Directory(_))));

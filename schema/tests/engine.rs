@@ -170,7 +170,7 @@ fn full() -> Probe {
     }
 }
 
-/// A problem: its code, what it stands at, and its words.
+/// A problem: its code, the text at its place, and its message.
 type Reported = (Code, String, String);
 
 /// The one probe of a text, and the problems of the text.

@@ -29,7 +29,7 @@ fn owner() -> Owner {
     "acme/dev".parse().unwrap()
 }
 
-/// The objects without who manages them and since when.
+/// The objects without their owners and revisions.
 fn bare(snapshot: &Snapshot) -> Snapshot {
     let mut bare = Snapshot::default();
     for (id, entry) in snapshot.entries() {
@@ -299,7 +299,7 @@ proptest! {
             Data::Integer(0) => prop_assert_eq!(theirs.as_f64(), Some(0.0)),
             Data::Integer(ours) => prop_assert_eq!(theirs.as_i64(), Some(*ours)),
             Data::Float(ours) => prop_assert_eq!(theirs.as_f64(), ours.parse().ok()),
-            Data::Text(ours) if theirs.is_number() => prop_assert!(ambiguous(ours), "{ours} is no text to others"),
+            Data::Text(ours) if theirs.is_number() => prop_assert!(ambiguous(ours), "{ours} is not a text to others"),
             Data::Text(ours) => prop_assert_eq!(theirs.as_str(), Some(&**ours)),
             Data::List(_) | Data::Record(_) => {}
         }

@@ -227,7 +227,7 @@ proptest! {
                 let mut reserved = own.into_iter().flat_map(|node| node.reserved()).map(|(_, reserved)| reserved);
                 let replaced = reserved.any(|reserved| reserved != *address && reserved.is_ipv4() == address.is_ipv4());
                 let keeps = replaced || forbidden(id, *address, &next) || later.addresses.contains(address);
-                prop_assert!(keeps, "{} had no reason to give {address} up", id.name);
+                prop_assert!(keeps, "{} had no reason to lose {address}", id.name);
             }
         }
     }

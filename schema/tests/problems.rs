@@ -138,7 +138,7 @@ fn a_variable_is_unset_only_in_an_env_where_nothing_gives_it_a_value() {
     let (documents, report) = parse(&source, SourceId(0), project::DESCRIPTORS);
     assert!(report.is_empty());
     let (file, report) = project::decode(&documents);
-    assert!(report.is_empty(), "what nobody has chosen yet is no problem: {:?}", sorted(&report));
+    assert!(report.is_empty(), "what is not chosen yet is not a problem: {:?}", sorted(&report));
     let unset = |env: &str, given: &[&str]| {
         let given = given.iter().map(|name| name.parse().unwrap()).collect();
         sorted(&project::unset(&documents, file.as_ref().unwrap(), &env.parse().unwrap(), &given)).len()

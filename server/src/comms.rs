@@ -466,7 +466,7 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
     Ok(())
 }
 
-/// Takes down what an earlier server with tunnels left, as far as that can be found.
+/// Removes what an earlier server with tunnels left, as far as it can be found.
 async fn clear(directory: &DataDir) {
     let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
     let directory = directory.clone();

@@ -92,7 +92,7 @@ async fn many_nodes_that_join_at_once_share_no_use_no_address_and_no_revision() 
         }
     }
     assert_eq!(addresses.len(), 3);
-    assert_eq!(revision(&server).await, Revision(4), "one revision for each join, none for who was refused");
+    assert_eq!(revision(&server).await, Revision(4), "one revision for each join, none for a refusal");
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn peers_are_never_sent_to_a_port_that_is_not_chosen() {
     db.join("named").await.unwrap();
     watcher.check_in(None).await.unwrap();
     let endpoint = |agent: &Agent| agent.view.as_ref().unwrap().peers["db"].endpoint.as_ref().unwrap().to_string();
-    assert_eq!(endpoint(&watcher), "198.18.0.2:4000", "the declared port stands in");
+    assert_eq!(endpoint(&watcher), "198.18.0.2:4000", "the declared port takes its place");
     let facts = |listen_port| Some(Facts { listen_port, ..db.facts.clone() });
     let (chosen, unknown) = (facts(4_321), facts(0));
     db.check_in(chosen).await.unwrap();
@@ -215,7 +215,7 @@ async fn an_unchanged_check_in_writes_nothing_and_is_answered_in_a_few_bytes() {
     }
     assert_eq!(levers.writes.load(Ordering::SeqCst), writes);
     server.end().await;
-    assert_eq!(levers.writes.load(Ordering::SeqCst), writes + 1, "when it was last heard of is stored in one batch");
+    assert_eq!(levers.writes.load(Ordering::SeqCst), writes + 1, "the last calls are stored in one batch");
 }
 
 #[tokio::test]
@@ -368,7 +368,7 @@ async fn status_shows_who_is_there_and_how() {
     agent.check_in(None).await.unwrap();
     assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)));
     server.joined("b", 2, "many").await;
-    assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)), "it has not heard of the other");
+    assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)), "it has not been sent the other");
     let updates = agent.watch().await.unwrap();
     assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)), "sent is not applied");
     drop(updates);

@@ -53,7 +53,7 @@ impl Serving {
         }
     }
 
-    /// Ends it by a signal; whether that was a success, and the rest of what it said.
+    /// Ends it by a signal; whether that was a success, and the rest of what it printed.
     fn end(mut self, signal: Signal) -> (bool, String) {
         kill_process(Pid::from_child(&self.process), signal).unwrap();
         let success = self.process.wait().unwrap().success();
@@ -88,11 +88,11 @@ fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothin
     let token = std::fs::read_to_string(data.join("admin.token")).unwrap();
     assert!(!first.said.contains(token.trim()), "a secret is not logged");
     let (success, _) = first.end(Signal::TERM);
-    assert!(success, "to be ended is no failure");
+    assert!(success, "to be stopped is not a failure");
     std::fs::remove_file(data.join("admin.token")).unwrap();
     let (success, said) = Serving::start(&mut nmserver(&data)).end(Signal::INT);
     assert!(success && !said.contains("first start"), "{said}");
-    assert!(!data.join("admin.token").exists(), "who put the token elsewhere gets no second one");
+    assert!(!data.join("admin.token").exists(), "a token that was moved is not made a second time");
 }
 
 #[test]

@@ -18,7 +18,7 @@ const LONGEST_REASON: usize = 200;
 /// Why a table could not be changed; it is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    /// The program `nft` is in no folder of PATH, nor where it usually is.
+    /// The program `nft` is neither in a folder of PATH, nor where it usually is.
     #[error("nft(8) not found: install nftables (apt install nftables)")]
     Missing,
     /// nft, or the kernel, refused.

@@ -202,10 +202,10 @@ impl Disk for Filling {
     }
 }
 
-/// A computer with an agent.
+/// A host with an agent.
 pub struct Node {
     pub name: String,
-    pub computer: FakeHost,
+    pub host: FakeHost,
     pub agent: Agent,
     disk: Arc<Filling>,
     link: Link,
@@ -214,16 +214,16 @@ pub struct Node {
 }
 
 impl Node {
-    /// A computer that has not joined.
+    /// A host that has not joined.
     pub fn new(mesh: &Mesh, name: &str) -> Self {
         let folder = private_folder();
         let disk = Arc::<Filling>::default();
-        let computer = FakeHost::default();
+        let host = FakeHost::default();
         let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
         let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
         let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
-        let agent = Agent::new(directory, settings, Arc::new(computer.clone())).within(link.opener());
-        Self { name: name.into(), computer, agent, disk, link, daemon: None, folder }
+        let agent = Agent::new(directory, settings, Arc::new(host.clone())).within(link.opener());
+        Self { name: name.into(), host, agent, disk, link, daemon: None, folder }
     }
 
     /// Joins with the network's key.
@@ -232,7 +232,7 @@ impl Node {
         until_done(self.agent.join(&mesh.token(), &options)).await
     }
 
-    /// A computer that has joined, and whose daemon runs.
+    /// A host that has joined, and whose daemon runs.
     pub async fn joined(mesh: &Mesh, name: &str) -> Self {
         let mut node = Self::new(mesh, name);
         node.join(mesh).await.expect("it joins");
@@ -285,12 +285,12 @@ impl Node {
 
     /// The device of the network.
     pub fn device(&self) -> FakeDevice {
-        self.computer.device(INTERFACE).expect("the device is there")
+        self.host.device(INTERFACE).expect("the device is there")
     }
 
     /// What the device has, without asking it as an agent does.
     pub fn state(&self) -> DeviceState {
-        self.computer.device(INTERFACE).map(|device| device.state()).unwrap_or_default()
+        self.host.device(INTERFACE).map(|device| device.state()).unwrap_or_default()
     }
 
     /// How many peers there are on the device.

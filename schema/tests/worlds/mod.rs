@@ -1,8 +1,8 @@
 //! Random worlds for the laws: one strategy, built from the descriptors, covers every kind.
 //!
-//! A draft gives every object of a fixed set of names any fields that its descriptor allows. [`repaired`] then takes
-//! away what breaks a rule, so a kind that is added is covered without a word here; the few hints in [`hinted`] only make
-//! values likelier that have to fit each other.
+//! A draft has, for every object of a fixed set of names, any fields that its descriptor allows. [`repaired`] then
+//! takes away what breaks a rule, so a kind that is added is covered without a word here; the few hints in [`hinted`]
+//! only make values likelier that have to fit each other.
 #![expect(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "each suite uses its part")]
 
@@ -234,7 +234,7 @@ fn weaken(snapshot: &mut Snapshot, id: &ResourceId) {
     put(snapshot, id, fields);
 }
 
-/// The documents of a snapshot, as a file would give them.
+/// The documents of a snapshot, as if read from a file.
 pub fn documents(snapshot: &Snapshot) -> Vec<Document> {
     let spanned = |text: &str| Spanned { text: text.into(), span: Span::default() };
     let document = |(id, entry): (&ResourceId, &schema::snapshot::Entry)| Document {
@@ -384,7 +384,7 @@ pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it)).any(|taken| taken == address)
 }
 
-/// What a node may keep and is never given: an address that an entry stands for and that is not reserved for the node.
+/// What a node may keep and is never given: an address of an entry that is not reserved for the node.
 pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     let own = declared.named::<Node>(&id.network, &id.name);
     if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {

@@ -296,7 +296,7 @@ impl Service {
     }
 }
 
-/// What a node reports that it runs, as far as it is kept.
+/// The operating system that a node reports, cut to what is stored.
 fn os_of(text: &str) -> Box<str> {
     text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
 }
