@@ -5,12 +5,9 @@
 //! one peer costs the bytes of that change, however large the mesh is. Invariants:
 //!
 //! - a record is read whole or not at all: it says how long it is, and has a checksum over that and over itself;
-//! - a log of another base is ignored: after a new base is written, the old log need not be removed in the same
-//! instant;
-//! - what is read is accepted as when it arrived ([`Membership::accept`]): signature, position and count are checked,
-//! and
-//!   the first update that does not apply ends the log. So whatever a crash leaves, the View is one that the server
-//! sent.
+//! - a log of another base is ignored: after a new base is written, the old log need not be removed in the same instant;
+//! - what is read is accepted as when it arrived ([`Membership::accept`]): signature, position and count are checked, and
+//!   the first update that does not apply ends the log. So whatever a crash leaves, the View is one that the server sent.
 //!
 //! ```text
 //! log    = "nmlog 1\n" SHA-256(base) record*

@@ -61,7 +61,7 @@ pub struct Plan {
     /// The nodes that have joined under declarations that are created or deleted. A declaration without a joined node
     /// has no entry, which is a precondition as well.
     pub binds: Vec<Bind>,
-    /// How the plan affects each node that it affects.
+    /// What the plan changes for each node that it affects.
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
