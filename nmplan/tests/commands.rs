@@ -1,16 +1,16 @@
 //! The commands as they are typed, against a server in memory: what they print, how they end, what they leave.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-mod bench;
+mod workspace;
 
 use std::collections::BTreeMap;
 
-use bench::{Desk, example, join};
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
+use workspace::{Workspace, example, join};
 
 const BEFORE: &str = r#"
 network "corp" {
@@ -36,167 +36,171 @@ network "corp" {
 }
 "#;
 
-fn desk() -> Desk {
-    Desk::new(World { epoch: 7, ..World::default() })
+fn workspace() -> Workspace {
+    Workspace::new(World { epoch: 7, ..World::default() })
 }
 
-/// A desk whose server has what `BEFORE` declares, with machines.
-fn lived_in() -> Desk {
-    let desk = desk();
-    desk.write("before/corp.kdl", BEFORE);
-    desk.write("after/corp.kdl", AFTER);
-    let applied = desk.nmplan("apply -C @before --project acme -y --keys-to @keys.json");
+/// A workspace whose server has what `BEFORE` declares, with machines.
+fn in_use() -> Workspace {
+    let workspace = workspace();
+    workspace.write("before/corp.kdl", BEFORE);
+    workspace.write("after/corp.kdl", AFTER);
+    let applied = workspace.nmplan("apply -C @before --project acme -y --keys-to @keys.json");
     assert_eq!(applied.exit, 0, "{}", applied.all());
-    join(&desk.server, &[("gw", 1), ("old", 2), ("web", 3), ("laptop", 4)]);
-    desk
+    join(&workspace.server, &[("gw", 1), ("old", 2), ("web", 3), ("laptop", 4)]);
+    workspace
 }
 
-fn keys(desk: &Desk) -> BTreeMap<ResourceId, String> {
-    serde_json::from_str(&desk.read("keys.json")).unwrap()
+fn keys(workspace: &Workspace) -> BTreeMap<ResourceId, String> {
+    serde_json::from_str(&workspace.read("keys.json")).unwrap()
 }
 
 #[test]
 fn a_first_plan_says_what_will_be_made_and_how_to_make_it() {
-    let plan = desk().nmplan(&format!("plan -C {} --project acme", example("quickstart")));
+    let plan = workspace().nmplan(&format!("plan -C {} --project acme", example("quickstart")));
     insta::assert_snapshot!(plan.all().replace(&example("quickstart"), "examples/quickstart"));
 }
 
 #[test]
 fn a_plan_says_what_machines_notice_and_who_reaches_whom() {
-    insta::assert_snapshot!(lived_in().nmplan("plan -C @after --project acme").all());
+    insta::assert_snapshot!(in_use().nmplan("plan -C @after --project acme").all());
 }
 
 #[test]
 fn a_plan_that_cuts_machines_off_from_the_server_says_so() {
-    let desk = lived_in();
-    desk.write(
+    let workspace = in_use();
+    workspace.write(
         "moved/corp.kdl",
         "network \"corp\" {\n ipv4 \"192.0.2.0/24\"\n node \"gw\"\n node \"old\"\n node \"web\"\n}\n",
     );
-    insta::assert_snapshot!(desk.nmplan("plan -C @moved --project acme").data);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @moved --project acme").data);
 }
 
 #[test]
 fn the_server_of_the_env_goes_before_the_one_of_the_environment_and_says_so() {
-    let mut desk = desk();
-    desk.write(
+    let mut workspace = workspace();
+    workspace.write(
         "nmplan.kdl",
         "project \"acme\" schema=1\nenv \"prod\" { server \"https://a.example\"; use \"mesh/\" }\n",
     );
-    desk.write("mesh/corp.kdl", BEFORE);
-    desk.environment = vec![("NMPLAN_SERVER".into(), "https://b.example".into())];
-    let plan = desk.nmplan("plan -C @.");
+    workspace.write("mesh/corp.kdl", BEFORE);
+    workspace.environment = vec![("NMPLAN_SERVER".into(), "https://b.example".into())];
+    let plan = workspace.nmplan("plan -C @.");
     assert_eq!(plan.talk, "The env prod names https://a.example, so NMPLAN_SERVER is not used.\n\n");
-    assert_eq!(desk.nmplan("plan -C @. --server https://c.example").talk, "");
+    assert_eq!(workspace.nmplan("plan -C @. --server https://c.example").talk, "");
 }
 
 #[test]
 fn a_plan_of_many_objects_is_folded_unless_all_is_asked_for() {
-    let desk = desk();
+    let workspace = workspace();
     let nodes: String = (0..60).map(|number| format!("    node \"n{number:02}\"\n")).collect();
-    desk.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
-    insta::assert_snapshot!(desk.nmplan("plan -C @. --project acme").all());
-    assert!(desk.nmplan("plan -C @. --project acme -v").data.contains("n59"));
+    workspace.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
+    insta::assert_snapshot!(workspace.nmplan("plan -C @. --project acme").all());
+    assert!(workspace.nmplan("plan -C @. --project acme -v").data.contains("n59"));
 }
 
 #[test]
 fn after_an_apply_a_plan_is_empty_in_either_language() {
-    let desk = desk();
+    let workspace = workspace();
     let apply = format!("apply -C {} --project acme -y --keys-to @keys.json", example("quickstart"));
-    insta::assert_snapshot!(desk.nmplan(&apply).talk);
-    assert_eq!(desk.server.state().revision, Revision(1));
+    insta::assert_snapshot!(workspace.nmplan(&apply).talk);
+    assert_eq!(workspace.server.state().revision, Revision(1));
     for folder in ["quickstart", "quickstart-yaml"] {
-        let plan = desk.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
+        let plan = workspace.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
         assert_eq!(plan.exit, 0, "{}", plan.all());
         assert!(plan.data.contains("No changes"), "{}", plan.all());
     }
-    let again = desk.nmplan(&apply);
-    assert_eq!((again.exit, desk.server.state().revision), (0, Revision(1)), "{}", again.all());
+    let again = workspace.nmplan(&apply);
+    assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(1)), "{}", again.all());
 }
 
 #[test]
 fn a_plan_exits_2_only_where_that_is_asked_for_and_there_are_changes() {
-    let desk = lived_in();
-    assert_eq!(desk.nmplan("plan -C @after --project acme").exit, 0);
-    assert_eq!(desk.nmplan("plan -C @after --project acme --detailed-exitcode").exit, 2);
-    assert_eq!(desk.nmplan("plan -C @before --project acme --detailed-exitcode").exit, 0);
+    let workspace = in_use();
+    assert_eq!(workspace.nmplan("plan -C @after --project acme").exit, 0);
+    assert_eq!(workspace.nmplan("plan -C @after --project acme --detailed-exitcode").exit, 2);
+    assert_eq!(workspace.nmplan("plan -C @before --project acme --detailed-exitcode").exit, 0);
 }
 
 #[test]
 fn a_saved_plan_is_applied_once_and_stale_afterwards() {
-    let desk = lived_in();
-    let saved = desk.nmplan("plan -C @after --project acme --out @plan.json");
+    let workspace = in_use();
+    let saved = workspace.nmplan("plan -C @after --project acme --out @plan.json");
     assert_eq!(saved.exit, 0, "{}", saved.all());
-    assert_eq!(desk.read("plan.json"), desk.nmplan("plan -C @after --project acme --format json").data);
-    let digest: serde_json::Value = serde_json::from_str(&desk.read("plan.json")).unwrap();
+    assert_eq!(workspace.read("plan.json"), workspace.nmplan("plan -C @after --project acme --format json").data);
+    let digest: serde_json::Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
     let digest = digest["digest"].as_str().unwrap();
-    let applied = desk.nmplan(&format!("apply @plan.json --expect {}", &digest[..8]));
+    let applied = workspace.nmplan(&format!("apply @plan.json --expect {}", &digest[..8]));
     assert_eq!(applied.exit, 0, "{}", applied.all());
-    assert_eq!(desk.server.log().last().unwrap().digest.as_deref(), Some(digest));
-    let again = desk.nmplan("apply @plan.json -y");
+    assert_eq!(workspace.server.log().last().unwrap().digest.as_deref(), Some(digest));
+    let again = workspace.nmplan("apply @plan.json -y");
     assert_eq!(again.exit, 4, "{}", again.all());
     insta::assert_snapshot!(again.talk);
 }
 
 #[test]
 fn a_saved_plan_is_stale_once_what_it_touches_has_moved_and_says_who_did_it() {
-    let desk = lived_in();
-    desk.nmplan("plan -C @after --project acme --out @plan.json");
+    let workspace = in_use();
+    workspace.nmplan("plan -C @after --project acme --out @plan.json");
     let api: ResourceId = "corp/dns/api".parse().unwrap();
-    desk.server.meddle(|world| {
+    workspace.server.meddle(|world| {
         let entry = world.snapshot.entry(&api).unwrap().clone();
         world.snapshot.put(api.clone(), schema::snapshot::Entry { revision: world.revision, ..entry });
     });
-    let before = desk.server.state();
-    let stale = desk.nmplan("apply @plan.json -y");
+    let before = workspace.server.state();
+    let stale = workspace.nmplan("apply @plan.json -y");
     insta::assert_snapshot!(stale.all());
-    assert_eq!(desk.server.state(), before);
-    insta::assert_snapshot!("show_of_a_stale_plan", desk.nmplan("show @plan.json").talk);
+    assert_eq!(workspace.server.state(), before);
+    insta::assert_snapshot!("show_of_a_stale_plan", workspace.nmplan("show @plan.json").talk);
 }
 
 #[test]
 fn a_saved_plan_that_was_changed_is_refused() {
-    let desk = lived_in();
-    desk.nmplan("plan -C @after --project acme --out @plan.json");
-    desk.write("plan.json", &desk.read("plan.json").replace("10.40.9.8", "10.40.9.7"));
-    let refused = desk.nmplan("apply @plan.json -y");
+    let workspace = in_use();
+    workspace.nmplan("plan -C @after --project acme --out @plan.json");
+    workspace.write("plan.json", &workspace.read("plan.json").replace("10.40.9.8", "10.40.9.7"));
+    let refused = workspace.nmplan("apply @plan.json -y");
     assert_eq!(refused.exit, 1);
     assert!(refused.talk.contains("its digest does not fit"), "{}", refused.talk);
 }
 
 #[test]
 fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
-    let mut desk = desk();
+    let mut workspace = workspace();
     let project = |name: &str| {
         format!(
             "project \"{name}\" schema=1\nenv \"dev\" {{ server \"https://dev.example\"; use \"mesh/\" }}\nenv \"prod\" {{ server \"https://prod.example\"; use \"mesh/\" }}\n"
         )
     };
-    desk.write("nmplan.kdl", &project("acme"));
-    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    desk.environment = vec![("NMPLAN_SERVER".into(), "https://other.example".into())];
-    let planned = desk.nmplan("plan -C @. --env prod --out @plan.json");
+    workspace.write("nmplan.kdl", &project("acme"));
+    workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    workspace.environment = vec![("NMPLAN_SERVER".into(), "https://other.example".into())];
+    let planned = workspace.nmplan("plan -C @. --env prod --out @plan.json");
     assert!(planned.data.contains("    nmplan apply -C DIR/. DIR/plan.json -y\n"), "{}", planned.data);
-    let asked = |desk: &Desk, line: &str| {
-        let shown = desk.nmplan(line);
+    let asked = |workspace: &Workspace, line: &str| {
+        let shown = workspace.nmplan(line);
         assert!(shown.data.contains("acme/prod"), "{}", shown.all());
-        desk.asked.borrow().clone().unwrap()
+        workspace.asked.borrow().clone().unwrap()
     };
-    assert_eq!(asked(&desk, "apply -C @. @plan.json"), "https://prod.example");
-    assert_eq!(asked(&desk, "show -C @. @plan.json"), "https://prod.example");
-    assert_eq!(asked(&desk, "apply -C @. @plan.json --server https://flag.example"), "https://flag.example");
-    assert_eq!(asked(&desk, "apply -C @mesh @plan.json"), "https://other.example");
-    let contradicted = desk.nmplan("apply -C @. @plan.json -y --env dev");
-    assert_eq!((contradicted.exit, desk.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
+    assert_eq!(asked(&workspace, "apply -C @. @plan.json"), "https://prod.example");
+    assert_eq!(asked(&workspace, "show -C @. @plan.json"), "https://prod.example");
+    assert_eq!(asked(&workspace, "apply -C @. @plan.json --server https://flag.example"), "https://flag.example");
+    assert_eq!(asked(&workspace, "apply -C @mesh @plan.json"), "https://other.example");
+    let contradicted = workspace.nmplan("apply -C @. @plan.json -y --env dev");
+    assert_eq!((contradicted.exit, workspace.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
     assert!(contradicted.talk.contains("DIR/plan.json is of env prod, but --env says dev"), "{}", contradicted.talk);
-    desk.write("nmplan.kdl", &project("elsewhere"));
-    assert_eq!(asked(&desk, "apply -C @. @plan.json"), "https://other.example", "another project's env is not meant");
-    assert_eq!(desk.nmplan("apply -C @. @plan.json -y").exit, 0);
+    workspace.write("nmplan.kdl", &project("elsewhere"));
+    assert_eq!(
+        asked(&workspace, "apply -C @. @plan.json"),
+        "https://other.example",
+        "another project's env is not meant"
+    );
+    assert_eq!(workspace.nmplan("apply -C @. @plan.json -y").exit, 0);
 }
 
-/// Makes a repository of a folder of the desk, with its files in one commit of that message.
-fn commit(desk: &Desk, folder: &str, files: &[&str], message: &str) {
-    let repository = git2::Repository::init(desk.path(folder)).unwrap();
+/// Makes a repository of a folder of the workspace, with its files in one commit of that message.
+fn commit(workspace: &Workspace, folder: &str, files: &[&str], message: &str) {
+    let repository = git2::Repository::init(workspace.path(folder)).unwrap();
     let mut index = repository.index().unwrap();
     files.iter().for_each(|file| index.add_path(std::path::Path::new(file)).unwrap());
     let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
@@ -207,83 +211,83 @@ fn commit(desk: &Desk, folder: &str, files: &[&str], message: &str) {
 
 #[test]
 fn a_saved_plan_carries_where_its_files_came_from_to_wherever_it_is_applied() {
-    let desk = desk();
-    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    commit(&desk, "mesh", &["corp.kdl"], "declare corp");
-    desk.write("ops/README.md", "");
-    commit(&desk, "ops", &["README.md"], "something else");
-    let plan = desk.nmplan("plan -C @mesh --project acme --out @mesh/plan.json");
+    let workspace = workspace();
+    workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    commit(&workspace, "mesh", &["corp.kdl"], "declare corp");
+    workspace.write("ops/README.md", "");
+    commit(&workspace, "ops", &["README.md"], "something else");
+    let plan = workspace.nmplan("plan -C @mesh --project acme --out @mesh/plan.json");
     assert_eq!(plan.exit, 0, "{}", plan.all());
-    assert_eq!(desk.nmplan("apply -C @ops @mesh/plan.json -y").exit, 0);
-    let last = || desk.server.log().last().unwrap().provenance.clone();
+    assert_eq!(workspace.nmplan("apply -C @ops @mesh/plan.json -y").exit, 0);
+    let last = || workspace.server.log().last().unwrap().provenance.clone();
     let told = last().unwrap();
     assert_eq!((told.message.as_deref(), told.dirty), (Some("declare corp"), false));
 
-    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\" keepalive=\"25s\"");
-    assert_eq!(desk.nmplan("apply -C @mesh --project acme -y").exit, 0);
+    workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\" keepalive=\"25s\"");
+    assert_eq!(workspace.nmplan("apply -C @mesh --project acme -y").exit, 0);
     assert!(last().unwrap().dirty, "the file is not what was committed");
 
-    desk.write("bare/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    desk.nmplan("plan -C @bare --project acme --out @plan.json");
-    assert_eq!(desk.nmplan("apply -C @ops @plan.json -y").exit, 0);
+    workspace.write("bare/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    workspace.nmplan("plan -C @bare --project acme --out @plan.json");
+    assert_eq!(workspace.nmplan("apply -C @ops @plan.json -y").exit, 0);
     assert_eq!(last(), None, "no commit, rather than that of another directory");
 }
 
 #[test]
 fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
-    let desk = lived_in();
-    let before = desk.server.state();
-    let refused = desk.nmplan("apply -C @after --project acme --expect 0123456789abcdef");
-    assert_eq!((refused.exit, desk.server.state() == before), (4, true));
+    let workspace = in_use();
+    let before = workspace.server.state();
+    let refused = workspace.nmplan("apply -C @after --project acme --expect 0123456789abcdef");
+    assert_eq!((refused.exit, workspace.server.state() == before), (4, true));
     insta::assert_snapshot!(refused.talk);
 }
 
 #[test]
 fn an_expected_plan_that_was_applied_before_is_told_so() {
-    let desk = lived_in();
-    let plan = desk.nmplan("plan -C @after --project acme --format json");
+    let workspace = in_use();
+    let plan = workspace.nmplan("plan -C @after --project acme --format json");
     let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap();
     let apply = format!("apply -C @after --project acme --expect {}", plan["digest"].as_str().unwrap());
-    assert_eq!(desk.nmplan(&apply).exit, 0);
-    let again = desk.nmplan(&apply);
+    assert_eq!(workspace.nmplan(&apply).exit, 0);
+    let again = workspace.nmplan(&apply);
     assert_eq!(again.exit, 4);
     assert!(again.talk.contains("was applied already, as revision 3"), "{}", again.talk);
 }
 
 #[test]
 fn only_yes_applies() {
-    let mut desk = lived_in();
+    let mut workspace = in_use();
     for (typed, exit) in [(Some("y\n"), 1), (Some("\n"), 1), (Some(""), 1), (None, 1), (Some("yes\n"), 0)] {
-        desk.typed = typed;
-        let before = desk.server.state().revision;
-        let applied = desk.nmplan("apply -C @after --project acme");
+        workspace.typed = typed;
+        let before = workspace.server.state().revision;
+        let applied = workspace.nmplan("apply -C @after --project acme");
         assert_eq!(applied.exit, exit, "{typed:?}: {}", applied.all());
-        assert_eq!(desk.server.state().revision > before, exit == 0, "{typed:?}");
+        assert_eq!(workspace.server.state().revision > before, exit == 0, "{typed:?}");
     }
 }
 
 #[test]
 fn without_a_terminal_the_command_that_applies_is_named() {
-    let refused = lived_in().nmplan("apply -C @after --project acme");
+    let refused = in_use().nmplan("apply -C @after --project acme");
     insta::assert_snapshot!(refused.talk);
 }
 
 #[test]
 fn an_apply_that_makes_a_key_needs_to_know_where_its_token_goes() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    let refused = desk.nmplan("apply -C @. --project acme -y");
-    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)));
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    let refused = workspace.nmplan("apply -C @. --project acme -y");
+    assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)));
     insta::assert_snapshot!(refused.talk);
 }
 
 #[test]
 fn a_directory_without_a_project_can_be_planned_but_not_applied() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    assert_eq!(desk.nmplan("plan -C @.").exit, 0);
-    let refused = desk.nmplan("apply -C @. -y --keys-to @keys.json");
-    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)));
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    assert_eq!(workspace.nmplan("plan -C @.").exit, 0);
+    let refused = workspace.nmplan("apply -C @. -y --keys-to @keys.json");
+    assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)));
     assert!(refused.talk.contains("--project NAME"), "{}", refused.talk);
 }
 
@@ -292,49 +296,54 @@ fn a_lost_answer_is_asked_for_again_and_nothing_is_applied_twice() {
     for faults in
         [&[Fault::LostRequest][..], &[Fault::LostAnswer], &[Fault::LostAnswer, Fault::LostRequest, Fault::LostAnswer]]
     {
-        let desk = desk();
-        desk.write("corp.kdl", BEFORE);
-        desk.server.fail(faults);
-        let applied = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-        assert_eq!((applied.exit, desk.server.state().revision), (0, Revision(1)), "{faults:?}: {}", applied.all());
-        assert_eq!((desk.server.log().len(), keys(&desk).len()), (1, 1), "{faults:?}");
+        let workspace = workspace();
+        workspace.write("corp.kdl", BEFORE);
+        workspace.server.fail(faults);
+        let applied = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+        assert_eq!(
+            (applied.exit, workspace.server.state().revision),
+            (0, Revision(1)),
+            "{faults:?}: {}",
+            applied.all()
+        );
+        assert_eq!((workspace.server.log().len(), keys(&workspace).len()), (1, 1), "{faults:?}");
     }
 }
 
 #[test]
 fn a_plan_that_went_stale_before_the_commit_is_refused_and_leaves_no_token() {
     for faults in [&[Fault::Race][..], &[Fault::LostRequest, Fault::Race]] {
-        let desk = desk();
-        desk.write("corp.kdl", BEFORE);
-        desk.server.fail(faults);
-        let stale = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+        let workspace = workspace();
+        workspace.write("corp.kdl", BEFORE);
+        workspace.server.fail(faults);
+        let stale = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
         assert_eq!(stale.exit, 4, "{}", stale.all());
         assert!(stale.talk.contains("corp is at revision 1, by mallory on 1970-01-01"), "{}", stale.talk);
-        assert!(!desk.path("keys.json").exists(), "{faults:?}");
+        assert!(!workspace.path("keys.json").exists(), "{faults:?}");
     }
 }
 
 #[test]
 fn tokens_stay_where_a_refusal_says_nothing_of_an_earlier_try() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    desk.server.fail(&[Fault::LostAnswer, Fault::Refusal]);
-    let unknown = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-    assert_eq!((unknown.exit, keys(&desk).len()), (1, 1), "{}", unknown.all());
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    workspace.server.fail(&[Fault::LostAnswer, Fault::Refusal]);
+    let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((unknown.exit, keys(&workspace).len()), (1, 1), "{}", unknown.all());
 }
 
 #[test]
 fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    desk.server.fail(&SILENCE);
-    let unknown = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-    assert_eq!((unknown.exit, desk.server.state().revision), (1, Revision(1)));
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    workspace.server.fail(&SILENCE);
+    let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((unknown.exit, workspace.server.state().revision), (1, Revision(1)));
     insta::assert_snapshot!(unknown.talk);
-    let (id, token) = keys(&desk).pop_first().unwrap();
+    let (id, token) = keys(&workspace).pop_first().unwrap();
     let token: Token = token.parse().unwrap();
     let verifier = proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()));
-    assert_eq!(desk.server.state().inventory.key(&id).unwrap().verifier, verifier);
+    assert_eq!(workspace.server.state().inventory.key(&id).unwrap().verifier, verifier);
 }
 
 /// Faults after which nobody knows whether the plan was applied.
@@ -343,86 +352,86 @@ const SILENCE: [Fault; 5] =
 
 #[test]
 fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
-    let mut desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    desk.server.fail(&SILENCE);
-    let printed = desk.nmplan("apply -C @. --project acme -y --keys-to -");
-    assert_eq!((printed.exit, desk.server.state().revision), (1, Revision(1)), "{}", printed.all());
+    let mut workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    workspace.server.fail(&SILENCE);
+    let printed = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
+    assert_eq!((printed.exit, workspace.server.state().revision), (1, Revision(1)), "{}", printed.all());
     let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.data).unwrap();
     let verifier = |token: &str| {
         let token: Token = token.parse().unwrap();
         proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()))
     };
     let (id, token) = tokens.first_key_value().unwrap();
-    assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(token));
+    assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(token));
     assert!(printed.talk.contains("written to standard output, and are worthless if it has not"), "{}", printed.talk);
 
-    desk.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
-    desk.server.fail(&SILENCE);
-    let file = desk.path("vault").display().to_string();
-    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), format!("cat > '{file}'"))];
-    let taken = desk.nmplan("apply -C @. --project acme -y --keys-to :vault");
+    workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
+    workspace.server.fail(&SILENCE);
+    let file = workspace.path("vault").display().to_string();
+    workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), format!("cat > '{file}'"))];
+    let taken = workspace.nmplan("apply -C @. --project acme -y --keys-to :vault");
     assert_eq!(taken.exit, 1);
-    assert_eq!(desk.server.state().inventory.key(id).unwrap().verifier, verifier(desk.read("vault").trim()));
+    assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(workspace.read("vault").trim()));
 
-    desk.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
-    desk.server.fail(&SILENCE);
-    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
-    insta::assert_snapshot!(desk.nmplan("apply -C @. --project acme -y --keys-to :vault").talk);
+    workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
+    workspace.server.fail(&SILENCE);
+    workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
+    insta::assert_snapshot!(workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").talk);
 }
 
 #[test]
 fn a_refused_apply_leaves_the_file_of_tokens_as_it_was() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
     let other = "{\"corp/access-key/ci\": \"nmj_older\", \"other/access-key/x\": \"nmj_other\"}";
-    desk.write("keys.json", other);
-    desk.server.fail(&[Fault::Refusal]);
-    let refused = desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-    assert_eq!((refused.exit, desk.server.state().revision), (1, Revision(0)), "{}", refused.all());
+    workspace.write("keys.json", other);
+    workspace.server.fail(&[Fault::Refusal]);
+    let refused = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)), "{}", refused.all());
     let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
-    assert_eq!(same(&desk.read("keys.json")), same(other));
-    std::fs::remove_file(desk.path("keys.json")).unwrap();
-    desk.server.fail(&[Fault::Refusal]);
-    desk.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-    assert!(!desk.path("keys.json").exists(), "a file that was made for it is gone");
+    assert_eq!(same(&workspace.read("keys.json")), same(other));
+    std::fs::remove_file(workspace.path("keys.json")).unwrap();
+    workspace.server.fail(&[Fault::Refusal]);
+    workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert!(!workspace.path("keys.json").exists(), "a file that was made for it is gone");
 }
 
 #[test]
 fn tokens_on_standard_output_are_alone_there() {
-    let desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    let applied = desk.nmplan("apply -C @. --project acme -y --keys-to -");
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    let applied = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
     let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&applied.data).unwrap();
     assert!(tokens.values().all(|token| token.parse::<Token>().is_ok()) && tokens.len() == 1);
     assert!(applied.talk.contains("Applied as revision 1"), "{}", applied.talk);
-    let both = desk.nmplan("apply -C @. --project acme -y --keys-to - --json");
+    let both = workspace.nmplan("apply -C @. --project acme -y --keys-to - --json");
     assert_eq!(both.exit, 1);
 }
 
 #[test]
 fn a_token_goes_to_a_command_after_the_commit_and_its_failure_names_the_way_out() {
-    let mut desk = desk();
-    desk.write("corp.kdl", BEFORE);
+    let mut workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
     let apply = "apply -C @. --project acme -y --keys-to :vault";
-    let missing = desk.nmplan(apply);
-    assert_eq!((missing.exit, desk.server.state().revision), (1, Revision(0)), "{}", missing.all());
+    let missing = workspace.nmplan(apply);
+    assert_eq!((missing.exit, workspace.server.state().revision), (1, Revision(0)), "{}", missing.all());
     assert!(missing.talk.contains("NMPLAN_SINK_VAULT"), "{}", missing.talk);
-    desk.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
-    let lost = desk.nmplan(apply);
-    assert_eq!((lost.exit, desk.server.state().revision), (1, Revision(1)));
+    workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
+    let lost = workspace.nmplan(apply);
+    assert_eq!((lost.exit, workspace.server.state().revision), (1, Revision(1)));
     insta::assert_snapshot!(lost.talk);
 }
 
 #[test]
 fn no_secret_is_in_any_output() {
-    let mut desk = desk();
-    desk.write("corp.kdl", BEFORE);
-    let mistyped = self::desk();
+    let mut workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    let mistyped = self::workspace();
     mistyped.write("corp.kdl", "network \"corp\" {\n access-key \"k\" secret=\"x\"\n}\n");
-    desk.write("held.json", "{\"corp/access-key/old\": \"nmj_old\", nmj_marked}");
+    workspace.write("held.json", "{\"corp/access-key/old\": \"nmj_old\", nmj_marked}");
     let marked = [("NMPLAN_TOKEN", "nma_marked"), ("NMPLAN_SINK_VAULT", "cat > /dev/null; exit 9; : marked")];
-    desk.environment = marked.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    workspace.environment = marked.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let mut printed = mistyped.nmplan("validate -C @. --json").all();
     for line in [
         "validate -C @.",
@@ -440,16 +449,16 @@ fn no_secret_is_in_any_output() {
         "status",
         "status --json",
     ] {
-        printed += &desk.nmplan(line).all();
+        printed += &workspace.nmplan(line).all();
     }
-    desk.write("more.kdl", "network \"lab\" { ipv4 \"10.41.0.0/16\"; access-key \"k\"; }");
+    workspace.write("more.kdl", "network \"lab\" { ipv4 \"10.41.0.0/16\"; access-key \"k\"; }");
     for faults in [&[Fault::Refusal][..], &SILENCE] {
-        desk.server.fail(faults);
-        printed += &desk.nmplan("apply -C @. --project acme -y --keys-to :vault").all();
+        workspace.server.fail(faults);
+        printed += &workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").all();
     }
-    printed += &desk.read("plan.json");
-    printed += &format!("{:?}", desk.server.log());
-    let (_, text) = keys(&desk).pop_first().unwrap();
+    printed += &workspace.read("plan.json");
+    printed += &format!("{:?}", workspace.server.log());
+    let (_, text) = keys(&workspace).pop_first().unwrap();
     let token: Token = text.parse().unwrap();
     let hex: String = token.seed.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     for secret in [text.as_str(), &hex, &format!("{:?}", token.seed.expose()), "nmj_", "nma_", "marked"] {
@@ -459,93 +468,93 @@ fn no_secret_is_in_any_output() {
 
 #[test]
 fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_that_order() {
-    let mut desk = desk();
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\" default=\"7m\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
-    desk.write(
+    let mut workspace = workspace();
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\" default=\"7m\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
+    workspace.write(
         "mesh/corp.kdl",
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
     );
-    let ttl = |desk: &Desk, flags: &str| {
-        let plan = desk.nmplan(&format!("plan -C @. --format json {flags}"));
+    let ttl = |workspace: &Workspace, flags: &str| {
+        let plan = workspace.nmplan(&format!("plan -C @. --format json {flags}"));
         let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap_or_else(|_| panic!("{}", plan.all()));
         plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
     };
-    assert_eq!(ttl(&desk, "--env dev"), "7m");
-    assert_eq!(ttl(&desk, "--env prod"), "2m");
-    desk.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
-    assert_eq!(ttl(&desk, ""), "3m");
-    assert_eq!(ttl(&desk, "--var the-ttl=4m"), "4m");
-    let unknown = desk.nmplan("plan -C @. --var the-tll=4m");
+    assert_eq!(ttl(&workspace, "--env dev"), "7m");
+    assert_eq!(ttl(&workspace, "--env prod"), "2m");
+    workspace.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
+    assert_eq!(ttl(&workspace, ""), "3m");
+    assert_eq!(ttl(&workspace, "--var the-ttl=4m"), "4m");
+    let unknown = workspace.nmplan("plan -C @. --var the-tll=4m");
     assert_eq!(unknown.exit, 1);
     assert!(unknown.talk.contains("did you mean \"the-ttl\"?"), "{}", unknown.talk);
-    desk.environment.clear();
-    insta::assert_snapshot!(desk.nmplan("plan -C @.").talk);
+    workspace.environment.clear();
+    insta::assert_snapshot!(workspace.nmplan("plan -C @.").talk);
 }
 
 #[test]
 fn a_variable_must_be_set_in_the_env_that_is_chosen_by_the_env_the_environment_or_the_command_line() {
-    let mut desk = desk();
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
-    desk.write(
+    let mut workspace = workspace();
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nvar \"the-ttl\"\nenv \"dev\" { use \"mesh/\"; }\nenv \"prod\" { use \"mesh/\"; set the-ttl=\"2m\" }\n");
+    workspace.write(
         "mesh/corp.kdl",
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
     );
-    assert_eq!(desk.nmplan("plan -C @. --env prod").exit, 0, "what dev lacks is no matter");
-    assert_eq!(desk.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
-    assert_eq!(desk.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
-    let each = desk.nmplan("validate -C @.");
+    assert_eq!(workspace.nmplan("plan -C @. --env prod").exit, 0, "what dev lacks is no matter");
+    assert_eq!(workspace.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
+    assert_eq!(workspace.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
+    let each = workspace.nmplan("validate -C @.");
     assert_eq!((each.exit, &*each.data), (1, "env prod: 2 resources in 2 files: valid.\n"), "{}", each.all());
-    insta::assert_snapshot!(desk.nmplan("plan -C @. --env dev").talk);
-    desk.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into())];
-    assert_eq!(desk.nmplan("plan -C @. --env dev").exit, 0);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @. --env dev").talk);
+    workspace.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into())];
+    assert_eq!(workspace.nmplan("plan -C @. --env dev").exit, 0);
 }
 
 #[test]
 fn validate_checks_every_env_unless_one_is_chosen() {
-    let desk = desk();
+    let workspace = workspace();
     let project = "project \"acme\" schema=1\nenv \"dev\" { use \"dev/\" }\nenv \"prod\" { use \"prod/\" }\n";
-    desk.write("nmplan.kdl", project);
-    desk.write("dev/corp.kdl", BEFORE);
-    desk.write("prod/corp.kdl", "network \"corp\" {}");
-    assert_eq!(desk.nmplan("validate -C @. --env dev").exit, 0);
-    let both = desk.nmplan("validate -C @.");
+    workspace.write("nmplan.kdl", project);
+    workspace.write("dev/corp.kdl", BEFORE);
+    workspace.write("prod/corp.kdl", "network \"corp\" {}");
+    assert_eq!(workspace.nmplan("validate -C @. --env dev").exit, 0);
+    let both = workspace.nmplan("validate -C @.");
     assert_eq!((both.exit, &*both.data), (1, "env dev: 6 resources in 2 files: valid.\n"));
     assert!(both.talk.contains("schema::no_range"), "{}", both.talk);
-    desk.write("prod/corp.kdl", BEFORE);
-    assert_eq!(desk.nmplan("validate -C @.").exit, 0);
+    workspace.write("prod/corp.kdl", BEFORE);
+    assert_eq!(workspace.nmplan("validate -C @.").exit, 0);
 }
 
 #[test]
 fn paths_outside_of_the_project_are_problems_and_files_are_read_in_order() {
-    let desk = desk();
+    let workspace = workspace();
     let project = "project \"acme\" schema=1\nenv \"dev\" {\n    use \"mesh\" \"../elsewhere\" \"/etc\" \"missing/\" \"notes.txt\"\n}\n";
-    desk.write("p/nmplan.kdl", project);
-    desk.write("p/notes.txt", "");
-    desk.write("elsewhere/x.kdl", "network \"x\" ipv4=\"10.1.0.0/16\"");
-    desk.write("p/mesh/b/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    desk.write("p/mesh/a.yml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
-    desk.write("p/mesh/.hidden/x.kdl", "nonsense {");
-    std::os::unix::fs::symlink("../mesh", desk.path("p/mesh/loop")).unwrap();
-    insta::assert_snapshot!(desk.nmplan("validate -C @p").all());
-    desk.write("p/nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh\" }\n");
-    assert_eq!(desk.nmplan("validate -C @p").data, "2 resources in 3 files: valid.\n");
+    workspace.write("p/nmplan.kdl", project);
+    workspace.write("p/notes.txt", "");
+    workspace.write("elsewhere/x.kdl", "network \"x\" ipv4=\"10.1.0.0/16\"");
+    workspace.write("p/mesh/b/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    workspace.write("p/mesh/a.yml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
+    workspace.write("p/mesh/.hidden/x.kdl", "nonsense {");
+    std::os::unix::fs::symlink("../mesh", workspace.path("p/mesh/loop")).unwrap();
+    insta::assert_snapshot!(workspace.nmplan("validate -C @p").all());
+    workspace.write("p/nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh\" }\n");
+    assert_eq!(workspace.nmplan("validate -C @p").data, "2 resources in 3 files: valid.\n");
 }
 
 #[test]
 fn a_file_is_read_once_however_many_paths_lead_to_it() {
-    let desk = desk();
+    let workspace = workspace();
     let project =
         "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/\" \"mesh\" \"./mesh/corp.kdl\" \"same\" \"link.kdl\" }\n";
-    desk.write("nmplan.kdl", project);
-    desk.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    std::os::unix::fs::symlink("mesh", desk.path("same")).unwrap();
-    std::os::unix::fs::symlink("mesh/corp.kdl", desk.path("link.kdl")).unwrap();
-    assert_eq!(desk.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\"\n");
-    assert_eq!(desk.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/..\" }\n");
+    workspace.write("nmplan.kdl", project);
+    workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    std::os::unix::fs::symlink("mesh", workspace.path("same")).unwrap();
+    std::os::unix::fs::symlink("mesh/corp.kdl", workspace.path("link.kdl")).unwrap();
+    assert_eq!(workspace.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\"\n");
+    assert_eq!(workspace.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/..\" }\n");
     assert_eq!(
-        desk.nmplan("validate -C @.").data,
+        workspace.nmplan("validate -C @.").data,
         "1 resource in 2 files: valid.\n",
         "the project file declares nothing"
     );
@@ -554,17 +563,17 @@ fn a_file_is_read_once_however_many_paths_lead_to_it() {
 #[test]
 fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
     use std::os::unix::ffi::OsStrExt;
-    let desk = desk();
-    desk.write("CORP.KDL", "network \"corp\" ipv4=\"10.40.0.0/16\"");
-    desk.write("Other.Yaml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
-    assert_eq!(desk.nmplan("validate -C @.").data, "2 resources in 2 files: valid.\n");
-    assert_eq!(desk.nmplan("validate -f @CORP.KDL").data, "1 resource in 1 file: valid.\n");
+    let workspace = workspace();
+    workspace.write("CORP.KDL", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    workspace.write("Other.Yaml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
+    assert_eq!(workspace.nmplan("validate -C @.").data, "2 resources in 2 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -f @CORP.KDL").data, "1 resource in 1 file: valid.\n");
     for name in [&b"b\xfc.kdl"[..], b"b\xfc/x.kdl", b"b\xfc.txt"] {
-        let path = desk.directory.path().join(std::ffi::OsStr::from_bytes(name));
+        let path = workspace.directory.path().join(std::ffi::OsStr::from_bytes(name));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "").unwrap();
     }
-    let problems = desk.nmplan("validate -C @.");
+    let problems = workspace.nmplan("validate -C @.");
     assert_eq!(problems.exit, 1);
     assert_eq!(problems.talk.matches("its name is not UTF-8").count(), 2, "{}", problems.talk);
     assert!(problems.talk.contains("project::path"), "{}", problems.talk);
@@ -572,32 +581,32 @@ fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
 
 #[test]
 fn a_file_that_is_no_text_is_a_problem_and_the_others_are_read() {
-    let desk = desk();
-    std::fs::write(desk.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
-    desk.write("b.yaml", "networks: { x: { ipv4: 10.1.0.0/16, nodes: { a: { size: 1 } } } }");
-    let problems = desk.nmplan("validate -C @. --json");
+    let workspace = workspace();
+    std::fs::write(workspace.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
+    workspace.write("b.yaml", "networks: { x: { ipv4: 10.1.0.0/16, nodes: { a: { size: 1 } } } }");
+    let problems = workspace.nmplan("validate -C @. --json");
     let codes: Vec<_> = problems.events().iter().map(|event| event["code"].clone()).collect();
     assert_eq!(codes[1..], ["syntax::not_text", "schema::unknown_field"], "{}", problems.all());
 }
 
 #[test]
 fn files_that_are_named_are_the_whole_desired_state_in_any_language() {
-    let desk = lived_in();
-    desk.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"default\" { use \"after/\" }\n");
-    desk.write("same", BEFORE);
+    let workspace = in_use();
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"default\" { use \"after/\" }\n");
+    workspace.write("same", BEFORE);
     for (flags, exit) in [("-f @before/corp.kdl", 0), ("-f @same", 0), ("-f @after/corp.kdl", 2), ("", 2)] {
-        let plan = desk.nmplan(&format!("plan -C @. --detailed-exitcode {flags}"));
+        let plan = workspace.nmplan(&format!("plan -C @. --detailed-exitcode {flags}"));
         assert_eq!(plan.exit, exit, "{flags}: {}", plan.all());
     }
-    assert_eq!(desk.nmplan("plan -C @. -f @missing.kdl").exit, 1);
+    assert_eq!(workspace.nmplan("plan -C @. -f @missing.kdl").exit, 1);
 }
 
 #[test]
 fn a_problem_in_two_files_shows_both_places() {
-    let desk = desk();
-    desk.write("a.kdl", "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"db-1\"\n}\n");
-    desk.write("b.yaml", "networks:\n  corp:\n    nodes:\n      db-1: { tags: [db] }\n");
-    insta::assert_snapshot!(desk.nmplan("validate -C @.").all());
+    let workspace = workspace();
+    workspace.write("a.kdl", "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"db-1\"\n}\n");
+    workspace.write("b.yaml", "networks:\n  corp:\n    nodes:\n      db-1: { tags: [db] }\n");
+    insta::assert_snapshot!(workspace.nmplan("validate -C @.").all());
 }
 
 #[test]
@@ -611,7 +620,7 @@ fn every_problem_is_drawn_at_its_place() {
             continue;
         }
         let place = expected.split_whitespace().next().unwrap();
-        let told = desk().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
+        let told = workspace().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
         assert!(told.talk.contains(&format!("{name}:{place}]")), "{name} at {place}: {}", told.talk);
         assert!(!told.talk.contains("Failed to read"), "{name}: {}", told.talk);
     }
@@ -619,21 +628,21 @@ fn every_problem_is_drawn_at_its_place() {
 
 #[test]
 fn a_problem_in_a_very_long_line_shows_what_lies_around_it() {
-    let desk = desk();
+    let workspace = workspace();
     let nodes = |from: usize| (from..from + 500).map(|number| format!("\"n-{number}\": {{}}, ")).collect::<String>();
     let before = nodes(0);
     let text = format!(
         "{{\"networks\": {{\"corp\": {{\"ipv4\": \"10.40.0.0/16\", \"nodes\": {{{before}\"bäd\": {{}}, {}\"n-3\": {{}}}}}}}}}}",
         nodes(500)
     );
-    desk.write("one-line.yaml", &text);
-    insta::assert_snapshot!(desk.nmplan("validate -f @one-line.yaml").talk);
+    workspace.write("one-line.yaml", &text);
+    insta::assert_snapshot!(workspace.nmplan("validate -f @one-line.yaml").talk);
 }
 
 #[test]
 fn what_another_project_manages_is_a_problem_of_the_plan() {
-    let desk = lived_in();
-    insta::assert_snapshot!(desk.nmplan("plan -C @after --project other").talk);
+    let workspace = in_use();
+    insta::assert_snapshot!(workspace.nmplan("plan -C @after --project other").talk);
 }
 
 /// A network with addresses that servers keep by default, and a key that lets a machine claim the name of a server's host.
@@ -641,10 +650,10 @@ const KEPT: &str = "network \"corp\" {\n    ipv4 \"10.101.8.0/24\"\n    node \"n
 
 #[test]
 fn without_a_server_the_range_that_servers_keep_is_a_warning() {
-    let desk = desk();
-    desk.write("kept/corp.kdl", KEPT);
-    insta::assert_snapshot!(desk.nmplan("validate -C @kept").all());
-    let events = desk.nmplan("validate -C @kept --json").events();
+    let workspace = workspace();
+    workspace.write("kept/corp.kdl", KEPT);
+    insta::assert_snapshot!(workspace.nmplan("validate -C @kept").all());
+    let events = workspace.nmplan("validate -C @kept --json").events();
     let found: Vec<_> = events.iter().filter(|event| event["type"] == "diagnostic").collect();
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((&found[0]["code"], &found[0]["severity"]), (&"schema::default_comms_range".into(), &"warning".into()));
@@ -652,82 +661,82 @@ fn without_a_server_the_range_that_servers_keep_is_a_warning() {
 
 #[test]
 fn a_plan_is_refused_for_what_its_own_server_keeps_not_for_the_default() {
-    let desk = desk();
-    desk.write("kept/corp.kdl", KEPT);
-    let plan = desk.nmplan("plan -C @kept --project acme --out @plan.json");
+    let workspace = workspace();
+    workspace.write("kept/corp.kdl", KEPT);
+    let plan = workspace.nmplan("plan -C @kept --project acme --out @plan.json");
     assert_eq!((plan.exit, &*plan.talk), (0, "\nThe plan is saved in DIR/plan.json.\n"), "this server keeps nothing");
-    desk.server.says(|info| {
+    workspace.server.says(|info| {
         info.comms_range = Some(schema::world::ServerInfo::DEFAULT_COMMS_RANGE);
         info.own_node = Some("netmaker".parse().unwrap());
     });
-    insta::assert_snapshot!(desk.nmplan("plan -C @kept --project acme").all());
-    let late = desk.nmplan("apply @plan.json -y --keys-to @keys.json");
-    assert_eq!((late.exit, desk.server.state().revision), (1, Revision(0)), "{}", late.all());
+    insta::assert_snapshot!(workspace.nmplan("plan -C @kept --project acme").all());
+    let late = workspace.nmplan("apply @plan.json -y --keys-to @keys.json");
+    assert_eq!((late.exit, workspace.server.state().revision), (1, Revision(0)), "{}", late.all());
     insta::assert_snapshot!("what_a_server_keeps_is_refused_at_the_commit_too", late.talk);
 }
 
 #[test]
 fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
-    let desk = lived_in();
-    std::fs::create_dir(desk.path("empty")).unwrap();
-    let plan = desk.nmplan("plan -C @empty --project acme");
+    let workspace = in_use();
+    std::fs::create_dir(workspace.path("empty")).unwrap();
+    let plan = workspace.nmplan("plan -C @empty --project acme");
     assert_eq!(plan.exit, 0);
     assert!(plan.talk.contains("project::nothing_declared"), "{}", plan.talk);
     let verdict = "6 changes: 6 to delete; everything that acme/default manages would be deleted.";
     assert!(plan.data.contains(verdict), "{}", plan.data);
-    let apply = desk.nmplan("apply -C @empty --project acme");
+    let apply = workspace.nmplan("apply -C @empty --project acme");
     assert!(apply.data.contains(verdict), "{}", apply.data);
-    desk.nmplan("plan -C @empty --project acme --out @plan.json");
-    let saved = desk.nmplan("show @plan.json");
+    workspace.nmplan("plan -C @empty --project acme --out @plan.json");
+    let saved = workspace.nmplan("show @plan.json");
     assert!(saved.data.contains(verdict), "{}", saved.data);
-    let some = desk.nmplan("plan -C @after --project acme");
+    let some = workspace.nmplan("plan -C @after --project acme");
     assert!(!some.data.contains("everything"), "{}", some.data);
 }
 
 #[test]
 fn a_network_that_nobody_knows_is_refused_with_the_one_that_is_meant() {
-    let desk = lived_in();
+    let workspace = in_use();
     let lines = ["plan -C @after --project acme", "apply -C @after --project acme -y", "validate -C @after", "status"];
     for line in lines {
-        assert_eq!(desk.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
-        let refused = desk.nmplan(&format!("{line} --network crop"));
+        assert_eq!(workspace.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
+        let refused = workspace.nmplan(&format!("{line} --network crop"));
         assert_eq!(refused.exit, 1, "{line}: {}", refused.all());
         assert!(refused.talk.contains("no network is called crop"), "{line}: {}", refused.talk);
         assert!(refused.talk.contains("did you mean \"corp\"?"), "{line}: {}", refused.talk);
     }
-    std::fs::create_dir(desk.path("empty")).unwrap();
-    let gone = desk.nmplan("plan -C @empty --project acme --network corp");
+    std::fs::create_dir(workspace.path("empty")).unwrap();
+    let gone = workspace.nmplan("plan -C @empty --project acme --network corp");
     assert_eq!(gone.exit, 0, "the server knows it: {}", gone.all());
 }
 
 #[test]
 fn a_machine_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_which() {
-    let desk = lived_in();
+    let workspace = in_use();
     let old = "corp/node/old".parse::<ResourceId>().unwrap();
     for (claimed, said) in [(true, "its machine is removed from the network"), (false, "its machine stays, undeclared")]
     {
-        desk.server.meddle(|world| {
-            world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..bench::joined(2) });
+        workspace.server.meddle(|world| {
+            world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
         });
-        let plan = desk.nmplan("plan -C @after --project acme");
+        let plan = workspace.nmplan("plan -C @after --project acme");
         assert!(plan.data.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.data);
     }
     let nothing = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n}\n";
-    desk.write("nothing/corp.kdl", nothing);
-    let plan = desk.nmplan("plan -C @nothing --project acme");
+    workspace.write("nothing/corp.kdl", nothing);
+    let plan = workspace.nmplan("plan -C @nothing --project acme");
     assert_eq!(plan.data.matches("its machine").count(), 2, "of old and web, not of key and entry: {}", plan.data);
 }
 
 #[test]
 fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
-    let desk = desk();
+    let workspace = workspace();
     let nodes = |letter: char| (0..60).map(|number| format!("    node \"{letter}{number:02}\"\n")).collect::<String>();
     let corp = |nodes: &str| format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n");
-    desk.write("before/corp.kdl", &corp(&nodes('a')));
-    desk.write("after/corp.kdl", &corp(&nodes('b')));
-    assert_eq!(desk.nmplan("apply -C @before --project acme -y").exit, 0);
-    join(&desk.server, &[("b55", 1)]);
-    let plan = desk.nmplan("plan -C @after --project acme");
+    workspace.write("before/corp.kdl", &corp(&nodes('a')));
+    workspace.write("after/corp.kdl", &corp(&nodes('b')));
+    assert_eq!(workspace.nmplan("apply -C @before --project acme -y").exit, 0);
+    join(&workspace.server, &[("b55", 1)]);
+    let plan = workspace.nmplan("plan -C @after --project acme");
     for number in 0..60 {
         assert!(plan.data.contains(&format!("  - node  a{number:02}\n")), "a{number:02}: {}", plan.data);
     }
@@ -738,8 +747,8 @@ fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
 
 #[test]
 fn machines_that_fare_worst_come_first() {
-    let desk = lived_in();
-    let plan = desk.nmplan("plan -C @after --project acme");
+    let workspace = in_use();
+    let plan = workspace.nmplan("plan -C @after --project acme");
     let (_, impact) = plan.data.split_once("Machines that are reconfigured\n").unwrap();
     let names: Vec<_> = impact.lines().map_while(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["corp/old", "corp/gw", "corp/laptop", "corp/web"], "removed, broken, the rest");
@@ -772,9 +781,9 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
         (&[node("gw", Presence::Online, 99), node("web", Presence::Online, 1)], 7),
     ];
     for (nodes, exit) in table {
-        let desk = lived_in();
-        desk.server.nodes(nodes.to_vec());
-        let applied = desk.nmplan("apply -C @after --project acme -y --wait=0s");
+        let workspace = in_use();
+        workspace.server.nodes(nodes.to_vec());
+        let applied = workspace.nmplan("apply -C @after --project acme -y --wait=0s");
         assert_eq!(applied.exit, exit, "{}", applied.all());
         assert_eq!(applied.talk.contains("corp/node/web"), exit == 7, "{}", applied.all());
         assert!(!applied.talk.contains("corp/node/gw"), "{}", applied.all());
@@ -783,40 +792,40 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
 
 #[test]
 fn status_is_a_table_or_the_document() {
-    let desk = lived_in();
+    let workspace = in_use();
     let online = node("gw", Presence::Online, 2);
-    desk.server.nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
-    insta::assert_snapshot!(desk.nmplan("status").all());
-    let document: schema::api::StatusDocument = serde_json::from_str(&desk.nmplan("status --json").data).unwrap();
+    workspace.server.nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
+    insta::assert_snapshot!(workspace.nmplan("status").all());
+    let document: schema::api::StatusDocument = serde_json::from_str(&workspace.nmplan("status --json").data).unwrap();
     assert_eq!(document.nodes.len(), 3);
 }
 
 #[test]
 fn a_revision_is_shown_with_who_and_what() {
-    let desk = lived_in();
-    desk.nmplan("apply -C @after --project acme -y");
-    insta::assert_snapshot!(desk.nmplan("show 3").all());
-    insta::assert_snapshot!("show_of_the_newest", desk.nmplan("show").all());
-    assert_eq!(desk.nmplan("show 9").exit, 1);
+    let workspace = in_use();
+    workspace.nmplan("apply -C @after --project acme -y");
+    insta::assert_snapshot!(workspace.nmplan("show 3").all());
+    insta::assert_snapshot!("show_of_the_newest", workspace.nmplan("show").all());
+    assert_eq!(workspace.nmplan("show 9").exit, 1);
 }
 
 #[test]
 fn init_makes_a_project_that_is_valid_and_overwrites_nothing() {
-    let desk = desk();
-    let made = desk.nmplan("init my-long-project-name -C @new");
+    let workspace = workspace();
+    let made = workspace.nmplan("init my-long-project-name -C @new");
     insta::assert_snapshot!(made.all());
-    assert_eq!(desk.nmplan("validate -C @new").data, "5 resources in 2 files: valid.\n");
-    let before = desk.read("new/nmplan.kdl");
-    assert_eq!(desk.nmplan("init other -C @new").exit, 1);
-    assert_eq!(desk.read("new/nmplan.kdl"), before);
+    assert_eq!(workspace.nmplan("validate -C @new").data, "5 resources in 2 files: valid.\n");
+    let before = workspace.read("new/nmplan.kdl");
+    assert_eq!(workspace.nmplan("init other -C @new").exit, 1);
+    assert_eq!(workspace.read("new/nmplan.kdl"), before);
 }
 
 #[test]
 fn a_code_is_explained() {
-    let desk = desk();
-    assert!(desk.nmplan("explain").data.contains("schema::unknown_field"));
-    assert!(desk.nmplan("explain schema::no_range").data.contains("A network needs an IPv4 range"));
-    let unknown = desk.nmplan("explain schema::no_rang");
+    let workspace = workspace();
+    assert!(workspace.nmplan("explain").data.contains("schema::unknown_field"));
+    assert!(workspace.nmplan("explain schema::no_range").data.contains("A network needs an IPv4 range"));
+    let unknown = workspace.nmplan("explain schema::no_rang");
     assert_eq!(unknown.exit, 1);
     assert!(unknown.talk.contains("did you mean \"schema::no_range\"?"), "{}", unknown.talk);
 }

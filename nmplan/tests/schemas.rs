@@ -1,14 +1,14 @@
 //! The published JSON Schemas fit what is printed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-mod bench;
+mod workspace;
 
 use std::path::Path;
 
-use bench::{Desk, example, join};
 use nmplan::commands::schema::{events, plan};
 use schema::world::World;
 use serde_json::Value;
+use workspace::{Workspace, example, join};
 
 /// What of a value does not fit a schema.
 fn misfits(schema: &Value, value: &Value) -> Vec<String> {
@@ -34,8 +34,8 @@ fn the_published_schemas_are_fresh() {
     }
 }
 
-fn commit_all(desk: &Desk) {
-    let repository = git2::Repository::open(desk.path("")).unwrap();
+fn commit_all(workspace: &Workspace) {
+    let repository = git2::Repository::open(workspace.path("")).unwrap();
     let mut index = repository.index().unwrap();
     index.add_all(["."], git2::IndexAddOption::DEFAULT, None).unwrap();
     let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
@@ -43,29 +43,29 @@ fn commit_all(desk: &Desk) {
     repository.commit(Some("HEAD"), &author, &author, "declare", &tree, &[]).unwrap();
 }
 
-/// A desk whose server has a network with machines, and files that change everything about it.
-fn desk() -> Desk {
-    let desk = Desk::new(World { epoch: 7, ..World::default() });
+/// A workspace whose server has a network with machines, and files that change everything about it.
+fn workspace() -> Workspace {
+    let workspace = Workspace::new(World { epoch: 7, ..World::default() });
     let before =
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n node \"old\"\n dns \"api\" a=\"10.40.9.9\"\n}\n";
-    desk.write("before/corp.kdl", before);
-    assert_eq!(desk.nmplan("apply -C @before --project acme -y").exit, 0);
-    join(&desk.server, &[("gw", 1), ("old", 2), ("laptop", 4)]);
+    workspace.write("before/corp.kdl", before);
+    assert_eq!(workspace.nmplan("apply -C @before --project acme -y").exit, 0);
+    join(&workspace.server, &[("gw", 1), ("old", 2), ("laptop", 4)]);
     let after = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\" ipv4=\"10.40.0.7\"\n node \"laptop\"\n access-key \"k\"\n}\n";
-    desk.write("after/corp.kdl", after);
-    desk
+    workspace.write("after/corp.kdl", after);
+    workspace
 }
 
 #[test]
 fn a_saved_plan_fits_its_schema() {
-    let plan = desk().nmplan("plan -C @after --project acme --format json");
+    let plan = workspace().nmplan("plan -C @after --project acme --format json");
     let plan: Value = serde_json::from_str(&plan.data).unwrap();
     for part in ["changes", "binds", "impact", "reach"] {
         assert!(!plan[part].as_array().unwrap().is_empty(), "{part} is tried");
     }
     fits(&self::plan(), &plan);
     assert!(plan.get("provenance").is_none(), "there is no repository");
-    let quickstart = Desk::new(World { epoch: 7, ..World::default() });
+    let quickstart = Workspace::new(World { epoch: 7, ..World::default() });
     git2::Repository::init(quickstart.path("")).unwrap();
     quickstart.write("corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     commit_all(&quickstart);
@@ -76,12 +76,12 @@ fn a_saved_plan_fits_its_schema() {
 
 #[test]
 fn every_event_fits_its_schema() {
-    let desk = desk();
-    desk.write(
+    let workspace = workspace();
+    workspace.write(
         "bad/a.kdl",
         "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"x\"\n    node \"x\"\n    nod \"y\"\n}\n",
     );
-    desk.server.nodes(vec![schema::api::NodeStatus {
+    workspace.server.nodes(vec![schema::api::NodeStatus {
         id: "corp/node/gw".into(),
         name: "gw".parse().unwrap(),
         tags: Default::default(),
@@ -101,7 +101,7 @@ fn every_event_fits_its_schema() {
         "plan -C @after --project acme --json".into(),
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
     ] {
-        for event in desk.nmplan(&line).events() {
+        for event in workspace.nmplan(&line).events() {
             fits(&known, &event);
             types.insert(event["type"].as_str().unwrap().to_owned());
         }
@@ -115,7 +115,7 @@ fn every_event_fits_its_schema() {
 #[test]
 fn what_a_schema_does_not_describe_is_noticed() {
     let schema = plan();
-    let plan = desk().nmplan("plan -C @after --project acme --format json");
+    let plan = workspace().nmplan("plan -C @after --project acme --format json");
     let plan: Value = serde_json::from_str(&plan.data).unwrap();
     let changes: [fn(&mut Value); 8] = [
         |plan| plan["surprise"] = 1.into(),
@@ -137,7 +137,7 @@ fn what_a_schema_does_not_describe_is_noticed() {
 
 #[test]
 fn the_schema_of_the_files_is_the_one_of_the_reference() {
-    let printed = desk().nmplan("schema");
+    let printed = workspace().nmplan("schema");
     let printed: Value = serde_json::from_str(&printed.data).unwrap();
     assert_eq!(printed, schema::reference::file_schema(schema::kinds::Kind::DESCRIPTORS));
 }

@@ -4,12 +4,12 @@
 //! is empty. Machines have joined before the second state, so that plans have something to tell of them.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-mod bench;
+mod workspace;
 
 use std::path::PathBuf;
 
-use bench::{Desk, example, join};
 use schema::world::World;
+use workspace::{Workspace, example, join};
 
 fn sorted(folder: &str) -> Vec<PathBuf> {
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -26,14 +26,14 @@ fn every_story_is_told_from_its_first_state_to_its_last() {
     let stories = sorted(&example("stories"));
     assert!(!stories.is_empty());
     for story in stories {
-        let desk = Desk::new(World { epoch: 7, ..World::default() });
+        let workspace = Workspace::new(World { epoch: 7, ..World::default() });
         let mut told = String::new();
         for (place, state) in sorted(&story.display().to_string()).iter().enumerate() {
             if place == 1 {
-                join(&desk.server, &[("gw", 1), ("db", 2), ("laptop", 3)]);
+                join(&workspace.server, &[("gw", 1), ("db", 2), ("laptop", 3)]);
             }
             let file = state.display().to_string();
-            let run = |verb: &str| desk.nmplan(&format!("{verb} --project acme -f {file}"));
+            let run = |verb: &str| workspace.nmplan(&format!("{verb} --project acme -f {file}"));
             assert_eq!(run("validate").exit, 0, "{file}");
             let plan = run("plan").all().replace(&file, "FILE");
             told.push_str(&format!("=== {}\n\n{plan}\n\n", stem(state)));

@@ -1,4 +1,4 @@
-//! What the suites share: commands run as they are typed, against a server in memory, and what they print.
+//! What the suites share: a [`Workspace`] in which commands run as they are typed, against a server in memory.
 #![allow(dead_code, reason = "each suite uses its part")]
 
 use std::cell::RefCell;
@@ -41,8 +41,8 @@ impl Ran {
     }
 }
 
-/// A desk: a server, a directory for files, variables, and perhaps somebody who types.
-pub struct Desk {
+/// Where commands run: a server, a directory for files, variables of the environment, and what is typed at a prompt.
+pub struct Workspace {
     pub server: Memory,
     pub directory: tempfile::TempDir,
     pub environment: Vec<(String, String)>,
@@ -65,7 +65,7 @@ impl Write for Shared {
     }
 }
 
-impl Desk {
+impl Workspace {
     pub fn new(world: World) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         Self { server: Memory::of(world), directory, environment: Vec::new(), typed: None, asked: RefCell::default() }
@@ -86,7 +86,7 @@ impl Desk {
         std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Runs what is typed behind `nmplan`; `@` before a word stands for the directory, `:` for a
+    /// Runs what is typed after `nmplan`; `@` before a word stands for the directory, `:` for a
     /// real `@`.
     pub fn nmplan(&self, line: &str) -> Ran {
         let root = self.directory.path().display().to_string();
