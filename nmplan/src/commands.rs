@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
     match begin(&args, &environment, &mut console) {
         Ok(code) => code,
         Err(error) => {
-            console.say(&error.tell());
+            console.stderr(&error.tell());
             error.exit().code().into()
         }
     }
@@ -153,7 +153,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             && other != server
         {
             let text = format!("The env {} names {server}, so NMPLAN_SERVER is not used.\n\n", loaded.env);
-            self.console.talk(&text);
+            self.console.note(&text);
         }
     }
 
@@ -166,7 +166,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             }
         } else if !report.is_empty() {
             let text = render::problems(report, &loaded.sources, self.console.width, self.console.verbose);
-            self.console.say(&text);
+            self.console.stderr(&text);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Where a run prints and whom it asks: data on one side, talk on the other.
+//! Where a run prints and whom it asks: what was asked for goes to standard output, everything else to standard error.
 //!
-//! Everything that is printed may be styled; the styles are taken away where nobody would see them.
+//! Everything that is printed may be styled; the styles are removed where they would not be shown.
 
 use std::future::Future;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -11,18 +11,18 @@ use anstream::{AutoStream, ColorChoice};
 use crate::args::{Color, Global};
 use crate::events::Event;
 
-/// How long something may take before a terminal is told that it goes on.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long something may take before a terminal shows that it is in progress.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// Where a run prints and whom it asks.
 pub struct Console {
-    data: Box<dyn Write>,
-    talk: Box<dyn Write>,
+    stdout: Box<dyn Write>,
+    stderr: Box<dyn Write>,
     answers: Option<Box<dyn BufRead>>,
-    live: bool,
+    shows_progress: bool,
     /// How many columns a line has.
     pub width: usize,
-    /// Whether only what was asked for is said.
+    /// Whether only what was asked for is printed, and errors.
     pub quiet: bool,
     /// Whether nothing is folded.
     pub verbose: bool,
@@ -38,15 +38,16 @@ impl Console {
             Color::Always => Some(ColorChoice::Always),
             Color::Never => Some(ColorChoice::Never),
         };
-        let (data, talk) = (io::stdout(), io::stderr());
-        let (data_choice, talk_choice) =
-            (choice.unwrap_or_else(|| AutoStream::choice(&data)), choice.unwrap_or_else(|| AutoStream::choice(&talk)));
-        let asks =
-            io::stdin().is_terminal() && talk.is_terminal() && global.files.iter().all(|file| file.as_os_str() != "-");
+        let stdout = io::stdout();
+        let stderr = io::stderr();
+        let stdout_choice = choice.unwrap_or_else(|| AutoStream::choice(&stdout));
+        let stderr_choice = choice.unwrap_or_else(|| AutoStream::choice(&stderr));
+        let reads_files = global.files.iter().any(|file| file.as_os_str() == "-");
+        let asks = io::stdin().is_terminal() && stderr.is_terminal() && !reads_files;
         Self {
-            live: talk.is_terminal() && !global.quiet,
-            data: Box::new(AutoStream::new(data, data_choice)),
-            talk: Box::new(AutoStream::new(talk, talk_choice)),
+            shows_progress: stderr.is_terminal() && !global.quiet,
+            stdout: Box::new(AutoStream::new(stdout, stdout_choice)),
+            stderr: Box::new(AutoStream::new(stderr, stderr_choice)),
             answers: if asks { Some(Box::new(io::stdin().lock())) } else { None },
             width: width(),
             quiet: global.quiet,
@@ -58,16 +59,16 @@ impl Console {
     /// A console of other streams, without colour; `answers` is what somebody types.
     pub fn of(
         global: &Global,
-        data: impl Write + 'static,
-        talk: impl Write + 'static,
+        stdout: impl Write + 'static,
+        stderr: impl Write + 'static,
         answers: Option<&'static str>,
     ) -> Self {
         let plain = |stream: Box<dyn Write>| Box::new(AutoStream::never(stream)) as Box<dyn Write>;
         Self {
-            data: plain(Box::new(data)),
-            talk: plain(Box::new(talk)),
+            stdout: plain(Box::new(stdout)),
+            stderr: plain(Box::new(stderr)),
             answers: answers.map(|typed| Box::new(typed.as_bytes()) as Box<dyn BufRead>),
-            live: false,
+            shows_progress: false,
             width: 100,
             quiet: global.quiet,
             verbose: global.verbose,
@@ -76,37 +77,37 @@ impl Console {
     }
 
     /// Prints what was asked for.
-    pub fn data(&mut self, text: &str) -> io::Result<()> {
-        self.data.write_all(text.as_bytes())?;
-        self.data.flush()
+    pub fn stdout(&mut self, text: &str) -> io::Result<()> {
+        self.stdout.write_all(text.as_bytes())?;
+        self.stdout.flush()
     }
 
     /// Prints an event.
     pub fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         let line = serde_json::to_string(event).expect("an event can be written as JSON");
-        self.data(&format!("{line}\n"))
+        self.stdout(&format!("{line}\n"))
     }
 
-    /// Says something beside what was asked for; where talk cannot be heard, nothing is lost.
-    pub fn talk(&mut self, text: &str) {
+    /// Prints a note on standard error, unless the run is to be quiet.
+    pub fn note(&mut self, text: &str) {
         if !self.quiet {
-            self.say(text);
+            self.stderr(text);
         }
     }
 
-    /// Says what must be heard also by who wants quiet.
-    pub fn say(&mut self, text: &str) {
-        let _ = self.talk.write_all(text.as_bytes()).and_then(|()| self.talk.flush());
+    /// Prints on standard error, also in a quiet run. That it cannot be written is no error: nothing that was asked for is lost.
+    pub fn stderr(&mut self, text: &str) {
+        let _ = self.stderr.write_all(text.as_bytes()).and_then(|()| self.stderr.flush());
     }
 
-    /// Whether there is somebody to ask.
+    /// Whether somebody can be asked.
     pub fn asks(&self) -> bool {
         self.answers.is_some()
     }
 
-    /// Asks a question; what was typed, without the end of the line.
+    /// Asks a question; returns what was typed, without the end of the line.
     pub fn ask(&mut self, question: &str) -> io::Result<String> {
-        self.say(question);
+        self.stderr(question);
         let mut line = String::new();
         if let Some(answers) = &mut self.answers {
             answers.read_line(&mut line)?;
@@ -114,25 +115,26 @@ impl Console {
         Ok(line.trim().to_owned())
     }
 
-    /// Waits for something, and tells a terminal after a while what for and since when.
+    /// Waits for something; a terminal shows after a while what for, and since when.
     pub async fn waiting<T>(&mut self, what: &str, future: impl Future<Output = T>) -> T {
-        let (begun, mut told) = (Instant::now(), 0);
-        // Blanks and not an escape sequence, which is lost where colours are.
+        let begun = Instant::now();
+        let mut shown = 0;
+        // Blanks and not an escape sequence, which would be removed together with colours.
         let wipe = |width| format!("\r{:width$}\r", "");
         let mut future = std::pin::pin!(future);
         loop {
-            let step = if told > 0 { Duration::from_secs(1) } else { PATIENCE };
+            let step = if shown > 0 { Duration::from_secs(1) } else { SILENT_FOR };
             match tokio::time::timeout(step, &mut future).await {
                 Ok(done) => {
-                    if told > 0 {
-                        self.say(&wipe(told));
+                    if shown > 0 {
+                        self.stderr(&wipe(shown));
                     }
                     return done;
                 }
-                Err(_) if self.live => {
+                Err(_) if self.shows_progress => {
                     let line = format!("{what} ({} s)", begun.elapsed().as_secs());
-                    self.say(&format!("{}{line}", wipe(told)));
-                    told = line.chars().count();
+                    self.stderr(&format!("{}{line}", wipe(shown)));
+                    shown = line.chars().count();
                 }
                 Err(_) => {}
             }

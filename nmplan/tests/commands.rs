@@ -73,7 +73,7 @@ fn a_plan_that_cuts_machines_off_from_the_server_says_so() {
         "moved/corp.kdl",
         "network \"corp\" {\n ipv4 \"192.0.2.0/24\"\n node \"gw\"\n node \"old\"\n node \"web\"\n}\n",
     );
-    insta::assert_snapshot!(workspace.nmplan("plan -C @moved --project acme").data);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @moved --project acme").stdout);
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn the_server_of_the_env_goes_before_the_one_of_the_environment_and_says_so() {
     workspace.write("mesh/corp.kdl", BEFORE);
     workspace.environment = vec![("NMPLAN_SERVER".into(), "https://b.example".into())];
     let plan = workspace.nmplan("plan -C @.");
-    assert_eq!(plan.talk, "The env prod names https://a.example, so NMPLAN_SERVER is not used.\n\n");
-    assert_eq!(workspace.nmplan("plan -C @. --server https://c.example").talk, "");
+    assert_eq!(plan.stderr, "The env prod names https://a.example, so NMPLAN_SERVER is not used.\n\n");
+    assert_eq!(workspace.nmplan("plan -C @. --server https://c.example").stderr, "");
 }
 
 #[test]
@@ -96,19 +96,19 @@ fn a_plan_of_many_objects_is_folded_unless_all_is_asked_for() {
     let nodes: String = (0..60).map(|number| format!("    node \"n{number:02}\"\n")).collect();
     workspace.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
     insta::assert_snapshot!(workspace.nmplan("plan -C @. --project acme").all());
-    assert!(workspace.nmplan("plan -C @. --project acme -v").data.contains("n59"));
+    assert!(workspace.nmplan("plan -C @. --project acme -v").stdout.contains("n59"));
 }
 
 #[test]
 fn after_an_apply_a_plan_is_empty_in_either_language() {
     let workspace = workspace();
     let apply = format!("apply -C {} --project acme -y --keys-to @keys.json", example("quickstart"));
-    insta::assert_snapshot!(workspace.nmplan(&apply).talk);
+    insta::assert_snapshot!(workspace.nmplan(&apply).stderr);
     assert_eq!(workspace.server.state().revision, Revision(1));
     for folder in ["quickstart", "quickstart-yaml"] {
         let plan = workspace.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
         assert_eq!(plan.exit, 0, "{}", plan.all());
-        assert!(plan.data.contains("No changes"), "{}", plan.all());
+        assert!(plan.stdout.contains("No changes"), "{}", plan.all());
     }
     let again = workspace.nmplan(&apply);
     assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(1)), "{}", again.all());
@@ -127,7 +127,7 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
     let workspace = in_use();
     let saved = workspace.nmplan("plan -C @after --project acme --out @plan.json");
     assert_eq!(saved.exit, 0, "{}", saved.all());
-    assert_eq!(workspace.read("plan.json"), workspace.nmplan("plan -C @after --project acme --format json").data);
+    assert_eq!(workspace.read("plan.json"), workspace.nmplan("plan -C @after --project acme --format json").stdout);
     let digest: serde_json::Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
     let digest = digest["digest"].as_str().unwrap();
     let applied = workspace.nmplan(&format!("apply @plan.json --expect {}", &digest[..8]));
@@ -135,7 +135,7 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
     assert_eq!(workspace.server.log().last().unwrap().digest.as_deref(), Some(digest));
     let again = workspace.nmplan("apply @plan.json -y");
     assert_eq!(again.exit, 4, "{}", again.all());
-    insta::assert_snapshot!(again.talk);
+    insta::assert_snapshot!(again.stderr);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_saved_plan_is_stale_once_what_it_touches_has_moved_and_says_who_did_it() {
     let stale = workspace.nmplan("apply @plan.json -y");
     insta::assert_snapshot!(stale.all());
     assert_eq!(workspace.server.state(), before);
-    insta::assert_snapshot!("show_of_a_stale_plan", workspace.nmplan("show @plan.json").talk);
+    insta::assert_snapshot!("show_of_a_stale_plan", workspace.nmplan("show @plan.json").stderr);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_saved_plan_that_was_changed_is_refused() {
     workspace.write("plan.json", &workspace.read("plan.json").replace("10.40.9.8", "10.40.9.7"));
     let refused = workspace.nmplan("apply @plan.json -y");
     assert_eq!(refused.exit, 1);
-    assert!(refused.talk.contains("its digest does not fit"), "{}", refused.talk);
+    assert!(refused.stderr.contains("its digest does not fit"), "{}", refused.stderr);
 }
 
 #[test]
@@ -176,10 +176,10 @@ fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
     workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     workspace.environment = vec![("NMPLAN_SERVER".into(), "https://other.example".into())];
     let planned = workspace.nmplan("plan -C @. --env prod --out @plan.json");
-    assert!(planned.data.contains("    nmplan apply -C DIR/. DIR/plan.json -y\n"), "{}", planned.data);
+    assert!(planned.stdout.contains("    nmplan apply -C DIR/. DIR/plan.json -y\n"), "{}", planned.stdout);
     let asked = |workspace: &Workspace, line: &str| {
         let shown = workspace.nmplan(line);
-        assert!(shown.data.contains("acme/prod"), "{}", shown.all());
+        assert!(shown.stdout.contains("acme/prod"), "{}", shown.all());
         workspace.asked.borrow().clone().unwrap()
     };
     assert_eq!(asked(&workspace, "apply -C @. @plan.json"), "https://prod.example");
@@ -188,7 +188,11 @@ fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
     assert_eq!(asked(&workspace, "apply -C @mesh @plan.json"), "https://other.example");
     let contradicted = workspace.nmplan("apply -C @. @plan.json -y --env dev");
     assert_eq!((contradicted.exit, workspace.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
-    assert!(contradicted.talk.contains("DIR/plan.json is of env prod, but --env says dev"), "{}", contradicted.talk);
+    assert!(
+        contradicted.stderr.contains("DIR/plan.json is of env prod, but --env says dev"),
+        "{}",
+        contradicted.stderr
+    );
     workspace.write("nmplan.kdl", &project("elsewhere"));
     assert_eq!(
         asked(&workspace, "apply -C @. @plan.json"),
@@ -239,19 +243,19 @@ fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
     let before = workspace.server.state();
     let refused = workspace.nmplan("apply -C @after --project acme --expect 0123456789abcdef");
     assert_eq!((refused.exit, workspace.server.state() == before), (4, true));
-    insta::assert_snapshot!(refused.talk);
+    insta::assert_snapshot!(refused.stderr);
 }
 
 #[test]
 fn an_expected_plan_that_was_applied_before_is_told_so() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme --format json");
-    let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
     let apply = format!("apply -C @after --project acme --expect {}", plan["digest"].as_str().unwrap());
     assert_eq!(workspace.nmplan(&apply).exit, 0);
     let again = workspace.nmplan(&apply);
     assert_eq!(again.exit, 4);
-    assert!(again.talk.contains("was applied already, as revision 3"), "{}", again.talk);
+    assert!(again.stderr.contains("was applied already, as revision 3"), "{}", again.stderr);
 }
 
 #[test]
@@ -269,7 +273,7 @@ fn only_yes_applies() {
 #[test]
 fn without_a_terminal_the_command_that_applies_is_named() {
     let refused = in_use().nmplan("apply -C @after --project acme");
-    insta::assert_snapshot!(refused.talk);
+    insta::assert_snapshot!(refused.stderr);
 }
 
 #[test]
@@ -278,7 +282,7 @@ fn an_apply_that_makes_a_key_needs_to_know_where_its_token_goes() {
     workspace.write("corp.kdl", BEFORE);
     let refused = workspace.nmplan("apply -C @. --project acme -y");
     assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)));
-    insta::assert_snapshot!(refused.talk);
+    insta::assert_snapshot!(refused.stderr);
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn a_directory_without_a_project_can_be_planned_but_not_applied() {
     assert_eq!(workspace.nmplan("plan -C @.").exit, 0);
     let refused = workspace.nmplan("apply -C @. -y --keys-to @keys.json");
     assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)));
-    assert!(refused.talk.contains("--project NAME"), "{}", refused.talk);
+    assert!(refused.stderr.contains("--project NAME"), "{}", refused.stderr);
 }
 
 #[test]
@@ -318,7 +322,7 @@ fn a_plan_that_went_stale_before_the_commit_is_refused_and_leaves_no_token() {
         workspace.server.fail(faults);
         let stale = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
         assert_eq!(stale.exit, 4, "{}", stale.all());
-        assert!(stale.talk.contains("corp is at revision 1, by mallory on 1970-01-01"), "{}", stale.talk);
+        assert!(stale.stderr.contains("corp is at revision 1, by mallory on 1970-01-01"), "{}", stale.stderr);
         assert!(!workspace.path("keys.json").exists(), "{faults:?}");
     }
 }
@@ -339,7 +343,7 @@ fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     workspace.server.fail(&SILENCE);
     let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
     assert_eq!((unknown.exit, workspace.server.state().revision), (1, Revision(1)));
-    insta::assert_snapshot!(unknown.talk);
+    insta::assert_snapshot!(unknown.stderr);
     let (id, token) = keys(&workspace).pop_first().unwrap();
     let token: Token = token.parse().unwrap();
     let verifier = proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()));
@@ -357,14 +361,18 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     workspace.server.fail(&SILENCE);
     let printed = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
     assert_eq!((printed.exit, workspace.server.state().revision), (1, Revision(1)), "{}", printed.all());
-    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.data).unwrap();
+    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.stdout).unwrap();
     let verifier = |token: &str| {
         let token: Token = token.parse().unwrap();
         proto::sign::public_key(&proto::sign::from_seed(token.seed.expose()))
     };
     let (id, token) = tokens.first_key_value().unwrap();
     assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(token));
-    assert!(printed.talk.contains("written to standard output, and are worthless if it has not"), "{}", printed.talk);
+    assert!(
+        printed.stderr.contains("written to standard output, and are worthless if it has not"),
+        "{}",
+        printed.stderr
+    );
 
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
     workspace.server.fail(&SILENCE);
@@ -377,7 +385,7 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
     workspace.server.fail(&SILENCE);
     workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
-    insta::assert_snapshot!(workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").talk);
+    insta::assert_snapshot!(workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").stderr);
 }
 
 #[test]
@@ -402,9 +410,9 @@ fn tokens_on_standard_output_are_alone_there() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
     let applied = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
-    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&applied.data).unwrap();
+    let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&applied.stdout).unwrap();
     assert!(tokens.values().all(|token| token.parse::<Token>().is_ok()) && tokens.len() == 1);
-    assert!(applied.talk.contains("Applied as revision 1"), "{}", applied.talk);
+    assert!(applied.stderr.contains("Applied as revision 1"), "{}", applied.stderr);
     let both = workspace.nmplan("apply -C @. --project acme -y --keys-to - --json");
     assert_eq!(both.exit, 1);
 }
@@ -416,11 +424,11 @@ fn a_token_goes_to_a_command_after_the_commit_and_its_failure_names_the_way_out(
     let apply = "apply -C @. --project acme -y --keys-to :vault";
     let missing = workspace.nmplan(apply);
     assert_eq!((missing.exit, workspace.server.state().revision), (1, Revision(0)), "{}", missing.all());
-    assert!(missing.talk.contains("NMPLAN_SINK_VAULT"), "{}", missing.talk);
+    assert!(missing.stderr.contains("NMPLAN_SINK_VAULT"), "{}", missing.stderr);
     workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
     let lost = workspace.nmplan(apply);
     assert_eq!((lost.exit, workspace.server.state().revision), (1, Revision(1)));
-    insta::assert_snapshot!(lost.talk);
+    insta::assert_snapshot!(lost.stderr);
 }
 
 #[test]
@@ -476,7 +484,7 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
     );
     let ttl = |workspace: &Workspace, flags: &str| {
         let plan = workspace.nmplan(&format!("plan -C @. --format json {flags}"));
-        let plan: serde_json::Value = serde_json::from_str(&plan.data).unwrap_or_else(|_| panic!("{}", plan.all()));
+        let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap_or_else(|_| panic!("{}", plan.all()));
         plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
     };
     assert_eq!(ttl(&workspace, "--env dev"), "7m");
@@ -486,9 +494,9 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
     assert_eq!(ttl(&workspace, "--var the-ttl=4m"), "4m");
     let unknown = workspace.nmplan("plan -C @. --var the-tll=4m");
     assert_eq!(unknown.exit, 1);
-    assert!(unknown.talk.contains("did you mean \"the-ttl\"?"), "{}", unknown.talk);
+    assert!(unknown.stderr.contains("did you mean \"the-ttl\"?"), "{}", unknown.stderr);
     workspace.environment.clear();
-    insta::assert_snapshot!(workspace.nmplan("plan -C @.").talk);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @.").stderr);
 }
 
 #[test]
@@ -503,8 +511,8 @@ fn a_variable_must_be_set_in_the_env_that_is_chosen_by_the_env_the_environment_o
     assert_eq!(workspace.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
     assert_eq!(workspace.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
     let each = workspace.nmplan("validate -C @.");
-    assert_eq!((each.exit, &*each.data), (1, "env prod: 2 resources in 2 files: valid.\n"), "{}", each.all());
-    insta::assert_snapshot!(workspace.nmplan("plan -C @. --env dev").talk);
+    assert_eq!((each.exit, &*each.stdout), (1, "env prod: 2 resources in 2 files: valid.\n"), "{}", each.all());
+    insta::assert_snapshot!(workspace.nmplan("plan -C @. --env dev").stderr);
     workspace.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into())];
     assert_eq!(workspace.nmplan("plan -C @. --env dev").exit, 0);
 }
@@ -518,8 +526,8 @@ fn validate_checks_every_env_unless_one_is_chosen() {
     workspace.write("prod/corp.kdl", "network \"corp\" {}");
     assert_eq!(workspace.nmplan("validate -C @. --env dev").exit, 0);
     let both = workspace.nmplan("validate -C @.");
-    assert_eq!((both.exit, &*both.data), (1, "env dev: 6 resources in 2 files: valid.\n"));
-    assert!(both.talk.contains("schema::no_range"), "{}", both.talk);
+    assert_eq!((both.exit, &*both.stdout), (1, "env dev: 6 resources in 2 files: valid.\n"));
+    assert!(both.stderr.contains("schema::no_range"), "{}", both.stderr);
     workspace.write("prod/corp.kdl", BEFORE);
     assert_eq!(workspace.nmplan("validate -C @.").exit, 0);
 }
@@ -537,7 +545,7 @@ fn paths_outside_of_the_project_are_problems_and_files_are_read_in_order() {
     std::os::unix::fs::symlink("../mesh", workspace.path("p/mesh/loop")).unwrap();
     insta::assert_snapshot!(workspace.nmplan("validate -C @p").all());
     workspace.write("p/nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh\" }\n");
-    assert_eq!(workspace.nmplan("validate -C @p").data, "2 resources in 3 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -C @p").stdout, "2 resources in 3 files: valid.\n");
 }
 
 #[test]
@@ -549,12 +557,12 @@ fn a_file_is_read_once_however_many_paths_lead_to_it() {
     workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     std::os::unix::fs::symlink("mesh", workspace.path("same")).unwrap();
     std::os::unix::fs::symlink("mesh/corp.kdl", workspace.path("link.kdl")).unwrap();
-    assert_eq!(workspace.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -C @.").stdout, "1 resource in 2 files: valid.\n");
     workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\"\n");
-    assert_eq!(workspace.nmplan("validate -C @.").data, "1 resource in 2 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -C @.").stdout, "1 resource in 2 files: valid.\n");
     workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/..\" }\n");
     assert_eq!(
-        workspace.nmplan("validate -C @.").data,
+        workspace.nmplan("validate -C @.").stdout,
         "1 resource in 2 files: valid.\n",
         "the project file declares nothing"
     );
@@ -566,8 +574,8 @@ fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
     let workspace = workspace();
     workspace.write("CORP.KDL", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     workspace.write("Other.Yaml", "networks: { other: { ipv4: 10.41.0.0/16 } }");
-    assert_eq!(workspace.nmplan("validate -C @.").data, "2 resources in 2 files: valid.\n");
-    assert_eq!(workspace.nmplan("validate -f @CORP.KDL").data, "1 resource in 1 file: valid.\n");
+    assert_eq!(workspace.nmplan("validate -C @.").stdout, "2 resources in 2 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -f @CORP.KDL").stdout, "1 resource in 1 file: valid.\n");
     for name in [&b"b\xfc.kdl"[..], b"b\xfc/x.kdl", b"b\xfc.txt"] {
         let path = workspace.directory.path().join(std::ffi::OsStr::from_bytes(name));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -575,8 +583,8 @@ fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
     }
     let problems = workspace.nmplan("validate -C @.");
     assert_eq!(problems.exit, 1);
-    assert_eq!(problems.talk.matches("its name is not UTF-8").count(), 2, "{}", problems.talk);
-    assert!(problems.talk.contains("project::path"), "{}", problems.talk);
+    assert_eq!(problems.stderr.matches("its name is not UTF-8").count(), 2, "{}", problems.stderr);
+    assert!(problems.stderr.contains("project::path"), "{}", problems.stderr);
 }
 
 #[test]
@@ -621,8 +629,8 @@ fn every_problem_is_drawn_at_its_place() {
         }
         let place = expected.split_whitespace().next().unwrap();
         let told = workspace().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
-        assert!(told.talk.contains(&format!("{name}:{place}]")), "{name} at {place}: {}", told.talk);
-        assert!(!told.talk.contains("Failed to read"), "{name}: {}", told.talk);
+        assert!(told.stderr.contains(&format!("{name}:{place}]")), "{name} at {place}: {}", told.stderr);
+        assert!(!told.stderr.contains("Failed to read"), "{name}: {}", told.stderr);
     }
 }
 
@@ -636,13 +644,13 @@ fn a_problem_in_a_very_long_line_shows_what_lies_around_it() {
         nodes(500)
     );
     workspace.write("one-line.yaml", &text);
-    insta::assert_snapshot!(workspace.nmplan("validate -f @one-line.yaml").talk);
+    insta::assert_snapshot!(workspace.nmplan("validate -f @one-line.yaml").stderr);
 }
 
 #[test]
 fn what_another_project_manages_is_a_problem_of_the_plan() {
     let workspace = in_use();
-    insta::assert_snapshot!(workspace.nmplan("plan -C @after --project other").talk);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @after --project other").stderr);
 }
 
 /// A network with addresses that servers keep by default, and a key that lets a machine claim the name of a server's host.
@@ -664,7 +672,7 @@ fn a_plan_is_refused_for_what_its_own_server_keeps_not_for_the_default() {
     let workspace = workspace();
     workspace.write("kept/corp.kdl", KEPT);
     let plan = workspace.nmplan("plan -C @kept --project acme --out @plan.json");
-    assert_eq!((plan.exit, &*plan.talk), (0, "\nThe plan is saved in DIR/plan.json.\n"), "this server keeps nothing");
+    assert_eq!((plan.exit, &*plan.stderr), (0, "\nThe plan is saved in DIR/plan.json.\n"), "this server keeps nothing");
     workspace.server.says(|info| {
         info.comms_range = Some(schema::world::ServerInfo::DEFAULT_COMMS_RANGE);
         info.own_node = Some("netmaker".parse().unwrap());
@@ -672,7 +680,7 @@ fn a_plan_is_refused_for_what_its_own_server_keeps_not_for_the_default() {
     insta::assert_snapshot!(workspace.nmplan("plan -C @kept --project acme").all());
     let late = workspace.nmplan("apply @plan.json -y --keys-to @keys.json");
     assert_eq!((late.exit, workspace.server.state().revision), (1, Revision(0)), "{}", late.all());
-    insta::assert_snapshot!("what_a_server_keeps_is_refused_at_the_commit_too", late.talk);
+    insta::assert_snapshot!("what_a_server_keeps_is_refused_at_the_commit_too", late.stderr);
 }
 
 #[test]
@@ -681,16 +689,16 @@ fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
     std::fs::create_dir(workspace.path("empty")).unwrap();
     let plan = workspace.nmplan("plan -C @empty --project acme");
     assert_eq!(plan.exit, 0);
-    assert!(plan.talk.contains("project::nothing_declared"), "{}", plan.talk);
+    assert!(plan.stderr.contains("project::nothing_declared"), "{}", plan.stderr);
     let verdict = "6 changes: 6 to delete; everything that acme/default manages would be deleted.";
-    assert!(plan.data.contains(verdict), "{}", plan.data);
+    assert!(plan.stdout.contains(verdict), "{}", plan.stdout);
     let apply = workspace.nmplan("apply -C @empty --project acme");
-    assert!(apply.data.contains(verdict), "{}", apply.data);
+    assert!(apply.stdout.contains(verdict), "{}", apply.stdout);
     workspace.nmplan("plan -C @empty --project acme --out @plan.json");
     let saved = workspace.nmplan("show @plan.json");
-    assert!(saved.data.contains(verdict), "{}", saved.data);
+    assert!(saved.stdout.contains(verdict), "{}", saved.stdout);
     let some = workspace.nmplan("plan -C @after --project acme");
-    assert!(!some.data.contains("everything"), "{}", some.data);
+    assert!(!some.stdout.contains("everything"), "{}", some.stdout);
 }
 
 #[test]
@@ -701,8 +709,8 @@ fn a_network_that_nobody_knows_is_refused_with_the_one_that_is_meant() {
         assert_eq!(workspace.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
         let refused = workspace.nmplan(&format!("{line} --network crop"));
         assert_eq!(refused.exit, 1, "{line}: {}", refused.all());
-        assert!(refused.talk.contains("no network is called crop"), "{line}: {}", refused.talk);
-        assert!(refused.talk.contains("did you mean \"corp\"?"), "{line}: {}", refused.talk);
+        assert!(refused.stderr.contains("no network is called crop"), "{line}: {}", refused.stderr);
+        assert!(refused.stderr.contains("did you mean \"corp\"?"), "{line}: {}", refused.stderr);
     }
     std::fs::create_dir(workspace.path("empty")).unwrap();
     let gone = workspace.nmplan("plan -C @empty --project acme --network corp");
@@ -719,12 +727,12 @@ fn a_machine_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_
             world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
         });
         let plan = workspace.nmplan("plan -C @after --project acme");
-        assert!(plan.data.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.data);
+        assert!(plan.stdout.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.stdout);
     }
     let nothing = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n}\n";
     workspace.write("nothing/corp.kdl", nothing);
     let plan = workspace.nmplan("plan -C @nothing --project acme");
-    assert_eq!(plan.data.matches("its machine").count(), 2, "of old and web, not of key and entry: {}", plan.data);
+    assert_eq!(plan.stdout.matches("its machine").count(), 2, "of old and web, not of key and entry: {}", plan.stdout);
 }
 
 #[test]
@@ -738,18 +746,18 @@ fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
     join(&workspace.server, &[("b55", 1)]);
     let plan = workspace.nmplan("plan -C @after --project acme");
     for number in 0..60 {
-        assert!(plan.data.contains(&format!("  - node  a{number:02}\n")), "a{number:02}: {}", plan.data);
+        assert!(plan.stdout.contains(&format!("  - node  a{number:02}\n")), "a{number:02}: {}", plan.stdout);
     }
-    assert!(plan.data.contains("  + node  b55\n        binds to the machine"), "{}", plan.data);
-    assert!(plan.data.contains("  + node  b19\n") && !plan.data.contains("b20"), "{}", plan.data);
-    assert!(plan.data.contains("... and 39 more; -v shows all"), "{}", plan.data);
+    assert!(plan.stdout.contains("  + node  b55\n        binds to the machine"), "{}", plan.stdout);
+    assert!(plan.stdout.contains("  + node  b19\n") && !plan.stdout.contains("b20"), "{}", plan.stdout);
+    assert!(plan.stdout.contains("... and 39 more; -v shows all"), "{}", plan.stdout);
 }
 
 #[test]
 fn machines_that_fare_worst_come_first() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme");
-    let (_, impact) = plan.data.split_once("Machines that are reconfigured\n").unwrap();
+    let (_, impact) = plan.stdout.split_once("Machines that are reconfigured\n").unwrap();
     let names: Vec<_> = impact.lines().map_while(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["corp/old", "corp/gw", "corp/laptop", "corp/web"], "removed, broken, the rest");
 }
@@ -785,8 +793,8 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
         workspace.server.nodes(nodes.to_vec());
         let applied = workspace.nmplan("apply -C @after --project acme -y --wait=0s");
         assert_eq!(applied.exit, exit, "{}", applied.all());
-        assert_eq!(applied.talk.contains("corp/node/web"), exit == 7, "{}", applied.all());
-        assert!(!applied.talk.contains("corp/node/gw"), "{}", applied.all());
+        assert_eq!(applied.stderr.contains("corp/node/web"), exit == 7, "{}", applied.all());
+        assert!(!applied.stderr.contains("corp/node/gw"), "{}", applied.all());
     }
 }
 
@@ -796,7 +804,8 @@ fn status_is_a_table_or_the_document() {
     let online = node("gw", Presence::Online, 2);
     workspace.server.nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
     insta::assert_snapshot!(workspace.nmplan("status").all());
-    let document: schema::api::StatusDocument = serde_json::from_str(&workspace.nmplan("status --json").data).unwrap();
+    let document: schema::api::StatusDocument =
+        serde_json::from_str(&workspace.nmplan("status --json").stdout).unwrap();
     assert_eq!(document.nodes.len(), 3);
 }
 
@@ -814,7 +823,7 @@ fn init_makes_a_project_that_is_valid_and_overwrites_nothing() {
     let workspace = workspace();
     let made = workspace.nmplan("init my-long-project-name -C @new");
     insta::assert_snapshot!(made.all());
-    assert_eq!(workspace.nmplan("validate -C @new").data, "5 resources in 2 files: valid.\n");
+    assert_eq!(workspace.nmplan("validate -C @new").stdout, "5 resources in 2 files: valid.\n");
     let before = workspace.read("new/nmplan.kdl");
     assert_eq!(workspace.nmplan("init other -C @new").exit, 1);
     assert_eq!(workspace.read("new/nmplan.kdl"), before);
@@ -823,9 +832,9 @@ fn init_makes_a_project_that_is_valid_and_overwrites_nothing() {
 #[test]
 fn a_code_is_explained() {
     let workspace = workspace();
-    assert!(workspace.nmplan("explain").data.contains("schema::unknown_field"));
-    assert!(workspace.nmplan("explain schema::no_range").data.contains("A network needs an IPv4 range"));
+    assert!(workspace.nmplan("explain").stdout.contains("schema::unknown_field"));
+    assert!(workspace.nmplan("explain schema::no_range").stdout.contains("A network needs an IPv4 range"));
     let unknown = workspace.nmplan("explain schema::no_rang");
     assert_eq!(unknown.exit, 1);
-    assert!(unknown.talk.contains("did you mean \"schema::no_range\"?"), "{}", unknown.talk);
+    assert!(unknown.stderr.contains("did you mean \"schema::no_range\"?"), "{}", unknown.stderr);
 }

@@ -59,7 +59,7 @@ fn workspace() -> Workspace {
 #[test]
 fn a_saved_plan_fits_its_schema() {
     let plan = workspace().nmplan("plan -C @after --project acme --format json");
-    let plan: Value = serde_json::from_str(&plan.data).unwrap();
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     for part in ["changes", "binds", "impact", "reach"] {
         assert!(!plan[part].as_array().unwrap().is_empty(), "{part} is tried");
     }
@@ -69,7 +69,8 @@ fn a_saved_plan_fits_its_schema() {
     git2::Repository::init(quickstart.path("")).unwrap();
     quickstart.write("corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     commit_all(&quickstart);
-    let plan: Value = serde_json::from_str(&quickstart.nmplan("plan -C @. --project acme --format json").data).unwrap();
+    let plan: Value =
+        serde_json::from_str(&quickstart.nmplan("plan -C @. --project acme --format json").stdout).unwrap();
     assert_eq!(plan["provenance"]["message"], "declare");
     fits(&self::plan(), &plan);
 }
@@ -116,7 +117,7 @@ fn every_event_fits_its_schema() {
 fn what_a_schema_does_not_describe_is_noticed() {
     let schema = plan();
     let plan = workspace().nmplan("plan -C @after --project acme --format json");
-    let plan: Value = serde_json::from_str(&plan.data).unwrap();
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     let changes: [fn(&mut Value); 8] = [
         |plan| plan["surprise"] = 1.into(),
         |plan| plan["format"] = "2.0".into(),
@@ -138,6 +139,6 @@ fn what_a_schema_does_not_describe_is_noticed() {
 #[test]
 fn the_schema_of_the_files_is_the_one_of_the_reference() {
     let printed = workspace().nmplan("schema");
-    let printed: Value = serde_json::from_str(&printed.data).unwrap();
+    let printed: Value = serde_json::from_str(&printed.stdout).unwrap();
     assert_eq!(printed, schema::reference::file_schema(schema::kinds::Kind::DESCRIPTORS));
 }

@@ -50,7 +50,7 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
         return Err(unexpected(expected, &ready, &server).await);
     }
     if !ready.plan.applyable {
-        run.console.talk("There is nothing to apply.\n");
+        run.console.note("There is nothing to apply.\n");
         return Ok(Exit::Done);
     }
     let ids: Vec<_> = ready.plan.new_keys().cloned().collect();
@@ -63,7 +63,7 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
     let made = keys::make(ids.iter(), &ready.info)?;
     let applied = commit(&ready, &made, sink.as_deref_mut(), &server, run).await?;
     // First of all, so that nothing that fails costs a token.
-    let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.data(tokens)));
+    let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.stdout(tokens)));
     tell(&applied, args, run)?;
     if let Some(delivered) = delivered {
         tell_tokens(delivered, made.len(), &applied, run)?;
@@ -173,7 +173,7 @@ async fn why_stale<C: ControlPlane>(
     Ok(Error::Stale(moved.collect()))
 }
 
-/// Shows the plan: as data, unless standard output is for tokens.
+/// Shows the plan: on standard output, unless that is for tokens.
 fn show<C: ControlPlane>(ready: &Ready, server: &C, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
     if run.console.json {
         return plan::show_events(run, &ready.plan, ready.loaded.as_ref());
@@ -194,13 +194,13 @@ fn show<C: ControlPlane>(ready: &Ready, server: &C, args: &args::Apply, run: &mu
         full: run.console.verbose,
     };
     let text = render::plan(&ready.plan, &shown) + "\n";
-    data(&text, args, run)
+    print(&text, args, run)
 }
 
-fn data<C>(text: &str, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+fn print<C>(text: &str, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
     match args.keys_to {
-        Some(Sink::Output) => run.console.say(text),
-        Some(Sink::File(_) | Sink::Command(_)) | None => run.console.data(text)?,
+        Some(Sink::Output) => run.console.stderr(text),
+        Some(Sink::File(_) | Sink::Command(_)) | None => run.console.stdout(text)?,
     }
     Ok(())
 }
@@ -268,7 +268,7 @@ async fn commit<C: ControlPlane>(
         Err(refusal) => refusal,
     };
     if !harmless {
-        let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.data(tokens)));
+        let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.stdout(tokens)));
         return Err(Error::Unknown { source: refusal.into(), tokens });
     }
     if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {
@@ -303,7 +303,7 @@ async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run
         harmless = error.is_verdict() || (harmless && error.is_harmless());
         match pauses.next() {
             Some(pause) if error.is_passing() => {
-                run.console.talk(&format!("{error}; trying again\n"));
+                run.console.note(&format!("{error}; trying again\n"));
                 tokio::time::sleep(*pause).await;
             }
             Some(_) | None => return Tried { answer: Err(error), harmless },
@@ -322,7 +322,7 @@ fn tell<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Resul
     if run.console.json {
         return Ok(run.console.event(&Event::Revision { revision, already })?);
     }
-    data(&format!("Applied as revision {revision}.\n"), args, run)
+    print(&format!("Applied as revision {revision}.\n"), args, run)
 }
 
 /// Says where the tokens went.
@@ -335,7 +335,7 @@ fn tell_tokens<C>(
     let revision = applied.revision;
     let done = delivered.map_err(|source| Error::AfterCommit { revision, source })?;
     let tokens = count(number as u64, "token");
-    run.console.talk(&format!("{tokens} {done}. On a machine:\n\n    netclient join -t TOKEN\n"));
+    run.console.note(&format!("{tokens} {done}. On a machine:\n\n    netclient join -t TOKEN\n"));
     Ok(())
 }
 
@@ -363,7 +363,7 @@ async fn acknowledged<C: ControlPlane>(
             Err(error) => return Err(error.into()),
         }
         if missing.is_empty() {
-            run.console.talk(&match total {
+            run.console.note(&match total {
                 0 => "No node was online, so none had to acknowledge.\n".into(),
                 total => format!("Every node that was online has acknowledged it: {}.\n", count(total as u64, "node")),
             });

@@ -26,7 +26,7 @@ pub fn run(args: &args::Explain, console: &mut Console) -> Result<Exit, Error> {
         let width = codes.iter().map(|code| code.name().len()).max().unwrap_or_default();
         codes.iter().map(|code| format!("{:width$}  {}\n", code.name(), code.title())).collect()
     };
-    console.data(&text)?;
+    console.stdout(&text)?;
     Ok(Exit::Done)
 }
 

@@ -33,9 +33,9 @@ pub fn run(args: &args::Init, place: &Where, console: &mut Console) -> Result<Ex
     write_new(&mesh, &mesh_file(&network))?;
     let file = directory.join(PROJECT_FILES[0]);
     write_new(&file, &project_file(&project, server))?;
-    console.data(&format!("{}\n{}\n", file.display(), mesh.display()))?;
+    console.stdout(&format!("{}\n{}\n", file.display(), mesh.display()))?;
     let next = command(&Where { directory: place.directory.clone(), ..Where::default() }, None, &["plan"]);
-    console.talk(&format!(
+    console.note(&format!(
         "\nA project to start from. Say in {} which machines there are, then:\n\n    {next}\n",
         mesh.display()
     ));

@@ -35,12 +35,12 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
         return Err(Error::NothingToBringUp);
     }
     let console = &mut *run.console;
-    let running = lab::run::run(&roster, &mut |said| console.talk(&format!("{said}\n"))).await?;
+    let running = lab::run::run(&roster, &mut |said| console.note(&format!("{said}\n"))).await?;
     let verdict = console.waiting("sending packets between all machines", running.judge()).await?;
     if console.json {
-        console.data(&format!("{}\n", serde_json::to_string(&verdict).expect("a verdict can be written as JSON")))?;
+        console.stdout(&format!("{}\n", serde_json::to_string(&verdict).expect("a verdict can be written as JSON")))?;
     } else {
-        console.data(&format!("\n{}", verdict::text(&verdict)))?;
+        console.stdout(&format!("\n{}", verdict::text(&verdict)))?;
     }
     if lab.keep {
         keep(&running, console).await?;
@@ -50,10 +50,10 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
 
 /// Leaves everything up until somebody ends it.
 async fn keep(running: &Running, console: &mut Console) -> Result<(), Error> {
-    console.say("\nThe lab stays up until Ctrl-C. To enter a machine, as root:\n\n");
+    console.stderr("\nThe lab stays up until Ctrl-C. To enter a machine, as root:\n\n");
     let hosts = running.machines.iter().map(|(_, machine)| machine.host());
     for host in [running.server.host()].into_iter().chain(hosts) {
-        console.say(&format!("  # {}\n  {} bash\n", host.name(), host.how_to_enter()));
+        console.stderr(&format!("  # {}\n  {} bash\n", host.name(), host.how_to_enter()));
     }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }

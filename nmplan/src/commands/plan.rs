@@ -30,7 +30,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     }
     match (run.console.json, args.format) {
         (true, _) => show_events(run, &plan, Some(&loaded))?,
-        (false, Format::Json) => run.console.data(&document(&plan))?,
+        (false, Format::Json) => run.console.stdout(&document(&plan))?,
         (false, Format::Text) => {
             let shown = Shown {
                 server: Some(server.name().to_owned()),
@@ -39,11 +39,11 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
                 empties: empties(&plan, &world),
                 full: run.console.verbose,
             };
-            run.console.data(&render::plan(&plan, &shown))?;
+            run.console.stdout(&render::plan(&plan, &shown))?;
         }
     }
     if let Some(path) = &args.out {
-        run.console.talk(&format!("\nThe plan is saved in {}.\n", path.display()));
+        run.console.note(&format!("\nThe plan is saved in {}.\n", path.display()));
     }
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
 }

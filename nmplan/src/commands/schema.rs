@@ -28,6 +28,6 @@ pub fn run(args: &args::Schema, console: &mut Console) -> Result<Exit, Error> {
         SchemaOf::Events => events(),
         SchemaOf::Files => file_schema(Kind::DESCRIPTORS),
     };
-    console.data(&format!("{schema:#}\n"))?;
+    console.stdout(&format!("{schema:#}\n"))?;
     Ok(Exit::Done)
 }

@@ -35,7 +35,7 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     } else {
         render::declared(&world.snapshot, server.name(), world.revision)
     };
-    run.console.data(&text)?;
+    run.console.stdout(&text)?;
     Ok(Exit::Done)
 }
 
@@ -50,7 +50,7 @@ async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Re
     } else {
         told(&entry, run.console.verbose)
     };
-    run.console.data(&text)?;
+    run.console.stdout(&text)?;
     Ok(Exit::Done)
 }
 
@@ -86,9 +86,9 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exi
     } else {
         render::plan(&saved, &Shown { empties, full: run.console.verbose, ..Shown::default() })
     };
-    run.console.data(&text)?;
+    run.console.stdout(&text)?;
     let moved = observed.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world)));
-    run.console.talk(&match moved {
+    run.console.note(&match moved {
         Err(error) => format!("\nWhether it still holds was not checked: {error}.\n"),
         Ok((true, _)) => "\nThe server that can be reached is another than it was made for.\n".into(),
         Ok((false, stale)) if stale.is_empty() => "\nIt still holds: nothing that it touches has moved.\n".into(),

@@ -25,6 +25,6 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     } else {
         render::status(&status, server.name(), Timestamp::now())
     };
-    run.console.data(&text)?;
+    run.console.stdout(&text)?;
     Ok(Exit::Done)
 }

@@ -44,7 +44,7 @@ fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<BTre
         let files = count(loaded.sources.len() as u64, "file");
         let verdict = if loaded.report.is_empty() { "valid" } else { "valid, with warnings" };
         let env = env.map(|env| format!("env {env}: ")).unwrap_or_default();
-        run.console.data(&format!("{env}{resources} in {files}: {verdict}.\n"))?;
+        run.console.stdout(&format!("{env}{resources} in {files}: {verdict}.\n"))?;
     }
     Ok(networks(&loaded.declared.snapshot).collect())
 }

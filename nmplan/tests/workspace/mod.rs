@@ -24,20 +24,20 @@ pub struct Ran {
     /// The exit code.
     pub exit: u8,
     /// Standard output.
-    pub data: String,
+    pub stdout: String,
     /// Standard error.
-    pub talk: String,
+    pub stderr: String,
 }
 
 impl Ran {
     /// Everything, as a reader of the terminal sees it.
     pub fn all(&self) -> String {
-        format!("{}{}[exit {}]", self.data, self.talk, self.exit)
+        format!("{}{}[exit {}]", self.stdout, self.stderr, self.exit)
     }
 
     /// The events.
     pub fn events(&self) -> Vec<Value> {
-        self.data.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+        self.stdout.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
     }
 }
 
@@ -97,8 +97,9 @@ impl Workspace {
         });
         let args = Args::try_parse_from(["nmplan".to_owned()].into_iter().chain(words))
             .unwrap_or_else(|error| panic!("{error}"));
-        let (data, talk) = (Shared::default(), Shared::default());
-        let mut console = Console::of(&args.global, data.clone(), talk.clone(), self.typed);
+        let stdout = Shared::default();
+        let stderr = Shared::default();
+        let mut console = Console::of(&args.global, stdout.clone(), stderr.clone(), self.typed);
         let environment = Environment::from_iter(self.environment.iter().cloned());
         let connect = |url: Option<&str>| {
             self.asked.replace(url.map(str::to_owned));
@@ -109,12 +110,12 @@ impl Workspace {
         let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
             Ok(exit) => exit.code(),
             Err(error) => {
-                console.say(&error.tell());
+                console.stderr(&error.tell());
                 error.exit().code()
             }
         };
         let text = |shared: Shared| String::from_utf8(shared.0.take()).expect("it is text").replace(&root, "DIR");
-        Ran { exit, data: text(data), talk: text(talk) }
+        Ran { exit, stdout: text(stdout), stderr: text(stderr) }
     }
 }
 
