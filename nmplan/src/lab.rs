@@ -1,7 +1,7 @@
 //! How are the declared machines brought up for real, on one laptop, without touching it?
 //!
 //! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network between
-//! them, processes inside of them, and pings; on top of these a [`Server`] and [`Machine`]s with agents. It never changes
+//! them, processes inside of them, and pings; on top of these a [`Server`] and [`Agent`]s. It never changes
 //! an interface, route, mount or file of the machine it runs on.
 //!
 //! Start at [`enter`] (or [`enter_test`] in a test), which runs a program in namespaces of its own. In there:
@@ -17,10 +17,10 @@
 //! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
 //! interface, mount and file made here.
 
+mod agent;
 mod cable;
 mod enter;
 mod host;
-mod machine;
 mod ping;
 mod process;
 mod programs;
@@ -32,9 +32,9 @@ pub mod verdict;
 
 use std::io;
 
+pub use agent::Agent;
 pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
 pub use host::Host;
-pub use machine::Machine;
 pub use ping::{PingCount, Pinger};
 pub use process::Process;
 pub use programs::Programs;

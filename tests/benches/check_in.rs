@@ -1,8 +1,8 @@
-//! What does an unchanged check-in cost the server, beside the cheapest call that a tonic server can answer?
+//! What does an unchanged check-in cost the server, compared with the cheapest call that a tonic server can answer?
 //!
 //! Both servers run in processes of their own, with the same TLS settings, and only their CPU time counts. The bare one
 //! answers the same request with an answer of the same size and does nothing else. Blocks of calls alternate, so that
-//! what else the machine does hits both. `CALLS` (24000) changes how many.
+//! other load on the computer affects both. `CALLS` (24000) changes how many.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use end_to_end::load::{Serving, say, seed, serve, wait_for_the_end};
+use end_to_end::load::{Serving, report, seed, serve, wait_for_the_end};
 use nmserver::identity::{self, DataDir};
 use nmserver::listen;
 use prost::Message;
@@ -29,8 +29,8 @@ use tonic::{Request, Response, Status};
 
 /// Calls in a row to one server.
 const BLOCK: usize = 1_000;
-/// How many machines the network has.
-const MACHINES: u32 = 1_000;
+/// How many nodes the network has.
+const NODES: u32 = 1_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -44,10 +44,10 @@ fn main() {
 async fn compare() {
     let calls: usize = std::env::var("CALLS").ok().and_then(|calls| calls.parse().ok()).unwrap_or(24_000);
     let folder = tempfile::tempdir().expect("a folder");
-    seed(folder.path(), MACHINES);
+    seed(folder.path(), NODES);
     let path = folder.path().display().to_string();
     let (ours, peer) = (Serving::start(&["serve", &path]), Serving::start(&["bare", &path]));
-    println!("{calls} calls to each server in blocks of {BLOCK}, {MACHINES} nodes in the network\n");
+    println!("{calls} calls to each server in blocks of {BLOCK}, {NODES} nodes in the network\n");
     let answer = answer_on_the_wire(&ours).await;
     println!("| calls under way | `nmserver` | bare tonic | ratio | message | on the wire | writes |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
@@ -74,11 +74,11 @@ async fn compare() {
     }
 }
 
-/// Agents with sessions and a connection each, which stand where the server is.
+/// Agents with sessions and a connection each, which have the server's newest revision.
 async fn agents(server: &Serving, issuer: &Serving, count: u32) -> Vec<(Agent, Request<CheckInRequest>)> {
     let mut all = Vec::new();
     for number in 0..count {
-        let number = |name: &str| (number, issuer.said[name].as_u64().expect("a number"));
+        let number = |name: &str| (number, issuer.reported[name].as_u64().expect("a number"));
         let ((number, epoch), (_, revision)) = (number("epoch"), number("revision"));
         let new = |way: &Way| Agent::new(way, "corp", &end_to_end::load::name(number), number);
         let mut agent = new(&issuer.way());
@@ -90,7 +90,7 @@ async fn agents(server: &Serving, issuer: &Serving, count: u32) -> Vec<(Agent, R
     all
 }
 
-/// A block of calls, spread over the agents; gives the largest answer in bytes.
+/// A block of calls, spread over the agents; returns the largest answer in bytes.
 async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) -> usize {
     let each = calls.div_ceil(agents.len());
     let call_all = agents.iter_mut().map(async |(agent, request)| {
@@ -106,21 +106,22 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) ->
     futures_util::future::join_all(call_all).await.into_iter().max().unwrap_or(0)
 }
 
-/// How many bytes the server sends for one answer, with all that HTTP/2 and TLS add: counted by a go-between.
+/// How many bytes the server sends for one answer, with all that HTTP/2 and TLS add: counted by a proxy.
 async fn answer_on_the_wire(server: &Serving) -> u64 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (way, at) = (server.way(), listener.local_addr().expect("an address"));
     let counted = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&counted);
-    let between = tokio::spawn(async move {
+    let proxy = tokio::spawn(async move {
         let (client, _) = listener.accept().await.expect("a connection");
         let server = TcpStream::connect(way.at).await.expect("the server is there");
-        let ((mut ask, mut tell), (mut hear, mut pass)) = (client.into_split(), server.into_split());
-        tokio::spawn(async move { tokio::io::copy(&mut ask, &mut pass).await });
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
         let mut buffer = vec![0; 1 << 16];
-        while let Ok(length @ 1..) = hear.read(&mut buffer).await {
+        while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
             count.fetch_add(length as u64, Ordering::SeqCst);
-            tell.write_all(&buffer[..length]).await.expect("the client is there");
+            to_client.write_all(&buffer[..length]).await.expect("the client is there");
         }
     });
     let way = Way { at, ..server.way() };
@@ -129,18 +130,18 @@ async fn answer_on_the_wire(server: &Serving) -> u64 {
     block(&mut agents, 10).await;
     let before = counted.load(Ordering::SeqCst);
     block(&mut agents, 100).await;
-    between.abort();
+    proxy.abort();
     (counted.load(Ordering::SeqCst) - before).div_ceil(100)
 }
 
-/// What tells whether anything was written: length and time of the files of the database.
+/// What shows whether anything was written: length and time of the files of the database.
 fn database(folder: &Path) -> Vec<(u64, SystemTime)> {
     let files = [identity::DATABASE.to_owned(), format!("{}-wal", identity::DATABASE)];
-    let facts = |file: String| {
-        let facts = std::fs::metadata(folder.join(file)).expect("the database is there");
-        (facts.len(), facts.modified().expect("a time"))
+    let length_and_time = |file: String| {
+        let metadata = std::fs::metadata(folder.join(file)).expect("the database is there");
+        (metadata.len(), metadata.modified().expect("a time"))
     };
-    files.into_iter().map(facts).collect()
+    files.into_iter().map(length_and_time).collect()
 }
 
 /// A tonic server that answers check-ins and nothing else.
@@ -153,7 +154,7 @@ fn bare(folder: &Path) {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let at = listener.local_addr().expect("an address").to_string();
-        say(&serde_json::json!({ "at": at, "ca": ca, "signing_key": signing_key }));
+        report(&serde_json::json!({ "at": at, "ca": ca, "signing_key": signing_key }));
         let (send, streams) = tokio::sync::mpsc::channel(64);
         let acceptor = TlsAcceptor::from(Arc::clone(&tls));
         tokio::spawn(async move {

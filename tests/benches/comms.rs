@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use ipnet::{IpNet, Ipv4Net};
 use netclient::device::userspace::Userspace;
 use netclient::device::{Device, DeviceStep, PeerSettings, PrivateKey};
-use nmplan::lab::{self, Machine};
+use nmplan::lab;
 use proto::token::Token;
 use proto::wire::CheckInRequest;
 use schema::scalars::WireGuardKey;
@@ -51,7 +51,7 @@ async fn measure() {
     let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses="unlimited" }"#;
     let tokens = mesh.apply(network).await;
     let token = &tokens["corp/access-key/k"];
-    let host = mesh.machine("a").await;
+    let host = mesh.agent("a").await;
     host.register(token).await.expect("it registers");
     check_ins(&mesh, &host, token).await;
     one_more(&mesh, token).await;
@@ -64,7 +64,7 @@ struct Line {
     channel: Channel,
 }
 
-async fn check_ins(mesh: &Mesh, host: &Machine, token: &str) {
+async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
     let calls: usize = std::env::var("CALLS").ok().and_then(|calls| calls.parse().ok()).unwrap_or(12_000);
     let server = mesh.server.host();
     let processes = [mesh.server.id().expect("it runs"), device_of(server, "nm-comms").expect("it runs")];
@@ -117,7 +117,7 @@ async fn check_ins(mesh: &Mesh, host: &Machine, token: &str) {
 }
 
 /// A channel whose one connection begins on a host, at one of its interfaces.
-fn channel(host: &Machine, device: &str, at: SocketAddr, way: &Way) -> Channel {
+fn channel(host: &lab::Agent, device: &str, at: SocketAddr, way: &Way) -> Channel {
     let stream = host.host().within(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.bind_device(Some(device.as_bytes())).expect("the interface is there");
@@ -183,7 +183,7 @@ async fn one_more(mesh: &Mesh, token: &str) {
 
 /// What the device needs to take one more peer, and to lose one, with so many peers there: all that grows.
 async fn one_less(mesh: &Mesh) {
-    let host = mesh.machine("device").await;
+    let host = mesh.agent("device").await;
     let socket = host.host().directory().join("bench.sock");
     println!("\n| peers | one more | one less |\n| --- | --- | --- |");
     let program = mesh.programs.netclient.clone();

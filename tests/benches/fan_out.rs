@@ -1,4 +1,4 @@
-//! What does it cost to tell every node of a mesh that one more has joined?
+//! What does it cost to send every node of a mesh that one more has joined?
 //!
 //! The nodes are put into the database; then each watches over a connection of its own, as an agent would, and one more
 //! joins. The server runs in a process of its own. `NODES` ("10 100 1000 5000") changes the sizes.
@@ -19,10 +19,10 @@ use tonic::Streaming;
 
 /// How many agents connect at the same time.
 const CONNECTING: usize = 64;
-/// How many agents have their whole View and check what they are told against what they would be told as a whole.
+/// How many agents have their whole View and check that the delta leads to the same as the server's whole View.
 const CHECKING: u32 = 3;
-/// The longest that all may take to know.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that it may take until all have the update.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -34,7 +34,7 @@ fn main() {
     raise_file_limit();
     let sizes = std::env::var("NODES").unwrap_or_else(|_| "10 100 1000 5000".into());
     println!(
-        "| nodes | payload for each, at most | all together | all know after | half know after | server memory | server CPU |"
+        "| nodes | payload for each, at most | all together | all have it after | half have it after | server memory | server CPU |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for size in sizes.split_whitespace() {
@@ -51,12 +51,12 @@ async fn one_more(size: u32) {
     let mut newcomer = Agent::new(&server.way(), "corp", &name(size), size);
     newcomer.challenge().await.expect("it is connected");
     let (cpu, start) = (server.cpu(), Instant::now());
-    let hear = watching.into_iter().map(|watching| tokio::spawn(watching.hear(start)));
-    let hear: Vec<_> = hear.collect();
+    let received = watching.into_iter().map(|watching| tokio::spawn(watching.receive(start)));
+    let received: Vec<_> = received.collect();
     newcomer.join("k").await.expect("it joins");
     let (mut bytes, mut times) = (Vec::new(), Vec::new());
-    for heard in hear {
-        let (payload, after) = heard.await.expect("it heard");
+    for update in received {
+        let (payload, after) = update.await.expect("it was received");
         bytes.push(payload);
         times.push(after);
     }
@@ -74,7 +74,7 @@ async fn one_more(size: u32) {
     );
 }
 
-/// An agent that waits for news.
+/// An agent that waits for an update.
 struct Watching {
     agent: Agent,
     updates: Streaming<Update>,
@@ -83,8 +83,8 @@ struct Watching {
 
 async fn watch_all(server: &Serving, size: u32) -> Vec<Watching> {
     let (way, connecting) = (server.way(), Arc::new(Semaphore::new(CONNECTING)));
-    let said = |name: &str| server.said[name].as_u64().expect("a number");
-    let at = Position { epoch: said("epoch"), revision: Revision(said("revision")) };
+    let reported = |name: &str| server.reported[name].as_u64().expect("a number");
+    let at = Position { epoch: reported("epoch"), revision: Revision(reported("revision")) };
     let watch = |number: u32| {
         let (way, connecting) = (way.clone(), Arc::clone(&connecting));
         tokio::spawn(async move {
@@ -108,17 +108,17 @@ async fn watch_all(server: &Serving, size: u32) -> Vec<Watching> {
 }
 
 impl Watching {
-    /// The bytes of the news, and when they came.
-    async fn hear(mut self, start: Instant) -> (usize, Duration) {
-        let update = tokio::time::timeout(PATIENCE, self.updates.message()).await.expect("news in time");
+    /// The size of the update, and when it came.
+    async fn receive(mut self, start: Instant) -> (usize, Duration) {
+        let update = tokio::time::timeout(TIMEOUT, self.updates.message()).await.expect("an update in time");
         let after = start.elapsed();
         let update = update.expect("the stream is whole").expect("the stream goes on");
         if self.checks {
             self.agent.take(&update).expect("it applies");
-            let told = self.agent.view.clone();
+            let by_delta = self.agent.view.clone();
             let whole = self.agent.whole().await.expect("it is in the network");
             self.agent.take(&whole).expect("it is signed");
-            assert_eq!(told, self.agent.view, "a delta leads to the same as the whole");
+            assert_eq!(by_delta, self.agent.view, "a delta leads to the same as the whole");
         }
         (update.encoded_len(), after)
     }

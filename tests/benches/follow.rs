@@ -1,4 +1,4 @@
-//! What does it cost the compiler to follow a change of a large network, beside compiling the network anew?
+//! What does it cost the compiler to follow a change of a large network, compared with compiling the network again?
 //!
 //! Everything is in memory and on one core: no server, no wire. `NODES` (10000) and `ENTRIES` (1000) change the size.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -45,7 +45,7 @@ fn main() {
     let setting = followed(&mesh, &world, |world, round| declare_network(world, 21 + round));
     row("a setting of the network (keepalive)", setting, join);
     let anew = median((0..11).map(|_| timed(|| Mesh::compile(&network, &world.snapshot, &world.inventory))).collect());
-    row("compiled anew", anew, join);
+    row("compiled again", anew, join);
 }
 
 fn number(variable: &str, otherwise: u32) -> u32 {

@@ -1,8 +1,8 @@
-//! What does a plan of many objects cost, beside `terraform plan` of as many of its built-in `terraform_data`?
+//! What does a plan of many objects cost, compared with `terraform plan` of as many of its built-in `terraform_data`?
 //!
 //! Whole programs, several runs, the median. The mix is fixed: for each 10,000 objects 20 networks, 100 access keys, 4,880
 //! nodes and 5,000 DNS entries, one KDL file for each network. `OBJECTS` (10000) and `RUNS` (5) change the size;
-//! `TERRAFORM=off` leaves the peer out, as does a machine without one, which the output then says.
+//! `TERRAFORM=off` leaves terraform out, as does its absence; the output then says so.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ fn main() {
     };
     let keys = folder.path().join("keys.json").display().to_string();
     let first = measure(nmplan(&["apply", "-y", "-q", "--keys-to", &keys]));
-    // Memory is known as the largest of all that ran so far: the small ones come first.
+    // The system reports the largest memory of all children so far, so the small ones come first.
     let validate = repeat(runs, || nmplan(&["validate"]));
     let plan = repeat(runs, || nmplan(&["plan", "--detailed-exitcode"]));
     println!("{objects} objects, {runs} runs each, medians\n");
@@ -41,7 +41,7 @@ fn main() {
     drop(server);
     if std::env::var("TERRAFORM").as_deref() == Ok("off") || Command::new("terraform").arg("version").output().is_err()
     {
-        println!("\nterraform was not measured: it is not here, or TERRAFORM=off");
+        println!("\nterraform was not measured: it is not installed, or TERRAFORM=off");
         return;
     }
     let terraform = folder.path().join("terraform");
@@ -111,8 +111,8 @@ fn declare(folder: &Path, objects: usize) {
     }
 }
 
-/// Writes a configuration, and the state as an apply of it leaves it: the peer's own apply takes far longer than all else
-/// here. That the state fits, the plan's exit code says.
+/// Writes a configuration, and the state as an apply of it leaves it: terraform's own apply takes far longer than all else
+/// here. The plan's exit code shows that the state fits.
 fn terraform_project(folder: &Path, objects: usize) {
     std::fs::create_dir_all(folder).expect("a folder");
     let (mut text, mut resources) = (String::new(), Vec::new());

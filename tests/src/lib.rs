@@ -1,7 +1,7 @@
-//! What the end-to-end tests stand on: real programs, each in network namespaces of its own.
+//! What the end-to-end tests are built on: real programs, each in network namespaces of its own.
 //!
 //! A test enters the lab (`nmplan::lab::enter_test`), starts a [`Mesh`] (a server on its host), declares something, and puts
-//! machines on further hosts. Conditions are polled ([`eventually`]), never slept for. Everything ends with the test.
+//! agents on further hosts. Conditions are polled ([`eventually`]), never slept for. Everything ends with the test.
 
 pub mod cost;
 pub mod filter;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use nmplan::lab::{Host, Machine, Programs, Server, Underlay};
+use nmplan::lab::{Agent, Host, Programs, Server, Underlay};
 use proto::token::Token;
 use test_agent::Way;
 
@@ -37,7 +37,7 @@ pub fn in_runtime<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(test)
 }
 
-/// Polls a condition until it holds; gives how long that took.
+/// Polls a condition until it holds; returns how long that took.
 ///
 /// # Panics
 ///
@@ -68,7 +68,7 @@ impl Mesh {
         Self::start_with(&[]).await
     }
 
-    /// Starts a server with settings, variables as `nmserver` reads them.
+    /// Starts a server with settings: environment variables as `nmserver` reads them.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let programs = Programs::find().expect("the programs are built");
         let underlay = Underlay::new().await.expect("an underlay");
@@ -84,9 +84,9 @@ impl Mesh {
         Way { at, ca, signing_key: token.signing_key }
     }
 
-    /// Makes a machine without networks.
-    pub async fn machine(&self, name: &str) -> Machine {
-        Machine::new(&self.underlay, &self.programs, name).await.expect("a host")
+    /// Makes a host with an agent that is in no network.
+    pub async fn agent(&self, name: &str) -> Agent {
+        Agent::new(&self.underlay, &self.programs, name).await.expect("a host")
     }
 
     /// Runs nmplan as an admin of the server.
@@ -100,7 +100,7 @@ impl Mesh {
         tokio::process::Command::from(command).output().await.expect("nmplan runs")
     }
 
-    /// Applies a text in KDL as all that is declared; gives the tokens of every key made so far.
+    /// Applies a text in KDL as all that is declared; returns the tokens of every key made so far.
     ///
     /// # Panics
     ///
@@ -153,25 +153,25 @@ pub fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The addresses that an agent says its machine has in a network.
-pub async fn addresses(machine: &Machine, network: &str) -> Vec<IpAddr> {
-    let status = machine.status().await.expect("the agent answers");
+/// The addresses in a network that an agent reports.
+pub async fn addresses(agent: &Agent, network: &str) -> Vec<IpAddr> {
+    let status = agent.status().await.expect("the agent answers");
     let networks = status["networks"].as_array().cloned().unwrap_or_default();
     let found = networks.iter().find(|it| it["name"] == network);
     let addresses = found.and_then(|it| it["addresses"].as_array().cloned()).unwrap_or_default();
     addresses.iter().filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
-/// Waits until every machine pings every other at each of its addresses in a network.
+/// Waits until every agent's host pings every other at each of its addresses in a network.
 ///
 /// # Panics
 ///
 /// When one does not within 20 seconds.
-pub async fn all_ping_all(machines: &[Machine], network: &str) {
-    for to in machines {
+pub async fn all_ping_all(agents: &[Agent], network: &str) {
+    for to in agents {
         let addresses = addresses(to, network).await;
         assert!(!addresses.is_empty(), "{} is in {network}", to.host().name());
-        for from in machines {
+        for from in agents {
             for address in &addresses {
                 let what = format!("{} pings {} at {address}", from.host().name(), to.host().name());
                 eventually(&what, Duration::from_secs(20), async || {

@@ -1,6 +1,6 @@
-//! A server in a process of its own, so that what it costs is told apart from what its clients cost.
+//! A server in a process of its own, so that its costs can be distinguished from those of its clients.
 //!
-//! A benchmark starts itself again ([`Serving::start`]); the copy serves ([`serve`], [`say`]) until its input ends.
+//! A benchmark starts itself again ([`Serving::start`]); the copy serves ([`serve`], [`report`]) until its input ends.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,12 +35,12 @@ pub fn cpu_of(process: u32) -> Duration {
 pub struct Serving {
     process: Child,
     _input: ChildStdin,
-    /// What it said when it was ready.
-    pub said: Value,
+    /// What it reported when it was ready.
+    pub reported: Value,
 }
 
 impl Serving {
-    /// Starts this program again with arguments, and waits for what it says.
+    /// Starts this program again with arguments, and waits for its report.
     pub fn start(arguments: &[&str]) -> Self {
         let own = std::env::current_exe().expect("this program has a file");
         let mut command = Command::new(own);
@@ -48,14 +48,14 @@ impl Serving {
         let mut process = command.spawn().expect("it starts");
         let input = process.stdin.take().expect("its input is a pipe");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("its output is a pipe")).read_line(&mut line).expect("it speaks");
-        let said = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server did not start: {line:?}"));
-        Self { process, _input: input, said }
+        BufReader::new(process.stdout.take().expect("its output is a pipe")).read_line(&mut line).expect("it reports");
+        let reported = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server did not start: {line:?}"));
+        Self { process, _input: input, reported }
     }
 
     /// The way to its agents' service.
     pub fn way(&self) -> Way {
-        let text = |name: &str| self.said[name].as_str().unwrap_or_default().to_owned();
+        let text = |name: &str| self.reported[name].as_str().unwrap_or_default().to_owned();
         let at = text("at").parse().expect("an address");
         Way { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
     }
@@ -84,10 +84,10 @@ impl Drop for Serving {
     }
 }
 
-/// In the copy: says what its starter must know.
-pub fn say(what: &Value) {
+/// In the copy: reports what its starter must know.
+pub fn report(what: &Value) {
     let mut output = std::io::stdout().lock();
-    writeln!(output, "{what}").and_then(|()| output.flush()).expect("the starter listens");
+    writeln!(output, "{what}").and_then(|()| output.flush()).expect("the starter reads");
 }
 
 /// In the copy: returns when the starter has ended.
@@ -100,7 +100,7 @@ pub fn settings(directory: &Path) -> Settings {
     let value = |name: &str| match name {
         "DATA_DIR" => Some(directory.display().to_string()),
         "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
-        // They would touch this host.
+        // They would change this host.
         "COMMS" | "CLIENT_MODE" => Some("off".into()),
         _ => None,
     };
@@ -117,7 +117,7 @@ pub fn serve(directory: &Path) {
         let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
         let at = server.addresses().1.expect("it serves agents").to_string();
         let signing_key = info.signing_key.to_string();
-        say(&serde_json::json!({
+        report(&serde_json::json!({
             "at": at, "ca": ca, "signing_key": signing_key, "epoch": info.epoch, "revision": revision,
         }));
         let (end, shutdown) = watch::channel(false);
@@ -129,21 +129,21 @@ pub fn serve(directory: &Path) {
     });
 }
 
-/// Lets this program have as many open files as it may.
+/// Raises this program's limit of open files as far as it may.
 pub fn raise_file_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the limit is there to be reached");
 }
 
-/// A world as a server would keep it, in the database of a directory: a network with both families, a key, and so many
-/// machines that have joined.
-pub fn seed(directory: &Path, machines: u32) {
+/// A world as a server would keep it, in the database of a directory: a network with both families, a key, and this many
+/// nodes that have joined.
+pub fn seed(directory: &Path, nodes: u32) {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
     let mut store = Sqlite::open(&directory.join(identity::DATABASE)).expect("a database");
     let before = store.load().expect("it loads").world;
-    let after = seeded(&before, machines, Timestamp::now());
+    let after = seeded(&before, nodes, Timestamp::now());
     let (puts, deletes) = rows::between(&before, &after);
     let entry = LogEntry {
         revision: after.revision,
@@ -160,7 +160,7 @@ pub fn seed(directory: &Path, machines: u32) {
     store.commit(&[Batch { entry, puts, deletes }]).expect("it is kept");
 }
 
-fn seeded(before: &World, machines: u32, now: Timestamp) -> World {
+fn seeded(before: &World, nodes: u32, now: Timestamp) -> World {
     let mut world = World { revision: Revision(before.revision.0 + 1), ..before.clone() };
     let network = serde_json::json!({ "id": "corp", "body": { "ipv4": "10.0.0.0/16", "ipv6": "fd00::/64" } });
     let key = serde_json::json!({ "id": "corp/access-key/k", "body": { "uses": "unlimited" } });
@@ -169,16 +169,16 @@ fn seeded(before: &World, machines: u32, now: Timestamp) -> World {
         world.snapshot.put(document.id.clone(), document.entry().expect("it decodes"));
     }
     let verifier = proto::sign::public_key(&test_agent::seed("k"));
-    let status = KeyStatus { verifier, created: now, used: machines };
+    let status = KeyStatus { verifier, created: now, used: nodes };
     world.inventory.put_key("corp/access-key/k".parse().expect("an id"), status);
-    for number in 0..machines {
+    for number in 0..nodes {
         let id = NodeId { network: "corp".parse().expect("a name"), name: name(number).parse().expect("a name") };
-        world.inventory.put_node(id, machine(number, now));
+        world.inventory.put_node(id, node(number, now));
     }
     world
 }
 
-fn machine(number: u32, now: Timestamp) -> Joined {
+fn node(number: u32, now: Timestamp) -> Joined {
     let (identity, public_key) = Agent::keys(number);
     let [_, _, high, low] = (number + 1).to_be_bytes();
     let ipv6 = Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(number) + 1);
@@ -196,7 +196,7 @@ fn machine(number: u32, now: Timestamp) -> Joined {
     }
 }
 
-/// The name of the machine of a number.
+/// The name of a node by its number.
 pub fn name(number: u32) -> String {
     format!("node-{number:04}")
 }

@@ -1,4 +1,4 @@
-//! A change in the files reaches every machine, and touches nothing else.
+//! A change in the files reaches every node, and affects nothing else.
 //!
 //! ```text
 //! nmserver ==== underlay ==== a, b, c
@@ -12,7 +12,7 @@ use std::time::Duration;
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime};
 use netclient::device::userspace::Userspace;
 use netclient::device::{Device, DeviceStep, PrivateKey};
-use nmplan::lab::{Machine, enter_test};
+use nmplan::lab::{Agent, enter_test};
 
 fn text(address_of_c: &str, keepalive: &str) -> String {
     format!(
@@ -25,45 +25,45 @@ fn text(address_of_c: &str, keepalive: &str) -> String {
     )
 }
 
-async fn three(mesh: &Mesh, variables: &[(&str, &str)]) -> Vec<Machine> {
+async fn three(mesh: &Mesh, variables: &[(&str, &str)]) -> Vec<Agent> {
     let tokens = mesh.apply(&text("10.40.0.9", "20s")).await;
-    let mut machines = Vec::new();
+    let mut agents = Vec::new();
     for name in ["a", "b", "c"] {
-        let mut machine = mesh.machine(name).await;
-        machine.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
-        machine.start_daemon(variables).expect("the agent starts");
-        machines.push(machine);
+        let mut agent = mesh.agent(name).await;
+        agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
+        agent.start_daemon(variables).expect("the agent starts");
+        agents.push(agent);
     }
-    all_ping_all(&machines, "corp").await;
-    machines
+    all_ping_all(&agents, "corp").await;
+    agents
 }
 
-fn link(machine: &Machine) -> Option<u32> {
-    machine.host().within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers")
+fn link(agent: &Agent) -> Option<u32> {
+    agent.host().within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers")
 }
 
-async fn knows(machine: &Machine, name: &str, address: &str) -> bool {
-    machine.host().read("/etc/hosts").expect("it is there").contains(&format!("{address}\t{name}.corp"))
+async fn knows(agent: &Agent, name: &str, address: &str) -> bool {
+    agent.host().read("/etc/hosts").expect("it is there").contains(&format!("{address}\t{name}.corp"))
 }
 
-/// Applies another address for c, and gives how long it took until all know it.
-async fn readdress(mesh: &Mesh, machines: &[Machine], patience: Duration) -> Duration {
-    let links: Vec<_> = machines.iter().map(link).collect();
-    let b: IpAddr = addresses(&machines[1], "corp").await[0];
-    let pinger = machines[0].host().pinger(b, Duration::from_millis(20)).expect("sockets");
+/// Applies another address for c, and returns how long it took until all know it.
+async fn readdress(mesh: &Mesh, agents: &[Agent], patience: Duration) -> Duration {
+    let links: Vec<_> = agents.iter().map(link).collect();
+    let b: IpAddr = addresses(&agents[1], "corp").await[0];
+    let pinger = agents[0].host().pinger(b, Duration::from_millis(20)).expect("sockets");
     mesh.apply(&text("10.40.0.10", "20s")).await;
     let took = eventually("all know the new address", patience, async || {
         let mut all = true;
-        for machine in machines {
-            all &= knows(machine, "api", "10.40.0.10").await;
+        for agent in agents {
+            all &= knows(agent, "api", "10.40.0.10").await;
         }
         all
     })
     .await;
-    all_ping_all(machines, "corp").await;
+    all_ping_all(agents, "corp").await;
     let count = pinger.stop().await;
     assert_eq!(count.lost, 0, "a and b are not concerned: {count:?}");
-    assert_eq!(machines.iter().map(link).collect::<Vec<_>>(), links, "no interface is made anew");
+    assert_eq!(agents.iter().map(link).collect::<Vec<_>>(), links, "no interface is replaced");
     took
 }
 
@@ -74,15 +74,15 @@ fn a_change_is_pushed_and_loses_no_ping_of_others() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = three(&mesh, &[]).await;
-        let took = readdress(&mesh, &machines, Duration::from_secs(3)).await;
+        let agents = three(&mesh, &[]).await;
+        let took = readdress(&mesh, &agents, Duration::from_secs(3)).await;
         eprintln!("all knew within {took:?} of the apply");
 
         mesh.apply(&text("10.40.0.10", "7s")).await;
-        for machine in &machines {
+        for agent in &agents {
             eventually("the keepalive is set", Duration::from_secs(3), async || {
                 let socket = "/etc/netclient/device-nm-corp.sock";
-                let device = machine.host().within(|| {
+                let device = agent.host().within(|| {
                     let device = netclient::device::attach("nm-corp", std::path::Path::new(socket));
                     device.expect("it answers").expect("it is there").observe().expect("it answers")
                 });
@@ -94,22 +94,22 @@ fn a_change_is_pushed_and_loses_no_ping_of_others() {
 }
 
 #[test]
-fn without_the_stream_a_change_comes_with_the_next_check_in() {
-    if !enter_test("without_the_stream_a_change_comes_with_the_next_check_in") {
+fn without_the_stream_a_change_arrives_with_the_next_check_in() {
+    if !enter_test("without_the_stream_a_change_arrives_with_the_next_check_in") {
         return;
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        // By the variable on two of them, by the file on the third; the log tells what the agents do.
+        // By the variable on two of them, by the file on the third; the log shows what the agents do.
         let log = ("NETCLIENT_LOG", "netclient=debug");
-        let mut machines = three(&mesh, &[log, ("NETCLIENT_WATCH", "false")]).await;
-        machines[2].kill_daemon().await.expect("it is killed");
+        let mut agents = three(&mesh, &[log, ("NETCLIENT_WATCH", "false")]).await;
+        agents[2].kill_daemon().await.expect("it is killed");
         let path = "/etc/netclient/netclient.toml";
-        machines[2].host().write(path, "watch = false\n").expect("it is written");
-        machines[2].start_daemon(&[log]).expect("the agent starts");
-        let took = readdress(&mesh, &machines, Duration::from_secs(6)).await;
-        for machine in &mut machines {
-            let log = machine.daemon().expect("it runs").printed();
+        agents[2].host().write(path, "watch = false\n").expect("it is written");
+        agents[2].start_daemon(&[log]).expect("the agent starts");
+        let took = readdress(&mesh, &agents, Duration::from_secs(6)).await;
+        for agent in &mut agents {
+            let log = agent.daemon().expect("it runs").printed();
             assert!(log.contains("output=CheckIn") && !log.contains("output=Watch"), "{log}");
         }
         eprintln!("all knew within {took:?} of the apply; they check in each 2 s");
@@ -117,24 +117,24 @@ fn without_the_stream_a_change_comes_with_the_next_check_in() {
 }
 
 #[test]
-fn a_machine_that_was_cut_off_catches_up() {
-    if !enter_test("a_machine_that_was_cut_off_catches_up") {
+fn a_node_that_was_cut_off_catches_up() {
+    if !enter_test("a_node_that_was_cut_off_catches_up") {
         return;
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = three(&mesh, &[]).await;
-        let cut = &machines[1];
-        let links: Vec<_> = machines.iter().map(link).collect();
+        let agents = three(&mesh, &[]).await;
+        let cut = &agents[1];
+        let links: Vec<_> = agents.iter().map(link).collect();
         cut.host().link_down().await.expect("the cable is out");
         mesh.apply(&text("10.40.0.10", "20s")).await;
-        eventually("the others know", Duration::from_secs(5), async || knows(&machines[0], "api", "10.40.0.10").await)
+        eventually("the others know", Duration::from_secs(5), async || knows(&agents[0], "api", "10.40.0.10").await)
             .await;
-        assert!(knows(cut, "api", "10.40.0.9").await, "who is cut off stays as it was");
-        assert_eq!(machines.iter().map(link).collect::<Vec<_>>(), links, "and keeps its tunnel");
+        assert!(knows(cut, "api", "10.40.0.9").await, "the node that is cut off stays as it was");
+        assert_eq!(agents.iter().map(link).collect::<Vec<_>>(), links, "and keeps its tunnel");
         cut.host().link_up().await.expect("the cable is in");
         eventually("it catches up", Duration::from_secs(60), async || knows(cut, "api", "10.40.0.10").await).await;
-        all_ping_all(&machines, "corp").await;
+        all_ping_all(&agents, "corp").await;
     });
 }
 
@@ -145,11 +145,11 @@ fn a_device_outlives_every_change_of_its_port() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machine = mesh.machine("a").await;
-        let (host, socket) = (machine.host(), machine.host().directory().join("device.sock"));
+        let agent = mesh.agent("a").await;
+        let (host, socket) = (agent.host(), agent.host().directory().join("device.sock"));
         let mut device = host.within(|| Userspace::spawn("nm-x", &mesh.programs.netclient, &socket)).expect("a device");
         device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([9; 32]))]).expect("it takes a key");
-        // What reads the link is what a move disturbs.
+        // The link is up so that something reads it: that is what a change of port disturbs.
         let mut up = host.command("ip");
         up.args(["link", "set", "nm-x", "up"]);
         assert!(host.run(up).await.expect("it runs").status.success());
@@ -171,16 +171,16 @@ fn a_mesh_moves_to_another_port_on_the_devices_that_it_has() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = three(&mesh, &[]).await;
-        let devices = || -> Vec<_> { machines.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
+        let agents = three(&mesh, &[]).await;
+        let devices = || -> Vec<_> { agents.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
         let before = devices();
         for port in [51_900, 51_901, 51_902] {
             let text = text("10.40.0.9", "20s").replace("check-in", &format!("listen-port {port}; check-in"));
             mesh.apply(&text).await;
-            for machine in &machines {
+            for agent in &agents {
                 eventually("the port is set", Duration::from_secs(5), async || {
                     let socket = std::path::Path::new("/etc/netclient/device-nm-corp.sock");
-                    let state = machine.host().within(|| {
+                    let state = agent.host().within(|| {
                         let device = netclient::device::attach("nm-corp", socket).expect("it answers");
                         device.expect("it is there").observe().expect("it answers")
                     });
@@ -188,8 +188,8 @@ fn a_mesh_moves_to_another_port_on_the_devices_that_it_has() {
                 })
                 .await;
             }
-            all_ping_all(&machines, "corp").await;
+            all_ping_all(&agents, "corp").await;
         }
-        assert_eq!(devices(), before, "none was made anew");
+        assert_eq!(devices(), before, "none was replaced");
     });
 }

@@ -1,4 +1,4 @@
-//! The server's own host as a node: it comes up by itself, outlives the server, and goes without a trace.
+//! The server's own host as a node: it comes up by itself, outlives the server, and leaves without a trace.
 //!
 //! ```text
 //! nmserver and the node `netmaker` ==== underlay ==== a, b
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use end_to_end::{Mesh, Tokens, addresses, eventually, in_runtime, rounds, text_of};
-use nmplan::lab::{Host, Machine, Pinger, Programs, Server, Underlay, enter_test};
+use nmplan::lab::{Agent, Host, Pinger, Programs, Server, Underlay, enter_test};
 
 const WITHOUT: &str = r#"network "corp" {
     ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; check-in "1s"
@@ -27,19 +27,19 @@ fn with(nodes: &str) -> String {
     format!("{WITHOUT}\nnetwork \"corp\" {{ {nodes} }}")
 }
 
-async fn joined(mesh: &Mesh, tokens: &Tokens, name: &str) -> Machine {
-    let mut machine = mesh.machine(name).await;
-    machine.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
-    machine.start_daemon(&[]).expect("the agent starts");
-    machine
+async fn joined(mesh: &Mesh, tokens: &Tokens, name: &str) -> Agent {
+    let mut agent = mesh.agent(name).await;
+    agent.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
+    agent.start_daemon(&[]).expect("the agent starts");
+    agent
 }
 
-/// The network of the server's own host, as its agent tells it; null where it is in none.
+/// The network of the server's own host, as its agent reports it; null if it is in none.
 async fn own_network(server: &Server) -> serde_json::Value {
     server.status().await.expect("the agent's directory can be read")["networks"][0].clone()
 }
 
-/// Waits until the server's own host is a node that is in touch; its addresses.
+/// Waits until the server's own host is a node that the server hears from; returns its addresses.
 async fn own_addresses(server: &Server) -> Vec<IpAddr> {
     let mut network = serde_json::Value::Null;
     eventually("the server's host is a node", SOON, async || {
@@ -58,13 +58,13 @@ async fn reach(from: &Host, to: IpAddr) {
     .await;
 }
 
-/// Waits until so many more pings have been sent.
+/// Waits until this many more pings have been sent.
 async fn passes(pinger: &Pinger, pings: u64) {
     let until = pinger.count().sent + pings;
     eventually("pings are sent", Duration::from_secs(30), async || pinger.count().sent >= until).await;
 }
 
-/// What of a node there may be on a host: interfaces, names, and processes by what they run.
+/// What a node may leave on a host: interfaces, names, and processes by what they run.
 #[derive(Debug, PartialEq)]
 struct Traces {
     interfaces: BTreeSet<String>,
@@ -84,7 +84,7 @@ fn traces(host: &Host) -> Traces {
     }
 }
 
-/// How `nmplan status` tells of the server's own host.
+/// What `nmplan status` shows of the server's own host.
 async fn status(mesh: &Mesh) -> serde_json::Value {
     let output = mesh.nmplan(&["status", "--json"]).await;
     assert!(output.status.success(), "{output:?}");
@@ -94,30 +94,30 @@ async fn status(mesh: &Mesh) -> serde_json::Value {
 }
 
 #[test]
-fn nodes_ping_the_servers_host_also_while_the_server_is_killed() {
-    if !enter_test("nodes_ping_the_servers_host_also_while_the_server_is_killed") {
+fn nodes_ping_the_servers_host_even_while_the_server_is_killed() {
+    if !enter_test("nodes_ping_the_servers_host_even_while_the_server_is_killed") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
         let tokens = mesh.apply(&with(r#"node "netmaker" ipv4="10.40.7.7""#)).await;
-        let machines = [joined(&mesh, &tokens, "a").await, joined(&mesh, &tokens, "b").await];
+        let agents = [joined(&mesh, &tokens, "a").await, joined(&mesh, &tokens, "b").await];
         let own = own_addresses(&mesh.server).await;
         assert!(own.len() == 2 && own[0].to_string() == "10.40.7.7", "{own:?}");
-        for machine in &machines {
+        for agent in &agents {
             for to in &own {
-                reach(machine.host(), *to).await;
+                reach(agent.host(), *to).await;
             }
-            for to in addresses(machine, "corp").await {
+            for to in addresses(agent, "corp").await {
                 reach(mesh.server.host(), to).await;
             }
-            let named = async || machine.host().read("/etc/hosts").expect("names").contains("netmaker.corp");
+            let named = async || agent.host().read("/etc/hosts").expect("names").contains("netmaker.corp");
             eventually("its name resolves", SOON, named).await;
         }
         assert!(mesh.server.host().read("/etc/hosts").expect("names").contains("a.corp"));
-        let told = status(&mesh).await;
-        assert_eq!((&told["state"], &told["control"]), (&"online".into(), &"tls".into()), "{told}");
-        let pingers = own.iter().map(|to| machines[0].host().pinger(*to, Duration::from_millis(20)).expect("sockets"));
+        let shown = status(&mesh).await;
+        assert_eq!((&shown["state"], &shown["control"]), (&"online".into(), &"tls".into()), "{shown}");
+        let pingers = own.iter().map(|to| agents[0].host().pinger(*to, Duration::from_millis(20)).expect("sockets"));
         let pingers: Vec<_> = pingers.collect();
         for round in 0..rounds() {
             if round % 2 == 0 {
@@ -128,7 +128,8 @@ fn nodes_ping_the_servers_host_also_while_the_server_is_killed() {
             passes(&pingers[0], 50).await;
             mesh.server.serve().await.expect("it serves again");
             own_addresses(&mesh.server).await;
-            eventually("the server hears its own host", SOON, async || status(&mesh).await["state"] == "online").await;
+            eventually("the server hears from its own host", SOON, async || status(&mesh).await["state"] == "online")
+                .await;
             passes(&pingers[0], 10).await;
             let lost: Vec<_> = pingers.iter().map(|pinger| pinger.count().lost).collect();
             assert_eq!(lost, [0, 0], "round {round}");
@@ -142,8 +143,8 @@ fn nodes_ping_the_servers_host_also_while_the_server_is_killed() {
 }
 
 #[test]
-fn a_declaration_that_goes_leaves_the_servers_host_as_it_was() {
-    if !enter_test("a_declaration_that_goes_leaves_the_servers_host_as_it_was") {
+fn when_the_declaration_is_deleted_the_servers_host_is_left_as_it_was() {
+    if !enter_test("when_the_declaration_is_deleted_the_servers_host_is_left_as_it_was") {
         return;
     }
     in_runtime(async {
@@ -165,16 +166,16 @@ fn a_declaration_that_goes_leaves_the_servers_host_as_it_was() {
 }
 
 #[test]
-fn no_token_lets_a_machine_be_the_servers_host() {
-    if !enter_test("no_token_lets_a_machine_be_the_servers_host") {
+fn no_token_lets_another_host_take_the_servers_name() {
+    if !enter_test("no_token_lets_another_host_take_the_servers_name") {
         return;
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
         let tokens = mesh.apply(WITHOUT).await;
-        let machine = mesh.machine("impostor").await;
+        let agent = mesh.agent("impostor").await;
         let join = async || {
-            let refused = machine.join(&tokens["corp/access-key/k"], &["--name", "netmaker"]).await;
+            let refused = agent.join(&tokens["corp/access-key/k"], &["--name", "netmaker"]).await;
             refused.expect_err("the name is the server's own").to_string()
         };
         let refused = join().await;
@@ -183,7 +184,7 @@ fn no_token_lets_a_machine_be_the_servers_host() {
         let refused = join().await;
         assert!(refused.contains("the server's own host"), "{refused}");
         own_addresses(&mesh.server).await;
-        machine.join(&tokens["corp/access-key/k"], &[]).await.expect("under another name it may join");
+        agent.join(&tokens["corp/access-key/k"], &[]).await.expect("under another name it may join");
     });
 }
 
@@ -210,29 +211,29 @@ fn without_privilege_the_server_says_so_once_and_serves_on() {
         return;
     }
     in_runtime(async {
-        const SAID: &str = "this host cannot be a node";
+        const MESSAGE: &str = "this host cannot be a node";
         let mut mesh = powerless().await;
         let tokens = mesh.apply(&with(r#"node "netmaker""#)).await;
-        let mut said = String::new();
+        let mut printed = String::new();
         eventually("the log says so", SOON, async || {
-            said = mesh.server.process().expect("it runs").printed();
-            said.contains(SAID)
+            printed = mesh.server.process().expect("it runs").printed();
+            printed.contains(MESSAGE)
         })
         .await;
-        assert!(said.contains("CAP_NET_ADMIN") && said.contains("CLIENT_MODE=off"), "{said}");
-        let machines = [joined(&mesh, &tokens, "a").await, joined(&mesh, &tokens, "b").await];
+        assert!(printed.contains("CAP_NET_ADMIN") && printed.contains("CLIENT_MODE=off"), "{printed}");
+        let agents = [joined(&mesh, &tokens, "a").await, joined(&mesh, &tokens, "b").await];
         mesh.apply(&with(r#"node "netmaker" ipv4="10.40.7.7""#)).await;
-        end_to_end::all_ping_all(&machines, "corp").await;
+        end_to_end::all_ping_all(&agents, "corp").await;
         assert_eq!(status(&mesh).await["state"], "awaiting");
         let printed = mesh.server.process().expect("it runs").printed();
-        assert_eq!(printed.matches(SAID).count(), 1, "{printed}");
+        assert_eq!(printed.matches(MESSAGE).count(), 1, "{printed}");
         assert!(own_network(&mesh.server).await.is_null());
     });
 }
 
 #[test]
-fn a_database_that_is_set_up_anew_has_the_servers_host_again() {
-    if !enter_test("a_database_that_is_set_up_anew_has_the_servers_host_again") {
+fn with_a_new_database_the_servers_host_is_a_node_again() {
+    if !enter_test("with_a_new_database_the_servers_host_is_a_node_again") {
         return;
     }
     in_runtime(async {
@@ -264,13 +265,12 @@ fn a_database_that_is_set_up_anew_has_the_servers_host_again() {
 }
 
 #[test]
-fn the_servers_host_takes_the_place_of_a_machine_that_has_its_name_and_leaves_it_with_client_mode_off() {
-    if !enter_test("the_servers_host_takes_the_place_of_a_machine_that_has_its_name_and_leaves_it_with_client_mode_off")
-    {
+fn the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with_client_mode_off() {
+    if !enter_test("the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with_client_mode_off") {
         return;
     }
     in_runtime(async {
-        const SAID: &str = "perhaps that of another server";
+        const MESSAGE: &str = "perhaps that of another server";
         let mut mesh = Mesh::start().await;
         let before = traces(mesh.server.host());
         let set = async |mesh: &mut Mesh, on: bool| {
@@ -280,17 +280,17 @@ fn the_servers_host_takes_the_place_of_a_machine_that_has_its_name_and_leaves_it
         };
         set(&mut mesh, false).await;
         let tokens = mesh.apply(&with(r#"node "netmaker"; access-key "own" for="netmaker""#)).await;
-        let other = mesh.machine("netmaker").await;
-        other.join(&tokens["corp/access-key/own"], &[]).await.expect("without client mode the name is as any other");
+        let other = mesh.agent("netmaker").await;
+        other.join(&tokens["corp/access-key/own"], &[]).await.expect("without client mode it is a name like any other");
         set(&mut mesh, true).await;
         let printed = |mesh: &mut Mesh| mesh.server.process().expect("it runs").printed();
-        eventually("the log says so", SOON, async || printed(&mut mesh).contains(SAID)).await;
+        eventually("the log says so", SOON, async || printed(&mut mesh).contains(MESSAGE)).await;
         mesh.apply(&with(r#"node "netmaker"; node "x""#)).await;
         assert!(own_network(&mesh.server).await.is_null());
         let left = other.netclient(&["leave"]).await.expect("it runs");
         assert!(left.status.success(), "{left:?}");
         own_addresses(&mesh.server).await;
-        assert_eq!(printed(&mut mesh).matches(SAID).count(), 1, "once");
+        assert_eq!(printed(&mut mesh).matches(MESSAGE).count(), 1, "once");
         set(&mut mesh, false).await;
         eventually("nothing of it is left", SOON, async || {
             let now = traces(mesh.server.host());
@@ -302,12 +302,12 @@ fn the_servers_host_takes_the_place_of_a_machine_that_has_its_name_and_leaves_it
 }
 
 #[test]
-fn the_servers_host_and_a_netclient_of_the_same_machine_live_side_by_side() {
-    if !enter_test("the_servers_host_and_a_netclient_of_the_same_machine_live_side_by_side") {
+fn client_mode_and_a_netclient_on_the_same_host_do_not_interfere() {
+    if !enter_test("client_mode_and_a_netclient_on_the_same_host_do_not_interfere") {
         return;
     }
     in_runtime(async {
-        const SAID: &str = "nm-corp is taken";
+        const MESSAGE: &str = "nm-corp is taken";
         let mut mesh = Mesh::start().await;
         let other = "network \"other\" { ipv4 \"10.41.0.0/16\"; access-key \"k\" }\n";
         let tokens = mesh.apply(&[other, WITHOUT].concat()).await;
@@ -319,10 +319,10 @@ fn the_servers_host_and_a_netclient_of_the_same_machine_live_side_by_side() {
         mesh.apply(&[other, &with(r#"node "netmaker""#)].concat()).await;
         let a = joined(&mesh, &tokens, "a").await;
         let printed = |mesh: &mut Mesh| mesh.server.process().expect("it runs").printed();
-        eventually("the log says so", SOON, async || printed(&mut mesh).contains(SAID)).await;
+        eventually("the log says so", SOON, async || printed(&mut mesh).contains(MESSAGE)).await;
         let settings = mesh.server.data().join("client/netclient.toml");
         assert!(printed(&mut mesh).contains(&settings.display().to_string()), "and where to choose another name");
-        assert_eq!(printed(&mut mesh).matches(SAID).count(), 1);
+        assert_eq!(printed(&mut mesh).matches(MESSAGE).count(), 1);
         assert_eq!(status(&mesh).await["state"], "awaiting", "what cannot come up is not claimed");
         std::fs::write(settings, "interface = \"nm-own\"\n").expect("written");
         mesh.server.kill().await.expect("it is killed");
@@ -333,7 +333,7 @@ fn the_servers_host_and_a_netclient_of_the_same_machine_live_side_by_side() {
         assert!(now.interfaces.contains("nm-corp") && now.interfaces.contains("nm-own"), "{now:?}");
         assert!(now.names.contains("plain.other") && now.names.contains("a.corp"), "{}", now.names);
         mesh.apply(&[other, WITHOUT].concat()).await;
-        eventually("the server's host is no node", SOON, async || {
+        eventually("the server's host is no longer a node", SOON, async || {
             let now = traces(mesh.server.host());
             !now.interfaces.contains("nm-own") && !now.names.contains("a.corp")
         })
@@ -344,7 +344,7 @@ fn the_servers_host_and_a_netclient_of_the_same_machine_live_side_by_side() {
 }
 
 #[test]
-fn the_lab_plays_the_servers_host_by_the_server() {
+fn in_the_lab_the_server_joins_as_its_own_node() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("mesh.kdl"), with(r#"node "netmaker"; node "a""#)).expect("written");
     let mut command = Command::new(Programs::find().expect("the programs are built").nmplan);
@@ -352,9 +352,9 @@ fn the_lab_plays_the_servers_host_by_the_server() {
     assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
     let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let network = &verdict["networks"][0];
-    let machines = network["machines"].as_array().cloned().unwrap_or_default();
-    let names: Vec<_> = machines.iter().map(|machine| machine["name"].as_str().unwrap_or_default()).collect();
+    let nodes = network["nodes"].as_array().cloned().unwrap_or_default();
+    let names: Vec<_> = nodes.iter().map(|node| node["name"].as_str().unwrap_or_default()).collect();
     assert_eq!(names, ["a", "k-1", "k-2", "netmaker"]);
-    assert!(machines.iter().all(|machine| machine["names"] == 4), "everybody knows everybody's name: {verdict}");
+    assert!(nodes.iter().all(|node| node["names"] == 4), "every node knows every name: {verdict}");
     assert_eq!(network["pairs"].as_array().map(Vec::len), Some(12), "{verdict}");
 }

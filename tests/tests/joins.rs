@@ -1,4 +1,4 @@
-//! Machines join, reach each other, and leave.
+//! Nodes join, reach each other, and leave.
 //!
 //! ```text
 //! nmserver ==== underlay ==== a, b, c, d
@@ -7,18 +7,18 @@
 use std::time::Duration;
 
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, text_of};
-use nmplan::lab::{Error, Machine, enter_test};
+use nmplan::lab::{Agent, Error, enter_test};
 
-/// Joins machines of these names and keeps them current.
-async fn joined(mesh: &Mesh, token: &str, names: &[&str]) -> Vec<Machine> {
-    let mut machines = Vec::new();
+/// Lets agents of these names join and keeps them current.
+async fn joined(mesh: &Mesh, token: &str, names: &[&str]) -> Vec<Agent> {
+    let mut agents = Vec::new();
     for name in names {
-        let mut machine = mesh.machine(name).await;
-        machine.join(token, &[]).await.expect("it joins");
-        machine.start_daemon(&[]).expect("the agent starts");
-        machines.push(machine);
+        let mut agent = mesh.agent(name).await;
+        agent.join(token, &[]).await.expect("it joins");
+        agent.start_daemon(&[]).expect("the agent starts");
+        agents.push(agent);
     }
-    machines
+    agents
 }
 
 #[test]
@@ -31,37 +31,37 @@ fn a_key_of_three_uses_lets_three_in_and_all_ping_all() {
         let text = r#"network "corp" { ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; access-key "three" uses=3 }"#;
         let tokens = mesh.apply(text).await;
         let token = &tokens["corp/access-key/three"];
-        let machines = joined(&mesh, token, &["a", "b", "c"]).await;
-        all_ping_all(&machines, "corp").await;
+        let agents = joined(&mesh, token, &["a", "b", "c"]).await;
+        all_ping_all(&agents, "corp").await;
 
-        assert_wg_shows(&machines[0]).await;
+        assert_wg_shows(&agents[0]).await;
 
-        let fourth = mesh.machine("d").await;
+        let fourth = mesh.agent("d").await;
         let refused = fourth.join(token, &[]).await.expect_err("the key is spent");
         assert!(refused.to_string().contains("has been used 3 times"), "{refused}");
         assert_nothing_is_left(&fourth);
-        let hosts = machines[0].host().read("/etc/hosts").expect("it is there");
+        let hosts = agents[0].host().read("/etc/hosts").expect("it is there");
         assert!(hosts.contains("b.corp") && !hosts.contains("d.corp"), "{hosts}");
 
-        machines[0].join(token, &[]).await.expect("joining again changes nothing");
-        let left = machines[2].netclient(&["leave"]).await.expect("it runs");
+        agents[0].join(token, &[]).await.expect("joining again changes nothing");
+        let left = agents[2].netclient(&["leave"]).await.expect("it runs");
         assert!(left.status.success(), "{left:?}");
-        let gone = addresses(&machines[2], "corp").await;
+        let gone = addresses(&agents[2], "corp").await;
         assert!(gone.is_empty(), "{gone:?}");
-        eventually("the others drop who left", Duration::from_secs(5), async || {
-            let hosts = machines[0].host().read("/etc/hosts").expect("it is there");
+        eventually("the others drop the node that left", Duration::from_secs(5), async || {
+            let hosts = agents[0].host().read("/etc/hosts").expect("it is there");
             !hosts.contains("c.corp")
         })
         .await;
-        all_ping_all(&machines[..2], "corp").await;
+        all_ping_all(&agents[..2], "corp").await;
     });
 }
 
 /// WireGuard's own tool sees the device as one of its own.
-async fn assert_wg_shows(machine: &Machine) {
-    let mut command = machine.host().command("wg");
+async fn assert_wg_shows(agent: &Agent) {
+    let mut command = agent.host().command("wg");
     command.args(["show", "nm-corp"]);
-    let output = machine.host().run(command).await.expect("wireguard-tools are installed");
+    let output = agent.host().run(command).await.expect("wireguard-tools are installed");
     let shown = text_of(&output.stdout);
     assert!(output.status.success() && shown.contains("listening port: 51821"), "{output:?}");
     assert_eq!(shown.matches("latest handshake").count(), 2, "{shown}");
@@ -69,8 +69,8 @@ async fn assert_wg_shows(machine: &Machine) {
 }
 
 /// Nothing of the agent is on the host but the programs that the test itself runs.
-fn assert_nothing_is_left(machine: &Machine) {
-    let host = machine.host();
+fn assert_nothing_is_left(agent: &Agent) {
+    let host = agent.host();
     assert_eq!(host.processes(), Vec::<u32>::new(), "no process");
     let link = host.within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers");
     assert_eq!(link, None, "no interface");
@@ -79,8 +79,8 @@ fn assert_nothing_is_left(machine: &Machine) {
 }
 
 #[test]
-fn a_small_network_and_one_through_a_hub_reach_all() {
-    if !enter_test("a_small_network_and_one_through_a_hub_reach_all") {
+fn in_a_small_network_and_through_a_hub_all_reach_all() {
+    if !enter_test("in_a_small_network_and_through_a_hub_all_reach_all") {
         return;
     }
     in_runtime(async {
@@ -109,8 +109,8 @@ fn a_small_network_and_one_through_a_hub_reach_all() {
 }
 
 #[test]
-fn two_networks_on_one_machine_keep_apart() {
-    if !enter_test("two_networks_on_one_machine_keep_apart") {
+fn two_networks_on_one_host_are_separate() {
+    if !enter_test("two_networks_on_one_host_are_separate") {
         return;
     }
     in_runtime(async {
@@ -123,34 +123,34 @@ fn two_networks_on_one_machine_keep_apart() {
                 "#,
             )
             .await;
-        let machines = joined(&mesh, &tokens["one/access-key/k"], &["a", "b"]).await;
-        for machine in &machines {
-            machine.join(&tokens["two/access-key/k"], &[]).await.expect("it joins the second as well");
+        let agents = joined(&mesh, &tokens["one/access-key/k"], &["a", "b"]).await;
+        for agent in &agents {
+            agent.join(&tokens["two/access-key/k"], &[]).await.expect("it joins the second as well");
         }
-        all_ping_all(&machines, "one").await;
-        all_ping_all(&machines, "two").await;
-        let taken = mesh.machine("c").await;
+        all_ping_all(&agents, "one").await;
+        all_ping_all(&agents, "two").await;
+        let taken = mesh.agent("c").await;
         let refused = taken.join(&tokens["one/access-key/k"], &["--interface", "lo"]).await;
         assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains("--interface")), "{refused:?}");
     });
 }
 
 #[test]
-fn who_left_joins_again_under_the_same_daemon() {
-    if !enter_test("who_left_joins_again_under_the_same_daemon") {
+fn a_node_that_left_joins_again_under_the_same_daemon() {
+    if !enter_test("a_node_that_left_joins_again_under_the_same_daemon") {
         return;
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
         let text = r#"network "corp" { ipv4 "10.40.0.0/16"; check-in "1s"; access-key "k" uses="unlimited" }"#;
         let token = mesh.apply(text).await["corp/access-key/k"].clone();
-        let machines = joined(&mesh, &token, &["a", "b"]).await;
+        let agents = joined(&mesh, &token, &["a", "b"]).await;
         for _ in 0..3 {
-            let left = machines[0].netclient(&["leave"]).await.expect("it runs");
+            let left = agents[0].netclient(&["leave"]).await.expect("it runs");
             assert!(left.status.success(), "{left:?}");
-            machines[0].join(&token, &[]).await.expect("it joins again");
-            all_ping_all(&machines, "corp").await;
-            let news = machines[0].netclient(&["checkin"]).await.expect("it runs");
+            agents[0].join(&token, &[]).await.expect("it joins again");
+            all_ping_all(&agents, "corp").await;
+            let news = agents[0].netclient(&["checkin"]).await.expect("it runs");
             assert!(news.status.success(), "the server knows it under its new identity: {news:?}");
         }
     });
@@ -167,13 +167,13 @@ fn networks_of_one_server_that_are_joined_at_once_share_an_identity() {
             .map(|number| format!("network \"n{number}\" {{ ipv4 \"10.{number}.0.0/24\"; access-key \"k\" }}\n"))
             .collect();
         let tokens = mesh.apply(&networks).await;
-        let machine = mesh.machine("a").await;
-        let joins = tokens.values().map(|token| machine.join(token, &[]));
+        let agent = mesh.agent("a").await;
+        let joins = tokens.values().map(|token| agent.join(token, &[]));
         for outcome in futures_util::future::join_all(joins).await {
             outcome.expect("it joins");
         }
         for number in 1..=6 {
-            let checked_in = machine.netclient(&["checkin", "-n", &format!("n{number}")]).await.expect("it runs");
+            let checked_in = agent.netclient(&["checkin", "-n", &format!("n{number}")]).await.expect("it runs");
             assert!(checked_in.status.success(), "{checked_in:?}");
         }
     });

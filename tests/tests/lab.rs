@@ -20,16 +20,16 @@ fn example(name: &str) -> String {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
 }
 
-/// What of a lab could be left on this machine: interfaces, mounts, and processes that run our programs.
+/// What a lab could leave on this computer: interfaces, mounts and names.
 #[derive(Debug, PartialEq)]
-struct Machine {
+struct SystemState {
     interfaces: BTreeSet<String>,
     mounts: String,
     hosts: String,
 }
 
-impl Machine {
-    fn look() -> Self {
+impl SystemState {
+    fn read() -> Self {
         let listed = std::fs::read_dir("/sys/class/net").expect("a directory").flatten();
         Self {
             interfaces: listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
@@ -46,27 +46,27 @@ fn marked(mark: &str) -> usize {
     environments.filter(|it| String::from_utf8_lossy(it).split('\0').any(|line| line == mark)).count()
 }
 
-fn machines_of(output: &Output) -> serde_json::Value {
+fn nodes_of(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
     let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let machines = verdict["networks"][0]["machines"].clone();
+    let nodes = verdict["networks"][0]["nodes"].clone();
     assert_eq!(verdict["networks"][0]["pairs"].as_array().map(Vec::len), Some(6), "{verdict}");
-    machines
+    nodes
 }
 
 #[test]
 fn the_quick_start_comes_up_in_both_languages_and_leaves_nothing() {
-    let before = Machine::look();
+    let before = SystemState::read();
     let kdl = lab(&[&example("quickstart"), "--json"]).output().expect("it runs");
     let yaml = lab(&[&example("quickstart-yaml"), "--json"]).output().expect("it runs");
-    let (kdl, yaml) = (machines_of(&kdl), machines_of(&yaml));
-    let names = |machines: &serde_json::Value| {
-        let machines = machines.as_array().cloned().unwrap_or_default();
-        machines.iter().map(|machine| (machine["name"].clone(), machine["names"].clone())).collect::<Vec<_>>()
+    let (kdl, yaml) = (nodes_of(&kdl), nodes_of(&yaml));
+    let names = |nodes: &serde_json::Value| {
+        let nodes = nodes.as_array().cloned().unwrap_or_default();
+        nodes.iter().map(|node| (node["name"].clone(), node["names"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(names(&kdl), names(&yaml));
-    assert_eq!(names(&kdl)[0].1, 6, "three machines and three entries");
-    assert_eq!(Machine::look(), before);
+    assert_eq!(names(&kdl)[0].1, 6, "three nodes and three entries");
+    assert_eq!(SystemState::read(), before);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_project_comes_up_from_within_its_directory() {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
     write("nmplan.kdl", "project \"acme\" schema=1\nvar \"end\"\nenv \"prod\" { set end=\"192.0.2.1:1\" }\n");
-    // Where the machines are found in the world is nothing to the lab, nor what a node is called.
+    // Endpoints in the real world do not matter to the lab, nor does a node with the name of one of its programs.
     write(
         "mesh.kdl",
         r#"network "corp" {
@@ -84,22 +84,22 @@ fn a_project_comes_up_from_within_its_directory() {
         }"#,
     );
     let output = lab(&[]).current_dir(folder.path()).output().expect("it runs");
-    let said = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
-    assert!(output.status.success() && said.contains("2 of 2 pairs"), "{said}");
+    let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    assert!(output.status.success() && printed.contains("2 of 2 pairs"), "{printed}");
 }
 
 #[test]
-fn what_has_problems_or_nobody_in_it_is_said() {
+fn problems_and_a_network_without_nodes_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
-    let said = |text: &str| {
+    let printed = |text: &str| {
         std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
         let output = lab(&[&folder.path().display().to_string()]).output().expect("it runs");
         assert_eq!(output.status.code(), Some(1));
         text_of(&output.stderr)
     };
-    let problem = said("network \"corp\" { ipv4 \"10.0.0.0/33\" }");
+    let problem = printed("network \"corp\" { ipv4 \"10.0.0.0/33\" }");
     assert!(problem.contains("mesh.kdl:1") && problem.contains("10.0.0.0/33"), "{problem}");
-    let nobody = said("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
+    let nobody = printed("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
     assert!(nobody.contains("no network declares a node"), "{nobody}");
 }
 
@@ -116,7 +116,7 @@ async fn kept(mark: &str) -> Child {
 #[test]
 fn a_lab_that_is_interrupted_or_killed_leaves_nothing() {
     in_runtime(async {
-        let before = Machine::look();
+        let before = SystemState::read();
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
             let mark = format!("NMPLAN_LAB_TEST={}-{}", std::process::id(), signal.as_raw());
             let mut child = kept(&mark).await;
@@ -124,7 +124,7 @@ fn a_lab_that_is_interrupted_or_killed_leaves_nothing() {
             kill_process(pid, signal).expect("it is there");
             child.wait().expect("it ends");
             eventually("every process ends", Duration::from_secs(5), async || marked(&mark) == 0).await;
-            assert_eq!(Machine::look(), before, "{signal:?}");
+            assert_eq!(SystemState::read(), before, "{signal:?}");
         }
     });
 }

@@ -12,9 +12,9 @@ fn example(name: &str) -> String {
 /// Runs nmplan and demands an exit code; returns what it printed, on standard output and standard error.
 async fn ends(mesh: &Mesh, code: i32, arguments: &[&str]) -> String {
     let output = mesh.nmplan(&[&["--project", "test"], arguments].concat()).await;
-    let said = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "nmplan {arguments:?}: {said}");
-    said
+    let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "nmplan {arguments:?}: {printed}");
+    printed
 }
 
 fn write(path: &Path, text: &str) -> String {
@@ -34,8 +34,8 @@ fn both_languages_declare_the_same() {
         ends(&mesh, 2, &["-C", &kdl, "plan", "--detailed-exitcode"]).await;
         ends(&mesh, 0, &["-C", &kdl, "apply", "-y", "--keys-to", &keys]).await;
         for project in [&kdl, &yaml] {
-            let said = ends(&mesh, 0, &["-C", project, "plan", "--detailed-exitcode"]).await;
-            assert!(said.contains("No changes"), "{said}");
+            let printed = ends(&mesh, 0, &["-C", project, "plan", "--detailed-exitcode"]).await;
+            assert!(printed.contains("No changes"), "{printed}");
         }
     });
 }
@@ -54,26 +54,26 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
         ends(&mesh, 0, &["apply", &saved, "-y"]).await;
         ends(&mesh, 4, &["apply", &saved, "-y"]).await;
 
-        // Somebody else applies between plan and apply, and touches the same object.
+        // Somebody else applies between plan and apply, and changes the same object.
         write(&mesh.file("mesh.kdl"), &network("dns \"x\" a=\"10.40.9.9\""));
         ends(&mesh, 0, &["-f", &file, "plan", "--out", &saved]).await;
         let other = write(&mesh.file("other.kdl"), &network("dns \"x\" a=\"10.40.9.8\""));
         ends(&mesh, 0, &["-f", &other, "apply", "-y"]).await;
-        let said = ends(&mesh, 4, &["apply", &saved, "-y"]).await;
-        assert!(said.contains("corp/dns/x") && said.contains("revision 2"), "{said}");
-        let said = ends(&mesh, 4, &["-f", &file, "apply", "--expect", "0123456789abcdef"]).await;
-        assert!(said.contains("0123456789abcdef"), "{said}");
+        let printed = ends(&mesh, 4, &["apply", &saved, "-y"]).await;
+        assert!(printed.contains("corp/dns/x") && printed.contains("revision 2"), "{printed}");
+        let printed = ends(&mesh, 4, &["-f", &file, "apply", "--expect", "0123456789abcdef"]).await;
+        assert!(printed.contains("0123456789abcdef"), "{printed}");
         ends(&mesh, 1, &["-f", &file, "apply"]).await;
 
         // A key is never made without a place for its token.
         write(&mesh.file("mesh.kdl"), &network("access-key \"k\""));
-        let said = ends(&mesh, 1, &["-f", &file, "apply", "-y"]).await;
-        assert!(said.contains("--keys-to"), "{said}");
+        let printed = ends(&mesh, 1, &["-f", &file, "apply", "-y"]).await;
+        assert!(printed.contains("--keys-to"), "{printed}");
         ends(&mesh, 2, &["-f", &file, "plan", "--detailed-exitcode"]).await;
 
         mesh.server.kill().await.expect("it is killed");
-        let said = ends(&mesh, 1, &["-f", &file, "plan"]).await;
-        assert!(said.contains(&mesh.server.url()), "{said}");
+        let printed = ends(&mesh, 1, &["-f", &file, "plan"]).await;
+        assert!(printed.contains(&mesh.server.url()), "{printed}");
         mesh.server.serve().await.expect("it serves again");
         let status = ends(&mesh, 0, &["status", "--json"]).await;
         let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");

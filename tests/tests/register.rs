@@ -1,4 +1,4 @@
-//! Control traffic in a tunnel: what it takes, what blocks it, and what it leads to.
+//! Control traffic in a tunnel: which transport it takes, what blocks it, and what can be reached through it.
 //!
 //! ```text
 //! nmserver ==== underlay ==== a, b, c
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use end_to_end::filter::{count, drop_udp, forget, packets};
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, mistyped, rounds, text_of};
-use nmplan::lab::{Host, Machine, Server, enter_test};
+use nmplan::lab::{Agent, Host, Server, enter_test};
 use proto::token::Token;
 use socket2::{Domain, Socket, Type};
-use test_agent::Agent;
+use test_agent::Agent as BareAgent;
 
 /// Where the tunnel ends at the server.
 const COMMS: u16 = 50_555;
@@ -32,50 +32,50 @@ fn text(address_of_api: &str) -> String {
     )
 }
 
-/// Machines that have registered and then joined.
-async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Machine> {
+/// Agents that have registered and then joined.
+async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Agent> {
     let tokens = mesh.apply(&text("10.40.9.1")).await;
-    let mut machines = Vec::new();
+    let mut agents = Vec::new();
     for name in names {
-        let mut machine = mesh.machine(name).await;
-        machine.register(&tokens["corp/access-key/k"]).await.expect("it registers");
-        machine.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
-        machine.start_daemon(&[]).expect("the agent starts");
-        machines.push(machine);
+        let mut agent = mesh.agent(name).await;
+        agent.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        agent.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
+        agent.start_daemon(&[]).expect("the agent starts");
+        agents.push(agent);
     }
-    all_ping_all(&machines, "corp").await;
-    for machine in &machines {
-        takes(machine, "tunnel", Duration::from_secs(10)).await;
+    all_ping_all(&agents, "corp").await;
+    for agent in &agents {
+        takes(agent, "tunnel", Duration::from_secs(10)).await;
     }
-    machines
+    agents
 }
 
-/// Waits until control traffic of a machine takes a way; gives how long that took.
-async fn takes(machine: &Machine, way: &str, patience: Duration) -> Duration {
-    takes_in(machine, 0, way, patience).await
+/// Waits until an agent's control traffic takes a transport; returns how long that took.
+async fn takes(agent: &Agent, transport: &str, patience: Duration) -> Duration {
+    takes_in(agent, 0, transport, patience).await
 }
 
-/// The same for one of several networks, by its place among them.
-async fn takes_in(machine: &Machine, network: usize, way: &str, patience: Duration) -> Duration {
-    let what = format!("control traffic of {} takes {way}", machine.host().name());
+/// The same for one of several networks, by its index.
+async fn takes_in(agent: &Agent, network: usize, transport: &str, patience: Duration) -> Duration {
+    let what = format!("control traffic of {} takes {transport}", agent.host().name());
     eventually(&what, patience, async || {
-        machine.status().await.is_ok_and(|status| status["networks"][network]["control"] == way)
+        agent.status().await.is_ok_and(|status| status["networks"][network]["control"] == way)
     })
     .await
 }
 
-/// Applies another address of an entry; gives how long it took until a machine knew it.
-async fn change(mesh: &Mesh, machine: &Machine, address: &str, patience: Duration) -> Duration {
+/// Applies another address of an entry; returns how long it took until an agent knew it.
+async fn change(mesh: &Mesh, agent: &Agent, address: &str, patience: Duration) -> Duration {
     mesh.apply(&text(address)).await;
     let line = format!("{address}\tapi.corp");
     eventually("the change arrives", patience, async || {
-        machine.host().read("/etc/hosts").expect("it is there").contains(&line)
+        agent.host().read("/etc/hosts").expect("it is there").contains(&line)
     })
     .await
 }
 
-/// What the server says of the way of each node's control traffic.
-async fn ways(mesh: &Mesh) -> Vec<String> {
+/// The transport of each node's control traffic, as the server reports it.
+async fn transports(mesh: &Mesh) -> Vec<String> {
     let output = mesh.nmplan(&["status", "--json"]).await;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a document");
     let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
@@ -89,92 +89,94 @@ fn nothing_but_the_tunnel_carries_control_traffic() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a", "b", "c"]).await;
-        assert_eq!(ways(&mesh).await, ["tunnel"; 3]);
-        for machine in &machines {
-            count(machine.host(), mesh.server.host().ipv4(), COMMS);
+        let agents = registered(&mesh, &["a", "b", "c"]).await;
+        assert_eq!(transports(&mesh).await, ["tunnel"; 3]);
+        for agent in &agents {
+            count(agent.host(), mesh.server.host().ipv4(), COMMS);
         }
         let (start, mut last) = (Instant::now(), 0);
         while start.elapsed() < Duration::from_secs(60) {
             last += 1;
-            change(&mesh, &machines[last % 3], &format!("10.40.8.{last}"), Duration::from_secs(3)).await;
+            change(&mesh, &agents[last % 3], &format!("10.40.8.{last}"), Duration::from_secs(3)).await;
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
-        for machine in &machines {
-            let (tcp, tunnel, other) = packets(machine.host());
-            eprintln!("{}: {tcp} TCP, {tunnel} WireGuard, {other} other", machine.host().name());
-            assert!(tcp == 0 && other == 0 && tunnel > 60, "only WireGuard goes between an agent and the server");
+        for agent in &agents {
+            let (tcp, tunnel, other) = packets(agent.host());
+            eprintln!("{}: {tcp} TCP, {tunnel} WireGuard, {other} other", agent.host().name());
+            assert!(tcp == 0 && other == 0 && tunnel > 60, "only WireGuard passes between an agent and the server");
         }
     });
 }
 
 #[test]
-fn a_tunnel_that_is_blocked_is_passed_by_and_taken_again() {
-    if !enter_test("a_tunnel_that_is_blocked_is_passed_by_and_taken_again") {
+fn a_blocked_tunnel_is_replaced_by_tls_and_used_again_once_it_answers() {
+    if !enter_test("a_blocked_tunnel_is_replaced_by_tls_and_used_again_once_it_answers") {
         return;
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a", "b"]).await;
-        let to = addresses(&machines[1], "corp").await[0];
-        let pinger = machines[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
+        let agents = registered(&mesh, &["a", "b"]).await;
+        let to = addresses(&agents[1], "corp").await[0];
+        let pinger = agents[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
         drop_udp(mesh.server.host(), COMMS);
-        let took = change(&mesh, &machines[0], "10.40.9.2", Duration::from_secs(10)).await;
-        takes(&machines[0], "tls", Duration::from_secs(10)).await;
-        takes(&machines[1], "tls", Duration::from_secs(10)).await;
-        let by_tls = change(&mesh, &machines[0], "10.40.9.3", Duration::from_secs(5)).await;
+        let took = change(&mesh, &agents[0], "10.40.9.2", Duration::from_secs(10)).await;
+        takes(&agents[0], "tls", Duration::from_secs(10)).await;
+        takes(&agents[1], "tls", Duration::from_secs(10)).await;
+        let by_tls = change(&mesh, &agents[0], "10.40.9.3", Duration::from_secs(5)).await;
         forget(mesh.server.host());
-        let back = takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
-        takes(&machines[1], "tunnel", Duration::from_secs(60)).await;
-        change(&mesh, &machines[0], "10.40.9.4", Duration::from_secs(3)).await;
+        let back = takes(&agents[0], "tunnel", Duration::from_secs(60)).await;
+        takes(&agents[1], "tunnel", Duration::from_secs(60)).await;
+        change(&mesh, &agents[0], "10.40.9.4", Duration::from_secs(3)).await;
         let lost = pinger.stop().await.lost;
-        eprintln!("the first change came after {took:?}, the next after {by_tls:?}, the way back took {back:?}");
-        assert_eq!(lost, 0, "the mesh does not notice");
+        eprintln!(
+            "the first change came after {took:?}, the next after {by_tls:?}, the return to the tunnel took {back:?}"
+        );
+        assert_eq!(lost, 0, "the mesh is not affected");
     });
 }
 
 #[test]
-fn whoever_is_killed_comes_back_to_the_tunnel() {
-    if !enter_test("whoever_is_killed_comes_back_to_the_tunnel") {
+fn after_any_process_is_killed_control_traffic_returns_to_the_tunnel() {
+    if !enter_test("after_any_process_is_killed_control_traffic_returns_to_the_tunnel") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let mut machines = registered(&mesh, &["a", "b"]).await;
-        let to = addresses(&machines[1], "corp").await[0];
-        let pinger = machines[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
+        let mut agents = registered(&mesh, &["a", "b"]).await;
+        let to = addresses(&agents[1], "corp").await[0];
+        let pinger = agents[0].host().pinger(to, Duration::from_millis(20)).expect("sockets");
         for round in 0..u8::try_from(rounds()).expect("a few") {
-            // The server: refused is not silent, so nothing is switched.
+            // The server: a refused connection is an answer, so the transport stays.
             mesh.server.kill().await.expect("it is killed");
-            takes(&machines[0], "none", Duration::from_secs(20)).await;
+            takes(&agents[0], "none", Duration::from_secs(20)).await;
             mesh.server.serve().await.expect("it serves again");
-            let took = change(&mesh, &machines[0], &format!("10.40.20.{round}"), Duration::from_secs(20)).await;
-            takes(&machines[0], "tunnel", Duration::from_secs(1)).await;
+            let took = change(&mesh, &agents[0], &format!("10.40.20.{round}"), Duration::from_secs(20)).await;
+            takes(&agents[0], "tunnel", Duration::from_secs(1)).await;
             eprintln!("a change came {took:?} after the server was started again");
 
-            // The device at the server: it is made anew, with every peer.
+            // The device at the server: it is made again, with every peer.
             end_to_end::kill_device(mesh.server.host(), "nm-comms");
-            let took = change(&mesh, &machines[0], &format!("10.40.21.{round}"), Duration::from_secs(10)).await;
+            let took = change(&mesh, &agents[0], &format!("10.40.21.{round}"), Duration::from_secs(10)).await;
             eprintln!("a change came {took:?} after the server's device was killed");
-            takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+            takes(&agents[0], "tunnel", Duration::from_secs(60)).await;
 
             // The device at the agent.
-            end_to_end::kill_device(machines[0].host(), "nm-comms");
-            let took = change(&mesh, &machines[0], &format!("10.40.22.{round}"), Duration::from_secs(10)).await;
+            end_to_end::kill_device(agents[0].host(), "nm-comms");
+            let took = change(&mesh, &agents[0], &format!("10.40.22.{round}"), Duration::from_secs(10)).await;
             eprintln!("a change came {took:?} after the agent's device was killed");
-            takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+            takes(&agents[0], "tunnel", Duration::from_secs(60)).await;
 
             // The agent.
-            machines[0].kill_daemon().await.expect("it is killed");
-            machines[0].start_daemon(&[]).expect("the agent starts");
-            change(&mesh, &machines[0], &format!("10.40.23.{round}"), Duration::from_secs(10)).await;
-            takes(&machines[0], "tunnel", Duration::from_secs(5)).await;
+            agents[0].kill_daemon().await.expect("it is killed");
+            agents[0].start_daemon(&[]).expect("the agent starts");
+            change(&mesh, &agents[0], &format!("10.40.23.{round}"), Duration::from_secs(10)).await;
+            takes(&agents[0], "tunnel", Duration::from_secs(5)).await;
         }
-        assert_eq!(pinger.stop().await.lost, 0, "the mesh does not notice");
+        assert_eq!(pinger.stop().await.lost, 0, "the mesh is not affected");
     });
 }
 
-/// Runs a program on a host, which is to succeed; gives what it printed.
+/// Runs a program on a host, which is to succeed; returns what it printed.
 async fn run(host: &Host, words: &str) -> String {
     let mut words = words.split_whitespace();
     let mut command = host.command(words.next().expect("a program"));
@@ -184,7 +186,7 @@ async fn run(host: &Host, words: &str) -> String {
     text_of(&output.stdout)
 }
 
-/// Whether a TCP connection by the tunnel's interface comes about, from an address of the host if one is given.
+/// Whether a TCP connection through the tunnel's interface succeeds, from an address of the host if one is given.
 fn connects(host: &Host, from: Option<Ipv4Addr>, to: (Ipv4Addr, u16)) -> bool {
     host.within(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -206,12 +208,12 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
         let tokens = mesh.apply(&text("10.40.9.1")).await;
         let (server, foreign) = (mesh.server.host(), Ipv4Addr::new(203, 0, 113, 1));
         run(server, "ip address add 203.0.113.1/32 dev lo").await;
-        // Whatever the host may pass on, not from here.
+        // Even where the host forwards, nothing from the tunnel is forwarded.
         run(server, "sysctl -qw net.ipv4.ip_forward=1").await;
         let open = |host: &Host| host.within(|| TcpListener::bind(("0.0.0.0", 7_777)).expect("the port is free"));
-        let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
-        for machine in [&a, &b] {
-            machine.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        let [a, b] = [mesh.agent("a").await, mesh.agent("b").await];
+        for agent in [&a, &b] {
+            agent.register(&tokens["corp/access-key/k"]).await.expect("it registers");
         }
         let _listeners = [open(server), open(b.host())];
         let (own, others) = (address(&a).await, address(&b).await);
@@ -219,7 +221,7 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
         assert_ne!(own, others);
         assert!(connects(a.host(), None, (service, COMMS)), "that is what it is for");
 
-        // Root on the machine sends whatever it likes into the tunnel.
+        // Root on the agent's host may send anything into the tunnel.
         let key = run(a.host(), "wg show nm-comms peers").await;
         let to = format!("{} endpoint {}:{COMMS}", key.trim(), server.ipv4());
         run(a.host(), &format!("wg set nm-comms peer {to} allowed-ips 0.0.0.0/0")).await;
@@ -242,23 +244,23 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
             assert!(!connects(a.host(), None, (to, port)), "nothing answers at {to}:{port}");
         }
         run(a.host(), &format!("ip address add {others}/32 dev nm-comms")).await;
-        assert!(!connects(a.host(), Some(others), (service, COMMS)), "nobody speaks for another");
+        assert!(!connects(a.host(), Some(others), (service, COMMS)), "no agent may use another's address");
         for to in [service, others, foreign] {
             let answer = a.host().ping(to.into(), Duration::from_secs(1)).await.expect("sockets");
             assert!(to == others || answer.is_none(), "{to} answers a ping");
         }
         assert!(connects(a.host(), Some(own), (service, COMMS)), "the tunnel still works");
-        // Whom the underlay leads to the server's address in the tunnel has its service not either.
+        // A host that the underlay routes to the server's address in the tunnel cannot reach the service either.
         let port = text_of(&ip(&["-o", "route", "get", &server.ipv4().to_string()]).stdout);
         let port = port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route");
         ip(&["route", "add", "10.101.0.1/32", "dev", port]);
-        let c = mesh.machine("c").await;
+        let c = mesh.agent("c").await;
         let reaches = |port: u16| {
             let to = SocketAddr::from((service, port));
             c.host().within(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok())
         };
-        assert!(reaches(7_777), "the way leads there");
-        assert!(!reaches(COMMS), "the service is the tunnel's alone");
+        assert!(reaches(7_777), "the route leads there");
+        assert!(!reaches(COMMS), "the service is reached through the tunnel only");
     });
 }
 
@@ -269,26 +271,26 @@ fn ip(arguments: &[&str]) -> Output {
     output
 }
 
-/// The address of a machine in the tunnel to its server.
-async fn address(machine: &Machine) -> Ipv4Addr {
-    let status = machine.status().await.expect("the agent answers");
+/// The address of an agent in the tunnel to its server.
+async fn address(agent: &Agent) -> Ipv4Addr {
+    let status = agent.status().await.expect("the agent answers");
     status["registrations"][0]["address"].as_str().and_then(|it| it.parse().ok()).expect("an address")
 }
 
-/// Registers, which is to be refused in time, and to leave nothing; gives what was said.
-async fn refused(machine: &Machine, token: &str) -> String {
+/// Registers, which is to be refused in time and to leave nothing; returns the error that was printed.
+async fn refused(agent: &Agent, token: &str) -> String {
     let start = Instant::now();
-    let output = machine.netclient(&["register", "-t", token]).await.expect("it runs");
-    let said = text_of(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(start.elapsed() < Duration::from_secs(10), "{said}");
-    has_nothing(machine).await;
-    said
+    let output = agent.netclient(&["register", "-t", token]).await.expect("it runs");
+    let printed = text_of(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{printed}");
+    has_nothing(agent).await;
+    printed
 }
 
-/// Waits until nothing of the agent is left on a machine.
-async fn has_nothing(machine: &Machine) {
-    let host = machine.host();
+/// Waits until nothing of the agent is left on its host.
+async fn has_nothing(agent: &Agent) {
+    let host = agent.host();
     eventually("every process ends", Duration::from_secs(5), async || host.processes().is_empty()).await;
     let link = host.within(|| netclient::device::link_index("nm-comms")).expect("the kernel answers");
     assert_eq!(link, None);
@@ -300,8 +302,8 @@ async fn has_nothing(machine: &Machine) {
 }
 
 #[test]
-fn a_registration_that_cannot_be_is_refused() {
-    if !enter_test("a_registration_that_cannot_be_is_refused") {
+fn a_registration_that_is_not_possible_is_refused() {
+    if !enter_test("a_registration_that_is_not_possible_is_refused") {
         return;
     }
     in_runtime(async {
@@ -310,41 +312,41 @@ fn a_registration_that_cannot_be_is_refused() {
             r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "one"; access-key "old" expires="2001-01-01" }"#;
         let tokens = mesh.apply(network).await;
         let token = &tokens["corp/access-key/one"];
-        let [a, b] = [mesh.machine("a").await, mesh.machine("b").await];
-        let said = refused(&a, &mistyped(token)).await;
-        assert!(said.contains("mistyped"), "{said}");
-        let said = refused(&a, &tokens["corp/access-key/old"]).await;
-        assert!(said.contains("expired on 2001-01-01"), "{said}");
+        let [a, b] = [mesh.agent("a").await, mesh.agent("b").await];
+        let printed = refused(&a, &mistyped(token)).await;
+        assert!(printed.contains("mistyped"), "{printed}");
+        let printed = refused(&a, &tokens["corp/access-key/old"]).await;
+        assert!(printed.contains("expired on 2001-01-01"), "{printed}");
 
         b.join(token, &[]).await.expect("it joins");
-        let said = refused(&a, token).await;
-        assert!(said.contains("has been used 1 times"), "{said}");
-        b.register(token).await.expect("it has joined, whatever the key is worth");
+        let printed = refused(&a, token).await;
+        assert!(printed.contains("has been used 1 times"), "{printed}");
+        b.register(token).await.expect("it has joined, so the key does not matter");
         assert!(b.status().await.expect("it answers")["registrations"][0]["expires"].is_null());
 
         mesh.apply(r#"network "corp" { ipv4 "10.40.0.0/16" }"#).await;
-        let said = refused(&a, token).await;
-        assert!(said.contains("does not exist"), "{said}");
+        let printed = refused(&a, token).await;
+        assert!(printed.contains("does not exist"), "{printed}");
 
         mesh.server.kill().await.expect("it is killed");
-        let said = refused(&a, token).await;
-        assert!(said.contains("cannot reach the server at 198.18."), "{said}");
+        let printed = refused(&a, token).await;
+        assert!(printed.contains("cannot reach the server at 198.18."), "{printed}");
         std::fs::remove_dir_all(mesh.server.data()).expect("it is removed");
         mesh.server.serve().await.expect("it serves");
-        let said = refused(&a, token).await;
-        assert!(said.contains("not from the expected server"), "{said}");
+        let printed = refused(&a, token).await;
+        assert!(printed.contains("not from the expected server"), "{printed}");
     });
 }
 
 #[test]
-fn a_server_that_cannot_have_tunnels_serves_without() {
-    if !enter_test("a_server_that_cannot_have_tunnels_serves_without") {
+fn a_server_that_cannot_have_tunnels_serves_without_them() {
+    if !enter_test("a_server_that_cannot_have_tunnels_serves_without_them") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start_with(&[("COMMS_PORT", "4000")]).await;
         mesh.server.kill().await.expect("it is killed");
-        // An own device is attached to; a foreign program has to be passed by.
+        // It attaches to its own device; another program on the port turns tunnels off.
         mesh.server.serve().await.expect("it serves");
         let log = mesh.server.process().expect("it runs").printed();
         assert!(!log.contains("COMMS is off"), "{log}");
@@ -359,10 +361,10 @@ fn a_server_that_cannot_have_tunnels_serves_without() {
         let lines: Vec<_> = log.lines().filter(|line| line.contains("COMMS is off")).collect();
         assert!(lines.len() == 1 && lines[0].contains("4000") && lines[0].contains("COMMS_PORT"), "{log}");
         let tokens = mesh.apply(&text("10.40.9.1")).await;
-        let a = mesh.machine("a").await;
-        let said = refused(&a, &tokens["corp/access-key/k"]).await;
-        assert!(said.contains("COMMS is off") && said.contains("netclient join"), "{said}");
-        a.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins without");
+        let a = mesh.agent("a").await;
+        let printed = refused(&a, &tokens["corp/access-key/k"]).await;
+        assert!(printed.contains("COMMS is off") && printed.contains("netclient join"), "{printed}");
+        a.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins without a tunnel");
         drop(busy);
     });
 }
@@ -379,8 +381,8 @@ async fn eventually_some<T>(what: &str, mut get: impl AsyncFnMut() -> Option<T>)
 }
 
 #[test]
-fn two_hundred_register_at_once_and_a_full_range_is_said() {
-    if !enter_test("two_hundred_register_at_once_and_a_full_range_is_said") {
+fn two_hundred_register_at_once_and_a_full_range_is_reported() {
+    if !enter_test("two_hundred_register_at_once_and_a_full_range_is_reported") {
         return;
     }
     in_runtime(async {
@@ -390,7 +392,7 @@ fn two_hundred_register_at_once_and_a_full_range_is_said() {
         let token: Token = tokens["corp/access-key/k"].parse().expect("a token");
         let (way, seed) = (mesh.way(&tokens["corp/access-key/k"]), proto::sign::from_seed(token.seed.expose()));
         let register = async |number: u32| {
-            let mut agent = Agent::new(&way, "corp", &format!("n{number}"), number);
+            let mut agent = BareAgent::new(&way, "corp", &format!("n{number}"), number);
             agent.register(Some(("k", &seed))).await
         };
         let start = Instant::now();
@@ -413,8 +415,8 @@ fn two_hundred_register_at_once_and_a_full_range_is_said() {
 }
 
 #[test]
-fn with_the_last_network_the_tunnel_goes() {
-    if !enter_test("with_the_last_network_the_tunnel_goes") {
+fn leaving_the_last_network_ends_the_tunnel() {
+    if !enter_test("leaving_the_last_network_ends_the_tunnel") {
         return;
     }
     in_runtime(async {
@@ -423,7 +425,7 @@ fn with_the_last_network_the_tunnel_goes() {
             network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses=9 }
             network "lab" { ipv4 "10.41.0.0/16"; access-key "k" uses=9 }"#;
         let tokens = mesh.apply(two).await;
-        let mut a = mesh.machine("a").await;
+        let mut a = mesh.agent("a").await;
         a.register(&tokens["corp/access-key/k"]).await.expect("it registers");
         a.start_daemon(&[]).expect("the agent starts");
         for key in ["corp/access-key/k", "lab/access-key/k"] {
@@ -436,7 +438,7 @@ fn with_the_last_network_the_tunnel_goes() {
             let start = Instant::now();
             let output = a.netclient(&["leave", "-n", network]).await.expect("it runs");
             assert!(output.status.success(), "{}", text_of(&output.stderr));
-            assert!(start.elapsed() < Duration::from_secs(3), "it is told that it has left: {:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(3), "the answer to the leave arrives: {:?}", start.elapsed());
         };
         leave("corp").await;
         takes(&a, "tunnel", Duration::from_secs(1)).await;
@@ -460,14 +462,13 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let tokens = mesh.apply(&text("10.40.9.1")).await;
-        let a = mesh.machine("a").await;
+        let a = mesh.agent("a").await;
         for _ in 0..2 {
             a.register(&tokens["corp/access-key/k"]).await.expect("it registers, and again");
         }
-        let expires =
-            a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
+        let expires = a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
         assert!((590..=600).contains(&expires), "{expires}");
-        // The ten minutes are made to be over: on the disk, and for the device's process.
+        // The deadline is moved to now: on the disk, and for the device's process.
         a.host().within(|| {
             let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
             let file =
@@ -485,8 +486,8 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
 }
 
 #[test]
-fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
-    if !enter_test("tunnels_to_two_servers_of_the_same_range_do_not_meet") {
+fn tunnels_to_two_servers_with_the_same_range_do_not_collide() {
+    if !enter_test("tunnels_to_two_servers_with_the_same_range_do_not_collide") {
         return;
     }
     in_runtime(async {
@@ -496,8 +497,8 @@ fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
         let tokens = mesh.apply(&text("10.40.9.1")).await;
         let lab = r#"network "lab" { ipv4 "10.41.0.0/16"; check-in "2s"; access-key "k" uses=9 }"#;
         let others = mesh.apply_at(&other, lab).await;
-        let mut a = mesh.machine("a").await;
-        // The strictest filter of return paths that a machine may have.
+        let mut a = mesh.agent("a").await;
+        // The strictest reverse path filter that a host may have.
         run(a.host(), "sysctl -qw net.ipv4.conf.all.rp_filter=1").await;
         for (token, interface) in
             [(&tokens["corp/access-key/k"], "nm-comms"), (&others["lab/access-key/k"], "nm-comms2")]
@@ -508,7 +509,7 @@ fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
             a.join(token, &[]).await.expect("it joins");
         }
         let status = a.status().await.expect("it answers");
-        let address = |place: usize| status["registrations"][place]["address"].clone();
+        let address = |index: usize| status["registrations"][index]["address"].clone();
         assert_eq!(address(0), address(1), "both servers give the same address");
         a.start_daemon(&[]).expect("the agent starts");
         for network in [0, 1] {
@@ -521,21 +522,21 @@ fn tunnels_to_two_servers_of_the_same_range_do_not_meet() {
 }
 
 #[test]
-fn whoever_a_server_does_not_know_any_more_registers_again() {
-    if !enter_test("whoever_a_server_does_not_know_any_more_registers_again") {
+fn an_agent_that_the_server_no_longer_knows_registers_again() {
+    if !enter_test("an_agent_that_the_server_no_longer_knows_registers_again") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a", "b"]).await;
-        // The machine was started again: who is registered is on the disk, and the device is gone.
+        let agents = registered(&mesh, &["a", "b"]).await;
+        // The server's host was rebooted: the registrations are on the disk, and the device is gone.
         mesh.server.kill().await.expect("it is killed");
         end_to_end::kill_device(mesh.server.host(), "nm-comms");
         mesh.server.serve().await.expect("it serves again");
-        for machine in &machines {
-            takes(machine, "tunnel", Duration::from_secs(60)).await;
+        for agent in &agents {
+            takes(agent, "tunnel", Duration::from_secs(60)).await;
         }
-        // A backup was restored on another machine, or a replica took over: nothing of the tunnels is there.
+        // A backup was restored on another host, or a replica took over: nothing of the tunnels is there.
         mesh.server.kill().await.expect("it is killed");
         end_to_end::kill_device(mesh.server.host(), "nm-comms");
         for file in ["comms.db", "comms.db-wal", "comms.db-shm", "comms.key"] {
@@ -543,14 +544,14 @@ fn whoever_a_server_does_not_know_any_more_registers_again() {
         }
         mesh.server.serve().await.expect("it serves again");
         let start = Instant::now();
-        for machine in &machines {
-            takes(machine, "tls", Duration::from_secs(20)).await;
+        for agent in &agents {
+            takes(agent, "tls", Duration::from_secs(20)).await;
         }
-        for machine in &machines {
-            takes(machine, "tunnel", Duration::from_secs(60)).await;
+        for agent in &agents {
+            takes(agent, "tunnel", Duration::from_secs(60)).await;
         }
         eprintln!("all were back in the tunnel after {:?}", start.elapsed());
-        change(&mesh, &machines[0], "10.40.9.8", Duration::from_secs(3)).await;
+        change(&mesh, &agents[0], "10.40.9.8", Duration::from_secs(3)).await;
     });
 }
 
@@ -561,8 +562,8 @@ fn a_damaged_registration_is_no_obstacle() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a"]).await;
-        let [a] = &*machines else { panic!("there is one") };
+        let agents = registered(&mesh, &["a"]).await;
+        let [a] = &*agents else { panic!("there is one") };
         let damage = || {
             a.host().within(|| {
                 let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
@@ -588,40 +589,40 @@ fn a_damaged_registration_is_no_obstacle() {
 }
 
 #[test]
-fn a_tunnel_that_leads_to_nobody_any_more_is_left() {
-    if !enter_test("a_tunnel_that_leads_to_nobody_any_more_is_left") {
+fn a_tunnel_to_a_device_that_serves_nobody_is_abandoned() {
+    if !enter_test("a_tunnel_to_a_device_that_serves_nobody_is_abandoned") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a"]).await;
-        // The server comes back, and the device of before answers where it serves nobody.
+        let agents = registered(&mesh, &["a"]).await;
+        // The server comes back without tunnels, while its old device still answers.
         mesh.server.kill().await.expect("it is killed");
         std::fs::write(mesh.server.data().join("comms.key"), "damaged").expect("it can be written");
         mesh.server.serve().await.expect("it serves again");
         let log = mesh.server.process().expect("it runs").printed();
         assert!(log.contains("COMMS is off"), "{log}");
-        takes(&machines[0], "tls", Duration::from_secs(30)).await;
-        change(&mesh, &machines[0], "10.40.9.3", Duration::from_secs(3)).await;
+        takes(&agents[0], "tls", Duration::from_secs(30)).await;
+        change(&mesh, &agents[0], "10.40.9.3", Duration::from_secs(3)).await;
     });
 }
 
 #[test]
-fn what_the_tunnels_stand_on_is_mended() {
-    if !enter_test("what_the_tunnels_stand_on_is_mended") {
+fn filter_link_and_address_of_the_tunnels_are_repaired() {
+    if !enter_test("filter_link_and_address_of_the_tunnels_are_repaired") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let machines = registered(&mesh, &["a"]).await;
-        let a = machines[0].host();
+        let agents = registered(&mesh, &["a"]).await;
+        let a = agents[0].host();
         let rest = (Ipv4Addr::new(10, 101, 0, 1), 8_081);
         let closed = async |what: &str| {
             eventually(what, Duration::from_secs(10), async || !connects(a, None, rest)).await;
             eventually("the service is there", Duration::from_secs(10), async || connects(a, None, (rest.0, COMMS)))
                 .await;
         };
-        // As Debian's own rules begin.
+        // As Debian's /etc/nftables.conf begins.
         run(mesh.server.host(), "nft flush ruleset").await;
         closed("the filter is there again").await;
         run(mesh.server.host(), "ip link set nm-comms down").await;
@@ -629,7 +630,7 @@ fn what_the_tunnels_stand_on_is_mended() {
         run(mesh.server.host(), "ip address flush dev nm-comms").await;
         closed("the address is there again").await;
 
-        // What the log itself advises where the ledger is damaged; the device is found by its socket.
+        // What the log advises if the database of registrations is damaged; the device is found by its socket.
         mesh.server.kill().await.expect("it is killed");
         for file in ["comms.db", "comms.db-wal", "comms.db-shm"] {
             let _ = std::fs::remove_file(mesh.server.data().join(file));
@@ -637,7 +638,7 @@ fn what_the_tunnels_stand_on_is_mended() {
         mesh.server.serve().await.expect("it serves again");
         let log = mesh.server.process().expect("it runs").printed();
         assert!(!log.contains("COMMS is off"), "{log}");
-        takes(&machines[0], "tunnel", Duration::from_secs(60)).await;
+        takes(&agents[0], "tunnel", Duration::from_secs(60)).await;
 
         // Another port is another device.
         for port in ["4001", "4002", "4003", "4004", "4005", "4006"] {

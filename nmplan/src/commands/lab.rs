@@ -51,7 +51,7 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
 /// Leaves everything up until somebody ends it.
 async fn keep(running: &Running, console: &mut Console) -> Result<(), Error> {
     console.stderr("\nThe lab stays up until Ctrl-C. To enter a machine, as root:\n\n");
-    let hosts = running.machines.iter().map(|(_, machine)| machine.host());
+    let hosts = running.agents.iter().map(|(_, agent)| agent.host());
     for host in [running.server.host()].into_iter().chain(hosts) {
         console.stderr(&format!("  # {}\n  {} bash\n", host.name(), host.how_to_enter()));
     }

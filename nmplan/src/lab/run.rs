@@ -1,6 +1,6 @@
 //! How does a declared network prove itself?
 //!
-//! [`run`] starts a server and every machine of the [`Roster`], lets them join, and sends packets between all that may talk
+//! [`run`] starts a server and every node of the [`Roster`], lets them join, and sends packets between all that may talk
 //! until all have answered or time is up; the server's own host is one of them where it is declared. What came of it is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,9 +17,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::roster::{Participant, Roster};
-use super::{Error, Host, Machine, Programs, Server, Underlay, system};
+use super::{Agent, Error, Host, Programs, Server, Underlay, system};
 
-/// How many machines join at the same time.
+/// How many nodes join at the same time.
 const AT_ONCE: usize = 8;
 /// How many pings are under way at the same time.
 const PINGS: usize = 128;
@@ -34,8 +34,8 @@ pub struct Running {
     pub declared: Snapshot,
     /// The control plane.
     pub server: Server,
-    /// The machines, each with its participant.
-    pub machines: Vec<(Participant, Machine)>,
+    /// The agents, each with its participant.
+    pub agents: Vec<(Participant, Agent)>,
 }
 
 /// What came of it.
@@ -50,15 +50,15 @@ pub struct Verdict {
 pub struct NetworkVerdict {
     /// The network.
     pub name: NetworkName,
-    /// Its machines, by name.
-    pub machines: Vec<MachineVerdict>,
-    /// Every ordered pair of machines.
+    /// Its nodes, by name.
+    pub nodes: Vec<NodeVerdict>,
+    /// Every ordered pair of nodes.
     pub pairs: Vec<Pair>,
 }
 
-/// What came of one machine.
+/// What came of one node.
 #[derive(Clone, Debug, Serialize)]
-pub struct MachineVerdict {
+pub struct NodeVerdict {
     /// Its name.
     pub name: String,
     /// Its addresses in the network.
@@ -69,7 +69,7 @@ pub struct MachineVerdict {
     pub missing: BTreeSet<String>,
 }
 
-/// Whether one machine reached another.
+/// Whether one node reached another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pair {
     /// Who sent.
@@ -90,7 +90,7 @@ impl Pair {
 impl Verdict {
     /// Whether everybody reached everybody, and knows every name.
     pub fn is_good(&self) -> bool {
-        let known = |network: &NetworkVerdict| network.machines.iter().all(|machine| machine.missing.is_empty());
+        let known = |network: &NetworkVerdict| network.nodes.iter().all(|node| node.missing.is_empty());
         self.networks.iter().all(|network| network.pairs.iter().all(Pair::is_reached) && known(network))
     }
 }
@@ -99,7 +99,7 @@ impl Verdict {
 ///
 /// # Errors
 ///
-/// What the machine, the server or an agent refused, with what it said.
+/// What the node, the server or an agent refused, with what it said.
 pub async fn run(roster: &Roster, say: &mut dyn FnMut(&str)) -> Result<Running, Error> {
     let programs = Programs::find()?;
     let underlay = Underlay::new().await?;
@@ -109,9 +109,9 @@ pub async fn run(roster: &Roster, say: &mut dyn FnMut(&str)) -> Result<Running, 
     say(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
     let start = Instant::now();
     let joins = roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
-    let machines: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
-    say(&format!("{} machines joined in {:.1} s", machines.len(), start.elapsed().as_secs_f64()));
-    Ok(Running { declared: roster.declared.clone(), server, machines })
+    let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
+    say(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
+    Ok(Running { declared: roster.declared.clone(), server, agents })
 }
 
 /// Has nmplan apply what is declared; the tokens of the keys by their ids.
@@ -150,17 +150,17 @@ async fn join(
     tokens: &BTreeMap<String, Secret<String>>,
     underlay: &Underlay,
     programs: &Programs,
-) -> Result<(Participant, Machine), Error> {
+) -> Result<(Participant, Agent), Error> {
     let failed = |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", participant.host));
     let token = tokens.get(&participant.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
-    let mut machine = Machine::new(underlay, programs, &participant.host).await?;
-    machine.join(token.expose(), &["--name", participant.name.as_str()]).await.map_err(|error| failed(&error))?;
-    machine.start_daemon(&[])?;
-    Ok((participant.clone(), machine))
+    let mut agent = Agent::new(underlay, programs, &participant.host).await?;
+    agent.join(token.expose(), &["--name", participant.name.as_str()]).await.map_err(|error| failed(&error))?;
+    agent.start_daemon(&[])?;
+    Ok((participant.clone(), agent))
 }
 
 impl Running {
-    /// Sends packets from each machine to each other of its network until all have answered, or time is up.
+    /// Sends packets from each node to each other of its network until all have answered, or time is up.
     ///
     /// # Errors
     ///
@@ -181,9 +181,9 @@ impl Running {
     async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
         let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
         let mut members = Vec::new();
-        for (participant, machine) in self.machines.iter().filter(|(participant, _)| participant.network == *network) {
-            let addresses = addresses(&machine.status().await?, network);
-            members.push(Member { name: &participant.name, host: machine.host(), addresses });
+        for (participant, agent) in self.agents.iter().filter(|(participant, _)| participant.network == *network) {
+            let addresses = addresses(&agent.status().await?, network);
+            members.push(Member { name: &participant.name, host: agent.host(), addresses });
         }
         if let Some(name) = Roster::own_node(&self.declared, network) {
             let addresses = self.own_addresses(network, families, deadline).await?;
@@ -232,16 +232,16 @@ impl Running {
         });
         let pairs = stream::iter(pings).buffered(PINGS).try_collect().await?;
         let expected = self.names(name, members.iter().map(|member| member.name));
-        let mut machines = Vec::new();
+        let mut nodes = Vec::new();
         for Member { name, host, addresses } in members {
             let missing = missing_until(host, &expected, deadline).await?;
             let names = expected.len() - missing.len();
-            machines.push(MachineVerdict { name: name.to_string(), addresses: addresses.clone(), names, missing });
+            nodes.push(NodeVerdict { name: name.to_string(), addresses: addresses.clone(), names, missing });
         }
-        Ok(NetworkVerdict { name: name.clone(), machines, pairs })
+        Ok(NetworkVerdict { name: name.clone(), nodes, pairs })
     }
 
-    /// The names that should resolve in a network: of its machines, and of the entries that do not lead out of it.
+    /// The names that should resolve in a network: of its nodes, and of the entries that do not lead out of it.
     fn names<'a>(&self, network: &NetworkName, nodes: impl Iterator<Item = &'a Name>) -> BTreeSet<String> {
         if !self.declared.network(network).is_some_and(|network| network.name_service) {
             return BTreeSet::new();
@@ -260,7 +260,7 @@ struct Member<'a> {
     addresses: Vec<IpAddr>,
 }
 
-/// The names that a machine does not know, once it knows all or time is up.
+/// The names that a node does not know, once it knows all or time is up.
 async fn missing_until(host: &Host, expected: &BTreeSet<String>, deadline: Instant) -> Result<BTreeSet<String>, Error> {
     loop {
         let hosts = host.read("/etc/hosts").map_err(system("read a host's names"))?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::roster::OWN_NODE;
-use super::{Error, Host, Process, Programs, Underlay, machine, system};
+use super::{Error, Host, Process, Programs, Underlay, agent, system};
 
 /// How long the server may take to serve.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,7 +76,7 @@ impl Server {
     /// [`Error::Refused`] with what the agent said.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
         let directory = self.data().join("client").display().to_string();
-        machine::status(&self.host, &self.netclient, &["--directory", &directory]).await
+        agent::status(&self.host, &self.netclient, &["--directory", &directory]).await
     }
 
     /// The variables that let nmplan reach it as an admin.

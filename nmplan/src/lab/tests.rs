@@ -35,14 +35,14 @@ fn enter(test: &str) -> bool {
 
 /// What this machine shows of processes, interfaces and mounts, and the content of the files that a lab has its own of.
 #[derive(Debug, PartialEq)]
-struct Machine {
+struct SystemState {
     interfaces: BTreeSet<String>,
     mounts: String,
     files: Vec<(&'static str, String)>,
 }
 
-impl Machine {
-    fn look() -> Self {
+impl SystemState {
+    fn read() -> Self {
         let list = |path| std::fs::read_dir(path).expect("a directory").flatten();
         let names = |path| list(path).map(|entry| entry.file_name().to_string_lossy().into_owned());
         Self {
@@ -149,9 +149,9 @@ fn a_pulled_cable_is_a_gap_and_heals() {
 
 #[test]
 fn a_host_has_files_and_a_name_of_its_own() {
-    let before = Machine::look();
+    let before = SystemState::read();
     if !enter("a_host_has_files_and_a_name_of_its_own") {
-        assert_eq!(Machine::look(), before);
+        assert_eq!(SystemState::read(), before);
         return;
     }
     in_runtime(async {
@@ -311,7 +311,7 @@ fn nothing_survives_a_kill() {
     }
     // A lab in a lab, so that everything there is to see is this test's.
     for whom in ["caller", "keeper", "init", "program"] {
-        let before = Machine::look();
+        let before = SystemState::read();
         let mark = format!("victim-of-{whom}");
         let (mut caller, program, _lines) = start_victim(&mark, false);
         let outer = Pid::from_child(&caller);
@@ -337,7 +337,7 @@ fn nothing_survives_a_kill() {
             eventually("its processes are gone", || rustix::process::test_kill_process(pid).is_err());
         }
         eventually("the host's processes are gone", || processes_with(&mark).is_empty());
-        assert_eq!(Machine::look(), before, "after killing the {whom}");
+        assert_eq!(SystemState::read(), before, "after killing the {whom}");
     }
 }
 

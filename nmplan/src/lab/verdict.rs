@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::run::{NetworkVerdict, Pair, Verdict};
 
-/// The most machines that are shown as a table of who reached whom; of more, only who did not is told.
+/// The most nodes that are shown as a table of who reached whom; of more, only who did not is told.
 const TABLE: usize = 12;
 
 /// The text of a verdict.
@@ -16,28 +16,28 @@ pub fn text(verdict: &Verdict) -> String {
 }
 
 fn network(network: &NetworkVerdict) -> String {
-    let NetworkVerdict { name, machines, pairs } = network;
+    let NetworkVerdict { name, nodes, pairs } = network;
     let reached = pairs.iter().filter(|pair| pair.is_reached()).count();
-    let mut text = match machines.len() {
-        1 => format!("{name}: one machine, nobody to reach"),
+    let mut text = match nodes.len() {
+        1 => format!("{name}: one node, nobody to reach"),
         _ => format!("{name}: {reached} of {} pairs reach each other", pairs.len()),
     };
-    let names = machines.iter().map(|machine| machine.names + machine.missing.len()).max().unwrap_or(0);
-    let everywhere = names - machines.iter().map(|machine| machine.missing.len()).max().unwrap_or(0);
+    let names = nodes.iter().map(|node| node.names + node.missing.len()).max().unwrap_or(0);
+    let everywhere = names - nodes.iter().map(|node| node.missing.len()).max().unwrap_or(0);
     if names > 0 {
         let _ = write!(text, ", {everywhere} of {names} names resolve everywhere");
     }
     text.push('\n');
-    let width = machines.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
-    for machine in machines {
-        let addresses: Vec<_> = machine.addresses.iter().map(ToString::to_string).collect();
-        let _ = writeln!(text, "  {:width$}  {}", machine.name, addresses.join("  "));
+    let width = nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
+    for node in nodes {
+        let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {:width$}  {}", node.name, addresses.join("  "));
     }
-    if (2..=TABLE).contains(&machines.len()) {
+    if (2..=TABLE).contains(&nodes.len()) {
         text.push('\n');
         text.push_str(&table(network));
     }
-    let unknown = machines.iter().filter(|machine| !machine.missing.is_empty());
+    let unknown = nodes.iter().filter(|node| !node.missing.is_empty());
     if reached < pairs.len() || unknown.clone().next().is_some() {
         text.push('\n');
     }
@@ -46,16 +46,16 @@ fn network(network: &NetworkVerdict) -> String {
             pair.answers.iter().filter(|(_, took)| took.is_none()).map(|(address, _)| address.to_string()).collect();
         let _ = writeln!(text, "  {} did not reach {} at {}", pair.from, pair.to, silent.join(", "));
     }
-    for machine in unknown {
-        let missing: Vec<_> = machine.missing.iter().map(String::as_str).collect();
-        let _ = writeln!(text, "  {} does not know {}", machine.name, missing.join(", "));
+    for node in unknown {
+        let missing: Vec<_> = node.missing.iter().map(String::as_str).collect();
+        let _ = writeln!(text, "  {} does not know {}", node.name, missing.join(", "));
     }
     text
 }
 
 /// Who reached whom, in milliseconds: the slowest of the addresses.
 fn table(network: &NetworkVerdict) -> String {
-    let names: Vec<&str> = network.machines.iter().map(|machine| &*machine.name).collect();
+    let names: Vec<&str> = network.nodes.iter().map(|node| &*node.name).collect();
     let first = names.iter().map(|name| name.len()).chain(["from \\ to".len()]).max().unwrap_or(0);
     let mut text = format!("  {:first$}", "from \\ to");
     for name in &names {
@@ -86,12 +86,12 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
 
-    use super::super::run::MachineVerdict;
+    use super::super::run::NodeVerdict;
     use super::*;
 
     fn verdict(answer: Option<f64>) -> Verdict {
         let address = |number: u8| IpAddr::from([10, 0, 0, number]);
-        let machine = |name: &str, number| MachineVerdict {
+        let node = |name: &str, number| NodeVerdict {
             name: name.into(),
             addresses: vec![address(number)],
             names: 2,
@@ -104,7 +104,7 @@ mod tests {
         };
         let network = NetworkVerdict {
             name: "corp".parse().expect("a good name"),
-            machines: vec![machine("a", 1), machine("db-1", 2)],
+            nodes: vec![node("a", 1), node("db-1", 2)],
             pairs: vec![pair("a", "db-1", 2, Some(0.42)), pair("db-1", "a", 1, answer)],
         };
         Verdict { networks: vec![network] }
@@ -122,14 +122,11 @@ mod tests {
     #[test]
     fn a_machine_alone_has_nobody_to_reach_and_may_lack_names() {
         let mut verdict = verdict(Some(1.0));
-        verdict.networks[0].machines.pop();
+        verdict.networks[0].nodes.pop();
         verdict.networks[0].pairs.clear();
         assert!(verdict.is_good());
-        assert_eq!(
-            text(&verdict),
-            "corp: one machine, nobody to reach, 2 of 2 names resolve everywhere\n  a  10.0.0.1\n"
-        );
-        verdict.networks[0].machines[0].missing.insert("b.corp".into());
+        assert_eq!(text(&verdict), "corp: one node, nobody to reach, 2 of 2 names resolve everywhere\n  a  10.0.0.1\n");
+        verdict.networks[0].nodes[0].missing.insert("b.corp".into());
         assert!(!verdict.is_good());
         assert!(text(&verdict).ends_with("\n  a does not know b.corp\n"), "{}", text(&verdict));
     }

@@ -11,13 +11,13 @@ use super::{Error, Host, Process, Programs, Underlay, system};
 
 /// A host with an agent.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Agent {
     host: Host,
     program: PathBuf,
     daemon: Option<Process>,
 }
 
-impl Machine {
+impl Agent {
     /// Makes the host; nothing runs on it yet.
     ///
     /// # Errors
