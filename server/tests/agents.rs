@@ -16,7 +16,7 @@ use reqwest::{Method, StatusCode};
 use schema::api::{Control, NodeStatus, Presence};
 use schema::snapshot::Revision;
 use support::{PATIENCE, Running, eventually};
-use test_agent::{Agent, Way};
+use test_agent::{Agent, KnownServer};
 use tonic::{Code, Streaming};
 
 const CORP: &str = r#"
@@ -443,7 +443,7 @@ async fn every_method_has_a_line_in_the_table_and_asks_for_what_that_says() {
 #[tokio::test]
 async fn a_server_with_another_ca_is_not_spoken_to() {
     let (server, other) = (corp().await, corp().await);
-    let way = Way { ca: other.way.ca.clone(), ..server.way.clone() };
+    let way = KnownServer { ca: other.way.ca.clone(), ..server.way.clone() };
     let error = Agent::new(&way, "corp", "a", 1).challenge().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert_ne!(server.service.info().ca_pin, other.service.info().ca_pin);

@@ -20,7 +20,7 @@ use proto::wire::agent_server::{Agent as Service, AgentServer};
 use proto::wire::{self, CheckInRequest, CheckInResponse, Update};
 use schema::scalars::SigningKey;
 use schema::snapshot::Revision;
-use test_agent::{Agent, Way};
+use test_agent::{Agent, KnownServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -80,11 +80,11 @@ async fn agents(server: &Serving, issuer: &Serving, count: u32) -> Vec<(Agent, R
     for number in 0..count {
         let number = |name: &str| (number, issuer.reported[name].as_u64().expect("a number"));
         let ((number, epoch), (_, revision)) = (number("epoch"), number("revision"));
-        let new = |way: &Way| Agent::new(way, "corp", &end_to_end::load::name(number), number);
-        let mut agent = new(&issuer.way());
+        let new = |server: &KnownServer| Agent::new(server, "corp", &end_to_end::load::name(number), number);
+        let mut agent = new(&issuer.known());
         agent.at = Position { epoch, revision: Revision(revision) };
         let request = agent.check_in_request(None).await.expect("a session");
-        agent.client = new(&server.way()).client;
+        agent.client = new(&server.known()).client;
         all.push((agent, request));
     }
     all
@@ -109,12 +109,13 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) ->
 /// How many bytes the server sends for one answer, with all that HTTP/2 and TLS add: counted by a proxy.
 async fn answer_on_the_wire(server: &Serving) -> u64 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let (way, at) = (server.way(), listener.local_addr().expect("an address"));
+    let known = server.known();
+    let at = listener.local_addr().expect("an address");
     let counted = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&counted);
     let proxy = tokio::spawn(async move {
         let (client, _) = listener.accept().await.expect("a connection");
-        let server = TcpStream::connect(way.at).await.expect("the server is there");
+        let server = TcpStream::connect(known.at).await.expect("the server is there");
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = server.into_split();
         tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
@@ -124,9 +125,9 @@ async fn answer_on_the_wire(server: &Serving) -> u64 {
             to_client.write_all(&buffer[..length]).await.expect("the client is there");
         }
     });
-    let way = Way { at, ..server.way() };
+    let through_proxy = KnownServer { at, ..server.known() };
     let mut agents = agents(server, server, 1).await;
-    agents[0].0.client = Agent::new(&way, "corp", &end_to_end::load::name(0), 0).client;
+    agents[0].0.client = Agent::new(&through_proxy, "corp", &end_to_end::load::name(0), 0).client;
     block(&mut agents, 10).await;
     let before = counted.load(Ordering::SeqCst);
     block(&mut agents, 100).await;

@@ -1,9 +1,9 @@
-//! What does the tunnel to the server cost: a check-in through it beside the same over TLS, and one more agent, or one less,
-//! the more there are?
+//! What does the tunnel to the server cost: a check-in through it compared with one over TLS, and adding or removing an agent
+//! as their number grows?
 //!
-//! Everything runs in a lab: `nmserver` on a host of its own, its device's process, and a host with a registered agent, whose
-//! tunnel and whose public way the calls take in alternating blocks. Counted are the CPU time of the server's two processes,
-//! and every byte of IP that passes the server's cable. `CALLS` (12000) changes how many calls.
+//! Everything runs in a lab: `nmserver` on a host of its own, its device's process, and a host with a registered agent. Blocks
+//! of calls through the tunnel and over TLS alternate. It measures the CPU time of the server's two processes, and every byte
+//! of IP that passes the server's cable. `CALLS` (12000) changes how many calls.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::net::SocketAddr;
@@ -24,15 +24,15 @@ use proto::token::Token;
 use proto::wire::CheckInRequest;
 use schema::scalars::WireGuardKey;
 use socket2::{Domain, Socket, Type};
-use test_agent::{Agent, Way};
+use test_agent::{Agent, KnownServer};
 use tokio::net::TcpStream;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 const COMMS: u16 = 50_555;
-/// Calls in a row by one way.
+/// Calls in a row over one transport.
 const BLOCK: usize = 500;
-/// How many agents there are when the cost of one more is looked at.
+/// How many agents there are when the cost of one more is measured.
 const SIZES: [u32; 3] = [10, 100, 1_000];
 /// How many are added and removed at each size.
 const TIMES: u32 = 50;
@@ -58,8 +58,8 @@ async fn measure() {
     one_less(&mesh).await;
 }
 
-/// One of the ways from a host to the server.
-struct Line {
+/// A transport from a host to the server.
+struct Transport {
     name: &'static str,
     channel: Channel,
 }
@@ -69,34 +69,34 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
     let server = mesh.server.host();
     let processes = [mesh.server.id().expect("it runs"), device_of(server, "nm-comms").expect("it runs")];
     println!(
-        "{calls} check-ins by each way in blocks of {BLOCK}; everything that the server sends and receives counts\n"
+        "{calls} check-ins over each transport in blocks of {BLOCK}; everything that the server sends and receives counts\n"
     );
-    println!("| calls under way | way | `nmserver` | device | together | bytes of IP |");
+    println!("| calls under way | transport | `nmserver` | device | together | bytes of IP |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for at_once in [1, 16] {
-        let mut ways = Vec::new();
+        let mut transports = Vec::new();
         for (name, device, at) in [
             ("tunnel", "nm-comms", SocketAddr::from(([10, 101, 0, 1], COMMS))),
             ("TLS", "eth0", SocketAddr::from((server.ipv4(), 50_051))),
         ] {
             let mut agents = Vec::new();
             for number in 0..at_once {
-                let line = Line { name, channel: channel(host, device, at, &mesh.way(token)) };
-                agents.push((agent(line, mesh, token, number).await, Request::new(CheckInRequest::default())));
+                let transport = Transport { name, channel: channel(host, device, at, &mesh.known_server(token)) };
+                agents.push((agent(transport, mesh, token, number).await, Request::new(CheckInRequest::default())));
             }
-            ways.push((name, agents, [Duration::ZERO; 2], 0));
+            transports.push((name, agents, [Duration::ZERO; 2], 0));
         }
-        // Each stands where all have joined, so that nothing is new to it.
-        for (_, agents, ..) in &mut ways {
+        // Each has the revision in which all have joined, so that nothing is new to it.
+        for (_, agents, ..) in &mut transports {
             for (agent, request) in &mut *agents {
                 let whole = agent.whole().await.expect("a View");
-                agent.take(&whole).expect("the server signs what it tells");
+                agent.take(&whole).expect("the server signs what it sends");
                 *request = agent.check_in_request(None).await.expect("a session");
             }
             block(agents, BLOCK).await;
         }
         for _ in 0..calls.div_ceil(BLOCK) {
-            for (_, agents, spent, passed) in &mut ways {
+            for (_, agents, spent, passed) in &mut transports {
                 count(server, host.host().ipv4(), COMMS);
                 let before = processes.map(cpu_of);
                 block(agents, BLOCK).await;
@@ -107,7 +107,7 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
             }
         }
         let all = calls.next_multiple_of(BLOCK) as f64;
-        for (name, _, spent, passed) in ways {
+        for (name, _, spent, passed) in transports {
             let [server, device] = spent.map(|spent| spent.as_secs_f64() * 1e6 / all);
             let together = server + device;
             let passed = passed as f64 / all;
@@ -116,8 +116,8 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
     }
 }
 
-/// A channel whose one connection begins on a host, at one of its interfaces.
-fn channel(host: &lab::Agent, device: &str, at: SocketAddr, way: &Way) -> Channel {
+/// A channel whose one connection starts on a host, at one of its interfaces.
+fn channel(host: &lab::Agent, device: &str, at: SocketAddr, server: &KnownServer) -> Channel {
     let stream = host.host().within(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.bind_device(Some(device.as_bytes())).expect("the interface is there");
@@ -132,16 +132,22 @@ fn channel(host: &lab::Agent, device: &str, at: SocketAddr, way: &Way) -> Channe
         async move { TcpStream::from_std(stream).map(TokioIo::new) }
     });
     if device == "eth0" {
-        return way.endpoint().connect_with_connector_lazy(connect);
+        return server.endpoint().connect_with_connector_lazy(connect);
     }
     Endpoint::from_static("http://server").connect_with_connector_lazy(connect)
 }
 
-async fn agent(line: Line, mesh: &Mesh, token: &str, number: u32) -> Agent {
-    let Line { name, channel } = line;
-    let (token, number) = (token.parse::<Token>().expect("a token"), number + if name == "tunnel" { 0 } else { 100 });
-    let mut agent =
-        Agent::on(channel, mesh.way(token.reveal().expose()).signing_key, "corp", &format!("n{number}"), number);
+async fn agent(transport: Transport, mesh: &Mesh, token: &str, number: u32) -> Agent {
+    let Transport { name, channel } = transport;
+    let token = token.parse::<Token>().expect("a token");
+    let number = number + if name == "tunnel" { 0 } else { 100 };
+    let mut agent = Agent::on(
+        channel,
+        mesh.known_server(token.reveal().expose()).signing_key,
+        "corp",
+        &format!("n{number}"),
+        number,
+    );
     let seed = proto::sign::from_seed(token.seed.expose());
     agent.join_with("k", &seed).await.expect("it joins");
     agent
@@ -160,20 +166,21 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) {
     futures_util::future::join_all(call_all).await;
 }
 
-/// How long a registration takes, with so many agents registered.
+/// How long a registration takes, by how many agents are registered.
 async fn one_more(mesh: &Mesh, token: &str) {
-    let (way, parsed) = (mesh.way(token), token.parse::<Token>().expect("a token"));
-    let (channel, seed) = (way.channel(), proto::sign::from_seed(parsed.seed.expose()));
+    let server = mesh.known_server(token);
+    let channel = server.channel();
+    let seed = proto::sign::from_seed(token.parse::<Token>().expect("a token").seed.expose());
     println!("\n| agents | a registration, median of 9 |\n| --- | --- |");
     let mut times = Vec::new();
     for number in 1..=*SIZES.iter().max().expect("there are some") {
         let agent = 10_000 + number;
         let name = format!("r{number}");
-        let mut agent = Agent::on(channel.clone(), way.signing_key, "corp", &name, agent);
+        let mut agent = Agent::on(channel.clone(), server.signing_key, "corp", &name, agent);
         let start = Instant::now();
         agent.register(Some(("k", &seed))).await.expect("it registers");
         times.push(start.elapsed());
-        // Those who wait for their join are capped.
+        // The number of registered agents that have not joined is limited.
         agent.join_with("k", &seed).await.expect("it joins");
         if SIZES.contains(&number) {
             println!("| {number} | {:.2} ms |", median(&times[times.len() - 9..]).as_secs_f64() * 1e3);
@@ -181,7 +188,7 @@ async fn one_more(mesh: &Mesh, token: &str) {
     }
 }
 
-/// What the device needs to take one more peer, and to lose one, with so many peers there: all that grows.
+/// How long the device takes to add and to remove a peer, by how many it has: the only part that grows.
 async fn one_less(mesh: &Mesh) {
     let host = mesh.agent("device").await;
     let socket = host.host().directory().join("bench.sock");
@@ -189,12 +196,12 @@ async fn one_less(mesh: &Mesh) {
     let program = mesh.programs.netclient.clone();
     host.host().within(|| {
         let mut device = Userspace::spawn("nm-bench", &program, Path::new(&socket)).expect("a device");
-        let mut have = 0;
+        let mut added = 0;
         for size in SIZES.into_iter().chain([5_000]) {
-            let mut steps: Vec<_> = (have..size).map(put).collect();
+            let mut steps: Vec<_> = (added..size).map(put).collect();
             steps.insert(0, DeviceStep::SetPrivateKey(PrivateKey([9; 32])));
             device.apply(&steps).expect("it takes them");
-            have = size;
+            added = size;
             let mut times = [Vec::new(), Vec::new()];
             for number in size..size + TIMES {
                 let pair = [put(number), DeviceStep::RemovePeer(key(number))];

@@ -48,7 +48,7 @@ async fn one_more(size: u32) {
     seed(folder.path(), size);
     let server = Serving::start(&["serve", &folder.path().display().to_string()]);
     let watching = watch_all(&server, size).await;
-    let mut newcomer = Agent::new(&server.way(), "corp", &name(size), size);
+    let mut newcomer = Agent::new(&server.known(), "corp", &name(size), size);
     newcomer.challenge().await.expect("it is connected");
     let (cpu, start) = (server.cpu(), Instant::now());
     let received = watching.into_iter().map(|watching| tokio::spawn(watching.receive(start)));
@@ -82,14 +82,16 @@ struct Watching {
 }
 
 async fn watch_all(server: &Serving, size: u32) -> Vec<Watching> {
-    let (way, connecting) = (server.way(), Arc::new(Semaphore::new(CONNECTING)));
+    let known = server.known();
+    let connecting = Arc::new(Semaphore::new(CONNECTING));
     let reported = |name: &str| server.reported[name].as_u64().expect("a number");
     let at = Position { epoch: reported("epoch"), revision: Revision(reported("revision")) };
     let watch = |number: u32| {
-        let (way, connecting) = (way.clone(), Arc::clone(&connecting));
+        let known = known.clone();
+        let connecting = Arc::clone(&connecting);
         tokio::spawn(async move {
             let _turn = connecting.acquire().await.expect("it stays open");
-            let mut agent = Agent::new(&way, "corp", &name(number), number);
+            let mut agent = Agent::new(&known, "corp", &name(number), number);
             let checks = number < CHECKING;
             if checks {
                 let whole = agent.whole().await.expect("it is in the network");

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nmplan::lab::{Agent, Host, Programs, Server, Underlay};
 use proto::token::Token;
-use test_agent::Way;
+use test_agent::KnownServer;
 
 /// A server in a lab, and what is declared for it.
 pub struct Mesh {
@@ -76,12 +76,12 @@ impl Mesh {
         Self { underlay, programs, server }
     }
 
-    /// The way to the server for agents without devices, as a token tells it.
-    pub fn way(&self, token: &str) -> Way {
+    /// What a token lets agents without devices know of the server.
+    pub fn known_server(&self, token: &str) -> KnownServer {
         let token: Token = token.parse().expect("a token");
         let ca = std::fs::read_to_string(self.server.data().join("ca.pem")).expect("the CA is there");
         let at = (self.server.host().ipv4(), 50_051).into();
-        Way { at, ca, signing_key: token.signing_key }
+        KnownServer { at, ca, signing_key: token.signing_key }
     }
 
     /// Makes a host with an agent that is in no network.

@@ -21,7 +21,7 @@ use schema::inventory::{Endpoints, Joined, KeyStatus, NodeId};
 use schema::snapshot::Revision;
 use schema::world::{ResourceDocument, World};
 use serde_json::Value;
-use test_agent::{Agent, Way};
+use test_agent::{Agent, KnownServer};
 use tokio::sync::watch;
 
 /// The CPU time that all threads of a process have used, in user and kernel mode (clock_getcpuclockid(3)).
@@ -53,11 +53,11 @@ impl Serving {
         Self { process, _input: input, reported }
     }
 
-    /// The way to its agents' service.
-    pub fn way(&self) -> Way {
+    /// What agents know of it.
+    pub fn known(&self) -> KnownServer {
         let text = |name: &str| self.reported[name].as_str().unwrap_or_default().to_owned();
         let at = text("at").parse().expect("an address");
-        Way { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
+        KnownServer { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
     }
 
     /// The CPU time that it has used; see [`cpu_of`].

@@ -59,7 +59,7 @@ async fn takes(agent: &Agent, transport: &str, patience: Duration) -> Duration {
 async fn takes_in(agent: &Agent, network: usize, transport: &str, patience: Duration) -> Duration {
     let what = format!("control traffic of {} takes {transport}", agent.host().name());
     eventually(&what, patience, async || {
-        agent.status().await.is_ok_and(|status| status["networks"][network]["control"] == way)
+        agent.status().await.is_ok_and(|status| status["networks"][network]["control"] == transport)
     })
     .await
 }
@@ -390,9 +390,10 @@ fn two_hundred_register_at_once_and_a_full_range_is_reported() {
         let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "k" uses="unlimited" }"#;
         let tokens = mesh.apply(network).await;
         let token: Token = tokens["corp/access-key/k"].parse().expect("a token");
-        let (way, seed) = (mesh.way(&tokens["corp/access-key/k"]), proto::sign::from_seed(token.seed.expose()));
+        let server = mesh.known_server(&tokens["corp/access-key/k"]);
+        let seed = proto::sign::from_seed(token.seed.expose());
         let register = async |number: u32| {
-            let mut agent = BareAgent::new(&way, "corp", &format!("n{number}"), number);
+            let mut agent = BareAgent::new(&server, "corp", &format!("n{number}"), number);
             agent.register(Some(("k", &seed))).await
         };
         let start = Instant::now();

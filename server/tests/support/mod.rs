@@ -24,7 +24,7 @@ use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
 use schema::world::WorldDocument;
 use serde_json::Value;
-use test_agent::{Agent, Way, seed};
+use test_agent::{Agent, KnownServer, seed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -34,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A server that serves.
 pub struct Running {
     pub service: Service,
-    pub way: Way,
+    pub way: KnownServer,
     pub rest: SocketAddr,
     /// The admin's token.
     pub token: String,
@@ -72,7 +72,7 @@ impl Running {
         let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
         let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
         let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
-        let way = Way { at, ca, signing_key: service.info().signing_key };
+        let way = KnownServer { at, ca, signing_key: service.info().signing_key };
         Self { service, way, rest, token, client, end, serving }
     }
 

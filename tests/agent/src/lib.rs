@@ -1,7 +1,7 @@
 //! An agent that speaks the protocol and has no devices: what a server is tested and measured with.
 //!
-//! It has the keys of a machine, made from a number so that runs repeat, and keeps the View that the server's updates
-//! leave it with, by the same [`accept_update`] as the real agent. It trusts what the CA that it is given signed.
+//! Its keys are made from a number, so that runs can be repeated. It applies the server's updates to its View with the same
+//! [`accept_update`] as the real agent, and trusts certificates of the CA that it is given.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -16,18 +16,18 @@ use schema::view::View;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-/// The way to a server.
+/// What an agent knows of a server: enough to reach it and to verify what it sends.
 #[derive(Clone, Debug)]
-pub struct Way {
+pub struct KnownServer {
     /// Where its agents' service listens.
     pub at: SocketAddr,
     /// Its CA, in PEM.
     pub ca: String,
-    /// The key that signs what it tells.
+    /// The key that signs what it sends.
     pub signing_key: SigningKey,
 }
 
-impl Way {
+impl KnownServer {
     /// A connection of its own, made when it is first used.
     pub fn channel(&self) -> Channel {
         self.endpoint().connect_lazy()
@@ -41,25 +41,25 @@ impl Way {
     }
 }
 
-/// The seed of an access key, made from its name: what its token would hold.
+/// The seed of an access key, made from its name, as its token would hold it.
 pub fn seed(key: &str) -> ed25519::SigningKey {
     let mut bytes = [0; 32];
     bytes.iter_mut().zip(key.bytes()).for_each(|(byte, letter)| *byte = letter);
     sign::from_seed(&bytes)
 }
 
-/// One machine in one network.
+/// An agent in one network.
 #[derive(Debug)]
 pub struct Agent {
     /// Its calls.
     pub client: AgentClient<Channel>,
-    /// The name that it wants, or has.
+    /// The name that it asks for, or has.
     pub name: Name,
-    /// What it was told last; absent: it is not in the network.
+    /// The newest View that it has; absent: it is not in the network.
     pub view: Option<View>,
-    /// Where that stands.
+    /// The epoch and revision of that View.
     pub at: Position,
-    /// What it says of itself.
+    /// What it reports of itself.
     pub facts: Facts,
     network: NetworkName,
     server: SigningKey,
@@ -69,12 +69,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// A machine that has not joined, with keys that follow from a number.
-    pub fn new(way: &Way, network: &str, name: &str, number: u32) -> Self {
-        Self::on(way.channel(), way.signing_key, network, name, number)
+    /// An agent that has not joined, with keys that follow from a number.
+    pub fn new(server: &KnownServer, network: &str, name: &str, number: u32) -> Self {
+        Self::on(server.channel(), server.signing_key, network, name, number)
     }
 
-    /// The same on a connection that is there.
+    /// The same on an existing connection.
     pub fn on(channel: Channel, server: SigningKey, network: &str, name: &str, number: u32) -> Self {
         Self {
             client: AgentClient::new(channel).max_decoding_message_size(64 << 20),
@@ -90,13 +90,13 @@ impl Agent {
         }
     }
 
-    /// The identity and the WireGuard key of the machine of a number.
+    /// The identity and the WireGuard key of the agent with this number.
     pub fn keys(number: u32) -> (Identity, WireGuardKey) {
         let public = x25519_dalek::x25519(bytes(2, number), x25519_dalek::X25519_BASEPOINT_BYTES);
         (sign::public_key(&sign::from_seed(&bytes(1, number))), WireGuardKey(public))
     }
 
-    /// What it identifies itself with.
+    /// Its identity.
     pub fn identity(&self) -> Identity {
         sign::public_key(&self.identity)
     }
@@ -106,13 +106,13 @@ impl Agent {
         WireGuardKey(x25519_dalek::x25519(self.private_key, x25519_dalek::X25519_BASEPOINT_BYTES))
     }
 
-    /// A nonce of the server's.
+    /// Asks the server for a nonce.
     pub async fn challenge(&mut self) -> Result<wire::ChallengeResponse, Status> {
         Ok(self.client.challenge(wire::ChallengeRequest {}).await?.into_inner())
     }
 
-    /// Registers with the seed of an access key, or, without one, by its identity alone; gives the answer, which the server
-    /// has signed.
+    /// Registers with the seed of an access key, or, without one, by its identity alone; returns the answer, whose signature
+    /// has been verified.
     pub async fn register(
         &mut self,
         access_key: Option<(&str, &ed25519::SigningKey)>,
@@ -130,11 +130,11 @@ impl Agent {
         let seed = access_key.map(|(_, seed)| seed);
         sign::sign_register(&mut request, &self.server, &ephemeral, seed, &self.identity, &self.private_key);
         let answer = self.client.register(request.clone()).await?.into_inner();
-        sign::verify_registered(&answer, &request, &self.server).expect("the server signs what it tells");
+        sign::verify_registered(&answer, &request, &self.server).expect("the server signs what it sends");
         Ok(answer)
     }
 
-    /// A join as it would be sent, signed with the key of that name.
+    /// A join request, signed with the key of that name.
     pub async fn join_request(&mut self, key: &str) -> Result<JoinRequest, Status> {
         self.join_request_with(key, &seed(key)).await
     }
@@ -157,7 +157,7 @@ impl Agent {
         Ok(request)
     }
 
-    /// Joins with the key of that name, and takes the View that comes back.
+    /// Joins with the key of that name, and takes the View of the answer.
     pub async fn join(&mut self, key: &str) -> Result<(), Status> {
         self.join_with(key, &seed(key)).await
     }
@@ -167,7 +167,7 @@ impl Agent {
         let request = self.join_request_with(key, seed).await?;
         let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
         self.name = name.parse().expect("the server gives a name");
-        self.take(&update.expect("a join is answered with a View")).expect("the server signs what it tells");
+        self.take(&update.expect("a join is answered with a View")).expect("the server signs what it sends");
         Ok(())
     }
 
@@ -189,7 +189,7 @@ impl Agent {
     pub async fn authorized<T>(&mut self, message: T) -> Result<Request<T>, Status> {
         let token = self.session().await?;
         let mut request = Request::new(message);
-        let header = format!("Bearer {token}").parse().expect("a token can stand in a header");
+        let header = format!("Bearer {token}").parse().expect("a token is valid in a header");
         request.metadata_mut().insert("authorization", header);
         Ok(request)
     }
@@ -200,23 +200,23 @@ impl Agent {
         Ok(self.client.get_peers(request).await?.into_inner())
     }
 
-    /// A check-in as it would be sent.
+    /// A check-in request.
     pub async fn check_in_request(&mut self, facts: Option<Facts>) -> Result<Request<wire::CheckInRequest>, Status> {
         let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
         self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts }).await
     }
 
-    /// Checks in, and takes what it lacks; gives the answer.
+    /// Checks in, and takes the update if there is one; returns the answer.
     pub async fn check_in(&mut self, facts: Option<Facts>) -> Result<wire::CheckInResponse, Status> {
         let request = self.check_in_request(facts).await?;
         let answer = self.client.check_in(request).await?.into_inner();
         if let Some(update) = &answer.update {
-            self.take(update).expect("the server signs what it tells");
+            self.take(update).expect("the server signs what it sends");
         }
         Ok(answer)
     }
 
-    /// Every change from where it stands.
+    /// Streams every change after the revision that it has.
     pub async fn watch(&mut self) -> Result<Streaming<Update>, Status> {
         let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
         let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0 }).await?;
@@ -233,7 +233,7 @@ impl Agent {
         self.client.leave(request).await.map(drop)
     }
 
-    /// Takes an update: afterwards `view` and `at` are what the server meant.
+    /// Takes an update: afterwards `view` and `at` are those of the server.
     pub fn take(&mut self, update: &Update) -> Result<(), Malformed> {
         let at = self.view.as_ref().map(|view| (view, self.at));
         let identity = self.identity();
