@@ -1,4 +1,4 @@
-//! What was typed. Nothing happens here.
+//! The command line: flags and arguments, without any behaviour.
 
 use std::path::PathBuf;
 
@@ -9,15 +9,15 @@ use crate::keys::Sink;
 
 /// Plans and applies declared WireGuard meshes.
 ///
-/// The network is declared in files, in KDL or YAML. `plan` shows what an apply would do to it and to every machine,
-/// `apply` does it, as one revision or not at all.
+/// Networks are declared in files, in KDL or YAML. `plan` shows what an apply would change and which nodes that affects;
+/// `apply` carries it out, as one revision or not at all.
 #[derive(Debug, Parser)]
 #[command(name = "nmplan", version, disable_help_subcommand = true, after_help = AFTER)]
 pub struct Args {
-    /// What every verb takes.
+    /// What every command takes.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -29,15 +29,15 @@ NMPLAN_ENV; NMPLAN_VAR_name for each variable, with _ for -; NMPLAN_SINK_NAME fo
 Exit codes: 0 done; 1 any error; 2 changes, with --detailed-exitcode only; 3 refused by a rule; 4 stale; \
 5 busy; 6 applied, then rolled back; 7 committed, but not acknowledged by every node within --wait.";
 
-/// What every verb takes.
+/// What every command takes.
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Where and how")]
 pub struct Global {
     /// The project's directory. Absent: this one.
     #[arg(short = 'C', long = "directory", global = true, value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// A file in place of those that the env uses; - is standard input. Repeatable. The ending tells the language; without
-    /// one it is YAML if the first line looks like it, else KDL.
+    /// A file to read instead of those that the env uses; - is standard input. Repeatable. The extension decides the
+    /// language; without one it is YAML if the first line looks like it, else KDL.
     #[arg(short = 'f', long = "file", global = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The env. Absent: NMPLAN_ENV, or the project's only one.
@@ -49,22 +49,22 @@ pub struct Global {
     /// The URL of the server. Absent: the env's, or NMPLAN_SERVER.
     #[arg(long, global = true, value_name = "URL")]
     pub server: Option<String>,
-    /// The value of a variable, over what env and environment say. Repeatable.
+    /// The value of a variable; overrides the env and the environment. Repeatable.
     #[arg(long = "var", global = true, value_name = "NAME=VALUE", value_parser = variable)]
     pub variables: Vec<(String, String)>,
-    /// Reads and deletes in this network only.
+    /// Plans, applies and shows this network only.
     #[arg(long, global = true, value_name = "NAME")]
     pub network: Option<NetworkName>,
-    /// Whether to colour; NO_COLOR and CLICOLOR_FORCE are heeded.
+    /// When to colour the output; auto respects NO_COLOR and CLICOLOR_FORCE.
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
-    /// Says only what was asked for, and errors.
+    /// Prints only what was asked for, and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Folds no long list.
+    /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// One JSON event a line in place of text; with `status`, `show` and `explain` one document.
+    /// Prints one JSON event per line instead of text; with `status`, `show`, `explain` and `lab` one document.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -81,10 +81,10 @@ pub enum Color {
     Never,
 }
 
-/// The verbs.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Writes a project to start from; overwrites nothing.
+    /// Writes a new project to start from; overwrites nothing.
     Init(Init),
     /// Checks the files, without a server.
     Validate,
@@ -92,13 +92,13 @@ pub enum Verb {
     Plan(Plan),
     /// Carries out what the files declare, or a saved plan, as one revision.
     Apply(Apply),
-    /// Shows the nodes: how they are, when they checked in, what they have.
+    /// Shows the nodes: their state, their last check-in, and whether they have the newest revision.
     Status,
     /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
     Show(Show),
-    /// Brings what is declared up for real, in network namespaces of its own, and shows who reaches whom.
+    /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes reach each other.
     Lab(Lab),
-    /// Explains the code of a problem.
+    /// Explains a problem code.
     Explain(Explain),
     /// Prints a JSON Schema: of the files, of the saved plan, or of the events.
     Schema(Schema),
@@ -117,7 +117,7 @@ pub struct Plan {
     /// Saves the plan, for `nmplan apply FILE`.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Exits 2 where there are changes.
+    /// Exits with 2 if there are changes.
     #[arg(long)]
     pub detailed_exitcode: bool,
     /// How to print it; json is the saved plan.
@@ -137,19 +137,20 @@ pub enum Format {
 /// What `apply` takes.
 #[derive(Debug, Default, ClapArgs)]
 pub struct Apply {
-    /// A plan that `plan --out` saved, in place of the files.
+    /// A plan that `plan --out` saved, instead of the files.
     #[arg(value_name = "PLANFILE")]
     pub plan: Option<PathBuf>,
-    /// Asks nothing.
+    /// Applies without asking.
     #[arg(short = 'y', long)]
     pub auto_approve: bool,
-    /// Applies only a plan with this digest: 8 or more of its digits; asks nothing then.
+    /// Applies only a plan whose digest begins with these 8 or more digits, without asking.
     #[arg(long, value_name = "DIGEST", value_parser = digest)]
     pub expect: Option<String>,
-    /// Where the tokens of new access keys go: FILE, - for standard output, or @NAME for the command in NMPLAN_SINK_NAME.
+    /// Where to write the tokens of new access keys: FILE, - for standard output, or @NAME for the command in
+    /// NMPLAN_SINK_NAME.
     #[arg(long, value_name = "FILE|-|@NAME")]
     pub keys_to: Option<Sink>,
-    /// Waits until every node that was online has acknowledged the revision, for 60s or as long as is said.
+    /// Waits until every node that was online has acknowledged the revision, at most DURATION (60s if none is given).
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s")]
     pub wait: Option<Seconds>,
 }
@@ -165,10 +166,10 @@ pub struct Show {
 /// What `lab` takes.
 #[derive(Debug, ClapArgs)]
 pub struct Lab {
-    /// The project's directory. Absent: as with the other verbs.
+    /// The project's directory. Absent: as with the other commands.
     #[arg(value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// Leaves it up afterwards, and says how to enter.
+    /// Leaves the lab running afterwards, and prints how to enter its hosts.
     #[arg(long)]
     pub keep: bool,
 }
@@ -176,19 +177,19 @@ pub struct Lab {
 /// What `explain` takes.
 #[derive(Debug, ClapArgs)]
 pub struct Explain {
-    /// The code, such as schema::unknown_field. Absent: lists them.
+    /// The code, such as schema::unknown_field. Absent: lists all codes.
     pub code: Option<String>,
 }
 
 /// What `schema` takes.
 #[derive(Debug, ClapArgs)]
 pub struct Schema {
-    /// Of what.
+    /// What to print the schema of.
     #[arg(long = "for", value_name = "WHAT", default_value = "files")]
     pub of: SchemaOf,
 }
 
-/// What a JSON Schema is printed of.
+/// What a JSON Schema describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SchemaOf {
     /// A declaring YAML file.
@@ -200,7 +201,7 @@ pub enum SchemaOf {
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("it is not written like NAME=VALUE")?;
+    let (name, value) = text.split_once('=').ok_or("it is not of the form NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 

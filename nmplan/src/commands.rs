@@ -1,7 +1,7 @@
-//! The verbs: each gathers, calls `schema`, and renders.
+//! The commands: each gathers input, calls `schema`, and renders the result.
 //!
-//! [`main`] is what the program does. A [`Run`] carries what the verbs share: where the files are, how a server is
-//! reached, and where is printed.
+//! [`main`] is the program. A [`Run`] carries what the commands share: where the files are, how a server is reached, and
+//! where to print.
 
 pub mod apply;
 pub mod explain;
@@ -38,7 +38,7 @@ use crate::git;
 use crate::project::{self, Loaded, Where};
 use crate::render::{self, Lines};
 
-/// What the program does.
+/// Runs the program.
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -47,21 +47,21 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    // A second provider cannot be installed, and there is none.
+    // It fails only if a provider is installed already, and none is.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let environment = Environment::of_process();
     let mut console = Console::of_process(&args.global);
     match begin(&args, &environment, &mut console) {
         Ok(code) => code,
         Err(error) => {
-            console.stderr(&error.tell());
+            console.stderr(&error.render());
             error.exit().code().into()
         }
     }
 }
 
 fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Result<ExitCode, Error> {
-    // Before any thread starts; see there.
+    // Namespaces must be entered before any thread starts; see `lab::enter`.
     if matches!(args.verb, Verb::Lab(_)) && !crate::lab::inside() {
         return lab::enter();
     }
@@ -73,7 +73,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// Carries out what was typed.
+/// Runs the command that was typed.
 pub async fn run<C: ControlPlane>(
     args: &Args,
     environment: &Environment,
@@ -97,20 +97,20 @@ pub async fn run<C: ControlPlane>(
 /// How a server is reached, from its URL.
 pub type Connect<'a, C> = &'a dyn Fn(Option<&str>) -> Result<C, ControlError>;
 
-/// What the verbs share.
+/// What the commands share.
 pub struct Run<'a, C> {
     /// Where the files are.
     pub place: Where,
-    /// The only network that is meant. Absent: all.
+    /// The only network to work on. Absent: all.
     pub only: Option<NetworkName>,
     /// How a server is reached.
     pub connect: Connect<'a, C>,
-    /// Where is printed.
+    /// Where to print.
     pub console: &'a mut Console,
 }
 
 impl<'a, C: ControlPlane> Run<'a, C> {
-    /// What was typed, and what the environment says.
+    /// A run with these flags, in this environment.
     pub fn new(global: &Global, environment: &Environment, connect: Connect<'a, C>, console: &'a mut Console) -> Self {
         let place = Where {
             directory: global.directory.clone(),
@@ -124,14 +124,14 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         Self { place, only: global.network.clone(), connect, console }
     }
 
-    /// Reads the files, and shows every problem; `undone` is what is not done if there are errors.
+    /// Reads the files, and shows every problem; `undone` names what is not done if there are errors.
     fn load(&mut self, undone: &'static str) -> Result<Loaded, Error> {
         let loaded = project::load(&self.place)?;
         self.accept(loaded, Some(undone))
     }
 
-    /// The same for a verb that plans against no server of the user's: what such a server refuses by default is a warning.
-    fn load_alone(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
+    /// The same for a command without a server: what a server with default settings would refuse is a warning.
+    fn load_without_server(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
         let mut loaded = project::load(&self.place)?;
         loaded.report.append(check_by_default(&loaded.declared.snapshot, &loaded.declared.source_map));
         self.accept(loaded, undone)
@@ -146,7 +146,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         }
     }
 
-    /// Says so where two servers are named and the one of the environment is not meant.
+    /// Prints a note if both the env and the environment name a server, since only the env's is used.
     fn mention_server(&mut self, loaded: &Loaded) {
         let from_environment = self.place.environment.get("SERVER").filter(|_| self.place.server.is_none());
         if let (Some(other), Some(server)) = (from_environment, &loaded.server)
@@ -171,9 +171,9 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         Ok(())
     }
 
-    /// What the server has.
+    /// Reads what the server has.
     async fn observe(&mut self, server: &C) -> Result<(ServerInfo, World), Error> {
-        let what = format!("reading what {} has", server.name());
+        let what = format!("reading the state of {}", server.name());
         let document = self.console.waiting(&what, server.world()).await?;
         let first = |report: ::schema::report::Report| {
             Error::Version(report.problems().next().map(|it| it.message.clone()).unwrap_or_default())
@@ -206,7 +206,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         })
     }
 
-    /// Refuses a network that is named and that nobody knows: with a typo in it, nothing would seem to change.
+    /// Refuses an unknown network in `--network`: with a typo in it, nothing would seem to change.
     fn check_network(&self, known: BTreeSet<NetworkName>) -> Result<(), Error> {
         match &self.only {
             Some(asked) if !known.contains(asked) => {
@@ -225,7 +225,7 @@ fn errors(report: &::schema::report::Report) -> usize {
     report.problems().filter(|problem| problem.code.severity() == Severity::Error).count()
 }
 
-/// The declared nodes whose machines have not joined.
+/// The declared nodes that have not joined.
 fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<NodeId> {
     let networks = loaded.declared.snapshot.networks().map(|(network, _)| network);
     let networks = networks.filter(|network| only.is_none_or(|only| only == *network));
@@ -234,7 +234,7 @@ fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<N
     ids.filter(|id| world.inventory.node(id).is_none()).collect()
 }
 
-/// The command line that says the same about the project, with another verb.
+/// A command line with the same project flags and another command.
 fn command(place: &Where, only: Option<&NetworkName>, verb: &[&str]) -> String {
     let (verb, rest) = verb.split_at(1);
     let mut words = vec!["nmplan".to_owned(), verb.concat()];

@@ -1,4 +1,4 @@
-//! The server as nmplan sees it: [`Rest`] over the network, [`Memory`] for tests.
+//! The server from nmplan's side: [`Rest`] over the network, [`Memory`] for tests.
 
 mod memory;
 mod rest;
@@ -15,55 +15,55 @@ use schema::world::WorldDocument;
 pub use memory::{Fault, Memory};
 pub use rest::Rest;
 
-const PAUSES: [Duration; 4] =
+const BACKOFF: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
 
 /// What a server does for nmplan.
 pub trait ControlPlane {
-    /// How messages call it.
+    /// Its name in messages.
     fn name(&self) -> &str;
-    /// How long to wait before each new try of an apply whose answer did not come.
-    fn pauses(&self) -> &[Duration] {
-        &PAUSES
+    /// How long to wait before each retry of an apply that was not answered.
+    fn backoff(&self) -> &[Duration] {
+        &BACKOFF
     }
-    /// Everything that it knows, at its newest revision.
+    /// Everything that it has, at its newest revision.
     fn world(&self) -> impl Future<Output = Result<WorldDocument, ControlError>>;
     /// Carries out a plan. The same apply id is carried out once, however often it is sent.
     fn apply(&self, request: &ApplyRequest) -> impl Future<Output = Result<Applied, ControlError>>;
-    /// How the nodes are.
+    /// The state of the nodes.
     fn status(&self) -> impl Future<Output = Result<StatusDocument, ControlError>>;
-    /// The log above a revision, oldest first.
+    /// The log after a revision, oldest first.
     fn revisions(&self, after: Revision, limit: usize) -> impl Future<Output = Result<Vec<LogEntry>, ControlError>>;
 }
 
 /// Why a server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nothing says which server.
-    #[error("no server is named")]
+    /// Nothing names a server.
+    #[error("no server is given")]
     NoServer,
-    /// The URL is none.
-    #[error("{url:?} cannot be the URL of a server: {why}")]
+    /// The URL is not valid.
+    #[error("{url:?} is not a valid server URL: {why}")]
     Url {
         /// What was given.
         url: String,
         /// What is wrong with it.
         why: String,
     },
-    /// There is no token to show.
-    #[error("no token is set, and {server} lets nobody in without one")]
+    /// There is no token to authenticate with.
+    #[error("no token is set, and {server} requires one")]
     NoToken {
         /// The server.
         server: String,
     },
     /// The token cannot be sent.
-    #[error("{from} does not hold a valid token: it has characters that no token has")]
+    #[error("{from} does not hold a valid token: it contains characters that a token cannot have")]
     Token {
         /// The variable that it comes from.
         from: &'static str,
     },
     /// A file that a variable names cannot be read.
-    #[error("cannot read {path}, which {variable} names")]
+    #[error("cannot read {path}, which {variable} is set to")]
     File {
         /// The variable.
         variable: &'static str,
@@ -73,7 +73,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The file holds no certificate.
-    #[error("{path}, which NMPLAN_CA names, holds no certificate in PEM form")]
+    #[error("{path}, which NMPLAN_CA is set to, holds no certificate in PEM format")]
     Ca {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum ControlError {
         /// Why.
         source: reqwest::Error,
     },
-    /// The connection broke before the answer was there, so it is unknown what was done.
+    /// The connection broke before the answer arrived, so it is unknown whether the request was carried out.
     #[error("the connection to {server} broke before it answered")]
     Broken {
         /// The server.
@@ -97,16 +97,16 @@ pub enum ControlError {
         /// Why; absent in tests.
         source: Option<reqwest::Error>,
     },
-    /// The server said no.
+    /// The server refused.
     #[error("{}", .failure.detail)]
     Refused {
         /// The server.
         server: String,
-        /// What it said.
+        /// Its answer.
         failure: Box<Failure>,
     },
-    /// What answered is no nmserver, or one of another version.
-    #[error("{server} answered {what}, which is not how nmserver answers")]
+    /// The answer is not an nmserver's, or that of another version.
+    #[error("{server} answered {what}, which is not a response of nmserver")]
     Foreign {
         /// The server.
         server: String,
@@ -118,7 +118,7 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// Whether nothing can have been done.
+    /// Whether the request cannot have been carried out.
     pub fn is_harmless(&self) -> bool {
         match self {
             Self::Broken { .. } | Self::Foreign { .. } => false,
@@ -134,18 +134,18 @@ impl ControlError {
         }
     }
 
-    /// Whether the server has looked at the plan and refused it, so that no earlier try of the same apply was carried out.
-    pub fn is_verdict(&self) -> bool {
+    /// Whether the server has checked the plan and refused it, so that no earlier attempt of the same apply was carried out.
+    pub fn is_refused_plan(&self) -> bool {
         matches!(self, Self::Refused { failure, .. } if matches!(failure.code.as_str(), "stale" | "rules"))
     }
 
-    /// Whether the same call may do better a moment later.
-    pub fn is_passing(&self) -> bool {
+    /// Whether the same call may succeed a moment later.
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => !rest::is_tls(source),
             Self::Broken { .. } => true,
-            Self::Refused { failure, .. } => is_away(failure.status),
-            Self::Foreign { status, .. } => is_away(*status),
+            Self::Refused { failure, .. } => is_unavailable(failure.status),
+            Self::Foreign { status, .. } => is_unavailable(*status),
             Self::NoServer
             | Self::Url { .. }
             | Self::NoToken { .. }
@@ -159,29 +159,29 @@ impl ControlError {
     /// What to type next.
     pub fn help(&self) -> Option<String> {
         let text = match self {
-            Self::NoServer => "name it in the env (`server \"https://...\"`), with --server, or in NMPLAN_SERVER".into(),
-            Self::Url { .. } => "write it like https://nm.example.net".into(),
+            Self::NoServer => "set it in the env (`server \"https://...\"`), with --server, or in NMPLAN_SERVER".into(),
+            Self::Url { .. } => "use a URL such as https://nm.example.net".into(),
             Self::NoToken { .. } => {
-                "set NMPLAN_TOKEN_FILE to a file that holds a token; an admin makes one with `nmserver token create`".into()
+                "set NMPLAN_TOKEN_FILE to a file that holds a token; an admin creates one with `nmserver token create`".into()
             }
             Self::Token { from } => format!("check {from}"),
             Self::File { variable, .. } => format!("check {variable}"),
-            Self::Ca { .. } => "set it to the server's ca.pem, which lies in its DATA_DIR".into(),
-            Self::Broken { server, .. } if server.starts_with("http://") => "where the server ends TLS, write https://".into(),
+            Self::Ca { .. } => "set it to the server's ca.pem, which is in its DATA_DIR".into(),
+            Self::Broken { server, .. } if server.starts_with("http://") => "if the server uses TLS, the URL must begin with https://".into(),
             Self::Client(_) | Self::Broken { .. } => return None,
             Self::Unreachable { source, .. } if rest::is_tls(source) => {
-                "set NMPLAN_CA to the server's ca.pem (it lies in its DATA_DIR), and check that the URL names the server as its certificate does".into()
+                "set NMPLAN_CA to the server's ca.pem (in its DATA_DIR), and check that the host name of the URL is in its certificate".into()
             }
-            Self::Unreachable { server, .. } => format!("check that nmserver runs there: curl -k {server}/readyz"),
+            Self::Unreachable { server, .. } => format!("check that nmserver is running there: curl -k {server}/readyz"),
             Self::Refused { failure, .. } => return help_for(failure),
-            Self::Foreign { .. } => "check the URL, and what stands between here and there".into(),
+            Self::Foreign { .. } => "check the URL, and any proxy on the way to the server".into(),
         };
         Some(text)
     }
 }
 
-/// Whether a status says that the server, or what stands before it, cannot answer at the moment.
-fn is_away(status: u16) -> bool {
+/// Whether a status means that the server, or a proxy in front of it, cannot answer at the moment.
+fn is_unavailable(status: u16) -> bool {
     matches!(status, 502..=504)
 }
 
@@ -190,10 +190,10 @@ fn help_for(failure: &Failure) -> Option<String> {
         return Some(help);
     }
     let text = match failure.code.as_str() {
-        "unauthenticated" => "an admin makes a token with `nmserver token create`",
-        "denied" => "use a token with that right; an admin makes one with `nmserver token create`",
-        "stale" | "precondition" => "plan again",
-        "database" | "shutting_down" => "try again; if it stays so, look at the server's log",
+        "unauthenticated" => "an admin creates a token with `nmserver token create`",
+        "denied" => "use a token with the required role; an admin creates one with `nmserver token create`",
+        "stale" | "precondition" => "make a new plan",
+        "database" | "shutting_down" => "retry; if the problem persists, check the server's log",
         _ => return None,
     };
     Some(text.into())

@@ -1,10 +1,10 @@
-//! The variables of the environment that nmplan reads, read once.
+//! The environment variables of nmplan, read once.
 
 use std::collections::BTreeMap;
 
 use proto::secret::Secret;
 
-/// What all of them begin with.
+/// The prefix of all of them.
 const PREFIX: &str = "NMPLAN_";
 
 /// The variables whose names begin with `NMPLAN_`. An empty one counts as unset. Each may hold a secret, as NMPLAN_TOKEN
@@ -20,14 +20,14 @@ impl Environment {
         )
     }
 
-    /// The value of a variable, named without its beginning: `SERVER` for `NMPLAN_SERVER`.
+    /// The value of a variable, named without the prefix: `SERVER` for `NMPLAN_SERVER`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|value| value.expose().as_str())
     }
 
-    /// The variables whose names begin so, each with the rest of its name.
-    pub fn beginning<'a>(&'a self, with: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(with)?, value.expose().as_str())))
+    /// The variables whose names have a prefix, each with the rest of its name.
+    pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.expose().as_str())))
     }
 }
 

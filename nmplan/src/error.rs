@@ -1,4 +1,4 @@
-//! What a run ends with: the one mapping from failures to exit codes, and how they are told.
+//! How a run ends: the one mapping from failures to exit codes, and their text for people.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
@@ -24,11 +24,11 @@ pub enum Exit {
     Done,
     /// Any error.
     Failed,
-    /// There are changes, and `--detailed-exitcode` asks.
+    /// There are changes, and `--detailed-exitcode` is set.
     Changes,
-    /// A rule refuses.
+    /// Refused by a rule.
     Refused,
-    /// What the plan touches has moved.
+    /// Resources that the plan depends on have changed since it was made.
     Stale,
     /// An unconfirmed apply holds the network.
     Busy,
@@ -39,7 +39,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What the process ends with.
+    /// The exit code of the process.
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -54,30 +54,30 @@ impl Exit {
     }
 }
 
-/// Why a run did not do what it was asked.
+/// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The files cannot be looked at.
+    /// The files cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The files have problems, which were shown already.
+    /// The files have problems, which have been shown.
     #[error("{}{}", problems(*.count), undone.map(|undone| format!(", so nothing was {undone}")).unwrap_or_default())]
     Problems {
         /// How many.
         count: usize,
-        /// What was not done, where that was asked for.
+        /// What was not done because of them, if anything was asked for.
         undone: Option<&'static str>,
     },
-    /// The server did not do what it was asked.
+    /// A call to the server failed.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The server has something that this version cannot read.
-    #[error("the server has what this nmplan cannot read: {0}")]
+    #[error("the server has data that this nmplan cannot read: {0}")]
     Version(String),
-    /// A secret could not be made or kept.
+    /// A secret could not be created or stored.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// It was applied, and a secret was not kept.
+    /// The plan was applied, and a secret was not stored.
     #[error("applied as revision {revision}, but {source}")]
     AfterCommit {
         /// The revision.
@@ -85,21 +85,21 @@ pub enum Error {
         /// What went wrong.
         source: KeysError,
     },
-    /// What the plan touches has moved.
-    #[error("the plan is stale: what it touches has moved since it was made{}", moves(.0))]
+    /// Resources that the plan depends on have changed.
+    #[error("the plan is stale: resources that it depends on have changed since it was made{}", moves(.0))]
     Stale(Vec<Moved>),
     /// The plan was carried out before.
-    #[error("the plan was applied already, as revision {revision}, by {actor} on {}", crate::render::moment(*time))]
+    #[error("the plan has already been applied, as revision {revision}, by {actor} on {}", crate::render::moment(*time))]
     AppliedBefore {
         /// The revision.
         revision: Revision,
-        /// Who did.
+        /// Who applied it.
         actor: String,
         /// When.
         time: Timestamp,
     },
-    /// The plan is another than was expected.
-    #[error("the plan is not the one that was expected\n  expected {expected}\n  it is    {found}{}", latest(.since))]
+    /// The plan is not the expected one.
+    #[error("the plan is not the expected one\n  expected {expected}\n  actual   {found}{}", latest(.since))]
     Unexpected {
         /// The digest that was asked for.
         expected: String,
@@ -109,54 +109,54 @@ pub enum Error {
         since: Vec<LogEntry>,
     },
     /// It is unknown whether the plan was carried out.
-    #[error("it is unknown whether the server has applied the plan{}", tokens.as_ref().map(in_doubt).unwrap_or_default())]
+    #[error("it is unknown whether the server applied the plan{}", tokens.as_ref().map(in_doubt).unwrap_or_default())]
     Unknown {
         /// The last failure.
         source: Box<ControlError>,
-        /// What became of the tokens, where there are any.
+        /// Whether the tokens were delivered, if there are any.
         tokens: Option<Result<String, KeysError>>,
     },
     /// The server refused, and the tokens that were written for it could not be removed.
-    #[error("{refusal}; the tokens that were written for it are worthless, but could not be removed")]
+    #[error("{refusal}; the tokens that were written for it are not valid, but could not be removed")]
     NotTakenBack {
         /// Why the server refused.
         refusal: String,
         /// Why they are still there.
         source: KeysError,
     },
-    /// Nobody can be asked.
-    #[error("nobody can be asked whether to apply: this is no terminal")]
+    /// There is no terminal to ask on.
+    #[error("the plan needs approval, and there is no terminal to ask on")]
     NobodyToAsk {
         /// What would apply this plan.
         command: String,
     },
-    /// Somebody was asked, and did not say yes.
-    #[error("not applied")]
+    /// The answer was not `yes`.
+    #[error("not applied: the answer was not `yes`")]
     Declined,
     /// The project has no name.
-    #[error("the directory has no project file, so nothing says who manages what is applied")]
+    #[error("the directory has no project file, and an apply needs the name of the project that manages the resources")]
     NoProject,
     /// A saved plan cannot be used.
-    #[error("{path} cannot be used as a saved plan: {why}")]
+    #[error("{path} is not a usable saved plan: {why}")]
     PlanFile {
         /// The file.
         path: String,
         /// What is wrong.
         why: String,
     },
-    /// A saved plan is of another project or env than a flag says.
-    #[error("{path} is of {flag} {is}, but --{flag} says {asked}")]
+    /// A saved plan belongs to another project or env than a flag names.
+    #[error("{path} belongs to {flag} {is}, but --{flag} is {asked}")]
     OtherPlan {
         /// The file.
         path: String,
         /// The flag, without its hyphens.
         flag: &'static str,
-        /// What the plan says.
+        /// The plan's.
         is: Name,
-        /// What the flag says.
+        /// The flag's.
         asked: Name,
     },
-    /// Two things were asked for that exclude each other.
+    /// Flags exclude each other.
     #[error("{0}")]
     Usage(&'static str),
     /// A file cannot be read or written.
@@ -170,7 +170,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Nodes did not acknowledge in time.
-    #[error("applied as revision {revision}, but within {wait} it was not acknowledged by {}", names(.nodes))]
+    #[error("applied as revision {revision}, but not acknowledged within {wait} by {}", names(.nodes))]
     NotAcknowledged {
         /// The revision.
         revision: Revision,
@@ -180,7 +180,7 @@ pub enum Error {
         nodes: Vec<String>,
     },
     /// There is no such network.
-    #[error("no network is called {asked}")]
+    #[error("there is no network {asked}")]
     UnknownNetwork {
         /// What was asked for.
         asked: NetworkName,
@@ -193,8 +193,8 @@ pub enum Error {
     /// There is no such code.
     #[error("there is no problem code {0:?}")]
     NoCode(String),
-    /// A file that would be made is there already.
-    #[error("{0} is there already, and init overwrites nothing")]
+    /// A file that would be created exists.
+    #[error("{0} exists, and init overwrites nothing")]
     Exists(String),
     /// The lab could not be entered.
     #[error(transparent)]
@@ -202,10 +202,10 @@ pub enum Error {
     /// The lab could not be built.
     #[error(transparent)]
     Lab(#[from] crate::lab::Error),
-    /// No machine takes part.
+    /// There are no nodes to bring up.
     #[error("there is nothing to bring up: no network declares a node or an access key")]
     NothingToBringUp,
-    /// Standard output did not take what was asked for.
+    /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
@@ -214,17 +214,17 @@ fn problems(count: usize) -> String {
     if count == 1 { "there is an error in the files".into() } else { format!("there are {count} errors in the files") }
 }
 
-/// What to think of tokens whose keys the server may have made.
+/// The state of tokens whose keys the server may have created.
 fn in_doubt(delivered: &Result<String, KeysError>) -> String {
     match delivered {
-        Ok(done) => format!("; the new tokens were {done}, and are worthless if it has not"),
-        Err(error) => format!("; if it has, {error}"),
+        Ok(done) => format!("; the new tokens were {done}, and are valid only if it did"),
+        Err(error) => format!("; if it did, {error}"),
     }
 }
 
 fn moves(moved: &[Moved]) -> String {
     moved.iter().fold(String::new(), |mut text, Moved { id, revision, actor, time }| {
-        let now = if revision.0 == 0 { "is gone".to_owned() } else { format!("is at revision {revision}") };
+        let now = if revision.0 == 0 { "was deleted".to_owned() } else { format!("changed in revision {revision}") };
         let _ = write!(text, "\n  {id} {now}");
         if let (Some(actor), Some(time)) = (actor, time) {
             let _ = write!(text, ", by {actor} on {}", crate::render::moment(*time));
@@ -234,7 +234,7 @@ fn moves(moved: &[Moved]) -> String {
 }
 
 fn latest(log: &[LogEntry]) -> String {
-    let head = if log.is_empty() { "" } else { "\n  the newest revisions of the server:" };
+    let head = if log.is_empty() { "" } else { "\n  the server's newest revisions:" };
     log.iter().fold(head.to_owned(), |mut text, entry| {
         let LogEntry { revision, time, actor, action, .. } = entry;
         let _ = write!(text, "\n    {revision}  {}  {action} by {actor}", crate::render::moment(*time));
@@ -290,35 +290,37 @@ impl Error {
             Self::Load(error) => return error.help(),
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
-            Self::Stale(_) | Self::Unexpected { .. } => "look at a new plan:\n\n    nmplan plan".into(),
+            Self::Stale(_) | Self::Unexpected { .. } => "review a new plan:\n\n    nmplan plan".into(),
             Self::Unknown { tokens, .. } => {
                 let lost = tokens.as_ref().and_then(|tokens| tokens.as_ref().err()?.help());
                 let lost = lost.map(|help| format!("\n\n  If they are, {help}")).unwrap_or_default();
-                format!("see whether the changes are there:\n\n    nmplan plan{lost}")
+                format!("check whether the changes are there:\n\n    nmplan plan{lost}")
             }
-            Self::NobodyToAsk { command } => format!("name the plan that was reviewed, or say -y:\n\n    {command}"),
+            Self::NobodyToAsk { command } => {
+                format!("give the digest of the plan that was reviewed, or -y:\n\n    {command}")
+            }
             Self::NoProject => {
-                "give the project a name with --project NAME, or make a project file with `nmplan init`".into()
+                "name the project with --project NAME, or create a project file with `nmplan init`".into()
             }
             Self::PlanFile { .. } => "make a new one:\n\n    nmplan plan --out FILE".into(),
-            Self::OtherPlan { flag, .. } => format!("leave --{flag} away, or name another plan"),
-            Self::Version(_) => "use the nmplan of the server's version".into(),
-            Self::NotAcknowledged { .. } => "the change holds; see how the nodes are:\n\n    nmplan status".into(),
-            Self::UnknownNetwork { known, .. } if known.is_empty() => "there is none yet".into(),
+            Self::OtherPlan { flag, .. } => format!("omit --{flag}, or give another plan"),
+            Self::Version(_) => "use an nmplan of the server's version".into(),
+            Self::NotAcknowledged { .. } => "the change is applied; check the nodes:\n\n    nmplan status".into(),
+            Self::UnknownNetwork { known, .. } if known.is_empty() => "there are no networks yet".into(),
             Self::UnknownNetwork { asked, known } => {
                 let names = || known.iter().map(NetworkName::as_str);
-                let all = || format!("there are: {}", names().collect::<Vec<_>>().join(", "));
+                let all = || format!("the networks are: {}", names().collect::<Vec<_>>().join(", "));
                 did_you_mean(asked.as_str(), names()).unwrap_or_else(all)
             }
-            Self::NoRevision(_) => "`nmplan status` tells the newest".into(),
+            Self::NoRevision(_) => "`nmplan status` shows the newest".into(),
             Self::NoCode(asked) => {
                 let near = did_you_mean(asked, Code::ALL.iter().map(|code| code.name()));
                 near.unwrap_or_else(|| "`nmplan explain` lists them".into())
             }
             Self::Enter(error) => return error.help().map(str::to_owned),
-            Self::NothingToBringUp => "declare one: node \"db-1\" in a network".into(),
+            Self::NothingToBringUp => "declare a node in a network: node \"db-1\"".into(),
             Self::AppliedBefore { revision, .. } => format!("see what it changed:\n\n    nmplan show {revision}"),
-            Self::Problems { .. } => "`nmplan explain CODE` tells more about a code".into(),
+            Self::Problems { .. } => "`nmplan explain CODE` explains a code".into(),
             Self::NotTakenBack { .. }
             | Self::Declined
             | Self::Usage(_)
@@ -330,8 +332,8 @@ impl Error {
         Some(text)
     }
 
-    /// The error with what it comes from and what to do, for people.
-    pub fn tell(&self) -> String {
+    /// The error with its cause and what to do, for people.
+    pub fn render(&self) -> String {
         if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return String::new();
         }
@@ -356,9 +358,9 @@ impl Error {
     }
 }
 
-/// Why a text is no saved plan of this version.
+/// Why this version cannot read a saved plan of a format.
 pub fn wrong_format(format: &str) -> String {
-    format!("it is of format {format}, and this nmplan reads {FORMAT}")
+    format!("it has format {format}, and this nmplan reads format {FORMAT}")
 }
 
 #[cfg(test)]
@@ -368,8 +370,15 @@ mod tests {
     use super::*;
 
     fn refused(code: &str, status: u16) -> Error {
-        let (kind, title, detail) = ("about:blank".into(), code.into(), "no".into());
-        let failure = Failure { kind, title, status, code: code.into(), detail, problems: vec![], moved: vec![] };
+        let failure = Failure {
+            kind: "about:blank".into(),
+            title: code.into(),
+            status,
+            code: code.into(),
+            detail: "no".into(),
+            problems: vec![],
+            moved: vec![],
+        };
         Error::Control(ControlError::Refused { server: "https://nm.example.net".into(), failure: Box::new(failure) })
     }
 

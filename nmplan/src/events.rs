@@ -1,4 +1,4 @@
-//! What `--json` prints: one event a line. `schema/events.schema.json` describes them, and is made of them.
+//! What `--json` prints: one event per line. `schema/events.schema.json` describes them, and is generated from them.
 
 use schema::api::NodeStatus;
 use schema::diff::{self, Action, Change};
@@ -17,12 +17,13 @@ use crate::render::Lines;
 /// The version of the events; raised when an older reader would misread them.
 pub const VERSION: &str = "1.0";
 
-/// `nmplan validate|plan|apply --json` prints one such object a line. New types and fields may come; ignore what is unknown.
+/// `nmplan validate|plan|apply --json` prints one such object per line. Later versions may add types and fields; ignore
+/// unknown ones.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(extend("title" = format!("One event of nmplan --json, version {VERSION}")))]
 pub enum Event<'a> {
-    /// The first event: who speaks, and which version of the events.
+    /// The first event: the versions of the program and of the events.
     Version {
         /// The version of the program.
         nmplan: &'a str,
@@ -30,36 +31,36 @@ pub enum Event<'a> {
         #[schemars(extend("const" = VERSION))]
         events: &'a str,
     },
-    /// A problem of the files. One without a file has no location.
+    /// A problem in the files; without a location if it belongs to no file.
     Diagnostic(Diagnostic<'a>),
     /// A resource that changes.
     Change {
         /// The resource.
         id: &'a ResourceId,
-        /// What is done to it.
+        /// What the plan does to it.
         action: Action,
         /// The fields that change.
         fields: Vec<FieldChange<'a>>,
     },
-    /// A machine that notices.
+    /// A node that is affected.
     NodeImpact(&'a NodeImpact),
-    /// Nodes that reach each other afterwards only, or before only.
+    /// Nodes that reach each other only after the change, or only before it.
     ReachChange(ReachEvent<'a>),
-    /// How much the plan does.
+    /// The totals of the plan.
     Summary(&'a Summary),
-    /// The revision that an apply made.
+    /// The revision that an apply created.
     Revision {
         /// The revision.
         revision: Revision,
-        /// Whether an earlier call of the same apply made it.
+        /// Whether an earlier call of the same apply created it.
         already: bool,
     },
-    /// A node has everything of the applied revision that concerns it; with `--wait`.
+    /// A node has acknowledged the applied revision; with `--wait`.
     NodeAck {
         /// The node.
         #[schemars(with = "ResourceId")]
         id: &'a str,
-        /// What it has acknowledged.
+        /// The newest revision that it has acknowledged.
         revision: Revision,
     },
 }
@@ -69,9 +70,9 @@ pub enum Event<'a> {
 pub struct FieldChange<'a> {
     /// Its name.
     pub name: &'a str,
-    /// What it was; null where it was absent.
+    /// The value before; null if it was absent.
     pub before: Option<Value>,
-    /// What it will be; null where it will be absent.
+    /// The value after; null if it will be absent.
     pub after: Option<Value>,
 }
 
@@ -79,20 +80,20 @@ pub struct FieldChange<'a> {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Diagnostic<'a> {
-    /// The stable name of its code; `nmplan explain CODE` tells more.
+    /// The stable name of its code; `nmplan explain CODE` explains it.
     pub code: &'a str,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
-    /// The resource that it is about; null: none alone.
+    /// The resource that it is about; null if it is not a single one.
     pub id: Option<&'a str>,
-    /// Where it stands.
+    /// Where it is.
     #[serde(flatten)]
     pub location: Option<SourceLocation<'a>>,
     /// What is wrong.
     pub message: &'a str,
-    /// What to do; null where the message says enough.
+    /// What to do; null if the message is enough.
     pub help: Option<&'a str>,
-    /// Other locations that belong to it.
+    /// Related locations.
     pub related: Vec<Related<'a>>,
 }
 
@@ -122,13 +123,13 @@ pub struct Position {
     pub column: usize,
 }
 
-/// Another location that belongs to a problem.
+/// A location that is related to a problem.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Related<'a> {
     /// Where.
     #[serde(flatten)]
     pub location: Option<SourceLocation<'a>>,
-    /// What stands there.
+    /// What is there.
     pub message: &'a str,
 }
 
@@ -140,24 +141,24 @@ pub struct ReachEvent<'a> {
     pub network: &'a NetworkName,
     /// The node, or `*` for every one.
     pub from: &'a str,
-    /// The node, or `*` for every one; both ways.
+    /// The node, or `*` for every one; in both directions.
     pub to: &'a str,
     /// Whether it is gained or lost.
     pub direction: schema::compile::reach::Direction,
-    /// How many ordered pairs of nodes that is.
+    /// How many directed pairs of nodes that is: each direction counts.
     pub pairs: u64,
-    /// The change that it follows from; null where it is not one alone.
+    /// The change that causes it; null if it is not a single one.
     pub because: Option<Because<'a>>,
 }
 
-/// The change that something follows from, and where its resource is declared.
+/// The change that causes something, and where its resource is declared.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Because<'a> {
     /// The resource.
     pub id: &'a ResourceId,
-    /// The file; null where no file declares it.
+    /// The file; null if no file declares it.
     pub file: Option<&'a str>,
-    /// The line, from 1; null where no file declares it.
+    /// The line, from 1; null if no file declares it.
     #[schemars(range(min = 1))]
     pub line: Option<usize>,
 }
@@ -188,11 +189,12 @@ fn source_location<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Op
         let (line, column) = lines.position(at.source, &source.text, byte);
         Position { line, column }
     };
-    let (start, end) = (position(at.span.start), position(at.span.end));
+    let start = position(at.span.start);
+    let end = position(at.span.end);
     Some(SourceLocation { file: &source.name, line: start.line, column: start.column, end })
 }
 
-/// A plan as events. `declared` tells where resources stand.
+/// A plan as events. `declared` has the locations of resources.
 pub fn plan<'a>(
     plan: &'a Plan,
     summary: &'a Summary,
@@ -204,9 +206,14 @@ pub fn plan<'a>(
                 declared.and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
             Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
         });
-        let (network, from, to) = (&reach.network, &*reach.from, &*reach.to);
-        let (direction, pairs) = (reach.direction, reach.pairs);
-        Event::ReachChange(ReachEvent { network, from, to, direction, pairs, because })
+        Event::ReachChange(ReachEvent {
+            network: &reach.network,
+            from: &reach.from,
+            to: &reach.to,
+            direction: reach.direction,
+            pairs: reach.pairs,
+            because,
+        })
     });
     let changes = plan.changes.iter().map(change);
     let impact = plan.impact.iter().map(Event::NodeImpact);
@@ -219,7 +226,7 @@ fn change(change: &Change) -> Event<'_> {
     Event::Change { id: &change.id, action: change.action, fields }
 }
 
-/// That a node has acknowledged, if it has anything.
+/// The event that a node has acknowledged a revision, if it has.
 pub fn node_ack(node: &NodeStatus) -> Option<Event<'_>> {
     Some(Event::NodeAck { id: &node.id, revision: node.acknowledged? })
 }

@@ -1,4 +1,4 @@
-//! Where the files came from, as git knows it.
+//! The provenance of the files: the git commit that they come from.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +12,14 @@ use crate::project::language;
 pub struct Files<'a> {
     /// The project's directory.
     pub directory: &'a Path,
-    /// Those that were read, the project file among them.
+    /// The files that were read, including the project file.
     pub read: Vec<&'a Path>,
-    /// Whether files were looked for in the directory, so that one which is gone makes a difference.
+    /// Whether the directory was searched for files, so that a deleted one makes a difference.
     pub whole: bool,
 }
 
-/// The commit that files stand at, and whether they differ from that. Nothing where there is no repository, no commit yet,
-/// or a repository that cannot be read: provenance is a courtesy, and no apply fails for it.
+/// The commit that is checked out, and whether the files differ from it. None if there is no repository, no commit yet, or a
+/// repository that cannot be read: provenance is optional, and no apply fails for it.
 pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
     let repository = Repository::discover(files.directory).ok()?;
     let commit = repository.head().ok()?.peel_to_commit().ok()?;
@@ -34,8 +34,8 @@ pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
     })
 }
 
-/// Whether any of the files differs from the commit, or one that declared is gone; nothing where that cannot be told, as of
-/// standard input or of a file outside of the repository.
+/// Whether any of the files differs from the commit, or a declaring one was deleted; none if that is unknown, as for standard
+/// input or for a file outside the repository.
 fn differ(repository: &Repository, files: &Files<'_>) -> Option<bool> {
     let root = repository.workdir()?.canonicalize().ok()?;
     let inside = |path: &Path| path.canonicalize().ok()?.strip_prefix(&root).ok().map(Path::to_owned);
@@ -51,7 +51,7 @@ fn differ(repository: &Repository, files: &Files<'_>) -> Option<bool> {
     Some(files.whole && statuses(repository, options, &[directory])?.iter().any(|entry| is_lost(&entry)))
 }
 
-/// How paths of the worktree differ from the commit; the empty path is all of it.
+/// How paths of the worktree differ from the commit; the empty path stands for the whole worktree.
 fn statuses<'a>(repository: &'a Repository, mut options: StatusOptions, paths: &[PathBuf]) -> Option<Statuses<'a>> {
     options.disable_pathspec_match(true);
     for path in paths.iter().filter(|path| !path.as_os_str().is_empty()) {
@@ -60,7 +60,7 @@ fn statuses<'a>(repository: &'a Repository, mut options: StatusOptions, paths: &
     repository.statuses(Some(&mut options)).ok()
 }
 
-/// Whether the commit has a file that declares, and the worktree has it no more.
+/// Whether the commit has a declaring file that the worktree no longer has.
 fn is_lost(entry: &git2::StatusEntry<'_>) -> bool {
     let declares = || entry.path().is_ok_and(|path| language(Path::new(path)).is_some());
     entry.status().intersects(Status::INDEX_DELETED | Status::WT_DELETED) && declares()
@@ -85,34 +85,34 @@ mod tests {
         repository
     }
 
-    fn told(directory: &Path, read: &[&str]) -> Option<Provenance> {
+    fn provenance_of(directory: &Path, read: &[&str]) -> Option<Provenance> {
         let read: Vec<PathBuf> = read.iter().map(|name| directory.join(name)).collect();
         provenance(&Files { directory, read: read.iter().map(PathBuf::as_path).collect(), whole: true })
     }
 
     #[test]
-    fn a_commit_is_told_with_author_first_line_and_dirt() {
+    fn provenance_has_commit_author_first_line_and_whether_files_differ() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let repository = committed(directory.path());
         let head = repository.head().ok().and_then(|head| head.target()).map(|id| id.to_string());
-        let clean = told(directory.path(), &["a.kdl"]).expect("there is a commit");
+        let clean = provenance_of(directory.path(), &["a.kdl"]).expect("there is a commit");
         assert_eq!((clean.commit, clean.dirty), (head, false));
         assert_eq!((clean.author.as_deref(), clean.message.as_deref()), (Some("Ann <ann@example.org>"), Some("Add a")));
     }
 
     #[test]
-    fn only_files_that_declare_make_dirt() {
+    fn only_declaring_files_make_it_dirty() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         committed(directory.path());
         let write = |name: &str| std::fs::write(directory.path().join(name), "// x").expect("a file can be written");
-        let dirty = |read: &[&str]| told(directory.path(), read).expect("there is a commit").dirty;
+        let dirty = |read: &[&str]| provenance_of(directory.path(), read).expect("there is a commit").dirty;
         ["plan.json", "keys.json", ".gitignore"].into_iter().for_each(write);
-        assert!(!dirty(&["a.kdl"]), "what declares nothing is left out");
+        assert!(!dirty(&["a.kdl"]), "other files do not count");
         write("new.kdl");
         assert!(dirty(&["a.kdl", "new.kdl"]));
         std::fs::write(directory.path().join(".gitignore"), "new.kdl").expect("a file can be written");
         assert!(dirty(&["a.kdl", "new.kdl"]), "an ignored file is not in the commit either");
-        assert!(dirty(&["a.kdl", "standard input"]), "nobody knows where it comes from");
+        assert!(dirty(&["a.kdl", "standard input"]), "its origin is unknown");
         write("a.kdl");
         assert!(dirty(&["a.kdl"]));
         std::fs::remove_file(directory.path().join("a.kdl")).expect("it is there");
@@ -120,15 +120,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_repository_that_can_be_read_has_no_provenance() {
+    fn without_a_readable_repository_there_is_no_provenance() {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        assert_eq!(told(directory.path(), &[]), None);
+        assert_eq!(provenance_of(directory.path(), &[]), None);
         let repository = Repository::init(directory.path()).expect("a repository can be made");
-        assert_eq!(told(directory.path(), &[]), None, "no commit yet");
+        assert_eq!(provenance_of(directory.path(), &[]), None, "no commit yet");
         let config = repository.path().join("config");
         let other =
             "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n\trefstorage = reftable\n";
         std::fs::write(config, other).expect("it can be written");
-        assert_eq!(told(directory.path(), &[]), None, "a repository of another format");
+        assert_eq!(provenance_of(directory.path(), &[]), None, "a repository of another format");
     }
 }

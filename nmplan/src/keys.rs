@@ -1,10 +1,10 @@
-//! The secrets of access keys: made here, handed to their sink, seen by nobody else.
+//! The secrets of access keys: created here, written to their sink, and shown nowhere else.
 //!
-//! A [`Made`] key is a token for machines and what verifies it for the server. In the order of an apply: the sink is
+//! A [`Made`] key has a token, with which nodes join, and a verifier for the server. In the order of an apply: the sink is
 //! [opened](Sink::open), it [holds](Opened::hold) the tokens before the commit, [takes them back](Opened::take_back) if the
-//! server refuses, or [delivers](Opened::deliver) them once it is done, and also where nobody knows whether it is: a token
-//! too many is worthless, one too few locks machines out. A file of tokens is locked from holding to the end. No
-//! secret is ever part of a message.
+//! server refuses, or [delivers](Opened::deliver) them after the commit, and also if it is unknown whether there was one: a
+//! token without a key does no harm, a key without its token keeps nodes from joining. A file of tokens is locked from
+//! holding to the end. No secret is ever part of a message.
 
 mod file;
 
@@ -39,26 +39,26 @@ impl FromStr for Sink {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix('@') {
-            Some("") => Err("after @ comes the name of a command: @vault runs what NMPLAN_SINK_VAULT says".into()),
+            Some("") => Err("@ needs a name: @vault runs the command in NMPLAN_SINK_VAULT".into()),
             Some(name) => Ok(Self::Command(name.into())),
             None if text == "-" => Ok(Self::Output),
-            None if text.is_empty() => Err("it names no file".into()),
+            None if text.is_empty() => Err("the file name is empty".into()),
             None => Ok(Self::File(text.into())),
         }
     }
 }
 
-/// Why keys could not be made or kept.
+/// Why keys could not be created or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// Keys would be made and nothing says where their tokens go.
-    #[error("the plan makes {}, and nothing says where the tokens go", list(.0))]
+    /// Keys would be created, and there is no sink for their tokens.
+    #[error("the plan creates {}, but no --keys-to says where to write the tokens", list(.0))]
     NoSink(Vec<ResourceId>),
-    /// What would be replaced is not a file.
+    /// The file to replace is not a regular file.
     #[error("{0} is not a regular file, so it cannot hold tokens")]
     NotRegular(PathBuf),
     /// A file holds something else.
-    #[error("{path} does not hold one JSON object from resource ids to tokens ({why})")]
+    #[error("{path} is not a file of tokens, one JSON object from resource ids to tokens ({why})")]
     Content {
         /// The file.
         path: PathBuf,
@@ -84,23 +84,23 @@ pub enum KeysError {
         variable: String,
     },
     /// Another apply holds the file.
-    #[error("another nmplan has held {path} for {} s", file::PATIENCE.as_secs())]
+    #[error("another nmplan has held {path} for {} s", file::LOCK_TIMEOUT.as_secs())]
     Locked {
         /// The lock file.
         path: PathBuf,
     },
-    /// A command did not take tokens.
+    /// A command failed to take tokens.
     #[error("{} lost: the command in {variable} {why}", tokens(.ids))]
     Lost {
         /// The keys, all of them.
         ids: Vec<ResourceId>,
         /// The variable.
         variable: String,
-        /// What it did.
+        /// How it failed.
         why: String,
     },
-    /// Standard output did not take the tokens.
-    #[error("{} lost: standard output did not take them", tokens(.ids))]
+    /// Tokens could not be written to standard output.
+    #[error("{} lost: standard output could not be written", tokens(.ids))]
     LostOutput {
         /// The keys.
         ids: Vec<ResourceId>,
@@ -108,7 +108,7 @@ pub enum KeysError {
         source: io::Error,
     },
     /// The operating system gave no random bytes.
-    #[error("the operating system gives no random bytes, so no secret can be made")]
+    #[error("the operating system returned no random bytes, so no secret can be created")]
     Random(#[source] getrandom::Error),
 }
 
@@ -117,16 +117,16 @@ impl KeysError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::NoSink(_) => Some(
-                "add --keys-to FILE (mode 0600, other entries stay), --keys-to - for standard output, or --keys-to @NAME for a command".into(),
+                "add --keys-to FILE (mode 0600, other entries are kept), --keys-to - for standard output, or --keys-to @NAME for a command".into(),
             ),
-            Self::NotRegular(_) => Some("write --keys-to - for standard output".into()),
-            Self::Content { .. } => Some("name another file, or move this one away".into()),
+            Self::NotRegular(_) => Some("use --keys-to - for standard output".into()),
+            Self::Content { .. } => Some("use another file, or move this one away".into()),
             Self::NoCommand { variable, .. } => Some(format!("set it, for example {variable}='pass insert -m nmplan/key'")),
-            Self::Locked { .. } => Some("let that one end, and apply again; nothing was changed".into()),
+            Self::Locked { .. } => Some("wait until it has ended, then apply again; nothing was changed".into()),
             Self::Lost { ids, .. } | Self::LostOutput { ids, .. } => {
                 let (key, it) = if ids.len() == 1 { ("the key", "it") } else { ("these keys", "them") };
                 Some(format!(
-                    "make {key} anew: take {it} out of the files, apply, put {it} back, and apply with another --keys-to"
+                    "create {key} again: remove {it} from the files, apply, put {it} back, and apply with another --keys-to"
                 ))
             }
             Self::File { .. } | Self::Random(_) => None,
@@ -143,7 +143,7 @@ fn list(ids: &[ResourceId]) -> String {
     }
 }
 
-/// The tokens of keys, each named: none may be overlooked.
+/// The tokens of keys, each by name, so that none is overlooked.
 fn tokens(ids: &[ResourceId]) -> String {
     match ids {
         [one] => format!("the token of the new key {one} is"),
@@ -154,17 +154,17 @@ fn tokens(ids: &[ResourceId]) -> String {
     }
 }
 
-/// An access key that was made.
+/// A new access key.
 #[derive(Debug)]
 pub struct Made {
     /// The key.
     pub id: ResourceId,
-    /// What the server keeps.
+    /// What the server stores.
     pub verifier: Verifier,
     token: Secret<String>,
 }
 
-/// Makes the secret of each key, and the token that carries it to machines of that server.
+/// Creates the secret of each key, and the token with which nodes join that server.
 pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) -> Result<Vec<Made>, KeysError> {
     let made = ids.map(|id| {
         let mut seed = Secret::new([0; 32]);
@@ -185,26 +185,26 @@ pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) 
 
 /// A sink that is ready for tokens.
 pub trait Opened {
-    /// Keeps tokens before the commit, where that can be undone.
+    /// Stores tokens before the commit, if the sink can undo that.
     fn hold(&mut self, _made: &[Made]) -> Result<(), KeysError> {
         Ok(())
     }
 
-    /// Takes back what was held: the server has refused.
+    /// Removes what was held, after a refusal of the server.
     fn take_back(&mut self, _made: &[Made]) -> Result<(), KeysError> {
         Ok(())
     }
 
-    /// Hands the tokens over, after the commit, or where it may have been one. `output` is standard output. Returns what
-    /// became of them.
+    /// Delivers the tokens, after a certain or possible commit. `output` is standard output. Returns what was done with them,
+    /// for a message.
     fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError>;
 }
 
-/// What writes to standard output.
+/// A function that writes to standard output.
 pub type Output<'a> = dyn FnMut(&str) -> io::Result<()> + 'a;
 
 impl Sink {
-    /// Makes sure that the sink can take tokens, before anything is changed.
+    /// Checks that the sink can take tokens, before anything is changed.
     pub fn open(&self, environment: &Environment) -> Result<Box<dyn Opened>, KeysError> {
         Ok(match self {
             Self::File(path) => Box::new(KeyFile::open(path)?),
@@ -227,9 +227,9 @@ impl Opened for StandardOutput {
     }
 }
 
-/// The command that takes each token.
+/// A command that takes each token.
 struct SinkCommand {
-    /// The variable that it comes from.
+    /// The variable that holds it.
     variable: String,
     command: String,
 }
@@ -244,7 +244,7 @@ impl SinkCommand {
         }
     }
 
-    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output on standard error.
+    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard error.
     fn run(&self, made: &Made) -> Result<(), String> {
         let mut child = Command::new("sh")
             .args(["-c", &self.command])
@@ -253,11 +253,11 @@ impl SinkCommand {
             .stdin(Stdio::piped())
             .stdout(io::stderr())
             .spawn()
-            .map_err(|error| format!("cannot be started ({error})"))?;
+            .map_err(|error| format!("could not be started ({error})"))?;
         let mut input = child.stdin.take().expect("it is piped");
         let written = input.write_all(made.token.expose().as_bytes()).and_then(|()| input.write_all(b"\n"));
         drop(input);
-        let status = child.wait().map_err(|error| format!("cannot be waited for ({error})"))?;
+        let status = child.wait().map_err(|error| format!("could not be waited for ({error})"))?;
         match (status.success(), written) {
             (true, Ok(())) => Ok(()),
             (true, Err(_)) => Err("did not read it".into()),
@@ -268,7 +268,7 @@ impl SinkCommand {
 
 impl Opened for SinkCommand {
     fn deliver(&self, made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
-        // One that fails keeps the others from nothing.
+        // If one fails, the others are still delivered.
         let failed = made.iter().filter_map(|made| Some((made.id.clone(), self.run(made).err()?)));
         let (ids, whys): (Vec<_>, BTreeSet<_>) = failed.unzip();
         if ids.is_empty() {
@@ -282,7 +282,7 @@ impl Opened for SinkCommand {
 /// Tokens by the ids of their keys.
 type Tokens = BTreeMap<String, Secret<String>>;
 
-/// One JSON object, made in a buffer that never grows: growing would leave a copy behind.
+/// One JSON object, written into a buffer that never grows: growing would leave a copy of secrets in memory.
 fn json(tokens: &Tokens) -> Secret<String> {
     const PUNCTUATION: usize = "  \"\": \"\",\n".len();
     let plain: BTreeMap<&str, &str> = tokens.iter().map(|(id, token)| (&**id, &**token.expose())).collect();
@@ -294,7 +294,7 @@ fn json(tokens: &Tokens) -> Secret<String> {
 }
 
 fn ended(status: ExitStatus) -> String {
-    status.code().map_or("was killed".into(), |code| format!("ended with status {code}"))
+    status.code().map_or("was killed".into(), |code| format!("exited with status {code}"))
 }
 
 #[cfg(test)]
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_is_written_in_three_ways() {
+    fn a_sink_is_a_file_standard_output_or_a_command() {
         assert_eq!("keys.json".parse(), Ok(Sink::File("keys.json".into())));
         assert_eq!("-".parse(), Ok(Sink::Output));
         assert_eq!("@vault".parse(), Ok(Sink::Command("vault".into())));
@@ -348,7 +348,7 @@ mod tests {
         let lost = sink.deliver(&keys, &mut |_| Ok(())).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
-            "the tokens of the new keys corp/access-key/a, corp/access-key/c are lost: the command in NMPLAN_SINK_VAULT ended with status 1"
+            "the tokens of the new keys corp/access-key/a, corp/access-key/c are lost: the command in NMPLAN_SINK_VAULT exited with status 1"
         );
         let mut closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
         let lost = StandardOutput.deliver(&keys, &mut closed).expect_err("it fails");
@@ -372,7 +372,7 @@ mod tests {
         let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, &mut unused).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
-            "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT ended with status 3"
+            "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT exited with status 3"
         );
         assert!(lost.help().is_some_and(|help| help.contains("put it back, and apply with another --keys-to")));
         assert!(matches!(Sink::Command("x".into()).open(&Environment::default()), Err(KeysError::NoCommand { .. })));

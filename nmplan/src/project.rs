@@ -1,7 +1,7 @@
-//! What is declared: finds the project, chooses the env, reads its files, and decodes them.
+//! The declarations of a project: finds the project, chooses the env, reads its files, and decodes them.
 //!
-//! [`load`] is the way in, for every verb and for the lab. It finds every problem of every file in one run; what keeps it
-//! from looking at the files at all is a [`LoadError`]. Start at [`Where`] and [`Loaded`].
+//! [`load`] is the entry point, for every command and for the lab. It finds every problem of every file in one run; a
+//! [`LoadError`] is what prevents it from reading the files at all. Start at [`Where`] and [`Loaded`].
 
 mod files;
 
@@ -30,47 +30,47 @@ use files::{Reading, Root};
 /// The names that a project file may have.
 pub const PROJECT_FILES: [&str; 3] = ["nmplan.kdl", "nmplan.yaml", "nmplan.yml"];
 
-/// Where to look, and what to choose there.
+/// Where the files are, and which env to choose.
 #[derive(Clone, Debug, Default)]
 pub struct Where {
     /// The project's directory. Absent: the current one.
     pub directory: Option<PathBuf>,
-    /// Files in place of those that the env uses; `-` is standard input.
+    /// Files to read instead of those that the env uses; `-` is standard input.
     pub files: Vec<PathBuf>,
     /// The env. Absent: NMPLAN_ENV, or the only one.
     pub env: Option<Name>,
-    /// The project's name, where no file says it.
+    /// The project's name, for a directory without a project file.
     pub project: Option<Name>,
-    /// The server, over what the env says.
+    /// The server; overrides that of the env.
     pub server: Option<String>,
-    /// Variables, over what the env and the environment say.
+    /// Variables; override those of the env and the environment.
     pub variables: BTreeMap<String, String>,
     /// The environment.
     pub environment: Environment,
 }
 
-/// What is declared, for whom and where.
+/// What is declared, for which project, env and server.
 #[derive(Debug)]
 pub struct Loaded {
     /// The project's directory.
     pub directory: PathBuf,
-    /// The project. Absent: no file and no flag says it.
+    /// The project. Absent: neither a file nor a flag names it.
     pub project: Option<Name>,
     /// The env.
     pub env: Name,
-    /// The URL of the server, as far as anything says it.
+    /// The URL of the server, if anything names it.
     pub server: Option<String>,
     /// The resources; incomplete where the report has errors.
     pub declared: Declared,
-    /// Everything that is wrong.
+    /// Every problem that was found.
     pub report: Report,
-    /// The files, by the ids that locations carry.
+    /// The files, indexed by the source ids of locations.
     pub sources: Vec<Source>,
 }
 
 impl Loaded {
-    /// Who declares: `project/env`. A project without a name is called like its directory, which is good for looking, not
-    /// for applying.
+    /// The owner of the declared resources: `project/env`. A project without a name gets that of its directory, which is
+    /// enough for a plan, but not for an apply.
     pub fn owner(&self) -> Owner {
         let named = || self.directory.canonicalize().ok()?.file_name()?.to_str()?.parse::<Name>().ok();
         let unnamed = || "unnamed".parse().expect("it is a good name");
@@ -78,7 +78,7 @@ impl Loaded {
     }
 }
 
-/// Why the files cannot be looked at.
+/// Why the files cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Something cannot be read.
@@ -89,15 +89,15 @@ pub enum LoadError {
         /// Why.
         source: io::Error,
     },
-    /// Two project files lie in one directory.
-    #[error("{0} and {1} lie side by side, and a project has one project file")]
+    /// There are two project files in one directory.
+    #[error("there are two project files, {0} and {1}, and a project has one")]
     TwoProjects(PathBuf, PathBuf),
     /// The flag names another project than the file.
-    #[error("--project says {asked}, but {file} is project {found}")]
+    #[error("--project is {asked}, but {file} declares project {found}")]
     OtherProject {
         /// What was asked for.
         asked: Name,
-        /// What the file says.
+        /// What the file declares.
         found: Name,
         /// The project file.
         file: String,
@@ -129,11 +129,11 @@ impl LoadError {
         let near = |asked: &str, known: &[Name]| did_you_mean(asked, known.iter().map(Name::as_str));
         match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("check the path; -C names the project's directory, and `nmplan init` makes a project".into())
+                Some("check the path; -C sets the project's directory, and `nmplan init` creates a project".into())
             }
             Self::Read { .. } => None,
             Self::TwoProjects(..) => Some("delete one of the two".into()),
-            Self::OtherProject { .. } => Some("leave --project away".into()),
+            Self::OtherProject { .. } => Some("omit --project".into()),
             Self::WhichEnv(known) => known.first().map(|first| format!("choose one, for example --env {first}")),
             Self::UnknownEnv { asked, known } => near(asked, known),
             Self::UnknownVariable { asked, known } => {
@@ -150,32 +150,34 @@ fn list(names: &[Name]) -> String {
     names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// Reads what is declared. Problems are in the report of what it returns, whether or not they are errors.
+/// Reads what is declared. Problems, errors included, are in the report of the result.
 pub fn load(place: &Where) -> Result<Loaded, LoadError> {
     let directory = place.directory.clone().unwrap_or_else(|| ".".into());
     let root = Root::open(&directory)?;
     let mut reading = Reading::default();
     let chosen = match project_file(&root, &mut reading)? {
         Some((documents, Some(file))) => of_project(place, &root, &documents, &file, &mut reading)?,
-        // The report says what is wrong with it; without it nobody knows which files are meant.
+        // The report has the problem; without the project file it is unknown which files to read.
         Some((_, None)) => Chosen::without_project(place),
-        None => Chosen { variables: bare(place, &root, &mut reading)?, ..Chosen::without_project(place) },
+        None => {
+            Chosen { variables: read_without_project(place, &root, &mut reading)?, ..Chosen::without_project(place) }
+        }
     };
     Ok(read(directory, chosen, reading))
 }
 
-/// For whom and where something is declared, and what its variables stand for.
+/// The project, env and server that were chosen, and the values of variables.
 struct Chosen {
     project: Option<Name>,
     env: Name,
     server: Option<String>,
     variables: Variables,
-    /// The variables that the project has and nothing sets.
+    /// The variables of the project that have no value.
     unset: Vec<Name>,
 }
 
 impl Chosen {
-    /// What flags and environment say.
+    /// What flags and environment choose.
     fn without_project(place: &Where) -> Self {
         Self {
             project: place.project.clone(),
@@ -187,7 +189,7 @@ impl Chosen {
     }
 }
 
-/// Chooses the env of a project, and finds the files that it uses.
+/// Chooses the env of a project, and reads the files that it uses.
 fn of_project(
     place: &Where,
     root: &Root,
@@ -214,11 +216,11 @@ fn of_project(
     })
 }
 
-/// Reads the files that were found.
+/// Parses and decodes the files that were read.
 fn read(directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
     let Reading { sources, declaring, mut report } = reading;
     let (declared, found) = read_documents(&sources, &declaring, &chosen.variables);
-    found.problems().filter(|it| !is_told(it, &sources, &chosen.unset)).for_each(|it| report.push(it.clone()));
+    found.problems().filter(|it| !is_reported(it, &sources, &chosen.unset)).for_each(|it| report.push(it.clone()));
     if declared.snapshot.is_empty() && !report.has_errors() {
         report.push(nothing(&directory, declaring.len()));
     }
@@ -226,17 +228,17 @@ fn read(directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
     Loaded { directory, project, env, server, declared, report, sources }
 }
 
-/// The URL of the server, without reading what is declared.
+/// The URL of the server, without reading the declarations.
 pub fn server(place: &Where) -> Result<Option<String>, LoadError> {
     server_by(place, |file| choose(place, file).map(|(_, env)| Some(env)))
 }
 
-/// The URL of the server of a saved plan: the plan says of which project and env it is.
+/// The URL of the server of a saved plan, which names its project and env.
 pub fn server_of(place: &Where, owner: &Owner) -> Result<Option<String>, LoadError> {
     server_by(place, |file| Ok(file.envs.get(&owner.env).filter(|_| file.name == owner.project)))
 }
 
-/// The URL of the server, where the project file is asked for an env only if no flag says it.
+/// The URL of the server; the project file is read only if no flag sets it.
 fn server_by(
     place: &Where,
     env: impl FnOnce(&ProjectFile) -> Result<Option<&Env>, LoadError>,
@@ -250,7 +252,7 @@ fn server_by(
     Ok(server_over(place, env))
 }
 
-/// The URL of the server: what a flag says, else the env, else the environment.
+/// The URL of the server: from a flag, else from the env, else from the environment.
 fn server_over(place: &Where, env: Option<&Env>) -> Option<String> {
     let of_env = env.and_then(|env| env.server.as_ref()).map(ToString::to_string);
     place.server.clone().or(of_env).or_else(|| place.environment.get("SERVER").map(str::to_owned))
@@ -260,9 +262,9 @@ type Project = (Vec<Document>, Option<ProjectFile>);
 
 /// Reads the project file, if there is one.
 fn project_file(root: &Root, reading: &mut Reading) -> Result<Option<Project>, LoadError> {
-    let mut there = PROJECT_FILES.iter().map(|name| root.shown.join(name)).filter(|path| path.exists());
-    let Some(path) = there.next() else { return Ok(None) };
-    if let Some(other) = there.next() {
+    let mut existing = PROJECT_FILES.iter().map(|name| root.shown.join(name)).filter(|path| path.exists());
+    let Some(path) = existing.next() else { return Ok(None) };
+    if let Some(other) = existing.next() {
         return Err(LoadError::TwoProjects(path, other));
     }
     let Some(id) = reading.file(&path)? else { return Ok(Some((Vec::new(), None))) };
@@ -271,7 +273,7 @@ fn project_file(root: &Root, reading: &mut Reading) -> Result<Option<Project>, L
     let broken = report.has_errors();
     reading.report.append(report);
     let (file, report) = project::decode(&documents);
-    // What could not be parsed may be what is found missing.
+    // After a syntax error, fields may only seem to be missing.
     if !broken {
         reading.report.append(report);
     }
@@ -289,7 +291,7 @@ fn check_name(place: &Where, file: &ProjectFile, reading: &Reading) -> Result<()
     }
 }
 
-/// The env that is meant.
+/// Chooses the env.
 fn choose<'a>(place: &Where, file: &'a ProjectFile) -> Result<(&'a Name, &'a Env), LoadError> {
     let asked = place.env.as_ref().map(Name::as_str).or_else(|| place.environment.get("ENV"));
     let known = || file.envs.keys().cloned().collect::<Vec<_>>();
@@ -301,17 +303,17 @@ fn choose<'a>(place: &Where, file: &'a ProjectFile) -> Result<(&'a Name, &'a Env
     found.ok_or_else(|| LoadError::UnknownEnv { asked: asked.unwrap_or("default").into(), known: known() })
 }
 
-/// The files and variables of a directory without a project file.
-fn bare(place: &Where, root: &Root, reading: &mut Reading) -> Result<Variables, LoadError> {
+/// Reads the files of a directory without a project file; returns the variables.
+fn read_without_project(place: &Where, root: &Root, reading: &mut Reading) -> Result<Variables, LoadError> {
     match place.files.is_empty() {
         true => reading.everything(root)?,
         false => reading.given(&place.files)?,
     }
-    let set = place.environment.beginning("VAR_").map(|(name, value)| (name.replace('_', "-"), value.to_owned()));
+    let set = place.environment.with_prefix("VAR_").map(|(name, value)| (name.replace('_', "-"), value.to_owned()));
     Ok(set.chain(place.variables.clone()).collect())
 }
 
-/// What the environment and, over it, the command line give the variables of a project file.
+/// The values of variables from the environment and the command line, which takes precedence.
 fn given(place: &Where, file: &ProjectFile) -> Result<BTreeMap<Name, String>, LoadError> {
     if let Some(asked) = place.variables.keys().find(|name| !file.vars.contains_key(name.as_str())) {
         return Err(LoadError::UnknownVariable { asked: asked.clone(), known: file.vars.keys().cloned().collect() });
@@ -323,7 +325,7 @@ fn given(place: &Where, file: &ProjectFile) -> Result<BTreeMap<Name, String>, Lo
     Ok(file.vars.keys().filter_map(|name| Some((name.clone(), value(name)?.to_owned()))).collect())
 }
 
-/// The variables: defaults, over them the env, over it what is given.
+/// The values of variables: given ones, else those of the env, else defaults.
 fn variables(file: &ProjectFile, env: &Env, mut given: BTreeMap<Name, String>) -> Variables {
     let value = |(name, var): (&Name, &Var)| {
         let of_env = || env.set.get(name.as_str()).map(ToString::to_string);
@@ -333,7 +335,7 @@ fn variables(file: &ProjectFile, env: &Env, mut given: BTreeMap<Name, String>) -
     file.vars.iter().filter_map(value).collect()
 }
 
-/// Parses the files, as many at a time as there are processors, decodes what they hold and checks the rules.
+/// Parses the files, as many at a time as there are processors, decodes them and checks the rules.
 fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variables) -> (Declared, Report) {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -351,7 +353,8 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
         workers.into_iter().flat_map(|worker| worker.join().expect("parsing does not panic")).collect()
     });
     parsed.sort_by_key(|(id, ..)| *id);
-    let (mut documents, mut report) = (Vec::new(), Report::default());
+    let mut documents = Vec::new();
+    let mut report = Report::default();
     for (_, found, problems) in parsed {
         documents.extend(found);
         report.append(problems);
@@ -362,8 +365,8 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
     (declared, report)
 }
 
-/// Whether a variable is unknown in a value only because nothing sets it, which is a problem of its own.
-fn is_told(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
+/// Whether a variable is unknown only because nothing sets it, which is already reported as a problem of its own.
+fn is_reported(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
     let value = || {
         let at = problem.at?;
         sources.get(at.source.0 as usize)?.text.get(at.span.start as usize..at.span.end as usize)
@@ -382,7 +385,7 @@ fn nothing(directory: &Path, files: usize) -> Problem {
     Problem::new(Code::NothingDeclared, message).help("declare a network, or check -C and the env's `use`".to_owned())
 }
 
-/// A path as messages show it: without needless dots.
+/// A path as messages show it, without redundant `.` components.
 fn shown(path: &Path) -> Arc<str> {
     let plain: PathBuf = path.components().collect();
     let plain = plain.strip_prefix(".").unwrap_or(&plain);

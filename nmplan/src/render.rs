@@ -1,6 +1,6 @@
 //! Plans, problems and nodes as text for people. Pure: values in, text out; it names no kind.
 //!
-//! The text is styled throughout; the console takes the styles away where nobody would see them. Nothing relies on
+//! The text is styled throughout; the console removes the styles where they would not be shown. Nothing relies on
 //! colour: the symbols `+ ~ -` carry the meaning.
 
 mod difference;
@@ -21,7 +21,7 @@ pub use status::{declared, status};
 /// How many lines of the same kind are shown before the rest is counted.
 const FOLD: usize = 40;
 
-/// `1 machine`, `2 machines`.
+/// `1 node`, `2 nodes`.
 pub fn count(number: impl Into<u64>, one: &str) -> String {
     match number.into() {
         1 => format!("1 {one}"),
@@ -30,12 +30,12 @@ pub fn count(number: impl Into<u64>, one: &str) -> String {
     }
 }
 
-/// A moment as people read it, to the second.
+/// A time as people read it, to the second.
 pub fn moment(time: Timestamp) -> String {
     time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// The sign of an action, in its colour.
+/// The symbol of an action, in its colour.
 fn symbol(action: Action) -> String {
     let sign = action.symbol();
     match action {
@@ -64,11 +64,12 @@ fn value(value: &Value) -> String {
     }
 }
 
-/// The lines, of which the last are only counted where there are too many; one with `true` beside it is always shown.
+/// The lines, of which the last are only counted if there are too many; a line paired with `true` is always shown.
 fn fold(lines: Vec<(String, bool)>, full: bool) -> Vec<String> {
     let foldable = lines.iter().filter(|(_, kept)| !kept).count();
     let shown = if full || foldable <= FOLD { foldable } else { FOLD / 2 };
-    let (mut text, mut before) = (Vec::new(), 0);
+    let mut text = Vec::new();
+    let mut before = 0;
     for (line, kept) in lines {
         before += usize::from(!kept);
         if kept || before <= shown {

@@ -1,4 +1,4 @@
-//! The commands as they are typed, against a server in memory: what they print, how they end, what they leave.
+//! The commands as they are typed, against a server in memory: what they print, their exit codes, what they leave.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
@@ -40,7 +40,7 @@ fn workspace() -> Workspace {
     Workspace::new(World { epoch: 7, ..World::default() })
 }
 
-/// A workspace whose server has what `BEFORE` declares, with machines.
+/// A workspace whose server has what `BEFORE` declares, with joined nodes.
 fn in_use() -> Workspace {
     let workspace = workspace();
     workspace.write("before/corp.kdl", BEFORE);
@@ -56,18 +56,18 @@ fn keys(workspace: &Workspace) -> BTreeMap<ResourceId, String> {
 }
 
 #[test]
-fn a_first_plan_says_what_will_be_made_and_how_to_make_it() {
+fn a_first_plan_shows_what_will_be_created_and_how_to_apply_it() {
     let plan = workspace().nmplan(&format!("plan -C {} --project acme", example("quickstart")));
     insta::assert_snapshot!(plan.all().replace(&example("quickstart"), "examples/quickstart"));
 }
 
 #[test]
-fn a_plan_says_what_machines_notice_and_who_reaches_whom() {
+fn a_plan_shows_which_nodes_are_affected_and_who_reaches_whom() {
     insta::assert_snapshot!(in_use().nmplan("plan -C @after --project acme").all());
 }
 
 #[test]
-fn a_plan_that_cuts_machines_off_from_the_server_says_so() {
+fn a_plan_that_cuts_nodes_off_from_the_server_says_so() {
     let workspace = in_use();
     workspace.write(
         "moved/corp.kdl",
@@ -77,7 +77,7 @@ fn a_plan_that_cuts_machines_off_from_the_server_says_so() {
 }
 
 #[test]
-fn the_server_of_the_env_goes_before_the_one_of_the_environment_and_says_so() {
+fn the_server_of_the_env_overrides_the_one_of_the_environment_and_a_note_says_so() {
     let mut workspace = workspace();
     workspace.write(
         "nmplan.kdl",
@@ -91,7 +91,7 @@ fn the_server_of_the_env_goes_before_the_one_of_the_environment_and_says_so() {
 }
 
 #[test]
-fn a_plan_of_many_objects_is_folded_unless_all_is_asked_for() {
+fn a_plan_of_many_objects_is_folded_unless_verbose() {
     let workspace = workspace();
     let nodes: String = (0..60).map(|number| format!("    node \"n{number:02}\"\n")).collect();
     workspace.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
@@ -139,11 +139,11 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
 }
 
 #[test]
-fn a_saved_plan_is_stale_once_what_it_touches_has_moved_and_says_who_did_it() {
+fn a_saved_plan_is_stale_once_its_resources_have_changed_and_says_who_changed_them() {
     let workspace = in_use();
     workspace.nmplan("plan -C @after --project acme --out @plan.json");
     let api: ResourceId = "corp/dns/api".parse().unwrap();
-    workspace.server.meddle(|world| {
+    workspace.server.change_elsewhere(|world| {
         let entry = world.snapshot.entry(&api).unwrap().clone();
         world.snapshot.put(api.clone(), schema::snapshot::Entry { revision: world.revision, ..entry });
     });
@@ -161,11 +161,11 @@ fn a_saved_plan_that_was_changed_is_refused() {
     workspace.write("plan.json", &workspace.read("plan.json").replace("10.40.9.8", "10.40.9.7"));
     let refused = workspace.nmplan("apply @plan.json -y");
     assert_eq!(refused.exit, 1);
-    assert!(refused.stderr.contains("its digest does not fit"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("its digest does not match"), "{}", refused.stderr);
 }
 
 #[test]
-fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
+fn a_saved_plan_names_its_env_so_that_only_the_server_has_to_be_found() {
     let mut workspace = workspace();
     let project = |name: &str| {
         format!(
@@ -189,7 +189,7 @@ fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
     let contradicted = workspace.nmplan("apply -C @. @plan.json -y --env dev");
     assert_eq!((contradicted.exit, workspace.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
     assert!(
-        contradicted.stderr.contains("DIR/plan.json is of env prod, but --env says dev"),
+        contradicted.stderr.contains("DIR/plan.json belongs to env prod, but --env is dev"),
         "{}",
         contradicted.stderr
     );
@@ -197,7 +197,7 @@ fn a_saved_plan_names_its_env_so_that_only_the_server_is_looked_for() {
     assert_eq!(
         asked(&workspace, "apply -C @. @plan.json"),
         "https://other.example",
-        "another project's env is not meant"
+        "the env belongs to another project"
     );
     assert_eq!(workspace.nmplan("apply -C @. @plan.json -y").exit, 0);
 }
@@ -214,7 +214,7 @@ fn commit(workspace: &Workspace, folder: &str, files: &[&str], message: &str) {
 }
 
 #[test]
-fn a_saved_plan_carries_where_its_files_came_from_to_wherever_it_is_applied() {
+fn a_saved_plan_keeps_the_provenance_of_its_files_wherever_it_is_applied() {
     let workspace = workspace();
     workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     commit(&workspace, "mesh", &["corp.kdl"], "declare corp");
@@ -224,8 +224,8 @@ fn a_saved_plan_carries_where_its_files_came_from_to_wherever_it_is_applied() {
     assert_eq!(plan.exit, 0, "{}", plan.all());
     assert_eq!(workspace.nmplan("apply -C @ops @mesh/plan.json -y").exit, 0);
     let last = || workspace.server.log().last().unwrap().provenance.clone();
-    let told = last().unwrap();
-    assert_eq!((told.message.as_deref(), told.dirty), (Some("declare corp"), false));
+    let provenance = last().unwrap();
+    assert_eq!((provenance.message.as_deref(), provenance.dirty), (Some("declare corp"), false));
 
     workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\" keepalive=\"25s\"");
     assert_eq!(workspace.nmplan("apply -C @mesh --project acme -y").exit, 0);
@@ -247,7 +247,7 @@ fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
 }
 
 #[test]
-fn an_expected_plan_that_was_applied_before_is_told_so() {
+fn an_expected_plan_that_was_applied_before_is_reported_as_that() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme --format json");
     let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
@@ -255,7 +255,7 @@ fn an_expected_plan_that_was_applied_before_is_told_so() {
     assert_eq!(workspace.nmplan(&apply).exit, 0);
     let again = workspace.nmplan(&apply);
     assert_eq!(again.exit, 4);
-    assert!(again.stderr.contains("was applied already, as revision 3"), "{}", again.stderr);
+    assert!(again.stderr.contains("has already been applied, as revision 3"), "{}", again.stderr);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn without_a_terminal_the_command_that_applies_is_named() {
 }
 
 #[test]
-fn an_apply_that_makes_a_key_needs_to_know_where_its_token_goes() {
+fn an_apply_that_creates_a_key_needs_a_sink_for_its_token() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
     let refused = workspace.nmplan("apply -C @. --project acme -y");
@@ -296,7 +296,7 @@ fn a_directory_without_a_project_can_be_planned_but_not_applied() {
 }
 
 #[test]
-fn a_lost_answer_is_asked_for_again_and_nothing_is_applied_twice() {
+fn after_a_lost_answer_the_apply_is_retried_and_nothing_is_applied_twice() {
     for faults in
         [&[Fault::LostRequest][..], &[Fault::LostAnswer], &[Fault::LostAnswer, Fault::LostRequest, Fault::LostAnswer]]
     {
@@ -322,13 +322,13 @@ fn a_plan_that_went_stale_before_the_commit_is_refused_and_leaves_no_token() {
         workspace.server.fail(faults);
         let stale = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
         assert_eq!(stale.exit, 4, "{}", stale.all());
-        assert!(stale.stderr.contains("corp is at revision 1, by mallory on 1970-01-01"), "{}", stale.stderr);
+        assert!(stale.stderr.contains("corp changed in revision 1, by mallory on 1970-01-01"), "{}", stale.stderr);
         assert!(!workspace.path("keys.json").exists(), "{faults:?}");
     }
 }
 
 #[test]
-fn tokens_stay_where_a_refusal_says_nothing_of_an_earlier_try() {
+fn tokens_are_kept_if_a_refusal_proves_nothing_about_an_earlier_attempt() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
     workspace.server.fail(&[Fault::LostAnswer, Fault::Refusal]);
@@ -337,10 +337,10 @@ fn tokens_stay_where_a_refusal_says_nothing_of_an_earlier_try() {
 }
 
 #[test]
-fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
+fn tokens_are_kept_as_long_as_the_server_may_have_created_their_keys() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
-    workspace.server.fail(&SILENCE);
+    workspace.server.fail(&NO_ANSWER);
     let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
     assert_eq!((unknown.exit, workspace.server.state().revision), (1, Revision(1)));
     insta::assert_snapshot!(unknown.stderr);
@@ -350,15 +350,15 @@ fn tokens_are_kept_as_long_as_the_server_may_have_made_their_keys() {
     assert_eq!(workspace.server.state().inventory.key(&id).unwrap().verifier, verifier);
 }
 
-/// Faults after which nobody knows whether the plan was applied.
-const SILENCE: [Fault; 5] =
+/// Faults after which it is unknown whether the plan was applied.
+const NO_ANSWER: [Fault; 5] =
     [Fault::LostAnswer, Fault::LostRequest, Fault::LostRequest, Fault::LostRequest, Fault::LostRequest];
 
 #[test]
-fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
+fn tokens_reach_their_sink_if_it_is_unknown_whether_the_plan_was_applied() {
     let mut workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
-    workspace.server.fail(&SILENCE);
+    workspace.server.fail(&NO_ANSWER);
     let printed = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
     assert_eq!((printed.exit, workspace.server.state().revision), (1, Revision(1)), "{}", printed.all());
     let tokens: BTreeMap<ResourceId, String> = serde_json::from_str(&printed.stdout).unwrap();
@@ -368,14 +368,10 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     };
     let (id, token) = tokens.first_key_value().unwrap();
     assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(token));
-    assert!(
-        printed.stderr.contains("written to standard output, and are worthless if it has not"),
-        "{}",
-        printed.stderr
-    );
+    assert!(printed.stderr.contains("written to standard output, and are valid only if it did"), "{}", printed.stderr);
 
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
-    workspace.server.fail(&SILENCE);
+    workspace.server.fail(&NO_ANSWER);
     let file = workspace.path("vault").display().to_string();
     workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), format!("cat > '{file}'"))];
     let taken = workspace.nmplan("apply -C @. --project acme -y --keys-to :vault");
@@ -383,7 +379,7 @@ fn tokens_reach_their_sink_where_nobody_knows_whether_the_plan_was_applied() {
     assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(workspace.read("vault").trim()));
 
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
-    workspace.server.fail(&SILENCE);
+    workspace.server.fail(&NO_ANSWER);
     workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), "cat > /dev/null; exit 9".into())];
     insta::assert_snapshot!(workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").stderr);
 }
@@ -418,7 +414,7 @@ fn tokens_on_standard_output_are_alone_there() {
 }
 
 #[test]
-fn a_token_goes_to_a_command_after_the_commit_and_its_failure_names_the_way_out() {
+fn a_token_goes_to_a_command_after_the_commit_and_its_failure_says_what_to_do() {
     let mut workspace = workspace();
     workspace.write("corp.kdl", BEFORE);
     let apply = "apply -C @. --project acme -y --keys-to :vault";
@@ -460,7 +456,7 @@ fn no_secret_is_in_any_output() {
         printed += &workspace.nmplan(line).all();
     }
     workspace.write("more.kdl", "network \"lab\" { ipv4 \"10.41.0.0/16\"; access-key \"k\"; }");
-    for faults in [&[Fault::Refusal][..], &SILENCE] {
+    for faults in [&[Fault::Refusal][..], &NO_ANSWER] {
         workspace.server.fail(faults);
         printed += &workspace.nmplan("apply -C @. --project acme -y --keys-to :vault").all();
     }
@@ -507,7 +503,7 @@ fn a_variable_must_be_set_in_the_env_that_is_chosen_by_the_env_the_environment_o
         "mesh/corp.kdl",
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
     );
-    assert_eq!(workspace.nmplan("plan -C @. --env prod").exit, 0, "what dev lacks is no matter");
+    assert_eq!(workspace.nmplan("plan -C @. --env prod").exit, 0, "a variable that is missing in dev does not matter");
     assert_eq!(workspace.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
     assert_eq!(workspace.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
     let each = workspace.nmplan("validate -C @.");
@@ -569,7 +565,7 @@ fn a_file_is_read_once_however_many_paths_lead_to_it() {
 }
 
 #[test]
-fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
+fn an_extension_may_be_upper_case_and_a_name_that_is_not_utf_8_is_a_problem() {
     use std::os::unix::ffi::OsStrExt;
     let workspace = workspace();
     workspace.write("CORP.KDL", "network \"corp\" ipv4=\"10.40.0.0/16\"");
@@ -588,7 +584,7 @@ fn an_ending_is_known_in_capitals_and_a_name_that_is_not_utf_8_is_a_problem() {
 }
 
 #[test]
-fn a_file_that_is_no_text_is_a_problem_and_the_others_are_read() {
+fn a_file_that_is_not_text_is_a_problem_and_the_others_are_read() {
     let workspace = workspace();
     std::fs::write(workspace.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
     workspace.write("b.yaml", "networks: { x: { ipv4: 10.1.0.0/16, nodes: { a: { size: 1 } } } }");
@@ -598,7 +594,7 @@ fn a_file_that_is_no_text_is_a_problem_and_the_others_are_read() {
 }
 
 #[test]
-fn files_that_are_named_are_the_whole_desired_state_in_any_language() {
+fn the_files_of_a_flag_are_the_whole_desired_state_in_any_language() {
     let workspace = in_use();
     workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"default\" { use \"after/\" }\n");
     workspace.write("same", BEFORE);
@@ -610,7 +606,7 @@ fn files_that_are_named_are_the_whole_desired_state_in_any_language() {
 }
 
 #[test]
-fn a_problem_in_two_files_shows_both_places() {
+fn a_problem_in_two_files_shows_both_locations() {
     let workspace = workspace();
     workspace.write("a.kdl", "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"db-1\"\n}\n");
     workspace.write("b.yaml", "networks:\n  corp:\n    nodes:\n      db-1: { tags: [db] }\n");
@@ -618,7 +614,7 @@ fn a_problem_in_two_files_shows_both_places() {
 }
 
 #[test]
-fn every_problem_is_drawn_at_its_place() {
+fn every_problem_is_drawn_at_its_location() {
     let folder = example("problems");
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
@@ -627,15 +623,15 @@ fn every_problem_is_drawn_at_its_place() {
         if name.starts_with("project.") || text.contains("in a project file") {
             continue;
         }
-        let place = expected.split_whitespace().next().unwrap();
-        let told = workspace().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
-        assert!(told.stderr.contains(&format!("{name}:{place}]")), "{name} at {place}: {}", told.stderr);
-        assert!(!told.stderr.contains("Failed to read"), "{name}: {}", told.stderr);
+        let position = expected.split_whitespace().next().unwrap();
+        let shown = workspace().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
+        assert!(shown.stderr.contains(&format!("{name}:{position}]")), "{name} at {position}: {}", shown.stderr);
+        assert!(!shown.stderr.contains("Failed to read"), "{name}: {}", shown.stderr);
     }
 }
 
 #[test]
-fn a_problem_in_a_very_long_line_shows_what_lies_around_it() {
+fn a_problem_in_a_very_long_line_shows_only_its_surroundings() {
     let workspace = workspace();
     let nodes = |from: usize| (from..from + 500).map(|number| format!("\"n-{number}\": {{}}, ")).collect::<String>();
     let before = nodes(0);
@@ -653,38 +649,42 @@ fn what_another_project_manages_is_a_problem_of_the_plan() {
     insta::assert_snapshot!(workspace.nmplan("plan -C @after --project other").stderr);
 }
 
-/// A network with addresses that servers keep by default, and a key that lets a machine claim the name of a server's host.
-const KEPT: &str = "network \"corp\" {\n    ipv4 \"10.101.8.0/24\"\n    node \"netmaker\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" \"netmaker\" }\n}\n";
+/// A network with addresses that servers reserve by default, and a key that lets a node claim the name of a server's host.
+const RESERVED: &str = "network \"corp\" {\n    ipv4 \"10.101.8.0/24\"\n    node \"netmaker\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" \"netmaker\" }\n}\n";
 
 #[test]
-fn without_a_server_the_range_that_servers_keep_is_a_warning() {
+fn without_a_server_the_range_that_servers_reserve_is_a_warning() {
     let workspace = workspace();
-    workspace.write("kept/corp.kdl", KEPT);
-    insta::assert_snapshot!(workspace.nmplan("validate -C @kept").all());
-    let events = workspace.nmplan("validate -C @kept --json").events();
+    workspace.write("reserved/corp.kdl", RESERVED);
+    insta::assert_snapshot!(workspace.nmplan("validate -C @reserved").all());
+    let events = workspace.nmplan("validate -C @reserved --json").events();
     let found: Vec<_> = events.iter().filter(|event| event["type"] == "diagnostic").collect();
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((&found[0]["code"], &found[0]["severity"]), (&"schema::default_comms_range".into(), &"warning".into()));
 }
 
 #[test]
-fn a_plan_is_refused_for_what_its_own_server_keeps_not_for_the_default() {
+fn a_plan_is_refused_for_what_its_own_server_reserves_not_for_the_default() {
     let workspace = workspace();
-    workspace.write("kept/corp.kdl", KEPT);
-    let plan = workspace.nmplan("plan -C @kept --project acme --out @plan.json");
-    assert_eq!((plan.exit, &*plan.stderr), (0, "\nThe plan is saved in DIR/plan.json.\n"), "this server keeps nothing");
-    workspace.server.says(|info| {
+    workspace.write("reserved/corp.kdl", RESERVED);
+    let plan = workspace.nmplan("plan -C @reserved --project acme --out @plan.json");
+    assert_eq!(
+        (plan.exit, &*plan.stderr),
+        (0, "\nThe plan is saved in DIR/plan.json.\n"),
+        "this server reserves nothing"
+    );
+    workspace.server.set_info(|info| {
         info.comms_range = Some(schema::world::ServerInfo::DEFAULT_COMMS_RANGE);
         info.own_node = Some("netmaker".parse().unwrap());
     });
-    insta::assert_snapshot!(workspace.nmplan("plan -C @kept --project acme").all());
+    insta::assert_snapshot!(workspace.nmplan("plan -C @reserved --project acme").all());
     let late = workspace.nmplan("apply @plan.json -y --keys-to @keys.json");
     assert_eq!((late.exit, workspace.server.state().revision), (1, Revision(0)), "{}", late.all());
-    insta::assert_snapshot!("what_a_server_keeps_is_refused_at_the_commit_too", late.stderr);
+    insta::assert_snapshot!("what_a_server_reserves_is_refused_at_the_commit_too", late.stderr);
 }
 
 #[test]
-fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
+fn no_declarations_are_a_warning_and_a_plan_to_delete_everything() {
     let workspace = in_use();
     std::fs::create_dir(workspace.path("empty")).unwrap();
     let plan = workspace.nmplan("plan -C @empty --project acme");
@@ -702,14 +702,14 @@ fn nothing_declared_is_a_warning_and_a_plan_to_delete() {
 }
 
 #[test]
-fn a_network_that_nobody_knows_is_refused_with_the_one_that_is_meant() {
+fn an_unknown_network_is_refused_with_a_suggestion() {
     let workspace = in_use();
     let lines = ["plan -C @after --project acme", "apply -C @after --project acme -y", "validate -C @after", "status"];
     for line in lines {
         assert_eq!(workspace.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
         let refused = workspace.nmplan(&format!("{line} --network crop"));
         assert_eq!(refused.exit, 1, "{line}: {}", refused.all());
-        assert!(refused.stderr.contains("no network is called crop"), "{line}: {}", refused.stderr);
+        assert!(refused.stderr.contains("there is no network crop"), "{line}: {}", refused.stderr);
         assert!(refused.stderr.contains("did you mean \"corp\"?"), "{line}: {}", refused.stderr);
     }
     std::fs::create_dir(workspace.path("empty")).unwrap();
@@ -718,25 +718,31 @@ fn a_network_that_nobody_knows_is_refused_with_the_one_that_is_meant() {
 }
 
 #[test]
-fn a_machine_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_which() {
+fn a_node_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_which() {
     let workspace = in_use();
     let old = "corp/node/old".parse::<ResourceId>().unwrap();
-    for (claimed, said) in [(true, "its machine is removed from the network"), (false, "its machine stays, undeclared")]
+    for (claimed, shown) in
+        [(true, "the joined node is removed from the network"), (false, "the joined node stays, undeclared")]
     {
-        workspace.server.meddle(|world| {
+        workspace.server.change_elsewhere(|world| {
             world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
         });
         let plan = workspace.nmplan("plan -C @after --project acme");
-        assert!(plan.stdout.contains(&format!("  - node        old\n        {said}\n")), "{}", plan.stdout);
+        assert!(plan.stdout.contains(&format!("  - node        old\n        {shown}\n")), "{}", plan.stdout);
     }
     let nothing = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n}\n";
     workspace.write("nothing/corp.kdl", nothing);
     let plan = workspace.nmplan("plan -C @nothing --project acme");
-    assert_eq!(plan.stdout.matches("its machine").count(), 2, "of old and web, not of key and entry: {}", plan.stdout);
+    assert_eq!(
+        plan.stdout.matches("the joined node").count(),
+        2,
+        "of old and web, not of key and entry: {}",
+        plan.stdout
+    );
 }
 
 #[test]
-fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
+fn deletions_and_which_node_a_declaration_binds_to_are_never_folded() {
     let workspace = workspace();
     let nodes = |letter: char| (0..60).map(|number| format!("    node \"{letter}{number:02}\"\n")).collect::<String>();
     let corp = |nodes: &str| format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n");
@@ -748,16 +754,16 @@ fn what_is_lost_and_which_machine_gets_a_name_is_never_folded() {
     for number in 0..60 {
         assert!(plan.stdout.contains(&format!("  - node  a{number:02}\n")), "a{number:02}: {}", plan.stdout);
     }
-    assert!(plan.stdout.contains("  + node  b55\n        binds to the machine"), "{}", plan.stdout);
+    assert!(plan.stdout.contains("  + node  b55\n        binds to the node"), "{}", plan.stdout);
     assert!(plan.stdout.contains("  + node  b19\n") && !plan.stdout.contains("b20"), "{}", plan.stdout);
     assert!(plan.stdout.contains("... and 39 more; -v shows all"), "{}", plan.stdout);
 }
 
 #[test]
-fn machines_that_fare_worst_come_first() {
+fn the_worst_affected_nodes_come_first() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme");
-    let (_, impact) = plan.stdout.split_once("Machines that are reconfigured\n").unwrap();
+    let (_, impact) = plan.stdout.split_once("Nodes that are reconfigured\n").unwrap();
     let names: Vec<_> = impact.lines().map_while(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["corp/old", "corp/gw", "corp/laptop", "corp/web"], "removed, broken, the rest");
 }
@@ -790,7 +796,7 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
     ];
     for (nodes, exit) in table {
         let workspace = in_use();
-        workspace.server.nodes(nodes.to_vec());
+        workspace.server.set_nodes(nodes.to_vec());
         let applied = workspace.nmplan("apply -C @after --project acme -y --wait=0s");
         assert_eq!(applied.exit, exit, "{}", applied.all());
         assert_eq!(applied.stderr.contains("corp/node/web"), exit == 7, "{}", applied.all());
@@ -802,7 +808,7 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
 fn status_is_a_table_or_the_document() {
     let workspace = in_use();
     let online = node("gw", Presence::Online, 2);
-    workspace.server.nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
+    workspace.server.set_nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
     insta::assert_snapshot!(workspace.nmplan("status").all());
     let document: schema::api::StatusDocument =
         serde_json::from_str(&workspace.nmplan("status --json").stdout).unwrap();
@@ -819,7 +825,7 @@ fn a_revision_is_shown_with_who_and_what() {
 }
 
 #[test]
-fn init_makes_a_project_that_is_valid_and_overwrites_nothing() {
+fn init_creates_a_valid_project_and_overwrites_nothing() {
     let workspace = workspace();
     let made = workspace.nmplan("init my-long-project-name -C @new");
     insta::assert_snapshot!(made.all());

@@ -1,4 +1,4 @@
-//! The published JSON Schemas fit what is printed.
+//! What is printed fits the published JSON Schemas.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
@@ -10,7 +10,7 @@ use schema::world::World;
 use serde_json::Value;
 use workspace::{Workspace, example, join};
 
-/// What of a value does not fit a schema.
+/// Where a value does not fit a schema.
 fn misfits(schema: &Value, value: &Value) -> Vec<String> {
     let validator = jsonschema::draft202012::new(schema).unwrap();
     validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect()
@@ -43,7 +43,7 @@ fn commit_all(workspace: &Workspace) {
     repository.commit(Some("HEAD"), &author, &author, "declare", &tree, &[]).unwrap();
 }
 
-/// A workspace whose server has a network with machines, and files that change everything about it.
+/// A workspace whose server has a network with joined nodes, and files that change everything about it.
 fn workspace() -> Workspace {
     let workspace = Workspace::new(World { epoch: 7, ..World::default() });
     let before =
@@ -82,7 +82,7 @@ fn every_event_fits_its_schema() {
         "bad/a.kdl",
         "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"x\"\n    node \"x\"\n    nod \"y\"\n}\n",
     );
-    workspace.server.nodes(vec![schema::api::NodeStatus {
+    workspace.server.set_nodes(vec![schema::api::NodeStatus {
         id: "corp/node/gw".into(),
         name: "gw".parse().unwrap(),
         tags: Default::default(),
@@ -114,7 +114,7 @@ fn every_event_fits_its_schema() {
 }
 
 #[test]
-fn what_a_schema_does_not_describe_is_noticed() {
+fn what_a_schema_does_not_describe_does_not_fit_it() {
     let schema = plan();
     let plan = workspace().nmplan("plan -C @after --project acme --format json");
     let plan: Value = serde_json::from_str(&plan.stdout).unwrap();

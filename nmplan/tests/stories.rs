@@ -1,7 +1,7 @@
 //! The stories of `examples/stories`: each is a folder of desired states, applied one after the other.
 //!
-//! Of each state: it is valid, its plan is the one on record (a review of what users read), it applies, and a second plan
-//! is empty. Machines have joined before the second state, so that plans have something to tell of them.
+//! Each state is valid, its plan equals the recorded one (so that a review shows what users read), it applies, and a second
+//! plan is empty. Nodes have joined before the second state, so that plans show how they are affected.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
@@ -22,26 +22,26 @@ fn stem(path: &std::path::Path) -> String {
 }
 
 #[test]
-fn every_story_is_told_from_its_first_state_to_its_last() {
+fn every_story_is_planned_and_applied_state_by_state() {
     let stories = sorted(&example("stories"));
     assert!(!stories.is_empty());
     for story in stories {
         let workspace = Workspace::new(World { epoch: 7, ..World::default() });
-        let mut told = String::new();
-        for (place, state) in sorted(&story.display().to_string()).iter().enumerate() {
-            if place == 1 {
+        let mut plans = String::new();
+        for (index, state) in sorted(&story.display().to_string()).iter().enumerate() {
+            if index == 1 {
                 join(&workspace.server, &[("gw", 1), ("db", 2), ("laptop", 3)]);
             }
             let file = state.display().to_string();
             let run = |verb: &str| workspace.nmplan(&format!("{verb} --project acme -f {file}"));
             assert_eq!(run("validate").exit, 0, "{file}");
             let plan = run("plan").all().replace(&file, "FILE");
-            told.push_str(&format!("=== {}\n\n{plan}\n\n", stem(state)));
+            plans.push_str(&format!("=== {}\n\n{plan}\n\n", stem(state)));
             let applied = run("apply -y --keys-to @keys.json");
             assert_eq!(applied.exit, 0, "{file}: {}", applied.all());
             let again = run("plan --detailed-exitcode");
             assert_eq!(again.exit, 0, "{file}: a plan after the apply is empty: {}", again.all());
         }
-        insta::assert_snapshot!(format!("story_{}", stem(&story)), told);
+        insta::assert_snapshot!(format!("story_{}", stem(&story)), plans);
     }
 }

@@ -1,4 +1,4 @@
-//! `nmplan apply`: carries a plan out, as one revision or not at all.
+//! `nmplan apply`: carries out a plan, as one revision or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,9 +20,9 @@ use crate::keys::{self, KeysError, Made, Opened, Sink};
 use crate::project::{self, Loaded, Where};
 use crate::render::{self, Shown, count};
 
-/// How many revisions are searched for a plan that was applied before.
+/// How many revisions are searched for an earlier apply of the same plan.
 const LATEST: u64 = 20;
-/// How often it is asked whether the nodes have acknowledged.
+/// How often the server is asked whether the nodes have acknowledged.
 const POLL: Duration = Duration::from_millis(250);
 
 /// A plan that is ready to be carried out, and what it was made of.
@@ -62,11 +62,11 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
     };
     let made = keys::make(ids.iter(), &ready.info)?;
     let applied = commit(&ready, &made, sink.as_deref_mut(), &server, run).await?;
-    // First of all, so that nothing that fails costs a token.
+    // Before anything else that may fail, so that no token is lost.
     let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.stdout(tokens)));
-    tell(&applied, args, run)?;
+    report(&applied, args, run)?;
     if let Some(delivered) = delivered {
-        tell_tokens(delivered, made.len(), &applied, run)?;
+        report_tokens(delivered, made.len(), &applied, run)?;
     }
     match args.wait {
         Some(wait) => acknowledged(&server, online, applied.revision, wait, run).await,
@@ -74,13 +74,13 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
     }
 }
 
-/// What cannot be asked for together.
+/// Refuses flags that exclude each other.
 fn check<C>(args: &args::Apply, run: &Run<'_, C>) -> Result<(), Error> {
     if run.console.json && args.keys_to == Some(Sink::Output) {
-        return Err(Error::Usage("--keys-to - and --json both want standard output; send the tokens to a file"));
+        return Err(Error::Usage("--keys-to - and --json both need standard output; write the tokens to a file"));
     }
     if args.plan.is_some() && (!run.place.files.is_empty() || run.only.is_some() || !run.place.variables.is_empty()) {
-        return Err(Error::Usage("a saved plan is whole: -f, --var and --network can add nothing to it"));
+        return Err(Error::Usage("a saved plan is complete: -f, --var and --network cannot be combined with it"));
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ async fn planned<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<(Ready, C), Er
     Ok((Ready { plan, loaded: Some(loaded), info, world }, server))
 }
 
-/// Reads a saved plan, and sees whether it still holds.
+/// Reads a saved plan, and checks whether it still holds.
 async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Ready, C), Error> {
     let plan = read(path)?;
     check_owner(&plan, &run.place, path)?;
@@ -119,14 +119,14 @@ pub(super) fn read(path: &Path) -> Result<Plan, Error> {
     let why = if plan.format != FORMAT {
         wrong_format(&plan.format)
     } else if plan.digest != plan.digest_now() {
-        "it was changed after it was made: its digest does not fit".into()
+        "it was changed after it was made: its digest does not match".into()
     } else {
         return Ok(plan);
     };
     Err(Error::PlanFile { path: name(), why })
 }
 
-/// A flag that names another project or env than the plan contradicts it.
+/// Refuses a flag that names another project or env than the plan.
 fn check_owner(plan: &Plan, place: &Where, path: &Path) -> Result<(), Error> {
     for (flag, asked, is) in [("project", &place.project, &plan.project), ("env", &place.env, &plan.env)] {
         if let Some(asked) = asked.as_ref().filter(|asked| *asked != is) {
@@ -148,7 +148,7 @@ fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error
     Err(Error::PlanFile { path: path.display().to_string(), why: why.into() })
 }
 
-/// Why a plan does not hold any more: who moved what it touches, and when.
+/// Why a plan no longer holds: who changed the resources that it depends on, and when.
 async fn why_stale<C: ControlPlane>(
     plan: &Plan,
     stale: Vec<(ResourceId, Revision)>,
@@ -205,10 +205,10 @@ fn print<C>(text: &str, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), 
     Ok(())
 }
 
-/// Why the plan is not the expected one: that was applied before, or something else has moved.
+/// Why the plan is not the expected one: that one was applied before, or something else has changed.
 async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) -> Error {
     let after = Revision(ready.world.revision.0.saturating_sub(LATEST));
-    // The log only helps to understand; without it the plan is refused all the same.
+    // The log only explains; without it the plan is refused all the same.
     let log: Vec<LogEntry> = server.revisions(after, LATEST as usize).await.unwrap_or_default();
     let is = |entry: &&LogEntry| entry.digest.as_ref().is_some_and(|digest| digest.starts_with(expected));
     if let Some(LogEntry { revision, actor, time, .. }) = log.iter().find(is) {
@@ -227,7 +227,7 @@ fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<
     }
 }
 
-/// Goes on only where the plan is approved.
+/// Continues only if the plan is approved.
 fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result<(), Error> {
     if args.auto_approve || args.expect.is_some() {
         return Ok(());
@@ -242,11 +242,11 @@ fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result
         };
         return Err(Error::NobodyToAsk { command });
     }
-    let answer = run.console.ask("Apply this? Only `yes` does: ")?;
+    let answer = run.console.ask("Apply this plan? Type `yes` to confirm: ")?;
     if answer == "yes" { Ok(()) } else { Err(Error::Declined) }
 }
 
-/// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have made the keys.
+/// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the keys.
 async fn commit<C: ControlPlane>(
     ready: &Ready,
     made: &[Made],
@@ -262,7 +262,7 @@ async fn commit<C: ControlPlane>(
     if let Some(sink) = &mut sink {
         sink.hold(made)?;
     }
-    let Tried { answer, harmless } = send(&request, server, run).await;
+    let Sent { answer, harmless } = send(&request, server, run).await;
     let refusal = match answer {
         Ok(applied) => return Ok(applied),
         Err(refusal) => refusal,
@@ -283,30 +283,30 @@ async fn commit<C: ControlPlane>(
     Err(refusal.into())
 }
 
-/// What came of sending a plan.
-struct Tried {
+/// The outcome of sending a plan.
+struct Sent {
     answer: Result<Applied, ControlError>,
-    /// Whether no try can have been carried out.
+    /// Whether no attempt can have been carried out.
     harmless: bool,
 }
 
-/// Sends a plan, again where the answer did not come: the same apply id is carried out once.
-async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run<'_, C>) -> Tried {
+/// Sends a plan, again if no answer comes: the same apply id is carried out once.
+async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run<'_, C>) -> Sent {
     let mut harmless = true;
-    let mut pauses = server.pauses().iter();
+    let mut backoff = server.backoff().iter();
     loop {
         let what = format!("waiting for {} to commit", server.name());
         let error = match run.console.waiting(&what, server.apply(request)).await {
-            Ok(applied) => return Tried { answer: Ok(applied), harmless: false },
+            Ok(applied) => return Sent { answer: Ok(applied), harmless: false },
             Err(error) => error,
         };
-        harmless = error.is_verdict() || (harmless && error.is_harmless());
-        match pauses.next() {
-            Some(pause) if error.is_passing() => {
-                run.console.note(&format!("{error}; trying again\n"));
-                tokio::time::sleep(*pause).await;
+        harmless = error.is_refused_plan() || (harmless && error.is_harmless());
+        match backoff.next() {
+            Some(delay) if error.is_transient() => {
+                run.console.note(&format!("{error}; retrying\n"));
+                tokio::time::sleep(*delay).await;
             }
-            Some(_) | None => return Tried { answer: Err(error), harmless },
+            Some(_) | None => return Sent { answer: Err(error), harmless },
         }
     }
 }
@@ -317,7 +317,7 @@ fn apply_id() -> Result<String, Error> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn tell<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+fn report<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
     let Applied { revision, already } = *applied;
     if run.console.json {
         return Ok(run.console.event(&Event::Revision { revision, already })?);
@@ -325,8 +325,8 @@ fn tell<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Resul
     print(&format!("Applied as revision {revision}.\n"), args, run)
 }
 
-/// Says where the tokens went.
-fn tell_tokens<C>(
+/// Prints where the tokens went.
+fn report_tokens<C>(
     delivered: Result<String, KeysError>,
     number: usize,
     applied: &Applied,
@@ -335,7 +335,7 @@ fn tell_tokens<C>(
     let revision = applied.revision;
     let done = delivered.map_err(|source| Error::AfterCommit { revision, source })?;
     let tokens = count(number as u64, "token");
-    run.console.note(&format!("{tokens} {done}. On a machine:\n\n    netclient join -t TOKEN\n"));
+    run.console.note(&format!("{tokens} {done}. On each host that is to join:\n\n    netclient join -t TOKEN\n"));
     Ok(())
 }
 
@@ -353,19 +353,20 @@ async fn acknowledged<C: ControlPlane>(
     wait: Seconds,
     run: &mut Run<'_, C>,
 ) -> Result<Exit, Error> {
-    let (end, total) = (Instant::now() + wait.duration(), missing.len());
+    let end = Instant::now() + wait.duration();
+    let total = missing.len();
     loop {
         let what = format!("waiting for {}", count(missing.len() as u64, "node"));
         match run.console.waiting(&what, server.status()).await {
-            Ok(status) => note(&status, &mut missing, revision, run)?,
-            // The change is made; a server that is away for a moment is only silent about its nodes.
-            Err(error) if error.is_passing() => {}
+            Ok(status) => record_acknowledgements(&status, &mut missing, revision, run)?,
+            // The change is made, so a server that is unavailable for a moment is asked again.
+            Err(error) if error.is_transient() => {}
             Err(error) => return Err(error.into()),
         }
         if missing.is_empty() {
             run.console.note(&match total {
-                0 => "No node was online, so none had to acknowledge.\n".into(),
-                total => format!("Every node that was online has acknowledged it: {}.\n", count(total as u64, "node")),
+                0 => "No node was online, so there was nothing to wait for.\n".into(),
+                total => format!("Acknowledged by every node that was online: {}.\n", count(total as u64, "node")),
             });
             return Ok(Exit::Done);
         }
@@ -376,14 +377,14 @@ async fn acknowledged<C: ControlPlane>(
     }
 }
 
-/// Takes the nodes that have acknowledged out of those that are missing.
-fn note<C>(
+/// Removes the nodes that have acknowledged from those that are missing.
+fn record_acknowledgements<C>(
     status: &StatusDocument,
     missing: &mut BTreeSet<String>,
     revision: Revision,
     run: &mut Run<'_, C>,
 ) -> Result<(), Error> {
-    // A node that left, or that the plan took out, has nothing to acknowledge.
+    // A node that left, or that the plan removed, has nothing to acknowledge.
     missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
     for node in &status.nodes {
         if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json {

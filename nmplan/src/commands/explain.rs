@@ -1,4 +1,4 @@
-//! `nmplan explain`: what the code of a problem means.
+//! `nmplan explain`: explains what a problem code means.
 
 use owo_colors::OwoColorize;
 use schema::report::{Code, Severity};

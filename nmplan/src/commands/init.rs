@@ -1,4 +1,4 @@
-//! `nmplan init`: a project to start from.
+//! `nmplan init`: writes a new project.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -12,7 +12,7 @@ use crate::console::Console;
 use crate::error::{Error, Exit};
 use crate::project::{PROJECT_FILES, Where};
 
-/// Where the server is looked for unless the environment says it.
+/// The server's URL, unless a flag or the environment names another.
 const SERVER: &str = "https://127.0.0.1:8081";
 
 /// Writes the files.
@@ -35,10 +35,7 @@ pub fn run(args: &args::Init, place: &Where, console: &mut Console) -> Result<Ex
     write_new(&file, &project_file(&project, server))?;
     console.stdout(&format!("{}\n{}\n", file.display(), mesh.display()))?;
     let next = command(&Where { directory: place.directory.clone(), ..Where::default() }, None, &["plan"]);
-    console.note(&format!(
-        "\nA project to start from. Say in {} which machines there are, then:\n\n    {next}\n",
-        mesh.display()
-    ));
+    console.note(&format!("\nThe project is ready. Declare your nodes in {}, then:\n\n    {next}\n", mesh.display()));
     Ok(Exit::Done)
 }
 
@@ -60,7 +57,7 @@ fn of_directory(directory: &Path) -> Option<Name> {
     directory.canonicalize().ok()?.file_name()?.to_str()?.to_lowercase().replace(['_', ' ', '.'], "-").parse().ok()
 }
 
-/// A network called like the project, as far as a network may be.
+/// A network with the project's name, shortened to what a network may be called.
 fn network_of(project: &Name) -> NetworkName {
     let short: String = project.as_str().chars().take(12).collect();
     let network = short.trim_end_matches('-').parse();
@@ -70,7 +67,7 @@ fn network_of(project: &Name) -> NetworkName {
 fn project_file(project: &Name, server: &str) -> String {
     format!(
         "\
-// The project: what it is called, and for each env the server and the files.
+// The project: its name, and for each env the server and the files.
 project \"{project}\" schema=1
 
 env \"default\" {{
@@ -84,17 +81,17 @@ env \"default\" {{
 fn mesh_file(network: &NetworkName) -> String {
     format!(
         "\
-// One mesh. `nmplan schema` and `nmplan explain` tell what may stand here.
+// One mesh. `nmplan schema` prints which fields there are, `nmplan explain CODE` what a problem means.
 network \"{network}\" {{
     ipv4 \"10.40.0.0/16\"
 
-    // A machine joins with the token of a key whose `for` names it; `nmplan apply --keys-to keys.json` writes the token.
+    // These nodes join with the token of this key; `nmplan apply --keys-to keys.json` writes the token.
     access-key \"servers\" {{ for \"gateway\" \"server-1\" }}
 
     node \"gateway\" ipv4=\"10.40.0.1\" {{ tags \"gateway\" }}
     node \"server-1\"
 
-    // Resolves on every machine of the mesh as www.{network}.
+    // Resolves on every node of the mesh as www.{network}.
     dns \"www\" node=\"server-1\"
 }}
 "

@@ -1,6 +1,6 @@
-//! `nmplan lab`: brings what is declared up for real, in network namespaces, and shows who reaches whom.
+//! `nmplan lab`: brings up the declared networks for real, in network namespaces, and shows which nodes reach each other.
 //!
-//! It runs twice: outside, where it enters the lab with the command line that was typed ([`enter`]), and inside ([`run`]).
+//! It runs twice: outside, where it enters the lab with the same command line ([`enter`]), and inside ([`run`]).
 
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -15,28 +15,28 @@ use crate::lab::roster::{Roster, roster};
 use crate::lab::run::Running;
 use crate::lab::{self, EnterError, verdict};
 
-/// Runs this very command line inside a lab of its own, and ends as it ends.
+/// Runs the same command line inside a lab of its own, and ends with its exit code.
 pub fn enter() -> Result<ExitCode, Error> {
     let program = std::env::current_exe().map_err(|source| EnterError::Lost { source })?;
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1));
     let status: ExitStatus = lab::enter(command)?;
-    // By a signal it ends with 128 and its number.
+    // A signal ends it with 128 plus the signal's number.
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Brings what is declared up, and shows who reaches whom.
+/// Brings up the declared networks, and shows which nodes reach each other.
 pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     run.place.directory = lab.directory.clone().or(run.place.directory.take());
-    let loaded = run.load_alone(Some("brought up"))?;
+    let loaded = run.load_without_server(Some("brought up"))?;
     let roster = roster(&loaded.declared.snapshot);
     let own_node = |(network, _): (_, _)| Roster::own_node(&loaded.declared.snapshot, network).is_some();
     if roster.participants.is_empty() && !loaded.declared.snapshot.networks().any(own_node) {
         return Err(Error::NothingToBringUp);
     }
     let console = &mut *run.console;
-    let running = lab::run::run(&roster, &mut |said| console.note(&format!("{said}\n"))).await?;
-    let verdict = console.waiting("sending packets between all machines", running.judge()).await?;
+    let running = lab::run::run(&roster, &mut |progress| console.note(&format!("{progress}\n"))).await?;
+    let verdict = console.waiting("sending packets between all nodes", running.judge()).await?;
     if console.json {
         console.stdout(&format!("{}\n", serde_json::to_string(&verdict).expect("a verdict can be written as JSON")))?;
     } else {
@@ -48,14 +48,15 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
     Ok(if verdict.is_good() { Exit::Done } else { Exit::Refused })
 }
 
-/// Leaves everything up until somebody ends it.
+/// Leaves everything running until it is interrupted.
 async fn keep(running: &Running, console: &mut Console) -> Result<(), Error> {
-    console.stderr("\nThe lab stays up until Ctrl-C. To enter a machine, as root:\n\n");
+    console.stderr("\nThe lab runs until Ctrl-C. To enter a host, as root:\n\n");
     let hosts = running.agents.iter().map(|(_, agent)| agent.host());
     for host in [running.server.host()].into_iter().chain(hosts) {
         console.stderr(&format!("  # {}\n  {} bash\n", host.name(), host.how_to_enter()));
     }
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
     Ok(())
 }

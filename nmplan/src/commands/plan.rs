@@ -1,4 +1,4 @@
-//! `nmplan plan`: what an apply would do.
+//! `nmplan plan`: shows what an apply would do.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::events;
 use crate::project::Loaded;
 use crate::render::{self, Lines, Shown};
 
-/// How many digits of a digest are shown where it is typed.
-const TYPED: usize = 16;
+/// How many digits of a digest a command line shows.
+const SHORT_DIGEST: usize = 16;
 
 /// Plans, shows the plan, and saves it if asked to.
 pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Result<Exit, Error> {
@@ -48,7 +48,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
 }
 
-/// Whether nothing of what the project and env manage is left.
+/// Whether the plan deletes everything that the project and env manage.
 pub(super) fn empties(plan: &Plan, world: &World) -> bool {
     let managed = world.snapshot.entries().filter(|(_, entry)| entry.owner.as_ref() == Some(&plan.owner())).count();
     managed > 0 && plan.summary().delete == managed as u64
@@ -66,15 +66,16 @@ fn save(plan: &Plan, path: &Path) -> Result<(), Error> {
 
 /// Prints the events of a plan.
 pub(super) fn show_events<C>(run: &mut Run<'_, C>, plan: &Plan, loaded: Option<&Loaded>) -> Result<(), Error> {
-    let (lines, summary) = (Lines::default(), plan.summary());
+    let lines = Lines::default();
+    let summary = plan.summary();
     let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));
     events::plan(plan, &summary, declared).iter().try_for_each(|event| run.console.event(event))?;
     Ok(())
 }
 
-/// What carries this plan out.
+/// The command line that carries this plan out.
 pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Option<&Path>) -> String {
-    let digest = &plan.digest[..TYPED];
+    let digest = &plan.digest[..SHORT_DIGEST];
     let file = saved.map(|path| path.display().to_string());
     let mut verb = match &file {
         Some(file) => vec!["apply", file.as_str(), "-y"],
@@ -85,9 +86,11 @@ pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Opt
     }
     let mut place = run.place.clone();
     if saved.is_some() {
-        // A saved plan knows who declares what; only the server is to be found.
-        (place.directory, place.files, place.variables) = (place.directory, Vec::new(), Default::default());
-        (place.project, place.env) = (None, None);
+        // A saved plan names its project and env; only the server has to be found.
+        place.files = Vec::new();
+        place.variables = Default::default();
+        place.project = None;
+        place.env = None;
         return command(&place, None, &verb);
     }
     place.project = place.project.or_else(|| match loaded.project {

@@ -1,4 +1,4 @@
-//! `nmplan show`: a saved plan, what a revision changed, or what the server has.
+//! `nmplan show`: shows a saved plan, what a revision changed, or what the server has.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Re
     }
 }
 
-/// What the server has, in short.
+/// Shows what the server has, in short.
 async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let server = connect(run)?;
     let (info, world) = run.observe(&server).await?;
@@ -39,7 +39,7 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     Ok(Exit::Done)
 }
 
-/// What one revision changed, by whom and why.
+/// Shows what one revision changed, by whom and why.
 async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let server = connect(run)?;
     let after = Revision(number.0.saturating_sub(1));
@@ -48,18 +48,18 @@ async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Re
     let text = if run.console.json {
         serde_json::to_string(&entry).expect("an entry can be written as JSON") + "\n"
     } else {
-        told(&entry, run.console.verbose)
+        text_of(&entry, run.console.verbose)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)
 }
 
-fn told(entry: &LogEntry, full: bool) -> String {
+fn text_of(entry: &LogEntry, full: bool) -> String {
     let LogEntry { revision, time, actor, action, owner, digest, provenance, changes, nodes, apply_id: _ } = entry;
     let owner = owner.as_ref().map(|owner| format!(" for {owner}")).unwrap_or_default();
     let mut text = format!("Revision {revision}, {}: {action} by {actor}{owner}\n", moment(*time));
     if let Some(provenance) = provenance {
-        // The words of a commit are anybody's: no control character of theirs reaches the terminal.
+        // Anybody can write a commit's author and message, so none of their control characters reaches the terminal.
         let plain = |text: &str| text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>();
         let commit = provenance.commit.as_deref().map_or("unknown".to_owned(), plain);
         let dirty = if provenance.dirty { ", with files that differed from it" } else { "" };
@@ -70,13 +70,13 @@ fn told(entry: &LogEntry, full: bool) -> String {
     text += &render::changes(changes, full);
     if !nodes.is_empty() {
         let names: Vec<_> = nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();
-        text += &format!("\nmachines: {}\n", names.join(", "));
+        text += &format!("\nnodes: {}\n", names.join(", "));
     }
     text.extend(digest.iter().map(|digest| format!("\ndigest {digest}\n")));
     text
 }
 
-/// A saved plan; whether it still holds is said where the server can be asked.
+/// Shows a saved plan, and whether it still holds if its server can be reached.
 async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let saved = apply::read(path)?;
     let observed = observe(&saved, run).await;
@@ -89,19 +89,21 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exi
     run.console.stdout(&text)?;
     let moved = observed.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world)));
     run.console.note(&match moved {
-        Err(error) => format!("\nWhether it still holds was not checked: {error}.\n"),
-        Ok((true, _)) => "\nThe server that can be reached is another than it was made for.\n".into(),
-        Ok((false, stale)) if stale.is_empty() => "\nIt still holds: nothing that it touches has moved.\n".into(),
+        Err(error) => format!("\nCould not check whether the plan still holds: {error}.\n"),
+        Ok((true, _)) => "\nThe plan was made for another server than the one that answers.\n".into(),
+        Ok((false, stale)) if stale.is_empty() => {
+            "\nThe plan still holds: no resource that it depends on has changed.\n".into()
+        }
         Ok((false, stale)) => {
             let ids: Vec<_> =
                 stale.iter().map(|(id, revision)| format!("  {id}, now at revision {revision}\n")).collect();
-            format!("\nIt is stale; this has moved since it was made:\n{}", ids.concat())
+            format!("\nThe plan is stale: these resources have changed since it was made:\n{}", ids.concat())
         }
     });
     Ok(Exit::Done)
 }
 
-/// What the server of a saved plan has.
+/// Reads what the server of a saved plan has.
 async fn observe<C: ControlPlane>(saved: &Plan, run: &mut Run<'_, C>) -> Result<(ServerInfo, World), Error> {
     let server = (run.connect)(project::server_of(&run.place, &saved.owner())?.as_deref())?;
     run.observe(&server).await

@@ -1,4 +1,4 @@
-//! `nmplan status`: how the nodes are.
+//! `nmplan status`: shows the state of the nodes.
 
 use jiff::Timestamp;
 
@@ -15,7 +15,7 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if let Some(only) = &run.only {
         status.nodes.retain(|node| node.id.split('/').next() == Some(only.as_str()));
     }
-    // A network without nodes and a network that is none look the same there.
+    // A network without nodes and an unknown network look the same in a status.
     if run.only.is_some() && status.nodes.is_empty() {
         let (_, world) = run.observe(&server).await?;
         run.check_network(networks(&world.snapshot).collect())?;

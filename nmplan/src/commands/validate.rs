@@ -11,7 +11,7 @@ use crate::events;
 use crate::project::LoadError;
 use crate::render::count;
 
-/// Checks the files: of the env that is chosen, or else of each.
+/// Checks the files of the chosen env, or of every env if none is chosen.
 pub fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if run.console.json {
         run.console.event(&events::version())?;
@@ -36,9 +36,9 @@ fn each<C: ControlPlane>(run: &mut Run<'_, C>, envs: Vec<Name>) -> Result<BTreeS
     if errors > 0 { Err(Error::Problems { count: errors, undone: None }) } else { Ok(known) }
 }
 
-/// Checks one env; the networks that it declares.
+/// Checks one env; returns the networks that it declares.
 fn one<C: ControlPlane>(run: &mut Run<'_, C>, env: Option<&Name>) -> Result<BTreeSet<NetworkName>, Error> {
-    let loaded = run.load_alone(None)?;
+    let loaded = run.load_without_server(None)?;
     if !run.console.json && !run.console.quiet {
         let resources = count(loaded.declared.snapshot.len() as u64, "resource");
         let files = count(loaded.sources.len() as u64, "file");

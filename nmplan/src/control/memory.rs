@@ -1,4 +1,4 @@
-//! A server in memory: it carries out plans as nmserver does, without a network, and fails on demand.
+//! A server in memory: it carries out plans as nmserver does, without a network, and fails on request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,16 +29,16 @@ struct Inner {
     nodes: Vec<NodeStatus>,
 }
 
-/// What goes wrong with the next apply.
+/// A failure of the next apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It never arrives.
+    /// The request is lost.
     LostRequest,
     /// It is carried out, and the answer is lost.
     LostAnswer,
     /// It arrives, and the server refuses it.
     Refusal,
-    /// Somebody else changes what it touches a moment before.
+    /// Somebody else changes one of its resources a moment before.
     Race,
 }
 
@@ -55,8 +55,8 @@ impl Memory {
         self.inner().world.clone()
     }
 
-    /// Changes its world behind everybody's back.
-    pub fn meddle(&self, change: impl FnOnce(&mut World)) {
+    /// Changes its world as if another client had.
+    pub fn change_elsewhere(&self, change: impl FnOnce(&mut World)) {
         let mut inner = self.inner();
         inner.world.revision.0 += 1;
         change(&mut inner.world);
@@ -64,18 +64,18 @@ impl Memory {
         inner.log.push(entry);
     }
 
-    /// Changes what it says of itself.
-    pub fn says(&self, change: impl FnOnce(&mut ServerInfo)) {
+    /// Changes what it reports of itself.
+    pub fn set_info(&self, change: impl FnOnce(&mut ServerInfo)) {
         change(&mut self.inner().info);
     }
 
-    /// Lets the next applies fail, in this order.
+    /// Makes the next applies fail, in this order.
     pub fn fail(&self, faults: &[Fault]) {
         self.inner().faults = faults.iter().rev().copied().collect();
     }
 
-    /// Says how the nodes are.
-    pub fn nodes(&self, nodes: Vec<NodeStatus>) {
+    /// Sets the state of the nodes.
+    pub fn set_nodes(&self, nodes: Vec<NodeStatus>) {
         self.inner().nodes = nodes;
     }
 
@@ -89,7 +89,7 @@ impl Memory {
     }
 }
 
-/// Who the server in memory is, unless a test says otherwise.
+/// The description of the server in memory, unless a test changes it.
 fn info() -> ServerInfo {
     ServerInfo {
         id: "server-in-memory".into(),
@@ -125,7 +125,7 @@ impl Default for Inner {
 }
 
 impl Inner {
-    /// Who the server is, in the epoch of its world.
+    /// The server's description, in the epoch of its world.
     fn info(&self) -> ServerInfo {
         ServerInfo { epoch: self.world.epoch, ..self.info.clone() }
     }
@@ -148,7 +148,8 @@ impl Inner {
         self.world.revision.0 += 1;
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
         self.keep(plan.new_keys(), keys)?;
-        let (owner, digest) = (Some(plan.owner()), Some(plan.digest.clone()));
+        let owner = Some(plan.owner());
+        let digest = Some(plan.digest.clone());
         let apply_id = Some(apply_id.clone());
         let changes = plan.changes.clone();
         let provenance = plan.provenance.clone();
@@ -156,7 +157,7 @@ impl Inner {
         Ok(Applied { revision: self.world.revision, already: false })
     }
 
-    /// Changes the first thing that a plan touches.
+    /// Changes the first resource that a plan changes.
     fn race(&mut self, request: &ApplyRequest) {
         let Some(change) = request.plan.changes.first() else { return };
         self.world.revision.0 += 1;
@@ -174,8 +175,8 @@ impl Inner {
         keys: &BTreeMap<ResourceId, Verifier>,
     ) -> Result<(), ControlError> {
         for id in made {
-            let lacks = || refused(failure(400, "bad_request", "what verifies the secret of a key is missing"));
-            let verifier = *keys.get(id).ok_or_else(lacks)?;
+            let missing = || refused(failure(400, "bad_request", "the verifier of a key is missing"));
+            let verifier = *keys.get(id).ok_or_else(missing)?;
             let status = KeyStatus { verifier, created: Timestamp::UNIX_EPOCH, used: 0 };
             self.world.inventory.put_key(id.clone(), status);
         }
@@ -225,7 +226,7 @@ impl ControlPlane for Memory {
         "https://nm.example.net"
     }
 
-    fn pauses(&self) -> &[Duration] {
+    fn backoff(&self) -> &[Duration] {
         &[Duration::ZERO; 4]
     }
 

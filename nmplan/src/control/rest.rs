@@ -15,19 +15,19 @@ use serde::de::DeserializeOwned;
 use super::{ControlError, ControlPlane};
 use crate::environment::Environment;
 
-/// How long a connection may take: a dead server is told within ten seconds.
+/// How long a connection may take: a dead server is reported within ten seconds.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a server may be silent in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A server behind a URL.
+/// A server at a URL.
 pub struct Rest {
     client: Client,
     base: String,
 }
 
 impl Rest {
-    /// The server of that URL, with the token and the CA that the environment names. Nothing is sent yet.
+    /// The server at that URL, with the token and the CA of the environment. Nothing is sent yet.
     pub fn new(url: Option<&str>, environment: &Environment) -> Result<Self, ControlError> {
         let url = url.ok_or(ControlError::NoServer)?;
         let base = base(url)?;
@@ -109,17 +109,17 @@ fn base(url: &str) -> Result<String, ControlError> {
     let bad = |why: &str| ControlError::Url { url: url.into(), why: why.into() };
     let parsed = Url::parse(url).map_err(|error| bad(&error.to_string()))?;
     if !matches!(parsed.scheme(), "https" | "http") {
-        return Err(bad("it begins with neither https:// nor http://"));
+        return Err(bad("it must begin with https:// or http://"));
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err(bad("it holds a user or password; the token comes from NMPLAN_TOKEN_FILE"));
+        return Err(bad("it must not contain a user or password; the token comes from NMPLAN_TOKEN_FILE"));
     }
-    let near = parsed.host_str().is_some_and(|host| {
+    let is_loopback = parsed.host_str().is_some_and(|host| {
         let host = host.trim_matches(['[', ']']);
         host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     });
-    if parsed.scheme() == "http" && !near {
-        return Err(bad("plain http would send the token in the open; only this machine itself may be reached so"));
+    if parsed.scheme() == "http" && !is_loopback {
+        return Err(bad("http would send the token unencrypted, so it is allowed for this host only; use https"));
     }
     Ok(url.trim_end_matches('/').to_owned())
 }
@@ -150,11 +150,11 @@ fn certificates(path: PathBuf) -> Result<Vec<Certificate>, ControlError> {
     }
 }
 
-/// Whether TLS is what failed: the certificate, or a server that speaks none.
+/// Whether TLS failed: the certificate was refused, or the server does not speak TLS.
 pub(super) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    // An io::Error hides what it holds from `source`.
-    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || held.is_some_and(|held| is_tls(held)) || error.source().is_some_and(is_tls)
+    // `source` of an io::Error skips the error that it wraps.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || wrapped.is_some_and(|wrapped| is_tls(wrapped)) || error.source().is_some_and(is_tls)
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_one_that_keeps_the_token_secret() {
+    fn a_url_must_keep_the_token_secret() {
         for good in [
             "https://nm.example.net",
             "https://nm.example.net:8081/",

@@ -1,7 +1,7 @@
-//! A file of tokens: one JSON object from resource id to token, for its owner's eyes only.
+//! A file of tokens: one JSON object from resource id to token, readable by its owner only.
 //!
-//! It is replaced in one step and locked from holding to the end, so that applies that write one file at once lose no
-//! token. Every entry that is not this apply's stays as it is.
+//! It is replaced atomically and locked from holding to the end, so that concurrent applies to one file lose no token.
+//! Entries of others are kept.
 
 use std::fs::{self, TryLockError};
 use std::io::{self, Write};
@@ -14,10 +14,10 @@ use proto::secret::Secret;
 
 use super::{KeysError, Made, Opened, Output, Tokens, json};
 
-/// How long another apply may hold the file. It does from before it sends its plan until the answer has come: a fraction of
-/// a second, but for a server that is slow or away.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is tried to have it.
+/// How long to wait for another apply that holds the file. It holds it from before it sends its plan until the answer: a
+/// fraction of a second, unless the server is slow or unavailable.
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to try to lock it.
 const POLL: Duration = Duration::from_millis(50);
 
 /// A file of tokens.
@@ -28,7 +28,7 @@ pub(super) struct KeyFile {
     lock: Option<Lock>,
 }
 
-/// A lock file next to a file of tokens, held by one apply at a time and gone with it.
+/// A lock file next to a file of tokens, held by one apply at a time and removed by it.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
@@ -36,17 +36,18 @@ struct Lock {
 }
 
 impl Lock {
-    /// Takes it, waiting for whoever holds it.
-    fn take(beside: &Path, patience: Duration) -> Result<Self, KeysError> {
-        let mut name = beside.as_os_str().to_owned();
+    /// Takes the lock of a file, waiting while another apply holds it.
+    fn take(file: &Path, timeout: Duration) -> Result<Self, KeysError> {
+        let mut name = file.as_os_str().to_owned();
         name.push(".lock");
-        let (path, end) = (PathBuf::from(name), Instant::now() + patience);
+        let path = PathBuf::from(name);
+        let end = Instant::now() + timeout;
         let failed = |source| KeysError::File { attempt: "lock", path: path.clone(), source };
         loop {
             let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.map_err(failed)?;
             match file.try_lock() {
-                // Who held it before has taken the file away: another may lock a new one.
+                // Its last holder has removed this file, and another apply may lock a new one.
                 Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
                 Ok(()) => return Ok(Self { path, _held: file }),
                 Err(TryLockError::WouldBlock) if Instant::now() >= end => return Err(KeysError::Locked { path }),
@@ -59,12 +60,12 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // As long as it is held, so that nobody's but ours is taken away; one that stays locks nobody out.
+        // While the lock is held, so that only our own file is removed; one that is left blocks nobody.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Whether a path leads to that open file.
+/// Whether a path refers to this open file.
 fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match fs::metadata(path) {
@@ -75,9 +76,9 @@ fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
 }
 
 impl KeyFile {
-    /// Reads what the file holds, and makes sure that it can be replaced.
+    /// Reads the file, and checks that it can be replaced.
     pub(super) fn open(path: &Path) -> Result<Self, KeysError> {
-        // A link stays one: what it leads to is replaced.
+        // A link is kept: its target is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.into());
         let before = read(&path)?;
         temporary(&path)?;
@@ -86,16 +87,16 @@ impl KeyFile {
 }
 
 impl Opened for KeyFile {
-    /// Puts the tokens in; nobody else changes the file until they are taken back or this goes out of scope.
+    /// Adds the tokens; no other apply changes the file until they are taken back or this is dropped.
     fn hold(&mut self, made: &[Made]) -> Result<(), KeysError> {
-        self.lock = Some(Lock::take(&self.path, PATIENCE)?);
+        self.lock = Some(Lock::take(&self.path, LOCK_TIMEOUT)?);
         self.before = read(&self.path)?;
         let mut tokens = self.before.clone().unwrap_or_default();
         tokens.extend(made.iter().map(|made| (made.id.to_string(), made.token.clone())));
         replace(&self.path, &tokens)
     }
 
-    /// Takes out what was put in, unless somebody else has replaced it since.
+    /// Removes the tokens that were added, unless somebody else has replaced them since.
     fn take_back(&mut self, made: &[Made]) -> Result<(), KeysError> {
         let _lock = self.lock.take();
         let mut tokens = read(&self.path)?.unwrap_or_default();
@@ -132,13 +133,13 @@ fn read(path: &Path) -> Result<Option<Tokens>, KeysError> {
         return Ok(Some(Tokens::new()));
     }
     serde_json::from_str(text.expose()).map(Some).map_err(|error| {
-        // The error's own words may quote the file.
+        // The error's own text may quote the file.
         let why = format!("line {}, column {}", error.line(), error.column());
         KeysError::Content { path: path.into(), why }
     })
 }
 
-/// Replaces the file in one step, readable by its owner only, and makes sure that it is on the disk.
+/// Replaces the file atomically, readable by its owner only, and syncs it to disk.
 fn replace(path: &Path, tokens: &Tokens) -> Result<(), KeysError> {
     let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
     let mut file = temporary(path)?;
@@ -147,11 +148,11 @@ fn replace(path: &Path, tokens: &Tokens) -> Result<(), KeysError> {
     fs::File::open(directory(path)).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
-/// A file beside another, of mode 0600; it goes away unless it takes that one's place.
+/// A temporary file next to another, of mode 0600; it is removed unless it replaces that one.
 fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, KeysError> {
     let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
     fs::metadata(directory(path)).map_err(failed)?;
-    // The error of a temporary file names that file, which tells nobody anything.
+    // The error of a temporary file names that file, which means nothing to the user.
     let failed = |error: io::Error| failed(error.kind().into());
     tempfile::Builder::new().prefix(".nmplan-").tempfile_in(directory(path)).map_err(failed)
 }
@@ -173,7 +174,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("keys.json");
         fs::write(&path, r#"{"corp/access-key/old": "nmj_old"}"#).expect("it can be written");
-        let (mut file, key) = (KeyFile::open(&path).expect("it opens"), made("ci"));
+        let mut file = KeyFile::open(&path).expect("it opens");
+        let key = made("ci");
         file.hold(&key).expect("it holds");
         let held: BTreeMap<String, String> =
             serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
@@ -188,10 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_not_there_is_gone_again_after_a_refusal() {
+    fn a_new_file_is_removed_after_a_refusal() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("keys.json");
-        let (mut file, key) = (KeyFile::open(&path).expect("it opens"), made("ci"));
+        let mut file = KeyFile::open(&path).expect("it opens");
+        let key = made("ci");
         assert!(!path.exists(), "opening writes nothing");
         file.hold(&key).expect("it holds");
         file.take_back(&key).expect("it takes back");
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_of_tokens_is_refused_and_left_alone() {
+    fn anything_but_a_file_of_tokens_is_refused_and_left_alone() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("notes.txt");
         fs::write(&path, "nmj_secret is not JSON").expect("it can be written");
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn applies_that_write_one_file_at_once_lose_no_token() {
+    fn concurrent_applies_to_one_file_lose_no_token() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("keys.json");
         let start = std::sync::Barrier::new(8);
@@ -220,18 +223,19 @@ mod tests {
             for number in 0..8 {
                 let (path, start) = (&path, &start);
                 scope.spawn(move || {
-                    let (mut file, key) = (KeyFile::open(path).expect("it opens"), made(&format!("ci-{number}")));
+                    let mut file = KeyFile::open(path).expect("it opens");
+                    let key = made(&format!("ci-{number}"));
                     start.wait();
                     file.hold(&key).expect("it holds");
                 });
             }
         });
         assert_eq!(read(&path).expect("it reads").map(|tokens| tokens.len()), Some(8));
-        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1, "no lock stays");
+        assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1, "no lock is left");
     }
 
     #[test]
-    fn a_file_that_another_apply_holds_is_waited_for_and_then_given_up() {
+    fn waiting_for_a_file_that_another_apply_holds_has_a_timeout() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("keys.json");
         let mut file = KeyFile::open(&path).expect("it opens");

@@ -1,4 +1,4 @@
-//! The files of a project: which they are, and what they hold.
+//! The files of a project: finds and reads them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use schema::value::{Location, SourceId, Span, Step};
 
 use super::{LoadError, PROJECT_FILES, shown};
 
-/// The project's directory: as it was named, and where it really is.
+/// The project's directory: as it was given, and its canonical path.
 pub(super) struct Root {
     pub(super) shown: PathBuf,
     real: PathBuf,
@@ -30,21 +30,21 @@ impl Root {
     }
 }
 
-/// What an entry of a directory is.
+/// The type of a directory entry.
 enum Entry {
     Directory,
-    /// A file that declares.
+    /// A file with declarations.
     Declares,
-    /// Nothing that is read.
+    /// Anything else, which is not read.
     Other,
 }
 
-/// What was read so far.
+/// What has been read so far.
 #[derive(Default)]
 pub(super) struct Reading {
     /// Every file, the project file first.
     pub(super) sources: Vec<Source>,
-    /// Those that declare.
+    /// Those with declarations.
     pub(super) declaring: Vec<SourceId>,
     pub(super) report: Report,
 }
@@ -55,9 +55,10 @@ impl Reading {
         if env.r#use.is_empty() {
             return self.everything(root);
         }
-        let (mut paths, mut walked) = (BTreeSet::new(), BTreeSet::new());
+        let mut paths = BTreeSet::new();
+        let mut walked = BTreeSet::new();
         for path in &env.r#use {
-            let at = document.map(|document| place(document, path));
+            let at = document.map(|document| location_of(document, path));
             match inside(root, Path::new(&**path)) {
                 Ok(real) if real.is_dir() => {
                     let directory = root.shown.join(&**path);
@@ -65,8 +66,12 @@ impl Reading {
                 }
                 Ok(_) if language(Path::new(&**path)).is_some() => drop(paths.insert(root.shown.join(&**path))),
                 Ok(_) => self.report.push(
-                    bad_path(path, "its ending tells no language", "name a directory, or a .kdl, .yaml or .yml file")
-                        .at(at),
+                    bad_path(
+                        path,
+                        "its extension is not one of .kdl, .yaml and .yml",
+                        "name a directory or such a file",
+                    )
+                    .at(at),
                 ),
                 Err(why) => self
                     .report
@@ -82,7 +87,7 @@ impl Reading {
         self.declare(paths)
     }
 
-    /// Reads the files that were named one by one.
+    /// Reads the files of `-f`.
     pub(super) fn given(&mut self, files: &[PathBuf]) -> Result<(), LoadError> {
         for path in files {
             let id = if path.as_os_str() == "-" {
@@ -95,7 +100,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads files in the order of their names, one that has several names under the first.
+    /// Reads files in the order of their names; a file with several names is read once, under the first.
     fn declare(&mut self, paths: BTreeSet<PathBuf>) -> Result<(), LoadError> {
         let mut seen = BTreeSet::new();
         for path in paths {
@@ -109,20 +114,21 @@ impl Reading {
         Ok(())
     }
 
-    /// The declaring files of a directory and of those below it that were not `walked` yet; what is hidden is left out, and
-    /// so are project files at the top.
+    /// The declaring files of a directory and its subdirectories, except those that were `walked` before, hidden ones, and
+    /// project files at the top.
     fn walk(
         &mut self,
         root: &Root,
         directory: PathBuf,
         walked: &mut BTreeSet<PathBuf>,
     ) -> Result<BTreeSet<PathBuf>, LoadError> {
-        let (mut found, mut open) = (BTreeSet::new(), BTreeSet::from([directory]));
+        let mut found = BTreeSet::new();
+        let mut open = BTreeSet::from([directory]);
         while let Some(directory) = open.pop_first() {
             let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
             let real = directory.canonicalize().map_err(failed)?;
             let is_top = real == root.real;
-            // A link may lead back to where it stands.
+            // A link may lead back to its own directory.
             if !walked.insert(real) {
                 continue;
             }
@@ -143,7 +149,7 @@ impl Reading {
         Ok(found)
     }
 
-    /// What an entry of a directory is; a problem says why one that looks as if it declares is not read.
+    /// The type of a directory entry; a problem is reported for one with a declaring extension that cannot be read.
     fn entry(&mut self, root: &Root, path: &Path) -> Result<Entry, LoadError> {
         let readable = language(path).is_some();
         let real = match path.canonicalize() {
@@ -151,13 +157,14 @@ impl Reading {
             Err(source) if readable => return Err(LoadError::Read { path: shown(path).to_string(), source }),
             Err(_) => return Ok(Entry::Other),
         };
-        let (is_directory, below) = (real.is_dir(), path.strip_prefix(&root.shown).unwrap_or(path));
+        let is_directory = real.is_dir();
+        let below = path.strip_prefix(&root.shown).unwrap_or(path);
         if !is_directory && !(readable && (real.is_file() || !real.starts_with(&root.real))) {
             return Ok(Entry::Other);
         }
         let bad = |why, help| bad_path(&shown(path), why, help);
         if !real.starts_with(&root.real) {
-            self.report.push(bad("it leads outside of the project's directory", "take the link away"));
+            self.report.push(bad("it is a link to outside the project's directory", "remove the link"));
         } else if is_directory {
             return Ok(Entry::Directory);
         } else if below.to_str().is_none() {
@@ -168,7 +175,7 @@ impl Reading {
         Ok(Entry::Other)
     }
 
-    /// Reads one file; nothing where a problem says why not.
+    /// Reads one file; none if a problem is reported instead.
     pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
         let name = shown(path);
         let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
@@ -190,49 +197,49 @@ impl Reading {
 
     fn not_text(&mut self, source: SourceId, name: &str, byte: usize) {
         let at = Location { source, span: Span::new(0, 0) };
-        let message = format!("{name} is not UTF-8 text: byte {} is the first that is wrong", byte + 1);
+        let message = format!("{name} is not UTF-8 text: the first invalid byte is byte {}", byte + 1);
         self.report.push(Problem::new(Code::NotText, message).at(at).help("save it as UTF-8".to_owned()));
     }
 }
 
-/// The language that the ending of a file tells, also where the rest of its name is no text.
+/// The language by the extension of a file, even if the rest of its name is not UTF-8.
 pub(crate) fn language(path: &Path) -> Option<Language> {
     Language::of(&format!(".{}", path.extension()?.to_str()?))
 }
 
-/// The language of a text that has no file name: YAML if the first line that is no comment looks like it, else KDL.
+/// The language of a text without a file name: YAML if its first line that is not a comment looks like it, else KDL.
 fn guess(text: &str) -> Language {
     let mut lines = text
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with("//"));
     let first = lines.next().unwrap_or_default();
-    let key = first.split_once(':').is_some_and(|(key, behind)| {
+    let key = first.split_once(':').is_some_and(|(key, rest)| {
         let word = key.trim_matches(['"', '\'']);
         let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_".contains(c));
-        plain && (behind.is_empty() || behind.starts_with(' '))
+        plain && (rest.is_empty() || rest.starts_with(' '))
     });
     if key || first.starts_with("---") || first.starts_with('{') { Language::Yaml } else { Language::Kdl }
 }
 
-/// Where a path of `use` really is, if it may be used.
+/// The canonical path of an entry of `use`, if it may be used.
 fn inside(root: &Root, path: &Path) -> Result<PathBuf, String> {
     if path.is_absolute() {
-        return Err("it does not start at the project's directory".into());
+        return Err("it is not relative to the project's directory".into());
     }
     let real = root.real.join(path).canonicalize().map_err(|error| match error.kind() == io::ErrorKind::NotFound {
         true => "it does not exist".to_owned(),
         false => error.to_string(),
     })?;
-    if real.starts_with(&root.real) { Ok(real) } else { Err("it lies outside of the project's directory".into()) }
+    if real.starts_with(&root.real) { Ok(real) } else { Err("it is outside the project's directory".into()) }
 }
 
 fn bad_path(path: &str, why: &str, help: &str) -> Problem {
     Problem::new(Code::ProjectPath, format!("{path:?} cannot be read: {why}")).help(help.to_owned())
 }
 
-/// Where a path of `use` stands in the project file.
-fn place(document: &Document, path: &str) -> Location {
+/// The location of an entry of `use` in the project file.
+fn location_of(document: &Document, path: &str) -> Location {
     let field = [Step::Field("use")];
     document.element(&field, path).unwrap_or_else(|| document.location(&field))
 }

@@ -1,5 +1,5 @@
-//! What differs of a field, as text: of a set what leaves and what comes, of a list its order as well, of a record each
-//! of its fields by their path.
+//! The differences of a field, as text: of a set the items that are removed and added, of a list its order as well, of a
+//! record each of its fields by path.
 
 use schema::descriptor::{Fields, Type};
 use schema::diff::{FieldChange, fields};
@@ -7,7 +7,7 @@ use schema::value::{Data, Value};
 
 use super::value;
 
-/// One difference: the path to what differs, its words parted by blanks, and how it does.
+/// One difference: the path to what differs, separated by blanks, and how it differs.
 pub(super) type Difference = (String, String);
 
 /// The differences of a field; at least one.
@@ -42,7 +42,7 @@ fn items(value: Option<&Value>) -> &[Value] {
     }
 }
 
-/// What of one list another does not have, as often as it has it more, with its places.
+/// The items of one list that another lacks, with their indices; of repeated items the surplus.
 fn beyond<'a>(these: &'a [Value], those: &[Value]) -> Vec<(usize, &'a Value)> {
     let mut left: Vec<&Value> = those.iter().collect();
     let mut beyond = Vec::new();
@@ -73,7 +73,7 @@ fn of_list(before: Option<&Value>, after: Option<&Value>) -> String {
     format!("{reordered}{}", replaced(before, after))
 }
 
-/// Of a list of records those that leave and come; where as many come as leave, they are taken for the same ones, changed.
+/// The records of a list that are removed and added; if as many are added as removed, they count as changed.
 fn of_records(path: &str, of: &'static Fields, was: &[Value], is: &[Value]) -> Vec<Difference> {
     let (gone, come) = (beyond(was, is), beyond(is, was));
     let mut lines = Vec::new();
@@ -91,15 +91,15 @@ fn of_records(path: &str, of: &'static Fields, was: &[Value], is: &[Value]) -> V
     lines
 }
 
-/// The new order of the records that stay, by the places that they had; nothing where it is the old one.
+/// The new order of the records that stay, by their old indices; none if it is the old one.
 fn reordered(was: &[Value], is: &[Value]) -> Option<String> {
-    let mut places = Vec::new();
+    let mut indices = Vec::new();
     for item in is {
-        let place = (0..was.len()).find(|place| was[*place] == *item && !places.contains(place));
-        places.extend(place);
+        let index = (0..was.len()).find(|index| was[*index] == *item && !indices.contains(index));
+        indices.extend(index);
     }
-    let numbers = places.iter().map(|place| format!("#{}", place + 1)).collect::<Vec<_>>();
-    (!places.is_sorted()).then(|| format!("reordered: {}", numbers.join(", ")))
+    let numbers = indices.iter().map(|index| format!("#{}", index + 1)).collect::<Vec<_>>();
+    (!indices.is_sorted()).then(|| format!("reordered: {}", numbers.join(", ")))
 }
 
 fn of_record(path: String, of: &'static Fields, before: Option<&Value>, after: Option<&Value>) -> Vec<Difference> {
@@ -149,62 +149,62 @@ mod tests {
         ],
     };
 
-    /// The differences between two values that are written as JSON; absent is written as nothing.
-    fn told(ty: Type, before: &str, after: &str) -> Vec<String> {
+    /// The differences between two values in JSON; the empty text stands for an absent one.
+    fn shown(ty: Type, before: &str, after: &str) -> Vec<String> {
         let value = |json: &str| (!json.is_empty()).then(|| serde_json::from_str::<Value>(json).expect("JSON"));
         let lines = of("f".to_owned(), &ty, value(before).as_ref(), value(after).as_ref());
         lines.into_iter().map(|(path, how)| format!("{path}: {how}")).collect()
     }
 
     #[test]
-    fn a_set_shows_what_leaves_and_comes_and_keeps_absent_apart_from_empty() {
-        let told = |before: &str, after: &str| told(Type::Set(&Type::Text), before, after).concat();
-        assert_eq!(told(r#"["a","b"]"#, r#"["b","c"]"#), "f: -a +c");
-        assert_eq!(told(r#"["a"]"#, r#"["b"]"#), "f: a -> b");
-        assert_eq!(told("", r#"["a","b"]"#), "f: +a +b");
-        assert_eq!(told("", "[]"), "f: (none) -> (empty)");
-        assert_eq!(told(r#"["a","b"]"#, "[]"), "f: a,b -> (empty)");
+    fn a_set_shows_what_is_removed_and_added_and_distinguishes_absent_from_empty() {
+        let shown = |before: &str, after: &str| shown(Type::Set(&Type::Text), before, after).concat();
+        assert_eq!(shown(r#"["a","b"]"#, r#"["b","c"]"#), "f: -a +c");
+        assert_eq!(shown(r#"["a"]"#, r#"["b"]"#), "f: a -> b");
+        assert_eq!(shown("", r#"["a","b"]"#), "f: +a +b");
+        assert_eq!(shown("", "[]"), "f: (none) -> (empty)");
+        assert_eq!(shown(r#"["a","b"]"#, "[]"), "f: a,b -> (empty)");
     }
 
     #[test]
     fn a_list_that_is_reordered_is_shown_as_that() {
-        let told = |before: &str, after: &str| told(Type::NonEmpty(&Type::List(&Type::Text)), before, after).concat();
-        assert_eq!(told(r#"["a","b"]"#, r#"["b","a"]"#), "f: reordered: a,b -> b,a");
-        assert_eq!(told(r#"["a","b"]"#, r#"["b","c"]"#), "f: a,b -> b,c");
-        assert_eq!(told(r#"["a","a","b"]"#, r#"["a","b","b"]"#), "f: a,a,b -> a,b,b");
-        assert_eq!(told("", r#"["b","c"]"#), "f: (none) -> b,c");
+        let shown = |before: &str, after: &str| shown(Type::NonEmpty(&Type::List(&Type::Text)), before, after).concat();
+        assert_eq!(shown(r#"["a","b"]"#, r#"["b","a"]"#), "f: reordered: a,b -> b,a");
+        assert_eq!(shown(r#"["a","b"]"#, r#"["b","c"]"#), "f: a,b -> b,c");
+        assert_eq!(shown(r#"["a","a","b"]"#, r#"["a","b","b"]"#), "f: a,a,b -> a,b,b");
+        assert_eq!(shown("", r#"["b","c"]"#), "f: (none) -> b,c");
     }
 
     #[test]
     fn a_record_shows_each_field_that_differs_by_its_path() {
-        let told = |before: &str, after: &str| told(Type::Record(&REACH), before, after);
-        let changed = told(r#"{"from":["a","b"]}"#, r#"{"from":["b","c"],"proto":"udp"}"#);
+        let shown = |before: &str, after: &str| shown(Type::Record(&REACH), before, after);
+        let changed = shown(r#"{"from":["a","b"]}"#, r#"{"from":["b","c"],"proto":"udp"}"#);
         assert_eq!(changed, ["f from: -a +c", "f proto: tcp -> udp"]);
-        assert_eq!(told("", r#"{"from":["a"]}"#), ["f: (none) -> {from=a}"]);
+        assert_eq!(shown("", r#"{"from":["a"]}"#), ["f: (none) -> {from=a}"]);
     }
 
     #[test]
-    fn repeated_records_show_what_leaves_comes_changes_and_moves() {
-        let told = |before: &str, after: &str| told(Type::List(&Type::Record(&REACH)), before, after);
+    fn repeated_records_show_what_is_removed_added_changed_and_moved() {
+        let shown = |before: &str, after: &str| shown(Type::List(&Type::Record(&REACH)), before, after);
         let one = r#"{"proto":"udp"}"#;
         let two = r#"{"from":["a"],"hops":[{"node":"x"}]}"#;
         let other = r#"{"from":["a"],"hops":[{"node":"y"}]}"#;
         let list = |records: &[&str]| format!("[{}]", records.join(","));
-        assert_eq!(told("", &list(&[one, one])), ["f: +{proto=udp}", "f: +{proto=udp}"]);
-        assert_eq!(told(&list(&[one, two]), &list(&[two])), ["f: -{proto=udp}"]);
-        assert_eq!(told(&list(&[one, two]), &list(&[one, other])), ["f #2 hops node: x -> y"]);
-        assert_eq!(told(&list(&[one, two]), &list(&[two, one])), ["f: reordered: #2, #1"]);
-        let moved = told(&list(&[one, two]), &list(&[two, other, one]));
+        assert_eq!(shown("", &list(&[one, one])), ["f: +{proto=udp}", "f: +{proto=udp}"]);
+        assert_eq!(shown(&list(&[one, two]), &list(&[two])), ["f: -{proto=udp}"]);
+        assert_eq!(shown(&list(&[one, two]), &list(&[one, other])), ["f #2 hops node: x -> y"]);
+        assert_eq!(shown(&list(&[one, two]), &list(&[two, one])), ["f: reordered: #2, #1"]);
+        let moved = shown(&list(&[one, two]), &list(&[two, other, one]));
         assert_eq!(moved, ["f: +{from=a hops={node=y}}", "f: reordered: #2, #1"]);
     }
 
     #[test]
     fn a_map_shows_each_entry_that_differs() {
-        let told = |before: &str, after: &str| told(Type::Map(&Type::Text), before, after);
+        let shown = |before: &str, after: &str| shown(Type::Map(&Type::Text), before, after);
         assert_eq!(
-            told(r#"{"a":"1","b":"2"}"#, r#"{"b":"3","c":"4"}"#),
+            shown(r#"{"a":"1","b":"2"}"#, r#"{"b":"3","c":"4"}"#),
             ["f a: 1 -> (none)", "f b: 2 -> 3", "f c: (none) -> 4"]
         );
-        assert_eq!(told("", "{}"), ["f: (none) -> {}"]);
+        assert_eq!(shown("", "{}"), ["f: (none) -> {}"]);
     }
 }

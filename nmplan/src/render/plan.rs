@@ -1,4 +1,5 @@
-//! A plan as text: the verdict first, then what changes, who notices, who reaches whom, and what to type next.
+//! A plan as text: the verdict first, then the changes, the nodes that are reconfigured, the changes of reachability, and
+//! what to type next.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,16 +16,16 @@ use schema::value::Value;
 use super::difference::differences;
 use super::{count, fold, moment, symbol, value};
 
-/// What is shown of a plan besides the plan.
+/// What is shown in addition to a plan.
 #[derive(Clone, Debug, Default)]
 pub struct Shown {
     /// The server.
     pub server: Option<String>,
-    /// The declared nodes whose machines have not joined.
+    /// The declared nodes that have not joined.
     pub awaiting: Vec<NodeId>,
     /// What to type next.
     pub next: Option<String>,
-    /// Whether nothing of what the project and env manage is left.
+    /// Whether the plan deletes everything that the project and env manage.
     pub empties: bool,
     /// Whether nothing is folded.
     pub full: bool,
@@ -39,7 +40,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
         let _ = writeln!(text, "\n{}", network.bold());
         text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
-    text += &section("Machines that are reconfigured", impact(&plan.impact, shown.full));
+    text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
     text += &section("Who can reach whom", reach(&plan.reach, shown.full));
     text += &awaiting(&shown.awaiting, shown.full);
     if plan.applyable {
@@ -82,25 +83,30 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     }
     text += ".\n";
     text += &match nodes_changed {
-        0 => "No joined machine notices.\n".to_owned(),
-        1 => "1 machine is reconfigured".to_owned(),
-        many => format!("{many} machines are reconfigured"),
+        0 => "No joined node is affected.\n".to_owned(),
+        1 => "1 node is reconfigured".to_owned(),
+        many => format!("{many} nodes are reconfigured"),
     };
     if *nodes_changed > 0 {
-        let ways = [(*reach_gained, "gained"), (*reach_lost, "lost")].into_iter().filter(|(ways, _)| *ways > 0);
-        let ways: Vec<_> = ways.map(|(ways, how)| format!("{} {how}", count(ways, "way"))).collect();
-        text += &if ways.is_empty() {
-            "; who can reach whom stays as it is.\n".to_owned()
+        let changes = [(*reach_gained, "gain"), (*reach_lost, "lose")].into_iter().filter(|(pairs, _)| *pairs > 0);
+        let changes: Vec<_> = changes.map(|(pairs, verb)| reachability(pairs, verb)).collect();
+        text += &if changes.is_empty() {
+            "; reachability stays the same.\n".to_owned()
         } else {
-            format!("; between machines: {}.\n", ways.join(", "))
+            format!("; {}.\n", changes.join(", "))
         };
     }
     let cut_off = plan.impact.iter().filter(|impact| !impact.keeps_server).count();
     if cut_off > 0 {
-        let machines = count(cut_off as u64, "machine").red().bold().to_string();
-        text += &format!("{machines} would lose the server: its address lies in a range that goes into the mesh.\n");
+        let nodes = count(cut_off as u64, "node").red().bold().to_string();
+        text += &format!("{nodes} would lose the server: its address is in a range that is routed into the mesh.\n");
     }
     text
+}
+
+/// How many pairs gain or lose reachability; each direction of two nodes counts as a pair.
+fn reachability(pairs: u64, verb: &str) -> String {
+    format!("{} {verb}{} reachability", count(pairs, "directed node pair"), if pairs == 1 { "s" } else { "" })
 }
 
 fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
@@ -111,8 +117,8 @@ fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
     networks
 }
 
-/// The changes of one network, those of one action and kind folded together. What is lost, and which machine gets a name,
-/// is never folded.
+/// The changes of one network, those of one action and kind folded together. Deletions, and which node a declaration binds
+/// to, are never folded.
 fn change_lines(changes: &[&Change], plan: Option<&Plan>, full: bool) -> Vec<String> {
     let kinds = changes.iter().map(|change| change.id.kind.descriptor().word.len()).max().unwrap_or_default();
     let names = changes.iter().filter(|change| inside(change)).map(|change| change.id.name.as_str().len());
@@ -120,21 +126,21 @@ fn change_lines(changes: &[&Change], plan: Option<&Plan>, full: bool) -> Vec<Str
     let mut text = Vec::new();
     for group in changes.chunk_by(|a, b| (a.action, a.id.kind) == (b.action, b.id.kind)) {
         let line = |change: &&Change| {
-            let machine = plan.and_then(|plan| machine(change, plan));
-            let kept = change.action == Action::Delete || machine.is_some();
-            (change_line(change, kinds, names) + &machine.unwrap_or_default(), kept)
+            let node = plan.and_then(|plan| joined_node(change, plan));
+            let kept = change.action == Action::Delete || node.is_some();
+            (change_line(change, kinds, names) + &node.unwrap_or_default(), kept)
         };
         text.extend(fold(group.iter().map(line).collect(), full));
     }
     text
 }
 
-/// Whether the resource lives inside a network, so that its name tells more than the heading.
+/// Whether the resource is inside a network, so that its name adds to the heading.
 fn inside(change: &Change) -> bool {
     change.id.kind.descriptor().within.is_some()
 }
 
-/// A change, and below it what does not fit into one line.
+/// A change in one line, and further lines if several fields change.
 fn change_line(change: &Change, kinds: usize, names: usize) -> String {
     let word = change.id.kind.descriptor().word;
     let name = if inside(change) { change.id.name.as_str() } else { "" };
@@ -161,25 +167,25 @@ fn change_line(change: &Change, kinds: usize, names: usize) -> String {
     line
 }
 
-/// What a declaration that is made or taken away means for the machine that has joined under its name.
-fn machine(change: &Change, plan: &Plan) -> Option<String> {
+/// What creating or deleting a declaration means for the node that has joined under its name.
+fn joined_node(change: &Change, plan: &Plan) -> Option<String> {
     let bind = plan.binds.iter().find(|bind| bind.id == change.id)?;
     let line = |text: &str| format!("\n        {text}");
     Some(match change.action {
         Action::Create => {
             let key = bind.key.as_ref().map_or("without a key".to_owned(), |key| format!("with key {key}"));
-            let joined = format!("binds to the machine that joined on {} {key}", moment(bind.joined));
+            let joined = format!("binds to the node that joined on {} {key}", moment(bind.joined));
             line(&joined) + &line(&format!("identity {}", bind.identity))
         }
         Action::Update => return None,
         Action::Delete if is_removed(bind, &plan.impact) => {
-            line(&"its machine is removed from the network".red().to_string())
+            line(&"the joined node is removed from the network".red().to_string())
         }
-        Action::Delete => line("its machine stays, undeclared"),
+        Action::Delete => line("the joined node stays, undeclared"),
     })
 }
 
-/// Whether the plan takes the machine out of the network.
+/// Whether the plan removes the node from the network.
 fn is_removed(bind: &Bind, impact: &[NodeImpact]) -> bool {
     impact.iter().any(|it| it.removed && it.network == bind.id.network && it.node == bind.id.name)
 }
@@ -191,18 +197,18 @@ fn given(kind: Kind, body: Option<&Value>) -> String {
     given.collect::<Vec<_>>().join(" ")
 }
 
-/// What machines notice, the worst first.
+/// How nodes are affected, the worst first.
 fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
     let name = |it: &NodeImpact| format!("{}/{}", it.network, it.node);
     let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default().min(40);
     let mut sorted: Vec<&NodeImpact> = impact.iter().collect();
     sorted.sort_by_key(|it| (!it.removed, it.keeps_server, !it.sessions_break, &it.network, &it.node));
-    let lines = sorted.into_iter().map(|it| (format!("  {:width$}  {}", name(it), notices(it)), false));
+    let lines = sorted.into_iter().map(|it| (format!("  {:width$}  {}", name(it), effects(it)), false));
     fold(lines.collect(), full)
 }
 
-/// What one machine notices, the worst first.
-fn notices(impact: &NodeImpact) -> String {
+/// How one node is affected, the worst first.
+fn effects(impact: &NodeImpact) -> String {
     let NodeImpact { network: _, node: _, removed, readdressed, sessions_break, keeps_server, .. } = impact;
     if *removed {
         return format!("{} leaves the network", "-".red());
@@ -245,7 +251,7 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
         let who = if from == "*" { "every node" } else { from };
         let whom = if to == "*" { "every other node" } else { to };
         let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
-        (format!("  {network:width$}  {sign} {who} <-> {whom}, {}{because}", count(*pairs, "way")), false)
+        (format!("  {network:width$}  {sign} {who} <-> {whom} ({}){because}", count(*pairs, "directed pair")), false)
     });
     fold(lines.collect(), full)
 }
@@ -261,7 +267,7 @@ fn awaiting(nodes: &[NodeId], full: bool) -> String {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         format!("  {network}  {}{more}", names.into_iter().take(shown).collect::<Vec<_>>().join(", "))
     });
-    section("Declared and awaiting their machine", lines.collect())
+    section("Declared and not joined yet", lines.collect())
 }
 
 fn section(title: &str, of: Vec<String>) -> String {

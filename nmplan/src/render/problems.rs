@@ -1,4 +1,4 @@
-//! Problems with the places where they stand.
+//! Problems with their locations in the files.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,11 +19,10 @@ use super::count;
 
 /// How many problems are shown unless all are asked for.
 const SHOWN: usize = 20;
-/// How many bytes a line may have before it is cut.
+/// The longest line, in bytes, that is shown in full.
 const WIDE: usize = 200;
 
-/// The problems of a report as text: each with its place, what to do, and the places that
-/// belong to it.
+/// The problems of a report as text: each with its location, what to do, and related locations.
 pub fn problems(report: &Report, sources: &[Source], width: usize, full: bool) -> String {
     let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode())
         .with_links(false)
@@ -48,7 +47,7 @@ pub fn problems(report: &Report, sources: &[Source], width: usize, full: bool) -
     text
 }
 
-/// A problem as miette draws one.
+/// A problem in the form that miette draws.
 #[derive(Debug)]
 struct Located {
     grade: Grade,
@@ -98,19 +97,19 @@ fn named(source: &Source) -> NamedSource<Excerpt> {
     NamedSource::new(&*source.name, Excerpt(source.text.clone()))
 }
 
-/// The place that a problem is named after.
+/// The location of a problem.
 fn own(at: Location, what: Option<&str>, sources: &[Source]) -> LabeledSpan {
     let (span, what) = mark(at, what, sources);
     LabeledSpan::new_primary_with_span(what, span)
 }
 
-/// Another place that belongs to it.
+/// A related location.
 fn other(at: Location, what: &str, sources: &[Source]) -> LabeledSpan {
     let (span, what) = mark(at, Some(what), sources);
     LabeledSpan::new_with_span(what, span)
 }
 
-/// A mark below the first line of a place: what goes on behind it is seen without.
+/// A mark below the first line of a location; further lines are not marked.
 fn mark(at: Location, what: Option<&str>, sources: &[Source]) -> (SourceSpan, Option<String>) {
     let (start, end) = (at.span.start as usize, at.span.end as usize);
     let text = sources.get(at.source.0 as usize).and_then(|source| source.text.get(start..end)).unwrap_or_default();
@@ -119,8 +118,8 @@ fn mark(at: Location, what: Option<&str>, sources: &[Source]) -> (SourceSpan, Op
     (SourceSpan::from((start, marked)), what.map(str::to_owned))
 }
 
-/// A text of which the lines around a span are shown, and of a very long line only what lies around the span: a generator
-/// may write all of a network in one.
+/// A text of which the lines around a span are shown, and of a very long line only the part around the span: a generator
+/// may write a whole network in one line.
 #[derive(Clone, Debug)]
 struct Excerpt(Arc<str>);
 
@@ -132,8 +131,9 @@ impl SourceCode for Excerpt {
         after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let text = &*self.0;
-        let (start, end) = (span.offset(), span.offset() + span.len());
-        // What is too wide is asked for in parts.
+        let start = span.offset();
+        let end = start + span.len();
+        // miette then asks for the parts.
         if end > text.len() || span.len() > WIDE {
             return Err(MietteError::OutOfBounds);
         }
@@ -160,7 +160,7 @@ fn line_end(text: &str, at: usize) -> usize {
     if text[at..end].ends_with('\r') { end - 1 } else { end }
 }
 
-/// The lines of a stretch with one before and one behind, or what of its line lies around it.
+/// The lines of a span with one before and one after, or the part of a very long line around it.
 fn around(text: &str, start: usize, end: usize) -> Range<usize> {
     let (from, to) = (line_start(text, start), line_end(text, end));
     if to - from > WIDE {
@@ -203,7 +203,7 @@ impl Diagnostic for Located {
     }
 }
 
-/// Where the lines of files begin, found once for each file.
+/// The starts of lines in files, computed once for each file.
 #[derive(Debug, Default)]
 pub struct Lines {
     starts: RefCell<BTreeMap<SourceId, Rc<Vec<usize>>>>,
@@ -214,8 +214,8 @@ impl Lines {
     pub fn position(&self, source: SourceId, text: &str, byte: u32) -> (usize, usize) {
         let mut files = self.starts.borrow_mut();
         let starts = files.entry(source).or_insert_with(|| {
-            let behind = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(place, _)| place + 1);
-            Rc::new([0].into_iter().chain(behind).collect())
+            let after = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(index, _)| index + 1);
+            Rc::new([0].into_iter().chain(after).collect())
         });
         let byte = (byte as usize).min(text.len());
         let line = starts.partition_point(|start| *start <= byte);

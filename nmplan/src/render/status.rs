@@ -9,7 +9,7 @@ use schema::snapshot::{Owner, Revision, Snapshot};
 
 use super::count;
 
-/// How the nodes are, as a table.
+/// The state of the nodes, as a table.
 pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String {
     let StatusDocument { revision, nodes, .. } = document;
     let mut text = format!("{server}, revision {revision}: {}\n", counts(nodes));
@@ -23,7 +23,7 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String
             network.into(),
             node.name.as_str().into(),
             state(node),
-            Cell::new(way(node.control)),
+            Cell::new(transport(node.control)),
             Cell::new(node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
             Cell::new(node.last_check_in.map_or("-".to_owned(), |time| ago(time, now))),
             Cell::new(node.acknowledged.map_or("-".to_owned(), |at| has(at, *revision))),
@@ -40,10 +40,7 @@ fn counts(nodes: &[NodeStatus]) -> String {
     }
     let number = |state| nodes.iter().filter(|node| node.state == state).count();
     let (online, silent, awaiting) = (number(Presence::Online), number(Presence::Silent), number(Presence::Awaiting));
-    format!(
-        "{} ({online} online, {silent} silent, {awaiting} awaiting their machine)",
-        count(nodes.len() as u64, "node")
-    )
+    format!("{} ({online} online, {silent} silent, {awaiting} awaiting a join)", count(nodes.len() as u64, "node"))
 }
 
 fn state(node: &NodeStatus) -> Cell {
@@ -54,7 +51,7 @@ fn state(node: &NodeStatus) -> Cell {
     }
 }
 
-const fn way(control: Control) -> &'static str {
+const fn transport(control: Control) -> &'static str {
     match control {
         Control::Tunnel => "tunnel",
         Control::Tls => "tls",
@@ -112,7 +109,7 @@ fn manager(owner: &Option<Owner>) -> String {
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    // The console takes the colours away where nobody would see them.
+    // The console removes the colours where they would not be shown.
     table.enforce_styling().set_header(head.iter().copied());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -120,7 +117,7 @@ fn table(head: &[&str]) -> Table {
     table
 }
 
-/// A table without blanks at the ends of its lines.
+/// A table without trailing blanks.
 fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }

@@ -18,7 +18,7 @@ use schema::scalars::{Identity, WireGuardKey};
 use schema::world::World;
 use serde_json::Value;
 
-/// What a command printed, and how it ended.
+/// What a command printed, and its exit code.
 #[derive(Debug)]
 pub struct Ran {
     /// The exit code.
@@ -30,7 +30,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Everything, as a reader of the terminal sees it.
+    /// Everything, as a terminal shows it.
     pub fn all(&self) -> String {
         format!("{}{}[exit {}]", self.stdout, self.stderr, self.exit)
     }
@@ -47,7 +47,7 @@ pub struct Workspace {
     pub directory: tempfile::TempDir,
     pub environment: Vec<(String, String)>,
     pub typed: Option<&'static str>,
-    /// The server that was looked for last.
+    /// The URL of the last connection.
     pub asked: RefCell<Option<String>>,
 }
 
@@ -110,7 +110,7 @@ impl Workspace {
         let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
             Ok(exit) => exit.code(),
             Err(error) => {
-                console.stderr(&error.tell());
+                console.stderr(&error.render());
                 error.exit().code()
             }
         };
@@ -124,7 +124,7 @@ pub fn example(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
 }
 
-/// A machine that has joined.
+/// A node that has joined.
 pub fn joined(number: u8) -> Joined {
     Joined {
         public_key: WireGuardKey([number; 32]),
@@ -140,10 +140,10 @@ pub fn joined(number: u8) -> Joined {
     }
 }
 
-/// Lets machines join the network corp, whoever declares them.
+/// Lets nodes join the network corp, declared or not.
 pub fn join(server: &Memory, names: &[(&str, u8)]) {
     let corp: schema::scalars::NetworkName = "corp".parse().expect("good");
-    server.meddle(|world| {
+    server.change_elsewhere(|world| {
         for (name, number) in names {
             let id = NodeId { network: corp.clone(), name: name.parse().expect("good") };
             let claimed = world.snapshot.named::<schema::kinds::Node>(&id.network, &id.name).is_some();
