@@ -1,21 +1,21 @@
-//! How are the declared machines brought up for real, on one laptop, without touching it?
+//! How are the declared networks brought up for real, on one computer, without changing it?
 //!
 //! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network between
-//! them, processes inside of them, and pings; on top of these a [`Server`] and [`Agent`]s. It never changes
-//! an interface, route, mount or file of the machine it runs on.
+//! them, processes inside them, and pings; on top of these a [`Server`] and [`Agent`]s. It never changes an interface,
+//! route, mount or file of the real machine.
 //!
 //! Start at [`enter`] (or [`enter_test`] in a test), which runs a program in namespaces of its own. In there:
 //!
 //! 1. [`Underlay::new`] makes the network that connects the hosts,
 //! 2. [`Underlay::host`] makes a [`Host`]: network, mounts, files and name of its own,
-//! 3. [`Host::start`] runs a [`Process`] inside of it, [`Host::within`] a closure, [`Host::ping`] and
+//! 3. [`Host::start`] runs a [`Process`] inside it, [`Host::within`] a closure, [`Host::ping`] and
 //!    [`Host::pinger`] send packets from it.
 //!
-//! `nmplan lab` draws up who takes part for what is declared ([`roster`]), runs them ([`run`]) and renders who reached whom
-//! ([`verdict`]).
+//! `nmplan lab` derives the participants from the declarations ([`roster`]), runs them ([`run`]) and renders which nodes
+//! reached each other ([`verdict`]).
 //!
-//! Invariant: whatever dies by whatever signal, the end of the program that was entered is the end of every process,
-//! interface, mount and file made here.
+//! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end of every
+//! process, interface, mount and file made here.
 
 mod agent;
 mod cable;
@@ -45,28 +45,28 @@ pub use underlay::Underlay;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The process was not started by [`enter`], so it would change the real machine.
-    #[error("networks are made inside a lab only, and this process runs outside")]
+    #[error("networks can only be made inside a lab, and this process runs outside of one")]
     Outside,
-    /// The name cannot be a host's name and a folder's: it has to be 1 to 63 of `a-z A-Z 0-9 . - _`, and begin with a
+    /// The name is not valid for a host and its directory: it needs 1 to 63 of `a-z A-Z 0-9 . - _`, and must begin with a
     /// letter or digit.
-    #[error("`{0}` cannot be the name of a host")]
+    #[error("`{0}` is not a valid host name")]
     Name(String),
     /// The lab has a host of this name.
-    #[error("the lab has a host `{0}` already")]
+    #[error("the lab already has a host `{0}`")]
     Taken(String),
     /// The underlay's range of addresses is used up.
     #[error("the lab has no address left for another host")]
     Full,
-    /// A program of ours is nowhere.
-    #[error("`{0}` lies neither beside this program nor in PATH; build it with `cargo build --workspace`")]
+    /// One of our programs was not found.
+    #[error("`{0}` is neither next to this program nor in PATH; build it with `cargo build --workspace`")]
     Program(&'static str),
-    /// The server does not serve.
-    #[error("nmserver does not serve; it said:\n{0}")]
+    /// The server did not start.
+    #[error("nmserver did not start; it printed:\n{0}")]
     NotServing(String),
-    /// A program said no.
+    /// A program failed; its error output.
     #[error("{0}")]
     Refused(String),
-    /// The machine refused an operation.
+    /// The operating system refused an operation.
     #[error("the lab could not {attempt}")]
     System {
         /// What was attempted.

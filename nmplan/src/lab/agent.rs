@@ -9,7 +9,7 @@ use std::process::Output;
 
 use super::{Error, Host, Process, Programs, Underlay, system};
 
-/// A host with an agent.
+/// An agent, on a host of its own.
 #[derive(Debug)]
 pub struct Agent {
     host: Host,
@@ -33,7 +33,7 @@ impl Agent {
         &self.host
     }
 
-    /// Runs a verb of the agent to its end.
+    /// Runs a command of the agent to its end.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] with what the agent said.
+    /// [`Error::Refused`] with the agent's error output.
     pub async fn register(&self, token: &str) -> Result<(), Error> {
         run_or_error(&self.host, &self.program, &["register", "-t", token]).await.map(drop)
     }
@@ -55,22 +55,22 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] with what the agent said.
+    /// [`Error::Refused`] with the agent's error output.
     pub async fn join(&self, token: &str, more: &[&str]) -> Result<(), Error> {
         let arguments = [&["join", "--daemon", "off", "-t", token], more].concat();
         run_or_error(&self.host, &self.program, &arguments).await.map(drop)
     }
 
-    /// How the agent says that its networks are: the document of `netclient status --json`.
+    /// The status of its networks: the document of `netclient status --json`.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] with what the agent said.
+    /// [`Error::Refused`] with the agent's error output.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
         status(&self.host, &self.program, &[]).await
     }
 
-    /// Starts the daemon, unless it runs; `variables` are those of `netclient`.
+    /// Starts the daemon, unless it is running; `variables` are environment variables of `netclient`.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl Agent {
         Ok(())
     }
 
-    /// The daemon; none before it was started and after it was killed.
+    /// The daemon; none before it is started and after it is killed.
     pub fn daemon(&mut self) -> Option<&mut Process> {
         self.daemon.as_mut()
     }
@@ -103,7 +103,7 @@ impl Agent {
     }
 }
 
-/// How an agent on a host says that its networks are; `arguments` tell which agent.
+/// The status of an agent on a host; `arguments` select the agent.
 pub(super) async fn status(host: &Host, program: &Path, arguments: &[&str]) -> Result<serde_json::Value, Error> {
     let output = run_or_error(host, program, &[arguments, &["status", "--json"]].concat()).await?;
     serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))

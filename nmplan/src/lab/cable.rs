@@ -1,7 +1,7 @@
-//! What leads from the lab to one host?
+//! What connects the lab to one host?
 //!
-//! A veth pair, routed at both ends: [`Port`] is the lab's end, [`configure_host`] sets up the host's. Which numbers are
-//! given out, and why there is no bridge, is the underlay's matter.
+//! A veth pair, routed at both ends: [`Port`] is the lab's end, [`configure_host`] sets up the host's. The underlay decides
+//! the numbers, and explains why there is no bridge.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -41,7 +41,7 @@ impl Port {
         made.map_err(network(format!("make the interface {}", self.name())))
     }
 
-    /// Puts the cable in; harmless when it is in.
+    /// Plugs the cable in; does nothing if it is plugged in.
     pub(super) async fn plug(&self) -> Result<(), Error> {
         self.set(LinkUnspec::new_with_name(&self.name()).up().build()).await?;
         let index = index_of(&self.name())?;
@@ -53,7 +53,7 @@ impl Port {
         add_route(&self.links, to_host.build()).await
     }
 
-    /// Pulls the cable out: the host loses its carrier, and keeps addresses and routes.
+    /// Unplugs the cable: the host loses its carrier, and keeps addresses and routes.
     pub(super) async fn unplug(&self) -> Result<(), Error> {
         self.set(LinkUnspec::new_with_name(&self.name()).down().build()).await
     }

@@ -1,23 +1,23 @@
-//! How does a program come to run where it can build networks, touch nothing outside, and leave nothing behind?
+//! How does a program run where it can build networks, change nothing outside, and leave nothing behind?
 //!
 //! [`enter`] starts a command in new PID, mount, network, UTS and IPC namespaces, and in a new user namespace when
 //! the caller is not root. Inside, `/proc` is fresh, `/run` is an empty tmpfs and no mount propagates to the outside.
 //! [`enter_test`] does the same for a `#[test]`. This file never makes an interface; the underlay does.
 //!
-//! Three processes stand between the caller and the end:
+//! There are two processes between the caller and the program:
 //!
 //! ```text
 //! caller -- keeper -- init (process 1 of the new PID namespace) -- program
 //! ```
 //!
 //! The keeper exists because a process cannot move into a new PID namespace, only its children can. Init reaps
-//! orphans. Both are forks of the caller that never exec; they pass SIGINT and SIGTERM on, and end as their child ends.
+//! orphans. Both are forks of the caller that never exec; they forward SIGINT and SIGTERM, and end with their child's status.
 //!
 //! Invariants:
-//! - Whoever dies, by whatever signal, everything below dies: the kernel kills a PID namespace with its process 1,
-//!   and keeper and init ask for SIGKILL when their parent ends. Network and mounts go with their last user.
+//! - When any of them dies, by any signal, everything below it dies: the kernel kills a PID namespace with its process 1,
+//!   and keeper and init set SIGKILL as their parent death signal. Network and mounts end with their last user.
 //! - Between fork and exec nothing allocates or takes a lock, so this works in a program with threads.
-//! - That request for SIGKILL is bound to the *thread* which forked; so [`enter`] waits on that thread.
+//! - The parent death signal is bound to the *thread* that forked, so [`enter`] waits on that thread.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,26 +30,25 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-/// The directory that holds everything of the lab: it lies on the private tmpfs that is `/run` inside, every host sees
-/// it at the same path, and it ends with the namespaces.
+/// The directory that holds all files of the lab: it is on the private tmpfs that is `/run` inside, every host sees it at
+/// the same path, and it ends with the namespaces.
 pub const DIRECTORY: &str = "/run/nmplan-lab";
 
-/// Holds the number under which the machine outside knows the program that was started inside.
+/// A file with the PID, outside the lab, of the program that was started inside.
 const OUTSIDE_PID: &str = "/run/nmplan-lab/outside-pid";
 
 const TUN: &str = "/dev/net/tun";
 
 /// Whether this process runs inside a lab, so that it may make interfaces and mounts at will.
 ///
-/// The mark is a file on the lab's own `/run`, not an environment variable: nothing that a user may export by mistake
-/// makes a lab out of the real machine.
+/// The mark is a file on the lab's own `/run`, not an environment variable, so that a variable that is exported by mistake
+/// cannot make the real machine look like a lab.
 #[must_use]
 pub fn inside() -> bool {
     Path::new(OUTSIDE_PID).exists()
 }
 
-/// Returns the number under which the machine outside knows the program that [`enter`] started, for use with
-/// nsenter(1); `None` outside a lab.
+/// Returns the PID, outside the lab, of the program that [`enter`] started, for use with nsenter(1); `None` outside a lab.
 #[must_use]
 pub fn outside_pid() -> Option<u32> {
     std::fs::read_to_string(OUTSIDE_PID).ok()?.trim().parse().ok()
@@ -58,10 +57,10 @@ pub fn outside_pid() -> Option<u32> {
 /// Runs `command` inside new namespaces, waits for it, and returns its status once everything that it started is gone.
 ///
 /// The command sees [`inside`] true and is root there. A command killed by signal N ends with status `128 + N`.
-/// The first SIGINT or SIGTERM is passed on, so that the command can end in an orderly way; it may arrive twice
-/// when it was typed at a terminal, so the command must not count. The second one kills it.
-/// In a program with other threads a signal may meet one of those instead and end this process by its default action;
-/// then all of the lab is killed.
+/// The first SIGINT or SIGTERM is forwarded, so that the command can end in an orderly way; from a terminal it may arrive
+/// twice, so the command must not count signals. The second one kills it.
+/// In a program with other threads a signal may be delivered to one of them and end this process by its default action;
+/// then the whole lab is killed.
 ///
 /// # Errors
 ///
@@ -71,7 +70,7 @@ pub fn enter(mut command: Command) -> Result<ExitStatus, EnterError> {
         return Err(EnterError::NoTun);
     }
     let refused = |step| move |source| EnterError::Refused { step, source };
-    let signals = Signals::hold().map_err(refused(Step::Processes))?;
+    let signals = Signals::block().map_err(refused(Step::Processes))?;
     let (mut steps, note) = io::pipe().map_err(refused(Step::Processes))?;
     let mut descent = Descent::from_here(note.into(), signals.before);
     let body = move || descent.run();
@@ -85,7 +84,7 @@ pub fn enter(mut command: Command) -> Result<ExitStatus, EnterError> {
     // The write end lives on in the command otherwise, and `steps` would never end.
     drop(command);
     match started {
-        Ok(child) => signals.pass_on_until_end(child).map_err(|source| EnterError::Lost { source }),
+        Ok(child) => signals.forward_until_end(child).map_err(|source| EnterError::Lost { source }),
         Err(source) => {
             let mut taken = Vec::new();
             let _ = steps.read_to_end(&mut taken);
@@ -95,12 +94,12 @@ pub fn enter(mut command: Command) -> Result<ExitStatus, EnterError> {
     }
 }
 
-/// Lets a `#[test]` run inside a lab: returns true inside, where the test goes on, and false outside, where the test
-/// has been run inside and is to return.
+/// Lets a `#[test]` run inside a lab: returns true inside, where the test continues, and false outside, where the test has
+/// already been run inside and is to return.
 ///
 /// `name` is the full name of the calling test as `cargo test -- --list` shows it, for example `joins::two_nodes_meet`.
-/// What the test prints inside is printed outside. Where the machine does not permit namespaces the test is skipped
-/// with a loud line, unless the variable `CI` is set: then the skip is a failure.
+/// The output of the test inside is printed outside. Where namespaces are not permitted the test is skipped with a message
+/// that libtest does not capture, unless the variable `CI` is set: then the skip is a failure.
 ///
 /// ```no_run
 /// # use nmplan::lab;
@@ -133,21 +132,21 @@ pub fn enter_test(name: &str) -> bool {
     let result = enter(command);
     let was_run = printer.join().expect("printing does not panic");
     match result {
-        Ok(_) if !was_run => panic!("no test is called `{name}`: say its name as `cargo test -- --list` shows it"),
+        Ok(_) if !was_run => panic!("no test is called `{name}`: use the name that `cargo test -- --list` shows"),
         Ok(status) if status.success() => {}
         Ok(status) => panic!("the test `{name}` failed inside the lab: {status}"),
         Err(error) if std::env::var_os("CI").is_some() => panic!("{}", error.explained()),
-        Err(error) => skip_loudly(name, &error),
+        Err(error) => report_skip(name, &error),
     }
     false
 }
 
-/// Writes past libtest's capture, which hides the output of tests that pass.
-fn skip_loudly(name: &str, error: &EnterError) {
+/// Bypasses libtest's capture, which hides the output of tests that pass.
+fn report_skip(name: &str, error: &EnterError) {
     let _ = writeln!(io::stderr(), "SKIPPED {name}: {}", error.explained());
 }
 
-/// Prints line after line until the last writer is gone; says whether `mark` was among them.
+/// Prints lines until the last writer is gone; returns whether `mark` was among them.
 #[expect(clippy::print_stdout, reason = "a test's output is what libtest captures from stdout")]
 fn print_lines(output: io::PipeReader, mark: &str) -> bool {
     let mut seen = false;
@@ -163,10 +162,10 @@ fn print_lines(output: io::PipeReader, mark: &str) -> bool {
 /// Why a lab could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum EnterError {
-    /// The machine has no `/dev/net/tun`, without which no userspace WireGuard device can exist.
-    #[error("/dev/net/tun is missing, and WireGuard devices of the lab need it")]
+    /// There is no `/dev/net/tun`, without which userspace WireGuard devices cannot exist.
+    #[error("/dev/net/tun is missing, and the lab's WireGuard devices need it")]
     NoTun,
-    /// The kernel, or a policy of this machine, did not permit a step of the way in.
+    /// The kernel, or a policy of this host, did not permit a step.
     #[error("the lab could not {step}")]
     Refused {
         /// What was attempted.
@@ -174,7 +173,7 @@ pub enum EnterError {
         /// What the kernel answered.
         source: io::Error,
     },
-    /// The program inside was started, but its end could not be observed.
+    /// The program inside was started, but waiting for its end failed.
     #[error("the program inside the lab was lost")]
     Lost {
         /// What waiting for it answered.
@@ -183,7 +182,7 @@ pub enum EnterError {
 }
 
 impl EnterError {
-    /// Says what to type next, a command on a line of its own; `None` where nothing helps but a report.
+    /// What to type next, with commands on lines of their own; `None` if there is nothing to suggest.
     #[must_use]
     pub fn help(&self) -> Option<&'static str> {
         match self {
@@ -203,7 +202,7 @@ impl EnterError {
     }
 }
 
-/// One step of the way into a lab, in the order in which they are taken.
+/// One step of entering a lab, in the order in which they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
@@ -213,7 +212,7 @@ pub enum Step {
     User,
     /// Making PID, mount, network, UTS and IPC namespaces.
     Namespaces,
-    /// Cutting the mounts off from those outside.
+    /// Detaching the mounts from those outside.
     Mounts,
     /// Mounting a `/proc` that shows the new PID namespace.
     Proc,
@@ -254,7 +253,7 @@ impl std::fmt::Display for Step {
             Self::Processes => "start its first processes",
             Self::User => "become root of a user namespace",
             Self::Namespaces => "make namespaces of its own",
-            Self::Mounts => "detach its mounts from the machine's",
+            Self::Mounts => "detach its mounts from those of the host",
             Self::Proc => "mount a /proc of its own",
             Self::Run => "mount a /run of its own",
             Self::Program => "execute the program",
@@ -262,12 +261,12 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// What the forked child needs to know; made before the fork, because after it nothing may allocate.
+/// What the forked child needs; made before the fork, because nothing may allocate after it.
 struct Descent {
     caller: Pid,
     /// `uid_map` and `gid_map` of the user namespace; `None` when root needs no such namespace.
     maps: Option<(String, String)>,
-    /// Takes one byte for each step begun; closed by exec.
+    /// Receives one byte when a step begins; closed by exec.
     note: OwnedFd,
     /// The signal mask that the program starts with.
     signals: libc::sigset_t,
@@ -304,19 +303,19 @@ impl Descent {
                 | UnshareFlags::NEWIPC,
         )?;
         self.begin(Step::Processes);
-        // After the user namespace: a change of credentials forgets the request.
+        // After entering the user namespace, since a change of credentials clears the parent death signal.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if rustix::process::getppid() != Some(self.caller) {
-            vanish(1);
+            exit_now(1);
         }
         let keeper = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         if let Some(init) = fork()? {
             attend(init);
         }
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // getppid(2) is 0 here whether or not the keeper lives, so its pidfd has to tell.
+        // getppid(2) is 0 here whether or not the keeper is alive, so its pidfd is checked instead.
         if is_readable(&keeper)? {
-            vanish(1);
+            exit_now(1);
         }
         if let Some(program) = fork()? {
             attend(program);
@@ -328,7 +327,7 @@ impl Descent {
 
     fn arrange_mounts(&self) -> io::Result<()> {
         self.begin(Step::Mounts);
-        // The old /proc still counts as the machine outside does.
+        // The old /proc still shows the PIDs of outside.
         let mut digits = [0_u8; 16];
         let length = rustix::fs::readlinkat_raw(rustix::fs::CWD, "/proc/self", &mut digits[..])?;
         rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
@@ -357,7 +356,7 @@ impl Descent {
     }
 }
 
-/// Ends as `child` ends; until then reaps every other child and passes signals on. What keeper and init do for life.
+/// Ends with the status of `child`; until then reaps every other child and forwards signals. Keeper and init do only this.
 fn attend(child: Pid) -> ! {
     let mask = forwarded_signals(&[libc::SIGCHLD]);
     // SAFETY: system calls on values of this process, which has one thread and will never exec. Closing every
@@ -371,12 +370,12 @@ fn attend(child: Pid) -> ! {
         libc::sigprocmask(libc::SIG_BLOCK, &raw const mask, std::ptr::null_mut());
         libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32);
     }
-    // Out of the terminal's foreground group: Ctrl-C reaches caller and program, and the caller passes it on.
+    // Leave the terminal's foreground group: Ctrl-C reaches caller and program, and the caller forwards it.
     let _ = rustix::process::setpgid(None, None);
     loop {
         while let Ok(Some((ended, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if ended == child {
-                vanish(status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(1));
+                exit_now(status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(1));
             }
         }
         let mut number = 0;
@@ -389,14 +388,14 @@ fn attend(child: Pid) -> ! {
     }
 }
 
-/// The signals that are passed on inside, held back from their default action in the calling thread until dropped.
+/// The signals that are forwarded inside; blocked in the calling thread until dropped.
 struct Signals {
     arrivals: OwnedFd,
     before: libc::sigset_t,
 }
 
 impl Signals {
-    fn hold() -> io::Result<Self> {
+    fn block() -> io::Result<Self> {
         let mask = forwarded_signals(&[]);
         let mut before = mask;
         // SAFETY: the pointers are to live locals; the new descriptor is owned by nobody else.
@@ -412,10 +411,10 @@ impl Signals {
         Ok(Self { arrivals, before })
     }
 
-    fn pass_on_until_end(self, mut child: Child) -> io::Result<ExitStatus> {
+    fn forward_until_end(self, mut child: Child) -> io::Result<ExitStatus> {
         let pid = Pid::from_child(&child);
         let end = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let mut passed_on = false;
+        let mut forwarded = false;
         loop {
             let mut waited = [readable(&end), readable(&self.arrivals)];
             match rustix::event::poll(&mut waited, None) {
@@ -427,8 +426,8 @@ impl Signals {
             }
             if !waited[1].revents().is_empty() {
                 let signal = self.take()?;
-                let signal = if passed_on { Signal::KILL } else { signal };
-                passed_on = true;
+                let signal = if forwarded { Signal::KILL } else { signal };
+                forwarded = true;
                 rustix::process::pidfd_send_signal(&end, signal)?;
             }
         }
@@ -449,7 +448,7 @@ impl Drop for Signals {
     }
 }
 
-/// Sets which signals the calling thread holds back.
+/// Sets which signals the calling thread blocks.
 fn set_signal_mask(mask: &libc::sigset_t) {
     // SAFETY: the pointer is to a live set that the kernel wrote.
     #[expect(unsafe_code, reason = "the signal mask of a thread has no safe wrapper")]
@@ -482,7 +481,7 @@ fn fork() -> io::Result<Option<Pid>> {
 }
 
 /// Ends this process at once: no destructors, no exit handlers, which belong to the process it was forked from.
-fn vanish(status: i32) -> ! {
+fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` is always sound.
     #[expect(unsafe_code, reason = "std's exit would run the handlers of the forked parent")]
     unsafe {

@@ -1,17 +1,17 @@
-//! What is a machine of the lab?
+//! What is a host of the lab?
 //!
-//! A network, a mount and a UTS namespace, held open by descriptors alone: no process has to live in them. What a
-//! process inside sees of the file system:
+//! A network, a mount and a UTS namespace, held open by descriptors alone: no process has to run in them. What a process
+//! inside sees of the file system:
 //!
 //! | path | is |
 //! | --- | --- |
-//! | `/etc` | the machine's, under an overlay: whatever is written stays in the lab; `hosts`, `hostname`, `resolv.conf` and the empty directory `netclient` are the host's own |
+//! | `/etc` | the real machine's, under an overlay: whatever is written stays in the lab; `hosts`, `hostname`, `resolv.conf` and the empty directory `netclient` are the host's own |
 //! | `/run` | an empty tmpfs, with the lab's [`DIRECTORY`] at its usual place |
 //! | `/proc`, `/sys` | those of the lab's processes and of the host's network; settings below `/proc/sys/net` may be written |
-//! | everything else | the machine's, read-only; `TMPDIR` is `/run` |
+//! | everything else | the real machine's, read-only; `TMPDIR` is `/run` |
 //!
-//! Where the lab runs in a user namespace, files of the machine's real root in `/etc` cannot be changed in place, and
-//! its folders take no new files; replacing files in `/etc` itself works.
+//! If the lab runs in a user namespace, files in `/etc` that belong to the real root cannot be changed in place, and its
+//! directories take no new files; replacing files in `/etc` itself works.
 
 use std::fs::File;
 use std::io;
@@ -64,7 +64,7 @@ impl Host {
         self.port.plug().await
     }
 
-    /// The name it was made with, also its hostname.
+    /// The name that it was made with, also its hostname.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -82,7 +82,7 @@ impl Host {
         self.v6
     }
 
-    /// A directory of its own, which the lab and all hosts see at this path; logs of its processes lie there.
+    /// A directory of its own, which the lab and all hosts see at this path; it holds the logs of its processes.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         directory_of(&self.name)
@@ -90,12 +90,12 @@ impl Host {
 
     /// Runs a closure in a thread that has entered the host, and returns what it returned.
     ///
-    /// Sockets made in there belong to the host's network for good, and paths are the host's. A tokio socket also needs
-    /// a runtime: make it of std's, or enter a `tokio::runtime::Handle` in there. Blocks the caller.
+    /// Sockets made in the closure stay in the host's network, and paths are the host's. A tokio socket also needs a
+    /// runtime: make it from a std socket, or enter a `tokio::runtime::Handle` in the closure. Blocks the caller.
     ///
     /// # Panics
     ///
-    /// When the closure does, or when the kernel refuses to enter namespaces that it made for us.
+    /// When the closure panics, or when the kernel refuses to enter the host's namespaces.
     pub fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let entered = scope.spawn(|| {
@@ -140,8 +140,8 @@ impl Host {
     /// Prepares a command that will run inside the host, as root, in a process group of its own and in the directory
     /// `/`; `current_dir` has no effect.
     ///
-    /// It carries no request to die with its parent, as that would mean the parent's *thread*: the end of the lab's
-    /// PID namespace kills it.
+    /// It sets no parent death signal, which would be bound to the parent's *thread*: the end of the lab's PID namespace
+    /// kills it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let namespaces = Arc::clone(&self.namespaces);
@@ -161,7 +161,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// When the log cannot be written or the program not be executed.
+    /// When the log cannot be written or the program cannot be executed.
     pub fn start(&self, label: &str, command: Command) -> io::Result<Process> {
         Process::start(self.directory().join(format!("{label}.log")), command)
     }
@@ -176,7 +176,7 @@ impl Host {
         tokio::process::Command::from(command).kill_on_drop(true).output().await
     }
 
-    /// The processes that run inside, however they came there.
+    /// The processes that run inside, however they were started.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -184,7 +184,7 @@ impl Host {
         numbers.filter(|&pid| self.contains(pid)).collect()
     }
 
-    /// Pulls the cable out: the host loses its carrier, and keeps addresses and routes.
+    /// Unplugs the cable: the host loses its carrier, and keeps addresses and routes.
     ///
     /// # Errors
     ///
@@ -193,7 +193,7 @@ impl Host {
         self.port.unplug().await
     }
 
-    /// Puts the cable in again; harmless when it is in.
+    /// Plugs the cable in again; does nothing if it is plugged in.
     ///
     /// # Errors
     ///
@@ -202,8 +202,8 @@ impl Host {
         self.port.plug().await
     }
 
-    /// Sends one echo request, and returns how long the answer took; `None` when none came from that very address
-    /// within `timeout`, for whatever reason, a missing route included: it takes the whole timeout then.
+    /// Sends one echo request, and returns how long the answer took; `None` if none came from that address within
+    /// `timeout`, for any reason, including a missing route: then it takes the whole timeout.
     ///
     /// Pings of one host share two sockets, so a thousand at once are cheap.
     ///
@@ -223,7 +223,7 @@ impl Host {
         Ok(Pinger::start(self.echo()?, to, interval))
     }
 
-    /// The command with which a user outside the lab enters this host, while this process lives.
+    /// The command with which a user outside the lab enters this host, while this process runs.
     #[must_use]
     pub fn how_to_enter(&self) -> String {
         let pid = outside_pid().unwrap_or(0);
@@ -246,7 +246,7 @@ impl Host {
     }
 
     fn contains(&self, pid: u32) -> bool {
-        // Threads of this very process enter hosts for a moment; it is in none of them.
+        // Threads of this process enter hosts for a moment, but the process itself is in none of them.
         pid != std::process::id()
             && std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| self.namespaces.is_network(&theirs))
     }
@@ -256,7 +256,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         for pid in self.processes() {
             let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-            // The descriptor pins the process; asking again afterwards rules out that the number was given to another.
+            // The descriptor pins the process; checking again afterwards rules out that the number was reused.
             let Ok(process) = rustix::process::pidfd_open(raw, PidfdFlags::empty()) else { continue };
             if self.contains(pid) {
                 let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
@@ -265,7 +265,7 @@ impl Drop for Host {
     }
 }
 
-/// The three namespaces of a host, alive as long as this is.
+/// The three namespaces of a host, which exist as long as this does.
 #[derive(Debug)]
 struct Namespaces {
     network: OwnedFd,
@@ -275,7 +275,7 @@ struct Namespaces {
 
 impl Namespaces {
     fn new(name: &str, files: &Files) -> io::Result<Self> {
-        // A thread of its own: it stays in the new namespaces, so it must not come from a pool.
+        // A new thread: it stays in the new namespaces, so it must not come from a pool.
         std::thread::scope(|scope| scope.spawn(|| Self::unshare(name, files)).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -319,10 +319,10 @@ impl Namespaces {
     }
 }
 
-/// What is a host's own in the file system.
+/// The files of a host's own.
 struct Files {
     etc: PathBuf,
-    /// The scratch directory that overlayfs wants beside `etc`.
+    /// The work directory that overlayfs needs on the same file system as `etc`.
     work: PathBuf,
 }
 
@@ -355,7 +355,7 @@ impl Files {
         let layers = format!("lowerdir=/etc,upperdir={},workdir={}", self.etc.display(), self.work.display());
         let layers = std::ffi::CString::new(layers).map_err(io::Error::other)?;
         rustix::mount::mount("overlay", "/etc", "overlay", MountFlags::empty(), Some(layers.as_c_str()))?;
-        // Shows the host's interfaces. Containers often forbid it; nothing of ours reads it.
+        // It shows the host's interfaces. Containers often forbid the mount; none of our programs reads it.
         if let Err(error) = rustix::mount::mount("sysfs", "/sys", "sysfs", MountFlags::RDONLY, None) {
             tracing::debug!(%error, "the host sees the lab's /sys");
         }
@@ -367,7 +367,7 @@ fn directory_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join("hosts").join(name)
 }
 
-/// Whether the lab's root is not the machine's: then `uid_map` maps less than every number.
+/// Whether the lab's root is not the real one: then `uid_map` does not map all numbers.
 fn in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.trim_end().ends_with("4294967295"))
 }
@@ -378,7 +378,7 @@ fn set_read_only(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result
     let (set, clear) = if read_only { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
     let attributes: [u64; 4] = [set, clear, 0, 0];
     // SAFETY: the path ends with NUL; `attributes` has the layout of `struct mount_attr`, four 64-bit words, and its size
-    // is said.
+    // is passed.
     #[expect(unsafe_code, reason = "neither rustix nor libc wraps mount_setattr")]
     let failed = unsafe {
         libc::syscall(

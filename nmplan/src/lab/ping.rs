@@ -1,8 +1,8 @@
-//! Does one host of the lab reach another, how fast, and for how long not?
+//! Does one host of the lab reach another, how fast, and how long are the gaps?
 //!
-//! An ICMP and ICMPv6 echo client of our own, so that no `ping` program is needed, and a thousand pings of one host
-//! need no more than two sockets. [`Echo`] owns them and hands each answer to who waits for it, by identifier and
-//! sequence number; [`Pinger`] sends without pause and keeps a [`Tally`], which is pure.
+//! An ICMP and ICMPv6 echo client, so that no `ping` program is needed, and a thousand pings of one host need only two
+//! sockets. [`Echo`] owns them and passes each answer to the request that waits for it, by identifier and sequence number;
+//! [`Pinger`] sends at a steady pace and keeps a [`Tally`], which is pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -16,23 +16,23 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// An answer that comes within this time after its request is not lost.
-const LATE: Duration = Duration::from_secs(2);
+/// A request without an answer for this time is lost.
+const LOST_AFTER: Duration = Duration::from_secs(2);
 
-/// Told in every request and so in its answer; keeps apart requests of ours and those of other programs.
+/// The payload of every request and so of its answer; distinguishes our requests from those of other programs.
 const MARK: &[u8; 16] = b"nmplan lab echo.";
 
 const HEADER: usize = 8;
 
-/// What a [`Pinger`] has seen.
+/// What a [`Pinger`] has counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PingCount {
-    /// Requests sent, those included that the host could not route.
+    /// Requests sent, including those that the host could not route.
     pub sent: u64,
-    /// Requests without an answer for two seconds. Before the pinger is stopped, younger ones may still be open.
+    /// Requests without an answer for two seconds. Until the pinger is stopped, newer ones may still be open.
     pub lost: u64,
-    /// The longest time without an answer, from the start, between two answers, or to the last request; about the interval
-    /// when all is well.
+    /// The longest time without an answer: from the start, between two answers, or to the last request. Without losses it is
+    /// about the interval.
     pub longest_gap: Duration,
 }
 
@@ -52,13 +52,13 @@ impl Pinger {
         Self { tally, stop: Some(stop), task }
     }
 
-    /// What it has seen so far.
+    /// What it has counted so far.
     #[must_use]
     pub fn count(&self) -> PingCount {
         lock(&self.tally).count(Instant::now())
     }
 
-    /// Sends no more, waits for answers under way, two seconds at most, and says what it has seen.
+    /// Stops sending, waits at most two seconds for outstanding answers, and returns what it has counted.
     pub async fn stop(mut self) -> PingCount {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -89,7 +89,8 @@ async fn keep_pinging(
         tokio::select! {
             _ = &mut stopped => break,
             _ = ticks.tick() => {
-                let (of_answer, wake) = (Arc::clone(&tally), Arc::clone(&answered));
+                let of_answer = Arc::clone(&tally);
+                let wake = Arc::clone(&answered);
                 let ticket = echo.expect(to, move |ticket, now| {
                     lock(&of_answer).heard(ticket, now);
                     wake.notify_one();
@@ -112,7 +113,7 @@ fn forget_late(echo: &Echo, tally: &Mutex<Tally>) {
     lost.into_iter().for_each(|ticket| echo.forget(ticket));
 }
 
-/// The books of a [`Pinger`].
+/// The bookkeeping of a [`Pinger`].
 #[derive(Debug)]
 struct Tally {
     sent: u64,
@@ -120,7 +121,7 @@ struct Tally {
     longest_gap: Duration,
     last_sent: Instant,
     last_heard: Instant,
-    /// Requests without answer or verdict, oldest first.
+    /// Requests that are neither answered nor lost, oldest first.
     open: VecDeque<(u32, Instant)>,
 }
 
@@ -149,14 +150,14 @@ impl Tally {
         self.last_heard = now;
     }
 
-    /// When the oldest open request is to be given up; `None` when none is open.
+    /// When the oldest open request will be lost; `None` if none is open.
     fn next_loss(&self) -> Option<Instant> {
-        self.open.front().map(|&(_, sent)| sent + LATE)
+        self.open.front().map(|&(_, sent)| sent + LOST_AFTER)
     }
 
-    /// Gives up the requests that have been open for too long, and says which.
+    /// Counts the requests that have been open for too long as lost, and returns them.
     fn lose(&mut self, now: Instant) -> Vec<u32> {
-        let late = self.open.partition_point(|&(_, sent)| sent + LATE <= now);
+        let late = self.open.partition_point(|&(_, sent)| sent + LOST_AFTER <= now);
         self.lost += late as u64;
         self.open.drain(..late).map(|(ticket, _)| ticket).collect()
     }
@@ -167,10 +168,10 @@ impl Tally {
     }
 }
 
-/// The echo client of one host: two raw sockets, and who waits for which answer.
+/// The echo client of one host: two raw sockets, and the requests that wait for answers.
 #[derive(Debug)]
 pub(super) struct Echo {
-    desk: Arc<Desk>,
+    requests: Arc<Requests>,
     readers: [JoinHandle<()>; 2],
 }
 
@@ -181,7 +182,7 @@ impl Echo {
             let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
             socket.set_nonblocking(true)?;
             socket.set_recv_buffer_size(4 << 20)?;
-            // Only the calls that a raw socket shares with UDP are made: sendto and recvfrom.
+            // Only calls that work the same for raw and UDP sockets are made: sendto and recvfrom.
             Ok(socket.into())
         };
         Ok([make(Domain::IPV4, Protocol::ICMPV4)?, make(Domain::IPV6, Protocol::ICMPV6)?])
@@ -189,14 +190,14 @@ impl Echo {
 
     /// Begins to read answers from what [`Echo::sockets`] made; needs a tokio runtime.
     pub(super) fn serve([v4, v6]: [UdpSocket; 2]) -> io::Result<Self> {
-        let desk = Arc::new(Desk {
+        let requests = Arc::new(Requests {
             v4: tokio::net::UdpSocket::from_std(v4)?,
             v6: tokio::net::UdpSocket::from_std(v6)?,
             next: AtomicU32::new(std::process::id() << 16),
             waiting: Mutex::default(),
         });
-        let readers = [Family::V4, Family::V6].map(|family| tokio::spawn(read_answers(Arc::clone(&desk), family)));
-        Ok(Self { desk, readers })
+        let readers = [Family::V4, Family::V6].map(|family| tokio::spawn(read_answers(Arc::clone(&requests), family)));
+        Ok(Self { requests, readers })
     }
 
     pub(super) async fn ping(&self, to: IpAddr, timeout: Duration) -> Option<Duration> {
@@ -214,18 +215,18 @@ impl Echo {
         Some(heard.saturating_duration_since(start))
     }
 
-    /// Registers who is called when the answer arrives, and returns the ticket to send with.
+    /// Registers a function to call when the answer arrives, and returns the ticket to send.
     fn expect(&self, from: IpAddr, answered: impl FnOnce(u32, Instant) + Send + 'static) -> u32 {
-        let ticket = self.desk.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.desk.waiting).insert(ticket, Waiting { from, answered: Box::new(answered) });
+        let ticket = self.requests.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.requests.waiting).insert(ticket, Waiting { from, answered: Box::new(answered) });
         ticket
     }
 
-    /// Sends a request. That it cannot be sent means no more than that no answer will come.
+    /// Sends a request. If it cannot be sent, it simply gets no answer.
     async fn send(&self, to: IpAddr, ticket: u32) {
         let (family, socket) = match to {
-            IpAddr::V4(_) => (Family::V4, &self.desk.v4),
-            IpAddr::V6(_) => (Family::V6, &self.desk.v6),
+            IpAddr::V4(_) => (Family::V4, &self.requests.v4),
+            IpAddr::V6(_) => (Family::V6, &self.requests.v6),
         };
         // A raw IPv6 socket refuses any port but 0.
         if let Err(error) = socket.send_to(&request(family, ticket), SocketAddr::new(to, 0)).await {
@@ -234,7 +235,7 @@ impl Echo {
     }
 
     fn forget(&self, ticket: u32) {
-        lock(&self.desk.waiting).remove(&ticket);
+        lock(&self.requests.waiting).remove(&ticket);
     }
 }
 
@@ -255,8 +256,9 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// The sockets, and the requests that wait for answers; shared with the tasks that read answers.
 #[derive(Debug)]
-struct Desk {
+struct Requests {
     v4: tokio::net::UdpSocket,
     v6: tokio::net::UdpSocket,
     /// The next ticket: identifier in the upper half, sequence number in the lower.
@@ -275,18 +277,18 @@ impl std::fmt::Debug for Waiting {
     }
 }
 
-async fn read_answers(desk: Arc<Desk>, family: Family) {
+async fn read_answers(requests: Arc<Requests>, family: Family) {
     let socket = match family {
-        Family::V4 => &desk.v4,
-        Family::V6 => &desk.v6,
+        Family::V4 => &requests.v4,
+        Family::V6 => &requests.v6,
     };
     let mut buffer = [0; 2048];
     loop {
-        // An error here is a report about an earlier packet, and has been taken off the socket by being read.
+        // An error here is about an earlier packet, and reading it has cleared it.
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
         let now = Instant::now();
         let Some(ticket) = answer(family, &buffer[..length]) else { continue };
-        let mut waiting = lock(&desk.waiting);
+        let mut waiting = lock(&requests.waiting);
         if waiting.get(&ticket).is_some_and(|waiting| waiting.from == from.ip())
             && let Some(Waiting { answered, .. }) = waiting.remove(&ticket)
         {
@@ -311,7 +313,7 @@ fn request(family: Family, ticket: u32) -> [u8; HEADER + MARK.len()] {
     };
     packet[4..HEADER].copy_from_slice(&ticket.to_be_bytes());
     packet[HEADER..].copy_from_slice(MARK);
-    // For ICMPv6 the kernel computes it, which alone knows the source address.
+    // For ICMPv6 the kernel computes it, since only the kernel knows the source address.
     if family == Family::V4 {
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_a_gap_and_no_loss() {
+    fn a_late_answer_is_a_gap_and_not_a_loss() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         for ticket in 0..4 {
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_from_requests_and_from_those_of_others() {
+    fn answers_are_distinguished_from_requests_and_from_those_of_other_programs() {
         let ticket = 0xfffe_0001;
         let mut v6 = request(Family::V6, ticket);
         assert_eq!(answer(Family::V6, &v6), None, "a request is no answer");

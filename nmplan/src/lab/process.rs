@@ -1,7 +1,7 @@
 //! How does a program run inside a host, and how does it end?
 //!
-//! [`Process`] owns one child: it signals that child by its number and nothing else, and kills it when dropped. What
-//! the child itself started (the agent's device process, say) lives on, until its host or the lab ends.
+//! [`Process`] owns one child: it signals only that child, by its number, and kills it when dropped. What the child itself
+//! started (for example the agent's device process) continues until its host or the lab ends.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -45,7 +45,7 @@ impl Process {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }

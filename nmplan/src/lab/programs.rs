@@ -16,16 +16,16 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds them beside the running program (a test lies one folder below them), then in `PATH`.
+    /// Finds them next to the running program (a test is one directory below them), then in `PATH`.
     ///
     /// # Errors
     ///
     /// [`Error::Program`] for the first that is missing.
     pub fn find() -> Result<Self, Error> {
         let own = std::env::current_exe().map_err(system("find its own program"))?;
-        let beside = own.ancestors().skip(1).take(2).map(Path::to_owned);
+        let nearby = own.ancestors().skip(1).take(2).map(Path::to_owned);
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders: Vec<PathBuf> = beside.chain(std::env::split_paths(&path)).collect();
+        let folders: Vec<PathBuf> = nearby.chain(std::env::split_paths(&path)).collect();
         let find = |name: &'static str| {
             let found = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
             found.ok_or(Error::Program(name))

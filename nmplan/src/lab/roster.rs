@@ -1,8 +1,8 @@
-//! Which machines stand in for what is declared, and with which keys do they join?
+//! Which nodes take part in the lab, and with which keys do they join?
 //!
-//! Pure. Each declared node is one machine; each access key that is for nobody in particular stands for some more, as far
-//! as the network has room. A declared node that no key is for gets one that is made for the lab alone. The node of the
-//! server's own host ([`OWN_NODE`]) is the server's to play, and no key is made for it.
+//! Pure. Each declared node takes part; each access key without `for` lets some sample nodes take part, as far as the network
+//! has room. A declared node without a key gets one that exists in the lab only. The node of the server's own host
+//! ([`OWN_NODE`]) is joined by the server itself, so it needs no key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use schema::syntax::{Language, print};
 use schema::value::SourceId;
 
-/// How many machines stand for a key that is for nobody in particular.
+/// How many sample nodes join with a key without `for`.
 const SAMPLES: u32 = 2;
 /// The name under which the server's own host is a node of the networks that declare it: `CLIENT_NAME` of the lab's server.
 pub const OWN_NODE: &str = schema::world::ServerInfo::DEFAULT_OWN_NODE;
 
-/// The machines, and what has to be declared for them.
+/// The participants, and what has to be declared for them.
 #[derive(Clone, Debug)]
 pub struct Roster {
     /// What is declared, with the keys that the lab adds.
     pub declared: Snapshot,
-    /// The machines, by network and name.
+    /// The participants, by network and name.
     pub participants: Vec<Participant>,
 }
 
-/// One machine.
+/// A node that takes part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Participant {
     /// The network.
@@ -38,11 +38,11 @@ pub struct Participant {
     pub name: Name,
     /// The key that it joins with.
     pub key: ResourceId,
-    /// What its host is called: the node's name, and the network's where another network has that name too.
+    /// The name of its host: the node's, with the network's if another network has the same node name.
     pub host: String,
 }
 
-/// The machines for what is declared.
+/// The roster for what is declared.
 pub fn roster(declared: &Snapshot) -> Roster {
     let mut roster = Roster { declared: fit(declared), participants: Vec::new() };
     for (network, settings) in declared.networks() {
@@ -61,8 +61,7 @@ pub fn roster(declared: &Snapshot) -> Roster {
     roster
 }
 
-/// What is declared, less what holds outside of the lab only: endpoints, where machines are found in the world, and the
-/// days on which keys end.
+/// What is declared, without what is true only outside the lab: the endpoints of nodes, and the expiry of keys.
 fn fit(declared: &Snapshot) -> Snapshot {
     let mut fit = declared.clone();
     for (network, _) in declared.networks() {
@@ -123,7 +122,7 @@ impl Roster {
         }
     }
 
-    /// The name of the server's own host in a network, if that declares it.
+    /// The name of the server's own host in a network, if the network declares it.
     pub fn own_node<'a>(declared: &'a Snapshot, network: &NetworkName) -> Option<&'a Name> {
         declared.all_in::<Node>(network).map(|(id, _)| &id.name).find(|name| name.as_str() == OWN_NODE)
     }
@@ -133,13 +132,13 @@ impl Roster {
     }
 }
 
-/// How many more nodes than the declared ones a network has room for.
+/// How many nodes a network has room for in addition to the declared ones.
 fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
     let nodes = declared.all_in::<Node>(network).count() as u64;
     let limit = settings.node_limit.map_or(u64::MAX, |limit| limit.number().unsigned_abs());
     let hosts = settings.ranges().map(|range| {
         let bits = range.max_prefix_len() - range.prefix_len();
-        // Network and broadcast address, and what entries stand for, which lies in the range at the worst.
+        // Less the network and broadcast addresses, and those of DNS entries, which may be in the range.
         1u64.checked_shl(bits.into()).map_or(u64::MAX, |all| all.saturating_sub(2))
     });
     let entries: usize =
@@ -148,7 +147,7 @@ fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
     u32::try_from(limit.min(addresses).saturating_sub(nodes)).unwrap_or(u32::MAX)
 }
 
-/// Names that begin with a word: `word-1`, `word-2`, and so on; the word is cut where the name would be too long.
+/// Names that begin with a word: `word-1`, `word-2`, and so on; the word is cut if the name would be too long.
 fn numbered(word: &str) -> impl Iterator<Item = Name> + use<> {
     let word: String = word.chars().take(56).collect();
     let word = word.trim_end_matches('-').to_owned();
@@ -181,7 +180,7 @@ mod tests {
         declared.snapshot
     }
 
-    fn told(roster: &Roster) -> Vec<String> {
+    fn listed(roster: &Roster) -> Vec<String> {
         roster
             .participants
             .iter()
@@ -202,7 +201,7 @@ mod tests {
             network "two" { ipv4 "10.1.0.0/24"; node "a" }"#,
         ));
         assert_eq!(
-            told(&roster),
+            listed(&roster),
             [
                 "a.one as a with one/access-key/named",
                 "b as b with one/access-key/lab-1",
@@ -216,12 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_host_needs_no_machine_and_no_key() {
+    fn the_servers_own_host_needs_no_participant_and_no_key() {
         let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "netmaker"; node "a" }
             network "two" { ipv4 "10.1.0.0/24"; node "netmaker"; access-key "k" }
             network "three" { ipv4 "10.2.0.0/24"; node "netmaker" }"#;
         let (declared, roster) = (declared(text), roster(&declared(text)));
-        assert_eq!(told(&roster), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
+        assert_eq!(listed(&roster), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
         let key = roster.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
         let names: Vec<_> = key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();
         assert_eq!(names, ["a"]);
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_reads_back_with_the_keys_that_were_added() {
+    fn the_text_reads_back_with_the_keys_that_were_added() {
         let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "a" { tags "x" }; dns "d" node="a" }"#;
         let roster = roster(&declared(text));
         let again = declared(&roster.text());
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_in_the_world_only_is_left_out() {
+    fn what_is_true_only_outside_the_lab_is_left_out() {
         let text = r#"network "one" {
             ipv4 "10.0.0.0/24"
             node "a" endpoint="gw.example.net:51821"
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_gets_no_more_machines_than_it_has_room_for() {
+    fn a_network_gets_no_more_participants_than_it_has_room_for() {
         let limited = r#"network "n" { ipv4 "10.0.0.0/24"; node-limit 2; node "a"; access-key "k" uses=9 }"#;
         assert_eq!(roster(&declared(limited)).participants.len(), 2);
         let small = r#"network "n" { ipv4 "10.0.0.0/30"; node "a"; access-key "k" uses=9 }"#;

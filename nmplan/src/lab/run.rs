@@ -1,7 +1,8 @@
-//! How does a declared network prove itself?
+//! How is a declared network tested?
 //!
-//! [`run`] starts a server and every node of the [`Roster`], lets them join, and sends packets between all that may talk
-//! until all have answered or time is up; the server's own host is one of them where it is declared. What came of it is a [`Verdict`]: data, which [`super::verdict`] renders.
+//! [`run`] starts a server and every participant of the [`Roster`], and lets them join. [`Running::judge`] sends packets
+//! between all nodes, including the server's own host if it is declared, until all have answered or time is up. The result is
+//! a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,25 +39,25 @@ pub struct Running {
     pub agents: Vec<(Participant, Agent)>,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
     /// The networks, by name.
     pub networks: Vec<NetworkVerdict>,
 }
 
-/// What came of one network.
+/// The result of one network.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkVerdict {
     /// The network.
     pub name: NetworkName,
     /// Its nodes, by name.
     pub nodes: Vec<NodeVerdict>,
-    /// Every ordered pair of nodes.
+    /// Every directed pair of nodes.
     pub pairs: Vec<Pair>,
 }
 
-/// What came of one node.
+/// The result of one node.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeVerdict {
     /// Its name.
@@ -72,11 +73,11 @@ pub struct NodeVerdict {
 /// Whether one node reached another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pair {
-    /// Who sent.
+    /// The sender.
     pub from: String,
-    /// Who was to answer.
+    /// The node that was pinged.
     pub to: String,
-    /// What was pinged, and how long the answer took, in milliseconds; absent: none came.
+    /// How long each address took to answer, in milliseconds; absent: it did not.
     pub answers: BTreeMap<IpAddr, Option<f64>>,
 }
 
@@ -88,33 +89,33 @@ impl Pair {
 }
 
 impl Verdict {
-    /// Whether everybody reached everybody, and knows every name.
+    /// Whether every node reached every other, and resolves every name.
     pub fn is_good(&self) -> bool {
         let known = |network: &NetworkVerdict| network.nodes.iter().all(|node| node.missing.is_empty());
         self.networks.iter().all(|network| network.pairs.iter().all(Pair::is_reached) && known(network))
     }
 }
 
-/// Brings a roster up; `say` is told what has been done.
+/// Brings a roster up; `progress` is called after each step.
 ///
 /// # Errors
 ///
-/// What the node, the server or an agent refused, with what it said.
-pub async fn run(roster: &Roster, say: &mut dyn FnMut(&str)) -> Result<Running, Error> {
+/// When the operating system, the server or an agent refuses something.
+pub async fn run(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Running, Error> {
     let programs = Programs::find()?;
     let underlay = Underlay::new().await?;
     let server = Server::start(&underlay, &programs, &[]).await?;
-    say("the server serves");
+    progress("the server is running");
     let tokens = apply(roster, &underlay, &programs, &server).await?;
-    say(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
+    progress(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
     let start = Instant::now();
     let joins = roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
     let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
-    say(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
+    progress(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
     Ok(Running { declared: roster.declared.clone(), server, agents })
 }
 
-/// Has nmplan apply what is declared; the tokens of the keys by their ids.
+/// Applies what is declared with nmplan; returns the tokens of the keys by their ids.
 async fn apply(
     roster: &Roster,
     underlay: &Underlay,
@@ -124,7 +125,7 @@ async fn apply(
     let [file, keys] = ["declared.kdl", "keys.json"].map(|name| underlay.directory().join(name));
     std::fs::write(&file, roster.text()).map_err(system("write what is declared"))?;
     let mut command = Command::new(&programs.nmplan);
-    // Whatever project and variables there are where the user stands, they are not the lab's.
+    // The project and the variables of the caller do not apply to the lab.
     command.args(["apply", "--project", "lab", "-y", "-q", "-C"]).arg(underlay.directory());
     command.arg("-f").arg(&file).arg("--keys-to").arg(&keys);
     std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NMPLAN_")).for_each(|(name, _)| {
@@ -133,14 +134,14 @@ async fn apply(
     command.envs(server.environment()).stdin(Stdio::null());
     let output = tokio::process::Command::from(command).output().await.map_err(system("run nmplan"))?;
     if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).trim().to_owned();
-        return Err(Error::Refused(format!("what is declared could not be applied; nmplan said:\n{said}\n")));
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8_lossy(&printed).trim().to_owned();
+        return Err(Error::Refused(format!("the declarations could not be applied; nmplan printed:\n{printed}\n")));
     }
     match std::fs::read(&keys) {
         Ok(text) => serde_json::from_slice(Secret::new(text).expose())
-            .map_err(|error| Error::Refused(format!("the keys: {error}"))),
-        // Nothing that was declared needed a key.
+            .map_err(|error| Error::Refused(format!("the file of tokens cannot be read: {error}"))),
+        // No key was declared.
         Err(_) => Ok(BTreeMap::new()),
     }
 }
@@ -160,7 +161,7 @@ async fn join(
 }
 
 impl Running {
-    /// Sends packets from each node to each other of its network until all have answered, or time is up.
+    /// Sends packets from each node to every other of its network until all have answered, or time is up.
     ///
     /// # Errors
     ///
@@ -177,7 +178,7 @@ impl Running {
         Ok(Verdict { networks })
     }
 
-    /// Everybody who takes part in a network, by name.
+    /// The members of a network, by name.
     async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
         let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
         let mut members = Vec::new();
@@ -191,7 +192,7 @@ impl Running {
         }
         for Member { name, addresses, .. } in &members {
             if addresses.len() != families {
-                let why = format!("{name} has {} addresses in {network}, not {families}", addresses.len());
+                let why = format!("{name} has {} addresses in {network} instead of {families}", addresses.len());
                 return Err(Error::Refused(why));
             }
         }
@@ -241,7 +242,7 @@ impl Running {
         Ok(NetworkVerdict { name: name.clone(), nodes, pairs })
     }
 
-    /// The names that should resolve in a network: of its nodes, and of the entries that do not lead out of it.
+    /// The names that should resolve in a network: those of its nodes, and of the DNS entries that do not point outside it.
     fn names<'a>(&self, network: &NetworkName, nodes: impl Iterator<Item = &'a Name>) -> BTreeSet<String> {
         if !self.declared.network(network).is_some_and(|network| network.name_service) {
             return BTreeSet::new();
@@ -253,14 +254,14 @@ impl Running {
     }
 }
 
-/// Who takes part in a network.
+/// A node of a network.
 struct Member<'a> {
     name: &'a Name,
     host: &'a Host,
     addresses: Vec<IpAddr>,
 }
 
-/// The names that a node does not know, once it knows all or time is up.
+/// The names that do not resolve on a host, once all do or time is up.
 async fn missing_until(host: &Host, expected: &BTreeSet<String>, deadline: Instant) -> Result<BTreeSet<String>, Error> {
     loop {
         let hosts = host.read("/etc/hosts").map_err(system("read a host's names"))?;
@@ -286,7 +287,7 @@ async fn ping_until(host: &Host, to: IpAddr, deadline: Instant) -> Result<Option
     }
 }
 
-/// The addresses in a network that a document of `netclient status --json` tells.
+/// The addresses in a network, from a document of `netclient status --json`.
 fn addresses(status: &serde_json::Value, network: &NetworkName) -> Vec<IpAddr> {
     let found = status["networks"].as_array().into_iter().flatten().find(|it| it["name"] == network.as_str());
     let texts = found.and_then(|it| it["addresses"].as_array()).into_iter().flatten();

@@ -1,7 +1,7 @@
 //! How does the control plane run in the lab?
 //!
-//! `nmserver` with SQLite, on a host of its own, with a data directory that lives as long as the lab. It may be killed and
-//! started again. Its host is a node of the networks that declare [`OWN_NODE`].
+//! `nmserver` with SQLite, on a host of its own, with a data directory that exists as long as the lab. It may be killed and
+//! restarted. Its host is a node of the networks that declare [`OWN_NODE`].
 
 use std::io;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::roster::OWN_NODE;
 use super::{Error, Host, Process, Programs, Underlay, agent, system};
 
-/// How long the server may take to serve.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the server may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 const REST: u16 = 8081;
 
 /// The control plane, on a host of its own.
@@ -28,17 +28,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes the host and starts the server; `settings` are variables as `nmserver` reads them.
+    /// Makes the host and starts the server; `settings` are environment variables of `nmserver`.
     ///
     /// # Errors
     ///
-    /// When the host cannot be made, or the server does not serve within 20 seconds.
+    /// When the host cannot be made, or the server does not start within 20 seconds.
     pub async fn start(underlay: &Underlay, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
-        // No node can be called like this.
+        // No node can have this name.
         Self::start_on(underlay.host("the_server").await?, programs, settings).await
     }
 
-    /// The same on a host that is there.
+    /// The same on an existing host.
     ///
     /// # Errors
     ///
@@ -69,30 +69,30 @@ impl Server {
         self.host.directory().join("data")
     }
 
-    /// How its own host is as a node: the document of `netclient status --json`, without networks while it is in none.
+    /// The status of its own host as a node: the document of `netclient status --json`, without networks while it is in none.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] with what the agent said.
+    /// [`Error::Refused`] with the agent's error output.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
         let directory = self.data().join("client").display().to_string();
         agent::status(&self.host, &self.netclient, &["--directory", &directory]).await
     }
 
-    /// The variables that let nmplan reach it as an admin.
+    /// The environment variables with which nmplan reaches it as an admin.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
         let file = |name| self.data().join(name).display().to_string();
         [("NMPLAN_SERVER", self.url()), ("NMPLAN_TOKEN_FILE", file("admin.token")), ("NMPLAN_CA", file("ca.pem"))]
     }
 
-    /// The id of its process; none while it is killed.
+    /// The id of its process; none while it is not running.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().and_then(Process::id)
     }
 
-    /// Its process; none while it is killed.
+    /// Its process; none while it is not running.
     pub fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
@@ -115,11 +115,11 @@ impl Server {
         Ok(())
     }
 
-    /// Starts the server, unless it runs, and waits until it serves.
+    /// Starts the server, unless it is running, and waits until it serves.
     ///
     /// # Errors
     ///
-    /// [`Error::NotServing`] when it ended, or does not serve within 20 seconds.
+    /// [`Error::NotServing`] when it ended, or does not start within 20 seconds.
     pub async fn serve(&mut self) -> Result<(), Error> {
         if self.process.as_mut().is_some_and(Process::is_running) {
             return Ok(());
@@ -131,8 +131,8 @@ impl Server {
         let process = self.host.start("nmserver", command).map_err(system("start nmserver"))?;
         let process = self.process.insert(process);
         self.starts += 1;
-        let deadline = Instant::now() + PATIENCE;
-        // The last line that each start logs before it serves, and the log has them all.
+        let deadline = Instant::now() + START_TIMEOUT;
+        // The last line of each start before it serves; the log keeps those of all starts.
         while process.printed().matches(" serving ").count() < self.starts {
             if Instant::now() > deadline || !process.is_running() {
                 return Err(Error::NotServing(process.printed()));

@@ -1,4 +1,4 @@
-//! The lab on its own: two hosts, many hosts, and what is left after violence.
+//! The lab on its own: two hosts, many hosts, and what is left after processes are killed.
 //!
 //! ```text
 //! a ==== router ==== b
@@ -33,7 +33,7 @@ fn enter(test: &str) -> bool {
     enter_test(&named(test))
 }
 
-/// What this machine shows of processes, interfaces and mounts, and the content of the files that a lab has its own of.
+/// What this computer shows of interfaces and mounts, and the content of the files that a lab has its own of.
 #[derive(Debug, PartialEq)]
 struct SystemState {
     interfaces: BTreeSet<String>,
@@ -107,7 +107,7 @@ fn two_hosts_ping_each_other() {
         assert_eq!(a.ping(nobody, SECOND / 10).await.expect("sockets"), None);
 
         let refused = underlay.host("a").await.expect_err("the name is taken");
-        assert_eq!(refused.to_string(), "the lab has a host `a` already");
+        assert_eq!(refused.to_string(), "the lab already has a host `a`");
         assert!(matches!(underlay.host("../a").await, Err(Error::Name(_))));
     });
 }
@@ -131,7 +131,7 @@ fn a_pulled_cable_is_a_gap_and_heals() {
             assert_eq!(a.ping(address, SECOND / 5).await.expect("sockets"), None);
             b.link_up().await.expect("link up");
             b.link_up().await.expect("link up twice");
-            // The kernel tells of a carrier a moment later, and what is sent until then is lost.
+            // The kernel reports a carrier a moment later, and what is sent until then is lost.
             let deadline = Instant::now() + 5 * SECOND;
             while a.ping(address, SECOND / 5).await.expect("sockets").is_none() {
                 assert!(Instant::now() < deadline, "never healed: {address}");
@@ -208,15 +208,15 @@ fn processes_are_logged_stopped_and_killed_on_drop() {
         let mut kind = a
             .start("kind", shell("trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.01; done"))
             .expect("started");
-        let mut deaf =
-            a.start("deaf", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
-        eventually("both have begun", || kind.printed() == "hello\n" && deaf.printed() == "hello\n");
+        let mut stubborn =
+            a.start("stubborn", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
+        eventually("both have begun", || kind.printed() == "hello\n" && stubborn.printed() == "hello\n");
         assert!(kind.is_running());
         assert_eq!(kind.stop(5 * SECOND).await.expect("stopped").code(), Some(3));
         assert_eq!(kind.printed(), "hello\nbye\n");
-        assert_eq!(deaf.stop(SECOND / 10).await.expect("stopped").signal(), Some(9));
-        assert_eq!(deaf.id(), None);
-        deaf.signal(Signal::TERM).expect("signalling the dead is harmless");
+        assert_eq!(stubborn.stop(SECOND / 10).await.expect("stopped").signal(), Some(9));
+        assert_eq!(stubborn.id(), None);
+        stubborn.signal(Signal::TERM).expect("signalling the dead is harmless");
 
         let sleeper = a.start("sleeper", shell("exec sleep 1000")).expect("started");
         let orphan = a.run(shell("setsid sleep 1000 >/dev/null 2>&1 & echo $!")).await.expect("run");
@@ -309,7 +309,7 @@ fn nothing_survives_a_kill() {
     if !enter("nothing_survives_a_kill") {
         return;
     }
-    // A lab in a lab, so that everything there is to see is this test's.
+    // A lab in a lab, so that everything that is visible belongs to this test.
     for whom in ["caller", "keeper", "init", "program"] {
         let before = SystemState::read();
         let mark = format!("victim-of-{whom}");
@@ -341,7 +341,7 @@ fn nothing_survives_a_kill() {
     }
 }
 
-/// Sends SIGTERM as a program without other threads would get it: libtest's main thread does not hold it back.
+/// Sends SIGTERM as a program without other threads would get it: libtest's main thread does not block it.
 fn signal_test_thread(caller: &std::process::Child) {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", caller.id())).expect("its threads").flatten();
     let threads = tasks.filter_map(|task| task.file_name().to_str()?.parse::<u32>().ok());
@@ -419,7 +419,7 @@ fn outside_nothing_is_made() {
 #[test]
 #[should_panic(expected = "no test is called `no::such::test`")]
 fn a_misnamed_test_is_a_failure() {
-    // Where namespaces are not permitted the name cannot be found out to be wrong.
+    // Where namespaces are not permitted the test cannot detect that the name is wrong.
     if super::enter(Command::new("true")).is_err() {
         panic!("no test is called `no::such::test`, supposedly");
     }

@@ -15,7 +15,7 @@
 //! router. Both ends of a pair have the same hardware address and no ARP, so that nothing has to be resolved.
 //!
 //! The addresses are those set aside for benchmarks (RFC 2544, RFC 5180), which no mesh declares.
-//! A program in the lab itself, outside of any host, reaches the hosts and is reached at [`Underlay::addresses`].
+//! A program in the lab itself, outside any host, reaches the hosts and is reached at [`Underlay::addresses`].
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -40,11 +40,11 @@ pub struct Underlay {
 impl Underlay {
     /// Makes a network without hosts; needs a tokio runtime with I/O.
     ///
-    /// It raises this process's limit of open files to what is permitted, because a host takes a few.
+    /// It raises this process's limit of open files as far as permitted, because each host uses a few.
     ///
     /// # Errors
     ///
-    /// [`Error::Outside`] outside of a lab, otherwise what the machine refused.
+    /// [`Error::Outside`] outside of a lab, otherwise what the operating system refused.
     pub async fn new() -> Result<Self, Error> {
         if !inside() {
             return Err(Error::Outside);
@@ -65,8 +65,8 @@ impl Underlay {
         Ok(Self { links, names: Mutex::default() })
     }
 
-    /// The directory that the lab and all its hosts see at the same path and may write to. It lies in memory, and ends
-    /// with the lab.
+    /// The directory that the lab and all its hosts see at the same path and may write to. It is in memory, and ends with
+    /// the lab.
     #[must_use]
     pub fn directory(&self) -> &Path {
         Path::new(DIRECTORY)
@@ -82,7 +82,7 @@ impl Underlay {
     ///
     /// # Errors
     ///
-    /// When the name is taken or unfit, or for what the machine refused.
+    /// When the name is taken or not valid, or when the operating system refuses.
     pub async fn host(&self, name: &str) -> Result<Host, Error> {
         let number = self.register(name)?;
         let host = Host::new(name, ipv4(number), ipv6(number), Port::new(self.links.clone(), number))?;

@@ -1,4 +1,4 @@
-//! What came of a lab, as a person reads it.
+//! The verdict of a lab as text for people.
 //!
 //! Pure: a [`Verdict`] in, text out.
 
@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::run::{NetworkVerdict, Pair, Verdict};
 
-/// The most nodes that are shown as a table of who reached whom; of more, only who did not is told.
+/// The most nodes for which a table shows who reached whom; with more, only pairs without an answer are listed.
 const TABLE: usize = 12;
 
 /// The text of a verdict.
@@ -19,7 +19,7 @@ fn network(network: &NetworkVerdict) -> String {
     let NetworkVerdict { name, nodes, pairs } = network;
     let reached = pairs.iter().filter(|pair| pair.is_reached()).count();
     let mut text = match nodes.len() {
-        1 => format!("{name}: one node, nobody to reach"),
+        1 => format!("{name}: one node, no other to reach"),
         _ => format!("{name}: {reached} of {} pairs reach each other", pairs.len()),
     };
     let names = nodes.iter().map(|node| node.names + node.missing.len()).max().unwrap_or(0);
@@ -48,12 +48,12 @@ fn network(network: &NetworkVerdict) -> String {
     }
     for node in unknown {
         let missing: Vec<_> = node.missing.iter().map(String::as_str).collect();
-        let _ = writeln!(text, "  {} does not know {}", node.name, missing.join(", "));
+        let _ = writeln!(text, "  {} does not resolve {}", node.name, missing.join(", "));
     }
     text
 }
 
-/// Who reached whom, in milliseconds: the slowest of the addresses.
+/// Who reached whom, with the time of the slowest address in milliseconds.
 fn table(network: &NetworkVerdict) -> String {
     let names: Vec<&str> = network.nodes.iter().map(|node| &*node.name).collect();
     let first = names.iter().map(|name| name.len()).chain(["from \\ to".len()]).max().unwrap_or(0);
@@ -120,19 +120,22 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_alone_has_nobody_to_reach_and_may_lack_names() {
+    fn a_single_node_has_no_other_to_reach_and_may_lack_names() {
         let mut verdict = verdict(Some(1.0));
         verdict.networks[0].nodes.pop();
         verdict.networks[0].pairs.clear();
         assert!(verdict.is_good());
-        assert_eq!(text(&verdict), "corp: one node, nobody to reach, 2 of 2 names resolve everywhere\n  a  10.0.0.1\n");
+        assert_eq!(
+            text(&verdict),
+            "corp: one node, no other to reach, 2 of 2 names resolve everywhere\n  a  10.0.0.1\n"
+        );
         verdict.networks[0].nodes[0].missing.insert("b.corp".into());
         assert!(!verdict.is_good());
-        assert!(text(&verdict).ends_with("\n  a does not know b.corp\n"), "{}", text(&verdict));
+        assert!(text(&verdict).ends_with("\n  a does not resolve b.corp\n"), "{}", text(&verdict));
     }
 
     #[test]
-    fn who_did_not_is_told() {
+    fn pairs_without_an_answer_are_listed() {
         assert!(!verdict(None).is_good());
         let first = "corp: 1 of 2 pairs reach each other, 2 of 2 names resolve everywhere\n";
         let rows = "  a                 -    0.4 ms\n  db-1             no         -\n";
