@@ -6,7 +6,7 @@
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
 	@echo "make test    build, then run every test"
-	@echo "make soak    the tests that kill things, many times over"
+	@echo "make soak    the tests that kill processes, 30 rounds each"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 
 demo: tools build
@@ -30,7 +30,7 @@ tools:
 	@command -v cargo >/dev/null || { echo "Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
 	@command -v cc >/dev/null || $(MAKE) --no-print-directory install PACKAGES="gcc libc6-dev"
 
-# Peers of our programs that the tests run.
+# Programs that the tests run.
 test-tools:
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory install PACKAGES="iproute2"
