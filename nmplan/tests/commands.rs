@@ -618,7 +618,8 @@ fn every_problem_is_drawn_at_its_location() {
     let folder = example("problems");
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
-        let (name, text) = (path.file_name().unwrap().to_str().unwrap(), std::fs::read_to_string(&path).unwrap());
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
         let (_, expected) = text.lines().next().unwrap().split_once(" expect ").unwrap();
         if name.starts_with("project.") || text.contains("in a project file") {
             continue;

@@ -56,7 +56,9 @@ async fn compare() {
         for agents in &mut agents {
             block(agents, BLOCK).await;
         }
-        let (written, mut spent, mut bytes) = (database(folder.path()), [Duration::ZERO; 2], 0);
+        let written = database(folder.path());
+        let mut spent = [Duration::ZERO; 2];
+        let mut bytes = 0;
         for _ in 0..calls.div_ceil(BLOCK) {
             for ((server, agents), spent) in [&ours, &peer].into_iter().zip(&mut agents).zip(&mut spent) {
                 let before = server.cpu();

@@ -50,11 +50,13 @@ async fn one_more(size: u32) {
     let watching = watch_all(&server, size).await;
     let mut newcomer = Agent::new(&server.known(), "corp", &name(size), size);
     newcomer.challenge().await.expect("it is connected");
-    let (cpu, start) = (server.cpu(), Instant::now());
+    let cpu = server.cpu();
+    let start = Instant::now();
     let received = watching.into_iter().map(|watching| tokio::spawn(watching.receive(start)));
     let received: Vec<_> = received.collect();
     newcomer.join("k").await.expect("it joins");
-    let (mut bytes, mut times) = (Vec::new(), Vec::new());
+    let mut bytes = Vec::new();
+    let mut times = Vec::new();
     for update in received {
         let (payload, after) = update.await.expect("it was received");
         bytes.push(payload);

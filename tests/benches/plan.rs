@@ -18,7 +18,8 @@ use serde_json::json;
 fn main() {
     let number =
         |name: &str, default: usize| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
-    let (objects, runs) = (number("OBJECTS", 10_000), number("RUNS", 5));
+    let objects = number("OBJECTS", 10_000);
+    let runs = number("RUNS", 5);
     let folder = tempfile::tempdir().expect("a folder");
     let programs = Programs::find().expect("the release build of the programs");
     declare(folder.path(), objects);
@@ -82,7 +83,9 @@ fn declare(folder: &Path, objects: usize) {
     std::fs::create_dir_all(project.join("mesh")).expect("a folder");
     let file = "project \"bench\" schema=1\nenv \"prod\" { use \"mesh/\" }\n";
     std::fs::write(project.join("nmplan.kdl"), file).expect("written");
-    let (nodes, keys, entries) = (244, 5, 250);
+    let nodes = 244;
+    let keys = 5;
+    let entries = 250;
     let networks = objects / 500;
     for network in 0..networks {
         let (high, low) = (network / 256, network % 256);
@@ -115,7 +118,8 @@ fn declare(folder: &Path, objects: usize) {
 /// here. The plan's exit code shows that the state fits.
 fn terraform_project(folder: &Path, objects: usize) {
     std::fs::create_dir_all(folder).expect("a folder");
-    let (mut text, mut resources) = (String::new(), Vec::new());
+    let mut text = String::new();
+    let mut resources = Vec::new();
     for object in 0..objects {
         let rack = format!("rack-{}", object % 16);
         let _ = writeln!(

@@ -25,9 +25,11 @@ pub type Costs = Vec<Cost>;
 ///
 /// When it fails.
 pub fn measure(mut command: Command) -> Cost {
-    let (before, start) = (children(), Instant::now());
+    let before = children();
+    let start = Instant::now();
     let output = command.stdin(Stdio::null()).output().expect("it runs");
-    let (wall, after) = (start.elapsed(), children());
+    let wall = start.elapsed();
+    let after = children();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Cost { wall, cpu: cpu(&after) - cpu(&before), memory: u64::try_from(after.max_rss()).unwrap_or(0) << 10 }
 }

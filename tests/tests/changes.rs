@@ -146,7 +146,8 @@ fn a_device_outlives_every_change_of_its_port() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let agent = mesh.agent("a").await;
-        let (host, socket) = (agent.host(), agent.host().directory().join("device.sock"));
+        let host = agent.host();
+        let socket = agent.host().directory().join("device.sock");
         let mut device = host.within(|| Userspace::spawn("nm-x", &mesh.programs.netclient, &socket)).expect("a device");
         device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([9; 32]))]).expect("it takes a key");
         // The link is up so that something reads it: that is what a change of port disturbs.

@@ -94,7 +94,8 @@ fn nothing_but_the_tunnel_carries_control_traffic() {
         for agent in &agents {
             count(agent.host(), mesh.server.host().ipv4(), COMMS);
         }
-        let (start, mut last) = (Instant::now(), 0);
+        let start = Instant::now();
+        let mut last = 0;
         while start.elapsed() < Duration::from_secs(60) {
             last += 1;
             change(&mesh, &agents[last % 3], &format!("10.40.8.{last}"), Duration::from_secs(3)).await;
@@ -206,7 +207,8 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let tokens = mesh.apply(&text("10.40.9.1")).await;
-        let (server, foreign) = (mesh.server.host(), Ipv4Addr::new(203, 0, 113, 1));
+        let server = mesh.server.host();
+        let foreign = Ipv4Addr::new(203, 0, 113, 1);
         run(server, "ip address add 203.0.113.1/32 dev lo").await;
         // Even where the host forwards, nothing from the tunnel is forwarded.
         run(server, "sysctl -qw net.ipv4.ip_forward=1").await;

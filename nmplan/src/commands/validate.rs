@@ -25,7 +25,8 @@ pub fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
 }
 
 fn each<C: ControlPlane>(run: &mut Run<'_, C>, envs: Vec<Name>) -> Result<BTreeSet<NetworkName>, Error> {
-    let (mut errors, mut known) = (0, BTreeSet::new());
+    let mut errors = 0;
+    let mut known = BTreeSet::new();
     for env in envs {
         run.place.env = Some(env.clone());
         match one(run, Some(&env)) {

@@ -70,7 +70,8 @@ impl Rest {
     }
 
     fn failed(&self, error: reqwest::Error) -> ControlError {
-        let (server, error) = (self.base.clone(), error.without_url());
+        let server = self.base.clone();
+        let error = error.without_url();
         if error.is_connect() {
             ControlError::Unreachable { server, source: error }
         } else {

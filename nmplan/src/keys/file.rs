@@ -221,7 +221,8 @@ mod tests {
         let start = std::sync::Barrier::new(8);
         thread::scope(|scope| {
             for number in 0..8 {
-                let (path, start) = (&path, &start);
+                let path = &path;
+                let start = &start;
                 scope.spawn(move || {
                     let mut file = KeyFile::open(path).expect("it opens");
                     let key = made(&format!("ci-{number}"));

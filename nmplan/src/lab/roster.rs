@@ -219,7 +219,8 @@ mod tests {
         let text = r#"network "one" { ipv4 "10.0.0.0/24"; node "netmaker"; node "a" }
             network "two" { ipv4 "10.1.0.0/24"; node "netmaker"; access-key "k" }
             network "three" { ipv4 "10.2.0.0/24"; node "netmaker" }"#;
-        let (declared, roster) = (declared(text), roster(&declared(text)));
+        let roster = roster(&declared(text));
+        let declared = declared(text);
         assert_eq!(listed(&roster), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
         let key = roster.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
         let names: Vec<_> = key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();

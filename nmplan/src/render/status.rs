@@ -39,7 +39,9 @@ fn counts(nodes: &[NodeStatus]) -> String {
         return "no node is declared and none has joined".into();
     }
     let number = |state| nodes.iter().filter(|node| node.state == state).count();
-    let (online, silent, awaiting) = (number(Presence::Online), number(Presence::Silent), number(Presence::Awaiting));
+    let online = number(Presence::Online);
+    let silent = number(Presence::Silent);
+    let awaiting = number(Presence::Awaiting);
     format!("{} ({online} online, {silent} silent, {awaiting} awaiting a join)", count(nodes.len() as u64, "node"))
 }
 

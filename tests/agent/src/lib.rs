@@ -202,7 +202,8 @@ impl Agent {
 
     /// A check-in request.
     pub async fn check_in_request(&mut self, facts: Option<Facts>) -> Result<Request<wire::CheckInRequest>, Status> {
-        let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
+        let network = self.network.to_string();
+        let Position { epoch, revision } = self.at;
         self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts }).await
     }
 
@@ -218,7 +219,8 @@ impl Agent {
 
     /// Streams every change after the revision that it has.
     pub async fn watch(&mut self) -> Result<Streaming<Update>, Status> {
-        let (network, Position { epoch, revision }) = (self.network.to_string(), self.at);
+        let network = self.network.to_string();
+        let Position { epoch, revision } = self.at;
         let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0 }).await?;
         Ok(self.client.watch(request).await?.into_inner())
     }
