@@ -44,8 +44,8 @@ fn main() {
     row("one more DNS entry", fresh, join);
     let setting = followed(&mesh, &world, |world, round| declare_network(world, 21 + round));
     row("a setting of the network (keepalive)", setting, join);
-    let anew = median((0..11).map(|_| timed(|| Mesh::compile(&network, &world.snapshot, &world.inventory))).collect());
-    row("compiled again", anew, join);
+    let again = median((0..11).map(|_| timed(|| Mesh::compile(&network, &world.snapshot, &world.inventory))).collect());
+    row("compiled again", again, join);
 }
 
 fn number(variable: &str, otherwise: u32) -> u32 {

@@ -41,11 +41,11 @@ pub fn in_runtime<T>(test: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 ///
-/// When it does not hold within `patience`.
-pub async fn eventually(what: &str, patience: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+/// When it does not hold within `timeout`.
+pub async fn eventually(what: &str, timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !holds().await {
-        assert!(start.elapsed() < patience, "not within {patience:?}: {what}");
+        assert!(start.elapsed() < timeout, "not within {timeout:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     start.elapsed()

@@ -47,12 +47,12 @@ async fn knows(agent: &Agent, name: &str, address: &str) -> bool {
 }
 
 /// Applies another address for c, and returns how long it took until all know it.
-async fn readdress(mesh: &Mesh, agents: &[Agent], patience: Duration) -> Duration {
+async fn readdress(mesh: &Mesh, agents: &[Agent], timeout: Duration) -> Duration {
     let links: Vec<_> = agents.iter().map(link).collect();
     let b: IpAddr = addresses(&agents[1], "corp").await[0];
     let pinger = agents[0].host().pinger(b, Duration::from_millis(20)).expect("sockets");
     mesh.apply(&text("10.40.0.10", "20s")).await;
-    let took = eventually("all know the new address", patience, async || {
+    let took = eventually("all know the new address", timeout, async || {
         let mut all = true;
         for agent in agents {
             all &= knows(agent, "api", "10.40.0.10").await;

@@ -152,7 +152,7 @@ fn when_the_declaration_is_deleted_the_servers_host_is_left_as_it_was() {
         let tokens = mesh.apply(WITHOUT).await;
         let a = joined(&mesh, &tokens, "a").await;
         let before = traces(mesh.server.host());
-        assert!(!mesh.server.data().join("client").exists(), "nothing is made for a node that nobody declares");
+        assert!(!mesh.server.data().join("client").exists(), "nothing is made for a node that is not declared");
         for _ in 0..rounds() {
             mesh.apply(&with(r#"node "netmaker""#)).await;
             let own = own_addresses(&mesh.server).await;
@@ -253,7 +253,7 @@ fn with_a_new_database_the_servers_host_is_a_node_again() {
             mesh.server.serve().await.expect("it serves again");
             if undeclared_first {
                 let gone = async || traces(mesh.server.host()).interfaces == before.interfaces;
-                eventually("what nobody declares is left", SOON, gone).await;
+                eventually("a node that is not declared leaves", SOON, gone).await;
             }
             mesh.apply(&declared).await;
             let known =

@@ -99,8 +99,8 @@ fn problems_and_a_network_without_nodes_are_reported() {
     };
     let problem = printed("network \"corp\" { ipv4 \"10.0.0.0/33\" }");
     assert!(problem.contains("mesh.kdl:1") && problem.contains("10.0.0.0/33"), "{problem}");
-    let nobody = printed("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
-    assert!(nobody.contains("no network declares a node"), "{nobody}");
+    let no_nodes = printed("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
+    assert!(no_nodes.contains("no network declares a node"), "{no_nodes}");
 }
 
 /// Starts a lab that stays, and waits until it is up.

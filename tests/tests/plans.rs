@@ -9,7 +9,7 @@ fn example(name: &str) -> String {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
 }
 
-/// Runs nmplan and demands an exit code; returns what it printed, on standard output and standard error.
+/// Runs nmplan and requires an exit code; returns what it printed, on standard output and standard error.
 async fn ends(mesh: &Mesh, code: i32, arguments: &[&str]) -> String {
     let output = mesh.nmplan(&[&["--project", "test"], arguments].concat()).await;
     let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));

@@ -133,10 +133,10 @@ fn missing_names_ports_and_privileges_are_reported() {
         drop(busy);
         a.join(token, &[]).await.expect("the use was given back");
 
-        let nobody = mesh.agent("b").await;
-        let mut command = nobody.host().command(Path::new("setpriv"));
+        let unprivileged = mesh.agent("b").await;
+        let mut command = unprivileged.host().command(Path::new("setpriv"));
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&mesh.programs.netclient);
-        let output = nobody.host().run(command_with(command, token)).await.expect("it runs");
+        let output = unprivileged.host().run(command_with(command, token)).await.expect("it runs");
         let printed = text_of(&output.stderr);
         assert!(!output.status.success() && printed.contains("as root"), "{printed}");
     });

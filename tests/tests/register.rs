@@ -51,24 +51,24 @@ async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Agent> {
 }
 
 /// Waits until an agent's control traffic takes a transport; returns how long that took.
-async fn takes(agent: &Agent, transport: &str, patience: Duration) -> Duration {
-    takes_in(agent, 0, transport, patience).await
+async fn takes(agent: &Agent, transport: &str, timeout: Duration) -> Duration {
+    takes_in(agent, 0, transport, timeout).await
 }
 
 /// The same for one of several networks, by its index.
-async fn takes_in(agent: &Agent, network: usize, transport: &str, patience: Duration) -> Duration {
+async fn takes_in(agent: &Agent, network: usize, transport: &str, timeout: Duration) -> Duration {
     let what = format!("control traffic of {} takes {transport}", agent.host().name());
-    eventually(&what, patience, async || {
+    eventually(&what, timeout, async || {
         agent.status().await.is_ok_and(|status| status["networks"][network]["control"] == transport)
     })
     .await
 }
 
 /// Applies another address of an entry; returns how long it took until an agent knew it.
-async fn change(mesh: &Mesh, agent: &Agent, address: &str, patience: Duration) -> Duration {
+async fn change(mesh: &Mesh, agent: &Agent, address: &str, timeout: Duration) -> Duration {
     mesh.apply(&text(address)).await;
     let line = format!("{address}\tapi.corp");
-    eventually("the change arrives", patience, async || {
+    eventually("the change arrives", timeout, async || {
         agent.host().read("/etc/hosts").expect("it is there").contains(&line)
     })
     .await

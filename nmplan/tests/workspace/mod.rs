@@ -77,7 +77,7 @@ impl Workspace {
 
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        std::fs::create_dir_all(path.parent().expect("it lies in the directory")).expect("a directory can be made");
+        std::fs::create_dir_all(path.parent().expect("it is in the directory")).expect("a directory can be made");
         std::fs::write(&path, text).expect("a file can be written");
         path
     }

@@ -166,7 +166,7 @@ impl Agent {
     pub async fn join_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<(), Status> {
         let request = self.join_request_with(key, seed).await?;
         let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
-        self.name = name.parse().expect("the server gives a name");
+        self.name = name.parse().expect("the server returns a valid name");
         self.take(&update.expect("a join is answered with a View")).expect("the server signs what it sends");
         Ok(())
     }
