@@ -31,7 +31,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// The streams of this process. Nobody is asked where standard input is read for files, or is no terminal.
+    /// The streams of this process. Questions are asked only if standard input is a terminal and is not read for files.
     pub fn of_process(global: &Global) -> Self {
         let choice = match global.color {
             Color::Auto => None,
@@ -95,7 +95,7 @@ impl Console {
         }
     }
 
-    /// Prints on standard error, also in a quiet run. That it cannot be written is no error: nothing that was asked for is lost.
+    /// Prints on standard error, even in a quiet run. A failure to write is ignored, since nothing that was asked for is lost.
     pub fn stderr(&mut self, text: &str) {
         let _ = self.stderr.write_all(text.as_bytes()).and_then(|()| self.stderr.flush());
     }
