@@ -1,4 +1,4 @@
-//! A server on loopback, without tunnels or a node of its own: it touches nothing of this host.
+//! A server on loopback, without tunnels or a node of its own: it changes nothing on this host.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    /// What `nmplan` needs in its environment to reach it as an admin.
+    /// The environment variables with which `nmplan` reaches it as an admin.
     pub environment: Vec<(&'static str, String)>,
 }
 
 impl Server {
-    /// Starts a program that is an `nmserver`, with its data in `folder`/data: what an earlier one left there, it serves.
+    /// Starts a build of `nmserver` with its data in `folder`/data; it serves what an earlier one left there.
     ///
     /// # Panics
     ///
-    /// When it does not serve within 20 s.
+    /// When it does not start within 20 s.
     pub fn start(nmserver: &Path, folder: &Path) -> Self {
         let port = |_| {
             let socket = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");

@@ -1,4 +1,4 @@
-//! What ARCHITECTURE.md promises to whoever adds a field or a kind, tried by the letter on copies of this workspace.
+//! What ARCHITECTURE.md says about adding a field or a kind, tried step by step on copies of this workspace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -144,56 +144,56 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
         let mut command = Command::new(programs.join("nmplan"));
         command.arg("-C").arg(&project).args(arguments).envs(server.environment.clone()).env("NO_COLOR", "1");
         let output = command.output().expect("nmplan starts");
-        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
-        (output.status.code(), said)
+        let printed = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        (output.status.code(), printed)
     };
 
     // Wrong input: a name inside a record inside a list, at its line and column.
     fs::write(mesh.join("corp.kdl"), KDL.replace("hops node=\"a\"", "hops node=\"c\"")).expect("written");
-    let (code, said) = nmplan(&server, &["validate"]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("schema::unknown_reference") && said.contains("corp.kdl:10:23"), "{said}");
+    let (code, printed) = nmplan(&server, &["validate"]);
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("schema::unknown_reference") && printed.contains("corp.kdl:10:23"), "{printed}");
 
     fs::write(mesh.join("corp.kdl"), KDL).expect("written");
-    let (code, said) = nmplan(&server, &["apply", "-y"]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("probe/p"), "{said}");
+    let (code, printed) = nmplan(&server, &["apply", "-y"]);
+    assert_eq!(code, Some(0), "{printed}");
+    assert!(printed.contains("probe/p"), "{printed}");
 
-    // The other language means the same; the server kept it whole, also over a restart.
+    // The other language means the same, and the server has stored all of it, even across a restart.
     fs::remove_file(mesh.join("corp.kdl")).expect("removed");
     fs::write(mesh.join("corp.yaml"), YAML).expect("written");
-    let (code, said) = nmplan(&server, &["plan", "--detailed-exitcode"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, printed) = nmplan(&server, &["plan", "--detailed-exitcode"]);
+    assert_eq!(code, Some(0), "{printed}");
     drop(server);
     server = Server::start(&programs.join("nmserver"), folder.path());
-    let (code, said) = nmplan(&server, &["plan", "--detailed-exitcode"]);
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = nmplan(&server, &["show"]);
-    assert!(code == Some(0) && said.contains("corp/probe/p"), "{said}");
+    let (code, printed) = nmplan(&server, &["plan", "--detailed-exitcode"]);
+    assert_eq!(code, Some(0), "{printed}");
+    let (code, printed) = nmplan(&server, &["show"]);
+    assert!(code == Some(0) && printed.contains("corp/probe/p"), "{printed}");
 
-    // An order, and a field inside of a record inside of a list.
+    // The order of a list, and a field inside a record inside a list.
     let changed = YAML.replace("via: [b, a]", "via: [a, b]").replace("within: 9s", "within: 8s");
     fs::write(mesh.join("corp.yaml"), changed).expect("written");
-    let (code, said) = nmplan(&server, &["plan", "--detailed-exitcode"]);
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("reordered: b,a -> a,b") && said.contains("9s -> 8s"), "{said}");
-    let (code, said) = nmplan(&server, &["apply", "-y"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, printed) = nmplan(&server, &["plan", "--detailed-exitcode"]);
+    assert_eq!(code, Some(2), "{printed}");
+    assert!(printed.contains("reordered: b,a -> a,b") && printed.contains("9s -> 8s"), "{printed}");
+    let (code, printed) = nmplan(&server, &["apply", "-y"]);
+    assert_eq!(code, Some(0), "{printed}");
 
     // Reference and schema have it.
     let (_, schema) = nmplan(&server, &["schema"]);
     let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
     assert!(schema.to_string().contains("The nodes that try, in order of preference."), "{schema}");
 
-    // What goes, goes: the server has nothing left of it.
+    // After its deletion the server has nothing left of it.
     fs::write(mesh.join("corp.yaml"), "networks: { corp: { ipv4: 10.40.0.0/16 } }\n").expect("written");
-    let (code, said) = nmplan(&server, &["apply", "-y"]);
-    assert_eq!(code, Some(0), "{said}");
-    let (_, said) = nmplan(&server, &["show"]);
-    assert!(!said.contains("probe"), "{said}");
+    let (code, printed) = nmplan(&server, &["apply", "-y"]);
+    assert_eq!(code, Some(0), "{printed}");
+    let (_, printed) = nmplan(&server, &["show"]);
+    assert!(!printed.contains("probe"), "{printed}");
 }
 
-/// A copy of the workspace's sources, anew.
+/// Makes a fresh copy of the workspace's sources.
 fn copy(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("architecture-{name}"));
@@ -208,7 +208,8 @@ fn copy(name: &str) -> PathBuf {
             copy_into(&entry.path(), &copy.join(name));
         }
     }
-    // Cargo tells packages apart by name and version, not by where they lie: what is built of a copy is not taken for ours.
+    // Cargo distinguishes packages by name and version, not by path: with its own version, a copy's build is not
+    // mistaken for ours.
     edit(&copy.join("Cargo.toml"), "\nversion = \"", &format!("\nversion = \"0.0.0-{name}-of-"));
     copy
 }
@@ -231,7 +232,7 @@ fn edit(path: &Path, from: &str, to: &str) {
     fs::write(path, text.replacen(from, to, 1)).expect("written");
 }
 
-/// Builds a copy as `make build` does. What it depends on is built already, beside this test; its own programs go elsewhere.
+/// Builds a copy as `make build` does. Its dependencies are already built, in this test's directory; its programs go elsewhere.
 fn build(copy: &Path) -> Output {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
