@@ -469,7 +469,8 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
         for _ in 0..2 {
             a.register(&tokens["corp/access-key/k"]).await.expect("it registers, and again");
         }
-        let expires = a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
+        let expires =
+            a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
         assert!((590..=600).contains(&expires), "{expires}");
         // The deadline is moved to now: on the disk, and for the device's process.
         a.host().within(|| {
