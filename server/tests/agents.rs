@@ -109,7 +109,7 @@ async fn a_host_that_may_not_join_is_sent_the_reason_and_leaves_nothing_behind()
         assert_eq!(refused.code(), Code::PermissionDenied, "{name} with {key}");
         assert!(refused.message().contains(why), "{name} with {key}: {}", refused.message());
     }
-    let mut elsewhere = Agent::new(&server.way, "lab", "a", 1);
+    let mut elsewhere = Agent::new(&server.known, "lab", "a", 1);
     assert!(elsewhere.join("many").await.unwrap_err().message().contains("does not exist"));
     assert_eq!(server.snapshot().await.world().unwrap(), before);
 }
@@ -443,8 +443,8 @@ async fn every_method_has_a_line_in_the_table_and_asks_for_what_that_says() {
 #[tokio::test]
 async fn a_server_with_another_ca_is_not_spoken_to() {
     let (server, other) = (corp().await, corp().await);
-    let way = KnownServer { ca: other.way.ca.clone(), ..server.way.clone() };
-    let error = Agent::new(&way, "corp", "a", 1).challenge().await.unwrap_err();
+    let known = KnownServer { ca: other.known.ca.clone(), ..server.known.clone() };
+    let error = Agent::new(&known, "corp", "a", 1).challenge().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert_ne!(server.service.info().ca_pin, other.service.info().ca_pin);
 }

@@ -34,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A server that serves.
 pub struct Running {
     pub service: Service,
-    pub way: KnownServer,
+    pub known: KnownServer,
     pub rest: SocketAddr,
     /// The admin's token.
     pub token: String,
@@ -72,8 +72,8 @@ impl Running {
         let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
         let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
         let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
-        let way = KnownServer { at, ca, signing_key: service.info().signing_key };
-        Self { service, way, rest, token, client, end, serving }
+        let known = KnownServer { at, ca, signing_key: service.info().signing_key };
+        Self { service, known, rest, token, client, end, serving }
     }
 
     /// Starts one in memory.
@@ -144,7 +144,7 @@ impl Running {
 
     /// An agent that has not joined `corp`.
     pub fn agent(&self, name: &str, number: u32) -> Agent {
-        Agent::new(&self.way, "corp", name, number)
+        Agent::new(&self.known, "corp", name, number)
     }
 
     /// An agent that has joined `corp` with a key.
