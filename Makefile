@@ -1,7 +1,7 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
 # that has Rust.
 
-.PHONY: help demo test soak bench build tools test-tools install
+.PHONY: help demo test soak bench build tools demo-tools test-tools install
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
@@ -9,7 +9,7 @@ help:
 	@echo "make soak    the tests that kill processes, 30 rounds each"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 
-demo: tools build
+demo: tools demo-tools build
 	target/debug/nmplan lab examples/quickstart
 
 test: tools test-tools build
@@ -30,11 +30,14 @@ tools:
 	@command -v cargo >/dev/null || { echo "Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
 	@command -v cc >/dev/null || $(MAKE) --no-print-directory install PACKAGES="gcc libc6-dev"
 
+# What the agents of the demo use.
+demo-tools:
+	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory install PACKAGES="nftables"
+
 # Programs that the tests run.
-test-tools:
+test-tools: demo-tools
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory install PACKAGES="iproute2"
-	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory install PACKAGES="nftables"
 
 install:
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \

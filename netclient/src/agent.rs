@@ -8,17 +8,19 @@ mod join;
 mod keys;
 mod leave;
 pub mod member;
+mod outside;
 mod register;
 mod status;
 mod update;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ed25519_dalek as ed25519;
 use proto::sign::public_key;
 use proto::token::Token;
 use schema::scalars::{Identity, NetworkName, SigningKey};
+use tokio::sync::broadcast;
 
 use crate::comms::ServerTunnel;
 use crate::control::{Connection, Opener, Reach};
@@ -26,7 +28,9 @@ use crate::device::Refusal;
 use crate::directory::Directory;
 use crate::host::Host;
 use crate::membership::ServerAddress;
+use crate::outside::Slot;
 use crate::settings::Settings;
+use crate::system::watch::HostEvent;
 use crate::tunnel::NetworkTunnel;
 
 pub use error::{AgentError, error_chain};
@@ -43,6 +47,10 @@ pub struct Agent {
     pub settings: Settings,
     /// The host that it runs on.
     pub host: Arc<dyn Host>,
+    /// What sets its routes, rules and tables apart from those of other agents.
+    slot: Slot,
+    /// What others do to the host, for every driver.
+    events: Arc<OnceLock<broadcast::Sender<HostEvent>>>,
     /// How it reaches a server in its own process.
     within: Option<Opener>,
     connections: Arc<Mutex<Connections>>,
@@ -54,7 +62,8 @@ type Connections = BTreeMap<(ServerAddress, Identity), Arc<Connection>>;
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
-        Self { directory, settings, host, within: None, connections: Arc::default() }
+        let slot = Slot::of(directory.path());
+        Self { directory, settings, host, slot, events: Arc::default(), within: None, connections: Arc::default() }
     }
 
     /// The same for a server in the same process, to which `open` makes connections.
@@ -98,6 +107,27 @@ impl Agent {
     /// interface, and the port that it would have to listen on, if there is one.
     pub fn check_free(&self, network: &NetworkName, port: Option<u16>) -> Result<(), Refusal> {
         self.host.check_free(&self.interface(network), self.settings.port.or(port))
+    }
+
+    /// What others do to what the agent's networks stand on, from now on. Needs a runtime.
+    pub(crate) fn host_events(&self) -> broadcast::Receiver<HostEvent> {
+        let start = || {
+            let (sender, _) = broadcast::channel(64);
+            match self.host.watch(self.slot) {
+                Ok(mut events) => {
+                    let sender = sender.clone();
+                    tokio::spawn(async move {
+                        while let Some(event) = events.recv().await {
+                            // Nobody may be listening just now.
+                            let _ = sender.send(event);
+                        }
+                    });
+                }
+                Err(error) => tracing::warn!(%error, "what others change on this host is noticed late"),
+            }
+            sender
+        };
+        self.events.get_or_init(start).subscribe()
     }
 
     pub(crate) fn tunnel(&self, interface: &str) -> NetworkTunnel {

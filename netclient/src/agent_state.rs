@@ -20,6 +20,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the host is compared with what it should be while nothing happens.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long after a change by others the host is looked at, and how often at most.
+const SETTLE: Duration = Duration::from_millis(100);
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may have.
 const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lasted this long counts as good.
@@ -55,6 +58,8 @@ pub enum Input {
     },
     /// The View could not be applied.
     ApplyFailed,
+    /// Somebody changed what the tunnel stands on.
+    HostChanged,
 }
 
 /// What to do.
@@ -98,6 +103,7 @@ pub struct AgentState {
     apply_failures: u32,
     next_call: Instant,
     next_reconcile: Instant,
+    last_reconcile: Instant,
     removed: bool,
 }
 
@@ -140,6 +146,7 @@ impl AgentState {
             apply_failures: 0,
             next_call: now,
             next_reconcile: now + RECONCILE_INTERVAL,
+            last_reconcile: now,
             removed: false,
         }
     }
@@ -185,6 +192,7 @@ impl AgentState {
             Input::StreamEnded => self.stream_ended(now),
             Input::Applied { facts_changed } => self.was_applied(facts_changed, now),
             Input::ApplyFailed => self.apply_failed(now),
+            Input::HostChanged => self.host_changed(now),
         }
         self.handle_timeout(now);
     }
@@ -197,6 +205,12 @@ impl AgentState {
         self.handle_timeout(now);
     }
 
+    /// Looks soon, when whoever is at it may be done; not all the time where somebody does it again and again.
+    fn host_changed(&mut self, now: Instant) {
+        let soon = (now + SETTLE).max(self.last_reconcile + REPAIR_INTERVAL);
+        self.next_reconcile = self.next_reconcile.min(soon);
+    }
+
     fn apply_failed(&mut self, now: Instant) {
         self.apply_failures = self.apply_failures.saturating_add(1);
         self.next_reconcile = now + self.pause(self.apply_failures);
@@ -206,6 +220,7 @@ impl AgentState {
     pub fn handle_timeout(&mut self, now: Instant) {
         if now >= self.next_reconcile {
             self.next_reconcile = now + RECONCILE_INTERVAL;
+            self.last_reconcile = now;
             self.push_once(if self.removed { Output::TakeDown } else { Output::Reconcile });
         }
         if self.removed {

@@ -18,6 +18,7 @@ use crate::device::{
 };
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
+use crate::outside::MARK;
 use crate::reconcile::{Wanted, WantedLink, device_steps, link_steps};
 use crate::registration::{BootTime, Registration, Terms};
 use crate::system::link::{self, LinkError};
@@ -263,7 +264,7 @@ fn lacking(
 ) -> Vec<DeviceStep> {
     // A server does not roam: its endpoint is the one that was set, and another one is applied at once.
     let applied = observed.peers.iter().filter_map(|(key, peer)| Some((*key, peer.settings.endpoint?)));
-    let wanted = Wanted { private_key, listen_port: None, peers: &[(server, settings)].into() };
+    let wanted = Wanted { private_key, listen_port: None, mark: MARK, peers: &[(server, settings)].into() };
     device_steps(wanted, observed, &applied.collect(), 0)
 }
 
@@ -287,7 +288,7 @@ mod tests {
             allowed_ips: [host(Ipv4Addr::new(10, 101, 0, 1))].into(),
             keepalive: 0,
         };
-        for (at, steps) in [("192.0.2.1:50555", 2), ("192.0.2.2:50555", 1)] {
+        for (at, steps) in [("192.0.2.1:50555", 3), ("192.0.2.2:50555", 1)] {
             let found = lacking(&key, server, settings(at), &fake.observe().expect("it is there"));
             assert_eq!(found.len(), steps, "{found:?}");
             fake.apply(&found).expect("it takes the steps");

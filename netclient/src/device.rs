@@ -28,7 +28,7 @@ use std::time::Duration;
 use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
-pub use host::{blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards};
+pub use host::{blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards, stay_outside};
 pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 
 /// A WireGuard device that exists.
@@ -197,6 +197,7 @@ impl Refusal {
 /// The settings of the device as a whole in a list of steps, apart from its peers.
 #[derive(Default)]
 struct Basics<'a> {
+    mark: Option<u32>,
     private_key: Option<&'a PrivateKey>,
     listen_port: Option<u16>,
 }
@@ -207,6 +208,7 @@ impl<'a> Basics<'a> {
         let mut basics = Self::default();
         for step in steps {
             match step {
+                DeviceStep::SetMark(mark) => basics.mark = Some(*mark),
                 DeviceStep::SetPrivateKey(key) => basics.private_key = Some(key),
                 DeviceStep::SetListenPort(port) => basics.listen_port = Some(*port),
                 DeviceStep::PutPeer(..) | DeviceStep::RemovePeer(_) => {}

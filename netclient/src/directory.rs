@@ -270,6 +270,11 @@ impl Directory {
         Self::wait_for(self.path.join("comms.lock")).await
     }
 
+    /// The right to change what all networks of the agent share on the host: routes, rules, the packet filter.
+    pub(crate) async fn lock_outside(&self) -> Result<Lock, DirectoryError> {
+        Self::wait_for(self.path.join("outside.lock")).await
+    }
+
     async fn wait_for(path: PathBuf) -> Result<Lock, DirectoryError> {
         let deadline = Instant::now() + TIMEOUT;
         loop {

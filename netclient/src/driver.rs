@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proto::wire::{Facts, Update};
 use schema::api::Control;
 use schema::scalars::NetworkName;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::agent::member::Member;
@@ -16,6 +16,7 @@ use crate::agent::{AgentError, error_chain};
 use crate::agent_state::{AgentState, Input, Output};
 use crate::control::CallError;
 use crate::membership::Accepted;
+use crate::system::watch::HostEvent;
 
 /// How many events may wait; a sender of more waits as well.
 const WAITING: usize = 16;
@@ -58,6 +59,7 @@ pub struct Driver {
     sender: mpsc::Sender<Event>,
     stream: Option<AbortHandle>,
     control: watch::Sender<Control>,
+    host_events: broadcast::Receiver<HostEvent>,
 }
 
 /// Why a driver ended.
@@ -76,7 +78,8 @@ impl Driver {
         let (control, transport) = watch::channel(Control::None);
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
         let state = AgentState::new(interval(&member), watch, seed, now());
-        (Self { member, state, events, sender, stream: None, control }, transport)
+        let host_events = member.host_events();
+        (Self { member, state, events, sender, stream: None, control, host_events }, transport)
     }
 
     /// Drives until `shutdown` becomes true or the host has left.
@@ -94,9 +97,24 @@ impl Driver {
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
                 Some(request) = requests.recv() => if self.handle(request).await { return End::Left },
+                event = self.host_events.recv() => self.hear(event),
                 () = tokio::time::sleep_until(due.into()) => self.state.handle_timeout(now()),
                 () = ended(&mut shutdown) => return End::Shutdown,
             }
+        }
+    }
+
+    /// Takes in what somebody did to the host, as far as it touches this network.
+    fn hear(&mut self, event: Result<HostEvent, broadcast::error::RecvError>) {
+        let touches = match &event {
+            Ok(HostEvent::Link(name)) => *name == self.member.membership().interface,
+            // Too much to keep up with: anything may have happened.
+            Ok(HostEvent::Routing | HostEvent::Filter) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Closed) => false,
+        };
+        if touches {
+            tracing::debug!(?event, network = %self.network(), "somebody changed what the tunnel stands on");
+            self.state.handle(Input::HostChanged, now());
         }
     }
 

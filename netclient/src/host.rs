@@ -1,20 +1,30 @@
-//! The host that an agent runs on, as far as a network's tunnel needs it: devices, links, forwarding, names.
+//! The host that an agent runs on, as far as a network's tunnel needs it: devices, links, routes, packet filter,
+//! forwarding, names.
 //!
 //! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::FakeHost`] is
 //! one in memory, for tests of the whole agent. Neither decides anything.
 
 pub mod fake;
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use schema::scalars::Endpoint;
+use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Refusal};
+use crate::outside::{Outside, Routing, Slot, filter_members};
+use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
+use crate::system::routing::{self, RoutingError};
+use crate::system::watch::HostEvent;
+use crate::system::{rp_filter, watch};
 
 /// A host. What is not async blocks; an async caller runs it on a thread that may block.
 pub trait Host: Send + Sync {
@@ -30,6 +40,16 @@ pub trait Host: Send + Sync {
     fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>>;
     /// The MTU of a tunnel over the host's other interfaces.
     fn underlay_mtu<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>>;
+    /// Whether this host has a packet filter that keeps marks; see [`outside`](crate::outside).
+    fn has_filter(&self) -> bool;
+    /// Keeps the table of the packet filter as it should be; where nothing is outside, there is none. Blocks the caller.
+    fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError>;
+    /// Changes the members that the table knows; [`FirewallError::Refused`] if it is not as it was set. Blocks the caller.
+    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError>;
+    /// Brings the agent's routes and rules to what they should be.
+    fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>>;
+    /// Reports what others do to what the agent stands on, until the receiver is dropped.
+    fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
     /// Makes the kernel forward packets that come in by an interface, or not.
     fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError>;
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock file
@@ -48,12 +68,37 @@ pub struct System {
     pub executable: PathBuf,
     /// The file of names.
     pub hosts: PathBuf,
+    /// The table of the packet filter as this process set it last.
+    filter: Arc<Mutex<Option<Filter>>>,
+}
+
+/// A table as it was set.
+#[derive(Debug)]
+struct Filter {
+    outside: Outside,
+    /// How nft listed it then.
+    structure: Option<String>,
 }
 
 impl Default for System {
     /// With this program itself, and `/etc/hosts`.
     fn default() -> Self {
-        Self { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into() }
+        Self { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into(), filter: Arc::default() }
+    }
+}
+
+impl System {
+    /// Replaces the table, unless it stands as it was set.
+    fn load_filter(&self, table: &str, outside: &Outside) -> Result<(), FirewallError> {
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = filter.as_ref().is_some_and(|filter| filter.outside.same_filter(outside));
+        if same && filter.as_ref().map(|filter| &filter.structure) == Some(&firewall::structure(table)) {
+            return Ok(());
+        }
+        rp_filter::heed_marks();
+        firewall::load(table, &outside.filter())?;
+        *filter = Some(Filter { outside: outside.clone(), structure: firewall::structure(table) });
+        Ok(())
     }
 }
 
@@ -80,6 +125,37 @@ impl Host for System {
 
     fn underlay_mtu<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>> {
         Box::pin(link::underlay_mtu(move |name| name == interface))
+    }
+
+    fn has_filter(&self) -> bool {
+        firewall::is_available()
+    }
+
+    fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
+        let table = slot.filter();
+        if outside.is_empty() {
+            *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return firewall::remove(&table);
+        }
+        self.load_filter(&table, outside)
+    }
+
+    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError> {
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        firewall::change(&slot.filter(), &filter_members(slot, gone, new)).inspect_err(|_| *filter = None)?;
+        if let Some(filter) = &mut *filter {
+            filter.outside.members.retain(|member| !gone.contains(member));
+            filter.outside.members.extend(new);
+        }
+        Ok(())
+    }
+
+    fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>> {
+        Box::pin(routing::bring(slot, routing))
+    }
+
+    fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
+        watch::watch(slot)
     }
 
     fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError> {

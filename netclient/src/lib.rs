@@ -2,7 +2,7 @@
 //!
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current continuously. Decisions are
 //! pure: [`agent_state`] (when to call), [`membership`] (what to accept), [`tunnels`] and [`reconcile`] (what to
-//! change). What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the host),
+//! change), [`outside`] (what stays out of the mesh). What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the host),
 //! [`directory`] (the disk).
 #![deny(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod files;
 pub mod host;
 mod journal;
 pub mod membership;
+pub mod outside;
 pub mod reconcile;
 pub mod registration;
 pub mod settings;

@@ -25,6 +25,8 @@ pub struct Wanted<'a> {
     pub private_key: &'a PrivateKey,
     /// The UDP port to listen on; absent: any will do.
     pub listen_port: Option<u16>,
+    /// The mark of the packets that carry the tunnel.
+    pub mark: u32,
     /// The peers, all of them.
     pub peers: &'a BTreeMap<WireGuardKey, PeerSettings>,
 }
@@ -39,8 +41,11 @@ pub fn device_steps(
     applied: &AppliedEndpoints,
     now: u64,
 ) -> Vec<DeviceStep> {
-    let Wanted { private_key, listen_port, peers } = wanted;
+    let Wanted { private_key, listen_port, mark, peers } = wanted;
     let mut steps = Vec::new();
+    if observed.mark != mark {
+        steps.push(DeviceStep::SetMark(mark));
+    }
     if observed.public_key != Some(private_key.public()) {
         steps.push(DeviceStep::SetPrivateKey(private_key.clone()));
     }
@@ -129,6 +134,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::device::fake::FakeDevice;
+    use crate::outside::MARK;
 
     const KEY: PrivateKey = PrivateKey([9; 32]);
 
@@ -152,7 +158,7 @@ mod tests {
         peers: &[(u8, u8, Option<u8>)],
         now: u64,
     ) -> Vec<DeviceStep> {
-        let wanted = Wanted { private_key: &KEY, listen_port: Some(51821), peers: &settings(peers) };
+        let wanted = Wanted { private_key: &KEY, listen_port: Some(51821), mark: MARK, peers: &settings(peers) };
         device_steps(wanted, &fake.observe().expect("it is there"), applied, now)
     }
 

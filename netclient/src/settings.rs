@@ -21,9 +21,12 @@ pub struct Settings {
     pub interface: Option<String>,
     /// Whether changes are pushed at once (`watch`, true); if not, they come with the next check-in.
     pub watch: bool,
+    /// Whether the kernel may track connections (`connection_tracking`, true), as far as the agent has it do so. If not, the
+    /// agent uses no packet filter: control traffic and tunnels are not kept outside of networks.
+    pub connection_tracking: bool,
 }
 
-const NAMES: [&str; 5] = ["name", "endpoint", "port", "interface", "watch"];
+const NAMES: [&str; 6] = ["name", "endpoint", "port", "interface", "watch", "connection_tracking"];
 
 /// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,7 @@ pub fn load(directory: &Path, environment: impl Fn(&str) -> Option<String>) -> R
         port: read("port", value("port"))?.map(std::num::NonZeroU16::get),
         interface: value("interface"),
         watch: read("watch", value("watch"))?.unwrap_or(true),
+        connection_tracking: read("connection_tracking", value("connection_tracking"))?.unwrap_or(true),
     })
 }
 

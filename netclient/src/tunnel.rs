@@ -9,17 +9,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use schema::scalars::WireGuardKey;
 use schema::view::View;
 
 use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
+use crate::directory::DirectoryError;
 use crate::files;
 use crate::host::Host;
 use crate::membership::{Membership, PortFallback};
+use crate::outside::MARK;
 use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, device_steps, link_steps};
+use crate::system::firewall::FirewallError;
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
+use crate::system::routing::RoutingError;
 use crate::tunnels::{TunnelChanges, peer_settings};
 
 /// How many ports are tried if the wanted one is taken.
@@ -43,6 +48,15 @@ pub enum TunnelError {
     /// The link.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Routes and rules.
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    /// The packet filter.
+    #[error(transparent)]
+    Filter(#[from] FirewallError),
+    /// The agent's state.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// Forwarding.
     #[error(transparent)]
     Forwarding(#[from] ForwardingError),
@@ -78,7 +92,9 @@ impl NetworkTunnel {
         };
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
-        let wanted = WantedLink { addresses: &interface.addresses, peer: None, mtu };
+        // Alone, without the prefix of their network: the kernel would route that by itself, in the main table.
+        let addresses = interface.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
+        let wanted = WantedLink { addresses: &addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
         match self.host.apply_link(&self.interface, &steps).await {
             // IPv4 alone is better than no network.
@@ -96,7 +112,7 @@ impl NetworkTunnel {
     /// not known to be right, [`NetworkTunnel::reconcile`] repairs.
     pub async fn follow(&mut self, membership: &Membership, changes: TunnelChanges) -> Result<(), TunnelError> {
         let View { network, interface, .. } = &membership.view;
-        let TunnelChanges { tunnels, names: names_changed } = changes;
+        let TunnelChanges { tunnels, names: names_changed, members: _ } = changes;
         let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
         let found = resolve(&self.host, &put).await;
@@ -173,7 +189,7 @@ impl NetworkTunnel {
         let mut port = membership.wanted_port();
         loop {
             let private_key = &membership.private_key;
-            let wanted = Wanted { private_key, listen_port: Some(port), peers: &peers };
+            let wanted = Wanted { private_key, listen_port: Some(port), mark: MARK, peers: &peers };
             let steps = device_steps(wanted, &observed, &self.applied, now);
             match self.apply(steps).await {
                 Ok(()) => break,

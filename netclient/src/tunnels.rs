@@ -3,8 +3,8 @@
 //! Pure. The model says which tunnels there are ([`View::tunnels`](schema::view::View::tunnels)); here they become
 //! settings, with what is known only on this host: what the names of endpoints resolve to right now.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use schema::scalars::{Seconds, WireGuardKey};
@@ -19,6 +19,8 @@ pub struct TunnelChanges {
     pub tunnels: BTreeMap<WireGuardKey, Option<Tunnel>>,
     /// Whether names differ.
     pub names: bool,
+    /// The addresses that other members have now (true), or have no longer.
+    pub members: BTreeMap<IpAddr, bool>,
 }
 
 impl TunnelChanges {
@@ -33,16 +35,23 @@ impl TunnelChanges {
             peer.map(|peer| peer.addresses.clone())
         };
         let names = !delta.names.is_empty() || delta.peers.keys().any(|name| named(before, name) != named(after, name));
+        let addresses = |view: &View| {
+            let peers = delta.peers.keys().filter_map(|name| view.peers.get(name));
+            peers.flat_map(|peer| peer.addresses.iter().copied()).collect::<BTreeSet<_>>()
+        };
+        let (had, has) = (addresses(before), addresses(after));
+        let members = had.symmetric_difference(&has).map(|address| (*address, has.contains(address))).collect();
         let changes = tunnel_changes(before, after, &delta);
         let lost = changes.lost.into_iter().map(|key| (key, None));
         let tunnels = lost.chain(changes.put.into_iter().map(|(key, tunnel)| (key, Some(tunnel)))).collect();
-        Some(Self { tunnels, names })
+        Some(Self { tunnels, names, members })
     }
 
     /// Adds what has changed since.
     pub fn extend(&mut self, later: Self) {
-        let Self { tunnels, names } = later;
+        let Self { tunnels, names, members } = later;
         self.tunnels.extend(tunnels);
+        self.members.extend(members);
         self.names |= names;
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use netclient::agent::{AgentError, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
+use netclient::outside::{MAIN, MARK, Routing};
 use schema::api::Control;
 use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
 
@@ -19,6 +20,8 @@ const CHANGED: &str = r#"network "corp" {
 }"#;
 /// What a change that is pushed takes at most: half of a second is spread over all agents.
 const PUSHED: Duration = Duration::from_secs(2);
+/// Within this time what others took away is back.
+const REPAIRED: Duration = Duration::from_secs(2);
 /// The status with which the server ends a stream.
 const PARTING: Duration = Duration::from_secs(3);
 
@@ -189,4 +192,49 @@ async fn a_join_whose_tunnel_does_not_come_up_leaves_nothing() {
     assert_eq!(a.files(), [""; 0]);
     assert!(matches!(a.join(&mesh).await, Ok(JoinOutcome::New(_))));
     assert!(matches!(a.join(&mesh).await, Ok(JoinOutcome::Already(_))), "a second join changes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
+    let mesh = Mesh::new(CORP).await;
+    let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    assert_eq!(a.state().mark, MARK, "what carries the tunnel stays outside of every mesh");
+    let routing = a.host.routing();
+    let range = "10.0.0.0/24".parse().expect("a range");
+    assert!(
+        routing.routes.iter().all(|((table, to), by)| *table != MAIN && *to == range && by == INTERFACE),
+        "{routing:?}"
+    );
+    assert_eq!((routing.routes.len(), routing.rules.len()), (1, 3));
+    let link = a.host.link(INTERFACE).expect("there is a link");
+    assert!(
+        link.addresses.iter().all(|address| address.prefix_len() == 32),
+        "the kernel makes no route of it: {link:?}"
+    );
+    let members = |node: &Node| node.host.filter().map(|outside| outside.members.len()).unwrap_or_default();
+    assert_eq!(members(&a), 1);
+
+    // One more member is one element, and no look at what stands.
+    pass(Duration::from_secs(1)).await;
+    let observed = a.device().observations();
+    let c = Node::joined(&mesh, "c").await;
+    eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    assert_eq!(members(&a), 2);
+    assert!(a.device().observations() - observed <= 1, "a look of every half minute may have come in between");
+
+    // Others take it away, and it is back.
+    a.host.flush();
+    let took = eventually("it is mended", || a.host.routing() == routing && members(&a) == 2).await;
+    assert!(took < REPAIRED, "{took:?}");
+    // The process of the device ends, and another one is there.
+    a.device().end();
+    a.host.report_gone(INTERFACE);
+    let took = eventually("there is another device", || is_full_mesh(&[&a, &b, &c])).await;
+    assert!(took < REPAIRED, "{took:?}");
+
+    let left = a.ask(DaemonRequest::Leave { network: "corp".parse().expect("a name"), force: false }).await;
+    assert!(matches!(left, DaemonResponse::Done(_)), "{left:?}");
+    assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()), "nothing is left");
+    a.stop().await;
 }

@@ -107,7 +107,7 @@ impl Agent {
                 membership.server = server.clone();
                 self.directory.save(&membership)?;
             }
-            self.tunnel(&membership.interface).reconcile(&membership).await?;
+            self.bring_up(&mut self.tunnel(&membership.interface), &membership).await?;
         }
         Ok(JoinOutcome::Already(membership))
     }

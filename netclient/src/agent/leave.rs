@@ -23,11 +23,11 @@ impl Agent {
         let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
         match self.directory.membership(network) {
             Ok(Some(membership)) => {
-                self.tunnel(&membership.interface).remove().await?;
+                self.take_down(&mut self.tunnel(&membership.interface), network).await?;
                 self.forget(network, &membership.server.signing_key).await
             }
             Ok(None) | Err(_) => {
-                self.tunnel(&format!("nm-{network}")).remove().await?;
+                self.take_down(&mut self.tunnel(&format!("nm-{network}")), network).await?;
                 Ok(self.directory.forget(network)?)
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use proto::convert::Position;
 use proto::wire::{Facts, Update};
 use schema::scalars::NetworkName;
+use tokio::sync::broadcast;
 
 use super::{Agent, AgentError, error_chain};
 use crate::control::Connection;
@@ -15,6 +16,7 @@ use crate::directory::{DirectoryError, Kept};
 use crate::files::Lock;
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, PortFallback};
+use crate::system::watch::HostEvent;
 use crate::tunnel::{NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
@@ -75,6 +77,11 @@ impl Member {
     /// The connection to its server.
     pub fn control(&self) -> &Arc<Connection> {
         &self.control
+    }
+
+    /// What others do to the host, from now on.
+    pub(crate) fn host_events(&self) -> broadcast::Receiver<HostEvent> {
+        self.agent.host_events()
     }
 
     /// What the host reports about itself.
@@ -142,7 +149,7 @@ impl Member {
     /// Applies what has changed in the View since it was applied last; everything, if that is not known.
     pub async fn apply(&mut self) -> Result<(), TunnelError> {
         let Some(changes) = self.changes.take() else { return self.reconcile().await };
-        match self.tunnel.follow(&self.membership, changes).await {
+        match self.agent.follow(&mut self.tunnel, &self.membership, changes).await {
             Ok(()) => self.done(self.membership.port_fallback),
             Err(error) => {
                 tracing::debug!(error = error_chain(&error), "a change does not apply alone; comparing everything");
@@ -155,7 +162,7 @@ impl Member {
     /// Compares the host with the View, and applies what it lacks.
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
-        let port_fallback = self.tunnel.reconcile(&self.membership).await?;
+        let port_fallback = self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
         self.done(port_fallback);
         Ok(())
     }
@@ -208,7 +215,7 @@ impl Member {
 
     /// Removes everything of the network, and forgets it.
     pub async fn take_down(&mut self) -> Result<(), AgentError> {
-        self.tunnel.remove().await?;
+        self.agent.take_down(&mut self.tunnel, &self.membership.network).await?;
         self.agent.forget(&self.membership.network, &self.membership.server.signing_key).await
     }
 

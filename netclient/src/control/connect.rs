@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::tls;
 use crate::comms::ServerTunnel;
-use crate::device::source_towards;
+use crate::device::{source_towards, stay_outside};
 use crate::membership::ServerAddress;
 
 /// How long one address may take to answer.
@@ -102,7 +102,7 @@ async fn connect_to(
 ) -> io::Result<Pin<Box<dyn Stream>>> {
     let (host, _) = address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} has no port")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect(address).await?;
+    let stream = connect_outside(address).await?;
     stream.set_nodelay(true)?;
     *lock(local) = Some(stream.local_addr()?.ip().to_canonical());
     // A server without TLS listens on loopback only: it refuses to start otherwise.
@@ -112,6 +112,21 @@ async fn connect_to(
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let tls = TlsConnector::from(Arc::new(tls::client(server.ca_pin.as_ref())?));
     Ok(Box::pin(tls.connect(name, stream).await?))
+}
+
+/// Connects to the first address of a name that answers, past every mesh.
+async fn connect_outside(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::other(format!("{address} has no address"));
+    for at in tokio::net::lookup_host(address).await? {
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        stay_outside(&socket)?;
+        match TcpSocket::from_std_stream(socket.into()).connect(at).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 async fn connect_in_tunnel(
@@ -144,6 +159,7 @@ async fn through(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>) -> io::Res
     // Data that is not acknowledged in time ends the connection: a waiting call needs no ping.
     socket.set_tcp_user_timeout(Some(SILENCE))?;
     socket.set_tcp_nodelay(true)?;
+    stay_outside(&socket)?;
     socket.bind_device(Some(registration.interface.as_bytes()))?;
     TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
 }

@@ -36,7 +36,7 @@ impl Endpoints {
     pub(super) fn follow(&mut self, steps: &[DeviceStep]) {
         for step in steps {
             match step {
-                DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+                DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
                 DeviceStep::PutPeer(peer, settings) => {
                     if let Some(endpoint) = settings.endpoint {
                         self.of.insert(*peer, endpoint);

@@ -121,10 +121,11 @@ impl DeviceState {
             return Err(Refusal::KeyMissing);
         }
         self.public_key = public_key;
+        self.mark = basics.mark.unwrap_or(self.mark);
         self.listen_port = basics.listen_port.unwrap_or(self.listen_port);
         for step in steps {
             match step {
-                DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+                DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
                 DeviceStep::PutPeer(key, settings) => self.put(*key, settings.clone()),
                 DeviceStep::RemovePeer(key) => drop(self.peers.remove(key)),
             }

@@ -11,6 +11,7 @@ use schema::scalars::{Endpoint, EndpointHost};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
+use crate::outside::MARK;
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);
@@ -38,13 +39,24 @@ pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'stati
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
+/// Has what a socket sends stay outside of every mesh. Without the privilege (CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17)
+/// it is left as it is: a command of another user reaches what the host's routes lead to.
+pub fn stay_outside(socket: &Socket) -> io::Result<()> {
+    match socket.set_mark(MARK) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The address that this host would use towards another; absent: it has no route there, or only over loopback. Nothing
 /// is sent: connecting a UDP socket only asks for the route.
 pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
-    let socket = std::net::UdpSocket::bind(any).ok()?;
-    socket.connect(at).ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None).ok()?;
+    stay_outside(&socket).ok()?;
+    socket.bind(&any.into()).ok()?;
+    socket.connect(&at.into()).ok()?;
+    Some(socket.local_addr().ok()?.as_socket()?.ip()).filter(|address| !address.is_loopback())
 }
 
 /// The source address of the default route of IPv4; absent: there is none.

@@ -80,6 +80,7 @@ impl Device for Kernel {
         Ok(DeviceState {
             public_key: device.public_key.map(|key| WireGuardKey(key.0)),
             listen_port: device.listen_port.unwrap_or(0),
+            mark: device.fwmark.unwrap_or(0),
             peers: device
                 .peers
                 .into_iter()
@@ -135,6 +136,9 @@ impl Device for Kernel {
 
 fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
     let mut update = DeviceUpdate::new();
+    if let Some(mark) = basics.mark {
+        update = update.set_fwmark(mark);
+    }
     if let Some(key) = basics.private_key {
         update = update.set_private_key(Key(key.0));
     }
@@ -147,7 +151,7 @@ fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
 
 fn peer_change(step: &DeviceStep) -> Option<PeerConfigBuilder> {
     match step {
-        DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => None,
+        DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => None,
         DeviceStep::RemovePeer(key) => Some(PeerConfigBuilder::new(&Key(key.0)).remove()),
         DeviceStep::PutPeer(key, settings) => Some(put(&Key(key.0), settings)),
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceState, DeviceStep, Refusal};
 
 /// The version of this protocol.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The longest message either side takes, in bytes: some hundred thousand peers.
 pub(super) const LONGEST: u64 = 64 << 20;

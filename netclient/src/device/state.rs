@@ -17,6 +17,8 @@ pub struct DeviceState {
     pub public_key: Option<WireGuardKey>,
     /// The UDP port in use; 0: none yet.
     pub listen_port: u16,
+    /// The mark of the packets that carry the tunnel (SO_MARK; socket(7)); 0: none.
+    pub mark: u32,
     /// The peers.
     pub peers: BTreeMap<WireGuardKey, PeerState>,
 }
@@ -48,6 +50,8 @@ pub struct PeerSettings {
 /// One operation on a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceStep {
+    /// Sets the mark of the packets that carry the tunnel. It comes before the key, so that no packet goes without.
+    SetMark(u32),
     /// Sets the private key. A device without one refuses every other step.
     SetPrivateKey(PrivateKey),
     /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.

@@ -2,21 +2,27 @@
 //!
 //! A [`FakeHost`] is a handle: clones share the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 use schema::scalars::Endpoint;
+use tokio::sync::mpsc;
 
 use super::Host;
 use crate::device::fake::FakeDevice;
 use crate::device::{Device, DeviceError, Refusal};
+use crate::outside::{Outside, Routing, Slot};
+use crate::system::firewall::FirewallError;
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::HostsError;
 use crate::system::link::{LinkError, LinkState, LinkStep};
-use ipnet::IpNet;
+use crate::system::routing::RoutingError;
+use crate::system::watch::HostEvent;
 
 /// What an Ethernet underlay leaves for a tunnel.
 const MTU: u16 = 1420;
@@ -31,6 +37,9 @@ struct Inner {
     links: BTreeMap<String, LinkState>,
     forwarding: BTreeMap<String, bool>,
     names: BTreeMap<String, Vec<String>>,
+    filter: Option<Outside>,
+    routing: Routing,
+    watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
 }
 
@@ -54,6 +63,29 @@ impl FakeHost {
     /// The lines of an interface in the file of names.
     pub fn names(&self, interface: &str) -> Vec<String> {
         self.lock().names.get(interface).cloned().unwrap_or_default()
+    }
+
+    /// What the packet filter knows of networks; absent: nothing.
+    pub fn filter(&self) -> Option<Outside> {
+        self.lock().filter.clone()
+    }
+
+    /// Routes and rules.
+    pub fn routing(&self) -> Routing {
+        self.lock().routing.clone()
+    }
+
+    /// Takes routes, rules and packet filter away, as another program may, and reports it.
+    pub fn flush(&self) {
+        let mut inner = self.lock();
+        inner.filter = None;
+        inner.routing = Routing::default();
+        inner.watchers.retain(|watcher| watcher.send(HostEvent::Filter).is_ok());
+    }
+
+    /// Reports that an interface is gone, as the kernel does when the process of a device ends.
+    pub fn report_gone(&self, interface: &str) {
+        self.lock().watchers.retain(|watcher| watcher.send(HostEvent::Link(interface.to_owned())).is_ok());
     }
 
     /// Makes every creation of a device fail from now on, until `None` is passed.
@@ -106,6 +138,35 @@ impl Host for FakeHost {
 
     fn underlay_mtu<'a>(&'a self, _interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>> {
         Box::pin(async { Ok(MTU) })
+    }
+
+    fn has_filter(&self) -> bool {
+        true
+    }
+
+    fn set_filter(&self, _slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
+        self.lock().filter = Some(outside.clone()).filter(|outside| !outside.is_empty());
+        Ok(())
+    }
+
+    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError> {
+        let mut inner = self.lock();
+        let absent = || FirewallError::Refused { table: slot.filter(), reason: "No such file or directory".to_owned() };
+        let filter = inner.filter.as_mut().ok_or_else(absent)?;
+        filter.members.retain(|member| !gone.contains(member));
+        filter.members.extend(new);
+        Ok(())
+    }
+
+    fn set_routing<'a>(&'a self, _slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>> {
+        self.lock().routing = routing.clone();
+        Box::pin(async { Ok(()) })
+    }
+
+    fn watch(&self, _slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.lock().watchers.push(sender);
+        Ok(receiver)
     }
 
     fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError> {

@@ -55,6 +55,37 @@ pub fn is_there(table: &str) -> bool {
     nft.status().is_ok_and(|status| status.success())
 }
 
+/// Changes the table `inet TABLE` by commands of nft(8), all or none of them. Blocks the caller.
+pub fn change(table: &str, commands: &str) -> Result<(), FirewallError> {
+    run(table, commands)
+}
+
+/// The chains and rules of the table `inet TABLE` as nft lists them, without the elements of sets; absent: there is no such
+/// table, or it cannot be asked for. Blocks the caller.
+pub fn structure(table: &str) -> Option<String> {
+    let path = find(env::var_os("PATH").as_deref(), Path::is_file)?;
+    let output = Command::new(path).args(["-t", "list", "table", "inet", table]).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| without_counters(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// What counters have counted differs from one listing to the next.
+fn without_counters(listing: &str) -> String {
+    let mut words = listing.split(' ').peekable();
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        kept.push(word);
+        if word == "packets" || word == "bytes" {
+            words.next();
+        }
+    }
+    kept.join(" ")
+}
+
+/// Whether this host has nft(8).
+pub fn is_available() -> bool {
+    find(env::var_os("PATH").as_deref(), Path::is_file).is_some()
+}
+
 /// Removes the table `inet TABLE`; it is not an error if it is absent. Blocks the caller.
 pub fn remove(table: &str) -> Result<(), FirewallError> {
     run(table, &without(table))
@@ -124,6 +155,13 @@ mod tests {
     #[test]
     fn removing_a_table_makes_it_first_so_that_an_absent_one_is_not_an_error() {
         assert_eq!(without("nm-comms"), "table inet nm-comms {}\ndelete table inet nm-comms\n");
+    }
+
+    #[test]
+    fn counters_do_not_count_as_a_difference() {
+        let listing = |packets: u32| format!("ip daddr @own4 counter packets {packets} bytes 84 drop\n  }}");
+        assert_eq!(without_counters(&listing(1)), without_counters(&listing(2)));
+        assert_ne!(without_counters(&listing(1)), without_counters("ip daddr @own4 accept\n  }"));
     }
 
     #[test]

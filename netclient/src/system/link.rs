@@ -13,12 +13,14 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use schema::scalars::overlap;
 
 pub use state::{LinkState, LinkStep};
+
+use super::netlink::{destination, exits, is, name_of, to_io};
 
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
@@ -117,14 +119,6 @@ pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Op
     Ok(named.into_iter().find(|(interface, _)| !ours(interface)))
 }
 
-/// Where a route leads that is not the default one.
-fn destination(route: &RouteMessage) -> Option<IpNet> {
-    let to = |attribute: &RouteAttribute| {
-        if let RouteAttribute::Destination(RouteAddress::Inet(to)) = attribute { Some(IpAddr::V4(*to)) } else { None }
-    };
-    IpNet::new(route.attributes.iter().find_map(to)?, route.header.destination_prefix_length).ok()
-}
-
 /// Carries out the steps in their order, up to the first that fails.
 pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError> {
     let handle = connect()?;
@@ -185,18 +179,6 @@ fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN
 }
 
-fn exits(route: &RouteMessage) -> Vec<u32> {
-    let mut links = Vec::new();
-    for attribute in &route.attributes {
-        if let RouteAttribute::Oif(index) = attribute {
-            links.push(*index);
-        } else if let RouteAttribute::MultiPath(hops) = attribute {
-            links.extend(hops.iter().map(|hop| hop.interface_index));
-        }
-    }
-    links
-}
-
 /// The lower, the more preferred; absent in a message: 0.
 fn priority(route: &RouteMessage) -> u32 {
     let stated = |attribute: &RouteAttribute| {
@@ -252,12 +234,8 @@ async fn remove_address(handle: &Handle, index: u32, address: &IpNet) -> io::Res
     }
 }
 
-/// Opens a connection to the kernel, which ends when the handle is dropped.
 fn connect() -> Result<Handle, LinkError> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(|source| LinkError::Read { what: "interfaces", source })?;
-    tokio::spawn(connection);
-    Ok(handle)
+    super::netlink::connect().map_err(|source| LinkError::Read { what: "interfaces", source })
 }
 
 async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, LinkError> {
@@ -267,12 +245,6 @@ async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, L
         Err(error) if is(&error, Errno::NODEV) => Ok(None),
         Err(source) => Err(LinkError::Read { what: "interfaces", source }),
     }
-}
-
-fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None })
 }
 
 fn mtu_of(link: &LinkMessage) -> u32 {
@@ -301,16 +273,8 @@ fn means_no_ipv6(error: &io::Error) -> bool {
     is(error, Errno::ACCESS) || is(error, Errno::OPNOTSUPP) || is(error, Errno::AFNOSUPPORT)
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
-    Errno::from_io_error(error) == Some(errno)
-}
-
 fn unread(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     move |error| LinkError::Read { what, source: to_io(error) }
-}
-
-fn to_io(error: rtnetlink::Error) -> io::Error {
-    if let rtnetlink::Error::NetlinkError(message) = &error { message.to_io() } else { io::Error::other(error) }
 }
 
 #[cfg(test)]

@@ -15,3 +15,13 @@ pub fn set_loose(interface: &str) {
         tracing::debug!(%error, path = %path.display(), "cannot set rp_filter; it stays as it is");
     }
 }
+
+/// Has the kernel look at a packet's mark when it checks where its sender is (`src_valid_mark`; the value for all interfaces
+/// counts everywhere). It only ever loosens, and does nothing where no rule asks for marks, so it is left on.
+pub fn heed_marks() {
+    let path = Path::new("/proc/sys/net/ipv4/conf/all/src_valid_mark");
+    let set = std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "1");
+    if !set && let Err(error) = std::fs::write(path, "1") {
+        tracing::debug!(%error, path = %path.display(), "marks are not heeded where senders are checked");
+    }
+}

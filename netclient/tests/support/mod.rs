@@ -221,7 +221,14 @@ impl Node {
         let host = FakeHost::default();
         let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
         let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
-        let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
+        let settings = Settings {
+            name: None,
+            endpoint: None,
+            port: None,
+            interface: None,
+            watch: true,
+            connection_tracking: true,
+        };
         let agent = Agent::new(directory, settings, Arc::new(host.clone())).within(link.opener());
         Self { name: name.into(), host, agent, disk, link, daemon: None, folder }
     }

@@ -10,6 +10,7 @@ use netclient::comms::{MTU, free_interface, host, names};
 use netclient::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
 };
+use netclient::outside::MARK;
 use netclient::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use netclient::system::firewall::{self, FirewallError};
 use netclient::system::link::{self, LinkError};
@@ -123,7 +124,7 @@ impl TunnelHost {
     /// The steps for agents that are registered and not on the device, and for those that are not registered and on it.
     fn lacking(&self, registry: &Registry, observed: &DeviceState) -> Vec<DeviceStep> {
         let peers = registry.all().map(|(_, it)| (it.public_key, settings(it))).collect();
-        let wanted = Wanted { private_key: &self.private_key, listen_port: Some(self.port), peers: &peers };
+        let wanted = Wanted { private_key: &self.private_key, listen_port: Some(self.port), mark: MARK, peers: &peers };
         // Agents send first, so no endpoint is ever applied, and the age of handshakes does not matter.
         device_steps(wanted, observed, &AppliedEndpoints::new(), 0)
     }

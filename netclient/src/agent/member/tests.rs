@@ -96,7 +96,8 @@ fn membership(view: View) -> Membership {
 
 /// An agent that never reaches a server.
 fn agent(folder: &Path, disk: Arc<dyn Disk>, host: FakeHost) -> Agent {
-    let settings = Settings { name: None, endpoint: None, port: None, interface: None, watch: true };
+    let settings =
+        Settings { name: None, endpoint: None, port: None, interface: None, watch: true, connection_tracking: true };
     let directory = Directory::open(folder).expect("it opens").on(disk);
     let nobody: Opener = Arc::new(|| tokio::io::duplex(1).0);
     Agent::new(directory, settings, Arc::new(host)).within(nobody)
@@ -333,7 +334,11 @@ async fn cost_of_a_join(peers: u32) -> (usize, usize, u64) {
     let mut member = Member::new(agent, start, journal).expect("it has an identity");
     member.apply().await.expect("it is applied");
     let device = host.device("nm-corp").expect("there is one");
-    assert_eq!(device.take_applied().len(), usize::try_from(peers).expect("fits") + 1, "key, port and the peers");
+    assert_eq!(
+        device.take_applied().len(),
+        usize::try_from(peers).expect("fits") + 2,
+        "mark, key, port and the other peers"
+    );
     let observed = device.observations();
     let written = disk.0.load(Ordering::Relaxed);
     let mut after = before.clone();

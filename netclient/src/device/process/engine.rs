@@ -66,11 +66,11 @@ impl Engine {
 
     pub(super) async fn observe(&mut self) -> DeviceState {
         let now = Instant::now();
-        let (public_key, listen_port, peers) = self
+        let (public_key, listen_port, mark, peers) = self
             .device
             .read(async |device| {
                 let public_key = device.private_key().map(|key| WireGuardKey(x25519::PublicKey::from(key).to_bytes()));
-                (public_key, device.listen_port(), device.peers().await)
+                (public_key, device.listen_port(), device.fwmark().unwrap_or(0), device.peers().await)
             })
             .await;
         self.record(&peers, now);
@@ -78,7 +78,7 @@ impl Engine {
             let key = key_of(&peer.peer);
             (key, state_of(peer, self.handshakes.get(&key).copied()))
         });
-        DeviceState { public_key, listen_port, peers: peers.collect() }
+        DeviceState { public_key, listen_port, mark, peers: peers.collect() }
     }
 
     /// Where a peer was last heard, from a recent listing if there is one.
@@ -125,6 +125,9 @@ impl Engine {
         if !has_key && basics.private_key.is_none() && !steps.is_empty() {
             return Err(Refusal::KeyMissing);
         }
+        if let Some(mark) = basics.mark {
+            self.device.set_fwmark(mark).await.map_err(Refusal::failed("mark the device's packets"))?;
+        }
         self.set_basics(&basics, port).await?;
         for some in steps.chunks(AT_ONCE) {
             let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, some).await;
@@ -169,7 +172,7 @@ impl Engine {
 async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, steps: &[DeviceStep]) {
     for step in steps {
         match step {
-            DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+            DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
             DeviceStep::PutPeer(key, settings) => put(device, key, settings).await,
             DeviceStep::RemovePeer(key) => {
                 device.remove_peer(&x25519::PublicKey::from(key.0)).await;

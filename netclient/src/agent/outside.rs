@@ -1,0 +1,115 @@
+//! Bringing a tunnel up, and taking it down, together with what keeps the agent's own packets outside of it.
+//!
+//! Routes, rules and the packet filter belong to all networks of the agent, whoever looks after them; so they are computed
+//! from what all processes of the agent keep on the disk, by one at a time. Killed between any two steps, the host is as safe
+//! as before: the filter comes before the tunnel and goes after it, routes and rules come after it and go before it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use schema::scalars::NetworkName;
+
+use super::{Agent, error_chain};
+use crate::device::blocking;
+use crate::directory::DirectoryError;
+use crate::membership::{Membership, PortFallback};
+use crate::outside::Outside;
+use crate::system::firewall::FirewallError;
+use crate::tunnel::{NetworkTunnel, TunnelError};
+use crate::tunnels::TunnelChanges;
+
+impl Agent {
+    /// Does what a network lacks on this host. Returns the port that was found free, where the wanted one was taken.
+    pub(crate) async fn bring_up(
+        &self,
+        tunnel: &mut NetworkTunnel,
+        membership: &Membership,
+    ) -> Result<Option<PortFallback>, TunnelError> {
+        let filtered = {
+            let _turn = self.directory.lock_outside().await?;
+            self.keep_filter(self.outside(Some(membership), None)?).await?
+        };
+        let port_fallback = tunnel.reconcile(membership).await?;
+        let _turn = self.directory.lock_outside().await?;
+        let routing = self.outside(Some(membership), None)?.routing(self.slot, filtered);
+        self.host.set_routing(self.slot, &routing).await?;
+        Ok(port_fallback)
+    }
+
+    /// Applies what has changed in a network that is up; whatever fails, [`Agent::bring_up`] mends.
+    pub(crate) async fn follow(
+        &self,
+        tunnel: &mut NetworkTunnel,
+        membership: &Membership,
+        changes: TunnelChanges,
+    ) -> Result<(), TunnelError> {
+        let has = |there: bool| move |(address, has): (&IpAddr, &bool)| (*has == there).then_some(*address);
+        let new = changes.members.iter().filter_map(has(true)).collect();
+        let gone = changes.members.iter().filter_map(has(false)).collect();
+        // Known before it is a peer, and for as long as it is one.
+        self.change_members(Default::default(), new).await?;
+        tunnel.follow(membership, changes).await?;
+        self.change_members(gone, Default::default()).await
+    }
+
+    /// Takes a network down, as much of it as can be.
+    pub(crate) async fn take_down(&self, tunnel: &mut NetworkTunnel, network: &NetworkName) -> Result<(), TunnelError> {
+        let routes = self.take_routes(network).await;
+        let removed = tunnel.remove().await;
+        let filter = async {
+            let _turn = self.directory.lock_outside().await?;
+            self.keep_filter(self.outside(None, Some(network))?).await
+        };
+        let filter = filter.await;
+        routes.and(removed)?;
+        filter.map(drop)
+    }
+
+    async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
+        let _turn = self.directory.lock_outside().await?;
+        let filtered = self.keep_filter(self.outside(None, None)?).await?;
+        let routing = self.outside(None, Some(network))?.routing(self.slot, filtered);
+        Ok(self.host.set_routing(self.slot, &routing).await?)
+    }
+
+    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.
+    fn outside(&self, own: Option<&Membership>, without: Option<&NetworkName>) -> Result<Outside, DirectoryError> {
+        let mut memberships = Vec::new();
+        for network in self.directory.networks()? {
+            if own.is_some_and(|own| own.network == network) || without == Some(&network) {
+                continue;
+            }
+            match self.directory.membership(&network) {
+                Ok(membership) => memberships.extend(membership),
+                Err(error) => tracing::warn!(error = error_chain(&error), %network, "a network is left out"),
+            }
+        }
+        let mut all: Vec<&Membership> = memberships.iter().chain(own).collect();
+        all.sort_by(|one, other| one.network.cmp(&other.network));
+        Ok(Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view))))
+    }
+
+    /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which there are no rules.
+    async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
+        if !self.settings.connection_tracking || !self.host.has_filter() {
+            return Ok(false);
+        }
+        let (host, slot) = (self.host.clone(), self.slot);
+        match blocking(move || host.set_filter(slot, &outside)).await {
+            Ok(()) => Ok(true),
+            Err(error @ (FirewallError::Refused { .. } | FirewallError::Missing)) => {
+                tracing::warn!(error = error_chain(&error), "control traffic is not kept outside of networks");
+                Ok(false)
+            }
+            Err(error @ FirewallError::Broken { .. }) => Err(error.into()),
+        }
+    }
+
+    async fn change_members(&self, gone: BTreeSet<IpAddr>, new: BTreeSet<IpAddr>) -> Result<(), TunnelError> {
+        if gone.is_empty() && new.is_empty() || !self.settings.connection_tracking || !self.host.has_filter() {
+            return Ok(());
+        }
+        let (host, slot) = (self.host.clone(), self.slot);
+        Ok(blocking(move || host.change_members(slot, &gone, &new)).await?)
+    }
+}

@@ -1,0 +1,61 @@
+//! What every conversation with the kernel about links and routes needs: opening one, and reading its messages.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rustix::io::Errno;
+
+/// Opens a conversation with the kernel, which ends when the handle is dropped.
+pub(super) fn connect() -> io::Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+pub(super) fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None })
+}
+
+pub(super) fn exits(route: &RouteMessage) -> Vec<u32> {
+    let mut links = Vec::new();
+    for attribute in &route.attributes {
+        if let RouteAttribute::Oif(index) = attribute {
+            links.push(*index);
+        } else if let RouteAttribute::MultiPath(hops) = attribute {
+            links.extend(hops.iter().map(|hop| hop.interface_index));
+        }
+    }
+    links
+}
+
+/// The range that a route leads to; absent: it is a default route.
+pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = |attribute: &RouteAttribute| {
+        let RouteAttribute::Destination(to) = attribute else { return None };
+        if let RouteAddress::Inet(to) = to {
+            return Some(IpAddr::V4(*to));
+        }
+        if let RouteAddress::Inet6(to) = to { Some(IpAddr::V6(*to)) } else { None }
+    };
+    IpNet::new(route.attributes.iter().find_map(address)?, route.header.destination_prefix_length).ok()
+}
+
+/// The routing table that a route is in.
+pub(super) fn table_of(route: &RouteMessage) -> u32 {
+    let stated = |it: &RouteAttribute| if let RouteAttribute::Table(table) = it { Some(*table) } else { None };
+    route.attributes.iter().find_map(stated).unwrap_or_else(|| route.header.table.into())
+}
+
+pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}
+
+pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = &error { message.to_io() } else { io::Error::other(error) }
+}

@@ -1,0 +1,233 @@
+//! Routes and rules of an agent's own, which carry its protocol number: observe and apply.
+//!
+//! What should be is decided elsewhere (see [`outside`](crate::outside)); nothing without that number is touched. The kernel
+//! is asked anew each time, in the network namespace of the calling thread.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rustix::io::Errno;
+
+use super::netlink::{connect, destination, exits, is, name_of, table_of, to_io};
+use crate::outside::{Act, MARK, Routing, RoutingStep, Rule, Slot};
+
+/// Why routes or rules could not be observed or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutingError {
+    /// The kernel could not be asked.
+    #[error("cannot read the {what} of this host")]
+    Read {
+        /// What was to be read.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A step failed.
+    #[error("cannot {attempt}")]
+    Step {
+        /// What was attempted, as an infinitive.
+        attempt: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Brings the routes and rules of an agent to what they should be, up to the first step that fails. A route to an interface
+/// that is absent or down is passed over: whoever brings the interface up comes here again.
+pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
+    let handle = connect().map_err(|source| RoutingError::Read { what: "routes", source })?;
+    let links = links(&handle).await?;
+    let observed = observe(&handle, slot, &links).await?;
+    for step in crate::outside::routing_steps(wanted, &observed) {
+        apply(&handle, slot, &links, &step)
+            .await
+            .map_err(|source| RoutingError::Step { attempt: attempt(&step), source })?;
+    }
+    Ok(())
+}
+
+/// The interfaces of the host that are up, by index.
+async fn links(handle: &Handle) -> Result<BTreeMap<u32, String>, RoutingError> {
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let up = links.iter().filter(|link| link.header.flags.contains(LinkFlags::Up));
+    Ok(up.filter_map(|link| Some((link.header.index, name_of(link)?.to_owned()))).collect())
+}
+
+async fn observe(handle: &Handle, slot: Slot, links: &BTreeMap<u32, String>) -> Result<Routing, RoutingError> {
+    let mut routing = Routing::default();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let all = match version {
+            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let routes: Vec<RouteMessage> =
+            handle.route().get(all).execute().try_collect().await.map_err(unread("routes"))?;
+        let ours = routes.iter().filter(|route| u8::from(route.header.protocol) == slot.protocol());
+        routing.routes.extend(ours.filter_map(|route| {
+            let interface = links.get(exits(route).first()?)?;
+            Some(((table_of(route), destination(route)?), interface.clone()))
+        }));
+        // A kernel without IPv6 has no rules of it.
+        let rules: Vec<RuleMessage> = match handle.rule().get(version.clone()).execute().try_collect().await {
+            Ok(rules) => rules,
+            Err(error) if matches!(version, IpVersion::V6) => {
+                tracing::debug!(%error, "there are no rules of IPv6");
+                Vec::new()
+            }
+            Err(error) => return Err(unread("rules")(error)),
+        };
+        routing.rules.extend(rules.iter().filter_map(|rule| read(slot, rule)));
+    }
+    Ok(routing)
+}
+
+/// A rule of ours; absent: it is none, or not one that is ever made: then it is not known, and stays.
+fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
+    let (mut preference, mut to, mut ours) = (0, None, false);
+    for attribute in &message.attributes {
+        if let RuleAttribute::Priority(number) = attribute {
+            preference = *number;
+        } else if let RuleAttribute::Destination(address) = attribute {
+            to = IpNet::new(*address, message.header.dst_len).ok();
+        } else if let RuleAttribute::Protocol(protocol) = attribute {
+            ours = u8::from(*protocol) == slot.protocol();
+        }
+    }
+    let main = u32::from(message.header.table) == crate::outside::MAIN;
+    let act = if message.header.action == RuleAction::Unreachable {
+        Act::Unreachable
+    } else if message.header.action == RuleAction::ToTable {
+        if main { Act::Main } else { Act::Own }
+    } else {
+        return None;
+    };
+    ours.then_some(Rule { preference, to: to?, act })
+}
+
+async fn apply(handle: &Handle, slot: Slot, links: &BTreeMap<u32, String>, step: &RoutingStep) -> io::Result<()> {
+    match step {
+        RoutingStep::AddRule(rule) => {
+            let mut request = handle.rule().add();
+            *request.message_mut() = rule_message(slot, rule);
+            absent_is_fine(request.execute().await, &[Errno::EXIST])
+        }
+        RoutingStep::RemoveRule(rule) => {
+            absent_is_fine(handle.rule().del(rule_message(slot, rule)).execute().await, &[Errno::NOENT])
+        }
+        RoutingStep::PutRoute(table, range, interface) => {
+            let Some((index, _)) = links.iter().find(|(_, name)| *name == interface) else { return Ok(()) };
+            let message = route_message(slot, *table, *range, Some(*index));
+            // It may go down, or away, at any moment.
+            absent_is_fine(handle.route().add(message).replace().execute().await, &[Errno::NETDOWN, Errno::NODEV])
+        }
+        RoutingStep::RemoveRoute(table, range) => {
+            let message = route_message(slot, *table, *range, None);
+            absent_is_fine(handle.route().del(message).execute().await, &[Errno::SRCH, Errno::NOENT])
+        }
+    }
+}
+
+fn absent_is_fine(outcome: Result<(), rtnetlink::Error>, fine: &[Errno]) -> io::Result<()> {
+    match outcome.map_err(to_io) {
+        Err(error) if fine.iter().any(|errno| is(&error, *errno)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn rule_message(slot: Slot, Rule { preference, to, act }: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(to.addr());
+    message.header.dst_len = to.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes = vec![
+        RuleAttribute::Destination(to.network()),
+        RuleAttribute::Priority(*preference),
+        RuleAttribute::Protocol(RouteProtocol::from(slot.protocol())),
+    ];
+    let unmarked = [RuleAttribute::FwMark(0), RuleAttribute::FwMask(MARK)];
+    match act {
+        Act::Main => {
+            message.header.action = RuleAction::ToTable;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(u32::from(to.prefix_len()).saturating_sub(1)));
+        }
+        Act::Own => {
+            message.header.action = RuleAction::ToTable;
+            message.attributes.push(RuleAttribute::Table(slot.table()));
+            message.attributes.extend(unmarked);
+        }
+        Act::Unreachable => {
+            message.header.action = RuleAction::Unreachable;
+            message.attributes.extend(unmarked);
+        }
+    }
+    message
+}
+
+fn route_message(slot: Slot, table: u32, range: IpNet, exit: Option<u32>) -> RouteMessage {
+    let protocol = RouteProtocol::from(slot.protocol());
+    let mut message = match range {
+        IpNet::V4(range) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(range.network(), range.prefix_len())
+            .table_id(table)
+            .protocol(protocol)
+            .scope(RouteScope::Link)
+            .build(),
+        IpNet::V6(range) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(range.network(), range.prefix_len())
+            .table_id(table)
+            .protocol(protocol)
+            .build(),
+    };
+    if let Some(index) = exit {
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
+    message
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn unread(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> RoutingError {
+    move |error| RoutingError::Read { what, source: to_io(error) }
+}
+
+fn attempt(step: &RoutingStep) -> String {
+    match step {
+        RoutingStep::AddRule(rule) => format!("add the routing rule for {} at preference {}", rule.to, rule.preference),
+        RoutingStep::RemoveRule(rule) => {
+            format!("remove the routing rule for {} at preference {}", rule.to, rule.preference)
+        }
+        RoutingStep::PutRoute(_, range, interface) => format!("route {range} to {interface}"),
+        RoutingStep::RemoveRoute(_, range) => format!("remove the route to {range}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_reads_back_as_it_is_written() {
+        let slot = Slot::of(std::path::Path::new(crate::directory::DEFAULT));
+        for range in ["10.40.0.0/16", "fd40::/64"] {
+            for act in [Act::Main, Act::Own, Act::Unreachable] {
+                let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act };
+                assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
+                let foreign = Slot::of(std::path::Path::new("/elsewhere"));
+                assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! No declared range cuts a host off from its repair: what carries tunnels and control traffic never enters a mesh.
+//!
+//! ```text
+//! nmserver ==== underlay ==== a, b    and o, an operator's host, which is in no mesh
+//! ```
+//!
+//! The underlay is 198.18.0.0/16 and the network's range comes to hold it, with the server and all endpoints; reverse paths
+//! are filtered strictly on every host.
+
+#![expect(clippy::print_stderr, reason = "figures of a run")]
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, text_of};
+use nmplan::lab::{Agent, Host, enter_test};
+
+/// Within this time what others took away is back; a little more than the agent needs.
+const REPAIRED: Duration = Duration::from_secs(3);
+
+/// A network of a range that begins with these two bytes and a 0.
+fn text(start: &str, length: u8, keepalive: &str) -> String {
+    format!(
+        r#"network "corp" {{
+            ipv4 "{start}.0.0/{length}"; ipv6 "fd40:40::/64"; keepalive "{keepalive}"; check-in "2s"
+            access-key "named" {{ for "a" "b" }}
+            node "a" ipv4="{start}.0.201" ipv6="fd40:40::201"
+            node "b" ipv4="{start}.0.202" ipv6="fd40:40::202"
+        }}"#
+    )
+}
+
+/// A range apart from the underlay.
+fn apart() -> String {
+    text("10.40", 24, "20s")
+}
+
+async fn run(host: &Host, line: &str) -> String {
+    let mut words = line.split(' ');
+    let mut command = host.command(words.next().expect("a program"));
+    command.args(words);
+    let output = host.run(command).await.expect("it is installed");
+    assert!(output.status.success(), "{line}: {}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+/// Asks or changes the routes of the underlay itself.
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+async fn filter_strictly(host: &Host) {
+    for name in ["all", "default", "eth0"] {
+        host.write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1").expect("it can be written");
+    }
+}
+
+async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
+    let tokens = mesh.apply(text).await;
+    let mut agents = Vec::new();
+    for name in ["a", "b"] {
+        let mut agent = mesh.agent(name).await;
+        filter_strictly(agent.host()).await;
+        agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
+        agent.start_daemon(&[]).expect("the agent starts");
+        agents.push(agent);
+    }
+    all_ping_all(&agents, "corp").await;
+    agents
+}
+
+async fn pings(from: &Host, to: IpAddr) -> bool {
+    from.ping(to, Duration::from_millis(500)).await.expect("sockets").is_some()
+}
+
+fn connects(from: &Host, to: SocketAddr) -> bool {
+    from.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok())
+}
+
+/// What the agent leaves on a host outside of its interfaces.
+async fn traces(host: &Host) -> Vec<String> {
+    let mut lines = Vec::new();
+    for command in [
+        "ip rule show",
+        "ip -6 rule show",
+        "ip route show table all proto 182",
+        "ip -6 route show table all proto 182",
+        "nft list tables",
+    ] {
+        lines.extend(run(host, command).await.lines().map(ToOwned::to_owned));
+    }
+    lines
+}
+
+#[test]
+fn a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
+    if !enter_test("a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &apart()).await;
+        let operator = mesh.underlay.host("o").await.expect("a host");
+        assert!(mesh.server.host().ipv4().to_string().starts_with("198.18.0."));
+        mesh.apply(&text("198.18", 24, "20s")).await;
+        eventually("the range is applied", Duration::from_secs(10), async || {
+            let mut all = true;
+            for agent in &agents {
+                all &= addresses(agent, "corp").await.iter().any(|address| address.to_string().starts_with("198.18."));
+            }
+            all
+        })
+        .await;
+        all_ping_all(&agents, "corp").await;
+
+        // Control traffic goes on: a change arrives, pushed and by a check-in of an agent that starts anew.
+        mesh.apply(&text("198.18", 24, "7s")).await;
+        for agent in &agents {
+            eventually("the change arrives", Duration::from_secs(5), async || {
+                run(agent.host(), "wg show nm-corp persistent-keepalive").await.contains("\t7")
+            })
+            .await;
+        }
+        // Whoever reaches the host by its cable is answered by it.
+        let to = agents[0].host();
+        let listener = to.within(|| TcpListener::bind(("0.0.0.0", 22)).expect("the port is free"));
+        assert!(pings(&operator, to.ipv4().into()).await, "the operator's host pings a");
+        assert!(connects(&operator, (to.ipv4(), 22).into()), "and gets to its sshd");
+        drop(listener);
+        // The repair arrives.
+        mesh.apply(&apart()).await;
+        eventually("the repair is applied", Duration::from_secs(10), async || {
+            addresses(&agents[0], "corp").await.iter().any(|address| address.to_string().starts_with("10.40."))
+        })
+        .await;
+        all_ping_all(&agents, "corp").await;
+    });
+}
+
+#[test]
+fn what_others_take_away_is_back_and_leaving_leaves_nothing() {
+    if !enter_test("what_others_take_away_is_back_and_leaving_leaves_nothing") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let first = mesh.agent("fresh").await;
+        let before = traces(first.host()).await;
+        let agents = two(&mesh, &apart()).await;
+        let (a, b) = (agents[0].host(), addresses(&agents[1], "corp").await);
+        let whole = traces(a).await;
+        assert!(whole.len() > before.len() + 8, "{whole:#?}");
+        for taking in [
+            "nft flush ruleset",
+            "ip rule del pref 4725",
+            "ip route flush table 5182",
+            "ip -6 rule flush",
+            "ip link set nm-corp down",
+            "ip address flush dev nm-corp",
+        ] {
+            run(a, taking).await;
+            if taking == "ip -6 rule flush" {
+                run(a, "ip -6 rule add pref 32766 table main").await;
+            }
+            let took = eventually(taking, REPAIRED, async || traces(a).await == whole).await;
+            for to in &b {
+                eventually(taking, REPAIRED, async || pings(a, *to).await).await;
+            }
+            eprintln!("{taking}: back after {took:?}");
+        }
+        // The process of the device, and with it the interface.
+        end_to_end::kill_device(a, "nm-corp");
+        for to in &b {
+            eventually("a new device is there", REPAIRED, async || pings(a, *to).await).await;
+        }
+        for agent in &agents {
+            let output = agent.netclient(&["leave", "--network", "corp"]).await.expect("it runs");
+            assert!(output.status.success(), "{}", text_of(&output.stderr));
+            assert_eq!(traces(agent.host()).await, before);
+        }
+    });
+}
+
+#[test]
+fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
+    if !enter_test("what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &text("10.40", 16, "20s")).await;
+        let a = agents[0].host();
+        // A bridge of containers that comes later, inside of the range, and a wide static route.
+        run(a, "ip link add docker0 type bridge").await;
+        run(a, "ip address add 10.40.200.1/24 dev docker0").await;
+        run(a, "ip link set docker0 up").await;
+        run(a, "ip route add 10.0.0.0/8 dev eth0").await;
+        let way = async |to: &str| run(a, &format!("ip route get {to}")).await;
+        assert!(way("10.40.200.7").await.contains("dev docker0"), "{}", way("10.40.200.7").await);
+        assert!(way("10.40.0.202").await.contains("dev nm-corp"), "{}", way("10.40.0.202").await);
+        assert!(way("10.41.0.1").await.contains("dev eth0"), "{}", way("10.41.0.1").await);
+        let marked = run(a, "ip route get 10.40.0.202 mark 0x10").await;
+        assert!(marked.contains("dev eth0"), "what is marked stays outside: {marked}");
+        all_ping_all(&agents, "corp").await;
+
+        // Somebody at the cable takes the address of a member, or asks for the host's own in the mesh.
+        let forger = mesh.underlay.host("forger").await.expect("a host");
+        let port = ip(&["-o", "route", "get", &a.ipv4().to_string()]);
+        let port = port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned();
+        ip(&["route", "add", "10.40.0.201/32", "dev", &port]);
+        assert!(!pings(&forger, "10.40.0.201".parse().expect("an address")).await, "asked from outside");
+        run(&forger, "ip address add 10.40.0.202/32 dev eth0").await;
+        let to = SocketAddr::from((a.ipv4(), 9));
+        forger.within(|| {
+            let socket = UdpSocket::bind(("10.40.0.202", 0)).expect("it has the address");
+            socket.send_to(b"forged", to).expect("it is sent")
+        });
+        for what in ["asked from outside", "forged outside"] {
+            eventually(what, REPAIRED, async || {
+                let listed = run(a, "nft list chain inet nm-own guard").await;
+                let line =
+                    listed.lines().find(|line| line.contains("ip ") && line.contains(what)).map(ToOwned::to_owned);
+                !line.expect("the rule is there").contains("packets 0")
+            })
+            .await;
+        }
+    });
+}
