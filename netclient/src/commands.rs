@@ -13,7 +13,6 @@ use std::sync::Arc;
 use clap::Parser;
 use proto::secret::Secret;
 use proto::token::Token;
-use schema::api::Control;
 use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -180,7 +179,7 @@ fn ask(agent: &Agent, question: DaemonRequest) -> Outcome<bool> {
     match answer.ok_or("another netclient is working on this network; try again when it is done")? {
         DaemonResponse::Done(news) => Ok(news),
         DaemonResponse::Failed(why) => Err(why.into()),
-        DaemonResponse::Control(_) => Err("the daemon is of another version; restart it".into()),
+        DaemonResponse::Status(_) => Err("the daemon is of another version; restart it".into()),
     }
 }
 
@@ -189,11 +188,12 @@ async fn status(directory: &Path) -> Outcome<crate::agent::Status> {
         return Ok(crate::agent::Status::default());
     }
     let agent = open_tidied(directory).await?;
-    let transports = match daemon::ask(&agent.directory, &DaemonRequest::Control) {
-        Ok(Some(DaemonResponse::Control(transports))) => transports,
-        Ok(_) | Err(_) => Default::default(),
+    let (daemon, known) = match daemon::ask(&agent.directory, &DaemonRequest::Status) {
+        Ok(Some(DaemonResponse::Status(known))) => (true, known),
+        Ok(Some(_)) => (true, Default::default()),
+        Ok(None) | Err(_) => (false, Default::default()),
     };
-    Ok(agent.status(|network| transports.get(network).copied().unwrap_or(Control::None)).await?)
+    Ok(agent.status(daemon, |network| known.get(network).cloned().unwrap_or_default()).await?)
 }
 
 async fn run_daemon(agent: Agent) -> Outcome {

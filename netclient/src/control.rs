@@ -171,6 +171,7 @@ impl Connection {
             listen_port: listen_port.into(),
             endpoint: endpoint.map(ToString::to_string).unwrap_or_default(),
             local_address: local.map(|address| address.to_string()).unwrap_or_default(),
+            ..Facts::default()
         }
     }
 

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schema::api::Control;
 use schema::scalars::NetworkName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -21,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::agent::member::Member;
 use crate::agent::{Agent, AgentError, error_chain};
 use crate::directory::Directory;
-use crate::driver::{Command, Driver, End, Request, ended};
+use crate::driver::{Command, Driver, DriverStatus, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
 /// How long a command waits for the daemon, which may have to make two calls and configure a device.
@@ -37,8 +36,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(10);
 pub enum DaemonRequest {
     /// Look for networks that were joined.
     Rescan,
-    /// The transport of each network's control traffic.
-    Control,
+    /// How each network is.
+    Status,
     /// Check in now.
     CheckIn(NetworkName),
     /// Get the whole View now.
@@ -58,8 +57,8 @@ pub enum DaemonRequest {
 pub enum DaemonResponse {
     /// It was done; whether anything was new.
     Done(bool),
-    /// The transports of control traffic, by network.
-    Control(BTreeMap<NetworkName, Control>),
+    /// How each network is.
+    Status(BTreeMap<NetworkName, DriverStatus>),
     /// It was not done.
     Failed(String),
 }
@@ -147,7 +146,7 @@ struct Daemon {
 struct Running {
     task: tokio::task::JoinHandle<End>,
     requests: mpsc::Sender<Request>,
-    control: watch::Receiver<Control>,
+    status: watch::Receiver<DriverStatus>,
 }
 
 impl Daemon {
@@ -190,9 +189,9 @@ impl Daemon {
         let membership = member.membership();
         tracing::info!(network = %membership.network, interface = membership.interface, "looking after the network");
         let (requests, asked) = mpsc::channel(4);
-        let (driver, control) = Driver::new(member, self.agent.settings.watch);
+        let (driver, status) = Driver::new(member, self.agent.settings.watch);
         let task = tokio::spawn(driver.run(asked, self.shutdown.clone()));
-        Running { task, requests, control }
+        Running { task, requests, status }
     }
 
     async fn serve(self: Arc<Self>, client: UnixStream) {
@@ -216,10 +215,10 @@ impl Daemon {
                 self.agent.recheck_registration();
                 Ok(true)
             }
-            DaemonRequest::Control => {
+            DaemonRequest::Status => {
                 let drivers = self.drivers.lock().await;
-                let transports = drivers.iter().map(|(network, running)| (network.clone(), *running.control.borrow()));
-                return DaemonResponse::Control(transports.collect());
+                let all = drivers.iter().map(|(network, running)| (network.clone(), running.status.borrow().clone()));
+                return DaemonResponse::Status(all.collect());
             }
             DaemonRequest::CheckIn(network) => self.ask(network, Command::CheckIn).await,
             DaemonRequest::Pull(network) => self.ask(network, Command::Pull).await,

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use proto::wire::{Facts, Update};
 use schema::api::Control;
+use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -43,6 +45,22 @@ pub enum Command {
     },
 }
 
+/// How a network is, as whoever keeps it current knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverStatus {
+    /// The transport of control traffic.
+    pub control: Control,
+    /// What is not as it should be on the host, by code.
+    pub problems: Vec<NodeProblem>,
+}
+
+impl Default for DriverStatus {
+    /// Nothing has been done yet.
+    fn default() -> Self {
+        Self { control: Control::None, problems: Vec::new() }
+    }
+}
+
 /// The results of calls.
 enum Event {
     CheckedIn(Result<Option<Update>, CallError>, Option<Facts>),
@@ -58,7 +76,7 @@ pub struct Driver {
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
     stream: Option<AbortHandle>,
-    control: watch::Sender<Control>,
+    status: watch::Sender<DriverStatus>,
     host_events: broadcast::Receiver<HostEvent>,
 }
 
@@ -72,14 +90,14 @@ pub enum End {
 }
 
 impl Driver {
-    /// A driver of a membership, and where to read the transport of its control traffic.
-    pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<Control>) {
+    /// A driver of a membership, and where to read how the network is.
+    pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<DriverStatus>) {
         let (sender, events) = mpsc::channel(WAITING);
-        let (control, transport) = watch::channel(Control::None);
+        let (status, published) = watch::channel(DriverStatus::default());
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
         let state = AgentState::new(interval(&member), watch, seed, now());
         let host_events = member.host_events();
-        (Self { member, state, events, sender, stream: None, control, host_events }, transport)
+        (Self { member, state, events, sender, stream: None, status, host_events }, published)
     }
 
     /// Drives until `shutdown` becomes true or the host has left.
@@ -92,7 +110,7 @@ impl Driver {
                     return End::Left;
                 }
             }
-            self.publish_transport();
+            self.publish();
             let due = self.state.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.take_in(event).await,
@@ -118,10 +136,11 @@ impl Driver {
         }
     }
 
-    /// Publishes which transport control traffic takes.
-    fn publish_transport(&self) {
-        let transport = if self.state.is_reached() { self.member.control().transport() } else { Control::None };
-        self.control.send_if_modified(|before| std::mem::replace(before, transport) != transport);
+    /// Publishes how the network is.
+    fn publish(&self) {
+        let control = if self.state.is_reached() { self.member.control().transport() } else { Control::None };
+        let status = DriverStatus { control, problems: self.member.problems().to_vec() };
+        self.status.send_if_modified(|before| std::mem::replace(before, status.clone()) != status);
     }
 
     fn network(&self) -> NetworkName {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
@@ -48,6 +49,8 @@ pub trait Host: Send + Sync {
     fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError>;
     /// Brings the agent's routes and rules to what they should be.
     fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>>;
+    /// The networks that its other interfaces are connected to; see [`link::connected`].
+    fn connected<'a>(&'a self, ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
     /// Makes the kernel forward packets that come in by an interface, or not.
@@ -152,6 +155,11 @@ impl Host for System {
 
     fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>> {
         Box::pin(routing::bring(slot, routing))
+    }
+
+    fn connected<'a>(&'a self, ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
+        // Those of other agents bear such names as well.
+        Box::pin(link::connected(|name| ours.contains(name) || name.starts_with("nm-")))
     }
 
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {

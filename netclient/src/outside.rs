@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
+use schema::inventory::NodeProblem;
 use schema::view::View;
 
 use crate::directory;
@@ -146,6 +147,30 @@ impl Outside {
         let rules = self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
         Routing { routes, rules }
     }
+}
+
+/// What is wrong with the ranges of a network on a host whose other interfaces are connected to these.
+pub fn range_problems(view: &View, connected: &[(String, IpNet)]) -> Vec<NodeProblem> {
+    let network = &view.network;
+    let mut problems = Vec::new();
+    for range in view.interface.addresses.iter().map(IpNet::trunc) {
+        for (interface, other) in connected {
+            if *other == range {
+                let message = format!(
+                    "the interface {interface} of this host is connected to {range}, the range of {network}, so packets go \
+                     there; change one of the two ranges"
+                );
+                problems.push(NodeProblem::new(NodeProblem::RANGE_CONNECTED, message));
+            } else if range.contains(other) {
+                let message = format!(
+                    "the interface {interface} of this host is connected to {other}, a part of {range}: nodes of {network} with \
+                     these addresses are not reached"
+                );
+                problems.push(NodeProblem::new(NodeProblem::RANGE_SHADOWED, message));
+            }
+        }
+    }
+    problems
 }
 
 /// The addresses of the other members of a network, as far as the node knows them.

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
+use schema::inventory::NodeProblem;
 use schema::scalars::WireGuardKey;
 use schema::view::View;
 
+use crate::agent::error_chain;
 use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
 use crate::directory::DirectoryError;
 use crate::files;
@@ -29,6 +31,15 @@ use crate::tunnels::{TunnelChanges, peer_settings};
 
 /// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;
+
+/// What came of bringing a tunnel up.
+#[derive(Debug, Default)]
+pub struct BroughtUp {
+    /// The port that was found free, where the wanted one was taken.
+    pub port_fallback: Option<PortFallback>,
+    /// What is not as it should be, while the rest works.
+    pub problems: Vec<NodeProblem>,
+}
 
 /// One network's tunnel.
 pub struct NetworkTunnel {
@@ -74,9 +85,8 @@ impl NetworkTunnel {
         Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
-    /// Makes the host what the membership says. Returns the port that was found free if the wanted one was taken and
-    /// may differ.
-    pub async fn reconcile(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
+    /// Makes the host what the membership says. What a network can do without fails nothing else; it is a problem.
+    pub async fn reconcile(&mut self, membership: &Membership) -> Result<BroughtUp, TunnelError> {
         let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: create another one.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
@@ -96,16 +106,21 @@ impl NetworkTunnel {
         let addresses = interface.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
         let wanted = WantedLink { addresses: &addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
+        let mut problems = Vec::new();
         match self.host.apply_link(&self.interface, &steps).await {
             // IPv4 alone is better than no network.
             Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
-                tracing::warn!(%error, "the network works by IPv4 alone");
+                problems.push(problem(NodeProblem::NO_IPV6, &error));
             }
             outcome => outcome?,
         }
-        self.host.set_forwarding(&self.interface, interface.forward)?;
-        self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
-        Ok(port_fallback)
+        if let Err(error) = self.host.set_forwarding(&self.interface, interface.forward) {
+            problems.push(problem(NodeProblem::FORWARDING, &error));
+        }
+        if let Err(error) = self.set_names(hosts::lines(network, &membership.view.resolutions())).await {
+            problems.push(problem(NodeProblem::NAMES, &error));
+        }
+        Ok(BroughtUp { port_fallback, problems })
     }
 
     /// Applies these changes alone: the device is not observed, and other peers are not compared. Whatever fails, or is
@@ -167,10 +182,13 @@ impl NetworkTunnel {
             Err(error) => Err(error),
         };
         self.forget_device();
-        let names = self.set_names(Vec::new()).await;
+        if let Err(error) = self.set_names(Vec::new()).await {
+            // Nobody can be kept in a network by a file that cannot be written.
+            tracing::warn!(error = error_chain(&error), "names of the network stay; remove its block by hand");
+        }
         device?;
         files::clean_after_device(&self.socket);
-        Ok(names?)
+        Ok(())
     }
 
     async fn bring_device(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
@@ -230,6 +248,10 @@ impl NetworkTunnel {
         self.device = None;
         self.applied.clear();
     }
+}
+
+fn problem(code: &str, error: &(dyn std::error::Error + 'static)) -> NodeProblem {
+    NodeProblem::new(code, error_chain(error))
 }
 
 /// The port after one that is taken, as long as it is near the wanted one.

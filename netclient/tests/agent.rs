@@ -90,6 +90,7 @@ async fn losing_the_server_changes_nothing_and_its_return_brings_what_came_meanw
     assert!(b.peers() == 2);
     a.connect(true);
     eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    pass(Duration::from_secs(1)).await;
     assert_eq!(a.control().await, Control::Tls);
 }
 
@@ -237,4 +238,51 @@ async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
     assert!(matches!(left, DaemonResponse::Done(_)), "{left:?}");
     assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()), "nothing is left");
     a.stop().await;
+}
+
+const DUAL: &str = r#"network "corp" { ipv4 "10.0.0.0/24"; ipv6 "fd00::/64"; access-key "k" uses="unlimited"; }"#;
+
+#[tokio::test(start_paused = true)]
+async fn what_a_host_cannot_do_is_reported_and_fails_nothing_else() {
+    let mesh = Mesh::new(DUAL).await;
+    let a = Node::joined(&mesh, "a").await;
+    let mut b = Node::new(&mesh, "b");
+    b.host.turn_off_ipv6(true);
+    b.host.protect_names(true);
+    b.host.connect("docker0", "10.0.0.128/25".parse().expect("a range"));
+    b.join(&mesh).await.expect("half of a network is better than none");
+    b.start().await;
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    eventually("the server knows", || mesh.problems("b") == ["names", "no-ipv6", "range-shadowed"]).await;
+    assert_eq!(b.problems().await, ["names", "no-ipv6", "range-shadowed"]);
+    // What it could not set nobody is told to use.
+    let address = |node: &Node| node.host.filter().map(|outside| outside.members).unwrap_or_default();
+    eventually("a knows b by IPv4 alone", || address(&a).iter().all(|address| address.is_ipv4())).await;
+    assert!(a.host.names(INTERFACE).iter().all(|line| !line.ends_with("\tb.corp") || line.starts_with("10.")));
+
+    b.host.turn_off_ipv6(false);
+    b.host.protect_names(false);
+    eventually("all is well but the bridge", || mesh.problems("b") == ["range-shadowed"]).await;
+    eventually("a knows both addresses of b", || address(&a).len() == 2).await;
+    assert_eq!(b.host.names(INTERFACE).len(), 4);
+
+    b.host.protect_names(true);
+    let left = b.ask(DaemonRequest::Leave { network: "corp".parse().expect("a name"), force: false }).await;
+    assert!(matches!(left, DaemonResponse::Done(_)), "a file that cannot be written keeps nobody: {left:?}");
+    b.stop().await;
+    assert_eq!(b.files(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_connected_to_the_range_itself_does_not_join() {
+    let mesh = Mesh::new(DUAL).await;
+    let b = Node::new(&mesh, "b");
+    b.host.connect("br-y", "10.0.0.0/24".parse().expect("a range"));
+    let refused = b.join(&mesh).await.expect_err("it would reach nobody").to_string();
+    assert!(refused.contains("br-y") && refused.contains("10.0.0.0/24"), "{refused}");
+    assert!(!mesh.has("b") && b.host.device(INTERFACE).is_none());
+    // A wider network is no obstacle, since the mesh's range is longer.
+    let c = Node::new(&mesh, "c");
+    c.host.connect("eth0", "10.0.0.0/8".parse().expect("a range"));
+    c.join(&mesh).await.expect("it joins");
 }

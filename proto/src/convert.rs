@@ -268,11 +268,13 @@ pub fn to_key<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Malformed> 
     <[u8; 32]>::try_from(bytes).map(K::from).map_err(|_| Malformed::Key(K::NAME))
 }
 
-fn from_prefix(prefix: &IpNet) -> wire::Prefix {
+/// A range, as it is sent.
+pub fn from_prefix(prefix: &IpNet) -> wire::Prefix {
     wire::Prefix { address: from_address(&prefix.addr()), length: u32::from(prefix.prefix_len()) }
 }
 
-fn to_prefix(prefix: &wire::Prefix) -> Result<IpNet, Malformed> {
+/// A range that was sent.
+pub fn to_prefix(prefix: &wire::Prefix) -> Result<IpNet, Malformed> {
     let wire::Prefix { address, length } = prefix;
     let length = u8::try_from(*length).map_err(|_| Malformed::Field("length"))?;
     IpNet::new(to_address(address)?, length).map_err(|_| Malformed::Field("length"))

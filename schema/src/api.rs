@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diff::Change;
-use crate::inventory::NodeId;
+use crate::inventory::{NodeId, NodeProblem};
 use crate::plan::Plan;
 use crate::published::Time;
 use crate::scalars::{Name, Verifier, WireGuardKey};
@@ -100,6 +100,8 @@ pub struct NodeStatus {
     pub acknowledged: Option<Revision>,
     /// How it reaches the server.
     pub control: Control,
+    /// What is not as it should be on its host.
+    pub problems: Vec<NodeProblem>,
 }
 
 /// Whether a node has joined and checks in.

@@ -297,7 +297,7 @@ impl Mesh {
         put_members(&mut self.members, Class::default(), members);
         put(&mut self.interfaces, node, interface);
         if resolves && !named {
-            put(&mut self.names, node, Resolution::Addresses(joined.addresses.clone()));
+            put(&mut self.names, node, Resolution::Addresses(joined.reachable()));
         } else if !self.is_entry(node, declared) {
             self.names.remove(node);
         }
@@ -352,7 +352,7 @@ impl Mesh {
         Peer {
             public_key: joined.public_key,
             endpoint: endpoint(declaration.endpoint, joined),
-            addresses: joined.addresses.clone(),
+            addresses: joined.reachable(),
             via: self.hub().filter(|hub| *hub != name).cloned(),
             named,
         }
@@ -471,13 +471,13 @@ fn resolve(network: &NetworkName, entry: &Name, declared: &Snapshot, inventory: 
     for _ in 0..=declared.len() {
         let Some(dns) = declared.named::<Dns>(network, &name) else {
             let joined = inventory.node(&NodeId::of(network, &name))?;
-            return Some(Resolution::Addresses(joined.addresses.clone()));
+            return Some(Resolution::Addresses(joined.reachable()));
         };
         match target(dns, network) {
             // `node` leads past an entry of that name.
             Some(node) if dns.node.is_some() => {
                 let joined = inventory.node(&NodeId::of(network, &node))?;
-                return Some(Resolution::Addresses(joined.addresses.clone()));
+                return Some(Resolution::Addresses(joined.reachable()));
             }
             Some(target) => name = target,
             None => return Some(outer(dns)),
@@ -551,6 +551,7 @@ mod tests {
                 key: None,
                 claimed: false,
                 joined: Timestamp::UNIX_EPOCH,
+                problems: Vec::new(),
                 os: "linux".into(),
             };
             endpoint(declared.parse().ok().as_ref(), &joined).map(|endpoint| endpoint.to_string())

@@ -40,6 +40,9 @@ pub struct Joined {
     /// When it joined.
     #[schemars(with = "Time")]
     pub joined: Timestamp,
+    /// What is not as it should be on its host, by code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<NodeProblem>,
     /// What it runs, by its own report; only shown.
     pub os: Box<str>,
 }
@@ -54,6 +57,48 @@ pub struct Endpoints {
     pub seen: Option<IpAddr>,
     /// The host's own address on its default route, as the agent reports it; absent: none that others can use.
     pub local: Option<IpAddr>,
+}
+
+/// Something on a node's host that is not as it should be, while the rest works.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeProblem {
+    /// What it is, in a word that programs can ask for: one of the constants of this type, or one of a newer agent.
+    pub code: Box<str>,
+    /// What happened and what to do, for people.
+    pub message: Box<str>,
+}
+
+impl NodeProblem {
+    /// The host has IPv6 turned off: the node has no IPv6 address.
+    pub const NO_IPV6: &str = "no-ipv6";
+    /// The file of names cannot be written.
+    pub const NAMES: &str = "names";
+    /// The host does not forward packets that it should.
+    pub const FORWARDING: &str = "forwarding";
+    /// Another interface of the host is connected to all of a range of the network.
+    pub const RANGE_CONNECTED: &str = "range-connected";
+    /// Another interface of the host is connected to a part of a range of the network.
+    pub const RANGE_SHADOWED: &str = "range-shadowed";
+    /// A range contains the server's address, and the host cannot keep control traffic outside: it is not routed.
+    pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";
+    /// Control traffic and tunnels are not kept outside of networks.
+    pub const NO_FILTER: &str = "no-filter";
+    /// How many of them a node reports at most.
+    pub const MOST: usize = 16;
+
+    /// A problem of that code.
+    pub fn new(code: &str, message: impl Into<Box<str>>) -> Self {
+        Self { code: code.into(), message: message.into() }
+    }
+}
+
+impl Joined {
+    /// Its addresses that others reach: without those that its host could not set.
+    pub fn reachable(&self) -> BTreeSet<IpAddr> {
+        let no_ipv6 = self.problems.iter().any(|problem| &*problem.code == NodeProblem::NO_IPV6);
+        self.addresses.iter().copied().filter(|address| address.is_ipv4() || !no_ipv6).collect()
+    }
 }
 
 /// The state of an access key.

@@ -67,6 +67,7 @@ fn joined(number: u8, claimed: bool) -> Joined {
         key: Some("first".parse().unwrap()),
         claimed,
         joined: now(),
+        problems: Vec::new(),
         os: "linux".into(),
     }
 }

@@ -389,7 +389,7 @@ impl Client {
         match self.ask(DaemonRequest::Leave { network: network.clone(), force: true }).await {
             Some(DaemonResponse::Done(_)) => Ok(()),
             Some(DaemonResponse::Failed(why)) => Err(Failure::ForNow(why)),
-            Some(DaemonResponse::Control(_)) | None => Err(self.failure(&busy)),
+            Some(DaemonResponse::Status(_)) | None => Err(self.failure(&busy)),
         }
     }
 

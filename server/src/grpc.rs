@@ -309,6 +309,7 @@ pub(crate) mod tests {
             key: None,
             claimed: false,
             joined: Timestamp::UNIX_EPOCH,
+            problems: Vec::new(),
             os: "test".into(),
         }
     }

@@ -170,6 +170,7 @@ mod tests {
             key: None,
             claimed: false,
             joined: joined.parse().expect("a time"),
+            problems: Vec::new(),
             os: "test".into(),
         }
     }

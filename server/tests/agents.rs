@@ -164,7 +164,8 @@ async fn what_a_node_reports_about_itself_must_be_valid() {
         ("", "", 70_000),
     ] {
         let mut agent = server.agent("a", 1);
-        agent.facts = Facts { listen_port: port, endpoint: endpoint.into(), local_address: local.into() };
+        agent.facts =
+            Facts { listen_port: port, endpoint: endpoint.into(), local_address: local.into(), ..Facts::default() };
         let refused = agent.join("many").await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
     }

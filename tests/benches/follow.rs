@@ -101,6 +101,7 @@ fn put_node(world: &mut World, number: u32) {
         key: None,
         claimed: false,
         joined: Timestamp::UNIX_EPOCH,
+        problems: Vec::new(),
         os: "linux".into(),
     };
     world.inventory.put_node(id(number), joined);

@@ -192,6 +192,7 @@ fn node(number: u32, now: Timestamp) -> Joined {
         key: "k".parse().ok(),
         claimed: false,
         joined: now,
+        problems: Vec::new(),
         os: "linux".into(),
     }
 }

@@ -3,7 +3,7 @@
 use futures_util::future::BoxFuture;
 use proto::convert::{DecodedUpdate, Position, accept_update};
 use proto::token::Token;
-use proto::wire::{ChallengeResponse, Update};
+use proto::wire::{self, ChallengeResponse, Update};
 use schema::scalars::{Endpoint, Identity, Name, NetworkName, Scalar};
 use schema::view::View;
 
@@ -13,6 +13,7 @@ use super::{Agent, AgentError, address_of, error_chain};
 use crate::control::{CallError, Connection, JoinRequest};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
+use crate::tunnel::TunnelError;
 
 /// The options of a join; what is absent here is taken from the settings, and then chosen by the agent.
 #[derive(Clone, Debug, Default)]
@@ -131,7 +132,14 @@ impl Agent {
         let control = self.connection(server, attempt.identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
-        let facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
+        let mut facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
+        let ours = self.outside(None, None)?.interfaces;
+        let connected = self.host.connected(&ours).await.map_err(TunnelError::from)?;
+        let connected = connected.into_iter().map(|(interface, range)| {
+            let range = Some(proto::convert::from_prefix(&range));
+            wire::Connected { interface, range }
+        });
+        facts.connected = connected.collect();
         // Stored before it is used: if the answer is lost, the server knows the next try as the same host.
         attempt.keep()?;
         let identity = &attempt.identity;

@@ -6,7 +6,8 @@ mod tests;
 use std::sync::Arc;
 
 use proto::convert::Position;
-use proto::wire::{Facts, Update};
+use proto::wire::{self, Facts, Update};
+use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
 use tokio::sync::broadcast;
 
@@ -17,7 +18,7 @@ use crate::files::Lock;
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, PortFallback};
 use crate::system::watch::HostEvent;
-use crate::tunnel::{NetworkTunnel, TunnelError};
+use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
 /// One membership in use.
@@ -32,6 +33,8 @@ pub struct Member {
     applied: Position,
     /// What changed since; absent: unknown.
     changes: Option<TunnelChanges>,
+    /// What is not as it should be on the host, by code.
+    problems: Vec<NodeProblem>,
     /// The journal of the membership on the disk; absent: the disk lacks something of it.
     journal: Option<Journal>,
     _lock: Option<Lock>,
@@ -64,6 +67,7 @@ impl Member {
             sent_facts: None,
             applied: Position::default(),
             changes: None,
+            problems: Vec::new(),
             journal: Some(journal),
             _lock: None,
         })
@@ -88,7 +92,17 @@ impl Member {
     pub fn facts(&self) -> Facts {
         let Membership { endpoint, .. } = &self.membership;
         let endpoint = endpoint.as_ref().or(self.agent.settings.endpoint.as_ref());
-        self.control.facts(self.membership.wanted_port(), endpoint)
+        let problem = |NodeProblem { code, message }: &NodeProblem| wire::Problem {
+            code: code.to_string(),
+            message: message.to_string(),
+        };
+        let problems = self.problems.iter().take(NodeProblem::MOST).map(problem).collect();
+        Facts { problems, ..self.control.facts(self.membership.wanted_port(), endpoint) }
+    }
+
+    /// What is not as it should be on the host, by code.
+    pub fn problems(&self) -> &[NodeProblem] {
+        &self.problems
     }
 
     /// Records the facts of the host that were sent.
@@ -162,7 +176,12 @@ impl Member {
     /// Compares the host with the View, and applies what it lacks.
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
-        let port_fallback = self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
+        let BroughtUp { port_fallback, problems } = self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            let NodeProblem { code, message } = problem;
+            tracing::warn!(%code, message, network = %self.membership.network, "something on this host is not as it should be");
+        }
+        self.problems = problems;
         self.done(port_fallback);
         Ok(())
     }

@@ -6,34 +6,72 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
+use ipnet::IpNet;
+use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
 
 use super::{Agent, error_chain};
 use crate::device::blocking;
 use crate::directory::DirectoryError;
-use crate::membership::{Membership, PortFallback};
-use crate::outside::Outside;
+use crate::membership::Membership;
+use crate::outside::{self, Outside};
 use crate::system::firewall::FirewallError;
-use crate::tunnel::{NetworkTunnel, TunnelError};
+use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
+/// How long the server's name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);
+const NO_FILTER: &str = "nftables is missing or may not be used, so control traffic and tunnels are not kept outside of networks; install nftables";
+
 impl Agent {
-    /// Does what a network lacks on this host. Returns the port that was found free, where the wanted one was taken.
+    /// Does what a network lacks on this host.
     pub(crate) async fn bring_up(
         &self,
         tunnel: &mut NetworkTunnel,
         membership: &Membership,
-    ) -> Result<Option<PortFallback>, TunnelError> {
+    ) -> Result<BroughtUp, TunnelError> {
         let filtered = {
             let _turn = self.directory.lock_outside().await?;
             self.keep_filter(self.outside(Some(membership), None)?).await?
         };
-        let port_fallback = tunnel.reconcile(membership).await?;
+        let mut brought = tunnel.reconcile(membership).await?;
         let _turn = self.directory.lock_outside().await?;
-        let routing = self.outside(Some(membership), None)?.routing(self.slot, filtered);
-        self.host.set_routing(self.slot, &routing).await?;
-        Ok(port_fallback)
+        let mut outside = self.outside(Some(membership), None)?;
+        if !filtered {
+            brought.problems.extend(self.spare_server(&mut outside, membership).await);
+            if self.settings.connection_tracking {
+                brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
+            }
+        }
+        self.host.set_routing(self.slot, &outside.routing(self.slot, filtered)).await?;
+        let connected = self.host.connected(&outside.interfaces).await?;
+        brought.problems.extend(outside::range_problems(&membership.view, &connected));
+        brought.problems.sort();
+        Ok(brought)
+    }
+
+    /// Without rules that spare what is marked, a range that holds the server's address would cut the host off from it: it
+    /// is not routed.
+    async fn spare_server(&self, outside: &mut Outside, membership: &Membership) -> Vec<NodeProblem> {
+        let mut addresses = BTreeSet::new();
+        for address in &membership.server.addresses {
+            // A name that does not resolve right now is the next look's business.
+            let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(address)).await;
+            addresses.extend(found.ok().and_then(Result::ok).into_iter().flatten().map(|at| at.ip()));
+        }
+        let spared: Vec<IpNet> =
+            outside.ranges.keys().filter(|range| addresses.iter().any(|it| range.contains(it))).copied().collect();
+        outside.ranges.retain(|range, _| !spared.contains(range));
+        let problem = |range: &IpNet| {
+            let message = format!(
+                "{range} contains the server's address and is not routed, since nothing would keep control traffic outside; \
+                 install nftables"
+            );
+            NodeProblem::new(NodeProblem::RANGE_HOLDS_SERVER, message)
+        };
+        spared.iter().map(problem).collect()
     }
 
     /// Applies what has changed in a network that is up; whatever fails, [`Agent::bring_up`] mends.
@@ -73,7 +111,11 @@ impl Agent {
     }
 
     /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.
-    fn outside(&self, own: Option<&Membership>, without: Option<&NetworkName>) -> Result<Outside, DirectoryError> {
+    pub(super) fn outside(
+        &self,
+        own: Option<&Membership>,
+        without: Option<&NetworkName>,
+    ) -> Result<Outside, DirectoryError> {
         let mut memberships = Vec::new();
         for network in self.directory.networks()? {
             if own.is_some_and(|own| own.network == network) || without == Some(&network) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
+use schema::inventory::NodeProblem;
 use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::Tunnel;
@@ -13,12 +14,15 @@ use serde::Serialize;
 
 use super::{Agent, AgentError, error_chain};
 use crate::comms;
+use crate::driver::DriverStatus;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
 
 /// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
+    /// Whether a daemon runs, which keeps the networks current.
+    pub daemon: bool,
     /// The networks, by name.
     pub networks: Vec<NetworkStatus>,
     /// The tunnels to servers.
@@ -60,6 +64,9 @@ pub struct NetworkStatus {
     pub revision: Revision,
     /// The transport of control traffic; none if no daemon runs.
     pub control: api::Control,
+    /// What is not as it should be on the host, as far as the daemon knows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<NodeProblem>,
     /// The host's addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The peers, by name.
@@ -82,8 +89,12 @@ pub struct PeerStatus {
 }
 
 impl Agent {
-    /// The state of the host's networks; `control` returns the transport of their control traffic.
-    pub async fn status(&self, control: impl Fn(&NetworkName) -> api::Control) -> Result<Status, AgentError> {
+    /// The state of the host's networks. `daemon`: whether one runs; `known`: what it knows of a network.
+    pub async fn status(
+        &self,
+        daemon: bool,
+        known: impl Fn(&NetworkName) -> DriverStatus,
+    ) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
         for network in self.directory.networks()? {
             let membership = match self.directory.membership(&network) {
@@ -95,7 +106,7 @@ impl Agent {
                 }
             };
             let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
-            let transport = control(&network);
+            let DriverStatus { control, problems } = known(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
             let peer = |(public_key, tunnel): (WireGuardKey, Tunnel)| {
@@ -119,12 +130,13 @@ impl Agent {
                 up: device.is_some(),
                 epoch: position.epoch,
                 revision: position.revision,
-                control: transport,
+                control,
+                problems,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 peers,
             });
         }
-        Ok(Status { networks, registrations: self.registrations().await? })
+        Ok(Status { daemon, networks, registrations: self.registrations().await? })
     }
 
     /// The state of the tunnels to servers.

@@ -14,6 +14,8 @@ use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
 
+const NO_DAEMON: &str = "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: netclient daemon";
+
 pub(super) fn done(form: Form, network: &NetworkName, what: &str) -> Outcome {
     if form.json {
         return print_json(&json!({ "network": network, "done": what }));
@@ -58,6 +60,9 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
     if !status.registrations.is_empty() && !status.networks.is_empty() {
         writeln!(data)?;
     }
+    if !status.daemon && !status.networks.is_empty() {
+        writeln!(data, "{NO_DAEMON}\n")?;
+    }
     for (place, network) in status.networks.iter().enumerate() {
         if place > 0 {
             writeln!(data)?;
@@ -65,6 +70,9 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
         let NetworkStatus { name, node, addresses, revision, .. } = network;
         writeln!(data, "{name}: {node}, {}, on {}", joined(addresses), interface(network))?;
         writeln!(data, "  revision {revision}, control traffic by {}", transport(network.control))?;
+        for problem in &network.problems {
+            writeln!(data, "  problem: {} ({})", problem.message, problem.code)?;
+        }
         if network.peers.is_empty() {
             writeln!(data, "  no peers yet")?;
             continue;

@@ -39,6 +39,9 @@ struct Inner {
     names: BTreeMap<String, Vec<String>>,
     filter: Option<Outside>,
     routing: Routing,
+    connected: Vec<(String, IpNet)>,
+    no_ipv6: bool,
+    names_fail: bool,
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
 }
@@ -73,6 +76,21 @@ impl FakeHost {
     /// Routes and rules.
     pub fn routing(&self) -> Routing {
         self.lock().routing.clone()
+    }
+
+    /// Connects another interface to a network.
+    pub fn connect(&self, interface: &str, range: IpNet) {
+        self.lock().connected.push((interface.to_owned(), range));
+    }
+
+    /// Turns IPv6 off for what is set from now on, or on again.
+    pub fn turn_off_ipv6(&self, off: bool) {
+        self.lock().no_ipv6 = off;
+    }
+
+    /// Has the file of names be read-only from now on, or not.
+    pub fn protect_names(&self, protected: bool) {
+        self.lock().names_fail = protected;
     }
 
     /// Takes routes, rules and packet filter away, as another program may, and reports it.
@@ -127,11 +145,19 @@ impl Host for FakeHost {
     }
 
     fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>> {
-        Box::pin(async {
+        Box::pin(async move {
             let mut inner = self.lock();
             let missing = || LinkError::Missing { interface: interface.to_owned() };
+            let no_ipv6 = inner.no_ipv6;
             let link = inner.links.get_mut(interface).ok_or_else(missing)?;
-            steps.iter().for_each(|step| carry_out(link, step));
+            for step in steps {
+                if let LinkStep::AddAddress(address @ IpNet::V6(_)) = step
+                    && no_ipv6
+                {
+                    return Err(LinkError::NoIpv6 { interface: interface.to_owned(), address: *address });
+                }
+                carry_out(link, step);
+            }
             Ok(())
         })
     }
@@ -163,6 +189,10 @@ impl Host for FakeHost {
         Box::pin(async { Ok(()) })
     }
 
+    fn connected<'a>(&'a self, _ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
+        Box::pin(async { Ok(self.lock().connected.clone()) })
+    }
+
     fn watch(&self, _slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.lock().watchers.push(sender);
@@ -175,7 +205,11 @@ impl Host for FakeHost {
     }
 
     fn set_names(&self, _turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
-        self.lock().names.insert(interface.to_owned(), lines.to_vec());
+        let mut inner = self.lock();
+        if inner.names_fail {
+            return Err(HostsError::read_only());
+        }
+        inner.names.insert(interface.to_owned(), lines.to_vec());
         Ok(())
     }
 

@@ -28,6 +28,13 @@ pub struct HostsError {
     source: io::Error,
 }
 
+impl HostsError {
+    /// As a file that is read-only answers.
+    pub(crate) fn read_only() -> Self {
+        Self { attempt: "write", path: "/etc/hosts".into(), source: io::ErrorKind::ReadOnlyFilesystem.into() }
+    }
+}
+
 /// The lines for the names of a network. An alias of a name outside of the network needs a resolver and has no line.
 pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<String> {
     let line = |address: &IpAddr, name: &Name| format!("{address}\t{name}.{network}");

@@ -99,6 +99,23 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
+/// The networks that the interfaces of this host are connected to, except those that are `ours`; without single addresses and
+/// those of one link.
+pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet)>, LinkError> {
+    let handle = connect()?;
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let listed: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let connected = listed.iter().filter_map(|message| {
+        let range = address_of(message).filter(|it| !is_link_local(it) && it.prefix_len() < it.max_prefix_len())?;
+        let link = links.iter().find(|link| link.header.index == message.header.index)?;
+        let loopback = link.header.flags.contains(LinkFlags::Loopback);
+        let name = name_of(link).filter(|name| !ours(name) && !loopback)?;
+        Some((name.to_owned(), range.trunc()))
+    });
+    Ok(connected.collect())
+}
+
 /// What overlaps a range on this host, by an address or a route other than the default one, and its interface;
 /// interfaces that are `ours` do not count. Absent: nothing.
 pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {

@@ -133,6 +133,14 @@ impl Mesh {
         self.service.state().world.inventory.nodes().any(|(id, _)| id.name.as_str() == node)
     }
 
+    /// The codes of the problems that the server knows of a node.
+    pub fn problems(&self, node: &str) -> Vec<String> {
+        let state = self.service.state();
+        let joined =
+            state.world.inventory.nodes().find(|(id, _)| id.name.as_str() == node).map(|(_, joined)| joined.clone());
+        joined.iter().flat_map(|joined| &joined.problems).map(|problem| problem.code.to_string()).collect()
+    }
+
     fn token(&self) -> Token {
         let info = self.service.info();
         Token {
@@ -307,8 +315,18 @@ impl Node {
 
     /// The transport of control traffic, as the daemon says.
     pub async fn control(&self) -> Control {
-        match self.ask(DaemonRequest::Control).await {
-            DaemonResponse::Control(transports) => transports.into_values().next().unwrap_or(Control::None),
+        match self.ask(DaemonRequest::Status).await {
+            DaemonResponse::Status(all) => all.into_values().next().map_or(Control::None, |status| status.control),
+            other @ (DaemonResponse::Done(_) | DaemonResponse::Failed(_)) => panic!("{other:?}"),
+        }
+    }
+
+    /// The codes of the problems that the daemon reports.
+    pub async fn problems(&self) -> Vec<String> {
+        match self.ask(DaemonRequest::Status).await {
+            DaemonResponse::Status(all) => {
+                all.values().flat_map(|status| &status.problems).map(|problem| problem.code.to_string()).collect()
+            }
             other @ (DaemonResponse::Done(_) | DaemonResponse::Failed(_)) => panic!("{other:?}"),
         }
     }

@@ -31,6 +31,11 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String
         ]);
     }
     text += &format!("\n{}\n", trimmed(&table));
+    let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
+    for (place, (node, problem)) in problems.enumerate() {
+        let head = if place == 0 { "\nProblems\n" } else { "" };
+        text += &format!("{head}  {}: {} ({})\n", node.id, problem.message, problem.code);
+    }
     text
 }
 

@@ -136,6 +136,7 @@ pub fn joined(number: u8) -> Joined {
         key: Some("first".parse().expect("good")),
         claimed: true,
         joined: "2026-11-24T12:00:00Z".parse().expect("good"),
+        problems: Vec::new(),
         os: "linux".into(),
     }
 }

@@ -369,6 +369,7 @@ pub fn joined(
         key: None,
         claimed: claimed && declared.named::<Node>(&id.network, &id.name).is_some(),
         joined: now,
+        problems: Vec::new(),
         os: "".into(),
     })
 }

@@ -1,5 +1,6 @@
 //! How nodes join and leave: pure changes of the world.
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
 use schema::compile::reconcile::joined_and_awaited;
@@ -75,6 +76,19 @@ pub enum Refused {
     /// Another host has the WireGuard key.
     #[error("another node of {0} has this WireGuard key; remove its key file and join again")]
     PublicKeyTaken(NetworkName),
+    /// The host is connected to the network's range by another interface.
+    #[error(
+        "the interface {interface} of this host is connected to {range}, the range of {network}, so the host would reach \
+         no other node; change one of the two ranges"
+    )]
+    RangeConnected {
+        /// The network.
+        network: NetworkName,
+        /// The range.
+        range: IpNet,
+        /// The interface.
+        interface: String,
+    },
     /// The network has as many nodes as its limit allows.
     #[error("the network {0} has {1} nodes, as many as its node-limit allows")]
     Full(NetworkName, usize),
@@ -142,16 +156,29 @@ fn admit(
 ) -> Result<Admitted, Refused> {
     check_free(world, &candidate)?;
     check_room(world, &candidate)?;
+    check_connected(world, &candidate)?;
     check_public_key(world, &candidate, &candidate.name)?;
-    let Candidate { network, name, identity, public_key, facts: Facts { endpoints, listen_port }, os } = candidate;
+    let Candidate { network, name, identity, public_key, facts, os } = candidate;
+    let Facts { endpoints, listen_port, problems, connected: _ } = facts;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let reserved = ReservedAddresses::of(&network, &world.snapshot);
     let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
     let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
     let tags = tags.unwrap_or_default();
-    let joined =
-        Joined { public_key, identity, addresses, endpoints, listen_port, tags, key, claimed, joined: now, os };
+    let joined = Joined {
+        public_key,
+        identity,
+        addresses,
+        endpoints,
+        listen_port,
+        tags,
+        key,
+        claimed,
+        joined: now,
+        problems,
+        os,
+    };
     world.inventory.put_node(NodeId { network, name: name.clone() }, joined);
     Ok(Admitted { name, changed: true })
 }
@@ -172,8 +199,9 @@ fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitte
 }
 
 /// A node with what its agent reports; a port that it has not chosen stays as it was.
-pub fn with_facts(joined: &Joined, Facts { endpoints, listen_port }: Facts) -> Joined {
-    Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), ..joined.clone() }
+pub fn with_facts(joined: &Joined, facts: Facts) -> Joined {
+    let Facts { endpoints, listen_port, problems, connected: _ } = facts;
+    Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), problems, ..joined.clone() }
 }
 
 /// Whether a host could join by a key, so that one which shows it may register; returns what verifies its signature.
@@ -252,6 +280,21 @@ fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let mut others = others.map(|kind| ResourceId { network: network.clone(), kind, name: name.clone() });
     match others.find(|id| world.snapshot.entry(id).is_some()) {
         Some(other) => Err(Refused::NameInUse(other)),
+        None => Ok(()),
+    }
+}
+
+/// Whether no other interface of the host is connected to all of a range of the network: the host would keep that for
+/// itself, and reach nobody.
+fn check_connected(world: &World, candidate: &Candidate) -> Result<(), Refused> {
+    let Some(network) = world.snapshot.network(&candidate.network) else { return Ok(()) };
+    let taken = candidate.facts.connected.iter().find(|(_, range)| network.ranges().any(|own| own == *range));
+    match taken {
+        Some((interface, range)) => Err(Refused::RangeConnected {
+            network: candidate.network.clone(),
+            range: *range,
+            interface: interface.clone(),
+        }),
         None => Ok(()),
     }
 }

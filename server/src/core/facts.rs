@@ -2,10 +2,19 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+use proto::convert::to_prefix;
 use proto::wire;
-use schema::inventory::Endpoints;
+use schema::inventory::{Endpoints, NodeProblem};
 use schema::kinds::Network;
 use schema::scalars::{Endpoint, EndpointHost};
+
+/// How many characters of a text that a node sent are repeated in a message.
+const SHORT: usize = 80;
+/// How long the message of a problem may be, in characters; the rest is cut off.
+const LONGEST: usize = 300;
+/// How many connected networks of a host are looked at.
+const MOST_CONNECTED: usize = 1_000;
 
 /// What an agent reports, and what the server saw of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +23,10 @@ pub struct Facts {
     pub endpoints: Endpoints,
     /// The UDP port that it listens on; absent: it has not chosen one yet.
     pub listen_port: Option<u16>,
+    /// What is not as it should be on its host, by code.
+    pub problems: Vec<NodeProblem>,
+    /// What the host's other interfaces are connected to, where it asks to join.
+    pub connected: Vec<(String, IpNet)>,
 }
 
 /// Why what a node reports about itself is not valid.
@@ -36,7 +49,7 @@ pub enum Unusable {
 /// Reads what a node reports, in the light of the address that it was seen at. What it and the server only found out
 /// themselves is ignored if it is of no use to others; what its operator set must be valid.
 pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Result<Facts, Unusable> {
-    let wire::Facts { listen_port, endpoint, local_address } = facts;
+    let wire::Facts { listen_port, endpoint, local_address, problems, connected } = facts;
     let port = u16::try_from(*listen_port).map_err(|_| Unusable::ListenPort(*listen_port))?;
     let local: Option<IpAddr> = match &**local_address {
         "" => None,
@@ -46,7 +59,16 @@ pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Res
         address.map(|address| address.to_canonical()).filter(|address| unusable(*address, network).is_none())
     };
     let endpoints = Endpoints { configured: configured(endpoint, network)?, seen: usable(seen), local: usable(local) };
-    Ok(Facts { endpoints, listen_port: Some(port).filter(|port| *port > 0) })
+    let problem = |problem: &wire::Problem| NodeProblem::new(&shortened(&problem.code), cut(&problem.message, LONGEST));
+    let mut problems: Vec<_> = problems.iter().take(NodeProblem::MOST).map(problem).collect();
+    problems.sort();
+    // What cannot be read is passed over: all that this does is to spare a host a join that leads to nothing.
+    let connected = connected.iter().take(MOST_CONNECTED).filter_map(|it| {
+        let range = to_prefix(it.range.as_ref()?).ok()?;
+        Some((shortened(&it.interface), range.trunc()))
+    });
+    let connected = connected.collect();
+    Ok(Facts { endpoints, listen_port: Some(port).filter(|port| *port > 0), problems, connected })
 }
 
 /// What the operator configured.
@@ -81,7 +103,11 @@ fn unusable(address: IpAddr, network: &Network) -> Option<&'static str> {
 
 /// The text, cut to a length for messages.
 fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
+    cut(text, SHORT)
+}
+
+fn cut(text: &str, length: usize) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(length).collect()
 }
 
 #[cfg(test)]
@@ -97,7 +123,12 @@ mod tests {
         world.put(document.id.clone(), document.entry().expect("good"));
         assert_eq!(document.id.kind, Kind::Network);
         let network = world.network(&"corp".parse().expect("good")).expect("there").clone();
-        let facts = wire::Facts { listen_port: 0, endpoint: endpoint.into(), local_address: local.into() };
+        let facts = wire::Facts {
+            listen_port: 0,
+            endpoint: endpoint.into(),
+            local_address: local.into(),
+            ..wire::Facts::default()
+        };
         let seen = seen.map(|address| address.parse().expect("good"));
         read(&facts, seen, &network).map(|facts| facts.endpoints)
     }

@@ -39,6 +39,7 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
         },
         last_check_in: heard.map(|heard| heard.seen.time),
         acknowledged: heard.and_then(|heard| acknowledged(state, id, heard.seen.revision)),
+        problems: joined.map(|joined| joined.problems.clone()).unwrap_or_default(),
         control: heard.filter(|heard| online || heard.streams).map_or(Control::None, |heard| heard.transport),
     }
 }

@@ -81,7 +81,12 @@ impl Agent {
             name: name.parse().expect("a name"),
             view: None,
             at: Position::default(),
-            facts: Facts { listen_port: 51_821, endpoint: endpoint(number), local_address: String::new() },
+            facts: Facts {
+                listen_port: 51_821,
+                endpoint: endpoint(number),
+                local_address: String::new(),
+                ..Facts::default()
+            },
             network: network.parse().expect("a network's name"),
             server,
             identity: sign::from_seed(&bytes(1, number)),
