@@ -1,12 +1,13 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
 # that has Rust.
 
-.PHONY: help demo test soak bench build tools demo-tools test-tools install
+.PHONY: help demo test soak bench generated build tools demo-tools test-tools install
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
 	@echo "make test    build, then run every test"
 	@echo "make soak    the tests that kill processes, 30 rounds each"
+	@echo "make generated   refreshes what tests compare: references, schemas, snapshots"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 
 demo: tools demo-tools build
@@ -21,6 +22,10 @@ soak: tools test-tools build
 bench: tools
 	cargo build --release --workspace
 	cargo bench -p end-to-end
+
+# What is written by tests from the code: references, schemas, snapshots.
+generated:
+	UPDATE=1 INSTA_UPDATE=always cargo test -q -p schema -p nmplan -p nmserver --no-fail-fast
 
 build:
 	cargo build --workspace

@@ -36,7 +36,7 @@ use crate::tunnel::NetworkTunnel;
 pub use error::{AgentError, error_chain};
 pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use register::Registered;
-pub use status::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
+pub use status::{DamagedNetwork, NetworkStatus, PeerStatus, RegistrationStatus, Status};
 
 /// The agent.
 #[derive(Clone)]

@@ -37,6 +37,8 @@ use crate::registration::Registration;
 /// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
 pub const DEFAULT: &str = "/etc/netclient";
 
+/// How long its path may be, in bytes: that of a socket has 107 (unix(7)), and `/device-INTERFACE.sock` up to 28 of them.
+const LONGEST_PATH: usize = 107 - 28;
 /// How long another join or leave may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -78,6 +80,12 @@ pub enum DirectoryError {
     /// Another netclient has held the lock for too long.
     #[error("another netclient is joining or leaving; try again when it is done")]
     Busy,
+    /// The path is too long for the sockets in it.
+    #[error(
+        "{0} is too long a path for the agent's state: it may have {LONGEST_PATH} bytes, since sockets lie in it; set \
+         NETCLIENT_DIR to a shorter one"
+    )]
+    TooLong(PathBuf),
     /// A file is damaged.
     #[error(
         "{path} is damaged ({why}); restore it, or leave the network with `netclient leave --force` and join again"
@@ -99,6 +107,9 @@ impl Directory {
     /// Opens the directory, and creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let path = std::path::absolute(path).map_err(failed("find", path))?;
+        if path.as_os_str().len() > LONGEST_PATH {
+            return Err(DirectoryError::TooLong(path));
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
         let mode = fs::metadata(&path).map_err(failed("look at", &path))?.permissions().mode();
         // It may not be the agent's: closing it is the operator's decision.

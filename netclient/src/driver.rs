@@ -78,6 +78,8 @@ pub struct Driver {
     stream: Option<AbortHandle>,
     status: watch::Sender<DriverStatus>,
     host_events: broadcast::Receiver<HostEvent>,
+    /// Whether it was logged that the server does not answer at the start.
+    reported_absent: bool,
 }
 
 /// Why a driver ended.
@@ -97,7 +99,7 @@ impl Driver {
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
         let state = AgentState::new(interval(&member), watch, seed, now());
         let host_events = member.host_events();
-        (Self { member, state, events, sender, stream: None, status, host_events }, published)
+        (Self { member, state, events, sender, stream: None, status, host_events, reported_absent: false }, published)
     }
 
     /// Drives until `shutdown` becomes true or the host has left.
@@ -227,6 +229,7 @@ impl Driver {
                 if !self.state.is_reached() {
                     tracing::info!(network = %self.network(), "the server answers");
                 }
+                self.reported_absent = true;
                 self.state.handle(Input::Answered, now());
                 if let Some(update) = update {
                     self.take(&update);
@@ -242,6 +245,8 @@ impl Driver {
             Event::CheckedIn(Err(error), _) => {
                 if self.state.is_reached() {
                     tracing::info!(%error, network = %self.network(), "lost the server; the tunnel stays as it is");
+                } else if !std::mem::replace(&mut self.reported_absent, true) {
+                    tracing::warn!(%error, network = %self.network(), "cannot reach the server; the tunnel is as it was last, trying again");
                 }
                 self.state.handle(Input::Failed, now());
             }

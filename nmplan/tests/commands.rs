@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
+use schema::inventory::NodeProblem;
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 use workspace::{Workspace, example, join};
@@ -783,6 +784,10 @@ fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
             Presence::Online => Control::Tunnel,
             Presence::Silent => Control::Tls,
             Presence::Awaiting => Control::None,
+        },
+        problems: match state {
+            Presence::Silent => vec![NodeProblem::new(NodeProblem::NO_IPV6, "IPv6 is off on this host")],
+            Presence::Online | Presence::Awaiting => Vec::new(),
         },
     }
 }

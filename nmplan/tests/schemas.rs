@@ -92,6 +92,7 @@ fn every_event_fits_its_schema() {
         last_check_in: None,
         acknowledged: Some(schema::snapshot::Revision(99)),
         control: schema::api::Control::Tls,
+        problems: Vec::new(),
     }]);
     let known = events();
     let mut types = std::collections::BTreeSet::new();

@@ -124,6 +124,9 @@ fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() 
             .collect();
         if reported != [(example.code.clone(), Some(example.expected))] {
             let _ = writeln!(wrong, "{}: expected {:?}, found {reported:?}", example.file, example.expected);
+            if reported.is_empty() {
+                wrong.push_str("  it has no problem: if what it shows is valid now, show it by another word\n");
+            }
             found.iter().for_each(|problem| wrong.push_str(&rendered(&example.source, problem)));
         }
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use schema::scalars::NetworkName;
+use schema::scalars::{Name, NetworkName};
 
 use crate::comms::CommsError;
 use crate::control::CallError;
@@ -63,6 +63,18 @@ pub enum AgentError {
     /// Another server has a network of that name.
     #[error("this host is already in a network {0} of another server; leave that one first: netclient leave -n {0}")]
     OtherServer(NetworkName),
+    /// The host is in the network under another name.
+    #[error(
+        "this host is already in {network} as {node}; to be {name}, leave first and join again: netclient leave -n {network}"
+    )]
+    OtherName {
+        /// The network.
+        network: NetworkName,
+        /// The name that it has there.
+        node: Name,
+        /// The name that was asked for.
+        name: Name,
+    },
     /// Another process has locked the network.
     #[error("another netclient is working on network {0}; try again when it is done")]
     Busy(NetworkName),

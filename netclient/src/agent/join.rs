@@ -72,7 +72,7 @@ impl Agent {
     ) -> Result<JoinOutcome, AgentError> {
         let lock = self.directory.lock(network)?;
         if let Some(membership) = self.directory.membership(network)? {
-            return self.stay(membership, server, lock.is_some()).await;
+            return self.stay(membership, server, options, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
         let (membership, journal) = self.enter(network, server, options, method).await?;
@@ -95,6 +95,7 @@ impl Agent {
         &self,
         mut membership: Membership,
         server: &ServerAddress,
+        options: &JoinOptions,
         free: bool,
     ) -> Result<JoinOutcome, AgentError> {
         if membership.server.signing_key != server.signing_key {
@@ -102,6 +103,13 @@ impl Agent {
         }
         if self.directory.identity(&server.signing_key)?.is_none() {
             return Err(AgentError::NoIdentity(membership.network));
+        }
+        if let Some(name) = options.name.as_ref().filter(|name| **name != membership.node) {
+            return Err(AgentError::OtherName {
+                network: membership.network,
+                node: membership.node,
+                name: name.clone(),
+            });
         }
         if free {
             if membership.server != *server {

@@ -25,9 +25,21 @@ pub struct Status {
     pub daemon: bool,
     /// The networks, by name.
     pub networks: Vec<NetworkStatus>,
+    /// The networks whose state cannot be read; their tunnels may be up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<DamagedNetwork>,
     /// The tunnels to servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub registrations: Vec<RegistrationStatus>,
+}
+
+/// A network whose state cannot be read.
+#[derive(Clone, Debug, Serialize)]
+pub struct DamagedNetwork {
+    /// The network.
+    pub name: NetworkName,
+    /// What is wrong and what to do.
+    pub error: String,
 }
 
 /// The state of the tunnel to a server.
@@ -96,12 +108,13 @@ impl Agent {
         known: impl Fn(&NetworkName) -> DriverStatus,
     ) -> Result<Status, AgentError> {
         let mut networks = Vec::new();
+        let mut damaged = Vec::new();
         for network in self.directory.networks()? {
             let membership = match self.directory.membership(&network) {
                 Ok(Some(membership)) => membership,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), %network, "cannot read a network; it is left out");
+                    damaged.push(DamagedNetwork { name: network, error: error_chain(&error) });
                     continue;
                 }
             };
@@ -136,7 +149,7 @@ impl Agent {
                 peers,
             });
         }
-        Ok(Status { daemon, networks, registrations: self.registrations().await? })
+        Ok(Status { daemon, networks, damaged, registrations: self.registrations().await? })
     }
 
     /// The state of the tunnels to servers.

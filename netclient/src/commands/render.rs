@@ -27,8 +27,12 @@ pub(super) fn list(form: Form, status: &Status) -> Outcome {
     if form.json {
         return print_json(status);
     }
+    for damaged in &status.damaged {
+        writeln!(io::stdout().lock(), "{}: {}", damaged.name, damaged.error)?;
+    }
     if status.networks.is_empty() {
-        return Ok(writeln!(io::stdout().lock(), "{NONE}")?);
+        let nothing = if status.damaged.is_empty() { writeln!(io::stdout().lock(), "{NONE}") } else { Ok(()) };
+        return Ok(nothing?);
     }
     let mut table = table(&["NETWORK", "NODE", "INTERFACE", "ADDRESSES", "PEERS", "CONTROL", "REVISION"]);
     for network in &status.networks {
@@ -51,7 +55,10 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
         return print_json(status);
     }
     let mut data = io::stdout().lock();
-    if status.networks.is_empty() {
+    for damaged in &status.damaged {
+        writeln!(data, "{}: {}", damaged.name, damaged.error)?;
+    }
+    if status.networks.is_empty() && status.damaged.is_empty() {
         writeln!(data, "{NONE}")?;
     }
     for registration in &status.registrations {

@@ -1,13 +1,13 @@
 //! Names in `/etc/hosts`: one marked block for each interface, and nothing else.
 //!
-//! The file is replaced by a rename, or written in place where it is a mount of its own, as in containers, and a rename
-//! would fail with EBUSY.
+//! The file is replaced by a rename, which keeps its owner and mode; or written in place where it has another name (a hard
+//! link), or is a mount of its own, as in containers, where a rename would fail with EBUSY.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -76,24 +76,24 @@ fn take_turn(turn: &Path) -> io::Result<Lock> {
     }
 }
 
-/// The text with the block of an interface replaced; whatever the rest is, it stays as it is.
+/// The text with the block of an interface replaced; whatever the rest is, it stays as it is. Each line of a block says whose
+/// it is, so a block that was cut, moved or indented is healed, and no line of others is taken for one of it.
 fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
-    let (begin, end) = (begin(interface), end(interface));
-    let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
-    let place = |rest: &[&[u8]], mark: &str| rest.iter().position(|line| line.trim_ascii_end() == mark.as_bytes());
-    while let Some(from) = place(&rest, &begin) {
-        // The block was cut off and has lost its end; the lines after it may not be the agent's.
-        let to = place(&rest[from..], &end).map_or(from, |length| from + length);
-        rest.drain(from..=to);
-    }
-    let mut text = rest.concat();
+    let (begin, end, tag) = (begin(interface), end(interface), tag(interface));
+    let ours = |line: &[u8]| {
+        let line = line.trim_ascii();
+        line == begin.as_bytes() || line == end.as_bytes() || line.ends_with(tag.as_bytes())
+    };
+    let mut text: Vec<u8> =
+        text.split_inclusive(|byte| *byte == b'\n').filter(|line| !ours(line)).collect::<Vec<_>>().concat();
     if lines.is_empty() {
         return text;
     }
     if !text.is_empty() && !text.ends_with(b"\n") {
         text.push(b'\n');
     }
-    for line in [&[begin], lines, &[end]].concat() {
+    let tagged = lines.iter().map(|line| format!("{line}{tag}"));
+    for line in std::iter::once(begin.clone()).chain(tagged).chain([end.clone()]) {
         text.extend_from_slice(line.as_bytes());
         text.push(b'\n');
     }
@@ -101,18 +101,27 @@ fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
 }
 
 fn begin(interface: &str) -> String {
-    format!("# {interface}: names kept by netclient, which overwrites this block")
+    format!("# {interface}: names kept by netclient, which overwrites these lines")
 }
 
 fn end(interface: &str) -> String {
     format!("# {interface}: end")
 }
 
+/// How each line of a block ends: a comment (hosts(5)).
+fn tag(interface: &str) -> String {
+    format!("\t# {interface}")
+}
+
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mode = fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777);
-    match files::write_whole(path, text, mode) {
+    let Ok(found) = fs::metadata(path) else { return files::write_whole(path, text, 0o644) };
+    if found.nlink() > 1 {
+        return write_in_place(path, text);
+    }
+    match files::write_whole(path, text, found.permissions().mode() & 0o777) {
+        Ok(()) => std::os::unix::fs::chown(path, Some(found.uid()), Some(found.gid())),
         Err(error) if needs_place(&error) => write_in_place(path, text),
-        outcome => outcome,
+        Err(error) => Err(error),
     }
 }
 
@@ -154,9 +163,22 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_was_cut_off_takes_nothing_of_others_along() {
+    fn a_block_that_was_damaged_is_healed_and_takes_nothing_of_others_along() {
         let text = format!("{}\n{OTHERS}", begin("nm-a"));
         assert_eq!(changed(&text, "nm-a", &[]), OTHERS);
+        let whole = changed(OTHERS, "nm-a", &["10.0.0.1\tx.a", "10.0.0.2\ty.a"]);
+        let fresh = changed(OTHERS, "nm-a", &["10.0.0.3\tx.a"]);
+        for damaged in [
+            whole.replace(&format!("{}\n", end("nm-a")), ""),
+            whole.replace(&end("nm-a"), &format!("  {}", end("nm-a"))),
+            whole.replace(&format!("{}\n", begin("nm-a")), ""),
+            whole.replace("10.0.0.2", "  10.0.0.2"),
+            format!("{}\n{whole}", begin("nm-a")),
+        ] {
+            assert_eq!(changed(&damaged, "nm-a", &["10.0.0.3\tx.a"]), fresh, "{damaged}");
+        }
+        let between = whole.replace("10.0.0.2", "192.0.2.1\tprinter # nm-ab\n10.0.0.2");
+        assert_eq!(changed(&between, "nm-a", &[]), format!("{OTHERS}192.0.2.1\tprinter # nm-ab\n"));
         assert_eq!(changed("no newline", "nm-a", &["x"]).lines().next(), Some("no newline"));
     }
 
@@ -174,6 +196,12 @@ mod tests {
         assert!(fs::read(&path).expect("there").len() > others.len());
         set(&link, &turn, "nm-a", &[]).expect("it is set");
         assert_eq!(fs::read(&path).expect("there"), others);
+        let inode = fs::metadata(&path).expect("there").ino();
+        let second = folder.path().join("second");
+        fs::hard_link(&path, &second).expect("linked");
+        set(&path, &turn, "nm-a", &["10.0.0.1\tx.a".to_owned()]).expect("it is set");
+        assert_eq!(fs::metadata(&second).expect("there").ino(), inode, "both names lead to the same file");
+        assert_eq!(fs::read(&second).expect("there"), fs::read(&path).expect("there"));
         write_in_place(&path, b"short\n").expect("it is written");
         assert_eq!(fs::read(&path).expect("there"), b"short\n");
     }

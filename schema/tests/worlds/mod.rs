@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::option;
@@ -34,9 +35,15 @@ const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
     ("corp", &["10.40.0.0/24", "10.40.0.0/28", "10.40.0.8/29"], &["fd40::/64", "fd40::/125"]),
     ("010", &["10.41.0.0/29", "10.41.0.0/16"], &["fd41::/120"]),
 ];
-/// Names by the place of their kind, so that no two kinds of one network share any.
-const NAMES: [&[&str]; 4] =
+/// Names of the first kinds, in their order, which other programs read as something else.
+const TRICKY: [&[&str]; 4] =
     [&["corp"], &["true", "1e3", "no", "gw", "7"], &["null", "0x1f", "ci"], &["www", "off", "12-30", "2027-03-01"]];
+/// Names by kind: no two kinds of one network share any.
+static NAMES: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
+    let further = |place: usize| ["on", "y"].map(|word| format!("{word}-{place}")).to_vec();
+    let of = |place: usize| TRICKY.get(place).map(|names| names.iter().map(|&name| name.to_owned()).collect());
+    (0..Kind::ALL.len()).map(|place| of(place).unwrap_or_else(|| further(place))).collect()
+});
 /// Names that no file declares under which nodes join; the last is also an entry's.
 const UNDECLARED: [&str; 3] = ["laptop", "0", "www"];
 
@@ -63,9 +70,8 @@ pub fn server() -> ServerInfo {
     }
 }
 
-fn names(kind: Kind) -> &'static [&'static str] {
-    assert!(Kind::ALL.len() <= NAMES.len(), "each kind has names of its own, or its objects would be weakened away");
-    NAMES[kind as usize]
+fn names(kind: Kind) -> &'static [String] {
+    &NAMES[kind as usize]
 }
 
 fn network(place: usize) -> NetworkName {
