@@ -323,7 +323,8 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
         }
         Event::Join { network: place, name, declared, claimed } => {
             let network = network(*place);
-            let pool = if *declared { names(Kind::Node) } else { &UNDECLARED[..] };
+            let declared_names = names(Kind::Node).iter().map(String::as_str);
+            let pool: Vec<&str> = if *declared { declared_names.collect() } else { UNDECLARED.to_vec() };
             let name: Name = name.get(pool).parse().unwrap();
             let id = NodeId { network, name };
             if inventory.node(&id).is_some() {
