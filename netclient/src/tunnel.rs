@@ -27,7 +27,7 @@ use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
-use crate::tunnels::{TunnelChanges, peer_settings};
+use crate::tunnels::{TunnelChanges, keep_endpoints, peer_settings};
 
 /// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;
@@ -130,7 +130,7 @@ impl NetworkTunnel {
         let TunnelChanges { tunnels, names: names_changed, members: _ } = changes;
         let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
-        let found = resolve(&self.host, &put).await;
+        let found = resolve(&self.host, &put, &membership.view).await;
         let steps = change_steps(&gone, peer_settings(&put, &found, interface.keepalive), &self.applied);
         self.apply(steps).await?;
         for key in gone.iter().chain(put.keys()) {
@@ -201,7 +201,7 @@ impl NetworkTunnel {
             }
         };
         let tunnels = membership.view.tunnels();
-        let found = resolve(&self.host, &tunnels).await;
+        let found = resolve(&self.host, &tunnels, &membership.view).await;
         let peers = peer_settings(&tunnels, &found, membership.view.interface.keepalive);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut port = membership.wanted_port();
@@ -262,10 +262,12 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
     if taken >= last { Err(TunnelError::NoPort(wanted, last)) } else { Ok(next) }
 }
 
-/// Where peers are reached: addresses as they are, names as they resolve right now.
+/// Where peers are reached: addresses as they are, names as they resolve right now. What the law for endpoints refuses is
+/// left out, as if the peer had no endpoint: it must send first.
 async fn resolve(
     host: &Arc<dyn Host>,
     tunnels: &BTreeMap<WireGuardKey, schema::view::Tunnel>,
+    view: &View,
 ) -> BTreeMap<WireGuardKey, SocketAddr> {
     let mut found = BTreeMap::new();
     let mut lookups = tokio::task::JoinSet::new();
@@ -282,6 +284,7 @@ async fn resolve(
     while let Some(at) = lookups.join_next().await {
         found.extend(at.ok().flatten());
     }
+    keep_endpoints(&mut found, view);
     found
 }
 

@@ -7,10 +7,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use schema::rules::endpoints::refused_everywhere;
 use schema::scalars::{Seconds, WireGuardKey};
 use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
 use crate::device::state::PeerSettings;
+
+/// Drops what is no endpoint by the law for endpoints ([`schema::rules::endpoints`]), as far as a View tells it: what
+/// the name of a peer resolves to is known only on this host. A member's address would send the tunnel through itself.
+pub fn keep_endpoints(found: &mut BTreeMap<WireGuardKey, SocketAddr>, view: &View) {
+    found.retain(|_, at| refused_everywhere(at.ip()).is_none());
+    // Looking at every peer costs as much as the network is large, and no member has an address outside of its ranges.
+    let is_inside = |at: &SocketAddr| view.interface.addresses.iter().any(|range| range.contains(&at.ip()));
+    if found.values().any(is_inside) {
+        let own = view.interface.addresses.iter().map(IpNet::addr);
+        let members: BTreeSet<IpAddr> =
+            view.peers.values().flat_map(|peer| peer.addresses.iter().copied()).chain(own).collect();
+        found.retain(|_, at| !members.contains(&at.ip()));
+    }
+}
 
 /// What has changed in a View since it was applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,4 +84,54 @@ pub fn peer_settings(
         keepalive,
     };
     tunnels.iter().map(|(key, tunnel)| (*key, settings(key, tunnel))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::view::Interface;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_is_not_reached_where_no_other_host_is_or_where_a_member_is() {
+        let interface = Interface {
+            addresses: ["10.40.0.1/24".parse().expect("good")].into(),
+            listen_port: 51_821,
+            listen_port_fixed: false,
+            mtu: None,
+            keepalive: Seconds(20),
+            check_in: Seconds(15),
+            forward: false,
+            named: true,
+        };
+        let peer = Peer {
+            public_key: WireGuardKey([1; 32]),
+            endpoint: "gw.example.net:51821".parse().ok(),
+            addresses: ["10.40.0.2".parse().expect("good")].into(),
+            via: None,
+            named: true,
+        };
+        let [network, node] = ["corp", "a"];
+        let view = View {
+            network: network.parse().expect("good"),
+            node: node.parse().expect("good"),
+            interface,
+            peers: [("b".parse().expect("good"), std::sync::Arc::new(peer))].into_iter().collect(),
+            routes: Default::default(),
+            names: Default::default(),
+        };
+        for (at, kept) in [
+            ("192.0.2.7:5", true),
+            ("10.40.0.9:5", true),
+            ("10.40.0.1:5", false),
+            ("10.40.0.2:5", false),
+            ("127.0.0.1:5", false),
+            ("[::ffff:127.0.0.1]:5", false),
+            ("255.255.255.255:5", false),
+        ] {
+            let mut found = BTreeMap::from([(WireGuardKey([1; 32]), at.parse().expect("good"))]);
+            keep_endpoints(&mut found, &view);
+            assert_eq!(!found.is_empty(), kept, "{at}");
+        }
+    }
 }

@@ -315,6 +315,7 @@ mod tests {
             version: "0.1.0".into(),
             comms_range: None,
             own_node: None,
+            addresses: Vec::new(),
         };
         let id: ResourceId = format!("corp/access-key/{name}").parse().expect("good");
         make([id].iter(), &server).expect("there are random bytes")

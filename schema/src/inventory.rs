@@ -327,8 +327,24 @@ impl Inventory {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A node with keys of a number and one address, which nobody has seen yet.
+    pub(crate) fn joined(number: u8, address: &str) -> Joined {
+        Joined {
+            public_key: WireGuardKey([number; 32]),
+            identity: Identity([number; 32]),
+            addresses: BTreeSet::from([address.parse().expect("good")]),
+            endpoints: Endpoints::default(),
+            listen_port: 51_821,
+            tags: BTreeSet::new(),
+            key: None,
+            claimed: false,
+            joined: Timestamp::UNIX_EPOCH,
+            os: "linux".into(),
+        }
+    }
 
     #[test]
     fn a_node_id_is_written_as_its_network_and_its_name() {

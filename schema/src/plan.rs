@@ -24,6 +24,7 @@ use crate::kinds::Kind;
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
+use crate::rules::endpoints::{self, Meshes};
 use crate::scalars::{Identity, Name, NetworkName, WireGuardKey};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::source_map::SourceMap;
@@ -251,13 +252,14 @@ pub fn check_and_reconcile(
     if report.has_errors() {
         return Err(report);
     }
-    let reconciled = match reconcile::reconcile(inventory, declared, now) {
+    let reconciled = match reconcile::reconcile(inventory, declared, &server.addresses, now) {
         Ok(reconciled) => reconciled,
         Err(exhausted) => {
             report.push(no_room(&exhausted, source_map));
             return Err(report);
         }
     };
+    report.append(endpoints::check(Meshes::of(declared, &reconciled, server), source_map));
     for (network, settings) in declared.networks() {
         let Some(limit) = settings.node_limit else { continue };
         let nodes = joined_and_awaited(network, declared, &reconciled);
@@ -408,13 +410,15 @@ fn count(of: usize) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
 }
 
+/// The addresses by which agents reach a server, as far as they are known.
 fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
     let endpoints =
         server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
-    endpoints.filter_map(|endpoint| match endpoint.host {
+    let named = endpoints.filter_map(|endpoint| match endpoint.host {
         crate::scalars::EndpointHost::Address(address) => Some(address),
         crate::scalars::EndpointHost::Domain(_) => None,
-    })
+    });
+    named.chain(server.addresses.iter().copied())
 }
 
 /// The one change that a change of reachability follows from, if there is one.

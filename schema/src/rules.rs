@@ -1,8 +1,10 @@
 //! Rules over a whole snapshot: references, uniqueness, overlap, and the rules of each kind.
 //!
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that hold for
-//! every kind loop over descriptors; a kind's own are in its file; what depends on the server is in [`server`].
+//! every kind loop over descriptors; a kind's own are in its file; what depends on the server is in [`server`]; which endpoints
+//! a node may have is in [`endpoints`].
 
+pub mod endpoints;
 mod references;
 pub mod server;
 
@@ -13,7 +15,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::report::{Code, Problem, Report, did_you_mean};
-use crate::scalars::{Name, NetworkName, overlap};
+use crate::scalars::{EndpointHost, Name, NetworkName, overlap};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::source_map::SourceMap;
 use crate::value::{Location, Step};
@@ -28,8 +30,8 @@ pub trait Rules {
     }
 }
 
-/// Addresses that an object keeps from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Addresses that an object keeps from others, or is reached at.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// The range that members of its network get their addresses from; no other network overlaps it.
     Range(IpNet),
@@ -37,6 +39,8 @@ pub enum Claim {
     Reserved(IpAddr),
     /// An address that it resolves to, whoever has it: a member that does not have it already is not given it.
     Meant(IpAddr),
+    /// Where it is reached outside of every mesh.
+    Endpoint(EndpointHost),
 }
 
 /// Collects what the rules find about one object.
@@ -122,7 +126,8 @@ fn check_names(world: &Snapshot, findings: &mut Findings<'_>) {
     }
 }
 
-/// Checks that no two networks overlap, and that no two objects of a network reserve the same address.
+/// Checks that no two networks overlap, that no two objects of a network reserve the same address, and that each endpoint
+/// can be one.
 fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut ranges: Vec<(&ResourceId, &str, IpNet)> = Vec::new();
     let mut reserved: BTreeMap<(&NetworkName, IpAddr), (&ResourceId, &str)> = BTreeMap::new();
@@ -141,6 +146,7 @@ fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
                     None => drop(reserved.insert((&id.network, address), (id, field))),
                 },
                 Claim::Meant(_) => {}
+                Claim::Endpoint(host) => endpoints::check_file((id, field, &host), world, findings),
             }
         }
     }

@@ -64,6 +64,14 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     }
 }
 
+/// A whole number as it is written everywhere: digits alone, without a sign and without leading zeros, since readers
+/// disagree about whether those make it octal. Absent: it is not written so, or too large.
+pub(crate) fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let leading = text.len() > 1 && text.starts_with('0');
+    if digits && !leading { text.parse().ok() } else { None }
+}
+
 /// Makes serde read and write a scalar as its text, and documents describe it so.
 macro_rules! serde_as_text {
     ($($type:ty),+ $(,)?) => {$(

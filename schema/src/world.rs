@@ -52,6 +52,11 @@ pub struct ServerInfo {
     /// name itself, and no key may. Absent: its host is not a node (`CLIENT_MODE=off`).
     #[serde(default)]
     pub own_node: Option<Name>,
+    /// The addresses by which agents and admins reach it, in order: what SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS resolve
+    /// to, and the global addresses of its host's interfaces other than those of networks. No network may hold one of
+    /// them (rule `cut-off`), and no member is given one. Empty: none is known, or the caller has sent no token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl ServerInfo {

@@ -208,14 +208,14 @@ proptest! {
     #[test]
     fn a_reconciled_world_stays_as_it_is(moments in histories()) {
         for Moment { world, now } in &moments {
-            prop_assert_eq!(&reconcile(&world.inventory, &world.snapshot, *now).unwrap(), &world.inventory);
+            prop_assert_eq!(&reconcile(&world.inventory, &world.snapshot, &[], *now).unwrap(), &world.inventory);
         }
     }
 
     #[test]
     fn reconciling_twice_is_reconciling_once_and_keeps_every_address_that_fits((moment, next) in edits()) {
-        let Ok(once) = reconcile(&moment.world.inventory, &next, moment.now) else { return Ok(()) };
-        prop_assert_eq!(&reconcile(&once, &next, moment.now).unwrap(), &once);
+        let Ok(once) = reconcile(&moment.world.inventory, &next, &[], moment.now) else { return Ok(()) };
+        prop_assert_eq!(&reconcile(&once, &next, &[], moment.now).unwrap(), &once);
         for (id, joined) in moment.world.inventory.nodes() {
             let Some(later) = once.node(id) else {
                 let undeclared = joined.claimed && next.named::<Node>(&id.network, &id.name).is_none();
@@ -318,7 +318,7 @@ fn a_reservation_takes_an_address_from_whoever_has_it() {
     join(&mut inventory, &before, "a", 0);
     join(&mut inventory, &before, "b", 0);
     let after = declared(&format!("{SIX} {{ node \"b\" ipv4=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.3\" }}"));
-    let reconciled = reconcile(&inventory, &after, at(1)).unwrap();
+    let reconciled = reconcile(&inventory, &after, &[], at(1)).unwrap();
     let address = |name: &str| reconciled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
     assert_eq!((address("a"), address("b")), ("10.40.0.4".into(), "10.40.0.1".into()));
 }
@@ -329,7 +329,7 @@ fn nodes_that_do_not_fit_into_a_smaller_range_are_an_error() {
     inventory.remove_node(&id("f"), at(0));
     let after = declared("network \"n\" ipv4=\"10.50.0.0/30\"");
     let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.50.0.0/30".parse().unwrap() };
-    assert_eq!(reconcile(&inventory, &after, at(1)), Err(exhausted));
+    assert_eq!(reconcile(&inventory, &after, &[], at(1)), Err(exhausted));
 }
 
 #[test]
@@ -337,7 +337,7 @@ fn an_entry_for_the_address_of_a_node_leaves_it_there_and_others_pass_it_by() {
     let mut inventory = Inventory::default();
     join(&mut inventory, &declared(SIX), "a", 0);
     let after = declared(&format!("{SIX} {{ dns \"alias\" a=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.2\" }}"));
-    let mut reconciled = reconcile(&inventory, &after, at(1)).unwrap();
+    let mut reconciled = reconcile(&inventory, &after, &[], at(1)).unwrap();
     assert_eq!(reconciled, inventory);
     assert_eq!(join(&mut reconciled, &after, "b", 1), Some(vec!["10.40.0.3".into()]));
 }

@@ -95,6 +95,7 @@ fn server(version: &str) -> ServerInfo {
         version: version.into(),
         comms_range: None,
         own_node: None,
+        addresses: Vec::new(),
     }
 }
 

@@ -22,6 +22,8 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::TooLarge, "made below, not stored: it takes 16 MiB"),
     (Code::ManagedByAnother, "needs a server that has the resource"),
     (Code::NotManaged, "needs a server that has the resource"),
+    (Code::EndpointInMesh, "needs a server, or nodes that have joined"),
+    (Code::ServerAddress, "needs a server that has addresses"),
     (Code::CommsOverlap, "needs a server that keeps a range"),
     (Code::OwnNode, "needs a server whose host is a node"),
     (Code::RangeExhausted, "needs nodes that have joined"),

@@ -24,7 +24,8 @@ use netclient::settings::{self, SettingsError};
 use netclient::tunnel::TunnelError;
 use proto::sign::public_key;
 use schema::kinds::Node;
-use schema::scalars::{Endpoint, EndpointHost, Identity, Name, NetworkName};
+use schema::rules::endpoints::host_refused_everywhere;
+use schema::scalars::{Endpoint, Identity, Name, NetworkName};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::{ServerInfo, World};
 use tokio::sync::watch;
@@ -114,11 +115,7 @@ fn wanted(world: &World, own_node: Option<&Name>) -> BTreeMap<NetworkName, Wante
 /// Where the others reach this host: the name by which agents reach the server, if it works for others.
 fn endpoint(server_host: &str) -> Option<Endpoint> {
     let endpoint: Endpoint = server_host.parse().ok()?;
-    let of_use = match &endpoint.host {
-        EndpointHost::Address(address) => !address.is_loopback() && !address.is_unspecified(),
-        EndpointHost::Domain(name) => name.to_string() != "localhost",
-    };
-    of_use.then_some(endpoint)
+    host_refused_everywhere(&endpoint.host).is_none().then_some(endpoint)
 }
 
 /// The directory of the server's own host as a node, and where the others reach it.

@@ -1,13 +1,14 @@
 //! Settings: environment over file over default, each read once at the start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use netclient::device::default_source;
-use schema::scalars::{Endpoint, Name};
+use schema::rules::endpoints::refused_everywhere;
+use schema::scalars::{Endpoint, EndpointHost, Name};
 use schema::settings::{self, SettingsError};
 use schema::world::ServerInfo;
 
@@ -186,14 +187,29 @@ fn address(text: &str) -> Result<IpAddr, &'static str> {
     text.parse().map_err(|_| "write an IP address")
 }
 
-fn host(text: &str) -> Result<String, &'static str> {
-    let good = text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_none());
-    if good { Ok(text.into()) } else { Err("write a name or an address, without a port") }
+fn host(text: &str) -> Result<String, String> {
+    match text.parse::<Endpoint>() {
+        Ok(endpoint) if endpoint.port.is_none() => public(&endpoint).map(|()| endpoint.host.to_string()),
+        Ok(_) | Err(_) => Err("write a name or an address, without a port".into()),
+    }
 }
 
-fn host_and_port(text: &str) -> Result<String, &'static str> {
-    let good = text.parse::<Endpoint>().is_ok_and(|endpoint| endpoint.port.is_some());
-    if good { Ok(text.into()) } else { Err("write host:port, an IPv6 address in brackets") }
+/// Whether agents can be told to reach the server at an endpoint. Loopback will do where they run on its own host.
+fn public(endpoint: &Endpoint) -> Result<(), String> {
+    match &endpoint.host {
+        EndpointHost::Address(address) if !address.is_loopback() => match refused_everywhere(*address) {
+            Some(why) => Err(format!("agents cannot use it: {why}; write the name or the address that this host has")),
+            None => Ok(()),
+        },
+        EndpointHost::Address(_) | EndpointHost::Domain(_) => Ok(()),
+    }
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.parse::<Endpoint>() {
+        Ok(endpoint) if endpoint.port.is_some() => public(&endpoint).map(|()| endpoint.to_string()),
+        Ok(_) | Err(_) => Err("write host:port, an IPv6 address in brackets".into()),
+    }
 }
 
 /// A range with room for the server and an agent, whose addresses unicast packets may have as their source.
@@ -237,6 +253,14 @@ impl Settings {
         let public = self.public_grpc.as_deref().and_then(|at| at.rsplit_once(':')).map(|(host, _)| host);
         let public = public.map(|host| host.trim_start_matches('[').trim_end_matches(']'));
         [self.server_host.as_str()].into_iter().chain(public).collect()
+    }
+
+    /// The names and addresses by which agents find the server: the hosts of SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS.
+    pub fn public_hosts(&self) -> BTreeSet<String> {
+        let comms = self.comms.then(|| self.comms_address());
+        let at = [Some(self.agent_address()), comms, Some(self.server_host.clone())];
+        let endpoints = at.iter().flatten().filter_map(|at| at.parse::<Endpoint>().ok());
+        endpoints.map(|endpoint| endpoint.host.to_string()).collect()
     }
 
     /// The settings as lines of a file that sets them.
@@ -297,6 +321,9 @@ mod tests {
             ("DATABASE", "db2"),
             ("SERVER_HOST", "a b"),
             ("SERVER_HOST", "nm.example.net:50051"),
+            ("SERVER_HOST", "0.0.0.0"),
+            ("PUBLIC_GRPC", "169.254.1.1:443"),
+            ("PUBLIC_COMMS", "[::]:50555"),
             ("PUBLIC_GRPC", "nm.example.net"),
             ("PUBLIC_COMMS", "nm.example.net"),
             ("COMMS_RANGE", "fd00::/64"),
@@ -316,6 +343,24 @@ mod tests {
         let settings = with(&[("SERVER_HOST", "2001:db8::1"), ("PUBLIC_GRPC", "[2001:db8::2]:443")]).expect("good");
         assert_eq!(settings.hosts(), ["2001:db8::1", "2001:db8::2"]);
         assert_eq!(settings.agent_address(), "[2001:db8::2]:443");
+    }
+
+    #[test]
+    fn a_bracketed_address_is_the_address() {
+        let settings = with(&[("SERVER_HOST", "[2001:db8::1]")]).expect("good");
+        assert_eq!((settings.hosts(), &*settings.agent_address()), (vec!["2001:db8::1"], "[2001:db8::1]:50051"));
+    }
+
+    #[test]
+    fn the_server_is_reached_by_each_host_that_a_setting_names() {
+        let values = [
+            ("SERVER_HOST", "nm.example.net"),
+            ("PUBLIC_GRPC", "[2001:db8::2]:443"),
+            ("PUBLIC_COMMS", "192.0.2.1:50555"),
+        ];
+        let settings = with(&values).expect("good");
+        let expected = ["192.0.2.1", "2001:db8::2", "nm.example.net"].map(str::to_owned);
+        assert_eq!(settings.public_hosts(), expected.into());
     }
 
     #[test]

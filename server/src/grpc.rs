@@ -225,6 +225,7 @@ pub(crate) mod tests {
     use schema::world::{ResourceDocument, ServerInfo, World};
 
     use super::*;
+    use crate::addresses::OwnAddresses;
     use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
     use crate::identity::{DataDir, Secrets};
     use crate::liveness::LastSeen;
@@ -258,11 +259,13 @@ pub(crate) mod tests {
             version: String::new(),
             comms_range: None,
             own_node: None,
+            addresses: Vec::new(),
         };
         let (committer, states) =
             Committer::start(Box::new(Memory::default()), state::State::new(world, |_| Revision::default()));
         let secrets = Secrets::open(&data).expect("made");
-        let service = Service::new(committer.clone(), states, secrets, info, LastSeen::default(), None);
+        let service =
+            Service::new(committer.clone(), states, secrets, info, LastSeen::default(), None, OwnAddresses::default());
         let (send, mut updates) = mpsc::channel(1);
         let network = id("a").network;
         let identity = joined(1).identity;

@@ -5,6 +5,7 @@
 //! [`store`] transaction for all that wait at the same time. Readers hold a whole [`state`], never half of one.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod client;
 pub mod committer;
 pub mod comms;
@@ -36,6 +37,7 @@ use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::addresses::OwnAddresses;
 use crate::client::OwnHost;
 use crate::committer::Committer;
 use crate::comms::{AgentTunnels, TunnelsUnavailable};
@@ -50,6 +52,8 @@ use crate::store::{Store, StoreError, Stored, StoredToken};
 
 /// The version of the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How often the server's own names are resolved.
+const RESOLVE: Duration = Duration::from_secs(60);
 /// How often the times of the nodes' last calls are stored.
 const STORE_SEEN: Duration = Duration::from_secs(60);
 
@@ -124,12 +128,15 @@ pub async fn open_with(
         version: VERSION.into(),
         comms_range: reserved(&settings, &comms),
         own_node: settings.client_mode.then(|| settings.client_name.clone()),
+        addresses: Vec::new(),
     };
+    let addresses = OwnAddresses::of(&settings);
+    tokio::join!(addresses.resolve(), addresses.list());
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let last_seen = LastSeen::new(seen, served, &world.inventory);
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, states, secrets, info, last_seen, comms.ok());
+    let service = Service::new(committer, states, secrets, info, last_seen, comms.ok(), addresses);
     let behind_proxy = settings.behind_proxy;
     let host = OwnHost::new(&settings);
     Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
@@ -253,7 +260,8 @@ impl Server {
         let own_node = tokio::spawn(client::run(host, service.clone(), inside, shutdown.clone()));
         let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
-        tokio::join!(serve(rest, rest::router(service.clone())), agents, tunnels, own_node, keep);
+        let resolve = keep_resolved(service.clone(), shutdown.clone());
+        tokio::join!(serve(rest, rest::router(service.clone())), agents, tunnels, own_node, keep, resolve);
     }
 }
 
@@ -264,5 +272,11 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
         if let Err(error) = service.store_seen(end).await {
             tracing::warn!(%error, "cannot store when nodes last called; trying again in a minute");
         }
+    }
+}
+
+async fn keep_resolved(service: Service, mut shutdown: watch::Receiver<bool>) {
+    while tokio::time::timeout(RESOLVE, shutdown.wait_for(|end| *end)).await.is_err() {
+        service.resolve_own_names().await;
     }
 }

@@ -97,8 +97,8 @@ async fn snapshot(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Response {
-    let state = service.state();
-    let tag = format!("\"{}-{}\"", state.world.epoch, state.world.revision);
+    service.list_own_addresses().await;
+    let tag = service.snapshot_tag();
     if knows(&headers, &tag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
     }

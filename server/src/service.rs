@@ -7,6 +7,7 @@ mod declare;
 mod status;
 
 use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -21,6 +22,7 @@ use schema::world::{ServerInfo, World, WorldDocument};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
+use crate::addresses::OwnAddresses;
 use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
 use crate::comms::AgentTunnels;
 use crate::core::authorize::{Grant, Operation};
@@ -53,6 +55,7 @@ struct Inner {
     info: ServerInfo,
     last_seen: LastSeen,
     comms: Option<AgentTunnels>,
+    addresses: OwnAddresses,
 }
 
 impl Service {
@@ -64,8 +67,9 @@ impl Service {
         info: ServerInfo,
         last_seen: LastSeen,
         comms: Option<AgentTunnels>,
+        addresses: OwnAddresses,
     ) -> Self {
-        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, comms }) }
+        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, comms, addresses }) }
     }
 
     /// The tunnels to agents, if there are any.
@@ -73,7 +77,23 @@ impl Service {
         self.inner.comms.as_ref()
     }
 
-    /// The identity of the server.
+    /// The identity of the server, with the addresses by which it is reached: what plans are made for. They are for callers
+    /// with a token only.
+    fn plan_info(&self) -> ServerInfo {
+        ServerInfo { addresses: self.inner.addresses.now().to_vec(), ..self.inner.info.clone() }
+    }
+
+    /// Finds out by which addresses this host is reached right now.
+    pub async fn list_own_addresses(&self) {
+        self.inner.addresses.list().await;
+    }
+
+    /// Finds out what the names resolve to by which agents find the server.
+    pub async fn resolve_own_names(&self) {
+        self.inner.addresses.resolve().await;
+    }
+
+    /// The identity of the server, as everybody may know it.
     pub fn info(&self) -> &ServerInfo {
         &self.inner.info
     }
@@ -113,7 +133,7 @@ impl Service {
     /// Everything that the caller may see, at the newest revision.
     pub fn snapshot(&self, caller: &Caller) -> WorldDocument {
         let state = self.state();
-        let mut document = state.world.document(self.inner.info.clone());
+        let mut document = state.world.document(self.plan_info());
         if caller.grant.networks.is_some() {
             let holds = |network: &NetworkName| caller.grant.holds_in(network).is_ok();
             document.resources.retain(|resource| holds(&resource.id.network));
@@ -122,6 +142,14 @@ impl Service {
             document.quarantine.retain(|address| holds(&address.network));
         }
         document
+    }
+
+    /// What tells one snapshot from another that the same caller may see: the revision, and where the server is reached.
+    pub fn snapshot_tag(&self) -> String {
+        let World { epoch, revision, .. } = &*self.state().world;
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.inner.addresses.now().hash(&mut hasher);
+        format!("\"{epoch}-{revision}-{:x}\"", hasher.finish())
     }
 
     /// The state of the nodes that the caller may see.
@@ -175,7 +203,8 @@ impl Service {
         expected: Option<Revision>,
     ) -> Result<Revision, Error> {
         caller.grant.holds_in(&id.network)?;
-        let (Caller { actor, grant }, server) = (caller.clone(), self.inner.info.clone());
+        self.list_own_addresses().await;
+        let (Caller { actor, grant }, server) = (caller.clone(), self.plan_info());
         let put = move |world: &World, context: &mut CommitContext<'_>| {
             grant.holds_over(&id, owner(world, &id))?;
             declare::put(world, context, &id, body.as_ref(), expected, &server, actor)

@@ -116,6 +116,19 @@ pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet
     Ok(connected.collect())
 }
 
+/// Every address of this host, each with the name of its interface.
+pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
+    let handle = connect()?;
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let listed: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let named = listed.iter().filter_map(|message| {
+        let link = links.iter().find(|link| link.header.index == message.header.index)?;
+        Some((name_of(link)?.to_owned(), address_of(message)?.addr()))
+    });
+    Ok(named.collect())
+}
+
 /// What overlaps a range on this host, by an address or a route other than the default one, and its interface;
 /// interfaces that are `ours` do not count. Absent: nothing.
 pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
@@ -310,6 +323,12 @@ mod tests {
         let mut route = default_by(index, 0, None);
         route.header.destination_prefix_length = 16;
         route
+    }
+
+    #[tokio::test]
+    async fn the_addresses_of_this_host_are_listed_with_their_interfaces() {
+        let found = all_addresses().await.expect("the kernel answers");
+        assert!(found.contains(&("lo".to_owned(), Ipv4Addr::LOCALHOST.into())), "{found:?}");
     }
 
     #[test]

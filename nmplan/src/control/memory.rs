@@ -100,6 +100,7 @@ fn info() -> ServerInfo {
         version: env!("CARGO_PKG_VERSION").into(),
         comms_range: None,
         own_node: None,
+        addresses: Vec::new(),
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Exhausted {
     pub range: IpNet,
 }
 
-/// The addresses that the files of a network reserve: for a node, or for an entry.
+/// The addresses that are not for everybody: those that the files of a network reserve, for a node or for an entry, and
+/// those by which the server is reached.
 #[derive(Debug)]
 pub struct ReservedAddresses(BTreeMap<IpAddr, Option<Name>>);
 
@@ -60,8 +61,8 @@ impl<'a> Allocator<'a> {
     /// The addresses for a node: one of each range of its network.
     ///
     /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that is still
-    /// in quarantine; else the lowest that is neither in use, nor reserved, nor an entry's, nor in quarantine, nor the
-    /// range's own first or (in IPv4) last one; else the one longest in quarantine.
+    /// in quarantine; else the lowest that is neither in use, nor reserved, nor an entry's, nor the server's, nor in
+    /// quarantine, nor the range's own first or (in IPv4) last one; else the one longest in quarantine.
     pub fn addresses(
         &mut self,
         node: &Name,
@@ -133,15 +134,15 @@ impl<'a> Allocator<'a> {
 }
 
 impl ReservedAddresses {
-    /// The addresses that the files of a network reserve.
-    pub fn of(network: &NetworkName, declared: &Snapshot) -> Self {
-        let mut reserved = BTreeMap::new();
+    /// The addresses that the files of a network reserve, and those of the `server`.
+    pub fn of(network: &NetworkName, declared: &Snapshot, server: &[IpAddr]) -> Self {
+        let mut reserved: BTreeMap<_, _> = server.iter().map(|address| (*address, None)).collect();
         for (id, entry) in declared.entries_in(network) {
             for (_, claim) in entry.object.claims() {
                 match claim {
                     Claim::Reserved(address) => drop(reserved.insert(address, Some(id.name.clone()))),
                     Claim::Meant(address) => drop(reserved.entry(address).or_insert(None)),
-                    Claim::Range(_) => {}
+                    Claim::Range(_) | Claim::Endpoint(_) => {}
                 }
             }
         }

@@ -16,8 +16,13 @@ use crate::snapshot::Snapshot;
 ///
 /// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs. A node whose
 /// address no longer fits gets the reserved one, or the lowest that is free. Addresses that are given up are in
-/// quarantine from `now` on. Fails if a range has too few addresses.
-pub fn reconcile(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> Result<Inventory, Exhausted> {
+/// quarantine from `now` on. No node is given one of the addresses of the `server`. Fails if a range has too few addresses.
+pub fn reconcile(
+    inventory: &Inventory,
+    declared: &Snapshot,
+    server: &[IpAddr],
+    now: Timestamp,
+) -> Result<Inventory, Exhausted> {
     let mut reconciled = inventory.clone();
     for (id, _) in inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none()) {
         reconciled.remove_key(id);
@@ -25,7 +30,7 @@ pub fn reconcile(inventory: &Inventory, declared: &Snapshot, now: Timestamp) -> 
     for ((network, address), _) in inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared)) {
         reconciled.end_quarantine(network, *address);
     }
-    let reserved = |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared));
+    let reserved = |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared, server));
     let reserved: BTreeMap<_, _> = declared.networks().map(|(network, _)| reserved(network)).collect();
     let mut moving = Vec::new();
     for (id, joined) in inventory.nodes() {

@@ -25,8 +25,9 @@ pub struct Node {
     pub ipv6: Option<Ipv6Addr>,
     /// Words that describe it, which `nmplan status` lists; those of its key are added at the join.
     pub tags: BTreeSet<Name>,
-    /// Where the others reach it, for a node with a fixed public address or a port that is forwarded. Absent: what its
-    /// agent reports and the server sees.
+    /// Where the others reach it, for a node with a fixed public address or a port that is forwarded: an address or a name
+    /// that it has outside of every network, not loopback, link-local or the like. Absent: what its agent reports and the
+    /// server sees.
     pub endpoint: Option<Endpoint>,
     /// The UDP port that it listens on. Absent: the network's, or the next free one.
     pub listen_port: Option<Port>,
@@ -58,7 +59,9 @@ impl Rules for Node {
     }
 
     fn claims(&self) -> Vec<(&'static str, Claim)> {
-        self.reserved().map(|(field, address)| (field, Claim::Reserved(address))).collect()
+        let reserved = self.reserved().map(|(field, address)| (field, Claim::Reserved(address)));
+        let endpoint = self.endpoint.iter().map(|endpoint| ("endpoint", Claim::Endpoint(endpoint.host.clone())));
+        reserved.chain(endpoint).collect()
     }
 }
 

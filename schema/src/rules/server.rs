@@ -1,10 +1,14 @@
 //! Rules that depend on the server: what it keeps for itself may not be declared.
 //!
 //! Run where the server is known: by `plan`, and by the server itself on what a change would leave ([`check`]). Where none
-//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run uses one of the two.
+//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run uses one of the two. Endpoints
+//! are checked apart, once it is known who has joined ([`endpoints::check`]).
+
+use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 
+use super::{Claim, endpoints};
 use crate::kinds::AccessKey;
 use crate::report::{Code, Problem, Report};
 use crate::scalars::{Name, NetworkName, overlap};
@@ -24,6 +28,12 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
             report.push(at_range(Problem::new(Code::CommsOverlap, message), network, source_map));
         }
     }
+    for (id, field, address) in reserved(world).filter(|(.., address)| server.addresses.contains(address)) {
+        let message = format!("{address} cannot be reserved for {id}: the server is reached there");
+        let at = source_map.location(id, &[Step::Field(field)]);
+        let help = "reserve another address".to_owned();
+        report.push(Problem::new(Code::ServerAddress, message).at(at).about(id).help(help));
+    }
     for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name))) {
         report.push(claimed(key, name, source_map));
     }
@@ -40,6 +50,7 @@ pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
         );
         report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, source_map));
     }
+    report.append(endpoints::check_by_default(world, source_map));
     report
 }
 
@@ -47,6 +58,17 @@ pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
 fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkName, Ipv4Net)> {
     let ranges = world.networks().filter_map(|(name, network)| Some((name, network.ipv4?.net())));
     ranges.filter(move |(_, range)| overlap(&(*range).into(), &kept.into()))
+}
+
+/// The addresses that the declarations reserve.
+fn reserved(world: &Snapshot) -> impl Iterator<Item = (&ResourceId, &'static str, IpAddr)> {
+    world.entries().flat_map(|(id, entry)| {
+        let claims = entry.object.claims().into_iter();
+        claims.filter_map(move |(field, claim)| match claim {
+            Claim::Reserved(address) => Some((id, field, address)),
+            Claim::Range(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+        })
+    })
 }
 
 fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> Problem {
@@ -104,6 +126,7 @@ mod tests {
             version: String::new(),
             comms_range: comms_range.map(|range| range.parse().expect("good")),
             own_node: own_node.map(|name| name.parse().expect("good")),
+            addresses: Vec::new(),
         }
     }
 
@@ -143,6 +166,17 @@ mod tests {
         assert_eq!(found(KEYS, &server(kept, Some("netmaker"))), [own(), own()]);
         assert_eq!(found(KEYS, &server(kept, Some("control"))), []);
         assert_eq!(found(KEYS, &server(kept, None)), [], "its host is no node");
+    }
+
+    #[test]
+    fn no_address_of_the_server_is_reserved_for_a_node() {
+        let text = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"a\" ipv4=\"10.40.0.1\"; node \"b\" ipv4=\"10.40.0.2\"\n}\n";
+        let at = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| address.parse().expect("good")).collect();
+            ServerInfo { addresses, ..server(None, None) }
+        };
+        assert_eq!(found(text, &at(&["10.40.0.2"])), [(Code::ServerAddress, "\"10.40.0.2\"".to_owned())]);
+        assert_eq!(found(text, &at(&["10.40.0.3", "192.0.2.1"])), []);
     }
 
     #[test]

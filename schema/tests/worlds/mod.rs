@@ -67,6 +67,7 @@ pub fn server() -> ServerInfo {
         version: "0".into(),
         comms_range: None,
         own_node: None,
+        addresses: Vec::new(),
     }
 }
 
@@ -318,7 +319,7 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
     match event {
         Event::Declare(draft) => {
             let next = repaired(snapshot.clone(), vec![draft.clone()]);
-            *inventory = reconcile(inventory, &next, *now).ok()?;
+            *inventory = reconcile(inventory, &next, &[], *now).ok()?;
             *snapshot = next;
         }
         Event::Join { network: place, name, declared, claimed } => {
@@ -361,7 +362,7 @@ pub fn joined(
     now: Timestamp,
 ) -> Option<Joined> {
     declared.network(&id.network)?;
-    let reserved = ReservedAddresses::of(&id.network, declared);
+    let reserved = ReservedAddresses::of(&id.network, declared, &[]);
     let mut allocator = Allocator::new(&id.network, declared, &reserved, inventory, now);
     let addresses = allocator.addresses(&id.name, &BTreeSet::new(), inventory).ok()?;
     let mut key = [7; 32];

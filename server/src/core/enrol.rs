@@ -1,5 +1,7 @@
 //! How nodes join and leave: pure changes of the world.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
@@ -8,7 +10,7 @@ use schema::inventory::{Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
-use schema::world::World;
+use schema::world::{ServerInfo, World};
 
 use super::facts::Facts;
 
@@ -106,15 +108,15 @@ pub struct Admitted {
     pub changed: bool,
 }
 
-/// Lets a host join by a key: one key use, one address of each family, one name, or none of these. `own_node` is the
-/// name that the server keeps for its own host.
+/// Lets a host join by a key: one key use, one address of each family, one name, or none of these. The `server` keeps a name
+/// for its own host, and the addresses by which it is reached.
 ///
 /// A host that has joined already, by its identity, keeps its name and addresses and spends nothing.
 pub fn join(
     world: &mut World,
     candidate: Candidate,
     key: &Name,
-    own_node: Option<&Name>,
+    server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Admitted, Refused> {
     let id = ResourceId::of::<AccessKey>(&candidate.network, key);
@@ -125,8 +127,8 @@ pub fn join(
         return rejoin(world, candidate, name);
     }
     check_key(&id, &key, &status, now)?;
-    let claimed = check_name(world, &id, &key, own_node, &candidate)?;
-    let admitted = admit(world, candidate, Some((&id.name, &key)), claimed, now)?;
+    let claimed = check_name(world, &id, &key, server.own_node.as_ref(), &candidate)?;
+    let admitted = admit(world, candidate, Some((&id.name, &key)), claimed, &server.addresses, now)?;
     // A name is claimed by one host at a time: that is the limit there, not a count.
     if !claimed {
         world.inventory.put_key(id, KeyStatus { used: status.used + 1, ..(*status).clone() });
@@ -135,23 +137,30 @@ pub fn join(
 }
 
 /// Lets the server's own host join without a key, if the name that it wants is declared. Otherwise like [`join`].
-pub fn claim(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
+pub fn claim(
+    world: &mut World,
+    candidate: Candidate,
+    server: &ServerInfo,
+    now: Timestamp,
+) -> Result<Admitted, Refused> {
     let declared = ResourceId::of::<Node>(&candidate.network, &candidate.name);
     if world.snapshot.entry(&declared).is_none() {
         return Err(Refused::Undeclared(declared));
     }
     match world.inventory.name_of(&candidate.network, &candidate.identity).cloned() {
         Some(name) => rejoin(world, candidate, name),
-        None => admit(world, candidate, None, true, now),
+        None => admit(world, candidate, None, true, &server.addresses, now),
     }
 }
 
-/// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with.
+/// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with. It is given none
+/// of the addresses of the `server`.
 fn admit(
     world: &mut World,
     candidate: Candidate,
     key: Option<(&Name, &AccessKey)>,
     claimed: bool,
+    server: &[IpAddr],
     now: Timestamp,
 ) -> Result<Admitted, Refused> {
     check_free(world, &candidate)?;
@@ -161,7 +170,7 @@ fn admit(
     let Candidate { network, name, identity, public_key, facts, os } = candidate;
     let Facts { endpoints, listen_port, problems, connected: _ } = facts;
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
-    let reserved = ReservedAddresses::of(&network, &world.snapshot);
+    let reserved = ReservedAddresses::of(&network, &world.snapshot, server);
     let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
     let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
@@ -358,8 +367,36 @@ mod tests {
 
     /// Joins with the key `k`, where the server's own host is `netmaker`.
     fn by_key(world: &mut World, candidate: Candidate, now: Timestamp) -> Result<Admitted, Refused> {
-        let [key, own_node] = ["k", "netmaker"].map(|name| name.parse().expect("good"));
-        join(world, candidate, &key, Some(&own_node), now)
+        join(world, candidate, &"k".parse().expect("good"), &server(Some("netmaker"), &[]), now)
+    }
+
+    /// A server with this name for its own host, which is reached at these addresses.
+    fn server(own_node: Option<&str>, addresses: &[&str]) -> ServerInfo {
+        ServerInfo {
+            id: "s".into(),
+            epoch: 1,
+            agent_addresses: Vec::new(),
+            signing_key: schema::scalars::SigningKey([0; 32]),
+            ca_pin: None,
+            version: String::new(),
+            comms_range: None,
+            own_node: own_node.map(|name| name.parse().expect("good")),
+            addresses: addresses.iter().map(|address| address.parse().expect("good")).collect(),
+        }
+    }
+
+    #[test]
+    fn no_node_is_given_an_address_of_the_server() {
+        let mut world = world(r#"{"uses":9}"#);
+        let server = server(None, &["10.0.0.1", "10.0.0.3"]);
+        let addresses: Vec<_> = [("a", 1), ("b", 2)]
+            .map(|(name, number)| {
+                let key = "k".parse().expect("good");
+                join(&mut world, candidate(name, number), &key, &server, Timestamp::UNIX_EPOCH).expect("it may join");
+                world.inventory.node(&id(name)).expect("joined").addresses.first().expect("one").to_string()
+            })
+            .into();
+        assert_eq!(addresses, ["10.0.0.4", "10.0.0.5"], "10.0.0.2 is an entry's");
     }
 
     #[test]
@@ -438,29 +475,29 @@ mod tests {
         }
         let mut world = world(r#"{"for":["db","netmaker"]}"#);
         let key = "k".parse().expect("good");
-        let elsewhere = join(&mut world, candidate("netmaker", 1), &key, None, Timestamp::UNIX_EPOCH);
+        let elsewhere = join(&mut world, candidate("netmaker", 1), &key, &server(None, &[]), Timestamp::UNIX_EPOCH);
         assert!(elsewhere.is_ok(), "where the server's host is not a node, the name is like any other: {elsewhere:?}");
     }
 
     #[test]
     fn the_servers_own_host_claims_a_declared_name_without_a_key() {
         let mut world = world(r#"{"uses":1}"#);
-        let now = Timestamp::UNIX_EPOCH;
-        let refused = claim(&mut world, candidate("netmaker", 1), now);
+        let (now, server) = (Timestamp::UNIX_EPOCH, server(Some("netmaker"), &[]));
+        let refused = claim(&mut world, candidate("netmaker", 1), &server, now);
         assert!(matches!(refused, Err(Refused::Undeclared(_))), "{refused:?}");
-        let admitted = claim(&mut world, candidate("db", 1), now).expect("db is declared");
+        let admitted = claim(&mut world, candidate("db", 1), &server, now).expect("db is declared");
         assert_eq!((admitted.name.as_str(), admitted.changed), ("db", true));
         let node = |world: &World| world.inventory.node(&id("db")).expect("joined").clone();
         assert_eq!((node(&world).claimed, &node(&world).key, node(&world).addresses.len()), (true, &None, 1));
         assert_eq!(enter(&mut world, "a", 2).as_deref(), Ok("a"), "it has spent no use of the key");
         let before = world.clone();
-        let other = claim(&mut world, candidate("db", 3), now);
+        let other = claim(&mut world, candidate("db", 3), &server, now);
         assert!(matches!(other, Err(Refused::NameTaken { .. })), "another server's host was first: {other:?}");
-        let again = claim(&mut world, candidate("db", 1), now).expect("it is in");
+        let again = claim(&mut world, candidate("db", 1), &server, now).expect("it is in");
         assert!(!again.changed);
         assert_eq!(world, before);
         let new_key = Candidate { public_key: WireGuardKey([7; 32]), ..candidate("db", 1) };
-        assert!(claim(&mut world, new_key, now).expect("it is in").changed);
+        assert!(claim(&mut world, new_key, &server, now).expect("it is in").changed);
         assert_eq!(node(&world).public_key, WireGuardKey([7; 32]));
     }
 

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use proto::convert::to_prefix;
 use proto::wire;
 use schema::inventory::{Endpoints, NodeProblem};
-use schema::kinds::Network;
-use schema::scalars::{Endpoint, EndpointHost};
+use schema::rules::endpoints::{Meshes, Refused, refused_everywhere};
+use schema::scalars::{Endpoint, EndpointHost, Scalar};
 
 /// How many characters of a text that a node sent are repeated in a message.
 const SHORT: usize = 80;
@@ -33,11 +33,18 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// The endpoint is not well-formed.
-    #[error("the endpoint {0:?} is not valid: {1}; set one like gw.example.net:51821, or none")]
-    Endpoint(String, String),
+    #[error("the endpoint {given:?} is not valid: {why}; set one like {like}, or none")]
+    Endpoint {
+        /// What was given, shortened.
+        given: String,
+        /// What is wrong with it.
+        why: String,
+        /// What may be meant, else an example.
+        like: String,
+    },
     /// No other node could reach it.
     #[error("other nodes cannot use the endpoint {0}: {1}; set a public address or name, or none")]
-    Unreachable(Endpoint, &'static str),
+    Unreachable(Endpoint, Refused),
     /// The local address is not an address.
     #[error("the local address {0:?} is not a valid IP address")]
     LocalAddress(String),
@@ -48,17 +55,31 @@ pub enum Unusable {
 
 /// Reads what a node reports, in the light of the address that it was seen at. What it and the server only found out
 /// themselves is ignored if it is of no use to others; what its operator set must be valid.
-pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Result<Facts, Unusable> {
+///
+/// `before` is what is recorded of the node; absent: nothing. It stays valid when a mesh takes a range around it later.
+pub fn read(
+    facts: &wire::Facts,
+    seen: Option<IpAddr>,
+    meshes: Meshes<'_>,
+    before: Option<&Endpoints>,
+) -> Result<Facts, Unusable> {
     let wire::Facts { listen_port, endpoint, local_address, problems, connected } = facts;
     let port = u16::try_from(*listen_port).map_err(|_| Unusable::ListenPort(*listen_port))?;
     let local: Option<IpAddr> = match &**local_address {
         "" => None,
         text => Some(text.parse().map_err(|_| Unusable::LocalAddress(shortened(text)))?),
     };
-    let usable = |address: Option<IpAddr>| {
-        address.map(|address| address.to_canonical()).filter(|address| unusable(*address, network).is_none())
+    let usable = |address: Option<IpAddr>, before: Option<IpAddr>| {
+        address.map(|address| address.to_canonical()).filter(|address| match before == Some(*address) {
+            true => refused_everywhere(*address).is_none(),
+            false => meshes.refuses(&EndpointHost::Address(*address)).is_none(),
+        })
     };
-    let endpoints = Endpoints { configured: configured(endpoint, network)?, seen: usable(seen), local: usable(local) };
+    let endpoints = Endpoints {
+        configured: configured(endpoint, meshes, before.and_then(|before| before.configured.as_ref()))?,
+        seen: usable(seen, before.and_then(|before| before.seen)),
+        local: usable(local, before.and_then(|before| before.local)),
+    };
     let problem = |problem: &wire::Problem| NodeProblem::new(&shortened(&problem.code), cut(&problem.message, LONGEST));
     let mut problems: Vec<_> = problems.iter().take(NodeProblem::MOST).map(problem).collect();
     problems.sort();
@@ -72,33 +93,20 @@ pub fn read(facts: &wire::Facts, seen: Option<IpAddr>, network: &Network) -> Res
 }
 
 /// What the operator configured.
-fn configured(text: &str, network: &Network) -> Result<Option<Endpoint>, Unusable> {
+fn configured(text: &str, meshes: Meshes<'_>, before: Option<&Endpoint>) -> Result<Option<Endpoint>, Unusable> {
     if text.is_empty() {
         return Ok(None);
     }
-    let endpoint: Endpoint = text.parse().map_err(|why| Unusable::Endpoint(shortened(text), why))?;
-    let why = match &endpoint.host {
-        EndpointHost::Address(address) => unusable(*address, network),
-        EndpointHost::Domain(name) => (name.to_string() == "localhost").then_some("it is each host's own"),
-    };
-    match why {
+    let endpoint: Endpoint = text.parse().map_err(|why| {
+        let like = Endpoint::meant(text).unwrap_or_else(|| Endpoint::GOOD[0].to_owned());
+        Unusable::Endpoint { given: shortened(text), why, like }
+    })?;
+    let refused = meshes.refuses(&endpoint.host);
+    let stays = before.is_some_and(|before| before.host == endpoint.host);
+    match refused.filter(|why| !stays || matches!(why, Refused::Everywhere(_))) {
         Some(why) => Err(Unusable::Unreachable(endpoint, why)),
         None => Ok(Some(endpoint)),
     }
-}
-
-/// Why the others cannot reach a node at an address; nothing if they may.
-fn unusable(address: IpAddr, network: &Network) -> Option<&'static str> {
-    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    let inside = network.range_of(address).is_some_and(|range| range.contains(&address));
-    let reasons = [
-        (address.is_loopback(), "it is each host's own"),
-        (address.is_unspecified(), "it is not the address of a host"),
-        (address.is_multicast(), "it is a multicast address"),
-        (link_local, "it is valid on one link only"),
-        (inside, "it lies in the network itself, so the tunnel would run through itself"),
-    ];
-    reasons.into_iter().find_map(|(holds, why)| holds.then_some(why))
 }
 
 /// The text, cut to a length for messages.
@@ -113,24 +121,28 @@ fn cut(text: &str, length: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schema::kinds::Kind;
+    use schema::inventory::Inventory;
     use schema::world::ResourceDocument;
 
-    fn read_in_corp(endpoint: &str, local: &str, seen: Option<&str>) -> Result<Endpoints, Unusable> {
+    /// Reads facts where the network `corp` has the range 10.0.0.0/24, and where the server has these addresses.
+    fn read_at(
+        server: &[IpAddr],
+        (endpoint, local, seen): (&str, &str, Option<&str>),
+        before: Option<&Endpoints>,
+    ) -> Result<Endpoints, Unusable> {
         let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
         let document: ResourceDocument = serde_json::from_str(json).expect("good");
-        let mut world = schema::snapshot::Snapshot::default();
-        world.put(document.id.clone(), document.entry().expect("good"));
-        assert_eq!(document.id.kind, Kind::Network);
-        let network = world.network(&"corp".parse().expect("good")).expect("there").clone();
-        let facts = wire::Facts {
-            listen_port: 0,
-            endpoint: endpoint.into(),
-            local_address: local.into(),
-            ..wire::Facts::default()
-        };
+        let mut declared = schema::snapshot::Snapshot::default();
+        declared.put(document.id.clone(), document.entry().expect("good"));
+        let (inventory, comms_range) = (Inventory::default(), "10.101.0.0/16".parse().ok());
+        let meshes = Meshes { declared: &declared, inventory: &inventory, comms_range, server };
+        let facts = wire::Facts { listen_port: 0, endpoint: endpoint.into(), local_address: local.into(), ..wire::Facts::default() };
         let seen = seen.map(|address| address.parse().expect("good"));
-        read(&facts, seen, &network).map(|facts| facts.endpoints)
+        read(&facts, seen, meshes, before).map(|facts| facts.endpoints)
+    }
+
+    fn read_in_corp(endpoint: &str, local: &str, seen: Option<&str>) -> Result<Endpoints, Unusable> {
+        read_at(&[], (endpoint, local, seen), None)
     }
 
     #[test]
@@ -150,18 +162,63 @@ mod tests {
         assert_eq!(read("", "192.0.2.2", Some("127.0.0.1")), ["", "", "192.0.2.2"]);
         assert_eq!(read("", "10.0.0.7", Some("::1")), ["", "", ""]);
         assert_eq!(read("", "fe80::1", None), ["", "", ""]);
+        assert_eq!(read("", "169.254.1.1", Some("255.255.255.255")), ["", "", ""]);
+        assert_eq!(read("", "10.101.0.9", Some("::ffff:10.0.0.8")), ["", "", ""]);
         assert_eq!(read("", "", None), ["", "", ""]);
     }
 
     #[test]
     fn an_invalid_value_is_reported() {
         let long = "a".repeat(70_000);
-        for endpoint in
-            ["127.0.0.1", "[::1]:5", "0.0.0.0:1", "239.0.0.1", "10.0.0.9:51821", "localhost", "a b", "x:0", &long]
-        {
+        for endpoint in [
+            "127.0.0.1",
+            "[::1]:5",
+            "[::ffff:127.0.0.1]:5",
+            "[::ffff:10.0.0.9]:5",
+            "0.0.0.0:1",
+            "239.0.0.1",
+            "169.254.1.1:5",
+            "255.255.255.255:5",
+            "10.0.0.9:51821",
+            "10.101.0.9:51821",
+            "gw.corp:51821",
+            "localhost",
+            "2001:db8::7:51821",
+            "a b",
+            "x:0",
+            &long,
+        ] {
             let error = read_in_corp(endpoint, "", Some("192.0.2.1")).expect_err("it is of no use").to_string();
             assert!(error.contains("endpoint") && error.len() < 400, "{error}");
         }
         assert!(matches!(read_in_corp("", "here", None), Err(Unusable::LocalAddress(_))));
+        let error = read_in_corp("2001:db8::7:51821", "", None).expect_err("it has no brackets").to_string();
+        assert!(error.contains("set one like [2001:db8::7]:51821"), "{error}");
+    }
+
+    #[test]
+    fn what_was_reported_before_stays_when_a_mesh_takes_a_range_around_it() {
+        let before = Endpoints {
+            configured: "10.0.0.9:51821".parse().ok(),
+            seen: "10.0.0.8".parse().ok(),
+            local: "10.0.0.7".parse().ok(),
+        };
+        let again = ("10.0.0.9:51821", "10.0.0.7", Some("10.0.0.8"));
+        assert_eq!(read_at(&[], again, Some(&before)), Ok(before.clone()));
+        let other_port = read_at(&[], ("10.0.0.9:4000", "", None), Some(&before)).expect("the address stays");
+        assert_eq!(other_port.configured, "10.0.0.9:4000".parse().ok());
+        let moved = ("", "10.0.0.8", Some("10.0.0.7"));
+        assert_eq!(read_at(&[], moved, Some(&before)), Ok(Endpoints::default()), "the others are new");
+        let loopback = Endpoints { seen: "127.0.0.1".parse().ok(), ..Endpoints::default() };
+        let seen = read_at(&[], ("", "", Some("127.0.0.1")), Some(&loopback)).expect("it is valid");
+        assert_eq!(seen, Endpoints::default(), "what never was an endpoint does not stay");
+    }
+
+    #[test]
+    fn hosts_in_a_range_that_was_let_through_are_reached_there() {
+        let server = ["10.0.0.1".parse().expect("good")];
+        let there = ("10.0.0.9:51821", "10.0.0.7", Some("10.0.0.8"));
+        assert!(read_at(&server, there, None).is_ok_and(|endpoints| endpoints.seen.is_some()));
+        assert!(read_at(&[], there, None).is_err());
     }
 }

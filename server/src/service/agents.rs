@@ -8,8 +8,9 @@ use proto::convert::{Position, encode_view};
 use proto::sign::{self, SignedBody};
 use proto::wire::{self, Update};
 use schema::api::Control;
-use schema::inventory::NodeId;
+use schema::inventory::{Endpoints, NodeId};
 use schema::kinds::AccessKey;
+use schema::rules::endpoints::Meshes;
 use schema::scalars::{Identity, Name, NetworkName, Scalar, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
@@ -76,8 +77,8 @@ impl Service {
         let (candidate, key) = self.candidate(&request, from)?;
         let network = candidate.network.clone();
         let identity = candidate.identity;
-        let own_node = self.inner.info.own_node.clone();
-        let join = move |world: &mut World| enrol::join(world, candidate, &key, own_node.as_ref(), Timestamp::now());
+        let server = self.plan_info();
+        let join = move |world: &mut World| enrol::join(world, candidate, &key, &server, Timestamp::now());
         let (name, update) = self.let_in(network, identity, transport, join).await?;
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
     }
@@ -117,11 +118,20 @@ impl Service {
         let unknown = || Refused::UnknownKey(id.clone());
         let status = state.world.inventory.key(&id).ok_or_else(unknown)?;
         sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, &status.verifier)?;
-        let declared = state.world.snapshot.network(&network).ok_or_else(unknown)?;
-        let facts = facts::read(&request.facts.clone().unwrap_or_default(), from, declared)?;
+        state.world.snapshot.network(&network).ok_or_else(unknown)?;
         let identity = key_of::<Identity>(&request.identity)?;
+        let addresses = self.inner.addresses.now();
+        let meshes = self.meshes(&state.world, &addresses);
+        let said = request.facts.clone().unwrap_or_default();
+        let facts = facts::read(&said, from, meshes, before(&state.world, &network, &identity))?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
         Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key))
+    }
+
+    /// The networks around the endpoints that agents report.
+    fn meshes<'a>(&self, world: &'a World, server: &'a [IpAddr]) -> Meshes<'a> {
+        let World { snapshot: declared, inventory, .. } = world;
+        Meshes { declared, inventory, comms_range: self.inner.info.comms_range, server }
     }
 
     /// Lets this server's own host join a network that declares it: its name there, and its View. No other host can
@@ -137,9 +147,12 @@ impl Service {
         let nowhere = || Error::NotFound(format!("network {network} that this host could be a node of"));
         let name = self.inner.info.own_node.clone().ok_or_else(nowhere)?;
         let state = self.state();
-        let facts = facts::read(facts, None, state.world.snapshot.network(network).ok_or_else(nowhere)?)?;
+        state.world.snapshot.network(network).ok_or_else(nowhere)?;
+        let server = self.plan_info();
+        let meshes = self.meshes(&state.world, &server.addresses);
+        let facts = facts::read(facts, None, meshes, before(&state.world, network, &identity))?;
         let candidate = Candidate { network: network.clone(), name, identity, public_key, facts, os: os_of(os) };
-        let claim = move |world: &mut World| enrol::claim(world, candidate, Timestamp::now());
+        let claim = move |world: &mut World| enrol::claim(world, candidate, &server, Timestamp::now());
         self.let_in(network.clone(), identity, Control::Tls, claim).await
     }
 
@@ -221,10 +234,12 @@ impl Service {
         transport: Control,
     ) -> Result<bool, Error> {
         let World { snapshot, inventory, .. } = &*state.world;
-        let (Some(network), Some(joined)) = (snapshot.network(&id.network), inventory.node(&id)) else {
+        let (Some(_), Some(joined)) = (snapshot.network(&id.network), inventory.node(&id)) else {
             return Ok(false);
         };
-        let mut facts = facts::read(said, from, network)?;
+        let addresses = self.inner.addresses.now();
+        let meshes = self.meshes(&state.world, &addresses);
+        let mut facts = facts::read(said, from, meshes, Some(&joined.endpoints))?;
         if transport == Control::Tunnel && from.is_none() {
             // The tunnel's source address is unknown right now: the recorded one is kept.
             facts.endpoints.seen = joined.endpoints.seen;
@@ -294,6 +309,12 @@ impl Service {
     fn removed(&self, state: &State, network: &NetworkName, identity: &Identity) -> Update {
         self.sign(state, network, network.name(), 0, SignedBody::removed(identity))
     }
+}
+
+/// Where an identity is reached in a network, as it is recorded; nothing if it has not joined.
+fn before<'a>(world: &'a World, network: &NetworkName, identity: &Identity) -> Option<&'a Endpoints> {
+    let name = world.inventory.name_of(network, identity)?;
+    world.inventory.node(&NodeId::of(network, name)).map(|joined| &joined.endpoints)
 }
 
 /// The operating system that a node reports, cut to what is stored.
