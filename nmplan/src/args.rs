@@ -1,8 +1,10 @@
 //! The command line: flags and arguments, without any behaviour.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use schema::guard::Guard;
 use schema::scalars::{Name, NetworkName, Seconds};
 
 use crate::keys::Sink;
@@ -117,12 +119,31 @@ pub struct Plan {
     /// Saves the plan, for `nmplan apply FILE`.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// The rules that it may break.
+    #[command(flatten)]
+    pub allowed: Allowed,
     /// Exits with 2 if there are changes.
     #[arg(long)]
     pub detailed_exitcode: bool,
     /// How to print it; json is the saved plan.
     #[arg(long, value_name = "FORMAT", default_value = "text", conflicts_with = "json")]
     pub format: Format,
+}
+
+/// The rules that a plan may break.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Allowed {
+    /// Lets the plan break this rule, once, which the log keeps; one that it does not break is accepted too. cut-off: a range
+    /// may hold an address of the server (needs the admin role). Repeatable.
+    #[arg(long, value_name = "RULE", value_parser = str::parse::<Guard>)]
+    pub allow: Vec<Guard>,
+}
+
+impl Allowed {
+    /// The rules, each once.
+    pub fn rules(&self) -> BTreeSet<Guard> {
+        self.allow.iter().copied().collect()
+    }
 }
 
 /// How to print a plan.
@@ -150,6 +171,9 @@ pub struct Apply {
     /// NMPLAN_SINK_NAME.
     #[arg(long, value_name = "FILE|-|@NAME")]
     pub keys_to: Option<Sink>,
+    /// The rules that it may break.
+    #[command(flatten)]
+    pub allowed: Allowed,
     /// Waits until every node that was online has acknowledged the revision, at most DURATION (60s if none is given).
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s")]
     pub wait: Option<Seconds>,

@@ -14,16 +14,21 @@ pub mod status;
 pub mod validate;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
 use ::schema::report::Severity;
+use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
 use ::schema::scalars::NetworkName;
 use ::schema::snapshot::Provenance;
 use ::schema::snapshot::Snapshot;
+use ::schema::source_map::SourceMap;
+use ::schema::syntax::Source;
 use ::schema::world::{ServerInfo, World};
 use clap::Parser;
 use jiff::Timestamp;
@@ -159,13 +164,17 @@ impl<'a, C: ControlPlane> Run<'a, C> {
 
     /// Shows problems.
     fn show(&mut self, loaded: &Loaded, report: &::schema::report::Report) -> Result<(), Error> {
+        self.show_problems(&loaded.sources, report)
+    }
+
+    fn show_problems(&mut self, sources: &[Source], report: &::schema::report::Report) -> Result<(), Error> {
         if self.console.json {
             let lines = Lines::default();
             for problem in report.problems() {
-                self.console.event(&events::diagnostic(problem, &loaded.sources, &lines))?;
+                self.console.event(&events::diagnostic(problem, sources, &lines))?;
             }
         } else if !report.is_empty() {
-            let text = render::problems(report, &loaded.sources, self.console.width, self.console.verbose);
+            let text = render::problems(report, sources, self.console.width, self.console.verbose);
             self.console.stderr(&text);
         }
         Ok(())
@@ -179,7 +188,12 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             Error::Version(report.problems().next().map(|it| it.message.clone()).unwrap_or_default())
         };
         let world = document.world().map_err(first)?;
-        Ok((document.server, world))
+        let mut info = document.server;
+        // By nmplan's own URL the server is reached as well, perhaps through a proxy that the server does not know.
+        let usable = |address: &IpAddr| refused_everywhere(*address).is_none() && !info.addresses.contains(address);
+        let more: BTreeSet<_> = server.addresses().await.into_iter().filter(usable).collect();
+        info.addresses.extend(more);
+        Ok((info, world))
     }
 
     /// Plans what is declared.
@@ -195,6 +209,39 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 Err(Error::Problems { count: errors(&report), undone: Some("planned") })
             }
         }
+    }
+
+    /// Judges a plan by the rules that it can be let through. A saved plan that breaks other rules is left to the server.
+    fn judge(
+        plan: &Plan,
+        loaded: Option<&Loaded>,
+        info: &ServerInfo,
+        world: &World,
+        allow: &BTreeSet<Guard>,
+    ) -> Judgement {
+        let map = SourceMap::default();
+        let map = loaded.map_or(&map, |loaded| &loaded.declared.source_map);
+        let findings = plan.apply(world, info, Timestamp::now()).map_or_else(
+            |_| Vec::new(),
+            |outcome| guard::check(&world.snapshot, &outcome.snapshot, &info.addresses, map),
+        );
+        guard::judge(findings, allow)
+    }
+
+    /// Shows what the rules say of a plan, and refuses it if one of them does.
+    fn report_judgement(&mut self, judgement: &Judgement, loaded: Option<&Loaded>) -> Result<(), Error> {
+        let Judgement { refused, by, allowed, used: _, needless } = judgement;
+        for problem in allowed.problems() {
+            self.console.note(&format!("Let through: {}.\n", problem.message));
+        }
+        for rule in needless {
+            self.console.note(&format!("--allow {rule} is not needed: the plan does not break that rule.\n"));
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        self.show_problems(loaded.map_or(&[], |loaded| &loaded.sources), refused)?;
+        Err(Error::Guarded { by: by.clone() })
     }
 
     /// Where the files came from.

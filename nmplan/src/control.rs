@@ -5,6 +5,7 @@ mod rest;
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub trait ControlPlane {
     fn backoff(&self) -> &[Duration] {
         &BACKOFF
     }
+    /// The addresses by which it is called; empty: they are not known.
+    fn addresses(&self) -> impl Future<Output = Vec<IpAddr>>;
     /// Everything that it has, at its newest revision.
     fn world(&self) -> impl Future<Output = Result<WorldDocument, ControlError>>;
     /// Carries out a plan. The same apply id is carried out once, however often it is sent.
@@ -136,7 +139,7 @@ impl ControlError {
 
     /// Whether the server has checked the plan and refused it, so that no earlier attempt of the same apply was carried out.
     pub fn is_refused_plan(&self) -> bool {
-        matches!(self, Self::Refused { failure, .. } if matches!(failure.code.as_str(), "stale" | "rules"))
+        matches!(self, Self::Refused { failure, .. } if matches!(failure.code.as_str(), "stale" | "rules" | "guarded"))
     }
 
     /// Whether the same call may succeed a moment later.

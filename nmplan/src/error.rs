@@ -1,5 +1,6 @@
 //! How a run ends: the one mapping from failures to exit codes, and their text for people.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
@@ -7,6 +8,7 @@ use std::io;
 use jiff::Timestamp;
 use owo_colors::OwoColorize;
 use schema::api::{LogEntry, Moved};
+use schema::guard::Guard;
 use schema::plan::FORMAT;
 use schema::report::{Code, did_you_mean};
 use schema::scalars::{Name, NetworkName, Seconds};
@@ -67,6 +69,12 @@ pub enum Error {
         count: usize,
         /// What was not done because of them, if anything was asked for.
         undone: Option<&'static str>,
+    },
+    /// Rules refuse the plan; what they refuse has been shown.
+    #[error("refused by the rule {}", .by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    Guarded {
+        /// The rules.
+        by: BTreeSet<Guard>,
     },
     /// A call to the server failed.
     #[error(transparent)]
@@ -253,9 +261,11 @@ impl Error {
         match self {
             Self::Stale(_) | Self::AppliedBefore { .. } | Self::Unexpected { .. } => Exit::Stale,
             Self::NotAcknowledged { .. } => Exit::NotAcknowledged,
+            Self::Guarded { .. } => Exit::Refused,
             Self::Control(ControlError::Refused { failure, .. }) => match failure.code.as_str() {
                 "stale" => Exit::Stale,
                 "busy" => Exit::Busy,
+                "guarded" => Exit::Refused,
                 _ => Exit::Failed,
             },
             Self::Control(_)
@@ -321,6 +331,10 @@ impl Error {
             Self::NothingToBringUp => "declare a node in a network: node \"db-1\"".into(),
             Self::AppliedBefore { revision, .. } => format!("see what it changed:\n\n    nmplan show {revision}"),
             Self::Problems { .. } => "`nmplan explain CODE` explains a code".into(),
+            Self::Guarded { by } => {
+                let flags = by.iter().map(|guard| format!(" --allow {guard}")).collect::<String>();
+                format!("change the files; an admin can let it through once, with{flags}")
+            }
             Self::NotTakenBack { .. }
             | Self::Declined
             | Self::Usage(_)

@@ -77,6 +77,80 @@ fn a_plan_that_cuts_nodes_off_from_the_server_says_so() {
     insta::assert_snapshot!(workspace.nmplan("plan -C @moved --project acme").stdout);
 }
 
+/// A workspace whose server has the address 192.0.2.11, and a range around it in `lan/`.
+fn near_the_server() -> Workspace {
+    let workspace = workspace();
+    workspace.server.set_info(|info| info.addresses = vec!["192.0.2.11".parse().unwrap()]);
+    workspace.write("lan/lan.kdl", "network \"lan\" {\n    ipv4 \"192.0.2.8/29\"\n}\n");
+    workspace
+}
+
+#[test]
+fn a_range_that_holds_an_address_of_the_server_is_refused_unless_it_is_let_through() {
+    let workspace = near_the_server();
+    let refused = workspace.nmplan("plan -C @lan --project acme --detailed-exitcode");
+    assert_eq!(refused.exit, 3, "{}", refused.all());
+    assert!(refused.stdout.contains("+ network") && !refused.stdout.contains("To carry it out"), "{}", refused.stdout);
+    insta::assert_snapshot!(refused.stderr);
+    let apply = workspace.nmplan("apply -C @lan --project acme -y");
+    assert_eq!((apply.exit, workspace.server.state().revision), (3, Revision(0)), "{}", apply.all());
+    let events = workspace.nmplan("plan -C @lan --project acme --json").events();
+    assert!(events.iter().any(|event| event["code"] == "plan::cut_off" && event["line"] == 2), "{events:#?}");
+
+    let plan = workspace.nmplan("plan -C @lan --project acme --allow cut-off");
+    assert_eq!(plan.exit, 0, "{}", plan.all());
+    assert!(plan.stdout.contains(" --allow cut-off\n"), "{}", plan.stdout);
+    assert!(plan.stderr.starts_with("Let through: 192.0.2.8/29 of lan holds 192.0.2.11"), "{}", plan.stderr);
+    let apply = workspace.nmplan("apply -C @lan --project acme -y --allow cut-off");
+    assert_eq!(apply.exit, 0, "{}", apply.all());
+    let shown = workspace.nmplan("show 1").stdout;
+    assert!(shown.contains("let through the rule cut-off\n"), "{shown}");
+}
+
+#[test]
+fn a_saved_plan_is_judged_when_it_is_applied() {
+    let workspace = near_the_server();
+    assert_eq!(workspace.nmplan("plan -C @lan --project acme --out @plan.json").exit, 3);
+    let refused = workspace.nmplan("apply @plan.json -y");
+    assert_eq!((refused.exit, workspace.server.state().revision), (3, Revision(0)), "{}", refused.all());
+    assert_eq!(workspace.nmplan("apply @plan.json -y --allow cut-off").exit, 0);
+}
+
+#[test]
+fn what_the_server_alone_knows_is_refused_at_the_commit_with_the_same_exit_code() {
+    let workspace = near_the_server();
+    workspace.server.set_info(|info| info.addresses = vec![]);
+    workspace.nmplan("plan -C @lan --project acme --out @plan.json");
+    let server = workspace.server.clone();
+    server.fail(&[Fault::Moved]);
+    let refused = workspace.nmplan("apply @plan.json -y");
+    assert_eq!((refused.exit, server.state().revision), (3, Revision(0)), "{}", refused.all());
+    assert!(refused.stderr.contains("(plan::cut_off)"), "{}", refused.stderr);
+}
+
+#[test]
+fn the_address_that_nmplan_calls_counts_as_one_of_the_server() {
+    let workspace = near_the_server();
+    workspace.server.set_info(|info| info.addresses = vec![]);
+    assert_eq!(workspace.nmplan("plan -C @lan --project acme").exit, 0);
+    workspace.server.set_called_at(&["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
+    let refused = workspace.nmplan("plan -C @lan --project acme");
+    assert_eq!(refused.exit, 3, "{}", refused.all());
+    assert!(refused.stderr.contains("holds 192.0.2.9, by which"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_rule_that_need_not_be_let_through_is_accepted_and_said_so() {
+    let workspace = in_use();
+    let line = "--allow cut-off is not needed: the plan does not break that rule.\n";
+    for command in ["plan", "apply -y"] {
+        let ran = workspace.nmplan(&format!("{command} -C @after --project acme --allow cut-off"));
+        assert_eq!(ran.exit, 0, "{}", ran.all());
+        assert!(ran.stderr.contains(line), "{}", ran.stderr);
+    }
+    assert!(!workspace.nmplan("show 2").stdout.contains("let through"));
+}
+
 #[test]
 fn the_server_of_the_env_overrides_the_one_of_the_environment_and_a_note_says_so() {
     let mut workspace = workspace();

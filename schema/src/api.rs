@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diff::Change;
+use crate::guard::Guard;
 use crate::inventory::{NodeId, NodeProblem};
 use crate::plan::Plan;
 use crate::published::Time;
@@ -28,6 +29,9 @@ pub struct ApplyRequest {
     /// What verifies the secret of each access key that the plan creates.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<ResourceId, Verifier>,
+    /// The rules that may be broken this once; one that is not broken is accepted as well.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow: BTreeSet<Guard>,
 }
 
 /// The answer to an apply.
@@ -59,6 +63,9 @@ pub struct LogEntry {
     pub digest: Option<String>,
     /// Where the files came from.
     pub provenance: Option<Provenance>,
+    /// The rules that the change broke, and was let through.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allowed: BTreeSet<Guard>,
     /// What changed among the declarations.
     pub changes: Vec<Change>,
     /// The nodes that joined, left or changed.

@@ -17,6 +17,7 @@ pub mod decode;
 pub mod descriptor;
 pub mod diff;
 pub mod document;
+pub mod guard;
 pub mod inventory;
 pub mod kinds;
 pub mod plan;

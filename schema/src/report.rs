@@ -233,6 +233,8 @@ codes! {
         "The server reserves a range for its tunnels to agents: 10.101.0.0/16, or what its COMMS_RANGE sets. A host in a network with the same addresses could not distinguish the two."
     EndpointInMesh "plan::endpoint_in_mesh" Error "endpoint inside of a mesh"
         "The endpoint lies in a range of a network, is the address of a member, or lies in the range of the server's tunnels to agents: the tunnel would run through itself. In a range that was let through with `--allow cut-off` only addresses of members are refused."
+    CutOff "plan::cut_off" Error "range that holds the server"
+        "A range that is made or changed holds an address by which agents or nmplan reach the server: one that SERVER_HOST, PUBLIC_GRPC, PUBLIC_COMMS or nmplan's own URL resolves to, or a global address of an interface of the server. Other programs on the hosts that join would lose the server, and a host without nftables cannot be in such a network. An admin can let it through once, with `--allow cut-off`; the log keeps that."
     ServerAddress "plan::server_address" Error "address of the server"
         "The address that is reserved for a node is one by which the server is reached. No member is given such an address, in a range that was let through either."
     OwnNode "plan::own_node" Error "name of the server's own host"

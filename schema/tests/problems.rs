@@ -23,6 +23,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::ManagedByAnother, "needs a server that has the resource"),
     (Code::NotManaged, "needs a server that has the resource"),
     (Code::EndpointInMesh, "needs a server, or nodes that have joined"),
+    (Code::CutOff, "needs a server that has addresses"),
     (Code::ServerAddress, "needs a server that has addresses"),
     (Code::CommsOverlap, "needs a server that keeps a range"),
     (Code::OwnNode, "needs a server whose host is a node"),

@@ -5,6 +5,7 @@
 //! on the disk: if the disk fails, nothing has happened. It runs on a thread of its own, because stores block, and
 //! outlives a change that panics.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,6 +14,7 @@ use std::thread;
 use jiff::Timestamp;
 use schema::compile::Changed;
 use schema::diff::diff;
+use schema::guard::Guard;
 use schema::snapshot::{Owner, Revision};
 use schema::world::World;
 use tokio::sync::{oneshot, watch};
@@ -39,6 +41,8 @@ pub struct AuditInfo {
     pub digest: Option<String>,
     /// Where the files came from.
     pub provenance: Option<Provenance>,
+    /// The rules that the change breaks, and is let through.
+    pub allowed: BTreeSet<Guard>,
 }
 
 /// The handle of the writer.
@@ -216,7 +220,7 @@ impl Writer {
 
 fn batch(before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> Batch {
     let (puts, deletes) = rows::between(before, after);
-    let AuditInfo { actor, action, owner, apply_id, digest, provenance } = audit;
+    let AuditInfo { actor, action, owner, apply_id, digest, provenance, allowed } = audit;
     let entry = LogEntry {
         revision: after.revision,
         time: Timestamp::now(),
@@ -226,6 +230,7 @@ fn batch(before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> 
         apply_id,
         digest,
         provenance,
+        allowed,
         changes: diff(&before.snapshot, &after.snapshot),
         nodes: changed.nodes.iter().cloned().collect(),
     };

@@ -43,6 +43,9 @@ pub enum Error {
     /// The result would break a rule.
     #[error("the result would break a rule: {}", first_message(.0))]
     Rules(Report),
+    /// A rule refuses the change, unless it is let through.
+    #[error("a rule refuses this change: {}", first_message(.0))]
+    Guarded(Report),
     /// The host may not join.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -98,6 +101,9 @@ impl Error {
             Self::Rules(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "rules", "a rule forbids it", Code::FailedPrecondition)
             }
+            Self::Guarded(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "guarded", "a rule refuses it", Code::FailedPrecondition)
+            }
             Self::Refused(_) => (StatusCode::FORBIDDEN, "refused", "join refused", Code::PermissionDenied),
             Self::Unregistered(RegisterError::Unregistered(_)) => {
                 (StatusCode::FORBIDDEN, "unregistered", "registration refused", Code::PermissionDenied)
@@ -128,7 +134,8 @@ impl IntoResponse for Error {
         self.log();
         let (status, code, title, _) = self.mapping();
         let detail = self.to_string();
-        let problems = if let Self::Rules(report) = &self { findings(report) } else { Vec::new() };
+        let problems =
+            if let Self::Rules(report) | Self::Guarded(report) = &self { findings(report) } else { Vec::new() };
         let moved = if let Self::Stale(moved) = self { moved } else { Vec::new() };
         let body = Failure {
             kind: "about:blank".into(),

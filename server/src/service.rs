@@ -182,8 +182,12 @@ impl Service {
         declare::check_origin(&request, &self.inner.info)?;
         caller.grant.holds_for(&plan.owner())?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
-        let (actor, server) = (caller.actor.clone(), self.inner.info.clone());
-        self.inner.committer.change(move |world, context| declare::apply(world, context, request, &server, actor)).await
+        self.list_own_addresses().await;
+        let (caller, server) = (caller.clone(), self.plan_info());
+        self.inner
+            .committer
+            .change(move |world, context| declare::apply(world, context, request, &server, &caller))
+            .await
     }
 
     /// One resource.

@@ -8,7 +8,7 @@ pub mod memory;
 pub mod rows;
 pub mod sqlite;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 pub use schema::api::LogEntry;
@@ -82,6 +82,7 @@ pub fn record_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -
         apply_id: None,
         digest: None,
         provenance: None,
+        allowed: BTreeSet::new(),
         changes: Vec::new(),
         nodes: Vec::new(),
     };
@@ -216,6 +217,7 @@ mod conformance {
             apply_id: Some(format!("apply-{revision}")),
             digest: None,
             provenance: None,
+            allowed: BTreeSet::new(),
             changes: Vec::new(),
             nodes: Vec::new(),
         };

@@ -5,11 +5,13 @@
 #[expect(clippy::allow_attributes, reason = "what is unused differs from suite to suite")]
 mod support;
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use nmserver::core::authorize::{Call, Needs, Role, TABLE};
 use reqwest::{Method, StatusCode};
-use schema::api::Applied;
+use schema::api::{Applied, ApplyRequest};
+use schema::guard::Guard;
 use schema::snapshot::Revision;
 use serde_json::{Value, json};
 use support::{Running, failure, request, token_beside};
@@ -89,6 +91,37 @@ async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for(
         let answer = call.header(condition.0, condition.1).body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
         assert_eq!(failure(answer).await.1, "denied", "{path} is not its project's");
     }
+}
+
+#[tokio::test]
+async fn a_range_that_holds_an_address_of_the_server_needs_an_admin_who_lets_it_through() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::reached_at(directory.path(), "192.0.2.11:50051").await;
+    let open: Value = server.call(Method::GET, "/api/v1/server").send().await.unwrap().json().await.unwrap();
+    assert_eq!(open.get("addresses"), None, "only callers with a token are told");
+    assert_eq!(server.snapshot().await.server.addresses, ["192.0.2.11".parse::<IpAddr>().unwrap()]);
+    let applier = token_beside(directory.path(), Role::Applier, &[], &[]);
+    let allowed = |plan| ApplyRequest { allow: [Guard::CutOff].into(), ..request(plan) };
+    let lan = |range: &str| format!("network \"lan\" {{ ipv4 {range:?} }}");
+
+    let plan = server.plan("acme/prod", &lan("192.0.2.8/29")).await;
+    let refused = failure(server.send(&server.token, &request(plan.clone())).await).await;
+    assert_eq!((refused.0, &*refused.1), (422, "guarded"), "{}", refused.2);
+    assert!(refused.2.contains("192.0.2.8/29 of lan holds 192.0.2.11"), "{}", refused.2);
+    assert_eq!(failure(server.send(&applier, &allowed(plan.clone())).await).await.1, "denied");
+    assert_eq!(server.send(&server.token, &allowed(plan)).await.status(), StatusCode::OK);
+    let log: Value = server.get("/api/v1/revisions").await.json().await.unwrap();
+    assert_eq!(log[0]["allowed"], json!(["cut-off"]));
+
+    let wider =
+        server.call(Method::PUT, "/api/v1/lan/network/lan").bearer_auth(&server.token).header("if-match", "\"1\"");
+    let refused = failure(wider.body(r#"{"ipv4":"192.0.2.0/24"}"#).send().await.unwrap()).await;
+    assert_eq!(refused.1, "guarded", "by hand as well: {}", refused.2);
+
+    let plan = server.plan("acme/prod", &format!("{}\n{CORP}", lan("192.0.2.8/29"))).await;
+    assert_eq!(server.send(&applier, &allowed(plan)).await.status(), StatusCode::OK, "it needs nothing let through");
+    let log: Value = server.get("/api/v1/revisions?after=1").await.json().await.unwrap();
+    assert_eq!(log[0].get("allowed"), None);
 }
 
 #[tokio::test]

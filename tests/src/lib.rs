@@ -109,12 +109,22 @@ impl Mesh {
         self.apply_at(&self.server, text).await
     }
 
+    /// The same, past a rule that would refuse it.
+    pub async fn apply_past(&self, rule: &str, text: &str) -> Tokens {
+        self.applied(&self.server, text, &["--allow", rule]).await
+    }
+
     /// The same at another server.
     pub async fn apply_at(&self, server: &Server, text: &str) -> Tokens {
+        self.applied(server, text, &[]).await
+    }
+
+    async fn applied(&self, server: &Server, text: &str, more: &[&str]) -> Tokens {
         let (file, keys) = (self.file("mesh.kdl"), self.file("keys.json"));
         std::fs::write(&file, text).expect("a file is written");
         let [file, keys] = [file, keys].map(|path| path.display().to_string());
-        let arguments = ["apply", "--project", "test", "-f", &file, "-y", "--keys-to", &keys];
+        let mut arguments = vec!["apply", "--project", "test", "-f", &file, "-y", "--keys-to", &keys];
+        arguments.extend(more);
         let output = self.nmplan_at(server, &arguments).await;
         assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
         let tokens = std::fs::read(keys).unwrap_or_else(|_| b"{}".to_vec());

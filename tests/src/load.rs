@@ -154,6 +154,7 @@ pub fn seed(directory: &Path, nodes: u32) {
         apply_id: None,
         digest: None,
         provenance: None,
+        allowed: Default::default(),
         changes: Vec::new(),
         nodes: after.inventory.nodes().map(|(id, _)| id.clone()).collect(),
     };

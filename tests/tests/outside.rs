@@ -105,7 +105,11 @@ fn a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
         let agents = two(&mesh, &apart()).await;
         let operator = mesh.underlay.host("o").await.expect("a host");
         assert!(mesh.server.host().ipv4().to_string().starts_with("198.18.0."));
-        mesh.apply(&text("198.18", 24, "20s")).await;
+        let held = mesh.file("held.kdl");
+        std::fs::write(&held, text("198.18", 24, "20s")).expect("a file is written");
+        let refused = mesh.nmplan(&["plan", "--project", "test", "-f", &held.display().to_string()]).await;
+        assert_eq!(refused.status.code(), Some(3), "a plan refuses it: {refused:?}");
+        mesh.apply_past("cut-off", &text("198.18", 24, "20s")).await;
         eventually("the range is applied", Duration::from_secs(10), async || {
             let mut all = true;
             for agent in &agents {

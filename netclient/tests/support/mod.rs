@@ -117,7 +117,8 @@ impl Mesh {
         let plan =
             plan(&declared, &owner, None, &world, self.service.info(), Timestamp::now()).expect("it can be planned");
         let keys = plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
-        let request = ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys };
+        let request =
+            ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, allow: Default::default() };
         self.service.apply(&Self::admin(), request).await.expect("it is applied");
     }
 

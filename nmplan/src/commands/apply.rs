@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use schema::api::{Applied, ApplyRequest, LogEntry, Moved, Presence, StatusDocument};
+use schema::guard::Guard;
 use schema::plan::{FORMAT, Plan};
 use schema::scalars::Seconds;
 use schema::snapshot::{ResourceId, Revision};
@@ -43,25 +44,28 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
         Some(path) => saved(path, run).await?,
         None => planned(run).await?,
     };
+    let allow = args.allowed.rules();
+    let judgement = Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow);
     show(&ready, &server, args, run)?;
     if let Some(expected) = &args.expect
         && !ready.plan.digest.starts_with(expected)
     {
         return Err(unexpected(expected, &ready, &server).await);
     }
+    run.report_judgement(&judgement, ready.loaded.as_ref())?;
     if !ready.plan.applyable {
         run.console.note("There is nothing to apply.\n");
         return Ok(Exit::Done);
     }
     let ids: Vec<_> = ready.plan.new_keys().cloned().collect();
     let mut sink = open(args.keys_to.as_ref(), &ids, run)?;
-    approve(args, &ready, run)?;
+    approve(args, &ready, &judgement.used, run)?;
     let online = match args.wait {
         Some(_) => online(&server).await?,
         None => BTreeSet::new(),
     };
     let made = keys::make(ids.iter(), &ready.info)?;
-    let applied = commit(&ready, &made, sink.as_deref_mut(), &server, run).await?;
+    let applied = commit(&ready, (&made, &allow), sink.as_deref_mut(), &server, run).await?;
     // Before anything else that may fail, so that no token is lost.
     let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.stdout(tokens)));
     report(&applied, args, run)?;
@@ -228,16 +232,18 @@ fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<
 }
 
 /// Continues only if the plan is approved.
-fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result<(), Error> {
+fn approve<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &mut Run<'_, C>) -> Result<(), Error> {
     if args.auto_approve || args.expect.is_some() {
         return Ok(());
     }
     if !run.console.asks() {
         let command = match (&args.plan, &ready.loaded) {
-            (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, None),
+            (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, allow, None),
             (path, _) => {
                 let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-                command(&run.place, None, &["apply", &path, "-y"])
+                let allow = allow.iter().flat_map(|guard| ["--allow", guard.name()]);
+                let verb: Vec<_> = ["apply", &*path, "-y"].into_iter().chain(allow).collect();
+                command(&run.place, None, &verb)
             }
         };
         return Err(Error::NobodyToAsk { command });
@@ -249,7 +255,7 @@ fn approve<C>(args: &args::Apply, ready: &Ready, run: &mut Run<'_, C>) -> Result
 /// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the keys.
 async fn commit<C: ControlPlane>(
     ready: &Ready,
-    made: &[Made],
+    (made, allow): (&[Made], &BTreeSet<Guard>),
     mut sink: Option<&mut (dyn Opened + 'static)>,
     server: &C,
     run: &mut Run<'_, C>,
@@ -258,6 +264,7 @@ async fn commit<C: ControlPlane>(
         apply_id: apply_id()?,
         plan: ready.plan.clone(),
         keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
+        allow: allow.clone(),
     };
     if let Some(sink) = &mut sink {
         sink.hold(made)?;

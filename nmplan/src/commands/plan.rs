@@ -1,7 +1,9 @@
 //! `nmplan plan`: shows what an apply would do.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use schema::guard::Guard;
 use schema::plan::Plan;
 use schema::world::World;
 
@@ -25,6 +27,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     let server = (run.connect)(loaded.server.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let plan = run.plan(&loaded, &info, &world)?;
+    let judgement = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules());
     if let Some(path) = &args.out {
         save(&plan, path)?;
     }
@@ -35,7 +38,10 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
             let shown = Shown {
                 server: Some(server.name().to_owned()),
                 awaiting: awaiting(&loaded, run.only.as_ref(), &world),
-                next: Some(next(run, &loaded, &plan, args.out.as_deref())),
+                next: judgement
+                    .refused
+                    .is_empty()
+                    .then(|| next(run, &loaded, &plan, &judgement.used, args.out.as_deref())),
                 empties: empties(&plan, &world),
                 full: run.console.verbose,
             };
@@ -45,6 +51,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     if let Some(path) = &args.out {
         run.console.note(&format!("\nThe plan is saved in {}.\n", path.display()));
     }
+    run.report_judgement(&judgement, Some(&loaded))?;
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
 }
 
@@ -74,7 +81,13 @@ pub(super) fn show_events<C>(run: &mut Run<'_, C>, plan: &Plan, loaded: Option<&
 }
 
 /// The command line that carries this plan out.
-pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Option<&Path>) -> String {
+pub(super) fn next<C>(
+    run: &Run<'_, C>,
+    loaded: &Loaded,
+    plan: &Plan,
+    allow: &BTreeSet<Guard>,
+    saved: Option<&Path>,
+) -> String {
     let digest = &plan.digest[..SHORT_DIGEST];
     let file = saved.map(|path| path.display().to_string());
     let mut verb = match &file {
@@ -84,6 +97,7 @@ pub(super) fn next<C>(run: &Run<'_, C>, loaded: &Loaded, plan: &Plan, saved: Opt
     if plan.new_keys().next().is_some() {
         verb.extend(["--keys-to", "keys.json"]);
     }
+    verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
     let mut place = run.place.clone();
     if saved.is_some() {
         // A saved plan names its project and env; only the server has to be found.

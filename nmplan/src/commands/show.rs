@@ -55,7 +55,8 @@ async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Re
 }
 
 fn text_of(entry: &LogEntry, full: bool) -> String {
-    let LogEntry { revision, time, actor, action, owner, digest, provenance, changes, nodes, apply_id: _ } = entry;
+    let LogEntry { revision, time, actor, action, owner, digest, provenance, allowed, changes, nodes, apply_id: _ } =
+        entry;
     let owner = owner.as_ref().map(|owner| format!(" for {owner}")).unwrap_or_default();
     let mut text = format!("Revision {revision}, {}: {action} by {actor}{owner}\n", moment(*time));
     if let Some(provenance) = provenance {
@@ -67,6 +68,7 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
         text.extend(provenance.author.iter().map(|author| format!("author {}\n", plain(author))));
         text.extend(provenance.message.iter().map(|message| format!("\n    {}\n", plain(message))));
     }
+    text.extend(allowed.iter().map(|guard| format!("let through the rule {guard}\n")));
     text += &render::changes(changes, full);
     if !nodes.is_empty() {
         let names: Vec<_> = nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();

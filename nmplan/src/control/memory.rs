@@ -1,16 +1,19 @@
 //! A server in memory: it carries out plans as nmserver does, without a network, and fails on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, Failure, Finding, LogEntry, Moved, NodeStatus, StatusDocument};
 use schema::decode::decode_body;
+use schema::guard::{self, Judgement};
 use schema::inventory::KeyStatus;
 use schema::report::Report;
 use schema::scalars::{CaPin, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::source_map::SourceMap;
 use schema::world::{ServerInfo, World, WorldDocument};
 
 use super::{ControlError, ControlPlane};
@@ -27,6 +30,7 @@ struct Inner {
     log: Vec<LogEntry>,
     faults: Vec<Fault>,
     nodes: Vec<NodeStatus>,
+    called_at: Vec<IpAddr>,
 }
 
 /// A failure of the next apply.
@@ -40,6 +44,8 @@ pub enum Fault {
     Refusal,
     /// Somebody else changes one of its resources a moment before.
     Race,
+    /// The server gets the address 192.0.2.11 a moment before.
+    Moved,
 }
 
 impl Memory {
@@ -72,6 +78,11 @@ impl Memory {
     /// Makes the next applies fail, in this order.
     pub fn fail(&self, faults: &[Fault]) {
         self.inner().faults = faults.iter().rev().copied().collect();
+    }
+
+    /// Changes the addresses by which it is called.
+    pub fn set_called_at(&self, addresses: &[IpAddr]) {
+        self.inner().called_at = addresses.to_vec();
     }
 
     /// Sets the state of the nodes.
@@ -114,6 +125,7 @@ fn entry(revision: Revision) -> LogEntry {
         apply_id: None,
         digest: None,
         provenance: None,
+        allowed: BTreeSet::new(),
         changes: Vec::new(),
         nodes: Vec::new(),
     }
@@ -121,7 +133,14 @@ fn entry(revision: Revision) -> LogEntry {
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { info: info(), world: World::default(), log: Vec::new(), faults: Vec::new(), nodes: Vec::new() }
+        Self {
+            info: info(),
+            world: World::default(),
+            log: Vec::new(),
+            faults: Vec::new(),
+            nodes: Vec::new(),
+            called_at: Vec::new(),
+        }
     }
 }
 
@@ -132,7 +151,7 @@ impl Inner {
     }
 
     fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, ControlError> {
-        let ApplyRequest { apply_id, plan, keys } = request;
+        let ApplyRequest { apply_id, plan, keys, allow } = request;
         if let Some(done) = self.log.iter().find(|entry| entry.apply_id.as_ref() == Some(apply_id)) {
             return Ok(Applied { revision: done.revision, already: true });
         }
@@ -145,7 +164,13 @@ impl Inner {
             }));
         }
         let outcome = plan.apply(&self.world, &self.info, Timestamp::UNIX_EPOCH);
-        let outcome = outcome.map_err(|report| broken_rule(&report))?;
+        let outcome = outcome.map_err(|report| broken_rule("rules", &report))?;
+        let findings =
+            guard::check(&self.world.snapshot, &outcome.snapshot, &self.info.addresses, &SourceMap::default());
+        let Judgement { refused: broken, used: allowed, .. } = guard::judge(findings, allow);
+        if !broken.is_empty() {
+            return Err(broken_rule("guarded", &broken));
+        }
         self.world.revision.0 += 1;
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
         self.keep(plan.new_keys(), keys)?;
@@ -154,7 +179,7 @@ impl Inner {
         let apply_id = Some(apply_id.clone());
         let changes = plan.changes.clone();
         let provenance = plan.provenance.clone();
-        self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, ..entry(self.world.revision) });
+        self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, allowed, ..entry(self.world.revision) });
         Ok(Applied { revision: self.world.revision, already: false })
     }
 
@@ -203,7 +228,7 @@ fn failure(status: u16, code: &str, detail: &str) -> Failure {
     }
 }
 
-fn broken_rule(report: &Report) -> ControlError {
+fn broken_rule(code: &str, report: &Report) -> ControlError {
     let finding = |problem: &schema::report::Problem| Finding {
         code: problem.code.name().into(),
         id: problem.id.clone(),
@@ -211,7 +236,7 @@ fn broken_rule(report: &Report) -> ControlError {
         help: problem.help.clone(),
     };
     let problems = report.problems().map(finding).collect();
-    refused(Failure { problems, ..failure(422, "rules", "the result would break a rule") })
+    refused(Failure { problems, ..failure(422, code, "the result would break a rule") })
 }
 
 fn refused(failure: Failure) -> ControlError {
@@ -231,6 +256,10 @@ impl ControlPlane for Memory {
         &[Duration::ZERO; 4]
     }
 
+    async fn addresses(&self) -> Vec<IpAddr> {
+        self.inner().called_at.clone()
+    }
+
     async fn world(&self) -> Result<WorldDocument, ControlError> {
         let inner = self.inner();
         Ok(inner.world.document(inner.info()))
@@ -244,6 +273,10 @@ impl ControlPlane for Memory {
             Some(Fault::LostAnswer) => inner.apply(request).and(Err(broken())),
             Some(Fault::Race) => {
                 inner.race(request);
+                inner.apply(request)
+            }
+            Some(Fault::Moved) => {
+                inner.info.addresses = vec![IpAddr::from([192, 0, 2, 11])];
                 inner.apply(request)
             }
             Some(Fault::Refusal) => Err(refused(failure(403, "denied", "this needs the role applier"))),

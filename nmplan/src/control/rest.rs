@@ -1,5 +1,6 @@
 //! The server over its REST API.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::environment::Environment;
 
 /// How long a connection may take: a dead server is reported within ten seconds.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long the name of the server may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);
 /// How long a server may be silent in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -89,6 +92,16 @@ impl ControlPlane for Rest {
         &self.base
     }
 
+    async fn addresses(&self) -> Vec<IpAddr> {
+        let url = Url::parse(&self.base).ok();
+        let at =
+            url.as_ref().and_then(|url| Some((url.host_str()?.trim_matches(['[', ']']), url.port_or_known_default()?)));
+        let Some(at) = at else { return Vec::new() };
+        // Behind a proxy the name may not resolve here, and then no address of this host's is concerned.
+        let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(at)).await;
+        found.into_iter().flatten().flatten().map(|at| at.ip().to_canonical()).collect()
+    }
+
     async fn world(&self) -> Result<WorldDocument, ControlError> {
         self.get("snapshot").await
     }
@@ -117,7 +130,7 @@ fn base(url: &str) -> Result<String, ControlError> {
     }
     let is_loopback = parsed.host_str().is_some_and(|host| {
         let host = host.trim_matches(['[', ']']);
-        host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     });
     if parsed.scheme() == "http" && !is_loopback {
         return Err(bad("http would send the token unencrypted, so it is allowed for this host only; use https"));

@@ -208,9 +208,14 @@ impl Grant {
     /// Whether it is sufficient for an operation anywhere.
     pub fn allows(&self, operation: Operation) -> Result<(), Denied> {
         match rule_of(operation).needs {
-            Needs::Role(needed) if self.role < needed => Err(Denied::Role { needed, has: self.role }),
-            Needs::Role(_) | Nothing | Session | Signature => Ok(()),
+            Needs::Role(needed) => self.holds_role(needed),
+            Nothing | Session | Signature => Ok(()),
         }
+    }
+
+    /// Whether its role is at least this one.
+    pub fn holds_role(&self, needed: Role) -> Result<(), Denied> {
+        if self.role < needed { Err(Denied::Role { needed, has: self.role }) } else { Ok(()) }
     }
 
     /// Whether it is valid for a network.

@@ -1,18 +1,23 @@
 //! The world after a change of the declarations.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, Moved};
 use schema::decode::decode_body;
 use schema::diff::{Action, Change};
+use schema::guard::{self, Guard, Judgement};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::{self, Plan};
-use schema::snapshot::{Entry, ResourceId, Revision};
+use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use schema::source_map::SourceMap;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
 
+use super::Caller;
 use crate::committer::{AuditInfo, CommitContext, Proposal};
+use crate::core::authorize::{Grant, Role};
 use crate::error::Error;
 use crate::store::LogEntry;
 
@@ -21,7 +26,7 @@ const LONGEST_ID: usize = 128;
 
 /// Checks that a request is complete, and its plan was made for this server.
 pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Result<(), Error> {
-    let ApplyRequest { apply_id, plan, keys: _ } = request;
+    let ApplyRequest { apply_id, plan, keys: _, allow: _ } = request;
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, chosen at random")));
     }
@@ -51,9 +56,9 @@ pub(super) fn apply(
     context: &mut CommitContext<'_>,
     request: ApplyRequest,
     server: &ServerInfo,
-    actor: String,
+    caller: &Caller,
 ) -> Result<Proposal<Applied>, Error> {
-    let ApplyRequest { apply_id, plan, keys } = request;
+    let ApplyRequest { apply_id, plan, keys, allow } = request;
     if let Some(revision) = context.applied(&apply_id)? {
         check_same(&plan, context.entry(revision)?, &apply_id)?;
         return Ok(Proposal::unchanged(Applied { revision, already: true }));
@@ -66,6 +71,7 @@ pub(super) fn apply(
     check_changes(&plan, world)?;
     let now = Timestamp::now();
     let outcome = plan.apply(world, server, now).map_err(Error::Rules)?;
+    let allowed = let_through(world, &outcome.snapshot, server, &allow, &caller.grant)?;
     let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("the verifier of the access key {id} is missing"));
@@ -78,8 +84,28 @@ pub(super) fn apply(
     let owner = Some(plan.owner());
     let Plan { digest, provenance, .. } = plan;
     let digest = Some(digest);
-    let audit = AuditInfo { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance };
+    let actor = caller.actor.clone();
+    let audit = AuditInfo { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance, allowed };
     Ok(Proposal::changed(Applied { revision: context.revision(), already: false }, next, audit))
+}
+
+/// The rules that a change breaks and is let through; an error if there is one that it is not.
+fn let_through(
+    world: &World,
+    after: &Snapshot,
+    server: &ServerInfo,
+    allow: &BTreeSet<Guard>,
+    grant: &Grant,
+) -> Result<BTreeSet<Guard>, Error> {
+    let findings = guard::check(&world.snapshot, after, &server.addresses, &SourceMap::default());
+    let Judgement { refused, used, .. } = guard::judge(findings, allow);
+    if !refused.is_empty() {
+        return Err(Error::Guarded(refused));
+    }
+    if used.iter().any(|guard| guard.needs_admin()) {
+        grant.holds_role(Role::Admin)?;
+    }
+    Ok(used)
 }
 
 /// An id that was used belongs to one plan for good.
@@ -150,6 +176,7 @@ pub(super) fn put(
     let inventory =
         plan::check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
     let inventory = inventory.map_err(Error::Rules)?;
+    let_through(world, &snapshot, server, &BTreeSet::new(), &Grant::admin())?;
     let next = World { snapshot, inventory, ..world.clone() };
     let action = if body.is_some() { "put" } else { "delete" };
     let audit = AuditInfo { actor, action, ..AuditInfo::default() };

@@ -60,10 +60,19 @@ pub fn settings(directory: &Path) -> Settings {
 impl Running {
     /// Starts one on a store.
     pub async fn on(directory: &Path, make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>) -> Self {
+        Self::with(settings(directory), directory, make).await
+    }
+
+    /// Starts one with these settings on a store.
+    async fn with(
+        settings: Settings,
+        directory: &Path,
+        make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
+    ) -> Self {
         // Another test of the process may have done so.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let data = DataDir::open(directory).expect("a directory");
-        let server = nmserver::open_with(settings(directory), make, &data).await.expect("a server");
+        let server = nmserver::open_with(settings, make, &data).await.expect("a server");
         let (Some(rest), Some(at)) = server.addresses() else { panic!("both APIs are served") };
         let service = server.service().clone();
         let (end, shutdown) = watch::channel(false);
@@ -87,6 +96,12 @@ impl Running {
     /// Starts one on the database in a directory.
     pub async fn on_disk(directory: &Path) -> Self {
         Self::on(directory, |path| Ok(Box::new(Sqlite::open(path)?))).await
+    }
+
+    /// Starts one on the database in a directory, which agents reach at an address with a port.
+    pub async fn reached_at(directory: &Path, address: &str) -> Self {
+        let settings = Settings { public_grpc: Some(address.into()), ..settings(directory) };
+        Self::with(settings, directory, |path| Ok(Box::new(Sqlite::open(path)?))).await
     }
 
     /// Ends it, as a signal would.
@@ -183,7 +198,7 @@ pub fn declared(text: &str) -> Declared {
 pub fn request(plan: Plan) -> ApplyRequest {
     let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::public_key(&seed(id.name.as_str())));
     let keys = plan.new_keys().map(verifier).collect();
-    ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys }
+    ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, allow: Default::default() }
 }
 
 /// The code and the words of a failure.

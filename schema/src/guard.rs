@@ -1,0 +1,246 @@
+//! Rules about a change: what an apply does only if it is let through, once, with `--allow RULE`.
+//!
+//! [`rules`](crate::rules) hold of what is declared, always. These hold of the way from one set of declarations to the
+//! next: what was let through stays, until it is changed again. The server judges every change, whoever sends it;
+//! `nmplan` judges a plan by the same functions, so that a refusal is known before anything is sent. Start at [`check`]
+//! and [`judge`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use crate::report::{Code, Problem, Report, did_you_mean};
+use crate::rules::Claim;
+use crate::snapshot::{Entry, Snapshot};
+use crate::source_map::SourceMap;
+use crate::value::Step;
+
+/// A rule that a change may be let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Guard {
+    /// No range that is made or changed holds an address of the server.
+    CutOff,
+}
+
+impl Guard {
+    /// Every rule.
+    pub const ALL: &'static [Self] = &[Self::CutOff];
+
+    /// Its name, as `--allow` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CutOff => "cut-off",
+        }
+    }
+
+    /// Whether only an admin may let a change through.
+    pub const fn needs_admin(self) -> bool {
+        match self {
+            Self::CutOff => true,
+        }
+    }
+}
+
+impl FromStr for Guard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Self::ALL.iter().map(|guard| guard.name());
+        Self::ALL.iter().copied().find(|guard| guard.name() == text).ok_or_else(|| {
+            let all = || format!("the rules are: {}", names().collect::<Vec<_>>().join(", "));
+            let help = did_you_mean(text, names()).unwrap_or_else(all);
+            format!("there is no rule {text:?} that can be let through; {help}")
+        })
+    }
+}
+
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl serde::Serialize for Guard {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Guard {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Guard {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Guard".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = Self::ALL.iter().map(|guard| guard.name()).collect();
+        json_schema!({ "type": "string", "enum": names })
+    }
+}
+
+/// A change that a rule refuses.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// The rule.
+    pub guard: Guard,
+    /// What is refused, where and why.
+    pub problem: Problem,
+}
+
+/// Finds what the rules refuse of a change of the declarations. `server` are the addresses by which the server is
+/// reached; `source_map` has the places of what is in files.
+pub fn check(before: &Snapshot, after: &Snapshot, server: &[IpAddr], source_map: &SourceMap) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, was, is) in before.differences(after) {
+        let had = ranges(was);
+        let new = ranges(is).into_iter().filter(|(_, range)| !had.iter().any(|(_, before)| before == range));
+        for (field, range) in new {
+            let held = held(range, server).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            if held.is_empty() {
+                continue;
+            }
+            let message = format!(
+                "{range} of {id} holds {held}, by which the server is reached: programs of hosts that join would look for it inside of the mesh"
+            );
+            let at = source_map.location(id, &[Step::Field(field)]);
+            let help =
+                "choose a range without it, or let it through once with --allow cut-off (by an admin)".to_owned();
+            let problem = Problem::new(Code::CutOff, message).at(at).about(id).help(help);
+            findings.push(Finding { guard: Guard::CutOff, problem });
+        }
+    }
+    findings
+}
+
+/// The addresses of the server that a range keeps programs from. A default route leads everywhere, and is no reason: the
+/// agent's own packets and every longer route go beside it.
+fn held(range: IpNet, server: &[IpAddr]) -> impl Iterator<Item = &IpAddr> {
+    server.iter().filter(move |address| range.prefix_len() > 0 && range.contains(*address))
+}
+
+fn ranges(entry: Option<&Entry>) -> Vec<(&'static str, IpNet)> {
+    let claims = entry.map(|entry| entry.object.claims()).unwrap_or_default();
+    let range = |(field, claim)| match claim {
+        Claim::Range(range) => Some((field, range)),
+        Claim::Reserved(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+    };
+    claims.into_iter().filter_map(range).collect()
+}
+
+/// What becomes of a change under the rules.
+#[derive(Clone, Debug, Default)]
+pub struct Judgement {
+    /// What is refused.
+    pub refused: Report,
+    /// What is refused by these rules, unless they are let through as well.
+    pub by: BTreeSet<Guard>,
+    /// What would be refused, and is let through.
+    pub allowed: Report,
+    /// The rules that let something through.
+    pub used: BTreeSet<Guard>,
+    /// The rules that were to let something through, and had nothing to.
+    pub needless: BTreeSet<Guard>,
+}
+
+/// Judges what was found, where some rules are let through.
+pub fn judge(findings: Vec<Finding>, allow: &BTreeSet<Guard>) -> Judgement {
+    let mut judgement = Judgement { needless: allow.clone(), ..Judgement::default() };
+    for Finding { guard, problem } in findings {
+        judgement.needless.remove(&guard);
+        if allow.contains(&guard) {
+            judgement.used.insert(guard);
+            judgement.allowed.push(problem);
+        } else {
+            judgement.by.insert(guard);
+            judgement.refused.push(problem);
+        }
+    }
+    judgement
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{Declared, decode};
+    use crate::kinds::Kind;
+    use crate::syntax::{Language, Source, parse};
+    use crate::value::SourceId;
+
+    fn declared(text: &str) -> Declared {
+        let source = Source { name: "a.kdl".into(), text: text.into(), language: Language::Kdl };
+        let (declared, report) = decode(parse(&source, SourceId(0), Kind::DESCRIPTORS).0);
+        assert!(report.is_empty(), "{report:#?}");
+        declared
+    }
+
+    /// The text at the place of each finding.
+    fn found(before: &str, after: &str, server: &[&str]) -> Vec<String> {
+        let server: Vec<_> = server.iter().map(|address| address.parse().expect("good")).collect();
+        let Declared { snapshot, source_map } = declared(after);
+        let findings = check(&declared(before).snapshot, &snapshot, &server, &source_map);
+        let place = |finding: &Finding| {
+            let span = finding.problem.at.expect("it is in the file").span;
+            after[span.start as usize..span.end as usize].to_owned()
+        };
+        findings.iter().map(place).collect()
+    }
+
+    #[test]
+    fn a_range_that_holds_an_address_of_the_server_is_refused_when_it_is_made_or_changed() {
+        let lan = |range: &str| format!("network \"lan\" ipv4={range:?} ipv6=\"fd40::/64\"");
+        let (tight, wide, other) = (lan("192.0.2.8/29"), lan("192.0.2.0/24"), lan("198.51.100.0/24"));
+        let server = ["192.0.2.11", "2001:db8::1"];
+        assert_eq!(found("", &tight, &server), ["\"192.0.2.8/29\""], "made");
+        assert_eq!(found(&other, &tight, &server), ["\"192.0.2.8/29\""], "changed");
+        assert_eq!(found(&wide, &tight, &server), ["\"192.0.2.8/29\""], "changed, though it was let through before");
+        assert_eq!(found(&tight, &format!("{tight} mtu=1400"), &server), [""; 0], "only the rest of it changes");
+        assert_eq!(found(&tight, &other, &server), [""; 0], "it goes");
+        assert_eq!(found("", &other, &server), [""; 0]);
+        assert_eq!(found("", &tight, &[]), [""; 0]);
+        assert_eq!(found("", "network \"six\" ipv6=\"2001:db8::/64\"", &server), ["\"2001:db8::/64\""]);
+    }
+
+    #[test]
+    fn a_default_route_never_counts() {
+        let server = ["192.0.2.11".parse().expect("good"), "2001:db8::1".parse().expect("good")];
+        let count = |range: &str| held(range.parse().expect("good"), &server).count();
+        assert_eq!([count("0.0.0.0/0"), count("::/0"), count("0.0.0.0/1"), count("128.0.0.0/1")], [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_let_through_is_recorded_and_what_needs_nothing_is_told() {
+        let after = declared("network \"lan\" ipv4=\"192.0.2.8/29\"");
+        let server = ["192.0.2.11".parse().expect("good")];
+        let findings = || check(&Snapshot::default(), &after.snapshot, &server, &after.source_map);
+        let all = BTreeSet::from([Guard::CutOff]);
+        let refused = judge(findings(), &BTreeSet::new());
+        assert_eq!((refused.refused.len(), &refused.by, refused.used.len()), (1, &all, 0));
+        let allowed = judge(findings(), &all);
+        assert_eq!((allowed.refused.len(), allowed.allowed.len(), &allowed.used), (0, 1, &all));
+        assert!(allowed.needless.is_empty());
+        assert_eq!(judge(Vec::new(), &all).needless, all);
+    }
+
+    #[test]
+    fn a_mistyped_rule_is_reported_with_the_one_that_may_be_meant() {
+        let error = "cut-of".parse::<Guard>().expect_err("there is none");
+        assert!(error.contains("did you mean \"cut-off\"?"), "{error}");
+        let error = "everything".parse::<Guard>().expect_err("there is none");
+        assert!(error.contains("the rules are: cut-off"), "{error}");
+        for guard in Guard::ALL {
+            assert_eq!(guard.name().parse(), Ok(*guard));
+        }
+    }
+}
