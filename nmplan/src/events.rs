@@ -141,7 +141,7 @@ pub struct ReachEvent<'a> {
     pub network: &'a NetworkName,
     /// The node, or `*` for every one.
     pub from: &'a str,
-    /// The node, or `*` for every one; in both directions.
+    /// `*`: every other node, or as many of them as `pairs` says; in both directions.
     pub to: &'a str,
     /// Whether it is gained or lost.
     pub direction: schema::compile::reach::Direction,

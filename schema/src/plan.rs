@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::compile::allocate::Exhausted;
-use crate::compile::reach::{self, Direction, ReachChange};
+use crate::compile::reach::{self, Direction, Moment, ReachChange};
 use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
@@ -317,13 +317,20 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImp
     let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
     let changed = Changed::between(old, new);
     let (mut impact, mut reach) = (Vec::new(), Vec::new());
-    for network in changed.networks() {
+    let (was_hidden, is_hidden) = (reach::hidden(old.0, old.1), reach::hidden(new.0, new.1));
+    let mut networks = changed.networks();
+    if was_hidden != is_hidden {
+        // The range of one network hides endpoints of another.
+        networks.extend(was_hidden.networks().into_iter().chain(is_hidden.networks()));
+    }
+    for network in networks {
         let was = Mesh::compile(network, old.0, old.1);
         let is = match &was {
             Some(was) => was.follow(new.0, new.1, &changed),
             None => Mesh::compile(network, new.0, new.1),
         };
-        reach.extend(reach::between(network, was.as_ref(), is.as_ref()));
+        let before = Moment { mesh: was.as_ref(), hidden: &was_hidden };
+        reach.extend(reach::between(network, before, Moment { mesh: is.as_ref(), hidden: &is_hidden }));
         impact.extend(impact_of(was.as_ref(), is.as_ref(), server));
     }
     (impact, reach)
@@ -426,7 +433,10 @@ fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
     let here = || changes.iter().filter(|change| change.id.network == reach.network);
     let node = here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == reach.from);
     let network = || here().find(|change| change.id.kind == Kind::Network);
-    node.or_else(network).map(|change| change.id.clone())
+    // The range of another network may hide endpoints of this one.
+    let mut networks = changes.iter().filter(|change| change.id.kind == Kind::Network);
+    let elsewhere = || networks.next().filter(|_| networks.next().is_none());
+    node.or_else(network).or_else(elsewhere).map(|change| change.id.clone())
 }
 
 impl Plan {

@@ -15,10 +15,10 @@ use schema::compile::reach::{self, Direction};
 use schema::compile::reconcile::reconcile;
 use schema::compile::{Changed, Mesh, ViewStep};
 use schema::decode::decode;
-use schema::inventory::{Inventory, NodeId};
+use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::kinds::{Dns, Kind, Node};
 use schema::rules;
-use schema::scalars::{Name, NetworkName};
+use schema::scalars::{EndpointHost, Identity, Name, NetworkName};
 use schema::snapshot::Snapshot;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
@@ -60,6 +60,62 @@ fn pairs(mesh: Option<&Mesh>) -> BTreeSet<(Name, Name)> {
     let views = views(mesh);
     let all = views.keys().flat_map(|from| views.keys().map(move |to| (from.clone(), to.clone())));
     all.filter(|(from, to)| from != to && passes(&views, from, to)).collect()
+}
+
+/// The world with hosts of several networks, which were seen inside of ranges and outside: the nodes of one place in
+/// each network are one host.
+fn with_endpoints(mut world: World, picks: &[usize]) -> World {
+    let inside: Vec<_> = world.snapshot.networks().flat_map(|(_, network)| network.ranges()).collect();
+    let nodes: Vec<_> = world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
+    let mut places: BTreeMap<NetworkName, u8> = BTreeMap::new();
+    for ((id, joined), pick) in nodes.into_iter().zip(picks.iter().cycle()) {
+        let place = places.entry(id.network.clone()).or_default();
+        *place += 1;
+        let outside = "198.51.100.1".parse().ok();
+        let seen = if *pick == 0 { outside } else { inside.get(*pick - 1).map(IpNet::network) };
+        let endpoints = Endpoints { seen, ..Endpoints::default() };
+        world.inventory.remove_node(&id, Timestamp::UNIX_EPOCH);
+        world.inventory.put_node(id, Joined { identity: Identity([*place; 32]), endpoints, ..joined });
+    }
+    world
+}
+
+/// The pairs whose packets find the way, read off pair by pair: each step leads to an endpoint that no range of the
+/// sender's host hides, and back.
+fn outside_pairs(network: &NetworkName, world: &World) -> BTreeSet<(Name, Name)> {
+    let mesh = compiled(network, world);
+    let joined = |node: &Name| world.inventory.node(&NodeId::of(network, node)).unwrap();
+    let endpoint = |node: &Name| {
+        let declared = world.snapshot.named::<Node>(network, node).and_then(|node| node.endpoint.clone());
+        match declared.map(|endpoint| endpoint.host) {
+            Some(EndpointHost::Address(address)) => Some(address),
+            Some(EndpointHost::Domain(_)) => None,
+            None => joined(node).endpoints.seen,
+        }
+    };
+    let sends = |from: &Name, to: &Name| {
+        let mine = world
+            .snapshot
+            .networks()
+            .filter(|(name, _)| world.inventory.name_of(name, &joined(from).identity).is_some());
+        let mut ranges = mine.flat_map(|(_, network)| network.ranges());
+        endpoint(to).is_none_or(|address| !ranges.any(|range| range.contains(&address)))
+    };
+    let step = |one: &Name, other: &Name| one == other || (sends(one, other) && sends(other, one));
+    let hub = mesh.as_ref().and_then(|mesh| mesh.hub().cloned());
+    let way = |from: &Name, to: &Name| match &hub {
+        Some(hub) => step(from, hub) && step(hub, to),
+        None => step(from, to),
+    };
+    pairs(mesh.as_ref()).into_iter().filter(|(from, to)| way(from, to)).collect()
+}
+
+/// What a plan reports of a network between two worlds.
+fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::ReachChange> {
+    let [was, is] = [before, after].map(|world| compiled(network, world));
+    let [was_hidden, is_hidden] = [before, after].map(|world| reach::hidden(&world.snapshot, &world.inventory));
+    let was = reach::Moment { mesh: was.as_ref(), hidden: &was_hidden };
+    reach::between(network, was, reach::Moment { mesh: is.as_ref(), hidden: &is_hidden })
 }
 
 proptest! {
@@ -171,7 +227,28 @@ proptest! {
             for pair in moments.windows(2) {
                 let (before, after) = (compiled(&network, &pair[0].world), compiled(&network, &pair[1].world));
                 let (was, is) = (pairs(before.as_ref()), pairs(after.as_ref()));
-                let reported = reach::between(&network, before.as_ref(), after.as_ref());
+                let hidden = reach::Hidden::default();
+                let [before, after] = [&before, &after].map(|mesh| reach::Moment { mesh: mesh.as_ref(), hidden: &hidden });
+                let reported = reach::between(&network, before, after);
+                let sum = |direction| reported.iter().filter(|change| change.direction == direction).map(|change| change.pairs).sum::<u64>();
+                prop_assert_eq!(sum(Direction::Gained), is.difference(&was).count() as u64);
+                prop_assert_eq!(sum(Direction::Lost), was.difference(&is).count() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn a_hidden_endpoint_costs_exactly_the_pairs_that_have_no_way(
+        moments in histories(),
+        picks in proptest::collection::vec(0usize..5, 30),
+    ) {
+        let worlds: Vec<World> = moments.into_iter().map(|moment| with_endpoints(moment.world, &picks)).collect();
+        let names: BTreeSet<NetworkName> =
+            worlds.iter().flat_map(|world| world.snapshot.networks().map(|(name, _)| name.clone())).collect();
+        for network in &names {
+            for pair in worlds.windows(2) {
+                let [was, is] = [&pair[0], &pair[1]].map(|world| outside_pairs(network, world));
+                let reported = reached(network, &pair[0], &pair[1]);
                 let sum = |direction| reported.iter().filter(|change| change.direction == direction).map(|change| change.pairs).sum::<u64>();
                 prop_assert_eq!(sum(Direction::Gained), is.difference(&was).count() as u64);
                 prop_assert_eq!(sum(Direction::Lost), was.difference(&is).count() as u64);
@@ -353,4 +430,58 @@ fn a_limit_counts_who_has_joined_and_who_is_awaited() {
         schema::plan::check_and_reconcile(&after, &inventory, &Default::default(), &worlds::server(), at(1)).is_ok()
     };
     assert!(reconcile(3) && !reconcile(2), "a and b have joined, c is awaited");
+}
+
+/// A world of these declarations, with a node for each host of a network: its name, the number of the host, and where the
+/// server saw it.
+fn seen(text: &str, nodes: &[(&str, &str, u8, &str)]) -> World {
+    let mut world = World { snapshot: declared(text), ..World::default() };
+    for (place, (network, name, host, seen)) in nodes.iter().enumerate() {
+        let id = NodeId::of(&network.parse().unwrap(), &name.parse().unwrap());
+        let joined = joined(&id, false, place as u64, &world.snapshot, &world.inventory, at(0)).unwrap();
+        let endpoints = Endpoints { seen: seen.parse().ok(), ..Endpoints::default() };
+        world.inventory.put_node(id, Joined { identity: Identity([*host; 32]), endpoints, ..joined });
+    }
+    world
+}
+
+/// What a change of the declarations loses in a network: the nodes that are named, and the pairs.
+fn lost(network: &str, nodes: &[(&str, &str, u8, &str)], before: &str, after: &str) -> Vec<(String, u64)> {
+    let (before, after, network) = (seen(before, nodes), seen(after, nodes), network.parse().unwrap());
+    let changes = reached(&network, &before, &after);
+    assert!(changes.iter().all(|change| change.direction == Direction::Lost), "{changes:?}");
+    let back = reached(&network, &after, &before);
+    let gained: u64 = back.iter().map(|change| change.pairs).sum();
+    assert_eq!(gained, changes.iter().map(|change| change.pairs).sum::<u64>(), "the way back gains what is lost");
+    changes.into_iter().map(|change| (change.from, change.pairs)).collect()
+}
+
+#[test]
+fn an_endpoint_that_a_range_hides_counts_as_lost() {
+    let corp = |range: &str| format!("network \"corp\" ipv4={range:?}");
+    let (apart, around) = (corp("10.40.0.0/24"), corp("192.0.2.0/27"));
+    let three = [("corp", "a", 1, "192.0.2.12"), ("corp", "b", 2, "198.51.100.7"), ("corp", "c", 3, "203.0.113.9")];
+    assert_eq!(lost("corp", &three, &apart, &around), [("a".into(), 4)], "with everybody, both ways");
+    let all = [("corp", "a", 1, "192.0.2.12"), ("corp", "b", 2, "192.0.2.13")];
+    assert_eq!(lost("corp", &all, &apart, &around), [("*".into(), 2)]);
+    assert_eq!(lost("corp", &three, &apart, &corp("172.16.0.0/24")), []);
+}
+
+#[test]
+fn the_range_of_one_network_hides_endpoints_of_another_from_the_hosts_that_are_in_both() {
+    let corp = "network \"corp\" ipv4=\"10.40.0.0/24\"\n";
+    let after = format!("{corp}network \"lan\" ipv4=\"192.0.2.0/27\"");
+    let before = format!("{corp}network \"lan\" ipv4=\"10.50.0.0/24\"");
+    let nodes = [
+        ("corp", "a", 1, "198.51.100.1"),
+        ("corp", "b", 2, "192.0.2.12"),
+        ("corp", "c", 3, "203.0.113.9"),
+        ("corp", "d", 4, "192.0.2.14"),
+        ("lan", "a", 1, "198.51.100.1"),
+    ];
+    assert_eq!(lost("corp", &nodes, &before, &after), [("a".into(), 4)], "a reaches neither b nor d, and c all");
+    let hub = |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"c\" { node \"c\"; }");
+    assert_eq!(lost("corp", &nodes, &hub(&before), &hub(&after)), [], "all of them reach the hub");
+    let at_b = |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"b\" { node \"b\"; }");
+    assert_eq!(lost("corp", &nodes, &at_b(&before), &at_b(&after)), [("a".into(), 6)], "a is cut off from the hub");
 }

@@ -249,7 +249,11 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
             Direction::Lost => "-".red().to_string(),
         };
         let who = if from == "*" { "every node" } else { from };
-        let whom = if to == "*" { "every other node" } else { to };
+        let whom = match (&**from, &**to) {
+            ("*", "*") => "every other node",
+            (_, "*") => "other nodes",
+            (_, to) => to,
+        };
         let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
         (format!("  {network:width$}  {sign} {who} <-> {whom} ({}){because}", count(*pairs, "directed pair")), false)
     });
