@@ -42,6 +42,11 @@ pub trait Device: Send {
     /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be reached; absent:
     /// neither, or there is no such peer. Its cost is shared: many questions at once cost little more than one.
     fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError>;
+    /// The largest packet that the device passes on, in bytes; absent: any. A larger one is lost without a word, so no
+    /// interface may be given a larger MTU.
+    fn largest_packet(&self) -> Option<u16> {
+        None
+    }
     /// Makes the device end by itself at this time of [`boottime`] or, if absent, never; the last call counts. A time
     /// that has passed means now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
     ///

@@ -100,13 +100,15 @@ impl NetworkTunnel {
             Some(mtu) => mtu,
             None => self.host.underlay_mtu(&self.interface).await?,
         };
+        let mtu = fitting_mtu(mtu, self.largest_packet());
+        let cut = mtu_problem(interface.mtu, self.largest_packet());
+        let mut problems: Vec<_> = cut.map(|message| NodeProblem::new(NodeProblem::MTU, message)).into_iter().collect();
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
         // Alone, without the prefix of their network: the kernel would route that by itself, in the main table.
         let addresses = interface.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
         let wanted = WantedLink { addresses: &addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
-        let mut problems = Vec::new();
         match self.host.apply_link(&self.interface, &steps).await {
             // IPv4 alone is better than no network.
             Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
@@ -189,6 +191,11 @@ impl NetworkTunnel {
         device?;
         files::clean_after_device(&self.socket);
         Ok(())
+    }
+
+    /// The largest packet that its device passes on; absent: any, or there is no device.
+    pub fn largest_packet(&self) -> Option<u16> {
+        self.device.as_ref()?.largest_packet()
     }
 
     async fn bring_device(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {

@@ -71,6 +71,21 @@ impl TunnelChanges {
     }
 }
 
+/// The MTU of an interface whose device passes on packets of at most `largest` bytes; absent: of any size.
+pub fn fitting_mtu(wanted: u16, largest: Option<u16>) -> u16 {
+    largest.map_or(wanted, |largest| wanted.min(largest))
+}
+
+/// What an operator is told of an MTU that does not fit the device; nothing if it fits.
+pub fn mtu_problem(declared: Option<u16>, largest: Option<u16>) -> Option<String> {
+    let (declared, mtu) = (declared?, fitting_mtu(declared?, largest));
+    (declared != mtu).then(|| {
+        format!(
+            "the network's mtu is {declared}, but WireGuard on this host is a process that passes on at most {mtu} bytes: the interface has mtu {mtu}"
+        )
+    })
+}
+
 /// The settings of a device's peers for these tunnels; `found` says where they are reached, as far as that is known.
 pub fn peer_settings(
     tunnels: &BTreeMap<WireGuardKey, Tunnel>,
@@ -91,6 +106,19 @@ mod tests {
     use schema::view::Interface;
 
     use super::*;
+
+    #[test]
+    fn an_mtu_that_the_device_cannot_pass_on_is_cut_and_reported() {
+        assert_eq!(
+            [fitting_mtu(8_920, Some(4_064)), fitting_mtu(1_420, Some(4_064)), fitting_mtu(8_920, None)],
+            [4_064, 1_420, 8_920]
+        );
+        let problem = mtu_problem(Some(8_920), Some(4_064)).expect("it is cut");
+        assert!(problem.contains("mtu is 8920") && problem.contains("has mtu 4064"), "{problem}");
+        for (declared, largest) in [(Some(8_920), None), (Some(4_064), Some(4_064)), (None, Some(4_064))] {
+            assert_eq!(mtu_problem(declared, largest), None, "{declared:?} and {largest:?}");
+        }
+    }
 
     #[test]
     fn a_peer_is_not_reached_where_no_other_host_is_or_where_a_member_is() {

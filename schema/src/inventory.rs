@@ -72,6 +72,8 @@ pub struct NodeProblem {
 impl NodeProblem {
     /// The host has IPv6 turned off: the node has no IPv6 address.
     pub const NO_IPV6: &str = "no-ipv6";
+    /// The device passes on smaller packets than the network's mtu.
+    pub const MTU: &str = "mtu";
     /// The file of names cannot be written.
     pub const NAMES: &str = "names";
     /// The host does not forward packets that it should.

@@ -140,7 +140,15 @@ impl Userspace {
     }
 }
 
+/// The largest packet that fits a buffer of gotatun, 4096 bytes, with what WireGuard puts around it: a header of 16 bytes and
+/// a tag of 16 (WireGuard paper, section 5.4.6). It is a multiple of 16, so no padding is added.
+const LARGEST_PACKET: u16 = 4_096 - 32;
+
 impl Device for Userspace {
+    fn largest_packet(&self) -> Option<u16> {
+        Some(LARGEST_PACKET)
+    }
+
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
         match self.ask(&DeviceRequest::Observe)? {
             Some(DeviceReply::State(state)) => Ok(state),

@@ -34,7 +34,8 @@ pub struct Network {
     #[field(default = Port::new(51_821))]
     pub listen_port: Port,
     /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from its own
-    /// default route, 1280 to 1420.
+    /// default route, 1280 to 1420. A host whose kernel has no WireGuard passes on at most 4064 bytes: its interface gets no
+    /// more, and `netclient status` says so.
     pub mtu: Option<Mtu>,
     /// How often nodes send each other a packet, so that a NAT between them keeps their mapping; `0s` turns it off, at
     /// most `18h`. See PersistentKeepalive in wg(8).
