@@ -219,6 +219,8 @@ codes! {
         "CNAME entries may lead through at most 16 others; resolvers give up on longer ones."
     OutOfBounds "schema::out_of_bounds" Error "outside of its bounds"
         "The value is outside of its bounds; the message names them."
+    ReservedNetworkName "schema::reserved_network_name" Error "name that others use"
+        "Names of a network resolve on its nodes as NAME.NETWORK, so a network named `com` would take over names that others own, and one named `local`, `localhost`, `arpa`, `invalid` or `onion` names that hosts resolve in their own way (RFC 6761, RFC 6762, RFC 7686)."
     UnusableEndpoint "schema::unusable_endpoint" Error "endpoint that nobody reaches"
         "The endpoint is an address or a name at which no other host reaches the node: loopback, unspecified, multicast, broadcast, link-local or reserved (RFC 6890), localhost, or a name of a network, which resolves inside of the mesh."
     EndpointInRange "schema::endpoint_in_range" Warning "endpoint inside of a range"

@@ -55,8 +55,24 @@ pub struct Network {
     pub address_quarantine: Seconds,
 }
 
+/// Top-level domains whose names belong to others, with what they are for. Agents let names of a network resolve as
+/// NAME.NETWORK, and theirs go first.
+const RESERVED_NAMES: &[(&str, &str)] = &[
+    ("arpa", "is the domain of the internet's own infrastructure (RFC 3172)"),
+    ("com", "is a public domain"),
+    ("invalid", "never resolves (RFC 6761)"),
+    ("local", "is resolved on the link by multicast (RFC 6762)"),
+    ("localhost", "is each host's own (RFC 6761)"),
+    ("onion", "belongs to Tor (RFC 7686)"),
+];
+
 impl Rules for Network {
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        if let Some((name, what)) = RESERVED_NAMES.iter().find(|(name, _)| id.network.as_str() == *name) {
+            let message = format!("a network cannot be named {name:?}: names of its nodes end in .{name}, which {what}");
+            let help = format!("choose another name, such as \"{name}-net\"");
+            findings.push(Problem::new(Code::ReservedNetworkName, message).help(help), &[]);
+        }
         if self.ipv4.is_none() && self.ipv6.is_none() {
             let problem = Problem::new(Code::NoRange, format!("network {id} has neither an IPv4 nor an IPv6 range"));
             findings.push(problem.help("give it an ipv4 range such as 10.40.0.0/16, or an ipv6 range".to_owned()), &[]);
