@@ -160,7 +160,7 @@ codes! {
     TooDeep "syntax::too_deep" Error "nested too deep"
         "Blocks and lists may be nested 64 deep; configuration needs four levels. Deeper files are refused before they are parsed."
     NotText "syntax::not_text" Error "not UTF-8 text"
-        "Files are UTF-8 text without a byte order mark."
+        "Files are UTF-8 text. A byte order mark at the start is allowed, and has no meaning."
     Kdl "syntax::kdl" Error "not KDL 2"
         "The file is not well-formed KDL 2.0. Texts are written in quotes, booleans as #true and #false, blocks in braces."
     Yaml "syntax::yaml" Error "not YAML"

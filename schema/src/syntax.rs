@@ -8,6 +8,7 @@ mod kdl;
 mod variables;
 mod yaml;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::descriptor::{Descriptor, with_article};
@@ -64,22 +65,21 @@ pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor
         context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
         return (context.documents, context.report);
     }
-    if source.text.starts_with(MARK) {
-        let message =
-            format!("{} starts with a byte order mark, which is invisible and not part of the text", source.name);
-        context.problem(
-            Code::NotText,
-            Span::new(0, MARK.len_utf8()),
-            message,
-            Some("save it as UTF-8 without one".into()),
-        );
-        return (context.documents, context.report);
-    }
+    let text = without_mark(&source.text);
     match source.language {
-        Language::Kdl => kdl::parse(&source.text, &mut context),
-        Language::Yaml => yaml::parse(&source.text, &mut context),
+        Language::Kdl => kdl::parse(&text, &mut context),
+        Language::Yaml => yaml::parse(&text, &mut context),
     }
     (context.documents, context.report)
+}
+
+/// The text without a byte order mark at its start, which both languages allow (KDL 2, section 3.16; YAML 1.2, section 5.2).
+/// Empty lines of the same length take its place, so that every place stays where it is.
+fn without_mark(text: &str) -> Cow<'_, str> {
+    match text.strip_prefix(MARK) {
+        Some(rest) => ["\n".repeat(MARK.len_utf8()).as_str(), rest].concat().into(),
+        None => text.into(),
+    }
 }
 
 /// Writes documents in a language; parsing the text and putting variables in returns equal documents.

@@ -22,6 +22,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::TooLarge, "made below, not stored: it takes 16 MiB"),
     (Code::ManagedByAnother, "needs a server that has the resource"),
     (Code::NotManaged, "needs a server that has the resource"),
+    (Code::NotText, "needs a file that is not text"),
     (Code::EndpointInMesh, "needs a server, or nodes that have joined"),
     (Code::CutOff, "needs a server that has addresses"),
     (Code::ServerAddress, "needs a server that has addresses"),
@@ -159,6 +160,24 @@ fn every_code_has_an_example_or_a_reason_to_have_none() {
     assert_eq!(shown.intersection(&elsewhere).next(), None, "what has an example needs no reason");
     let all: BTreeSet<_> = Code::ALL.iter().map(|code| code.name().to_owned()).collect();
     assert_eq!(shown.union(&elsewhere).cloned().collect::<BTreeSet<_>>(), all);
+}
+
+#[test]
+fn a_byte_order_mark_at_the_start_is_allowed_and_moves_no_place() {
+    for (language, text) in [
+        (Language::Kdl, "network \"corp\" {\n    ipv4 \"10.40.0.0/33\"\n}\n"),
+        (Language::Yaml, "networks:\n  corp:\n    ipv4: 10.40.0.0/33\n"),
+    ] {
+        let source = |text: &str| Source { name: "a".into(), text: text.into(), language };
+        let marked = format!("\u{feff}{text}");
+        let found = |text: &str| {
+            let found = problems(&source(text), false);
+            found.iter().map(|one| (one.code, place(text, one.at.unwrap()))).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&marked), found(text), "{language:?}");
+        assert_eq!(found(&marked).len(), 1, "{language:?}");
+        assert!(!codes(format!("\u{feff}\u{feff}{text}"), language).is_empty(), "a second one is a character");
+    }
 }
 
 #[test]

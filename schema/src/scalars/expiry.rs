@@ -34,15 +34,21 @@ impl Scalar for Expiry {
     const DOC: &'static str =
         "A day (`2027-03-01`: it expires at the start of it, in UTC) or a duration after the creation (`30d`).";
     const GOOD: &'static [&'static str] = &["30d", "2027-03-01", "12h"];
-    const BAD: &'static [&'static str] = &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s"];
+    const BAD: &'static [&'static str] = &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s", "99999999d", "030d"];
 }
 
 impl FromStr for Expiry {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(span) = text.parse::<Seconds>() {
-            return if span.0 > 0 { Ok(Self::After(span)) } else { Err("it expires at once".into()) };
+        match text.parse::<Seconds>() {
+            Ok(Seconds(0)) => return Err("it expires at once".into()),
+            Ok(span) => return Ok(Self::After(span)),
+            // What is shaped like a duration is one, though perhaps too long.
+            Err(why) if text.starts_with(|c: char| c.is_ascii_digit()) && text.ends_with(char::is_alphabetic) => {
+                return Err(why);
+            }
+            Err(_) => {}
         }
         let shaped = text.len() == 10 && text.bytes().filter(|b| *b == b'-').count() == 2;
         match (shaped, text.parse()) {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Scalar;
+use super::{Scalar, decimal};
 
 /// An IPv4 range in CIDR notation, with no bit set beyond its prefix (RFC 4632).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,11 +17,29 @@ pub struct Ipv4Range(pub(crate) Ipv4Net);
 pub struct Ipv6Range(pub(crate) Ipv6Net);
 
 macro_rules! range {
-    ($type:ident, $net:ident) => {
+    ($type:ident, $net:ident, $address:ident) => {
         impl $type {
             /// The range as the address library's type.
             pub fn net(self) -> $net {
                 self.0
+            }
+
+            /// An address, a slash and a prefix, each written as everywhere.
+            fn written(text: &str) -> Option<$net> {
+                let (address, prefix) = text.split_once('/')?;
+                $net::new(address.parse::<$address>().ok()?, decimal(prefix)?).ok()
+            }
+
+            /// The range that is meant by one with bits beyond its prefix, or with leading zeros.
+            fn meant_by(text: &str) -> Option<String> {
+                let (address, prefix) = text.split_once('/')?;
+                let zeros = |part: &str| match part.trim_start_matches('0') {
+                    "" => "0".to_owned(),
+                    rest => rest.to_owned(),
+                };
+                let address = address.split('.').map(zeros).collect::<Vec<_>>().join(".");
+                let net = Self::written(&format!("{address}/{}", zeros(prefix)))?;
+                Some(net.trunc().to_string()).filter(|meant| meant.parse::<Self>().is_ok())
             }
         }
 
@@ -29,7 +47,7 @@ macro_rules! range {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                let net: $net = text.parse().map_err(|_| format!("it is not written like {}", Self::GOOD[0]))?;
+                let net = Self::written(text).ok_or_else(|| format!("it is not written like {}", Self::GOOD[0]))?;
                 if net.trunc() != net {
                     return Err(format!("bits are set beyond its prefix; the range is {}", net.trunc()));
                 }
@@ -56,8 +74,8 @@ macro_rules! range {
         }
     };
 }
-range!(Ipv4Range, Ipv4Net);
-range!(Ipv6Range, Ipv6Net);
+range!(Ipv4Range, Ipv4Net, Ipv4Addr);
+range!(Ipv6Range, Ipv6Net, Ipv6Addr);
 
 impl Ipv4Range {
     /// The shortest prefix of a mesh: that of the largest private range (RFC 1918).
@@ -99,11 +117,20 @@ impl Scalar for Ipv4Range {
     const NAME: &'static str = "an IPv4 range";
     const DOC: &'static str = "An IPv4 range in CIDR notation; no bit may be set beyond the prefix.";
     const GOOD: &'static [&'static str] = &["10.40.0.0/16", "192.168.7.64/26", "10.0.0.0/8"];
-    const BAD: &'static [&'static str] =
-        &["10.40.0.1/16", "10.40.0.0", "10.40.0.0/33", "0.0.0.0/0", "127.0.0.0/16", "fd40::/64", ""];
+    const BAD: &'static [&'static str] = &[
+        "10.40.0.1/16",
+        "10.40.0.0",
+        "10.40.0.0/33",
+        "0.0.0.0/0",
+        "127.0.0.0/16",
+        "fd40::/64",
+        "",
+        "010.040.0.0/16",
+        "10.40.0.0/016",
+    ];
 
     fn meant(text: &str) -> Option<String> {
-        Some(text.parse::<Ipv4Net>().ok()?.trunc().to_string()).filter(|meant| meant.parse::<Self>().is_ok())
+        Self::meant_by(text)
     }
 }
 
@@ -112,10 +139,10 @@ impl Scalar for Ipv6Range {
     const DOC: &'static str = "An IPv6 range in CIDR notation; no bit may be set beyond the prefix.";
     const GOOD: &'static [&'static str] = &["fd40:40::/64", "fd00::/48"];
     const BAD: &'static [&'static str] =
-        &["fd40:40::1/64", "fd40::", "fd40::/129", "fe80::/64", "::/0", "10.0.0.0/8", ""];
+        &["fd40:40::1/64", "fd40::", "fd40::/129", "fe80::/64", "::/0", "10.0.0.0/8", "", "fd40::/064"];
 
     fn meant(text: &str) -> Option<String> {
-        Some(text.parse::<Ipv6Net>().ok()?.trunc().to_string()).filter(|meant| meant.parse::<Self>().is_ok())
+        Self::meant_by(text)
     }
 }
 
@@ -123,7 +150,7 @@ impl Scalar for Ipv4Addr {
     const NAME: &'static str = "an IPv4 address";
     const DOC: &'static str = "An IPv4 address in dotted decimal notation.";
     const GOOD: &'static [&'static str] = &["10.40.0.1"];
-    const BAD: &'static [&'static str] = &["10.40.0.256", "10.40.1", "fd40::1", ""];
+    const BAD: &'static [&'static str] = &["10.40.0.256", "10.40.1", "fd40::1", "", "10.40.000.3"];
 }
 
 impl Scalar for Ipv6Addr {

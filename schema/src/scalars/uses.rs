@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Scalar;
+use super::{Scalar, decimal};
 
 /// How many nodes may join with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,8 +28,13 @@ impl Scalar for Uses {
     const NAME: &'static str = "a number of uses";
     const DOC: &'static str = "A whole number from 1 to 1000000, or `unlimited`.";
     const GOOD: &'static [&'static str] = &["50", "unlimited", "1"];
-    const BAD: &'static [&'static str] = &["0", "-1", "1000001", "many", "", "1.5"];
+    const BAD: &'static [&'static str] = &["0", "-1", "1000001", "many", "", "1.5", "050", "+5"];
     const INTEGER: Option<fn(&Self) -> Option<i64>> = Some(|uses| uses.left(0).map(i64::from));
+
+    fn meant(text: &str) -> Option<String> {
+        let meant = text.trim_start_matches('0');
+        Some(meant.to_owned()).filter(|meant| meant.parse::<Self>().is_ok())
+    }
 }
 
 impl FromStr for Uses {
@@ -39,9 +44,11 @@ impl FromStr for Uses {
         if text == "unlimited" {
             return Ok(Self::Unlimited);
         }
-        match text.parse() {
-            Ok(count @ 1..=1_000_000) => Ok(Self::Count(count)),
-            Ok(_) | Err(_) => Err("it is neither a whole number from 1 to 1000000 nor `unlimited`".into()),
+        match decimal(text) {
+            Some(count @ 1..=1_000_000) => Ok(Self::Count(count)),
+            Some(_) | None => {
+                Err("it is neither a whole number from 1 to 1000000, without leading zeros, nor `unlimited`".into())
+            }
         }
     }
 }
