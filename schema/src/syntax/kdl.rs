@@ -5,6 +5,8 @@
 //! In a malformed file the parser may see blocks where that function saw a text, so the parser also runs on a thread
 //! with a stack that would hold every brace of the file, one inside the other.
 
+mod habits;
+
 use std::fmt::Write as _;
 use std::thread;
 
@@ -16,9 +18,12 @@ use crate::descriptor::{Descriptor, Type, with_article};
 use crate::document::{Document, Spanned};
 use crate::report::Code;
 use crate::value::{Data, FieldValue, Key, Record, Span, Value};
+use habits::Habit;
 
 /// Errors shown for one file: one mistake makes a KDL parser report everything after it.
 const MAX_ERRORS: usize = 3;
+/// How the parser begins what it says of a block without an end.
+const UNCLOSED: &str = "No closing '}'";
 /// The most blocks in one file, which bounds the stack.
 const MAX_BLOCKS: usize = 32_768;
 /// The most stack that the parser needs for each level of blocks or comments inside another.
@@ -132,6 +137,10 @@ fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
 }
 
 fn errors(error: KdlError, text: &str, context: &mut Context) {
+    // What follows from a habit of another language is not reported beside it.
+    if let Some(Habit { span, message, help }) = habits::find(text) {
+        return context.problem(Code::Kdl, span, message, Some(help));
+    }
     let mut found = error.diagnostics;
     found.sort_by_key(|one| one.span.offset());
     // Unclosed blocks follow from the mistake before them; alone they are the mistake.
@@ -148,6 +157,9 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
         let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
         let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
         let end = if value { value_after(text, end) } else { end };
+        let open = one.message.as_deref().is_some_and(|message| message.starts_with(UNCLOSED));
+        let brace = if open { habits::unclosed(text) } else { None };
+        let (start, end) = brace.map_or((start, end), |brace| (brace, brace + 1));
         let span = Span::new(start, end);
         let written = text.get(span.start as usize..end).unwrap_or_default();
         let (mut message, help) = described(written, &one.message.unwrap_or_default())
@@ -178,7 +190,7 @@ fn described(written: &str, message: &str) -> Result<(String, String), (String, 
         Ok((format!("{written} is not a value in KDL 2"), format!("write #{written}, or {written:?} for a text")))
     } else if number {
         Ok((format!("{written} is not a number"), format!("put it in quotes: {written:?}")))
-    } else if message.starts_with("No closing '}'") {
+    } else if message.starts_with(UNCLOSED) {
         Ok(("this block is never closed".into(), "close it with }".into()))
     } else if message.starts_with("Unexpected newline") {
         Ok(("this text is not closed on its line".into(), "close it with \"".into()))
