@@ -57,6 +57,9 @@ pub struct Global {
     /// Plans, applies and shows this network only.
     #[arg(long, global = true, value_name = "NAME")]
     pub network: Option<NetworkName>,
+    /// Accepts that nothing is declared, in place of the error for it: then everything that the project manages is deleted.
+    #[arg(long, global = true)]
+    pub allow_empty: bool,
     /// When to colour the output; auto respects NO_COLOR and CLICOLOR_FORCE.
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,

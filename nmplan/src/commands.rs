@@ -124,6 +124,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             project: global.project.clone(),
             server: global.server.clone(),
             variables: global.variables.iter().cloned().collect(),
+            allow_empty: global.allow_empty,
             environment: environment.clone(),
         };
         Self { place, only: global.network.clone(), connect, console }
@@ -286,7 +287,7 @@ fn command(place: &Where, only: Option<&NetworkName>, verb: &[&str]) -> String {
     let (verb, rest) = verb.split_at(1);
     let mut words = vec!["nmplan".to_owned(), verb.concat()];
     let mut flag = |flag: &str, value: String| words.extend([flag.to_owned(), quoted(&value)]);
-    let Where { directory, files, env, project, server, variables, environment: _ } = place;
+    let Where { directory, files, env, project, server, variables, allow_empty, environment: _ } = place;
     directory.iter().for_each(|directory| flag("-C", directory.display().to_string()));
     files.iter().for_each(|file| flag("-f", file.display().to_string()));
     env.iter().for_each(|env| flag("--env", env.to_string()));
@@ -294,6 +295,7 @@ fn command(place: &Where, only: Option<&NetworkName>, verb: &[&str]) -> String {
     server.iter().for_each(|server| flag("--server", server.clone()));
     variables.iter().for_each(|(name, value)| flag("--var", format!("{name}={value}")));
     only.iter().for_each(|network| flag("--network", network.to_string()));
+    words.extend(allow_empty.then(|| "--allow-empty".to_owned()));
     words.extend(rest.iter().map(|word| quoted(word)));
     words.join(" ")
 }

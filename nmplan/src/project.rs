@@ -16,7 +16,7 @@ use schema::decode::{Declared, decode};
 use schema::document::Document;
 use schema::kinds::Kind;
 use schema::project::{self, Env, ProjectFile, Var};
-use schema::report::{Code, Problem, Report, did_you_mean};
+use schema::report::{Code, Problem, Report, Severity, did_you_mean};
 use schema::rules;
 use schema::scalars::Name;
 use schema::snapshot::Owner;
@@ -45,6 +45,8 @@ pub struct Where {
     pub server: Option<String>,
     /// Variables; override those of the env and the environment.
     pub variables: BTreeMap<String, String>,
+    /// Whether nothing may be declared.
+    pub allow_empty: bool,
     /// The environment.
     pub environment: Environment,
 }
@@ -105,6 +107,16 @@ pub enum LoadError {
     /// The project has several envs, and none was chosen.
     #[error("the project has several envs: {}", list(.0))]
     WhichEnv(Vec<Name>),
+    /// The project file has errors, so that it is unknown which envs it has.
+    #[error("{file} has an error in line {line}: {message}")]
+    Broken {
+        /// The project file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
     /// There is no such env.
     #[error("the project has no env {asked:?}; it has {}", list(.known))]
     UnknownEnv {
@@ -135,6 +147,7 @@ impl LoadError {
             Self::TwoProjects(..) => Some("delete one of the two".into()),
             Self::OtherProject { .. } => Some("omit --project".into()),
             Self::WhichEnv(known) => known.first().map(|first| format!("choose one, for example --env {first}")),
+            Self::Broken { .. } => Some("see all of its errors:\n\n    nmplan validate".into()),
             Self::UnknownEnv { asked, known } => near(asked, known),
             Self::UnknownVariable { asked, known } => {
                 near(asked, known).or_else(|| Some(format!("declare it in the project file: var {asked:?}")))
@@ -156,14 +169,17 @@ pub fn load(place: &Where) -> Result<Loaded, LoadError> {
     let root = Root::open(&directory)?;
     let mut reading = Reading::default();
     let chosen = match project_file(&root, &mut reading)? {
-        Some((documents, Some(file))) => of_project(place, &root, &documents, &file, &mut reading)?,
-        // The report has the problem; without the project file it is unknown which files to read.
+        // The report has the problem; without the project file, or the env that it is in, it is unknown which files to read.
         Some((_, None)) => Chosen::without_project(place),
+        Some((_, Some(file))) if reading.report.has_errors() && choose(place, &file).is_err() => {
+            Chosen::without_project(place)
+        }
+        Some((documents, Some(file))) => of_project(place, &root, &documents, &file, &mut reading)?,
         None => {
             Chosen { variables: read_without_project(place, &root, &mut reading)?, ..Chosen::without_project(place) }
         }
     };
-    Ok(read(directory, chosen, reading))
+    Ok(read(place, directory, chosen, reading))
 }
 
 /// The project, env and server that were chosen, and the values of variables.
@@ -217,12 +233,12 @@ fn of_project(
 }
 
 /// Parses and decodes the files that were read.
-fn read(directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
-    let Reading { sources, declaring, mut report } = reading;
+fn read(place: &Where, directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
+    let Reading { sources, declaring, passed, mut report } = reading;
     let (declared, found) = read_documents(&sources, &declaring, &chosen.variables);
     found.problems().filter(|it| !is_reported(it, &sources, &chosen.unset)).for_each(|it| report.push(it.clone()));
-    if declared.snapshot.is_empty() && !report.has_errors() {
-        report.push(nothing(&directory, declaring.len()));
+    if declared.snapshot.is_empty() && !report.has_errors() && !place.allow_empty {
+        report.push(nothing(&directory, declaring.len(), &passed));
     }
     let Chosen { project, env, server, .. } = chosen;
     Loaded { directory, project, env, server, declared, report, sources }
@@ -247,9 +263,19 @@ fn server_by(
         return Ok(place.server.clone());
     }
     let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
-    let file = project_file(&root, &mut Reading::default())?.and_then(|(_, file)| file);
-    let env = file.as_ref().map(env).transpose()?.flatten();
+    let mut reading = Reading::default();
+    let file = project_file(&root, &mut reading)?.and_then(|(_, file)| file);
+    let env = file.as_ref().map(env).transpose().map_err(|error| broken(&reading).unwrap_or(error))?.flatten();
     Ok(server_over(place, env))
+}
+
+/// The error of a project file that could not be read in full; nothing if it could.
+fn broken(reading: &Reading) -> Option<LoadError> {
+    let mut problems = reading.report.problems().filter(|problem| problem.code.severity() == Severity::Error);
+    let problem = problems.next()?;
+    let source = reading.sources.first()?;
+    let line = problem.at.map_or(1, |at| source.text[..at.span.start as usize].matches('\n').count() + 1);
+    Some(LoadError::Broken { file: source.name.to_string(), line, message: problem.message.clone() })
 }
 
 /// The URL of the server: from a flag, else from the env, else from the environment.
@@ -375,14 +401,20 @@ fn is_reported(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
         && value().is_some_and(|value| unset.iter().any(|name| value.contains(&format!("${{{name}}}"))))
 }
 
-fn nothing(directory: &Path, files: usize) -> Problem {
+fn nothing(directory: &Path, files: usize, passed: &[Arc<str>]) -> Problem {
     let read = match files {
         0 => "there is no .kdl, .yaml or .yml file".to_owned(),
         1 => "one file was read, and it declares nothing".to_owned(),
         count => format!("{count} files were read, and they declare nothing"),
     };
-    let message = format!("no network is declared in {}: {read}", directory.display());
-    Problem::new(Code::NothingDeclared, message).help("declare a network, or check -C and the env's `use`".to_owned())
+    let passed = match passed {
+        [] => String::new(),
+        few @ [..] if few.len() <= 3 => format!("; of another kind, and passed over: {}", few.join(", ")),
+        [first, rest @ ..] => format!("; of another kind, and passed over: {first} and {} more", rest.len()),
+    };
+    let message = format!("no network is declared in {}: {read}{passed}", directory.display());
+    let help = "declare a network, or check -C and the env's `use`; --allow-empty deletes all that the project manages";
+    Problem::new(Code::NothingDeclared, message).help(help.to_owned())
 }
 
 /// A path as messages show it, without redundant `.` components.

@@ -760,21 +760,45 @@ fn a_plan_is_refused_for_what_its_own_server_reserves_not_for_the_default() {
 }
 
 #[test]
-fn no_declarations_are_a_warning_and_a_plan_to_delete_everything() {
+fn no_declarations_are_an_error_unless_that_is_meant() {
     let workspace = in_use();
-    std::fs::create_dir(workspace.path("empty")).unwrap();
-    let plan = workspace.nmplan("plan -C @empty --project acme");
-    assert_eq!(plan.exit, 0);
-    assert!(plan.stderr.contains("project::nothing_declared"), "{}", plan.stderr);
+    workspace.write("empty/notes.txt", "network \"corp\"");
+    for command in ["plan", "plan --detailed-exitcode", "apply -y", "validate"] {
+        let refused = workspace.nmplan(&format!("{command} -C @empty --project acme"));
+        assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(2)), "{}", refused.all());
+        assert!(refused.stderr.contains("project::nothing_declared"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("DIR/empty/notes.txt"), "{}", refused.stderr);
+    }
+    let plan = workspace.nmplan("plan -C @empty --project acme --allow-empty");
+    assert_eq!((plan.exit, &*plan.stderr), (0, ""));
+    assert!(plan.stdout.contains(" --allow-empty"), "{}", plan.stdout);
     let verdict = "6 changes: 6 to delete; everything that acme/default manages would be deleted.";
     assert!(plan.stdout.contains(verdict), "{}", plan.stdout);
-    let apply = workspace.nmplan("apply -C @empty --project acme");
+    let apply = workspace.nmplan("apply -C @empty --project acme --allow-empty");
     assert!(apply.stdout.contains(verdict), "{}", apply.stdout);
-    workspace.nmplan("plan -C @empty --project acme --out @plan.json");
+    workspace.nmplan("plan -C @empty --project acme --allow-empty --out @plan.json");
     let saved = workspace.nmplan("show @plan.json");
     assert!(saved.stdout.contains(verdict), "{}", saved.stdout);
     let some = workspace.nmplan("plan -C @after --project acme");
     assert!(!some.stdout.contains("everything"), "{}", some.stdout);
+}
+
+#[test]
+fn a_mistake_inside_an_env_is_shown_and_not_that_there_is_no_env() {
+    let workspace = workspace();
+    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"prod\" {\n    servr \"https://a.example\"\n}\n");
+    workspace.write("mesh/corp.kdl", BEFORE);
+    for command in ["validate", "plan", "apply -y", "plan --env prod"] {
+        let refused = workspace.nmplan(&format!("{command} -C @."));
+        assert_eq!(refused.exit, 1, "{}", refused.all());
+        let stderr = &refused.stderr;
+        assert!(stderr.contains("nmplan.kdl:3:5") && stderr.contains("did you mean \"server\"?"), "{stderr}");
+        assert!(!stderr.contains("no env"), "{stderr}");
+    }
+    for command in ["status", "show"] {
+        let refused = workspace.nmplan(&format!("{command} -C @.")).stderr;
+        assert!(refused.contains("nmplan.kdl has an error in line 3"), "{refused}");
+    }
 }
 
 #[test]
@@ -789,7 +813,7 @@ fn an_unknown_network_is_refused_with_a_suggestion() {
         assert!(refused.stderr.contains("did you mean \"corp\"?"), "{line}: {}", refused.stderr);
     }
     std::fs::create_dir(workspace.path("empty")).unwrap();
-    let gone = workspace.nmplan("plan -C @empty --project acme --network corp");
+    let gone = workspace.nmplan("plan -C @empty --project acme --network corp --allow-empty");
     assert_eq!(gone.exit, 0, "the server knows it: {}", gone.all());
 }
 

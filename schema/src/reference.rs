@@ -18,6 +18,16 @@ What may be declared, and every field of it. A field is written in KDL as `field
 has a row (`tags \"web\" \"db\"`) and YAML a list; a single value may be written in place of a list of one.
 ";
 
+const PROJECT_HEAD: &str = "\
+# The project file
+
+<!-- Generated from the descriptions in the source: UPDATE=1 cargo test -p schema --test reference -->
+
+`nmplan.kdl` (or `nmplan.yaml`) names the project of a directory, its variables and its envs. `${name}` inside a value
+of a declaring file stands for a variable; `$${` is a literal `${`. A directory without such a file can be validated and
+planned: its env is `default`, and every file in it is read.
+";
+
 /// The paragraph for kinds with fields that hold blocks.
 const BLOCKS: &str = "\
 A block of fields is written in KDL as `word field=value` or with braces, in YAML as a map; where several may be given, KDL
@@ -26,11 +36,21 @@ repeats the word and YAML has a list of maps.
 
 /// The reference of the kinds in Markdown: for each its fields, then the scalars that they hold.
 pub fn markdown(kinds: &[&'static Descriptor]) -> String {
-    let sections = kinds.iter().map(|kind| section(kind));
-    let scalars = scalars(kinds).into_iter().map(scalar_section);
+    written(HEAD, kinds, |kind| format!("{}.kdl", kind.word))
+}
+
+/// The reference of what a project file holds; one example shows all of it.
+pub fn project_markdown(kinds: &[&'static Descriptor]) -> String {
+    written(PROJECT_HEAD, kinds, |_| "nmplan.kdl".to_owned())
+}
+
+fn written(head: &str, kinds: &[&'static Descriptor], example: impl Fn(&Descriptor) -> String) -> String {
+    let sections = kinds.iter().map(|kind| section(kind, &example(kind)));
+    let scalars: Vec<_> = scalars(kinds).into_iter().map(scalar_section).collect();
     let blocks = kinds.iter().any(|kind| kind.fields.iter().any(|field| field.ty.record().is_some()));
-    let (head, middle) = ([HEAD.to_owned()], ["## Values\n".to_owned()]);
-    head.into_iter()
+    let middle = (!scalars.is_empty()).then(|| "## Values\n".to_owned());
+    [head.to_owned()]
+        .into_iter()
         .chain(blocks.then(|| BLOCKS.to_owned()))
         .chain(sections)
         .chain(middle)
@@ -57,13 +77,13 @@ pub fn file_schema(kinds: &[&Descriptor]) -> Json {
     })
 }
 
-fn section(kind: &Descriptor) -> String {
+fn section(kind: &Descriptor, example: &str) -> String {
     let Descriptor { word, plural, within, fields, .. } = kind;
     let doc = fields.doc;
     let place = within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
     let mut text = format!("## {word}\n\n{doc}\n\n");
     text += &format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
-    text += &format!("[{word}.kdl]({word}.kdl) shows every field.\n\n");
+    text += &format!("[{example}]({example}) shows every field.\n\n");
     text + &table(fields) + &records(word, fields)
 }
 

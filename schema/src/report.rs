@@ -249,6 +249,6 @@ codes! {
         "This nmplan reads files of schema 1."
     ProjectPath "project::path" Error "path not valid"
         "The paths of `use` must be directories or files below the project's directory."
-    NothingDeclared "project::nothing_declared" Warning "nothing declared"
-        "No file declares a network, so everything that the project manages would be deleted."
+    NothingDeclared "project::nothing_declared" Error "nothing declared"
+        "No file declares a network, so everything that the project manages would be deleted: mostly the directory is a wrong one. Where that is meant, --allow-empty says so."
 }

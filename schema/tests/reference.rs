@@ -14,7 +14,8 @@ use serde_json::Value as Json;
 use schema::decode::decode;
 use schema::document::Document;
 use schema::kinds::Kind;
-use schema::reference::{components, file_schema, markdown};
+use schema::project;
+use schema::reference::{components, file_schema, markdown, project_markdown};
 use schema::rules;
 use schema::syntax::{Language, Source, parse, print};
 use schema::value::SourceId;
@@ -43,6 +44,32 @@ fn the_reference_in_the_examples_is_fresh() {
         return;
     }
     assert!(text == Some(fresh), "{} is stale: UPDATE=1 cargo test -p schema --test reference", path.display());
+}
+
+#[test]
+fn the_reference_of_the_project_file_is_fresh_and_its_example_shows_every_field() {
+    let (path, text) = example("project/README.md");
+    let fresh = project_markdown(project::DESCRIPTORS);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &fresh).unwrap();
+    } else {
+        assert!(text == Some(fresh), "{} is stale: UPDATE=1 cargo test -p schema --test reference", path.display());
+    }
+    let (_, text) = example("project/nmplan.kdl");
+    let source = Source { name: "nmplan.kdl".into(), text: text.unwrap().into(), language: Language::Kdl };
+    let (documents, mut report) = parse(&source, SourceId(0), project::DESCRIPTORS);
+    let (file, more) = project::decode(&documents);
+    report.append(more);
+    for env in file.unwrap().envs.keys() {
+        let (file, _) = project::decode(&documents);
+        report.append(project::unset(&documents, &file.unwrap(), env, &BTreeSet::new()));
+    }
+    assert!(report.is_empty(), "{report:#?}");
+    for kind in project::DESCRIPTORS {
+        let own = documents.iter().filter(|document| document.descriptor.word == kind.word);
+        let shown: BTreeSet<_> = own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
+        assert_eq!(shown, kind.fields.iter().map(|field| field.name).collect(), "{}", kind.word);
+    }
 }
 
 #[test]

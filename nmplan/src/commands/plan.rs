@@ -103,6 +103,7 @@ pub(super) fn next<C>(
         // A saved plan names its project and env; only the server has to be found.
         place.files = Vec::new();
         place.variables = Default::default();
+        place.allow_empty = false;
         place.project = None;
         place.env = None;
         return command(&place, None, &verb);

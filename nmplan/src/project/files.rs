@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schema::document::Document;
 use schema::project::Env;
@@ -46,6 +47,8 @@ pub(super) struct Reading {
     pub(super) sources: Vec<Source>,
     /// Those with declarations.
     pub(super) declaring: Vec<SourceId>,
+    /// The files that are not read, since nothing is declared in such ones.
+    pub(super) passed: Vec<Arc<str>>,
     pub(super) report: Report,
 }
 
@@ -142,7 +145,7 @@ impl Reading {
                 match self.entry(root, &path)? {
                     Entry::Directory => drop(open.insert(path)),
                     Entry::Declares => drop(found.insert(path)),
-                    Entry::Other => {}
+                    Entry::Other => self.passed.push(shown(&path)),
                 }
             }
         }
