@@ -33,7 +33,7 @@ use tokio::task::JoinHandle;
 use crate::config::Settings;
 use crate::core::registry::{RegisteredHost, Registry, Unregistered};
 use crate::identity::{DataDir, IdentityError};
-use crate::listen;
+use crate::listen::{self, Connections};
 use crate::state::State;
 use ledger::{Ledger, LedgerError};
 use tunnel_host::TunnelHost;
@@ -221,8 +221,14 @@ impl AgentTunnels {
 
     /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends registrations that
     /// expire, and repairs what the tunnels depend on. The device stays when the server ends.
-    pub async fn run(self, states: watch::Receiver<Arc<State>>, router: Router, mut shutdown: watch::Receiver<bool>) {
-        let mut serving = Serving { router, shutdown: shutdown.clone(), task: None };
+    pub async fn run(
+        self,
+        states: watch::Receiver<Arc<State>>,
+        router: Router,
+        connections: Arc<Connections>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let mut serving = Serving { router, connections, shutdown: shutdown.clone(), task: None };
         tokio::select! {
             () = self.attend(states, &mut serving) => {}
             _ = shutdown.wait_for(|end| *end) => {}
@@ -338,6 +344,7 @@ impl AgentTunnels {
 /// The service in the tunnel, while it is served.
 struct Serving {
     router: Router,
+    connections: Arc<Connections>,
     shutdown: watch::Receiver<bool>,
     /// The link that it listens on, and what serves there.
     task: Option<(u32, JoinHandle<()>)>,
@@ -355,7 +362,8 @@ impl Serving {
             old.abort();
         }
         let listener = host.listen().map_err(failed)?;
-        let serve = listen::serve(listener, None, self.router.clone(), self.shutdown.clone());
+        let serve =
+            listen::serve(listener, None, self.router.clone(), Arc::clone(&self.connections), self.shutdown.clone());
         self.task = Some((now, tokio::spawn(serve)));
         Ok(())
     }

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use netclient::device::default_source;
 use schema::rules::endpoints::refused_everywhere;
-use schema::scalars::{Endpoint, EndpointHost, Name};
+use schema::scalars::{Endpoint, EndpointHost, Name, Seconds};
 use schema::settings::{self, SettingsError};
 use schema::world::ServerInfo;
+
+use crate::listen::Configured;
 
 /// Everything that can be set. The names are those of Netmaker where it has them; in the file they are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct Settings {
     pub client_mode: bool,
     /// The name of that node (`CLIENT_NAME`).
     pub client_name: Name,
+    /// How much clients may take up.
+    pub clients: Configured,
 }
 
 /// The settings with what they mean, for `nmserver config` and for messages.
@@ -68,6 +73,11 @@ const NAMES: &[(&str, &str)] = &[
     ("PUBLIC_COMMS", "host:port where agents reach the tunnels' end, if a NAT changes it"),
     ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
     ("CLIENT_NAME", "the name of that node"),
+    ("API_CONNECTIONS", "the most connections to the REST API"),
+    ("GRPC_CONNECTIONS", "the most connections to the agents' service, and as many again in the tunnels"),
+    ("ANONYMOUS_CONNECTIONS", "how many of each may be without a login; beyond that the oldest gives way"),
+    ("CLIENT_TIMEOUT", "how long a client may take for TLS, a first request, or without progress: 1s to 5m"),
+    ("MAX_BODY", "the largest body of a REST request, in MiB: 1 to 1024"),
 ];
 
 /// Why the settings are refused.
@@ -134,6 +144,7 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
         client_name: values
             .read("CLIENT_NAME", str::parse)?
             .unwrap_or_else(|| ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name")),
+        clients: clients(&values)?,
     };
     check(&settings)?;
     Ok(settings)
@@ -152,6 +163,18 @@ impl<F: Fn(&'static str) -> Option<String>> Values<F> {
         let Some(value) = self.0(name) else { return Ok(None) };
         read(&value).map(Some).map_err(|why| SettingsError::Value { name, value, why: why.to_string() })
     }
+}
+
+fn clients(values: &Values<impl Fn(&'static str) -> Option<String>>) -> Result<Configured, SettingsError> {
+    let Configured { api_connections, grpc_connections, anonymous_connections, client_timeout, max_body } =
+        Configured::default();
+    Ok(Configured {
+        api_connections: values.read("API_CONNECTIONS", connections)?.unwrap_or(api_connections),
+        grpc_connections: values.read("GRPC_CONNECTIONS", connections)?.unwrap_or(grpc_connections),
+        anonymous_connections: values.read("ANONYMOUS_CONNECTIONS", connections)?.unwrap_or(anonymous_connections),
+        client_timeout: values.read("CLIENT_TIMEOUT", client_timeout_of)?.unwrap_or(client_timeout),
+        max_body: values.read("MAX_BODY", body)?.unwrap_or(max_body),
+    })
 }
 
 /// Checks the settings together.
@@ -181,6 +204,21 @@ fn switch(text: &str) -> Result<bool, &'static str> {
 
 fn port(text: &str) -> Result<u16, &'static str> {
     text.parse().ok().filter(|port| *port > 0).ok_or("a port is a number from 1 to 65535")
+}
+
+fn connections(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|number| (4..=1_000_000).contains(number)).ok_or("write a number from 4 to 1000000")
+}
+
+fn client_timeout_of(text: &str) -> Result<Duration, &'static str> {
+    let good = |seconds: &Seconds| (1..=300).contains(&seconds.0);
+    let seconds = text.parse().ok().filter(good).ok_or("write a duration from 1s to 5m")?;
+    Ok(Duration::from_secs(seconds.0.into()))
+}
+
+fn body(text: &str) -> Result<usize, &'static str> {
+    let mebibytes = text.parse().ok().filter(|number| (1..=1_024).contains(number));
+    mebibytes.map(|number: usize| number << 20).ok_or("write a number of MiB from 1 to 1024")
 }
 
 fn address(text: &str) -> Result<IpAddr, &'static str> {
@@ -284,6 +322,11 @@ impl Settings {
             self.comms_address(),
             switch(self.client_mode),
             self.client_name.to_string(),
+            self.clients.api_connections.to_string(),
+            self.clients.grpc_connections.to_string(),
+            self.clients.anonymous_connections.to_string(),
+            format!("{}s", self.clients.client_timeout.as_secs()),
+            (self.clients.max_body >> 20).to_string(),
         ];
         let line = |((name, doc), value): (&(&str, &str), &String)| {
             format!("{:<36} # {doc}", format!("{} = {value:?}", name.to_lowercase()))
@@ -332,6 +375,13 @@ mod tests {
             ("COMMS_PORT", "70000"),
             ("COMMS_PORT", "8081"),
             ("CLIENT_NAME", "A B"),
+            ("API_CONNECTIONS", "3"),
+            ("GRPC_CONNECTIONS", "many"),
+            ("ANONYMOUS_CONNECTIONS", "-1"),
+            ("CLIENT_TIMEOUT", "0s"),
+            ("CLIENT_TIMEOUT", "6m"),
+            ("MAX_BODY", "0"),
+            ("MAX_BODY", "1025"),
         ] {
             let error = with(&[(name, value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");

@@ -34,6 +34,15 @@ pub enum Error {
     /// The path exists, but not with this method.
     #[error("this path does not support that method; see /api/v1/openapi.json")]
     Method,
+    /// The body of a request is larger than is read.
+    #[error("the body is larger than the server reads ({0} MiB); split the plan, or raise MAX_BODY there")]
+    TooLarge(usize),
+    /// The body of a request does not arrive.
+    #[error("{0}; send it again")]
+    Slow(String),
+    /// The caller asks for more than it may at once.
+    #[error("{0}")]
+    Busy(String),
     /// A condition that the caller made does not hold.
     #[error("{0}")]
     Precondition(String),
@@ -93,6 +102,11 @@ impl Error {
                 (StatusCode::BAD_REQUEST, "bad_request", "request not understood", Code::InvalidArgument)
             }
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "method not allowed", Code::Unimplemented),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "body too large", Code::OutOfRange),
+            Self::Slow(_) => (StatusCode::REQUEST_TIMEOUT, "slow", "body did not arrive", Code::DeadlineExceeded),
+            Self::Busy(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "busy", "too many requests at once", Code::ResourceExhausted)
+            }
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", "not found", Code::NotFound),
             Self::Precondition(_) => {
                 (StatusCode::PRECONDITION_FAILED, "precondition", "condition not met", Code::FailedPrecondition)

@@ -19,15 +19,16 @@ use schema::scalars::{Identity, NetworkName};
 use schema::snapshot::Revision;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::core::authorize::{Call, Needs, Rule, TABLE};
 use crate::error::Error;
+use crate::listen::Login;
 use crate::service::Service;
 use crate::state;
 
-/// The largest request; an agent's are far smaller.
-const MAX_REQUEST: usize = 64 << 10;
+/// The largest request: an agent's have less than 2 KiB, and anyone may send eight of them at once on a connection.
+const MAX_REQUEST: usize = 8 << 10;
 
 /// The agents' routes. `behind_proxy`: whether a proxy reports where requests come from; `transport`: how agents
 /// connect.
@@ -43,13 +44,29 @@ async fn authenticate(State(service): State<Service>, mut request: axum::extract
     let allowed = match needs(request.uri().path()) {
         Some(Needs::Nothing | Needs::Signature) => Ok(()),
         Some(Needs::Session) => session(&service, request.headers()).map(|identity| {
+            if let Some(login) = request.extensions().get::<Login>() {
+                login.accepted();
+            }
             request.extensions_mut().insert(identity);
         }),
         Some(Needs::Role(_)) | None => Err(Error::NotFound("such method".into())),
     };
     match allowed {
-        Ok(()) => next.run(request).await,
+        Ok(()) => understood(next.run(request).await),
         Err(error) => Status::from(error).into_http(),
+    }
+}
+
+/// The answer, where a request that is no message of the protocol is the caller's mistake: tonic answers it with
+/// INTERNAL, which no operation does except for a bug.
+fn understood(response: HttpResponse) -> HttpResponse {
+    let status = Status::from_header_map(response.headers());
+    match status.filter(|status| status.code() == Code::Internal && status.message() != Error::Bug.to_string()) {
+        None => response,
+        Some(status) => {
+            let message = format!("the request is not a valid message of the agents' protocol: {}", status.message());
+            Status::from(Error::BadRequest(message)).into_http()
+        }
     }
 }
 

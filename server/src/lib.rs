@@ -21,6 +21,7 @@ pub mod rest;
 pub mod service;
 pub mod state;
 pub mod store;
+mod tally;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +45,7 @@ use crate::comms::{AgentTunnels, TunnelsUnavailable};
 use crate::config::Settings;
 use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
+use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
 use crate::service::Service;
 use crate::state::State;
@@ -87,6 +89,7 @@ pub struct Server {
     rest: Option<TcpListener>,
     agents: Option<TcpListener>,
     behind_proxy: bool,
+    clients: Configured,
     host: OwnHost,
     /// Whether this start created the admin token.
     pub first_start: bool,
@@ -109,8 +112,8 @@ pub async fn open_with(
         return Err(StartError::Nothing);
     }
     let lock = lock(&settings.data_dir)?;
-    let rest = listener(settings.rest_backend, settings.bind, &mut settings.api_port).await?;
-    let agents = listener(settings.agent_backend, settings.bind, &mut settings.grpc_port).await?;
+    let rest = listener(settings.rest_backend, settings.bind, &mut settings.api_port)?;
+    let agents = listener(settings.agent_backend, settings.bind, &mut settings.grpc_port)?;
     let secrets = Secrets::open(directory)?;
     let certificate = identity::certificate(directory, &settings.hosts())?;
     directory.reserve(identity::DATABASE)?;
@@ -137,9 +140,9 @@ pub async fn open_with(
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
     let service = Service::new(committer, states, secrets, info, last_seen, comms.ok(), addresses);
-    let behind_proxy = settings.behind_proxy;
+    let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
     let host = OwnHost::new(&settings);
-    Ok(Server { service, tls, rest, agents, behind_proxy, host, first_start, _lock: lock })
+    Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, first_start, _lock: lock })
 }
 
 /// Opens the tunnels to agents; if there are none, logs the reason once.
@@ -178,12 +181,12 @@ fn record_version(store: &mut dyn Store, directory: &DataDir, world: &mut World)
 }
 
 /// Opens a port, if its API is served, and sets `port` to its number.
-async fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener>, StartError> {
+fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener>, StartError> {
     if !on {
         return Ok(None);
     }
     let at = SocketAddr::new(bind, *port);
-    let listener = listen::bind(at).await?;
+    let listener = listen::bind(at)?;
     *port = listener.local_addr().map_err(|source| listen::ListenError::new(at, source))?.port();
     Ok(Some(listener))
 }
@@ -242,17 +245,19 @@ impl Server {
 
     /// Serves until `shutdown` becomes true.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
-        let Self { service, tls, rest, agents, behind_proxy, host, first_start: _, _lock } = self;
-        let serve = async |listener: Option<TcpListener>, router| {
+        let Self { service, tls, rest, agents, behind_proxy, clients, host, first_start: _, _lock } = self;
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let shares = Shares::of(&clients, descriptors);
+        let serve = async |listener: Option<TcpListener>, router, limits| {
             if let Some(listener) = listener {
-                listen::serve(listener, tls.clone(), router, shutdown.clone()).await;
+                listen::serve(listener, tls.clone(), router, Connections::new(limits), shutdown.clone()).await;
             }
         };
-        let agents = serve(agents, grpc::router(service.clone(), behind_proxy, Control::Tls));
+        let agents = serve(agents, grpc::router(service.clone(), behind_proxy, Control::Tls), shares.agents);
         let tunnels = async {
             if let Some(comms) = service.comms().cloned() {
                 let router = grpc::router(service.clone(), false, Control::Tunnel);
-                comms.run(service.states(), router, shutdown.clone()).await;
+                comms.run(service.states(), router, Connections::new(shares.tunnels), shutdown.clone()).await;
             }
         };
         let inside = grpc::router(service.clone(), false, Control::Tls);
@@ -261,7 +266,8 @@ impl Server {
         let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
         let resolve = keep_resolved(service.clone(), shutdown.clone());
-        tokio::join!(serve(rest, rest::router(service.clone())), agents, tunnels, own_node, keep, resolve);
+        let rest = serve(rest, rest::router(service.clone(), clients.max_body), shares.rest);
+        tokio::join!(rest, agents, tunnels, own_node, keep, resolve);
     }
 }
 

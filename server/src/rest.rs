@@ -1,7 +1,8 @@
 //! The REST API for admins and nmplan: decodes, calls the service, encodes. No decisions.
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
@@ -17,14 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::error::Error;
+use crate::listen::{Login, TooSlow};
 use crate::openapi;
 use crate::service::{Caller, Service};
 
-/// The largest body: a plan of a hundred thousand objects.
-const MAX_BODY: usize = 128 << 20;
-
-/// The routes, one for each rule of the authorisation table.
-pub fn router(service: Service) -> Router {
+/// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in bytes.
+pub fn router(service: Service, max_body: usize) -> Router {
     let mut router = Router::new();
     for rule in TABLE {
         if let Call::Rest(_, path) = rule.call {
@@ -34,7 +33,8 @@ pub fn router(service: Service) -> Router {
     router
         .fallback(|| async { Error::NotFound("such path; see /api/v1/openapi.json".into()) })
         .method_not_allowed_fallback(|| async { Error::Method })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(Extension(MaxBody(max_body)))
         .with_state(service)
 }
 
@@ -85,6 +85,9 @@ async fn authenticate(
     let token = token.map(|token| Secret::new(token.to_owned()));
     match service.caller(token, operation).await {
         Ok(caller) => {
+            if let Some(login) = request.extensions().get::<Login>() {
+                login.accepted();
+            }
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
@@ -112,27 +115,83 @@ fn knows(headers: &HeaderMap, tag: &str) -> bool {
     known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag)
 }
 
+/// The body of a request, whole.
+struct Whole(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let limit = request.extensions().get::<MaxBody>().map_or(0, |MaxBody(bytes)| bytes >> 20);
+        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| unread(&rejection, limit))
+    }
+}
+
+/// The limit of bodies, for messages.
+#[derive(Clone, Copy)]
+struct MaxBody(usize);
+
+/// Why a body could not be read.
+fn unread(rejection: &BytesRejection, limit: usize) -> Error {
+    if let BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) = rejection {
+        return Error::TooLarge(limit);
+    }
+    let mut cause: Option<&dyn std::error::Error> = Some(rejection);
+    while let Some(error) = cause {
+        if let Some(slow) = error.downcast_ref::<TooSlow>() {
+            return Error::Slow(slow.to_string());
+        }
+        cause = error.source();
+    }
+    Error::BadRequest("the body did not arrive whole; send it again".into())
+}
+
+/// The parameters of a path.
+struct Parameters<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &S) -> Result<Self, Error> {
+        let Path(parameters) = Path::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection: PathRejection| Error::BadRequest(rejection.body_text()))?;
+        Ok(Self(parameters))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Page {
     #[serde(default)]
-    after: Revision,
+    after: u64,
     limit: Option<usize>,
+}
+
+impl Page {
+    /// The revision to begin after. A store counts in signed numbers (SQL's bigint), so there is none above 2^63 - 1.
+    fn after(&self) -> Result<Revision, Error> {
+        if i64::try_from(self.after).is_err() {
+            let message = format!("after={} is not a valid revision; write a number up to {}", self.after, i64::MAX);
+            return Err(Error::BadRequest(message));
+        }
+        Ok(Revision(self.after))
+    }
 }
 
 async fn revisions(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+    page: Result<Query<Page>, QueryRejection>,
 ) -> Result<impl IntoResponse, Error> {
-    let Query(Page { after, limit }) = page.map_err(|error| Error::BadRequest(error.body_text()))?;
-    Ok(Json(service.revisions(&caller, after, limit.unwrap_or(100)).await?))
+    let Query(page) = page.map_err(|error| Error::BadRequest(error.body_text()))?;
+    Ok(Json(service.revisions(&caller, page.after()?, page.limit.unwrap_or(100)).await?))
 }
 
 async fn apply(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Result<impl IntoResponse, Error> {
     Ok(Json(service.apply(&caller, json(&body)?).await?))
 }
@@ -159,7 +218,7 @@ fn resource_id((network, kind, name): (String, String, String)) -> Result<Resour
 async fn get_resource(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    Path(path): Path<(String, String, String)>,
+    Parameters(path): Parameters<(String, String, String)>,
 ) -> Result<impl IntoResponse, Error> {
     let id = resource_id(path)?;
     let entry = service.resource(&caller, &id)?;
@@ -186,9 +245,9 @@ fn expected(headers: &HeaderMap) -> Result<Option<Revision>, Error> {
 async fn put_resource(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    Path(path): Path<(String, String, String)>,
+    Parameters(path): Parameters<(String, String, String)>,
     headers: HeaderMap,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Result<impl IntoResponse, Error> {
     let id = resource_id(path)?;
     let expected = expected(&headers)?;
@@ -200,7 +259,7 @@ async fn put_resource(
 async fn delete_resource(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    Path(path): Path<(String, String, String)>,
+    Parameters(path): Parameters<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Error> {
     let id = resource_id(path)?;
@@ -211,7 +270,7 @@ async fn delete_resource(
 async fn remove_node(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
-    Path((network, name)): Path<(String, String)>,
+    Parameters((network, name)): Parameters<(String, String)>,
 ) -> Result<impl IntoResponse, Error> {
     let network = network.parse().map_err(Error::BadRequest)?;
     let name = name.parse().map_err(Error::BadRequest)?;

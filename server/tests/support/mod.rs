@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,33 +15,52 @@ use nmserver::store::memory::{Levers, Memory};
 use nmserver::store::sqlite::Sqlite;
 use nmserver::store::{Store, StoreError};
 use reqwest::{Client, Method, RequestBuilder, Response};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use schema::api::{Applied, ApplyRequest, StatusDocument};
 use schema::decode::{Declared, decode};
 use schema::kinds::Kind;
 use schema::plan::{Plan, plan};
 use schema::rules;
+use schema::scalars::SigningKey;
 use schema::snapshot::Owner;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
 use schema::world::WorldDocument;
 use serde_json::Value;
 use test_agent::{Agent, KnownServer, seed};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// The longest that a test waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A server that serves.
-pub struct Running {
-    pub service: Service,
+/// What is needed to call a server.
+pub struct Access {
     pub known: KnownServer,
     pub rest: SocketAddr,
     /// The admin's token.
     pub token: String,
     client: Client,
+}
+
+/// A server that serves in this process.
+pub struct Running {
+    pub service: Service,
+    access: Access,
     end: watch::Sender<bool>,
     serving: JoinHandle<()>,
+}
+
+impl std::ops::Deref for Running {
+    type Target = Access;
+
+    fn deref(&self) -> &Access {
+        &self.access
+    }
 }
 
 /// The settings of a server on ports that are free.
@@ -69,20 +89,14 @@ impl Running {
         directory: &Path,
         make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
     ) -> Self {
-        // Another test of the process may have done so.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let data = DataDir::open(directory).expect("a directory");
         let server = nmserver::open_with(settings, make, &data).await.expect("a server");
         let (Some(rest), Some(at)) = server.addresses() else { panic!("both APIs are served") };
         let service = server.service().clone();
         let (end, shutdown) = watch::channel(false);
         let serving = tokio::spawn(server.run(shutdown));
-        let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
-        let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
-        let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
-        let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
-        let known = KnownServer { at, ca, signing_key: service.info().signing_key };
-        Self { service, known, rest, token, client, end, serving }
+        let access = Access::new(directory, rest, at, service.info().signing_key);
+        Self { service, access, end, serving }
     }
 
     /// Starts one in memory.
@@ -108,6 +122,36 @@ impl Running {
     pub async fn end(self) {
         self.end.send_replace(true);
         self.serving.await.expect("it ends");
+    }
+}
+
+impl Access {
+    /// The server that keeps its keys in a directory.
+    pub fn new(directory: &Path, rest: SocketAddr, at: SocketAddr, signing_key: SigningKey) -> Self {
+        // Another test of the process may have done so.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
+        let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
+        let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
+        let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
+        Self { known: KnownServer { at, ca, signing_key }, rest, token, client }
+    }
+
+    /// A TLS connection to one of its ports, for these protocols.
+    pub async fn tls(&self, at: SocketAddr, protocols: &[&str]) -> TlsStream<TcpStream> {
+        self.try_tls(at, protocols).await.expect("TLS is set up")
+    }
+
+    /// The same; nothing if the server closes it meanwhile.
+    pub async fn try_tls(&self, at: SocketAddr, protocols: &[&str]) -> Option<TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(self.known.ca.as_bytes()).expect("the CA is good");
+        roots.add(ca).expect("the CA is good");
+        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(at).await.ok()?;
+        let name = "localhost".try_into().expect("a name");
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
     }
 
     /// A call of the REST API.
