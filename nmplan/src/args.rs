@@ -167,7 +167,7 @@ pub struct Apply {
     /// Applies without asking.
     #[arg(short = 'y', long)]
     pub auto_approve: bool,
-    /// Applies only a plan whose digest begins with these 8 or more digits, without asking.
+    /// Applies only the plan of this digest (all 64 digits), without asking.
     #[arg(long, value_name = "DIGEST", value_parser = digest)]
     pub expect: Option<String>,
     /// Where to write the tokens of new access keys: FILE, - for standard output, or @NAME for the command in
@@ -233,10 +233,14 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 fn digest(text: &str) -> Result<String, String> {
-    let good = (8..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if good {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("a digest is 8 to 64 hexadecimal digits, as `nmplan plan` prints it".into())
+    let hexadecimal = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match text.len() {
+        64 if hexadecimal => Ok(text.to_ascii_lowercase()),
+        8..64 if hexadecimal => {
+            Err("the whole digest is needed, since whoever writes the files can make another plan whose digest begins \
+                 alike; `nmplan plan` prints all 64 digits"
+                .into())
+        }
+        _ => Err("a digest is 64 hexadecimal digits, as `nmplan plan` prints it".into()),
     }
 }

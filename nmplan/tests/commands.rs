@@ -5,6 +5,8 @@ mod workspace;
 
 use std::collections::BTreeMap;
 
+use clap::Parser as _;
+use nmplan::args::Args;
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
@@ -205,7 +207,7 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
     assert_eq!(workspace.read("plan.json"), workspace.nmplan("plan -C @after --project acme --format json").stdout);
     let digest: serde_json::Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
     let digest = digest["digest"].as_str().unwrap();
-    let applied = workspace.nmplan(&format!("apply @plan.json --expect {}", &digest[..8]));
+    let applied = workspace.nmplan(&format!("apply @plan.json --expect {digest}"));
     assert_eq!(applied.exit, 0, "{}", applied.all());
     assert_eq!(workspace.server.log().last().unwrap().digest.as_deref(), Some(digest));
     let again = workspace.nmplan("apply @plan.json -y");
@@ -316,9 +318,31 @@ fn a_saved_plan_keeps_the_provenance_of_its_files_wherever_it_is_applied() {
 fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
     let workspace = in_use();
     let before = workspace.server.state();
-    let refused = workspace.nmplan("apply -C @after --project acme --expect 0123456789abcdef");
+    let refused = workspace.nmplan(
+        "apply -C @after --project acme --expect 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    );
     assert_eq!((refused.exit, workspace.server.state() == before), (4, true));
     insta::assert_snapshot!(refused.stderr);
+}
+
+#[test]
+fn no_part_of_a_digest_stands_for_a_plan() {
+    let workspace = in_use();
+    let plan = workspace.nmplan("plan -C @after --project acme --format json");
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let digest = plan["digest"].as_str().unwrap();
+    let printed = workspace.nmplan("plan -C @after --project acme").stdout;
+    assert!(printed.contains(&format!("--expect {digest}")), "the command to copy has all of it: {printed}");
+    let typed = |digest: &str| Args::try_parse_from(["nmplan", "apply", "--expect", digest]);
+    assert!(typed(digest).is_ok());
+    for part in [&digest[..8], &digest[..16], &digest[..63], &format!("{digest}0"), &"g".repeat(64)] {
+        let refused = typed(part).expect_err("it is not a whole digest").to_string();
+        assert!(refused.contains("64"), "{part}: {refused}");
+    }
+    assert!(typed(&digest[..16]).expect_err("it is a part").to_string().contains("the whole digest is needed"));
+    let other = format!("{}{}", &digest[..63], if digest.ends_with('0') { '1' } else { '0' });
+    let refused = workspace.nmplan(&format!("apply -C @after --project acme --expect {other}"));
+    assert_eq!(refused.exit, 4, "the last digit counts as well: {}", refused.all());
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
         ends(&mesh, 0, &["-f", &other, "apply", "-y"]).await;
         let printed = ends(&mesh, 4, &["apply", &saved, "-y"]).await;
         assert!(printed.contains("corp/dns/x") && printed.contains("revision 2"), "{printed}");
-        let printed = ends(&mesh, 4, &["-f", &file, "apply", "--expect", "0123456789abcdef"]).await;
+        let printed = ends(&mesh, 4, &["-f", &file, "apply", "--expect", &"0123456789abcdef".repeat(4)]).await;
         assert!(printed.contains("0123456789abcdef"), "{printed}");
         ends(&mesh, 1, &["-f", &file, "apply"]).await;
 

@@ -48,7 +48,7 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
     let judgement = Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow);
     show(&ready, &server, args, run)?;
     if let Some(expected) = &args.expect
-        && !ready.plan.digest.starts_with(expected)
+        && ready.plan.digest != *expected
     {
         return Err(unexpected(expected, &ready, &server).await);
     }
@@ -214,7 +214,7 @@ async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) 
     let after = Revision(ready.world.revision.0.saturating_sub(LATEST));
     // The log only explains; without it the plan is refused all the same.
     let log: Vec<LogEntry> = server.revisions(after, LATEST as usize).await.unwrap_or_default();
-    let is = |entry: &&LogEntry| entry.digest.as_ref().is_some_and(|digest| digest.starts_with(expected));
+    let is = |entry: &&LogEntry| entry.digest.as_deref() == Some(expected);
     if let Some(LogEntry { revision, actor, time, .. }) = log.iter().find(is) {
         return Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time };
     }

@@ -15,9 +15,6 @@ use crate::events;
 use crate::project::Loaded;
 use crate::render::{self, Lines, Shown};
 
-/// How many digits of a digest a command line shows.
-const SHORT_DIGEST: usize = 16;
-
 /// Plans, shows the plan, and saves it if asked to.
 pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if run.console.json {
@@ -88,7 +85,7 @@ pub(super) fn next<C>(
     allow: &BTreeSet<Guard>,
     saved: Option<&Path>,
 ) -> String {
-    let digest = &plan.digest[..SHORT_DIGEST];
+    let digest = plan.digest.as_str();
     let file = saved.map(|path| path.display().to_string());
     let mut verb = match &file {
         Some(file) => vec!["apply", file.as_str(), "-y"],
