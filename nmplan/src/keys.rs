@@ -232,24 +232,40 @@ struct SinkCommand {
     /// The variable that holds it.
     variable: String,
     command: String,
+    /// The variables that it is given, besides those of [`PASSED`].
+    environment: BTreeMap<String, Secret<String>>,
 }
+
+/// The variables of this process that a sink command is given: what a program needs to run, and nothing that may be a
+/// secret of something else.
+const PASSED: &[&str] = &["PATH", "HOME", "USER", "LANG", "TMPDIR"];
+/// What the names of its own variables begin with, without the prefix of all of ours.
+const SINK: &str = "SINK_";
 
 impl SinkCommand {
     fn of(name: &str, environment: &Environment) -> Result<Self, KeysError> {
-        let key = format!("SINK_{}", name.to_uppercase().replace('-', "_"));
+        let key = format!("{SINK}{}", name.to_uppercase().replace('-', "_"));
         let variable = format!("NMPLAN_{key}");
         match environment.get(&key) {
-            Some(command) => Ok(Self { variable, command: command.into() }),
+            Some(command) => {
+                let own = |(name, value): (&str, &str)| (format!("NMPLAN_{SINK}{name}"), Secret::new(value.to_owned()));
+                let environment = environment.with_prefix(SINK).map(own).collect();
+                Ok(Self { variable, command: command.into(), environment })
+            }
             None => Err(KeysError::NoCommand { name: name.into(), variable }),
         }
     }
 
-    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard error.
+    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard error. It is
+    /// given no other secret of this process: what it needs itself is passed as NMPLAN_SINK_ANYTHING.
     fn run(&self, made: &Made) -> Result<(), String> {
+        let passed = PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut child = Command::new("sh")
             .args(["-c", &self.command])
+            .env_clear()
+            .envs(passed)
+            .envs(self.environment.iter().map(|(name, value)| (name, value.expose())))
             .env("NMPLAN_KEY", made.id.to_string())
-            .env_remove("NMPLAN_TOKEN")
             .stdin(Stdio::piped())
             .stdout(io::stderr())
             .spawn()
@@ -345,7 +361,7 @@ mod tests {
     fn a_sink_that_fails_names_every_key_whose_token_is_lost() {
         let keys: Vec<Made> = ["a", "b", "c"].into_iter().flat_map(made).collect();
         let command = "cat > /dev/null; test \"$NMPLAN_KEY\" = corp/access-key/b".to_owned();
-        let sink = SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command };
+        let sink = SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command, environment: BTreeMap::new() };
         let lost = sink.deliver(&keys, &mut |_| Ok(())).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
@@ -370,6 +386,14 @@ mod tests {
             .deliver(&key, &mut unused)
             .expect("it takes it");
         assert_eq!(fs::read_to_string(&path).expect("it is there").trim(), key[0].token.expose());
+        opened(format!("cat > /dev/null; env > '{}'", path.display())).deliver(&key, &mut unused).expect("it runs");
+        let given = fs::read_to_string(&path).expect("it is there");
+        let names: BTreeSet<&str> = given.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        // The shell sets these itself.
+        let known = ["NMPLAN_KEY", "NMPLAN_SINK_MY_VAULT", "PWD", "OLDPWD", "SHLVL", "_"];
+        let others: Vec<_> = names.iter().filter(|name| !PASSED.contains(name) && !known.contains(name)).collect();
+        assert!(others.is_empty(), "a sink command is given {others:?}, of all that this process has");
+        assert!(names.contains("NMPLAN_SINK_MY_VAULT") && names.contains("PATH"), "{names:?}");
         let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, &mut unused).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
