@@ -22,8 +22,8 @@ pub enum Malformed {
     /// A field is missing or out of range.
     #[error("the field {0} is missing or out of range")]
     Field(&'static str),
-    /// A key, by its name, is missing or of another length.
-    #[error("{0} is missing, or does not have 32 bytes")]
+    /// A key, by its name, is missing, of another length, or not in the one form that it has.
+    #[error("{0} is missing, does not have 32 bytes, or is not in canonical form")]
     Key(&'static str),
     /// A View holds other numbers of entries than it announces.
     #[error("it holds {found:?}, but {announced:?} were announced")]
@@ -264,8 +264,9 @@ fn to_route(route: wire::Route) -> Result<(IpNet, Arc<Route>), Malformed> {
 }
 
 /// 32 bytes as a key of the kind that the caller asks for.
-pub fn to_key<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Malformed> {
-    <[u8; 32]>::try_from(bytes).map(K::from).map_err(|_| Malformed::Key(K::NAME))
+pub fn to_key<K: Scalar + TryFrom<[u8; 32]>>(bytes: &[u8]) -> Result<K, Malformed> {
+    let bytes = <[u8; 32]>::try_from(bytes).ok();
+    bytes.and_then(|bytes| K::try_from(bytes).ok()).ok_or(Malformed::Key(K::NAME))
 }
 
 /// A range, as it is sent.

@@ -153,6 +153,21 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_a_second_use() {
 }
 
 #[tokio::test]
+async fn a_wireguard_key_in_another_form_is_refused_although_it_works_like_the_first() {
+    let server = corp().await;
+    let mut agent = server.agent("a", 1);
+    let second_form = |request: &mut wire::JoinRequest| {
+        let mut key = request.public_key.to_vec();
+        key[31] |= 0x80;
+        request.public_key = key.into();
+    };
+    let request = agent.changed_join_request("many", second_form).await.unwrap();
+    let refused = agent.client.join(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
+    assert_eq!(revision(&server).await, Revision(1));
+}
+
+#[tokio::test]
 async fn what_a_node_reports_about_itself_must_be_valid() {
     let server = corp().await;
     for (endpoint, local, port) in [

@@ -22,17 +22,11 @@ macro_rules! key {
             const BAD: &'static [&'static str] = &["", $cut, "AAAA", "..."];
         }
 
-        impl From<[u8; 32]> for $type {
-            fn from(bytes: [u8; 32]) -> Self {
-                Self(bytes)
-            }
-        }
-
         impl FromStr for $type {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                decode(text, $name).map(Self)
+                decode(text, $name)?.try_into().map_err(|why| format!("{why}"))
             }
         }
 
@@ -100,6 +94,37 @@ key!(
     "fpYmGOlARTS4RrJAXiR47ABpr/JJfib6pjQnETMCAg="
 );
 
+/// Any 32 bytes may be such a key: what is signed with it shows whether it is one.
+macro_rules! any_bytes {
+    ($($type:ident)+) => {
+        $(impl From<[u8; 32]> for $type {
+            fn from(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+        })+
+    };
+}
+
+any_bytes!(Identity SigningKey Verifier CaPin);
+
+/// 32 bytes that are not a WireGuard public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a WireGuard public key is below 2^255 - 19 (RFC 7748), which this is not; use what `wg pubkey` prints")]
+pub struct NotCanonical;
+
+impl TryFrom<[u8; 32]> for WireGuardKey {
+    type Error = NotCanonical;
+
+    /// Takes the one form of a key only: X25519 ignores the highest bit and reduces by 2^255 - 19 (RFC 7748, section 5), so
+    /// other bytes would be second names of the same key.
+    fn try_from(bytes: [u8; 32]) -> Result<Self, NotCanonical> {
+        // Little-endian: 2^255 - 19 is ed ff .. ff 7f.
+        let [first, middle @ .., last] = &bytes;
+        let above = *last == 0x7f && middle.iter().all(|byte| *byte == 0xff) && *first >= 0xed;
+        if *last > 0x7f || above { Err(NotCanonical) } else { Ok(Self(bytes)) }
+    }
+}
+
 fn decode(text: &str, name: &str) -> Result<[u8; 32], String> {
     let bytes = STANDARD.decode(text).map_err(|_| format!("{name} is base64 with padding, which this is not"))?;
     let count = bytes.len();
@@ -109,6 +134,23 @@ fn decode(text: &str, name: &str) -> Result<[u8; 32], String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wireguard_key_has_one_form() {
+        let [mut highest, mut prime] = [[0; 32], [0xff; 32]];
+        (prime[0], prime[31]) = (0xed, 0x7f);
+        assert_eq!(WireGuardKey::try_from(prime), Err(NotCanonical), "2^255 - 19 is another name of 0");
+        prime[0] = 0xec;
+        assert_eq!(WireGuardKey::try_from(prime), Ok(WireGuardKey(prime)), "the largest");
+        prime[0] = 0xff;
+        assert_eq!(WireGuardKey::try_from(prime), Err(NotCanonical));
+        assert!(WireGuardKey::try_from(highest).is_ok());
+        highest[31] = 0x80;
+        assert_eq!(WireGuardKey::try_from(highest), Err(NotCanonical), "bit 255 is ignored by X25519");
+        let text = STANDARD.encode(highest);
+        assert_eq!(text.parse::<WireGuardKey>(), Err(NotCanonical.to_string()));
+        assert!(text.parse::<Identity>().is_ok(), "an Ed25519 key has that bit");
+    }
 
     #[test]
     fn what_does_not_parse_is_called_by_its_own_name() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
-use schema::scalars::{Identity, WireGuardKey};
+use schema::scalars::Identity;
 
 use crate::core::registry::{LIFETIME, RegisteredHost};
 use crate::identity::{DataDir, IdentityError};
@@ -73,10 +73,10 @@ impl Ledger {
         let mut all = Vec::new();
         for row in rows {
             let (identity, public_key, address, key, ends) = row?;
-            let Ok(address) = address.parse::<Ipv4Addr>() else { continue };
+            let (Ok(address), Ok(public_key)) = (address.parse::<Ipv4Addr>(), public_key.try_into()) else { continue };
             let key = key.and_then(|key| key.parse().ok());
             let ends = ends.map(|at| now + left(at, Timestamp::now()));
-            all.push((Identity(identity), RegisteredHost { public_key: WireGuardKey(public_key), address, key, ends }));
+            all.push((Identity(identity), RegisteredHost { public_key, address, key, ends }));
         }
         Ok(all)
     }
@@ -141,6 +141,8 @@ fn left(at: i64, now: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use schema::scalars::WireGuardKey;
+
     use super::*;
 
     fn registration(last: u8, ends: Option<Instant>) -> RegisteredHost {

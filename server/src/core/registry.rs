@@ -241,10 +241,10 @@ mod tests {
         (Registry::new(range.parse().expect("a range")), Instant::now())
     }
 
-    fn key<K: From<[u8; 32]>>(number: u16) -> K {
+    fn key<K: TryFrom<[u8; 32], Error: std::fmt::Debug>>(number: u16) -> K {
         let mut bytes = [0; 32];
         bytes[..2].copy_from_slice(&number.to_be_bytes());
-        bytes.into()
+        bytes.try_into().expect("good")
     }
 
     /// The identities whose registrations expire.

@@ -331,7 +331,7 @@ fn key_id(network: &str, key: &str) -> Result<ResourceId, Error> {
 }
 
 /// 32 bytes of a request as a key of the kind that the caller asks for.
-fn key_of<K: Scalar + From<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
+fn key_of<K: Scalar + TryFrom<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
     proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
 }
 

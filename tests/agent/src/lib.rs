@@ -141,10 +141,24 @@ impl Agent {
 
     /// A join request, signed with the key of that name.
     pub async fn join_request(&mut self, key: &str) -> Result<JoinRequest, Status> {
-        self.join_request_with(key, &seed(key)).await
+        self.changed_join_request(key, |_| ()).await
     }
 
-    async fn join_request_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<JoinRequest, Status> {
+    /// The same with a change that is made before it is signed.
+    pub async fn changed_join_request(
+        &mut self,
+        key: &str,
+        change: impl FnOnce(&mut JoinRequest),
+    ) -> Result<JoinRequest, Status> {
+        self.join_request_with(key, &seed(key), change).await
+    }
+
+    async fn join_request_with(
+        &mut self,
+        key: &str,
+        seed: &ed25519::SigningKey,
+        change: impl FnOnce(&mut JoinRequest),
+    ) -> Result<JoinRequest, Status> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
         let ephemeral = (&*ephemeral).try_into().expect("an ephemeral key has 32 bytes");
         let mut request = JoinRequest {
@@ -158,6 +172,7 @@ impl Agent {
             os: "test".into(),
             ..JoinRequest::default()
         };
+        change(&mut request);
         sign::sign_join(&mut request, &self.server, &ephemeral, seed, &self.identity, &self.private_key);
         Ok(request)
     }
@@ -169,7 +184,7 @@ impl Agent {
 
     /// The same with a key whose seed nmplan made.
     pub async fn join_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<(), Status> {
-        let request = self.join_request_with(key, seed).await?;
+        let request = self.join_request_with(key, seed, |_| ()).await?;
         let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
         self.name = name.parse().expect("the server returns a valid name");
         self.take(&update.expect("a join is answered with a View")).expect("the server signs what it sends");
@@ -181,13 +196,18 @@ impl Agent {
         if let Some(token) = &self.session {
             return Ok(token.clone());
         }
-        let nonce = self.challenge().await?.nonce;
-        let signature = sign::sign_session(&self.server, &nonce, &self.identity).into();
-        let identity = self.identity().0.to_vec().into();
-        let opened = self.client.open_session(wire::OpenSessionRequest { nonce, identity, signature }).await?;
+        let request = self.session_request().await?;
+        let opened = self.client.open_session(request).await?;
         let token = opened.into_inner().token;
         self.session = Some(token.clone());
         Ok(token)
+    }
+
+    /// A request that opens a session, signed.
+    pub async fn session_request(&mut self) -> Result<wire::OpenSessionRequest, Status> {
+        let nonce = self.challenge().await?.nonce;
+        let signature = sign::sign_session(&self.server, &nonce, &self.identity).into();
+        Ok(wire::OpenSessionRequest { nonce, identity: self.identity().0.to_vec().into(), signature })
     }
 
     /// A request in the session.
@@ -232,12 +252,18 @@ impl Agent {
 
     /// Leaves the network.
     pub async fn leave(&mut self) -> Result<(), Status> {
+        let request = self.leave_request().await?;
+        self.client.leave(request).await.map(drop)
+    }
+
+    /// A request to leave, signed.
+    pub async fn leave_request(&mut self) -> Result<wire::LeaveRequest, Status> {
         let nonce = self.challenge().await?.nonce;
         let identity = self.identity().0.to_vec().into();
         let signature = Vec::new().into();
         let mut request = wire::LeaveRequest { nonce, network: self.network.to_string(), identity, signature };
         sign::sign_leave(&mut request, &self.server, &self.identity);
-        self.client.leave(request).await.map(drop)
+        Ok(request)
     }
 
     /// Takes an update: afterwards `view` and `at` are those of the server.
