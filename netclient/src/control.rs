@@ -183,28 +183,25 @@ impl Connection {
         asked: JoinRequest<'_>,
     ) -> Result<(Name, Update), CallError> {
         let JoinRequest { name, identity, private_key, facts, os } = asked;
-        let wire::ChallengeResponse { nonce, ephemeral } = challenge;
-        let ephemeral = as_key(&ephemeral)?;
-        let mut request = wire::JoinRequest {
-            nonce,
-            network: token.network.to_string(),
-            name: name.to_string(),
-            key: token.key.to_string(),
-            identity: self.identity().0.to_vec().into(),
-            public_key: private_key.public().0.to_vec().into(),
-            facts: Some(facts),
-            os,
-            ..wire::JoinRequest::default()
-        };
         let access_key = sign::from_seed(token.seed.expose());
-        let server = &self.server.signing_key;
-        sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
-        let (answer, _) = self
-            .ask(|mut client| {
-                let request = request.clone();
-                async move { client.join(request).await }
-            })
-            .await?;
+        let signed = |wire::ChallengeResponse { nonce, ephemeral }| {
+            let mut request = wire::JoinRequest {
+                nonce,
+                network: token.network.to_string(),
+                name: name.to_string(),
+                key: token.key.to_string(),
+                identity: self.identity().0.to_vec().into(),
+                public_key: private_key.public().0.to_vec().into(),
+                facts: Some(facts.clone()),
+                os: os.clone(),
+                ..wire::JoinRequest::default()
+            };
+            let (server, ephemeral) = (&self.server.signing_key, as_key(&ephemeral)?);
+            sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
+            Ok(request)
+        };
+        let call = |mut client: Client, request| async move { client.join(request).await };
+        let (answer, _) = self.ask_signed(challenge, signed, call).await?;
         let name = answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
         Ok((name, answer.update.ok_or_else(|| CallError::Answer("it holds no View".into()))?))
     }
@@ -216,25 +213,23 @@ impl Connection {
         token: Option<&Token>,
         private_key: &PrivateKey,
     ) -> Result<(Terms, Option<Duration>), CallError> {
-        let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
-        let mut request = wire::RegisterRequest {
-            nonce,
-            network: token.map(|token| token.network.to_string()).unwrap_or_default(),
-            key: token.map(|token| token.key.to_string()).unwrap_or_default(),
-            identity: self.identity().0.to_vec().into(),
-            public_key: private_key.public().0.to_vec().into(),
-            ..wire::RegisterRequest::default()
-        };
         let server = &self.server.signing_key;
         let access_key = token.map(|token| sign::from_seed(token.seed.expose()));
-        let ephemeral = as_key(&ephemeral)?;
-        sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
-        let (answer, _) = self
-            .ask(|mut client| {
-                let request = request.clone();
-                async move { client.register(request).await }
-            })
-            .await?;
+        let signed = |wire::ChallengeResponse { nonce, ephemeral }| {
+            let mut request = wire::RegisterRequest {
+                nonce,
+                network: token.map(|token| token.network.to_string()).unwrap_or_default(),
+                key: token.map(|token| token.key.to_string()).unwrap_or_default(),
+                identity: self.identity().0.to_vec().into(),
+                public_key: private_key.public().0.to_vec().into(),
+                ..wire::RegisterRequest::default()
+            };
+            let ephemeral = as_key(&ephemeral)?;
+            sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
+            Ok(request)
+        };
+        let call = |mut client: Client, request| async move { client.register(request).await };
+        let (answer, request) = self.ask_signed(self.challenge().await?, signed, call).await?;
         read_terms(&answer, &request, server)
     }
 
@@ -276,17 +271,15 @@ impl Connection {
 
     /// Leaves a network.
     pub async fn leave(&self, network: &NetworkName) -> Result<(), CallError> {
-        let nonce = self.challenge().await?.nonce;
-        let identity = self.identity().0.to_vec().into();
-        let signature = Vec::new().into();
-        let mut request = wire::LeaveRequest { nonce, network: network.to_string(), identity, signature };
-        sign::sign_leave(&mut request, &self.server.signing_key, &self.identity);
-        self.ask(|mut client| {
-            let request = request.clone();
-            async move { client.leave(request).await }
-        })
-        .await
-        .map(drop)
+        let signed = |wire::ChallengeResponse { nonce, ephemeral: _ }| {
+            let identity = self.identity().0.to_vec().into();
+            let signature = Vec::new().into();
+            let mut request = wire::LeaveRequest { nonce, network: network.to_string(), identity, signature };
+            sign::sign_leave(&mut request, &self.server.signing_key, &self.identity);
+            Ok(request)
+        };
+        let call = |mut client: Client, request| async move { client.leave(request).await };
+        self.ask_signed(self.challenge().await?, signed, call).await.map(drop)
     }
 
     /// A nonce of the server's to sign; the call also shows whether the server can be reached.
@@ -319,19 +312,33 @@ impl Connection {
     }
 
     async fn open_session(&self) -> Result<Secret<String>, CallError> {
-        let nonce = self.challenge().await?.nonce;
-        let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
-        let identity = self.identity().0.to_vec().into();
-        let request = wire::OpenSessionRequest { nonce, identity, signature };
-        let (answer, _) = self
-            .ask(|mut client| {
-                let request = request.clone();
-                async move { client.open_session(request).await }
-            })
-            .await?;
+        let signed = |wire::ChallengeResponse { nonce, ephemeral: _ }| {
+            let signature = sign::sign_session(&self.server.signing_key, &nonce, &self.identity).into();
+            Ok(wire::OpenSessionRequest { nonce, identity: self.identity().0.to_vec().into(), signature })
+        };
+        let call = |mut client: Client, request| async move { client.open_session(request).await };
+        let (answer, _) = self.ask_signed(self.challenge().await?, signed, call).await?;
         let token = Secret::new(answer.token);
         *lock(&self.session) = Some(token.clone());
         Ok(token)
+    }
+
+    /// An answer to a request that is signed with a nonce, and that request. One that arrives by a transport which then loses the
+    /// answer has used its nonce up: it is signed once more, with another.
+    async fn ask_signed<Q: Clone, A, F: Future<Output = Answered<A>> + Send>(
+        &self,
+        challenge: wire::ChallengeResponse,
+        signed: impl Fn(wire::ChallengeResponse) -> Result<Q, CallError>,
+        call: impl Fn(Client, Q) -> F,
+    ) -> Result<(A, Q), CallError> {
+        let request = signed(challenge)?;
+        match self.ask(|client| call(client, request.clone())).await {
+            Err(CallError::NonceUsed) => {}
+            outcome => return Ok((outcome?.0, request)),
+        }
+        let request = signed(self.challenge().await?)?;
+        let (answer, _) = self.ask(|client| call(client, request.clone())).await?;
+        Ok((answer, request))
     }
 
     /// An answer by the transport of control traffic, or by the other one if that does not answer; and by which.
@@ -370,7 +377,8 @@ impl Connection {
                 lock(&self.selector).failed(Instant::now());
             }
             Err(CallError::Unreachable { .. } | CallError::Stranger { .. } | CallError::Slow { .. }) => {}
-            Ok(_) | Err(CallError::Refused(_) | CallError::SessionEnded | CallError::Answer(_)) => {
+            Ok(_)
+            | Err(CallError::Refused(_) | CallError::NonceUsed | CallError::SessionEnded | CallError::Answer(_)) => {
                 self.answered(transport).await;
             }
         }

@@ -236,7 +236,12 @@ impl Driver {
                 }
             }
             Event::CheckedIn(
-                Err(error @ (CallError::Refused(_) | CallError::SessionEnded | CallError::Answer(_))),
+                Err(
+                    error @ (CallError::Refused(_)
+                    | CallError::NonceUsed
+                    | CallError::SessionEnded
+                    | CallError::Answer(_)),
+                ),
                 _,
             ) => {
                 tracing::warn!(%error, network = %self.network(), "a check-in failed; the tunnel stays as it is");

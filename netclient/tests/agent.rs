@@ -49,6 +49,15 @@ async fn who_joins_is_a_peer_of_everybody_within_moments() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_join_whose_answer_is_lost_on_one_transport_is_signed_once_more_for_the_other() {
+    let mesh = Mesh::new(CORP).await;
+    let node = Node::new(&mesh, "a");
+    node.lose_next_answer();
+    node.join(&mesh).await.expect("the server knows it by its identity");
+    assert!(mesh.has("a"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_declared_is_applied_everywhere() {
     let mesh = Mesh::new(CORP).await;
     let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];

@@ -22,8 +22,11 @@ pub enum Invalid {
     #[error("the {0} is not valid")]
     Part(&'static str),
     /// The nonce was valid once.
-    #[error("the nonce has expired")]
+    #[error("the nonce has expired, or the node was removed after it was handed out; try again")]
     NonceExpired,
+    /// The nonce has served already: the request was recorded and sent again.
+    #[error("the nonce has been used; each request needs a nonce of its own")]
+    NonceUsed,
 }
 
 /// The private key that 32 secret bytes encode.

@@ -107,6 +107,11 @@ impl<T> Proposal<T> {
         Self { answer, next: None }
     }
 
+    /// The world afterwards; nothing if it does not change.
+    pub fn world(&self) -> Option<&World> {
+        self.next.as_ref().map(|(world, _)| world)
+    }
+
     /// The world becomes `next`; its revision is filled in.
     pub fn changed(answer: T, next: World, audit: AuditInfo) -> Self {
         Self { answer, next: Some((next, audit)) }

@@ -3,4 +3,5 @@
 pub mod authorize;
 pub mod enrol;
 pub mod facts;
+pub mod nonces;
 pub mod registry;

@@ -125,7 +125,13 @@ impl Error {
             Self::Unregistered(RegisterError::Ledger(_) | RegisterError::Device(_) | RegisterError::Ended) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable)
             }
-            Self::Signature(_) => (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied),
+            // The caller may sign once more, with another nonce.
+            Self::Signature(Invalid::NonceUsed | Invalid::NonceExpired) => {
+                (StatusCode::CONFLICT, "nonce", "nonce not valid", Code::Aborted)
+            }
+            Self::Signature(Invalid::Part(_)) => {
+                (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied)
+            }
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
             Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug in the server", Code::Internal),
         }

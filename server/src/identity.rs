@@ -24,8 +24,8 @@ use schema::scalars::{CaPin, Identity};
 use sha2::{Digest, Sha256};
 use x25519_dalek::StaticSecret;
 
-/// Seconds that a nonce is valid for.
-const NONCE_LIFE: i64 = 60;
+use crate::core::nonces::Nonce;
+
 /// Seconds that a session is valid for.
 const SESSION_LIFE: u32 = 3_600;
 
@@ -181,7 +181,7 @@ impl Secrets {
     /// A nonce that any replica with the same keys can check, and the public half of the ephemeral key that belongs to it.
     pub fn challenge(&self) -> (Vec<u8>, [u8; 32]) {
         let mut nonce = Vec::with_capacity(40);
-        nonce.extend_from_slice(&(Timestamp::now().as_second() + NONCE_LIFE).to_be_bytes());
+        nonce.extend_from_slice(&Timestamp::now().as_microsecond().to_be_bytes());
         let mut random = [0u8; 16];
         getrandom::fill(&mut random).expect("the operating system returned random numbers at the start");
         nonce.extend_from_slice(&random);
@@ -191,18 +191,18 @@ impl Secrets {
         (nonce, public)
     }
 
-    /// Checks that this server made a nonce and that it has not expired.
-    pub fn check_nonce(&self, nonce: &[u8]) -> Result<(), Invalid> {
-        let (body, mac) = nonce.split_last_chunk::<16>().ok_or(Invalid::Part("nonce"))?;
+    /// Checks that this server made a nonce. Whether it may still serve, [`Nonces`](crate::core::nonces::Nonces) knows.
+    pub fn nonce(&self, bytes: &[u8]) -> Result<Nonce, Invalid> {
+        let (body, mac) = bytes.split_last_chunk::<16>().ok_or(Invalid::Part("nonce"))?;
         self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid::Part("nonce"))?;
-        let until = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
-        if until < Timestamp::now().as_second() { Err(Invalid::NonceExpired) } else { Ok(()) }
+        let made = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
+        let made = Timestamp::from_microsecond(made).map_err(|_| Invalid::Part("nonce"))?;
+        Ok(Nonce { made, bytes: bytes.into() })
     }
 
     /// The ephemeral key that belongs to a nonce of this server.
-    pub fn ephemeral(&self, nonce: &[u8]) -> Result<StaticSecret, Invalid> {
-        self.check_nonce(nonce)?;
-        Ok(self.ephemeral_of(nonce))
+    pub fn ephemeral(&self, nonce: &Nonce) -> StaticSecret {
+        self.ephemeral_of(&nonce.bytes)
     }
 
     fn ephemeral_of(&self, nonce: &[u8]) -> StaticSecret {
@@ -315,6 +315,8 @@ pub fn hash_of(token: &str) -> Option<(String, [u8; 32])> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     fn secrets() -> Secrets {
@@ -324,16 +326,17 @@ mod tests {
     #[test]
     fn a_nonce_is_valid_where_it_was_made_and_nowhere_else() {
         let (nonce, public) = secrets().challenge();
-        assert_eq!(secrets().check_nonce(&nonce), Ok(()));
-        let ephemeral = secrets().ephemeral(&nonce).expect("it is valid");
+        let known = secrets().nonce(&nonce).expect("it is valid");
+        assert!(known.made <= Timestamp::now() && known.made + SignedDuration::from_mins(1) > Timestamp::now());
+        let ephemeral = secrets().ephemeral(&known);
         assert_eq!(x25519_dalek::PublicKey::from(&ephemeral).to_bytes(), public);
         let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
-        assert!(other.check_nonce(&nonce).is_err());
+        assert!(other.nonce(&nonce).is_err());
         for place in 0..nonce.len() {
             let mut changed = nonce.clone();
             changed[place] ^= 1;
-            assert!(secrets().check_nonce(&changed).is_err());
-            assert!(secrets().check_nonce(&nonce[..place]).is_err());
+            assert!(secrets().nonce(&changed).is_err());
+            assert!(secrets().nonce(&nonce[..place]).is_err());
         }
     }
 

@@ -8,12 +8,12 @@ mod status;
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, StatusDocument};
-use schema::inventory::NodeId;
+use schema::inventory::{Inventory, NodeId};
 use schema::kinds::Node;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
@@ -27,6 +27,7 @@ use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
 use crate::comms::AgentTunnels;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
+use crate::core::nonces::Nonces;
 use crate::error::Error;
 use crate::identity::{Secrets, hash_of};
 use crate::liveness::LastSeen;
@@ -54,6 +55,7 @@ struct Inner {
     secrets: Secrets,
     info: ServerInfo,
     last_seen: LastSeen,
+    nonces: Mutex<Nonces>,
     comms: Option<AgentTunnels>,
     addresses: OwnAddresses,
 }
@@ -69,7 +71,39 @@ impl Service {
         comms: Option<AgentTunnels>,
         addresses: OwnAddresses,
     ) -> Self {
-        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, comms, addresses }) }
+        let nonces = Mutex::new(Nonces::new(Timestamp::now()));
+        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, nonces, comms, addresses }) }
+    }
+
+    /// Changes the world, and remembers which nodes that removes.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&World, &mut CommitContext<'_>) -> Result<Proposal<T>, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let service = self.clone();
+        let change = move |world: &World, context: &mut CommitContext<'_>| {
+            let proposal = change(world, context)?;
+            if let Some(next) = proposal.world() {
+                service.remember_removed(&world.inventory, &next.inventory);
+            }
+            Ok(proposal)
+        };
+        self.inner.committer.change(change).await
+    }
+
+    /// If the change is not stored after all, a host that asked to join has to ask again, and nothing else is lost.
+    fn remember_removed(&self, before: &Inventory, after: &Inventory) {
+        for id in before.changed_nodes(after) {
+            let identity = before.node(&id).map(|joined| joined.identity);
+            if let Some(identity) = identity.filter(|identity| after.name_of(&id.network, identity).is_none()) {
+                self.nonces().removed(id.network, identity, Timestamp::now());
+            }
+        }
+    }
+
+    fn nonces(&self) -> MutexGuard<'_, Nonces> {
+        // A panic elsewhere leaves them consistent: every change of them is one insertion or removal.
+        self.inner.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tunnels to agents, if there are any.
@@ -184,10 +218,7 @@ impl Service {
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
         self.list_own_addresses().await;
         let (caller, server) = (caller.clone(), self.plan_info());
-        self.inner
-            .committer
-            .change(move |world, context| declare::apply(world, context, request, &server, &caller))
-            .await
+        self.change(move |world, context| declare::apply(world, context, request, &server, &caller)).await
     }
 
     /// One resource.
@@ -213,7 +244,7 @@ impl Service {
             grant.holds_over(&id, owner(world, &id))?;
             declare::put(world, context, &id, body.as_ref(), expected, &server, actor)
         };
-        self.inner.committer.change(put).await
+        self.change(put).await
     }
 
     /// Removes a node from its network.
@@ -230,7 +261,7 @@ impl Service {
             let audit = AuditInfo { actor, action: "remove", ..AuditInfo::default() };
             Ok(Proposal::changed(context.revision(), next, audit))
         };
-        self.inner.committer.change(remove).await
+        self.change(remove).await
     }
 }
 

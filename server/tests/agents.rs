@@ -142,7 +142,8 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_a_second_use() {
     let server = corp().await;
     let mut agent = server.agent("a", 1);
     let request = agent.join_request("three").await.unwrap();
-    let first = agent.client.join(request.clone()).await.unwrap().into_inner();
+    let first = agent.client.join(request).await.unwrap().into_inner();
+    let request = agent.join_request("three").await.unwrap();
     let second = agent.client.join(request).await.unwrap().into_inner();
     agent.name = "other".parse().unwrap();
     agent.join("three").await.unwrap();
@@ -150,6 +151,50 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_a_second_use() {
     let snapshot = server.snapshot().await;
     let key = snapshot.keys.iter().find(|key| key.id.to_string() == "corp/access-key/three").unwrap();
     assert_eq!((key.status.used, snapshot.nodes.len(), snapshot.revision), (1, 1, Revision(2)));
+}
+
+/// Demands that a request was refused because it has been made before.
+fn is_repeated<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) {
+    let refused = answer.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
+    assert!(refused.message().contains("the nonce has been used"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_request_that_was_recorded_does_nothing_the_second_time() {
+    let server = corp().await;
+    let mut agent = server.agent("a", 1);
+    let join = agent.join_request("many").await.unwrap();
+    agent.client.join(join.clone()).await.unwrap();
+    let session = agent.session_request().await.unwrap();
+    agent.client.open_session(session.clone()).await.unwrap();
+    let leave = agent.leave_request().await.unwrap();
+    agent.client.leave(leave.clone()).await.unwrap();
+    let before = revision(&server).await;
+    is_repeated(agent.client.join(join).await);
+    is_repeated(agent.client.open_session(session).await);
+    agent.join("many").await.expect("with a nonce of its own a request is new");
+    is_repeated(agent.client.leave(leave).await);
+    assert_eq!(revision(&server).await.0, before.0 + 1);
+}
+
+#[tokio::test]
+async fn a_removal_outlives_the_joins_that_were_signed_before_it() {
+    let server = corp().await;
+    let mut agent = server.joined("a", 1, "many").await;
+    // Whoever ends TLS may hold it back for as long as its nonce lives.
+    let held = agent.join_request("many").await.unwrap();
+    remove(&server, "a").await;
+    let refused = agent.client.join(held).await.unwrap_err();
+    assert!(refused.message().contains("was removed after"), "{}", refused.message());
+    assert!(server.snapshot().await.nodes.is_empty());
+    agent.join("many").await.expect("signed anew it says what the host wants now");
+    // The end of a network removes its nodes as well.
+    let held = agent.join_request("many").await.unwrap();
+    server.declare(r#"network "other" { ipv4 "10.5.0.0/24" }"#).await;
+    server.declare(CORP).await;
+    assert!(agent.client.join(held).await.is_err());
+    assert!(server.snapshot().await.nodes.is_empty());
 }
 
 #[tokio::test]

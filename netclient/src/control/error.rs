@@ -33,6 +33,9 @@ pub enum CallError {
     /// It refused.
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The server takes the nonce no longer that the request was signed with: it may have received the request before.
+    #[error("the server takes each signed request once, and this one came too late or twice; try again")]
+    NonceUsed,
     /// The session of the call has expired.
     #[error("the server does not accept this host's session; check in again")]
     SessionEnded,
@@ -49,6 +52,9 @@ pub(super) fn failed(at: String, status: &Status) -> CallError {
     let lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
     if lost && causes(status).next().is_some() {
         return CallError::Unreachable { at, why: deepest(status) };
+    }
+    if status.code() == Code::Aborted {
+        return CallError::NonceUsed;
     }
     if status.code() == Code::Unauthenticated {
         return CallError::SessionEnded;

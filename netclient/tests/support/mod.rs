@@ -13,6 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use jiff::Timestamp;
 use netclient::agent::{Agent, AgentError, JoinOptions, JoinOutcome};
 use netclient::control::Opener;
@@ -164,17 +168,31 @@ struct Link {
     service: Service,
     /// Becomes true for the connections of the time before a cut; absent: the link is cut.
     open: Arc<Mutex<Option<watch::Sender<bool>>>>,
+    /// Whether the next join arrives twice, and only the second answer comes back.
+    twice: Arc<AtomicBool>,
 }
 
 impl Link {
     fn opener(&self) -> Opener {
-        let Self { service, open } = self.clone();
+        let Self { service, open, twice } = self.clone();
         let router = nmserver::grpc::router(service, false, Control::Tls);
+        let router = router.layer(middleware::from_fn_with_state(twice, Self::carry));
         Arc::new(move || match &*open.lock().expect("no thread panicked") {
             Some(end) => within(router.clone(), end.subscribe())(),
             // Nobody has the other end.
             None => tokio::io::duplex(1).0,
         })
+    }
+
+    async fn carry(State(twice): State<Arc<AtomicBool>>, request: Request, next: Next) -> Response {
+        if !request.uri().path().ends_with("/Join") || !twice.swap(false, Ordering::SeqCst) {
+            return next.run(request).await;
+        }
+        let (head, body) = request.into_parts();
+        let body = to_bytes(body, 1 << 20).await.expect("it arrives");
+        let again = || Request::from_parts(head.clone(), Body::from(body.clone()));
+        drop(next.clone().run(again()).await);
+        next.run(again()).await
     }
 }
 
@@ -228,7 +246,11 @@ impl Node {
         let folder = private_folder();
         let disk = Arc::<Filling>::default();
         let host = FakeHost::default();
-        let link = Link { service: mesh.service.clone(), open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))) };
+        let link = Link {
+            service: mesh.service.clone(),
+            open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))),
+            twice: Arc::default(),
+        };
         let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
         let settings = Settings {
             name: None,
@@ -246,6 +268,11 @@ impl Node {
     pub async fn join(&self, mesh: &Mesh) -> Result<JoinOutcome, AgentError> {
         let options = JoinOptions { name: Some(self.name.parse().expect("good")), ..JoinOptions::default() };
         until_done(self.agent.join(&mesh.token(), &options)).await
+    }
+
+    /// Makes its next join arrive twice, so that the answer to the first is lost.
+    pub fn lose_next_answer(&self) {
+        self.link.twice.store(true, Ordering::SeqCst);
     }
 
     /// A host that has joined, and whose daemon runs.

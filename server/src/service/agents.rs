@@ -35,7 +35,8 @@ impl Service {
     /// join with, and spends no use of it.
     pub async fn register(&self, request: &wire::RegisterRequest) -> Result<wire::RegisterResponse, Error> {
         const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
-        let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
+        let nonce = self.inner.secrets.nonce(&request.nonce)?;
+        let ephemeral = self.inner.secrets.ephemeral(&nonce);
         let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
         let identity = key_of::<Identity>(&request.identity)?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
@@ -44,6 +45,7 @@ impl Service {
         let key = if known { None } else { Some(self.showable_key(&state, request)?) };
         let verifier = key.as_ref().map(|(_, verifier)| verifier);
         sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
+        self.nonces().spend(nonce, Timestamp::now())?;
         let service = self.clone();
         let knows = move |identity: &Identity| service.state().world.inventory.knows(identity);
         let parameters = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
@@ -74,11 +76,14 @@ impl Service {
         from: Option<IpAddr>,
         transport: Control,
     ) -> Result<wire::JoinResponse, Error> {
-        let (candidate, key) = self.candidate(&request, from)?;
+        let (candidate, key, signed) = self.candidate(&request, from)?;
         let network = candidate.network.clone();
         let identity = candidate.identity;
-        let server = self.plan_info();
-        let join = move |world: &mut World| enrol::join(world, candidate, &key, &server, Timestamp::now());
+        let (server, service) = (self.plan_info(), self.clone());
+        let join = move |world: &mut World| {
+            service.nonces().may_join(&candidate.network, candidate.identity, signed)?;
+            Ok(enrol::join(world, candidate, &key, &server, Timestamp::now())?)
+        };
         let (name, update) = self.let_in(network, identity, transport, join).await?;
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
     }
@@ -89,7 +94,7 @@ impl Service {
         network: NetworkName,
         identity: Identity,
         transport: Control,
-        join: impl FnOnce(&mut World) -> Result<Admitted, Refused> + Send + 'static,
+        join: impl FnOnce(&mut World) -> Result<Admitted, Error> + Send + 'static,
     ) -> Result<(Name, Update), Error> {
         let change = move |world: &World, _: &mut CommitContext<'_>| {
             let mut next = world.clone();
@@ -100,17 +105,22 @@ impl Service {
             let audit = AuditInfo { actor: format!("node {name}"), action: "join", ..AuditInfo::default() };
             Ok(Proposal::changed(name, next, audit))
         };
-        let name = self.inner.committer.change(change).await?;
+        let name = self.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is online, but has not reported its revision.
         self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport);
         Ok((name, update))
     }
 
-    /// The host that asks, and the key that it shows.
-    fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<(Candidate, Name), Error> {
+    /// The host that asks, the key that it shows, and a time before which it has not signed that.
+    fn candidate(
+        &self,
+        request: &wire::JoinRequest,
+        from: Option<IpAddr>,
+    ) -> Result<(Candidate, Name, Timestamp), Error> {
         let bad = |what: &str, why: String| Error::BadRequest(format!("{what} is not valid: {why}"));
-        let ephemeral = self.inner.secrets.ephemeral(&request.nonce)?;
+        let nonce = self.inner.secrets.nonce(&request.nonce)?;
+        let ephemeral = self.inner.secrets.ephemeral(&nonce);
         let id = key_id(&request.network, &request.key)?;
         let (network, key) = (id.network.clone(), id.name.clone());
         let name: Name = request.name.parse().map_err(|why| bad("the name", why))?;
@@ -118,6 +128,8 @@ impl Service {
         let unknown = || Refused::UnknownKey(id.clone());
         let status = state.world.inventory.key(&id).ok_or_else(unknown)?;
         sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, &status.verifier)?;
+        let signed = nonce.made;
+        self.nonces().spend(nonce, Timestamp::now())?;
         state.world.snapshot.network(&network).ok_or_else(unknown)?;
         let identity = key_of::<Identity>(&request.identity)?;
         let addresses = self.inner.addresses.now();
@@ -125,7 +137,7 @@ impl Service {
         let said = request.facts.clone().unwrap_or_default();
         let facts = facts::read(&said, from, meshes, before(&state.world, &network, &identity))?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
-        Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key))
+        Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key, signed))
     }
 
     /// The networks around the endpoints that agents report.
@@ -152,14 +164,15 @@ impl Service {
         let meshes = self.meshes(&state.world, &server.addresses);
         let facts = facts::read(facts, None, meshes, before(&state.world, network, &identity))?;
         let candidate = Candidate { network: network.clone(), name, identity, public_key, facts, os: os_of(os) };
-        let claim = move |world: &mut World| enrol::claim(world, candidate, &server, Timestamp::now());
+        let claim = move |world: &mut World| Ok(enrol::claim(world, candidate, &server, Timestamp::now())?);
         self.let_in(network.clone(), identity, Control::Tls, claim).await
     }
 
     /// Opens a session for an identity.
     pub fn open_session(&self, request: &wire::OpenSessionRequest) -> Result<wire::OpenSessionResponse, Error> {
-        self.inner.secrets.check_nonce(&request.nonce)?;
+        let nonce = self.inner.secrets.nonce(&request.nonce)?;
         sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
+        self.nonces().spend(nonce, Timestamp::now())?;
         let identity = key_of::<Identity>(&request.identity)?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
         Ok(wire::OpenSessionResponse { token: token.expose().clone(), lifetime })
@@ -260,13 +273,14 @@ impl Service {
             next.inventory.put_node(id, updated);
             Ok(Proposal::changed(true, next, audit))
         };
-        self.inner.committer.change(change).await
+        self.change(change).await
     }
 
     /// Removes a node from a network at its own request.
     pub async fn leave(&self, request: &wire::LeaveRequest) -> Result<(), Error> {
-        self.inner.secrets.check_nonce(&request.nonce)?;
+        let nonce = self.inner.secrets.nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
+        self.nonces().spend(nonce, Timestamp::now())?;
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
         let identity = key_of(&request.identity)?;
         let leave = move |world: &World, _: &mut CommitContext<'_>| {
@@ -276,7 +290,7 @@ impl Service {
             let audit = AuditInfo { actor: format!("node {name}"), action: "leave", ..AuditInfo::default() };
             Ok(Proposal::changed((), next, audit))
         };
-        self.inner.committer.change(leave).await
+        self.change(leave).await
     }
 
     /// Records that a node watches, for as long as the returned value is held.
