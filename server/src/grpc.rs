@@ -246,6 +246,7 @@ pub(crate) mod tests {
     use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
     use crate::identity::{DataDir, Secrets};
     use crate::liveness::LastSeen;
+    use crate::readers::Readers;
     use crate::store::memory::Memory;
 
     fn call(peer: &str, forwarded: Option<&'static str>) -> Request<()> {
@@ -278,11 +279,13 @@ pub(crate) mod tests {
             own_node: None,
             addresses: Vec::new(),
         };
-        let (committer, states) =
-            Committer::start(Box::new(Memory::default()), state::State::new(world, |_| Revision::default()));
+        let store = Memory::default();
+        let readers = Readers::open(&store).expect("they open");
+        let (committer, states) = Committer::start(Box::new(store), state::State::new(world, |_| Revision::default()));
         let secrets = Secrets::open(&data).expect("made");
+        let addresses = OwnAddresses::default();
         let service =
-            Service::new(committer.clone(), states, secrets, info, LastSeen::default(), None, OwnAddresses::default());
+            Service::new(committer.clone(), readers, states, secrets, info, LastSeen::default(), None, addresses);
         let (send, mut updates) = mpsc::channel(1);
         let network = id("a").network;
         let identity = joined(1).identity;

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod listen;
 pub mod liveness;
 pub mod openapi;
+pub mod readers;
 pub mod rest;
 pub mod service;
 pub mod state;
@@ -47,6 +48,7 @@ use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
 use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
+use crate::readers::Readers;
 use crate::service::Service;
 use crate::state::State;
 use crate::store::sqlite::Sqlite;
@@ -138,8 +140,9 @@ pub async fn open_with(
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let last_seen = LastSeen::new(seen, served, &world.inventory);
     let since = store::unchanged_since(&mut *store, world.revision)?;
+    let readers = Readers::open(&*store)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, states, secrets, info, last_seen, comms.ok(), addresses);
+    let service = Service::new(committer, readers, states, secrets, info, last_seen, comms.ok(), addresses);
     let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
     let host = OwnHost::new(&settings);
     Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, first_start, _lock: lock })

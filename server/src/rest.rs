@@ -20,6 +20,7 @@ use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::error::Error;
 use crate::listen::{Login, TooSlow};
 use crate::openapi;
+use crate::readers::off_thread;
 use crate::service::{Caller, Service};
 
 /// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in bytes.
@@ -56,7 +57,7 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
         Operation::OpenApi => get(async || ([(header::CONTENT_TYPE, "application/json")], openapi::text())),
         Operation::Snapshot => get(snapshot),
         Operation::Status => get(async |State(service): State<Service>, Extension(caller): Extension<Caller>| {
-            Json(service.status(&caller))
+            service.status(&caller).await.map(json_bytes)
         }),
         Operation::Revisions => get(revisions),
         Operation::Apply => post(apply),
@@ -99,14 +100,20 @@ async fn snapshot(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-) -> Response {
+) -> Result<Response, Error> {
     service.list_own_addresses().await;
-    let tag = service.snapshot_tag();
+    let state = service.state();
+    let tag = service.snapshot_tag(&state);
     if knows(&headers, &tag) {
-        return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let document = service.snapshot(&caller);
-    ([(header::ETAG, tag)], Json(document)).into_response()
+    let document = service.snapshot(&caller, state).await?;
+    Ok(([(header::ETAG, tag)], json_bytes(document)).into_response())
+}
+
+/// A document that is JSON already.
+fn json_bytes(document: Bytes) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], document)
 }
 
 /// Whether the caller has the document of that tag (RFC 9110, section 13.1.2).
@@ -185,7 +192,7 @@ async fn revisions(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<impl IntoResponse, Error> {
     let Query(page) = page.map_err(|error| Error::BadRequest(error.body_text()))?;
-    Ok(Json(service.revisions(&caller, page.after()?, page.limit.unwrap_or(100)).await?))
+    Ok(json_bytes(service.revisions(&caller, page.after()?, page.limit.unwrap_or(100)).await?))
 }
 
 async fn apply(
@@ -193,7 +200,8 @@ async fn apply(
     Extension(caller): Extension<Caller>,
     Whole(body): Whole,
 ) -> Result<impl IntoResponse, Error> {
-    Ok(Json(service.apply(&caller, json(&body)?).await?))
+    let request = off_thread(move || json(&body)).await??;
+    Ok(Json(service.apply(&caller, request).await?))
 }
 
 /// A body as JSON, with an error that says where it is wrong.
@@ -251,7 +259,7 @@ async fn put_resource(
 ) -> Result<impl IntoResponse, Error> {
     let id = resource_id(path)?;
     let expected = expected(&headers)?;
-    let body: Value = json(&body)?;
+    let body: Value = off_thread(move || json(&body)).await??;
     let revision = service.put(&caller, id, Some(body), expected).await?;
     Ok(([(header::ETAG, format!("\"{revision}\""))], Json(Committed { revision })))
 }

@@ -4,12 +4,14 @@
 
 mod agents;
 mod declare;
+mod documents;
 mod status;
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::body::Bytes;
 use jiff::Timestamp;
 use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, StatusDocument};
@@ -18,7 +20,7 @@ use schema::kinds::Node;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::value::Value;
-use schema::world::{ServerInfo, World, WorldDocument};
+use schema::world::{ServerInfo, World};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
@@ -31,8 +33,9 @@ use crate::core::nonces::Nonces;
 use crate::error::Error;
 use crate::identity::{Secrets, hash_of};
 use crate::liveness::LastSeen;
+use crate::readers::{Readers, off_thread};
 use crate::state::State;
-use crate::store::LogEntry;
+use documents::Documents;
 
 /// A caller of the REST API, by its token.
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct Service {
 
 struct Inner {
     committer: Committer,
+    readers: Readers,
+    documents: Documents,
     states: watch::Receiver<Arc<State>>,
     secrets: Secrets,
     info: ServerInfo,
@@ -64,6 +69,7 @@ impl Service {
     /// A service that starts with what its store held.
     pub fn new(
         committer: Committer,
+        readers: Readers,
         states: watch::Receiver<Arc<State>>,
         secrets: Secrets,
         info: ServerInfo,
@@ -72,7 +78,9 @@ impl Service {
         addresses: OwnAddresses,
     ) -> Self {
         let nonces = Mutex::new(Nonces::new(Timestamp::now()));
-        Self { inner: Arc::new(Inner { committer, states, secrets, info, last_seen, nonces, comms, addresses }) }
+        let documents = Documents::new();
+        let inner = Inner { committer, readers, documents, states, secrets, info, last_seen, nonces, comms, addresses };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Changes the world, and remembers which nodes that removes.
@@ -153,7 +161,7 @@ impl Service {
             Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
         let token = token.ok_or(Error::Unauthenticated("a token is needed: Authorization: Bearer nma_..."))?;
         let (id, hash) = hash_of(token.expose()).ok_or(NOT_VALID)?;
-        let stored = self.inner.committer.read(move |store| store.token(&id)).await?.ok_or(NOT_VALID)?;
+        let stored = self.inner.readers.token(id).await?.ok_or(NOT_VALID)?;
         if !bool::from(stored.hash.ct_eq(&hash)) {
             return Err(NOT_VALID);
         }
@@ -164,30 +172,26 @@ impl Service {
         Ok(Caller { actor: stored.id, grant: stored.grant })
     }
 
-    /// Everything that the caller may see, at the newest revision.
-    pub fn snapshot(&self, caller: &Caller) -> WorldDocument {
-        let state = self.state();
-        let mut document = state.world.document(self.plan_info());
-        if caller.grant.networks.is_some() {
-            let holds = |network: &NetworkName| caller.grant.holds_in(network).is_ok();
-            document.resources.retain(|resource| holds(&resource.id.network));
-            document.nodes.retain(|node| holds(&node.network));
-            document.keys.retain(|key| holds(&key.id.network));
-            document.quarantine.retain(|address| holds(&address.network));
-        }
-        document
+    /// Everything that the caller may see at a state, as JSON.
+    pub async fn snapshot(&self, caller: &Caller, state: Arc<State>) -> Result<Bytes, Error> {
+        self.inner.documents.world(state, &caller.grant, &self.plan_info()).await
     }
 
     /// What tells one snapshot from another that the same caller may see: the revision, and where the server is reached.
-    pub fn snapshot_tag(&self) -> String {
-        let World { epoch, revision, .. } = &*self.state().world;
+    pub fn snapshot_tag(&self, state: &State) -> String {
+        let World { epoch, revision, .. } = &*state.world;
         let mut hasher = std::hash::DefaultHasher::new();
         self.inner.addresses.now().hash(&mut hasher);
         format!("\"{epoch}-{revision}-{:x}\"", hasher.finish())
     }
 
-    /// The state of the nodes that the caller may see.
-    pub fn status(&self, caller: &Caller) -> StatusDocument {
+    /// The state of the nodes that the caller may see, as JSON.
+    pub async fn status(&self, caller: &Caller) -> Result<Bytes, Error> {
+        let (service, caller) = (self.clone(), caller.clone());
+        self.inner.documents.build(move || service.status_of(&caller)).await
+    }
+
+    fn status_of(&self, caller: &Caller) -> StatusDocument {
         let state = self.state();
         let World { epoch, revision, snapshot, inventory } = &*state.world;
         let mut ids: BTreeSet<NodeId> = inventory.nodes().map(|(id, _)| id.clone()).collect();
@@ -200,20 +204,26 @@ impl Service {
         StatusDocument { epoch: *epoch, revision: *revision, nodes }
     }
 
-    /// The log above a revision.
-    pub async fn revisions(&self, caller: &Caller, after: Revision, limit: usize) -> Result<Vec<LogEntry>, Error> {
-        let mut log = self.inner.committer.read(move |store| store.log(after, limit.clamp(1, 1_000))).await?;
-        for entry in &mut log {
-            entry.changes.retain(|change| caller.grant.holds_in(&change.id.network).is_ok());
-            entry.nodes.retain(|node| caller.grant.holds_in(&node.network).is_ok());
-        }
-        Ok(log)
+    /// The log above a revision, as JSON.
+    pub async fn revisions(&self, caller: &Caller, after: Revision, limit: usize) -> Result<Bytes, Error> {
+        let mut log = self.inner.readers.log(after, limit.clamp(1, 1_000)).await?;
+        let grant = caller.grant.clone();
+        let visible = move || {
+            for entry in &mut log {
+                entry.changes.retain(|change| grant.holds_in(&change.id.network).is_ok());
+                entry.nodes.retain(|node| grant.holds_in(&node.network).is_ok());
+            }
+            log
+        };
+        self.inner.documents.build(visible).await
     }
 
     /// Applies a plan as one revision, or nothing of it.
     pub async fn apply(&self, caller: &Caller, request: ApplyRequest) -> Result<Applied, Error> {
+        let info = self.inner.info.clone();
+        // Hashing a large plan takes as long as reading it.
+        let request = off_thread(move || declare::check_origin(&request, &info).map(|()| request)).await??;
         let plan = &request.plan;
-        declare::check_origin(&request, &self.inner.info)?;
         caller.grant.holds_for(&plan.owner())?;
         plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
         self.list_own_addresses().await;

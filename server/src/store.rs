@@ -22,8 +22,18 @@ use serde::{Deserialize, Serialize};
 use crate::core::authorize::Grant;
 use rows::{Row, RowKey};
 
+/// What is read of a store while another thread commits: it neither waits for that nor sees half of it. Its calls block.
+pub trait Reader: Send {
+    /// The log entries with a revision above `after`, oldest first, at most `limit`.
+    fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
+    /// The token of that id.
+    fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError>;
+}
+
 /// A store of the world. Its calls block.
 pub trait Store: Send {
+    /// Another reader of the same store.
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
     /// Reads everything.
     fn load(&mut self) -> Result<Stored, StoreError>;
     /// Writes the batches in their order, all or none of them; [`StoreError::Moved`] if the head is not where the first of
@@ -266,7 +276,11 @@ mod conformance {
             created: Timestamp::UNIX_EPOCH,
             expires: None,
         };
+        let mut reader = store.reader().expect("it opens");
+        assert_eq!(revisions(reader.log(Revision(1), 10).expect("the log reads")), [2, 3]);
+        assert_eq!(reader.token("t1").expect("it reads"), None);
         store.put_token(&token).expect("a token is kept");
+        assert_eq!(reader.token("t1").expect("it reads"), Some(token.clone()), "a reader sees what is committed");
         assert_eq!(store.token("t1").expect("it reads"), Some(token.clone()));
         assert_eq!(store.tokens().expect("they read"), [token]);
         assert!(store.delete_token("t1").expect("it is forgotten"));

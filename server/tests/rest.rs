@@ -299,6 +299,25 @@ async fn the_log_has_no_gap_and_is_read_in_pages() {
 }
 
 #[tokio::test]
+async fn whoever_reads_does_not_wait_for_whoever_writes() {
+    let (server, levers) = Running::in_memory().await;
+    server.declare(CORP).await;
+    let request = request(server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.8")).await);
+    levers.stuck.store(true, Ordering::SeqCst);
+    let reads = async {
+        for path in ["snapshot", "status", "revisions", "corp/dns/api"] {
+            let answer = tokio::time::timeout(support::PATIENCE, server.get(&format!("/api/v1/{path}"))).await;
+            let answer = answer.unwrap_or_else(|_| panic!("{path} waits for the writer"));
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        }
+        assert_eq!(server.snapshot().await.revision, Revision(1), "the writer is still at it");
+        levers.stuck.store(false, Ordering::SeqCst);
+    };
+    let (applied, ()) = tokio::join!(server.send(&server.token, &request), reads);
+    assert_eq!(applied.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_full_disk_changes_nothing_and_the_server_goes_on() {
     let (server, levers) = Running::in_memory().await;
     server.declare(CORP).await;

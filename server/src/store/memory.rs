@@ -2,8 +2,8 @@
 //! a test wants it to.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
@@ -12,17 +12,43 @@ use schema::snapshot::Revision;
 use schema::world::World;
 
 use super::rows::{self, Row, RowKey};
-use super::{Batch, LogEntry, Seen, Store, StoreError, Stored, StoredToken};
+use super::{Batch, LogEntry, Reader, Seen, Store, StoreError, Stored, StoredToken};
 
 /// A store in memory.
 #[derive(Debug, Default)]
 pub struct Memory {
     rows: BTreeMap<RowKey, Row>,
-    log: Vec<LogEntry>,
+    kept: Kept,
     seen: BTreeMap<NodeId, Seen>,
     served: Option<Timestamp>,
-    tokens: BTreeMap<String, StoredToken>,
     levers: Levers,
+}
+
+/// What readers share with the writer.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    log: Arc<Mutex<Vec<LogEntry>>>,
+    tokens: Arc<Mutex<BTreeMap<String, StoredToken>>>,
+}
+
+impl Kept {
+    fn log(&self) -> MutexGuard<'_, Vec<LogEntry>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, BTreeMap<String, StoredToken>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader for Kept {
+    fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
+        Ok(Self::log(self).iter().filter(|entry| entry.revision > after).take(limit).cloned().collect())
+    }
+
+    fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError> {
+        Ok(self.tokens().get(id).cloned())
+    }
 }
 
 /// What a test controls of a store that a server owns: copies control the same store.
@@ -32,6 +58,8 @@ pub struct Levers {
     pub full: Arc<AtomicBool>,
     /// How often anything was written.
     pub writes: Arc<AtomicU64>,
+    /// Whether the disk is stuck: then a commit waits until it no longer is.
+    pub stuck: Arc<AtomicBool>,
 }
 
 impl Memory {
@@ -51,11 +79,15 @@ impl Memory {
     }
 
     fn head(&self) -> Revision {
-        self.log.last().map_or(Revision(0), |entry| entry.revision)
+        self.kept.log().last().map_or(Revision(0), |entry| entry.revision)
     }
 }
 
 impl Store for Memory {
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Ok(Box::new(self.kept.clone()))
+    }
+
     fn load(&mut self) -> Result<Stored, StoreError> {
         let mut world = World { epoch: 1, revision: self.head(), ..World::default() };
         self.rows.values().try_for_each(|row| rows::restore(row, &mut world))?;
@@ -69,21 +101,25 @@ impl Store for Memory {
                 return Err(StoreError::Moved(self.head()));
             }
         }
+        while self.levers.stuck.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         self.write()?;
         for batch in batches {
             batch.deletes.iter().for_each(|key| drop(self.rows.remove(key)));
             self.rows.extend(batch.puts.iter().map(|row| (row.key.clone(), row.clone())));
-            self.log.push(batch.entry.clone());
+            self.kept.log().push(batch.entry.clone());
         }
         Ok(())
     }
 
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
-        Ok(self.log.iter().filter(|entry| entry.revision > after).take(limit).cloned().collect())
+        Reader::log(&mut self.kept, after, limit)
     }
 
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
-        let entry = self.log.iter().find(|entry| entry.apply_id.as_deref() == Some(apply_id));
+        let log = self.kept.log();
+        let entry = log.iter().find(|entry| entry.apply_id.as_deref() == Some(apply_id));
         Ok(entry.map(|entry| entry.revision))
     }
 
@@ -97,21 +133,21 @@ impl Store for Memory {
 
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError> {
         self.write()?;
-        self.tokens.insert(token.id.clone(), token.clone());
+        self.kept.tokens().insert(token.id.clone(), token.clone());
         Ok(())
     }
 
     fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError> {
-        Ok(self.tokens.get(id).cloned())
+        Ok(self.kept.tokens().get(id).cloned())
     }
 
     fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError> {
-        Ok(self.tokens.values().cloned().collect())
+        Ok(self.kept.tokens().values().cloned().collect())
     }
 
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError> {
         self.write()?;
-        Ok(self.tokens.remove(id).is_some())
+        Ok(self.kept.tokens().remove(id).is_some())
     }
 }
 

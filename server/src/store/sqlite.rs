@@ -6,13 +6,13 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use schema::inventory::NodeId;
 use schema::snapshot::Revision;
 use schema::world::World;
 
 use super::rows::{self, Row, RowKey};
-use super::{Batch, LogEntry, Seen, Store, StoreError, Stored, StoredToken};
+use super::{Batch, LogEntry, Reader, Seen, Store, StoreError, Stored, StoredToken};
 
 /// The steps from an empty database to this version's; never edited, only appended to.
 const MIGRATIONS: &[&str] = &[
@@ -102,7 +102,29 @@ fn database(attempt: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| StoreError::Database { attempt, source }
 }
 
+/// A connection of its own, which may only read: in WAL mode it neither waits for the writer nor makes it wait.
+struct SqliteReader(Sqlite);
+
+impl Reader for SqliteReader {
+    fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
+        self.0.log(after, limit)
+    }
+
+    fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError> {
+        self.0.token(id)
+    }
+}
+
 impl Store for Sqlite {
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        let path = self.connection.path().unwrap_or_default();
+        let failed = |source| StoreError::Open { path: path.into(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
+        Ok(Box::new(SqliteReader(Self { connection })))
+    }
+
     fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = database("cannot read the database");
         let transaction = self.connection.transaction().map_err(&failed)?;
