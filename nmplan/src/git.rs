@@ -28,8 +28,8 @@ pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
     let email = String::from_utf8_lossy(author.email_bytes()).into_owned();
     Some(Provenance {
         commit: Some(commit.id().to_string()),
-        author: Some(format!("{name} <{email}>")),
-        message: commit.summary_bytes().map(|line| String::from_utf8_lossy(line).into_owned()),
+        author: Some(Provenance::cut(format!("{name} <{email}>"))),
+        message: commit.summary_bytes().map(|line| Provenance::cut(String::from_utf8_lossy(line).into_owned())),
         dirty: differ(&repository, files).unwrap_or(true),
     })
 }

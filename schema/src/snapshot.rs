@@ -52,6 +52,17 @@ pub struct Provenance {
     pub dirty: bool,
 }
 
+impl Provenance {
+    /// The most bytes that each of the texts may have: a server stores them for good, with each revision.
+    pub const LONGEST: usize = 1_024;
+
+    /// Cuts a text to what a server takes.
+    pub fn cut(mut text: String) -> String {
+        text.truncate(text.floor_char_boundary(Self::LONGEST));
+        text
+    }
+}
+
 /// A resource and what is known of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {

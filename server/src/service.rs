@@ -5,6 +5,7 @@
 mod agents;
 mod declare;
 mod documents;
+mod scope;
 mod status;
 
 use std::collections::BTreeSet;
@@ -36,6 +37,9 @@ use crate::liveness::LastSeen;
 use crate::readers::{Readers, off_thread};
 use crate::state::State;
 use documents::Documents;
+
+/// The most entries of the log that one call returns.
+const MOST_ENTRIES: usize = 1_000;
 
 /// A caller of the REST API, by its token.
 #[derive(Clone, Debug)]
@@ -206,16 +210,20 @@ impl Service {
 
     /// The log above a revision, as JSON.
     pub async fn revisions(&self, caller: &Caller, after: Revision, limit: usize) -> Result<Bytes, Error> {
-        let mut log = self.inner.readers.log(after, limit.clamp(1, 1_000)).await?;
-        let grant = caller.grant.clone();
-        let visible = move || {
-            for entry in &mut log {
-                entry.changes.retain(|change| grant.holds_in(&change.id.network).is_ok());
-                entry.nodes.retain(|node| grant.holds_in(&node.network).is_ok());
+        let limit = limit.clamp(1, MOST_ENTRIES);
+        let (mut last, mut visible) = (after, Vec::new());
+        // Whoever pages gets full pages until the end, however many entries are none of theirs.
+        loop {
+            let page = self.inner.readers.log(last, limit).await?;
+            let whole = page.len() < limit;
+            last = page.last().map_or(last, |entry| entry.revision);
+            visible.extend(page.into_iter().filter_map(|entry| scope::entry(entry, &caller.grant)));
+            if whole || visible.len() >= limit {
+                break;
             }
-            log
-        };
-        self.inner.documents.build(visible).await
+        }
+        visible.truncate(limit);
+        self.inner.documents.build(move || visible).await
     }
 
     /// Applies a plan as one revision, or nothing of it.
@@ -223,12 +231,15 @@ impl Service {
         let info = self.inner.info.clone();
         // Hashing a large plan takes as long as reading it.
         let request = off_thread(move || declare::check_origin(&request, &info).map(|()| request)).await??;
-        let plan = &request.plan;
-        caller.grant.holds_for(&plan.owner())?;
-        plan.changes.iter().try_for_each(|change| caller.grant.holds_in(&change.id.network))?;
+        caller.grant.holds_for(&request.plan.owner())?;
+        declare::named(&request).try_for_each(|id| caller.grant.holds_in(&id.network))?;
         self.list_own_addresses().await;
         let (caller, server) = (caller.clone(), self.plan_info());
-        self.change(move |world, context| declare::apply(world, context, request, &server, &caller)).await
+        let apply = move |world: &World, context: &mut CommitContext<'_>| {
+            let applied = declare::apply(world, context, request, &server, &caller);
+            applied.map_err(|error| scope::refusal(error, &caller.grant, &world.snapshot))
+        };
+        self.change(apply).await
     }
 
     /// One resource.
@@ -252,7 +263,8 @@ impl Service {
         let (Caller { actor, grant }, server) = (caller.clone(), self.plan_info());
         let put = move |world: &World, context: &mut CommitContext<'_>| {
             grant.holds_over(&id, owner(world, &id))?;
-            declare::put(world, context, &id, body.as_ref(), expected, &server, actor)
+            let put = declare::put(world, context, &id, body.as_ref(), expected, &server, actor);
+            put.map_err(|error| scope::refusal(error, &grant, &world.snapshot))
         };
         self.change(put).await
     }

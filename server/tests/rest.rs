@@ -93,6 +93,121 @@ async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for(
     }
 }
 
+/// Everything that a caller is told must not contain one of these words.
+fn says_nothing_of(what: &str, answer: &str, words: &[&str]) {
+    for word in words {
+        assert!(!answer.contains(word), "{what} tells of {word}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_for() {
+    const HIDDEN: &[&str] = &["hidden", "secretive", "10.77."];
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    server.declare(CORP).await;
+    let hidden =
+        r#"network "hidden" { ipv4 "10.77.0.0/24"; node "hidden-n"; dns "api" a="10.77.0.9"; access-key "k" }"#;
+    let theirs = request(server.plan("secretive/prod", hidden).await);
+    assert_eq!(server.send(&server.token, &theirs).await.status(), StatusCode::OK);
+    server.declare(&CORP.replace("10.0.0.9", "10.0.0.7")).await;
+    let before = server.snapshot().await.world().unwrap();
+    for role in [Role::Viewer, Role::Applier, Role::Admin] {
+        let token = token_beside(directory.path(), role, &["corp"], &[]);
+        for rule in TABLE {
+            let (Call::Rest(method, path), Needs::Role(_)) = (rule.call, rule.needs) else { continue };
+            let path = path.replace("{network}", "hidden").replace("{kind}", "dns").replace("{name}", "api");
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let call = server.call(method.clone(), &path).bearer_auth(&token).header("if-match", "\"2\"");
+            let answer = call.body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
+            let (status, text) = (answer.status(), answer.text().await.unwrap());
+            if path.contains("hidden") {
+                assert_eq!(status, StatusCode::FORBIDDEN, "{role} {method} {path}: {text}");
+            } else {
+                // The name of the network in a refusal is the caller's own word.
+                says_nothing_of(&format!("{role} {method} {path}"), &text, HIDDEN);
+                says_nothing_of(&format!("{role} {method} {path}"), &text, &[&theirs.apply_id, &theirs.plan.digest]);
+            }
+        }
+    }
+    let token = token_beside(directory.path(), Role::Applier, &["corp"], &[]);
+    let good = server.plan("acme/prod", &CORP.replace("10.0.0.9", "10.0.0.5")).await;
+    let elsewhere: schema::snapshot::ResourceId = "hidden/dns/api".parse().unwrap();
+    let bind = schema::plan::Bind {
+        id: "hidden/node/hidden-n".parse().unwrap(),
+        joined: jiff::Timestamp::UNIX_EPOCH,
+        key: None,
+        identity: schema::scalars::Identity([1; 32]),
+    };
+    let additions: [&dyn Fn(&mut schema::api::ApplyRequest); 4] = [
+        &|request| drop(request.plan.base_revisions.insert(elsewhere.clone(), Revision(9))),
+        &|request| request.plan.binds.push(bind.clone()),
+        &|request| request.plan.changes[0].id = elsewhere.clone(),
+        &|request| {
+            drop(request.keys.insert("hidden/access-key/k".parse().unwrap(), schema::scalars::Verifier([1; 32])))
+        },
+    ];
+    for (place, add) in additions.into_iter().enumerate() {
+        let mut request = request(good.clone());
+        add(&mut request);
+        request.plan.digest = request.plan.digest_now();
+        let answer = server.send(&token, &request).await;
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert!(status.is_client_error(), "addition {place}: {status} {text}");
+        says_nothing_of(&format!("addition {place}"), &text, &["secretive", "actor", "10.77."]);
+    }
+    // A rule that is broken because of the other network is told without it.
+    let call = server.call(Method::PUT, "/api/v1/corp/network/corp").bearer_auth(&token).header("if-match", "\"1\"");
+    let answer = call.body(r#"{"ipv4":"10.77.0.0/25"}"#).send().await.unwrap();
+    let (status, text) = (answer.status(), answer.text().await.unwrap());
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{text}");
+    says_nothing_of("a broken rule", &text, &["hidden", "secretive"]);
+    assert_eq!(server.snapshot().await.world().unwrap(), before, "nothing of this changed anything");
+}
+
+#[tokio::test]
+async fn a_page_of_the_log_is_full_whoever_the_entries_between_belong_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::on_disk(directory.path()).await;
+    for last in 1..=4 {
+        server
+            .declare(&format!(
+                r#"{} network "lab" {{ ipv4 "10.1.0.0/24"; dns "x" a="10.1.0.{last}" }}"#,
+                CORP.replace("10.0.0.9", &format!("10.0.0.{}", last / 4 + 1))
+            ))
+            .await;
+    }
+    let token = token_beside(directory.path(), Role::Viewer, &["corp"], &[]);
+    let call = server.call(Method::GET, "/api/v1/revisions?limit=2").bearer_auth(&token);
+    let log: Vec<schema::api::LogEntry> = call.send().await.unwrap().json().await.unwrap();
+    assert_eq!(log.iter().map(|entry| entry.revision.0).collect::<Vec<_>>(), [1, 4]);
+}
+
+#[tokio::test]
+async fn a_plan_says_each_thing_once_and_a_server_stores_no_more_than_it_needs() {
+    let (server, _) = Running::in_memory().await;
+    let good = server.plan("acme/prod", CORP).await;
+    let refused = async |change: &dyn Fn(&mut schema::api::ApplyRequest)| {
+        let mut request = request(good.clone());
+        change(&mut request);
+        request.plan.digest = request.plan.digest_now();
+        let (status, _, detail) = failure(server.send(&server.token, &request).await).await;
+        assert_eq!(status, 400, "{detail}");
+        detail
+    };
+    let twice = refused(&|request| request.plan.changes.push(request.plan.changes[0].clone())).await;
+    assert!(twice.contains("corp twice"), "{twice}");
+    let key: schema::snapshot::ResourceId = "corp/access-key/k".parse().unwrap();
+    let verifier = schema::scalars::Verifier([1; 32]);
+    let surplus = refused(&|request| drop(request.keys.insert(key.clone(), verifier))).await;
+    assert!(surplus.contains("corp/access-key/k") && surplus.contains("does not create"), "{surplus}");
+    let long = || Some("x".repeat(schema::snapshot::Provenance::LONGEST + 1));
+    let provenance = schema::snapshot::Provenance { author: long(), ..Default::default() };
+    let author = refused(&|request| request.plan.provenance = Some(provenance.clone())).await;
+    assert!(author.contains("the author") && author.contains("1024"), "{author}");
+    assert_eq!(server.snapshot().await.revision, Revision(0));
+}
+
 #[tokio::test]
 async fn a_range_that_holds_an_address_of_the_server_needs_an_admin_who_lets_it_through() {
     let directory = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use schema::guard::{self, Guard, Judgement};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::{self, Plan};
-use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
+use schema::snapshot::{Entry, Provenance, ResourceId, Revision, Snapshot};
 use schema::source_map::SourceMap;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
@@ -30,6 +30,7 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
         return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, chosen at random")));
     }
+    check_form(request)?;
     if plan.format != plan::FORMAT {
         let message = format!(
             "the plan has format {}, but this server reads {}; use the nmplan of the server's version",
@@ -49,6 +50,40 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
     }
     Ok(())
 }
+
+/// Every resource that a request names: whoever sends it must be allowed to know of each.
+pub(super) fn named(request: &ApplyRequest) -> impl Iterator<Item = &ResourceId> {
+    let ApplyRequest { apply_id: _, plan, keys } = request;
+    let changed = plan.changes.iter().map(|change| &change.id);
+    changed.chain(plan.base_revisions.keys()).chain(plan.binds.iter().map(|bind| &bind.id)).chain(keys.keys())
+}
+
+/// Checks that a request says each thing once, and nothing besides the plan.
+fn check_form(request: &ApplyRequest) -> Result<(), Error> {
+    let ApplyRequest { apply_id: _, plan, keys } = request;
+    let mut changed = BTreeSet::new();
+    if let Some(twice) = plan.changes.iter().find(|change| !changed.insert(&change.id)) {
+        return Err(Error::BadRequest(format!("the plan changes {} twice; plan again", twice.id)));
+    }
+    let new: BTreeSet<&ResourceId> = plan.new_keys().collect();
+    if let Some(other) = keys.keys().find(|id| !new.contains(id)) {
+        let message = format!("there is a verifier for {other}, but the plan does not create that key; plan again");
+        return Err(Error::BadRequest(message));
+    }
+    let Provenance { commit, author, message, dirty: _ } = plan.provenance.as_ref().unwrap_or(&NOWHERE);
+    for (what, text) in [("commit", commit), ("author", author), ("message", message)] {
+        if text.as_ref().is_some_and(|text| text.len() > Provenance::LONGEST) {
+            let longest = Provenance::LONGEST;
+            return Err(Error::BadRequest(format!(
+                "the {what} of the plan is longer than {longest} bytes; shorten it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is known of files outside of any repository.
+static NOWHERE: Provenance = Provenance { commit: None, author: None, message: None, dirty: false };
 
 /// Applies a plan.
 pub(super) fn apply(
@@ -139,7 +174,11 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
 }
 
 fn moved(context: &mut CommitContext<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
-    let (actor, time) = context.entry(revision)?.map(|entry| (entry.actor, entry.time)).unzip();
+    // A node is bound to what is newest, which may be a change of something else that is no business of the caller.
+    let concerns =
+        |entry: &LogEntry| entry.changes.iter().any(|change| change.id == id) || entry.nodes.contains(&id.node());
+    let entry = context.entry(revision)?.filter(concerns);
+    let (actor, time) = entry.map(|entry| (entry.actor, entry.time)).unzip();
     Ok(Moved { id, revision, actor, time })
 }
 

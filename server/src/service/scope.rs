@@ -26,13 +26,10 @@ pub(super) fn entry(mut entry: LogEntry, grant: &Grant) -> Option<LogEntry> {
 
 /// A refusal as the caller may see it.
 pub(super) fn refusal(error: Error, grant: &Grant, declared: &Snapshot) -> Error {
-    match error {
-        Error::Rules(report) if grant.networks.is_some() => {
-            let hidden = declared.networks().map(|(name, _)| name).filter(|name| grant.holds_in(name).is_err());
-            Error::Rules(problems(&report, &hidden.collect()))
-        }
-        error => error,
-    }
+    let Error::Rules(report) = &error else { return error };
+    let hidden = declared.networks().map(|(name, _)| name).filter(|name| grant.holds_in(name).is_err());
+    let hidden: BTreeSet<_> = hidden.collect();
+    if hidden.is_empty() { error } else { Error::Rules(problems(report, &hidden)) }
 }
 
 /// The problems, each that names a hidden network replaced.
