@@ -153,7 +153,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         self.log();
         let (status, code, title, _) = self.mapping();
-        let detail = self.to_string();
+        let detail = shortened(&self.to_string());
         let problems =
             if let Self::Rules(report) | Self::Guarded(report) = &self { findings(report) } else { Vec::new() };
         let moved = if let Self::Stale(moved) = self { moved } else { Vec::new() };
@@ -173,17 +173,34 @@ impl IntoResponse for Error {
 fn findings(report: &Report) -> Vec<Finding> {
     let finding = |problem: &Problem| Finding {
         code: problem.code.name().into(),
-        id: problem.id.clone(),
-        message: problem.message.clone(),
-        help: problem.help.clone(),
+        id: problem.id.as_deref().map(shortened),
+        message: shortened(&problem.message),
+        help: problem.help.as_deref().map(shortened),
     };
-    report.problems().map(finding).collect()
+    report.problems().take(MOST_PROBLEMS).map(finding).collect()
+}
+
+/// The most problems that an answer has: nobody reads more, and nmplan finds all of them itself.
+const MOST_PROBLEMS: usize = 100;
+/// How many characters of the beginning and the end of a text are kept: what was sent stands in its middle.
+const BEGINNING: usize = 500;
+const END: usize = 300;
+
+/// A text without most of what the caller sent itself: what was wrong, and why, is at its ends.
+fn shortened(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= BEGINNING + END {
+        return text.into();
+    }
+    let beginning: String = text.chars().take(BEGINNING).collect();
+    let end: String = text.chars().skip(count - END).collect();
+    format!("{beginning} [... {} characters ...] {end}", count - BEGINNING - END)
 }
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.log();
         let (_, _, _, code) = error.mapping();
-        Status::new(code, error.to_string())
+        Status::new(code, shortened(&error.to_string()))
     }
 }

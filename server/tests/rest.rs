@@ -257,6 +257,43 @@ async fn an_unchanged_snapshot_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn an_error_repeats_no_more_of_what_was_sent_than_helps() {
+    let (server, _) = Running::in_memory().await;
+    let long = "y".repeat(1 << 20);
+    for (path, body) in [
+        ("/api/v1/apply", json!({ "apply_id": long, "plan": long })),
+        ("/api/v1/apply", json!({ long.clone(): 1 })),
+        ("/api/v1/corp/network/corp", json!({ "ipv4": long })),
+        ("/api/v1/corp/network/corp", json!({ long.clone(): 1 })),
+    ] {
+        let method = if path.ends_with("apply") { Method::POST } else { Method::PUT };
+        let call = server.call(method, path).bearer_auth(&server.token).header("if-none-match", "*");
+        let answer = call.body(body.to_string()).send().await.unwrap();
+        assert!(answer.status().is_client_error());
+        let text = answer.text().await.unwrap();
+        assert!(text.len() < 4_000, "{path}: {} bytes", text.len());
+        assert!(text.contains("characters ..."), "and it says that something is left out: {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_unchanged_snapshot_is_not_sent_again() {
+    let (server, _) = Running::in_memory().await;
+    let first = server.get("/api/v1/snapshot").await;
+    let tag = first.headers()["etag"].to_str().unwrap().to_owned();
+    let again = async |tag: &str| {
+        let call = server.call(Method::GET, "/api/v1/snapshot").bearer_auth(&server.token);
+        call.header("if-none-match", tag).send().await.unwrap()
+    };
+    let unchanged = again(&tag).await;
+    assert_eq!(unchanged.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(unchanged.bytes().await.unwrap().len(), 0);
+    assert_eq!(again(&format!("\"x\", W/{tag}")).await.status(), StatusCode::NOT_MODIFIED);
+    server.declare(CORP).await;
+    assert_eq!(again(&tag).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_plan_is_carried_out_once_whole_and_then_nothing_is_left_to_plan() {
     let (server, _) = Running::in_memory().await;
     let request = request(server.plan("acme/prod", CORP).await);
