@@ -3,5 +3,6 @@
 pub mod authorize;
 pub mod enrol;
 pub mod facts;
+pub mod guesses;
 pub mod nonces;
 pub mod registry;

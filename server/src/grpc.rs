@@ -1,12 +1,12 @@
 //! The agents' service over gRPC: decodes, calls the service, encodes. No decisions.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::State;
 use axum::middleware::{self, Next};
 use axum::response::Response as HttpResponse;
 use futures_util::Stream;
@@ -23,7 +23,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::core::authorize::{Call, Needs, Rule, TABLE};
 use crate::error::Error;
-use crate::listen::Login;
+use crate::listen::{Login, source};
 use crate::service::Service;
 use crate::state;
 
@@ -107,13 +107,9 @@ impl Adapter {
     }
 }
 
-/// The address that a request comes from: behind a proxy the one that the proxy saw, which it adds last.
+/// The address that a request comes from.
 fn from<T>(request: &Request<T>, behind_proxy: bool) -> Option<IpAddr> {
-    if behind_proxy {
-        let forwarded = request.metadata().get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
-        return forwarded.rsplit(',').next()?.trim().parse().ok();
-    }
-    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip())
+    source(request.metadata().as_ref(), request.extensions(), behind_proxy)
 }
 
 fn network(name: &str) -> Result<NetworkName, Error> {
@@ -236,6 +232,9 @@ impl Watcher {
 pub(crate) mod tests {
     use std::collections::BTreeSet;
 
+    use std::net::SocketAddr;
+
+    use axum::extract::ConnectInfo;
     use jiff::Timestamp;
     use schema::inventory::{Joined, NodeId};
     use schema::scalars::{SigningKey, WireGuardKey};

@@ -269,7 +269,7 @@ impl Server {
         let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
         let resolve = keep_resolved(service.clone(), shutdown.clone());
-        let rest = serve(rest, rest::router(service.clone(), clients.max_body), shares.rest);
+        let rest = serve(rest, rest::router(service.clone(), clients.max_body, behind_proxy), shares.rest);
         tokio::join!(rest, agents, tunnels, own_node, keep, resolve);
     }
 }
@@ -278,6 +278,7 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
     let mut end = false;
     while !end {
         end = tokio::time::timeout(STORE_SEEN, shutdown.wait_for(|end| *end)).await.is_ok();
+        service.log_refused();
         if let Err(error) = service.store_seen(end).await {
             tracing::warn!(%error, "cannot store when nodes last called; trying again in a minute");
         }

@@ -11,7 +11,7 @@ mod stream;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -275,6 +275,15 @@ async fn answer(
     let response = router.call(request).await.unwrap_or_else(|never| match never {});
     unread.drain(waits).await;
     response.map(|body| ResponseBody::new(body, Some(ticket)))
+}
+
+/// The address that a request comes from: behind a proxy the one that the proxy saw, which it adds last.
+pub fn source(headers: &HeaderMap, extensions: &http::Extensions, behind_proxy: bool) -> Option<IpAddr> {
+    if behind_proxy {
+        let forwarded = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+        return forwarded.rsplit(',').next()?.trim().parse().ok();
+    }
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip())
 }
 
 /// What a client is sent that asks for too much at once before it has logged in.

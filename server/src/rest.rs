@@ -18,17 +18,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::error::Error;
-use crate::listen::{Login, TooSlow};
+use crate::listen::{Login, TooSlow, source};
 use crate::openapi;
 use crate::readers::off_thread;
 use crate::service::{Caller, Service};
 
-/// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in bytes.
-pub fn router(service: Service, max_body: usize) -> Router {
+/// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in bytes;
+/// `behind_proxy`: whether a proxy reports where requests come from.
+pub fn router(service: Service, max_body: usize, behind_proxy: bool) -> Router {
     let mut router = Router::new();
     for rule in TABLE {
         if let Call::Rest(_, path) = rule.call {
-            router = router.route(path, guarded(rule, service.clone()));
+            router = router.route(path, guarded(rule, service.clone(), behind_proxy));
         }
     }
     router
@@ -39,12 +40,12 @@ pub fn router(service: Service, max_body: usize) -> Router {
         .with_state(service)
 }
 
-fn guarded(rule: &'static Rule, service: Service) -> MethodRouter<Service> {
+fn guarded(rule: &'static Rule, service: Service, behind_proxy: bool) -> MethodRouter<Service> {
     let route = handler(rule.operation);
     match rule.needs {
         Needs::Nothing => route,
         Needs::Role(_) | Needs::Session | Needs::Signature => {
-            route.layer(middleware::from_fn_with_state((service, rule.operation), authenticate))
+            route.layer(middleware::from_fn_with_state((service, rule.operation, behind_proxy), authenticate))
         }
     }
 }
@@ -77,13 +78,14 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
 }
 
 async fn authenticate(
-    State((service, operation)): State<(Service, Operation)>,
+    State((service, operation, behind_proxy)): State<(Service, Operation, bool)>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|value| value.strip_prefix("Bearer "));
     let token = token.map(|token| Secret::new(token.to_owned()));
+    let guess = token.is_some();
     match service.caller(token, operation).await {
         Ok(caller) => {
             if let Some(login) = request.extensions().get::<Login>() {
@@ -92,7 +94,13 @@ async fn authenticate(
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            if guess && matches!(error, Error::Unauthenticated(_)) {
+                let from = source(request.headers(), request.extensions(), behind_proxy);
+                service.refused(from).await;
+            }
+            error.into_response()
+        }
     }
 }
 

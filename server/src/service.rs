@@ -10,6 +10,7 @@ mod status;
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
@@ -24,18 +25,21 @@ use schema::value::Value;
 use schema::world::{ServerInfo, World};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::addresses::OwnAddresses;
 use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
 use crate::comms::AgentTunnels;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
+use crate::core::guesses::Guesses;
 use crate::core::nonces::Nonces;
 use crate::error::Error;
 use crate::identity::{Secrets, hash_of};
 use crate::liveness::LastSeen;
 use crate::readers::{Readers, off_thread};
 use crate::state::State;
+use crate::tally::Tally;
 use documents::Documents;
 
 /// The most entries of the log that one call returns.
@@ -65,6 +69,8 @@ struct Inner {
     info: ServerInfo,
     last_seen: LastSeen,
     nonces: Mutex<Nonces>,
+    guesses: Mutex<Guesses>,
+    refused: Tally,
     comms: Option<AgentTunnels>,
     addresses: OwnAddresses,
 }
@@ -83,7 +89,9 @@ impl Service {
     ) -> Self {
         let nonces = Mutex::new(Nonces::new(Timestamp::now()));
         let documents = Documents::new();
-        let inner = Inner { committer, readers, documents, states, secrets, info, last_seen, nonces, comms, addresses };
+        let (guesses, refused) = (Mutex::default(), Tally::default());
+        let inner =
+            Inner { committer, readers, documents, states, secrets, info, last_seen, nonces, guesses, refused, comms, addresses };
         Self { inner: Arc::new(inner) }
     }
 
@@ -157,6 +165,29 @@ impl Service {
     /// Whether the server can make changes.
     pub fn ready(&self) -> Result<(), Error> {
         self.inner.states.has_changed().map(drop).map_err(|_| Error::Bug)
+    }
+
+    /// Counts a token or session that is not valid, and waits before its refusal if its source has sent many.
+    pub async fn refused(&self, source: Option<IpAddr>) {
+        self.inner.refused.add();
+        self.log_refused();
+        tracing::debug!(source = source.map(tracing::field::display), "a token is not valid");
+        let Some(source) = source else { return };
+        let held = {
+            let mut guesses = self.inner.guesses.lock().unwrap_or_else(PoisonError::into_inner);
+            guesses.refused(source, std::time::Instant::now())
+        };
+        tokio::time::sleep(held).await;
+    }
+
+    /// Logs how many tokens were not valid since the last line, at most once a minute.
+    pub fn log_refused(&self) {
+        if let Some(count) = self.inner.refused.due(Instant::now()) {
+            tracing::warn!(
+                count,
+                "tokens were refused because they are not valid; NMSERVER_LOG=debug shows from where"
+            );
+        }
     }
 
     /// The caller with a bearer token, if the token allows the operation.
