@@ -15,7 +15,7 @@ use crate::guard::Guard;
 use crate::inventory::{NodeId, NodeProblem};
 use crate::plan::Plan;
 use crate::published::Time;
-use crate::scalars::{Name, Verifier, WireGuardKey};
+use crate::scalars::{Identity, Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision};
 
 /// A request to apply a plan, in the form that `nmplan plan --format json` prints.
@@ -43,6 +43,21 @@ pub struct Applied {
     pub already: bool,
 }
 
+/// The answer to the removal of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Removed {
+    /// The revision that it created.
+    pub revision: Revision,
+    /// The identity of the host that was the node.
+    pub identity: Identity,
+    /// Whether that identity is barred from the network from now on.
+    pub barred: bool,
+    /// The access key that still lets the host join again, with the token that it has; absent: it has none that does.
+    pub admits: Option<ResourceId>,
+    /// How to close that, if it is open.
+    pub next: Option<String>,
+}
+
 /// One revision: who changed what, when and why. Append-only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogEntry {
@@ -53,7 +68,8 @@ pub struct LogEntry {
     pub time: Timestamp,
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
-    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `check-in`, `upgrade`.
+    /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `ban`, `lift-ban`, `check-in`,
+    /// `upgrade`.
     pub action: String,
     /// The project and env of the declarations.
     pub owner: Option<Owner>,

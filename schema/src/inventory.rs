@@ -125,6 +125,16 @@ pub struct Quarantined {
     pub node: Name,
 }
 
+/// An identity that may not join a network again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Barred {
+    /// When it was barred.
+    #[schemars(with = "Time")]
+    pub since: Timestamp,
+    /// The node that it was when it was removed.
+    pub node: Name,
+}
+
 /// What a node is called. In JSON it is written as `["network", "name"]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
@@ -165,6 +175,7 @@ pub struct Inventory {
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
     keys: OrdMap<ResourceId, Arc<KeyStatus>>,
     quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
+    barred: OrdMap<(NetworkName, Identity), Barred>,
 }
 
 /// What differs between two inventories.
@@ -175,6 +186,8 @@ pub struct Differences<'a> {
     pub keys: Vec<DiffItem<'a, 'a, ResourceId, Arc<KeyStatus>>>,
     /// Addresses in quarantine.
     pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
+    /// Identities that are barred.
+    pub barred: Vec<DiffItem<'a, 'a, (NetworkName, Identity), Barred>>,
 }
 
 impl Inventory {
@@ -254,6 +267,26 @@ impl Inventory {
         self.quarantine.iter()
     }
 
+    /// Since when an identity is barred from a network, and as which node it was removed; nothing if it is not barred.
+    pub fn barred_from(&self, network: &NetworkName, identity: &Identity) -> Option<&Barred> {
+        self.barred.get(&(network.clone(), *identity))
+    }
+
+    /// Every identity that is barred.
+    pub fn barred(&self) -> impl Iterator<Item = (&(NetworkName, Identity), &Barred)> {
+        self.barred.iter()
+    }
+
+    /// Bars an identity from a network.
+    pub fn bar(&mut self, network: NetworkName, identity: Identity, barred: Barred) {
+        self.barred.insert((network, identity), barred);
+    }
+
+    /// Lets an identity join a network again.
+    pub fn end_bar(&mut self, network: &NetworkName, identity: &Identity) {
+        self.barred.remove(&(network.clone(), *identity));
+    }
+
     /// Adds or replaces a node.
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
@@ -324,6 +357,7 @@ impl Inventory {
             nodes: self.nodes.diff(&later.nodes).collect(),
             keys: self.keys.diff(&later.keys).collect(),
             quarantine: self.quarantine.diff(&later.quarantine).collect(),
+            barred: self.barred.diff(&later.barred).collect(),
         }
     }
 }

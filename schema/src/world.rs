@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
-use crate::inventory::{Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use crate::inventory::{Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use crate::published::Body;
 use crate::report::Report;
-use crate::scalars::{CaPin, Name, NetworkName, SigningKey};
+use crate::scalars::{CaPin, Identity, Name, NetworkName, SigningKey};
 use crate::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use crate::value::Value;
 
@@ -82,6 +82,9 @@ pub struct WorldDocument {
     pub keys: Vec<KeyDocument>,
     /// The addresses in quarantine.
     pub quarantine: Vec<QuarantinedDocument>,
+    /// The identities that may not join again.
+    #[serde(default)]
+    pub barred: Vec<BarredDocument>,
 }
 
 /// A resource, who manages it, and the revision that wrote it.
@@ -139,6 +142,19 @@ pub struct QuarantinedDocument {
     pub quarantined: Quarantined,
 }
 
+/// An identity that may not join a network again.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Barred")]
+pub struct BarredDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// The identity.
+    pub identity: Identity,
+    /// The rest.
+    #[serde(flatten)]
+    pub barred: Barred,
+}
+
 impl World {
     /// What [`compile`](crate::compile) makes Views of: the declarations, and what has joined.
     pub fn parts(&self) -> (&Snapshot, &Inventory) {
@@ -161,6 +177,11 @@ impl World {
         let quarantined = |((network, address), quarantined): (&(NetworkName, IpAddr), &Quarantined)| {
             QuarantinedDocument { network: network.clone(), address: *address, quarantined: quarantined.clone() }
         };
+        let barred = |((network, identity), barred): (&(NetworkName, Identity), &Barred)| BarredDocument {
+            network: network.clone(),
+            identity: *identity,
+            barred: barred.clone(),
+        };
         let keys = self.inventory.keys().map(|(id, status)| KeyDocument { id: id.clone(), status: (**status).clone() });
         WorldDocument {
             server,
@@ -169,6 +190,7 @@ impl World {
             nodes: self.inventory.nodes().map(node).collect(),
             keys: keys.collect(),
             quarantine: self.inventory.quarantined().map(quarantined).collect(),
+            barred: self.inventory.barred().map(barred).collect(),
         }
     }
 }
@@ -188,6 +210,9 @@ impl WorldDocument {
         }
         for QuarantinedDocument { network, address, quarantined } in &self.quarantine {
             world.inventory.put_quarantined(network.clone(), *address, quarantined.clone());
+        }
+        for BarredDocument { network, identity, barred } in &self.barred {
+            world.inventory.bar(network.clone(), *identity, barred.clone());
         }
         Ok(world)
     }

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use schema::api::{Applied, ApplyRequest, Failure, LogEntry, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Failure, LogEntry, Removed, StatusDocument};
 use schema::published::{Body, Components};
 use schema::world::{ResourceDocument, ServerInfo, WorldDocument};
 use serde_json::{Map, Value, json};
@@ -126,7 +126,13 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
             Shape { parameters, request: Some(components.of::<Body>()), ..returns(components.of::<Committed>()) }
         }
         Operation::DeleteResource => Shape { parameters: vec![if_match()], ..returns(components.of::<Committed>()) },
-        Operation::RemoveNode => returns(components.of::<Committed>()),
+        Operation::RemoveNode => {
+            let schema = json!({ "type": "boolean", "default": false });
+            let doc = "Whether the identity of the node's host is barred from the network.";
+            let ban = json!({ "name": "ban", "in": "query", "description": doc, "schema": schema });
+            Shape { parameters: vec![ban], ..returns(components.of::<Removed>()) }
+        }
+        Operation::LiftBan => returns(components.of::<Committed>()),
         Operation::Challenge
         | Operation::Register
         | Operation::Join

@@ -66,6 +66,7 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
         Operation::PutResource => put(put_resource),
         Operation::DeleteResource => delete(delete_resource),
         Operation::RemoveNode => delete(remove_node),
+        Operation::LiftBan => delete(lift_ban),
         Operation::Challenge
         | Operation::Register
         | Operation::Join
@@ -283,12 +284,31 @@ async fn delete_resource(
     Ok(Json(Committed { revision: service.put(&caller, id, None, Some(revision)).await? }))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Removal {
+    #[serde(default)]
+    ban: bool,
+}
+
 async fn remove_node(
+    State(service): State<Service>,
+    Extension(caller): Extension<Caller>,
+    Parameters((network, name)): Parameters<(String, String)>,
+    removal: Result<Query<Removal>, QueryRejection>,
+) -> Result<impl IntoResponse, Error> {
+    let Query(Removal { ban }) = removal.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let network = network.parse().map_err(Error::BadRequest)?;
+    let name = name.parse().map_err(Error::BadRequest)?;
+    Ok(Json(service.remove_node(&caller, network, name, ban).await?))
+}
+
+async fn lift_ban(
     State(service): State<Service>,
     Extension(caller): Extension<Caller>,
     Parameters((network, name)): Parameters<(String, String)>,
 ) -> Result<impl IntoResponse, Error> {
     let network = network.parse().map_err(Error::BadRequest)?;
     let name = name.parse().map_err(Error::BadRequest)?;
-    Ok(Json(Committed { revision: service.remove_node(&caller, network, name).await? }))
+    Ok(Json(Committed { revision: service.lift_ban(&caller, network, name).await? }))
 }

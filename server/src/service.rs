@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::body::Bytes;
 use jiff::Timestamp;
 use proto::secret::Secret;
-use schema::api::{Applied, ApplyRequest, StatusDocument};
-use schema::inventory::{Inventory, NodeId};
+use schema::api::{Applied, ApplyRequest, Removed, StatusDocument};
+use schema::inventory::{Barred, Inventory, NodeId};
 use schema::kinds::Node;
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
@@ -300,22 +300,60 @@ impl Service {
         self.change(put).await
     }
 
-    /// Removes a node from its network.
-    pub async fn remove_node(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
+    /// Removes a node from its network; `ban`: its host may not join again either.
+    pub async fn remove_node(
+        &self,
+        caller: &Caller,
+        network: NetworkName,
+        name: Name,
+        ban: bool,
+    ) -> Result<Removed, Error> {
         caller.grant.holds_in(&network)?;
         let Caller { actor, grant } = caller.clone();
         let remove = move |world: &World, context: &mut CommitContext<'_>| {
             let declaration = ResourceId::of::<Node>(&network, &name);
             grant.holds_over(&declaration, owner(world, &declaration))?;
-            let mut next = world.clone();
-            if !enrol::remove(&mut next, &network, &name, Timestamp::now()) {
-                return Err(Error::NotFound(format!("joined node {name} in {network}")));
+            let (mut next, now) = (world.clone(), Timestamp::now());
+            let removed = enrol::remove(&mut next, &network, &name, now);
+            let removed = removed.ok_or_else(|| Error::NotFound(format!("joined node {name} in {network}")))?;
+            let identity = removed.identity;
+            if ban {
+                next.inventory.bar(network.clone(), identity, Barred { since: now, node: name });
             }
-            let audit = AuditInfo { actor, action: "remove", ..AuditInfo::default() };
-            Ok(Proposal::changed(context.revision(), next, audit))
+            let admits = enrol::admits(&next, &network, &removed, now);
+            let answer =
+                Removed { revision: context.revision(), identity, barred: ban, next: closing(&admits), admits };
+            let action = if ban { "ban" } else { "remove" };
+            Ok(Proposal::changed(answer, next, AuditInfo { actor, action, ..AuditInfo::default() }))
         };
         self.change(remove).await
     }
+
+    /// Lets the hosts join again that were removed as a node and barred.
+    pub async fn lift_ban(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
+        caller.grant.holds_in(&network)?;
+        let Caller { actor, grant } = caller.clone();
+        let lift = move |world: &World, context: &mut CommitContext<'_>| {
+            let declaration = ResourceId::of::<Node>(&network, &name);
+            grant.holds_over(&declaration, owner(world, &declaration))?;
+            let mut next = world.clone();
+            if !enrol::lift_ban(&mut next, &network, &name) {
+                return Err(Error::NotFound(format!("host that was barred from {network} as {name}")));
+            }
+            let audit = AuditInfo { actor, action: "lift-ban", ..AuditInfo::default() };
+            Ok(Proposal::changed(context.revision(), next, audit))
+        };
+        self.change(lift).await
+    }
+}
+
+/// How to keep out a host that was removed, if a key still lets it in.
+fn closing(admits: &Option<ResourceId>) -> Option<String> {
+    let key = admits.as_ref()?;
+    Some(format!(
+        "the host can join again with the token of {key} that it has: delete that key from the files and apply, or, should \
+         it be back, remove it with ban=true"
+    ))
 }
 
 /// Who manages a resource.

@@ -198,6 +198,41 @@ async fn a_removal_outlives_the_joins_that_were_signed_before_it() {
 }
 
 #[tokio::test]
+async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out() {
+    let server = corp().await;
+    let mut agent = server.joined("a", 1, "many").await;
+    let removed = async |path: &str| -> schema::api::Removed {
+        let answer = server.call(Method::DELETE, path).bearer_auth(&server.token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.unwrap()
+    };
+    let first = removed("/api/v1/corp/node/a/machine").await;
+    assert_eq!((first.identity, first.barred), (agent.identity(), false));
+    assert_eq!(first.admits.map(|key| key.to_string()).as_deref(), Some("corp/access-key/many"));
+    let next = first.next.expect("it says what to do");
+    assert!(next.contains("corp/access-key/many") && next.contains("ban=true"), "{next}");
+    agent.join("many").await.expect("as it said");
+    let second = removed("/api/v1/corp/node/a/machine?ban=true").await;
+    assert_eq!((second.barred, second.admits, second.next), (true, None, None));
+    agent.name = "another".parse().unwrap();
+    let refused = agent.join("many").await.unwrap_err();
+    assert!(refused.message().contains("removed from corp as a and barred"), "{}", refused.message());
+    server.joined("b", 2, "many").await;
+    let world = server.snapshot().await;
+    assert_eq!(world.barred.len(), 1, "an admin sees who is barred");
+    assert_eq!(world.world().unwrap().inventory.barred().count(), 1);
+    let lift = async || server.call(Method::DELETE, "/api/v1/corp/node/a/ban").bearer_auth(&server.token).send().await;
+    assert_eq!(lift().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(lift().await.unwrap().status(), StatusCode::NOT_FOUND);
+    agent.join("many").await.expect("the ban is lifted");
+    // A key of one use has none left for whoever is removed.
+    server.joined("x", 3, "three").await;
+    server.joined("y", 4, "three").await;
+    server.joined("z", 5, "three").await;
+    assert_eq!(removed("/api/v1/corp/node/x/machine").await.admits, None);
+}
+
+#[tokio::test]
 async fn a_wireguard_key_in_another_form_is_refused_although_it_works_like_the_first() {
     let server = corp().await;
     let mut agent = server.agent("a", 1);

@@ -30,6 +30,9 @@ pub fn reconcile(
     for ((network, address), _) in inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared)) {
         reconciled.end_quarantine(network, *address);
     }
+    for ((network, identity), _) in inventory.barred().filter(|((network, _), _)| !is_declared(network, declared)) {
+        reconciled.end_bar(network, identity);
+    }
     let reserved = |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared, server));
     let reserved: BTreeMap<_, _> = declared.networks().map(|(network, _)| reserved(network)).collect();
     let mut moving = Vec::new();

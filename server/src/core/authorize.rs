@@ -63,6 +63,7 @@ pub enum Operation {
     PutResource,
     DeleteResource,
     RemoveNode,
+    LiftBan,
     Challenge,
     Register,
     Join,
@@ -160,7 +161,14 @@ pub const TABLE: &[Rule] = &[
         Operation::RemoveNode,
         Rest("delete", "/api/v1/{network}/node/{name}/machine"),
         Needs::Role(Applier),
-        "Removes a node from a network: its peers drop it at once, and its agent removes what it set up.",
+        "Removes a node from a network: its peers drop it at once, and its agent removes what it set up. Says which access key \
+         still lets its host join again; `ban=true` bars the host's identity from the network.",
+    ),
+    rule(
+        Operation::LiftBan,
+        Rest("delete", "/api/v1/{network}/node/{name}/ban"),
+        Needs::Role(Applier),
+        "Lets the hosts join again that were removed as that node with `ban=true`.",
     ),
     rule(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
     rule(Operation::Register, Grpc("Register"), Signature, "Asks for a tunnel to the server."),

@@ -1,6 +1,7 @@
 //! How nodes join and leave: pure changes of the world.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -37,6 +38,17 @@ pub enum Refused {
     /// There is no such key, or the network is gone: one error for both, so that nobody can search for either.
     #[error("the access key {0} does not exist; ask for a new token")]
     UnknownKey(ResourceId),
+    /// The identity was barred.
+    #[error(
+        "this host was removed from {network} as {node} and barred; whoever may remove nodes can lift that: \
+         DELETE /api/v1/{network}/node/{node}/ban"
+    )]
+    Barred {
+        /// The network.
+        network: NetworkName,
+        /// The node that it was.
+        node: Name,
+    },
     /// The key has expired.
     #[error("the access key {0} expired on {1}; ask for a new token")]
     Expired(ResourceId, Timestamp),
@@ -125,6 +137,9 @@ pub fn join(
     let status = world.inventory.key(&id).ok_or_else(unknown)?.clone();
     if let Some(name) = world.inventory.name_of(&candidate.network, &candidate.identity).cloned() {
         return rejoin(world, candidate, name);
+    }
+    if let Some(barred) = world.inventory.barred_from(&candidate.network, &candidate.identity) {
+        return Err(Refused::Barred { network: candidate.network, node: barred.node.clone() });
     }
     check_key(&id, &key, &status, now)?;
     let claimed = check_name(world, &id, &key, server.own_node.as_ref(), &candidate)?;
@@ -318,10 +333,27 @@ fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
 }
 
-/// Removes a node from a network; whether it was in. A name that it claimed can be claimed again, by the same token
-/// too.
-pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> bool {
-    world.inventory.remove_node(&NodeId::of(network, name), now).is_some()
+/// Removes a node from a network, and returns it; nothing if it was not in. A name that it claimed can be claimed again,
+/// by the same token too.
+pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> Option<Arc<Joined>> {
+    world.inventory.remove_node(&NodeId::of(network, name), now)
+}
+
+/// The access key with which a host that was removed could join again.
+pub fn admits(world: &World, network: &NetworkName, removed: &Joined, now: Timestamp) -> Option<ResourceId> {
+    if world.inventory.barred_from(network, &removed.identity).is_some() {
+        return None;
+    }
+    let id = ResourceId::of::<AccessKey>(network, removed.key.as_ref()?);
+    may_register(world, &id, now).is_ok().then_some(id)
+}
+
+/// Lets the hosts join again that were removed as a node and barred; whether there were any.
+pub fn lift_ban(world: &mut World, network: &NetworkName, name: &Name) -> bool {
+    let barred = world.inventory.barred().filter(|((of, _), barred)| of == network && barred.node == *name);
+    let identities: Vec<Identity> = barred.map(|((_, identity), _)| *identity).collect();
+    identities.iter().for_each(|identity| world.inventory.end_bar(network, identity));
+    !identities.is_empty()
 }
 
 #[cfg(test)]
@@ -460,7 +492,7 @@ mod tests {
         assert!(matches!(enter(&mut world, "db", 2), Err(Refused::NameTaken { .. })));
         let network = "corp".parse().expect("good");
         let name = "db".parse().expect("good");
-        assert!(remove(&mut world, &network, &name, Timestamp::UNIX_EPOCH));
+        assert!(remove(&mut world, &network, &name, Timestamp::UNIX_EPOCH).is_some());
         assert_eq!(enter(&mut world, "db", 2).as_deref(), Ok("db"));
     }
 

@@ -94,6 +94,7 @@ fn world(state: &State, grant: &Grant, server: ServerInfo) -> WorldDocument {
         document.nodes.retain(|node| holds(&node.network));
         document.keys.retain(|key| holds(&key.id.network));
         document.quarantine.retain(|address| holds(&address.network));
+        document.barred.retain(|barred| holds(&barred.network));
     }
     document
 }

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
-use schema::inventory::{Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use schema::inventory::{Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -22,6 +22,7 @@ pub const FORMAT: u32 = 1;
 const JOINED: &str = "@joined";
 const KEY: &str = "@key";
 const QUARANTINED: &str = "@quarantine";
+const BARRED: &str = "@barred";
 
 /// The key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +93,9 @@ impl Writes {
         for item in changes.quarantine {
             self.item(item, |(network, address)| key(network, QUARANTINED, &address.to_string()));
         }
+        for item in changes.barred {
+            self.item(item, |(network, identity)| key(network, BARRED, &identity.to_string()));
+        }
     }
 
     fn item<K, V: Serialize>(&mut self, item: DiffItem<'_, '_, K, V>, key: impl Fn(&K) -> RowKey) {
@@ -136,6 +140,11 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
             let quarantined: Quarantined = json(row)?;
             let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is not an IP address".into()))?;
             world.inventory.put_quarantined(network, address, quarantined);
+        }
+        BARRED => {
+            let barred: Barred = json(row)?;
+            let identity = name.parse().map_err(|why| unreadable(row, why))?;
+            world.inventory.bar(network, identity, barred);
         }
         kind => {
             let id = if kind == "network" { name.clone() } else { format!("{network}/{kind}/{name}") };
@@ -199,6 +208,21 @@ mod tests {
         let (puts, deletes) = between(&world(), &later);
         assert_eq!(puts.iter().map(|row| &*row.key.kind).collect::<Vec<_>>(), [QUARANTINED]);
         assert_eq!(deletes.iter().map(|key| &*key.kind).collect::<Vec<_>>(), [JOINED]);
+    }
+
+    #[test]
+    fn a_barred_identity_is_stored_and_read_back() {
+        let mut later = world();
+        let barred = Barred { since: jiff::Timestamp::UNIX_EPOCH, node: "n".parse().expect("good") };
+        let identity = schema::scalars::Identity([255; 32]);
+        later.inventory.bar("corp".parse().expect("good"), identity, barred);
+        let (puts, _) = between(&world(), &later);
+        assert_eq!(puts.len(), 1);
+        let mut read = world();
+        restore(&puts[0], &mut read).expect("it can be read");
+        assert_eq!(read, later);
+        let (puts, deletes) = between(&later, &world());
+        assert_eq!((puts.len(), deletes.len()), (0, 1));
     }
 
     #[test]
