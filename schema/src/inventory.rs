@@ -86,6 +86,8 @@ impl NodeProblem {
     pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";
     /// Control traffic and tunnels are not kept outside of networks.
     pub const NO_FILTER: &str = "no-filter";
+    /// Two hosts use the identity of the node, as after its state was copied: known to the server alone.
+    pub const CLONED: &str = "cloned";
     /// How many of them a node reports at most.
     pub const MOST: usize = 16;
 

@@ -152,11 +152,14 @@ impl Agent for Adapter {
     ) -> Result<Response<wire::CheckInResponse>, Status> {
         let identity = identity(&request)?;
         // The source address is looked up only if it is used.
-        let from = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
+        let seen = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
+        // Inside the tunnel the source address is the registration's: WireGuard itself lets only one host have it.
+        let outside = self.transport != Control::Tunnel;
+        let source = if outside { from(&request, self.behind_proxy) } else { None };
         let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision) };
-        let said = facts.as_ref().map(|facts| (facts, from));
-        let update = self.service.check_in(&network(&name)?, &identity, at, said, self.transport).await?;
+        let said = facts.as_ref().map(|facts| (facts, seen));
+        let update = self.service.check_in(&network(&name)?, &identity, at, said, source, self.transport).await?;
         Ok(Response::new(wire::CheckInResponse { update }))
     }
 

@@ -3,6 +3,7 @@
 //! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does not count.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use schema::api::Control;
 use schema::inventory::{Inventory, NodeId};
 use schema::snapshot::Revision;
 
+use crate::core::clones::Clones;
 use crate::store::Seen;
 
 /// When and how every node last called.
@@ -30,6 +32,7 @@ struct Sighting {
     transport: Control,
     /// Every stream holds a copy.
     streams: Arc<()>,
+    clones: Clones,
     stored: bool,
 }
 
@@ -44,6 +47,8 @@ pub struct Liveness {
     pub transport: Control,
     /// Whether it has a stream open.
     pub streams: bool,
+    /// Whether two hosts use its identity.
+    pub cloned: bool,
 }
 
 /// A stream of a node, for as long as it is held.
@@ -69,7 +74,8 @@ impl LastSeen {
         let sighting = |(id, seen): (NodeId, Seen)| {
             let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
-            (id, Sighting { seen, since, before, transport: Control::None, streams: Arc::default(), stored: true })
+            let (transport, streams, clones) = (Control::None, Arc::default(), Clones::default());
+            (id, Sighting { seen, since, before, transport, streams, clones, stored: true })
         };
         let joined = inventory.nodes().map(|(id, joined)| {
             let seen = Seen { time: joined.joined, revision: Revision(0) };
@@ -78,39 +84,41 @@ impl LastSeen {
         Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
-    /// Records a call of a node: the revision that it has, and the transport of the call.
-    pub fn record(&self, id: &NodeId, revision: Revision, transport: Control) {
+    /// Records a call of a node: the revision that it has, the transport of the call, and the address that it comes from, if
+    /// that is known. Returns whether it has just become evident that two hosts use the identity of the node.
+    pub fn record(&self, id: &NodeId, revision: Revision, transport: Control, from: Option<IpAddr>) -> bool {
         let seen = Seen { time: Timestamp::now(), revision };
-        let heard = |streams| Sighting {
-            seen,
-            since: Instant::now(),
-            before: Duration::ZERO,
-            transport,
-            streams,
-            stored: false,
-        };
+        let since = Instant::now();
         let mut all = self.all();
-        match all.get_mut(id) {
-            Some(sighting) => *sighting = heard(std::mem::take(&mut sighting.streams)),
-            None => drop(all.insert(id.clone(), heard(Arc::default()))),
-        }
+        let (streams, mut clones) = match all.get_mut(id) {
+            Some(Sighting { streams, clones, .. }) => (std::mem::take(streams), std::mem::take(clones)),
+            None => Default::default(),
+        };
+        let before = clones.evident(since);
+        clones.heard(from, Arc::strong_count(&streams) - 1, since);
+        let evident = clones.evident(since);
+        let before_that = Duration::ZERO;
+        let heard = Sighting { seen, since, before: before_that, transport, streams, clones, stored: false };
+        all.insert(id.clone(), heard);
+        evident && !before
     }
 
     /// Notes that a node is there, and counts a stream of it until that is dropped. The revision stays:
     /// a node may not have applied what the stream sent it.
     pub fn stream(&self, id: &NodeId, transport: Control) -> Option<Stream> {
         let revision = self.of(id)?.seen.revision;
-        self.record(id, revision, transport);
+        self.record(id, revision, transport, None);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
     /// When and how a node last called; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
-        let Sighting { seen, since, before, transport, streams, stored: _ } = all.get(id)?;
+        let Sighting { seen, since, before, transport, streams, clones, stored: _ } = all.get(id)?;
         let silence = *before + since.elapsed();
         let streams = Arc::strong_count(streams) > 1;
-        Some(Liveness { seen: *seen, silence, transport: *transport, streams })
+        let cloned = clones.evident(Instant::now());
+        Some(Liveness { seen: *seen, silence, transport: *transport, streams, cloned })
     }
 
     /// What is to be stored now; nodes that are gone from the inventory are forgotten.
@@ -186,7 +194,7 @@ mod tests {
         let silence = |name| last_seen.of(&id(name)).expect("it has called").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
         assert_eq!(silence("new"), 40, "it was last seen when it joined");
-        last_seen.record(&id("silent"), Revision(2), Control::Tls);
+        last_seen.record(&id("silent"), Revision(2), Control::Tls, None);
         assert_eq!(silence("silent"), 0);
     }
 
@@ -194,14 +202,25 @@ mod tests {
     fn a_stream_counts_while_it_is_held() {
         let last_seen = LastSeen::default();
         assert!(last_seen.stream(&id("a"), Control::Tls).is_none());
-        last_seen.record(&id("a"), Revision(1), Control::Tls);
+        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
         let streams = || last_seen.of(&id("a")).expect("it has called").streams;
         let stream = last_seen.stream(&id("a"), Control::Tls);
         assert!(streams());
-        last_seen.record(&id("a"), Revision(2), Control::Tls);
+        last_seen.record(&id("a"), Revision(2), Control::Tls, None);
         assert!(streams(), "a check-in does not end a stream");
         drop(stream);
         assert!(!streams());
+    }
+
+    #[test]
+    fn two_hosts_with_one_identity_are_noticed_once() {
+        let last_seen = LastSeen::default();
+        let from = |number: u8| Some(IpAddr::from([192, 0, 2, number % 2]));
+        let noticed = (0..20).filter(|number| last_seen.record(&id("a"), Revision(1), Control::Tls, from(*number)));
+        assert_eq!(noticed.count(), 1, "the log has one line");
+        assert!(last_seen.of(&id("a")).expect("it has called").cloned);
+        last_seen.record(&id("b"), Revision(1), Control::Tls, from(1));
+        assert!(!last_seen.of(&id("b")).expect("it has called").cloned);
     }
 
     #[test]
@@ -209,7 +228,7 @@ mod tests {
         let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
         let transport = || last_seen.of(&id("a")).expect("it has called").transport;
         assert_eq!(transport(), Control::None, "it called another process of the server");
-        last_seen.record(&id("a"), Revision(1), Control::Tls);
+        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
         assert_eq!(transport(), Control::Tls);
         let stream = last_seen.stream(&id("a"), Control::Tunnel);
         assert_eq!(transport(), Control::Tunnel);
@@ -222,8 +241,8 @@ mod tests {
         let last_seen = LastSeen::default();
         let mut inventory = Inventory::default();
         inventory.put_node(id("a"), node("2026-01-01T00:00:00Z"));
-        last_seen.record(&id("a"), Revision(1), Control::Tls);
-        last_seen.record(&id("gone"), Revision(1), Control::Tls);
+        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
+        last_seen.record(&id("gone"), Revision(1), Control::Tls, None);
         let unstored = last_seen.take_unstored(&inventory);
         assert_eq!(unstored.gone, [id("gone")]);
         assert_eq!(unstored.fresh.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&id("a")]);

@@ -108,7 +108,7 @@ impl Service {
         let name = self.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is online, but has not reported its revision.
-        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport);
+        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport, None);
         Ok((name, update))
     }
 
@@ -215,19 +215,26 @@ impl Service {
     }
 
     /// A check-in: records that the node is there, stores what changed on it (what it reports, and where it was
-    /// seen), and returns what it has not been sent yet.
+    /// seen), and returns what it has not been sent yet. `source` is the address of the call, outside of any tunnel.
     pub async fn check_in(
         &self,
         network: &NetworkName,
         identity: &Identity,
         at: Position,
         said: Option<(&wire::Facts, Option<IpAddr>)>,
+        source: Option<IpAddr>,
         transport: Control,
     ) -> Result<Option<Update>, Error> {
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = NodeId::of(network, name);
-            self.inner.last_seen.record(&id, acknowledged_revision(&state, at), transport);
+            if self.inner.last_seen.record(&id, acknowledged_revision(&state, at), transport, source) {
+                tracing::warn!(
+                    "two hosts use the identity of one node; `nmplan status` shows which node, and \
+                    `netclient leave` on one of them removes both: delete /etc/netclient on the copy, and join with it"
+                );
+                tracing::debug!(node = ?id, "two hosts use its identity");
+            }
             if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from, transport).await?
             {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use schema::api::{Control, NodeStatus, Presence};
 use schema::compile::tags;
-use schema::inventory::NodeId;
+use schema::inventory::{NodeId, NodeProblem};
 use schema::kinds::Node;
 use schema::scalars::Seconds;
 use schema::snapshot::{ResourceId, Revision};
@@ -16,6 +16,9 @@ use crate::state::{Pending, State};
 /// How many check-ins a node may miss before it counts as silent.
 const MISSED: u32 = 3;
 
+const CLONED: &str =
+    "two hosts use the identity of this node; delete /etc/netclient on the copy, and join there with a token";
+
 /// The state of one node.
 pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeStatus {
     let World { snapshot, inventory, .. } = &*state.world;
@@ -26,6 +29,7 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
     let patience = Duration::from_secs(u64::from(interval.0)) * MISSED;
     let online = heard.is_some_and(|heard| heard.silence <= patience);
     let reserved = || declared.iter().flat_map(|node| node.reserved().map(|(_, address)| address)).collect();
+    let cloned = heard.filter(|heard| heard.cloned).map(|_| NodeProblem::new(NodeProblem::CLONED, CLONED));
     NodeStatus {
         id: ResourceId::of::<Node>(&id.network, &id.name).to_string(),
         name: id.name.clone(),
@@ -39,7 +43,7 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
         },
         last_check_in: heard.map(|heard| heard.seen.time),
         acknowledged: heard.and_then(|heard| acknowledged(state, id, heard.seen.revision)),
-        problems: joined.map(|joined| joined.problems.clone()).unwrap_or_default(),
+        problems: joined.iter().flat_map(|joined| joined.problems.clone()).chain(cloned).collect(),
         control: heard.filter(|heard| online || heard.streams).map_or(Control::None, |heard| heard.transport),
     }
 }
