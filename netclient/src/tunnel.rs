@@ -27,7 +27,7 @@ use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
-use crate::tunnels::{TunnelChanges, keep_endpoints, peer_settings};
+use crate::tunnels::{TunnelChanges, fitting_mtu, keep_endpoints, mtu_problem, peer_settings};
 
 /// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;

@@ -380,6 +380,7 @@ pub(crate) mod tests {
             key: None,
             claimed: false,
             joined: Timestamp::UNIX_EPOCH,
+            problems: Vec::new(),
             os: "linux".into(),
         }
     }

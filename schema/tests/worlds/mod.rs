@@ -39,10 +39,9 @@ const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
 const TRICKY: [&[&str]; 4] =
     [&["corp"], &["true", "1e3", "no", "gw", "7"], &["null", "0x1f", "ci"], &["www", "off", "12-30", "2027-03-01"]];
 /// Names by kind: no two kinds of one network share any.
-static NAMES: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
-    let further = |place: usize| ["on", "y"].map(|word| format!("{word}-{place}")).to_vec();
-    let of = |place: usize| TRICKY.get(place).map(|names| names.iter().map(|&name| name.to_owned()).collect());
-    (0..Kind::ALL.len()).map(|place| of(place).unwrap_or_else(|| further(place))).collect()
+static NAMES: LazyLock<Vec<Vec<&'static str>>> = LazyLock::new(|| {
+    let further = |place: usize| ["on", "y"].map(|word| &*format!("{word}-{place}").leak()).to_vec();
+    (0..Kind::ALL.len()).map(|place| TRICKY.get(place).map_or_else(|| further(place), |names| names.to_vec())).collect()
 });
 /// Names that no file declares under which nodes join; the last is also an entry's.
 const UNDECLARED: [&str; 3] = ["laptop", "0", "www"];
@@ -71,7 +70,7 @@ pub fn server() -> ServerInfo {
     }
 }
 
-fn names(kind: Kind) -> &'static [String] {
+fn names(kind: Kind) -> &'static [&'static str] {
     &NAMES[kind as usize]
 }
 
@@ -324,8 +323,7 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
         }
         Event::Join { network: place, name, declared, claimed } => {
             let network = network(*place);
-            let declared_names = names(Kind::Node).iter().map(String::as_str);
-            let pool: Vec<&str> = if *declared { declared_names.collect() } else { UNDECLARED.to_vec() };
+            let pool = if *declared { names(Kind::Node) } else { &UNDECLARED[..] };
             let name: Name = name.get(pool).parse().unwrap();
             let id = NodeId { network, name };
             if inventory.node(&id).is_some() {

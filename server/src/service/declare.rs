@@ -53,14 +53,14 @@ pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Resul
 
 /// Every resource that a request names: whoever sends it must be allowed to know of each.
 pub(super) fn named(request: &ApplyRequest) -> impl Iterator<Item = &ResourceId> {
-    let ApplyRequest { apply_id: _, plan, keys } = request;
+    let ApplyRequest { apply_id: _, plan, keys, allow: _ } = request;
     let changed = plan.changes.iter().map(|change| &change.id);
     changed.chain(plan.base_revisions.keys()).chain(plan.binds.iter().map(|bind| &bind.id)).chain(keys.keys())
 }
 
 /// Checks that a request says each thing once, and nothing besides the plan.
 fn check_form(request: &ApplyRequest) -> Result<(), Error> {
-    let ApplyRequest { apply_id: _, plan, keys } = request;
+    let ApplyRequest { apply_id: _, plan, keys, allow: _ } = request;
     let mut changed = BTreeSet::new();
     if let Some(twice) = plan.changes.iter().find(|change| !changed.insert(&change.id)) {
         return Err(Error::BadRequest(format!("the plan changes {} twice; plan again", twice.id)));
