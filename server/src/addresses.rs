@@ -56,8 +56,8 @@ impl OwnAddresses {
         for name in self.names.iter().cloned() {
             lookups.spawn(async move {
                 let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((name.as_str(), 0))).await;
-                let found: BTreeSet<IpAddr> = usable(found.ok()?.ok()?.map(|at| at.ip())).collect();
-                Some((name, found))
+                let addresses = usable(found.ok()?.ok()?.map(|at| at.ip())).collect();
+                Some((name, addresses))
             });
         }
         while let Some(found) = lookups.join_next().await {
