@@ -249,6 +249,7 @@ pub(crate) mod tests {
     use crate::identity::{DataDir, Secrets};
     use crate::liveness::LastSeen;
     use crate::readers::Readers;
+    use crate::service::Parts;
     use crate::store::memory::Memory;
 
     fn call(peer: &str, forwarded: Option<&'static str>) -> Request<()> {
@@ -286,8 +287,16 @@ pub(crate) mod tests {
         let (committer, states) = Committer::start(Box::new(store), state::State::new(world, |_| Revision::default()));
         let secrets = Secrets::open(&data).expect("made");
         let addresses = OwnAddresses::default();
-        let service =
-            Service::new(committer.clone(), readers, states, secrets, info, LastSeen::default(), None, addresses);
+        let service = Service::new(Parts {
+            committer: committer.clone(),
+            readers,
+            states,
+            secrets,
+            info,
+            last_seen: LastSeen::default(),
+            comms: None,
+            addresses,
+        });
         let (send, mut updates) = mpsc::channel(1);
         let network = id("a").network;
         let identity = joined(1).identity;

@@ -49,7 +49,7 @@ use crate::identity::{DataDir, IdentityError, Secrets};
 use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
 use crate::readers::Readers;
-use crate::service::Service;
+use crate::service::{Parts, Service};
 use crate::state::State;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store, StoreError, Stored, StoredToken};
@@ -142,7 +142,8 @@ pub async fn open_with(
     let since = store::unchanged_since(&mut *store, world.revision)?;
     let readers = Readers::open(&*store)?;
     let (committer, states) = Committer::start(store, State::new(world, since));
-    let service = Service::new(committer, readers, states, secrets, info, last_seen, comms.ok(), addresses);
+    let service =
+        Service::new(Parts { committer, readers, states, secrets, info, last_seen, comms: comms.ok(), addresses });
     let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
     let host = OwnHost::new(&settings);
     Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, first_start, _lock: lock })

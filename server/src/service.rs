@@ -60,38 +60,52 @@ pub struct Service {
     inner: Arc<Inner>,
 }
 
+/// What a service works with.
+pub struct Parts {
+    /// Changes the world.
+    pub committer: Committer,
+    /// Read what is stored, beside the committer.
+    pub readers: Readers,
+    /// The world as it is.
+    pub states: watch::Receiver<Arc<State>>,
+    /// Keys of the server.
+    pub secrets: Secrets,
+    /// What the server says of itself.
+    pub info: ServerInfo,
+    /// When nodes were heard of.
+    pub last_seen: LastSeen,
+    /// The tunnels to agents; absent: there are none.
+    pub comms: Option<AgentTunnels>,
+    /// By which addresses the server is reached.
+    pub addresses: OwnAddresses,
+}
+
 struct Inner {
-    committer: Committer,
-    readers: Readers,
+    parts: Parts,
     documents: Documents,
-    states: watch::Receiver<Arc<State>>,
-    secrets: Secrets,
-    info: ServerInfo,
-    last_seen: LastSeen,
     nonces: Mutex<Nonces>,
     guesses: Mutex<Guesses>,
     refused: Tally,
-    comms: Option<AgentTunnels>,
-    addresses: OwnAddresses,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 impl Service {
     /// A service that starts with what its store held.
-    pub fn new(
-        committer: Committer,
-        readers: Readers,
-        states: watch::Receiver<Arc<State>>,
-        secrets: Secrets,
-        info: ServerInfo,
-        last_seen: LastSeen,
-        comms: Option<AgentTunnels>,
-        addresses: OwnAddresses,
-    ) -> Self {
-        let nonces = Mutex::new(Nonces::new(Timestamp::now()));
-        let documents = Documents::new();
-        let (guesses, refused) = (Mutex::default(), Tally::default());
-        let inner =
-            Inner { committer, readers, documents, states, secrets, info, last_seen, nonces, guesses, refused, comms, addresses };
+    pub fn new(parts: Parts) -> Self {
+        let inner = Inner {
+            parts,
+            documents: Documents::new(),
+            nonces: Mutex::new(Nonces::new(Timestamp::now())),
+            guesses: Mutex::default(),
+            refused: Tally::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 

@@ -12,6 +12,7 @@ use nmserver::core::authorize::{Call, Needs, Role, TABLE};
 use reqwest::{Method, StatusCode};
 use schema::api::{Applied, ApplyRequest};
 use schema::guard::Guard;
+use schema::scalars::Verifier;
 use schema::snapshot::Revision;
 use serde_json::{Value, json};
 use support::{Running, failure, request, token_beside};
@@ -157,12 +158,14 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
         key: None,
         identity: schema::scalars::Identity([1; 32]),
     };
-    let additions: [&dyn Fn(&mut schema::api::ApplyRequest); 4] = [
-        &|request| drop(request.plan.base_revisions.insert(elsewhere.clone(), Revision(9))),
+    let additions: [&dyn Fn(&mut ApplyRequest); 4] = [
+        &|request| {
+            request.plan.base_revisions.insert(elsewhere.clone(), Revision(9));
+        },
         &|request| request.plan.binds.push(bind.clone()),
         &|request| request.plan.changes[0].id = elsewhere.clone(),
         &|request| {
-            drop(request.keys.insert("hidden/access-key/k".parse().unwrap(), schema::scalars::Verifier([1; 32])))
+            request.keys.insert("hidden/access-key/k".parse().unwrap(), Verifier([1; 32]));
         },
     ];
     for (place, add) in additions.into_iter().enumerate() {
@@ -205,7 +208,7 @@ async fn a_page_of_the_log_is_full_whoever_the_entries_between_belong_to() {
 async fn a_plan_says_each_thing_once_and_a_server_stores_no_more_than_it_needs() {
     let (server, _) = Running::in_memory().await;
     let good = server.plan("acme/prod", CORP).await;
-    let refused = async |change: &dyn Fn(&mut schema::api::ApplyRequest)| {
+    let refused = async |change: &dyn Fn(&mut ApplyRequest)| {
         let mut request = request(good.clone());
         change(&mut request);
         request.plan.digest = request.plan.digest_now();
@@ -216,8 +219,11 @@ async fn a_plan_says_each_thing_once_and_a_server_stores_no_more_than_it_needs()
     let twice = refused(&|request| request.plan.changes.push(request.plan.changes[0].clone())).await;
     assert!(twice.contains("corp twice"), "{twice}");
     let key: schema::snapshot::ResourceId = "corp/access-key/k".parse().unwrap();
-    let verifier = schema::scalars::Verifier([1; 32]);
-    let surplus = refused(&|request| drop(request.keys.insert(key.clone(), verifier))).await;
+    let verifier = Verifier([1; 32]);
+    let surplus = refused(&|request| {
+        request.keys.insert(key.clone(), verifier);
+    })
+    .await;
     assert!(surplus.contains("corp/access-key/k") && surplus.contains("does not create"), "{surplus}");
     let long = || Some("x".repeat(schema::snapshot::Provenance::LONGEST + 1));
     let provenance = schema::snapshot::Provenance { author: long(), ..Default::default() };

@@ -136,7 +136,12 @@ mod tests {
         declared.put(document.id.clone(), document.entry().expect("good"));
         let (inventory, comms_range) = (Inventory::default(), "10.101.0.0/16".parse().ok());
         let meshes = Meshes { declared: &declared, inventory: &inventory, comms_range, server };
-        let facts = wire::Facts { listen_port: 0, endpoint: endpoint.into(), local_address: local.into(), ..wire::Facts::default() };
+        let facts = wire::Facts {
+            listen_port: 0,
+            endpoint: endpoint.into(),
+            local_address: local.into(),
+            ..wire::Facts::default()
+        };
         let seen = seen.map(|address| address.parse().expect("good"));
         read(&facts, seen, meshes, before).map(|facts| facts.endpoints)
     }
