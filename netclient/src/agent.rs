@@ -14,6 +14,7 @@ mod status;
 mod update;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ed25519_dalek as ed25519;
@@ -33,10 +34,11 @@ use crate::settings::Settings;
 use crate::system::watch::HostEvent;
 use crate::tunnel::NetworkTunnel;
 
-pub use error::{AgentError, error_chain};
+pub use crate::errors::error_chain;
+pub use error::AgentError;
 pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use register::Registered;
-pub use status::{DamagedNetwork, NetworkStatus, PeerStatus, RegistrationStatus, Status};
+pub use status::{DamagedNetwork, DriverStatus, NetworkStatus, PeerStatus, RegistrationStatus, Status};
 
 /// The agent.
 #[derive(Clone)]
@@ -62,7 +64,7 @@ type Connections = BTreeMap<(ServerAddress, Identity), Arc<Connection>>;
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
-        let slot = Slot::of(directory.path());
+        let slot = Slot::of(directory.path(), Path::new(crate::directory::DEFAULT));
         Self { directory, settings, host, slot, events: Arc::default(), within: None, connections: Arc::default() }
     }
 

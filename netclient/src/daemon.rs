@@ -18,9 +18,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::agent::member::Member;
-use crate::agent::{Agent, AgentError, error_chain};
+use crate::agent::{Agent, AgentError, DriverStatus, error_chain};
 use crate::directory::Directory;
-use crate::driver::{Command, Driver, DriverStatus, End, Request, ended};
+use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
 
 /// How long a command waits for the daemon, which may have to make two calls and configure a device.

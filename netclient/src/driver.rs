@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 
 use proto::wire::{Facts, Update};
 use schema::api::Control;
-use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::agent::member::Member;
-use crate::agent::{AgentError, error_chain};
+use crate::agent::{AgentError, DriverStatus, error_chain};
 use crate::agent_state::{AgentState, Input, Output};
 use crate::control::CallError;
 use crate::membership::Accepted;
@@ -43,22 +41,6 @@ pub enum Command {
         /// Whether to leave even if the server cannot be reached.
         force: bool,
     },
-}
-
-/// How a network is, as whoever keeps it current knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DriverStatus {
-    /// The transport of control traffic.
-    pub control: Control,
-    /// What is not as it should be on the host, by code.
-    pub problems: Vec<NodeProblem>,
-}
-
-impl Default for DriverStatus {
-    /// Nothing has been done yet.
-    fn default() -> Self {
-        Self { control: Control::None, problems: Vec::new() }
-    }
 }
 
 /// The results of calls.

@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod device;
 pub mod directory;
 pub mod driver;
+mod errors;
 pub mod files;
 pub mod host;
 mod journal;

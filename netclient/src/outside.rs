@@ -26,8 +26,6 @@ use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::view::View;
 
-use crate::directory;
-
 /// The bit of a packet's mark (SO_MARK; socket(7)) that says that it stays outside: one that no well-known program uses.
 pub const MARK: u32 = 0x10;
 /// The routing table that the kernel looks into by itself (RT_TABLE_MAIN).
@@ -50,9 +48,9 @@ const OTHERS: u32 = 8;
 pub struct Slot(u8);
 
 impl Slot {
-    /// The slot of an agent that keeps its state in a directory.
-    pub fn of(directory: &Path) -> Self {
-        if directory == Path::new(directory::DEFAULT) {
+    /// The slot of an agent that keeps its state in a directory; `default` is that of most agents.
+    pub fn of(directory: &Path, default: &Path) -> Self {
+        if directory == default {
             return Self(0);
         }
         let hash = crc32fast::hash(directory.as_os_str().as_encoded_bytes());
@@ -345,8 +343,9 @@ mod tests {
 
     #[test]
     fn agents_of_several_directories_do_not_meet() {
-        let default = Slot::of(Path::new(directory::DEFAULT));
-        let other = Slot::of(Path::new("/var/lib/nmserver/client"));
+        let usual = Path::new("/etc/netclient");
+        let default = Slot::of(usual, usual);
+        let other = Slot::of(Path::new("/var/lib/nmserver/client"), usual);
         assert_eq!(default, DEFAULT);
         let names = |slot: Slot| (slot.table(), slot.protocol(), slot.filter());
         assert_eq!(names(default), (5_182, 182, "nm-own".to_owned()));

@@ -14,9 +14,9 @@ use schema::inventory::NodeProblem;
 use schema::scalars::WireGuardKey;
 use schema::view::View;
 
-use crate::agent::error_chain;
 use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
 use crate::directory::DirectoryError;
+use crate::errors::error_chain;
 use crate::files;
 use crate::host::Host;
 use crate::membership::{Membership, PortFallback};

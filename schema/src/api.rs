@@ -199,3 +199,10 @@ pub struct Moved {
     #[schemars(with = "Option<Time>")]
     pub time: Option<Timestamp>,
 }
+
+/// The revision that a change created.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Committed {
+    /// The revision.
+    pub revision: Revision,
+}

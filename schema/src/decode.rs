@@ -4,9 +4,9 @@ use crate::attribute::Mismatch;
 use crate::document::{Document, Spanned};
 use crate::kinds::Kind;
 use crate::report::{Code, Problem, Report};
+use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, Scalar};
 use crate::snapshot::{Entry, ResourceId, Revision, Snapshot};
-use crate::source_map::SourceMap;
 use crate::value::{Location, Span, Value};
 
 /// What files declare: the resources, and the place of each in its file.

@@ -15,8 +15,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::rules::Claim;
+use crate::rules::source_map::SourceMap;
 use crate::snapshot::{Entry, Snapshot};
-use crate::source_map::SourceMap;
 use crate::value::Step;
 
 /// A rule that a change may be let through.

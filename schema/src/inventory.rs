@@ -14,8 +14,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::published::Time;
-use crate::scalars::{Endpoint, Identity, Name, NetworkName, Verifier, WireGuardKey};
+use crate::rules::endpoints::Members;
+use crate::scalars::{Endpoint, Identity, Name, NetworkName, Time, Verifier, WireGuardKey};
+pub use crate::snapshot::NodeId;
 use crate::snapshot::ResourceId;
 
 /// A node that has joined a network.
@@ -137,35 +138,6 @@ pub struct Barred {
     pub node: Name,
 }
 
-/// What a node is called. In JSON it is written as `["network", "name"]`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
-pub struct NodeId {
-    /// Its network.
-    pub network: NetworkName,
-    /// Its name there.
-    pub name: Name,
-}
-
-impl NodeId {
-    /// The id of a name in a network.
-    pub fn of(network: &NetworkName, name: &Name) -> Self {
-        Self { network: network.clone(), name: name.clone() }
-    }
-}
-
-impl From<(NetworkName, Name)> for NodeId {
-    fn from((network, name): (NetworkName, Name)) -> Self {
-        Self { network, name }
-    }
-}
-
-impl From<NodeId> for (NetworkName, Name) {
-    fn from(NodeId { network, name }: NodeId) -> Self {
-        (network, name)
-    }
-}
-
 /// Everything that the server knows and no file says. Clones share what they have in common.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
@@ -190,6 +162,12 @@ pub struct Differences<'a> {
     pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
     /// Identities that are barred.
     pub barred: Vec<DiffItem<'a, 'a, (NetworkName, Identity), Barred>>,
+}
+
+impl Members for Inventory {
+    fn holder(&self, network: &NetworkName, address: IpAddr) -> Option<&Name> {
+        Self::holder(self, network, address)
+    }
 }
 
 impl Inventory {

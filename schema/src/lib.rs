@@ -27,10 +27,12 @@ pub mod reference;
 pub mod report;
 pub mod rules;
 pub mod scalars;
+pub mod server_info;
 pub mod settings;
 pub mod snapshot;
-pub mod source_map;
 pub mod syntax;
 pub mod value;
 pub mod view;
 pub mod world;
+
+pub use rules::source_map;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::kinds::Kind;
 use crate::reference;
-use crate::scalars::Scalar;
+pub use crate::scalars::Time;
 use crate::snapshot::{Owner, ResourceId};
 use crate::value::Value;
 
@@ -81,11 +81,6 @@ fn plain(schema: &mut Schema) {
     }
 }
 
-/// The schema of a scalar: a text, with the scalar's own description.
-pub(crate) fn scalar<T: Scalar>() -> Schema {
-    json_schema!({ "type": "string", "title": T::NAME, "description": T::DOC, "examples": T::GOOD })
-}
-
 /// Describes a [`Value`](crate::value::Value) that is the body of a resource by the schemas of all kinds.
 pub enum Body {}
 
@@ -109,23 +104,6 @@ impl JsonSchema for Body {
         let reference = |name: String| Schema::new_ref(format!("#{path}/{name}"));
         let kinds: Vec<Schema> = Self::define_kinds(generator).into_iter().map(reference).collect();
         json_schema!({ "description": "The fields of a resource, by its kind.", "anyOf": kinds })
-    }
-}
-
-/// Describes a timestamp.
-pub enum Time {}
-
-impl JsonSchema for Time {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Time".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "date-time" })
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod endpoints;
 mod references;
 pub mod server;
+pub mod source_map;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -15,9 +16,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::report::{Code, Problem, Report, did_you_mean};
+use crate::rules::source_map::SourceMap;
 use crate::scalars::{EndpointHost, Name, NetworkName, overlap};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::source_map::SourceMap;
 use crate::value::{Location, Step};
 
 /// What a kind requires of its objects beyond what the types of their fields say.

@@ -4,6 +4,7 @@
 //! and tested by one test over all of them. A scalar is written the same way in every language, on the wire and in
 //! the store: as the text that [`Display`](std::fmt::Display) writes.
 
+pub(crate) mod described;
 mod domain_name;
 mod endpoint;
 mod expiry;
@@ -14,6 +15,7 @@ mod seconds;
 mod selector;
 mod uses;
 
+pub use described::Time;
 pub use domain_name::DomainName;
 pub use endpoint::{Endpoint, EndpointHost};
 pub use expiry::Expiry;
@@ -91,7 +93,7 @@ macro_rules! serde_as_text {
                 stringify!($type).into()
             }
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                crate::published::scalar::<Self>()
+                crate::scalars::described::scalar::<Self>()
             }
         }
     )+};

@@ -10,7 +10,6 @@ use imbl::OrdMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::inventory::NodeId;
 use crate::kinds::{Kind, Network, Object, Resource};
 use crate::scalars::{Name, NetworkName};
 
@@ -164,6 +163,35 @@ impl Snapshot {
 
 /// A resource that differs, before and after.
 pub type Difference<'a> = (&'a ResourceId, Option<&'a Entry>, Option<&'a Entry>);
+
+/// What a node is called. In JSON it is written as `["network", "name"]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "(NetworkName, Name)", into = "(NetworkName, Name)")]
+pub struct NodeId {
+    /// Its network.
+    pub network: NetworkName,
+    /// Its name there.
+    pub name: Name,
+}
+
+impl NodeId {
+    /// The id of a name in a network.
+    pub fn of(network: &NetworkName, name: &Name) -> Self {
+        Self { network: network.clone(), name: name.clone() }
+    }
+}
+
+impl From<(NetworkName, Name)> for NodeId {
+    fn from((network, name): (NetworkName, Name)) -> Self {
+        Self { network, name }
+    }
+}
+
+impl From<NodeId> for (NetworkName, Name) {
+    fn from(NodeId { network, name }: NodeId) -> Self {
+        (network, name)
+    }
+}
 
 impl ResourceId {
     /// The id of a network itself.

@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::Settings;
 use crate::core::registry::{RegisteredHost, Registry, Unregistered};
+use crate::error::Error;
 use crate::identity::{DataDir, IdentityError};
 use crate::listen::{self, Connections};
 use crate::state::State;
@@ -438,15 +439,17 @@ pub enum RegisterError {
     Ended,
 }
 
-impl RegisterError {
-    /// What the host is sent: what failed on the server concerns the server's operator only.
-    pub fn public(&self) -> String {
-        match self {
-            Self::Unregistered(_) | Self::Ended => self.to_string(),
-            Self::Ledger(_) | Self::Device(_) => {
-                "the server cannot set up the tunnel right now, and its log says why; try again, or join without: netclient \
-                 join -t TOKEN"
-                    .into()
+impl From<RegisterError> for Error {
+    fn from(error: RegisterError) -> Self {
+        match error {
+            RegisterError::Unregistered(why) => Self::Unregistered(why),
+            RegisterError::Ended => Self::Tunnel("the registration ended before it was complete; register again"),
+            RegisterError::Ledger(_) | RegisterError::Device(_) => {
+                tracing::error!(error = error_chain(&error), "a host could not be registered");
+                Self::Tunnel(
+                    "the server cannot set up the tunnel right now, and its log says why; try again, or join without: \
+                     netclient join -t TOKEN",
+                )
             }
         }
     }

@@ -10,10 +10,10 @@ use schema::api::{Failure, Finding, Moved};
 use schema::report::{Problem, Report};
 use tonic::{Code, Status};
 
-use crate::comms::RegisterError;
 use crate::core::authorize::Denied;
 use crate::core::enrol::Refused;
 use crate::core::facts::Unusable;
+use crate::core::registry::Unregistered;
 use crate::store::StoreError;
 
 /// Why an operation failed.
@@ -58,9 +58,12 @@ pub enum Error {
     /// The host may not join.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The host may not register, or could not be registered.
-    #[error("{}", .0.public())]
-    Unregistered(RegisterError),
+    /// The host may not register.
+    #[error(transparent)]
+    Unregistered(#[from] Unregistered),
+    /// The host could not be registered; what failed concerns the server's operator only, and is in the log.
+    #[error("{0}")]
+    Tunnel(&'static str),
     /// A signature is not valid.
     #[error(transparent)]
     Signature(#[from] Invalid),
@@ -77,12 +80,6 @@ pub enum Error {
 
 fn first_message(report: &Report) -> String {
     report.problems().next().map(|problem| problem.message.clone()).unwrap_or_default()
-}
-
-impl From<RegisterError> for Error {
-    fn from(error: RegisterError) -> Self {
-        Self::Unregistered(error)
-    }
 }
 
 impl From<StoreError> for Error {
@@ -119,12 +116,10 @@ impl Error {
                 (StatusCode::UNPROCESSABLE_ENTITY, "guarded", "a rule refuses it", Code::FailedPrecondition)
             }
             Self::Refused(_) => (StatusCode::FORBIDDEN, "refused", "join refused", Code::PermissionDenied),
-            Self::Unregistered(RegisterError::Unregistered(_)) => {
+            Self::Unregistered(_) => {
                 (StatusCode::FORBIDDEN, "unregistered", "registration refused", Code::PermissionDenied)
             }
-            Self::Unregistered(RegisterError::Ledger(_) | RegisterError::Device(_) | RegisterError::Ended) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable)
-            }
+            Self::Tunnel(_) => (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable),
             // The caller may sign once more, with another nonce.
             Self::Signature(Invalid::NonceUsed | Invalid::NonceExpired) => {
                 (StatusCode::CONFLICT, "nonce", "nonce not valid", Code::Aborted)
@@ -139,9 +134,6 @@ impl Error {
 
     /// Logs what the caller is not sent.
     fn log(&self) {
-        if let Self::Unregistered(error @ (RegisterError::Ledger(_) | RegisterError::Device(_))) = self {
-            tracing::error!(error = netclient::agent::error_chain(error), "a host could not be registered");
-        }
         if let Self::Store(error) = self {
             let cause = std::error::Error::source(&**error).map(ToString::to_string);
             tracing::error!(error = %error, cause, "the database failed");

@@ -3,13 +3,12 @@
 
 use std::sync::LazyLock;
 
-use schema::api::{Applied, ApplyRequest, Failure, LogEntry, Removed, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
 use schema::published::{Body, Components};
 use schema::world::{ResourceDocument, ServerInfo, WorldDocument};
 use serde_json::{Map, Value, json};
 
 use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
-use crate::rest::Committed;
 
 /// The whole document as text: made once, because everyone may ask for it.
 pub fn text() -> &'static str {

@@ -9,12 +9,12 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Extension, Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use proto::secret::Secret;
+use schema::api::Committed;
 use schema::kinds::Kind;
 use schema::snapshot::{ResourceId, Revision};
 use schema::value::Value;
-use schemars::JsonSchema;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::core::authorize::{Call, Needs, Operation, Rule, TABLE};
 use crate::error::Error;
@@ -216,13 +216,6 @@ async fn apply(
 /// A body as JSON, with an error that says where it is wrong.
 fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::BadRequest(format!("the body cannot be read: {error}")))
-}
-
-/// The revision that a change created.
-#[derive(Serialize, JsonSchema)]
-pub(crate) struct Committed {
-    /// The revision.
-    revision: Revision,
 }
 
 fn resource_id((network, kind, name): (String, String, String)) -> Result<ResourceId, Error> {

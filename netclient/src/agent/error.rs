@@ -99,9 +99,3 @@ pub enum AgentError {
 fn hint(meant: &Option<String>) -> String {
     meant.as_ref().map(|meant| format!(" {meant}")).unwrap_or_default()
 }
-
-/// An error with its causes, on one line.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
-}

@@ -10,11 +10,10 @@ use schema::inventory::NodeProblem;
 use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::Tunnel;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
 use crate::comms;
-use crate::driver::DriverStatus;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
 
@@ -98,6 +97,22 @@ pub struct PeerStatus {
     pub allowed_ips: BTreeSet<IpNet>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Timestamp>,
+}
+
+/// How a network is, as whoever keeps it current knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverStatus {
+    /// The transport of control traffic.
+    pub control: api::Control,
+    /// What is not as it should be on the host, by code.
+    pub problems: Vec<NodeProblem>,
+}
+
+impl Default for DriverStatus {
+    /// Nothing has been done yet.
+    fn default() -> Self {
+        Self { control: api::Control::None, problems: Vec::new() }
+    }
 }
 
 impl Agent {

@@ -220,12 +220,13 @@ mod tests {
 
     #[test]
     fn a_rule_reads_back_as_it_is_written() {
-        let slot = Slot::of(std::path::Path::new(crate::directory::DEFAULT));
+        let usual = std::path::Path::new("/etc/netclient");
+        let slot = Slot::of(usual, usual);
         for range in ["10.40.0.0/16", "fd40::/64"] {
             for act in [Act::Main, Act::Own, Act::Unreachable] {
                 let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act };
                 assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
-                let foreign = Slot::of(std::path::Path::new("/elsewhere"));
+                let foreign = Slot::of(std::path::Path::new("/elsewhere"), usual);
                 assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
             }
         }

@@ -8,19 +8,19 @@
 //! tunnel through itself. A range that holds an address of the server was let through with `--allow cut-off`, or it could
 //! not be declared: hosts live in it, so that only what members have there is refused.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Claim, Findings};
-use crate::inventory::Inventory;
 use crate::kinds::Node;
 use crate::report::{Code, Problem, Report};
+use crate::rules::source_map::SourceMap;
 use crate::scalars::{EndpointHost, Name, NetworkName};
+use crate::server_info::ServerInfo;
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::source_map::SourceMap;
 use crate::value::Step;
-use crate::world::ServerInfo;
 
 /// Why other nodes cannot reach a node at an endpoint. The text is the end of the sentence "other nodes cannot use X: ...".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,13 +104,29 @@ pub fn host_refused_everywhere(host: &EndpointHost) -> Option<Refused> {
     }
 }
 
+/// Who has which address.
+pub trait Members: fmt::Debug {
+    /// The node that has an address in a network.
+    fn holder(&self, network: &NetworkName, address: IpAddr) -> Option<&Name>;
+}
+
+/// Nobody has joined.
+#[derive(Debug)]
+struct Nobody;
+
+impl Members for Nobody {
+    fn holder(&self, _network: &NetworkName, _address: IpAddr) -> Option<&Name> {
+        None
+    }
+}
+
 /// The networks around an endpoint: what is declared, who has joined, and what the server keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Meshes<'a> {
     /// The networks.
     pub declared: &'a Snapshot,
     /// Who has which address.
-    pub inventory: &'a Inventory,
+    pub members: &'a dyn Members,
     /// The range of the server's tunnels; absent: it has none.
     pub comms_range: Option<Ipv4Net>,
     /// The addresses of the server, which tell the ranges that were let through.
@@ -119,8 +135,8 @@ pub struct Meshes<'a> {
 
 impl<'a> Meshes<'a> {
     /// The networks of a server.
-    pub fn of(declared: &'a Snapshot, inventory: &'a Inventory, server: &'a ServerInfo) -> Self {
-        Self { declared, inventory, comms_range: server.comms_range, server: &server.addresses }
+    pub fn of(declared: &'a Snapshot, members: &'a dyn Members, server: &'a ServerInfo) -> Self {
+        Self { declared, members, comms_range: server.comms_range, server: &server.addresses }
     }
 
     /// Why other nodes cannot reach a node at an address or by a name; nothing if they may.
@@ -141,7 +157,7 @@ impl<'a> Meshes<'a> {
             if !self.let_through(range) {
                 return Some(Refused::Inside { network: network.clone(), range });
             }
-            let name = self.inventory.holder(network, address).or_else(|| self.reserving(network, address))?;
+            let name = self.members.holder(network, address).or_else(|| self.reserving(network, address))?;
             Some(Refused::Member { network: network.clone(), name: name.clone() })
         })
     }
@@ -186,7 +202,7 @@ pub fn check(meshes: Meshes<'_>, source_map: &SourceMap) -> Report {
 /// The same where no server is known, so that a range may have been let through: all that this finds are warnings.
 pub(super) fn check_by_default(declared: &Snapshot, source_map: &SourceMap) -> Report {
     let comms_range = Some(ServerInfo::DEFAULT_COMMS_RANGE);
-    let meshes = Meshes { declared, inventory: &Inventory::default(), comms_range, server: &[] };
+    let meshes = Meshes { declared, members: &Nobody, comms_range, server: &[] };
     check_as(Code::EndpointInRange, meshes, source_map)
 }
 
@@ -213,6 +229,7 @@ fn problem(code: Code, (id, host): (&ResourceId, &EndpointHost), why: &Refused) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::Inventory;
     use crate::scalars::Endpoint;
     use crate::world::ResourceDocument;
 
@@ -269,7 +286,7 @@ mod tests {
         ]);
         let meshes = Meshes {
             declared: &snapshot,
-            inventory: &Inventory::default(),
+            members: &Nobody,
             comms_range: Some(ServerInfo::DEFAULT_COMMS_RANGE),
             server: &[],
         };
@@ -298,7 +315,7 @@ mod tests {
         let id: ResourceId = "corp/node/a".parse().expect("good");
         inventory.put_node(id.node(), crate::inventory::tests::joined(1, "10.40.0.2"));
         let refused = |server, endpoint: &str| {
-            let meshes = Meshes { declared: &snapshot, inventory: &inventory, comms_range: None, server };
+            let meshes = Meshes { declared: &snapshot, members: &inventory, comms_range: None, server };
             meshes.refuses(&host(endpoint)).map(|refused| refused.to_string()).unwrap_or_default()
         };
         assert!(refused(&server, "10.40.0.2").starts_with("a has that address in network corp"));

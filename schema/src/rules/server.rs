@@ -11,11 +11,11 @@ use ipnet::Ipv4Net;
 use super::{Claim, endpoints};
 use crate::kinds::AccessKey;
 use crate::report::{Code, Problem, Report};
+use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, overlap};
+use crate::server_info::ServerInfo;
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::source_map::SourceMap;
 use crate::value::Step;
-use crate::world::ServerInfo;
 
 /// Checks the declarations against what a server keeps; `source_map` has the places of what is in files.
 pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> Report {

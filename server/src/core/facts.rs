@@ -135,7 +135,7 @@ mod tests {
         let mut declared = schema::snapshot::Snapshot::default();
         declared.put(document.id.clone(), document.entry().expect("good"));
         let (inventory, comms_range) = (Inventory::default(), "10.101.0.0/16".parse().ok());
-        let meshes = Meshes { declared: &declared, inventory: &inventory, comms_range, server };
+        let meshes = Meshes { declared: &declared, members: &inventory, comms_range, server };
         let facts = wire::Facts {
             listen_port: 0,
             endpoint: endpoint.into(),

@@ -143,7 +143,7 @@ impl Service {
     /// The networks around the endpoints that agents report.
     fn meshes<'a>(&self, world: &'a World, server: &'a [IpAddr]) -> Meshes<'a> {
         let World { snapshot: declared, inventory, .. } = world;
-        Meshes { declared, inventory, comms_range: self.inner.info.comms_range, server }
+        Meshes { declared, members: inventory, comms_range: self.inner.info.comms_range, server }
     }
 
     /// Lets this server's own host join a network that declares it: its name there, and its View. No other host can
