@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_block_comes_changes_and_goes_and_the_rest_stays() {
         let one = changed(OTHERS, "nm-a", &["10.0.0.1\tx.a"]);
-        assert!(one.starts_with(OTHERS) && one.contains("\n10.0.0.1\tx.a\n"), "{one}");
+        assert!(one.starts_with(OTHERS) && one.contains("\n10.0.0.1\tx.a\t# nm-a\n"), "{one}");
         assert_eq!(changed(&one, "nm-a", &["10.0.0.1\tx.a"]), one);
         let two = changed(&one, "nm-b", &["10.1.0.1\ty.b"]);
         let moved = changed(&two, "nm-a", &["10.0.0.2\tx.a"]);
