@@ -17,7 +17,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ use schema::scalars::{NetworkName, SigningKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::files::{Disk, Lock, RealDisk};
+use crate::files::{self, Disk, Exposed, Lock, RealDisk};
 use crate::journal::Journal;
 use crate::membership::Membership;
 use crate::registration::Registration;
@@ -74,9 +74,9 @@ pub enum DirectoryError {
         /// Why.
         source: io::Error,
     },
-    /// Others may look into the directory, which holds private keys.
-    #[error("{0} is open to other users, but holds private keys; close it: chmod 700 {0}")]
-    Open(PathBuf),
+    /// The directory or a file in it is not safe from other users.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// Another netclient has held the lock for too long.
     #[error("another netclient is joining or leaving; try again when it is done")]
     Busy,
@@ -111,9 +111,9 @@ impl Directory {
             return Err(DirectoryError::TooLong(path));
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
-        let mode = fs::metadata(&path).map_err(failed("look at", &path))?.permissions().mode();
         // It may not be the agent's: closing it is the operator's decision.
-        if mode & 0o077 != 0 { Err(DirectoryError::Open(path)) } else { Ok(Self { path, disk: Arc::new(RealDisk) }) }
+        files::check_folder(&path, 0)?;
+        Ok(Self { path, disk: Arc::new(RealDisk) })
     }
 
     /// The same, writing to another disk.
@@ -330,10 +330,9 @@ impl Directory {
 
 /// The content of a file; absent: there is none.
 fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
-    match fs::read(path) {
-        Ok(text) => Ok(Some(Zeroizing::new(text))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", path)(error)),
+    match files::read(path, false) {
+        Err(Exposed::Unreadable { path, source }) => Err(failed("read", &path)(source)),
+        outcome => Ok(outcome?),
     }
 }
 

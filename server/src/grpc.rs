@@ -265,7 +265,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_watcher_that_does_not_take_what_it_is_sent_gets_the_rest_as_one() {
         let directory = tempfile::tempdir().expect("a directory");
-        let data = DataDir::open(directory.path()).expect("it opens");
+        let data = DataDir::open(&directory.path().join("data")).expect("it opens");
         let mut world = World { epoch: 1, ..World::default() };
         let json = r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24"}}"#;
         let document: ResourceDocument = serde_json::from_str(json).expect("good");

@@ -113,7 +113,9 @@ pub async fn open_with(
     if !settings.rest_backend && !settings.agent_backend {
         return Err(StartError::Nothing);
     }
-    let lock = lock(&settings.data_dir)?;
+    let busy = || StartError::Busy(settings.data_dir.display().to_string());
+    let lock = directory.lock()?.ok_or_else(busy)?;
+    let directory = &directory.begin()?;
     let rest = listener(settings.rest_backend, settings.bind, &mut settings.api_port)?;
     let agents = listener(settings.agent_backend, settings.bind, &mut settings.grpc_port)?;
     let secrets = Secrets::open(directory)?;
@@ -123,6 +125,7 @@ pub async fn open_with(
     let first_start = first_token(&mut *store, directory)?;
     let Stored { server_id, mut world, seen, served } = store.load()?;
     record_version(&mut *store, directory, &mut world)?;
+    directory.complete()?;
     let comms = tunnels(&settings, directory, &world).await;
     let info = ServerInfo {
         id: server_id,
@@ -195,10 +198,10 @@ fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener
     Ok(Some(listener))
 }
 
-/// Creates the first admin token if there are no tokens; whether it did. The file is written before the token is valid:
-/// a start that is interrupted in between creates another.
+/// Creates the first admin token at a first start; whether it did. The file is written before the token is valid: a start
+/// that is interrupted in between creates another.
 fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, StartError> {
-    if !store.tokens()?.is_empty() {
+    if !directory.is_new() || !store.tokens()?.is_empty() {
         return Ok(false);
     }
     let (stored, token) = made_token(Grant::admin(), None)?;
@@ -221,18 +224,6 @@ pub fn new_token(
 fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, Secret<String>), StartError> {
     let (id, token, hash) = identity::new_token()?;
     Ok((StoredToken { id, hash, grant, created: Timestamp::now(), expires }, token))
-}
-
-/// Makes sure that no other process uses the directory; the lock ends with the process.
-fn lock(directory: &Path) -> Result<fs::File, StartError> {
-    let path = directory.join("lock");
-    let failed = |source| IdentityError::File { attempt: "open", path: path.clone(), source };
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Busy(directory.display().to_string())),
-        Err(fs::TryLockError::Error(source)) => Err(failed(source).into()),
-    }
 }
 
 impl Server {

@@ -180,8 +180,16 @@ fn raise_file_limit() {
 fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
     use nmserver::store::Store;
     let database = settings.data_dir.join(DATABASE);
-    if !database.try_exists().map_err(|error| format!("cannot look for {}: {error}", database.display()))? {
-        return Err(format!("there is no {}; start nmserver first, or set DATA_DIR", database.display()).into());
+    match std::fs::metadata(&database) {
+        Ok(found) if found.len() > 0 => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("cannot look for {}: {error}", database.display()).into());
+        }
+        Ok(_) | Err(_) => {
+            let why =
+                format!("there is no {}, or it is empty; start nmserver first, or set DATA_DIR", database.display());
+            return Err(why.into());
+        }
     }
     let mut store = Sqlite::open(&database)?;
     match verb {

@@ -356,7 +356,7 @@ async fn a_position_of_another_life_is_answered_with_everything() {
 
 #[tokio::test]
 async fn a_restart_sends_no_node_what_it_has() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
     let mut agent = server.joined("a", 1, "many").await;
@@ -370,7 +370,7 @@ async fn a_restart_sends_no_node_what_it_has() {
 
 #[tokio::test]
 async fn another_version_sends_every_node_its_view_anew_and_once() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
     let mut agent = server.joined("a", 1, "many").await;

@@ -9,6 +9,12 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// A directory that a server may keep its data in: its own user's alone.
+fn folder() -> tempfile::TempDir {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir().expect("a directory")
+}
+
 fn nmserver(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmserver"));
     command.env_clear().env("DATA_DIR", directory).env("SERVER_HOST", "127.0.0.1").env("BIND", "127.0.0.1");
@@ -72,7 +78,7 @@ impl Drop for Serving {
 
 #[test]
 fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = folder();
     let data = directory.path().join("data");
     let mut first = Serving::start(&mut nmserver(&data));
     first.read_until("nmplan plan");
@@ -80,7 +86,8 @@ fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothin
     for part in ["NMPLAN_SERVER=https://127.0.0.1:", "NMPLAN_TOKEN_FILE=", "NMPLAN_CA="] {
         assert!(command.contains(part), "{command}");
     }
-    for file in ["ca.pem", "ca.key", "signing.key", "session.key", "admin.token", "nmserver.db", "nmserver.db-wal"] {
+    let keys = ["ca.pem", "ca.key", "signing.key", "session.key", "admin.token"];
+    for file in keys.iter().chain(&["nmserver.db", "nmserver.db-wal", "lock", "version"]) {
         let mode = std::fs::metadata(data.join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
@@ -97,7 +104,7 @@ fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothin
 
 #[test]
 fn what_stands_in_the_way_of_a_start_is_said_with_what_to_type() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = folder();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let busy = refused(nmserver(&directory.path().join("a")).env("API_PORT", &port));
@@ -116,14 +123,64 @@ fn what_stands_in_the_way_of_a_start_is_said_with_what_to_type() {
     let nothing = refused(nmserver(&directory.path().join("a")).env("REST_BACKEND", "off").env("AGENT_BACKEND", "off"));
     assert!(nothing.contains("nothing to serve"), "{nothing}");
     let damaged = directory.path().join("damaged");
-    std::fs::create_dir(&damaged).unwrap();
+    drop(Serving::start(&mut nmserver(&damaged)));
     std::fs::write(damaged.join("signing.key"), "short").unwrap();
     assert!(refused(&mut nmserver(&damaged)).contains("restore it from a backup"));
 }
 
 #[test]
+fn a_server_whose_database_is_gone_is_not_a_new_one() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    drop(Serving::start(&mut nmserver(&data)));
+    let database = data.join("nmserver.db");
+    let token = std::fs::read(data.join("admin.token")).unwrap();
+    for content in [None, Some("")] {
+        ["", "-wal", "-shm"].iter().for_each(|suffix| {
+            let _ = std::fs::remove_file(format!("{}{suffix}", database.display()));
+        });
+        content.iter().for_each(|content| std::fs::write(&database, content).unwrap());
+        let said = refused(&mut nmserver(&data));
+        assert!(said.contains(&database.display().to_string()) && said.contains("missing or empty"), "{said}");
+        assert!(said.contains("from a backup") && said.contains("move everything out of"), "{said}");
+        assert!(refused(nmserver(&data).args(["token", "list"])).contains("start nmserver first"));
+        assert_eq!(std::fs::metadata(&database).ok().map(|it| it.len()), content.map(|_| 0), "nothing is made");
+        assert_eq!(std::fs::read(data.join("admin.token")).unwrap(), token, "and nothing is overwritten");
+    }
+    std::fs::write(&database, "not a database").unwrap();
+    assert!(refused(&mut nmserver(&data)).contains("nmserver.db"));
+}
+
+#[test]
+fn a_first_start_that_was_interrupted_is_taken_up_again() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    refused(nmserver(&data).env("API_PORT", &port));
+    let mut first = Serving::start(&mut nmserver(&data));
+    first.read_until("nmplan plan");
+    assert!(data.join("admin.token").exists() && !data.join("first-start").exists());
+}
+
+#[test]
+fn a_directory_that_others_may_use_is_refused_with_what_to_type() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    for mode in [0o777, 0o770, 0o755, 0o730] {
+        std::fs::DirBuilder::new().recursive(true).create(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
+        let said = refused(&mut nmserver(&data));
+        assert!(said.contains("is open to other users") && said.contains("chmod 0700"), "{mode:o}: {said}");
+        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0, "{mode:o}: nothing is written there");
+    }
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o711)).unwrap();
+    drop(Serving::start(&mut nmserver(&data)));
+}
+
+#[test]
 fn two_servers_do_not_share_a_directory() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = folder();
     let _first = Serving::start(&mut nmserver(directory.path()));
     let second = refused(&mut nmserver(directory.path()));
     assert!(second.contains("another nmserver uses") && second.contains("DATA_DIR"), "{second}");
@@ -131,7 +188,7 @@ fn two_servers_do_not_share_a_directory() {
 
 #[test]
 fn tokens_are_made_listed_and_revoked_and_only_where_a_server_has_started() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = folder();
     let early = refused(nmserver(directory.path()).args(["token", "list"]));
     assert!(early.contains("start nmserver first"), "{early}");
     assert!(!directory.path().join("nmserver.db").exists(), "to ask makes nothing");
@@ -154,7 +211,7 @@ fn tokens_are_made_listed_and_revoked_and_only_where_a_server_has_started() {
 
 #[test]
 fn the_settings_in_force_can_be_read_back() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = folder();
     let output = nmserver(directory.path()).arg("config").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let file = directory.path().join("again.toml");

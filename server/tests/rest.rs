@@ -75,7 +75,7 @@ async fn whoever_tries_many_tokens_is_slowed_and_a_valid_one_from_the_same_place
 
 #[tokio::test]
 async fn each_role_reaches_what_its_line_says_and_a_token_works_from_the_moment_it_is_made() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     for role in [Role::Viewer, Role::Applier, Role::Admin] {
         let token = token_beside(directory.path(), role, &[], &[]);
@@ -90,7 +90,7 @@ async fn each_role_reaches_what_its_line_says_and_a_token_works_from_the_moment_
 
 #[tokio::test]
 async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(&format!(r#"{CORP} network "lab" {{ ipv4 "10.1.0.0/24" }}"#)).await;
     let token = token_beside(directory.path(), Role::Applier, &["corp"], &[]);
@@ -122,7 +122,7 @@ fn says_nothing_of(what: &str, answer: &str, words: &[&str]) {
 #[tokio::test]
 async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_for() {
     const HIDDEN: &[&str] = &["hidden", "secretive", "10.77."];
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
     let hidden =
@@ -188,7 +188,7 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
 
 #[tokio::test]
 async fn a_page_of_the_log_is_full_whoever_the_entries_between_belong_to() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     for last in 1..=4 {
         server
@@ -234,7 +234,7 @@ async fn a_plan_says_each_thing_once_and_a_server_stores_no_more_than_it_needs()
 
 #[tokio::test]
 async fn a_range_that_holds_an_address_of_the_server_needs_an_admin_who_lets_it_through() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::reached_at(directory.path(), "192.0.2.11:50051").await;
     let open: Value = server.call(Method::GET, "/api/v1/server").send().await.unwrap().json().await.unwrap();
     assert_eq!(open.get("addresses"), None, "only callers with a token are told");
@@ -493,7 +493,7 @@ async fn a_full_disk_changes_nothing_and_the_server_goes_on() {
 
 #[tokio::test]
 async fn a_server_that_starts_again_knows_everything_that_it_answered() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
     let before = server.snapshot().await;

@@ -181,7 +181,7 @@ async fn all_is_well(server: &Access, agents: &mut [(Agent, Streaming<Update>)],
 async fn attacked(count: usize, descriptors: &str) {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::folder();
     let (program, server) = Program::start(directory.path(), descriptors).await;
     server.declare(CORP).await;
     let mut agents = Vec::new();

@@ -44,7 +44,7 @@ fn main() {
 }
 
 async fn one_more(size: u32) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = end_to_end::load::private_folder();
     seed(folder.path(), size);
     let server = Serving::start(&["serve", &folder.path().display().to_string()]);
     let watching = watch_all(&server, size).await;

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -23,6 +24,12 @@ use schema::world::{ResourceDocument, World};
 use serde_json::Value;
 use test_agent::{Agent, KnownServer};
 use tokio::sync::watch;
+
+/// A folder that a server may keep its data in: its own user's alone.
+pub fn private_folder() -> tempfile::TempDir {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir().expect("a folder")
+}
 
 /// The CPU time that all threads of a process have used, in user and kernel mode (clock_getcpuclockid(3)).
 pub fn cpu_of(process: u32) -> Duration {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -231,25 +232,39 @@ fn without_privilege_the_server_says_so_once_and_serves_on() {
     });
 }
 
+/// Puts the files of the database in one folder in place of those in another.
+fn copy_database(from: &Path, to: &Path) {
+    let files = |folder: &Path| {
+        let all = std::fs::read_dir(folder).expect("a folder").flatten();
+        all.filter(|file| file.file_name().to_string_lossy().starts_with("nmserver.db")).collect::<Vec<_>>()
+    };
+    for file in files(to) {
+        std::fs::remove_file(file.path()).expect("it is removed");
+    }
+    for file in files(from) {
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("it is copied");
+    }
+}
+
 #[test]
-fn with_a_new_database_the_servers_host_is_a_node_again() {
-    if !enter_test("with_a_new_database_the_servers_host_is_a_node_again") {
+fn with_a_database_of_before_its_join_the_servers_host_is_a_node_again() {
+    if !enter_test("with_a_database_of_before_its_join_the_servers_host_is_a_node_again") {
         return;
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
         let before = traces(mesh.server.host());
         let declared = with(r#"node "netmaker""#);
+        let copy = tempfile::tempdir().expect("a folder");
+        mesh.server.kill().await.expect("it is killed");
+        copy_database(&mesh.server.data(), copy.path());
+        mesh.server.serve().await.expect("it serves again");
         mesh.apply(&declared).await;
         own_addresses(&mesh.server).await;
         let key = status(&mesh).await["public_key"].clone();
         for undeclared_first in [true, false] {
             mesh.server.kill().await.expect("it is killed");
-            for file in std::fs::read_dir(mesh.server.data()).expect("a folder").flatten() {
-                if file.file_name().to_string_lossy().starts_with("nmserver.db") {
-                    std::fs::remove_file(file.path()).expect("it is removed");
-                }
-            }
+            copy_database(copy.path(), &mesh.server.data());
             mesh.server.serve().await.expect("it serves again");
             if undeclared_first {
                 let gone = async || traces(mesh.server.host()).interfaces == before.interfaces;

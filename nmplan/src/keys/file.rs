@@ -44,8 +44,10 @@ impl Lock {
         let end = Instant::now() + timeout;
         let failed = |source| KeysError::File { attempt: "lock", path: path.clone(), source };
         loop {
-            let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = file.map_err(failed)?;
+            let mut options = fs::OpenOptions::new();
+            // In a folder of others the name may be planted, as a link to a file of ours.
+            options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            let file = options.open(&path).map_err(failed)?;
             match file.try_lock() {
                 // Its last holder has removed this file, and another apply may lock a new one.
                 Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
@@ -233,6 +235,17 @@ mod tests {
         });
         assert_eq!(read(&path).expect("it reads").map(|tokens| tokens.len()), Some(8));
         assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1, "no lock is left");
+    }
+
+    #[test]
+    fn a_planted_link_in_place_of_the_lock_is_not_followed() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("keys.json");
+        let mut file = KeyFile::open(&path).expect("it opens");
+        let theirs = directory.path().join("theirs");
+        std::os::unix::fs::symlink(&theirs, directory.path().join("keys.json.lock")).expect("a link is made");
+        assert!(matches!(file.hold(&made("ci")), Err(KeysError::File { attempt: "lock", .. })));
+        assert!(!theirs.exists() && !path.exists());
     }
 
     #[test]

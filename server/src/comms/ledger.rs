@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_kept_comes_back_with_the_time_that_it_has_left() {
         let folder = tempfile::tempdir().expect("a directory");
-        let directory = DataDir::open(folder.path()).expect("it opens");
+        let directory = DataDir::open(&folder.path().join("data")).expect("it opens");
         let mut ledger = Ledger::open(&directory).expect("it opens");
         let now = Instant::now();
         let waiting = registration(2, Some(now + Duration::from_secs(300)));

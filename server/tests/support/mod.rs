@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,12 @@ use tokio_rustls::client::TlsStream;
 
 /// The longest that a test waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A directory that a server may keep its data in: its own user's alone.
+pub fn folder() -> tempfile::TempDir {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir().expect("a directory")
+}
 
 /// What is needed to call a server.
 pub struct Access {
@@ -101,7 +108,7 @@ impl Running {
 
     /// Starts one in memory.
     pub async fn in_memory() -> (Self, Levers) {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = folder();
         let store = Memory::default();
         let levers = store.levers();
         (Self::on(directory.path(), |_| Ok(Box::new(store))).await, levers)

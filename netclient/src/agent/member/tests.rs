@@ -171,7 +171,7 @@ impl Disk for Killed {
             None => RealDisk.replace(path, content),
             Some(bytes) => {
                 // The new file, until it takes the old one's place.
-                let new = format!("{}.netclient", path.display());
+                let new = format!("{}.nm-new", path.display());
                 std::fs::write(new, &content[..bytes]).expect("written");
                 Err(dead())
             }

@@ -5,7 +5,6 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use super::super::DeviceError;
 use super::super::protocol::{DeviceReply, LONGEST};
 use super::TIMEOUT;
-use crate::files::log_path;
+use crate::files::{self, log_path};
 
 /// How much of the log of a dead process is shown, from its end.
 const LOG_TAIL: usize = 2000;
@@ -96,7 +95,7 @@ fn descriptors() -> Vec<RawFd> {
 }
 
 fn open_log(path: &PathBuf) -> io::Result<File> {
-    fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
+    files::in_place().truncate(true).open(path)
 }
 
 /// The first line of the process; absent: it ended before that, or did not write it in time.
