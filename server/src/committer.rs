@@ -21,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
 use crate::state::State;
+use crate::store::files::DatabaseFiles;
 use crate::store::{Batch, LogEntry, Provenance, Store, StoreError, rows};
 
 /// The most changes that become one transaction.
@@ -49,6 +50,7 @@ pub struct AuditInfo {
 #[derive(Clone, Debug)]
 pub struct Committer {
     jobs: mpsc::Sender<Job>,
+    files: Option<Arc<DatabaseFiles>>,
 }
 
 enum Job {
@@ -129,13 +131,19 @@ struct Outcome {
 impl Committer {
     /// Starts the writer on a store, with the state that it holds. Returns the states that it publishes as well.
     pub fn start(store: Box<dyn Store>, state: State) -> (Self, watch::Receiver<Arc<State>>) {
+        let files = store.files();
         let (jobs, queue) = mpsc::channel();
         let (publish, states) = watch::channel(Arc::new(state));
         thread::Builder::new()
             .name("committer".into())
             .spawn(move || Writer { store, publish }.run(&queue))
             .expect("a thread can be started");
-        (Self { jobs }, states)
+        (Self { jobs, files }, states)
+    }
+
+    /// Whether changes can be stored, as far as that is known without trying.
+    pub fn ready(&self) -> Result<(), StoreError> {
+        self.files.as_ref().map_or(Ok(()), |files| files.check())
     }
 
     /// Changes the world: `change` is given the world before it, and returns the one after it.

@@ -71,11 +71,16 @@ pub enum Error {
     #[error(transparent)]
     Facts(#[from] Unusable),
     /// The database failed.
-    #[error("the server cannot use its database, so nothing was changed; {}", .0.why())]
+    #[error("the server cannot use its database{}; {}", consequence(.0), .0.why())]
     Store(#[from] Arc<StoreError>),
     /// A change or the writer itself panicked.
     #[error("this is a bug in the server, and nothing was changed; its log says more")]
     Bug,
+}
+
+/// What a failure of the database means for the change that was asked for.
+fn consequence(error: &StoreError) -> &'static str {
+    if error.is_harmless() { ", so nothing was changed" } else { " any more, and the change may be lost" }
 }
 
 fn first_message(report: &Report) -> String {
@@ -89,7 +94,7 @@ impl From<StoreError> for Error {
 }
 
 impl Error {
-    const fn mapping(&self) -> (StatusCode, &'static str, &'static str, Code) {
+    fn mapping(&self) -> (StatusCode, &'static str, &'static str, Code) {
         match self {
             Self::Unauthenticated(_) => {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated)
@@ -126,6 +131,9 @@ impl Error {
             }
             Self::Signature(Invalid::Part(_)) => {
                 (StatusCode::FORBIDDEN, "signature", "signature not valid", Code::PermissionDenied)
+            }
+            Self::Store(error) if !error.is_harmless() => {
+                (StatusCode::SERVICE_UNAVAILABLE, "database_lost", "database lost", Code::Unavailable)
             }
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
             Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug in the server", Code::Internal),
@@ -194,5 +202,25 @@ impl From<Error> for Status {
         error.log();
         let (_, _, _, code) = error.mapping();
         Status::new(code, shortened(&error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::files::LostFile;
+
+    #[test]
+    fn a_failure_of_the_database_says_whether_anything_was_changed() {
+        let lost = || LostFile { path: "nmserver.db".into(), what: "was deleted or moved" };
+        for (error, expected, words) in [
+            (StoreError::Lost(lost()), "database", "so nothing was changed; a file of the database was deleted"),
+            (StoreError::LostAfterCommit(lost()), "database_lost", "the change may be lost; a file of the database"),
+        ] {
+            let error = Error::from(error);
+            let (status, code, _, _) = error.mapping();
+            assert_eq!((status, code), (StatusCode::SERVICE_UNAVAILABLE, expected));
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 }

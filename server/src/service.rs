@@ -178,7 +178,8 @@ impl Service {
 
     /// Whether the server can make changes.
     pub fn ready(&self) -> Result<(), Error> {
-        self.inner.states.has_changed().map(drop).map_err(|_| Error::Bug)
+        self.inner.states.has_changed().map_err(|_| Error::Bug)?;
+        Ok(self.inner.committer.ready()?)
     }
 
     /// Counts a token or session that is not valid, and waits before its refusal if its source has sent many.

@@ -4,11 +4,14 @@
 //! write. A batch names the revision that it was made on; if the head has moved, nothing of it is written. The conformance
 //! suite at the end of this file runs on every implementation.
 
+pub mod files;
 pub mod memory;
 pub mod rows;
 pub mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 pub use schema::api::LogEntry;
@@ -20,6 +23,7 @@ use schema::world::World;
 use serde::{Deserialize, Serialize};
 
 use crate::core::authorize::Grant;
+use files::{DatabaseFiles, LostFile};
 use rows::{Row, RowKey};
 
 /// What is read of a store while another thread commits: it neither waits for that nor sees half of it. Its calls block.
@@ -34,6 +38,11 @@ pub trait Reader: Send {
 pub trait Store: Send {
     /// Another reader of the same store.
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
+    /// The files that it is in, if it is in files of this host: whether they are still there is checked before each write,
+    /// and whenever somebody asks whether the server is ready.
+    fn files(&self) -> Option<Arc<DatabaseFiles>> {
+        None
+    }
     /// Reads everything.
     fn load(&mut self) -> Result<Stored, StoreError>;
     /// Writes the batches in their order, all or none of them; [`StoreError::Moved`] if the head is not where the first of
@@ -173,6 +182,29 @@ pub enum StoreError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The files of the database cannot be examined.
+    #[error("cannot look at the files of the database {path}")]
+    Files {
+        /// The database.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is a database holds no server.
+    #[error(
+        "the database {path} holds no server: it was emptied, or belongs to another program; put the server's own back from \
+         a backup, or set DATA_DIR to an empty directory to begin anew"
+    )]
+    NoServer {
+        /// The file.
+        path: String,
+    },
+    /// A file of the database is not the one that was opened; nothing was written.
+    #[error(transparent)]
+    Lost(LostFile),
+    /// The same, found after a write: that may be lost as well.
+    #[error(transparent)]
+    LostAfterCommit(LostFile),
     /// A later version has changed the format of the database.
     #[error(
         "the database {path} was written by a newer version (format {found}, this one reads up to {known}); update nmserver"
@@ -198,10 +230,31 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The error of a check after a commit.
+    fn after_commit(self) -> Self {
+        if let Self::Lost(lost) = self { Self::LostAfterCommit(lost) } else { self }
+    }
+
+    /// Whether it is certain that nothing was written.
+    pub fn is_harmless(&self) -> bool {
+        !matches!(self, Self::LostAfterCommit(_))
+    }
+
     /// The cause in a few words, and what the operator should do about it, if that is known.
     pub fn why(&self) -> &'static str {
+        const LOST: &str =
+            "a file of the database was deleted, moved, replaced or truncated: put it back and restart nmserver";
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
-        let (Self::Database { source, .. } | Self::Open { source, .. }) = self else { return "its log says why" };
+        let source = match self {
+            Self::Database { source, .. } | Self::Open { source, .. } => source,
+            Self::Lost(_) | Self::LostAfterCommit(_) => return LOST,
+            Self::Moved(_) => {
+                return "another server, or a copy that was put back, uses it: stop the other and restart nmserver";
+            }
+            Self::Files { .. } | Self::NoServer { .. } | Self::Newer { .. } | Self::Unreadable { .. } => {
+                return "its log says why";
+            }
+        };
         match source.sqlite_error_code() {
             Some(DiskFull) => "its disk is full: free some space",
             Some(ReadOnly) => "the database is read-only: make it writable for nmserver",

@@ -1,9 +1,12 @@
 //! SQLite, inside the process: the default store.
 //!
 //! WAL with full sync: a commit that was answered is on the disk. Batches that wait together are one transaction. A
-//! database is the server's alone while it runs; only tokens may be written by another process.
+//! database is the server's alone while it runs; only tokens may be written by another process. Its [files](super::files)
+//! are checked before and after each write.
 
+use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
@@ -11,6 +14,7 @@ use schema::inventory::NodeId;
 use schema::snapshot::Revision;
 use schema::world::World;
 
+use super::files::DatabaseFiles;
 use super::rows::{self, Row, RowKey};
 use super::{Batch, LogEntry, Reader, Seen, Store, StoreError, Stored, StoredToken};
 
@@ -54,21 +58,53 @@ const MIGRATIONS: &[&str] = &[
 #[derive(Debug)]
 pub struct Sqlite {
     connection: Connection,
+    files: Arc<DatabaseFiles>,
 }
 
 impl Sqlite {
-    /// Opens the database, and makes it first if there is none.
+    /// Opens the database, and makes it first if there is none, or an empty file.
+    ///
+    /// # Errors
+    ///
+    /// Among others [`StoreError::NoServer`] for a database that is not empty and not a server's.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let name = || path.display().to_string();
         let failed = |source| StoreError::Open { path: name(), source };
+        let empty = fs::metadata(path).map_or(true, |found| found.len() == 0);
         let mut connection = Connection::open(path).map_err(failed)?;
         let found: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
         if found > MIGRATIONS.len() {
             return Err(StoreError::Newer { path: name(), found, known: MIGRATIONS.len() });
         }
+        if found == 0 && !empty {
+            return Err(StoreError::NoServer { path: name() });
+        }
         configure(&connection).map_err(failed)?;
-        migrate(&mut connection).map_err(failed)?;
-        Ok(Self { connection })
+        migrate(&mut connection, empty).map_err(failed)?;
+        let known: usize = connection.query_row("select count(*) from server", [], |row| row.get(0)).map_err(failed)?;
+        if known == 0 {
+            return Err(StoreError::NoServer { path: name() });
+        }
+        let files = DatabaseFiles::of(path).map_err(|source| StoreError::Files { path: name(), source })?;
+        Ok(Self { connection, files: Arc::new(files) })
+    }
+
+    /// The connection, if the files are still those of the database: with a short index SQLite would not even survive a
+    /// read.
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+        self.files.check()?;
+        Ok(&mut self.connection)
+    }
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        // To close a database is to move its log into it and to delete the log: those may be somebody else's files by now.
+        if self.files.check().is_err()
+            && let Ok(nothing) = Connection::open_in_memory()
+        {
+            std::mem::forget(std::mem::replace(&mut self.connection, nothing));
+        }
     }
 }
 
@@ -79,15 +115,14 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", "on")
 }
 
-fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, empty: bool) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let done: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     for (place, step) in MIGRATIONS.iter().enumerate().skip(done) {
         transaction.execute_batch(step)?;
         transaction.pragma_update(None, "user_version", place + 1)?;
     }
-    let known: usize = transaction.query_row("select count(*) from server", [], |row| row.get(0))?;
-    if known == 0 {
+    if empty {
         let mut id = [0u8; 12];
         getrandom::fill(&mut id).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))?;
         let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -122,12 +157,12 @@ impl Store for Sqlite {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
-        Ok(Box::new(SqliteReader(Self { connection })))
+        Ok(Box::new(SqliteReader(Self { connection, files: Arc::clone(&self.files) })))
     }
 
     fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = database("cannot read the database");
-        let transaction = self.connection.transaction().map_err(&failed)?;
+        let transaction = self.connection()?.transaction().map_err(&failed)?;
         let (server_id, epoch, head, served) = transaction
             .query_row("select id, epoch, head, served from server", [], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?))
@@ -142,9 +177,13 @@ impl Store for Sqlite {
         Ok(Stored { server_id, world, seen, served })
     }
 
+    fn files(&self) -> Option<Arc<DatabaseFiles>> {
+        Some(Arc::clone(&self.files))
+    }
+
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
         let failed = database("cannot write to the database");
-        let transaction = self.connection.transaction().map_err(&failed)?;
+        let transaction = self.connection()?.transaction().map_err(&failed)?;
         for batch in batches {
             let revision = batch.entry.revision;
             let moved = transaction
@@ -158,14 +197,15 @@ impl Store for Sqlite {
             }
             write(&transaction, batch).map_err(&failed)?;
         }
-        transaction.commit().map_err(&failed)
+        transaction.commit().map_err(&failed)?;
+        self.files.check().map_err(StoreError::after_commit)
     }
 
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
         let failed = database("cannot read the revision log");
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut statement = self
-            .connection
+            .connection()?
             .prepare_cached("select revision, entry from log where revision > ?1 order by revision limit ?2")
             .map_err(&failed)?;
         let entries =
@@ -175,7 +215,7 @@ impl Store for Sqlite {
     }
 
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
-        self.connection
+        self.connection()?
             .query_row("select revision from log where apply_id = ?1", [apply_id], |row| row.get(0).map(Revision))
             .optional()
             .map_err(database("cannot read the revision log"))
@@ -183,7 +223,7 @@ impl Store for Sqlite {
 
     fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
         let failed = database("cannot write to the database");
-        let transaction = self.connection.transaction().map_err(&failed)?;
+        let transaction = self.connection()?.transaction().map_err(&failed)?;
         for (NodeId { network, name }, Seen { time, revision }) in seen {
             transaction
                 .prepare_cached("insert or replace into seen (network, node, time, revision) values (?1, ?2, ?3, ?4)")
@@ -202,7 +242,7 @@ impl Store for Sqlite {
 
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError> {
         let text = serde_json::to_string(token).expect("a token can be written as JSON");
-        self.connection
+        self.connection()?
             .execute("insert or replace into tokens (id, token) values (?1, ?2)", params![token.id, text])
             .map(drop)
             .map_err(database("cannot write to the database"))
@@ -210,7 +250,7 @@ impl Store for Sqlite {
 
     fn token(&mut self, id: &str) -> Result<Option<StoredToken>, StoreError> {
         let text: Option<String> = self
-            .connection
+            .connection()?
             .prepare_cached("select token from tokens where id = ?1")
             .and_then(|mut statement| statement.query_row([id], |row| row.get(0)).optional())
             .map_err(database("cannot read the tokens"))?;
@@ -219,14 +259,14 @@ impl Store for Sqlite {
 
     fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError> {
         let failed = database("cannot read the tokens");
-        let mut statement = self.connection.prepare("select id, token from tokens order by id").map_err(&failed)?;
+        let mut statement = self.connection()?.prepare("select id, token from tokens order by id").map_err(&failed)?;
         let all = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
         let all: Vec<(String, String)> = all.collect::<Result<_, _>>().map_err(&failed)?;
         all.into_iter().map(|(id, text)| json("token", &id, &text)).collect()
     }
 
     fn delete_token(&mut self, id: &str) -> Result<bool, StoreError> {
-        let deleted = self.connection.execute("delete from tokens where id = ?1", [id]);
+        let deleted = self.connection()?.execute("delete from tokens where id = ?1", [id]);
         deleted.map(|count| count > 0).map_err(database("cannot write to the database"))
     }
 }
@@ -341,6 +381,19 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_holds_no_server_is_not_made_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("nmserver.db");
+        Connection::open(&path).expect("it opens").execute_batch("create table other (x)").expect("made");
+        assert!(matches!(Sqlite::open(&path), Err(StoreError::NoServer { .. })));
+        fs::remove_file(&path).expect("removed");
+        let store = Sqlite::open(&path).expect("it opens");
+        store.connection.execute("delete from server", []).expect("emptied");
+        drop(store);
+        assert!(matches!(Sqlite::open(&path), Err(StoreError::NoServer { .. })));
+    }
+
+    #[test]
     fn a_full_disk_and_a_database_that_may_not_be_written_change_nothing_and_are_distinguished() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut store = Sqlite::open(&directory.path().join("nmserver.db")).expect("it opens");
@@ -372,7 +425,7 @@ mod tests {
     fn a_file_that_is_not_a_database_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("nmserver.db");
-        std::fs::write(&path, "this is a text, not a database, long enough for a header".repeat(100)).expect("written");
+        fs::write(&path, "this is a text, not a database, long enough for a header".repeat(100)).expect("written");
         let error = Sqlite::open(&path).expect_err("it is not a database");
         assert!(error.to_string().contains("nmserver.db"), "{error}");
     }
