@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek as ed25519;
-use proto::convert::{Position, to_key};
+use proto::convert::to_key;
+use proto::position::Position;
 use proto::secret::Secret;
 use proto::sign;
 use proto::token::Token;
@@ -253,8 +254,9 @@ impl Connection {
         at: Position,
         facts: Option<Facts>,
     ) -> Result<Option<Update>, CallError> {
-        let (epoch, revision) = (at.epoch, at.revision.0);
-        let request = wire::CheckInRequest { network: network.to_string(), epoch, revision, facts };
+        let Position { epoch, revision, stamp } = at;
+        let (network, stamp) = (network.to_string(), stamp.to_bytes().into());
+        let request = wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp };
         let (answer, _) =
             self.call(request, |mut client, request| async move { client.check_in(request).await }).await?;
         Ok(answer.update)
@@ -262,7 +264,9 @@ impl Connection {
 
     /// Every change after that position, at once.
     pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<UpdateStream, CallError> {
-        let request = wire::WatchRequest { network: network.to_string(), epoch: at.epoch, revision: at.revision.0 };
+        let Position { epoch, revision, stamp } = at;
+        let (network, stamp) = (network.to_string(), stamp.to_bytes().into());
+        let request = wire::WatchRequest { network, epoch, revision: revision.0, stamp };
         let transport = self.transport.subscribe();
         let (updates, by) =
             self.call(request, |mut client, request| async move { client.watch(request).await }).await?;

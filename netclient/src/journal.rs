@@ -10,7 +10,7 @@
 //!   the first update that does not apply ends the log. So whatever a crash leaves, the View is one that the server sent.
 //!
 //! ```text
-//! log    = "nmlog 1\n" SHA-256(base) record*
+//! log    = "nmlog 2\n" SHA-256(base) record*
 //! record = length:u32 crc32(length update):u32 update     numbers in big endian, the update as protobuf
 //! ```
 
@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use crate::membership::{Accepted, Membership};
 
 /// The first bytes of a log; another format has others.
-const MAGIC: &[u8; 8] = b"nmlog 1\n";
+const MAGIC: &[u8; 8] = b"nmlog 2\n";
 /// The size of the header: the first bytes, and the hash of the base.
 const HEADER: usize = MAGIC.len() + 32;
 /// The size of what a record has before its update.

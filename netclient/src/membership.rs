@@ -1,9 +1,12 @@
 //! A host's membership of one network: everything that it needs to bring its tunnel up without the server.
 //!
 //! Pure. What the server sends is accepted by [`Membership::accept`], which checks its signature and position; a View
-//! that is older than the current one is ignored, so that nothing that was recorded can be replayed.
+//! that is older than the current one is ignored, so that nothing that was recorded can be replayed. A delta applies to
+//! exactly one state of one history: epoch, revision and stamp have to be those of the View.
 
-use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
+use proto::convert::{DecodedUpdate, Malformed, accept_update};
+use proto::position::Position;
+use proto::sign;
 use proto::wire::{Update, update::Body};
 use schema::scalars::{CaPin, Endpoint, Identity, Name, NetworkName, SigningKey};
 use schema::view::View;
@@ -75,18 +78,23 @@ pub enum Accepted {
 impl Membership {
     /// Accepts what the server sent.
     pub fn accept(&mut self, update: &Update, identity: &Identity) -> Result<Accepted, Malformed> {
+        let server = &self.server.signing_key;
         // A check-in and the stream may bring the same step: the second one is late, not wrong.
         let here = update.epoch == self.position.epoch && matches!(update.body, Some(Body::Delta(_)));
-        if here && update.to <= self.position.revision.0 {
-            return Ok(Accepted::Same);
+        if here && sign::from(update) != self.position {
+            let (from, to) = (sign::from(update).revision, sign::to(update).revision);
+            sign::verify_update(update, &self.network, &self.node, server)?;
+            if to <= self.position.revision {
+                return Ok(Accepted::Same);
+            }
+            if from < self.position.revision {
+                return Ok(Accepted::Overtaken);
+            }
         }
-        if here && update.from < self.position.revision.0 {
-            return Ok(Accepted::Overtaken);
-        }
-        let server = &self.server.signing_key;
         let at = Some((&self.view, self.position));
         let (decoded, position) = accept_update(update, &self.network, &self.node, identity, server, at)?;
-        if position < self.position {
+        // At the same revision of another history the server's is the one that goes on.
+        if position.place() < self.position.place() {
             return Ok(Accepted::Same);
         }
         let view = match decoded {

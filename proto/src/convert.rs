@@ -7,10 +7,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prost::Message;
 use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
-use schema::snapshot::Revision;
 use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
 
-use crate::sign::{Invalid, verify_update};
+use crate::position::Position;
+use crate::sign::{self, Invalid, verify_update};
 use crate::wire::{self, Update, resolution::Target, update::Body};
 
 /// Why a message is not valid.
@@ -36,23 +36,17 @@ pub enum Malformed {
     /// The signature is not valid.
     #[error(transparent)]
     Signature(#[from] Invalid),
-    /// A delta does not start at the View's revision.
-    #[error("the delta starts at revision {from}, but the View is at {at}")]
+    /// A delta does not start at the View's position.
+    #[error(
+        "the delta starts at revision {} of epoch {} ({:?}), but the View is at {} of {} ({:?})",
+        .from.revision, .from.epoch, .from.stamp, .at.revision, .at.epoch, .at.stamp
+    )]
     OtherBase {
         /// Where it starts.
-        from: u64,
+        from: Position,
         /// Where the View is.
-        at: u64,
+        at: Position,
     },
-}
-
-/// The epoch and revision of a node's View.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub struct Position {
-    /// The epoch of the server's database.
-    pub epoch: u64,
-    /// The revision in it.
-    pub revision: Revision,
 }
 
 /// A View as a message body.
@@ -105,13 +99,13 @@ pub fn accept_update(
     at: Option<(&View, Position)>,
 ) -> Result<(DecodedUpdate, Position), Malformed> {
     verify_update(update, network, node, server)?;
-    let position = Position { epoch: update.epoch, revision: Revision(update.to) };
     let decoded = match update.body.as_ref().ok_or(Malformed::Field("body"))? {
         Body::Whole(body) => DecodedUpdate::View(decode_view(body, network, node)?),
         Body::Delta(body) => {
-            let base = at.filter(|(_, at)| at.epoch == update.epoch && at.revision.0 == update.from);
-            let found = at.map_or(0, |(_, at)| at.revision.0);
-            let (base, _) = base.ok_or(Malformed::OtherBase { from: update.from, at: found })?;
+            let from = sign::from(update);
+            let found = at.map(|(_, at)| at).unwrap_or_default();
+            let base = at.filter(|(_, at)| *at == from);
+            let (base, _) = base.ok_or(Malformed::OtherBase { from, at: found })?;
             let (delta, announced) = decode_delta(body)?;
             let mut view = base.clone();
             delta.apply(&mut view);
@@ -120,7 +114,7 @@ pub fn accept_update(
         Body::Removed(of) if **of == identity.0 => DecodedUpdate::Removed,
         Body::Removed(_) => return Err(Malformed::Field("removed")),
     };
-    Ok((decoded, position))
+    Ok((decoded, sign::to(update)))
 }
 
 fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, Malformed> {

@@ -2,9 +2,11 @@
 //!
 //! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs uses
 //! the model's types, to which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`]
-//! is what a host joins with, and [`secret`] is what all programs keep a secret in.
+//! is what a host joins with, [`position`] names the state of the server that a View is of, and [`secret`] is what all
+//! programs keep a secret in.
 
 pub mod convert;
+pub mod position;
 pub mod secret;
 pub mod sign;
 pub mod token;

@@ -8,9 +8,11 @@ use ed25519_dalek::{self as ed25519, Signature, Signer, VerifyingKey};
 use hmac::{Hmac, Mac};
 use prost::Message;
 use schema::scalars::{Identity, Name, NetworkName, SigningKey, Verifier};
+use schema::snapshot::Revision;
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey as Point, StaticSecret};
 
+use crate::position::{Position, Stamp};
 use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, update::Body};
 
 const DOMAIN: &[u8] = b"netmaker agent v1";
@@ -221,12 +223,10 @@ pub struct Header<'a> {
     pub network: &'a NetworkName,
     /// The node that it is for.
     pub node: &'a Name,
-    /// The epoch of the server's database.
-    pub epoch: u64,
-    /// The revision that a delta applies to; 0 for a whole View.
-    pub from: u64,
-    /// The revision that it results in.
-    pub to: u64,
+    /// The position that a delta applies to, in the epoch of `to`; the default for a whole View.
+    pub from: Position,
+    /// The position that it results in.
+    pub to: Position,
 }
 
 /// The body of an update with its hash: made once, and signed for each node that is sent it.
@@ -260,9 +260,17 @@ impl SignedBody {
 
     /// The update for one node.
     pub fn sign(self, header: Header<'_>, key: &ed25519::SigningKey) -> Update {
-        let Header { network: _, node: _, epoch, from, to } = header;
+        let Header { network: _, node: _, from, to } = header;
         let signature = key.sign(&update_transcript(header, Some(&self.body), &self.hash)).to_vec().into();
-        Update { epoch, from, to, body: Some(self.body), signature }
+        Update {
+            epoch: to.epoch,
+            from: from.revision.0,
+            to: to.revision.0,
+            body: Some(self.body),
+            signature,
+            from_stamp: from.stamp.to_bytes().into(),
+            to_stamp: to.stamp.to_bytes().into(),
+        }
     }
 }
 
@@ -273,27 +281,41 @@ fn update_transcript(header: Header<'_>, body: Option<&Body>, hash: &[u8; 32]) -
         Some(Body::Removed(_)) => "removed",
         None => "nothing",
     };
-    let Header { network, node, epoch, from, to } = header;
-    let [epoch, from, to] = [epoch, from, to].map(u64::to_be_bytes);
+    let Header { network, node, from, to } = header;
+    let [epoch, revision, base] = [to.epoch, to.revision.0, from.revision.0].map(u64::to_be_bytes);
+    let [stamp, base_stamp] = [to.stamp, from.stamp].map(Stamp::to_bytes);
     // A server that has removed a node no longer knows its name, so the identity replaces it.
     let node = if matches!(body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
-    transcript(purpose, &[network.as_str().as_bytes(), node, &epoch, &from, &to, hash])
+    transcript(purpose, &[network.as_str().as_bytes(), node, &epoch, &base, &base_stamp, &revision, &stamp, hash])
+}
+
+/// The position that an update applies to; of a whole View, none.
+pub fn from(update: &Update) -> Position {
+    let Update { epoch, from, from_stamp, .. } = update;
+    Position { epoch: *epoch, revision: Revision(*from), stamp: Stamp::from_bytes(from_stamp) }
+}
+
+/// The position that an update results in.
+pub fn to(update: &Update) -> Position {
+    let Update { epoch, to, to_stamp, .. } = update;
+    Position { epoch: *epoch, revision: Revision(*to), stamp: Stamp::from_bytes(to_stamp) }
 }
 
 /// Checks that the server made this update for this node.
 pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &SigningKey) -> Result<(), Invalid> {
-    let Update { epoch, from, to, body, signature } = update;
+    let Update { body, signature, .. } = update;
     let bytes: &[u8] = match body {
         Some(Body::Whole(bytes) | Body::Delta(bytes) | Body::Removed(bytes)) => bytes,
         None => &[],
     };
-    let header = Header { network, node, epoch: *epoch, from: *from, to: *to };
+    let header = Header { network, node, from: from(update), to: to(update) };
     let transcript = update_transcript(header, body.as_ref(), &Sha256::digest(bytes).into());
     verify("server's signature", &server.0, &transcript, signature)
 }
 
 #[cfg(test)]
 mod tests {
+    use schema::chain::ChainHash;
     use x25519_dalek::x25519;
 
     use super::*;
@@ -402,13 +424,22 @@ mod tests {
     fn an_update_holds_for_one_node_and_one_step() {
         let server = from_seed(&[6; 32]);
         let (network, node): (NetworkName, Name) = ("corp".parse().expect("good"), "a".parse().expect("good"));
-        let header = Header { network: &network, node: &node, epoch: 1, from: 4, to: 5 };
+        let at = |revision: u64| Position {
+            epoch: 1,
+            revision: Revision(revision),
+            stamp: Stamp::new(&ChainHash::start("s").next(&revision.to_string()), &[1; 32]),
+        };
+        let header = Header { network: &network, node: &node, from: at(4), to: at(5) };
         let update = SignedBody::delta(vec![1, 2, 3]).sign(header, &server);
         let check = |update: &Update, node: &Name| verify_update(update, &network, node, &public_key(&server));
         assert_eq!(check(&update, &node), Ok(()));
         assert!(check(&update, &"b".parse().expect("good")).is_err());
         assert!(check(&Update { from: 3, ..update.clone() }, &node).is_err());
         assert!(check(&Update { epoch: 2, ..update.clone() }, &node).is_err());
+        for other in [at(9).stamp.to_bytes(), Vec::new()] {
+            assert!(check(&Update { from_stamp: other.clone().into(), ..update.clone() }, &node).is_err());
+            assert!(check(&Update { to_stamp: other.into(), ..update.clone() }, &node).is_err());
+        }
         let whole = Some(Body::Whole(vec![1, 2, 3].into()));
         assert!(check(&Update { body: whole, ..update.clone() }, &node).is_err());
     }

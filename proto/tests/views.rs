@@ -9,9 +9,11 @@ use ed25519_dalek as ed25519;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use prost::Message;
-use proto::convert::{DecodedUpdate, Malformed, Position, accept_update, encode_delta, encode_view};
+use proto::convert::{DecodedUpdate, Malformed, accept_update, encode_delta, encode_view};
+use proto::position::{Position, Stamp};
 use proto::sign::{self, SignedBody};
 use proto::wire::{self, Update};
+use schema::chain::ChainHash;
 use schema::scalars::{Identity, Name, NetworkName, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
@@ -101,19 +103,32 @@ fn views() -> impl Strategy<Value = View> {
     })
 }
 
+/// A revision of a history; 0: none.
+fn at(history: &str, revision: u64) -> Position {
+    if revision == 0 {
+        return Position { epoch: 5, ..Position::default() };
+    }
+    let hash = ChainHash::start(history).next(&revision.to_string());
+    Position { epoch: 5, revision: Revision(revision), stamp: Stamp::new(&hash, &[7; 32]) }
+}
+
 fn signed(from: u64, to: u64, body: SignedBody) -> Update {
     let network = network();
     let node = node();
-    body.sign(sign::Header { network: &network, node: &node, epoch: 5, from, to }, &server())
+    let (from, to) = (at("a", from), at("a", to));
+    body.sign(sign::Header { network: &network, node: &node, from, to }, &server())
 }
 
-fn accept(update: &Update, at: Option<(&View, u64)>) -> Result<View, Malformed> {
-    let at = at.map(|(view, revision)| (view, Position { epoch: 5, revision: Revision(revision) }));
+fn accept(update: &Update, base: Option<(&View, u64)>) -> Result<View, Malformed> {
+    accept_at(update, base.map(|(view, revision)| (view, at("a", revision))))
+}
+
+fn accept_at(update: &Update, at: Option<(&View, Position)>) -> Result<View, Malformed> {
     let network = network();
     let node = node();
     let server = sign::public_key(&server());
     let (decoded, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
-    assert_eq!(position, Position { epoch: update.epoch, revision: Revision(update.to) });
+    assert_eq!(position, self::at("a", update.to));
     match decoded {
         DecodedUpdate::View(view) => Ok(view),
         DecodedUpdate::Removed => panic!("nothing here removes"),
@@ -136,8 +151,12 @@ proptest! {
     fn a_delta_leads_from_what_a_node_has_to_what_it_should_have(before in views(), after in views()) {
         let update = signed(3, 4, delta(&before, &after));
         prop_assert_eq!(accept(&update, Some((&before, 3))), Ok(after));
-        prop_assert_eq!(accept(&update, Some((&before, 2))), Err(Malformed::OtherBase { from: 3, at: 2 }));
-        prop_assert_eq!(accept(&update, None), Err(Malformed::OtherBase { from: 3, at: 0 }));
+        let from = at("a", 3);
+        for other in [at("a", 2), at("b", 3), Position { stamp: Stamp::default(), ..from }, Position { epoch: 4, ..from }] {
+            let refused = accept_at(&update, Some((&before, other)));
+            prop_assert_eq!(refused, Err(Malformed::OtherBase { from, at: other }));
+        }
+        prop_assert_eq!(accept(&update, None), Err(Malformed::OtherBase { from, at: Position::default() }));
     }
 
     #[test]
@@ -224,6 +243,6 @@ fn what_a_peer_is_called_is_said_once() {
     let delta = ViewDelta { peers, ..ViewDelta::default() };
     let body = encode_delta(&delta, Counts { peers: 10_000, routes: 2, names: 1_000 });
     assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
-    let update = signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body));
+    let update = Update { epoch: 4_000_000_000, ..signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body)) };
     assert!(update.encoded_len() <= 300, "{} bytes for the longest name and both families", update.encoded_len());
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::chain::ChainHash;
 use crate::diff::Change;
 use crate::guard::Guard;
 use crate::inventory::{NodeId, NodeProblem};
@@ -69,7 +70,7 @@ pub struct LogEntry {
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
     /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `ban`, `lift-ban`, `check-in`,
-    /// `upgrade`.
+    /// `upgrade`, `epoch`.
     pub action: String,
     /// The project and env of the declarations.
     pub owner: Option<Owner>,
@@ -86,6 +87,10 @@ pub struct LogEntry {
     pub changes: Vec<Change>,
     /// The nodes that joined, left or changed.
     pub nodes: Vec<NodeId>,
+    /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which it covers, does
+    /// not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<ChainHash>,
 }
 
 /// The state of the nodes.

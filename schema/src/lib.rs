@@ -12,6 +12,7 @@ extern crate self as schema;
 
 pub mod api;
 pub mod attribute;
+pub mod chain;
 pub mod compile;
 pub mod decode;
 pub mod descriptor;

@@ -11,6 +11,7 @@ use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value as Json};
 
+use crate::chain::ChainHash;
 use crate::kinds::Kind;
 use crate::reference;
 pub use crate::scalars::Time;
@@ -127,6 +128,12 @@ text!(
     "ResourceId",
     "A resource id: `corp/dns/api`; a network by its name alone.",
     "^[a-z0-9-]+(/[a-z-]+/[a-z0-9-]+)?$"
+);
+text!(
+    ChainHash,
+    "ChainHash",
+    "The SHA-256 of a log entry and of the hash of the entry before it, so it stands for all of the log up to there.",
+    "^[0-9a-f]{64}$"
 );
 text!(Owner, "Owner", "Who manages a resource: `project/env`.", "^[a-z0-9-]+/[a-z0-9-]+$");
 

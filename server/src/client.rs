@@ -135,7 +135,7 @@ impl OwnHost {
 /// Makes this host a node of the networks that declare it, and removes it from others, until `shutdown` becomes true;
 /// its tunnels stay up then. `router` is the agents' service.
 pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: watch::Receiver<bool>) {
-    let own_node = service.info().own_node.clone();
+    let own_node = service.info().own_node;
     let mut states = service.states();
     let directory_is_there = host.directory.exists();
     let needed = states.wait_for(|state| directory_is_there || !wanted(&state.world, own_node.as_ref()).is_empty());
@@ -233,7 +233,7 @@ struct Client {
 
 impl Client {
     fn new(service: Service, agent: Agent) -> Self {
-        let ServerInfo { agent_addresses, signing_key, ca_pin, own_node, .. } = service.info().clone();
+        let ServerInfo { agent_addresses, signing_key, ca_pin, own_node, .. } = service.info();
         let server = ServerAddress { addresses: agent_addresses, signing_key, ca_pin };
         Self { service, agent, server, own_node, held: BTreeMap::new(), powerless: false }
     }

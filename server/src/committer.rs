@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use jiff::Timestamp;
+use schema::chain::ChainHash;
 use schema::compile::Changed;
 use schema::diff::diff;
 use schema::guard::Guard;
@@ -20,6 +21,7 @@ use schema::world::World;
 use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
+use crate::mark::{Mark, Served};
 use crate::state::State;
 use crate::store::files::DatabaseFiles;
 use crate::store::{Batch, LogEntry, Provenance, Store, StoreError, rows};
@@ -129,14 +131,15 @@ struct Outcome {
 }
 
 impl Committer {
-    /// Starts the writer on a store, with the state that it holds. Returns the states that it publishes as well.
-    pub fn start(store: Box<dyn Store>, state: State) -> (Self, watch::Receiver<Arc<State>>) {
+    /// Starts the writer on a store, with the state that it holds, and records in the mark, if there is one, what it
+    /// publishes. Returns the states that it publishes as well.
+    pub fn start(store: Box<dyn Store>, state: State, mark: Option<Mark>) -> (Self, watch::Receiver<Arc<State>>) {
         let files = store.files();
         let (jobs, queue) = mpsc::channel();
         let (publish, states) = watch::channel(Arc::new(state));
         thread::Builder::new()
             .name("committer".into())
-            .spawn(move || Writer { store, publish }.run(&queue))
+            .spawn(move || Writer { store, publish, mark }.run(&queue))
             .expect("a thread can be started");
         (Self { jobs, files }, states)
     }
@@ -182,6 +185,7 @@ impl Committer {
 struct Writer {
     store: Box<dyn Store>,
     publish: watch::Sender<Arc<State>>,
+    mark: Option<Mark>,
 }
 
 impl Writer {
@@ -216,14 +220,20 @@ impl Writer {
             if let Some((next, audit)) = next {
                 let next = World { revision, ..next };
                 let here = Changed::between(world.parts(), next.parts());
-                batches.push(batch(&world, &next, &here, audit));
+                let before = batches.last().map_or(state.chain.head(), |batch: &Batch| &batch.hash);
+                let batch = batch(before, &world, &next, &here, audit);
+                batches.push(batch);
                 changed.extend(here);
                 world = next;
             }
         }
         let stored = if batches.is_empty() { Ok(()) } else { self.store.commit(&batches).map_err(Arc::new) };
-        if stored.is_ok() && !batches.is_empty() {
-            self.publish.send_replace(Arc::new(state.follow(world, &changed)));
+        if let (Ok(()), Some(newest)) = (&stored, batches.last()) {
+            if let Some(mark) = &mut self.mark {
+                mark.record(&Served { epoch: newest.epoch, revision: newest.entry.revision, hash: newest.hash });
+            }
+            let hashes = batches.iter().map(|batch| batch.hash);
+            self.publish.send_replace(Arc::new(state.follow(world, hashes, &changed)));
         }
         for answer in answers {
             answer(stored.clone());
@@ -231,7 +241,7 @@ impl Writer {
     }
 }
 
-fn batch(before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> Batch {
+fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> Batch {
     let (puts, deletes) = rows::between(before, after);
     let AuditInfo { actor, action, owner, apply_id, digest, provenance, allowed } = audit;
     let entry = LogEntry {
@@ -246,14 +256,24 @@ fn batch(before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> 
         allowed,
         changes: diff(&before.snapshot, &after.snapshot),
         nodes: changed.nodes.iter().cloned().collect(),
+        hash: None,
     };
-    Batch { entry, puts, deletes }
+    Batch::new(hash, after.epoch, entry, puts, deletes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Chain;
+    use crate::store::Stored;
     use crate::store::memory::Memory;
+
+    /// A committer on a store that is empty.
+    fn started(mut store: Memory) -> (Committer, watch::Receiver<Arc<State>>) {
+        let Stored { world, hash, .. } = store.load().expect("it loads");
+        let chain = Chain::new(world.revision, hash);
+        Committer::start(Box::new(store), State::new(world, chain, |_| Revision(0)), None)
+    }
 
     /// A change of nothing that is kept, which still creates a revision.
     fn empty(world: &World, context: &mut CommitContext<'_>) -> Result<Proposal<Revision>, Error> {
@@ -263,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_that_panics_is_an_error_and_the_next_is_carried_out() {
-        let (committer, states) = Committer::start(Box::new(Memory::default()), State::default());
+        let (committer, states) = started(Memory::default());
         let panics = committer.change::<()>(|_, _| panic!("a bug, on purpose")).await;
         assert!(matches!(panics, Err(Error::Bug)), "{panics:?}");
         let revision = committer.change(empty).await.expect("it goes on");
@@ -274,7 +294,7 @@ mod tests {
     async fn what_the_disk_refuses_has_not_happened() {
         let store = Memory::default();
         let levers = store.levers();
-        let (committer, states) = Committer::start(Box::new(store), State::default());
+        let (committer, states) = started(store);
         let change = || committer.change(empty);
         levers.full.store(true, std::sync::atomic::Ordering::SeqCst);
         let error = change().await.expect_err("the disk is full").to_string();
@@ -285,8 +305,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn every_revision_leads_to_the_next_by_its_hash() {
+        let (committer, states) = started(Memory::default());
+        let start = *states.borrow().chain.head();
+        let (one, two) = tokio::join!(committer.change(empty), committer.change(empty));
+        assert_eq!((one.expect("done"), two.expect("done")), (Revision(1), Revision(2)));
+        let log = committer.read(|store| store.log(Revision(0), 10)).await.expect("it reads");
+        let texts = log.iter().map(|entry| serde_json::to_string(&LogEntry { hash: None, ..entry.clone() }));
+        let mut hash = start;
+        for (entry, text) in log.iter().zip(texts) {
+            hash = hash.next(&text.expect("JSON"));
+            assert_eq!(entry.hash, Some(hash));
+            assert_eq!(states.borrow().chain.at(entry.revision), Some(&hash));
+        }
+        assert_eq!(states.borrow().chain.head(), &hash);
+    }
+
+    #[tokio::test]
     async fn changes_that_wait_together_see_each_other() {
-        let (committer, _states) = Committer::start(Box::new(Memory::default()), State::default());
+        let (committer, _states) = started(Memory::default());
         let apply = || {
             committer.change(|world, context| match context.applied("x")? {
                 Some(revision) => Ok(Proposal::unchanged(revision)),

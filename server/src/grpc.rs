@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response as HttpResponse;
 use futures_util::Stream;
 use http::{HeaderMap, header};
-use proto::convert::Position;
+use proto::position::{Position, Stamp};
 use proto::wire::agent_server::{Agent, AgentServer, SERVICE_NAME};
 use proto::wire::{self, Update, update::Body};
 use schema::api::Control;
@@ -156,8 +156,8 @@ impl Agent for Adapter {
         // Inside the tunnel the source address is the registration's: WireGuard itself lets only one host have it.
         let outside = self.transport != Control::Tunnel;
         let source = if outside { from(&request, self.behind_proxy) } else { None };
-        let wire::CheckInRequest { network: name, epoch, revision, facts } = request.into_inner();
-        let at = Position { epoch, revision: Revision(revision) };
+        let wire::CheckInRequest { network: name, epoch, revision, facts, stamp } = request.into_inner();
+        let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
         let said = facts.as_ref().map(|facts| (facts, seen));
         let update = self.service.check_in(&network(&name)?, &identity, at, said, source, self.transport).await?;
         Ok(Response::new(wire::CheckInResponse { update }))
@@ -167,8 +167,9 @@ impl Agent for Adapter {
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let identity = identity(&request)?;
-        let wire::WatchRequest { network: name, epoch, revision } = request.into_inner();
-        let at = Position { epoch, revision: Revision(revision) };
+        let wire::WatchRequest { network: name, epoch, revision, stamp } = request.into_inner();
+        let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
+        self.service.notice(&at).await?;
         let (send, updates) = mpsc::channel(1);
         let service = self.service.clone();
         let transport = self.transport;
@@ -218,7 +219,7 @@ impl Watcher {
         match self.service.update_for(state, &self.network, &self.identity, self.at) {
             Ok(None) => ControlFlow::Continue(()),
             Ok(Some(update)) => {
-                self.at = Position { epoch: update.epoch, revision: Revision(update.to) };
+                self.at = proto::sign::to(&update);
                 let removed = matches!(update.body, Some(Body::Removed(_)));
                 slot.send(Ok(update));
                 if removed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -250,6 +251,7 @@ pub(crate) mod tests {
     use crate::liveness::LastSeen;
     use crate::readers::Readers;
     use crate::service::Parts;
+    use crate::store::Store;
     use crate::store::memory::Memory;
 
     fn call(peer: &str, forwarded: Option<&'static str>) -> Request<()> {
@@ -282,9 +284,11 @@ pub(crate) mod tests {
             own_node: None,
             addresses: Vec::new(),
         };
-        let store = Memory::default();
+        let mut store = Memory::default();
         let readers = Readers::open(&store).expect("they open");
-        let (committer, states) = Committer::start(Box::new(store), state::State::new(world, |_| Revision::default()));
+        let chain = state::Chain::new(Revision(0), store.load().expect("it loads").hash);
+        let state = state::State::new(world, chain, |_| Revision::default());
+        let (committer, states) = Committer::start(Box::new(store), state, None);
         let secrets = Secrets::open(&data).expect("made");
         let addresses = OwnAddresses::default();
         let service = Service::new(Parts {
@@ -300,7 +304,7 @@ pub(crate) mod tests {
         let (send, mut updates) = mpsc::channel(1);
         let network = id("a").network;
         let identity = joined(1).identity;
-        let at = Position { epoch: 1, ..Position::default() };
+        let at = service.position();
         let watcher = Watcher { service: service.clone(), network, identity, at, transport: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {

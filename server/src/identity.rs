@@ -17,12 +17,15 @@ use ed25519_dalek as ed25519;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
 use netclient::files::{self, Exposed};
+use proto::position::{Position, Stamp};
 use proto::secret::Secret;
 use proto::sign::Invalid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use schema::chain::ChainHash;
 use schema::scalars::{CaPin, Identity};
+use schema::snapshot::Revision;
 use sha2::{Digest, Sha256};
 use x25519_dalek::StaticSecret;
 
@@ -283,6 +286,17 @@ impl Secrets {
         StaticSecret::from(self.mac("ephemeral", nonce))
     }
 
+    /// The position of a View: of a revision whose log entry has this hash.
+    pub fn position(&self, epoch: u64, revision: Revision, hash: &ChainHash) -> Position {
+        let bare = Position { epoch, revision, stamp: Stamp::new(hash, &[0; 32]) };
+        Position { stamp: Stamp::new(hash, &self.mac("position", &place_and_hash(&bare))), ..bare }
+    }
+
+    /// Whether this server, or a replica with the same keys, gave out a position.
+    pub fn made(&self, at: &Position) -> bool {
+        self.mac_of("position", &place_and_hash(at)).verify_truncated_left(at.stamp.mac()).is_ok()
+    }
+
     /// A session for an identity: its token, and the seconds that it is valid for.
     pub fn session(&self, identity: &Identity) -> (Secret<String>, u32) {
         let mut bytes = identity.0.to_vec();
@@ -302,6 +316,11 @@ impl Secrets {
         let until = i64::from_be_bytes(until.try_into().ok()?);
         (until >= Timestamp::now().as_second()).then_some(Identity(*identity))
     }
+}
+
+/// What the MAC of a position covers.
+fn place_and_hash(at: &Position) -> Vec<u8> {
+    [&at.epoch.to_be_bytes()[..], &at.revision.0.to_be_bytes(), at.stamp.hash()].concat()
 }
 
 /// Creates the server's certificate, and its CA first if there is none.
@@ -411,6 +430,25 @@ mod tests {
             changed[place] ^= 1;
             assert!(secrets().nonce(&changed).is_err());
             assert!(secrets().nonce(&nonce[..place]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_position_is_recognised_by_the_server_that_gave_it_out_and_cannot_be_made_up() {
+        let hash = ChainHash::start("server");
+        let at = secrets().position(5, Revision(9), &hash);
+        assert!(secrets().made(&at) && at.stamp.is_of(&hash));
+        let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
+        assert!(!other.made(&at));
+        let foreign = Stamp::new(&hash.next("x"), &[0; 32]);
+        for forged in [
+            Position { epoch: 6, ..at },
+            Position { revision: Revision(10), ..at },
+            Position { stamp: foreign, ..at },
+            Position { stamp: Stamp::default(), ..at },
+            Position::default(),
+        ] {
+            assert!(!secrets().made(&forged), "{forged:?}");
         }
     }
 

@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod identity;
 pub mod listen;
 pub mod liveness;
+pub mod mark;
 pub mod openapi;
 pub mod readers;
 pub mod rest;
@@ -35,6 +36,7 @@ use jiff::Timestamp;
 use netclient::agent::error_chain;
 use proto::secret::Secret;
 use schema::api::Control;
+use schema::chain::ChainHash;
 use schema::world::{ServerInfo, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -48,6 +50,7 @@ use crate::core::authorize::Grant;
 use crate::identity::{DataDir, IdentityError, Secrets};
 use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
+use crate::mark::{Mark, Served};
 use crate::readers::Readers;
 use crate::service::{Parts, Service};
 use crate::state::State;
@@ -123,8 +126,10 @@ pub async fn open_with(
     directory.reserve(identity::DATABASE)?;
     let mut store = make(&directory.file(identity::DATABASE))?;
     let first_start = first_token(&mut *store, directory)?;
-    let Stored { server_id, mut world, seen, served } = store.load()?;
-    record_version(&mut *store, directory, &mut world)?;
+    let Stored { server_id, mut world, mut hash, seen, served } = store.load()?;
+    continue_history(&mut *store, directory, &mut world, &mut hash)?;
+    record_version(&mut *store, directory, &mut world, &mut hash)?;
+    let mark = Mark::begin(directory, &Served { epoch: world.epoch, revision: world.revision, hash })?;
     directory.complete()?;
     let comms = tunnels(&settings, directory, &world).await;
     let info = ServerInfo {
@@ -142,9 +147,12 @@ pub async fn open_with(
     tokio::join!(addresses.resolve(), addresses.list());
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let last_seen = LastSeen::new(seen, served, &world.inventory);
-    let since = store::unchanged_since(&mut *store, world.revision)?;
+    let log = store::recent_log(&mut *store, world.revision)?;
+    let since = store::unchanged_since(&log, world.revision);
+    let chain = store::chain(&log, world.revision, hash)?;
+    drop(log);
     let readers = Readers::open(&*store)?;
-    let (committer, states) = Committer::start(store, State::new(world, since));
+    let (committer, states) = Committer::start(store, State::new(world, chain, since), Some(mark));
     let service =
         Service::new(Parts { committer, readers, states, secrets, info, last_seen, comms: comms.ok(), addresses });
     let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
@@ -174,15 +182,35 @@ fn reserved(settings: &Settings, comms: &Result<AgentTunnels, TunnelsUnavailable
     (!given_up).then_some(settings.comms_range)
 }
 
+/// Begins another epoch if the database does not lead on from what this server has served: then it was put back from a copy.
+fn continue_history(
+    store: &mut dyn Store,
+    directory: &DataDir,
+    world: &mut World,
+    hash: &mut ChainHash,
+) -> Result<(), StartError> {
+    let head = Served { epoch: world.epoch, revision: world.revision, hash: *hash };
+    if let Some((epoch, why)) = mark::check(mark::read(directory)?, &head, store)? {
+        tracing::warn!(epoch, "{why}");
+        store::raise_epoch(store, world, hash, epoch, why)?;
+    }
+    Ok(())
+}
+
 /// Records which version of the program serves; the first start of another version makes a revision, unless the
 /// database is empty.
-fn record_version(store: &mut dyn Store, directory: &DataDir, world: &mut World) -> Result<(), StartError> {
+fn record_version(
+    store: &mut dyn Store,
+    directory: &DataDir,
+    world: &mut World,
+    hash: &mut ChainHash,
+) -> Result<(), StartError> {
     const FILE: &str = "version";
     if directory.read(FILE)?.is_some_and(|version| version.expose() == VERSION.as_bytes()) {
         return Ok(());
     }
     if world.revision.0 > 0 {
-        store::record_upgrade(store, world, VERSION)?;
+        store::record_upgrade(store, world, hash, VERSION)?;
     }
     Ok(directory.write(FILE, VERSION.as_bytes())?)
 }

@@ -1,6 +1,7 @@
 //! When and how nodes last called: status, which makes no revision and is stored in batches.
 //!
-//! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does not count.
+//! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does not count. What
+//! a node was sent and has not acknowledged is remembered: it may have it or not.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -33,6 +34,8 @@ struct Sighting {
     /// Every stream holds a copy.
     streams: Arc<()>,
     clones: Clones,
+    /// The newest position that it was sent since it last reported one that is not older.
+    sent: Option<(u64, Revision)>,
     stored: bool,
 }
 
@@ -49,6 +52,8 @@ pub struct Liveness {
     pub streams: bool,
     /// Whether two hosts use its identity.
     pub cloned: bool,
+    /// Whether it was sent something later than what it reported: then what it has is not known.
+    pub in_doubt: bool,
 }
 
 /// A stream of a node, for as long as it is held.
@@ -75,50 +80,60 @@ impl LastSeen {
             let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
             let (transport, streams, clones) = (Control::None, Arc::default(), Clones::default());
-            (id, Sighting { seen, since, before, transport, streams, clones, stored: true })
+            (id, Sighting { seen, since, before, transport, streams, clones, sent: None, stored: true })
         };
         let joined = inventory.nodes().map(|(id, joined)| {
-            let seen = Seen { time: joined.joined, revision: Revision(0) };
+            let seen = Seen { time: joined.joined, epoch: 0, revision: Revision(0) };
             (id.clone(), seen)
         });
         Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
-    /// Records a call of a node: the revision that it has, the transport of the call, and the address that it comes from, if
-    /// that is known. Returns whether it has just become evident that two hosts use the identity of the node.
-    pub fn record(&self, id: &NodeId, revision: Revision, transport: Control, from: Option<IpAddr>) -> bool {
-        let seen = Seen { time: Timestamp::now(), revision };
+    /// Records a call of a node: the epoch and revision that it has, the transport of the call, and the address that it
+    /// comes from, if that is known. Returns whether it has just become evident that two hosts use the identity of the node.
+    pub fn record(&self, id: &NodeId, at: (u64, Revision), transport: Control, from: Option<IpAddr>) -> bool {
+        let (epoch, revision) = at;
+        let seen = Seen { time: Timestamp::now(), epoch, revision };
         let since = Instant::now();
         let mut all = self.all();
-        let (streams, mut clones) = match all.get_mut(id) {
-            Some(Sighting { streams, clones, .. }) => (std::mem::take(streams), std::mem::take(clones)),
+        let (streams, mut clones, sent) = match all.get_mut(id) {
+            Some(Sighting { streams, clones, sent, .. }) => (std::mem::take(streams), std::mem::take(clones), *sent),
             None => Default::default(),
         };
         let before = clones.evident(since);
         clones.heard(from, Arc::strong_count(&streams) - 1, since);
         let evident = clones.evident(since);
         let before_that = Duration::ZERO;
-        let heard = Sighting { seen, since, before: before_that, transport, streams, clones, stored: false };
+        let sent = sent.filter(|sent| *sent > at);
+        let heard = Sighting { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
         all.insert(id.clone(), heard);
         evident && !before
+    }
+
+    /// Records that a node was sent the View of an epoch and revision.
+    pub fn sent(&self, id: &NodeId, position: (u64, Revision)) {
+        if let Some(sighting) = self.all().get_mut(id) {
+            sighting.sent = sighting.sent.max(Some(position));
+        }
     }
 
     /// Notes that a node is there, and counts a stream of it until that is dropped. The revision stays:
     /// a node may not have applied what the stream sent it.
     pub fn stream(&self, id: &NodeId, transport: Control) -> Option<Stream> {
-        let revision = self.of(id)?.seen.revision;
-        self.record(id, revision, transport, None);
+        let Seen { epoch, revision, .. } = self.of(id)?.seen;
+        self.record(id, (epoch, revision), transport, None);
         self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
     }
 
     /// When and how a node last called; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
-        let Sighting { seen, since, before, transport, streams, clones, stored: _ } = all.get(id)?;
+        let Sighting { seen, since, before, transport, streams, clones, sent, stored: _ } = all.get(id)?;
         let silence = *before + since.elapsed();
         let streams = Arc::strong_count(streams) > 1;
         let cloned = clones.evident(Instant::now());
-        Some(Liveness { seen: *seen, silence, transport: *transport, streams, cloned })
+        let in_doubt = sent.is_some();
+        Some(Liveness { seen: *seen, silence, transport: *transport, streams, cloned, in_doubt })
     }
 
     /// What is to be stored now; nodes that are gone from the inventory are forgotten.
@@ -164,7 +179,7 @@ mod tests {
     }
 
     fn seen(seconds: i64) -> Seen {
-        Seen { time: Timestamp::from_second(seconds).expect("a time"), revision: Revision(1) }
+        Seen { time: Timestamp::from_second(seconds).expect("a time"), epoch: 1, revision: Revision(1) }
     }
 
     fn node(joined: &str) -> Joined {
@@ -194,7 +209,7 @@ mod tests {
         let silence = |name| last_seen.of(&id(name)).expect("it has called").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
         assert_eq!(silence("new"), 40, "it was last seen when it joined");
-        last_seen.record(&id("silent"), Revision(2), Control::Tls, None);
+        last_seen.record(&id("silent"), (1, Revision(2)), Control::Tls, None);
         assert_eq!(silence("silent"), 0);
     }
 
@@ -202,11 +217,11 @@ mod tests {
     fn a_stream_counts_while_it_is_held() {
         let last_seen = LastSeen::default();
         assert!(last_seen.stream(&id("a"), Control::Tls).is_none());
-        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
+        last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, None);
         let streams = || last_seen.of(&id("a")).expect("it has called").streams;
         let stream = last_seen.stream(&id("a"), Control::Tls);
         assert!(streams());
-        last_seen.record(&id("a"), Revision(2), Control::Tls, None);
+        last_seen.record(&id("a"), (1, Revision(2)), Control::Tls, None);
         assert!(streams(), "a check-in does not end a stream");
         drop(stream);
         assert!(!streams());
@@ -216,10 +231,11 @@ mod tests {
     fn two_hosts_with_one_identity_are_noticed_once() {
         let last_seen = LastSeen::default();
         let from = |number: u8| Some(IpAddr::from([192, 0, 2, number % 2]));
-        let noticed = (0..20).filter(|number| last_seen.record(&id("a"), Revision(1), Control::Tls, from(*number)));
+        let noticed =
+            (0..20).filter(|number| last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, from(*number)));
         assert_eq!(noticed.count(), 1, "the log has one line");
         assert!(last_seen.of(&id("a")).expect("it has called").cloned);
-        last_seen.record(&id("b"), Revision(1), Control::Tls, from(1));
+        last_seen.record(&id("b"), (1, Revision(1)), Control::Tls, from(1));
         assert!(!last_seen.of(&id("b")).expect("it has called").cloned);
     }
 
@@ -228,7 +244,7 @@ mod tests {
         let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
         let transport = || last_seen.of(&id("a")).expect("it has called").transport;
         assert_eq!(transport(), Control::None, "it called another process of the server");
-        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
+        last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, None);
         assert_eq!(transport(), Control::Tls);
         let stream = last_seen.stream(&id("a"), Control::Tunnel);
         assert_eq!(transport(), Control::Tunnel);
@@ -237,12 +253,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_is_in_doubt_until_it_is_acknowledged() {
+        let last_seen = LastSeen::default();
+        let in_doubt = || last_seen.of(&id("a")).expect("it has called").in_doubt;
+        let reports = |epoch, revision| {
+            last_seen.record(&id("a"), (epoch, Revision(revision)), Control::Tls, None);
+        };
+        reports(1, 2);
+        assert!(!in_doubt());
+        last_seen.sent(&id("a"), (1, Revision(4)));
+        last_seen.sent(&id("a"), (1, Revision(3)));
+        reports(1, 3);
+        assert!(in_doubt(), "it may have the later one as well");
+        let _stream = last_seen.stream(&id("a"), Control::Tls);
+        assert!(in_doubt(), "a stream acknowledges nothing");
+        reports(1, 4);
+        assert!(!in_doubt());
+        last_seen.sent(&id("a"), (2, Revision(1)));
+        reports(1, 9);
+        assert!(in_doubt(), "of a later epoch");
+    }
+
+    #[test]
     fn what_was_not_stored_is_offered_again_and_what_is_gone_is_forgotten() {
         let last_seen = LastSeen::default();
         let mut inventory = Inventory::default();
         inventory.put_node(id("a"), node("2026-01-01T00:00:00Z"));
-        last_seen.record(&id("a"), Revision(1), Control::Tls, None);
-        last_seen.record(&id("gone"), Revision(1), Control::Tls, None);
+        last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, None);
+        last_seen.record(&id("gone"), (1, Revision(1)), Control::Tls, None);
         let unstored = last_seen.take_unstored(&inventory);
         assert_eq!(unstored.gone, [id("gone")]);
         assert_eq!(unstored.fresh.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&id("a")]);

@@ -54,7 +54,7 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
     match operation {
         Operation::Health => get(|| async { "ok\n" }),
         Operation::Ready => get(async |State(service): State<Service>| service.ready().map(|()| "ok\n")),
-        Operation::Server => get(async |State(service): State<Service>| Json(service.info().clone())),
+        Operation::Server => get(async |State(service): State<Service>| Json(service.info())),
         Operation::OpenApi => get(async || ([(header::CONTENT_TYPE, "application/json")], openapi::text())),
         Operation::Snapshot => get(snapshot),
         Operation::Status => get(async |State(service): State<Service>, Extension(caller): Extension<Caller>| {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
 use jiff::Timestamp;
+use proto::position::Position;
 use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, Removed, StatusDocument};
 use schema::inventory::{Barred, Inventory, NodeId};
@@ -70,7 +71,7 @@ pub struct Parts {
     pub states: watch::Receiver<Arc<State>>,
     /// Keys of the server.
     pub secrets: Secrets,
-    /// What the server says of itself.
+    /// What the server says of itself; its epoch is that of the start.
     pub info: ServerInfo,
     /// When nodes were heard of.
     pub last_seen: LastSeen,
@@ -148,7 +149,7 @@ impl Service {
     /// The identity of the server, with the addresses by which it is reached: what plans are made for. They are for callers
     /// with a token only.
     fn plan_info(&self) -> ServerInfo {
-        ServerInfo { addresses: self.inner.addresses.now().to_vec(), ..self.inner.info.clone() }
+        ServerInfo { addresses: self.inner.addresses.now().to_vec(), ..self.info() }
     }
 
     /// Finds out by which addresses this host is reached right now.
@@ -161,9 +162,14 @@ impl Service {
         self.inner.addresses.resolve().await;
     }
 
-    /// The identity of the server, as everybody may know it.
-    pub fn info(&self) -> &ServerInfo {
-        &self.inner.info
+    /// The identity of the server, as everybody may know it, with its current epoch.
+    pub fn info(&self) -> ServerInfo {
+        ServerInfo { epoch: self.state().world.epoch, ..self.inner.info.clone() }
+    }
+
+    /// The position of a View of the newest state.
+    pub fn position(&self) -> Position {
+        self.position_of(&self.state())
     }
 
     /// The newest state.
@@ -274,7 +280,7 @@ impl Service {
 
     /// Applies a plan as one revision, or nothing of it.
     pub async fn apply(&self, caller: &Caller, request: ApplyRequest) -> Result<Applied, Error> {
-        let info = self.inner.info.clone();
+        let info = self.info();
         // Hashing a large plan takes as long as reading it.
         let request = off_thread(move || declare::check_origin(&request, &info).map(|()| request)).await??;
         caller.grant.holds_for(&request.plan.owner())?;

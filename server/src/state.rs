@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use imbl::{OrdMap, Vector};
 use proto::convert::encode_delta;
+use proto::position::Position;
 use proto::sign::SignedBody;
+use schema::chain::ChainHash;
 use schema::compile::{Audience, Changed, Mesh, ViewStep};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Revision;
@@ -20,11 +22,16 @@ const REMEMBERED: usize = 1_024;
 /// the previous revision, those that check in from a few; older ones are rare and may be as large as a View.
 const ENCODED: usize = 16;
 
+/// How many hashes of the log are remembered, 32 bytes each; a node at an older revision is sent its whole View.
+const HASHES: usize = 65_536;
+
 /// What the server knows at one revision.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// The world.
     pub world: Arc<World>,
+    /// The hashes of the log up to its revision.
+    pub chain: Chain,
     networks: OrdMap<NetworkName, Arc<History>>,
 }
 
@@ -52,22 +59,84 @@ pub enum Pending {
     Full(View),
 }
 
+/// The newest hashes of the log, by revision. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    first: Revision,
+    /// Those of `first` and the revisions after it; never empty.
+    hashes: Vector<ChainHash>,
+}
+
+impl Chain {
+    /// A chain of which only the head is known.
+    pub fn new(head: Revision, hash: ChainHash) -> Self {
+        Self { first: head, hashes: Vector::unit(hash) }
+    }
+
+    /// The hashes of a revision and of those that follow it; there is at least one.
+    pub fn of(first: Revision, hashes: impl IntoIterator<Item = ChainHash>) -> Self {
+        let hashes: Vector<_> = hashes.into_iter().collect();
+        assert!(!hashes.is_empty(), "a chain has a head");
+        Self { first, hashes }
+    }
+
+    /// The hash of the newest revision.
+    pub fn head(&self) -> &ChainHash {
+        self.hashes.last().expect("a chain has a head")
+    }
+
+    /// The hash of a revision, if it is remembered.
+    pub fn at(&self, revision: Revision) -> Option<&ChainHash> {
+        self.hashes.get(usize::try_from(revision.0.checked_sub(self.first.0)?).ok()?)
+    }
+
+    /// Adds the hash of the next revision.
+    pub fn push(&mut self, hash: ChainHash) {
+        self.hashes.push_back(hash);
+        if self.hashes.len() > HASHES {
+            self.hashes.pop_front();
+            self.first.0 += 1;
+        }
+    }
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::new(Revision(0), ChainHash::from([0; 32]))
+    }
+}
+
+/// What the position of a node says of the history that its View comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is this revision of this server's history.
+    Here(Revision),
+    /// It is older than what is remembered, of an earlier epoch, or none: the node is sent everything.
+    Unknown,
+    /// It is not of this history, but claims an epoch that this server has not left behind: if this server gave it out, its
+    /// database is not the one that did.
+    Elsewhere,
+}
+
 impl State {
-    /// The state of a server that starts with this world. `since` returns the revision since which a network is
+    /// The state of a server that starts with this world and log. `since` returns the revision since which a network is
     /// unchanged, so that a restart sends no node what it has; the newest revision is always correct.
-    pub fn new(world: World, since: impl Fn(&NetworkName) -> Revision) -> Self {
+    pub fn new(world: World, chain: Chain, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;
             let meshes = Vector::unit((since(name), Arc::new(mesh)));
             Some((name.clone(), Arc::new(History::new(meshes))))
         };
         let networks = world.snapshot.networks().filter_map(compile).collect();
-        Self { world: Arc::new(world), networks }
+        Self { world: Arc::new(world), chain, networks }
     }
 
-    /// The state after the world has become this one, which differs from the one before in what `changed` names.
+    /// The state after the world has become this one, which differs from the one before in what `changed` names, by the
+    /// revisions that these hashes are of.
     #[must_use]
-    pub fn follow(&self, world: World, changed: &Changed) -> Self {
+    pub fn follow(&self, world: World, hashes: impl IntoIterator<Item = ChainHash>, changed: &Changed) -> Self {
+        let mut chain = self.chain.clone();
+        hashes.into_iter().for_each(|hash| chain.push(hash));
         let mut networks = self.networks.clone();
         for name in changed.networks() {
             let history = networks.get(name);
@@ -89,7 +158,20 @@ impl State {
                 }
             }
         }
-        Self { world: Arc::new(world), networks }
+        Self { world: Arc::new(world), chain, networks }
+    }
+
+    /// Where the View at a position comes from.
+    pub fn origin(&self, at: &Position) -> Origin {
+        let Position { epoch, revision, stamp } = at;
+        if *epoch < self.world.epoch {
+            return Origin::Unknown;
+        }
+        match self.chain.at(*revision) {
+            Some(hash) if *epoch == self.world.epoch && stamp.is_of(hash) => Origin::Here(*revision),
+            None if *epoch == self.world.epoch && *revision < self.chain.first => Origin::Unknown,
+            Some(_) | None => Origin::Elsewhere,
+        }
     }
 
     /// The mesh of a network as it is.
@@ -97,15 +179,16 @@ impl State {
         self.networks.get(network)?.now()
     }
 
-    /// What a node with the View of an epoch and revision has to be sent; nothing if it has not joined.
-    pub fn pending(&self, network: &NetworkName, node: &Name, epoch: u64, at: Revision) -> Option<Pending> {
+    /// What a node with the View of a revision of this history has to be sent; absent: its View is not known. Nothing if it
+    /// has not joined.
+    pub fn pending(&self, network: &NetworkName, node: &Name, at: Option<Revision>) -> Option<Pending> {
         let history = self.networks.get(network)?;
         let (changed, now) = history.meshes.back()?;
-        let known = epoch == self.world.epoch && at <= self.world.revision;
-        if known && at >= *changed {
+        if at.is_some_and(|at| at >= *changed) {
             return Some(Pending::UpToDate);
         }
-        let Some((base, then)) = history.at(at).filter(|_| known) else { return now.view(node).map(Pending::Full) };
+        let then = at.and_then(|at| history.at(at));
+        let Some((base, then)) = then else { return now.view(node).map(Pending::Full) };
         let body = match now.step(then, node)? {
             ViewStep::Whole => return now.view(node).map(Pending::Full),
             ViewStep::Shared(audience) => history.shared(*base, then, now, audience),
@@ -155,6 +238,7 @@ fn encode(delta: &ViewDelta, after: Counts) -> Option<SignedBody> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::position::Stamp;
     use schema::inventory::{Endpoints, Joined, NodeId};
     use schema::world::ResourceDocument;
 
@@ -171,14 +255,24 @@ mod tests {
         world
     }
 
+    fn hash(revision: u64) -> ChainHash {
+        ChainHash::start("server").next(&revision.to_string())
+    }
+
+    fn start(world: World) -> State {
+        let chain = Chain::new(world.revision, hash(world.revision.0));
+        State::new(world, chain, |_| Revision(1))
+    }
+
     fn step(state: &State, world: World) -> State {
         let changed = Changed::between(state.world.parts(), world.parts());
-        state.follow(world, &changed)
+        let hash = hash(world.revision.0);
+        state.follow(world, [hash], &changed)
     }
 
     fn delta(state: &State, node: &str, at: u64) -> SignedBody {
         let NodeId { network, name: node } = id(node);
-        match state.pending(&network, &node, 1, Revision(at)) {
+        match state.pending(&network, &node, Some(Revision(at))) {
             Some(Pending::Delta(body)) => body,
             other => panic!("{node} at {at} is sent a delta, not {other:?}"),
         }
@@ -186,7 +280,7 @@ mod tests {
 
     #[test]
     fn nodes_that_are_sent_the_same_share_one_encoding_and_a_node_that_changed_has_its_own() {
-        let before = State::new(world(1, 5), |_| Revision(1));
+        let before = start(world(1, 5));
         let after = step(&before, world(2, 6));
         let bodies = ["n1", "n2", "n5"].map(|node| delta(&after, node, 1).bytes());
         assert!(bodies.iter().all(|body| body.as_ptr() == bodies[0].as_ptr()), "one buffer for all");
@@ -198,22 +292,46 @@ mod tests {
         let joined_since = delta(&later, "n2", 1).bytes();
         assert_ne!(joined_since.as_ptr(), delta(&later, "n2", 2).bytes().as_ptr(), "each base has its own");
         let NodeId { network, name } = id("n1");
-        let own = later.pending(&network, &name, 1, Revision(2));
+        let own = later.pending(&network, &name, Some(Revision(2)));
         assert!(matches!(own, Some(Pending::UpToDate)), "it knows its own endpoint: {own:?}");
     }
 
     #[test]
     fn a_node_is_sent_its_whole_view_where_its_base_is_not_remembered() {
-        let mut state = State::new(world(1, 2), |_| Revision(1));
+        let mut state = start(world(1, 2));
         for revision in 2..REMEMBERED as u64 + 3 {
             state = step(&state, world(revision, 2 + u8::try_from(revision % 2).expect("small")));
         }
         let NodeId { network, name: node } = id("n1");
-        let pending = |epoch, at| state.pending(&network, &node, epoch, Revision(at));
-        assert!(matches!(pending(1, 1), Some(Pending::Full(_))), "too old");
-        assert!(matches!(pending(2, 900), Some(Pending::Full(_))), "of another epoch");
-        assert!(matches!(pending(1, 9_000), Some(Pending::Full(_))), "of a revision that is not there yet");
-        assert!(matches!(pending(1, 900), Some(Pending::Delta(_) | Pending::UpToDate)));
-        assert!(pending(1, state.world.revision.0).is_some_and(|pending| matches!(pending, Pending::UpToDate)));
+        let pending = |at: u64| state.pending(&network, &node, Some(Revision(at)));
+        assert!(matches!(pending(1), Some(Pending::Full(_))), "too old");
+        assert!(matches!(state.pending(&network, &node, None), Some(Pending::Full(_))), "not known");
+        assert!(matches!(pending(900), Some(Pending::Delta(_) | Pending::UpToDate)));
+        assert!(pending(state.world.revision.0).is_some_and(|pending| matches!(pending, Pending::UpToDate)));
+    }
+
+    #[test]
+    fn a_position_is_of_this_history_or_its_origin_is_known_to_be_another() {
+        let mut state = start(World { epoch: 5, ..world(7, 1) });
+        state = step(&state, World { epoch: 5, ..world(8, 2) });
+        let at = |epoch, revision: u64, hash: ChainHash| {
+            state.origin(&Position { epoch, revision: Revision(revision), stamp: Stamp::new(&hash, &[0; 32]) })
+        };
+        assert_eq!(at(5, 7, hash(7)), Origin::Here(Revision(7)));
+        assert_eq!(at(5, 8, hash(8)), Origin::Here(Revision(8)));
+        assert_eq!(at(5, 8, hash(7)), Origin::Elsewhere, "the same revision of another history");
+        assert_eq!(at(5, 9, hash(9)), Origin::Elsewhere, "a revision that is not there yet");
+        assert_eq!(at(6, 8, hash(8)), Origin::Elsewhere, "an epoch that is not there yet");
+        assert_eq!(at(5, 6, hash(6)), Origin::Unknown, "older than what is remembered");
+        assert_eq!(at(4, 9, hash(9)), Origin::Unknown, "an epoch that is over");
+        assert_eq!(state.origin(&Position::default()), Origin::Unknown, "no View");
+    }
+
+    #[test]
+    fn the_chain_forgets_the_oldest_hashes_and_counts_on() {
+        let mut chain = Chain::new(Revision(3), hash(3));
+        (4..HASHES as u64 + 10).for_each(|revision| chain.push(hash(revision)));
+        assert_eq!((chain.at(Revision(9)), chain.at(Revision(10))), (None, Some(&hash(10))));
+        assert_eq!((chain.head(), chain.at(Revision(HASHES as u64 + 10))), (&hash(HASHES as u64 + 9), None));
     }
 }

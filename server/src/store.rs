@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 pub use schema::api::LogEntry;
+use schema::chain::ChainHash;
 use schema::inventory::NodeId;
 use schema::scalars::NetworkName;
 pub use schema::snapshot::Provenance;
@@ -23,6 +24,7 @@ use schema::world::World;
 use serde::{Deserialize, Serialize};
 
 use crate::core::authorize::Grant;
+use crate::state::Chain;
 use files::{DatabaseFiles, LostFile};
 use rows::{Row, RowKey};
 
@@ -67,36 +69,86 @@ pub trait Store: Send {
 
 /// The action in the log for the first start of another version.
 const UPGRADE: &str = "upgrade";
+/// The action in the log for a raised epoch.
+pub const EPOCH: &str = "epoch";
+/// The actor in the log for what the server does by itself.
+pub const SERVER: &str = "nmserver";
 /// How far back the log is searched at a start.
 const SEARCHED: u64 = 10_000;
 
-/// The revision since which each network is unchanged. It may be later than the true one, never earlier.
-pub fn unchanged_since(
-    store: &mut dyn Store,
-    head: Revision,
-) -> Result<impl Fn(&NetworkName) -> Revision + use<>, StoreError> {
+/// The newest entries of the log of a head, as far back as a start needs them.
+pub fn recent_log(store: &mut dyn Store, head: Revision) -> Result<Vec<LogEntry>, StoreError> {
+    store.log(Revision(head.0.saturating_sub(SEARCHED)), SEARCHED as usize)
+}
+
+/// The revision since which each network is unchanged, by the newest entries of the log. It may be later than the true one,
+/// never earlier.
+pub fn unchanged_since(log: &[LogEntry], head: Revision) -> impl Fn(&NetworkName) -> Revision + use<> {
     let mut oldest = Revision(head.0.saturating_sub(SEARCHED));
     let mut last = BTreeMap::new();
-    for entry in store.log(oldest, SEARCHED as usize)? {
-        if entry.action == UPGRADE {
+    for entry in log {
+        if matches!(&*entry.action, UPGRADE | EPOCH) {
             oldest = entry.revision;
         }
         let declared = entry.changes.iter().map(|change| &change.id.network);
         let networks = declared.chain(entry.nodes.iter().map(|id| &id.network));
         last.extend(networks.map(|network| (network.clone(), entry.revision)));
     }
-    Ok(move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest).max(oldest))
+    move |network: &NetworkName| last.get(network).copied().unwrap_or(oldest).max(oldest)
+}
+
+/// The hashes of the newest entries of the log, which lead to a head with this one.
+pub fn chain(log: &[LogEntry], head: Revision, hash: ChainHash) -> Result<Chain, StoreError> {
+    let hashes: Vec<ChainHash> = log.iter().filter_map(|entry| entry.hash).collect();
+    let complete = hashes.len() as u64 == head.0.min(SEARCHED) && hashes.last().is_none_or(|last| *last == hash);
+    if !complete {
+        let why = "the log does not lead to it, so something of it is missing or was changed";
+        return Err(StoreError::Unreadable { what: "revision", key: head.to_string(), why: why.into() });
+    }
+    let first = log.first().map_or(head, |entry| entry.revision);
+    Ok(if hashes.is_empty() { Chain::new(head, hash) } else { Chain::of(first, hashes) })
 }
 
 /// Makes a revision that changes nothing that is kept: another version of the program may compile other Views from
 /// it, so all nodes are sent theirs anew.
-pub fn record_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -> Result<(), StoreError> {
+pub fn record_upgrade(
+    store: &mut dyn Store,
+    world: &mut World,
+    hash: &mut ChainHash,
+    version: &str,
+) -> Result<(), StoreError> {
+    record(store, world, hash, LogEntry { actor: format!("{SERVER} {version}"), ..own_entry(UPGRADE) })
+}
+
+/// Makes a revision that begins another epoch: its revisions are not those of the same numbers that were given out before.
+/// `why` is shown in the history.
+pub fn raise_epoch(
+    store: &mut dyn Store,
+    world: &mut World,
+    hash: &mut ChainHash,
+    epoch: u64,
+    why: String,
+) -> Result<(), StoreError> {
+    world.epoch = epoch;
+    let provenance = Some(Provenance { message: Some(why), ..Provenance::default() });
+    record(store, world, hash, LogEntry { provenance, ..own_entry(EPOCH) })
+}
+
+fn record(store: &mut dyn Store, world: &mut World, hash: &mut ChainHash, entry: LogEntry) -> Result<(), StoreError> {
     let revision = Revision(world.revision.0 + 1);
-    let entry = LogEntry {
-        revision,
+    let batch = Batch::new(hash, world.epoch, LogEntry { revision, ..entry }, Vec::new(), Vec::new());
+    store.commit(std::slice::from_ref(&batch))?;
+    (world.revision, *hash) = (revision, batch.hash);
+    Ok(())
+}
+
+/// An entry of what the server does by itself and what changes no object; its revision is filled in.
+fn own_entry(action: &str) -> LogEntry {
+    LogEntry {
+        revision: Revision(0),
         time: Timestamp::now(),
-        actor: format!("nmserver {version}"),
-        action: UPGRADE.into(),
+        actor: SERVER.into(),
+        action: action.into(),
         owner: None,
         apply_id: None,
         digest: None,
@@ -104,10 +156,8 @@ pub fn record_upgrade(store: &mut dyn Store, world: &mut World, version: &str) -
         allowed: BTreeSet::new(),
         changes: Vec::new(),
         nodes: Vec::new(),
-    };
-    store.commit(&[Batch { entry, puts: Vec::new(), deletes: Vec::new() }])?;
-    world.revision = revision;
-    Ok(())
+        hash: None,
+    }
 }
 
 /// Everything that is stored.
@@ -117,6 +167,8 @@ pub struct Stored {
     pub server_id: String,
     /// The world.
     pub world: World,
+    /// The hash of the newest log entry; before the first, where the chain starts.
+    pub hash: ChainHash,
     /// When nodes last called.
     pub seen: Vec<(NodeId, Seen)>,
     /// Until when the server is known to have served; absent: never.
@@ -126,12 +178,30 @@ pub struct Stored {
 /// What one change writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
+    /// The hash of the head that the batch was made on.
+    pub before: ChainHash,
+    /// The epoch from then on.
+    pub epoch: u64,
     /// Its entry in the log; its revision is the one after the head that the batch was made on.
     pub entry: LogEntry,
+    /// The entry as it is stored, in JSON.
+    pub text: String,
+    /// The hash of the entry.
+    pub hash: ChainHash,
     /// Rows to write.
     pub puts: Vec<Row>,
     /// Rows to delete.
     pub deletes: Vec<RowKey>,
+}
+
+impl Batch {
+    /// What follows a head with this hash.
+    pub fn new(before: &ChainHash, epoch: u64, entry: LogEntry, puts: Vec<Row>, deletes: Vec<RowKey>) -> Self {
+        let text = serde_json::to_string(&LogEntry { hash: None, ..entry.clone() });
+        let text = text.expect("a log entry can be written as JSON");
+        let hash = before.next(&text);
+        Self { before: *before, epoch, entry: LogEntry { hash: Some(hash), ..entry }, text, hash, puts, deletes }
+    }
 }
 
 /// When a node last called.
@@ -139,7 +209,9 @@ pub struct Batch {
 pub struct Seen {
     /// When.
     pub time: Timestamp,
-    /// The revision that it had then.
+    /// The epoch of the revision; the revision says nothing in another one.
+    pub epoch: u64,
+    /// The revision that it had then; 0: not known.
     pub revision: Revision,
 }
 
@@ -270,8 +342,18 @@ impl StoreError {
 mod conformance {
     use super::*;
 
-    pub(super) fn batch(revision: u64, puts: Vec<Row>, deletes: Vec<RowKey>) -> Batch {
-        let entry = LogEntry {
+    /// A batch that follows what a store has, as if the head were at the revision before this one.
+    pub(super) fn batch(store: &mut dyn Store, revision: u64, puts: Vec<Row>, deletes: Vec<RowKey>) -> Batch {
+        let Stored { world, hash, .. } = store.load().expect("it loads");
+        following(&hash, world.epoch, revision, puts, deletes)
+    }
+
+    fn following(before: &ChainHash, epoch: u64, revision: u64, puts: Vec<Row>, deletes: Vec<RowKey>) -> Batch {
+        Batch::new(before, epoch, entry(revision), puts, deletes)
+    }
+
+    pub(super) fn entry(revision: u64) -> LogEntry {
+        LogEntry {
             revision: Revision(revision),
             time: Timestamp::UNIX_EPOCH,
             actor: "test".into(),
@@ -283,8 +365,8 @@ mod conformance {
             allowed: BTreeSet::new(),
             changes: Vec::new(),
             nodes: Vec::new(),
-        };
-        Batch { entry, puts, deletes }
+            hash: None,
+        }
     }
 
     fn network_row(revision: u64, name: &str) -> Row {
@@ -300,20 +382,31 @@ mod conformance {
         assert!(!empty.server_id.is_empty() && empty.world.epoch > 0);
 
         let first = network_row(1, "a");
-        store
-            .commit(&[batch(1, vec![first.clone()], vec![]), batch(2, vec![network_row(2, "b")], vec![])])
-            .expect("a group commits");
+        let one = batch(store, 1, vec![first.clone()], vec![]);
+        let second = following(&one.hash, one.epoch, 2, vec![network_row(2, "b")], vec![]);
+        store.commit(&[one.clone(), second.clone()]).expect("a group commits");
         let two = store.load().expect("it loads");
         assert_eq!((two.world.revision, two.world.snapshot.len()), (Revision(2), 2));
         assert_eq!(two.server_id, empty.server_id, "a server keeps its id");
+        assert_eq!((two.hash, two.world.epoch), (second.hash, empty.world.epoch));
+        assert_eq!(empty.hash, ChainHash::start(&empty.server_id), "the chain starts with the server");
 
-        let stale = store.commit(&[batch(2, vec![], vec![first.key.clone()])]);
+        let stale = store.commit(&[following(&one.hash, one.epoch, 2, vec![], vec![first.key.clone()])]);
         assert!(matches!(stale, Err(StoreError::Moved(Revision(2)))), "a batch on an old head is refused: {stale:?}");
-        let half = store.commit(&[batch(3, vec![], vec![first.key.clone()]), batch(5, vec![], vec![])]);
+        let other = store.commit(&[following(&one.hash, one.epoch, 3, vec![], vec![first.key.clone()])]);
+        assert!(matches!(other, Err(StoreError::Moved(Revision(2)))), "and one on another history: {other:?}");
+        let third = batch(store, 3, vec![], vec![first.key.clone()]);
+        let half = store.commit(&[third.clone(), following(&third.hash, third.epoch, 5, vec![], vec![])]);
         assert!(half.is_err(), "a gap in a group is refused");
         assert_eq!(store.load().expect("it loads").world.snapshot.len(), 2, "and nothing of the group is written");
 
-        store.commit(&[batch(3, vec![], vec![first.key])]).expect("a delete commits");
+        let epoch = third.epoch + 1;
+        store.commit(&[Batch { epoch, ..third.clone() }]).expect("a delete commits");
+        let three = store.load().expect("it loads");
+        assert_eq!((three.hash, three.world.epoch), (third.hash, epoch), "a batch may raise the epoch");
+        let hashes = store.log(Revision(0), 10).expect("the log reads");
+        let hashes: Vec<_> = hashes.iter().map(|entry| entry.hash).collect();
+        assert_eq!(hashes, [one.hash, second.hash, third.hash].map(Some), "the log shows the hash of each entry");
         assert_eq!(store.load().expect("it loads").world.snapshot.len(), 1);
 
         let revisions = |log: Vec<LogEntry>| log.into_iter().map(|entry| entry.revision.0).collect::<Vec<_>>();
@@ -340,7 +433,7 @@ mod conformance {
         assert!(!store.delete_token("t1").expect("it is gone"));
 
         let id = NodeId { network: "b".parse().expect("good"), name: "n".parse().expect("good") };
-        let seen = Seen { time: Timestamp::UNIX_EPOCH, revision: Revision(3) };
+        let seen = Seen { time: Timestamp::UNIX_EPOCH, epoch, revision: Revision(3) };
         assert_eq!(store.load().expect("it loads").served, None);
         store.put_seen(&[(id.clone(), seen)], &[], Timestamp::UNIX_EPOCH).expect("it is kept");
         let kept = store.load().expect("it loads");

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use nmserver::core::authorize::{Call, TABLE};
 use prost::Message;
+use proto::position::Position;
 use proto::wire::{self, Facts, Update, update::Body};
 use reqwest::{Method, StatusCode};
 use schema::api::{Control, NodeStatus, Presence};
@@ -347,7 +348,7 @@ async fn a_position_of_another_life_is_answered_with_everything() {
     let server = corp().await;
     let mut agent = server.joined("a", 1, "many").await;
     for (epoch, revision) in [(agent.at.epoch + 1, 2), (agent.at.epoch, 99), (agent.at.epoch, 0), (0, 0)] {
-        agent.at = proto::convert::Position { epoch, revision: Revision(revision) };
+        agent.at = Position { epoch, revision: Revision(revision), ..agent.at };
         let answer = agent.check_in(None).await.unwrap();
         assert!(matches!(answer.update, Some(Update { body: Some(Body::Whole(_)), .. })), "{epoch} {revision}");
     }

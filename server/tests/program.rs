@@ -87,7 +87,7 @@ fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothin
         assert!(command.contains(part), "{command}");
     }
     let keys = ["ca.pem", "ca.key", "signing.key", "session.key", "admin.token"];
-    for file in keys.iter().chain(&["nmserver.db", "nmserver.db-wal", "lock", "version"]) {
+    for file in keys.iter().chain(&["nmserver.db", "nmserver.db-wal", "lock", "mark", "version"]) {
         let mode = std::fs::metadata(data.join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }

@@ -15,11 +15,9 @@ use end_to_end::load::{Serving, report, seed, serve, wait_for_the_end};
 use nmserver::identity::{self, DataDir};
 use nmserver::listen;
 use prost::Message;
-use proto::convert::Position;
 use proto::wire::agent_server::{Agent as Service, AgentServer};
 use proto::wire::{self, CheckInRequest, CheckInResponse, Update};
 use schema::scalars::SigningKey;
-use schema::snapshot::Revision;
 use test_agent::{Agent, KnownServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -80,11 +78,9 @@ async fn compare() {
 async fn agents(server: &Serving, issuer: &Serving, count: u32) -> Vec<(Agent, Request<CheckInRequest>)> {
     let mut all = Vec::new();
     for number in 0..count {
-        let number = |name: &str| (number, issuer.reported[name].as_u64().expect("a number"));
-        let ((number, epoch), (_, revision)) = (number("epoch"), number("revision"));
         let new = |server: &KnownServer| Agent::new(server, "corp", &end_to_end::load::name(number), number);
         let mut agent = new(&issuer.known());
-        agent.at = Position { epoch, revision: Revision(revision) };
+        agent.at = issuer.position();
         let request = agent.check_in_request(None).await.expect("a session");
         agent.client = new(&server.known()).client;
         all.push((agent, request));

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use end_to_end::load::{Serving, name, raise_file_limit, seed, serve};
 use prost::Message;
-use proto::convert::Position;
 use proto::wire::Update;
-use schema::snapshot::Revision;
 use test_agent::Agent;
 use tokio::sync::Semaphore;
 use tonic::Streaming;
@@ -86,8 +84,7 @@ struct Watching {
 async fn watch_all(server: &Serving, size: u32) -> Vec<Watching> {
     let known = server.known();
     let connecting = Arc::new(Semaphore::new(CONNECTING));
-    let reported = |name: &str| server.reported[name].as_u64().expect("a number");
-    let at = Position { epoch: reported("epoch"), revision: Revision(reported("revision")) };
+    let at = server.position();
     let watch = |number: u32| {
         let known = known.clone();
         let connecting = Arc::clone(&connecting);

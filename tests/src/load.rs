@@ -16,7 +16,8 @@ use nix::unistd::Pid;
 use nmserver::config::{self, Settings};
 use nmserver::identity::{self, DataDir};
 use nmserver::store::sqlite::Sqlite;
-use nmserver::store::{Batch, LogEntry, Store, rows};
+use nmserver::store::{Batch, LogEntry, Store, Stored, rows};
+use proto::position::Position;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use schema::inventory::{Endpoints, Joined, KeyStatus, NodeId};
 use schema::snapshot::Revision;
@@ -65,6 +66,11 @@ impl Serving {
         let text = |name: &str| self.reported[name].as_str().unwrap_or_default().to_owned();
         let at = text("at").parse().expect("an address");
         KnownServer { at, ca: text("ca"), signing_key: text("signing_key").parse().expect("a key") }
+    }
+
+    /// The position of its newest revision.
+    pub fn position(&self) -> Position {
+        serde_json::from_value(self.reported["position"].clone()).expect("a position")
     }
 
     /// The CPU time that it has used; see [`cpu_of`].
@@ -119,13 +125,13 @@ pub fn serve(directory: &Path) {
     raise_file_limit();
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
         let server = nmserver::open(settings(directory)).await.expect("a server");
-        let info = server.service().info().clone();
-        let revision = server.service().state().world.revision;
+        let info = server.service().info();
+        let position = server.service().position();
         let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
         let at = server.addresses().1.expect("it serves agents").to_string();
         let signing_key = info.signing_key.to_string();
         report(&serde_json::json!({
-            "at": at, "ca": ca, "signing_key": signing_key, "epoch": info.epoch, "revision": revision,
+            "at": at, "ca": ca, "signing_key": signing_key, "position": position,
         }));
         let (end, shutdown) = watch::channel(false);
         let ended = async {
@@ -149,7 +155,7 @@ pub fn seed(directory: &Path, nodes: u32) {
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
     let mut store = Sqlite::open(&directory.join(identity::DATABASE)).expect("a database");
-    let before = store.load().expect("it loads").world;
+    let Stored { world: before, hash, .. } = store.load().expect("it loads");
     let after = seeded(&before, nodes, Timestamp::now());
     let (puts, deletes) = rows::between(&before, &after);
     let entry = LogEntry {
@@ -164,8 +170,9 @@ pub fn seed(directory: &Path, nodes: u32) {
         allowed: Default::default(),
         changes: Vec::new(),
         nodes: after.inventory.nodes().map(|(id, _)| id.clone()).collect(),
+        hash: None,
     };
-    store.commit(&[Batch { entry, puts, deletes }]).expect("it is kept");
+    store.commit(&[Batch::new(&hash, after.epoch, entry, puts, deletes)]).expect("it is kept");
 }
 
 fn seeded(before: &World, nodes: u32, now: Timestamp) -> World {

@@ -1,7 +1,8 @@
 //! Joining: a host joins a network, and its tunnel comes up, or nothing is left of the attempt.
 
 use futures_util::future::BoxFuture;
-use proto::convert::{DecodedUpdate, Position, accept_update};
+use proto::convert::{DecodedUpdate, accept_update};
+use proto::position::Position;
 use proto::token::Token;
 use proto::wire::{self, ChallengeResponse, Update};
 use schema::scalars::{Endpoint, Identity, Name, NetworkName, Scalar};

@@ -5,7 +5,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use proto::convert::Position;
+use proto::position::Position;
 use proto::wire::{self, Facts, Update};
 use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
@@ -121,6 +121,10 @@ impl Member {
         let accepted = self.membership.accept(update, &self.control.identity())?;
         if self.membership.position != position {
             self.keep(update);
+            // The same View at another position: what is applied is of that one as well.
+            if accepted == Accepted::Same && self.applied == position {
+                self.applied = self.membership.position;
+            }
         }
         if accepted == Accepted::Changed {
             let later = TunnelChanges::between(&view, &self.membership.view);

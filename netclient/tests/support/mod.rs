@@ -119,7 +119,7 @@ impl Mesh {
         let world = self.service.state().world.clone();
         let owner = "acme/prod".parse().expect("good");
         let plan =
-            plan(&declared, &owner, None, &world, self.service.info(), Timestamp::now()).expect("it can be planned");
+            plan(&declared, &owner, None, &world, &self.service.info(), Timestamp::now()).expect("it can be planned");
         let keys = plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
         let request =
             ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, allow: Default::default() };

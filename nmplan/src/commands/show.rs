@@ -55,8 +55,20 @@ async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Re
 }
 
 fn text_of(entry: &LogEntry, full: bool) -> String {
-    let LogEntry { revision, time, actor, action, owner, digest, provenance, allowed, changes, nodes, apply_id: _ } =
-        entry;
+    let LogEntry {
+        revision,
+        time,
+        actor,
+        action,
+        owner,
+        digest,
+        provenance,
+        allowed,
+        changes,
+        nodes,
+        apply_id: _,
+        hash,
+    } = entry;
     let owner = owner.as_ref().map(|owner| format!(" for {owner}")).unwrap_or_default();
     let mut text = format!("Revision {revision}, {}: {action} by {actor}{owner}\n", moment(*time));
     if let Some(provenance) = provenance {
@@ -75,6 +87,7 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
         text += &format!("\nnodes: {}\n", names.join(", "));
     }
     text.extend(digest.iter().map(|digest| format!("\ndigest {digest}\n")));
+    text.extend(hash.iter().map(|hash| format!("\nhash {hash}\n")));
     text
 }
 

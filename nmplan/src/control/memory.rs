@@ -128,6 +128,7 @@ fn entry(revision: Revision) -> LogEntry {
         allowed: BTreeSet::new(),
         changes: Vec::new(),
         nodes: Vec::new(),
+        hash: None,
     }
 }
 

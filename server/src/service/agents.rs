@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use proto::convert::{Position, encode_view};
+use proto::convert::encode_view;
+use proto::position::Position;
 use proto::sign::{self, SignedBody};
 use proto::wire::{self, Update};
 use schema::api::Control;
@@ -21,8 +22,9 @@ use crate::core::enrol::{self, Admitted, Candidate, Refused};
 use crate::core::facts;
 use crate::error::Error;
 use crate::liveness::Stream;
-use crate::state::{Pending, State};
-use crate::store::Store;
+use crate::mark;
+use crate::state::{Origin, Pending, State};
+use crate::store::{EPOCH, Provenance, SERVER, Store};
 
 impl Service {
     /// A nonce to sign, and an ephemeral key that belongs to it.
@@ -108,7 +110,7 @@ impl Service {
         let name = self.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is online, but has not reported its revision.
-        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, Revision(0), transport, None);
+        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, (0, Revision(0)), transport, None);
         Ok((name, update))
     }
 
@@ -191,7 +193,7 @@ impl Service {
         };
         let view = state.mesh(network).and_then(|mesh| mesh.view(name));
         let view = view.ok_or_else(|| Error::NotFound(format!("network {network}")))?;
-        Ok(self.sign(&state, network, name, 0, SignedBody::whole(encode_view(&view))))
+        Ok(self.sign(&state, network, name, Position::default(), SignedBody::whole(encode_view(&view))))
     }
 
     /// What a node with the View at `at` has to be sent; nothing if it is up to date.
@@ -205,13 +207,43 @@ impl Service {
         let Some(name) = state.world.inventory.name_of(network, identity) else {
             return Ok(Some(self.removed(state, network, identity)));
         };
-        let pending = state.pending(network, name, at.epoch, at.revision);
+        let here = match state.origin(&at) {
+            Origin::Here(revision) => Some(revision),
+            Origin::Unknown | Origin::Elsewhere => None,
+        };
+        let pending = state.pending(network, name, here);
         let (from, body) = match pending.ok_or_else(|| Error::NotFound(format!("network {network}")))? {
             Pending::UpToDate => return Ok(None),
-            Pending::Full(view) => (0, SignedBody::whole(encode_view(&view))),
-            Pending::Delta(body) => (at.revision.0, body),
+            Pending::Full(view) => (Position::default(), SignedBody::whole(encode_view(&view))),
+            Pending::Delta(body) => (at, body),
         };
         Ok(Some(self.sign(state, network, name, from, body)))
+    }
+
+    /// Notices a position that this server gave out and its database does not lead to: then the database was put back from
+    /// a copy, and another epoch begins, so that no two states have the same position.
+    pub async fn notice(&self, at: &Position) -> Result<(), Error> {
+        if self.state().origin(at) != Origin::Elsewhere || !self.inner.secrets.made(at) {
+            return Ok(());
+        }
+        let (at, states) = (*at, self.states());
+        let raise = move |world: &World, _: &mut CommitContext<'_>| {
+            // Another node may have shown the same in the meantime.
+            if states.borrow().origin(&at) != Origin::Elsewhere || world.epoch > at.epoch {
+                return Ok(Proposal::unchanged(()));
+            }
+            let why = format!(
+                "a node has revision {} of epoch {}, which is not in the database (at revision {} of epoch {}): it was put \
+                 back from a copy, so every node is sent its whole View, and hosts that joined since then join again",
+                at.revision, at.epoch, world.revision, world.epoch
+            );
+            let epoch = mark::next_epoch(at.epoch.max(world.epoch));
+            tracing::warn!(epoch, "{why}");
+            let provenance = Some(Provenance { message: Some(why), ..Provenance::default() });
+            let audit = AuditInfo { actor: SERVER.into(), action: EPOCH, provenance, ..AuditInfo::default() };
+            Ok(Proposal::changed((), World { epoch, ..world.clone() }, audit))
+        };
+        self.inner.committer.change(raise).await
     }
 
     /// A check-in: records that the node is there, stores what changed on it (what it reports, and where it was
@@ -220,20 +252,24 @@ impl Service {
         &self,
         network: &NetworkName,
         identity: &Identity,
-        at: Position,
+        mut at: Position,
         said: Option<(&wire::Facts, Option<IpAddr>)>,
         source: Option<IpAddr>,
         transport: Control,
     ) -> Result<Option<Update>, Error> {
+        self.notice(&at).await?;
         let mut state = self.state();
         if let Some(name) = state.world.inventory.name_of(network, identity) {
             let id = NodeId::of(network, name);
-            if self.inner.last_seen.record(&id, acknowledged_revision(&state, at), transport, source) {
+            if self.inner.last_seen.record(&id, acknowledged_position(&state, &at), transport, source) {
                 tracing::warn!(
                     "two hosts use the identity of one node; `nmplan status` shows which node, and \
                     `netclient leave` on one of them removes both: delete /etc/netclient on the copy, and join with it"
                 );
                 tracing::debug!(node = ?id, "two hosts use its identity");
+            }
+            if self.is_in_doubt(&state, &id, &at) {
+                at = Position::default();
             }
             if let Some((facts, from)) = said
                 && self.take_in(&state, id, facts, from, transport).await?
@@ -322,13 +358,31 @@ impl Service {
         stored
     }
 
-    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: u64, body: SignedBody) -> Update {
-        let World { epoch, revision, .. } = &*state.world;
-        body.sign(sign::Header { network, node, epoch: *epoch, from, to: revision.0 }, self.inner.secrets.signing_key())
+    /// Whether a node has nothing to be sent according to the position that it reports, but was sent something later, which
+    /// it may have: only a whole View makes sure that it has the current one.
+    fn is_in_doubt(&self, state: &State, id: &NodeId, at: &Position) -> bool {
+        let Origin::Here(revision) = state.origin(at) else { return false };
+        let sent = self.inner.last_seen.of(id).is_some_and(|heard| heard.in_doubt);
+        sent && matches!(state.pending(&id.network, &id.name, Some(revision)), Some(Pending::UpToDate))
+    }
+
+    /// Signs what a node is sent. It counts as sent from now on.
+    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: Position, body: SignedBody) -> Update {
+        let to = self.position_of(state);
+        self.inner.last_seen.sent(&NodeId::of(network, node), to.place());
+        body.sign(sign::Header { network, node, from, to }, self.inner.secrets.signing_key())
     }
 
     fn removed(&self, state: &State, network: &NetworkName, identity: &Identity) -> Update {
-        self.sign(state, network, network.name(), 0, SignedBody::removed(identity))
+        let (from, to) = (Position::default(), self.position_of(state));
+        let header = sign::Header { network, node: network.name(), from, to };
+        SignedBody::removed(identity).sign(header, self.inner.secrets.signing_key())
+    }
+
+    /// The position of a View of a state.
+    pub(super) fn position_of(&self, state: &State) -> Position {
+        let World { epoch, revision, .. } = &*state.world;
+        self.inner.secrets.position(*epoch, *revision, state.chain.head())
     }
 }
 
@@ -356,8 +410,10 @@ fn key_of<K: Scalar + TryFrom<[u8; 32]>>(bytes: &[u8]) -> Result<K, Error> {
     proto::convert::to_key(bytes).map_err(|error| Error::BadRequest(error.to_string()))
 }
 
-/// The revision that an agent reports for its node; 0 if that is of another epoch of the database.
-fn acknowledged_revision(state: &State, at: Position) -> Revision {
-    let known = at.epoch == state.world.epoch && at.revision <= state.world.revision;
-    if known { at.revision } else { Revision(0) }
+/// The epoch and revision that an agent reports for its node; 0 if that is not of this server's history.
+fn acknowledged_position(state: &State, at: &Position) -> (u64, Revision) {
+    match state.origin(at) {
+        Origin::Here(revision) => (at.epoch, revision),
+        Origin::Unknown | Origin::Elsewhere => (0, Revision(0)),
+    }
 }

@@ -87,7 +87,7 @@ impl Documents {
 }
 
 fn world(state: &State, grant: &Grant, server: ServerInfo) -> WorldDocument {
-    let mut document = state.world.document(server);
+    let mut document = state.world.document(ServerInfo { epoch: state.world.epoch, ..server });
     if grant.networks.is_some() {
         let holds = |network: &NetworkName| grant.holds_in(network).is_ok();
         document.resources.retain(|resource| holds(&resource.id.network));
@@ -107,6 +107,7 @@ fn encode(document: &impl Serialize) -> Bytes {
 mod tests {
     use super::*;
     use crate::core::authorize::Role;
+    use crate::state::Chain;
 
     fn grant(network: Option<&str>) -> Grant {
         let networks = network.map(|name| BTreeSet::from([name.parse().expect("good")]));
@@ -129,7 +130,7 @@ mod tests {
 
     fn state(revision: u64) -> Arc<State> {
         let world = schema::world::World { epoch: 1, revision: Revision(revision), ..Default::default() };
-        Arc::new(State::new(world, |_| Revision::default()))
+        Arc::new(State::new(world, Chain::default(), |_| Revision::default()))
     }
 
     #[tokio::test]

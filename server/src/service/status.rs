@@ -12,6 +12,7 @@ use schema::world::World;
 
 use crate::liveness::Liveness;
 use crate::state::{Pending, State};
+use crate::store::Seen;
 
 /// How many check-ins a node may miss before it counts as silent.
 const MISSED: u32 = 3;
@@ -42,16 +43,18 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
             (Some(_), false) => Presence::Silent,
         },
         last_check_in: heard.map(|heard| heard.seen.time),
-        acknowledged: heard.and_then(|heard| acknowledged(state, id, heard.seen.revision)),
+        acknowledged: heard.and_then(|heard| acknowledged(state, id, &heard)),
         problems: joined.iter().flat_map(|joined| joined.problems.clone()).chain(cloned).collect(),
         control: heard.filter(|heard| online || heard.streams).map_or(Control::None, |heard| heard.transport),
     }
 }
 
 /// The newest revision of which a node has everything that concerns it: the current one, if nothing since the one that
-/// it reported concerns it. Nothing while it has not reported any.
-fn acknowledged(state: &State, id: &NodeId, reported: Revision) -> Option<Revision> {
+/// it reported concerns it, and it was sent nothing since. Nothing while it has not reported any in this epoch.
+fn acknowledged(state: &State, id: &NodeId, heard: &Liveness) -> Option<Revision> {
     let World { epoch, revision, .. } = &*state.world;
-    let up_to_date = || matches!(state.pending(&id.network, &id.name, *epoch, reported), Some(Pending::UpToDate));
-    (reported > Revision(0)).then(|| if up_to_date() { *revision } else { reported })
+    let Seen { epoch: of, revision: reported, .. } = heard.seen;
+    let up_to_date = || matches!(state.pending(&id.network, &id.name, Some(reported)), Some(Pending::UpToDate));
+    let reported_here = of == *epoch && reported > Revision(0);
+    reported_here.then(|| if !heard.in_doubt && up_to_date() { *revision } else { reported })
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+use schema::chain::ChainHash;
 use schema::inventory::NodeId;
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -14,11 +15,16 @@ use schema::world::World;
 use super::rows::{self, Row, RowKey};
 use super::{Batch, LogEntry, Reader, Seen, Store, StoreError, Stored, StoredToken};
 
+/// The id of every server on such a store.
+const ID: &str = "memory";
+
 /// A store in memory.
 #[derive(Debug, Default)]
 pub struct Memory {
     rows: BTreeMap<RowKey, Row>,
     kept: Kept,
+    /// The epoch, less 1.
+    epoch: u64,
     seen: BTreeMap<NodeId, Seen>,
     served: Option<Timestamp>,
     levers: Levers,
@@ -81,6 +87,10 @@ impl Memory {
     fn head(&self) -> Revision {
         self.kept.log().last().map_or(Revision(0), |entry| entry.revision)
     }
+
+    fn hash(&self) -> ChainHash {
+        self.kept.log().last().and_then(|entry| entry.hash).unwrap_or_else(|| ChainHash::start(ID))
+    }
 }
 
 impl Store for Memory {
@@ -89,17 +99,19 @@ impl Store for Memory {
     }
 
     fn load(&mut self) -> Result<Stored, StoreError> {
-        let mut world = World { epoch: 1, revision: self.head(), ..World::default() };
+        let mut world = World { epoch: self.epoch + 1, revision: self.head(), ..World::default() };
         self.rows.values().try_for_each(|row| rows::restore(row, &mut world))?;
         let seen = self.seen.iter().map(|(id, seen)| (id.clone(), *seen)).collect();
-        Ok(Stored { server_id: "memory".into(), world, seen, served: self.served })
+        Ok(Stored { server_id: ID.into(), world, hash: self.hash(), seen, served: self.served })
     }
 
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
+        let mut hash = self.hash();
         for (place, batch) in batches.iter().enumerate() {
-            if batch.entry.revision.0 != self.head().0 + place as u64 + 1 {
+            if batch.entry.revision.0 != self.head().0 + place as u64 + 1 || batch.before != hash {
                 return Err(StoreError::Moved(self.head()));
             }
+            hash = batch.hash;
         }
         while self.levers.stuck.load(Ordering::SeqCst) {
             std::thread::yield_now();
@@ -109,6 +121,7 @@ impl Store for Memory {
             batch.deletes.iter().for_each(|key| drop(self.rows.remove(key)));
             self.rows.extend(batch.puts.iter().map(|row| (row.key.clone(), row.clone())));
             self.kept.log().push(batch.entry.clone());
+            self.epoch = batch.epoch - 1;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use schema::chain::ChainHash;
 use schema::inventory::NodeId;
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -52,7 +53,16 @@ const MIGRATIONS: &[&str] = &[
         '$.endpoint'
     ) where kind = '@joined';
     "#,
+    // The log became a chain of hashes; `chain_log` computes those of the entries that are there. A node's revision counts
+    // in its epoch only; the next check-in of each reports it anew.
+    "
+    alter table log add column hash blob;
+    alter table server add column hash blob;
+    alter table seen add column epoch integer not null default 0;
+    ",
 ];
+/// How many of the migrations lead to a log with hashes.
+const CHAINED: usize = 5;
 
 /// A SQLite database.
 #[derive(Debug)]
@@ -120,6 +130,9 @@ fn migrate(connection: &mut Connection, empty: bool) -> rusqlite::Result<()> {
     let done: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     for (place, step) in MIGRATIONS.iter().enumerate().skip(done) {
         transaction.execute_batch(step)?;
+        if place + 1 == CHAINED {
+            chain_log(&transaction)?;
+        }
         transaction.pragma_update(None, "user_version", place + 1)?;
     }
     if empty {
@@ -127,9 +140,29 @@ fn migrate(connection: &mut Connection, empty: bool) -> rusqlite::Result<()> {
         getrandom::fill(&mut id).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))?;
         let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let epoch = Timestamp::now().as_second().max(1);
-        transaction.execute("insert into server (id, epoch, head) values (?1, ?2, 0)", params![id, epoch])?;
+        let start = ChainHash::start(&id);
+        transaction.execute(
+            "insert into server (id, epoch, head, hash) values (?1, ?2, 0, ?3)",
+            params![id, epoch, start.bytes()],
+        )?;
     }
     transaction.commit()
+}
+
+/// Computes the hashes of a log that has none.
+fn chain_log(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let id: Option<String> = transaction.query_row("select id from server", [], |row| row.get(0)).optional()?;
+    let Some(id) = id else { return Ok(()) };
+    let mut hash = ChainHash::start(&id);
+    let mut read = transaction.prepare("select revision, entry from log order by revision")?;
+    let mut entries = read.query([])?;
+    while let Some(row) = entries.next()? {
+        hash = hash.next(row.get_ref(1)?.as_str()?);
+        transaction
+            .prepare_cached("update log set hash = ?2 where revision = ?1")?
+            .execute(params![row.get::<_, u64>(0)?, hash.bytes()])?;
+    }
+    transaction.execute("update server set hash = ?1", [hash.bytes()]).map(drop)
 }
 
 /// "The database refused ATTEMPT".
@@ -163,9 +196,10 @@ impl Store for Sqlite {
     fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = database("cannot read the database");
         let transaction = self.connection()?.transaction().map_err(&failed)?;
-        let (server_id, epoch, head, served) = transaction
-            .query_row("select id, epoch, head, served from server", [], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?))
+        let (server_id, epoch, head, served, hash) = transaction
+            .query_row("select id, epoch, head, served, hash from server", [], |row| {
+                let served: Option<String> = row.get(3)?;
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, served, ChainHash::from(row.get::<_, [u8; 32]>(4)?)))
             })
             .map_err(&failed)?;
         let mut world = World { epoch, revision: Revision(head), ..World::default() };
@@ -174,7 +208,7 @@ impl Store for Sqlite {
         }
         let seen = all_seen(&transaction).map_err(&failed)?;
         let served = served.and_then(|time| time.parse().ok());
-        Ok(Stored { server_id, world, seen, served })
+        Ok(Stored { server_id, world, hash, seen, served })
     }
 
     fn files(&self) -> Option<Arc<DatabaseFiles>> {
@@ -187,8 +221,10 @@ impl Store for Sqlite {
         for batch in batches {
             let revision = batch.entry.revision;
             let moved = transaction
-                .prepare_cached("update server set head = ?1 where head = ?1 - 1")
-                .and_then(|mut statement| statement.execute([revision.0]))
+                .prepare_cached("update server set head = ?1, hash = ?2, epoch = ?3 where head = ?1 - 1 and hash = ?4")
+                .and_then(|mut it| {
+                    it.execute(params![revision.0, batch.hash.bytes(), batch.epoch, batch.before.bytes()])
+                })
                 .map_err(&failed)?;
             if moved == 0 {
                 let head = transaction.query_row("select head from server", [], |row| row.get(0)).map_err(&failed)?;
@@ -206,12 +242,22 @@ impl Store for Sqlite {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut statement = self
             .connection()?
-            .prepare_cached("select revision, entry from log where revision > ?1 order by revision limit ?2")
+            .prepare_cached("select revision, entry, hash from log where revision > ?1 order by revision limit ?2")
             .map_err(&failed)?;
-        let entries =
-            statement.query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
-        let entries: Vec<(u64, String)> = entries.collect::<Result<_, _>>().map_err(&failed)?;
-        entries.into_iter().map(|(revision, entry)| json("revision", &revision.to_string(), &entry)).collect()
+        let entries = statement
+            .query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, [u8; 32]>(2)?)))
+            .map_err(&failed)?;
+        let entries: Vec<(u64, String, [u8; 32])> = entries.collect::<Result<_, _>>().map_err(&failed)?;
+        let mut before: Option<ChainHash> = None;
+        let entry = |(revision, entry, hash): (u64, String, [u8; 32])| {
+            let hash = ChainHash::from(hash);
+            if before.replace(hash).is_some_and(|before| before.next(&entry) != hash) {
+                let why = "its hash does not follow from its text and the entry before it, so one of them was changed";
+                return Err(StoreError::Unreadable { what: "revision", key: revision.to_string(), why: why.into() });
+            }
+            Ok(LogEntry { hash: Some(hash), ..json("revision", &revision.to_string(), &entry)? })
+        };
+        entries.into_iter().map(entry).collect()
     }
 
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
@@ -222,12 +268,15 @@ impl Store for Sqlite {
     }
 
     fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
+        const PUT: &str =
+            "insert or replace into seen (network, node, time, revision, epoch) values (?1, ?2, ?3, ?4, ?5)";
         let failed = database("cannot write to the database");
         let transaction = self.connection()?.transaction().map_err(&failed)?;
-        for (NodeId { network, name }, Seen { time, revision }) in seen {
+        for (NodeId { network, name }, Seen { time, epoch, revision }) in seen {
+            let (network, name) = (network.as_str(), name.as_str());
             transaction
-                .prepare_cached("insert or replace into seen (network, node, time, revision) values (?1, ?2, ?3, ?4)")
-                .and_then(|mut it| it.execute(params![network.as_str(), name.as_str(), time.to_string(), revision.0]))
+                .prepare_cached(PUT)
+                .and_then(|mut it| it.execute(params![network, name, time.to_string(), revision.0, epoch]))
                 .map_err(&failed)?;
         }
         for NodeId { network, name } in gone {
@@ -282,13 +331,13 @@ fn write(transaction: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     for Row { key: RowKey { network, kind, name }, revision, format, body } in &batch.puts {
         put.execute(params![network, kind, name, revision.0, format, body])?;
     }
-    let entry = &batch.entry;
-    let text = serde_json::to_string(entry).expect("a log entry can be written as JSON");
+    let Batch { entry, text, hash, .. } = batch;
+    let LogEntry { revision, time, actor, action, apply_id, .. } = entry;
     transaction
         .prepare_cached(
-            "insert into log (revision, time, actor, action, apply_id, entry) values (?1, ?2, ?3, ?4, ?5, ?6)",
+            "insert into log (revision, time, actor, action, apply_id, entry, hash) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .execute(params![entry.revision.0, entry.time.to_string(), entry.actor, entry.action, entry.apply_id, text])
+        .execute(params![revision.0, time.to_string(), actor, action, apply_id, text, hash.bytes()])
         .map(drop)
 }
 
@@ -302,15 +351,15 @@ fn all_rows(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Row>> {
 }
 
 fn all_seen(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(NodeId, Seen)>> {
-    let mut statement = transaction.prepare("select network, node, time, revision from seen")?;
+    let mut statement = transaction.prepare("select network, node, time, revision, epoch from seen")?;
     let rows = statement.query_map([], |row| {
         let texts: (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok((texts, Revision(row.get(3)?)))
+        Ok((texts, Revision(row.get(3)?), row.get(4)?))
     })?;
     // The time of a node's last call is not worth a refusal to start: what cannot be read counts as never.
-    let read = |((network, name, time), revision): ((String, String, String), _)| {
+    let read = |((network, name, time), revision, epoch): ((String, String, String), _, _)| {
         let id = NodeId { network: network.parse().ok()?, name: name.parse().ok()? };
-        Some((id, Seen { time: time.parse().ok()?, revision }))
+        Some((id, Seen { time: time.parse().ok()?, epoch, revision }))
     };
     Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().filter_map(read).collect())
 }
@@ -353,7 +402,15 @@ mod tests {
         let path = directory.path().join("nmserver.db");
         let old = Connection::open(&path).expect("it opens");
         old.execute_batch(MIGRATIONS[0]).expect("made");
-        old.execute("insert into server (id, epoch, head) values ('old', 5, 0)", []).expect("written");
+        old.execute("insert into server (id, epoch, head) values ('old', 5, 2)", []).expect("written");
+        let entries = [1, 2].map(|revision| {
+            let entry = conformance::entry(revision);
+            (revision, serde_json::to_string(&entry).expect("JSON"))
+        });
+        for (revision, text) in &entries {
+            let insert = "insert into log (revision, time, actor, action, entry) values (?1, '', '', '', ?2)";
+            old.execute(insert, params![revision, text]).expect("written");
+        }
         let rows = r#"insert into rows (network, kind, name, revision, format, body) values
             ('corp', 'network', 'corp', 1, 1, '{"owner":null,"body":{"ipv4":"10.0.0.0/24","address-rest":"1h"}}'),
             ('lab', 'network', 'lab', 1, 1, '{"owner":null,"body":{"ipv4":"10.1.0.0/24"}}'),
@@ -368,7 +425,14 @@ mod tests {
         old.execute(rows, [joined.to_string()]).expect("written");
         old.pragma_update(None, "user_version", 1).expect("set");
         drop(old);
-        let stored = Sqlite::open(&path).expect("it opens").load().expect("it loads");
+        let mut store = Sqlite::open(&path).expect("it opens");
+        let stored = store.load().expect("it loads");
+        let first = ChainHash::start("old").next(&entries[0].1);
+        let hashes: Vec<_> = store.log(Revision(0), 9).expect("it reads").iter().map(|entry| entry.hash).collect();
+        assert_eq!(hashes, [Some(first), Some(first.next(&entries[1].1))], "the log has become a chain");
+        assert_eq!(Some(stored.hash), hashes[1]);
+        let next = conformance::batch(&mut store, 3, vec![], vec![]);
+        store.commit(&[next]).expect("it goes on from there");
         assert_eq!((&*stored.server_id, stored.world.epoch, stored.served), ("old", 5, None));
         let quarantine = |network: &str| {
             let network = stored.world.snapshot.network(&network.parse().expect("good")).expect("it is there");
@@ -378,6 +442,21 @@ mod tests {
         assert_eq!(stored.world.inventory.quarantined().count(), 1);
         let (_, joined) = stored.world.inventory.nodes().next().expect("it is there");
         assert_eq!(joined.endpoints.configured, "192.0.2.1".parse().ok());
+    }
+
+    #[test]
+    fn a_log_entry_that_was_changed_is_noticed_when_it_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = Sqlite::open(&directory.path().join("nmserver.db")).expect("it opens");
+        for revision in 1..=3 {
+            let batch = conformance::batch(&mut store, revision, vec![], vec![]);
+            store.commit(&[batch]).expect("it is stored");
+        }
+        assert_eq!(store.log(Revision(0), 9).expect("it reads").len(), 3);
+        let change = "update log set entry = replace(entry, '\"test\"', '\"other\"') where revision = 2";
+        assert_eq!(store.connection.execute(change, []).expect("written"), 1);
+        let error = store.log(Revision(0), 9).expect_err("it was changed").to_string();
+        assert!(error.contains("revision 2") && error.contains("was changed"), "{error}");
     }
 
     #[test]
@@ -403,7 +482,7 @@ mod tests {
             Row { key, revision: Revision(1), format: rows::FORMAT, body }
         };
         let commit = |store: &mut Sqlite, size| {
-            let batches = [conformance::batch(1, vec![row("a", 1), row("b", size)], vec![])];
+            let batches = [conformance::batch(store, 1, vec![row("a", 1), row("b", size)], vec![])];
             store.commit(&batches).map_err(|error| error.why())
         };
         let pages: u32 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).expect("a number");

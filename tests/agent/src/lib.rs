@@ -7,7 +7,8 @@
 use std::net::SocketAddr;
 
 use ed25519_dalek as ed25519;
-use proto::convert::{DecodedUpdate, Malformed, Position, accept_update};
+use proto::convert::{DecodedUpdate, Malformed, accept_update};
+use proto::position::Position;
 use proto::sign;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, JoinRequest, RegisterRequest, RegisterResponse, Update};
@@ -57,7 +58,7 @@ pub struct Agent {
     pub name: Name,
     /// The newest View that it has; absent: it is not in the network.
     pub view: Option<View>,
-    /// The epoch and revision of that View.
+    /// The position of that View.
     pub at: Position,
     /// What it reports of itself.
     pub facts: Facts,
@@ -228,8 +229,9 @@ impl Agent {
     /// A check-in request.
     pub async fn check_in_request(&mut self, facts: Option<Facts>) -> Result<Request<wire::CheckInRequest>, Status> {
         let network = self.network.to_string();
-        let Position { epoch, revision } = self.at;
-        self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts }).await
+        let Position { epoch, revision, stamp } = self.at;
+        let stamp = stamp.to_bytes().into();
+        self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp }).await
     }
 
     /// Checks in, and takes the update if there is one; returns the answer.
@@ -245,8 +247,9 @@ impl Agent {
     /// Streams every change after the revision that it has.
     pub async fn watch(&mut self) -> Result<Streaming<Update>, Status> {
         let network = self.network.to_string();
-        let Position { epoch, revision } = self.at;
-        let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0 }).await?;
+        let Position { epoch, revision, stamp } = self.at;
+        let stamp = stamp.to_bytes().into();
+        let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0, stamp }).await?;
         Ok(self.client.watch(request).await?.into_inner())
     }
 

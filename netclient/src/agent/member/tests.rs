@@ -6,9 +6,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use proto::convert::{encode_delta, encode_view};
+use proto::convert::{Malformed, encode_delta, encode_view};
+use proto::position::Stamp;
 use proto::sign::{self, SignedBody};
-use schema::scalars::{Name, Seconds, WireGuardKey};
+use schema::chain::ChainHash;
+use schema::scalars::{Identity, Name, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::{Interface, Peer, View, ViewDelta};
 
@@ -63,13 +65,18 @@ fn put(view: &mut View, number: u32, version: u8) {
 }
 
 fn at(revision: u64) -> Position {
-    Position { epoch: 1, revision: Revision(revision) }
+    let hash = ChainHash::start("server").next(&revision.to_string());
+    Position { epoch: 1, revision: Revision(revision), stamp: Stamp::new(&hash, &[0; 32]) }
 }
 
 fn signed(from: u64, to: u64, body: SignedBody) -> Update {
+    signed_from(if from == 0 { Position::default() } else { at(from) }, at(to), body)
+}
+
+fn signed_from(from: Position, to: Position, body: SignedBody) -> Update {
     let network = network();
     let node = name(0);
-    body.sign(sign::Header { network: &network, node: &node, epoch: 1, from, to }, &sign::from_seed(&SERVER))
+    body.sign(sign::Header { network: &network, node: &node, from, to }, &sign::from_seed(&SERVER))
 }
 
 /// The delta from a View, at a revision, to the next.
@@ -313,7 +320,7 @@ async fn a_log_that_was_damaged_ends_where_it_is() {
     for byte in 0..sound.len() {
         let mut damaged = sound.clone();
         damaged[byte] ^= 1;
-        std::fs::write(&log, damaged).expect("written");
+        RealDisk.replace(&log, &damaged).expect("written");
         check(&story, folder.path(), None, &format!("byte {byte}"));
         // The check went on from there: the log and the base are those of the last revision.
         std::fs::remove_file(&log).expect("there is a log");
@@ -418,4 +425,67 @@ async fn what_changes_before_it_is_applied_is_applied_once() {
     assert_eq!(found, wanted);
     assert_eq!(device.observations(), observed);
     assert_eq!(host.names("nm-corp").len(), last.resolutions().len());
+}
+
+/// A revision of another history with the same numbers.
+fn elsewhere(revision: u64) -> Position {
+    let hash = ChainHash::start("copy").next(&revision.to_string());
+    Position { stamp: Stamp::new(&hash, &[0; 32]), ..at(revision) }
+}
+
+const NOBODY: Identity = Identity([0; 32]);
+
+#[test]
+fn a_delta_of_another_history_does_not_apply_and_a_whole_view_of_it_does() {
+    let (before, after) = (view(1..4), view(1..5));
+    let change = || SignedBody::delta(encode_delta(&ViewDelta::between(&before, &after), after.counts()));
+    let whole = |view: &View| SignedBody::whole(encode_view(view));
+    let mut member = membership(before.clone());
+    let foreign = signed_from(elsewhere(1), elsewhere(2), change());
+    let refused = member.accept(&foreign, &NOBODY);
+    assert_eq!(refused, Err(Malformed::OtherBase { from: elsewhere(1), at: at(1) }));
+    assert_eq!((&member.view, member.position), (&before, at(1)), "nothing has changed");
+    let here = signed_from(at(1), at(2), change());
+    assert_eq!(member.accept(&here, &NOBODY), Ok(Accepted::Changed));
+    assert_eq!(member.accept(&here, &NOBODY), Ok(Accepted::Same), "late, not wrong");
+    let forged = Update { signature: vec![0; 64].into(), ..here };
+    assert!(matches!(member.accept(&forged, &NOBODY), Err(Malformed::Signature(_))), "late or not, it must be signed");
+    // The server's history goes on from the same revision.
+    let current = signed_from(Position::default(), elsewhere(2), whole(&before));
+    assert_eq!(member.accept(&current, &NOBODY), Ok(Accepted::Changed));
+    assert_eq!((&member.view, member.position), (&before, elsewhere(2)));
+    // What was recorded cannot be replayed, unless another epoch has begun.
+    let old = signed_from(Position::default(), at(1), whole(&after));
+    assert_eq!(member.accept(&old, &NOBODY), Ok(Accepted::Same));
+    assert_eq!(member.view, before);
+    let later = Position { epoch: 2, ..at(1) };
+    assert_eq!(member.accept(&signed_from(Position::default(), later, whole(&after)), &NOBODY), Ok(Accepted::Changed));
+    assert_eq!((&member.view, member.position), (&after, later));
+}
+
+#[test]
+fn a_membership_of_an_earlier_version_is_one_whose_history_is_not_known() {
+    let mut member = membership(view(1..3));
+    let text = serde_json::to_value(&member).expect("JSON");
+    assert_eq!(serde_json::from_value::<Membership>(text.clone()).expect("it reads back"), member);
+    let mut old = text;
+    old["position"].as_object_mut().expect("an object").remove("stamp").expect("it is there");
+    member.position.stamp = Stamp::default();
+    assert_eq!(serde_json::from_value::<Membership>(old).expect("it reads"), member);
+}
+
+#[tokio::test]
+async fn the_same_view_at_a_later_position_is_applied_without_applying_it_again() {
+    let folder = private_folder();
+    let agent = agent(folder.path(), Arc::new(RealDisk), FakeHost::default());
+    let start = membership(view(1..4));
+    agent.directory.keep_identity(&start.server.signing_key, &sign::from_seed(&[8; 32])).expect("kept");
+    let journal = agent.directory.save(&start).expect("kept");
+    let mut member = Member::new(agent, start.clone(), journal).expect("it has an identity");
+    let whole = |revision| signed(0, revision, SignedBody::whole(encode_view(&start.view)));
+    assert_eq!(member.take(&whole(2)).expect("it fits"), Accepted::Same);
+    assert_eq!(member.applied(), Position::default(), "nothing was applied yet");
+    member.reconcile().await.expect("it is applied");
+    assert_eq!(member.take(&whole(3)).expect("it fits"), Accepted::Same);
+    assert_eq!(member.applied(), at(3), "or the server would send it again and again");
 }
