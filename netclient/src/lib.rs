@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod agent_state;
 pub mod args;
+pub mod clock;
 pub mod commands;
 pub mod comms;
 pub mod control;

@@ -70,7 +70,7 @@ pub struct LogEntry {
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
     /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `ban`, `lift-ban`, `check-in`,
-    /// `upgrade`, `epoch`.
+    /// `upgrade`, `epoch`, `clock`.
     pub action: String,
     /// The project and env of the declarations.
     pub owner: Option<Owner>,

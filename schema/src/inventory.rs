@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,9 @@ pub struct Inventory {
     quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
     barred: OrdMap<(NetworkName, Identity), Barred>,
 }
+
+/// How far a stored moment may lie in the future and still be right: clocks are corrected by a little all the time.
+pub const SLACK: SignedDuration = SignedDuration::from_secs(60);
 
 /// What differs between two inventories.
 pub struct Differences<'a> {
@@ -323,6 +326,23 @@ impl Inventory {
         self.quarantine.remove(&(network.clone(), address));
     }
 
+    /// The inventory in which what lies in the future is moved to now: it was stored while the clock was wrong. Nothing if
+    /// there is no such moment. A minute may be due to the clock that is right.
+    pub fn without_future(&self, now: Timestamp) -> Option<Self> {
+        let latest = now.checked_add(SLACK).unwrap_or(now);
+        let mut right = self.clone();
+        for (id, joined) in self.nodes.iter().filter(|(_, joined)| joined.joined > latest) {
+            right.nodes.insert(id.clone(), Arc::new(Joined { joined: now, ..(**joined).clone() }));
+        }
+        for (id, status) in self.keys.iter().filter(|(_, status)| status.created > latest) {
+            right.keys.insert(id.clone(), Arc::new(KeyStatus { created: now, ..(**status).clone() }));
+        }
+        for (place, quarantined) in self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest) {
+            right.quarantine.insert(place.clone(), Quarantined { since: now, ..quarantined.clone() });
+        }
+        (right != *self).then_some(right)
+    }
+
     /// The nodes that differ between this inventory and a later one.
     pub fn changed_nodes(&self, later: &Self) -> BTreeSet<NodeId> {
         let changed = self.nodes.diff(&later.nodes).map(|item| match item {
@@ -361,6 +381,39 @@ pub(crate) mod tests {
             problems: Vec::new(),
             os: "linux".into(),
         }
+    }
+
+    #[test]
+    fn what_was_stored_while_the_clock_was_wrong_counts_as_now() {
+        let now: Timestamp = "2026-11-28T12:00:00Z".parse().expect("a time");
+        let (soon, later) = (now + SLACK, "2036-01-01T00:00:00Z".parse().expect("a time"));
+        let network: NetworkName = "corp".parse().expect("good");
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let inventory = |moment: Timestamp| {
+            let mut all = Inventory::default();
+            let name: Name = "a".parse().expect("good");
+            let joined = Joined {
+                public_key: WireGuardKey([1; 32]),
+                identity: Identity([1; 32]),
+                addresses: BTreeSet::from([address(1)]),
+                endpoints: Endpoints::default(),
+                listen_port: 1,
+                tags: BTreeSet::new(),
+                key: None,
+                claimed: false,
+                joined: moment,
+                os: "test".into(),
+            };
+            all.put_node(NodeId::of(&network, &name), joined);
+            let key = KeyStatus { verifier: Verifier([1; 32]), created: moment, used: 0 };
+            all.put_key("corp/access-key/k".parse().expect("good"), key);
+            all.put_quarantined(network.clone(), address(2), Quarantined { since: moment, node: name });
+            all
+        };
+        for right in [Timestamp::UNIX_EPOCH, now, soon] {
+            assert_eq!(inventory(right).without_future(now), None, "{right}");
+        }
+        assert_eq!(inventory(later).without_future(now), Some(inventory(now)));
     }
 
     #[test]

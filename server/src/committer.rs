@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::mark::{Mark, Served};
 use crate::state::State;
 use crate::store::files::DatabaseFiles;
-use crate::store::{Batch, LogEntry, Provenance, Store, StoreError, rows};
+use crate::store::{Batch, CLOCK, LogEntry, Provenance, SERVER, Store, StoreError, rows};
 
 /// The most changes that become one transaction.
 const GROUP: usize = 256;
@@ -139,7 +139,7 @@ impl Committer {
         let (publish, states) = watch::channel(Arc::new(state));
         thread::Builder::new()
             .name("committer".into())
-            .spawn(move || Writer { store, publish, mark }.run(&queue))
+            .spawn(move || Writer { store, publish, mark, latest: Timestamp::MAX }.run(&queue))
             .expect("a thread can be started");
         (Self { jobs, files }, states)
     }
@@ -186,6 +186,8 @@ struct Writer {
     store: Box<dyn Store>,
     publish: watch::Sender<Arc<State>>,
     mark: Option<Mark>,
+    /// When it last stored something; at the start as late as can be. If it is earlier now, the clock was set back.
+    latest: Timestamp,
 }
 
 impl Writer {
@@ -206,11 +208,13 @@ impl Writer {
 
     fn commit(&mut self, group: Vec<Change>) {
         let state = self.publish.borrow().clone();
+        let now = Timestamp::now();
+        let clock = (now < self.latest).then(|| correct_clock(&state.world, now)).flatten();
         let mut world = (*state.world).clone();
         let mut changed = Changed::default();
         let mut batches = Vec::new();
         let mut answers = Vec::new();
-        for change in group {
+        for change in clock.into_iter().chain(group) {
             let revision = Revision(world.revision.0 + 1);
             let mut context = CommitContext { revision, store: &mut *self.store, pending: &batches };
             // A change returns a new world: one that panics has changed nothing, and its caller gets an error.
@@ -228,6 +232,9 @@ impl Writer {
             }
         }
         let stored = if batches.is_empty() { Ok(()) } else { self.store.commit(&batches).map_err(Arc::new) };
+        if stored.is_ok() {
+            self.latest = now;
+        }
         if let (Ok(()), Some(newest)) = (&stored, batches.last()) {
             if let Some(mark) = &mut self.mark {
                 mark.record(&Served { epoch: newest.epoch, revision: newest.entry.revision, hash: newest.hash });
@@ -239,6 +246,18 @@ impl Writer {
             answer(stored.clone());
         }
     }
+}
+
+/// A change that makes what lies in the future count as now; nothing if nothing does. The moments were stored while the
+/// clock was wrong, and would otherwise hold for as long as it was ahead.
+fn correct_clock(world: &World, now: Timestamp) -> Option<Change> {
+    let inventory = world.inventory.without_future(now)?;
+    let why = "the clock was ahead when moments were stored that now lie in the future: they count as now";
+    tracing::warn!("{why}");
+    let provenance = Some(Provenance { message: Some(why.into()), ..Provenance::default() });
+    let audit = AuditInfo { actor: SERVER.into(), action: CLOCK, provenance, ..AuditInfo::default() };
+    let next = World { inventory, ..world.clone() };
+    Some(Box::new(|_, _| Outcome { next: Some((next, audit)), answer: Box::new(drop) }))
 }
 
 fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, audit: AuditInfo) -> Batch {
@@ -263,6 +282,11 @@ fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, aud
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use schema::inventory::Quarantined;
+    use schema::scalars::NetworkName;
+
     use super::*;
     use crate::state::Chain;
     use crate::store::Stored;
@@ -319,6 +343,26 @@ mod tests {
             assert_eq!(states.borrow().chain.at(entry.revision), Some(&hash));
         }
         assert_eq!(states.borrow().chain.head(), &hash);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_ahead_and_is_set_right_leaves_no_moment_in_the_future() {
+        let mut store = Memory::default();
+        let Stored { mut world, hash, .. } = store.load().expect("it loads");
+        let since = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 3_650);
+        let network: NetworkName = "corp".parse().expect("good");
+        let address = IpAddr::from([10, 0, 0, 2]);
+        let quarantined = Quarantined { since, node: "a".parse().expect("good") };
+        world.inventory.put_quarantined(network.clone(), address, quarantined);
+        let chain = Chain::new(world.revision, hash);
+        let (committer, states) = Committer::start(Box::new(store), State::new(world, chain, |_| Revision(0)), None);
+        let revision = committer.change(empty).await.expect("it is stored");
+        assert_eq!(revision, Revision(2), "the correction is a revision of its own, before the change");
+        let since = states.borrow().world.inventory.quarantine_of(&network, address).expect("it is there").since;
+        assert!(since <= Timestamp::now(), "{since}");
+        let log = committer.read(|store| store.log(Revision(0), 9)).await.expect("it reads");
+        assert_eq!(log.iter().map(|entry| &*entry.action).collect::<Vec<_>>(), [CLOCK, "test"]);
+        assert_eq!(committer.change(empty).await.expect("it is stored"), Revision(3), "and it is made once");
     }
 
     #[tokio::test]

@@ -313,8 +313,9 @@ impl Secrets {
         let (body, mac) = bytes.get(..length)?.split_last_chunk::<16>()?;
         self.mac_of("session", body).verify_truncated_left(mac).ok()?;
         let (identity, until) = body.split_first_chunk::<32>()?;
-        let until = i64::from_be_bytes(until.try_into().ok()?);
-        (until >= Timestamp::now().as_second()).then_some(Identity(*identity))
+        let left = i64::from_be_bytes(until.try_into().ok()?).checked_sub(Timestamp::now().as_second())?;
+        // One that was opened while the clock was ahead would be valid for as long as it was.
+        (0..=i64::from(SESSION_LIFE)).contains(&left).then_some(Identity(*identity))
     }
 }
 
@@ -459,6 +460,16 @@ mod tests {
         assert_eq!(secrets().identity_of(token.expose()), Some(identity));
         assert_eq!(secrets().identity_of(&token.expose()[1..]), None);
         assert_eq!(secrets().identity_of(""), None);
+        let ahead = |seconds: i64| {
+            let mut bytes = identity.0.to_vec();
+            bytes.extend_from_slice(&(Timestamp::now().as_second() + seconds).to_be_bytes());
+            let mac = secrets().mac("session", &bytes);
+            bytes.extend_from_slice(&mac[..16]);
+            secrets().identity_of(&URL_SAFE_NO_PAD.encode(bytes))
+        };
+        assert_eq!(ahead(i64::from(SESSION_LIFE) - 5), Some(identity));
+        assert_eq!(ahead(-5), None, "it has expired");
+        assert_eq!(ahead(i64::from(SESSION_LIFE) + 60), None, "it was opened while the clock was ahead");
         assert_eq!(Secrets { mac_key: Secret::new([3; 32]), ..secrets() }.identity_of(token.expose()), None);
     }
 

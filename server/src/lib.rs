@@ -127,6 +127,7 @@ pub async fn open_with(
     let mut store = make(&directory.file(identity::DATABASE))?;
     let first_start = first_token(&mut *store, directory)?;
     let Stored { server_id, mut world, mut hash, seen, served } = store.load()?;
+    correct_tokens(&mut *store)?;
     continue_history(&mut *store, directory, &mut world, &mut hash)?;
     record_version(&mut *store, directory, &mut world, &mut hash)?;
     let mark = Mark::begin(directory, &Served { epoch: world.epoch, revision: world.revision, hash })?;
@@ -236,6 +237,13 @@ fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, Start
     directory.write("admin.token", Secret::new([token.expose(), "\n"].concat()).expose().as_bytes())?;
     store.put_token(&stored)?;
     Ok(true)
+}
+
+/// Corrects the tokens that were created while the clock was ahead, which would be valid for as long as it was.
+fn correct_tokens(store: &mut dyn Store) -> Result<(), StoreError> {
+    let now = Timestamp::now();
+    let wrong: Vec<_> = store.tokens()?.iter().filter_map(|token| token.without_future(now)).collect();
+    wrong.iter().try_for_each(|token| store.put_token(token))
 }
 
 /// Creates a token and stores what verifies it.

@@ -94,7 +94,8 @@ pub fn bind(at: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// The TLS configuration for a certificate.
 pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_details(provider, netclient::clock::time())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth();
     let mut config = builder.with_single_cert(certificate.chain, certificate.key)?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 pub use schema::api::LogEntry;
 use schema::chain::ChainHash;
-use schema::inventory::NodeId;
+use schema::inventory::{NodeId, SLACK};
 use schema::scalars::NetworkName;
 pub use schema::snapshot::Provenance;
 use schema::snapshot::Revision;
@@ -71,6 +71,8 @@ pub trait Store: Send {
 const UPGRADE: &str = "upgrade";
 /// The action in the log for a raised epoch.
 pub const EPOCH: &str = "epoch";
+/// The action in the log for moments that were stored while the clock was ahead.
+pub const CLOCK: &str = "clock";
 /// The actor in the log for what the server does by itself.
 pub const SERVER: &str = "nmserver";
 /// How far back the log is searched at a start.
@@ -230,6 +232,16 @@ pub struct StoredToken {
     pub expires: Option<Timestamp>,
 }
 
+impl StoredToken {
+    /// The token as if it had been created now, for as long as it was meant to be valid, if it was created while the clock
+    /// was ahead; nothing if it was not.
+    pub fn without_future(&self, now: Timestamp) -> Option<Self> {
+        let ahead = self.created.duration_since(now);
+        let right = |expires: Timestamp| expires.checked_sub(ahead).unwrap_or(now);
+        (ahead > SLACK).then(|| Self { created: now, expires: self.expires.map(right), ..self.clone() })
+    }
+}
+
 /// Why a read or write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -335,6 +347,29 @@ impl StoreError {
             Some(DatabaseCorrupt) => "the database is damaged: restore a backup",
             Some(_) | None => "its log says why",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_was_created_while_the_clock_was_ahead_is_valid_for_as_long_as_it_was_meant_to_be() {
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let (now, month) = (at("2026-11-28T00:00:00Z"), jiff::SignedDuration::from_hours(24 * 30));
+        let token = |created: Timestamp, expires: Option<Timestamp>| StoredToken {
+            id: "t".into(),
+            hash: [0; 32],
+            grant: Grant::admin(),
+            created,
+            expires,
+        };
+        let ahead = at("2036-11-28T00:00:00Z");
+        let corrected = token(ahead, Some(ahead + month)).without_future(now);
+        assert_eq!(corrected, Some(token(now, Some(now + month))));
+        assert_eq!(token(ahead, None).without_future(now), Some(token(now, None)));
+        assert_eq!(token(now + SLACK, Some(now + month)).without_future(now), None, "clocks are corrected by a little");
     }
 }
 

@@ -15,10 +15,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use schema::scalars::CaPin;
 use sha2::{Digest, Sha256};
 
+use crate::clock;
+
 /// The TLS configuration for a server: pinned, or trusted by the system.
 pub(super) fn client(pin: Option<&CaPin>) -> io::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let builder = ClientConfig::builder_with_details(Arc::clone(&provider), clock::time());
+    let builder = builder.with_safe_default_protocol_versions();
     let builder = builder.map_err(io::Error::other)?;
     let mut config = match pin {
         Some(pin) => {
