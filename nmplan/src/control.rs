@@ -125,7 +125,7 @@ impl ControlError {
     pub fn is_harmless(&self) -> bool {
         match self {
             Self::Broken { .. } | Self::Foreign { .. } => false,
-            Self::Refused { failure, .. } => failure.status < 500,
+            Self::Refused { failure, .. } => failure.status < 500 || nothing_was_stored(failure),
             Self::NoServer
             | Self::Url { .. }
             | Self::NoToken { .. }
@@ -147,7 +147,7 @@ impl ControlError {
         match self {
             Self::Unreachable { source, .. } => !rest::is_tls(source),
             Self::Broken { .. } => true,
-            Self::Refused { failure, .. } => is_unavailable(failure.status),
+            Self::Refused { failure, .. } => is_unavailable(failure.status) && !nothing_was_stored(failure),
             Self::Foreign { status, .. } => is_unavailable(*status),
             Self::NoServer
             | Self::Url { .. }
@@ -183,6 +183,12 @@ impl ControlError {
     }
 }
 
+/// Whether a server could not use its database and says that nothing was changed: a refusal like any other, and not one that
+/// passes by itself.
+fn nothing_was_stored(failure: &Failure) -> bool {
+    failure.code == "database"
+}
+
 /// Whether a status means that the server, or a proxy in front of it, cannot answer at the moment.
 fn is_unavailable(status: u16) -> bool {
     matches!(status, 502..=504)
@@ -197,7 +203,41 @@ fn help_for(failure: &Failure) -> Option<String> {
         "denied" => "use a token with the required role; an admin creates one with `nmserver token create`",
         "stale" | "precondition" => "make a new plan",
         "database" | "shutting_down" => "retry; if the problem persists, check the server's log",
+        "database_lost" => "put the database back, restart nmserver, and check whether the changes are there",
         _ => return None,
     };
     Some(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_whether_a_request_was_carried_out_and_whether_to_try_again() {
+        let refused = |status, code: &str| {
+            let failure = Failure {
+                kind: "about:blank".into(),
+                title: code.into(),
+                status,
+                code: code.into(),
+                detail: String::new(),
+                problems: Vec::new(),
+                moved: Vec::new(),
+            };
+            ControlError::Refused { server: String::new(), failure: Box::new(failure) }
+        };
+        // By status and code: whether nothing was changed, and whether the same call may succeed a moment later.
+        for (status, code, harmless, transient) in [
+            (403, "denied", true, false),
+            (412, "stale", true, false),
+            (500, "bug", false, false),
+            (503, "shutting_down", false, true),
+            (503, "database", true, false),
+            (503, "database_lost", false, true),
+        ] {
+            let error = refused(status, code);
+            assert_eq!((error.is_harmless(), error.is_transient()), (harmless, transient), "{code}");
+        }
+    }
 }

@@ -192,6 +192,22 @@ fn after_an_apply_a_plan_is_empty_in_either_language() {
 }
 
 #[test]
+fn a_server_that_cannot_store_refuses_at_once_and_the_tokens_are_taken_back() {
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    workspace.server.fail(&[Fault::FullDisk]);
+    let refused = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert_eq!(refused.exit, 1, "{}", refused.all());
+    assert!(refused.stderr.contains("nothing was changed"), "{}", refused.all());
+    assert!(!refused.stderr.contains("unknown") && !refused.stderr.contains("retrying"), "{}", refused.all());
+    assert!(!workspace.path("keys.json").exists(), "no useless token is left");
+    workspace.server.fail(&[Fault::LostAnswer, Fault::FullDisk]);
+    let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    assert!(unknown.stderr.contains("it is unknown whether"), "an earlier attempt was carried out: {}", unknown.all());
+    assert!(workspace.path("keys.json").exists(), "and its tokens are kept");
+}
+
+#[test]
 fn a_plan_exits_2_only_where_that_is_asked_for_and_there_are_changes() {
     let workspace = in_use();
     assert_eq!(workspace.nmplan("plan -C @after --project acme").exit, 0);

@@ -42,6 +42,8 @@ pub enum Fault {
     LostAnswer,
     /// It arrives, and the server refuses it.
     Refusal,
+    /// It arrives, and the server cannot store anything.
+    FullDisk,
     /// Somebody else changes one of its resources a moment before.
     Race,
     /// The server gets the address 192.0.2.11 a moment before.
@@ -279,6 +281,11 @@ impl ControlPlane for Memory {
             Some(Fault::Moved) => {
                 inner.info.addresses = vec![IpAddr::from([192, 0, 2, 11])];
                 inner.apply(request)
+            }
+            Some(Fault::FullDisk) => {
+                let detail =
+                    "the server cannot use its database, so nothing was changed; its disk is full: free some space";
+                Err(refused(failure(503, "database", detail)))
             }
             Some(Fault::Refusal) => Err(refused(failure(403, "denied", "this needs the role applier"))),
         }
