@@ -69,7 +69,8 @@ pub struct Global {
     /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Prints one JSON event per line instead of text; with `status`, `show`, `explain` and `lab` one document.
+    /// Prints one JSON event per line instead of text; with `status`, `history`, `show`, `explain` and `lab` one
+    /// document.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -99,6 +100,8 @@ pub enum Verb {
     Apply(Apply),
     /// Shows the nodes: their state, their last check-in, and whether they have the newest revision.
     Status,
+    /// Shows the revisions, newest first: who made them, when, what changed and why.
+    History(History),
     /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
     Show(Show),
     /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes reach each other.
@@ -180,6 +183,14 @@ pub struct Apply {
     /// Waits until every node that was online has acknowledged the revision, at most DURATION (60s if none is given).
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s")]
     pub wait: Option<Seconds>,
+}
+
+/// What `history` takes.
+#[derive(Debug, ClapArgs)]
+pub struct History {
+    /// How many revisions to show at most. Absent: 20; with --json all.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
 }
 
 /// What `show` takes.

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod explain;
+pub mod history;
 pub mod init;
 pub mod lab;
 pub mod plan;
@@ -92,6 +93,7 @@ pub async fn run<C: ControlPlane>(
         Verb::Plan(plan) => plan::run(plan, &mut run).await,
         Verb::Apply(apply) => apply::run(apply, &mut run).await,
         Verb::Status => status::run(&mut run).await,
+        Verb::History(history) => history::run(history, &mut run).await,
         Verb::Show(show) => show::run(show, &mut run).await,
         Verb::Lab(lab) => lab::run(lab, &mut run).await,
         Verb::Explain(explain) => explain::run(explain, run.console),

@@ -4,6 +4,7 @@
 //! colour: the symbols `+ ~ -` carry the meaning.
 
 mod difference;
+mod history;
 mod plan;
 mod problems;
 mod status;
@@ -14,6 +15,7 @@ use owo_colors::OwoColorize;
 use schema::diff::Action;
 use schema::value::{Data, Value};
 
+pub use history::{HistoryEntry, RevisionState, history};
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
 pub use status::{declared, status};
@@ -33,6 +35,12 @@ pub fn count(number: impl Into<u64>, one: &str) -> String {
 /// A time as people read it, to the second.
 pub fn moment(time: Timestamp) -> String {
     time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// A text that anybody may have written, such as the message of a commit: none of its control characters reaches the
+/// terminal.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// The symbol of an action, in its colour.

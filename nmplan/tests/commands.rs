@@ -192,6 +192,45 @@ fn after_an_apply_a_plan_is_empty_in_either_language() {
 }
 
 #[test]
+fn the_history_shows_the_log_newest_first() {
+    let workspace = in_use();
+    let again = workspace.nmplan("apply -C @after --project acme -y --keys-to @keys.json");
+    assert_eq!(again.exit, 0, "{}", again.all());
+    insta::assert_snapshot!(workspace.nmplan("history").all());
+    let limited = workspace.nmplan("history --limit 1");
+    assert!(limited.stdout.contains("--limit NUMBER shows more"), "{}", limited.all());
+    let lines = |text: &str| text.lines().filter(|line| line.contains("UTC")).count();
+    assert_eq!(lines(&limited.stdout), 1);
+    let printed = workspace.nmplan("history --json");
+    let all: Vec<serde_json::Value> = serde_json::from_str(&printed.stdout).unwrap();
+    let log = workspace.server.log();
+    assert_eq!(all.len(), log.len(), "a program is given everything");
+    for (shown, entry) in all.iter().zip(log.iter().rev()) {
+        assert_eq!(shown["revision"], entry.revision.0);
+        assert_eq!(shown["actor"], *entry.actor);
+    }
+    let keys: Vec<_> = all[0].as_object().unwrap().keys().map(String::as_str).collect();
+    let published = ["action", "actor", "commit", "env", "hash", "message", "project", "revision", "state", "time"];
+    assert_eq!(keys.iter().copied().collect::<std::collections::BTreeSet<_>>(), published.into());
+    assert_eq!((&all[0]["state"], &all[1]["state"]), (&"current".into(), &"superseded".into()));
+    assert_eq!((&all[0]["project"], &all[0]["env"]), (&"acme".into(), &"default".into()));
+    let other = workspace.nmplan("history --network lab --json").stdout;
+    let other: Vec<serde_json::Value> = serde_json::from_str(&other).unwrap();
+    assert!(other.iter().all(|entry| entry["action"] != "apply"), "{other:?}");
+}
+
+#[test]
+fn what_others_wrote_into_a_log_reaches_no_terminal_as_it_is() {
+    let workspace = in_use();
+    workspace.server.change_log(|entry| {
+        let message = Some("red \u{1b}[31m alert".into());
+        entry.provenance = Some(schema::snapshot::Provenance { message, ..Default::default() });
+    });
+    let shown = workspace.nmplan("history").stdout;
+    assert!(shown.contains("red \u{fffd}[31m alert") && !shown.contains('\u{1b}'), "{shown}");
+}
+
+#[test]
 fn a_server_that_cannot_store_refuses_at_once_and_the_tokens_are_taken_back() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);

@@ -13,7 +13,7 @@ use crate::args;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::project;
-use crate::render::{self, Shown, moment};
+use crate::render::{self, Shown, moment, plain};
 
 /// Shows what was asked for.
 pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Result<Exit, Error> {
@@ -72,11 +72,13 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
     let owner = owner.as_ref().map(|owner| format!(" for {owner}")).unwrap_or_default();
     let mut text = format!("Revision {revision}, {}: {action} by {actor}{owner}\n", moment(*time));
     if let Some(provenance) = provenance {
-        // Anybody can write a commit's author and message, so none of their control characters reaches the terminal.
-        let plain = |text: &str| text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>();
-        let commit = provenance.commit.as_deref().map_or("unknown".to_owned(), plain);
         let dirty = if provenance.dirty { ", with files that differed from it" } else { "" };
-        text += &format!("commit {commit}{dirty}\n");
+        match &provenance.commit {
+            Some(commit) => text += &format!("commit {}{dirty}\n", plain(commit)),
+            // What the server does by itself has a reason, and no commit.
+            None if owner.is_empty() => {}
+            None => text += &format!("commit unknown{dirty}\n"),
+        }
         text.extend(provenance.author.iter().map(|author| format!("author {}\n", plain(author))));
         text.extend(provenance.message.iter().map(|message| format!("\n    {}\n", plain(message))));
     }

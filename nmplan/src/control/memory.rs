@@ -72,6 +72,11 @@ impl Memory {
         inner.log.push(entry);
     }
 
+    /// Changes every entry of its log.
+    pub fn change_log(&self, change: impl FnMut(&mut LogEntry)) {
+        self.inner().log.iter_mut().for_each(change);
+    }
+
     /// Changes what it reports of itself.
     pub fn set_info(&self, change: impl FnOnce(&mut ServerInfo)) {
         change(&mut self.inner().info);

@@ -113,7 +113,7 @@ fn manager(owner: &Option<Owner>) -> String {
     owner.as_ref().map_or("nobody".into(), ToString::to_string)
 }
 
-fn table(head: &[&str]) -> Table {
+pub(super) fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     // The console removes the colours where they would not be shown.
@@ -125,6 +125,6 @@ fn table(head: &[&str]) -> Table {
 }
 
 /// A table without trailing blanks.
-fn trimmed(table: &Table) -> String {
+pub(super) fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
