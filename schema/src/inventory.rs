@@ -403,6 +403,7 @@ pub(crate) mod tests {
                 claimed: false,
                 joined: moment,
                 os: "test".into(),
+                problems: Default::default(),
             };
             all.put_node(NodeId::of(&network, &name), joined);
             let key = KeyStatus { verifier: Verifier([1; 32]), created: moment, used: 0 };
