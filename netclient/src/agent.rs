@@ -1,7 +1,8 @@
 //! The agent as a value: a directory, settings, and the host that it runs on. Other programs may use one.
 //!
 //! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::check_in`],
-//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. Running continuously is the [driver](crate::driver)'s task.
+//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. Running continuously is the
+//! [driver](crate::driver)'s task.
 
 mod error;
 mod join;
@@ -65,7 +66,15 @@ impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
         let slot = Slot::of(directory.path(), Path::new(crate::directory::DEFAULT));
-        Self { directory, settings, host, slot, events: Arc::default(), within: None, connections: Arc::default() }
+        Self {
+            directory,
+            settings,
+            host,
+            slot,
+            events: Arc::default(),
+            within: None,
+            connections: Arc::default(),
+        }
     }
 
     /// The same for a server in the same process, to which `open` makes connections.
@@ -87,7 +96,11 @@ impl Agent {
     }
 
     /// The connection to a server: one for all its networks.
-    pub(crate) fn connection(&self, server: &ServerAddress, identity: ed25519::SigningKey) -> Arc<Connection> {
+    pub(crate) fn connection(
+        &self,
+        server: &ServerAddress,
+        identity: ed25519::SigningKey,
+    ) -> Arc<Connection> {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         // Connections that nothing holds are closed.
         connections.retain(|_, connection| Arc::strong_count(connection) > 1);
@@ -96,7 +109,8 @@ impl Agent {
             None => Reach::Network(self.comms(&server.signing_key)),
         };
         let key = (server.clone(), public_key(&identity));
-        let connection = connections.entry(key).or_insert_with(|| Connection::new(server.clone(), identity, reach));
+        let connection =
+            connections.entry(key).or_insert_with(|| Connection::new(server.clone(), identity, reach));
         Arc::clone(connection)
     }
 

@@ -1,12 +1,15 @@
 //! When an agent calls the server, and when it applies what it has: the life of one membership.
 //!
-//! Pure: it never sleeps, locks, spawns or reads a clock. The driver passes in what happened ([`Input`]) and the time,
-//! carries out what it returns ([`Output`]), and wakes it at [`AgentState::poll_timeout`]. Its life, in order:
+//! Pure: it never sleeps, locks, spawns or reads a clock. The driver passes in what happened ([`Input`]) and
+//! the time, carries out what it returns ([`Output`]), and wakes it at [`AgentState::poll_timeout`]. Its
+//! life, in order:
 //!
 //! 1. it starts with the View on the disk, and applies it before the server is called;
 //! 2. it checks in, and again each interval; it applies what changes, and reports that by one more check-in;
-//! 3. after a check-in that was answered it watches, so that changes arrive at once; losing the stream is normal;
-//! 4. while the server is silent it tries again with backoff, up to half a minute, and the tunnel stays as it is;
+//! 3. after a check-in that was answered it watches, so that changes arrive at once; losing the stream is
+//!    normal;
+//! 4. while the server is silent it tries again with backoff, up to half a minute, and the tunnel stays as it
+//!    is;
 //! 5. when the server has removed the node, it removes everything of the network and ends.
 //!
 //! Meanwhile the host is compared with the View every half minute, because others may change it too.
@@ -23,7 +26,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long after a change by others the host is looked at, and how often at most.
 const SETTLE: Duration = Duration::from_millis(100);
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may have.
+/// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may
+/// have.
 const FACTS: Duration = Duration::from_secs(300);
 /// A stream that lasted this long counts as good.
 const GOOD_STREAM: Duration = Duration::from_secs(60);
@@ -197,7 +201,8 @@ impl AgentState {
         self.handle_timeout(now);
     }
 
-    /// A removed node has one thing left to do: remove everything of the network, if necessary in several tries.
+    /// A removed node has one thing left to do: remove everything of the network, if necessary in several
+    /// tries.
     fn handle_removed(&mut self, input: Input, now: Instant) {
         if input == Input::ApplyFailed {
             self.apply_failed(now);
@@ -205,7 +210,8 @@ impl AgentState {
         self.handle_timeout(now);
     }
 
-    /// Looks soon, when whoever is at it may be done; not all the time where somebody does it again and again.
+    /// Looks soon, when whoever is at it may be done; not all the time where somebody does it again and
+    /// again.
     fn host_changed(&mut self, now: Instant) {
         let soon = (now + SETTLE).max(self.last_reconcile + REPAIR_INTERVAL);
         self.next_reconcile = self.next_reconcile.min(soon);
@@ -428,7 +434,9 @@ mod tests {
                         state.handle(Input::StreamEnded, now);
                     }
                     Output::CheckIn { .. } => state.handle(Input::Answered, now),
-                    Output::Apply | Output::Reconcile => state.handle(Input::Applied { facts_changed: false }, now),
+                    Output::Apply | Output::Reconcile => {
+                        state.handle(Input::Applied { facts_changed: false }, now)
+                    }
                     Output::Pull | Output::TakeDown => unreachable!("nothing asks for it"),
                 }
             }
@@ -545,8 +553,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, at most one call is in progress, the next thing is due within half a
-        /// minute, and it is never due in the past for ever.
+        /// Whatever happens in whatever order, at most one call is in progress, the next thing is due within
+        /// half a minute, and it is never due in the past for ever.
         #[test]
         fn it_never_hangs_and_never_spins(inputs in proptest::collection::vec((input(), 0u64..20_000), 1..200)) {
             let start = Instant::now();

@@ -8,7 +8,8 @@ use schema::scalars::{Endpoint, Name, NetworkName};
 
 use crate::directory;
 
-/// The agent of declared WireGuard meshes: joins networks with a token and keeps this host up to date with them.
+/// The agent of declared WireGuard meshes: joins networks with a token and keeps this host up to date with
+/// them.
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
 pub struct Args {
@@ -23,7 +24,8 @@ pub struct Args {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Brings up a tunnel to the server for control traffic; joins no network, and spends no use of the token.
+    /// Brings up a tunnel to the server for control traffic; joins no network, and spends no use of the
+    /// token.
     Register(Register),
     /// Joins a network and brings its tunnel up. A host that has joined already stays as it is.
     Join(Join),
@@ -95,7 +97,8 @@ pub struct Join {
     /// Where the others reach this host: HOST or HOST:PORT. Absent: where the server sees it.
     #[arg(long)]
     pub endpoint: Option<Endpoint>,
-    /// Whether a daemon is to keep the network current: with `off` it joins and exits without mentioning the daemon.
+    /// Whether a daemon is to keep the network current: with `off` it joins and exits without mentioning the
+    /// daemon.
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub daemon: Switch,
     /// How to print.
@@ -137,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_token_that_was_typed_is_never_printed() {
-        let args = Args::try_parse_from(["netclient", "join", "-t", "nmj_marked"]).expect("it is a command line");
+        let args =
+            Args::try_parse_from(["netclient", "join", "-t", "nmj_marked"]).expect("it is a command line");
         assert!(matches!(&args.verb, Verb::Join(join) if join.shown.token.expose() == "nmj_marked"));
         assert!(!format!("{args:?}").contains("marked"), "{args:?}");
     }

@@ -1,5 +1,5 @@
-//! The commands, each about a screen: gather, act, print. Data goes to standard output, everything else to standard
-//! error.
+//! The commands, each about a screen: gather, act, print. Data goes to standard output, everything else to
+//! standard error.
 
 mod join;
 mod register;
@@ -166,7 +166,11 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
         (None, []) => return Err(NONE.into()),
         (None, several) => {
             let names: Vec<_> = several.iter().map(NetworkName::as_str).collect();
-            return Err(format!("this host is in several networks; choose one: -n {}", names.join(", or -n ")).into());
+            return Err(format!(
+                "this host is in several networks; choose one: -n {}",
+                names.join(", or -n ")
+            )
+            .into());
         }
     };
     Ok((agent, network))
@@ -174,8 +178,9 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
 
 /// Asks the daemon to do what this process cannot, because another one has locked the network.
 fn ask(agent: &Agent, question: DaemonRequest) -> Outcome<bool> {
-    let answer = daemon::ask(&agent.directory, &question)
-        .map_err(|error| format!("the daemon did not answer ({error}); check that it still runs, and try again"))?;
+    let answer = daemon::ask(&agent.directory, &question).map_err(|error| {
+        format!("the daemon did not answer ({error}); check that it still runs, and try again")
+    })?;
     match answer.ok_or("another netclient is working on this network; try again when it is done")? {
         DaemonResponse::Done(news) => Ok(news),
         DaemonResponse::Failed(why) => Err(why.into()),

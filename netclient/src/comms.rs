@@ -1,11 +1,12 @@
 //! The tunnel to a server for control traffic, once the host is registered there (`netclient register`).
 //!
-//! A [`Registration`] is what the host stores of it, [`ServerTunnel`] brings it up and removes it. It has one peer, the
-//! server; its allowed IPs are that peer's one address, and its users bind to the interface, so that the tunnels to two
-//! servers may have the same addresses. It is not part of any network, and no network needs it.
+//! A [`Registration`] is what the host stores of it, [`ServerTunnel`] brings it up and removes it. It has one
+//! peer, the server; its allowed IPs are that peer's one address, and its users bind to the interface, so
+//! that the tunnels to two servers may have the same addresses. It is not part of any network, and no network
+//! needs it.
 //!
-//! Before the host has joined a network, a registration has a deadline. The device's process keeps it, also where no
-//! daemon runs; that is why the device is a process's even where the kernel has WireGuard.
+//! Before the host has joined a network, a registration has a deadline. The device's process keeps it, also
+//! where no daemon runs; that is why the device is a process's even where the kernel has WireGuard.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ use ipnet::{IpNet, Ipv4Net};
 use schema::scalars::{Endpoint, SigningKey, WireGuardKey};
 
 use crate::device::{
-    self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking, resolve_one,
+    self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
+    resolve_one,
 };
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
@@ -24,7 +26,8 @@ use crate::registration::{BootTime, Registration, Terms};
 use crate::system::link::{self, LinkError};
 use crate::system::rp_filter;
 
-/// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get through first.
+/// The largest packet, in bytes: what every path carries (RFC 8200, section 5), as control traffic must get
+/// through first.
 pub const MTU: u16 = 1280;
 /// The first name of the interface; further ones are numbered from 2.
 const INTERFACE: &str = "nm-comms";
@@ -91,7 +94,8 @@ impl ServerTunnel {
     async fn raise(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         let Registration { interface, private_key, terms, deadline, .. } = registration;
         let at = resolve_one(&terms.endpoint).await;
-        let peer = PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
+        let peer =
+            PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
         let key = private_key.clone();
         let server = terms.public_key;
         let until = deadline.as_ref().map(|it| it.at);
@@ -134,8 +138,10 @@ impl ServerTunnel {
     /// Saves a registration as it was agreed, under a free name if it is a new one.
     pub(crate) async fn save_registration(&self, agreed: Registration) -> Result<Registration, CommsError> {
         let _lock = self.directory.lock_comms().await?;
-        let before =
-            self.directory.registration(&self.server)?.filter(|before| before.private_key == agreed.private_key);
+        let before = self
+            .directory
+            .registration(&self.server)?
+            .filter(|before| before.private_key == agreed.private_key);
         let interface = match &before {
             Some(before) => before.interface.clone(),
             None => free_here(&self.directory).map_err(DeviceError::from)?,
@@ -151,7 +157,9 @@ impl ServerTunnel {
     /// Removes the deadline of the registration: the host has joined.
     pub(crate) async fn keep(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
-        let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else { return Ok(()) };
+        let Some(mut registration) = self.registration()?.filter(|it| it.deadline.is_some()) else {
+            return Ok(());
+        };
         registration.deadline = None;
         self.directory.keep_registration(&registration)?;
         self.with_device(&registration.interface, |device| device.expire_at(None).map(drop)).await
@@ -161,14 +169,17 @@ impl ServerTunnel {
     pub(crate) async fn renew(&self, asked: &Registration, terms: Terms) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         // It may have ended during the call to the server, or have been replaced.
-        let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else { return Ok(()) };
+        let Some(now) = self.registration()?.filter(|now| now.is(asked) && now.terms != terms) else {
+            return Ok(());
+        };
         let interface = now.interface.clone();
         let same_link = now.same_link(&terms);
         self.directory.keep_registration(&Registration { terms, ..now })?;
         if same_link { Ok(()) } else { self.take_down(&interface).await }
     }
 
-    /// Removes the tunnel, and forgets the registration; if that fails, it is left as an expired one, for the next try.
+    /// Removes the tunnel, and forgets the registration; if that fails, it is left as an expired one, for the
+    /// next try.
     pub(crate) async fn end(&self) -> Result<(), CommsError> {
         let _lock = self.directory.lock_comms().await?;
         if let Some(registration) = self.directory.registration(&self.server)? {
@@ -214,7 +225,8 @@ impl ServerTunnel {
 async fn remove(directory: &Directory, interface: &str) -> Result<(), CommsError> {
     let socket = directory.device_socket(interface);
     let name = interface.to_owned();
-    let removed = blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
+    let removed =
+        blocking(move || device::attach(&name, &socket)?.map_or(Ok(()), |mut device| device.remove())).await;
     if removed.is_ok() {
         files::clean_after_device(&directory.device_socket(interface));
     }
@@ -234,7 +246,8 @@ pub fn names() -> impl Iterator<Item = String> {
 /// The name for one more tunnel to a server: the first that no interface has and that is not `taken`.
 pub fn free_interface(taken: impl Fn(&str) -> bool) -> Result<String, Refusal> {
     for name in names().filter(|name| !taken(name)) {
-        let found = device::link_index(&name).map_err(Refusal::failed(format!("look up the interface {name}")))?;
+        let found =
+            device::link_index(&name).map_err(Refusal::failed(format!("look up the interface {name}")))?;
         if found.is_none() {
             return Ok(name);
         }

@@ -1,11 +1,12 @@
 //! The agent's connection to the server: calls over gRPC, authenticated by the host's identity.
 //!
-//! [`Connection`] connects when it is first needed and again whenever the connection was lost; it keeps the session
-//! that the calls need, and opens a new one when the server ends it. Every call answers within seconds, or fails. What
-//! the server sends is checked elsewhere ([`Membership::accept`](crate::membership::Membership::accept)).
+//! [`Connection`] connects when it is first needed and again whenever the connection was lost; it keeps the
+//! session that the calls need, and opens a new one when the server ends it. Every call answers within
+//! seconds, or fails. What the server sends is checked elsewhere
+//! ([`Membership::accept`](crate::membership::Membership::accept)).
 //!
-//! A host that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it does not;
-//! [`transport`] decides which.
+//! A host that is [registered](crate::comms) calls through its tunnel while that answers, and by TLS while it
+//! does not; [`transport`] decides which.
 
 mod connect;
 mod error;
@@ -163,8 +164,8 @@ impl Connection {
         sign::public_key(&self.identity)
     }
 
-    /// What the host reports about itself: the port that it listens on (0: not chosen yet), the endpoint that its
-    /// operator set, and the address that it uses towards the server.
+    /// What the host reports about itself: the port that it listens on (0: not chosen yet), the endpoint that
+    /// its operator set, and the address that it uses towards the server.
     pub fn facts(&self, listen_port: u16, endpoint: Option<&Endpoint>) -> Facts {
         let towards_server = lock(&self.local).filter(|address| !address.is_loopback());
         let local = towards_server.or_else(default_source);
@@ -203,12 +204,13 @@ impl Connection {
         };
         let call = |mut client: Client, request| async move { client.join(request).await };
         let (answer, _) = self.ask_signed(challenge, signed, call).await?;
-        let name = answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
+        let name =
+            answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
         Ok((name, answer.update.ok_or_else(|| CallError::Answer("it holds no View".into()))?))
     }
 
-    /// Registers the host; returns the server's answer, and in how long the registration expires unless the host joins.
-    /// A host that has joined needs no token.
+    /// Registers the host; returns the server's answer, and in how long the registration expires unless the
+    /// host joins. A host that has joined needs no token.
     pub async fn register(
         &self,
         token: Option<&Token>,
@@ -226,7 +228,14 @@ impl Connection {
                 ..wire::RegisterRequest::default()
             };
             let ephemeral = as_key(&ephemeral)?;
-            sign::sign_register(&mut request, server, &ephemeral, access_key.as_ref(), &self.identity, &private_key.0);
+            sign::sign_register(
+                &mut request,
+                server,
+                &ephemeral,
+                access_key.as_ref(),
+                &self.identity,
+                &private_key.0,
+            );
             Ok(request)
         };
         let call = |mut client: Client, request| async move { client.register(request).await };
@@ -327,8 +336,8 @@ impl Connection {
         Ok(token)
     }
 
-    /// An answer to a request that is signed with a nonce, and that request. One that arrives by a transport which then loses the
-    /// answer has used its nonce up: it is signed once more, with another.
+    /// An answer to a request that is signed with a nonce, and that request. One that arrives by a transport
+    /// which then loses the answer has used its nonce up: it is signed once more, with another.
     async fn ask_signed<Q: Clone, A, F: Future<Output = Answered<A>> + Send>(
         &self,
         challenge: wire::ChallengeResponse,
@@ -345,7 +354,8 @@ impl Connection {
         Ok((answer, request))
     }
 
-    /// An answer by the transport of control traffic, or by the other one if that does not answer; and by which.
+    /// An answer by the transport of control traffic, or by the other one if that does not answer; and by
+    /// which.
     async fn ask<A, F: Future<Output = Answered<A>> + Send>(
         &self,
         call: impl Fn(Client) -> F,
@@ -382,7 +392,9 @@ impl Connection {
             }
             Err(CallError::Unreachable { .. } | CallError::Stranger { .. } | CallError::Slow { .. }) => {}
             Ok(_)
-            | Err(CallError::Refused(_) | CallError::NonceUsed | CallError::SessionEnded | CallError::Answer(_)) => {
+            | Err(
+                CallError::Refused(_) | CallError::NonceUsed | CallError::SessionEnded | CallError::Answer(_),
+            ) => {
                 self.answered(transport).await;
             }
         }
@@ -401,8 +413,8 @@ impl Connection {
         error::failed(self.server.addresses.join(", "), status)
     }
 
-    /// Records by which transport the server answered. When that has become TLS, the host registers again, as the
-    /// server may have forgotten it, and keeps trying the tunnel.
+    /// Records by which transport the server answered. When that has become TLS, the host registers again, as
+    /// the server may have forgotten it, and keeps trying the tunnel.
     async fn answered(&self, transport: Transport) {
         let moved = lock(&self.selector).answered(transport, Instant::now());
         if !moved {
@@ -410,7 +422,10 @@ impl Connection {
         }
         self.take(transport);
         if transport == Transport::Tls {
-            tracing::info!(server = self.server.addresses[0], "the tunnel to the server does not answer; using TLS");
+            tracing::info!(
+                server = self.server.addresses[0],
+                "the tunnel to the server does not answer; using TLS"
+            );
             self.probe_on();
             self.renew().await;
         }
@@ -426,17 +441,22 @@ impl Connection {
 
     /// Registers again by the identity alone, by TLS, and stores the answer.
     fn renew(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        // A call that is answered may register again (`ask`, `ask_by`, `answered`, here), and registering is such calls. It
-        // ends there: the selector has left the tunnel by now, so an answer by TLS moves nothing and comes here no more. The
-        // type of a future that is not boxed cannot say so.
+        // A call that is answered may register again (`ask`, `ask_by`, `answered`, here), and registering is
+        // such calls. It ends there: the selector has left the tunnel by now, so an answer by TLS moves
+        // nothing and comes here no more. The type of a future that is not boxed cannot say so.
         Box::pin(async {
-            let (Reach::Network(comms), Some(registration)) = (&self.reach, self.registration()) else { return };
-            let renewed = match tokio::time::timeout(SILENCE, self.register(None, &registration.private_key)).await {
-                Ok(Ok((terms, _))) => comms.renew(&registration, terms).await.map_err(|error| error.to_string()),
-                // One that has not joined is not known by its identity, and its deadline is near.
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("there was no answer in time".into()),
+            let (Reach::Network(comms), Some(registration)) = (&self.reach, self.registration()) else {
+                return;
             };
+            let renewed =
+                match tokio::time::timeout(SILENCE, self.register(None, &registration.private_key)).await {
+                    Ok(Ok((terms, _))) => {
+                        comms.renew(&registration, terms).await.map_err(|error| error.to_string())
+                    }
+                    // One that has not joined is not known by its identity, and its deadline is near.
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("there was no answer in time".into()),
+                };
             if let Err(error) = renewed {
                 tracing::debug!(error, "the registration could not be renewed");
             }
@@ -459,18 +479,24 @@ impl Connection {
         }
         let taken = lock(&self.selector).probed(answers, Instant::now());
         if taken {
-            tracing::info!(server = self.server.addresses[0], "the tunnel to the server answers again; using it");
+            tracing::info!(
+                server = self.server.addresses[0],
+                "the tunnel to the server answers again; using it"
+            );
             self.take(Transport::Tunnel);
         }
         taken
     }
 }
 
-/// Probes the tunnel when it is due, as long as the connection is held, control traffic uses TLS, and there is a tunnel.
+/// Probes the tunnel when it is due, as long as the connection is held, control traffic uses TLS, and there
+/// is a tunnel.
 async fn probe(connection: Weak<Connection>) {
     let mut renewed = Instant::now();
     loop {
-        let Some(due) = connection.upgrade().map(|control| lock(&control.selector).next_probe()) else { return };
+        let Some(due) = connection.upgrade().map(|control| lock(&control.selector).next_probe()) else {
+            return;
+        };
         tokio::time::sleep_until(due.into()).await;
         let Some(control) = connection.upgrade() else { return };
         let goes_on = control.is_registered() && lock(&control.selector).transport() == Transport::Tls;
@@ -527,7 +553,8 @@ fn read_terms(
     let port = u16::try_from(answer.server_port).map_err(|_| bad(&"its port is not a valid TCP port"))?;
     let endpoint: Endpoint = answer.endpoint.parse().map_err(|why: String| bad(&why))?;
     let (local, peer) = (address(&answer.address)?, address(&answer.server_address)?);
-    let is_odd = |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
+    let is_odd =
+        |it: &Ipv4Addr| it.is_loopback() || it.is_unspecified() || it.is_multicast() || it.is_link_local();
     if local == peer || is_odd(&local) || is_odd(&peer) {
         return Err(bad(&format!("{local} and {peer} are not valid as the ends of a tunnel")));
     }

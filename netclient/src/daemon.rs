@@ -1,8 +1,8 @@
 //! The daemon: a driver for each network, and a socket by which commands reach it.
 //!
-//! A network belongs to the process that has its lock. A command that finds the lock taken asks the daemon instead
-//! ([`ask`]); one that joined or left a network makes the daemon look again. A message is one line of JSON, and so is
-//! its answer.
+//! A network belongs to the process that has its lock. A command that finds the lock taken asks the daemon
+//! instead ([`ask`]); one that joined or left a network makes the daemon look again. A message is one line of
+//! JSON, and so is its answer.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -109,7 +109,8 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
             client = listener.accept() => match client {
                 Ok((client, _)) => drop(tokio::spawn(Arc::clone(&daemon).serve(client))),
                 Err(error) => {
-                    // Most likely there are no file descriptors left: others must end before one more can begin.
+                    // Most likely there are no file descriptors left: others must end before one more can
+                    // begin.
                     tracing::warn!(%error, "cannot accept a command");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -127,7 +128,8 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
 fn listen(path: &PathBuf) -> Result<(UnixListener, OwnFile, Lock), DaemonError> {
     let failed = |source| DaemonError::Socket { path: path.clone(), source };
     let lock = Lock::take(&lock_path(path)).map_err(failed)?;
-    let lock = lock.ok_or_else(|| DaemonError::Running(path.parent().map(PathBuf::from).unwrap_or_default()))?;
+    let lock =
+        lock.ok_or_else(|| DaemonError::Running(path.parent().map(PathBuf::from).unwrap_or_default()))?;
     let open = || {
         files::remove(path)?;
         let listener = UnixListener::bind(path)?;
@@ -217,7 +219,9 @@ impl Daemon {
             }
             DaemonRequest::Status => {
                 let drivers = self.drivers.lock().await;
-                let all = drivers.iter().map(|(network, running)| (network.clone(), running.status.borrow().clone()));
+                let all = drivers
+                    .iter()
+                    .map(|(network, running)| (network.clone(), running.status.borrow().clone()));
                 return DaemonResponse::Status(all.collect());
             }
             DaemonRequest::CheckIn(network) => self.ask(network, Command::CheckIn).await,

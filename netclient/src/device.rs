@@ -1,13 +1,13 @@
 //! WireGuard, as the agent sees it: observe a device, apply steps to it.
 //!
-//! Three implementations keep one contract: the kernel's ([`kernel`]), a userspace device in a process of its own
-//! ([`userspace`], which speaks to [`process`]), and one in memory for tests ([`fake`]). They decide nothing; the
-//! steps come from reconcile. A device exists until [`Device::remove`], whatever happens to the agent: a restarted
-//! agent finds it with [`attach`], and creates it with [`create`] if there is none. Addresses, MTU and routes are not
-//! a device's concern; see `system`.
+//! Three implementations keep one contract: the kernel's ([`kernel`]), a userspace device in a process of its
+//! own ([`userspace`], which speaks to [`process`]), and one in memory for tests ([`fake`]). They decide
+//! nothing; the steps come from reconcile. A device exists until [`Device::remove`], whatever happens to the
+//! agent: a restarted agent finds it with [`attach`], and creates it with [`create`] if there is none.
+//! Addresses, MTU and routes are not a device's concern; see `system`.
 //!
-//! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller runs it on a thread that
-//! may block. Nothing here logs a key, an address or a name.
+//! Every call blocks, for seconds in the worst case ([`userspace::TIMEOUT`]); an async caller runs it on a
+//! thread that may block. Nothing here logs a key, an address or a name.
 
 mod endpoints;
 mod host;
@@ -28,7 +28,9 @@ use std::time::Duration;
 use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
-pub use host::{blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards, stay_outside};
+pub use host::{
+    blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards, stay_outside,
+};
 pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 
 /// A WireGuard device that exists.
@@ -36,31 +38,35 @@ pub trait Device: Send {
     /// Observes the device.
     fn observe(&mut self) -> Result<DeviceState, DeviceError>;
     /// Applies the steps: the last key and the last port of the list first, together, then the peers in their
-    /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the port is
-    /// refused, nothing has changed.
+    /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the
+    /// port is refused, nothing has changed.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
-    /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be reached; absent:
-    /// neither, or there is no such peer. Its cost is shared: many questions at once cost little more than one.
+    /// Where a peer was last heard, at most a quarter of a second ago, or else where it was set to be
+    /// reached; absent: neither, or there is no such peer. Its cost is shared: many questions at once cost
+    /// little more than one.
     fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError>;
-    /// The largest packet that the device passes on, in bytes; absent: any. A larger one is lost without a word, so no
-    /// interface may be given a larger MTU.
+    /// The largest packet that the device passes on, in bytes; absent: any. A larger one is lost without a
+    /// word, so no interface may be given a larger MTU.
     fn largest_packet(&self) -> Option<u16> {
         None
     }
-    /// Makes the device end by itself at this time of [`boottime`] or, if absent, never; the last call counts. A time
-    /// that has passed means now. It ends as by [`Device::remove`], within [`process::WATCH`] of the time.
+    /// Makes the device end by itself at this time of [`boottime`] or, if absent, never; the last call
+    /// counts. A time that has passed means now. It ends as by [`Device::remove`], within [`process::WATCH`]
+    /// of the time.
     ///
-    /// Returns whether it will: only a process keeps a deadline, so the kernel's device answers false and stays.
+    /// Returns whether it will: only a process keeps a deadline, so the kernel's device answers false and
+    /// stays.
     fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError>;
     /// Ends the device and its interface; when it returns, the name and the port are free. It is not an error
     /// if it has ended already.
     fn remove(&mut self) -> Result<(), DeviceError>;
 }
 
-/// Finds the device that an earlier agent created for this interface; absent: there is none, so [`create`] it.
+/// Finds the device that an earlier agent created for this interface; absent: there is none, so [`create`]
+/// it.
 ///
-/// A WireGuard interface in the kernel carries no mark of its maker: ask only for a name that is the agent's by its own
-/// state.
+/// A WireGuard interface in the kernel carries no mark of its maker: ask only for a name that is the agent's
+/// by its own state.
 pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError> {
     if let Some(device) = userspace::Userspace::attach(interface, socket)? {
         return Ok(Some(Box::new(device)));
@@ -79,9 +85,13 @@ pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<d
     Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
 }
 
-/// Creates a device in a process of its own, even if the kernel has WireGuard: only a process keeps a deadline (see
-/// [`Device::expire_at`]). Without TUN it is the kernel's, if that has WireGuard.
-pub fn create_apart(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
+/// Creates a device in a process of its own, even if the kernel has WireGuard: only a process keeps a
+/// deadline (see [`Device::expire_at`]). Without TUN it is the kernel's, if that has WireGuard.
+pub fn create_apart(
+    interface: &str,
+    executable: &Path,
+    socket: &Path,
+) -> Result<Box<dyn Device>, DeviceError> {
     match userspace::Userspace::spawn(interface, executable, socket) {
         Err(DeviceError::Refused(Refusal::TunMissing)) => {
             let device = kernel::Kernel::create(interface)?.ok_or(Refusal::TunMissing)?;
@@ -157,7 +167,9 @@ pub enum Refusal {
         interface: String,
     },
     /// Another program listens on the port.
-    #[error("UDP port {port} is taken by another program; stop that program, or choose another port with --port")]
+    #[error(
+        "UDP port {port} is taken by another program; stop that program, or choose another port with --port"
+    )]
     PortTaken {
         /// The port.
         port: u16,

@@ -12,8 +12,8 @@
 //! *.lock                held by the process that uses something
 //! ```
 //!
-//! The directory has mode 0700, the files 0600; each file but the log is replaced whole or not at all, and of the log only
-//! the end may be lost.
+//! The directory has mode 0700, the files 0600; each file but the log is replaced whole or not at all, and of
+//! the log only the end may be lost.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -37,7 +37,8 @@ use crate::registration::Registration;
 /// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
 pub const DEFAULT: &str = "/etc/netclient";
 
-/// How long its path may be, in bytes: that of a socket has 107 (unix(7)), and `/device-INTERFACE.sock` up to 28 of them.
+/// How long its path may be, in bytes: that of a socket has 107 (unix(7)), and `/device-INTERFACE.sock` up to
+/// 28 of them.
 const LONGEST_PATH: usize = 107 - 28;
 /// How long another join or leave may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -110,7 +111,11 @@ impl Directory {
         if path.as_os_str().len() > LONGEST_PATH {
             return Err(DirectoryError::TooLong(path));
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("make the directory", &path))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed("make the directory", &path))?;
         // It may not be the agent's: closing it is the operator's decision.
         files::check_folder(&path, 0)?;
         Ok(Self { path, disk: Arc::new(RealDisk) })
@@ -150,7 +155,11 @@ impl Directory {
     }
 
     /// Stores the host's identity at a server.
-    pub fn keep_identity(&self, server: &SigningKey, identity: &ed25519::SigningKey) -> Result<(), DirectoryError> {
+    pub fn keep_identity(
+        &self,
+        server: &SigningKey,
+        identity: &ed25519::SigningKey,
+    ) -> Result<(), DirectoryError> {
         self.write(&self.identity_path(server), &StoredIdentity { seed: identity.to_bytes() })
     }
 
@@ -180,7 +189,8 @@ impl Directory {
         Ok(self.named("network-", ".json")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The host's registration at a server, if it has one. A damaged one counts as none: it can be made again.
+    /// The host's registration at a server, if it has one. A damaged one counts as none: it can be made
+    /// again.
     pub fn registration(&self, server: &SigningKey) -> Result<Option<Registration>, DirectoryError> {
         match self.read(&self.registration_path(server)) {
             Err(DirectoryError::Damaged { path, why }) => {
@@ -235,8 +245,8 @@ impl Directory {
         Ok(Journal::begin(&base))
     }
 
-    /// Stores one more update of a membership in its log; false: the log has become too long, so save the membership
-    /// whole.
+    /// Stores one more update of a membership in its log; false: the log has become too long, so save the
+    /// membership whole.
     pub(crate) fn append(
         &self,
         network: &NetworkName,
@@ -253,7 +263,8 @@ impl Directory {
     /// Whether the host is in a network of a server.
     pub fn is_member(&self, server: &SigningKey) -> Result<bool, DirectoryError> {
         for network in self.networks()? {
-            // What does not change with what the server sends needs no log. One that cannot be read may be of this server.
+            // What does not change with what the server sends needs no log. One that cannot be read may be of
+            // this server.
             match self.read::<Membership>(&self.membership_path(&network)) {
                 Ok(other) if other.as_ref().is_none_or(|other| other.server.signing_key != *server) => {}
                 Ok(_) | Err(_) => return Ok(true),
@@ -281,7 +292,8 @@ impl Directory {
         Self::wait_for(self.path.join("comms.lock")).await
     }
 
-    /// The right to change what all networks of the agent share on the host: routes, rules, the packet filter.
+    /// The right to change what all networks of the agent share on the host: routes, rules, the packet
+    /// filter.
     pub(crate) async fn lock_outside(&self) -> Result<Lock, DirectoryError> {
         Self::wait_for(self.path.join("outside.lock")).await
     }
@@ -337,7 +349,8 @@ fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &[u8]) -> Result<T, DirectoryError> {
-    let damaged = |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
+    let damaged =
+        |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
     serde_json::from_slice(text).map_err(damaged)
 }
 

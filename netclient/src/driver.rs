@@ -1,7 +1,7 @@
 //! Keeps one network current until it is to end: carries out what the [state](crate::agent_state) says.
 //!
-//! Calls to the server run concurrently and come back as events; what is done to the host itself is done here, one
-//! thing after the other, so that no two of them meet.
+//! Calls to the server run concurrently and come back as events; what is done to the host itself is done
+//! here, one thing after the other, so that no two of them meet.
 
 use std::time::{Duration, Instant};
 
@@ -81,11 +81,18 @@ impl Driver {
         let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
         let state = AgentState::new(interval(&member), watch, seed, now());
         let host_events = member.host_events();
-        (Self { member, state, events, sender, stream: None, status, host_events, reported_absent: false }, published)
+        (
+            Self { member, state, events, sender, stream: None, status, host_events, reported_absent: false },
+            published,
+        )
     }
 
     /// Drives until `shutdown` becomes true or the host has left.
-    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: watch::Receiver<bool>) -> End {
+    pub async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> End {
         self.state.handle_timeout(now());
         loop {
             while let Some(output) = self.state.poll_output() {

@@ -1,10 +1,10 @@
-//! Files of a program's own: opened only where no other user can interfere, written whole or not at all, and removed only
-//! by their maker. Agent and server share this.
+//! Files of a program's own: opened only where no other user can interfere, written whole or not at all, and
+//! removed only by their maker. Agent and server share this.
 //!
-//! A directory or file of another user, or one that others may write, is refused ([`check_folder`], [`read`]); no link is
-//! followed, and a new file is always one that did not exist ([`write_whole`]). A path may be taken over by another process;
-//! a file is therefore known by device and inode, and only the file that we made is ever removed. A device process leaves
-//! three while it lives: its socket, its lock, its log.
+//! A directory or file of another user, or one that others may write, is refused ([`check_folder`],
+//! [`read`]); no link is followed, and a new file is always one that did not exist ([`write_whole`]). A path
+//! may be taken over by another process; a file is therefore known by device and inode, and only the file
+//! that we made is ever removed. A device process leaves three while it lives: its socket, its lock, its log.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -59,18 +59,19 @@ pub enum Exposed {
     },
 }
 
-/// Checks that a directory is this user's own, and that others may do no more in it than the bits of `shared` let them;
-/// 0: nothing.
+/// Checks that a directory is this user's own, and that others may do no more in it than the bits of `shared`
+/// let them; 0: nothing.
 pub fn check_folder(path: &Path, shared: u32) -> Result<(), Exposed> {
     let found = fs::metadata(path).map_err(unreadable(path))?;
     check(path, &found, 0o077 & !shared, 0o700)
 }
 
-/// Reads a file of this user's own, which others may not write, and may not read either unless it is `public`; absent:
-/// there is none.
+/// Reads a file of this user's own, which others may not write, and may not read either unless it is
+/// `public`; absent: there is none.
 pub fn read(path: &Path, public: bool) -> Result<Option<Zeroizing<Vec<u8>>>, Exposed> {
     // Opening a pipe must not wait for a writer.
-    let opened = OpenOptions::new().read(true).custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK)).open(path);
+    let opened =
+        OpenOptions::new().read(true).custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK)).open(path);
     let mut file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -117,8 +118,8 @@ pub fn in_place() -> OpenOptions {
     options
 }
 
-/// Makes a file hold this, with this mode: whole and on the disk, or the old one stays. A process that is killed meanwhile
-/// leaves a new file beside it, which the next write replaces.
+/// Makes a file hold this, with this mode: whole and on the disk, or the old one stays. A process that is
+/// killed meanwhile leaves a new file beside it, which the next write replaces.
 pub fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let new = sibling(path, "nm-new");
     let (Some(folder), Some(name)) = (new.parent(), new.file_name()) else {
@@ -137,13 +138,13 @@ pub fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// What the agent does with a disk to keep its state. A process that is killed may do any part of any of these as its last
-/// act.
+/// What the agent does with a disk to keep its state. A process that is killed may do any part of any of
+/// these as its last act.
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Makes a private file hold this: whole and on the disk, or the old one stays.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
-    /// Makes a private file hold this from `at` on, and on the disk; what it had from there on is gone, what it had
-    /// before stays.
+    /// Makes a private file hold this from `at` on, and on the disk; what it had from there on is gone, what
+    /// it had before stays.
     fn write_from(&self, path: &Path, at: u64, content: &[u8]) -> io::Result<()>;
     /// Removes a file, if there.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -217,8 +218,8 @@ impl Drop for OwnFile {
 
 /// The lock of a socket: one process at a time has it, and the kernel releases it when that process ends.
 pub(crate) struct Lock {
-    // Removed first: a process that finds the path gone makes a new file, and one that opened this file looks again
-    // (`take`).
+    // Removed first: a process that finds the path gone makes a new file, and one that opened this file looks
+    // again (`take`).
     _file: OwnFile,
     _held: File,
 }
@@ -290,7 +291,8 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).expect("it is still there"), "theirs");
     }
 
-    /// A folder of this user's own, with a file of somebody else's beside it that links planted in it lead to.
+    /// A folder of this user's own, with a file of somebody else's beside it that links planted in it lead
+    /// to.
     fn planted(name: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
         let folder = tempfile::tempdir().expect("a folder is made");
         let theirs = folder.path().join("theirs");
@@ -309,7 +311,11 @@ mod tests {
             assert_eq!(fs::read_to_string(&theirs).expect("it is there"), "theirs", "{name}");
             let found = fs::symlink_metadata(&path).expect("it is there");
             assert!(found.is_file() && found.mode() & 0o777 == PRIVATE, "{name}");
-            assert_eq!(fs::read_dir(folder.path()).expect("it is there").count(), 2, "{name}: nothing is left");
+            assert_eq!(
+                fs::read_dir(folder.path()).expect("it is there").count(),
+                2,
+                "{name}: nothing is left"
+            );
         }
         let (_folder, theirs, link) = planted("log");
         assert!(RealDisk.write_from(&link, 0, b"secret").is_err());

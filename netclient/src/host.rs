@@ -1,8 +1,8 @@
-//! The host that an agent runs on, as far as a network's tunnel needs it: devices, links, routes, packet filter,
-//! forwarding, names.
+//! The host that an agent runs on, as far as a network's tunnel needs it: devices, links, routes, packet
+//! filter, forwarding, names.
 //!
-//! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system); [`fake::FakeHost`] is
-//! one in memory, for tests of the whole agent. Neither decides anything.
+//! [`System`] is the real one, made of [`device`](crate::device) and [`system`](crate::system);
+//! [`fake::FakeHost`] is one in memory, for tests of the whole agent. Neither decides anything.
 
 pub mod fake;
 
@@ -38,25 +38,40 @@ pub trait Host: Send + Sync {
     /// Observes a link; absent: there is none of that name.
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>>;
     /// Carries out steps on a link.
-    fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>>;
+    fn apply_link<'a>(
+        &'a self,
+        interface: &'a str,
+        steps: &'a [LinkStep],
+    ) -> BoxFuture<'a, Result<(), LinkError>>;
     /// The MTU of a tunnel over the host's other interfaces.
     fn underlay_mtu<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>>;
     /// Whether this host has a packet filter that keeps marks; see [`outside`](crate::outside).
     fn has_filter(&self) -> bool;
-    /// Keeps the table of the packet filter as it should be; where nothing is outside, there is none. Blocks the caller.
+    /// Keeps the table of the packet filter as it should be; where nothing is outside, there is none. Blocks
+    /// the caller.
     fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError>;
-    /// Changes the members that the table knows; [`FirewallError::Refused`] if it is not as it was set. Blocks the caller.
-    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError>;
+    /// Changes the members that the table knows; [`FirewallError::Refused`] if it is not as it was set.
+    /// Blocks the caller.
+    fn change_members(
+        &self,
+        slot: Slot,
+        gone: &BTreeSet<IpAddr>,
+        new: &BTreeSet<IpAddr>,
+    ) -> Result<(), FirewallError>;
     /// Brings the agent's routes and rules to what they should be.
-    fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>>;
+    fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing)
+    -> BoxFuture<'a, Result<(), RoutingError>>;
     /// The networks that its other interfaces are connected to; see [`link::connected`].
-    fn connected<'a>(&'a self, ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
+    fn connected<'a>(
+        &'a self,
+        ours: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
     /// Makes the kernel forward packets that come in by an interface, or not.
     fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError>;
-    /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock file
-    /// `turn`.
+    /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
+    /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
     /// Where an endpoint is right now; absent: its name does not resolve in time.
     fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Option<SocketAddr>>;
@@ -122,7 +137,11 @@ impl Host for System {
         Box::pin(link::observe(interface))
     }
 
-    fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>> {
+    fn apply_link<'a>(
+        &'a self,
+        interface: &'a str,
+        steps: &'a [LinkStep],
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(link::apply(interface, steps))
     }
 
@@ -143,7 +162,12 @@ impl Host for System {
         self.load_filter(&table, outside)
     }
 
-    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError> {
+    fn change_members(
+        &self,
+        slot: Slot,
+        gone: &BTreeSet<IpAddr>,
+        new: &BTreeSet<IpAddr>,
+    ) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         firewall::change(&slot.filter(), &filter_members(slot, gone, new)).inspect_err(|_| *filter = None)?;
         if let Some(filter) = &mut *filter {
@@ -153,11 +177,18 @@ impl Host for System {
         Ok(())
     }
 
-    fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>> {
+    fn set_routing<'a>(
+        &'a self,
+        slot: Slot,
+        routing: &'a Routing,
+    ) -> BoxFuture<'a, Result<(), RoutingError>> {
         Box::pin(routing::bring(slot, routing))
     }
 
-    fn connected<'a>(&'a self, ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
+    fn connected<'a>(
+        &'a self,
+        ours: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
         // Those of other agents bear such names as well.
         Box::pin(link::connected(|name| ours.contains(name) || name.starts_with("nm-")))
     }

@@ -1,13 +1,17 @@
 //! The log next to a membership file: what the server sent since the membership was last written whole.
 //!
-//! Pure. `network-NAME.json` is the *base*: a membership with its View at a position. `network-NAME.log` continues it: a
-//! header that names the base by its hash, then one record for each update, in the order in which they came. So a change of
-//! one peer costs the bytes of that change, however large the mesh is. Invariants:
+//! Pure. `network-NAME.json` is the *base*: a membership with its View at a position. `network-NAME.log`
+//! continues it: a header that names the base by its hash, then one record for each update, in the order in
+//! which they came. So a change of one peer costs the bytes of that change, however large the mesh is.
+//! Invariants:
 //!
-//! - a record is read whole or not at all: it says how long it is, and has a checksum over that and over itself;
-//! - a log of another base is ignored: after a new base is written, the old log need not be removed in the same instant;
-//! - what is read is accepted as when it arrived ([`Membership::accept`]): signature, position and count are checked, and
-//!   the first update that does not apply ends the log. So whatever a crash leaves, the View is one that the server sent.
+//! - a record is read whole or not at all: it says how long it is, and has a checksum over that and over
+//!   itself;
+//! - a log of another base is ignored: after a new base is written, the old log need not be removed in the
+//!   same instant;
+//! - what is read is accepted as when it arrived ([`Membership::accept`]): signature, position and count are
+//!   checked, and the first update that does not apply ends the log. So whatever a crash leaves, the View is
+//!   one that the server sent.
 //!
 //! ```text
 //! log    = "nmlog 2\n" SHA-256(base) record*
@@ -27,8 +31,8 @@ const MAGIC: &[u8; 8] = b"nmlog 2\n";
 const HEADER: usize = MAGIC.len() + 32;
 /// The size of what a record has before its update.
 const PREFIX: usize = 8;
-/// The shortest log for which a new base is written. Checking a record is mostly checking a signature, some 50 us, and a
-/// change of one peer is some 250 bytes: a log of this length is read in about 15 ms.
+/// The shortest log for which a new base is written. Checking a record is mostly checking a signature, some
+/// 50 us, and a change of one peer is some 250 bytes: a log of this length is read in about 15 ms.
 const SHORTEST: u64 = 64 << 10;
 
 /// The state of a membership on the disk.
@@ -55,7 +59,8 @@ impl Journal {
         Self { base: Sha256::digest(base).into(), base_length: base.len() as u64, length: 0 }
     }
 
-    /// Applies the log to a membership as the base has it; also returns whether the end of the log was unusable.
+    /// Applies the log to a membership as the base has it; also returns whether the end of the log was
+    /// unusable.
     pub(crate) fn replay(base: &[u8], log: &[u8], membership: &mut Membership) -> (Self, bool) {
         let mut journal = Self::begin(base);
         let Some(mut rest) = log.strip_prefix(&*journal.header()) else { return (journal, false) };
@@ -74,8 +79,8 @@ impl Journal {
 
     /// What to write to add one more update to the log; absent: a new base costs less in the long run.
     ///
-    /// That is when the log would be longer than the base. So an agent writes at most about twice what it is sent, and reads
-    /// at its start at most twice what it has to know.
+    /// That is when the log would be longer than the base. So an agent writes at most about twice what it is
+    /// sent, and reads at its start at most twice what it has to know.
     pub(crate) fn entry(&self, update: &Update) -> Option<JournalEntry> {
         let mut bytes = if self.length == 0 { self.header() } else { Vec::new() };
         write_record(update, &mut bytes);
@@ -98,7 +103,8 @@ const NOBODY: Identity = Identity([0; 32]);
 
 fn write_record(update: &Update, bytes: &mut Vec<u8>) {
     let update = update.encode_to_vec();
-    let length = u32::try_from(update.len()).expect("an update is shorter than what tonic takes, which is 64 MiB");
+    let length =
+        u32::try_from(update.len()).expect("an update is shorter than what tonic takes, which is 64 MiB");
     bytes.extend(length.to_be_bytes());
     bytes.extend(checksum(length, &update).to_be_bytes());
     bytes.extend(update);

@@ -1,9 +1,9 @@
 //! The agent: keeps a host's WireGuard interfaces up to date with what the server sends.
 //!
-//! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current continuously. Decisions are
-//! pure: [`agent_state`] (when to call), [`membership`] (what to accept), [`tunnels`] and [`reconcile`] (what to
-//! change), [`outside`] (what stays out of the mesh). What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the host),
-//! [`directory`] (the disk).
+//! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current continuously.
+//! Decisions are pure: [`agent_state`] (when to call), [`membership`] (what to accept), [`tunnels`] and
+//! [`reconcile`] (what to change), [`outside`] (what stays out of the mesh). What acts is thin: [`control`]
+//! (the server), [`tunnel`] (device, links, names), [`host`] (the host), [`directory`] (the disk).
 #![deny(unsafe_code)]
 
 pub mod agent;

@@ -1,8 +1,9 @@
 //! A host's membership of one network: everything that it needs to bring its tunnel up without the server.
 //!
-//! Pure. What the server sends is accepted by [`Membership::accept`], which checks its signature and position; a View
-//! that is older than the current one is ignored, so that nothing that was recorded can be replayed. A delta applies to
-//! exactly one state of one history: epoch, revision and stamp have to be those of the View.
+//! Pure. What the server sends is accepted by [`Membership::accept`], which checks its signature and
+//! position; a View that is older than the current one is ignored, so that nothing that was recorded can be
+//! replayed. A delta applies to exactly one state of one history: epoch, revision and stamp have to be those
+//! of the View.
 
 use proto::convert::{DecodedUpdate, Malformed, accept_update};
 use proto::position::Position;
@@ -70,8 +71,8 @@ pub enum Accepted {
     Overtaken,
     /// The host is no longer a node of the network.
     Removed,
-    /// The server's database is not the one that the host joined, and does not know it: it was restored from a backup,
-    /// or set up anew. That is no reason to remove anything.
+    /// The server's database is not the one that the host joined, and does not know it: it was restored from
+    /// a backup, or set up anew. That is no reason to remove anything.
     Forgotten,
 }
 

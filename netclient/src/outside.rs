@@ -1,13 +1,15 @@
-//! What keeps an agent's own packets out of every mesh, so that no declared range can cut a host off from its repair.
+//! What keeps an agent's own packets out of every mesh, so that no declared range can cut a host off from its
+//! repair.
 //!
-//! Pure. WireGuard's sockets and every connection to the server carry [`MARK`]. Ranges of networks are routed in a table of
-//! the agent's own, which rules lead to only what carries no mark: so a range may hold the server's address, or a peer's
-//! endpoint, and tunnels and control traffic go on past the mesh. A table of the packet filter keeps the mark with each
-//! connection, so that what comes in by another interface is answered by it, also under strict reverse path filtering, and
-//! drops packets that come from outside with an address of the mesh.
+//! Pure. WireGuard's sockets and every connection to the server carry [`MARK`]. Ranges of networks are routed
+//! in a table of the agent's own, which rules lead to only what carries no mark: so a range may hold the
+//! server's address, or a peer's endpoint, and tunnels and control traffic go on past the mesh. A table of
+//! the packet filter keeps the mark with each connection, so that what comes in by another interface is
+//! answered by it, also under strict reverse path filtering, and drops packets that come from outside with an
+//! address of the mesh.
 //!
-//! Without nftables, routes stand in the main table and there are no rules: rules without the filter would lose packets
-//! where reverse paths are filtered.
+//! Without nftables, routes stand in the main table and there are no rules: rules without the filter would
+//! lose packets where reverse paths are filtered.
 //!
 //! For each range of L of W bits there are three rules, the longer ranges first:
 //!
@@ -26,7 +28,8 @@ use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::view::View;
 
-/// The bit of a packet's mark (SO_MARK; socket(7)) that says that it stays outside: one that no well-known program uses.
+/// The bit of a packet's mark (SO_MARK; socket(7)) that says that it stays outside: one that no well-known
+/// program uses.
 pub const MARK: u32 = 0x10;
 /// The routing table that the kernel looks into by itself (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
@@ -42,8 +45,8 @@ const PROTOCOL: u8 = 182;
 /// How many agents, besides that of the default directory, one host tells apart.
 const OTHERS: u32 = 8;
 
-/// What sets the numbers and names of an agent apart from those of another one on the same host: agents of other
-/// directories than the default one have others.
+/// What sets the numbers and names of an agent apart from those of another one on the same host: agents of
+/// other directories than the default one have others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(u8);
 
@@ -115,8 +118,11 @@ impl Outside {
         let mut text = String::new();
         let mut set = |name: &str, ty: &str, elements: &mut dyn Iterator<Item = String>| {
             let elements: Vec<_> = elements.collect();
-            let elements =
-                if elements.is_empty() { String::new() } else { format!(" elements = {{ {} }}", elements.join(", ")) };
+            let elements = if elements.is_empty() {
+                String::new()
+            } else {
+                format!(" elements = {{ {} }}", elements.join(", "))
+            };
             writeln!(text, "  set {name} {{ type {ty};{elements} }}").expect("a text takes everything");
         };
         set("ours", "ifname", &mut self.interfaces.iter().map(|name| format!("\"{name}\"")));
@@ -141,8 +147,10 @@ impl Outside {
     /// The routes and rules; with or without a filter that keeps marks.
     pub fn routing(&self, slot: Slot, filtered: bool) -> Routing {
         let table = if filtered { slot.table() } else { MAIN };
-        let routes = self.ranges.iter().map(|(range, interface)| ((table, *range), interface.clone())).collect();
-        let rules = self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
+        let routes =
+            self.ranges.iter().map(|(range, interface)| ((table, *range), interface.clone())).collect();
+        let rules =
+            self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
         Routing { routes, rules }
     }
 }
@@ -189,8 +197,11 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     let mut text = String::new();
     for (verb, addresses) in [("delete", gone), ("add", new)] {
         for (family, ipv4) in [("4", true), ("6", false)] {
-            let some: Vec<_> =
-                addresses.iter().filter(|address| address.is_ipv4() == ipv4).map(ToString::to_string).collect();
+            let some: Vec<_> = addresses
+                .iter()
+                .filter(|address| address.is_ipv4() == ipv4)
+                .map(ToString::to_string)
+                .collect();
             if !some.is_empty() {
                 let table = slot.filter();
                 writeln!(text, "{verb} element inet {table} members{family} {{ {} }}", some.join(", "))
@@ -201,8 +212,9 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `pre` and `out` keep the mark.
-/// Interfaces of ours are those of the set, and by their usual name those of other agents on the host.
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `pre` and `out`
+/// keep the mark. Interfaces of ours are those of the set, and by their usual name those of other agents on
+/// the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept
@@ -283,8 +295,9 @@ pub enum RoutingStep {
     AddRule(Rule),
 }
 
-/// What leads from what a host has to what it should have. Killed after any of them, packets find a way that is right: a rule
-/// stands only while the route that it leads to does, and the one that spares the main table before those that do not.
+/// What leads from what a host has to what it should have. Killed after any of them, packets find a way that
+/// is right: a rule stands only while the route that it leads to does, and the one that spares the main table
+/// before those that do not.
 pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
     let mut steps = Vec::new();
     let gone = observed.rules.iter().rev().filter(|rule| !wanted.rules.contains(rule));
@@ -292,7 +305,9 @@ pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
     let gone = observed.routes.keys().filter(|route| !wanted.routes.contains_key(route));
     steps.extend(gone.map(|(table, range)| RoutingStep::RemoveRoute(*table, *range)));
     let new = wanted.routes.iter().filter(|(route, interface)| observed.routes.get(route) != Some(interface));
-    steps.extend(new.map(|((table, range), interface)| RoutingStep::PutRoute(*table, *range, interface.clone())));
+    steps.extend(
+        new.map(|((table, range), interface)| RoutingStep::PutRoute(*table, *range, interface.clone())),
+    );
     let new = wanted.rules.difference(&observed.rules);
     steps.extend(new.map(|rule| RoutingStep::AddRule(*rule)));
     steps
@@ -303,7 +318,10 @@ mod tests {
     use super::*;
 
     fn ranges(texts: &[(&str, &str)]) -> BTreeMap<IpNet, String> {
-        texts.iter().map(|(range, interface)| (range.parse().expect("a range"), (*interface).to_owned())).collect()
+        texts
+            .iter()
+            .map(|(range, interface)| (range.parse().expect("a range"), (*interface).to_owned()))
+            .collect()
     }
 
     fn outside(texts: &[(&str, &str)]) -> Outside {
@@ -314,10 +332,13 @@ mod tests {
 
     #[test]
     fn longer_ranges_are_asked_first_and_each_spares_the_main_table_first() {
-        let routing =
-            outside(&[("10.40.0.0/16", "a"), ("10.40.9.0/24", "b"), ("fd40::/64", "a")]).routing(DEFAULT, true);
-        let rules: Vec<_> =
-            routing.rules.iter().map(|rule| format!("{} {} {:?}", rule.preference, rule.to, rule.act)).collect();
+        let routing = outside(&[("10.40.0.0/16", "a"), ("10.40.9.0/24", "b"), ("fd40::/64", "a")])
+            .routing(DEFAULT, true);
+        let rules: Vec<_> = routing
+            .rules
+            .iter()
+            .map(|rule| format!("{} {} {:?}", rule.preference, rule.to, rule.act))
+            .collect();
         assert_eq!(
             rules,
             [
@@ -338,7 +359,10 @@ mod tests {
     #[test]
     fn without_a_filter_routes_stand_in_the_main_table_without_rules() {
         let routing = outside(&[("10.40.0.0/16", "a")]).routing(DEFAULT, false);
-        assert_eq!((routing.rules.len(), routing.routes.keys().next().map(|(table, _)| *table)), (0, Some(MAIN)));
+        assert_eq!(
+            (routing.rules.len(), routing.routes.keys().next().map(|(table, _)| *table)),
+            (0, Some(MAIN))
+        );
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! From the observed to the desired state: the smallest set of steps, in an order that loses no packet of a peer that
-//! stays.
+//! From the observed to the desired state: the smallest set of steps, in an order that loses no packet of a
+//! peer that stays.
 //!
-//! Pure, and the only place that computes them: the tunnels of networks, of agents to a server and of a server to
-//! agents all come from [`device_steps`] and [`link_steps`]. Peers that go are removed before others are put, since an
-//! address belongs to one peer at a time. An endpoint is applied once: WireGuard itself moves it to where the peer was
-//! last heard, and is right as long as it hears the peer.
+//! Pure, and the only place that computes them: the tunnels of networks, of agents to a server and of a
+//! server to agents all come from [`device_steps`] and [`link_steps`]. Peers that go are removed before
+//! others are put, since an address belongs to one peer at a time. An endpoint is applied once: WireGuard
+//! itself moves it to where the peer was last heard, and is right as long as it hears the peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,7 +15,8 @@ use schema::scalars::WireGuardKey;
 use crate::device::state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 use crate::system::link::state::{LinkState, LinkStep};
 
-/// A session lives this long without a new handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6), in seconds.
+/// A session lives this long without a new handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6),
+/// in seconds.
 const SESSION: u64 = 180;
 
 /// What a device should do.
@@ -31,7 +32,8 @@ pub struct Wanted<'a> {
     pub peers: &'a BTreeMap<WireGuardKey, PeerSettings>,
 }
 
-/// The endpoints that were last applied to a device, by peer. Empty for a device that another process created.
+/// The endpoints that were last applied to a device, by peer. Empty for a device that another process
+/// created.
 pub type AppliedEndpoints = BTreeMap<WireGuardKey, SocketAddr>;
 
 /// What a device lacks; `now` is in seconds of the Unix epoch.
@@ -68,8 +70,8 @@ pub fn device_steps(
 
 /// What a device lacks that was up to date, if only these peers are gone, and only these are new or differ.
 ///
-/// The device is not observed, so the cost is that of what has changed. An endpoint that was applied before is not
-/// applied again: the peer may have been heard elsewhere since.
+/// The device is not observed, so the cost is that of what has changed. An endpoint that was applied before
+/// is not applied again: the peer may have been heard elsewhere since.
 pub fn change_steps(
     gone: &[WireGuardKey],
     put: BTreeMap<WireGuardKey, PeerSettings>,
@@ -158,7 +160,8 @@ mod tests {
         peers: &[(u8, u8, Option<u8>)],
         now: u64,
     ) -> Vec<DeviceStep> {
-        let wanted = Wanted { private_key: &KEY, listen_port: Some(51821), mark: MARK, peers: &settings(peers) };
+        let wanted =
+            Wanted { private_key: &KEY, listen_port: Some(51821), mark: MARK, peers: &settings(peers) };
         device_steps(wanted, &fake.observe().expect("it is there"), applied, now)
     }
 
@@ -179,7 +182,8 @@ mod tests {
     fn a_change_of_one_peer_is_one_step() {
         let mut fake = FakeDevice::default();
         bring(&mut fake, &[(1, 1, None), (2, 2, None), (3, 3, None)]);
-        let steps = lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (2, 9, None), (3, 3, None)], 0);
+        let steps =
+            lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (2, 9, None), (3, 3, None)], 0);
         assert!(matches!(&*steps, [DeviceStep::PutPeer(key, _)] if key.0 == [2; 32]), "{steps:?}");
         let steps = lacking(&mut fake, &AppliedEndpoints::new(), &[(1, 1, None), (3, 3, None)], 0);
         assert_eq!(steps, [DeviceStep::RemovePeer(WireGuardKey([2; 32]))]);

@@ -1,8 +1,9 @@
-//! A host's registration at a server: what it stores of the tunnel for control traffic (`netclient register`).
+//! A host's registration at a server: what it stores of the tunnel for control traffic (`netclient
+//! register`).
 //!
-//! Pure, and the counterpart of [`Membership`](crate::membership::Membership): it is stored in the agent's directory,
-//! and [`comms`](crate::comms) brings it up. Before the host has joined a network, a registration has a deadline, which
-//! is a [`BootTime`].
+//! Pure, and the counterpart of [`Membership`](crate::membership::Membership): it is stored in the agent's
+//! directory, and [`comms`](crate::comms) brings it up. Before the host has joined a network, a registration
+//! has a deadline, which is a [`BootTime`].
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -69,7 +70,12 @@ impl BootTime {
 
 impl Registration {
     /// A new registration, which has no interface yet.
-    pub fn new(server: ServerAddress, private_key: PrivateKey, terms: Terms, deadline: Option<BootTime>) -> Self {
+    pub fn new(
+        server: ServerAddress,
+        private_key: PrivateKey,
+        terms: Terms,
+        deadline: Option<BootTime>,
+    ) -> Self {
         Self { server, interface: String::new(), private_key, terms, deadline }
     }
 

@@ -1,4 +1,5 @@
-//! What the host's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables, which win.
+//! What the host's operator sets: `netclient.toml` in the agent's directory, and `NETCLIENT_*` variables,
+//! which win.
 //!
 //! They override what a join would choose. An unknown setting or an invalid value is an error, never ignored.
 
@@ -21,8 +22,9 @@ pub struct Settings {
     pub interface: Option<String>,
     /// Whether changes are pushed at once (`watch`, true); if not, they come with the next check-in.
     pub watch: bool,
-    /// Whether the kernel may track connections (`connection_tracking`, true), as far as the agent has it do so. If not, the
-    /// agent uses no packet filter: control traffic and tunnels are not kept outside of networks.
+    /// Whether the kernel may track connections (`connection_tracking`, true), as far as the agent has it do
+    /// so. If not, the agent uses no packet filter: control traffic and tunnels are not kept outside of
+    /// networks.
     pub connection_tracking: bool,
 }
 
@@ -45,7 +47,10 @@ pub enum SettingsError {
 }
 
 /// Reads the settings of a directory; the file may be missing, and an empty variable counts as unset.
-pub fn load(directory: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
+pub fn load(
+    directory: &Path,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, SettingsError> {
     let path = directory.join("netclient.toml");
     let file = match std::fs::read_to_string(&path) {
         Ok(text) => settings::parse(&path.display().to_string(), &text, &NAMES.map(str::to_owned))?,
@@ -73,7 +78,8 @@ mod tests {
     fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("netclient.toml"), file).expect("written");
-        let variable = |name: &str| variables.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
+        let variable =
+            |name: &str| variables.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
         load(directory.path(), variable)
     }
 
@@ -88,7 +94,8 @@ mod tests {
     #[test]
     fn an_invalid_value_is_reported() {
         for (name, value) in [("PORT", "0"), ("WATCH", "no"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
-            let error = with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
+            let error =
+                with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");
         }
         let error = with("prot = 1", &[]).expect_err("it is unknown").to_string();

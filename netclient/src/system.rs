@@ -1,5 +1,5 @@
-//! The host around a device: links, routes, forwarding, firewall, names. Each part takes the whole wanted state, may be applied
-//! twice, and changes nothing that is not the agent's own.
+//! The host around a device: links, routes, forwarding, firewall, names. Each part takes the whole wanted
+//! state, may be applied twice, and changes nothing that is not the agent's own.
 
 pub mod firewall;
 pub mod forwarding;

@@ -1,7 +1,7 @@
 //! One network's tunnel on this host: makes device, link, forwarding and names what a membership says.
 //!
-//! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any time, by a new
-//! process as well, and does what is lacking.
+//! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any
+//! time, by a new process as well, and does what is lacking.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -85,7 +85,8 @@ impl NetworkTunnel {
         Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
     }
 
-    /// Makes the host what the membership says. What a network can do without fails nothing else; it is a problem.
+    /// Makes the host what the membership says. What a network can do without fails nothing else; it is a
+    /// problem.
     pub async fn reconcile(&mut self, membership: &Membership) -> Result<BroughtUp, TunnelError> {
         let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: create another one.
@@ -102,16 +103,20 @@ impl NetworkTunnel {
         };
         let mtu = fitting_mtu(mtu, self.largest_packet());
         let cut = mtu_problem(interface.mtu, self.largest_packet());
-        let mut problems: Vec<_> = cut.map(|message| NodeProblem::new(NodeProblem::MTU, message)).into_iter().collect();
+        let mut problems: Vec<_> =
+            cut.map(|message| NodeProblem::new(NodeProblem::MTU, message)).into_iter().collect();
         let missing = || LinkError::Missing { interface: self.interface.clone() };
         let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
-        // Alone, without the prefix of their network: the kernel would route that by itself, in the main table.
+        // Alone, without the prefix of their network: the kernel would route that by itself, in the main
+        // table.
         let addresses = interface.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
         let wanted = WantedLink { addresses: &addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
         match self.host.apply_link(&self.interface, &steps).await {
             // IPv4 alone is better than no network.
-            Err(error @ LinkError::NoIpv6 { .. }) if interface.addresses.iter().any(|it| it.addr().is_ipv4()) => {
+            Err(error @ LinkError::NoIpv6 { .. })
+                if interface.addresses.iter().any(|it| it.addr().is_ipv4()) =>
+            {
                 problems.push(problem(NodeProblem::NO_IPV6, &error));
             }
             outcome => outcome?,
@@ -125,12 +130,17 @@ impl NetworkTunnel {
         Ok(BroughtUp { port_fallback, problems })
     }
 
-    /// Applies these changes alone: the device is not observed, and other peers are not compared. Whatever fails, or is
-    /// not known to be right, [`NetworkTunnel::reconcile`] repairs.
-    pub async fn follow(&mut self, membership: &Membership, changes: TunnelChanges) -> Result<(), TunnelError> {
+    /// Applies these changes alone: the device is not observed, and other peers are not compared. Whatever
+    /// fails, or is not known to be right, [`NetworkTunnel::reconcile`] repairs.
+    pub async fn follow(
+        &mut self,
+        membership: &Membership,
+        changes: TunnelChanges,
+    ) -> Result<(), TunnelError> {
         let View { network, interface, .. } = &membership.view;
         let TunnelChanges { tunnels, names: names_changed, members: _ } = changes;
-        let gone: Vec<_> = tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
+        let gone: Vec<_> =
+            tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
         let found = resolve(&self.host, &put, &membership.view).await;
         let steps = change_steps(&gone, peer_settings(&put, &found, interface.keepalive), &self.applied);
@@ -160,7 +170,8 @@ impl NetworkTunnel {
     /// Observes the device; absent: there is none.
     pub async fn observe(&mut self) -> Result<Option<DeviceState>, DeviceError> {
         if self.device.is_none() {
-            let (host, interface, socket) = (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
+            let (host, interface, socket) =
+                (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
             self.device = blocking(move || host.attach(&interface, &socket)).await?;
         }
         if self.device.is_none() {
@@ -186,7 +197,10 @@ impl NetworkTunnel {
         self.forget_device();
         if let Err(error) = self.set_names(Vec::new()).await {
             // Nobody can be kept in a network by a file that cannot be written.
-            tracing::warn!(error = error_chain(&error), "names of the network stay; remove its block by hand");
+            tracing::warn!(
+                error = error_chain(&error),
+                "names of the network stay; remove its block by hand"
+            );
         }
         device?;
         files::clean_after_device(&self.socket);
@@ -202,7 +216,8 @@ impl NetworkTunnel {
         let observed = match self.observe().await? {
             Some(observed) => observed,
             None => {
-                let (host, interface, socket) = (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
+                let (host, interface, socket) =
+                    (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
                 self.device = Some(blocking(move || host.create(&interface, &socket)).await?);
                 DeviceState::default()
             }
@@ -269,8 +284,8 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
     if taken >= last { Err(TunnelError::NoPort(wanted, last)) } else { Ok(next) }
 }
 
-/// Where peers are reached: addresses as they are, names as they resolve right now. What the law for endpoints refuses is
-/// left out, as if the peer had no endpoint: it must send first.
+/// Where peers are reached: addresses as they are, names as they resolve right now. What the law for
+/// endpoints refuses is left out, as if the peer had no endpoint: it must send first.
 async fn resolve(
     host: &Arc<dyn Host>,
     tunnels: &BTreeMap<WireGuardKey, schema::view::Tunnel>,

@@ -1,7 +1,7 @@
 //! What a device is given for the tunnels of a View.
 //!
-//! Pure. The model says which tunnels there are ([`View::tunnels`](schema::view::View::tunnels)); here they become
-//! settings, with what is known only on this host: what the names of endpoints resolve to right now.
+//! Pure. The model says which tunnels there are ([`View::tunnels`](schema::view::View::tunnels)); here they
+//! become settings, with what is known only on this host: what the names of endpoints resolve to right now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -13,11 +13,13 @@ use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
 use crate::device::state::PeerSettings;
 
-/// Drops what is no endpoint by the law for endpoints ([`schema::rules::endpoints`]), as far as a View tells it: what
-/// the name of a peer resolves to is known only on this host. A member's address would send the tunnel through itself.
+/// Drops what is no endpoint by the law for endpoints ([`schema::rules::endpoints`]), as far as a View tells
+/// it: what the name of a peer resolves to is known only on this host. A member's address would send the
+/// tunnel through itself.
 pub fn keep_endpoints(found: &mut BTreeMap<WireGuardKey, SocketAddr>, view: &View) {
     found.retain(|_, at| refused_everywhere(at.ip()).is_none());
-    // Looking at every peer costs as much as the network is large, and no member has an address outside of its ranges.
+    // Looking at every peer costs as much as the network is large, and no member has an address outside of
+    // its ranges.
     let is_inside = |at: &SocketAddr| view.interface.addresses.iter().any(|range| range.contains(&at.ip()));
     if found.values().any(is_inside) {
         let own = view.interface.addresses.iter().map(IpNet::addr);
@@ -39,7 +41,8 @@ pub struct TunnelChanges {
 }
 
 impl TunnelChanges {
-    /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names differs.
+    /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names
+    /// differs.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);
         if delta.interface.is_some() {
@@ -49,13 +52,15 @@ impl TunnelChanges {
             let peer = view.peers.get(name).filter(|peer: &&std::sync::Arc<Peer>| peer.named);
             peer.map(|peer| peer.addresses.clone())
         };
-        let names = !delta.names.is_empty() || delta.peers.keys().any(|name| named(before, name) != named(after, name));
+        let names = !delta.names.is_empty()
+            || delta.peers.keys().any(|name| named(before, name) != named(after, name));
         let addresses = |view: &View| {
             let peers = delta.peers.keys().filter_map(|name| view.peers.get(name));
             peers.flat_map(|peer| peer.addresses.iter().copied()).collect::<BTreeSet<_>>()
         };
         let (had, has) = (addresses(before), addresses(after));
-        let members = had.symmetric_difference(&has).map(|address| (*address, has.contains(address))).collect();
+        let members =
+            had.symmetric_difference(&has).map(|address| (*address, has.contains(address))).collect();
         let changes = tunnel_changes(before, after, &delta);
         let lost = changes.lost.into_iter().map(|key| (key, None));
         let tunnels = lost.chain(changes.put.into_iter().map(|(key, tunnel)| (key, Some(tunnel)))).collect();
@@ -86,7 +91,8 @@ pub fn mtu_problem(declared: Option<u16>, largest: Option<u16>) -> Option<String
     })
 }
 
-/// The settings of a device's peers for these tunnels; `found` says where they are reached, as far as that is known.
+/// The settings of a device's peers for these tunnels; `found` says where they are reached, as far as that is
+/// known.
 pub fn peer_settings(
     tunnels: &BTreeMap<WireGuardKey, Tunnel>,
     found: &BTreeMap<WireGuardKey, SocketAddr>,

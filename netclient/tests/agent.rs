@@ -43,8 +43,14 @@ async fn who_joins_is_a_peer_of_everybody_within_moments() {
     let took = eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
     assert!(took < PUSHED, "{took:?}");
     let steps = a.device().take_applied();
-    assert!(matches!(&*steps, [DeviceStep::PutPeer(key, _)] if Some(*key) == c.state().public_key), "{steps:?}");
-    assert!(a.device().observations() - observed <= 1, "a look of every half minute may have come in between");
+    assert!(
+        matches!(&*steps, [DeviceStep::PutPeer(key, _)] if Some(*key) == c.state().public_key),
+        "{steps:?}"
+    );
+    assert!(
+        a.device().observations() - observed <= 1,
+        "a look of every half minute may have come in between"
+    );
     assert!((1..500).contains(&(a.written() - written)), "{}", a.written() - written);
 }
 
@@ -95,7 +101,10 @@ async fn losing_the_server_changes_nothing_and_its_return_brings_what_came_meanw
     a.stop().await;
     a.device().end();
     a.start().await;
-    eventually("the tunnel is up from what is on the disk", || a.state().peers.keys().eq(before.peers.keys())).await;
+    eventually("the tunnel is up from what is on the disk", || {
+        a.state().peers.keys().eq(before.peers.keys())
+    })
+    .await;
     assert!(b.peers() == 2);
     a.connect(true);
     eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
@@ -231,7 +240,10 @@ async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
     let c = Node::joined(&mesh, "c").await;
     eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
     assert_eq!(members(&a), 2);
-    assert!(a.device().observations() - observed <= 1, "a look of every half minute may have come in between");
+    assert!(
+        a.device().observations() - observed <= 1,
+        "a look of every half minute may have come in between"
+    );
 
     // Others take it away, and it is back.
     a.host.flush();
@@ -249,7 +261,8 @@ async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
     a.stop().await;
 }
 
-const DUAL: &str = r#"network "corp" { ipv4 "10.0.0.0/24"; ipv6 "fd00::/64"; access-key "k" uses="unlimited"; }"#;
+const DUAL: &str =
+    r#"network "corp" { ipv4 "10.0.0.0/24"; ipv6 "fd00::/64"; access-key "k" uses="unlimited"; }"#;
 
 #[tokio::test(start_paused = true)]
 async fn what_a_host_cannot_do_is_reported_and_fails_nothing_else() {
@@ -267,7 +280,9 @@ async fn what_a_host_cannot_do_is_reported_and_fails_nothing_else() {
     // What it could not set nobody is told to use.
     let address = |node: &Node| node.host.filter().map(|outside| outside.members).unwrap_or_default();
     eventually("a knows b by IPv4 alone", || address(&a).iter().all(|address| address.is_ipv4())).await;
-    assert!(a.host.names(INTERFACE).iter().all(|line| !line.ends_with("\tb.corp") || line.starts_with("10.")));
+    assert!(
+        a.host.names(INTERFACE).iter().all(|line| !line.ends_with("\tb.corp") || line.starts_with("10."))
+    );
 
     b.host.turn_off_ipv6(false);
     b.host.protect_names(false);

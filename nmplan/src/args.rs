@@ -11,8 +11,8 @@ use crate::keys::Sink;
 
 /// Plans and applies declared WireGuard meshes.
 ///
-/// Networks are declared in files, in KDL or YAML. `plan` shows what an apply would change and which nodes that affects;
-/// `apply` carries it out, as one revision or not at all.
+/// Networks are declared in files, in KDL or YAML. `plan` shows what an apply would change and which nodes
+/// that affects; `apply` carries it out, as one revision or not at all.
 #[derive(Debug, Parser)]
 #[command(name = "nmplan", version, disable_help_subcommand = true, after_help = AFTER)]
 pub struct Args {
@@ -38,8 +38,8 @@ pub struct Global {
     /// The project's directory. Absent: this one.
     #[arg(short = 'C', long = "directory", global = true, value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// A file to read instead of those that the env uses; - is standard input. Repeatable. The extension decides the
-    /// language; without one it is YAML if the first line looks like it, else KDL.
+    /// A file to read instead of those that the env uses; - is standard input. Repeatable. The extension
+    /// decides the language; without one it is YAML if the first line looks like it, else KDL.
     #[arg(short = 'f', long = "file", global = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The env. Absent: NMPLAN_ENV, or the project's only one.
@@ -57,7 +57,8 @@ pub struct Global {
     /// Plans, applies and shows this network only.
     #[arg(long, global = true, value_name = "NAME")]
     pub network: Option<NetworkName>,
-    /// Accepts that nothing is declared, in place of the error for it: then everything that the project manages is deleted.
+    /// Accepts that nothing is declared, in place of the error for it: then everything that the project
+    /// manages is deleted.
     #[arg(long, global = true)]
     pub allow_empty: bool,
     /// When to colour the output; auto respects NO_COLOR and CLICOLOR_FORCE.
@@ -69,8 +70,8 @@ pub struct Global {
     /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Prints one JSON event per line instead of text; with `status`, `history`, `show`, `explain` and `lab` one
-    /// document.
+    /// Prints one JSON event per line instead of text; with `status`, `history`, `show`, `explain` and `lab`
+    /// one document.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -104,7 +105,8 @@ pub enum Verb {
     History(History),
     /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
     Show(Show),
-    /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes reach each other.
+    /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes
+    /// reach each other.
     Lab(Lab),
     /// Explains a problem code.
     Explain(Explain),
@@ -139,8 +141,8 @@ pub struct Plan {
 /// The rules that a plan may break.
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Allowed {
-    /// Lets the plan break this rule, once, which the log keeps; one that it does not break is accepted too. cut-off: a range
-    /// may hold an address of the server (needs the admin role). Repeatable.
+    /// Lets the plan break this rule, once, which the log keeps; one that it does not break is accepted too.
+    /// cut-off: a range may hold an address of the server (needs the admin role). Repeatable.
     #[arg(long, value_name = "RULE", value_parser = str::parse::<Guard>)]
     pub allow: Vec<Guard>,
 }
@@ -180,7 +182,8 @@ pub struct Apply {
     /// The rules that it may break.
     #[command(flatten)]
     pub allowed: Allowed,
-    /// Waits until every node that was online has acknowledged the revision, at most DURATION (60s if none is given).
+    /// Waits until every node that was online has acknowledged the revision, at most DURATION (60s if none is
+    /// given).
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "60s")]
     pub wait: Option<Seconds>,
 }

@@ -1,7 +1,7 @@
 //! The commands: each gathers input, calls `schema`, and renders the result.
 //!
-//! [`main`] is the program. A [`Run`] carries what the commands share: where the files are, how a server is reached, and
-//! where to print.
+//! [`main`] is the program. A [`Run`] carries what the commands share: where the files are, how a server is
+//! reached, and where to print.
 
 pub mod apply;
 pub mod explain;
@@ -118,7 +118,12 @@ pub struct Run<'a, C> {
 
 impl<'a, C: ControlPlane> Run<'a, C> {
     /// A run with these flags, in this environment.
-    pub fn new(global: &Global, environment: &Environment, connect: Connect<'a, C>, console: &'a mut Console) -> Self {
+    pub fn new(
+        global: &Global,
+        environment: &Environment,
+        connect: Connect<'a, C>,
+        console: &'a mut Console,
+    ) -> Self {
         let place = Where {
             directory: global.directory.clone(),
             files: global.files.clone(),
@@ -138,7 +143,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         self.accept(loaded, Some(undone))
     }
 
-    /// The same for a command without a server: what a server with default settings would refuse is a warning.
+    /// The same for a command without a server: what a server with default settings would refuse is a
+    /// warning.
     fn load_without_server(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
         let mut loaded = project::load(&self.place)?;
         loaded.report.append(check_by_default(&loaded.declared.snapshot, &loaded.declared.source_map));
@@ -192,8 +198,10 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         };
         let world = document.world().map_err(first)?;
         let mut info = document.server;
-        // By nmplan's own URL the server is reached as well, perhaps through a proxy that the server does not know.
-        let usable = |address: &IpAddr| refused_everywhere(*address).is_none() && !info.addresses.contains(address);
+        // By nmplan's own URL the server is reached as well, perhaps through a proxy that the server does not
+        // know.
+        let usable =
+            |address: &IpAddr| refused_everywhere(*address).is_none() && !info.addresses.contains(address);
         let more: BTreeSet<_> = server.addresses().await.into_iter().filter(usable).collect();
         info.addresses.extend(more);
         Ok((info, world))
@@ -204,7 +212,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let owner = loaded.owner();
         let known = networks(&loaded.declared.snapshot).chain(networks(&world.snapshot));
         self.check_network(known.collect())?;
-        let planned = ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
+        let planned =
+            ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
         match planned {
             Ok(plan) => Ok(Plan { provenance: self.provenance(loaded), ..plan }),
             Err(report) => {
@@ -214,7 +223,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         }
     }
 
-    /// Judges a plan by the rules that it can be let through. A saved plan that breaks other rules is left to the server.
+    /// Judges a plan by the rules that it can be let through. A saved plan that breaks other rules is left to
+    /// the server.
     fn judge(
         plan: &Plan,
         loaded: Option<&Loaded>,
@@ -279,7 +289,8 @@ fn errors(report: &::schema::report::Report) -> usize {
 fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<NodeId> {
     let networks = loaded.declared.snapshot.networks().map(|(network, _)| network);
     let networks = networks.filter(|network| only.is_none_or(|only| only == *network));
-    let nodes = networks.flat_map(|network| loaded.declared.snapshot.all_in::<::schema::kinds::Node>(network));
+    let nodes =
+        networks.flat_map(|network| loaded.declared.snapshot.all_in::<::schema::kinds::Node>(network));
     let ids = nodes.map(|(id, _)| id.node());
     ids.filter(|id| world.inventory.node(id).is_none()).collect()
 }

@@ -1,4 +1,5 @@
-//! Where a run prints and whom it asks: what was asked for goes to standard output, everything else to standard error.
+//! Where a run prints and whom it asks: what was asked for goes to standard output, everything else to
+//! standard error.
 //!
 //! Everything that is printed may be styled; the styles are removed where they would not be shown.
 
@@ -31,7 +32,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// The streams of this process. Questions are asked only if standard input is a terminal and is not read for files.
+    /// The streams of this process. Questions are asked only if standard input is a terminal and is not read
+    /// for files.
     pub fn of_process(global: &Global) -> Self {
         let choice = match global.color {
             Color::Auto => None,
@@ -95,7 +97,8 @@ impl Console {
         }
     }
 
-    /// Prints on standard error, even in a quiet run. A failure to write is ignored, since nothing that was asked for is lost.
+    /// Prints on standard error, even in a quiet run. A failure to write is ignored, since nothing that was
+    /// asked for is lost.
     pub fn stderr(&mut self, text: &str) {
         let _ = self.stderr.write_all(text.as_bytes()).and_then(|()| self.stderr.flush());
     }

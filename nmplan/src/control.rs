@@ -36,7 +36,11 @@ pub trait ControlPlane {
     /// The state of the nodes.
     fn status(&self) -> impl Future<Output = Result<StatusDocument, ControlError>>;
     /// The log after a revision, oldest first.
-    fn revisions(&self, after: Revision, limit: usize) -> impl Future<Output = Result<Vec<LogEntry>, ControlError>>;
+    fn revisions(
+        &self,
+        after: Revision,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<LogEntry>, ControlError>>;
 }
 
 /// Why a server did not do what it was asked.
@@ -137,7 +141,8 @@ impl ControlError {
         }
     }
 
-    /// Whether the server has checked the plan and refused it, so that no earlier attempt of the same apply was carried out.
+    /// Whether the server has checked the plan and refused it, so that no earlier attempt of the same apply
+    /// was carried out.
     pub fn is_refused_plan(&self) -> bool {
         matches!(self, Self::Refused { failure, .. } if matches!(failure.code.as_str(), "stale" | "rules" | "guarded"))
     }
@@ -183,8 +188,8 @@ impl ControlError {
     }
 }
 
-/// Whether a server could not use its database and says that nothing was changed: a refusal like any other, and not one that
-/// passes by itself.
+/// Whether a server could not use its database and says that nothing was changed: a refusal like any other,
+/// and not one that passes by itself.
 fn nothing_was_stored(failure: &Failure) -> bool {
     failure.code == "database"
 }
@@ -227,7 +232,8 @@ mod tests {
             };
             ControlError::Refused { server: String::new(), failure: Box::new(failure) }
         };
-        // By status and code: whether nothing was changed, and whether the same call may succeed a moment later.
+        // By status and code: whether nothing was changed, and whether the same call may succeed a moment
+        // later.
         for (status, code, harmless, transient) in [
             (403, "denied", true, false),
             (412, "stale", true, false),

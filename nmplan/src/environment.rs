@@ -7,8 +7,8 @@ use proto::secret::Secret;
 /// The prefix of all of them.
 const PREFIX: &str = "NMPLAN_";
 
-/// The variables whose names begin with `NMPLAN_`. An empty one counts as unset. Each may hold a secret, as NMPLAN_TOKEN
-/// does.
+/// The variables whose names begin with `NMPLAN_`. An empty one counts as unset. Each may hold a secret, as
+/// NMPLAN_TOKEN does.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<String, Secret<String>>);
 
@@ -16,7 +16,8 @@ impl Environment {
     /// Those of this process.
     pub fn of_process() -> Self {
         Self::from_iter(
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
         )
     }
 
@@ -27,13 +28,17 @@ impl Environment {
 
     /// The variables whose names have a prefix, each with the rest of its name.
     pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.expose().as_str())))
+        self.0
+            .iter()
+            .filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.expose().as_str())))
     }
 }
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(variables: T) -> Self {
-        let ours = |(name, value): (String, String)| Some((name.strip_prefix(PREFIX)?.to_owned(), Secret::new(value)));
+        let ours = |(name, value): (String, String)| {
+            Some((name.strip_prefix(PREFIX)?.to_owned(), Secret::new(value)))
+        };
         Self(variables.into_iter().filter_map(ours).filter(|(_, value)| !value.expose().is_empty()).collect())
     }
 }

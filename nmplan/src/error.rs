@@ -142,7 +142,9 @@ pub enum Error {
     #[error("not applied: the answer was not `yes`")]
     Declined,
     /// The project has no name.
-    #[error("the directory has no project file, and an apply needs the name of the project that manages the resources")]
+    #[error(
+        "the directory has no project file, and an apply needs the name of the project that manages the resources"
+    )]
     NoProject,
     /// A saved plan cannot be used.
     #[error("{path} is not a usable saved plan: {why}")]
@@ -219,7 +221,11 @@ pub enum Error {
 }
 
 fn problems(count: usize) -> String {
-    if count == 1 { "there is an error in the files".into() } else { format!("there are {count} errors in the files") }
+    if count == 1 {
+        "there is an error in the files".into()
+    } else {
+        format!("there are {count} errors in the files")
+    }
 }
 
 /// The state of tokens whose keys the server may have created.
@@ -232,7 +238,11 @@ fn in_doubt(delivered: &Result<String, KeysError>) -> String {
 
 fn moves(moved: &[Moved]) -> String {
     moved.iter().fold(String::new(), |mut text, Moved { id, revision, actor, time }| {
-        let now = if revision.0 == 0 { "was deleted".to_owned() } else { format!("changed in revision {revision}") };
+        let now = if revision.0 == 0 {
+            "was deleted".to_owned()
+        } else {
+            format!("changed in revision {revision}")
+        };
         let _ = write!(text, "\n  {id} {now}");
         if let (Some(actor), Some(time)) = (actor, time) {
             let _ = write!(text, ", by {actor} on {}", crate::render::moment(*time));
@@ -315,7 +325,9 @@ impl Error {
             Self::PlanFile { .. } => "make a new one:\n\n    nmplan plan --out FILE".into(),
             Self::OtherPlan { flag, .. } => format!("omit --{flag}, or give another plan"),
             Self::Version(_) => "use an nmplan of the server's version".into(),
-            Self::NotAcknowledged { .. } => "the change is applied; check the nodes:\n\n    nmplan status".into(),
+            Self::NotAcknowledged { .. } => {
+                "the change is applied; check the nodes:\n\n    nmplan status".into()
+            }
             Self::UnknownNetwork { known, .. } if known.is_empty() => "there are no networks yet".into(),
             Self::UnknownNetwork { asked, known } => {
                 let names = || known.iter().map(NetworkName::as_str);
@@ -329,7 +341,9 @@ impl Error {
             }
             Self::Enter(error) => return error.help().map(str::to_owned),
             Self::NothingToBringUp => "declare a node in a network: node \"db-1\"".into(),
-            Self::AppliedBefore { revision, .. } => format!("see what it changed:\n\n    nmplan show {revision}"),
+            Self::AppliedBefore { revision, .. } => {
+                format!("see what it changed:\n\n    nmplan show {revision}")
+            }
             Self::Problems { .. } => "`nmplan explain CODE` explains a code".into(),
             Self::Guarded { by } => {
                 let flags = by.iter().map(|guard| format!(" --allow {guard}")).collect::<String>();
@@ -393,7 +407,10 @@ mod tests {
             problems: vec![],
             moved: vec![],
         };
-        Error::Control(ControlError::Refused { server: "https://nm.example.net".into(), failure: Box::new(failure) })
+        Error::Control(ControlError::Refused {
+            server: "https://nm.example.net".into(),
+            failure: Box::new(failure),
+        })
     }
 
     #[test]
@@ -416,7 +433,11 @@ mod tests {
     #[test]
     fn each_failure_ends_with_its_exit_code() {
         let unexpected = Error::Unexpected { expected: "a".into(), found: "b".into(), since: vec![] };
-        let late = Error::NotAcknowledged { revision: Revision(1), wait: Seconds(60), nodes: vec!["a/node/b".into()] };
+        let late = Error::NotAcknowledged {
+            revision: Revision(1),
+            wait: Seconds(60),
+            nodes: vec!["a/node/b".into()],
+        };
         let table = [
             (Error::Problems { count: 1, undone: Some("applied") }, 1),
             (Error::Control(ControlError::NoServer), 1),

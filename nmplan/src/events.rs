@@ -1,4 +1,5 @@
-//! What `--json` prints: one event per line. `schema/events.schema.json` describes them, and is generated from them.
+//! What `--json` prints: one event per line. `schema/events.schema.json` describes them, and is generated
+//! from them.
 
 use schema::api::NodeStatus;
 use schema::diff::{self, Action, Change};
@@ -17,8 +18,8 @@ use crate::render::Lines;
 /// The version of the events; raised when an older reader would misread them.
 pub const VERSION: &str = "1.0";
 
-/// `nmplan validate|plan|apply --json` prints one such object per line. Later versions may add types and fields; ignore
-/// unknown ones.
+/// `nmplan validate|plan|apply --json` prints one such object per line. Later versions may add types and
+/// fields; ignore unknown ones.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(extend("title" = format!("One event of nmplan --json, version {VERSION}")))]
@@ -171,7 +172,8 @@ pub fn version() -> Event<'static> {
 /// A problem as an event.
 pub fn diagnostic<'a>(problem: &'a Problem, sources: &'a [Source], lines: &Lines) -> Event<'a> {
     let location = |at: Option<Location>| at.and_then(|at| source_location(at, sources, lines));
-    let related = problem.related.iter().map(|(at, message)| Related { location: location(Some(*at)), message });
+    let related =
+        problem.related.iter().map(|(at, message)| Related { location: location(Some(*at)), message });
     Event::Diagnostic(Diagnostic {
         code: problem.code.name(),
         severity: problem.code.severity(),
@@ -202,9 +204,13 @@ pub fn plan<'a>(
 ) -> Vec<Event<'a>> {
     let reach = plan.reach.iter().map(|reach| {
         let because = reach.because.as_ref().map(|id| {
-            let location =
-                declared.and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
-            Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
+            let location = declared
+                .and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
+            Because {
+                id,
+                file: location.as_ref().map(|it| it.file),
+                line: location.as_ref().map(|it| it.line),
+            }
         });
         Event::ReachChange(ReachEvent {
             network: &reach.network,

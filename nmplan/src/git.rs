@@ -18,8 +18,8 @@ pub struct Files<'a> {
     pub whole: bool,
 }
 
-/// The commit that is checked out, and whether the files differ from it. None if there is no repository, no commit yet, or a
-/// repository that cannot be read: provenance is optional, and no apply fails for it.
+/// The commit that is checked out, and whether the files differ from it. None if there is no repository, no
+/// commit yet, or a repository that cannot be read: provenance is optional, and no apply fails for it.
 pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
     let repository = Repository::discover(files.directory).ok()?;
     let commit = repository.head().ok()?.peel_to_commit().ok()?;
@@ -29,19 +29,25 @@ pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
     Some(Provenance {
         commit: Some(commit.id().to_string()),
         author: Some(Provenance::cut(format!("{name} <{email}>"))),
-        message: commit.summary_bytes().map(|line| Provenance::cut(String::from_utf8_lossy(line).into_owned())),
+        message: commit
+            .summary_bytes()
+            .map(|line| Provenance::cut(String::from_utf8_lossy(line).into_owned())),
         dirty: differ(&repository, files).unwrap_or(true),
     })
 }
 
-/// Whether any of the files differs from the commit, or a declaring one was deleted; none if that is unknown, as for standard
-/// input or for a file outside the repository.
+/// Whether any of the files differs from the commit, or a declaring one was deleted; none if that is unknown,
+/// as for standard input or for a file outside the repository.
 fn differ(repository: &Repository, files: &Files<'_>) -> Option<bool> {
     let root = repository.workdir()?.canonicalize().ok()?;
     let inside = |path: &Path| path.canonicalize().ok()?.strip_prefix(&root).ok().map(Path::to_owned);
     let read: Vec<PathBuf> = files.read.iter().map(|path| inside(path)).collect::<Option<_>>()?;
     let mut options = StatusOptions::new();
-    options.include_untracked(true).recurse_untracked_dirs(true).include_ignored(true).recurse_ignored_dirs(true);
+    options
+        .include_untracked(true)
+        .recurse_untracked_dirs(true)
+        .include_ignored(true)
+        .recurse_ignored_dirs(true);
     if !read.is_empty() && !statuses(repository, options, &read)?.is_empty() {
         return Some(true);
     }
@@ -52,7 +58,11 @@ fn differ(repository: &Repository, files: &Files<'_>) -> Option<bool> {
 }
 
 /// How paths of the worktree differ from the commit; the empty path stands for the whole worktree.
-fn statuses<'a>(repository: &'a Repository, mut options: StatusOptions, paths: &[PathBuf]) -> Option<Statuses<'a>> {
+fn statuses<'a>(
+    repository: &'a Repository,
+    mut options: StatusOptions,
+    paths: &[PathBuf],
+) -> Option<Statuses<'a>> {
     options.disable_pathspec_match(true);
     for path in paths.iter().filter(|path| !path.as_os_str().is_empty()) {
         options.pathspec(path);
@@ -80,7 +90,9 @@ mod tests {
         let author = git2::Signature::new("Ann", "ann@example.org", &git2::Time::new(0, 0)).expect("good");
         {
             let tree = repository.find_tree(tree).expect("it was written");
-            repository.commit(Some("HEAD"), &author, &author, "Add a\n\nBecause.", &tree, &[]).expect("it commits");
+            repository
+                .commit(Some("HEAD"), &author, &author, "Add a\n\nBecause.", &tree, &[])
+                .expect("it commits");
         }
         repository
     }
@@ -97,14 +109,18 @@ mod tests {
         let head = repository.head().ok().and_then(|head| head.target()).map(|id| id.to_string());
         let clean = provenance_of(directory.path(), &["a.kdl"]).expect("there is a commit");
         assert_eq!((clean.commit, clean.dirty), (head, false));
-        assert_eq!((clean.author.as_deref(), clean.message.as_deref()), (Some("Ann <ann@example.org>"), Some("Add a")));
+        assert_eq!(
+            (clean.author.as_deref(), clean.message.as_deref()),
+            (Some("Ann <ann@example.org>"), Some("Add a"))
+        );
     }
 
     #[test]
     fn only_declaring_files_make_it_dirty() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         committed(directory.path());
-        let write = |name: &str| std::fs::write(directory.path().join(name), "// x").expect("a file can be written");
+        let write =
+            |name: &str| std::fs::write(directory.path().join(name), "// x").expect("a file can be written");
         let dirty = |read: &[&str]| provenance_of(directory.path(), read).expect("there is a commit").dirty;
         ["plan.json", "keys.json", ".gitignore"].into_iter().for_each(write);
         assert!(!dirty(&["a.kdl"]), "other files do not count");
@@ -126,8 +142,7 @@ mod tests {
         let repository = Repository::init(directory.path()).expect("a repository can be made");
         assert_eq!(provenance_of(directory.path(), &[]), None, "no commit yet");
         let config = repository.path().join("config");
-        let other =
-            "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n\trefstorage = reftable\n";
+        let other = "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n\trefstorage = reftable\n";
         std::fs::write(config, other).expect("it can be written");
         assert_eq!(provenance_of(directory.path(), &[]), None, "a repository of another format");
     }

@@ -1,10 +1,11 @@
 //! The secrets of access keys: created here, written to their sink, and shown nowhere else.
 //!
-//! A [`Made`] key has a token, with which nodes join, and a verifier for the server. In the order of an apply: the sink is
-//! [opened](Sink::open), it [holds](Opened::hold) the tokens before the commit, [takes them back](Opened::take_back) if the
-//! server refuses, or [delivers](Opened::deliver) them after the commit, and also if it is unknown whether there was one: a
-//! token without a key does no harm, a key without its token keeps nodes from joining. A file of tokens is locked from
-//! holding to the end. No secret is ever part of a message.
+//! A [`Made`] key has a token, with which nodes join, and a verifier for the server. In the order of an
+//! apply: the sink is [opened](Sink::open), it [holds](Opened::hold) the tokens before the commit, [takes
+//! them back](Opened::take_back) if the server refuses, or [delivers](Opened::deliver) them after the commit,
+//! and also if it is unknown whether there was one: a token without a key does no harm, a key without its
+//! token keeps nodes from joining. A file of tokens is locked from holding to the end. No secret is ever part
+//! of a message.
 
 mod file;
 
@@ -165,7 +166,10 @@ pub struct Made {
 }
 
 /// Creates the secret of each key, and the token with which nodes join that server.
-pub fn make<'a>(ids: impl Iterator<Item = &'a ResourceId>, server: &ServerInfo) -> Result<Vec<Made>, KeysError> {
+pub fn make<'a>(
+    ids: impl Iterator<Item = &'a ResourceId>,
+    server: &ServerInfo,
+) -> Result<Vec<Made>, KeysError> {
     let made = ids.map(|id| {
         let mut seed = Secret::new([0; 32]);
         getrandom::fill(seed.expose_mut()).map_err(KeysError::Random)?;
@@ -195,8 +199,8 @@ pub trait Opened {
         Ok(())
     }
 
-    /// Delivers the tokens, after a certain or possible commit. `output` is standard output. Returns what was done with them,
-    /// for a message.
+    /// Delivers the tokens, after a certain or possible commit. `output` is standard output. Returns what was
+    /// done with them, for a message.
     fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError>;
 }
 
@@ -236,8 +240,8 @@ struct SinkCommand {
     environment: BTreeMap<String, Secret<String>>,
 }
 
-/// The variables of this process that a sink command is given: what a program needs to run, and nothing that may be a
-/// secret of something else.
+/// The variables of this process that a sink command is given: what a program needs to run, and nothing that
+/// may be a secret of something else.
 const PASSED: &[&str] = &["PATH", "HOME", "USER", "LANG", "TMPDIR"];
 /// What the names of its own variables begin with, without the prefix of all of ours.
 const SINK: &str = "SINK_";
@@ -248,7 +252,9 @@ impl SinkCommand {
         let variable = format!("NMPLAN_{key}");
         match environment.get(&key) {
             Some(command) => {
-                let own = |(name, value): (&str, &str)| (format!("NMPLAN_{SINK}{name}"), Secret::new(value.to_owned()));
+                let own = |(name, value): (&str, &str)| {
+                    (format!("NMPLAN_{SINK}{name}"), Secret::new(value.to_owned()))
+                };
                 let environment = environment.with_prefix(SINK).map(own).collect();
                 Ok(Self { variable, command: command.into(), environment })
             }
@@ -256,8 +262,9 @@ impl SinkCommand {
         }
     }
 
-    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard error. It is
-    /// given no other secret of this process: what it needs itself is passed as NMPLAN_SINK_ANYTHING.
+    /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard
+    /// error. It is given no other secret of this process: what it needs itself is passed as
+    /// NMPLAN_SINK_ANYTHING.
     fn run(&self, made: &Made) -> Result<(), String> {
         let passed = PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut child = Command::new("sh")
@@ -349,7 +356,10 @@ mod tests {
     fn a_token_carries_the_seed_that_its_verifier_verifies_and_where_to_go() {
         let made = &made("ci")[0];
         let token: Token = made.token.expose().parse().expect("it reads back");
-        assert_eq!(proto::sign::public_key::<Verifier>(&proto::sign::from_seed(token.seed.expose())), made.verifier);
+        assert_eq!(
+            proto::sign::public_key::<Verifier>(&proto::sign::from_seed(token.seed.expose())),
+            made.verifier
+        );
         assert_eq!((token.ca_pin, token.signing_key), (Some(CaPin([2; 32])), SigningKey([1; 32])));
         assert_eq!(
             (token.network.as_str(), token.key.as_str(), &*token.addresses),
@@ -361,7 +371,8 @@ mod tests {
     fn a_sink_that_fails_names_every_key_whose_token_is_lost() {
         let keys: Vec<Made> = ["a", "b", "c"].into_iter().flat_map(made).collect();
         let command = "cat > /dev/null; test \"$NMPLAN_KEY\" = corp/access-key/b".to_owned();
-        let sink = SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command, environment: BTreeMap::new() };
+        let sink =
+            SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command, environment: BTreeMap::new() };
         let lost = sink.deliver(&keys, &mut |_| Ok(())).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
@@ -369,7 +380,10 @@ mod tests {
         );
         let mut closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
         let lost = StandardOutput.deliver(&keys, &mut closed).expect_err("it fails");
-        assert!(lost.to_string().contains("corp/access-key/a, corp/access-key/b, corp/access-key/c"), "{lost}");
+        assert!(
+            lost.to_string().contains("corp/access-key/a, corp/access-key/b, corp/access-key/c"),
+            "{lost}"
+        );
     }
 
     #[test]
@@ -386,12 +400,15 @@ mod tests {
             .deliver(&key, &mut unused)
             .expect("it takes it");
         assert_eq!(fs::read_to_string(&path).expect("it is there").trim(), key[0].token.expose());
-        opened(format!("cat > /dev/null; env > '{}'", path.display())).deliver(&key, &mut unused).expect("it runs");
+        opened(format!("cat > /dev/null; env > '{}'", path.display()))
+            .deliver(&key, &mut unused)
+            .expect("it runs");
         let given = fs::read_to_string(&path).expect("it is there");
         let names: BTreeSet<&str> = given.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
         // The shell sets these itself.
         let known = ["NMPLAN_KEY", "NMPLAN_SINK_MY_VAULT", "PWD", "OLDPWD", "SHLVL", "_"];
-        let others: Vec<_> = names.iter().filter(|name| !PASSED.contains(name) && !known.contains(name)).collect();
+        let others: Vec<_> =
+            names.iter().filter(|name| !PASSED.contains(name) && !known.contains(name)).collect();
         assert!(others.is_empty(), "a sink command is given {others:?}, of all that this process has");
         assert!(names.contains("NMPLAN_SINK_MY_VAULT") && names.contains("PATH"), "{names:?}");
         let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, &mut unused).expect_err("it fails");
@@ -399,7 +416,12 @@ mod tests {
             lost.to_string(),
             "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT exited with status 3"
         );
-        assert!(lost.help().is_some_and(|help| help.contains("put it back, and apply with another --keys-to")));
-        assert!(matches!(Sink::Command("x".into()).open(&Environment::default()), Err(KeysError::NoCommand { .. })));
+        assert!(
+            lost.help().is_some_and(|help| help.contains("put it back, and apply with another --keys-to"))
+        );
+        assert!(matches!(
+            Sink::Command("x".into()).open(&Environment::default()),
+            Err(KeysError::NoCommand { .. })
+        ));
     }
 }

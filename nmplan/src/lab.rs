@@ -1,8 +1,8 @@
 //! How are the declared networks brought up for real, on one computer, without changing it?
 //!
-//! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network between
-//! them, processes inside them, and pings; on top of these a [`Server`] and [`Agent`]s. It never changes an interface,
-//! route, mount or file of the real machine.
+//! The foundation of `nmplan lab` and of the end-to-end tests: private namespaces, virtual hosts, the network
+//! between them, processes inside them, and pings; on top of these a [`Server`] and [`Agent`]s. It never
+//! changes an interface, route, mount or file of the real machine.
 //!
 //! Start at [`enter`] (or [`enter_test`] in a test), which runs a program in namespaces of its own. In there:
 //!
@@ -11,11 +11,11 @@
 //! 3. [`Host::start`] runs a [`Process`] inside it, [`Host::within`] a closure, [`Host::ping`] and
 //!    [`Host::pinger`] send packets from it.
 //!
-//! `nmplan lab` derives the participants from the declarations ([`roster`]), runs them ([`run`]) and renders which nodes
-//! reached each other ([`verdict`]).
+//! `nmplan lab` derives the participants from the declarations ([`roster`]), runs them ([`run`]) and renders
+//! which nodes reached each other ([`verdict`]).
 //!
-//! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end of every
-//! process, interface, mount and file made here.
+//! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end
+//! of every process, interface, mount and file made here.
 
 mod agent;
 mod cable;
@@ -47,8 +47,8 @@ pub enum Error {
     /// The process was not started by [`enter`], so it would change the real machine.
     #[error("networks can only be made inside a lab, and this process runs outside of one")]
     Outside,
-    /// The name is not valid for a host and its directory: it needs 1 to 63 of `a-z A-Z 0-9 . - _`, and must begin with a
-    /// letter or digit.
+    /// The name is not valid for a host and its directory: it needs 1 to 63 of `a-z A-Z 0-9 . - _`, and must
+    /// begin with a letter or digit.
     #[error("`{0}` is not a valid host name")]
     Name(String),
     /// The lab has a host of this name.

@@ -1,8 +1,9 @@
 //! The reconciler: plans and applies declared WireGuard meshes; and the lab that tests them with packets.
 //!
-//! A [command](commands) gathers input, calls `schema`, and renders the result: the files come from [`project`], the server's
-//! world from a [`ControlPlane`](control::ControlPlane), the plan from [`schema::plan`], its text from [`render`]. The secrets
-//! of access keys are created in [`keys`] and go to their sink and nowhere else. [`error`] maps failures to exit codes.
+//! A [command](commands) gathers input, calls `schema`, and renders the result: the files come from
+//! [`project`], the server's world from a [`ControlPlane`](control::ControlPlane), the plan from
+//! [`schema::plan`], its text from [`render`]. The secrets of access keys are created in [`keys`] and go to
+//! their sink and nowhere else. [`error`] maps failures to exit codes.
 #![deny(unsafe_code)]
 
 pub mod args;

@@ -1,7 +1,8 @@
 //! The declarations of a project: finds the project, chooses the env, reads its files, and decodes them.
 //!
-//! [`load`] is the entry point, for every command and for the lab. It finds every problem of every file in one run; a
-//! [`LoadError`] is what prevents it from reading the files at all. Start at [`Where`] and [`Loaded`].
+//! [`load`] is the entry point, for every command and for the lab. It finds every problem of every file in
+//! one run; a [`LoadError`] is what prevents it from reading the files at all. Start at [`Where`] and
+//! [`Loaded`].
 
 mod files;
 
@@ -71,8 +72,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The owner of the declared resources: `project/env`. A project without a name gets that of its directory, which is
-    /// enough for a plan, but not for an apply.
+    /// The owner of the declared resources: `project/env`. A project without a name gets that of its
+    /// directory, which is enough for a plan, but not for an apply.
     pub fn owner(&self) -> Owner {
         let named = || self.directory.canonicalize().ok()?.file_name()?.to_str()?.parse::<Name>().ok();
         let unnamed = || "unnamed".parse().expect("it is a good name");
@@ -140,13 +141,15 @@ impl LoadError {
     pub fn help(&self) -> Option<String> {
         let near = |asked: &str, known: &[Name]| did_you_mean(asked, known.iter().map(Name::as_str));
         match self {
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("check the path; -C sets the project's directory, and `nmplan init` creates a project".into())
-            }
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
+                "check the path; -C sets the project's directory, and `nmplan init` creates a project".into(),
+            ),
             Self::Read { .. } => None,
             Self::TwoProjects(..) => Some("delete one of the two".into()),
             Self::OtherProject { .. } => Some("omit --project".into()),
-            Self::WhichEnv(known) => known.first().map(|first| format!("choose one, for example --env {first}")),
+            Self::WhichEnv(known) => {
+                known.first().map(|first| format!("choose one, for example --env {first}"))
+            }
             Self::Broken { .. } => Some("see all of its errors:\n\n    nmplan validate".into()),
             Self::UnknownEnv { asked, known } => near(asked, known),
             Self::UnknownVariable { asked, known } => {
@@ -169,15 +172,17 @@ pub fn load(place: &Where) -> Result<Loaded, LoadError> {
     let root = Root::open(&directory)?;
     let mut reading = Reading::default();
     let chosen = match project_file(&root, &mut reading)? {
-        // The report has the problem; without the project file, or the env that it is in, it is unknown which files to read.
+        // The report has the problem; without the project file, or the env that it is in, it is unknown which
+        // files to read.
         Some((_, None)) => Chosen::without_project(place),
         Some((_, Some(file))) if reading.report.has_errors() && choose(place, &file).is_err() => {
             Chosen::without_project(place)
         }
         Some((documents, Some(file))) => of_project(place, &root, &documents, &file, &mut reading)?,
-        None => {
-            Chosen { variables: read_without_project(place, &root, &mut reading)?, ..Chosen::without_project(place) }
-        }
+        None => Chosen {
+            variables: read_without_project(place, &root, &mut reading)?,
+            ..Chosen::without_project(place)
+        },
     };
     Ok(read(place, directory, chosen, reading))
 }
@@ -236,7 +241,10 @@ fn of_project(
 fn read(place: &Where, directory: PathBuf, chosen: Chosen, reading: Reading) -> Loaded {
     let Reading { sources, declaring, passed, mut report } = reading;
     let (declared, found) = read_documents(&sources, &declaring, &chosen.variables);
-    found.problems().filter(|it| !is_reported(it, &sources, &chosen.unset)).for_each(|it| report.push(it.clone()));
+    found
+        .problems()
+        .filter(|it| !is_reported(it, &sources, &chosen.unset))
+        .for_each(|it| report.push(it.clone()));
     if declared.snapshot.is_empty() && !report.has_errors() && !place.allow_empty {
         report.push(nothing(&directory, declaring.len(), &passed));
     }
@@ -265,7 +273,8 @@ fn server_by(
     let root = Root::open(place.directory.as_deref().unwrap_or(Path::new(".")))?;
     let mut reading = Reading::default();
     let file = project_file(&root, &mut reading)?.and_then(|(_, file)| file);
-    let env = file.as_ref().map(env).transpose().map_err(|error| broken(&reading).unwrap_or(error))?.flatten();
+    let env =
+        file.as_ref().map(env).transpose().map_err(|error| broken(&reading).unwrap_or(error))?.flatten();
     Ok(server_over(place, env))
 }
 
@@ -335,14 +344,18 @@ fn read_without_project(place: &Where, root: &Root, reading: &mut Reading) -> Re
         true => reading.everything(root)?,
         false => reading.given(&place.files)?,
     }
-    let set = place.environment.with_prefix("VAR_").map(|(name, value)| (name.replace('_', "-"), value.to_owned()));
+    let set =
+        place.environment.with_prefix("VAR_").map(|(name, value)| (name.replace('_', "-"), value.to_owned()));
     Ok(set.chain(place.variables.clone()).collect())
 }
 
 /// The values of variables from the environment and the command line, which takes precedence.
 fn given(place: &Where, file: &ProjectFile) -> Result<BTreeMap<Name, String>, LoadError> {
     if let Some(asked) = place.variables.keys().find(|name| !file.vars.contains_key(name.as_str())) {
-        return Err(LoadError::UnknownVariable { asked: asked.clone(), known: file.vars.keys().cloned().collect() });
+        return Err(LoadError::UnknownVariable {
+            asked: asked.clone(),
+            known: file.vars.keys().cloned().collect(),
+        });
     }
     let value = |name: &Name| {
         let from_environment = || place.environment.get(&format!("VAR_{}", name.as_str().replace('-', "_")));
@@ -355,7 +368,8 @@ fn given(place: &Where, file: &ProjectFile) -> Result<BTreeMap<Name, String>, Lo
 fn variables(file: &ProjectFile, env: &Env, mut given: BTreeMap<Name, String>) -> Variables {
     let value = |(name, var): (&Name, &Var)| {
         let of_env = || env.set.get(name.as_str()).map(ToString::to_string);
-        let value = given.remove(name).or_else(of_env).or_else(|| var.default.as_ref().map(ToString::to_string))?;
+        let value =
+            given.remove(name).or_else(of_env).or_else(|| var.default.as_ref().map(ToString::to_string))?;
         Some((name.to_string(), value))
     };
     file.vars.iter().filter_map(value).collect()
@@ -391,7 +405,8 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
     (declared, report)
 }
 
-/// Whether a variable is unknown only because nothing sets it, which is already reported as a problem of its own.
+/// Whether a variable is unknown only because nothing sets it, which is already reported as a problem of its
+/// own.
 fn is_reported(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
     let value = || {
         let at = problem.at?;

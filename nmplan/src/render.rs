@@ -1,7 +1,7 @@
 //! Plans, problems and nodes as text for people. Pure: values in, text out; it names no kind.
 //!
-//! The text is styled throughout; the console removes the styles where they would not be shown. Nothing relies on
-//! colour: the symbols `+ ~ -` carry the meaning.
+//! The text is styled throughout; the console removes the styles where they would not be shown. Nothing
+//! relies on colour: the symbols `+ ~ -` carry the meaning.
 
 mod difference;
 mod history;
@@ -37,8 +37,8 @@ pub fn moment(time: Timestamp) -> String {
     time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A text that anybody may have written, such as the message of a commit: none of its control characters reaches the
-/// terminal.
+/// A text that anybody may have written, such as the message of a commit: none of its control characters
+/// reaches the terminal.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
@@ -66,13 +66,15 @@ fn value(value: &Value) -> String {
         Data::List(items) if items.is_empty() => "(empty)".into(),
         Data::List(items) => items.iter().map(self::value).collect::<Vec<_>>().join(","),
         Data::Record(record) => {
-            let members = record.iter().map(|(name, member)| format!("{name}={}", self::value(&member.value)));
+            let members =
+                record.iter().map(|(name, member)| format!("{name}={}", self::value(&member.value)));
             format!("{{{}}}", members.collect::<Vec<_>>().join(" "))
         }
     }
 }
 
-/// The lines, of which the last are only counted if there are too many; a line paired with `true` is always shown.
+/// The lines, of which the last are only counted if there are too many; a line paired with `true` is always
+/// shown.
 fn fold(lines: Vec<(String, bool)>, full: bool) -> Vec<String> {
     let foldable = lines.iter().filter(|(_, kept)| !kept).count();
     let shown = if full || foldable <= FOLD { foldable } else { FOLD / 2 };

@@ -1,4 +1,5 @@
-//! The commands as they are typed, against a server in memory: what they print, their exit codes, what they leave.
+//! The commands as they are typed, against a server in memory: what they print, their exit codes, what they
+//! leave.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
@@ -92,7 +93,11 @@ fn a_range_that_holds_an_address_of_the_server_is_refused_unless_it_is_let_throu
     let workspace = near_the_server();
     let refused = workspace.nmplan("plan -C @lan --project acme --detailed-exitcode");
     assert_eq!(refused.exit, 3, "{}", refused.all());
-    assert!(refused.stdout.contains("+ network") && !refused.stdout.contains("To carry it out"), "{}", refused.stdout);
+    assert!(
+        refused.stdout.contains("+ network") && !refused.stdout.contains("To carry it out"),
+        "{}",
+        refused.stdout
+    );
     insta::assert_snapshot!(refused.stderr);
     let apply = workspace.nmplan("apply -C @lan --project acme -y");
     assert_eq!((apply.exit, workspace.server.state().revision), (3, Revision(0)), "{}", apply.all());
@@ -183,7 +188,8 @@ fn after_an_apply_a_plan_is_empty_in_either_language() {
     insta::assert_snapshot!(workspace.nmplan(&apply).stderr);
     assert_eq!(workspace.server.state().revision, Revision(1));
     for folder in ["quickstart", "quickstart-yaml"] {
-        let plan = workspace.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
+        let plan =
+            workspace.nmplan(&format!("plan -C {} --project acme --detailed-exitcode", example(folder)));
         assert_eq!(plan.exit, 0, "{}", plan.all());
         assert!(plan.stdout.contains("No changes"), "{}", plan.all());
     }
@@ -210,7 +216,8 @@ fn the_history_shows_the_log_newest_first() {
         assert_eq!(shown["actor"], *entry.actor);
     }
     let keys: Vec<_> = all[0].as_object().unwrap().keys().map(String::as_str).collect();
-    let published = ["action", "actor", "commit", "env", "hash", "message", "project", "revision", "state", "time"];
+    let published =
+        ["action", "actor", "commit", "env", "hash", "message", "project", "revision", "state", "time"];
     assert_eq!(keys.iter().copied().collect::<std::collections::BTreeSet<_>>(), published.into());
     assert_eq!((&all[0]["state"], &all[1]["state"]), (&"current".into(), &"superseded".into()));
     assert_eq!((&all[0]["project"], &all[0]["env"]), (&"acme".into(), &"default".into()));
@@ -242,7 +249,11 @@ fn a_server_that_cannot_store_refuses_at_once_and_the_tokens_are_taken_back() {
     assert!(!workspace.path("keys.json").exists(), "no useless token is left");
     workspace.server.fail(&[Fault::LostAnswer, Fault::FullDisk]);
     let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
-    assert!(unknown.stderr.contains("it is unknown whether"), "an earlier attempt was carried out: {}", unknown.all());
+    assert!(
+        unknown.stderr.contains("it is unknown whether"),
+        "an earlier attempt was carried out: {}",
+        unknown.all()
+    );
     assert!(workspace.path("keys.json").exists(), "and its tokens are kept");
 }
 
@@ -259,7 +270,10 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
     let workspace = in_use();
     let saved = workspace.nmplan("plan -C @after --project acme --out @plan.json");
     assert_eq!(saved.exit, 0, "{}", saved.all());
-    assert_eq!(workspace.read("plan.json"), workspace.nmplan("plan -C @after --project acme --format json").stdout);
+    assert_eq!(
+        workspace.read("plan.json"),
+        workspace.nmplan("plan -C @after --project acme --format json").stdout
+    );
     let digest: serde_json::Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
     let digest = digest["digest"].as_str().unwrap();
     let applied = workspace.nmplan(&format!("apply @plan.json --expect {digest}"));
@@ -316,10 +330,18 @@ fn a_saved_plan_names_its_env_so_that_only_the_server_has_to_be_found() {
     };
     assert_eq!(asked(&workspace, "apply -C @. @plan.json"), "https://prod.example");
     assert_eq!(asked(&workspace, "show -C @. @plan.json"), "https://prod.example");
-    assert_eq!(asked(&workspace, "apply -C @. @plan.json --server https://flag.example"), "https://flag.example");
+    assert_eq!(
+        asked(&workspace, "apply -C @. @plan.json --server https://flag.example"),
+        "https://flag.example"
+    );
     assert_eq!(asked(&workspace, "apply -C @mesh @plan.json"), "https://other.example");
     let contradicted = workspace.nmplan("apply -C @. @plan.json -y --env dev");
-    assert_eq!((contradicted.exit, workspace.server.state().revision), (1, Revision(0)), "{}", contradicted.all());
+    assert_eq!(
+        (contradicted.exit, workspace.server.state().revision),
+        (1, Revision(0)),
+        "{}",
+        contradicted.all()
+    );
     assert!(
         contradicted.stderr.contains("DIR/plan.json belongs to env prod, but --env is dev"),
         "{}",
@@ -394,7 +416,9 @@ fn no_part_of_a_digest_stands_for_a_plan() {
         let refused = typed(part).expect_err("it is not a whole digest").to_string();
         assert!(refused.contains("64"), "{part}: {refused}");
     }
-    assert!(typed(&digest[..16]).expect_err("it is a part").to_string().contains("the whole digest is needed"));
+    assert!(
+        typed(&digest[..16]).expect_err("it is a part").to_string().contains("the whole digest is needed")
+    );
     let other = format!("{}{}", &digest[..63], if digest.ends_with('0') { '1' } else { '0' });
     let refused = workspace.nmplan(&format!("apply -C @after --project acme --expect {other}"));
     assert_eq!(refused.exit, 4, "the last digit counts as well: {}", refused.all());
@@ -451,9 +475,11 @@ fn a_directory_without_a_project_can_be_planned_but_not_applied() {
 
 #[test]
 fn after_a_lost_answer_the_apply_is_retried_and_nothing_is_applied_twice() {
-    for faults in
-        [&[Fault::LostRequest][..], &[Fault::LostAnswer], &[Fault::LostAnswer, Fault::LostRequest, Fault::LostAnswer]]
-    {
+    for faults in [
+        &[Fault::LostRequest][..],
+        &[Fault::LostAnswer],
+        &[Fault::LostAnswer, Fault::LostRequest, Fault::LostAnswer],
+    ] {
         let workspace = workspace();
         workspace.write("corp.kdl", BEFORE);
         workspace.server.fail(faults);
@@ -476,7 +502,11 @@ fn a_plan_that_went_stale_before_the_commit_is_refused_and_leaves_no_token() {
         workspace.server.fail(faults);
         let stale = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
         assert_eq!(stale.exit, 4, "{}", stale.all());
-        assert!(stale.stderr.contains("corp changed in revision 1, by mallory on 1970-01-01"), "{}", stale.stderr);
+        assert!(
+            stale.stderr.contains("corp changed in revision 1, by mallory on 1970-01-01"),
+            "{}",
+            stale.stderr
+        );
         assert!(!workspace.path("keys.json").exists(), "{faults:?}");
     }
 }
@@ -522,7 +552,11 @@ fn tokens_reach_their_sink_if_it_is_unknown_whether_the_plan_was_applied() {
     };
     let (id, token) = tokens.first_key_value().unwrap();
     assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(token));
-    assert!(printed.stderr.contains("written to standard output, and are valid only if it did"), "{}", printed.stderr);
+    assert!(
+        printed.stderr.contains("written to standard output, and are valid only if it did"),
+        "{}",
+        printed.stderr
+    );
 
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
     workspace.server.fail(&NO_ANSWER);
@@ -530,7 +564,10 @@ fn tokens_reach_their_sink_if_it_is_unknown_whether_the_plan_was_applied() {
     workspace.environment = vec![("NMPLAN_SINK_VAULT".into(), format!("cat > '{file}'"))];
     let taken = workspace.nmplan("apply -C @. --project acme -y --keys-to :vault");
     assert_eq!(taken.exit, 1);
-    assert_eq!(workspace.server.state().inventory.key(id).unwrap().verifier, verifier(workspace.read("vault").trim()));
+    assert_eq!(
+        workspace.server.state().inventory.key(id).unwrap().verifier,
+        verifier(workspace.read("vault").trim())
+    );
 
     workspace.server = nmplan::control::Memory::of(World { epoch: 7, ..World::default() });
     workspace.server.fail(&NO_ANSWER);
@@ -634,12 +671,14 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
     );
     let ttl = |workspace: &Workspace, flags: &str| {
         let plan = workspace.nmplan(&format!("plan -C @. --format json {flags}"));
-        let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap_or_else(|_| panic!("{}", plan.all()));
+        let plan: serde_json::Value =
+            serde_json::from_str(&plan.stdout).unwrap_or_else(|_| panic!("{}", plan.all()));
         plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
     };
     assert_eq!(ttl(&workspace, "--env dev"), "7m");
     assert_eq!(ttl(&workspace, "--env prod"), "2m");
-    workspace.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
+    workspace.environment =
+        vec![("NMPLAN_VAR_the_ttl".into(), "3m".into()), ("NMPLAN_ENV".into(), "prod".into())];
     assert_eq!(ttl(&workspace, ""), "3m");
     assert_eq!(ttl(&workspace, "--var the-ttl=4m"), "4m");
     let unknown = workspace.nmplan("plan -C @. --var the-tll=4m");
@@ -657,11 +696,20 @@ fn a_variable_must_be_set_in_the_env_that_is_chosen_by_the_env_the_environment_o
         "mesh/corp.kdl",
         "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n dns \"api\" a=\"10.40.0.9\" ttl=\"${the-ttl}\"\n}\n",
     );
-    assert_eq!(workspace.nmplan("plan -C @. --env prod").exit, 0, "a variable that is missing in dev does not matter");
+    assert_eq!(
+        workspace.nmplan("plan -C @. --env prod").exit,
+        0,
+        "a variable that is missing in dev does not matter"
+    );
     assert_eq!(workspace.nmplan("plan -C @. --env dev --var the-ttl=4m").exit, 0);
     assert_eq!(workspace.nmplan("validate -C @. --var the-ttl=4m").exit, 0);
     let each = workspace.nmplan("validate -C @.");
-    assert_eq!((each.exit, &*each.stdout), (1, "env prod: 2 resources in 2 files: valid.\n"), "{}", each.all());
+    assert_eq!(
+        (each.exit, &*each.stdout),
+        (1, "env prod: 2 resources in 2 files: valid.\n"),
+        "{}",
+        each.all()
+    );
     insta::assert_snapshot!(workspace.nmplan("plan -C @. --env dev").stderr);
     workspace.environment = vec![("NMPLAN_VAR_the_ttl".into(), "3m".into())];
     assert_eq!(workspace.nmplan("plan -C @. --env dev").exit, 0);
@@ -701,8 +749,7 @@ fn paths_outside_of_the_project_are_problems_and_files_are_read_in_order() {
 #[test]
 fn a_file_is_read_once_however_many_paths_lead_to_it() {
     let workspace = workspace();
-    let project =
-        "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/\" \"mesh\" \"./mesh/corp.kdl\" \"same\" \"link.kdl\" }\n";
+    let project = "project \"acme\" schema=1\nenv \"dev\" { use \"mesh/\" \"mesh\" \"./mesh/corp.kdl\" \"same\" \"link.kdl\" }\n";
     workspace.write("nmplan.kdl", project);
     workspace.write("mesh/corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
     std::os::unix::fs::symlink("mesh", workspace.path("same")).unwrap();
@@ -780,7 +827,11 @@ fn every_problem_is_drawn_at_its_location() {
         }
         let position = expected.split_whitespace().next().unwrap();
         let shown = workspace().nmplan(&format!("validate -f {folder}/{name} --var gw-endpoint=192.0.2.10"));
-        assert!(shown.stderr.contains(&format!("{name}:{position}]")), "{name} at {position}: {}", shown.stderr);
+        assert!(
+            shown.stderr.contains(&format!("{name}:{position}]")),
+            "{name} at {position}: {}",
+            shown.stderr
+        );
         assert!(!shown.stderr.contains("Failed to read"), "{name}: {}", shown.stderr);
     }
 }
@@ -788,7 +839,8 @@ fn every_problem_is_drawn_at_its_location() {
 #[test]
 fn a_problem_in_a_very_long_line_shows_only_its_surroundings() {
     let workspace = workspace();
-    let nodes = |from: usize| (from..from + 500).map(|number| format!("\"n-{number}\": {{}}, ")).collect::<String>();
+    let nodes =
+        |from: usize| (from..from + 500).map(|number| format!("\"n-{number}\": {{}}, ")).collect::<String>();
     let before = nodes(0);
     let text = format!(
         "{{\"networks\": {{\"corp\": {{\"ipv4\": \"10.40.0.0/16\", \"nodes\": {{{before}\"bäd\": {{}}, {}\"n-3\": {{}}}}}}}}}}",
@@ -804,7 +856,8 @@ fn what_another_project_manages_is_a_problem_of_the_plan() {
     insta::assert_snapshot!(workspace.nmplan("plan -C @after --project other").stderr);
 }
 
-/// A network with addresses that servers reserve by default, and a key that lets a node claim the name of a server's host.
+/// A network with addresses that servers reserve by default, and a key that lets a node claim the name of a
+/// server's host.
 const RESERVED: &str = "network \"corp\" {\n    ipv4 \"10.101.8.0/24\"\n    node \"netmaker\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" \"netmaker\" }\n}\n";
 
 #[test]
@@ -815,7 +868,10 @@ fn without_a_server_the_range_that_servers_reserve_is_a_warning() {
     let events = workspace.nmplan("validate -C @reserved --json").events();
     let found: Vec<_> = events.iter().filter(|event| event["type"] == "diagnostic").collect();
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((&found[0]["code"], &found[0]["severity"]), (&"schema::default_comms_range".into(), &"warning".into()));
+    assert_eq!(
+        (&found[0]["code"], &found[0]["severity"]),
+        (&"schema::default_comms_range".into(), &"warning".into())
+    );
 }
 
 #[test]
@@ -865,7 +921,10 @@ fn no_declarations_are_an_error_unless_that_is_meant() {
 #[test]
 fn a_mistake_inside_an_env_is_shown_and_not_that_there_is_no_env() {
     let workspace = workspace();
-    workspace.write("nmplan.kdl", "project \"acme\" schema=1\nenv \"prod\" {\n    servr \"https://a.example\"\n}\n");
+    workspace.write(
+        "nmplan.kdl",
+        "project \"acme\" schema=1\nenv \"prod\" {\n    servr \"https://a.example\"\n}\n",
+    );
     workspace.write("mesh/corp.kdl", BEFORE);
     for command in ["validate", "plan", "apply -y", "plan --env prod"] {
         let refused = workspace.nmplan(&format!("{command} -C @."));
@@ -883,7 +942,12 @@ fn a_mistake_inside_an_env_is_shown_and_not_that_there_is_no_env() {
 #[test]
 fn an_unknown_network_is_refused_with_a_suggestion() {
     let workspace = in_use();
-    let lines = ["plan -C @after --project acme", "apply -C @after --project acme -y", "validate -C @after", "status"];
+    let lines = [
+        "plan -C @after --project acme",
+        "apply -C @after --project acme -y",
+        "validate -C @after",
+        "status",
+    ];
     for line in lines {
         assert_eq!(workspace.nmplan(&format!("{line} --network corp")).exit, 0, "{line}");
         let refused = workspace.nmplan(&format!("{line} --network crop"));
@@ -904,7 +968,9 @@ fn a_node_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_whi
         [(true, "the joined node is removed from the network"), (false, "the joined node stays, undeclared")]
     {
         workspace.server.change_elsewhere(|world| {
-            world.inventory.put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
+            world
+                .inventory
+                .put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
         });
         let plan = workspace.nmplan("plan -C @after --project acme");
         assert!(plan.stdout.contains(&format!("  - node        old\n        {shown}\n")), "{}", plan.stdout);
@@ -923,7 +989,9 @@ fn a_node_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_whi
 #[test]
 fn deletions_and_which_node_a_declaration_binds_to_are_never_folded() {
     let workspace = workspace();
-    let nodes = |letter: char| (0..60).map(|number| format!("    node \"{letter}{number:02}\"\n")).collect::<String>();
+    let nodes = |letter: char| {
+        (0..60).map(|number| format!("    node \"{letter}{number:02}\"\n")).collect::<String>()
+    };
     let corp = |nodes: &str| format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n");
     workspace.write("before/corp.kdl", &corp(&nodes('a')));
     workspace.write("after/corp.kdl", &corp(&nodes('b')));
@@ -991,7 +1059,11 @@ fn an_apply_that_waits_exits_7_for_nodes_that_were_online_and_did_not_acknowledg
 fn status_is_a_table_or_the_document() {
     let workspace = in_use();
     let online = node("gw", Presence::Online, 2);
-    workspace.server.set_nodes(vec![online, node("old", Presence::Silent, 1), node("web", Presence::Awaiting, 0)]);
+    workspace.server.set_nodes(vec![
+        online,
+        node("old", Presence::Silent, 1),
+        node("web", Presence::Awaiting, 0),
+    ]);
     insta::assert_snapshot!(workspace.nmplan("status").all());
     let document: schema::api::StatusDocument =
         serde_json::from_str(&workspace.nmplan("status --json").stdout).unwrap();

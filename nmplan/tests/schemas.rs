@@ -46,8 +46,7 @@ fn commit_all(workspace: &Workspace) {
 /// A workspace whose server has a network with joined nodes, and files that change everything about it.
 fn workspace() -> Workspace {
     let workspace = Workspace::new(World { epoch: 7, ..World::default() });
-    let before =
-        "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n node \"old\"\n dns \"api\" a=\"10.40.9.9\"\n}\n";
+    let before = "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n node \"gw\"\n node \"old\"\n dns \"api\" a=\"10.40.9.9\"\n}\n";
     workspace.write("before/corp.kdl", before);
     assert_eq!(workspace.nmplan("apply -C @before --project acme -y").exit, 0);
     join(&workspace.server, &[("gw", 1), ("old", 2), ("laptop", 4)]);

@@ -1,7 +1,8 @@
 //! The stories of `examples/stories`: each is a folder of desired states, applied one after the other.
 //!
-//! Each state is valid, its plan equals the recorded one (so that a review shows what users read), it applies, and a second
-//! plan is empty. Nodes have joined before the second state, so that plans show how they are affected.
+//! Each state is valid, its plan equals the recorded one (so that a review shows what users read), it
+//! applies, and a second plan is empty. Nodes have joined before the second state, so that plans show how
+//! they are affected.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;

@@ -136,7 +136,10 @@ fn decode_delta(body: &[u8]) -> Result<(ViewDelta, Counts), Malformed> {
         wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
     let delta = ViewDelta {
         interface: interface.map(to_interface).transpose()?,
-        peers: Changes { put: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?, lost: to_names(&lost_peers)? },
+        peers: Changes {
+            put: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
+            lost: to_names(&lost_peers)?,
+        },
         routes: Changes {
             put: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
             lost: lost_routes.iter().map(to_prefix).collect::<Result<_, _>>()?,
@@ -172,7 +175,8 @@ fn to_name(name: &str) -> Result<Name, Malformed> {
 }
 
 fn from_interface(interface: &Interface) -> wire::Interface {
-    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } = interface;
+    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } =
+        interface;
     wire::Interface {
         addresses: addresses.iter().map(from_prefix).collect(),
         listen_port: u32::from(*listen_port),
@@ -186,8 +190,16 @@ fn from_interface(interface: &Interface) -> wire::Interface {
 }
 
 fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
-    let wire::Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } =
-        interface;
+    let wire::Interface {
+        addresses,
+        listen_port,
+        listen_port_fixed,
+        mtu,
+        keepalive,
+        check_in,
+        forward,
+        named,
+    } = interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
     let addresses: BTreeSet<IpNet> = addresses.iter().map(to_prefix).collect::<Result<_, _>>()?;
     if !may_be_a_mesh(&addresses) {
@@ -205,8 +217,8 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
     })
 }
 
-/// Whether a node may have these addresses in a mesh: one of each family at most, in a range that a network may have.
-/// So a compromised server cannot claim the loopback range or the whole Internet.
+/// Whether a node may have these addresses in a mesh: one of each family at most, in a range that a network
+/// may have. So a compromised server cannot claim the loopback range or the whole Internet.
 fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
     let ranges = addresses.iter().map(|address| address.trunc().to_string());
     let (ipv4, ipv6): (Vec<_>, Vec<_>) = ranges.partition(|range| !range.contains(':'));
@@ -286,7 +298,9 @@ fn to_address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Ok(Ipv4Addr::from(four).into());
     }
-    <[u8; 16]>::try_from(bytes).map(|sixteen| Ipv6Addr::from(sixteen).into()).map_err(|_| Malformed::Field("address"))
+    <[u8; 16]>::try_from(bytes)
+        .map(|sixteen| Ipv6Addr::from(sixteen).into())
+        .map_err(|_| Malformed::Field("address"))
 }
 
 fn to_addresses(addresses: &[prost::bytes::Bytes]) -> Result<BTreeSet<IpAddr>, Malformed> {

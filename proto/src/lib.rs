@@ -1,9 +1,9 @@
 //! The wire between agents and the server: typed messages, what is signed in them, the access token.
 //!
-//! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs uses
-//! the model's types, to which [`convert`] translates. [`sign`] says exactly which bytes a signature covers. [`token`]
-//! is what a host joins with, [`position`] names the state of the server that a View is of, and [`secret`] is what all
-//! programs keep a secret in.
+//! The messages are generated from `proto/agent.proto` and stay inside the adapters; the rest of the programs
+//! uses the model's types, to which [`convert`] translates. [`sign`] says exactly which bytes a signature
+//! covers. [`token`] is what a host joins with, [`position`] names the state of the server that a View is of,
+//! and [`secret`] is what all programs keep a secret in.
 
 pub mod convert;
 pub mod position;

@@ -1,9 +1,9 @@
 //! Which state of the server a View is of: (epoch, revision) and a stamp that tells histories apart.
 //!
-//! A database that was put back from a copy goes on with revisions that it has given out before, for other states. So a
-//! position has a [`Stamp`]: the beginning of the chain hash of its revision, and a MAC by which the server recognises a
-//! position as its own, even one that its database no longer knows. Agents keep it and send it back, and do not look into
-//! it.
+//! A database that was put back from a copy goes on with revisions that it has given out before, for other
+//! states. So a position has a [`Stamp`]: the beginning of the chain hash of its revision, and a MAC by which
+//! the server recognises a position as its own, even one that its database no longer knows. Agents keep it
+//! and send it back, and do not look into it.
 
 use std::fmt;
 
@@ -13,8 +13,8 @@ use schema::chain::ChainHash;
 use schema::snapshot::Revision;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How many bytes of a chain hash a stamp has. 96 bits differ between any two histories; each byte is paid twice for every
-/// update and node.
+/// How many bytes of a chain hash a stamp has. 96 bits differ between any two histories; each byte is paid
+/// twice for every update and node.
 const HASH: usize = 12;
 /// How many bytes of a MAC a stamp has. It can be tried at the server only, so 64 bits cannot be guessed.
 const MAC: usize = 8;

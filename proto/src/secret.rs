@@ -9,8 +9,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::wire::OpenSessionResponse;
 
-/// A value that nobody may see: it prints itself as `Secret(..)`, cannot be displayed or serialised, and is wiped when it
-/// is dropped. Code that needs the value says so: [`Secret::expose`].
+/// A value that nobody may see: it prints itself as `Secret(..)`, cannot be displayed or serialised, and is
+/// wiped when it is dropped. Code that needs the value says so: [`Secret::expose`].
 ///
 /// The time of a comparison depends on the values, so a program compares what others send by hashes or MACs.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_read_where_it_stands() {
-        let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = "nmj_marked".into_deserializer();
+        let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+            "nmj_marked".into_deserializer();
         assert_eq!(Secret::<String>::deserialize(text).expect("a text").expose(), "nmj_marked");
     }
 }

@@ -1,8 +1,9 @@
 //! What a signature covers, and how it is made and checked.
 //!
-//! Every signature covers a purpose, so that one made for a purpose is not valid for another, and every part with its
-//! length, so that no two meanings have the same bytes. Requests cover the server's signing key, so that a request to one
-//! server cannot be replayed to another, and a nonce of the server's, so that clocks do not matter.
+//! Every signature covers a purpose, so that one made for a purpose is not valid for another, and every part
+//! with its length, so that no two meanings have the same bytes. Requests cover the server's signing key, so
+//! that a request to one server cannot be replayed to another, and a nonce of the server's, so that clocks do
+//! not matter.
 
 use ed25519_dalek::{self as ed25519, Signature, Signer, VerifyingKey};
 use hmac::{Hmac, Mac};
@@ -58,7 +59,8 @@ fn transcript(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 fn verify(what: &'static str, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Invalid> {
-    let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid::Part(what))?;
+    let key =
+        key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or(Invalid::Part(what))?;
     let signature = Signature::from_slice(signature).map_err(|_| Invalid::Part(what))?;
     key.verify_strict(message, &signature).map_err(|_| Invalid::Part(what))
 }
@@ -94,7 +96,8 @@ pub fn sign_join(
     request.identity_signature = identity.sign(&covered).to_vec().into();
 }
 
-/// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it names.
+/// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it
+/// names.
 pub fn verify_join(
     request: &JoinRequest,
     server: &SigningKey,
@@ -132,8 +135,8 @@ pub fn sign_register(
     request.identity_signature = identity.sign(&covered).to_vec().into();
 }
 
-/// Checks a registration: it was made by a holder of the identity and of the tunnel's key that it names and, if one is
-/// passed, of the access key.
+/// Checks a registration: it was made by a holder of the identity and of the tunnel's key that it names and,
+/// if one is passed, of the access key.
 pub fn verify_register(
     request: &RegisterRequest,
     server: &SigningKey,
@@ -167,15 +170,22 @@ pub fn verify_registered(
     verify("server's signature", &server.0, &registered_transcript(request, answer), &answer.signature)
 }
 
-fn verify_proof(public: &[u8], ephemeral: &StaticSecret, covered: &[u8], proof: &[u8]) -> Result<(), Invalid> {
+fn verify_proof(
+    public: &[u8],
+    ephemeral: &StaticSecret,
+    covered: &[u8],
+    proof: &[u8],
+) -> Result<(), Invalid> {
     let public: [u8; 32] = public.try_into().map_err(|_| Invalid::Part("public key"))?;
     let shared = ephemeral.diffie_hellman(&Point::from(public));
-    // A point of low order makes the same shared secret with any other key: anyone could prove that they hold such a
-    // key.
+    // A point of low order makes the same shared secret with any other key: anyone could prove that they hold
+    // such a key.
     if !shared.was_contributory() {
         return Err(Invalid::Part("WireGuard key"));
     }
-    mac(shared.as_bytes(), covered).verify_slice(proof).map_err(|_| Invalid::Part("proof of the WireGuard key"))
+    mac(shared.as_bytes(), covered)
+        .verify_slice(proof)
+        .map_err(|_| Invalid::Part("proof of the WireGuard key"))
 }
 
 fn proof(private: &[u8; 32], public: &[u8; 32], covered: &[u8]) -> [u8; 32] {
@@ -198,7 +208,12 @@ pub fn sign_session(server: &SigningKey, nonce: &[u8], identity: &ed25519::Signi
 }
 
 /// Checks the signature that opens a session.
-pub fn verify_session(server: &SigningKey, nonce: &[u8], identity: &[u8], signature: &[u8]) -> Result<(), Invalid> {
+pub fn verify_session(
+    server: &SigningKey,
+    nonce: &[u8],
+    identity: &[u8],
+    signature: &[u8],
+) -> Result<(), Invalid> {
     verify("identity's signature", identity, &session_transcript(server, nonce, identity), signature)
 }
 
@@ -286,7 +301,10 @@ fn update_transcript(header: Header<'_>, body: Option<&Body>, hash: &[u8; 32]) -
     let [stamp, base_stamp] = [to.stamp, from.stamp].map(Stamp::to_bytes);
     // A server that has removed a node no longer knows its name, so the identity replaces it.
     let node = if matches!(body, Some(Body::Removed(_))) { &[] } else { node.as_str().as_bytes() };
-    transcript(purpose, &[network.as_str().as_bytes(), node, &epoch, &base, &base_stamp, &revision, &stamp, hash])
+    transcript(
+        purpose,
+        &[network.as_str().as_bytes(), node, &epoch, &base, &base_stamp, &revision, &stamp, hash],
+    )
 }
 
 /// The position that an update applies to; of a whole View, none.
@@ -302,7 +320,12 @@ pub fn to(update: &Update) -> Position {
 }
 
 /// Checks that the server made this update for this node.
-pub fn verify_update(update: &Update, network: &NetworkName, node: &Name, server: &SigningKey) -> Result<(), Invalid> {
+pub fn verify_update(
+    update: &Update,
+    network: &NetworkName,
+    node: &Name,
+    server: &SigningKey,
+) -> Result<(), Invalid> {
     let Update { body, signature, .. } = update;
     let bytes: &[u8] = match body {
         Some(Body::Whole(bytes) | Body::Delta(bytes) | Body::Removed(bytes)) => bytes,
@@ -372,8 +395,11 @@ mod tests {
         request.public_key = vec![0; 32].into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
         sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
-        request.proof =
-            mac(&[0; 32], &join_transcript(&SigningKey([7; 32]), &request)).finalize().into_bytes().to_vec().into();
+        request.proof = mac(&[0; 32], &join_transcript(&SigningKey([7; 32]), &request))
+            .finalize()
+            .into_bytes()
+            .to_vec()
+            .into();
         assert_eq!(check(&request, [7; 32]), Err(Invalid::Part("WireGuard key")));
     }
 
@@ -396,7 +422,8 @@ mod tests {
     fn a_registration_holds_for_what_it_says_and_nothing_else() {
         let (access_key, _, _, ephemeral) = keys();
         let verifier = public_key(&access_key);
-        let check = |request: &RegisterRequest, key| verify_register(request, &SigningKey([7; 32]), &ephemeral, key);
+        let check =
+            |request: &RegisterRequest, key| verify_register(request, &SigningKey([7; 32]), &ephemeral, key);
         let signed = register(Some(&access_key));
         assert_eq!(check(&signed, Some(&verifier)), Ok(()));
         let bare = register(None);
@@ -412,18 +439,24 @@ mod tests {
     fn an_answer_to_a_registration_holds_for_that_one() {
         let server = from_seed(&[6; 32]);
         let request = register(None);
-        let mut answer = RegisterResponse { endpoint: "192.0.2.1:50555".into(), ..RegisterResponse::default() };
+        let mut answer =
+            RegisterResponse { endpoint: "192.0.2.1:50555".into(), ..RegisterResponse::default() };
         sign_registered(&mut answer, &request, &server);
-        let check = |answer: &RegisterResponse, request| verify_registered(answer, request, &public_key(&server));
+        let check =
+            |answer: &RegisterResponse, request| verify_registered(answer, request, &public_key(&server));
         assert_eq!(check(&answer, &request), Ok(()));
-        assert!(check(&RegisterResponse { endpoint: "192.0.2.2:50555".into(), ..answer.clone() }, &request).is_err());
+        assert!(
+            check(&RegisterResponse { endpoint: "192.0.2.2:50555".into(), ..answer.clone() }, &request)
+                .is_err()
+        );
         assert!(check(&answer, &RegisterRequest { nonce: vec![8; 40].into(), ..request.clone() }).is_err());
     }
 
     #[test]
     fn an_update_holds_for_one_node_and_one_step() {
         let server = from_seed(&[6; 32]);
-        let (network, node): (NetworkName, Name) = ("corp".parse().expect("good"), "a".parse().expect("good"));
+        let (network, node): (NetworkName, Name) =
+            ("corp".parse().expect("good"), "a".parse().expect("good"));
         let at = |revision: u64| Position {
             epoch: 1,
             revision: Revision(revision),
@@ -431,7 +464,8 @@ mod tests {
         };
         let header = Header { network: &network, node: &node, from: at(4), to: at(5) };
         let update = SignedBody::delta(vec![1, 2, 3]).sign(header, &server);
-        let check = |update: &Update, node: &Name| verify_update(update, &network, node, &public_key(&server));
+        let check =
+            |update: &Update, node: &Name| verify_update(update, &network, node, &public_key(&server));
         assert_eq!(check(&update, &node), Ok(()));
         assert!(check(&update, &"b".parse().expect("good")).is_err());
         assert!(check(&Update { from: 3, ..update.clone() }, &node).is_err());

@@ -1,7 +1,8 @@
 //! The access token: everything that a host needs to join, in one word.
 //!
-//! `nmj_`, then base64url of a message and its CRC-32. It holds the secret of an access key, which nmplan made and the
-//! server has never seen, the server's View-signing key, and what pins the server's certificate. It decodes offline.
+//! `nmj_`, then base64url of a message and its CRC-32. It holds the secret of an access key, which nmplan
+//! made and the server has never seen, the server's View-signing key, and what pins the server's certificate.
+//! It decodes offline.
 
 use std::fmt;
 use std::str::FromStr;

@@ -31,8 +31,10 @@ fn server() -> ed25519::SigningKey {
 }
 
 fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
-    let ipv4 = (any::<[u8; 4]>(), 0u8..=32).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
-    let ipv6 = (any::<[u8; 16]>(), 0u8..=128).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
+    let ipv4 =
+        (any::<[u8; 4]>(), 0u8..=32).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
+    let ipv6 =
+        (any::<[u8; 16]>(), 0u8..=128).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
     let via = (0u8..8).prop_map(|number| Arc::new(Route { via: format!("n{number}").parse().unwrap() }));
     prop::collection::btree_map(prop_oneof![ipv4, ipv6], via, 0..3)
 }
@@ -44,7 +46,8 @@ fn own() -> impl Strategy<Value = BTreeSet<IpNet>> {
     let ipv6 = (any::<[u16; 7]>(), 16u8..=128).prop_map(|([b, c, d, e, f, g, h], length)| {
         IpNet::new(IpAddr::from([0xfd40, b, c, d, e, f, g, h]), length).unwrap()
     });
-    (prop::option::of(ipv4), prop::option::of(ipv6)).prop_map(|(ipv4, ipv6)| ipv4.into_iter().chain(ipv6).collect())
+    (prop::option::of(ipv4), prop::option::of(ipv6))
+        .prop_map(|(ipv4, ipv6)| ipv4.into_iter().chain(ipv6).collect())
 }
 
 fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = BTreeMap<Name, Arc<T>>> {
@@ -53,10 +56,16 @@ fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Valu
 }
 
 fn peers() -> impl Strategy<Value = Peer> {
-    let endpoint =
-        prop::option::of(prop::sample::select(vec!["gw.example.net:1", "192.0.2.1:51821", "[2001:db8::1]:9"]));
+    let endpoint = prop::option::of(prop::sample::select(vec![
+        "gw.example.net:1",
+        "192.0.2.1:51821",
+        "[2001:db8::1]:9",
+    ]));
     let addresses = prop::collection::btree_set(any::<IpAddr>(), 0..3);
-    let via = prop::option::weighted(0.2, (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap()));
+    let via = prop::option::weighted(
+        0.2,
+        (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap()),
+    );
     // Below 2^254, and so a key in its one form.
     let key = any::<[u8; 32]>().prop_map(|mut key| {
         key[31] &= 0x3f;
@@ -93,14 +102,16 @@ fn interfaces() -> impl Strategy<Value = Interface> {
 }
 
 fn views() -> impl Strategy<Value = View> {
-    (interfaces(), names(peers()), routes(), names(resolutions())).prop_map(|(interface, peers, routes, names)| View {
-        network: network(),
-        node: node(),
-        interface,
-        peers: peers.into_iter().collect(),
-        routes: routes.into_iter().collect(),
-        names: names.into_iter().collect(),
-    })
+    (interfaces(), names(peers()), routes(), names(resolutions())).prop_map(
+        |(interface, peers, routes, names)| View {
+            network: network(),
+            node: node(),
+            interface,
+            peers: peers.into_iter().collect(),
+            routes: routes.into_iter().collect(),
+            names: names.into_iter().collect(),
+        },
+    )
 }
 
 /// A revision of a history; 0: none.
@@ -243,6 +254,11 @@ fn what_a_peer_is_called_is_said_once() {
     let delta = ViewDelta { peers, ..ViewDelta::default() };
     let body = encode_delta(&delta, Counts { peers: 10_000, routes: 2, names: 1_000 });
     assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
-    let update = Update { epoch: 4_000_000_000, ..signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body)) };
-    assert!(update.encoded_len() <= 300, "{} bytes for the longest name and both families", update.encoded_len());
+    let update =
+        Update { epoch: 4_000_000_000, ..signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body)) };
+    assert!(
+        update.encoded_len() <= 300,
+        "{} bytes for the longest name and both families",
+        update.encoded_len()
+    );
 }

@@ -53,7 +53,8 @@ pub struct Removed {
     pub identity: Identity,
     /// Whether that identity is barred from the network from now on.
     pub barred: bool,
-    /// The access key that still lets the host join again, with the token that it has; absent: it has none that does.
+    /// The access key that still lets the host join again, with the token that it has; absent: it has none
+    /// that does.
     pub admits: Option<ResourceId>,
     /// How to close that, if it is open.
     pub next: Option<String>,
@@ -87,8 +88,8 @@ pub struct LogEntry {
     pub changes: Vec<Change>,
     /// The nodes that joined, left or changed.
     pub nodes: Vec<NodeId>,
-    /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which it covers, does
-    /// not have it.
+    /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which
+    /// it covers, does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<ChainHash>,
 }

@@ -1,11 +1,11 @@
 //! Which types a field may have, and how each is read and written.
 //!
-//! Types bring their own facts through [`Attribute`]; an attribute in the source exists only for what a type cannot
-//! carry. The derives emit data and a loop over fields: [`Describe`] for a class of objects, `Record` for a struct inside
-//! one, [`Choice`] for words to choose from. Collections are in [`collections`].
+//! Types bring their own facts through [`Attribute`]; an attribute in the source exists only for what a type
+//! cannot carry. The derives emit data and a loop over fields: [`Describe`] for a class of objects, `Record`
+//! for a struct inside one, [`Choice`] for words to choose from. Collections are in [`collections`].
 //!
-//! A field that equals its default, or what its type is when absent, is never written. So a field that is added changes
-//! no body that does not use it.
+//! A field that equals its default, or what its type is when absent, is never written. So a field that is
+//! added changes no body that does not use it.
 
 pub mod collections;
 
@@ -109,8 +109,8 @@ pub struct Writer {
     record: Record,
 }
 
-/// Reads an object from its fields. Every field that is unknown, missing or of the wrong type is reported, and nothing
-/// is returned if there is one. `header` is the place of its name.
+/// Reads an object from its fields. Every field that is unknown, missing or of the wrong type is reported,
+/// and nothing is returned if there is one. `header` is the place of its name.
 pub fn read<T: Describe>(record: &Record, header: Span, found: &mut Vec<Mismatch>) -> Option<T> {
     read_fields(record, &with_article(T::WORD), header, found)
 }
@@ -233,7 +233,12 @@ impl Attribute for bool {
                 let help = "write true or false without quotes (in KDL #true or #false)";
                 found.push(wrong_type(value, "a boolean", Some(help.into())));
             }
-            Data::Null | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) | Data::Record(_) => {
+            Data::Null
+            | Data::Integer(_)
+            | Data::Float(_)
+            | Data::Text(_)
+            | Data::List(_)
+            | Data::Record(_) => {
                 found.push(wrong_type(value, "a boolean", None));
             }
         }
@@ -246,8 +251,8 @@ impl Attribute for bool {
 }
 
 impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
-    /// The number if it lies between the bounds; a bound that lies outside of them is a mistake of the caller, and
-    /// refused when it is compiled in a `const`.
+    /// The number if it lies between the bounds; a bound that lies outside of them is a mistake of the
+    /// caller, and refused when it is compiled in a `const`.
     pub const fn new(number: i64) -> Self {
         assert!(number >= MIN && number <= MAX, "the number lies outside of the bounds of its type");
         Self(number)

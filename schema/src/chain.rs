@@ -1,8 +1,9 @@
 //! The chain of hashes over the revision log: which history a revision belongs to.
 //!
-//! Each entry of the log has a hash that covers its text and the hash of the entry before it. So the hash of one entry names
-//! everything that led to it, and two servers, or a server and a copy of it that went on by itself, have different hashes
-//! at the same revision. Invariant: what a hash covers never changes, because databases store them.
+//! Each entry of the log has a hash that covers its text and the hash of the entry before it. So the hash of
+//! one entry names everything that led to it, and two servers, or a server and a copy of it that went on by
+//! itself, have different hashes at the same revision. Invariant: what a hash covers never changes, because
+//! databases store them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-/// The hash of a log entry and, through it, of all entries before it: SHA-256, written as 64 hexadecimal digits.
+/// The hash of a log entry and, through it, of all entries before it: SHA-256, written as 64 hexadecimal
+/// digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChainHash([u8; 32]);
 

@@ -1,9 +1,10 @@
 //! What every node of a network is sent: a pure function of the declarations and of what has joined.
 //!
-//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] extracts one. A mesh is compiled once and then
-//! follows its network by [`Mesh::follow`], which compiles only what a change can affect and shares the rest with the
-//! mesh before, so that the Views before and after can be compared at the cost of the change. Most nodes are sent
-//! exactly the same difference; [`Mesh::step`] says which are, so that it is computed and encoded once for all of them.
+//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] extracts one. A mesh is compiled once
+//! and then follows its network by [`Mesh::follow`], which compiles only what a change can affect and shares
+//! the rest with the mesh before, so that the Views before and after can be compared at the cost of the
+//! change. Most nodes are sent exactly the same difference; [`Mesh::step`] says which are, so that it is
+//! computed and encoded once for all of them.
 
 pub mod allocate;
 pub mod reach;
@@ -166,8 +167,8 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// Whether it is an earlier mesh unchanged: a cheap test of whether they share everything, false for some equal
-    /// meshes.
+    /// Whether it is an earlier mesh unchanged: a cheap test of whether they share everything, false for some
+    /// equal meshes.
     pub fn same_as(&self, earlier: &Self) -> bool {
         self.network == earlier.network
             && self.members.ptr_eq(&earlier.members)
@@ -214,13 +215,16 @@ impl Mesh {
 
     /// What a node that has its View of an earlier mesh has to be sent; nothing if it has not joined.
     ///
-    /// Costs the same for any size of the network and of the difference where the node shares the step with others.
+    /// Costs the same for any size of the network and of the difference where the node shares the step with
+    /// others.
     pub fn step(&self, earlier: &Self, node: &Name) -> Option<ViewStep> {
         let interface = self.interfaces.get(node)?;
         let Some(before) = earlier.interfaces.get(node) else { return Some(ViewStep::Whole) };
         let audience = self.audience(node);
         // A node is not its own peer: the others are sent what changes of it, and it is not.
-        let shares = before == interface && earlier.audience(node) == audience && self.peer(node) == earlier.peer(node);
+        let shares = before == interface
+            && earlier.audience(node) == audience
+            && self.peer(node) == earlier.peer(node);
         if shares {
             return Some(ViewStep::Shared(audience));
         }
@@ -230,7 +234,9 @@ impl Mesh {
     /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.
     pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
         let (peers, routes) = match audience {
-            Audience::Class(class) => (Changes::between(&earlier.near(class), &self.near(class)), Changes::default()),
+            Audience::Class(class) => {
+                (Changes::between(&earlier.near(class), &self.near(class)), Changes::default())
+            }
             Audience::Spoke => {
                 let peers = Changes::between(&earlier.hub_as_peer(), &self.hub_as_peer());
                 (peers, Changes::between(&earlier.routes, &self.routes))
@@ -276,8 +282,9 @@ impl Mesh {
     /// While the hub is there, everything in the network's ranges goes to it.
     fn route_to_hub(&mut self) {
         let hub = self.hub().filter(|hub| self.has(hub)).cloned();
-        let routes =
-            hub.iter().flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: hub.clone() }))));
+        let routes = hub
+            .iter()
+            .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: hub.clone() }))));
         let routes: OrdMap<_, _> = routes.collect();
         if routes != self.routes {
             self.routes = routes;
@@ -313,13 +320,19 @@ impl Mesh {
         }
     }
 
-    /// Whether an entry is declared under the name, which then resolves to what the entry says: a node that no file
-    /// declares may have joined under it before.
+    /// Whether an entry is declared under the name, which then resolves to what the entry says: a node that
+    /// no file declares may have joined under it before.
     fn is_entry(&self, name: &Name, declared: &Snapshot) -> bool {
         declared.named::<Dns>(&self.name, name).is_some()
     }
 
-    fn interface(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Interface {
+    fn interface(
+        &self,
+        name: &Name,
+        joined: &Joined,
+        declaration: &Declaration<'_>,
+        named: bool,
+    ) -> Interface {
         let Network {
             ipv4: _,
             ipv6: _,
@@ -449,8 +462,9 @@ impl<'a> Declaration<'a> {
     }
 }
 
-/// Where the others reach a node: the declared endpoint, else the one that its operator configured, else where the server saw
-/// it, else its own address as the agent reports it. Absent: it must send first, as must a node whose port is not chosen yet.
+/// Where the others reach a node: the declared endpoint, else the one that its operator configured, else
+/// where the server saw it, else its own address as the agent reports it. Absent: it must send first, as must
+/// a node whose port is not chosen yet.
 fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     let Endpoints { configured, seen, local } = &joined.endpoints;
     let named = declared.or(configured.as_ref()).cloned();
@@ -465,7 +479,12 @@ fn target(entry: &Dns, network: &NetworkName) -> Option<Name> {
 }
 
 /// What an entry resolves to; nothing while the node that it ends at has not joined.
-fn resolve(network: &NetworkName, entry: &Name, declared: &Snapshot, inventory: &Inventory) -> Option<Resolution> {
+fn resolve(
+    network: &NetworkName,
+    entry: &Name,
+    declared: &Snapshot,
+    inventory: &Inventory,
+) -> Option<Resolution> {
     let mut name = entry.clone();
     // The rules have refused cycles; one that slips through resolves to nothing.
     for _ in 0..=declared.len() {
@@ -507,7 +526,11 @@ fn put<T: PartialEq>(map: &mut OrdMap<Name, Arc<T>>, name: &Name, entry: T) {
 }
 
 /// Puts the members of a class, unless they are there already; a class without members does not exist.
-fn put_members(classes: &mut OrdMap<Class, OrdMap<Name, Arc<Peer>>>, class: Class, members: OrdMap<Name, Arc<Peer>>) {
+fn put_members(
+    classes: &mut OrdMap<Class, OrdMap<Name, Arc<Peer>>>,
+    class: Class,
+    members: OrdMap<Name, Arc<Peer>>,
+) {
     if members.is_empty() {
         classes.remove(&class);
     } else if classes.get(&class).is_none_or(|there| !there.ptr_eq(&members)) {
@@ -515,7 +538,10 @@ fn put_members(classes: &mut OrdMap<Class, OrdMap<Name, Arc<Peer>>>, class: Clas
     }
 }
 
-fn shared<K: Ord + Clone, T: PartialEq>(earlier: &OrdMap<K, Arc<T>>, fresh: &OrdMap<K, Arc<T>>) -> OrdMap<K, Arc<T>> {
+fn shared<K: Ord + Clone, T: PartialEq>(
+    earlier: &OrdMap<K, Arc<T>>,
+    fresh: &OrdMap<K, Arc<T>>,
+) -> OrdMap<K, Arc<T>> {
     let mut map = earlier.clone();
     for item in earlier.diff(fresh) {
         match item {
@@ -539,8 +565,11 @@ mod tests {
     fn a_declared_endpoint_goes_before_what_the_operator_configured_the_server_saw_and_the_host_has() {
         let endpoint_of = |sources: [&str; 4], listen_port| {
             let [declared, configured, seen, local] = sources;
-            let endpoints =
-                Endpoints { configured: configured.parse().ok(), seen: seen.parse().ok(), local: local.parse().ok() };
+            let endpoints = Endpoints {
+                configured: configured.parse().ok(),
+                seen: seen.parse().ok(),
+                local: local.parse().ok(),
+            };
             let joined = Joined {
                 public_key: WireGuardKey([1; 32]),
                 identity: Identity([2; 32]),
@@ -565,7 +594,11 @@ mod tests {
         ] {
             assert_eq!(endpoint_of(sources, 7).as_deref(), expected, "{sources:?}");
         }
-        assert_eq!(endpoint_of(["", "", "192.0.2.2", ""], 0), None, "nobody reaches a port that is not chosen yet");
+        assert_eq!(
+            endpoint_of(["", "", "192.0.2.2", ""], 0),
+            None,
+            "nobody reaches a port that is not chosen yet"
+        );
         let configured = endpoint_of(["", "192.0.2.1:9", "", ""], 0);
         assert_eq!(configured.as_deref(), Some("192.0.2.1:9"), "this port is chosen");
     }

@@ -18,8 +18,8 @@ pub struct Declared {
     pub source_map: SourceMap,
 }
 
-/// Reads documents into resources, reporting every problem of all files at once. Whether they keep the rules is for
-/// [`rules::check`](crate::rules::check) to say.
+/// Reads documents into resources, reporting every problem of all files at once. Whether they keep the rules
+/// is for [`rules::check`](crate::rules::check) to say.
 pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
     let mut declared = Declared::default();
     let mut report = Report::default();
@@ -32,7 +32,9 @@ pub fn decode(documents: Vec<Document>) -> (Declared, Report) {
         if let Some(first) = said.map(Document::at) {
             let at = Location { source: document.source, span: document.name.span };
             let problem = Problem::new(Code::DuplicateResource, format!("{id} is defined twice")).at(at);
-            report.push(problem.see(Some(first), "defined here first").help(help_for_twice(&document)).about(&id));
+            report.push(
+                problem.see(Some(first), "defined here first").help(help_for_twice(&document)).about(&id),
+            );
             continue;
         }
         let mut found = Vec::new();
@@ -72,7 +74,12 @@ fn help_for_twice(document: &Document) -> String {
     }
 }
 
-fn report_mismatches(found: Vec<Mismatch>, id: &ResourceId, source: crate::value::SourceId, report: &mut Report) {
+fn report_mismatches(
+    found: Vec<Mismatch>,
+    id: &ResourceId,
+    source: crate::value::SourceId,
+    report: &mut Report,
+) {
     for Mismatch { code, span, message, help } in found {
         report.push(Problem::new(code, message).at(Location { source, span }).help(help).about(id));
     }
@@ -85,8 +92,12 @@ fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kin
         |spanned: &Spanned| spanned.text.parse().map_err(|why| report.push(bad_name(document, spanned, why)));
     let id = match &document.parent {
         None => {
-            let network: NetworkName =
-                document.name.text.parse().map_err(|why| report.push(bad_name(document, &document.name, why))).ok()?;
+            let network: NetworkName = document
+                .name
+                .text
+                .parse()
+                .map_err(|why| report.push(bad_name(document, &document.name, why)))
+                .ok()?;
             ResourceId::of_network(network)
         }
         Some(parent) => {
@@ -102,7 +113,8 @@ fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kin
 fn bad_name(document: &Document, name: &Spanned, why: String) -> Problem {
     let at = Location { source: document.source, span: name.span };
     let message = format!("{:?} is not a valid name for a {}: {why}", &*name.text, document.descriptor.word);
-    let meant = if document.parent.is_some() { Name::meant(&name.text) } else { NetworkName::meant(&name.text) };
+    let meant =
+        if document.parent.is_some() { Name::meant(&name.text) } else { NetworkName::meant(&name.text) };
     let help = meant.map_or("choose another name".to_owned(), |meant| format!("did you mean {meant:?}?"));
     Problem::new(Code::InvalidName, message).at(at).help(help)
 }

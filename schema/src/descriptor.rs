@@ -1,6 +1,8 @@
-//! What a kind looks like, as data: the one description that parsers, differ, renderer, REST and reference loop over.
+//! What a kind looks like, as data: the one description that parsers, differ, renderer, REST and reference
+//! loop over.
 //!
-//! It is made by the derives out of the structs of the kinds and what [`attribute`](crate::attribute) says of their types.
+//! It is made by the derives out of the structs of the kinds and what [`attribute`](crate::attribute) says of
+//! their types.
 
 use crate::value::{Step, Value};
 
@@ -13,8 +15,8 @@ pub struct Descriptor {
     pub plural: &'static str,
     /// The word of the kind that holds it; absent: it is at the top of a file.
     pub within: Option<&'static str>,
-    /// The set of names that it shares with other kinds: in one network no two objects of one namespace have the same
-    /// name. Absent: its names are its own.
+    /// The set of names that it shares with other kinds: in one network no two objects of one namespace have
+    /// the same name. Absent: its names are its own.
     pub namespace: Option<&'static str>,
     /// What its objects hold.
     pub fields: &'static Fields,
@@ -40,8 +42,8 @@ pub struct Field {
     pub ty: Type,
     /// Whether it must be given.
     pub required: bool,
-    /// Its value when it is not given; absent: it has none. Bodies leave out what equals it, so a change of a default
-    /// requires new formats of plans and rows.
+    /// Its value when it is not given; absent: it has none. Bodies leave out what equals it, so a change of a
+    /// default requires new formats of plans and rows.
     pub default: Option<fn() -> Value>,
 }
 
@@ -100,17 +102,18 @@ pub enum Target {
 pub struct Reference<'a> {
     /// What it may be the name of.
     pub to: Target,
-    /// The network of the resource; absent: that of the reference. A reference to another network is not checked.
+    /// The network of the resource; absent: that of the reference. A reference to another network is not
+    /// checked.
     pub network: Option<&'a str>,
     /// The name.
     pub name: &'a str,
     /// The value as it is written, which begins with the name: `api`, `api.corp`.
     pub text: &'a str,
-    /// Whether the holder consists of what it refers to, as an alias of its target. Such references may not form a
-    /// cycle; references that only select may.
+    /// Whether the holder consists of what it refers to, as an alias of its target. Such references may not
+    /// form a cycle; references that only select may.
     pub builds: bool,
-    /// The steps from the resource to the value; for a member of a set, those to the set, since its order is not that
-    /// of the file.
+    /// The steps from the resource to the value; for a member of a set, those to the set, since its order is
+    /// not that of the file.
     pub path: Vec<Step<'static>>,
 }
 

@@ -1,7 +1,7 @@
 //! The one differ: the changes from one snapshot to another.
 //!
-//! It compares canonical values and knows no exception: what must not be changed is added to the desired snapshot
-//! beforehand.
+//! It compares canonical values and knows no exception: what must not be changed is added to the desired
+//! snapshot beforehand.
 
 use std::fmt;
 
@@ -80,19 +80,23 @@ pub struct FieldChange {
     pub after: Option<Value>,
 }
 
-/// The fields that differ between two bodies. If there are both, a field that one leaves out has its default there.
+/// The fields that differ between two bodies. If there are both, a field that one leaves out has its default
+/// there.
 pub fn fields(fields: &Fields, before: Option<&Value>, after: Option<&Value>) -> Vec<FieldChange> {
     let both = before.is_some() && after.is_some();
     let value = |field: &'static Field, body: Option<&Value>| {
         if both { field.in_body(body?) } else { body?.field(field.name).cloned() }
     };
-    let pairs =
-        fields.iter().map(|field| FieldChange { field, before: value(field, before), after: value(field, after) });
+    let pairs = fields.iter().map(|field| FieldChange {
+        field,
+        before: value(field, before),
+        after: value(field, after),
+    });
     pairs.filter(|change| change.before != change.after).collect()
 }
 
-/// The changes from `observed` to `desired`, in the order of a plan: network by network, deletions first and from the
-/// last kind to the first, then the rest from the first kind to the last.
+/// The changes from `observed` to `desired`, in the order of a plan: network by network, deletions first and
+/// from the last kind to the first, then the rest from the first kind to the last.
 pub fn diff(observed: &Snapshot, desired: &Snapshot) -> Vec<Change> {
     let mut changes: Vec<_> = observed
         .differences(desired)

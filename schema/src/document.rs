@@ -18,8 +18,8 @@ pub struct Document {
     pub parent: Option<Spanned>,
     /// Its fields.
     pub fields: Record,
-    /// Whether all of it could be read. If not, the problem is reported already and `fields` lacks what could not be
-    /// read, so nothing may be concluded from what is missing.
+    /// Whether all of it could be read. If not, the problem is reported already and `fields` lacks what could
+    /// not be read, so nothing may be concluded from what is missing.
     pub whole: bool,
 }
 
@@ -38,8 +38,8 @@ impl Document {
         Location { source: self.source, span: self.name.span }
     }
 
-    /// The place of the value that a path leads to, or of the last one on it that exists; for an empty path that of the
-    /// name.
+    /// The place of the value that a path leads to, or of the last one on it that exists; for an empty path
+    /// that of the name.
     pub fn location(&self, path: &[Step<'_>]) -> Location {
         let span = self.walk(path).last().map_or(self.name.span, |value| value.span);
         Location { source: self.source, span }
@@ -49,7 +49,8 @@ impl Document {
     pub fn element(&self, path: &[Step<'_>], text: &str) -> Option<Location> {
         let value = self.walk(path).nth(path.len().checked_sub(1)?)?;
         let is = |item: &&Value| matches!(&item.data, Data::Text(it) if **it == *text);
-        let items = if let Data::List(items) = &value.data { items.as_slice() } else { std::slice::from_ref(value) };
+        let items =
+            if let Data::List(items) = &value.data { items.as_slice() } else { std::slice::from_ref(value) };
         Some(Location { source: self.source, span: items.iter().find(is)?.span })
     }
 

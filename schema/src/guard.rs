@@ -1,9 +1,9 @@
 //! Rules about a change: what an apply does only if it is let through, once, with `--allow RULE`.
 //!
-//! [`rules`](crate::rules) hold of what is declared, always. These hold of the way from one set of declarations to the
-//! next: what was let through stays, until it is changed again. The server judges every change, whoever sends it;
-//! `nmplan` judges a plan by the same functions, so that a refusal is known before anything is sent. Start at [`check`]
-//! and [`judge`].
+//! [`rules`](crate::rules) hold of what is declared, always. These hold of the way from one set of
+//! declarations to the next: what was let through stays, until it is changed again. The server judges every
+//! change, whoever sends it; `nmplan` judges a plan by the same functions, so that a refusal is known before
+//! anything is sent. Start at [`check`] and [`judge`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -99,8 +99,8 @@ pub struct Finding {
     pub problem: Problem,
 }
 
-/// Finds what the rules refuse of a change of the declarations. `server` are the addresses by which the server is
-/// reached; `source_map` has the places of what is in files.
+/// Finds what the rules refuse of a change of the declarations. `server` are the addresses by which the
+/// server is reached; `source_map` has the places of what is in files.
 pub fn check(before: &Snapshot, after: &Snapshot, server: &[IpAddr], source_map: &SourceMap) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, was, is) in before.differences(after) {
@@ -115,8 +115,8 @@ pub fn check(before: &Snapshot, after: &Snapshot, server: &[IpAddr], source_map:
                 "{range} of {id} holds {held}, by which the server is reached: programs of hosts that join would look for it inside of the mesh"
             );
             let at = source_map.location(id, &[Step::Field(field)]);
-            let help =
-                "choose a range without it, or let it through once with --allow cut-off (by an admin)".to_owned();
+            let help = "choose a range without it, or let it through once with --allow cut-off (by an admin)"
+                .to_owned();
             let problem = Problem::new(Code::CutOff, message).at(at).about(id).help(help);
             findings.push(Finding { guard: Guard::CutOff, problem });
         }
@@ -124,8 +124,8 @@ pub fn check(before: &Snapshot, after: &Snapshot, server: &[IpAddr], source_map:
     findings
 }
 
-/// The addresses of the server that a range keeps programs from. A default route leads everywhere, and is no reason: the
-/// agent's own packets and every longer route go beside it.
+/// The addresses of the server that a range keeps programs from. A default route leads everywhere, and is no
+/// reason: the agent's own packets and every longer route go beside it.
 fn held(range: IpNet, server: &[IpAddr]) -> impl Iterator<Item = &IpAddr> {
     server.iter().filter(move |address| range.prefix_len() > 0 && range.contains(*address))
 }
@@ -204,8 +204,16 @@ mod tests {
         let server = ["192.0.2.11", "2001:db8::1"];
         assert_eq!(found("", &tight, &server), ["\"192.0.2.8/29\""], "made");
         assert_eq!(found(&other, &tight, &server), ["\"192.0.2.8/29\""], "changed");
-        assert_eq!(found(&wide, &tight, &server), ["\"192.0.2.8/29\""], "changed, though it was let through before");
-        assert_eq!(found(&tight, &format!("{tight} mtu=1400"), &server), [""; 0], "only the rest of it changes");
+        assert_eq!(
+            found(&wide, &tight, &server),
+            ["\"192.0.2.8/29\""],
+            "changed, though it was let through before"
+        );
+        assert_eq!(
+            found(&tight, &format!("{tight} mtu=1400"), &server),
+            [""; 0],
+            "only the rest of it changes"
+        );
         assert_eq!(found(&tight, &other, &server), [""; 0], "it goes");
         assert_eq!(found("", &other, &server), [""; 0]);
         assert_eq!(found("", &tight, &[]), [""; 0]);
@@ -216,7 +224,10 @@ mod tests {
     fn a_default_route_never_counts() {
         let server = ["192.0.2.11".parse().expect("good"), "2001:db8::1".parse().expect("good")];
         let count = |range: &str| held(range.parse().expect("good"), &server).count();
-        assert_eq!([count("0.0.0.0/0"), count("::/0"), count("0.0.0.0/1"), count("128.0.0.0/1")], [0, 0, 0, 1]);
+        assert_eq!(
+            [count("0.0.0.0/0"), count("::/0"), count("0.0.0.0/1"), count("128.0.0.0/1")],
+            [0, 0, 0, 1]
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What the server knows and no file says: which nodes have joined, the state of keys, which addresses are in
 //! quarantine.
 //!
-//! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. A change of
-//! the declarations changes it by [`compile::reconcile`](crate::compile::reconcile).
+//! Users own the [`Snapshot`](crate::snapshot::Snapshot), the server owns this; nothing is written by both. A
+//! change of the declarations changes it by [`compile::reconcile`](crate::compile::reconcile).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -36,7 +36,8 @@ pub struct Joined {
     pub tags: BTreeSet<Name>,
     /// The key that it joined with.
     pub key: Option<Name>,
-    /// Whether it claimed a declared name, through the `for` of its key; then it is removed with its declaration.
+    /// Whether it claimed a declared name, through the `for` of its key; then it is removed with its
+    /// declaration.
     pub claimed: bool,
     /// When it joined.
     #[schemars(with = "Time")]
@@ -56,7 +57,8 @@ pub struct Endpoints {
     pub configured: Option<Endpoint>,
     /// The address that its check-ins came from; absent: none that others can use.
     pub seen: Option<IpAddr>,
-    /// The host's own address on its default route, as the agent reports it; absent: none that others can use.
+    /// The host's own address on its default route, as the agent reports it; absent: none that others can
+    /// use.
     pub local: Option<IpAddr>,
 }
 
@@ -64,7 +66,8 @@ pub struct Endpoints {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeProblem {
-    /// What it is, in a word that programs can ask for: one of the constants of this type, or one of a newer agent.
+    /// What it is, in a word that programs can ask for: one of the constants of this type, or one of a newer
+    /// agent.
     pub code: Box<str>,
     /// What happened and what to do, for people.
     pub message: Box<str>,
@@ -83,7 +86,8 @@ impl NodeProblem {
     pub const RANGE_CONNECTED: &str = "range-connected";
     /// Another interface of the host is connected to a part of a range of the network.
     pub const RANGE_SHADOWED: &str = "range-shadowed";
-    /// A range contains the server's address, and the host cannot keep control traffic outside: it is not routed.
+    /// A range contains the server's address, and the host cannot keep control traffic outside: it is not
+    /// routed.
     pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";
     /// Control traffic and tunnels are not kept outside of networks.
     pub const NO_FILTER: &str = "no-filter";
@@ -152,7 +156,8 @@ pub struct Inventory {
     barred: OrdMap<(NetworkName, Identity), Barred>,
 }
 
-/// How far a stored moment may lie in the future and still be right: clocks are corrected by a little all the time.
+/// How far a stored moment may lie in the future and still be right: clocks are corrected by a little all the
+/// time.
 pub const SLACK: SignedDuration = SignedDuration::from_secs(60);
 
 /// What differs between two inventories.
@@ -180,7 +185,10 @@ impl Inventory {
     }
 
     /// Every node of a network, by name.
-    pub fn nodes_in<'a>(&'a self, network: &'a NetworkName) -> impl Iterator<Item = (&'a Name, &'a Arc<Joined>)> {
+    pub fn nodes_in<'a>(
+        &'a self,
+        network: &'a NetworkName,
+    ) -> impl Iterator<Item = (&'a Name, &'a Arc<Joined>)> {
         self.nodes
             .range(NodeId::of(network, &Name::lowest())..)
             .take_while(move |(id, _)| id.network == *network)
@@ -213,7 +221,11 @@ impl Inventory {
     }
 
     /// The addresses in use in a network, from `first` on, in order, IPv4 before IPv6.
-    pub fn addresses_from(&self, network: &NetworkName, first: IpAddr) -> impl Iterator<Item = (IpAddr, &Name)> {
+    pub fn addresses_from(
+        &self,
+        network: &NetworkName,
+        first: IpAddr,
+    ) -> impl Iterator<Item = (IpAddr, &Name)> {
         let network = network.clone();
         self.addresses
             .range((network.clone(), first)..)
@@ -250,7 +262,8 @@ impl Inventory {
         self.quarantine.iter()
     }
 
-    /// Since when an identity is barred from a network, and as which node it was removed; nothing if it is not barred.
+    /// Since when an identity is barred from a network, and as which node it was removed; nothing if it is
+    /// not barred.
     pub fn barred_from(&self, network: &NetworkName, identity: &Identity) -> Option<&Barred> {
         self.barred.get(&(network.clone(), *identity))
     }
@@ -288,7 +301,8 @@ impl Inventory {
         self.drop_indexes(id);
         let joined = self.nodes.remove(id)?;
         for address in &joined.addresses {
-            self.quarantine.insert((id.network.clone(), *address), Quarantined { since: now, node: id.name.clone() });
+            self.quarantine
+                .insert((id.network.clone(), *address), Quarantined { since: now, node: id.name.clone() });
         }
         Some(joined)
     }
@@ -326,8 +340,8 @@ impl Inventory {
         self.quarantine.remove(&(network.clone(), address));
     }
 
-    /// The inventory in which what lies in the future is moved to now: it was stored while the clock was wrong. Nothing if
-    /// there is no such moment. A minute may be due to the clock that is right.
+    /// The inventory in which what lies in the future is moved to now: it was stored while the clock was
+    /// wrong. Nothing if there is no such moment. A minute may be due to the clock that is right.
     pub fn without_future(&self, now: Timestamp) -> Option<Self> {
         let latest = now.checked_add(SLACK).unwrap_or(now);
         let mut right = self.clone();
@@ -337,7 +351,9 @@ impl Inventory {
         for (id, status) in self.keys.iter().filter(|(_, status)| status.created > latest) {
             right.keys.insert(id.clone(), Arc::new(KeyStatus { created: now, ..(**status).clone() }));
         }
-        for (place, quarantined) in self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest) {
+        for (place, quarantined) in
+            self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest)
+        {
             right.quarantine.insert(place.clone(), Quarantined { since: now, ..quarantined.clone() });
         }
         (right != *self).then_some(right)
@@ -346,7 +362,9 @@ impl Inventory {
     /// The nodes that differ between this inventory and a later one.
     pub fn changed_nodes(&self, later: &Self) -> BTreeSet<NodeId> {
         let changed = self.nodes.diff(&later.nodes).map(|item| match item {
-            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id.clone(),
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => {
+                id.clone()
+            }
         });
         changed.collect()
     }

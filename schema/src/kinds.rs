@@ -17,8 +17,8 @@ macro_rules! kinds {
     ($($file:ident: $kind:ident),+ $(,)?) => {
         $(mod $file; pub use $file::$kind;)+
 
-        /// A class of objects. The order is that of plans: a kind comes after those that it lives in or refers to, save
-        /// that it may refer to what lives inside it.
+        /// A class of objects. The order is that of plans: a kind comes after those that it lives in or
+        /// refers to, save that it may refer to what lives inside it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind {
             $(#[doc = concat!("[`", stringify!($kind), "`].")] $kind,)+
@@ -180,7 +180,10 @@ mod tests {
                 Type::Record(inner) => well_described(field.name, inner),
                 Type::Choice(words) => {
                     let chosen: BTreeSet<_> = words.iter().map(|word| word.word).collect();
-                    assert!(chosen.len() == words.len() && chosen.iter().all(|word| well_formed(word)), "{word}");
+                    assert!(
+                        chosen.len() == words.len() && chosen.iter().all(|word| well_formed(word)),
+                        "{word}"
+                    );
                     assert!(words.iter().all(|word| word.doc.ends_with('.')), "{word}.{}", field.name);
                 }
                 Type::Bool
@@ -205,7 +208,10 @@ mod tests {
     fn every_kind_lives_in_a_kind_and_refers_to_kinds_that_come_before_it_or_live_inside_it() {
         for kind in Kind::ALL {
             let Descriptor { word, within, .. } = kind.descriptor();
-            assert!(within.is_none_or(|holder| holder.parse::<Kind>().is_ok_and(|holder| holder < *kind)), "{word}");
+            assert!(
+                within.is_none_or(|holder| holder.parse::<Kind>().is_ok_and(|holder| holder < *kind)),
+                "{word}"
+            );
             types(*kind, &mut |field, ty| {
                 let target = if let Type::Reference(target) = ty {
                     Some(*target)
@@ -218,7 +224,11 @@ mod tests {
                 assert!(Kind::meant_by(target).next().is_some(), "{word}.{} refers to a kind", field.name);
                 if let Type::Reference(Target::Kind(_)) = ty {
                     let in_order = |it: Kind| it <= *kind || it.descriptor().within == Some(word);
-                    assert!(Kind::meant_by(target).all(in_order), "{word}.{} refers to a later kind", field.name);
+                    assert!(
+                        Kind::meant_by(target).all(in_order),
+                        "{word}.{} refers to a later kind",
+                        field.name
+                    );
                 }
             });
         }

@@ -1,10 +1,11 @@
 //! The model: what a network is, what changes between two of them, and what each node is sent.
 //!
 //! Everything here is pure: no input or output, no clock, no random numbers. Text becomes
-//! [documents](document::Document) ([`syntax`]), documents become a [`snapshot`] ([`decode`]), two snapshots become
-//! changes ([`diff`]), and a snapshot with an [`inventory`] of what has joined becomes a [`view`] for each node
-//! ([`compile`]). The server, `nmplan plan` and the lab call these same functions; nothing else defines what a network
-//! means. The documents that programs exchange are described once, by their types ([`published`]).
+//! [documents](document::Document) ([`syntax`]), documents become a [`snapshot`] ([`decode`]), two snapshots
+//! become changes ([`diff`]), and a snapshot with an [`inventory`] of what has joined becomes a [`view`] for
+//! each node ([`compile`]). The server, `nmplan plan` and the lab call these same functions; nothing else
+//! defines what a network means. The documents that programs exchange are described once, by their types
+//! ([`published`]).
 #![forbid(unsafe_code)]
 
 // The derives name this crate from outside as well as from inside.

@@ -1,8 +1,8 @@
 //! A plan: the changes from what a server has to what files declare, and their effects.
 //!
 //! A plan is a value. It is made by [`plan`], shown, saved, reviewed, and carried out by a server on which
-//! nothing that it changes has changed since ([`Plan::stale`], [`Plan::apply`]). It holds no secret: declarations have
-//! none.
+//! nothing that it changes has changed since ([`Plan::stale`], [`Plan::apply`]). It holds no secret:
+//! declarations have none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,12 +32,12 @@ use crate::value::Step;
 use crate::view::{Changes, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
-/// The version of the saved form; raised when an older reader would misread it, as after a change of a default, since
-/// bodies leave out what equals it.
+/// The version of the saved form; raised when an older reader would misread it, as after a change of a
+/// default, since bodies leave out what equals it.
 pub const FORMAT: &str = "1.0";
 
-/// The changes from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan --format
-/// json` prints.
+/// The changes from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan
+/// --format json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("title" = format!("A saved plan of nmplan, format {FORMAT}")))]
@@ -45,8 +45,8 @@ pub struct Plan {
     /// The version of this form.
     #[schemars(extend("const" = FORMAT))]
     pub format: String,
-    /// The identity of the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env, changes,
-    /// base_revisions and binds.
+    /// The identity of the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env,
+    /// changes, base_revisions and binds.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
     /// The project of the declarations.
@@ -59,8 +59,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// The revision that each changed resource had when the plan was made; 0 for one that is created.
     pub base_revisions: BTreeMap<ResourceId, Revision>,
-    /// The nodes that have joined under declarations that are created or deleted. A declaration without a joined node
-    /// has no entry, which is a precondition as well.
+    /// The nodes that have joined under declarations that are created or deleted. A declaration without a
+    /// joined node has no entry, which is a precondition as well.
     pub binds: Vec<Bind>,
     /// What the plan changes for each node that it affects.
     pub impact: Vec<NodeImpact>,
@@ -68,8 +68,8 @@ pub struct Plan {
     pub reach: Vec<ReachChange>,
     /// Whether there is anything to apply.
     pub applyable: bool,
-    /// Where the files came from, as far as the planner knows; absent if they are not in a git repository. Not part of
-    /// the digest.
+    /// Where the files came from, as far as the planner knows; absent if they are not in a git repository.
+    /// Not part of the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
 }
@@ -160,8 +160,8 @@ pub struct Outcome {
 
 /// Plans the changes from a server's world to what is declared, with their effects.
 ///
-/// `only` limits reading and deleting to one network. Nothing is planned if the declarations, together with what else
-/// the server has, break a rule, or if they change what they do not manage.
+/// `only` limits reading and deleting to one network. Nothing is planned if the declarations, together with
+/// what else the server has, break a rule, or if they change what they do not manage.
 pub fn plan(
     declared: &Declared,
     owner: &Owner,
@@ -212,7 +212,8 @@ fn desired(
             desired.delete(id);
         }
     }
-    let foreign = |id: &ResourceId| observed.entry(id).is_some_and(|entry| entry.owner.as_ref() != Some(owner));
+    let foreign =
+        |id: &ResourceId| observed.entry(id).is_some_and(|entry| entry.owner.as_ref() != Some(owner));
     // A network that cannot be declared is reported once for all that it holds.
     let network_reported = |id: &ResourceId| {
         let network = ResourceId::of_network(id.network.clone());
@@ -222,7 +223,12 @@ fn desired(
         match observed.entry(id) {
             Some(_) if foreign(id) && network_reported(id) => {}
             Some(Entry { owner: Some(other), .. }) if other != owner => {
-                report.push(taken(id, &declared.source_map, Code::ManagedByAnother, format!("is managed by {other}")));
+                report.push(taken(
+                    id,
+                    &declared.source_map,
+                    Code::ManagedByAnother,
+                    format!("is managed by {other}"),
+                ));
             }
             Some(Entry { owner: None, .. }) => {
                 report.push(taken(id, &declared.source_map, Code::NotManaged, "was made by hand".into()));
@@ -272,7 +278,8 @@ pub fn check_and_reconcile(
 
 fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &SourceMap) -> Problem {
     let id = ResourceId::of_network(network.clone());
-    let message = format!("network {network} has {nodes} nodes, joined and expected, but allows only {limit}");
+    let message =
+        format!("network {network} has {nodes} nodes, joined and expected, but allows only {limit}");
     Problem::new(Code::NodeLimit, message)
         .at(source_map.location(&id, &[Step::Field("node-limit")]))
         .about(id)
@@ -364,12 +371,13 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         // An added address breaks nothing, and an address whose range grows stays as it is.
         readdressed: new.difference(&old).copied().collect(),
         sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
-        keeps_server: !server_addresses(server).any(|address| has.iter().any(|range| range.contains(&address))),
+        keeps_server: !server_addresses(server)
+            .any(|address| has.iter().any(|range| range.contains(&address))),
     })
 }
 
-/// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View says of
-/// them.
+/// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View
+/// says of them.
 struct PeerCounts {
     added: usize,
     removed: usize,
@@ -382,8 +390,10 @@ impl PeerCounts {
         let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer).map(|peer| peer.public_key);
         let changed = put.iter().filter(|(_, tunnel)| key_before(tunnel).is_some()).count();
         // A peer with a new key counts as changed, though the old key is lost.
-        let rekeyed =
-            put.iter().filter(|(key, tunnel)| key_before(tunnel).is_some_and(|before| before != *key)).count();
+        let rekeyed = put
+            .iter()
+            .filter(|(key, tunnel)| key_before(tunnel).is_some_and(|before| before != *key))
+            .count();
         Self { added: put.len() - changed, removed: lost.len().saturating_sub(rekeyed), changed }
     }
 }
@@ -440,8 +450,9 @@ fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
 }
 
 impl Plan {
-    /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the server, the
-    /// project and env, the changes, the revisions that they are based on and the identities that they bind.
+    /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the
+    /// server, the project and env, the changes, the revisions that they are based on and the identities that
+    /// they bind.
     ///
     /// The commit, the time and the version of the tool are not part of it, so it survives a merge.
     pub fn digest_now(&self) -> String {
@@ -455,7 +466,8 @@ impl Plan {
             binds: &'a [Bind],
         }
         let Self { server, project, env, changes, base_revisions, binds, .. } = self;
-        let canonical = serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, base_revisions, binds });
+        let canonical =
+            serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, base_revisions, binds });
         let bytes = Sha256::digest(canonical.expect("a plan can be written as JSON"));
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -36,8 +36,8 @@ pub struct Var {
 pub struct Env {
     /// The URL of the server's REST API. Absent: `--server` or NMPLAN_SERVER.
     pub server: Option<Box<str>>,
-    /// The directories and files to read, below the project's directory; every .kdl, .yaml and .yml file of a directory
-    /// and of those below it. Absent: all of the project's directory.
+    /// The directories and files to read, below the project's directory; every .kdl, .yaml and .yml file of a
+    /// directory and of those below it. Absent: all of the project's directory.
     pub r#use: BTreeSet<Box<str>>,
     /// The values of variables in this env.
     pub set: BTreeMap<Box<str>, Box<str>>,
@@ -62,20 +62,25 @@ pub struct ProjectFile {
 pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     let mut reader = Reader { report: Report::default(), places: BTreeMap::new() };
     let projects: BTreeMap<Name, Project> = reader.all(documents);
-    let (vars, envs): (BTreeMap<Name, Var>, BTreeMap<Name, Env>) = (reader.all(documents), reader.all(documents));
-    let first = documents.first().map_or(Location { source: SourceId(0), span: Span::default() }, |it| it.at());
+    let (vars, envs): (BTreeMap<Name, Var>, BTreeMap<Name, Env>) =
+        (reader.all(documents), reader.all(documents));
+    let first =
+        documents.first().map_or(Location { source: SourceId(0), span: Span::default() }, |it| it.at());
     reader.check_variables(documents, &vars, &envs);
     let Some((name, project)) = projects.into_iter().next() else {
         if reader.report.is_empty() {
-            let problem = Problem::new(Code::ProjectMissing, "the project file does not define a project").at(first);
+            let problem =
+                Problem::new(Code::ProjectMissing, "the project file does not define a project").at(first);
             let help = "add `project \"acme\" schema=1`, in YAML `project: { acme: { schema: 1 } }`";
             reader.report.push(problem.help(help.to_owned()));
         }
         return (None, reader.report);
     };
     if project.schema.number() != SCHEMA {
-        let message =
-            format!("the project's files are of schema {}, but this nmplan reads {SCHEMA}", project.schema.number());
+        let message = format!(
+            "the project's files are of schema {}, but this nmplan reads {SCHEMA}",
+            project.schema.number()
+        );
         let at = documents
             .iter()
             .find(|document| document.descriptor.word == Project::WORD)
@@ -86,8 +91,8 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     (Some(ProjectFile { name, vars, envs }), reader.report)
 }
 
-/// Reports the variables that have no value in an env: no default, none from the env, and none, by the names that are
-/// `given`, from the environment or the command line.
+/// Reports the variables that have no value in an env: no default, none from the env, and none, by the names
+/// that are `given`, from the environment or the command line.
 pub fn unset(documents: &[Document], file: &ProjectFile, env: &Name, given: &BTreeSet<Name>) -> Report {
     let mut report = Report::default();
     let is_set = |name: &Name| file.envs.get(env).is_some_and(|env| env.set.contains_key(name.as_str()));
@@ -117,14 +122,17 @@ impl Reader {
             let name: Name = match document.name.text.parse() {
                 Ok(name) => name,
                 Err(why) => {
-                    let message = format!("{:?} is not a valid name for a {}: {why}", &*document.name.text, T::WORD);
-                    let help = Name::meant(&document.name.text).map(|meant| format!("did you mean {meant:?}?"));
+                    let message =
+                        format!("{:?} is not a valid name for a {}: {why}", &*document.name.text, T::WORD);
+                    let help =
+                        Name::meant(&document.name.text).map(|meant| format!("did you mean {meant:?}?"));
                     self.report.push(Problem::new(Code::InvalidName, message).at(at).help(help));
                     continue;
                 }
             };
             if let Some(first) = self.places.insert((T::WORD, name.clone()), at) {
-                let problem = Problem::new(Code::DuplicateResource, format!("{} {name} is defined twice", T::WORD));
+                let problem =
+                    Problem::new(Code::DuplicateResource, format!("{} {name} is defined twice", T::WORD));
                 let problem = problem.at(at).see(Some(first), "defined here first");
                 self.report.push(problem.help("keep one of the two".to_owned()));
                 continue;
@@ -142,14 +150,20 @@ impl Reader {
     }
 
     /// Checks that every variable that an env sets is declared.
-    fn check_variables(&mut self, documents: &[Document], vars: &BTreeMap<Name, Var>, envs: &BTreeMap<Name, Env>) {
+    fn check_variables(
+        &mut self,
+        documents: &[Document],
+        vars: &BTreeMap<Name, Var>,
+        envs: &BTreeMap<Name, Env>,
+    ) {
         for document in documents.iter().filter(|document| document.descriptor.word == Env::WORD) {
             let Some(env) = envs.get(&*document.name.text) else { continue };
             for name in env.set.keys().filter(|name| !vars.contains_key(&***name)) {
                 let help = did_you_mean(name, vars.keys().map(Name::as_str));
                 let help = help.unwrap_or_else(|| format!("declare it: var {name:?}"));
                 let problem = Problem::new(Code::UnknownVariable, format!("there is no variable {name:?}"));
-                self.report.push(problem.at(document.location(&[Step::Field("set"), Step::Field(name)])).help(help));
+                self.report
+                    .push(problem.at(document.location(&[Step::Field("set"), Step::Field(name)])).help(help));
             }
         }
     }

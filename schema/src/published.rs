@@ -1,8 +1,9 @@
 //! The JSON Schemas of the documents that programs exchange: plans, events, what REST carries.
 //!
-//! Each is generated from the Rust type that is written, so that a document is described once: the doc comments are the
-//! prose, and each scalar describes itself. Where a document holds a resource, its body is one of the kinds'
-//! schemas, which [`reference`](crate::reference) makes of their descriptors. Start at [`schema`] and [`Components`].
+//! Each is generated from the Rust type that is written, so that a document is described once: the doc
+//! comments are the prose, and each scalar describes itself. Where a document holds a resource, its body is
+//! one of the kinds' schemas, which [`reference`](crate::reference) makes of their descriptors. Start at
+//! [`schema`] and [`Components`].
 
 use std::borrow::Cow;
 
@@ -36,7 +37,8 @@ impl Components {
         Self(generator)
     }
 
-    /// The schema of a document that an operation takes or returns: a reference to the component, which this adds.
+    /// The schema of a document that an operation takes or returns: a reference to the component, which this
+    /// adds.
     pub fn of<T: JsonSchema>(&mut self) -> Json {
         self.0.subschema_for::<T>().to_value()
     }
@@ -62,23 +64,24 @@ fn settings(definitions: &'static str) -> SchemaSettings {
         .with_transform(RecursiveTransform(plain))
 }
 
-/// Makes the schema refuse fields that are not described: a program that writes more is of a later version, which has a
-/// schema of its own.
+/// Makes the schema refuse fields that are not described: a program that writes more is of a later version,
+/// which has a schema of its own.
 fn close(schema: &mut Schema) {
     if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
         schema.insert("additionalProperties".into(), false.into());
     }
 }
 
-/// Leaves out the formats that JSON Schema does not know, such as the width of an integer, and joins the lines of a
-/// paragraph.
+/// Leaves out the formats that JSON Schema does not know, such as the width of an integer, and joins the
+/// lines of a paragraph.
 fn plain(schema: &mut Schema) {
     let format = schema.get("format").and_then(Json::as_str);
     if format.is_some_and(|format| format == "ip" || format.starts_with("uint")) {
         schema.remove("format");
     }
     if let Some(Json::String(text)) = schema.get_mut("description") {
-        *text = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
+        *text =
+            text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
     }
 }
 
@@ -88,7 +91,9 @@ pub enum Body {}
 impl Body {
     /// Puts the schemas of the kinds among the definitions, and returns their names.
     fn define_kinds(generator: &mut SchemaGenerator) -> Vec<String> {
-        let Json::Object(kinds) = reference::components(Kind::DESCRIPTORS) else { unreachable!("they are an object") };
+        let Json::Object(kinds) = reference::components(Kind::DESCRIPTORS) else {
+            unreachable!("they are an object")
+        };
         let names = kinds.keys().cloned().collect();
         generator.definitions_mut().extend(kinds);
         names

@@ -1,7 +1,7 @@
 //! The kinds as a reference: Markdown for people, JSON Schema for REST bodies and for whole YAML files.
 //!
-//! Everything here is a loop over descriptors and names no kind. The doc comments of kinds, fields and scalars are the
-//! prose.
+//! Everything here is a loop over descriptors and names no kind. The doc comments of kinds, fields and
+//! scalars are the prose.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -59,15 +59,21 @@ fn written(head: &str, kinds: &[&'static Descriptor], example: impl Fn(&Descript
         .join("\n")
 }
 
-/// The JSON Schema of the body of each kind in its canonical form, by the kind's word: the `components.schemas` of an
-/// OpenAPI 3.1 document.
+/// The JSON Schema of the body of each kind in its canonical form, by the kind's word: the
+/// `components.schemas` of an OpenAPI 3.1 document.
 pub fn components(kinds: &[&Descriptor]) -> Json {
-    kinds.iter().map(|kind| (kind.word.to_owned(), record(kind.fields, Form::Body))).collect::<Map<_, _>>().into()
+    kinds
+        .iter()
+        .map(|kind| (kind.word.to_owned(), record(kind.fields, Form::Body)))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
-/// The JSON Schema (draft 2020-12) of a YAML file that holds these kinds: what editors check while a user types.
+/// The JSON Schema (draft 2020-12) of a YAML file that holds these kinds: what editors check while a user
+/// types.
 pub fn file_schema(kinds: &[&Descriptor]) -> Json {
-    let definitions: Map<_, _> = kinds.iter().map(|kind| (kind.word.to_owned(), object(kind, kinds))).collect();
+    let definitions: Map<_, _> =
+        kinds.iter().map(|kind| (kind.word.to_owned(), object(kind, kinds))).collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": ["object", "null"],
@@ -80,9 +86,11 @@ pub fn file_schema(kinds: &[&Descriptor]) -> Json {
 fn section(kind: &Descriptor, example: &str) -> String {
     let Descriptor { word, plural, within, fields, .. } = kind;
     let doc = fields.doc;
-    let place = within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
+    let place =
+        within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
     let mut text = format!("## {word}\n\n{doc}\n\n");
-    text += &format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
+    text +=
+        &format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
     text += &format!("[{example}]({example}) shows every field.\n\n");
     text + &table(fields) + &records(word, fields)
 }
@@ -91,8 +99,12 @@ fn table(fields: &Fields) -> String {
     let mut text = "| field | holds | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
     for field in fields {
         let Field { name, doc, ty, .. } = field;
-        text +=
-            &format!("| `{name}` | {} | {} | {} |\n", held(ty), default(field), cell(&(doc.to_string() + &words(ty))));
+        text += &format!(
+            "| `{name}` | {} | {} | {} |\n",
+            held(ty),
+            default(field),
+            cell(&(doc.to_string() + &words(ty)))
+        );
     }
     text
 }
@@ -181,7 +193,8 @@ fn collections(holder: Option<&str>, kinds: &[&Descriptor]) -> Map<String, Json>
     let inside = kinds.iter().filter(|kind| kind.within == holder);
     let collection = |kind: &&Descriptor| {
         let object = json!({ "$ref": format!("#/$defs/{}", kind.word) });
-        let names = json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
+        let names =
+            json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
         let by_name = json!({ "type": ["object", "null"], "additionalProperties": object });
         (kind.plural.to_owned(), json!({ "description": kind.fields.doc, "anyOf": [by_name, names] }))
     };
@@ -255,7 +268,8 @@ fn schema(ty: &Type, form: Form) -> Json {
             json!({ "anyOf": [element, { "type": "array", "items": element }] })
         }
         (Type::NonEmpty(inner), _) => {
-            // The keyword binds arrays alone, so that it may be next to the choice between an element and an array.
+            // The keyword binds arrays alone, so that it may be next to the choice between an element and an
+            // array.
             let mut schema = schema(inner, form);
             schema["minItems"] = json!(1);
             schema

@@ -1,7 +1,7 @@
 //! What is wrong with input: problems, gathered and then explained.
 //!
-//! A [`Problem`] is a finding about files, not a failed operation. Every reader of input pushes what it finds to a
-//! [`Report`] and goes on, so that one run shows everything. Rendering is left to the programs.
+//! A [`Problem`] is a finding about files, not a failed operation. Every reader of input pushes what it finds
+//! to a [`Report`] and goes on, so that one run shows everything. Rendering is left to the programs.
 
 use schemars::JsonSchema;
 use serde::Serialize;

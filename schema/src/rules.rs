@@ -1,8 +1,8 @@
 //! Rules over a whole snapshot: references, uniqueness, overlap, and the rules of each kind.
 //!
-//! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that hold for
-//! every kind loop over descriptors; a kind's own are in its file; what depends on the server is in [`server`]; which endpoints
-//! a node may have is in [`endpoints`].
+//! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that
+//! hold for every kind loop over descriptors; a kind's own are in its file; what depends on the server is in
+//! [`server`]; which endpoints a node may have is in [`endpoints`].
 
 pub mod endpoints;
 mod references;
@@ -38,7 +38,8 @@ pub enum Claim {
     Range(IpNet),
     /// The address of the member of its name: no other member gets it, and no other object reserves it.
     Reserved(IpAddr),
-    /// An address that it resolves to, whoever has it: a member that does not have it already is not given it.
+    /// An address that it resolves to, whoever has it: a member that does not have it already is not given
+    /// it.
     Meant(IpAddr),
     /// Where it is reached outside of every mesh.
     Endpoint(EndpointHost),
@@ -52,7 +53,8 @@ pub struct Findings<'a> {
     suggestions: Cell<u32>,
 }
 
-/// How many problems of a run get a "did you mean": each one costs a search of all names, and nobody reads a thousand.
+/// How many problems of a run get a "did you mean": each one costs a search of all names, and nobody reads a
+/// thousand.
 const SUGGESTIONS: u32 = 50;
 
 impl Findings<'_> {
@@ -101,8 +103,9 @@ fn check_networks(world: &Snapshot, findings: &mut Findings<'_>) {
     }
     for (network, first) in missing {
         let known: Vec<_> = world.networks().map(|(name, _)| name.as_str()).collect();
-        let help = did_you_mean(network.name.as_str(), known)
-            .unwrap_or_else(|| format!("give network {network} an ipv4 range such as 10.40.0.0/16, or an ipv6 range"));
+        let help = did_you_mean(network.name.as_str(), known).unwrap_or_else(|| {
+            format!("give network {network} an ipv4 range such as 10.40.0.0/16, or an ipv6 range")
+        });
         let message = format!("{first} belongs to network {network}, which no file defines");
         let at = findings.source_map.parent(first);
         findings.report.push(Problem::new(Code::NetworkNotDefined, message).at(at).help(help).about(network));
@@ -121,14 +124,16 @@ fn check_names(world: &Snapshot, findings: &mut Findings<'_>) {
                 let at = findings.location(id, &[]);
                 let problem = Problem::new(Code::NameTaken, message).at(at).about(id);
                 let see = findings.location(first.get(), &[]);
-                findings.report.push(problem.see(see, "taken here first").help("rename one of them".to_owned()));
+                findings
+                    .report
+                    .push(problem.see(see, "taken here first").help("rename one of them".to_owned()));
             }
         }
     }
 }
 
-/// Checks that no two networks overlap, that no two objects of a network reserve the same address, and that each endpoint
-/// can be one.
+/// Checks that no two networks overlap, that no two objects of a network reserve the same address, and that
+/// each endpoint can be one.
 fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
     let mut ranges: Vec<(&ResourceId, &str, IpNet)> = Vec::new();
     let mut reserved: BTreeMap<(&NetworkName, IpAddr), (&ResourceId, &str)> = BTreeMap::new();

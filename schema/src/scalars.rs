@@ -1,8 +1,8 @@
 //! Fields that hold one value: newtypes that only their parser makes.
 //!
-//! Each scalar owns its range and its normal form; [`Scalar::GOOD`] and [`Scalar::BAD`] are shown in the reference
-//! and tested by one test over all of them. A scalar is written the same way in every language, on the wire and in
-//! the store: as the text that [`Display`](std::fmt::Display) writes.
+//! Each scalar owns its range and its normal form; [`Scalar::GOOD`] and [`Scalar::BAD`] are shown in the
+//! reference and tested by one test over all of them. A scalar is written the same way in every language, on
+//! the wire and in the store: as the text that [`Display`](std::fmt::Display) writes.
 
 pub(crate) mod described;
 mod domain_name;
@@ -33,8 +33,8 @@ use crate::descriptor::Reference;
 
 /// A value that is written as one word; only its parser makes one.
 ///
-/// The error of the parser is the end of the sentence "`"x"` is not a NAME: ..."; it says what is wrong, not what
-/// was given.
+/// The error of the parser is the end of the sentence "`"x"` is not a NAME: ..."; it says what is wrong, not
+/// what was given.
 pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     /// What it is called in messages and in the reference, with its article: `a duration`.
     const NAME: &'static str;
@@ -44,7 +44,8 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     const GOOD: &'static [&'static str];
     /// Texts that do not.
     const BAD: &'static [&'static str];
-    /// How a value is written as a bare number, if it is; absent: the scalar has no bare numbers, and they are refused.
+    /// How a value is written as a bare number, if it is; absent: the scalar has no bare numbers, and they
+    /// are refused.
     const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
 
     /// The namespace whose names are values of it, if there is one.
@@ -66,8 +67,8 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     }
 }
 
-/// A whole number as it is written everywhere: digits alone, without a sign and without leading zeros, since readers
-/// disagree about whether those make it octal. Absent: it is not written so, or too large.
+/// A whole number as it is written everywhere: digits alone, without a sign and without leading zeros, since
+/// readers disagree about whether those make it octal. Absent: it is not written so, or too large.
 pub(crate) fn decimal<T: FromStr>(text: &str) -> Option<T> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let leading = text.len() > 1 && text.starts_with('0');
@@ -98,7 +99,18 @@ macro_rules! serde_as_text {
         }
     )+};
 }
-serde_as_text!(Name, NetworkName, Ipv4Range, Ipv6Range, Endpoint, Expiry, DomainName, Seconds, Selector, Uses);
+serde_as_text!(
+    Name,
+    NetworkName,
+    Ipv4Range,
+    Ipv6Range,
+    Endpoint,
+    Expiry,
+    DomainName,
+    Seconds,
+    Selector,
+    Uses
+);
 serde_as_text!(WireGuardKey, Identity, SigningKey, Verifier, CaPin);
 
 #[cfg(test)]
@@ -108,7 +120,8 @@ mod tests {
     fn examples_hold<T: Scalar>() {
         for good in T::GOOD {
             let value: T = good.parse().unwrap_or_else(|why| panic!("{good:?} is {}: {why}", T::NAME));
-            let again: T = value.to_string().parse().unwrap_or_else(|why| panic!("{value} reads back: {why}"));
+            let again: T =
+                value.to_string().parse().unwrap_or_else(|why| panic!("{value} reads back: {why}"));
             assert!(value == again, "{good:?} and {value} are one value");
         }
         for bad in T::BAD {

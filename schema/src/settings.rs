@@ -1,4 +1,5 @@
-//! Settings of a program, as texts by their names: what its TOML file says, before the program's own types parse them.
+//! Settings of a program, as texts by their names: what its TOML file says, before the program's own types
+//! parse them.
 //!
 //! An unknown name and an invalid value are errors, never ignored.
 
@@ -59,7 +60,10 @@ pub fn parse(path: &str, text: &str, names: &[String]) -> Result<BTreeMap<String
 }
 
 /// Reads one value, if it is set.
-pub fn read<T: FromStr<Err: Display>>(name: &'static str, value: Option<String>) -> Result<Option<T>, SettingsError> {
+pub fn read<T: FromStr<Err: Display>>(
+    name: &'static str,
+    value: Option<String>,
+) -> Result<Option<T>, SettingsError> {
     let parse = |value: String| {
         let wrong = |why: T::Err| SettingsError::Value { name, value: value.clone(), why: why.to_string() };
         value.parse().map_err(wrong)

@@ -1,6 +1,7 @@
 //! Every resource at one moment, with typed lookup.
 //!
-//! A snapshot is a value: clones share what they have in common, and a change of one does not affect the others.
+//! A snapshot is a value: clones share what they have in common, and a change of one does not affect the
+//! others.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +15,9 @@ use crate::kinds::{Kind, Network, Object, Resource};
 use crate::scalars::{Name, NetworkName};
 
 /// The number of a transaction; the server counts them without gaps. 0 is before the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -155,7 +158,9 @@ impl Snapshot {
     pub fn differences<'a>(&'a self, later: &'a Self) -> impl Iterator<Item = Difference<'a>> {
         self.entries.diff(&later.entries).map(|item| match item {
             imbl::ordmap::DiffItem::Add(id, after) => (id, None, Some(after)),
-            imbl::ordmap::DiffItem::Update { old: (id, before), new: (_, after) } => (id, Some(before), Some(after)),
+            imbl::ordmap::DiffItem::Update { old: (id, before), new: (_, after) } => {
+                (id, Some(before), Some(after))
+            }
             imbl::ordmap::DiffItem::Remove(id, before) => (id, Some(before), None),
         })
     }
@@ -257,7 +262,8 @@ impl Serialize for ResourceId {
 impl<'de> Deserialize<'de> for ResourceId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} is not a valid resource id: {why}")))
+        text.parse()
+            .map_err(|why| serde::de::Error::custom(format!("{text:?} is not a valid resource id: {why}")))
     }
 }
 
@@ -283,7 +289,8 @@ impl FromStr for Owner {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (project, env) = text.split_once('/').ok_or_else(|| format!("{text:?} is not written like acme/prod"))?;
+        let (project, env) =
+            text.split_once('/').ok_or_else(|| format!("{text:?} is not written like acme/prod"))?;
         Ok(Self { project: project.parse()?, env: env.parse()? })
     }
 }

@@ -1,8 +1,8 @@
 //! Text to documents: one front end for each language; none knows the kinds.
 //!
-//! A front end knows from the table of [`Descriptor`]s it is given which words open an object and which fields collect
-//! repeated blocks (`reach` twice in one test); what a field holds, the decoder judges. Input is bounded: its size and nesting are checked before a
-//! parser that recurses sees it.
+//! A front end knows from the table of [`Descriptor`]s it is given which words open an object and which
+//! fields collect repeated blocks (`reach` twice in one test); what a field holds, the decoder judges. Input
+//! is bounded: its size and nesting are checked before a parser that recurses sees it.
 
 mod kdl;
 mod variables;
@@ -58,7 +58,11 @@ impl Language {
 }
 
 /// Reads the objects of one file; `kinds` are those that it may hold, at the top or inside each other.
-pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor]) -> (Vec<Document>, Report) {
+pub fn parse(
+    source: &Source,
+    id: SourceId,
+    kinds: &'static [&'static Descriptor],
+) -> (Vec<Document>, Report) {
     let mut context = Context { source: id, kinds, documents: Vec::new(), report: Report::default() };
     if source.text.len() > MAX_SIZE {
         let message = format!("{} holds more than the {MAX_SIZE} bytes that are allowed", source.name);
@@ -73,8 +77,8 @@ pub fn parse(source: &Source, id: SourceId, kinds: &'static [&'static Descriptor
     (context.documents, context.report)
 }
 
-/// The text without a byte order mark at its start, which both languages allow (KDL 2, section 3.16; YAML 1.2, section 5.2).
-/// Empty lines of the same length take its place, so that every place stays where it is.
+/// The text without a byte order mark at its start, which both languages allow (KDL 2, section 3.16; YAML
+/// 1.2, section 5.2). Empty lines of the same length take its place, so that every place stays where it is.
 fn without_mark(text: &str) -> Cow<'_, str> {
     match text.strip_prefix(MARK) {
         Some(rest) => ["\n".repeat(MARK.len_utf8()).as_str(), rest].concat().into(),
@@ -128,7 +132,11 @@ impl Context {
     }
 
     /// The kind that a word opens inside a parent.
-    fn kind(&self, word: impl Fn(&Descriptor) -> bool, parent: Option<&Descriptor>) -> Option<&'static Descriptor> {
+    fn kind(
+        &self,
+        word: impl Fn(&Descriptor) -> bool,
+        parent: Option<&Descriptor>,
+    ) -> Option<&'static Descriptor> {
         let within = parent.map(|parent| parent.word);
         self.kinds.iter().copied().find(|kind| kind.within == within && word(kind))
     }
@@ -142,11 +150,12 @@ impl Context {
         name: fn(&Descriptor) -> &'static str,
     ) {
         let within = parent.map(|parent| parent.word);
-        let kinds: Vec<_> = self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind)).collect();
+        let kinds: Vec<_> =
+            self.kinds.iter().filter(|kind| kind.within == within).map(|kind| name(kind)).collect();
         let fields: Vec<_> = parent.into_iter().flat_map(|parent| parent.fields.names()).collect();
         let elsewhere = self.kinds.iter().find(|kind| name(kind) == word).and_then(|kind| kind.within);
-        let help =
-            did_you_mean(word, kinds.iter().chain(&fields).copied()).unwrap_or_else(|| match (parent, elsewhere) {
+        let help = did_you_mean(word, kinds.iter().chain(&fields).copied()).unwrap_or_else(|| {
+            match (parent, elsewhere) {
                 (None, Some(holder)) => format!("write it inside {}", with_article(holder)),
                 (None, None) => format!("only these are allowed: {}", kinds.join(", ")),
                 (Some(parent), _) => {
@@ -157,13 +166,21 @@ impl Context {
                         fields.join(", ")
                     )
                 }
-            });
-        let place = within.map_or("at the top of a file".to_owned(), |word| format!("in {}", with_article(word)));
+            }
+        });
+        let place =
+            within.map_or("at the top of a file".to_owned(), |word| format!("in {}", with_article(word)));
         self.problem(Code::UnknownWord, span, format!("{word:?} is not known {place}"), Some(help));
     }
 
     /// Adds an object, unless it is a block that only adds objects to it.
-    fn document(&mut self, descriptor: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, draft: Draft) {
+    fn document(
+        &mut self,
+        descriptor: &'static Descriptor,
+        name: Spanned,
+        parent: Option<&Spanned>,
+        draft: Draft,
+    ) {
         let Draft { fields, whole, holds_objects } = draft;
         if holds_objects && whole && fields.is_empty() {
             return;

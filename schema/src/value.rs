@@ -1,7 +1,7 @@
 //! Data without a type: what every syntax reads, what the wire and the store carry, what the differ compares.
 //!
-//! A [`Value`] knows its place in its file; two Values are equal whatever their places. Its JSON form is canonical
-//! once serialised by RFC 8785, because a record keeps its fields sorted.
+//! A [`Value`] knows its place in its file; two Values are equal whatever their places. Its JSON form is
+//! canonical once serialised by RFC 8785, because a record keeps its fields sorted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,8 +65,8 @@ pub struct Value {
 pub enum Data {
     /// Nothing, said explicitly.
     Null,
-    /// A name alone, as KDL's `protect`: true in place of a boolean, empty in place of a collection. Bodies do not hold
-    /// one.
+    /// A name alone, as KDL's `protect`: true in place of a boolean, empty in place of a collection. Bodies
+    /// do not hold one.
     Flag,
     /// Yes or no.
     Bool(bool),

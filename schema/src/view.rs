@@ -1,10 +1,11 @@
-//! What one node is sent: its interface, its peers, the ranges that it reaches through them, the names that it resolves.
+//! What one node is sent: its interface, its peers, the ranges that it reaches through them, the names that
+//! it resolves.
 //!
-//! A [`View`] is made by [`compile`](crate::compile) alone, travels whole or as a [`ViewDelta`], and is what an agent
-//! reconciles its host against. It holds no private key. A peer holds facts about itself only; what WireGuard is given for
-//! it depends on the View's own node, and [`View::tunnels`] is the one function that decides it. Equal inputs give
-//! equal Views, and the Views of one network share what they have in common, so that thousands of them cost little more
-//! than one.
+//! A [`View`] is made by [`compile`](crate::compile) alone, travels whole or as a [`ViewDelta`], and is what
+//! an agent reconciles its host against. It holds no private key. A peer holds facts about itself only; what
+//! WireGuard is given for it depends on the View's own node, and [`View::tunnels`] is the one function that
+//! decides it. Equal inputs give equal Views, and the Views of one network share what they have in common, so
+//! that thousands of them cost little more than one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,7 +31,8 @@ pub struct View {
     pub peers: OrdMap<Name, Arc<Peer>>,
     /// The ranges that it reaches through a peer, besides the peers' own addresses.
     pub routes: OrdMap<IpNet, Arc<Route>>,
-    /// The names that resolve in this network besides those that `named` says of nodes, each the part before `.network`.
+    /// The names that resolve in this network besides those that `named` says of nodes, each the part before
+    /// `.network`.
     pub names: OrdMap<Name, Arc<Resolution>>,
 }
 
@@ -43,15 +45,18 @@ pub struct Interface {
     pub listen_port: u16,
     /// Whether the port was asked for by name; otherwise the agent may take the next free one.
     pub listen_port_fixed: bool,
-    /// The largest packet, in bytes, that the interface takes; absent: derived by the agent from the underlay.
+    /// The largest packet, in bytes, that the interface takes; absent: derived by the agent from the
+    /// underlay.
     pub mtu: Option<u16>,
-    /// How often the node sends each peer a packet that keeps mappings open; 0: never (see wg(8), PersistentKeepalive).
+    /// How often the node sends each peer a packet that keeps mappings open; 0: never (see wg(8),
+    /// PersistentKeepalive).
     pub keepalive: Seconds,
     /// How often the agent checks in while nothing happens.
     pub check_in: Seconds,
     /// Whether the node passes packets on between its peers.
     pub forward: bool,
-    /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if anything.
+    /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if
+    /// anything.
     pub named: bool,
 }
 
@@ -64,9 +69,11 @@ pub struct Peer {
     pub endpoint: Option<Endpoint>,
     /// Its addresses in the network: at most one of each family.
     pub addresses: BTreeSet<IpAddr>,
-    /// The node that carries its traffic; absent: it is reached directly. To that node itself it is a direct peer.
+    /// The node that carries its traffic; absent: it is reached directly. To that node itself it is a direct
+    /// peer.
     pub via: Option<Name>,
-    /// Whether its name resolves to its addresses; otherwise [`View::names`] says what it resolves to, if anything.
+    /// Whether its name resolves to its addresses; otherwise [`View::names`] says what it resolves to, if
+    /// anything.
     pub named: bool,
 }
 
@@ -100,8 +107,8 @@ pub struct Tunnel {
 impl View {
     /// What WireGuard is given: a tunnel for each peer that is reached directly, by its key.
     ///
-    /// The addresses of a peer that another one carries are added to the carrier's tunnel, the range of a route to the
-    /// tunnel of its peer. What an absent peer carries is not reachable.
+    /// The addresses of a peer that another one carries are added to the carrier's tunnel, the range of a
+    /// route to the tunnel of its peer. What an absent peer carries is not reachable.
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
         for (name, peer) in self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_none()) {
@@ -150,7 +157,11 @@ impl View {
     /// How much it holds; travels with each update, so that nothing is lost in transit unnoticed.
     pub fn counts(&self) -> Counts {
         let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
-        Counts { peers: count(self.peers.len()), routes: count(self.routes.len()), names: count(self.names.len()) }
+        Counts {
+            peers: count(self.peers.len()),
+            routes: count(self.routes.len()),
+            names: count(self.names.len()),
+        }
     }
 }
 
@@ -261,10 +272,11 @@ impl ViewDelta {
     }
 }
 
-/// Which tunnels a delta changes, given the Views before and after it: `put` are new or differ, `lost` are gone.
+/// Which tunnels a delta changes, given the Views before and after it: `put` are new or differ, `lost` are
+/// gone.
 ///
-/// Costs what the delta names, and a pass over all peers if a tunnel that changes carries others. The result equals that
-/// of comparing [`View::tunnels`] of the two, without computing either.
+/// Costs what the delta names, and a pass over all peers if a tunnel that changes carries others. The result
+/// equals that of comparing [`View::tunnels`] of the two, without computing either.
 pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes<WireGuardKey, Tunnel> {
     let owners = owners_of(before, after, delta);
     let mut keys = BTreeSet::new();
@@ -315,7 +327,8 @@ impl View {
             routes: OrdMap::new(),
             names: OrdMap::new(),
         };
-        let carried = self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_some_and(|via| owners.contains(via)));
+        let carried =
+            self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_some_and(|via| owners.contains(via)));
         part.peers.extend(carried.map(|(name, peer)| (name.clone(), peer.clone())));
         let routes = self.routes.iter().filter(|(_, route)| owners.contains(&route.via));
         part.routes.extend(routes.map(|(range, route)| (*range, route.clone())));

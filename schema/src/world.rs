@@ -143,15 +143,21 @@ impl World {
             name: id.name.clone(),
             joined: (**joined).clone(),
         };
-        let quarantined = |((network, address), quarantined): (&(NetworkName, IpAddr), &Quarantined)| {
-            QuarantinedDocument { network: network.clone(), address: *address, quarantined: quarantined.clone() }
-        };
+        let quarantined =
+            |((network, address), quarantined): (&(NetworkName, IpAddr), &Quarantined)| QuarantinedDocument {
+                network: network.clone(),
+                address: *address,
+                quarantined: quarantined.clone(),
+            };
         let barred = |((network, identity), barred): (&(NetworkName, Identity), &Barred)| BarredDocument {
             network: network.clone(),
             identity: *identity,
             barred: barred.clone(),
         };
-        let keys = self.inventory.keys().map(|(id, status)| KeyDocument { id: id.clone(), status: (**status).clone() });
+        let keys = self
+            .inventory
+            .keys()
+            .map(|(id, status)| KeyDocument { id: id.clone(), status: (**status).clone() });
         WorldDocument {
             server,
             revision: self.revision,
@@ -165,7 +171,8 @@ impl World {
 }
 
 impl WorldDocument {
-    /// The world that it describes; a report if a resource cannot be read, because the server runs another version.
+    /// The world that it describes; a report if a resource cannot be read, because the server runs another
+    /// version.
     pub fn world(&self) -> Result<World, Report> {
         let mut world = World { epoch: self.server.epoch, revision: self.revision, ..World::default() };
         for document in &self.resources {

@@ -1,5 +1,5 @@
-//! The engine carries what no kind needs yet: a description that is declared here alone goes through both languages, the
-//! differ, the reference and the schemas.
+//! The engine carries what no kind needs yet: a description that is declared here alone goes through both
+//! languages, the differ, the reference and the schemas.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod worlds;
@@ -144,7 +144,8 @@ fn least() -> Probe {
 /// What both texts hold.
 fn full() -> Probe {
     let node = |name: &str| Ref::new(name.parse().unwrap());
-    let selectors = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<Selector>>();
+    let selectors =
+        |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<Selector>>();
     let reach = |from: &[&str], to: &str| Reach {
         from: NonEmpty::new(selectors(from)).unwrap(),
         to: to.parse().unwrap(),
@@ -179,7 +180,8 @@ fn read(text: &str, language: Language) -> (Option<Probe>, Option<Document>, Vec
     let (mut documents, mut report) = parse(&source, SourceId(0), KINDS);
     substitute(&mut documents, &Variables::from([("db".into(), "tag:db".into())]), &mut report);
     let marked = |span: Span| text[span.start as usize..span.end as usize].to_owned();
-    let words = |message: &str, help: Option<&String>| format!("{message}; {}", help.map_or("", String::as_str));
+    let words =
+        |message: &str, help: Option<&String>| format!("{message}; {}", help.map_or("", String::as_str));
     let mut problems: Vec<_> = report
         .problems()
         .map(|it| (it.code, marked(it.at.unwrap().span), words(&it.message, it.help.as_ref())))
@@ -264,9 +266,12 @@ fn a_body_holds_only_what_differs_from_the_defaults_at_every_depth() {
 
 #[test]
 fn absent_and_empty_are_apart_where_a_type_keeps_them_apart() {
-    let kdl = |field: &str| good(&format!("network \"c\" {{ probe \"p\" via=\"b\" {{ {field} }} }}"), Language::Kdl).0;
-    let yaml =
-        |field: &str| good(&format!("networks: {{ c: {{ probes: {{ p: {{ via: b{field} }} }} }} }}"), Language::Yaml).0;
+    let kdl = |field: &str| {
+        good(&format!("network \"c\" {{ probe \"p\" via=\"b\" {{ {field} }} }}"), Language::Kdl).0
+    };
+    let yaml = |field: &str| {
+        good(&format!("networks: {{ c: {{ probes: {{ p: {{ via: b{field} }} }} }} }}"), Language::Yaml).0
+    };
     let nobody = Probe { allow_to: Some(BTreeSet::new()), ..least() };
     assert_eq!((kdl(""), yaml("")), (least(), least()));
     assert_eq!((kdl("allow-to"), yaml(", allow-to: []")), (nobody.clone(), nobody.clone()));
@@ -274,14 +279,24 @@ fn absent_and_empty_are_apart_where_a_type_keeps_them_apart() {
     assert_eq!((kdl("labels"), yaml(", labels: {}")), (least(), least()), "nor does a plain map");
     assert_eq!((kdl("reach"), yaml(", reach: []")), (least(), least()), "nor does a plain list");
     assert_eq!(serde_json::to_string(&attribute::write(&nobody)).unwrap(), r#"{"allow-to":[],"via":["b"]}"#);
-    assert!(printed(&nobody, Language::Kdl).contains("\n        allow-to\n"), "{}", printed(&nobody, Language::Kdl));
+    assert!(
+        printed(&nobody, Language::Kdl).contains("\n        allow-to\n"),
+        "{}",
+        printed(&nobody, Language::Kdl)
+    );
 }
 
 #[test]
 fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
     const NEEDS: &str = "network \"c\" { probe \"p\" via=\"b\" {\n";
     for (language, text, code, marked, words) in [
-        (Language::Kdl, "reach from=\"a\" too=\"b\" to=\"c\"", Code::UnknownField, "too", "did you mean \"to\"?"),
+        (
+            Language::Kdl,
+            "reach from=\"a\" too=\"b\" to=\"c\"",
+            Code::UnknownField,
+            "too",
+            "did you mean \"to\"?",
+        ),
         (Language::Kdl, "reach from=\"a\"", Code::MissingField, "reach", "this block needs the field \"to\""),
         (
             Language::Kdl,
@@ -304,7 +319,13 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
             "from",
             "at least one",
         ),
-        (Language::Kdl, "reach from=\"a\" to=\"10.0.0.1\"", Code::InvalidValue, "\"10.0.0.1\"", "\"10.0.0.1/32\"?"),
+        (
+            Language::Kdl,
+            "reach from=\"a\" to=\"10.0.0.1\"",
+            Code::InvalidValue,
+            "\"10.0.0.1\"",
+            "\"10.0.0.1/32\"?",
+        ),
         (
             Language::Kdl,
             "reach from=\"a\" to=\"c\" { hops node=\"x\" within=\"1\" }",
@@ -313,7 +334,13 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
             "\"1s\"?",
         ),
         (Language::Kdl, "reach \"a\"", Code::WrongType, "\"a\"", "its fields are from, to"),
-        (Language::Kdl, "reach from=\"a\" to=\"c\"; reach", Code::WrongType, "reach", "not a name without a value"),
+        (
+            Language::Kdl,
+            "reach from=\"a\" to=\"c\"; reach",
+            Code::WrongType,
+            "reach",
+            "not a name without a value",
+        ),
         (Language::Kdl, "reach \"a\" { to \"c\"; }", Code::ExtraArgument, "reach", "keep one of the two"),
         (
             Language::Kdl,
@@ -324,7 +351,13 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
         ),
         (Language::Kdl, "for \"a\"; for \"b\"", Code::DuplicateKey, "for", "given twice"),
         (Language::Kdl, "first from=\"a\" { to \"c\"; to \"d\"; }", Code::DuplicateKey, "to", "given twice"),
-        (Language::Kdl, "proto", Code::WrongType, "proto", "not a name without a value; write the value after it"),
+        (
+            Language::Kdl,
+            "proto",
+            Code::WrongType,
+            "proto",
+            "not a name without a value; write the value after it",
+        ),
         (
             Language::Kdl,
             "first from=\"a\" to=\"${x}\"",
@@ -332,8 +365,20 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
             "\"${x}\"",
             "there is no variable \"x\"",
         ),
-        (Language::Yaml, "reach: [{ from: a, to: c }, { from: [], to: c }]", Code::InvalidValue, "[", "at least one"),
-        (Language::Yaml, "reach: [{ from: a, to: c, hops: { nod: x } }]", Code::UnknownField, "nod", "\"node\"?"),
+        (
+            Language::Yaml,
+            "reach: [{ from: a, to: c }, { from: [], to: c }]",
+            Code::InvalidValue,
+            "[",
+            "at least one",
+        ),
+        (
+            Language::Yaml,
+            "reach: [{ from: a, to: c, hops: { nod: x } }]",
+            Code::UnknownField,
+            "nod",
+            "\"node\"?",
+        ),
         (Language::Yaml, "allow-to: true", Code::WrongType, "true", "a selector belongs here"),
         (Language::Yaml, "via: []", Code::InvalidValue, "[", "at least one"),
         (Language::Yaml, "labels: [a]", Code::WrongType, "[", "a block of names and values belongs here"),
@@ -343,7 +388,9 @@ fn what_is_wrong_inside_of_a_block_is_reported_at_its_exact_place() {
             Language::Yaml if text.starts_with("via") => {
                 format!("networks:\n  c:\n    probes:\n      p:\n        {text}\n")
             }
-            Language::Yaml => format!("networks:\n  c:\n    probes:\n      p:\n        via: b\n        {text}\n"),
+            Language::Yaml => {
+                format!("networks:\n  c:\n    probes:\n      p:\n        via: b\n        {text}\n")
+            }
         };
         let problems = read(&text, language).2;
         let expected = |(its, at, said): &Reported| {
@@ -375,8 +422,11 @@ fn every_reference_is_visited_with_the_path_that_leads_to_its_place() {
             let steps: Vec<_> = steps.collect();
             visited.push((steps.join(" "), name.to_owned(), marked, to, builds));
         });
-        let node = |path: &str, name: &str| (path.into(), name.into(), name.into(), Target::Kind("node"), true);
-        let named = |path: &str, name: &str| (path.into(), name.into(), name.into(), Target::Namespace("names"), false);
+        let node =
+            |path: &str, name: &str| (path.into(), name.into(), name.into(), Target::Kind("node"), true);
+        let named = |path: &str, name: &str| {
+            (path.into(), name.into(), name.into(), Target::Namespace("names"), false)
+        };
         assert_eq!(
             visited,
             [
@@ -419,7 +469,8 @@ fn the_differ_sees_the_order_of_lists_and_not_that_of_sets() {
     let mut turned = kdl.clone();
     turned.reach.reverse();
     assert_eq!(changed(&kdl, &turned), ["reach"]);
-    let left_out = diff::fields(Probe::FIELDS, Some(&body(&least())), Some(&body(&Probe { counts: false, ..least() })));
+    let left_out =
+        diff::fields(Probe::FIELDS, Some(&body(&least())), Some(&body(&Probe { counts: false, ..least() })));
     let shown: Vec<_> = left_out.iter().map(|it| (it.before.clone(), it.after.clone())).collect();
     let of = |it: bool| Some(Value::from(Data::Bool(it)));
     assert_eq!(shown, [(of(true), of(false))], "what a body leaves out is its default");
@@ -435,6 +486,7 @@ fn the_words_of_a_choice_are_its_variants() {
 fn the_reference_and_the_schema_show_all_of_it() {
     let text = markdown(&[Probe::DESCRIPTOR]);
     let text = &text[text.find("## probe").unwrap()..text.find("## Values").unwrap()];
-    let schema = serde_json::to_string_pretty(&components(&[Probe::DESCRIPTOR])["probe"]["properties"]).unwrap();
+    let schema =
+        serde_json::to_string_pretty(&components(&[Probe::DESCRIPTOR])["probe"]["properties"]).unwrap();
     insta::assert_snapshot!(format!("{text}\n{schema}"));
 }

@@ -41,7 +41,9 @@ fn bare(snapshot: &Snapshot) -> Snapshot {
 fn managed(world: &World) -> World {
     let mut managed = world.clone();
     for (id, entry) in world.snapshot.entries() {
-        managed.snapshot.put(id.clone(), Entry { owner: Some(owner()), revision: world.revision, ..entry.clone() });
+        managed
+            .snapshot
+            .put(id.clone(), Entry { owner: Some(owner()), revision: world.revision, ..entry.clone() });
     }
     managed
 }
@@ -202,8 +204,9 @@ fn the_random_worlds_use_every_field_of_every_kind() {
             used.extend(said.map(|(name, _)| (id.kind, name.to_string())));
         }
     }
-    let all =
-        Kind::ALL.iter().flat_map(|kind| kind.descriptor().fields.iter().map(|field| (*kind, field.name.to_owned())));
+    let all = Kind::ALL
+        .iter()
+        .flat_map(|kind| kind.descriptor().fields.iter().map(|field| (*kind, field.name.to_owned())));
     assert_eq!(used, all.collect());
 }
 
@@ -270,7 +273,8 @@ fn scalars() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Forms that only some readers take for numbers: they stay texts here, and a field that wants a number refuses them.
+/// Forms that only some readers take for numbers: they stay texts here, and a field that wants a number
+/// refuses them.
 fn ambiguous(text: &str) -> bool {
     let digits = text.trim_start_matches(['-', '+']);
     let zero = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
@@ -309,9 +313,9 @@ proptest! {
 /// Pieces of KDL in any order: what a scanner of nesting may mistake.
 fn soup() -> impl Strategy<Value = String> {
     const PIECES: &[&str] = &[
-        "a", " ", "\n", "\r", "{", "}", "\"", "\"\"\"", "\"\"\"\n", "#\"", "\"#", "##\"", "\"##", "#\"\"\"", "\"\"\"#",
-        "/*", "*/", "//", "/-", "\\", "\\\"", "\\\n", ";", "=", "(", ")", "#true", "#", "1", "'", "\u{2028}",
-        "\u{feff}", "é", "*", "/",
+        "a", " ", "\n", "\r", "{", "}", "\"", "\"\"\"", "\"\"\"\n", "#\"", "\"#", "##\"", "\"##", "#\"\"\"",
+        "\"\"\"#", "/*", "*/", "//", "/-", "\\", "\\\"", "\\\n", ";", "=", "(", ")", "#true", "#", "1", "'",
+        "\u{2028}", "\u{feff}", "é", "*", "/",
     ];
     let bomb = (
         select(&["{", "a{", "a{\n", "/-{", "/*", "a{/*", "(", "a \"\"{", "a{\"\""][..]),

@@ -40,10 +40,13 @@ fn changed(before: &World, after: &World) -> Changed {
 }
 
 fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
-    mesh.into_iter().flat_map(|mesh| mesh.nodes().map(|node| (node.clone(), mesh.view(node).unwrap()))).collect()
+    mesh.into_iter()
+        .flat_map(|mesh| mesh.nodes().map(|node| (node.clone(), mesh.view(node).unwrap())))
+        .collect()
 }
 
-/// Whether packets pass between two nodes, judged by their Views alone: each step needs both ends to know each other.
+/// Whether packets pass between two nodes, judged by their Views alone: each step needs both ends to know
+/// each other.
 fn passes(views: &BTreeMap<Name, View>, from: &Name, to: &Name) -> bool {
     let address = |name: &Name| views[name].interface.addresses.iter().next().unwrap().addr();
     let sends = |one: &Name, other: &Name, packet: IpAddr| {
@@ -62,11 +65,12 @@ fn pairs(mesh: Option<&Mesh>) -> BTreeSet<(Name, Name)> {
     all.filter(|(from, to)| from != to && passes(&views, from, to)).collect()
 }
 
-/// The world with hosts of several networks, which were seen inside of ranges and outside: the nodes of one place in
-/// each network are one host.
+/// The world with hosts of several networks, which were seen inside of ranges and outside: the nodes of one
+/// place in each network are one host.
 fn with_endpoints(mut world: World, picks: &[usize]) -> World {
     let inside: Vec<_> = world.snapshot.networks().flat_map(|(_, network)| network.ranges()).collect();
-    let nodes: Vec<_> = world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
+    let nodes: Vec<_> =
+        world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
     let mut places: BTreeMap<NetworkName, u8> = BTreeMap::new();
     for ((id, joined), pick) in nodes.into_iter().zip(picks.iter().cycle()) {
         let place = places.entry(id.network.clone()).or_default();
@@ -80,8 +84,8 @@ fn with_endpoints(mut world: World, picks: &[usize]) -> World {
     world
 }
 
-/// The pairs whose packets find the way, read off pair by pair: each step leads to an endpoint that no range of the
-/// sender's host hides, and back.
+/// The pairs whose packets find the way, read off pair by pair: each step leads to an endpoint that no range
+/// of the sender's host hides, and back.
 fn outside_pairs(network: &NetworkName, world: &World) -> BTreeSet<(Name, Name)> {
     let mesh = compiled(network, world);
     let joined = |node: &Name| world.inventory.node(&NodeId::of(network, node)).unwrap();
@@ -113,7 +117,8 @@ fn outside_pairs(network: &NetworkName, world: &World) -> BTreeSet<(Name, Name)>
 /// What a plan reports of a network between two worlds.
 fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::ReachChange> {
     let [was, is] = [before, after].map(|world| compiled(network, world));
-    let [was_hidden, is_hidden] = [before, after].map(|world| reach::hidden(&world.snapshot, &world.inventory));
+    let [was_hidden, is_hidden] =
+        [before, after].map(|world| reach::hidden(&world.snapshot, &world.inventory));
     let was = reach::Moment { mesh: was.as_ref(), hidden: &was_hidden };
     reach::between(network, was, reach::Moment { mesh: is.as_ref(), hidden: &is_hidden })
 }
@@ -396,7 +401,8 @@ fn a_reservation_takes_an_address_from_whoever_has_it() {
     join(&mut inventory, &before, "b", 0);
     let after = declared(&format!("{SIX} {{ node \"b\" ipv4=\"10.40.0.1\"; dns \"x\" a=\"10.40.0.3\" }}"));
     let reconciled = reconcile(&inventory, &after, &[], at(1)).unwrap();
-    let address = |name: &str| reconciled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
+    let address =
+        |name: &str| reconciled.node(&id(name)).unwrap().addresses.iter().next().unwrap().to_string();
     assert_eq!((address("a"), address("b")), ("10.40.0.4".into(), "10.40.0.1".into()));
 }
 
@@ -427,13 +433,14 @@ fn a_limit_counts_who_has_joined_and_who_is_awaited() {
     }
     let reconcile = |limit: u32| {
         let after = declared(&format!("{SIX} {{ node-limit {limit}; node \"b\"; node \"c\" }}"));
-        schema::plan::check_and_reconcile(&after, &inventory, &Default::default(), &worlds::server(), at(1)).is_ok()
+        schema::plan::check_and_reconcile(&after, &inventory, &Default::default(), &worlds::server(), at(1))
+            .is_ok()
     };
     assert!(reconcile(3) && !reconcile(2), "a and b have joined, c is awaited");
 }
 
-/// A world of these declarations, with a node for each host of a network: its name, the number of the host, and where the
-/// server saw it.
+/// A world of these declarations, with a node for each host of a network: its name, the number of the host,
+/// and where the server saw it.
 fn seen(text: &str, nodes: &[(&str, &str, u8, &str)]) -> World {
     let mut world = World { snapshot: declared(text), ..World::default() };
     for (place, (network, name, host, seen)) in nodes.iter().enumerate() {
@@ -452,7 +459,11 @@ fn lost(network: &str, nodes: &[(&str, &str, u8, &str)], before: &str, after: &s
     assert!(changes.iter().all(|change| change.direction == Direction::Lost), "{changes:?}");
     let back = reached(&network, &after, &before);
     let gained: u64 = back.iter().map(|change| change.pairs).sum();
-    assert_eq!(gained, changes.iter().map(|change| change.pairs).sum::<u64>(), "the way back gains what is lost");
+    assert_eq!(
+        gained,
+        changes.iter().map(|change| change.pairs).sum::<u64>(),
+        "the way back gains what is lost"
+    );
     changes.into_iter().map(|change| (change.from, change.pairs)).collect()
 }
 
@@ -460,7 +471,8 @@ fn lost(network: &str, nodes: &[(&str, &str, u8, &str)], before: &str, after: &s
 fn an_endpoint_that_a_range_hides_counts_as_lost() {
     let corp = |range: &str| format!("network \"corp\" ipv4={range:?}");
     let (apart, around) = (corp("10.40.0.0/24"), corp("192.0.2.0/27"));
-    let three = [("corp", "a", 1, "192.0.2.12"), ("corp", "b", 2, "198.51.100.7"), ("corp", "c", 3, "203.0.113.9")];
+    let three =
+        [("corp", "a", 1, "192.0.2.12"), ("corp", "b", 2, "198.51.100.7"), ("corp", "c", 3, "203.0.113.9")];
     assert_eq!(lost("corp", &three, &apart, &around), [("a".into(), 4)], "with everybody, both ways");
     let all = [("corp", "a", 1, "192.0.2.12"), ("corp", "b", 2, "192.0.2.13")];
     assert_eq!(lost("corp", &all, &apart, &around), [("*".into(), 2)]);
@@ -479,9 +491,19 @@ fn the_range_of_one_network_hides_endpoints_of_another_from_the_hosts_that_are_i
         ("corp", "d", 4, "192.0.2.14"),
         ("lan", "a", 1, "198.51.100.1"),
     ];
-    assert_eq!(lost("corp", &nodes, &before, &after), [("a".into(), 4)], "a reaches neither b nor d, and c all");
-    let hub = |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"c\" { node \"c\"; }");
+    assert_eq!(
+        lost("corp", &nodes, &before, &after),
+        [("a".into(), 4)],
+        "a reaches neither b nor d, and c all"
+    );
+    let hub =
+        |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"c\" { node \"c\"; }");
     assert_eq!(lost("corp", &nodes, &hub(&before), &hub(&after)), [], "all of them reach the hub");
-    let at_b = |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"b\" { node \"b\"; }");
-    assert_eq!(lost("corp", &nodes, &at_b(&before), &at_b(&after)), [("a".into(), 6)], "a is cut off from the hub");
+    let at_b =
+        |text: &str| text.replace("ipv4=\"10.40.0.0/24\"", "ipv4=\"10.40.0.0/24\" hub=\"b\" { node \"b\"; }");
+    assert_eq!(
+        lost("corp", &nodes, &at_b(&before), &at_b(&after)),
+        [("a".into(), 6)],
+        "a is cut off from the hub"
+    );
 }

@@ -1,4 +1,5 @@
-//! The saved form of a plan, and its digest: what a reviewer approves must mean the same to every later version.
+//! The saved form of a plan, and its digest: what a reviewer approves must mean the same to every later
+//! version.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -75,12 +76,17 @@ fn joined(number: u8, claimed: bool) -> Joined {
 fn world() -> World {
     let mut world = World { epoch: 1_795_000_000, revision: Revision(7), ..World::default() };
     for (id, entry) in declared(BEFORE).snapshot.entries() {
-        world.snapshot.put(id.clone(), Entry { owner: Some(owner()), revision: Revision(5), ..entry.clone() });
+        world
+            .snapshot
+            .put(id.clone(), Entry { owner: Some(owner()), revision: Revision(5), ..entry.clone() });
     }
     let corp: NetworkName = "corp".parse().unwrap();
     let mut inventory = Inventory::default();
-    for (name, number, claimed) in [("gw", 1, true), ("old", 2, true), ("laptop", 3, false), ("other", 4, false)] {
-        inventory.put_node(NodeId { network: corp.clone(), name: name.parse().unwrap() }, joined(number, claimed));
+    for (name, number, claimed) in
+        [("gw", 1, true), ("old", 2, true), ("laptop", 3, false), ("other", 4, false)]
+    {
+        inventory
+            .put_node(NodeId { network: corp.clone(), name: name.parse().unwrap() }, joined(number, claimed));
     }
     World { inventory, ..world }
 }

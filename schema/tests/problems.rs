@@ -1,8 +1,8 @@
 //! Every problem that a file can have, reported at its exact place: `examples/problems/` is the list.
 //!
-//! A file is named for the code of its one problem (with `.` for `::`) and perhaps a word for the variant. Its first
-//! line states the place: `// expect 3:14`, line and character from 1; `in a project file` after it says how it is
-//! read.
+//! A file is named for the code of its one problem (with `.` for `::`) and perhaps a word for the variant.
+//! Its first line states the place: `// expect 3:14`, line and character from 1; `in a project file` after it
+//! says how it is read.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -52,14 +52,19 @@ fn example(path: &PathBuf) -> Example {
     let file = path.file_name().unwrap().to_str().unwrap().to_owned();
     let text = std::fs::read_to_string(path).unwrap();
     let first = text.lines().next().unwrap();
-    let (_, expectation) = first.split_once(" expect ").unwrap_or_else(|| panic!("{file}: {first:?} expects nothing"));
+    let (_, expectation) =
+        first.split_once(" expect ").unwrap_or_else(|| panic!("{file}: {first:?} expects nothing"));
     let (place, how) = expectation.split_once(' ').unwrap_or((expectation, ""));
     let (line, column) = place.split_once(':').unwrap();
     Example {
         code: file.split('.').take(2).collect::<Vec<_>>().join("::"),
         expected: (line.parse().unwrap(), column.parse().unwrap()),
         project: how == "in a project file",
-        source: Source { name: file.as_str().into(), text: text.into(), language: Language::of(&file).unwrap() },
+        source: Source {
+            name: file.as_str().into(),
+            text: text.into(),
+            language: Language::of(&file).unwrap(),
+        },
         file,
     }
 }
@@ -124,12 +129,16 @@ fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() 
         let found = problems(&example.source, example.project);
         let reported: Vec<_> = found
             .iter()
-            .map(|problem| (problem.code.name().to_owned(), problem.at.map(|at| place(&example.source.text, at))))
+            .map(|problem| {
+                (problem.code.name().to_owned(), problem.at.map(|at| place(&example.source.text, at)))
+            })
             .collect();
         if reported != [(example.code.clone(), Some(example.expected))] {
             let _ = writeln!(wrong, "{}: expected {:?}, found {reported:?}", example.file, example.expected);
             if reported.is_empty() {
-                wrong.push_str("  it has no problem: if what it shows is valid now, show it by another word\n");
+                wrong.push_str(
+                    "  it has no problem: if what it shows is valid now, show it by another word\n",
+                );
             }
             found.iter().for_each(|problem| wrong.push_str(&rendered(&example.source, problem)));
         }
@@ -139,8 +148,7 @@ fn every_file_has_exactly_the_problem_of_its_name_at_the_place_that_it_states() 
 
 #[test]
 fn a_variable_is_unset_only_in_an_env_where_nothing_gives_it_a_value() {
-    let text =
-        "project \"acme\" schema=1\nvar \"a\"\nvar \"b\" default=\"x\"\nenv \"dev\"\nenv \"prod\" { set a=\"y\" }\n";
+    let text = "project \"acme\" schema=1\nvar \"a\"\nvar \"b\" default=\"x\"\nenv \"dev\"\nenv \"prod\" { set a=\"y\" }\n";
     let source = Source { name: "nmplan.kdl".into(), text: text.into(), language: Language::Kdl };
     let (documents, report) = parse(&source, SourceId(0), project::DESCRIPTORS);
     assert!(report.is_empty());
@@ -150,7 +158,10 @@ fn a_variable_is_unset_only_in_an_env_where_nothing_gives_it_a_value() {
         let given = given.iter().map(|name| name.parse().unwrap()).collect();
         sorted(&project::unset(&documents, file.as_ref().unwrap(), &env.parse().unwrap(), &given)).len()
     };
-    assert_eq!((unset("dev", &[]), unset("dev", &["b"]), unset("dev", &["a"]), unset("prod", &[])), (1, 1, 0, 0));
+    assert_eq!(
+        (unset("dev", &[]), unset("dev", &["b"]), unset("dev", &["a"]), unset("prod", &[])),
+        (1, 1, 0, 0)
+    );
 }
 
 #[test]
@@ -176,7 +187,10 @@ fn a_byte_order_mark_at_the_start_is_allowed_and_moves_no_place() {
         };
         assert_eq!(found(&marked), found(text), "{language:?}");
         assert_eq!(found(&marked).len(), 1, "{language:?}");
-        assert!(!codes(format!("\u{feff}\u{feff}{text}"), language).is_empty(), "a second one is a character");
+        assert!(
+            !codes(format!("\u{feff}\u{feff}{text}"), language).is_empty(),
+            "a second one is a character"
+        );
     }
 }
 
@@ -192,7 +206,9 @@ fn the_diagnostics_read_well() {
     let mut all = String::new();
     for example in examples() {
         let _ = writeln!(all, "== {}", example.file);
-        problems(&example.source, example.project).iter().for_each(|one| all.push_str(&rendered(&example.source, one)));
+        problems(&example.source, example.project)
+            .iter()
+            .for_each(|one| all.push_str(&rendered(&example.source, one)));
     }
     insta::assert_snapshot!(all);
 }
@@ -217,9 +233,14 @@ fn a_file_above_the_allowed_size_or_number_of_blocks_is_refused_unread() {
 #[test]
 fn nesting_of_any_depth_and_shape_is_refused_as_too_deep() {
     for depth in [MAX_DEPTH + 1, 1_000, 100_000] {
-        for (open, close) in
-            [("a {", "}"), ("/-a {", "}"), ("a /-{", "}"), ("/*", "*/"), ("a { /*", "*/ }"), ("a {\n", "\n}\n")]
-        {
+        for (open, close) in [
+            ("a {", "}"),
+            ("/-a {", "}"),
+            ("a /-{", "}"),
+            ("/*", "*/"),
+            ("a { /*", "*/ }"),
+            ("a {\n", "\n}\n"),
+        ] {
             assert_eq!(codes(open.repeat(depth), Language::Kdl), [Code::TooDeep], "{depth} times {open:?}");
             let closed = open.repeat(depth) + &close.repeat(depth);
             assert_eq!(codes(closed, Language::Kdl), [Code::TooDeep], "{depth} times {open:?} and {close:?}");
@@ -235,7 +256,8 @@ fn nesting_of_any_depth_and_shape_is_refused_as_too_deep() {
 
 #[test]
 fn the_deepest_nesting_that_is_allowed_is_parsed() {
-    let blocks = format!("network \"corp\" {{ {}{} }}", "a {".repeat(MAX_DEPTH - 1), "}".repeat(MAX_DEPTH - 1));
+    let blocks =
+        format!("network \"corp\" {{ {}{} }}", "a {".repeat(MAX_DEPTH - 1), "}".repeat(MAX_DEPTH - 1));
     assert!(!codes(blocks, Language::Kdl).contains(&Code::TooDeep));
     let lists = format!("networks: {}{}", "[".repeat(MAX_DEPTH - 1), "]".repeat(MAX_DEPTH - 1));
     assert!(!codes(lists, Language::Yaml).contains(&Code::TooDeep));

@@ -1,4 +1,5 @@
-//! The reference is fresh, every kind has an example that shows all of it, and the schemas fit what is written.
+//! The reference is fresh, every kind has an example that shows all of it, and the schemas fit what is
+//! written.
 //!
 //! `UPDATE=1 cargo test -p schema --test reference` writes the reference anew.
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -43,7 +44,11 @@ fn the_reference_in_the_examples_is_fresh() {
         std::fs::write(&path, &fresh).unwrap();
         return;
     }
-    assert!(text == Some(fresh), "{} is stale: UPDATE=1 cargo test -p schema --test reference", path.display());
+    assert!(
+        text == Some(fresh),
+        "{} is stale: UPDATE=1 cargo test -p schema --test reference",
+        path.display()
+    );
 }
 
 #[test]
@@ -53,7 +58,11 @@ fn the_reference_of_the_project_file_is_fresh_and_its_example_shows_every_field(
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, &fresh).unwrap();
     } else {
-        assert!(text == Some(fresh), "{} is stale: UPDATE=1 cargo test -p schema --test reference", path.display());
+        assert!(
+            text == Some(fresh),
+            "{} is stale: UPDATE=1 cargo test -p schema --test reference",
+            path.display()
+        );
     }
     let (_, text) = example("project/nmplan.kdl");
     let source = Source { name: "nmplan.kdl".into(), text: text.unwrap().into(), language: Language::Kdl };
@@ -67,7 +76,8 @@ fn the_reference_of_the_project_file_is_fresh_and_its_example_shows_every_field(
     assert!(report.is_empty(), "{report:#?}");
     for kind in project::DESCRIPTORS {
         let own = documents.iter().filter(|document| document.descriptor.word == kind.word);
-        let shown: BTreeSet<_> = own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
+        let shown: BTreeSet<_> =
+            own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
         assert_eq!(shown, kind.fields.iter().map(|field| field.name).collect(), "{}", kind.word);
     }
 }
@@ -80,7 +90,8 @@ fn every_kind_has_an_example_that_shows_every_field() {
         let text = text.unwrap_or_else(|| panic!("{} is missing", path.display()));
         let documents = parsed(&name, &text);
         let own = documents.iter().filter(|document| document.descriptor.word == kind.descriptor().word);
-        let shown: BTreeSet<_> = own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
+        let shown: BTreeSet<_> =
+            own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
         let all: BTreeSet<_> = kind.descriptor().fields.iter().map(|field| field.name).collect();
         assert_eq!(shown, all, "{name}");
         let (declared, mut report) = decode(documents.clone());

@@ -1,8 +1,9 @@
 //! By which addresses this server is reached: a thin shell around the resolver and the kernel.
 //!
-//! A network that holds one of them would cut hosts off (the rule `cut-off`), and no member is given one. What
-//! SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS resolve to is asked once a minute, the interfaces of this host whenever a plan is
-//! about to be made or applied. What cannot be asked right now stays as it was. Start at [`OwnAddresses`].
+//! A network that holds one of them would cut hosts off (the rule `cut-off`), and no member is given one.
+//! What SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS resolve to is asked once a minute, the interfaces of this
+//! host whenever a plan is about to be made or applied. What cannot be asked right now stays as it was. Start
+//! at [`OwnAddresses`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -50,7 +51,8 @@ impl OwnAddresses {
         self.known().all.clone()
     }
 
-    /// Asks the resolver for the names, all at once. A name that does not resolve right now keeps its addresses.
+    /// Asks the resolver for the names, all at once. A name that does not resolve right now keeps its
+    /// addresses.
     pub async fn resolve(&self) {
         let mut lookups = JoinSet::new();
         for name in self.names.iter().cloned() {
@@ -74,7 +76,9 @@ impl OwnAddresses {
         }
         match link::all_addresses().await {
             Ok(found) => self.known().put(|known| known.listed = of_interfaces(&found)),
-            Err(error) => tracing::warn!(%error, "cannot list the addresses of this host; the last known ones count"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the addresses of this host; the last known ones count")
+            }
         }
     }
 
@@ -132,7 +136,8 @@ mod tests {
         let own = OwnAddresses { names, ..Default::default() };
         own.resolve().await;
         assert_eq!(own.now()[..], ["192.0.2.7", "2001:db8::7"].map(address));
-        own.known().put(|known| drop(known.resolved.insert("nm.invalid".into(), [address("192.0.2.9")].into())));
+        own.known()
+            .put(|known| drop(known.resolved.insert("nm.invalid".into(), [address("192.0.2.9")].into())));
         own.resolve().await;
         assert_eq!(own.now()[..], ["192.0.2.7", "192.0.2.9", "2001:db8::7"].map(address));
     }

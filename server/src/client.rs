@@ -1,10 +1,10 @@
 //! The server's own host as a node of the networks that declare it (client mode).
 //!
-//! An agent of the server's own does what `netclient` does on any other host, with `DATA_DIR/client` as its directory;
-//! its calls stay inside this process ([`netclient::control::Reach::Within`]), and it needs no token, since
-//! [`Service::claim`] admits it. [`act`] decides what to do about a network; [`run`] follows the states and does it. If
-//! no network declares the host and it is in none, nothing is created or started. A failure here never keeps the server
-//! from serving.
+//! An agent of the server's own does what `netclient` does on any other host, with `DATA_DIR/client` as its
+//! directory; its calls stay inside this process ([`netclient::control::Reach::Within`]), and it needs no
+//! token, since [`Service::claim`] admits it. [`act`] decides what to do about a network; [`run`] follows the
+//! states and does it. If no network declares the host and it is in none, nothing is created or started. A
+//! failure here never keeps the server from serving.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -39,14 +39,13 @@ use crate::service::Service;
 const FOLDER: &str = "client";
 /// The buffer of a connection within the program, in bytes.
 const BUFFER: usize = 64 << 10;
-/// How long to wait after the host could not leave a network, and after it could not become a node of one; each further
-/// failure doubles that, up to the maximum.
+/// How long to wait after the host could not leave a network, and after it could not become a node of one;
+/// each further failure doubles that, up to the maximum.
 const LEAVE_AGAIN: Duration = Duration::from_secs(1);
 const CLAIM_AGAIN: Duration = Duration::from_secs(60);
 const LONGEST_DELAY: Duration = Duration::from_secs(3_600);
 /// The obstacle if another host has joined under the name of this one.
-const NAME_IN_USE: &str =
-    "another host, perhaps that of another server, has joined under its name; it joins once the other one has left";
+const NAME_IN_USE: &str = "another host, perhaps that of another server, has joined under its name; it joins once the other one has left";
 
 /// What a network declares of this host: present only if it declares the host's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,8 +82,8 @@ enum Act {
 
 /// What to do about a network; nothing if all is as it should be. `identity`: this host's at the server.
 ///
-/// A membership that the server does not know (after a restore, with a new database, or of another name) is left, and
-/// then the name is claimed anew.
+/// A membership that the server does not know (after a restore, with a new database, or of another name) is
+/// left, and then the name is claimed anew.
 fn act(wanted: Option<&Wanted>, here: Here, identity: Option<Identity>) -> Option<Act> {
     match (wanted, here) {
         (None, Here::Absent) => None,
@@ -132,13 +131,14 @@ impl OwnHost {
     }
 }
 
-/// Makes this host a node of the networks that declare it, and removes it from others, until `shutdown` becomes true;
-/// its tunnels stay up then. `router` is the agents' service.
+/// Makes this host a node of the networks that declare it, and removes it from others, until `shutdown`
+/// becomes true; its tunnels stay up then. `router` is the agents' service.
 pub async fn run(host: OwnHost, service: Service, router: Router, mut shutdown: watch::Receiver<bool>) {
     let own_node = service.info().own_node;
     let mut states = service.states();
     let directory_is_there = host.directory.exists();
-    let needed = states.wait_for(|state| directory_is_there || !wanted(&state.world, own_node.as_ref()).is_empty());
+    let needed =
+        states.wait_for(|state| directory_is_there || !wanted(&state.world, own_node.as_ref()).is_empty());
     tokio::select! {
         needed = needed => if needed.is_err() { return },
         _ = shutdown.wait_for(|end| *end) => return,
@@ -182,7 +182,8 @@ enum OpenError {
     Settings(#[from] SettingsError),
 }
 
-/// The agent, with the settings in its directory; the environment variables of a `netclient` do not apply to it.
+/// The agent, with the settings in its directory; the environment variables of a `netclient` do not apply to
+/// it.
 fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
     let directory = Directory::open(&host.directory)?;
     let mut settings = settings::load(&host.directory, |_| None)?;
@@ -305,9 +306,15 @@ impl Client {
         Ok(directory.networks()?.into_iter().map(member).collect())
     }
 
-    /// This host's identity at the server. One that cannot be read counts as none: the membership is left then.
+    /// This host's identity at the server. One that cannot be read counts as none: the membership is left
+    /// then.
     fn identity(&self) -> Option<Identity> {
-        self.agent.directory.identity(&self.server.signing_key).ok().flatten().map(|identity| public_key(&identity))
+        self.agent
+            .directory
+            .identity(&self.server.signing_key)
+            .ok()
+            .flatten()
+            .map(|identity| public_key(&identity))
     }
 
     /// Does what is to do about a network, unless it is too early; whether all is done.
@@ -334,12 +341,20 @@ impl Client {
 
     /// Whether it is too early to try again.
     fn is_held(&self, network: &NetworkName, declared: Option<[Revision; 2]>) -> bool {
-        let Some(held) = self.held.get(network).filter(|held| held.declared == declared) else { return false };
+        let Some(held) = self.held.get(network).filter(|held| held.declared == declared) else {
+            return false;
+        };
         held.until.is_some_and(|until| until > Instant::now())
     }
 
     /// Records what prevents it; the log has it once.
-    fn hold(&mut self, network: &NetworkName, why: String, declared: Option<[Revision; 2]>, delay: Option<Duration>) {
+    fn hold(
+        &mut self,
+        network: &NetworkName,
+        why: String,
+        declared: Option<[Revision; 2]>,
+        delay: Option<Duration>,
+    ) {
         let before = self.held.get(network).filter(|held| held.why == why);
         if before.is_none() {
             tracing::warn!(%network, why, "this host could not become what the network declares");
@@ -365,7 +380,10 @@ impl Client {
                 let_in.map_err(|error| CallError::Refused(error.to_string()))
             })
         });
-        self.agent.admit(network, &self.server, &options, method).await.map_err(|error| self.failure(&error))?;
+        self.agent
+            .admit(network, &self.server, &options, method)
+            .await
+            .map_err(|error| self.failure(&error))?;
         tracing::info!(%network, "this host is a node of the network");
         // If the daemon does not answer, it finds out by itself soon.
         let _ = self.ask(DaemonRequest::Rescan).await;
@@ -392,8 +410,8 @@ impl Client {
 
     /// What a failure means for the next try.
     fn failure(&self, error: &AgentError) -> Failure {
-        if let AgentError::Refused(refusal) | AgentError::NotUp(TunnelError::Device(DeviceError::Refused(refusal))) =
-            error
+        if let AgentError::Refused(refusal)
+        | AgentError::NotUp(TunnelError::Device(DeviceError::Refused(refusal))) = error
         {
             return self.refused(refusal);
         }
@@ -466,7 +484,11 @@ mod tests {
         for (here, expected) in
             [(Here::Absent, None), (Here::Member, Some(Act::Leave)), (Here::Other, Some(Act::Leave))]
         {
-            assert_eq!(act(None, here, Some(key(OWN))), expected, "not declared, or CLIENT_MODE is off: {here:?}");
+            assert_eq!(
+                act(None, here, Some(key(OWN))),
+                expected,
+                "not declared, or CLIENT_MODE is off: {here:?}"
+            );
         }
     }
 

@@ -1,9 +1,10 @@
-//! The one writer: runs changes on the world, one after the other, and stores all that wait together as one transaction.
+//! The one writer: runs changes on the world, one after the other, and stores all that wait together as one
+//! transaction.
 //!
-//! A change is a closure from the world before it to the one after it; what is written is the difference, which is computed
-//! once and passed on to those that need it. No caller is answered, and nothing is published, before the transaction is
-//! on the disk: if the disk fails, nothing has happened. It runs on a thread of its own, because stores block, and
-//! outlives a change that panics.
+//! A change is a closure from the world before it to the one after it; what is written is the difference,
+//! which is computed once and passed on to those that need it. No caller is answered, and nothing is
+//! published, before the transaction is on the disk: if the disk fails, nothing has happened. It runs on a
+//! thread of its own, because stores block, and outlives a change that panics.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -131,9 +132,13 @@ struct Outcome {
 }
 
 impl Committer {
-    /// Starts the writer on a store, with the state that it holds, and records in the mark, if there is one, what it
-    /// publishes. Returns the states that it publishes as well.
-    pub fn start(store: Box<dyn Store>, state: State, mark: Option<Mark>) -> (Self, watch::Receiver<Arc<State>>) {
+    /// Starts the writer on a store, with the state that it holds, and records in the mark, if there is one,
+    /// what it publishes. Returns the states that it publishes as well.
+    pub fn start(
+        store: Box<dyn Store>,
+        state: State,
+        mark: Option<Mark>,
+    ) -> (Self, watch::Receiver<Arc<State>>) {
         let files = store.files();
         let (jobs, queue) = mpsc::channel();
         let (publish, states) = watch::channel(Arc::new(state));
@@ -186,7 +191,8 @@ struct Writer {
     store: Box<dyn Store>,
     publish: watch::Sender<Arc<State>>,
     mark: Option<Mark>,
-    /// When it last stored something; at the start as late as can be. If it is earlier now, the clock was set back.
+    /// When it last stored something; at the start as late as can be. If it is earlier now, the clock was set
+    /// back.
     latest: Timestamp,
 }
 
@@ -217,7 +223,8 @@ impl Writer {
         for change in clock.into_iter().chain(group) {
             let revision = Revision(world.revision.0 + 1);
             let mut context = CommitContext { revision, store: &mut *self.store, pending: &batches };
-            // A change returns a new world: one that panics has changed nothing, and its caller gets an error.
+            // A change returns a new world: one that panics has changed nothing, and its caller gets an
+            // error.
             let outcome = catch_unwind(AssertUnwindSafe(|| change(&world, &mut context)));
             let Ok(Outcome { next, answer }) = outcome else { continue };
             answers.push(answer);
@@ -237,7 +244,11 @@ impl Writer {
         }
         if let (Ok(()), Some(newest)) = (&stored, batches.last()) {
             if let Some(mark) = &mut self.mark {
-                mark.record(&Served { epoch: newest.epoch, revision: newest.entry.revision, hash: newest.hash });
+                mark.record(&Served {
+                    epoch: newest.epoch,
+                    revision: newest.entry.revision,
+                    hash: newest.hash,
+                });
             }
             let hashes = batches.iter().map(|batch| batch.hash);
             self.publish.send_replace(Arc::new(state.follow(world, hashes, &changed)));
@@ -248,8 +259,8 @@ impl Writer {
     }
 }
 
-/// A change that makes what lies in the future count as now; nothing if nothing does. The moments were stored while the
-/// clock was wrong, and would otherwise hold for as long as it was ahead.
+/// A change that makes what lies in the future count as now; nothing if nothing does. The moments were stored
+/// while the clock was wrong, and would otherwise hold for as long as it was ahead.
 fn correct_clock(world: &World, now: Timestamp) -> Option<Change> {
     let inventory = world.inventory.without_future(now)?;
     let why = "the clock was ahead when moments were stored that now lie in the future: they count as now";
@@ -355,10 +366,12 @@ mod tests {
         let quarantined = Quarantined { since, node: "a".parse().expect("good") };
         world.inventory.put_quarantined(network.clone(), address, quarantined);
         let chain = Chain::new(world.revision, hash);
-        let (committer, states) = Committer::start(Box::new(store), State::new(world, chain, |_| Revision(0)), None);
+        let (committer, states) =
+            Committer::start(Box::new(store), State::new(world, chain, |_| Revision(0)), None);
         let revision = committer.change(empty).await.expect("it is stored");
         assert_eq!(revision, Revision(2), "the correction is a revision of its own, before the change");
-        let since = states.borrow().world.inventory.quarantine_of(&network, address).expect("it is there").since;
+        let since =
+            states.borrow().world.inventory.quarantine_of(&network, address).expect("it is there").since;
         assert!(since <= Timestamp::now(), "{since}");
         let log = committer.read(|store| store.log(Revision(0), 9)).await.expect("it reads");
         assert_eq!(log.iter().map(|entry| &*entry.action).collect::<Vec<_>>(), [CLOCK, "test"]);

@@ -1,11 +1,11 @@
-//! The tunnels to registered agents: a WireGuard device on this host, with one peer for each, and the agents' service
-//! inside of it.
+//! The tunnels to registered agents: a WireGuard device on this host, with one peer for each, and the agents'
+//! service inside of it.
 //!
-//! The device runs in a process of its own, so that a restart of the server costs no session: the server attaches to it. It
-//! is given one peer at a time. Packet filter, allowed IPs and the socket's interface each ensure that an agent
-//! reaches that service and nothing else. Who is registered is decided by [`registry`](crate::core::registry), and kept
-//! in a ledger of this host's own: another replica has another key and other addresses, and whoever is not known here
-//! registers again.
+//! The device runs in a process of its own, so that a restart of the server costs no session: the server
+//! attaches to it. It is given one peer at a time. Packet filter, allowed IPs and the socket's interface each
+//! ensure that an agent reaches that service and nothing else. Who is registered is decided by
+//! [`registry`](crate::core::registry), and kept in a ledger of this host's own: another replica has another
+//! key and other addresses, and whoever is not known here registers again.
 
 mod ledger;
 mod tunnel_host;
@@ -80,7 +80,9 @@ pub enum TunnelsUnavailable {
     #[error("COMMS is off")]
     Asked,
     /// A network has addresses of the range.
-    #[error("the network {0} overlaps COMMS_RANGE {1}; set COMMS_RANGE to a range that nothing else has, or COMMS=off")]
+    #[error(
+        "the network {0} overlaps COMMS_RANGE {1}; set COMMS_RANGE to a range that nothing else has, or COMMS=off"
+    )]
     Overlap(NetworkName, Ipv4Net),
     /// The host has addresses or routes of the range.
     #[error(
@@ -145,9 +147,13 @@ fn help(error: &DeviceError) -> &'static str {
 }
 
 impl AgentTunnels {
-    /// Opens the tunnels, creating what is missing. If there are to be none, what an earlier server with tunnels left
-    /// is removed: agents would take it for a server that is down.
-    pub async fn open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
+    /// Opens the tunnels, creating what is missing. If there are to be none, what an earlier server with
+    /// tunnels left is removed: agents would take it for a server that is down.
+    pub async fn open(
+        settings: &Settings,
+        directory: &DataDir,
+        world: &World,
+    ) -> Result<Self, TunnelsUnavailable> {
         let opened = Self::try_open(settings, directory, world).await;
         if opened.is_err() {
             clear(directory).await;
@@ -155,14 +161,19 @@ impl AgentTunnels {
         opened
     }
 
-    async fn try_open(settings: &Settings, directory: &DataDir, world: &World) -> Result<Self, TunnelsUnavailable> {
+    async fn try_open(
+        settings: &Settings,
+        directory: &DataDir,
+        world: &World,
+    ) -> Result<Self, TunnelsUnavailable> {
         if !settings.comms || !settings.agent_backend {
             return Err(TunnelsUnavailable::Asked);
         }
         let range = settings.comms_range;
         let here = IpNet::V4(range);
         let overlaps = |range: IpNet| overlap(&range, &here);
-        if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps)) {
+        if let Some((name, _)) = world.snapshot.networks().find(|(_, network)| network.ranges().any(overlaps))
+        {
             return Err(TunnelsUnavailable::Overlap(name.clone(), range));
         }
         if let Some((interface, used)) = link::overlapping(here, may_be).await? {
@@ -186,9 +197,8 @@ impl AgentTunnels {
         (&self.host.interface, &self.host.endpoint, self.host.service)
     }
 
-    /// Registers a host whose signatures were checked: by the key that it shows, or, without one, because it has
-    /// joined.
-    /// `knows` says whether an identity has joined, at the time of the call.
+    /// Registers a host whose signatures were checked: by the key that it shows, or, without one, because it
+    /// has joined. `knows` says whether an identity has joined, at the time of the call.
     pub async fn register(
         &self,
         identity: Identity,
@@ -220,8 +230,9 @@ impl AgentTunnels {
         blocking(move || host.attach().ok()??.endpoint(&public_key).ok()?).await
     }
 
-    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends registrations that
-    /// expire, and repairs what the tunnels depend on. The device stays when the server ends.
+    /// Serves agents in the tunnel until `shutdown` becomes true, follows who joins and leaves, ends
+    /// registrations that expire, and repairs what the tunnels depend on. The device stays when the server
+    /// ends.
     pub async fn run(
         self,
         states: watch::Receiver<Arc<State>>,
@@ -307,7 +318,8 @@ impl AgentTunnels {
             .collect();
         blocking(move || {
             let now = Instant::now();
-            let before: Vec<_> = affected.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
+            let before: Vec<_> =
+                affected.iter().map(|it| (*it, registrations.registry.of(it).cloned())).collect();
             affected.iter().for_each(|identity| registrations.record(identity, after.knows(identity), now));
             registrations.carry_out_or_log(&before, now);
         })
@@ -326,7 +338,8 @@ impl AgentTunnels {
         .await;
     }
 
-    /// Brings packet filter, device and link to what they should be, in this order: no packet comes in unfiltered.
+    /// Brings packet filter, device and link to what they should be, in this order: no packet comes in
+    /// unfiltered.
     async fn bring_up(&self) -> Result<(), TunnelsUnavailable> {
         let mut registrations = self.registrations().await;
         blocking(move || {
@@ -363,8 +376,13 @@ impl Serving {
             old.abort();
         }
         let listener = host.listen().map_err(failed)?;
-        let serve =
-            listen::serve(listener, None, self.router.clone(), Arc::clone(&self.connections), self.shutdown.clone());
+        let serve = listen::serve(
+            listener,
+            None,
+            self.router.clone(),
+            Arc::clone(&self.connections),
+            self.shutdown.clone(),
+        );
         self.task = Some((now, tokio::spawn(serve)));
         Ok(())
     }
@@ -380,8 +398,13 @@ impl Registrations {
         }
     }
 
-    /// Writes to disk and device what differs from before, as far as possible; what fails is caught up on later.
-    fn carry_out(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) -> Result<(), RegisterError> {
+    /// Writes to disk and device what differs from before, as far as possible; what fails is caught up on
+    /// later.
+    fn carry_out(
+        &mut self,
+        before: &[(Identity, Option<RegisteredHost>)],
+        now: Instant,
+    ) -> Result<(), RegisterError> {
         let mut steps = Vec::new();
         let mut kept = Ok(());
         let mut gone = Vec::new();
@@ -409,7 +432,10 @@ impl Registrations {
 
     fn carry_out_or_log(&mut self, before: &[(Identity, Option<RegisteredHost>)], now: Instant) {
         if let Err(error) = self.carry_out(before, now) {
-            tracing::warn!(error = error_chain(&error), "a registration could not be saved or applied; trying again");
+            tracing::warn!(
+                error = error_chain(&error),
+                "a registration could not be saved or applied; trying again"
+            );
         }
     }
 
@@ -443,7 +469,9 @@ impl From<RegisterError> for Error {
     fn from(error: RegisterError) -> Self {
         match error {
             RegisterError::Unregistered(why) => Self::Unregistered(why),
-            RegisterError::Ended => Self::Tunnel("the registration ended before it was complete; register again"),
+            RegisterError::Ended => {
+                Self::Tunnel("the registration ended before it was complete; register again")
+            }
             RegisterError::Ledger(_) | RegisterError::Device(_) => {
                 tracing::error!(error = error_chain(&error), "a host could not be registered");
                 Self::Tunnel(
@@ -461,7 +489,8 @@ impl fmt::Debug for AgentTunnels {
     }
 }
 
-/// Restores what the ledger has: hosts that have joined stay, hosts that left while the server was down are removed.
+/// Restores what the ledger has: hosts that have joined stay, hosts that left while the server was down are
+/// removed.
 fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) -> Result<(), LedgerError> {
     let now = Instant::now();
     for (identity, registration) in ledger.all(now)? {

@@ -15,12 +15,15 @@ use schema::world::ServerInfo;
 
 use crate::listen::Configured;
 
-/// Everything that can be set. The names are those of Netmaker where it has them; in the file they are in lower case.
+/// Everything that can be set. The names are those of Netmaker where it has them; in the file they are in
+/// lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The public name or address that tokens carry (`SERVER_HOST`); by default the source address of the default route.
+    /// The public name or address that tokens carry (`SERVER_HOST`); by default the source address of the
+    /// default route.
     pub server_host: String,
-    /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and port.
+    /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and
+    /// port.
     pub public_grpc: Option<String>,
     /// The address to listen on (`BIND`).
     pub bind: IpAddr,
@@ -95,14 +98,19 @@ pub enum ConfigError {
     #[error(transparent)]
     Wrong(#[from] SettingsError),
     /// The combination would send secrets unencrypted.
-    #[error("TLS=off would send tokens unencrypted; set BIND to 127.0.0.1, or BEHIND_PROXY=on if a proxy ends TLS")]
+    #[error(
+        "TLS=off would send tokens unencrypted; set BIND to 127.0.0.1, or BEHIND_PROXY=on if a proxy ends TLS"
+    )]
     Open,
 }
 
 /// Reads the settings: from the environment given, else the file, else the defaults.
 ///
 /// A file that was asked for must be there; the default one may be missing.
-pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
+pub fn load(
+    file: Option<&Path>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfigError> {
     let default = Path::new("/etc/nmserver.toml");
     let path = file.unwrap_or(default);
     let from_file = match std::fs::read_to_string(path) {
@@ -112,7 +120,9 @@ pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -
     };
     // An empty variable counts as unset.
     let value = |name: &'static str| {
-        environment(name).filter(|value| !value.is_empty()).or_else(|| from_file.get(&name.to_lowercase()).cloned())
+        environment(name)
+            .filter(|value| !value.is_empty())
+            .or_else(|| from_file.get(&name.to_lowercase()).cloned())
     };
     from_values(value)
 }
@@ -171,7 +181,9 @@ fn clients(values: &Values<impl Fn(&'static str) -> Option<String>>) -> Result<C
     Ok(Configured {
         api_connections: values.read("API_CONNECTIONS", connections)?.unwrap_or(api_connections),
         grpc_connections: values.read("GRPC_CONNECTIONS", connections)?.unwrap_or(grpc_connections),
-        anonymous_connections: values.read("ANONYMOUS_CONNECTIONS", connections)?.unwrap_or(anonymous_connections),
+        anonymous_connections: values
+            .read("ANONYMOUS_CONNECTIONS", connections)?
+            .unwrap_or(anonymous_connections),
         client_timeout: values.read("CLIENT_TIMEOUT", client_timeout_of)?.unwrap_or(client_timeout),
         max_body: values.read("MAX_BODY", body)?.unwrap_or(max_body),
     })
@@ -207,7 +219,10 @@ fn port(text: &str) -> Result<u16, &'static str> {
 }
 
 fn connections(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|number| (4..=1_000_000).contains(number)).ok_or("write a number from 4 to 1000000")
+    text.parse()
+        .ok()
+        .filter(|number| (4..=1_000_000).contains(number))
+        .ok_or("write a number from 4 to 1000000")
 }
 
 fn client_timeout_of(text: &str) -> Result<Duration, &'static str> {
@@ -232,11 +247,14 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether agents can be told to reach the server at an endpoint. Loopback will do where they run on its own host.
+/// Whether agents can be told to reach the server at an endpoint. Loopback will do where they run on its own
+/// host.
 fn public(endpoint: &Endpoint) -> Result<(), String> {
     match &endpoint.host {
         EndpointHost::Address(address) if !address.is_loopback() => match refused_everywhere(*address) {
-            Some(why) => Err(format!("agents cannot use it: {why}; write the name or the address that this host has")),
+            Some(why) => {
+                Err(format!("agents cannot use it: {why}; write the name or the address that this host has"))
+            }
             None => Ok(()),
         },
         EndpointHost::Address(_) | EndpointHost::Domain(_) => Ok(()),
@@ -293,7 +311,8 @@ impl Settings {
         [self.server_host.as_str()].into_iter().chain(public).collect()
     }
 
-    /// The names and addresses by which agents find the server: the hosts of SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS.
+    /// The names and addresses by which agents find the server: the hosts of SERVER_HOST, PUBLIC_GRPC and
+    /// PUBLIC_COMMS.
     pub fn public_hosts(&self) -> BTreeSet<String> {
         let comms = self.comms.then(|| self.comms_address());
         let at = [Some(self.agent_address()), comms, Some(self.server_host.clone())];
@@ -390,7 +409,8 @@ mod tests {
 
     #[test]
     fn the_certificate_is_to_name_what_tokens_carry() {
-        let settings = with(&[("SERVER_HOST", "2001:db8::1"), ("PUBLIC_GRPC", "[2001:db8::2]:443")]).expect("good");
+        let settings =
+            with(&[("SERVER_HOST", "2001:db8::1"), ("PUBLIC_GRPC", "[2001:db8::2]:443")]).expect("good");
         assert_eq!(settings.hosts(), ["2001:db8::1", "2001:db8::2"]);
         assert_eq!(settings.agent_address(), "[2001:db8::2]:443");
     }
@@ -398,7 +418,10 @@ mod tests {
     #[test]
     fn a_bracketed_address_is_the_address() {
         let settings = with(&[("SERVER_HOST", "[2001:db8::1]")]).expect("good");
-        assert_eq!((settings.hosts(), &*settings.agent_address()), (vec!["2001:db8::1"], "[2001:db8::1]:50051"));
+        assert_eq!(
+            (settings.hosts(), &*settings.agent_address()),
+            (vec!["2001:db8::1"], "[2001:db8::1]:50051")
+        );
     }
 
     #[test]

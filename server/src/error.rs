@@ -103,17 +103,28 @@ impl Error {
             Self::BadRequest(_) | Self::Facts(_) => {
                 (StatusCode::BAD_REQUEST, "bad_request", "request not understood", Code::InvalidArgument)
             }
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "method not allowed", Code::Unimplemented),
-            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "body too large", Code::OutOfRange),
-            Self::Slow(_) => (StatusCode::REQUEST_TIMEOUT, "slow", "body did not arrive", Code::DeadlineExceeded),
+            Self::Method => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method", "method not allowed", Code::Unimplemented)
+            }
+            Self::TooLarge(_) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "body too large", Code::OutOfRange)
+            }
+            Self::Slow(_) => {
+                (StatusCode::REQUEST_TIMEOUT, "slow", "body did not arrive", Code::DeadlineExceeded)
+            }
             Self::Busy(_) => {
                 (StatusCode::TOO_MANY_REQUESTS, "busy", "too many requests at once", Code::ResourceExhausted)
             }
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", "not found", Code::NotFound),
-            Self::Precondition(_) => {
-                (StatusCode::PRECONDITION_FAILED, "precondition", "condition not met", Code::FailedPrecondition)
+            Self::Precondition(_) => (
+                StatusCode::PRECONDITION_FAILED,
+                "precondition",
+                "condition not met",
+                Code::FailedPrecondition,
+            ),
+            Self::Stale(_) => {
+                (StatusCode::PRECONDITION_FAILED, "stale", "plan is stale", Code::FailedPrecondition)
             }
-            Self::Stale(_) => (StatusCode::PRECONDITION_FAILED, "stale", "plan is stale", Code::FailedPrecondition),
             Self::Rules(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "rules", "a rule forbids it", Code::FailedPrecondition)
             }
@@ -124,7 +135,9 @@ impl Error {
             Self::Unregistered(_) => {
                 (StatusCode::FORBIDDEN, "unregistered", "registration refused", Code::PermissionDenied)
             }
-            Self::Tunnel(_) => (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable),
+            Self::Tunnel(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "tunnel", "tunnel not usable", Code::Unavailable)
+            }
             // The caller may sign once more, with another nonce.
             Self::Signature(Invalid::NonceUsed | Invalid::NonceExpired) => {
                 (StatusCode::CONFLICT, "nonce", "nonce not valid", Code::Aborted)
@@ -135,7 +148,9 @@ impl Error {
             Self::Store(error) if !error.is_harmless() => {
                 (StatusCode::SERVICE_UNAVAILABLE, "database_lost", "database lost", Code::Unavailable)
             }
-            Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable),
+            Self::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "database", "database not usable", Code::Unavailable)
+            }
             Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug in the server", Code::Internal),
         }
     }
@@ -154,8 +169,11 @@ impl IntoResponse for Error {
         self.log();
         let (status, code, title, _) = self.mapping();
         let detail = shortened(&self.to_string());
-        let problems =
-            if let Self::Rules(report) | Self::Guarded(report) = &self { findings(report) } else { Vec::new() };
+        let problems = if let Self::Rules(report) | Self::Guarded(report) = &self {
+            findings(report)
+        } else {
+            Vec::new()
+        };
         let moved = if let Self::Stale(moved) = self { moved } else { Vec::new() };
         let body = Failure {
             kind: "about:blank".into(),
@@ -214,8 +232,16 @@ mod tests {
     fn a_failure_of_the_database_says_whether_anything_was_changed() {
         let lost = || LostFile { path: "nmserver.db".into(), what: "was deleted or moved" };
         for (error, expected, words) in [
-            (StoreError::Lost(lost()), "database", "so nothing was changed; a file of the database was deleted"),
-            (StoreError::LostAfterCommit(lost()), "database_lost", "the change may be lost; a file of the database"),
+            (
+                StoreError::Lost(lost()),
+                "database",
+                "so nothing was changed; a file of the database was deleted",
+            ),
+            (
+                StoreError::LostAfterCommit(lost()),
+                "database_lost",
+                "the change may be lost; a file of the database",
+            ),
         ] {
             let error = Error::from(error);
             let (status, code, _, _) = error.mapping();

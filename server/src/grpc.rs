@@ -27,11 +27,12 @@ use crate::listen::{Login, source};
 use crate::service::Service;
 use crate::state;
 
-/// The largest request: an agent's have less than 2 KiB, and anyone may send eight of them at once on a connection.
+/// The largest request: an agent's have less than 2 KiB, and anyone may send eight of them at once on a
+/// connection.
 const MAX_REQUEST: usize = 8 << 10;
 
-/// The agents' routes. `behind_proxy`: whether a proxy reports where requests come from; `transport`: how agents
-/// connect.
+/// The agents' routes. `behind_proxy`: whether a proxy reports where requests come from; `transport`: how
+/// agents connect.
 pub fn router(service: Service, behind_proxy: bool, transport: Control) -> Router {
     let adapter = Adapter { service: service.clone(), behind_proxy, transport };
     let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);
@@ -40,7 +41,11 @@ pub fn router(service: Service, behind_proxy: bool, transport: Control) -> Route
 }
 
 /// Lets through what the authorisation table allows, with the identity if it requires a session.
-async fn authenticate(State(service): State<Service>, mut request: axum::extract::Request, next: Next) -> HttpResponse {
+async fn authenticate(
+    State(service): State<Service>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> HttpResponse {
     let allowed = match needs(request.uri().path()) {
         Some(Needs::Nothing | Needs::Signature) => Ok(()),
         Some(Needs::Session) => session(&service, request.headers()).map(|identity| {
@@ -57,14 +62,17 @@ async fn authenticate(State(service): State<Service>, mut request: axum::extract
     }
 }
 
-/// The answer, where a request that is no message of the protocol is the caller's mistake: tonic answers it with
-/// INTERNAL, which no operation does except for a bug.
+/// The answer, where a request that is no message of the protocol is the caller's mistake: tonic answers it
+/// with INTERNAL, which no operation does except for a bug.
 fn understood(response: HttpResponse) -> HttpResponse {
     let status = Status::from_header_map(response.headers());
-    match status.filter(|status| status.code() == Code::Internal && status.message() != Error::Bug.to_string()) {
+    match status
+        .filter(|status| status.code() == Code::Internal && status.message() != Error::Bug.to_string())
+    {
         None => response,
         Some(status) => {
-            let message = format!("the request is not a valid message of the agents' protocol: {}", status.message());
+            let message =
+                format!("the request is not a valid message of the agents' protocol: {}", status.message());
             Status::from(Error::BadRequest(message)).into_http()
         }
     }
@@ -100,7 +108,9 @@ impl Adapter {
     async fn from<T>(&self, request: &Request<T>) -> Option<IpAddr> {
         let from = from(request, self.behind_proxy);
         match (self.transport, self.service.comms(), from) {
-            (Control::Tunnel, Some(comms), Some(IpAddr::V4(inside))) => comms.outside(inside).await.map(|at| at.ip()),
+            (Control::Tunnel, Some(comms), Some(IpAddr::V4(inside))) => {
+                comms.outside(inside).await.map(|at| at.ip())
+            }
             (Control::Tunnel, ..) => None,
             (Control::Tls | Control::None, _, from) => from,
         }
@@ -118,7 +128,10 @@ fn network(name: &str) -> Result<NetworkName, Error> {
 
 #[tonic::async_trait]
 impl Agent for Adapter {
-    async fn challenge(&self, _: Request<wire::ChallengeRequest>) -> Result<Response<wire::ChallengeResponse>, Status> {
+    async fn challenge(
+        &self,
+        _: Request<wire::ChallengeRequest>,
+    ) -> Result<Response<wire::ChallengeResponse>, Status> {
         Ok(Response::new(self.service.challenge()))
     }
 
@@ -129,7 +142,10 @@ impl Agent for Adapter {
         Ok(Response::new(self.service.register(request.get_ref()).await?))
     }
 
-    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
         let from = self.from(&request).await;
         Ok(Response::new(self.service.join(request.into_inner(), from, self.transport).await?))
     }
@@ -153,19 +169,24 @@ impl Agent for Adapter {
         let identity = identity(&request)?;
         // The source address is looked up only if it is used.
         let seen = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
-        // Inside the tunnel the source address is the registration's: WireGuard itself lets only one host have it.
+        // Inside the tunnel the source address is the registration's: WireGuard itself lets only one host
+        // have it.
         let outside = self.transport != Control::Tunnel;
         let source = if outside { from(&request, self.behind_proxy) } else { None };
         let wire::CheckInRequest { network: name, epoch, revision, facts, stamp } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
         let said = facts.as_ref().map(|facts| (facts, seen));
-        let update = self.service.check_in(&network(&name)?, &identity, at, said, source, self.transport).await?;
+        let update =
+            self.service.check_in(&network(&name)?, &identity, at, said, source, self.transport).await?;
         Ok(Response::new(wire::CheckInResponse { update }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Update, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let identity = identity(&request)?;
         let wire::WatchRequest { network: name, epoch, revision, stamp } = request.into_inner();
         let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
@@ -178,14 +199,17 @@ impl Agent for Adapter {
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))
     }
 
-    async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
         self.service.leave(request.get_ref()).await?;
         Ok(Response::new(wire::LeaveResponse {}))
     }
 }
 
-/// One node's stream: sends the node its changes whenever the state changes. While the node does not read, states are
-/// skipped, and then it is sent the difference to the newest at once.
+/// One node's stream: sends the node its changes whenever the state changes. While the node does not read,
+/// states are skipped, and then it is sent the difference to the newest at once.
 struct Watcher {
     service: Service,
     network: NetworkName,
@@ -305,7 +329,8 @@ pub(crate) mod tests {
         let network = id("a").network;
         let identity = joined(1).identity;
         let at = service.position();
-        let watcher = Watcher { service: service.clone(), network, identity, at, transport: Control::Tls, send };
+        let watcher =
+            Watcher { service: service.clone(), network, identity, at, transport: Control::Tls, send };
         tokio::spawn(watcher.run(service.states()));
         let join = async |number: u8| {
             let change = move |world: &World, _: &mut CommitContext<'_>| {
@@ -356,8 +381,16 @@ pub(crate) mod tests {
     fn the_address_of_an_agent_is_its_own_also_behind_a_proxy() {
         let address = |text: &str| Some(text.parse::<IpAddr>().expect("good"));
         let forged = Some("198.51.100.1, 192.0.2.9");
-        assert_eq!(from(&call("192.0.2.1:5", forged), false), address("192.0.2.1"), "nobody may claim another");
-        assert_eq!(from(&call("127.0.0.1:5", forged), true), address("192.0.2.9"), "what the proxy itself saw");
+        assert_eq!(
+            from(&call("192.0.2.1:5", forged), false),
+            address("192.0.2.1"),
+            "nobody may claim another"
+        );
+        assert_eq!(
+            from(&call("127.0.0.1:5", forged), true),
+            address("192.0.2.9"),
+            "what the proxy itself saw"
+        );
         assert_eq!(from(&call("192.0.2.1:5", None), true), None, "the proxy is not the agent");
     }
 }

@@ -1,8 +1,8 @@
 //! The server's secrets: its CA, the key that signs Views, the keys of nonces and sessions, tokens.
 //!
-//! Everything is made at the first start, from the operating system's generator, and kept in the data directory with
-//! mode 0600. There is no default secret. A first start is one on an empty directory: whatever is missing later is never
-//! made a second time.
+//! Everything is made at the first start, from the operating system's generator, and kept in the data
+//! directory with mode 0600. There is no default secret. A first start is one on an empty directory: whatever
+//! is missing later is never made a second time.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -130,7 +130,8 @@ impl DataDir {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         files::check_folder(path, PASSED_THROUGH)?;
         let mut entries = fs::read_dir(path).map_err(failed)?;
-        let new = entries.all(|entry| entry.is_ok_and(|it| NOTHING.iter().any(|name| it.file_name() == *name)));
+        let new =
+            entries.all(|entry| entry.is_ok_and(|it| NOTHING.iter().any(|name| it.file_name() == *name)));
         Ok(Self { path: path.into(), new: new || path.join(FIRST_START).exists() })
     }
 
@@ -139,7 +140,8 @@ impl DataDir {
         self.new
     }
 
-    /// Begins a start, for the holder of the lock: a first one is recorded as such, any other needs its database.
+    /// Begins a start, for the holder of the lock: a first one is recorded as such, any other needs its
+    /// database.
     ///
     /// # Errors
     ///
@@ -151,9 +153,16 @@ impl DataDir {
             // What an interrupted one left of a database has never been served.
             for suffix in ["", "-wal", "-shm"] {
                 let path = now.file(&format!("{DATABASE}{suffix}"));
-                files::remove(&path).map_err(|source| IdentityError::File { attempt: "remove", path, source })?;
+                files::remove(&path).map_err(|source| IdentityError::File {
+                    attempt: "remove",
+                    path,
+                    source,
+                })?;
             }
-            now.write(FIRST_START, b"The first start of nmserver has not been completed: the next one begins anew.\n")?;
+            now.write(
+                FIRST_START,
+                b"The first start of nmserver has not been completed: the next one begins anew.\n",
+            )?;
             return Ok(now);
         }
         let database = now.file(DATABASE);
@@ -174,7 +183,8 @@ impl DataDir {
         removed.map_err(|source| IdentityError::File { attempt: "remove", path, source })
     }
 
-    /// Makes sure that no other process uses the directory; absent: another one does. The lock ends with the process.
+    /// Makes sure that no other process uses the directory; absent: another one does. The lock ends with the
+    /// process.
     pub fn lock(&self) -> Result<Option<fs::File>, IdentityError> {
         let path = self.file(LOCK);
         let failed = |source| IdentityError::File { attempt: "open", path: path.clone(), source };
@@ -200,7 +210,11 @@ impl DataDir {
     /// Creates an empty file that only the owner may read, unless it exists: what fills it keeps its mode.
     pub fn reserve(&self, name: &str) -> Result<(), IdentityError> {
         let path = self.file(name);
-        files::in_place().open(&path).map(drop).map_err(|source| IdentityError::File { attempt: "write", path, source })
+        files::in_place().open(&path).map(drop).map_err(|source| IdentityError::File {
+            attempt: "write",
+            path,
+            source,
+        })
     }
 
     /// Writes a file that only the owner may read, whole or not at all.
@@ -212,7 +226,8 @@ impl DataDir {
 
     fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, IdentityError> {
         if let Some(bytes) = self.read(name)? {
-            let damaged = || IdentityError::Damaged { path: self.file(name), why: "it does not have 32 bytes".into() };
+            let damaged =
+                || IdentityError::Damaged { path: self.file(name), why: "it does not have 32 bytes".into() };
             return bytes.expose().as_slice().try_into().map(Secret::new).map_err(|_| damaged());
         }
         self.may_make(name)?;
@@ -251,11 +266,13 @@ impl Secrets {
     }
 
     fn mac_of(&self, purpose: &str, bytes: &[u8]) -> Hmac<Sha256> {
-        let mac = <Hmac<Sha256> as Mac>::new_from_slice(self.mac_key.expose()).expect("HMAC takes a key of any length");
+        let mac = <Hmac<Sha256> as Mac>::new_from_slice(self.mac_key.expose())
+            .expect("HMAC takes a key of any length");
         mac.chain_update(purpose.as_bytes()).chain_update([0]).chain_update(bytes)
     }
 
-    /// A nonce that any replica with the same keys can check, and the public half of the ephemeral key that belongs to it.
+    /// A nonce that any replica with the same keys can check, and the public half of the ephemeral key that
+    /// belongs to it.
     pub fn challenge(&self) -> (Vec<u8>, [u8; 32]) {
         let mut nonce = Vec::with_capacity(40);
         nonce.extend_from_slice(&Timestamp::now().as_microsecond().to_be_bytes());
@@ -268,11 +285,13 @@ impl Secrets {
         (nonce, public)
     }
 
-    /// Checks that this server made a nonce. Whether it may still serve, [`Nonces`](crate::core::nonces::Nonces) knows.
+    /// Checks that this server made a nonce. Whether it may still serve,
+    /// [`Nonces`](crate::core::nonces::Nonces) knows.
     pub fn nonce(&self, bytes: &[u8]) -> Result<Nonce, Invalid> {
         let (body, mac) = bytes.split_last_chunk::<16>().ok_or(Invalid::Part("nonce"))?;
         self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid::Part("nonce"))?;
-        let made = body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
+        let made =
+            body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
         let made = Timestamp::from_microsecond(made).map_err(|_| Invalid::Part("nonce"))?;
         Ok(Nonce { made, bytes: bytes.into() })
     }
@@ -346,7 +365,8 @@ pub fn certificate(directory: &DataDir, hosts: &[&str]) -> Result<Certificate, I
     }
     let pem = directory.read("ca.pem")?.unwrap_or_default();
     let damaged = |why: String| IdentityError::Damaged { path: directory.file("ca.pem"), why };
-    let ca = CertificateDer::from_pem_slice(pem.expose()).map_err(|error: pem::Error| damaged(error.to_string()))?;
+    let ca = CertificateDer::from_pem_slice(pem.expose())
+        .map_err(|error: pem::Error| damaged(error.to_string()))?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&ca).map_err(|error| damaged(error.to_string()))?;
     if Sha256::digest(parsed.tbs_certificate.subject_pki.raw)[..] != pin.0 {
         return Err(damaged("it does not belong to ca.key".into()));
@@ -421,7 +441,9 @@ mod tests {
     fn a_nonce_is_valid_where_it_was_made_and_nowhere_else() {
         let (nonce, public) = secrets().challenge();
         let known = secrets().nonce(&nonce).expect("it is valid");
-        assert!(known.made <= Timestamp::now() && known.made + SignedDuration::from_mins(1) > Timestamp::now());
+        assert!(
+            known.made <= Timestamp::now() && known.made + SignedDuration::from_mins(1) > Timestamp::now()
+        );
         let ephemeral = secrets().ephemeral(&known);
         assert_eq!(x25519_dalek::PublicKey::from(&ephemeral).to_bytes(), public);
         let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
@@ -510,7 +532,11 @@ mod tests {
         let key = Secrets::open(&first).expect("made").signing_key().to_bytes();
         let again = DataDir::open(&path).expect("it opens").begin().expect("the first start was interrupted");
         assert!(again.is_new());
-        assert_eq!(Secrets::open(&again).expect("read").signing_key().to_bytes(), key, "it is taken up again");
+        assert_eq!(
+            Secrets::open(&again).expect("read").signing_key().to_bytes(),
+            key,
+            "it is taken up again"
+        );
         again.complete().expect("done");
         for content in [None, Some(""), Some("a database")] {
             content.iter().for_each(|content| fs::write(path.join(DATABASE), content).expect("written"));
@@ -551,7 +577,10 @@ mod tests {
         assert!(matches!(Secrets::open(&data), Err(IdentityError::Missing(_))));
         assert!(matches!(certificate(&data, &[]), Err(IdentityError::Missing(_))));
         data.write("ca.key", KeyPair::generate().expect("made").serialize_pem().as_bytes()).expect("written");
-        assert!(matches!(certificate(&data, &[]), Err(IdentityError::Damaged { .. })), "ca.pem is of another key");
+        assert!(
+            matches!(certificate(&data, &[]), Err(IdentityError::Damaged { .. })),
+            "ca.pem is of another key"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The control plane: stores the declarations and what has joined, answers admins over REST and agents over gRPC.
+//! The control plane: stores the declarations and what has joined, answers admins over REST and agents over
+//! gRPC.
 //!
-//! [`service`] holds each operation once; [`rest`] and [`grpc`] decode, call it, and encode. Every change is one closure
-//! over the [`World`](schema::world::World) that [`committer`] runs, stores and publishes, one after the other, as one
-//! [`store`] transaction for all that wait at the same time. Readers hold a whole [`state`], never half of one.
+//! [`service`] holds each operation once; [`rest`] and [`grpc`] decode, call it, and encode. Every change is
+//! one closure over the [`World`](schema::world::World) that [`committer`] runs, stores and publishes, one
+//! after the other, as one [`store`] transaction for all that wait at the same time. Readers hold a whole
+//! [`state`], never half of one.
 #![forbid(unsafe_code)]
 
 pub mod addresses;
@@ -154,15 +156,27 @@ pub async fn open_with(
     drop(log);
     let readers = Readers::open(&*store)?;
     let (committer, states) = Committer::start(store, State::new(world, chain, since), Some(mark));
-    let service =
-        Service::new(Parts { committer, readers, states, secrets, info, last_seen, comms: comms.ok(), addresses });
+    let service = Service::new(Parts {
+        committer,
+        readers,
+        states,
+        secrets,
+        info,
+        last_seen,
+        comms: comms.ok(),
+        addresses,
+    });
     let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
     let host = OwnHost::new(&settings);
     Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, first_start, _lock: lock })
 }
 
 /// Opens the tunnels to agents; if there are none, logs the reason once.
-async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Result<AgentTunnels, TunnelsUnavailable> {
+async fn tunnels(
+    settings: &Settings,
+    directory: &DataDir,
+    world: &World,
+) -> Result<AgentTunnels, TunnelsUnavailable> {
     let comms = AgentTunnels::open(settings, directory, world).await;
     match &comms {
         Ok(comms) => {
@@ -171,7 +185,10 @@ async fn tunnels(settings: &Settings, directory: &DataDir, world: &World) -> Res
         }
         Err(TunnelsUnavailable::Asked) => {}
         Err(why) => {
-            tracing::warn!(why = error_chain(why), "COMMS is off: agents cannot register, and reach the server by TLS")
+            tracing::warn!(
+                why = error_chain(why),
+                "COMMS is off: agents cannot register, and reach the server by TLS"
+            )
         }
     }
     comms
@@ -183,7 +200,8 @@ fn reserved(settings: &Settings, comms: &Result<AgentTunnels, TunnelsUnavailable
     (!given_up).then_some(settings.comms_range)
 }
 
-/// Begins another epoch if the database does not lead on from what this server has served: then it was put back from a copy.
+/// Begins another epoch if the database does not lead on from what this server has served: then it was put
+/// back from a copy.
 fn continue_history(
     store: &mut dyn Store,
     directory: &DataDir,
@@ -198,8 +216,8 @@ fn continue_history(
     Ok(())
 }
 
-/// Records which version of the program serves; the first start of another version makes a revision, unless the
-/// database is empty.
+/// Records which version of the program serves; the first start of another version makes a revision, unless
+/// the database is empty.
 fn record_version(
     store: &mut dyn Store,
     directory: &DataDir,
@@ -227,8 +245,8 @@ fn listener(on: bool, bind: IpAddr, port: &mut u16) -> Result<Option<TcpListener
     Ok(Some(listener))
 }
 
-/// Creates the first admin token at a first start; whether it did. The file is written before the token is valid: a start
-/// that is interrupted in between creates another.
+/// Creates the first admin token at a first start; whether it did. The file is written before the token is
+/// valid: a start that is interrupted in between creates another.
 fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, StartError> {
     if !directory.is_new() || !store.tokens()?.is_empty() {
         return Ok(false);
@@ -239,7 +257,8 @@ fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, Start
     Ok(true)
 }
 
-/// Corrects the tokens that were created while the clock was ahead, which would be valid for as long as it was.
+/// Corrects the tokens that were created while the clock was ahead, which would be valid for as long as it
+/// was.
 fn correct_tokens(store: &mut dyn Store) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let wrong: Vec<_> = store.tokens()?.iter().filter_map(|token| token.without_future(now)).collect();
@@ -277,11 +296,13 @@ impl Server {
     /// Serves until `shutdown` becomes true.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         let Self { service, tls, rest, agents, behind_proxy, clients, host, first_start: _, _lock } = self;
-        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let descriptors =
+            rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         let shares = Shares::of(&clients, descriptors);
         let serve = async |listener: Option<TcpListener>, router, limits| {
             if let Some(listener) = listener {
-                listen::serve(listener, tls.clone(), router, Connections::new(limits), shutdown.clone()).await;
+                listen::serve(listener, tls.clone(), router, Connections::new(limits), shutdown.clone())
+                    .await;
             }
         };
         let agents = serve(agents, grpc::router(service.clone(), behind_proxy, Control::Tls), shares.agents);

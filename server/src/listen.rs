@@ -1,8 +1,8 @@
 //! Serves a router on a TCP port, with TLS or without: the same for REST and gRPC.
 //!
-//! Nobody who cannot log in can keep out anybody who can: each listener has [`Limits`] of its own, below the descriptors
-//! of the process; [`connections`] decides who is closed, [`bodies`] holds requests and answers to them. An answer arrives
-//! whether or not the body of its request was wanted.
+//! Nobody who cannot log in can keep out anybody who can: each listener has [`Limits`] of its own, below the
+//! descriptors of the process; [`connections`] decides who is closed, [`bodies`] holds requests and answers
+//! to them. An answer arrives whether or not the body of its request was wanted.
 
 mod bodies;
 mod connections;
@@ -47,7 +47,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const BACKLOG: u32 = 4_096;
 /// The largest head of a request, in bytes: longer ones are answered with 431 or, over HTTP/2, reset.
 const HEAD: u32 = 64 << 10;
-/// How much of a body the client may send over HTTP/2 before it is read: it bounds what a connection takes up.
+/// How much of a body the client may send over HTTP/2 before it is read: it bounds what a connection takes
+/// up.
 const WINDOW: u32 = 128 << 10;
 /// How much of an answer waits on one HTTP/2 stream.
 const SEND_BUFFER: usize = 64 << 10;
@@ -103,7 +104,8 @@ pub fn tls(certificate: Certificate) -> Result<Arc<ServerConfig>, rustls::Error>
     Ok(Arc::new(config))
 }
 
-/// Serves until `shutdown` becomes true, and then until the connections have ended, which takes a second at most.
+/// Serves until `shutdown` becomes true, and then until the connections have ended, which takes a second at
+/// most.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
@@ -127,7 +129,8 @@ pub async fn serve(
         match accepted {
             Ok((stream, from)) => {
                 let Some(admitted) = connections.admit(Instant::now()) else { continue };
-                let (tls, router, shutdown, open) = (tls.clone(), router.clone(), shutdown.clone(), open.clone());
+                let (tls, router, shutdown, open) =
+                    (tls.clone(), router.clone(), shutdown.clone(), open.clone());
                 let timeout = connections.timeout();
                 tokio::spawn(async move {
                     // Low latency of small answers matters more than full packets.
@@ -149,7 +152,8 @@ pub async fn serve(
     let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT * 2, ended.recv()).await;
 }
 
-/// Whether the host has no descriptor or memory left for a connection: others must end before one more can begin.
+/// Whether the host has no descriptor or memory left for a connection: others must end before one more can
+/// begin.
 fn is_exhausted(error: &io::Error) -> bool {
     let errors = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| errors.contains(&error))
@@ -198,14 +202,16 @@ async fn connection(
     }
 }
 
-/// Serves the requests on one stream that nobody outside of this process has, until it ends or `shutdown` becomes true.
+/// Serves the requests on one stream that nobody outside of this process has, until it ends or `shutdown`
+/// becomes true.
 pub(crate) async fn http(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     from: SocketAddr,
     router: Router,
     shutdown: watch::Receiver<bool>,
 ) {
-    http_on(stream, from, router, &Connection::detached(), Configured::default().client_timeout, shutdown).await;
+    http_on(stream, from, router, &Connection::detached(), Configured::default().client_timeout, shutdown)
+        .await;
 }
 
 async fn http_on(
@@ -262,8 +268,10 @@ async fn answer(
     timeout: Duration,
 ) -> hyper::Response<ResponseBody> {
     let (mut head, body) = request.into_parts();
-    let waits =
-        head.headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let waits = head
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let (body, unread) = RequestBody::new(body, timeout);
     let Some(ticket) = Ticket::new(connection) else {
         let refusal = refusal(&head.headers);
@@ -289,8 +297,9 @@ pub fn source(headers: &HeaderMap, extensions: &http::Extensions, behind_proxy: 
 
 /// What a client is sent that asks for too much at once before it has logged in.
 fn refusal(headers: &HeaderMap) -> Response {
-    let error =
-        Error::Busy("too many requests at once of a client that has not logged in; send them one by one".into());
+    let error = Error::Busy(
+        "too many requests at once of a client that has not logged in; send them one by one".into(),
+    );
     let grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
     if headers.get(header::CONTENT_TYPE).is_some_and(grpc) {
         tonic::Status::from(error).into_http()

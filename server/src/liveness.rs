@@ -1,7 +1,7 @@
 //! When and how nodes last called: status, which makes no revision and is stored in batches.
 //!
-//! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does not count. What
-//! a node was sent and has not acknowledged is remembered: it may have it or not.
+//! A node is silent only while the server serves: time in which the server is down, or its host sleeps, does
+//! not count. What a node was sent and has not acknowledged is remembered: it may have it or not.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,7 +25,8 @@ pub struct LastSeen {
 #[derive(Debug)]
 struct Sighting {
     seen: Seen,
-    /// Since when it has been silent in this process of the server. The clock stands still while the host sleeps.
+    /// Since when it has been silent in this process of the server. The clock stands still while the host
+    /// sleeps.
     since: Instant,
     /// How long it had been silent before that.
     before: Duration,
@@ -72,12 +73,13 @@ pub struct Unstored {
 }
 
 impl LastSeen {
-    /// Starts with what was stored by a server that served until `served`. A node of which nothing was stored was last
-    /// seen when it joined.
+    /// Starts with what was stored by a server that served until `served`. A node of which nothing was stored
+    /// was last seen when it joined.
     pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
         let since = Instant::now();
         let sighting = |(id, seen): (NodeId, Seen)| {
-            let before = served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
+            let before =
+                served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
             let (transport, streams, clones) = (Control::None, Arc::default(), Clones::default());
             (id, Sighting { seen, since, before, transport, streams, clones, sent: None, stored: true })
@@ -89,15 +91,18 @@ impl LastSeen {
         Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
     }
 
-    /// Records a call of a node: the epoch and revision that it has, the transport of the call, and the address that it
-    /// comes from, if that is known. Returns whether it has just become evident that two hosts use the identity of the node.
+    /// Records a call of a node: the epoch and revision that it has, the transport of the call, and the
+    /// address that it comes from, if that is known. Returns whether it has just become evident that two
+    /// hosts use the identity of the node.
     pub fn record(&self, id: &NodeId, at: (u64, Revision), transport: Control, from: Option<IpAddr>) -> bool {
         let (epoch, revision) = at;
         let seen = Seen { time: Timestamp::now(), epoch, revision };
         let since = Instant::now();
         let mut all = self.all();
         let (streams, mut clones, sent) = match all.get_mut(id) {
-            Some(Sighting { streams, clones, sent, .. }) => (std::mem::take(streams), std::mem::take(clones), *sent),
+            Some(Sighting { streams, clones, sent, .. }) => {
+                (std::mem::take(streams), std::mem::take(clones), *sent)
+            }
             None => Default::default(),
         };
         let before = clones.evident(since);
@@ -105,7 +110,8 @@ impl LastSeen {
         let evident = clones.evident(since);
         let before_that = Duration::ZERO;
         let sent = sent.filter(|sent| *sent > at);
-        let heard = Sighting { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
+        let heard =
+            Sighting { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
         all.insert(id.clone(), heard);
         evident && !before
     }
@@ -231,8 +237,8 @@ mod tests {
     fn two_hosts_with_one_identity_are_noticed_once() {
         let last_seen = LastSeen::default();
         let from = |number: u8| Some(IpAddr::from([192, 0, 2, number % 2]));
-        let noticed =
-            (0..20).filter(|number| last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, from(*number)));
+        let noticed = (0..20)
+            .filter(|number| last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, from(*number)));
         assert_eq!(noticed.count(), 1, "the log has one line");
         assert!(last_seen.of(&id("a")).expect("it has called").cloned);
         last_seen.record(&id("b"), (1, Revision(1)), Control::Tls, from(1));

@@ -158,7 +158,8 @@ fn print_next_steps(settings: &Settings) {
     let url = format!("{}://{}", if *tls { "https" } else { "http" }, SocketAddr::new(at, *api_port));
     let ca = if *tls { format!(" NMPLAN_CA={directory}/ca.pem") } else { String::new() };
     let mut talk = std::io::stderr().lock();
-    let _ = writeln!(talk, "\nThis is the first start. Keys, CA and admin token were created in {directory}.");
+    let _ =
+        writeln!(talk, "\nThis is the first start. Keys, CA and admin token were created in {directory}.");
     let _ = writeln!(
         talk,
         "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
@@ -177,7 +178,11 @@ fn raise_file_limit() {
     }
 }
 
-fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
+fn token(
+    settings: &Settings,
+    verb: TokenVerb,
+    data: &mut impl Write,
+) -> Result<(), Box<dyn std::error::Error>> {
     use nmserver::store::Store;
     let database = settings.data_dir.join(DATABASE);
     match std::fs::metadata(&database) {
@@ -186,8 +191,10 @@ fn token(settings: &Settings, verb: TokenVerb, data: &mut impl Write) -> Result<
             return Err(format!("cannot look for {}: {error}", database.display()).into());
         }
         Ok(_) | Err(_) => {
-            let why =
-                format!("there is no {}, or it is empty; start nmserver first, or set DATA_DIR", database.display());
+            let why = format!(
+                "there is no {}, or it is empty; start nmserver first, or set DATA_DIR",
+                database.display()
+            );
             return Err(why.into());
         }
     }

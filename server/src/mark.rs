@@ -1,9 +1,10 @@
 //! The mark beside the database: the newest state that this server has ever served.
 //!
-//! A database can be put back from a copy, and then gives out revisions again that agents know as other states. The mark is
-//! not part of the database, so it stays what it was: a server whose log does not lead to its mark begins another epoch
-//! ([`check`]). It is one line, `EPOCH REVISION HASH`, of constant length, written in place and not synced with each
-//! commit: after a loss of power it may be behind, which is harmless, and it costs a commit nothing.
+//! A database can be put back from a copy, and then gives out revisions again that agents know as other
+//! states. The mark is not part of the database, so it stays what it was: a server whose log does not lead to
+//! its mark begins another epoch ([`check`]). It is one line, `EPOCH REVISION HASH`, of constant length,
+//! written in place and not synced with each commit: after a loss of power it may be behind, which is
+//! harmless, and it costs a commit nothing.
 
 use std::fs::File;
 use std::io;
@@ -88,22 +89,30 @@ fn line(Served { epoch, revision, hash }: &Served) -> String {
 fn parse(text: &str) -> Option<Served> {
     let mut words = text.strip_suffix('\n')?.split(' ');
     let mut word = || words.next();
-    let served =
-        Served { epoch: word()?.parse().ok()?, revision: Revision(word()?.parse().ok()?), hash: word()?.parse().ok()? };
+    let served = Served {
+        epoch: word()?.parse().ok()?,
+        revision: Revision(word()?.parse().ok()?),
+        hash: word()?.parse().ok()?,
+    };
     (line(&served) == text).then_some(served)
 }
 
-/// Why the next epoch has to begin, and its number; nothing if the log leads on from what was served. `head` is the state of
-/// the database.
-pub fn check(found: Found, head: &Served, store: &mut dyn Store) -> Result<Option<(u64, String)>, StoreError> {
+/// Why the next epoch has to begin, and its number; nothing if the log leads on from what was served. `head`
+/// is the state of the database.
+pub fn check(
+    found: Found,
+    head: &Served,
+    store: &mut dyn Store,
+) -> Result<Option<(u64, String)>, StoreError> {
     let again = "so every node is sent its whole View, and hosts that joined since then join again";
     let (epoch, why) = match found {
         // A database without a revision has served nothing.
         Found::Nothing | Found::Damaged if head.revision == Revision(0) => return Ok(None),
         Found::Nothing => (0, format!("it is not known whether the database is the newest, {again}")),
-        Found::Damaged => {
-            (0, format!("the file \"mark\" is damaged and cannot show that the database is the newest, {again}"))
-        }
+        Found::Damaged => (
+            0,
+            format!("the file \"mark\" is damaged and cannot show that the database is the newest, {again}"),
+        ),
         Found::Served(served) if leads_to(&served, head, store)? => return Ok(None),
         Found::Served(Served { epoch, revision, .. }) => {
             let lost = format!(
@@ -155,7 +164,11 @@ mod tests {
     fn a_log_that_does_not_lead_on_from_what_was_served_begins_another_epoch() {
         let mut store = Memory::default();
         let empty = head(&mut store);
-        assert_eq!(check(Found::Nothing, &empty, &mut store).expect("it reads"), None, "nothing was ever served");
+        assert_eq!(
+            check(Found::Nothing, &empty, &mut store).expect("it reads"),
+            None,
+            "nothing was ever served"
+        );
         (0..3).for_each(|_| grow(&mut store));
         let now = head(&mut store);
         let mut raised = |found| check(found, &now, &mut store).expect("it reads");
@@ -189,7 +202,8 @@ mod tests {
         mark.record(&later);
         assert_eq!(read(&directory).expect("it reads"), Found::Served(later));
         let whole = line(&later);
-        for damaged in [&whole[..whole.len() - 1], "", "1 2 3\n", &whole.replace('6', "x"), &format!("{whole}{whole}")]
+        for damaged in
+            [&whole[..whole.len() - 1], "", "1 2 3\n", &whole.replace('6', "x"), &format!("{whole}{whole}")]
         {
             directory.write(FILE, damaged.as_bytes()).expect("written");
             assert_eq!(read(&directory).expect("it reads"), Found::Damaged, "{damaged:?}");

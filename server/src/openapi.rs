@@ -1,5 +1,5 @@
-//! The description of the REST API, OpenAPI 3.1: generated from the authorisation table, the kinds' descriptors, and the Rust
-//! types of the other bodies.
+//! The description of the REST API, OpenAPI 3.1: generated from the authorisation table, the kinds'
+//! descriptors, and the Rust types of the other bodies.
 
 use std::sync::LazyLock;
 
@@ -43,7 +43,9 @@ pub fn document() -> Value {
 
 fn path_parameters(path: &str) -> Vec<Value> {
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    names.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })).collect()
+    names
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .collect()
 }
 
 fn operation(rule: &Rule, components: &mut Components) -> Value {
@@ -63,7 +65,8 @@ fn operation(rule: &Rule, components: &mut Components) -> Value {
             json!({ "description": "The caller has it already, according to its `If-None-Match`." });
     }
     if let Some(schema) = request {
-        operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+        operation["requestBody"] =
+            json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     }
     if let Needs::Role(role) = rule.needs {
         operation["security"] = json!([{ "token": [] }]);
@@ -92,8 +95,7 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
     let if_none_match = |doc| condition("If-None-Match", doc);
     match operation {
         Operation::Health | Operation::Ready => {
-            let response =
-                json!({ "description": "It does.", "content": { "text/plain": { "schema": { "type": "string" } } } });
+            let response = json!({ "description": "It does.", "content": { "text/plain": { "schema": { "type": "string" } } } });
             Shape { response, ..returns(Value::Null) }
         }
         Operation::OpenApi => returns(json!({ "type": "object" })),
@@ -122,9 +124,15 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
         Operation::GetResource => returns(components.of::<ResourceDocument>()),
         Operation::PutResource => {
             let parameters = vec![if_match(), if_none_match("`*`: the resource must not exist.")];
-            Shape { parameters, request: Some(components.of::<Body>()), ..returns(components.of::<Committed>()) }
+            Shape {
+                parameters,
+                request: Some(components.of::<Body>()),
+                ..returns(components.of::<Committed>())
+            }
         }
-        Operation::DeleteResource => Shape { parameters: vec![if_match()], ..returns(components.of::<Committed>()) },
+        Operation::DeleteResource => {
+            Shape { parameters: vec![if_match()], ..returns(components.of::<Committed>()) }
+        }
         Operation::RemoveNode => {
             let schema = json!({ "type": "boolean", "default": false });
             let doc = "Whether the identity of the node's host is barred from the network.";

@@ -1,8 +1,8 @@
 //! Reads of the store that do not wait for the writer.
 //!
-//! A commit of a hundred thousand changes takes seconds; a token must be found meanwhile, or every call waits. So tokens
-//! and the log are read through readers of their own, each on a thread that may block, and not through each other either:
-//! a long page of the log holds up no token.
+//! A commit of a hundred thousand changes takes seconds; a token must be found meanwhile, or every call
+//! waits. So tokens and the log are read through readers of their own, each on a thread that may block, and
+//! not through each other either: a long page of the log holds up no token.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -23,8 +23,8 @@ use crate::openapi;
 use crate::readers::off_thread;
 use crate::service::{Caller, Service};
 
-/// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in bytes;
-/// `behind_proxy`: whether a proxy reports where requests come from.
+/// The routes, one for each rule of the authorisation table. `max_body` is the size of the largest body, in
+/// bytes; `behind_proxy`: whether a proxy reports where requests come from.
 pub fn router(service: Service, max_body: usize, behind_proxy: bool) -> Router {
     let mut router = Router::new();
     for rule in TABLE {
@@ -57,9 +57,11 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
         Operation::Server => get(async |State(service): State<Service>| Json(service.info())),
         Operation::OpenApi => get(async || ([(header::CONTENT_TYPE, "application/json")], openapi::text())),
         Operation::Snapshot => get(snapshot),
-        Operation::Status => get(async |State(service): State<Service>, Extension(caller): Extension<Caller>| {
-            service.status(&caller).await.map(json_bytes)
-        }),
+        Operation::Status => {
+            get(async |State(service): State<Service>, Extension(caller): Extension<Caller>| {
+                service.status(&caller).await.map(json_bytes)
+            })
+        }
         Operation::Revisions => get(revisions),
         Operation::Apply => post(apply),
         Operation::GetResource => get(get_resource),
@@ -185,10 +187,12 @@ struct Page {
 }
 
 impl Page {
-    /// The revision to begin after. A store counts in signed numbers (SQL's bigint), so there is none above 2^63 - 1.
+    /// The revision to begin after. A store counts in signed numbers (SQL's bigint), so there is none above
+    /// 2^63 - 1.
     fn after(&self) -> Result<Revision, Error> {
         if i64::try_from(self.after).is_err() {
-            let message = format!("after={} is not a valid revision; write a number up to {}", self.after, i64::MAX);
+            let message =
+                format!("after={} is not a valid revision; write a number up to {}", self.after, i64::MAX);
             return Err(Error::BadRequest(message));
         }
         Ok(Revision(self.after))
@@ -215,12 +219,14 @@ async fn apply(
 
 /// A body as JSON, with an error that says where it is wrong.
 fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|error| Error::BadRequest(format!("the body cannot be read: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| Error::BadRequest(format!("the body cannot be read: {error}")))
 }
 
 fn resource_id((network, kind, name): (String, String, String)) -> Result<ResourceId, Error> {
     // A network is called by its name alone, and has a path like everything else.
-    let is_network = network == name && kind.parse().is_ok_and(|kind: Kind| kind.descriptor().within.is_none());
+    let is_network =
+        network == name && kind.parse().is_ok_and(|kind: Kind| kind.descriptor().within.is_none());
     let text = if is_network { name } else { format!("{network}/{kind}/{name}") };
     text.parse().map_err(|why| Error::BadRequest(format!("{text:?} is not a valid resource id: {why}")))
 }
@@ -233,14 +239,19 @@ async fn get_resource(
     let id = resource_id(path)?;
     let entry = service.resource(&caller, &id)?;
     let tag = format!("\"{}\"", entry.revision);
-    let body =
-        schema::world::ResourceDocument { id, revision: entry.revision, owner: entry.owner, body: entry.object.body() };
+    let body = schema::world::ResourceDocument {
+        id,
+        revision: entry.revision,
+        owner: entry.owner,
+        body: entry.object.body(),
+    };
     Ok(([(header::ETAG, tag)], Json(body)))
 }
 
 /// The revision that the caller requires a resource to be at; nothing if it must not exist.
 fn expected(headers: &HeaderMap) -> Result<Option<Revision>, Error> {
-    const NEEDED: &str = "If-Match with the resource's revision is needed, or If-None-Match: * to create a new one";
+    const NEEDED: &str =
+        "If-Match with the resource's revision is needed, or If-None-Match: * to create a new one";
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     match (header(header::IF_MATCH), header(header::IF_NONE_MATCH)) {
         (Some(tag), None) => match tag.trim_matches('"').parse() {

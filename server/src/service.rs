@@ -126,11 +126,13 @@ impl Service {
         self.inner.committer.change(change).await
     }
 
-    /// If the change is not stored after all, a host that asked to join has to ask again, and nothing else is lost.
+    /// If the change is not stored after all, a host that asked to join has to ask again, and nothing else is
+    /// lost.
     fn remember_removed(&self, before: &Inventory, after: &Inventory) {
         for id in before.changed_nodes(after) {
             let identity = before.node(&id).map(|joined| joined.identity);
-            if let Some(identity) = identity.filter(|identity| after.name_of(&id.network, identity).is_none()) {
+            if let Some(identity) = identity.filter(|identity| after.name_of(&id.network, identity).is_none())
+            {
                 self.nonces().removed(id.network, identity, Timestamp::now());
             }
         }
@@ -146,8 +148,8 @@ impl Service {
         self.inner.comms.as_ref()
     }
 
-    /// The identity of the server, with the addresses by which it is reached: what plans are made for. They are for callers
-    /// with a token only.
+    /// The identity of the server, with the addresses by which it is reached: what plans are made for. They
+    /// are for callers with a token only.
     fn plan_info(&self) -> ServerInfo {
         ServerInfo { addresses: self.inner.addresses.now().to_vec(), ..self.info() }
     }
@@ -215,7 +217,8 @@ impl Service {
     pub async fn caller(&self, token: Option<Secret<String>>, operation: Operation) -> Result<Caller, Error> {
         const NOT_VALID: Error =
             Error::Unauthenticated("the token is not valid; check NMPLAN_TOKEN or NMPLAN_TOKEN_FILE");
-        let token = token.ok_or(Error::Unauthenticated("a token is needed: Authorization: Bearer nma_..."))?;
+        let token =
+            token.ok_or(Error::Unauthenticated("a token is needed: Authorization: Bearer nma_..."))?;
         let (id, hash) = hash_of(token.expose()).ok_or(NOT_VALID)?;
         let stored = self.inner.readers.token(id).await?.ok_or(NOT_VALID)?;
         if !bool::from(stored.hash.ct_eq(&hash)) {
@@ -233,7 +236,8 @@ impl Service {
         self.inner.documents.world(state, &caller.grant, &self.plan_info()).await
     }
 
-    /// What tells one snapshot from another that the same caller may see: the revision, and where the server is reached.
+    /// What tells one snapshot from another that the same caller may see: the revision, and where the server
+    /// is reached.
     pub fn snapshot_tag(&self, state: &State) -> String {
         let World { epoch, revision, .. } = &*state.world;
         let mut hasher = std::hash::DefaultHasher::new();
@@ -301,8 +305,8 @@ impl Service {
         state.world.snapshot.entry(id).cloned().ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
-    /// Creates or replaces one resource by hand, or deletes it if there is no body; `expected` is the revision that it
-    /// must be at, absent: it must not exist.
+    /// Creates or replaces one resource by hand, or deletes it if there is no body; `expected` is the
+    /// revision that it must be at, absent: it must not exist.
     pub async fn put(
         &self,
         caller: &Caller,
@@ -336,14 +340,20 @@ impl Service {
             grant.holds_over(&declaration, owner(world, &declaration))?;
             let (mut next, now) = (world.clone(), Timestamp::now());
             let removed = enrol::remove(&mut next, &network, &name, now);
-            let removed = removed.ok_or_else(|| Error::NotFound(format!("joined node {name} in {network}")))?;
+            let removed =
+                removed.ok_or_else(|| Error::NotFound(format!("joined node {name} in {network}")))?;
             let identity = removed.identity;
             if ban {
                 next.inventory.bar(network.clone(), identity, Barred { since: now, node: name });
             }
             let admits = enrol::admits(&next, &network, &removed, now);
-            let answer =
-                Removed { revision: context.revision(), identity, barred: ban, next: closing(&admits), admits };
+            let answer = Removed {
+                revision: context.revision(),
+                identity,
+                barred: ban,
+                next: closing(&admits),
+                admits,
+            };
             let action = if ban { "ban" } else { "remove" };
             Ok(Proposal::changed(answer, next, AuditInfo { actor, action, ..AuditInfo::default() }))
         };
@@ -351,7 +361,12 @@ impl Service {
     }
 
     /// Lets the hosts join again that were removed as a node and barred.
-    pub async fn lift_ban(&self, caller: &Caller, network: NetworkName, name: Name) -> Result<Revision, Error> {
+    pub async fn lift_ban(
+        &self,
+        caller: &Caller,
+        network: NetworkName,
+        name: Name,
+    ) -> Result<Revision, Error> {
         caller.grant.holds_in(&network)?;
         let Caller { actor, grant } = caller.clone();
         let lift = move |world: &World, context: &mut CommitContext<'_>| {

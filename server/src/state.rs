@@ -1,4 +1,5 @@
-//! What the server knows right now, and enough of the past to send nodes only what differs from what they have.
+//! What the server knows right now, and enough of the past to send nodes only what differs from what they
+//! have.
 //!
 //! A [`State`] is published whole after each commit; whoever holds one sees one revision.
 
@@ -18,11 +19,13 @@ use schema::world::World;
 
 /// How many changes of a network are remembered; a node that missed more is sent its whole View.
 const REMEMBERED: usize = 1_024;
-/// How many encoded deltas of a network are kept for other nodes with the same base. Nodes with a stream all start from
-/// the previous revision, those that check in from a few; older ones are rare and may be as large as a View.
+/// How many encoded deltas of a network are kept for other nodes with the same base. Nodes with a stream all
+/// start from the previous revision, those that check in from a few; older ones are rare and may be as large
+/// as a View.
 const ENCODED: usize = 16;
 
-/// How many hashes of the log are remembered, 32 bytes each; a node at an older revision is sent its whole View.
+/// How many hashes of the log are remembered, 32 bytes each; a node at an older revision is sent its whole
+/// View.
 const HASHES: usize = 65_536;
 
 /// What the server knows at one revision.
@@ -40,8 +43,8 @@ pub struct State {
 struct History {
     /// The meshes by the revision that created them, oldest first; the last one is current.
     meshes: Vector<(Revision, Arc<Mesh>)>,
-    /// The deltas from earlier meshes to the current one, by the revision of the former and by the audience that is
-    /// sent them.
+    /// The deltas from earlier meshes to the current one, by the revision of the former and by the audience
+    /// that is sent them.
     encoded: Mutex<BTreeMap<(Revision, Audience), Encoded>>,
 }
 
@@ -113,14 +116,15 @@ pub enum Origin {
     Here(Revision),
     /// It is older than what is remembered, of an earlier epoch, or none: the node is sent everything.
     Unknown,
-    /// It is not of this history, but claims an epoch that this server has not left behind: if this server gave it out, its
-    /// database is not the one that did.
+    /// It is not of this history, but claims an epoch that this server has not left behind: if this server
+    /// gave it out, its database is not the one that did.
     Elsewhere,
 }
 
 impl State {
-    /// The state of a server that starts with this world and log. `since` returns the revision since which a network is
-    /// unchanged, so that a restart sends no node what it has; the newest revision is always correct.
+    /// The state of a server that starts with this world and log. `since` returns the revision since which a
+    /// network is unchanged, so that a restart sends no node what it has; the newest revision is always
+    /// correct.
     pub fn new(world: World, chain: Chain, since: impl Fn(&NetworkName) -> Revision) -> Self {
         let compile = |(name, _): (&NetworkName, _)| {
             let mesh = Mesh::compile(name, &world.snapshot, &world.inventory)?;
@@ -131,10 +135,15 @@ impl State {
         Self { world: Arc::new(world), chain, networks }
     }
 
-    /// The state after the world has become this one, which differs from the one before in what `changed` names, by the
-    /// revisions that these hashes are of.
+    /// The state after the world has become this one, which differs from the one before in what `changed`
+    /// names, by the revisions that these hashes are of.
     #[must_use]
-    pub fn follow(&self, world: World, hashes: impl IntoIterator<Item = ChainHash>, changed: &Changed) -> Self {
+    pub fn follow(
+        &self,
+        world: World,
+        hashes: impl IntoIterator<Item = ChainHash>,
+        changed: &Changed,
+    ) -> Self {
         let mut chain = self.chain.clone();
         hashes.into_iter().for_each(|hash| chain.push(hash));
         let mut networks = self.networks.clone();
@@ -179,8 +188,8 @@ impl State {
         self.networks.get(network)?.now()
     }
 
-    /// What a node with the View of a revision of this history has to be sent; absent: its View is not known. Nothing if it
-    /// has not joined.
+    /// What a node with the View of a revision of this history has to be sent; absent: its View is not known.
+    /// Nothing if it has not joined.
     pub fn pending(&self, network: &NetworkName, node: &Name, at: Option<Revision>) -> Option<Pending> {
         let history = self.networks.get(network)?;
         let (changed, now) = history.meshes.back()?;
@@ -315,7 +324,11 @@ mod tests {
         let mut state = start(World { epoch: 5, ..world(7, 1) });
         state = step(&state, World { epoch: 5, ..world(8, 2) });
         let at = |epoch, revision: u64, hash: ChainHash| {
-            state.origin(&Position { epoch, revision: Revision(revision), stamp: Stamp::new(&hash, &[0; 32]) })
+            state.origin(&Position {
+                epoch,
+                revision: Revision(revision),
+                stamp: Stamp::new(&hash, &[0; 32]),
+            })
         };
         assert_eq!(at(5, 7, hash(7)), Origin::Here(Revision(7)));
         assert_eq!(at(5, 8, hash(8)), Origin::Here(Revision(8)));

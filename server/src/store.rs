@@ -1,8 +1,8 @@
 //! Storage of the world: read all of it, commit batches.
 //!
-//! The contract is small because the narrowest engine offers no more: no transaction handle, no closure, one conditional
-//! write. A batch names the revision that it was made on; if the head has moved, nothing of it is written. The conformance
-//! suite at the end of this file runs on every implementation.
+//! The contract is small because the narrowest engine offers no more: no transaction handle, no closure, one
+//! conditional write. A batch names the revision that it was made on; if the head has moved, nothing of it is
+//! written. The conformance suite at the end of this file runs on every implementation.
 
 pub mod files;
 pub mod memory;
@@ -28,7 +28,8 @@ use crate::state::Chain;
 use files::{DatabaseFiles, LostFile};
 use rows::{Row, RowKey};
 
-/// What is read of a store while another thread commits: it neither waits for that nor sees half of it. Its calls block.
+/// What is read of a store while another thread commits: it neither waits for that nor sees half of it. Its
+/// calls block.
 pub trait Reader: Send {
     /// The log entries with a revision above `after`, oldest first, at most `limit`.
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
@@ -40,23 +41,28 @@ pub trait Reader: Send {
 pub trait Store: Send {
     /// Another reader of the same store.
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
-    /// The files that it is in, if it is in files of this host: whether they are still there is checked before each write,
-    /// and whenever somebody asks whether the server is ready.
+    /// The files that it is in, if it is in files of this host: whether they are still there is checked
+    /// before each write, and whenever somebody asks whether the server is ready.
     fn files(&self) -> Option<Arc<DatabaseFiles>> {
         None
     }
     /// Reads everything.
     fn load(&mut self) -> Result<Stored, StoreError>;
-    /// Writes the batches in their order, all or none of them; [`StoreError::Moved`] if the head is not where the first of
-    /// them starts.
+    /// Writes the batches in their order, all or none of them; [`StoreError::Moved`] if the head is not where
+    /// the first of them starts.
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError>;
     /// The log entries with a revision above `after`, oldest first, at most `limit`.
     fn log(&mut self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
     /// The revision that an apply of this id created, if it was committed.
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError>;
-    /// Stores when nodes last called, and forgets those that are gone; makes no revision. `until` is the time until
-    /// which the server has served.
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError>;
+    /// Stores when nodes last called, and forgets those that are gone; makes no revision. `until` is the time
+    /// until which the server has served.
+    fn put_seen(
+        &mut self,
+        seen: &[(NodeId, Seen)],
+        gone: &[NodeId],
+        until: Timestamp,
+    ) -> Result<(), StoreError>;
     /// Stores a token.
     fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError>;
     /// The token of that id.
@@ -83,8 +89,8 @@ pub fn recent_log(store: &mut dyn Store, head: Revision) -> Result<Vec<LogEntry>
     store.log(Revision(head.0.saturating_sub(SEARCHED)), SEARCHED as usize)
 }
 
-/// The revision since which each network is unchanged, by the newest entries of the log. It may be later than the true one,
-/// never earlier.
+/// The revision since which each network is unchanged, by the newest entries of the log. It may be later than
+/// the true one, never earlier.
 pub fn unchanged_since(log: &[LogEntry], head: Revision) -> impl Fn(&NetworkName) -> Revision + use<> {
     let mut oldest = Revision(head.0.saturating_sub(SEARCHED));
     let mut last = BTreeMap::new();
@@ -102,7 +108,8 @@ pub fn unchanged_since(log: &[LogEntry], head: Revision) -> impl Fn(&NetworkName
 /// The hashes of the newest entries of the log, which lead to a head with this one.
 pub fn chain(log: &[LogEntry], head: Revision, hash: ChainHash) -> Result<Chain, StoreError> {
     let hashes: Vec<ChainHash> = log.iter().filter_map(|entry| entry.hash).collect();
-    let complete = hashes.len() as u64 == head.0.min(SEARCHED) && hashes.last().is_none_or(|last| *last == hash);
+    let complete =
+        hashes.len() as u64 == head.0.min(SEARCHED) && hashes.last().is_none_or(|last| *last == hash);
     if !complete {
         let why = "the log does not lead to it, so something of it is missing or was changed";
         return Err(StoreError::Unreadable { what: "revision", key: head.to_string(), why: why.into() });
@@ -111,8 +118,8 @@ pub fn chain(log: &[LogEntry], head: Revision, hash: ChainHash) -> Result<Chain,
     Ok(if hashes.is_empty() { Chain::new(head, hash) } else { Chain::of(first, hashes) })
 }
 
-/// Makes a revision that changes nothing that is kept: another version of the program may compile other Views from
-/// it, so all nodes are sent theirs anew.
+/// Makes a revision that changes nothing that is kept: another version of the program may compile other Views
+/// from it, so all nodes are sent theirs anew.
 pub fn record_upgrade(
     store: &mut dyn Store,
     world: &mut World,
@@ -122,8 +129,8 @@ pub fn record_upgrade(
     record(store, world, hash, LogEntry { actor: format!("{SERVER} {version}"), ..own_entry(UPGRADE) })
 }
 
-/// Makes a revision that begins another epoch: its revisions are not those of the same numbers that were given out before.
-/// `why` is shown in the history.
+/// Makes a revision that begins another epoch: its revisions are not those of the same numbers that were
+/// given out before. `why` is shown in the history.
 pub fn raise_epoch(
     store: &mut dyn Store,
     world: &mut World,
@@ -136,7 +143,12 @@ pub fn raise_epoch(
     record(store, world, hash, LogEntry { provenance, ..own_entry(EPOCH) })
 }
 
-fn record(store: &mut dyn Store, world: &mut World, hash: &mut ChainHash, entry: LogEntry) -> Result<(), StoreError> {
+fn record(
+    store: &mut dyn Store,
+    world: &mut World,
+    hash: &mut ChainHash,
+    entry: LogEntry,
+) -> Result<(), StoreError> {
     let revision = Revision(world.revision.0 + 1);
     let batch = Batch::new(hash, world.epoch, LogEntry { revision, ..entry }, Vec::new(), Vec::new());
     store.commit(std::slice::from_ref(&batch))?;
@@ -198,11 +210,25 @@ pub struct Batch {
 
 impl Batch {
     /// What follows a head with this hash.
-    pub fn new(before: &ChainHash, epoch: u64, entry: LogEntry, puts: Vec<Row>, deletes: Vec<RowKey>) -> Self {
+    pub fn new(
+        before: &ChainHash,
+        epoch: u64,
+        entry: LogEntry,
+        puts: Vec<Row>,
+        deletes: Vec<RowKey>,
+    ) -> Self {
         let text = serde_json::to_string(&LogEntry { hash: None, ..entry.clone() });
         let text = text.expect("a log entry can be written as JSON");
         let hash = before.next(&text);
-        Self { before: *before, epoch, entry: LogEntry { hash: Some(hash), ..entry }, text, hash, puts, deletes }
+        Self {
+            before: *before,
+            epoch,
+            entry: LogEntry { hash: Some(hash), ..entry },
+            text,
+            hash,
+            puts,
+            deletes,
+        }
     }
 }
 
@@ -233,8 +259,8 @@ pub struct StoredToken {
 }
 
 impl StoredToken {
-    /// The token as if it had been created now, for as long as it was meant to be valid, if it was created while the clock
-    /// was ahead; nothing if it was not.
+    /// The token as if it had been created now, for as long as it was meant to be valid, if it was created
+    /// while the clock was ahead; nothing if it was not.
     pub fn without_future(&self, now: Timestamp) -> Option<Self> {
         let ahead = self.created.duration_since(now);
         let right = |expires: Timestamp| expires.checked_sub(ahead).unwrap_or(now);
@@ -326,9 +352,10 @@ impl StoreError {
 
     /// The cause in a few words, and what the operator should do about it, if that is known.
     pub fn why(&self) -> &'static str {
-        const LOST: &str =
-            "a file of the database was deleted, moved, replaced or truncated: put it back and restart nmserver";
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
+        const LOST: &str = "a file of the database was deleted, moved, replaced or truncated: put it back and restart nmserver";
+        use rusqlite::ErrorCode::{
+            DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure,
+        };
         let source = match self {
             Self::Database { source, .. } | Self::Open { source, .. } => source,
             Self::Lost(_) | Self::LostAfterCommit(_) => return LOST,
@@ -369,7 +396,11 @@ mod tests {
         let corrected = token(ahead, Some(ahead + month)).without_future(now);
         assert_eq!(corrected, Some(token(now, Some(now + month))));
         assert_eq!(token(ahead, None).without_future(now), Some(token(now, None)));
-        assert_eq!(token(now + SLACK, Some(now + month)).without_future(now), None, "clocks are corrected by a little");
+        assert_eq!(
+            token(now + SLACK, Some(now + month)).without_future(now),
+            None,
+            "clocks are corrected by a little"
+        );
     }
 }
 
@@ -383,7 +414,13 @@ mod conformance {
         following(&hash, world.epoch, revision, puts, deletes)
     }
 
-    fn following(before: &ChainHash, epoch: u64, revision: u64, puts: Vec<Row>, deletes: Vec<RowKey>) -> Batch {
+    fn following(
+        before: &ChainHash,
+        epoch: u64,
+        revision: u64,
+        puts: Vec<Row>,
+        deletes: Vec<RowKey>,
+    ) -> Batch {
         Batch::new(before, epoch, entry(revision), puts, deletes)
     }
 
@@ -427,13 +464,23 @@ mod conformance {
         assert_eq!(empty.hash, ChainHash::start(&empty.server_id), "the chain starts with the server");
 
         let stale = store.commit(&[following(&one.hash, one.epoch, 2, vec![], vec![first.key.clone()])]);
-        assert!(matches!(stale, Err(StoreError::Moved(Revision(2)))), "a batch on an old head is refused: {stale:?}");
+        assert!(
+            matches!(stale, Err(StoreError::Moved(Revision(2)))),
+            "a batch on an old head is refused: {stale:?}"
+        );
         let other = store.commit(&[following(&one.hash, one.epoch, 3, vec![], vec![first.key.clone()])]);
-        assert!(matches!(other, Err(StoreError::Moved(Revision(2)))), "and one on another history: {other:?}");
+        assert!(
+            matches!(other, Err(StoreError::Moved(Revision(2)))),
+            "and one on another history: {other:?}"
+        );
         let third = batch(store, 3, vec![], vec![first.key.clone()]);
         let half = store.commit(&[third.clone(), following(&third.hash, third.epoch, 5, vec![], vec![])]);
         assert!(half.is_err(), "a gap in a group is refused");
-        assert_eq!(store.load().expect("it loads").world.snapshot.len(), 2, "and nothing of the group is written");
+        assert_eq!(
+            store.load().expect("it loads").world.snapshot.len(),
+            2,
+            "and nothing of the group is written"
+        );
 
         let epoch = third.epoch + 1;
         store.commit(&[Batch { epoch, ..third.clone() }]).expect("a delete commits");
@@ -441,10 +488,15 @@ mod conformance {
         assert_eq!((three.hash, three.world.epoch), (third.hash, epoch), "a batch may raise the epoch");
         let hashes = store.log(Revision(0), 10).expect("the log reads");
         let hashes: Vec<_> = hashes.iter().map(|entry| entry.hash).collect();
-        assert_eq!(hashes, [one.hash, second.hash, third.hash].map(Some), "the log shows the hash of each entry");
+        assert_eq!(
+            hashes,
+            [one.hash, second.hash, third.hash].map(Some),
+            "the log shows the hash of each entry"
+        );
         assert_eq!(store.load().expect("it loads").world.snapshot.len(), 1);
 
-        let revisions = |log: Vec<LogEntry>| log.into_iter().map(|entry| entry.revision.0).collect::<Vec<_>>();
+        let revisions =
+            |log: Vec<LogEntry>| log.into_iter().map(|entry| entry.revision.0).collect::<Vec<_>>();
         assert_eq!(revisions(store.log(Revision(1), 10).expect("the log reads")), [2, 3]);
         assert_eq!(revisions(store.log(Revision(0), 2).expect("the log reads")), [1, 2]);
         assert_eq!(store.applied("apply-2").expect("it reads"), Some(Revision(2)));
@@ -461,7 +513,11 @@ mod conformance {
         assert_eq!(revisions(reader.log(Revision(1), 10).expect("the log reads")), [2, 3]);
         assert_eq!(reader.token("t1").expect("it reads"), None);
         store.put_token(&token).expect("a token is kept");
-        assert_eq!(reader.token("t1").expect("it reads"), Some(token.clone()), "a reader sees what is committed");
+        assert_eq!(
+            reader.token("t1").expect("it reads"),
+            Some(token.clone()),
+            "a reader sees what is committed"
+        );
         assert_eq!(store.token("t1").expect("it reads"), Some(token.clone()));
         assert_eq!(store.tokens().expect("they read"), [token]);
         assert!(store.delete_token("t1").expect("it is forgotten"));
@@ -475,6 +531,10 @@ mod conformance {
         assert_eq!((kept.seen, kept.served), (vec![(id.clone(), seen)], Some(Timestamp::UNIX_EPOCH)));
         store.put_seen(&[], &[id], Timestamp::UNIX_EPOCH).expect("it is forgotten");
         assert_eq!(store.load().expect("it loads").seen, []);
-        assert_eq!(store.load().expect("it loads").world.revision, Revision(3), "and none of this makes a revision");
+        assert_eq!(
+            store.load().expect("it loads").world.revision,
+            Revision(3),
+            "and none of this makes a revision"
+        );
     }
 }

@@ -26,8 +26,8 @@ impl Tally {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).count += 1;
     }
 
-    /// How many were counted since the last line, if another line is due: at once for the first, and at most one a minute
-    /// from then on.
+    /// How many were counted since the last line, if another line is due: at once for the first, and at most
+    /// one a minute from then on.
     pub fn due(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.count == 0 || state.logged.is_some_and(|last| now.duration_since(last) < INTERVAL) {

@@ -52,7 +52,10 @@ async fn remove(server: &Running, name: &str) {
 }
 
 async fn next(updates: &mut Streaming<Update>) -> Option<Update> {
-    tokio::time::timeout(PATIENCE, updates.message()).await.expect("something comes").expect("the stream is whole")
+    tokio::time::timeout(PATIENCE, updates.message())
+        .await
+        .expect("something comes")
+        .expect("the stream is whole")
 }
 
 /// Whether an agent has exactly what the server would send it as a whole.
@@ -84,7 +87,9 @@ async fn many_nodes_that_join_at_once_share_no_use_no_address_and_no_revision() 
     let server = corp().await;
     let joins = (0..12).map(|number| {
         let mut agent = server.agent(&format!("n{number}"), number);
-        tokio::spawn(async move { agent.join("three").await.map(|()| agent.view.unwrap().interface.addresses) })
+        tokio::spawn(
+            async move { agent.join("three").await.map(|()| agent.view.unwrap().interface.addresses) },
+        )
     });
     let mut addresses = BTreeSet::new();
     for join in joins.collect::<Vec<_>>() {
@@ -222,7 +227,9 @@ async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out(
     let world = server.snapshot().await;
     assert_eq!(world.barred.len(), 1, "an admin sees who is barred");
     assert_eq!(world.world().unwrap().inventory.barred().count(), 1);
-    let lift = async || server.call(Method::DELETE, "/api/v1/corp/node/a/ban").bearer_auth(&server.token).send().await;
+    let lift = async || {
+        server.call(Method::DELETE, "/api/v1/corp/node/a/ban").bearer_auth(&server.token).send().await
+    };
     assert_eq!(lift().await.unwrap().status(), StatusCode::OK);
     assert_eq!(lift().await.unwrap().status(), StatusCode::NOT_FOUND);
     agent.join("many").await.expect("the ban is lifted");
@@ -260,8 +267,12 @@ async fn what_a_node_reports_about_itself_must_be_valid() {
         ("", "", 70_000),
     ] {
         let mut agent = server.agent("a", 1);
-        agent.facts =
-            Facts { listen_port: port, endpoint: endpoint.into(), local_address: local.into(), ..Facts::default() };
+        agent.facts = Facts {
+            listen_port: port,
+            endpoint: endpoint.into(),
+            local_address: local.into(),
+            ..Facts::default()
+        };
         let refused = agent.join("many").await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
     }
@@ -286,7 +297,8 @@ async fn peers_are_never_sent_to_a_port_that_is_not_chosen() {
     db.facts.listen_port = 0;
     db.join("named").await.unwrap();
     watcher.check_in(None).await.unwrap();
-    let endpoint = |agent: &Agent| agent.view.as_ref().unwrap().peers["db"].endpoint.as_ref().unwrap().to_string();
+    let endpoint =
+        |agent: &Agent| agent.view.as_ref().unwrap().peers["db"].endpoint.as_ref().unwrap().to_string();
     assert_eq!(endpoint(&watcher), "198.18.0.2:4000", "the declared port takes its place");
     let facts = |listen_port| Some(Facts { listen_port, ..db.facts.clone() });
     let (chosen, unknown) = (facts(4_321), facts(0));
@@ -321,7 +333,9 @@ async fn a_check_in_brings_exactly_what_changed() {
     let mut agent = server.joined("a", 1, "many").await;
     server.declare(&CORP.replace("node \"db\"", "dns \"api\" a=\"10.0.0.9\"\n node \"db\"")).await;
     let answer = agent.check_in(None).await.unwrap();
-    let Some(Update { body: Some(Body::Delta(delta)), from, to, .. }) = answer.update else { panic!("{answer:?}") };
+    let Some(Update { body: Some(Body::Delta(delta)), from, to, .. }) = answer.update else {
+        panic!("{answer:?}")
+    };
     assert_eq!((from, to), (2, 3));
     let delta = wire::Delta::decode(delta).unwrap();
     assert_eq!((delta.names.len(), delta.peers.len(), delta.interface), (1, 0, None));
@@ -350,7 +364,10 @@ async fn a_position_of_another_life_is_answered_with_everything() {
     for (epoch, revision) in [(agent.at.epoch + 1, 2), (agent.at.epoch, 99), (agent.at.epoch, 0), (0, 0)] {
         agent.at = Position { epoch, revision: Revision(revision), ..agent.at };
         let answer = agent.check_in(None).await.unwrap();
-        assert!(matches!(answer.update, Some(Update { body: Some(Body::Whole(_)), .. })), "{epoch} {revision}");
+        assert!(
+            matches!(answer.update, Some(Update { body: Some(Body::Whole(_)), .. })),
+            "{epoch} {revision}"
+        );
     }
     has_all(&mut agent).await;
 }
@@ -411,7 +428,8 @@ async fn a_watcher_hears_of_every_change_within_a_second() {
 #[tokio::test]
 async fn one_more_node_costs_every_other_at_most_300_bytes_however_many_there_are() {
     let (server, _) = Running::in_memory().await;
-    let network = r#"network "corp" { ipv4 "10.0.0.0/16"; ipv6 "fd00::/64"; access-key "k" uses="unlimited" }"#;
+    let network =
+        r#"network "corp" { ipv4 "10.0.0.0/16"; ipv6 "fd00::/64"; access-key "k" uses="unlimited" }"#;
     server.declare(network).await;
     let mut agent = server.joined("a", 1, "k").await;
     let mut updates = agent.watch().await.unwrap();
@@ -465,12 +483,19 @@ async fn status_shows_who_is_there_and_how() {
     agent.check_in(None).await.unwrap();
     assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)));
     server.joined("b", 2, "many").await;
-    assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)), "it has not been sent the other");
+    assert_eq!(
+        status_of(&server, "a").await.acknowledged,
+        Some(Revision(2)),
+        "it has not been sent the other"
+    );
     let updates = agent.watch().await.unwrap();
     assert_eq!(status_of(&server, "a").await.acknowledged, Some(Revision(2)), "sent is not applied");
     drop(updates);
     let awaited = status_of(&server, "db").await;
-    assert_eq!((awaited.state, awaited.control, awaited.last_check_in), (Presence::Awaiting, Control::None, None));
+    assert_eq!(
+        (awaited.state, awaited.control, awaited.last_check_in),
+        (Presence::Awaiting, Control::None, None)
+    );
     assert_eq!(awaited.addresses.first().unwrap().to_string(), "10.0.0.77");
 }
 
@@ -522,7 +547,11 @@ async fn every_method_has_a_line_in_the_table_and_asks_for_what_that_says() {
     let network = || "corp".to_owned();
     let unauthenticated = [
         agent.client.get_peers(wire::GetPeersRequest { network: network() }).await.map(drop),
-        agent.client.check_in(wire::CheckInRequest { network: network(), ..Default::default() }).await.map(drop),
+        agent
+            .client
+            .check_in(wire::CheckInRequest { network: network(), ..Default::default() })
+            .await
+            .map(drop),
         agent.client.watch(wire::WatchRequest { network: network(), ..Default::default() }).await.map(drop),
     ];
     for answer in unauthenticated {
@@ -567,10 +596,12 @@ async fn a_stream_counts_as_control_for_as_long_as_it_is_open() {
     server.declare(r#"network "corp" { ipv4 "10.0.0.0/24"; check-in "1s"; access-key "k" }"#).await;
     let mut agent = server.joined("a", 1, "k").await;
     let updates = agent.watch().await.unwrap();
-    let silent = async || Some(status_of(&server, "a").await).filter(|status| status.state == Presence::Silent);
+    let silent =
+        async || Some(status_of(&server, "a").await).filter(|status| status.state == Presence::Silent);
     let status = eventually("a node that only watches is silent", silent).await;
     assert_eq!(status.control, Control::Tls, "its stream is still there");
     drop(updates);
-    let gone = async || Some(status_of(&server, "a").await.control).filter(|control| *control == Control::None);
+    let gone =
+        async || Some(status_of(&server, "a").await.control).filter(|control| *control == Control::None);
     eventually("its stream is gone", gone).await;
 }

@@ -1,5 +1,5 @@
-//! An answer always arrives: whatever was sent with the request, whether or not the server wanted it, over HTTP/1.1 and
-//! HTTP/2; and every refusal has the form that was promised.
+//! An answer always arrives: whatever was sent with the request, whether or not the server wanted it, over
+//! HTTP/1.1 and HTTP/2; and every refusal has the form that was promised.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[allow(dead_code, reason = "each suite uses its part")]
@@ -22,7 +22,11 @@ const BODY: usize = 12 << 20;
 const CHUNK: usize = 16 << 10;
 
 /// Sends a request with a large body over HTTP/2: the answer, and whether the stream was reset besides.
-async fn over_http2(server: &Running, at: SocketAddr, request: Request<()>) -> (StatusCode, HeaderMap, Bytes) {
+async fn over_http2(
+    server: &Running,
+    at: SocketAddr,
+    request: Request<()>,
+) -> (StatusCode, HeaderMap, Bytes) {
     let stream = server.tls(at, &["h2"]).await;
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
@@ -50,7 +54,8 @@ async fn over_http2(server: &Running, at: SocketAddr, request: Request<()>) -> (
 /// Sends the same over HTTP/1.1, all of it before the answer is read.
 async fn over_http1(server: &Running, at: SocketAddr, method: &str, path: &str) -> String {
     let mut stream = server.tls(at, &["http/1.1"]).await;
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {BODY}\r\n\r\n");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {BODY}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let sent = stream.write_all(&vec![b'x'; BODY]).await;
     sent.unwrap_or_else(|error| panic!("{method} {path}: closed while the body is sent: {error}"));
@@ -67,10 +72,12 @@ async fn a_refusal_arrives_although_nobody_read_the_body() {
         match rule.call {
             Call::Rest(method, path) => {
                 let method = method.to_uppercase();
-                let path = path.replace("{network}", "corp").replace("{kind}", "dns").replace("{name}", "api");
+                let path =
+                    path.replace("{network}", "corp").replace("{kind}", "dns").replace("{name}", "api");
                 let expected = if rule.needs == Needs::Nothing { "200" } else { "401" };
                 let request = Request::builder().method(&*method).uri(format!("https://localhost{path}"));
-                let (status, headers, body) = over_http2(&server, server.rest, request.body(()).unwrap()).await;
+                let (status, headers, body) =
+                    over_http2(&server, server.rest, request.body(()).unwrap()).await;
                 assert_eq!(status.as_str(), expected, "{method} {path} over HTTP/2");
                 assert!(!body.is_empty() || headers.contains_key("content-length"), "{method} {path}");
                 let answer = over_http1(&server, server.rest, &method, &path).await;
@@ -78,11 +85,15 @@ async fn a_refusal_arrives_although_nobody_read_the_body() {
             }
             Call::Grpc(method) => {
                 let uri = format!("https://localhost/{}/{method}", proto::wire::agent_server::SERVICE_NAME);
-                let request = Request::post(&uri).header("content-type", "application/grpc").header("te", "trailers");
-                let (status, headers, _) = over_http2(&server, server.known.at, request.body(()).unwrap()).await;
+                let request =
+                    Request::post(&uri).header("content-type", "application/grpc").header("te", "trailers");
+                let (status, headers, _) =
+                    over_http2(&server, server.known.at, request.body(()).unwrap()).await;
                 assert_eq!(status, StatusCode::OK, "{method}");
-                let refused = Status::from_header_map(&headers).unwrap_or_else(|| panic!("{method}: {headers:?}"));
-                let expected = if rule.needs == Needs::Session { Code::Unauthenticated } else { Code::InvalidArgument };
+                let refused =
+                    Status::from_header_map(&headers).unwrap_or_else(|| panic!("{method}: {headers:?}"));
+                let expected =
+                    if rule.needs == Needs::Session { Code::Unauthenticated } else { Code::InvalidArgument };
                 assert_eq!(refused.code(), expected, "{method}: {}", refused.message());
             }
         }
@@ -93,7 +104,8 @@ async fn a_refusal_arrives_although_nobody_read_the_body() {
 async fn a_client_that_asks_first_whether_to_send_a_body_is_answered_at_once() {
     let (server, _) = Running::in_memory().await;
     let mut stream = server.tls(server.rest, &["http/1.1"]).await;
-    let head = "POST /api/v1/apply HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n";
+    let head =
+        "POST /api/v1/apply HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
@@ -122,8 +134,13 @@ async fn every_error_is_problem_json() {
     let last = server.get("/api/v1/revisions?after=9223372036854775807").await;
     assert_eq!(last.status(), StatusCode::OK, "the last revision that there could be is none of these");
     let large = vec![b' '; (128 << 20) + 1];
-    let answer =
-        server.call(Method::POST, "/api/v1/apply").bearer_auth(&server.token).body(large).send().await.unwrap();
+    let answer = server
+        .call(Method::POST, "/api/v1/apply")
+        .bearer_auth(&server.token)
+        .body(large)
+        .send()
+        .await
+        .unwrap();
     let (status, code, detail) = failure(answer).await;
     assert_eq!((status, &*code), (413, "too_large"));
     assert!(detail.contains("128 MiB") && detail.contains("MAX_BODY"), "{detail}");
@@ -149,8 +166,8 @@ async fn what_is_no_message_of_the_protocol_is_the_callers_mistake() {
     let stream = server.tls(server.known.at, &["h2"]).await;
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    // Field 1 as a length-delimited value that is longer than the message; a compressed message without an encoding; a
-    // length without a message.
+    // Field 1 as a length-delimited value that is longer than the message; a compressed message without an
+    // encoding; a length without a message.
     for garbage in [&b"\0\0\0\0\x03\x0a\xff\x01"[..], b"\x01\0\0\0\x01x", b"\x07\0\0\0\x01x"] {
         let uri = format!("https://localhost/{}/Join", proto::wire::agent_server::SERVICE_NAME);
         let request = Request::post(uri).header("content-type", "application/grpc").body(()).unwrap();

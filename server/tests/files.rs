@@ -50,7 +50,10 @@ async fn a_database_whose_files_are_lost_is_noticed_before_anything_is_answered(
             let case = format!("{DATABASE}{suffix} {name}");
             let (status, code, detail) = failure(server.send(&server.token, &request(plan)).await).await;
             assert_eq!((status, &*code), (503, "database"), "{case}: {detail}");
-            assert!(detail.contains("nothing was changed") && detail.contains("restart nmserver"), "{case}: {detail}");
+            assert!(
+                detail.contains("nothing was changed") && detail.contains("restart nmserver"),
+                "{case}: {detail}"
+            );
             assert_eq!(server.get("/readyz").await.status(), 503, "{case}");
             assert_eq!(server.get("/healthz").await.status(), 200, "{case}");
         }

@@ -1,5 +1,5 @@
-//! For every history of joins, leaves, removals and applies: an agent that takes what it is sent has what it would be
-//! sent as a whole, whenever it asks; and the log has no gap.
+//! For every history of joins, leaves, removals and applies: an agent that takes what it is sent has what it
+//! would be sent as a whole, whenever it asks; and the log has no gap.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[allow(dead_code, reason = "each suite uses its part")]
@@ -78,7 +78,8 @@ fn text(files: &Files) -> String {
     }
     let range = if *wide { "10.0.0.0/16" } else { "10.0.0.0/24" };
     let hub = if *hub { "hub \"m0\"" } else { "" };
-    let entry = entry.map(|last| format!(r#"dns "api" a="10.0.0.{last}"; dns "m" node="m1""#)).unwrap_or_default();
+    let entry =
+        entry.map(|last| format!(r#"dns "api" a="10.0.0.{last}"; dns "m" node="m1""#)).unwrap_or_default();
     let port = if *fixed { "listen-port=4000" } else { "" };
     format!(
         r#"network "corp" {{
@@ -139,8 +140,15 @@ async fn happens(server: &Running, hosts: &mut BTreeMap<u32, Agent>, event: Even
 
 async fn history(events: Vec<Event>) {
     let (server, _) = Running::in_memory().await;
-    let first =
-        Files { wide: false, hub: false, name_service: true, entry: None, keepalive: 1, fixed: false, there: true };
+    let first = Files {
+        wide: false,
+        hub: false,
+        name_service: true,
+        entry: None,
+        keepalive: 1,
+        fixed: false,
+        there: true,
+    };
     server.declare(&text(&first)).await;
     let mut hosts: BTreeMap<u32, Agent> =
         (0..HOSTS).map(|number| (number, server.agent(&format!("m{number}"), number))).collect();
@@ -158,10 +166,12 @@ async fn history(events: Vec<Event>) {
     let mut whole = server.agent("listener", 99);
     whole.take(&newest).unwrap();
     while listener.view != whole.view {
-        let update = tokio::time::timeout(support::PATIENCE, updates.message()).await.expect("it comes").unwrap();
+        let update =
+            tokio::time::timeout(support::PATIENCE, updates.message()).await.expect("it comes").unwrap();
         listener.take(&update.expect("the stream goes on")).unwrap();
     }
-    let log: Vec<schema::api::LogEntry> = server.get("/api/v1/revisions?limit=1000").await.json().await.unwrap();
+    let log: Vec<schema::api::LogEntry> =
+        server.get("/api/v1/revisions?limit=1000").await.json().await.unwrap();
     assert!(log.iter().map(|entry| entry.revision.0).eq(1..=server.snapshot().await.revision.0), "no gap");
 }
 

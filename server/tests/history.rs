@@ -19,7 +19,9 @@ const CORP: &str = r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses="
 
 /// The network with an entry, so that every View differs.
 fn with_entry(last: u8) -> String {
-    format!(r#"network "corp" {{ ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"; dns "api" a="10.0.0.{last}" }}"#)
+    format!(
+        r#"network "corp" {{ ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"; dns "api" a="10.0.0.{last}" }}"#
+    )
 }
 
 /// Copies every file of a directory into another, whose own files go first.
@@ -63,12 +65,17 @@ async fn overtaken_copy(data: &Path, saved: &Path) -> Agent {
     agent
 }
 
-/// The agent converges within one check-in, the server knows it after the next, and the log says what happened.
+/// The agent converges within one check-in, the server knows it after the next, and the log says what
+/// happened.
 async fn converges(server: &Running, agent: &mut Agent, epoch: u64) {
     agent.client = server.agent("a", 1).client;
     let answer = agent.check_in(None).await.unwrap();
     let update = answer.update.expect("the server has other things than the agent");
-    assert!(matches!(update.body, Some(Body::Whole(_))) && update.epoch > epoch, "{} > {epoch}", update.epoch);
+    assert!(
+        matches!(update.body, Some(Body::Whole(_))) && update.epoch > epoch,
+        "{} > {epoch}",
+        update.epoch
+    );
     let held = agent.view.clone();
     let whole = agent.whole().await.unwrap();
     agent.take(&whole).unwrap();
@@ -91,7 +98,10 @@ async fn a_database_below_the_mark_begins_another_epoch_and_nodes_converge_withi
     copy(saved.path(), data.path(), is_database);
     let epoch = agent.at.epoch;
     let server = Running::on_disk(data.path()).await;
-    assert!(server.status().await.nodes[0].acknowledged.is_none(), "what was acknowledged was of another history");
+    assert!(
+        server.status().await.nodes[0].acknowledged.is_none(),
+        "what was acknowledged was of another history"
+    );
     converges(&server, &mut agent, epoch).await;
 }
 

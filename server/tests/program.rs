@@ -19,7 +19,11 @@ fn nmserver(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nmserver"));
     command.env_clear().env("DATA_DIR", directory).env("SERVER_HOST", "127.0.0.1").env("BIND", "127.0.0.1");
     // They would touch this host.
-    command.env("API_PORT", free_port()).env("GRPC_PORT", free_port()).env("COMMS", "off").env("CLIENT_MODE", "off");
+    command
+        .env("API_PORT", free_port())
+        .env("GRPC_PORT", free_port())
+        .env("COMMS", "off")
+        .env("CLIENT_MODE", "off");
     command
 }
 
@@ -55,7 +59,11 @@ impl Serving {
 
     fn read_until(&mut self, word: &str) {
         while !self.said.lines().last().unwrap_or_default().contains(word) {
-            assert!(self.talk.read_line(&mut self.said).unwrap() > 0, "it ended before {word:?}: {}", self.said);
+            assert!(
+                self.talk.read_line(&mut self.said).unwrap() > 0,
+                "it ended before {word:?}: {}",
+                self.said
+            );
         }
     }
 
@@ -112,7 +120,10 @@ fn what_stands_in_the_way_of_a_start_is_said_with_what_to_type() {
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
     let unusable = refused(&mut nmserver(&file));
-    assert!(unusable.contains(&file.display().to_string()) && unusable.contains("set DATA_DIR"), "{unusable}");
+    assert!(
+        unusable.contains(&file.display().to_string()) && unusable.contains("set DATA_DIR"),
+        "{unusable}"
+    );
     assert!(unusable.contains("because: "), "{unusable}");
     let mistyped = refused(nmserver(&file).env("TLS", "of"));
     assert!(mistyped.contains("TLS=\"of\"") && mistyped.contains("write on or off"), "{mistyped}");
@@ -120,7 +131,8 @@ fn what_stands_in_the_way_of_a_start_is_said_with_what_to_type() {
     std::fs::write(&settings, "api_prot = 1\n").unwrap();
     let unknown = refused(nmserver(&file).arg("--config").arg(&settings));
     assert!(unknown.contains("did you mean \"api_port\"?"), "{unknown}");
-    let nothing = refused(nmserver(&directory.path().join("a")).env("REST_BACKEND", "off").env("AGENT_BACKEND", "off"));
+    let nothing =
+        refused(nmserver(&directory.path().join("a")).env("REST_BACKEND", "off").env("AGENT_BACKEND", "off"));
     assert!(nothing.contains("nothing to serve"), "{nothing}");
     let damaged = directory.path().join("damaged");
     drop(Serving::start(&mut nmserver(&damaged)));
@@ -141,10 +153,17 @@ fn a_server_whose_database_is_gone_is_not_a_new_one() {
         });
         content.iter().for_each(|content| std::fs::write(&database, content).unwrap());
         let said = refused(&mut nmserver(&data));
-        assert!(said.contains(&database.display().to_string()) && said.contains("missing or empty"), "{said}");
+        assert!(
+            said.contains(&database.display().to_string()) && said.contains("missing or empty"),
+            "{said}"
+        );
         assert!(said.contains("from a backup") && said.contains("move everything out of"), "{said}");
         assert!(refused(nmserver(&data).args(["token", "list"])).contains("start nmserver first"));
-        assert_eq!(std::fs::metadata(&database).ok().map(|it| it.len()), content.map(|_| 0), "nothing is made");
+        assert_eq!(
+            std::fs::metadata(&database).ok().map(|it| it.len()),
+            content.map(|_| 0),
+            "nothing is made"
+        );
         assert_eq!(std::fs::read(data.join("admin.token")).unwrap(), token, "and nothing is overwritten");
     }
     std::fs::write(&database, "not a database").unwrap();

@@ -105,9 +105,12 @@ async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for(
     let token = token_beside(directory.path(), Role::Applier, &[], &["other"]);
     let plan = server.plan("acme/prod", CORP).await;
     assert_eq!(failure(server.send(&token, &request(plan)).await).await.1, "denied");
-    for (path, condition) in [("corp/dns/api", ("if-match", "\"1\"")), ("corp/dns/new", ("if-none-match", "*"))] {
+    for (path, condition) in
+        [("corp/dns/api", ("if-match", "\"1\"")), ("corp/dns/new", ("if-none-match", "*"))]
+    {
         let call = server.call(Method::PUT, &format!("/api/v1/{path}")).bearer_auth(&token);
-        let answer = call.header(condition.0, condition.1).body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
+        let answer =
+            call.header(condition.0, condition.1).body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
         assert_eq!(failure(answer).await.1, "denied", "{path} is not its project's");
     }
 }
@@ -125,8 +128,7 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
     let directory = support::folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(CORP).await;
-    let hidden =
-        r#"network "hidden" { ipv4 "10.77.0.0/24"; node "hidden-n"; dns "api" a="10.77.0.9"; access-key "k" }"#;
+    let hidden = r#"network "hidden" { ipv4 "10.77.0.0/24"; node "hidden-n"; dns "api" a="10.77.0.9"; access-key "k" }"#;
     let theirs = request(server.plan("secretive/prod", hidden).await);
     assert_eq!(server.send(&server.token, &theirs).await.status(), StatusCode::OK);
     server.declare(&CORP.replace("10.0.0.9", "10.0.0.7")).await;
@@ -145,7 +147,11 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
             } else {
                 // The name of the network in a refusal is the caller's own word.
                 says_nothing_of(&format!("{role} {method} {path}"), &text, HIDDEN);
-                says_nothing_of(&format!("{role} {method} {path}"), &text, &[&theirs.apply_id, &theirs.plan.digest]);
+                says_nothing_of(
+                    &format!("{role} {method} {path}"),
+                    &text,
+                    &[&theirs.apply_id, &theirs.plan.digest],
+                );
             }
         }
     }
@@ -178,7 +184,8 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
         says_nothing_of(&format!("addition {place}"), &text, &["secretive", "actor", "10.77."]);
     }
     // A rule that is broken because of the other network is told without it.
-    let call = server.call(Method::PUT, "/api/v1/corp/network/corp").bearer_auth(&token).header("if-match", "\"1\"");
+    let call =
+        server.call(Method::PUT, "/api/v1/corp/network/corp").bearer_auth(&token).header("if-match", "\"1\"");
     let answer = call.body(r#"{"ipv4":"10.77.0.0/25"}"#).send().await.unwrap();
     let (status, text) = (answer.status(), answer.text().await.unwrap());
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{text}");
@@ -252,13 +259,19 @@ async fn a_range_that_holds_an_address_of_the_server_needs_an_admin_who_lets_it_
     let log: Value = server.get("/api/v1/revisions").await.json().await.unwrap();
     assert_eq!(log[0]["allowed"], json!(["cut-off"]));
 
-    let wider =
-        server.call(Method::PUT, "/api/v1/lan/network/lan").bearer_auth(&server.token).header("if-match", "\"1\"");
+    let wider = server
+        .call(Method::PUT, "/api/v1/lan/network/lan")
+        .bearer_auth(&server.token)
+        .header("if-match", "\"1\"");
     let refused = failure(wider.body(r#"{"ipv4":"192.0.2.0/24"}"#).send().await.unwrap()).await;
     assert_eq!(refused.1, "guarded", "by hand as well: {}", refused.2);
 
     let plan = server.plan("acme/prod", &format!("{}\n{CORP}", lan("192.0.2.8/29"))).await;
-    assert_eq!(server.send(&applier, &allowed(plan)).await.status(), StatusCode::OK, "it needs nothing let through");
+    assert_eq!(
+        server.send(&applier, &allowed(plan)).await.status(),
+        StatusCode::OK,
+        "it needs nothing let through"
+    );
     let log: Value = server.get("/api/v1/revisions?after=1").await.json().await.unwrap();
     assert_eq!(log[0].get("allowed"), None);
 }
@@ -465,7 +478,8 @@ async fn whoever_reads_does_not_wait_for_whoever_writes() {
     levers.stuck.store(true, Ordering::SeqCst);
     let reads = async {
         for path in ["snapshot", "status", "revisions", "corp/dns/api"] {
-            let answer = tokio::time::timeout(support::PATIENCE, server.get(&format!("/api/v1/{path}"))).await;
+            let answer =
+                tokio::time::timeout(support::PATIENCE, server.get(&format!("/api/v1/{path}"))).await;
             let answer = answer.unwrap_or_else(|_| panic!("{path} waits for the writer"));
             assert_eq!(answer.status(), StatusCode::OK, "{path}");
         }
@@ -512,7 +526,9 @@ async fn a_server_that_starts_again_knows_everything_that_it_answered() {
 #[tokio::test]
 async fn the_description_of_the_api_is_complete_and_true() {
     let (server, _) = Running::in_memory().await;
-    server.declare(r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses=9; dns "x" a="10.0.0.9" }"#).await;
+    server
+        .declare(r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses=9; dns "x" a="10.0.0.9" }"#)
+        .await;
     let mut agent = server.joined("a", 1, "k").await;
     server.joined("b", 2, "k").await;
     agent.leave().await.unwrap();
@@ -556,7 +572,8 @@ fn fits(description: &Value, schema: &Value, document: &Value) {
     let mut schema = schema.clone();
     schema["components"] = description["components"].clone();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
-    let wrong: Vec<_> = validator.iter_errors(document).map(|it| format!("{}: {it}", it.instance_path())).collect();
+    let wrong: Vec<_> =
+        validator.iter_errors(document).map(|it| format!("{}: {it}", it.instance_path())).collect();
     assert!(wrong.is_empty(), "{wrong:#?}\n{document:#}");
 }
 

@@ -1,5 +1,5 @@
-//! A server that cannot be silenced without a login: connections that say nothing, half of something, or never read take
-//! nothing from those who can log in, and not the memory of its host either.
+//! A server that cannot be silenced without a login: connections that say nothing, half of something, or
+//! never read take nothing from those who can log in, and not the memory of its host either.
 //!
 //! `CONNECTIONS` sets how many there are (1,000 by default); each needs a descriptor of this process.
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -60,8 +60,15 @@ impl Program {
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -n $1 && exec $2", "sh", descriptors, env!("CARGO_BIN_EXE_nmserver")]);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("DATA_DIR", directory.join("data"));
-        command.env("BIND", "127.0.0.1").env("SERVER_HOST", "127.0.0.1").env("COMMS", "off").env("CLIENT_MODE", "off");
-        command.env("API_PORT", api.to_string()).env("GRPC_PORT", grpc.to_string()).env("CLIENT_TIMEOUT", "3s");
+        command
+            .env("BIND", "127.0.0.1")
+            .env("SERVER_HOST", "127.0.0.1")
+            .env("COMMS", "off")
+            .env("CLIENT_MODE", "off");
+        command
+            .env("API_PORT", api.to_string())
+            .env("GRPC_PORT", grpc.to_string())
+            .env("CLIENT_TIMEOUT", "3s");
         let process = command.stderr(Stdio::from(std::fs::File::create(&log).unwrap())).spawn().unwrap();
         let program = Self { process, log };
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -123,7 +130,8 @@ async fn never_reads(server: &Access, at: SocketAddr, grpc: bool) -> Held {
         return Box::new(stream);
     }
     let Some(stream) = server.try_tls(at, &["h2"]).await else { return Box::new(()) };
-    let begun = h2::client::Builder::new().initial_window_size(0).handshake::<_, axum::body::Bytes>(stream).await;
+    let begun =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, axum::body::Bytes>(stream).await;
     let Ok((mut client, connection)) = begun else { return Box::new(()) };
     let connection = tokio::spawn(connection);
     let path = format!("https://localhost/{}/Challenge", proto::wire::agent_server::SERVICE_NAME);
@@ -173,7 +181,8 @@ async fn all_is_well(server: &Access, agents: &mut [(Agent, Streaming<Update>)],
     let status = server.call(Method::GET, "/api/v1/status").bearer_auth(&server.token).send().await.unwrap();
     assert_eq!(status.status(), 200, "an admin is answered");
     for (agent, updates) in agents {
-        let update = tokio::time::timeout(PATIENCE, updates.message()).await.expect("the join is pushed").unwrap();
+        let update =
+            tokio::time::timeout(PATIENCE, updates.message()).await.expect("the join is pushed").unwrap();
         agent.take(&update.expect("the stream goes on")).unwrap();
     }
 }
@@ -216,7 +225,8 @@ async fn attacked(count: usize, descriptors: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_connections_that_say_nothing_take_nothing_from_those_who_can_log_in() {
     let count = std::env::var("CONNECTIONS").map_or(1_000, |count| count.parse().expect("a number"));
-    attacked(count, &getrlimit(Resource::Nofile).maximum.map_or("unlimited".into(), |most| most.to_string())).await;
+    attacked(count, &getrlimit(Resource::Nofile).maximum.map_or("unlimited".into(), |most| most.to_string()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,9 @@
-//! What does an unchanged check-in cost the server, compared with the cheapest call that a tonic server can answer?
+//! What does an unchanged check-in cost the server, compared with the cheapest call that a tonic server can
+//! answer?
 //!
-//! Both servers run in processes of their own, with the same TLS settings, and only their CPU time counts. The bare one
-//! answers the same request with an answer of the same size and does nothing else. Blocks of calls alternate, so that
-//! other load on the computer affects both. `CALLS` (24000) changes how many.
+//! Both servers run in processes of their own, with the same TLS settings, and only their CPU time counts.
+//! The bare one answers the same request with an answer of the same size and does nothing else. Blocks of
+//! calls alternate, so that other load on the computer affects both. `CALLS` (24000) changes how many.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::path::Path;
@@ -94,7 +95,11 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) ->
     let call_all = agents.iter_mut().map(async |(agent, request)| {
         let mut largest = 0;
         for _ in 0..each {
-            let again = Request::from_parts(request.metadata().clone(), Default::default(), request.get_ref().clone());
+            let again = Request::from_parts(
+                request.metadata().clone(),
+                Default::default(),
+                request.get_ref().clone(),
+            );
             let answer = agent.client.check_in(again).await.expect("an answer").into_inner();
             assert_eq!(answer, CheckInResponse { update: None }, "nothing is new");
             largest = largest.max(answer.encoded_len());
@@ -164,8 +169,9 @@ fn bare(folder: &Path) {
             }
         });
         let service = AgentServer::new(Bare);
-        let served =
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(ReceiverStream::new(streams));
+        let served = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(ReceiverStream::new(streams));
         tokio::select! {
             served = served => served.expect("it serves"),
             _ = tokio::task::spawn_blocking(wait_for_the_end) => (),

@@ -1,9 +1,10 @@
-//! What does the tunnel to the server cost: a check-in through it compared with one over TLS, and adding or removing an agent
-//! as their number grows?
+//! What does the tunnel to the server cost: a check-in through it compared with one over TLS, and adding or
+//! removing an agent as their number grows?
 //!
-//! Everything runs in a lab: `nmserver` on a host of its own, its device's process, and a host with a registered agent. Blocks
-//! of calls through the tunnel and over TLS alternate. It measures the CPU time of the server's two processes, and every byte
-//! of IP that passes the server's cable. `CALLS` (12000) changes how many calls.
+//! Everything runs in a lab: `nmserver` on a host of its own, its device's process, and a host with a
+//! registered agent. Blocks of calls through the tunnel and over TLS alternate. It measures the CPU time of
+//! the server's two processes, and every byte of IP that passes the server's cable. `CALLS` (12000) changes
+//! how many calls.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::net::SocketAddr;
@@ -81,8 +82,12 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
         ] {
             let mut agents = Vec::new();
             for number in 0..at_once {
-                let transport = Transport { name, channel: channel(host, device, at, &mesh.known_server(token)) };
-                agents.push((agent(transport, mesh, token, number).await, Request::new(CheckInRequest::default())));
+                let transport =
+                    Transport { name, channel: channel(host, device, at, &mesh.known_server(token)) };
+                agents.push((
+                    agent(transport, mesh, token, number).await,
+                    Request::new(CheckInRequest::default()),
+                ));
             }
             transports.push((name, agents, [Duration::ZERO; 2], 0));
         }
@@ -100,7 +105,8 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
                 count(server, host.host().ipv4(), COMMS);
                 let before = processes.map(cpu_of);
                 block(agents, BLOCK).await;
-                for (spent, (before, after)) in spent.iter_mut().zip(before.iter().zip(processes.map(cpu_of))) {
+                for (spent, (before, after)) in spent.iter_mut().zip(before.iter().zip(processes.map(cpu_of)))
+                {
                     *spent += after - *before;
                 }
                 *passed += bytes(server);
@@ -111,7 +117,9 @@ async fn check_ins(mesh: &Mesh, host: &lab::Agent, token: &str) {
             let [server, device] = spent.map(|spent| spent.as_secs_f64() * 1e6 / all);
             let together = server + device;
             let passed = passed as f64 / all;
-            println!("| {at_once} | {name} | {server:.1} µs | {device:.1} µs | {together:.1} µs | {passed:.0} |");
+            println!(
+                "| {at_once} | {name} | {server:.1} µs | {device:.1} µs | {together:.1} µs | {passed:.0} |"
+            );
         }
     }
 }
@@ -158,7 +166,11 @@ async fn block(agents: &mut [(Agent, Request<CheckInRequest>)], calls: usize) {
     let each = calls.div_ceil(agents.len());
     let call_all = agents.iter_mut().map(async |(agent, request)| {
         for _ in 0..each {
-            let again = Request::from_parts(request.metadata().clone(), Default::default(), request.get_ref().clone());
+            let again = Request::from_parts(
+                request.metadata().clone(),
+                Default::default(),
+                request.get_ref().clone(),
+            );
             let answer = agent.client.check_in(again).await.expect("an answer").into_inner();
             assert!(answer.update.is_none(), "nothing is new");
         }

@@ -1,7 +1,8 @@
 //! What does it cost to send every node of a mesh that one more has joined?
 //!
-//! The nodes are put into the database; then each watches over a connection of its own, as an agent would, and one more
-//! joins. The server runs in a process of its own. `NODES` ("10 100 1000 5000") changes the sizes.
+//! The nodes are put into the database; then each watches over a connection of its own, as an agent would,
+//! and one more joins. The server runs in a process of its own. `NODES` ("10 100 1000 5000") changes the
+//! sizes.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::path::Path;
@@ -17,7 +18,8 @@ use tonic::Streaming;
 
 /// How many agents connect at the same time.
 const CONNECTING: usize = 64;
-/// How many agents have their whole View and check that the delta leads to the same as the server's whole View.
+/// How many agents have their whole View and check that the delta leads to the same as the server's whole
+/// View.
 const CHECKING: u32 = 3;
 /// The longest that it may take until all have the update.
 const TIMEOUT: Duration = Duration::from_secs(120);

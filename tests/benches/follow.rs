@@ -1,6 +1,8 @@
-//! What does it cost the compiler to follow a change of a large network, compared with compiling the network again?
+//! What does it cost the compiler to follow a change of a large network, compared with compiling the network
+//! again?
 //!
-//! Everything is in memory and on one core: no server, no wire. `NODES` (10000) and `ENTRIES` (1000) change the size.
+//! Everything is in memory and on one core: no server, no wire. `NODES` (10000) and `ENTRIES` (1000) change
+//! the size.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::hint::black_box;
@@ -35,8 +37,9 @@ fn main() {
         world.inventory.put_node(id, Joined { listen_port: 4_000, ..(*joined).clone() });
     });
     row("a node's port", endpoint, join);
-    let target =
-        followed(&mesh, &world, |world, round| declare_entry(world, 5, u32::try_from(round).expect("few") + 7));
+    let target = followed(&mesh, &world, |world, round| {
+        declare_entry(world, 5, u32::try_from(round).expect("few") + 7)
+    });
     row("where one DNS entry leads", target, join);
     let fresh = followed(&mesh, &world, |world, round| {
         declare_entry(world, entries + u32::try_from(round).expect("few"), 3);
@@ -44,7 +47,9 @@ fn main() {
     row("one more DNS entry", fresh, join);
     let setting = followed(&mesh, &world, |world, round| declare_network(world, 21 + round));
     row("a setting of the network (keepalive)", setting, join);
-    let again = median((0..11).map(|_| timed(|| Mesh::compile(&network, &world.snapshot, &world.inventory))).collect());
+    let again = median(
+        (0..11).map(|_| timed(|| Mesh::compile(&network, &world.snapshot, &world.inventory))).collect(),
+    );
     row("compiled again", again, join);
 }
 

@@ -1,8 +1,10 @@
-//! What does a plan of many objects cost, compared with `terraform plan` of as many of its built-in `terraform_data`?
+//! What does a plan of many objects cost, compared with `terraform plan` of as many of its built-in
+//! `terraform_data`?
 //!
-//! Whole programs, several runs, the median. The mix is fixed: for each 10,000 objects 20 networks, 100 access keys, 4,880
-//! nodes and 5,000 DNS entries, one KDL file for each network. `OBJECTS` (10000) and `RUNS` (5) change the size;
-//! `TERRAFORM=off` leaves terraform out, as does its absence; the output then says so.
+//! Whole programs, several runs, the median. The mix is fixed: for each 10,000 objects 20 networks, 100
+//! access keys, 4,880 nodes and 5,000 DNS entries, one KDL file for each network. `OBJECTS` (10000) and
+//! `RUNS` (5) change the size; `TERRAFORM=off` leaves terraform out, as does its absence; the output then
+//! says so.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::fmt::Write as _;
@@ -16,8 +18,9 @@ use nmplan::lab::Programs;
 use serde_json::json;
 
 fn main() {
-    let number =
-        |name: &str, default: usize| std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default);
+    let number = |name: &str, default: usize| {
+        std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default)
+    };
     let objects = number("OBJECTS", 10_000);
     let runs = number("RUNS", 5);
     let folder = tempfile::tempdir().expect("a folder");
@@ -40,7 +43,8 @@ fn main() {
     row("`nmplan validate`", &validate);
     row("`nmplan plan`, empty", &plan);
     drop(server);
-    if std::env::var("TERRAFORM").as_deref() == Ok("off") || Command::new("terraform").arg("version").output().is_err()
+    if std::env::var("TERRAFORM").as_deref() == Ok("off")
+        || Command::new("terraform").arg("version").output().is_err()
     {
         println!("\nterraform was not measured: it is not installed, or TERRAFORM=off");
         return;
@@ -49,7 +53,11 @@ fn main() {
     terraform_project(&terraform, objects);
     let run = |arguments: &[&str]| {
         let mut command = Command::new("terraform");
-        command.current_dir(&terraform).env("CHECKPOINT_DISABLE", "1").env_remove("TF_CLI_CONFIG_FILE").args(arguments);
+        command
+            .current_dir(&terraform)
+            .env("CHECKPOINT_DISABLE", "1")
+            .env_remove("TF_CLI_CONFIG_FILE")
+            .args(arguments);
         command
     };
     measure(run(&["init", "-no-color"]));
@@ -114,8 +122,8 @@ fn declare(folder: &Path, objects: usize) {
     }
 }
 
-/// Writes a configuration, and the state as an apply of it leaves it: terraform's own apply takes far longer than all else
-/// here. The plan's exit code shows that the state fits.
+/// Writes a configuration, and the state as an apply of it leaves it: terraform's own apply takes far longer
+/// than all else here. The plan's exit code shows that the state fits.
 fn terraform_project(folder: &Path, objects: usize) {
     std::fs::create_dir_all(folder).expect("a folder");
     let mut text = String::new();

@@ -10,8 +10,8 @@ use crate::text_of;
 /// The table, whose name no program of ours has.
 const TABLE: &str = "inet test";
 
-/// Counts from now on what goes between a host and another, at the cable: TCP, UDP with one port at either end, and the
-/// rest.
+/// Counts from now on what goes between a host and another, at the cable: TCP, UDP with one port at either
+/// end, and the rest.
 pub fn count(host: &Host, other: Ipv4Addr, port: u16) {
     let rules = |side: &str, far: &str| {
         format!(
@@ -41,7 +41,8 @@ pub fn bytes(host: &Host) -> u64 {
 
 fn counted(host: &Host, what: &str) -> [u64; 3] {
     let listed: serde_json::Value =
-        serde_json::from_str(&nft(host, &["-j", "list", "counters", "table", "inet", "test"], "")).expect("a document");
+        serde_json::from_str(&nft(host, &["-j", "list", "counters", "table", "inet", "test"], ""))
+            .expect("a document");
     ["by_tcp", "by_tunnel", "by_other"].map(|name| {
         let all = listed["nftables"].as_array().into_iter().flatten();
         let found = all.map(|it| &it["counter"]).find(|counter| counter["name"] == name);
@@ -63,7 +64,11 @@ pub fn forget(host: &Host) {
 }
 
 fn load(host: &Host, chains: &str) {
-    nft(host, &["-f", "-"], &format!("table {TABLE} {{}}\ndelete table {TABLE}\ntable {TABLE} {{\n{chains}\n}}\n"));
+    nft(
+        host,
+        &["-f", "-"],
+        &format!("table {TABLE} {{}}\ndelete table {TABLE}\ntable {TABLE} {{\n{chains}\n}}\n"),
+    );
 }
 
 fn nft(host: &Host, arguments: &[&str], input: &str) -> String {

@@ -1,7 +1,8 @@
 //! What the end-to-end tests are built on: real programs, each in network namespaces of its own.
 //!
-//! A test enters the lab (`nmplan::lab::enter_test`), starts a [`Mesh`] (a server on its host), declares something, and puts
-//! agents on further hosts. Conditions are polled ([`eventually`]), never slept for. Everything ends with the test.
+//! A test enters the lab (`nmplan::lab::enter_test`), starts a [`Mesh`] (a server on its host), declares
+//! something, and puts agents on further hosts. Conditions are polled ([`eventually`]), never slept for.
+//! Everything ends with the test.
 
 pub mod cost;
 pub mod filter;
@@ -154,7 +155,8 @@ pub fn device_of(host: &Host, interface: &str) -> Option<u32> {
 /// When there is none.
 pub fn kill_device(host: &Host, interface: &str) {
     let device = device_of(host, interface).expect("a device process");
-    let device = i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
+    let device =
+        i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
     rustix::process::kill_process(device, rustix::process::Signal::KILL).expect("it is killed");
 }
 

@@ -1,6 +1,7 @@
 //! A server in a process of its own, so that its costs can be distinguished from those of its clients.
 //!
-//! A benchmark starts itself again ([`Serving::start`]); the copy serves ([`serve`], [`report`]) until its input ends.
+//! A benchmark starts itself again ([`Serving::start`]); the copy serves ([`serve`], [`report`]) until its
+//! input ends.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -56,8 +57,11 @@ impl Serving {
         let mut process = command.spawn().expect("it starts");
         let input = process.stdin.take().expect("its input is a pipe");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("its output is a pipe")).read_line(&mut line).expect("it reports");
-        let reported = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server did not start: {line:?}"));
+        BufReader::new(process.stdout.take().expect("its output is a pipe"))
+            .read_line(&mut line)
+            .expect("it reports");
+        let reported =
+            serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server did not start: {line:?}"));
         Self { process, _input: input, reported }
     }
 
@@ -145,11 +149,12 @@ pub fn serve(directory: &Path) {
 /// Raises this program's limit of open files as far as it may.
 pub fn raise_file_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the limit is there to be reached");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .expect("the limit is there to be reached");
 }
 
-/// A world as a server would keep it, in the database of a directory: a network with both families, a key, and this many
-/// nodes that have joined.
+/// A world as a server would keep it, in the database of a directory: a network with both families, a key,
+/// and this many nodes that have joined.
 pub fn seed(directory: &Path, nodes: u32) {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
@@ -187,7 +192,8 @@ fn seeded(before: &World, nodes: u32, now: Timestamp) -> World {
     let status = KeyStatus { verifier, created: now, used: nodes };
     world.inventory.put_key("corp/access-key/k".parse().expect("an id"), status);
     for number in 0..nodes {
-        let id = NodeId { network: "corp".parse().expect("a name"), name: name(number).parse().expect("a name") };
+        let id =
+            NodeId { network: "corp".parse().expect("a name"), name: name(number).parse().expect("a name") };
         world.inventory.put_node(id, node(number, now));
     }
     world

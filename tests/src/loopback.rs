@@ -30,7 +30,12 @@ impl Server {
         let log = folder.join("log");
         let child = Command::new(nmserver)
             .env("DATA_DIR", &data)
-            .envs([("BIND", "127.0.0.1"), ("SERVER_HOST", "127.0.0.1"), ("API_PORT", &*rest), ("GRPC_PORT", &*agents)])
+            .envs([
+                ("BIND", "127.0.0.1"),
+                ("SERVER_HOST", "127.0.0.1"),
+                ("API_PORT", &*rest),
+                ("GRPC_PORT", &*agents),
+            ])
             .envs([("COMMS", "off"), ("CLIENT_MODE", "off")])
             .stdout(Stdio::null())
             .stderr(File::create(&log).expect("a log"))

@@ -116,7 +116,11 @@ fn a_field_that_is_read_nowhere_does_not_compile() {
     assert!(!build.status.success(), "it compiled");
     let refusals = errors.matches("pattern does not mention field `unread`").count();
     assert_eq!(refusals, KINDS.len(), "the compiler asks for each of them what it means:\n{errors}");
-    assert_eq!(errors.matches("schema/src/compile.rs").count(), KINDS.len(), "where Views are made:\n{errors}");
+    assert_eq!(
+        errors.matches("schema/src/compile.rs").count(),
+        KINDS.len(),
+        "where Views are made:\n{errors}"
+    );
     assert_eq!(errors.matches("error[").count(), KINDS.len(), "and nothing else is wrong:\n{errors}");
 }
 
@@ -127,7 +131,10 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
     edit(&copy.join("schema/src/kinds.rs"), "    dns: Dns,\n", "    dns: Dns,\n    probe: Probe,\n");
     let without = build(&copy);
     let errors = text(&without.stderr);
-    assert!(errors.contains("`Kind::Probe` not covered"), "the compiler asks what a change of it touches:\n{errors}");
+    assert!(
+        errors.contains("`Kind::Probe` not covered"),
+        "the compiler asks what a change of it touches:\n{errors}"
+    );
     let arm = "                // A key's tags were copied at the join.\n";
     edit(&copy.join("schema/src/compile.rs"), arm, &format!("                Kind::Probe => {{}}\n{arm}"));
     let with = build(&copy);
@@ -208,8 +215,8 @@ fn copy(name: &str) -> PathBuf {
             copy_into(&entry.path(), &copy.join(name));
         }
     }
-    // Cargo distinguishes packages by name and version, not by path: with its own version, a copy's build is not
-    // mistaken for ours.
+    // Cargo distinguishes packages by name and version, not by path: with its own version, a copy's build is
+    // not mistaken for ours.
     edit(&copy.join("Cargo.toml"), "\nversion = \"", &format!("\nversion = \"0.0.0-{name}-of-"));
     copy
 }
@@ -232,7 +239,8 @@ fn edit(path: &Path, from: &str, to: &str) {
     fs::write(path, text.replacen(from, to, 1)).expect("written");
 }
 
-/// Builds a copy as `make build` does. Its dependencies are already built, in this test's directory; its programs go elsewhere.
+/// Builds a copy as `make build` does. Its dependencies are already built, in this test's directory; its
+/// programs go elsewhere.
 fn build(copy: &Path) -> Output {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");

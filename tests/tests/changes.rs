@@ -128,12 +128,15 @@ fn a_node_that_was_cut_off_catches_up() {
         let links: Vec<_> = agents.iter().map(link).collect();
         cut.host().link_down().await.expect("the cable is out");
         mesh.apply(&text("10.40.0.10", "20s")).await;
-        eventually("the others know", Duration::from_secs(5), async || knows(&agents[0], "api", "10.40.0.10").await)
-            .await;
+        eventually("the others know", Duration::from_secs(5), async || {
+            knows(&agents[0], "api", "10.40.0.10").await
+        })
+        .await;
         assert!(knows(cut, "api", "10.40.0.9").await, "the node that is cut off stays as it was");
         assert_eq!(agents.iter().map(link).collect::<Vec<_>>(), links, "and keeps its tunnel");
         cut.host().link_up().await.expect("the cable is in");
-        eventually("it catches up", Duration::from_secs(60), async || knows(cut, "api", "10.40.0.10").await).await;
+        eventually("it catches up", Duration::from_secs(60), async || knows(cut, "api", "10.40.0.10").await)
+            .await;
         all_ping_all(&agents, "corp").await;
     });
 }
@@ -148,7 +151,8 @@ fn a_device_outlives_every_change_of_its_port() {
         let agent = mesh.agent("a").await;
         let host = agent.host();
         let socket = agent.host().directory().join("device.sock");
-        let mut device = host.within(|| Userspace::spawn("nm-x", &mesh.programs.netclient, &socket)).expect("a device");
+        let mut device =
+            host.within(|| Userspace::spawn("nm-x", &mesh.programs.netclient, &socket)).expect("a device");
         device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([9; 32]))]).expect("it takes a key");
         // The link is up so that something reads it: that is what a change of port disturbs.
         let mut up = host.command("ip");
@@ -173,7 +177,8 @@ fn a_mesh_moves_to_another_port_on_the_devices_that_it_has() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let agents = three(&mesh, &[]).await;
-        let devices = || -> Vec<_> { agents.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
+        let devices =
+            || -> Vec<_> { agents.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
         let before = devices();
         for port in [51_900, 51_901, 51_902] {
             let text = text("10.40.0.9", "20s").replace("check-in", &format!("listen-port {port}; check-in"));

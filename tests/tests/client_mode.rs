@@ -118,7 +118,8 @@ fn nodes_ping_the_servers_host_even_while_the_server_is_killed() {
         assert!(mesh.server.host().read("/etc/hosts").expect("names").contains("a.corp"));
         let shown = status(&mesh).await;
         assert_eq!((&shown["state"], &shown["control"]), (&"online".into(), &"tls".into()), "{shown}");
-        let pingers = own.iter().map(|to| agents[0].host().pinger(*to, Duration::from_millis(20)).expect("sockets"));
+        let pingers =
+            own.iter().map(|to| agents[0].host().pinger(*to, Duration::from_millis(20)).expect("sockets"));
         let pingers: Vec<_> = pingers.collect();
         for round in 0..rounds() {
             if round % 2 == 0 {
@@ -129,8 +130,10 @@ fn nodes_ping_the_servers_host_even_while_the_server_is_killed() {
             passes(&pingers[0], 50).await;
             mesh.server.serve().await.expect("it serves again");
             own_addresses(&mesh.server).await;
-            eventually("the server hears from its own host", SOON, async || status(&mesh).await["state"] == "online")
-                .await;
+            eventually("the server hears from its own host", SOON, async || {
+                status(&mesh).await["state"] == "online"
+            })
+            .await;
             passes(&pingers[0], 10).await;
             let lost: Vec<_> = pingers.iter().map(|pinger| pinger.count().lost).collect();
             assert_eq!(lost, [0, 0], "round {round}");
@@ -153,7 +156,10 @@ fn when_the_declaration_is_deleted_the_servers_host_is_left_as_it_was() {
         let tokens = mesh.apply(WITHOUT).await;
         let a = joined(&mesh, &tokens, "a").await;
         let before = traces(mesh.server.host());
-        assert!(!mesh.server.data().join("client").exists(), "nothing is made for a node that is not declared");
+        assert!(
+            !mesh.server.data().join("client").exists(),
+            "nothing is made for a node that is not declared"
+        );
         for _ in 0..rounds() {
             mesh.apply(&with(r#"node "netmaker""#)).await;
             let own = own_addresses(&mesh.server).await;
@@ -271,8 +277,9 @@ fn with_a_database_of_before_its_join_the_servers_host_is_a_node_again() {
                 eventually("a node that is not declared leaves", SOON, gone).await;
             }
             mesh.apply(&declared).await;
-            let known =
-                async || status(&mesh).await["state"] == "online" && own_network(&mesh.server).await["up"] == true;
+            let known = async || {
+                status(&mesh).await["state"] == "online" && own_network(&mesh.server).await["up"] == true
+            };
             eventually("it is a node again", SOON, known).await;
             assert_ne!(status(&mesh).await["public_key"], key);
         }
@@ -281,7 +288,9 @@ fn with_a_database_of_before_its_join_the_servers_host_is_a_node_again() {
 
 #[test]
 fn the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with_client_mode_off() {
-    if !enter_test("the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with_client_mode_off") {
+    if !enter_test(
+        "the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with_client_mode_off",
+    ) {
         return;
     }
     in_runtime(async {
@@ -296,7 +305,10 @@ fn the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with
         set(&mut mesh, false).await;
         let tokens = mesh.apply(&with(r#"node "netmaker"; access-key "own" for="netmaker""#)).await;
         let other = mesh.agent("netmaker").await;
-        other.join(&tokens["corp/access-key/own"], &[]).await.expect("without client mode it is a name like any other");
+        other
+            .join(&tokens["corp/access-key/own"], &[])
+            .await
+            .expect("without client mode it is a name like any other");
         set(&mut mesh, true).await;
         let printed = |mesh: &mut Mesh| mesh.server.process().expect("it runs").printed();
         eventually("the log says so", SOON, async || printed(&mut mesh).contains(MESSAGE)).await;
@@ -336,7 +348,10 @@ fn client_mode_and_a_netclient_on_the_same_host_do_not_interfere() {
         let printed = |mesh: &mut Mesh| mesh.server.process().expect("it runs").printed();
         eventually("the log says so", SOON, async || printed(&mut mesh).contains(MESSAGE)).await;
         let settings = mesh.server.data().join("client/netclient.toml");
-        assert!(printed(&mut mesh).contains(&settings.display().to_string()), "and where to choose another name");
+        assert!(
+            printed(&mut mesh).contains(&settings.display().to_string()),
+            "and where to choose another name"
+        );
         assert_eq!(printed(&mut mesh).matches(MESSAGE).count(), 1);
         assert_eq!(status(&mesh).await["state"], "awaiting", "what cannot come up is not claimed");
         std::fs::write(settings, "interface = \"nm-own\"\n").expect("written");
@@ -363,7 +378,8 @@ fn in_the_lab_the_server_joins_as_its_own_node() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("mesh.kdl"), with(r#"node "netmaker"; node "a""#)).expect("written");
     let mut command = Command::new(Programs::find().expect("the programs are built").nmplan);
-    let output = command.arg("lab").arg(folder.path()).arg("--json").stdin(Stdio::null()).output().expect("it runs");
+    let output =
+        command.arg("lab").arg(folder.path()).arg("--json").stdin(Stdio::null()).output().expect("it runs");
     assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
     let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let network = &verdict["networks"][0];

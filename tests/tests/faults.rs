@@ -112,7 +112,9 @@ fn a_host_that_was_off_comes_up_without_the_server() {
             }
             let host = agent.host();
             eventually("the interface is gone", Duration::from_secs(5), async || {
-                host.within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers").is_none()
+                host.within(|| netclient::device::link_index("nm-corp"))
+                    .expect("the kernel answers")
+                    .is_none()
             })
             .await;
             agent.start_daemon(&[]).expect("the agent starts");

@@ -28,7 +28,8 @@ fn a_key_of_three_uses_lets_three_in_and_all_ping_all() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let text = r#"network "corp" { ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; access-key "three" uses=3 }"#;
+        let text =
+            r#"network "corp" { ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; access-key "three" uses=3 }"#;
         let tokens = mesh.apply(text).await;
         let token = &tokens["corp/access-key/three"];
         let agents = joined(&mesh, token, &["a", "b", "c"]).await;
@@ -142,7 +143,8 @@ fn a_node_that_left_joins_again_under_the_same_daemon() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let text = r#"network "corp" { ipv4 "10.40.0.0/16"; check-in "1s"; access-key "k" uses="unlimited" }"#;
+        let text =
+            r#"network "corp" { ipv4 "10.40.0.0/16"; check-in "1s"; access-key "k" uses="unlimited" }"#;
         let token = mesh.apply(text).await["corp/access-key/k"].clone();
         let agents = joined(&mesh, &token, &["a", "b"]).await;
         for _ in 0..3 {
@@ -164,7 +166,9 @@ fn networks_of_one_server_that_are_joined_at_once_share_an_identity() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let networks: String = (1..=6)
-            .map(|number| format!("network \"n{number}\" {{ ipv4 \"10.{number}.0.0/24\"; access-key \"k\" }}\n"))
+            .map(|number| {
+                format!("network \"n{number}\" {{ ipv4 \"10.{number}.0.0/24\"; access-key \"k\" }}\n")
+            })
             .collect();
         let tokens = mesh.apply(&networks).await;
         let agent = mesh.agent("a").await;
@@ -173,7 +177,8 @@ fn networks_of_one_server_that_are_joined_at_once_share_an_identity() {
             outcome.expect("it joins");
         }
         for number in 1..=6 {
-            let checked_in = agent.netclient(&["checkin", "-n", &format!("n{number}")]).await.expect("it runs");
+            let checked_in =
+                agent.netclient(&["checkin", "-n", &format!("n{number}")]).await.expect("it runs");
             assert!(checked_in.status.success(), "{checked_in:?}");
         }
     });

@@ -74,7 +74,8 @@ fn a_project_comes_up_from_within_its_directory() {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
     write("nmplan.kdl", "project \"acme\" schema=1\nvar \"end\"\nenv \"prod\" { set end=\"192.0.2.1:1\" }\n");
-    // Endpoints in the real world do not matter to the lab, nor does a node with the name of one of its programs.
+    // Endpoints in the real world do not matter to the lab, nor does a node with the name of one of its
+    // programs.
     write(
         "mesh.kdl",
         r#"network "corp" {
@@ -107,7 +108,8 @@ fn problems_and_a_network_without_nodes_are_reported() {
 async fn kept(mark: &str) -> Child {
     let (name, value) = mark.split_once('=').expect("a variable");
     let mut command = lab(&[&example("quickstart"), "--keep"]);
-    let child = command.env(name, value).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let child =
+        command.env(name, value).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     // The server, three agents, and the four processes of nmplan; devices have no environment.
     eventually("the lab is up", Duration::from_secs(30), async || marked(mark) >= 8).await;
     child

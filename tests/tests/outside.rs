@@ -1,11 +1,12 @@
-//! No declared range cuts a host off from its repair: what carries tunnels and control traffic never enters a mesh.
+//! No declared range cuts a host off from its repair: what carries tunnels and control traffic never enters a
+//! mesh.
 //!
 //! ```text
 //! nmserver ==== underlay ==== a, b    and o, an operator's host, which is in no mesh
 //! ```
 //!
-//! The underlay is 198.18.0.0/16 and the network's range comes to hold it, with the server and all endpoints; reverse paths
-//! are filtered strictly on every host.
+//! The underlay is 198.18.0.0/16 and the network's range comes to hold it, with the server and all endpoints;
+//! reverse paths are filtered strictly on every host.
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 
@@ -113,7 +114,10 @@ fn a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
         eventually("the range is applied", Duration::from_secs(10), async || {
             let mut all = true;
             for agent in &agents {
-                all &= addresses(agent, "corp").await.iter().any(|address| address.to_string().starts_with("198.18."));
+                all &= addresses(agent, "corp")
+                    .await
+                    .iter()
+                    .any(|address| address.to_string().starts_with("198.18."));
             }
             all
         })
@@ -137,7 +141,10 @@ fn a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
         // The repair arrives.
         mesh.apply(&apart()).await;
         eventually("the repair is applied", Duration::from_secs(10), async || {
-            addresses(&agents[0], "corp").await.iter().any(|address| address.to_string().starts_with("10.40."))
+            addresses(&agents[0], "corp")
+                .await
+                .iter()
+                .any(|address| address.to_string().starts_with("10.40."))
         })
         .await;
         all_ping_all(&agents, "corp").await;
@@ -213,7 +220,8 @@ fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
         // Somebody at the cable takes the address of a member, or asks for the host's own in the mesh.
         let forger = mesh.underlay.host("forger").await.expect("a host");
         let port = ip(&["-o", "route", "get", &a.ipv4().to_string()]);
-        let port = port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned();
+        let port =
+            port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned();
         ip(&["route", "add", "10.40.0.201/32", "dev", &port]);
         assert!(!pings(&forger, "10.40.0.201".parse().expect("an address")).await, "asked from outside");
         run(&forger, "ip address add 10.40.0.202/32 dev eth0").await;
@@ -225,8 +233,10 @@ fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
         for what in ["asked from outside", "forged outside"] {
             eventually(what, REPAIRED, async || {
                 let listed = run(a, "nft list chain inet nm-own guard").await;
-                let line =
-                    listed.lines().find(|line| line.contains("ip ") && line.contains(what)).map(ToOwned::to_owned);
+                let line = listed
+                    .lines()
+                    .find(|line| line.contains("ip ") && line.contains(what))
+                    .map(ToOwned::to_owned);
                 !line.expect("the rule is there").contains("packets 0")
             })
             .await;

@@ -47,7 +47,8 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let network = |node: &str| format!("network \"corp\" {{ ipv4 \"10.40.0.0/16\"; node \"a\"; {node} }}");
+        let network =
+            |node: &str| format!("network \"corp\" {{ ipv4 \"10.40.0.0/16\"; node \"a\"; {node} }}");
         let file = write(&mesh.file("mesh.kdl"), &network(""));
         let saved = mesh.file("plan.json").display().to_string();
         ends(&mesh, 0, &["-f", &file, "plan", "--out", &saved]).await;
@@ -61,7 +62,8 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
         ends(&mesh, 0, &["-f", &other, "apply", "-y"]).await;
         let printed = ends(&mesh, 4, &["apply", &saved, "-y"]).await;
         assert!(printed.contains("corp/dns/x") && printed.contains("revision 2"), "{printed}");
-        let printed = ends(&mesh, 4, &["-f", &file, "apply", "--expect", &"0123456789abcdef".repeat(4)]).await;
+        let printed =
+            ends(&mesh, 4, &["-f", &file, "apply", "--expect", &"0123456789abcdef".repeat(4)]).await;
         assert!(printed.contains("0123456789abcdef"), "{printed}");
         ends(&mesh, 1, &["-f", &file, "apply"]).await;
 
@@ -77,6 +79,10 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
         mesh.server.serve().await.expect("it serves again");
         let status = ends(&mesh, 0, &["status", "--json"]).await;
         let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-        assert_eq!((&status["revision"], &status["nodes"][0]["state"]), (&2.into(), &"awaiting".into()), "{status}");
+        assert_eq!(
+            (&status["revision"], &status["nodes"][0]["state"]),
+            (&2.into(), &"awaiting".into()),
+            "{status}"
+        );
     });
 }

@@ -86,7 +86,10 @@ fn tokens_that_cannot_be_used_are_refused() {
 
         mesh.server.kill().await.expect("it is killed");
         let printed = refused(&c, token, &[]).await;
-        assert!(printed.contains("cannot reach the server at 198.18.") && printed.contains("refused"), "{printed}");
+        assert!(
+            printed.contains("cannot reach the server at 198.18.") && printed.contains("refused"),
+            "{printed}"
+        );
 
         // Another server answers at the address of the token's server.
         std::fs::remove_dir_all(mesh.server.data()).expect("it is removed");
@@ -125,9 +128,13 @@ fn missing_names_ports_and_privileges_are_reported() {
         assert!(printed.contains("eth0") && printed.contains("--interface"), "{printed}");
 
         // The port that is declared for it is taken: it joins, cannot listen, and leaves again.
-        let busy = a.host().within(|| std::net::UdpSocket::bind(("0.0.0.0", 51999))).expect("the port is free");
+        let busy =
+            a.host().within(|| std::net::UdpSocket::bind(("0.0.0.0", 51999))).expect("the port is free");
         let printed = refused(&a, token, &[]).await;
-        assert!(printed.contains("51999 is taken") && printed.contains("left the network again"), "{printed}");
+        assert!(
+            printed.contains("51999 is taken") && printed.contains("left the network again"),
+            "{printed}"
+        );
         let printed = refused(&a, token, &["--port", "51999"]).await;
         assert!(printed.contains("51999 is taken"), "{printed}");
         drop(busy);

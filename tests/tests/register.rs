@@ -104,7 +104,10 @@ fn nothing_but_the_tunnel_carries_control_traffic() {
         for agent in &agents {
             let (tcp, tunnel, other) = packets(agent.host());
             eprintln!("{}: {tcp} TCP, {tunnel} WireGuard, {other} other", agent.host().name());
-            assert!(tcp == 0 && other == 0 && tunnel > 60, "only WireGuard passes between an agent and the server");
+            assert!(
+                tcp == 0 && other == 0 && tunnel > 60,
+                "only WireGuard passes between an agent and the server"
+            );
         }
     });
 }
@@ -187,7 +190,8 @@ async fn run(host: &Host, words: &str) -> String {
     text_of(&output.stdout)
 }
 
-/// Whether a TCP connection through the tunnel's interface succeeds, from an address of the host if one is given.
+/// Whether a TCP connection through the tunnel's interface succeeds, from an address of the host if one is
+/// given.
 fn connects(host: &Host, from: Option<Ipv4Addr>, to: (Ipv4Addr, u16)) -> bool {
     host.within(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -212,7 +216,8 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
         run(server, "ip address add 203.0.113.1/32 dev lo").await;
         // Even where the host forwards, nothing from the tunnel is forwarded.
         run(server, "sysctl -qw net.ipv4.ip_forward=1").await;
-        let open = |host: &Host| host.within(|| TcpListener::bind(("0.0.0.0", 7_777)).expect("the port is free"));
+        let open =
+            |host: &Host| host.within(|| TcpListener::bind(("0.0.0.0", 7_777)).expect("the port is free"));
         let [a, b] = [mesh.agent("a").await, mesh.agent("b").await];
         for agent in [&a, &b] {
             agent.register(&tokens["corp/access-key/k"]).await.expect("it registers");
@@ -252,7 +257,8 @@ fn an_agent_reaches_the_agents_service_and_nothing_else() {
             assert!(to == others || answer.is_none(), "{to} answers a ping");
         }
         assert!(connects(a.host(), Some(own), (service, COMMS)), "the tunnel still works");
-        // A host that the underlay routes to the server's address in the tunnel cannot reach the service either.
+        // A host that the underlay routes to the server's address in the tunnel cannot reach the service
+        // either.
         let port = text_of(&ip(&["-o", "route", "get", &server.ipv4().to_string()]).stdout);
         let port = port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route");
         ip(&["route", "add", "10.101.0.1/32", "dev", port]);
@@ -311,8 +317,7 @@ fn a_registration_that_is_not_possible_is_refused() {
     }
     in_runtime(async {
         let mut mesh = Mesh::start().await;
-        let network =
-            r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "one"; access-key "old" expires="2001-01-01" }"#;
+        let network = r#"network "corp" { ipv4 "10.40.0.0/16"; access-key "one"; access-key "old" expires="2001-01-01" }"#;
         let tokens = mesh.apply(network).await;
         let token = &tokens["corp/access-key/one"];
         let [a, b] = [mesh.agent("a").await, mesh.agent("b").await];
@@ -356,9 +361,10 @@ fn a_server_that_cannot_have_tunnels_serves_without_them() {
         mesh.server.kill().await.expect("it is killed");
         end_to_end::kill_device(mesh.server.host(), "nm-comms");
         let host = mesh.server.host();
-        let busy =
-            eventually_some("the port is free", async || host.within(|| UdpSocket::bind(("0.0.0.0", 4_000))).ok())
-                .await;
+        let busy = eventually_some("the port is free", async || {
+            host.within(|| UdpSocket::bind(("0.0.0.0", 4_000))).ok()
+        })
+        .await;
         mesh.server.serve().await.expect("it serves");
         let log = mesh.server.process().expect("it runs").printed();
         let lines: Vec<_> = log.lines().filter(|line| line.contains("COMMS is off")).collect();
@@ -442,7 +448,11 @@ fn leaving_the_last_network_ends_the_tunnel() {
             let start = Instant::now();
             let output = a.netclient(&["leave", "-n", network]).await.expect("it runs");
             assert!(output.status.success(), "{}", text_of(&output.stderr));
-            assert!(start.elapsed() < Duration::from_secs(3), "the answer to the leave arrives: {:?}", start.elapsed());
+            assert!(
+                start.elapsed() < Duration::from_secs(3),
+                "the answer to the leave arrives: {:?}",
+                start.elapsed()
+            );
         };
         leave("corp").await;
         takes(&a, "tunnel", Duration::from_secs(1)).await;
@@ -452,7 +462,9 @@ fn leaving_the_last_network_ends_the_tunnel() {
         a.kill_daemon().await.expect("it is killed");
         let socket = "/etc/netclient/agent.sock";
         a.host()
-            .within(|| std::fs::remove_file(socket).and_then(|()| std::fs::remove_file(format!("{socket}.lock"))))
+            .within(|| {
+                std::fs::remove_file(socket).and_then(|()| std::fs::remove_file(format!("{socket}.lock")))
+            })
             .expect("what a daemon that was killed leaves");
         has_nothing(&a).await;
     });
@@ -470,19 +482,23 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
         for _ in 0..2 {
             a.register(&tokens["corp/access-key/k"]).await.expect("it registers, and again");
         }
-        let expires =
-            a.status().await.expect("it answers")["registrations"][0]["expires"].as_u64().expect("a deadline");
+        let expires = a.status().await.expect("it answers")["registrations"][0]["expires"]
+            .as_u64()
+            .expect("a deadline");
         assert!((590..=600).contains(&expires), "{expires}");
         // The deadline is moved to now: on the disk, and for the device's process.
         a.host().within(|| {
             let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
-            let file =
-                listed.map(|it| it.path()).find(|it| it.to_string_lossy().contains("comms-")).expect("it is kept");
+            let file = listed
+                .map(|it| it.path())
+                .find(|it| it.to_string_lossy().contains("comms-"))
+                .expect("it is kept");
             let mut kept: serde_json::Value =
                 serde_json::from_slice(&std::fs::read(&file).expect("it can be read")).expect("JSON");
             kept["deadline"]["at"]["secs"] = netclient::device::boottime().as_secs().into();
             std::fs::write(&file, kept.to_string()).expect("it can be written");
-            let device = netclient::device::attach("nm-comms", Path::new("/etc/netclient/device-nm-comms.sock"));
+            let device =
+                netclient::device::attach("nm-comms", Path::new("/etc/netclient/device-nm-comms.sock"));
             let mut device = device.expect("it answers").expect("it is there");
             assert!(device.expire_at(Some(netclient::device::boottime())).expect("it takes it"));
         });
@@ -509,7 +525,8 @@ fn tunnels_to_two_servers_with_the_same_range_do_not_collide() {
             [(&tokens["corp/access-key/k"], "nm-comms"), (&others["lab/access-key/k"], "nm-comms2")]
         {
             a.register(token).await.expect("it registers");
-            let link = a.host().within(|| netclient::device::link_index(interface)).expect("the kernel answers");
+            let link =
+                a.host().within(|| netclient::device::link_index(interface)).expect("the kernel answers");
             assert!(link.is_some(), "{interface}");
             a.join(token, &[]).await.expect("it joins");
         }
@@ -624,8 +641,10 @@ fn filter_link_and_address_of_the_tunnels_are_repaired() {
         let rest = (Ipv4Addr::new(10, 101, 0, 1), 8_081);
         let closed = async |what: &str| {
             eventually(what, Duration::from_secs(10), async || !connects(a, None, rest)).await;
-            eventually("the service is there", Duration::from_secs(10), async || connects(a, None, (rest.0, COMMS)))
-                .await;
+            eventually("the service is there", Duration::from_secs(10), async || {
+                connects(a, None, (rest.0, COMMS))
+            })
+            .await;
         };
         // As Debian's /etc/nftables.conf begins.
         run(mesh.server.host(), "nft flush ruleset").await;
@@ -635,7 +654,8 @@ fn filter_link_and_address_of_the_tunnels_are_repaired() {
         run(mesh.server.host(), "ip address flush dev nm-comms").await;
         closed("the address is there again").await;
 
-        // What the log advises if the database of registrations is damaged; the device is found by its socket.
+        // What the log advises if the database of registrations is damaged; the device is found by its
+        // socket.
         mesh.server.kill().await.expect("it is killed");
         for file in ["comms.db", "comms.db-wal", "comms.db-shm"] {
             let _ = std::fs::remove_file(mesh.server.data().join(file));
@@ -660,7 +680,11 @@ fn filter_link_and_address_of_the_tunnels_are_repaired() {
         mesh.server.serve().await.expect("it serves again");
         let log = mesh.server.process().expect("it runs").printed();
         assert!(log.contains("of eth0 on this host overlaps COMMS_RANGE 198.18.0.0/16"), "{log}");
-        assert_eq!(run(mesh.server.host(), "ip -br link show type tun").await, "", "nothing is left of the tunnels");
+        assert_eq!(
+            run(mesh.server.host(), "ip -br link show type tun").await,
+            "",
+            "nothing is left of the tunnels"
+        );
         assert_eq!(run(mesh.server.host(), "nft list ruleset").await, "");
     });
 }

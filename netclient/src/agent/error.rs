@@ -61,7 +61,9 @@ pub enum AgentError {
     )]
     Forgotten(NetworkName),
     /// Another server has a network of that name.
-    #[error("this host is already in a network {0} of another server; leave that one first: netclient leave -n {0}")]
+    #[error(
+        "this host is already in a network {0} of another server; leave that one first: netclient leave -n {0}"
+    )]
     OtherServer(NetworkName),
     /// The host is in the network under another name.
     #[error(
@@ -92,7 +94,9 @@ pub enum AgentError {
     #[error("the tunnel did not come up, so this host left the network again")]
     NotUp(#[source] TunnelError),
     /// The server says that the host is no longer a node of the network.
-    #[error("the server has removed this node from network {0}; everything of it has been removed from this host")]
+    #[error(
+        "the server has removed this node from network {0}; everything of it has been removed from this host"
+    )]
     Removed(NetworkName),
 }
 

@@ -29,8 +29,8 @@ pub struct JoinOptions {
     pub endpoint: Option<Endpoint>,
 }
 
-/// How a host is admitted: asks the server, by a connection and a challenge from it, and returns the name under which
-/// the host has joined, and its View.
+/// How a host is admitted: asks the server, by a connection and a challenge from it, and returns the name
+/// under which the host has joined, and its View.
 pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
             &'a Connection,
@@ -82,7 +82,8 @@ impl Agent {
             member.leave_again().await;
             return Err(AgentError::NotUp(error));
         }
-        // Reports the port that was found, and that the View is applied. If it fails, the next one reports it.
+        // Reports the port that was found, and that the View is applied. If it fails, the next one reports
+        // it.
         match member.check_in(true).await {
             Ok(Accepted::Changed) => drop(member.apply().await),
             Ok(_) => {}
@@ -141,7 +142,8 @@ impl Agent {
         let control = self.connection(server, attempt.identity.clone());
         let challenge = control.challenge().await?;
         let private_key = new_private_key()?;
-        let mut facts = control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
+        let mut facts =
+            control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
         let ours = self.outside(None, None)?.interfaces;
         let connected = self.host.connected(&ours).await.map_err(TunnelError::from)?;
         let connected = connected.into_iter().map(|(interface, range)| {
@@ -163,28 +165,30 @@ impl Agent {
                 return Err(error.into());
             }
         };
-        let kept = first_view(&update, network, &node, &control.identity(), server).and_then(|(view, position)| {
-            let network = network.clone();
-            let endpoint = options.endpoint;
-            let port_fallback = None;
-            let server = server.clone();
-            let membership = Membership {
-                network,
-                node,
-                server,
-                interface,
-                private_key,
-                port,
-                endpoint,
-                port_fallback,
-                position,
-                view,
-            };
-            let journal = self.directory.save(&membership)?;
-            Ok((membership, journal))
-        });
+        let kept =
+            first_view(&update, network, &node, &control.identity(), server).and_then(|(view, position)| {
+                let network = network.clone();
+                let endpoint = options.endpoint;
+                let port_fallback = None;
+                let server = server.clone();
+                let membership = Membership {
+                    network,
+                    node,
+                    server,
+                    interface,
+                    private_key,
+                    port,
+                    endpoint,
+                    port_fallback,
+                    position,
+                    view,
+                };
+                let journal = self.directory.save(&membership)?;
+                Ok((membership, journal))
+            });
         if kept.is_err() {
-            // It has joined, but cannot use the answer. If this fails as well, an admin has to remove the node.
+            // It has joined, but cannot use the answer. If this fails as well, an admin has to remove the
+            // node.
             let _ = control.leave(network).await;
             return kept;
         }

@@ -1,5 +1,5 @@
-//! New keys, from random numbers of the operating system; and the identity with which an attempt to join or to register is
-//! made.
+//! New keys, from random numbers of the operating system; and the identity with which an attempt to join or
+//! to register is made.
 
 use ed25519_dalek as ed25519;
 use proto::secret::Secret;
@@ -9,8 +9,8 @@ use super::AgentError;
 use crate::device::{PrivateKey, Refusal};
 use crate::directory::{Directory, DirectoryError};
 
-/// The identity at a server for an attempt that may fail. One that was made for the attempt is forgotten with it,
-/// unless [`Attempt::commit`] says that the server may know it.
+/// The identity at a server for an attempt that may fail. One that was made for the attempt is forgotten with
+/// it, unless [`Attempt::commit`] says that the server may know it.
 pub(super) struct Attempt<'a> {
     directory: &'a Directory,
     server: SigningKey,

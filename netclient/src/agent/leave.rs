@@ -6,12 +6,14 @@ use super::{Agent, AgentError};
 use crate::directory::DirectoryError;
 
 impl Agent {
-    /// Leaves a network, and removes everything of it. With `force` whatever the server says, and even if the host
-    /// cannot send it anything because its state is damaged.
+    /// Leaves a network, and removes everything of it. With `force` whatever the server says, and even if the
+    /// host cannot send it anything because its state is damaged.
     pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
         match self.member(network) {
             Ok(mut member) => member.leave(force).await,
-            Err(AgentError::NoIdentity(_) | AgentError::Directory(DirectoryError::Damaged { .. })) if force => {
+            Err(AgentError::NoIdentity(_) | AgentError::Directory(DirectoryError::Damaged { .. }))
+                if force =>
+            {
                 self.give_up(network).await
             }
             Err(error) => Err(error),

@@ -170,7 +170,10 @@ impl Member {
         match self.agent.follow(&mut self.tunnel, &self.membership, changes).await {
             Ok(()) => self.done(self.membership.port_fallback),
             Err(error) => {
-                tracing::debug!(error = error_chain(&error), "a change does not apply alone; comparing everything");
+                tracing::debug!(
+                    error = error_chain(&error),
+                    "a change does not apply alone; comparing everything"
+                );
                 self.reconcile().await?;
             }
         }
@@ -180,7 +183,8 @@ impl Member {
     /// Compares the host with the View, and applies what it lacks.
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
-        let BroughtUp { port_fallback, problems } = self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
+        let BroughtUp { port_fallback, problems } =
+            self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             let NodeProblem { code, message } = problem;
             tracing::warn!(%code, message, network = %self.membership.network, "something on this host is not as it should be");
@@ -199,8 +203,8 @@ impl Member {
         }
     }
 
-    /// The position of the View that was applied, which is what a check-in reports: what could not be applied does not
-    /// count, so that the server does not consider it done.
+    /// The position of the View that was applied, which is what a check-in reports: what could not be applied
+    /// does not count, so that the server does not consider it done.
     pub fn applied(&self) -> Position {
         self.applied
     }
@@ -225,7 +229,8 @@ impl Member {
         self.take(&update)
     }
 
-    /// Reports to the server that the host leaves, and removes everything; with `force` whatever the server says.
+    /// Reports to the server that the host leaves, and removes everything; with `force` whatever the server
+    /// says.
     pub async fn leave(&mut self, force: bool) -> Result<(), AgentError> {
         match self.control.leave(&self.membership.network).await {
             Err(error) if force => {

@@ -1,8 +1,9 @@
 //! Bringing a tunnel up, and taking it down, together with what keeps the agent's own packets outside of it.
 //!
-//! Routes, rules and the packet filter belong to all networks of the agent, whoever looks after them; so they are computed
-//! from what all processes of the agent keep on the disk, by one at a time. Killed between any two steps, the host is as safe
-//! as before: the filter comes before the tunnel and goes after it, routes and rules come after it and go before it.
+//! Routes, rules and the packet filter belong to all networks of the agent, whoever looks after them; so they
+//! are computed from what all processes of the agent keep on the disk, by one at a time. Killed between any
+//! two steps, the host is as safe as before: the filter comes before the tunnel and goes after it, routes and
+//! rules come after it and go before it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -52,8 +53,8 @@ impl Agent {
         Ok(brought)
     }
 
-    /// Without rules that spare what is marked, a range that holds the server's address would cut the host off from it: it
-    /// is not routed.
+    /// Without rules that spare what is marked, a range that holds the server's address would cut the host
+    /// off from it: it is not routed.
     async fn spare_server(&self, outside: &mut Outside, membership: &Membership) -> Vec<NodeProblem> {
         let mut addresses = BTreeSet::new();
         for address in &membership.server.addresses {
@@ -61,8 +62,12 @@ impl Agent {
             let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(address)).await;
             addresses.extend(found.ok().and_then(Result::ok).into_iter().flatten().map(|at| at.ip()));
         }
-        let spared: Vec<IpNet> =
-            outside.ranges.keys().filter(|range| addresses.iter().any(|it| range.contains(it))).copied().collect();
+        let spared: Vec<IpNet> = outside
+            .ranges
+            .keys()
+            .filter(|range| addresses.iter().any(|it| range.contains(it)))
+            .copied()
+            .collect();
         outside.ranges.retain(|range, _| !spared.contains(range));
         let problem = |range: &IpNet| {
             let message = format!(
@@ -91,7 +96,11 @@ impl Agent {
     }
 
     /// Takes a network down, as much of it as can be.
-    pub(crate) async fn take_down(&self, tunnel: &mut NetworkTunnel, network: &NetworkName) -> Result<(), TunnelError> {
+    pub(crate) async fn take_down(
+        &self,
+        tunnel: &mut NetworkTunnel,
+        network: &NetworkName,
+    ) -> Result<(), TunnelError> {
         let routes = self.take_routes(network).await;
         let removed = tunnel.remove().await;
         let filter = async {
@@ -110,7 +119,8 @@ impl Agent {
         Ok(self.host.set_routing(self.slot, &routing).await?)
     }
 
-    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.
+    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and
+    /// without one.
     pub(super) fn outside(
         &self,
         own: Option<&Membership>,
@@ -131,7 +141,8 @@ impl Agent {
         Ok(Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view))))
     }
 
-    /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which there are no rules.
+    /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which
+    /// there are no rules.
     async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
         if !self.settings.connection_tracking || !self.host.has_filter() {
             return Ok(false);
@@ -140,7 +151,10 @@ impl Agent {
         match blocking(move || host.set_filter(slot, &outside)).await {
             Ok(()) => Ok(true),
             Err(error @ (FirewallError::Refused { .. } | FirewallError::Missing)) => {
-                tracing::warn!(error = error_chain(&error), "control traffic is not kept outside of networks");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "control traffic is not kept outside of networks"
+                );
                 Ok(false)
             }
             Err(error @ FirewallError::Broken { .. }) => Err(error.into()),
@@ -148,7 +162,8 @@ impl Agent {
     }
 
     async fn change_members(&self, gone: BTreeSet<IpAddr>, new: BTreeSet<IpAddr>) -> Result<(), TunnelError> {
-        if gone.is_empty() && new.is_empty() || !self.settings.connection_tracking || !self.host.has_filter() {
+        if gone.is_empty() && new.is_empty() || !self.settings.connection_tracking || !self.host.has_filter()
+        {
             return Ok(());
         }
         let (host, slot) = (self.host.clone(), self.slot);

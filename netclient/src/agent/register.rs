@@ -27,8 +27,8 @@ pub struct Registered {
 }
 
 impl Agent {
-    /// Registers the host at the server of a token, which spends no use of its key, and brings the tunnel up. A host
-    /// that is registered already stays as it is.
+    /// Registers the host at the server of a token, which spends no use of its key, and brings the tunnel up.
+    /// A host that is registered already stays as it is.
     ///
     /// Whatever fails, nothing is left that was not there before.
     pub async fn register(&self, token: &Token) -> Result<Registered, AgentError> {
@@ -50,14 +50,15 @@ impl Agent {
         let (terms, expires) = control.register(Some(token), &private_key).await?;
         check_addresses(&terms).await?;
         attempt.keep()?;
-        // A host that has joined keeps it, whatever the key is worth. One that the server takes for joined, and that is
-        // not, may have lost the answer to its join: it will join again.
+        // A host that has joined keeps it, whatever the key is worth. One that the server takes for joined,
+        // and that is not, may have lost the answer to its join: it will join again.
         let joined = self.directory.is_member(&server.signing_key)?;
         let expires = if joined { None } else { expires.or(Some(UNANSWERED)) };
         let raised = async {
             let deadline = expires.map(|span| comms::now().after(span));
-            let registration =
-                comms.save_registration(Registration::new(server.clone(), private_key, terms, deadline)).await?;
+            let registration = comms
+                .save_registration(Registration::new(server.clone(), private_key, terms, deadline))
+                .await?;
             comms.bring_up(&registration).await?;
             Ok::<_, CommsError>(registration)
         };
@@ -85,8 +86,8 @@ impl Agent {
         }
     }
 
-    /// Ends every registration that no join followed in time or that outlived the last network, and removes what a
-    /// crash left of others.
+    /// Ends every registration that no join followed in time or that outlived the last network, and removes
+    /// what a crash left of others.
     pub async fn end_expired(&self) -> Result<(), AgentError> {
         for registration in self.directory.registrations()? {
             let server = &registration.server.signing_key;
@@ -113,7 +114,8 @@ impl Agent {
     }
 
     fn has_ended(&self, registration: &Registration) -> Result<bool, AgentError> {
-        let kept = registration.deadline.is_none() && self.directory.is_member(&registration.server.signing_key)?;
+        let kept =
+            registration.deadline.is_none() && self.directory.is_member(&registration.server.signing_key)?;
         Ok(registration.has_expired(&comms::now()) || (registration.deadline.is_none() && !kept))
     }
 }

@@ -1,4 +1,5 @@
-//! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status` print.
+//! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status`
+//! print.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -24,7 +24,8 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
         JoinOutcome::New(membership) => (membership, true),
         JoinOutcome::Already(membership) => (membership, false),
     };
-    let addresses: Vec<_> = membership.view.interface.addresses.iter().map(|it| it.addr().to_string()).collect();
+    let addresses: Vec<_> =
+        membership.view.interface.addresses.iter().map(|it| it.addr().to_string()).collect();
     if form.json {
         let Membership { network, node, interface, .. } = membership;
         return print_json(&json!({

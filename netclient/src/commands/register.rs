@@ -22,8 +22,11 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     looked_after(&agent);
     let terms = &registration.terms;
     let interface = &registration.interface;
-    let expires =
-        registration.deadline.as_ref().and_then(|deadline| deadline.left(&comms::now())).map(|left| left.as_secs());
+    let expires = registration
+        .deadline
+        .as_ref()
+        .and_then(|deadline| deadline.left(&comms::now()))
+        .map(|left| left.as_secs());
     if register.form.json {
         return print_json(&json!({
             "endpoint": terms.endpoint, "interface": interface, "address": terms.address, "answers": answers,
@@ -32,7 +35,11 @@ pub(super) async fn run(directory: &Path, register: Register) -> Outcome {
     }
     let mut data = io::stdout().lock();
     let what = if new { "Registered" } else { "Already registered" };
-    writeln!(data, "{what}: {} on {interface}, the tunnel to the server at {}.", terms.address, terms.endpoint)?;
+    writeln!(
+        data,
+        "{what}: {} on {interface}, the tunnel to the server at {}.",
+        terms.address, terms.endpoint
+    )?;
     let mut talk = io::stderr().lock();
     if !answers {
         let _ = writeln!(

@@ -31,7 +31,8 @@ pub(super) fn list(form: Form, status: &Status) -> Outcome {
         writeln!(io::stdout().lock(), "{}: {}", damaged.name, damaged.error)?;
     }
     if status.networks.is_empty() {
-        let nothing = if status.damaged.is_empty() { writeln!(io::stdout().lock(), "{NONE}") } else { Ok(()) };
+        let nothing =
+            if status.damaged.is_empty() { writeln!(io::stdout().lock(), "{NONE}") } else { Ok(()) };
         return Ok(nothing?);
     }
     let mut table = table(&["NETWORK", "NODE", "INTERFACE", "ADDRESSES", "PEERS", "CONTROL", "REVISION"]);
@@ -87,7 +88,12 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
         let mut table = table(&["PEER", "ALLOWED IPS", "ENDPOINT", "LAST HANDSHAKE"]);
         for PeerStatus { name, endpoint, allowed_ips, last_handshake, .. } in &network.peers {
             let at = endpoint.clone().unwrap_or_else(|| "unknown".into());
-            table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, Timestamp::now())]);
+            table.add_row([
+                name.to_string(),
+                joined(allowed_ips),
+                at,
+                ago(*last_handshake, Timestamp::now()),
+            ]);
         }
         lines(&table).try_for_each(|line| writeln!(data, "  {line}"))?;
     }
@@ -99,7 +105,8 @@ fn tunnel(registration: &RegistrationStatus, now: Timestamp) -> String {
     let RegistrationStatus { endpoint, interface, up, address, last_handshake, expires } = registration;
     let down = if *up { "" } else { " (down)" };
     let heard = format!("last handshake {}", ago(*last_handshake, now));
-    let ends = expires.map(|seconds| format!("; expires in {} min unless this host joins", seconds.div_ceil(60)));
+    let ends =
+        expires.map(|seconds| format!("; expires in {} min unless this host joins", seconds.div_ceil(60)));
     format!("registered at {endpoint}: {address} on {interface}{down}, {heard}{}", ends.unwrap_or_default())
 }
 

@@ -1,5 +1,5 @@
-//! How a connection to the server is made: under TLS to the first of its addresses that answers; through the tunnel to
-//! it; or inside a process that holds both agent and server.
+//! How a connection to the server is made: under TLS to the first of its addresses that answers; through the
+//! tunnel to it; or inside a process that holds both agent and server.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -42,7 +42,8 @@ pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 /// A channel under TLS that connects when it is needed. `local` keeps the address that this host uses.
 pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) -> Channel {
     let authority = server.addresses.first().cloned().unwrap_or_default();
-    let origin = format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
+    let origin =
+        format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
     let server = Arc::new(server.clone());
     // The scheme keeps tonic from adding TLS of its own; the origin is what a proxy sees.
     let connect = tower::service_fn(move |_: Uri| {
@@ -100,7 +101,8 @@ async fn connect_to(
     server: &ServerAddress,
     local: &Mutex<Option<IpAddr>>,
 ) -> io::Result<Pin<Box<dyn Stream>>> {
-    let (host, _) = address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} has no port")))?;
+    let (host, _) =
+        address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} has no port")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let stream = connect_outside(address).await?;
     stream.set_nodelay(true)?;
@@ -164,7 +166,8 @@ async fn through(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>) -> io::Res
     TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
 }
 
-/// A connection through the tunnel that reports whether it ended in silence, rather than by an answer of the server.
+/// A connection through the tunnel that reports whether it ended in silence, rather than by an answer of the
+/// server.
 struct Watched {
     stream: TcpStream,
     heard: Instant,
@@ -173,7 +176,11 @@ struct Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         match &read {

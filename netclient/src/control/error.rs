@@ -6,7 +6,9 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// It could not be reached.
-    #[error("cannot reach the server at {at}: {why}; check that it runs, and that this host may connect to it")]
+    #[error(
+        "cannot reach the server at {at}: {why}; check that it runs, and that this host may connect to it"
+    )]
     Unreachable {
         /// The addresses that were tried.
         at: String,
@@ -33,7 +35,8 @@ pub enum CallError {
     /// It refused.
     #[error("the server refused: {0}")]
     Refused(String),
-    /// The server takes the nonce no longer that the request was signed with: it may have received the request before.
+    /// The server takes the nonce no longer that the request was signed with: it may have received the
+    /// request before.
     #[error("the server takes each signed request once, and this one came too late or twice; try again")]
     NonceUsed,
     /// The session of the call has expired.

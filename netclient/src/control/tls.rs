@@ -1,8 +1,8 @@
-//! What the agent requires of the server's certificate: that the CA of the token signed it, or a CA that the system
-//! trusts.
+//! What the agent requires of the server's certificate: that the CA of the token signed it, or a CA that the
+//! system trusts.
 //!
-//! The pin is of the CA's public key, which the server shows with its own certificate; the certificate itself may change
-//! at any time.
+//! The pin is of the CA's public key, which the server shows with its own certificate; the certificate itself
+//! may change at any time.
 
 use std::io;
 use std::sync::Arc;
@@ -71,7 +71,8 @@ impl ServerCertVerifier for Pinned {
         let ca = ca.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider)).build();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider)).build();
         let verifier = verifier.map_err(|error| Error::General(error.to_string()))?;
         verifier.verify_server_cert(certificate, chain, name, ocsp, now)
     }

@@ -1,7 +1,9 @@
-//! Which transport control traffic takes: the tunnel to the server while it answers, else TLS on the public address.
+//! Which transport control traffic takes: the tunnel to the server while it answers, else TLS on the public
+//! address.
 //!
-//! Pure: what happened, and when, comes in as values. The tunnel is left as soon as it is silent and TLS answers, and
-//! used again once it has answered for a hold-down time, which grows each time that it falls silent soon after.
+//! Pure: what happened, and when, comes in as values. The tunnel is left as soon as it is silent and TLS
+//! answers, and used again once it has answered for a hold-down time, which grows each time that it falls
+//! silent soon after.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +11,8 @@ use schema::api::Control;
 
 /// How often the tunnel is tried while TLS is in use.
 const PROBE: Duration = Duration::from_secs(5);
-/// How long the tunnel has to answer before it is used again (hold-down); twice as long each time that it does not
-/// last.
+/// How long the tunnel has to answer before it is used again (hold-down); twice as long each time that it
+/// does not last.
 const HOLD: Duration = Duration::from_secs(5);
 /// How often that is doubled at most: with the probes, returning to the tunnel takes less than a minute.
 const DOUBLINGS: u32 = 3;
@@ -43,7 +45,8 @@ pub(super) struct TransportSelector {
     transport: Transport,
     /// The tunnel is in use and has not answered.
     silent: bool,
-    /// Since when calls through the tunnel in use have been refused: the server is down, or the tunnel leads elsewhere.
+    /// Since when calls through the tunnel in use have been refused: the server is down, or the tunnel leads
+    /// elsewhere.
     failing: Option<Instant>,
     /// Whether the tunnel has ever been left: a new one is used without a hold-down.
     left: bool,
@@ -90,8 +93,8 @@ impl TransportSelector {
         self.answers = None;
     }
 
-    /// Records that a call through the tunnel failed. A refusal shows that the server is down, which is no reason to
-    /// switch, unless TLS shows for a while that it is not down.
+    /// Records that a call through the tunnel failed. A refusal shows that the server is down, which is no
+    /// reason to switch, unless TLS shows for a while that it is not down.
     pub(super) fn failed(&mut self, now: Instant) {
         if self.transport == Transport::Tunnel {
             self.failing.get_or_insert(now);
@@ -173,7 +176,8 @@ mod tests {
         selector
     }
 
-    /// Probes as they are due, with a tunnel that answers; returns how long it took until it was in use again.
+    /// Probes as they are due, with a tunnel that answers; returns how long it took until it was in use
+    /// again.
     fn until_back(selector: &mut TransportSelector, start: Instant) -> Duration {
         loop {
             // A probe may take three seconds.
@@ -190,12 +194,18 @@ mod tests {
         let mut selector = TransportSelector::new(Transport::Tunnel, now);
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
         selector.fell_silent();
-        assert_eq!((selector.transport(), selector.order()), (Transport::Tunnel, [Transport::Tls, Transport::Tunnel]));
+        assert_eq!(
+            (selector.transport(), selector.order()),
+            (Transport::Tunnel, [Transport::Tls, Transport::Tunnel])
+        );
         assert!(!selector.answered(Transport::Tunnel, now), "it answers again");
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
         selector.fell_silent();
         assert!(selector.answered(Transport::Tls, now));
-        assert_eq!((selector.transport(), selector.order()), (Transport::Tls, [Transport::Tls, Transport::Tunnel]));
+        assert_eq!(
+            (selector.transport(), selector.order()),
+            (Transport::Tls, [Transport::Tls, Transport::Tunnel])
+        );
         assert!(!selector.answered(Transport::Tls, now));
     }
 

@@ -1,5 +1,5 @@
-//! Where peers were last heard, remembered from one listing of a device to the next: neither the kernel nor gotatun can
-//! be asked for one peer, so each question would cost as much as all peers.
+//! Where peers were last heard, remembered from one listing of a device to the next: neither the kernel nor
+//! gotatun can be asked for one peer, so each question would cost as much as all peers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,7 +27,11 @@ impl Endpoints {
     }
 
     /// Records a listing that was begun at `now`.
-    pub(super) fn list(&mut self, peers: impl Iterator<Item = (WireGuardKey, Option<SocketAddr>)>, now: Instant) {
+    pub(super) fn list(
+        &mut self,
+        peers: impl Iterator<Item = (WireGuardKey, Option<SocketAddr>)>,
+        now: Instant,
+    ) {
         self.of = peers.filter_map(|(peer, endpoint)| Some((peer, endpoint?))).collect();
         self.listed = Some(now);
     }
@@ -47,7 +51,8 @@ impl Endpoints {
         }
     }
 
-    /// Makes the device be listed before the next question: it is unknown how many steps of a failed list were applied.
+    /// Makes the device be listed before the next question: it is unknown how many steps of a failed list
+    /// were applied.
     pub(super) fn invalidate(&mut self) {
         self.listed = None;
     }

@@ -184,7 +184,8 @@ mod tests {
         device.hear(&peer, "192.0.2.1:51820".parse().expect("a good endpoint"), 1_700_000_000);
         device.apply(&[DeviceStep::PutPeer(peer, settings(None, "10.0.0.2/32"))]).expect("a peer is put");
 
-        let seen = device.observe().expect("the device is there").peers.remove(&peer).expect("the peer is there");
+        let seen =
+            device.observe().expect("the device is there").peers.remove(&peer).expect("the peer is there");
         assert_eq!(seen.settings, settings(Some("192.0.2.1:51820"), "10.0.0.2/32"));
         assert_eq!((seen.last_handshake, seen.received), (Some(1_700_000_000), 148));
     }

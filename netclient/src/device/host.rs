@@ -1,5 +1,5 @@
-//! What the host has already: interface names and UDP ports, asked of the kernel and never of a file, since `/sys`
-//! may show another network namespace; its clock, its resolver, and its threads for calls that block.
+//! What the host has already: interface names and UDP ports, asked of the kernel and never of a file, since
+//! `/sys` may show another network namespace; its clock, its resolver, and its threads for calls that block.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,8 +19,8 @@ const RESOLVE: Duration = Duration::from_secs(2);
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
 
-/// The time since the host was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of the
-/// host reads the same, and it cannot be set.
+/// The time since the host was started, suspended or not (CLOCK_BOOTTIME; clock_gettime(2)): every process of
+/// the host reads the same, and it cannot be set.
 pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
 }
@@ -45,11 +45,13 @@ fn first_usable(found: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
 
 /// Runs what blocks on a thread that may; its panic continues here.
 pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    tokio::task::spawn_blocking(act)
+        .await
+        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// Has what a socket sends stay outside of every mesh. Without the privilege (CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17)
-/// it is left as it is: a command of another user reaches what the host's routes lead to.
+/// Has what a socket sends stay outside of every mesh. Without the privilege (CAP_NET_ADMIN, or CAP_NET_RAW
+/// since Linux 5.17) it is left as it is: a command of another user reaches what the host's routes lead to.
 pub fn stay_outside(socket: &Socket) -> io::Result<()> {
     match socket.set_mark(MARK) {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
@@ -57,8 +59,8 @@ pub fn stay_outside(socket: &Socket) -> io::Result<()> {
     }
 }
 
-/// The address that this host would use towards another; absent: it has no route there, or only over loopback. Nothing
-/// is sent: connecting a UDP socket only asks for the route.
+/// The address that this host would use towards another; absent: it has no route there, or only over
+/// loopback. Nothing is sent: connecting a UDP socket only asks for the route.
 pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None).ok()?;
@@ -84,8 +86,8 @@ pub fn link_index(interface: &str) -> io::Result<Option<u32>> {
     }
 }
 
-/// Whether a device could be created, as far as that can be known beforehand: the privilege is there, the name is valid
-/// and free, and so is the port, if one is requested.
+/// Whether a device could be created, as far as that can be known beforehand: the privilege is there, the
+/// name is valid and free, and so is the port, if one is requested.
 pub fn check_free(interface: &str, port: Option<u16>) -> Result<(), Refusal> {
     check_name(interface)?;
     if !may_make() {
@@ -120,7 +122,8 @@ pub(super) fn free_port(port: u16) -> Result<(), Refusal> {
     }
 }
 
-/// Narrower than the kernel (`dev_valid_name`): such names need no quoting anywhere, and `%` is a template to TUN.
+/// Narrower than the kernel (`dev_valid_name`): such names need no quoting anywhere, and `%` is a template to
+/// TUN.
 fn check_name(interface: &str) -> Result<(), Refusal> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let fits = (1..=LONGEST_NAME).contains(&interface.len());

@@ -1,8 +1,8 @@
 //! A device of the kernel, if it has WireGuard.
 //!
-//! It needs no process and carries no mark of its maker: what exists under the name is the agent's if the agent's state
-//! says so. wireguard-control's `Key`, `Device` and `DeviceUpdate` print private keys with `Debug`, so none of them
-//! leaves this file or meets a log.
+//! It needs no process and carries no mark of its maker: what exists under the name is the agent's if the
+//! agent's state says so. wireguard-control's `Key`, `Device` and `DeviceUpdate` print private keys with
+//! `Debug`, so none of them leaves this file or meets a log.
 
 use std::io;
 use std::net::SocketAddr;
@@ -158,17 +158,21 @@ fn peer_change(step: &DeviceStep) -> Option<PeerConfigBuilder> {
 }
 
 fn put(key: &Key, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> PeerConfigBuilder {
-    let mut peer = PeerConfigBuilder::new(key).replace_allowed_ips().set_persistent_keepalive_interval(*keepalive);
+    let mut peer =
+        PeerConfigBuilder::new(key).replace_allowed_ips().set_persistent_keepalive_interval(*keepalive);
     if let Some(endpoint) = endpoint {
         peer = peer.set_endpoint(*endpoint);
     }
-    let ranges: Vec<AllowedIp> =
-        allowed_ips.iter().map(|range| AllowedIp { address: range.network(), cidr: range.prefix_len() }).collect();
+    let ranges: Vec<AllowedIp> = allowed_ips
+        .iter()
+        .map(|range| AllowedIp { address: range.network(), cidr: range.prefix_len() })
+        .collect();
     peer.add_allowed_ips(&ranges)
 }
 
 fn state_of(PeerInfo { config, stats }: PeerInfo) -> PeerState {
-    let allowed_ips = config.allowed_ips.iter().filter_map(|range| IpNet::new(range.address, range.cidr).ok());
+    let allowed_ips =
+        config.allowed_ips.iter().filter_map(|range| IpNet::new(range.address, range.cidr).ok());
     let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
     PeerState {
         settings: PeerSettings {
@@ -186,8 +190,8 @@ fn name(interface: &str) -> Result<InterfaceName, Refusal> {
     interface.parse().map_err(|_| Refusal::NameInvalid { interface: interface.to_owned() })
 }
 
-/// Whether the error means that the link does not exist, or is not WireGuard's, or that there is no WireGuard (its
-/// netlink family is then unknown).
+/// Whether the error means that the link does not exist, or is not WireGuard's, or that there is no WireGuard
+/// (its netlink family is then unknown).
 fn means_absent(error: &io::Error) -> bool {
     is(error, rustix::io::Errno::NODEV) || is(error, NOT_WIREGUARD) || error.kind() == io::ErrorKind::NotFound
 }

@@ -1,13 +1,13 @@
 //! The userspace device: gotatun in a process of its own, so that the tunnel outlives the agent.
 //!
-//! Life of the process, in order: it takes the lock next to its socket, opens the socket and the TUN, prints one line
-//! of JSON on standard output (ready, or why not), then answers requests until one says stop, until SIGTERM or SIGINT,
-//! until the deadline that a request set, or until its interface or its socket is removed from outside: unreachable,
-//! it would only hold the name. It leaves nothing. It also answers WireGuard's own protocol in `/run/wireguard`, for
-//! `wg show`, if it can use that folder.
+//! Life of the process, in order: it takes the lock next to its socket, opens the socket and the TUN, prints
+//! one line of JSON on standard output (ready, or why not), then answers requests until one says stop, until
+//! SIGTERM or SIGINT, until the deadline that a request set, or until its interface or its socket is removed
+//! from outside: unreachable, it would only hold the name. It leaves nothing. It also answers WireGuard's own
+//! protocol in `/run/wireguard`, for `wg show`, if it can use that folder.
 //!
-//! It keeps no settings: what the agent applied is gone with it. One that panics anywhere ends as a whole, since half
-//! a device (gotatun's tasks are many) would look healthy; the agent makes a new one.
+//! It keeps no settings: what the agent applied is gone with it. One that panics anywhere ends as a whole,
+//! since half a device (gotatun's tasks are many) would look healthy; the agent makes a new one.
 
 mod engine;
 
@@ -31,8 +31,8 @@ use engine::Engine;
 
 /// How long a client may take to send a request, or to take its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the process looks whether its interface and socket are still its own and its deadline is not here; after
-/// a host was suspended it looks within this time awake.
+/// How often the process looks whether its interface and socket are still its own and its deadline is not
+/// here; after a host was suspended it looks within this time awake.
 pub const WATCH: Duration = Duration::from_secs(2);
 /// How long the kernel may take to remove the interface after the last file on it is closed.
 const REMOVAL: Duration = Duration::from_secs(5);
@@ -48,8 +48,8 @@ pub enum Ended {
     Expired,
 }
 
-/// Serves the interface until it is asked to end: the whole life of a device process, which it sets up (umask, panic
-/// hook, signals). When it returns, interface, sockets and lock are gone.
+/// Serves the interface until it is asked to end: the whole life of a device process, which it sets up
+/// (umask, panic hook, signals). When it returns, interface, sockets and lock are gone.
 ///
 /// The error has been announced on standard output by then; print it on standard error, which is the log.
 pub fn run(interface: &str, socket: &Path) -> Result<Ended, DeviceError> {
@@ -125,7 +125,8 @@ impl Server {
             .ok_or_else(|| Refusal::AlreadyRunning { interface: interface.to_owned() })?;
         host::free_name(interface)?;
         let listen = || listen(socket);
-        let (listener, socket) = listen().map_err(Refusal::failed(format!("listen on {}", socket.display())))?;
+        let (listener, socket) =
+            listen().map_err(Refusal::failed(format!("listen on {}", socket.display())))?;
         let (engine, uapi) = Engine::open(interface).await?;
         let failed = Refusal::failed::<io::Error>("listen for signals");
         let signals = end_signals().map_err(failed)?;
@@ -133,7 +134,18 @@ impl Server {
         let mut watch = interval(WATCH);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interface = interface.to_owned();
-        Ok(Self { interface, index, engine, _uapi: uapi, listener, socket, signals, watch, expiry: None, _lock: lock })
+        Ok(Self {
+            interface,
+            index,
+            engine,
+            _uapi: uapi,
+            listener,
+            socket,
+            signals,
+            watch,
+            expiry: None,
+            _lock: lock,
+        })
     }
 
     async fn serve(&mut self) -> End {
@@ -165,9 +177,9 @@ impl Server {
     async fn read_request(&mut self, client: UnixStream) -> Option<End> {
         let mut client = client;
         let reply = match timeout(TIMEOUT, read(&mut client)).await.ok()?.ok()? {
-            None => {
-                DeviceReply::Refused(Refusal::failed("understand the request")("this device process is older or newer"))
-            }
+            None => DeviceReply::Refused(Refusal::failed("understand the request")(
+                "this device process is older or newer",
+            )),
             Some(DeviceRequest::Hello) => hello(&self.interface),
             Some(DeviceRequest::Observe) => DeviceReply::State(self.engine.observe().await),
             Some(DeviceRequest::Apply(steps)) => match self.engine.apply(&steps).await {
@@ -234,7 +246,8 @@ fn hello(interface: &str) -> DeviceReply {
     DeviceReply::Hello(Hello { version: VERSION, interface: interface.to_owned() })
 }
 
-/// Reads a request; absent: it is not one of this release. Requests carry the private key, so the text is wiped.
+/// Reads a request; absent: it is not one of this release. Requests carry the private key, so the text is
+/// wiped.
 async fn read(client: &mut UnixStream) -> io::Result<Option<DeviceRequest>> {
     let mut text = Zeroizing::new(Vec::new());
     client.take(LONGEST).read_to_end(&mut text).await?;

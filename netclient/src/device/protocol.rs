@@ -2,9 +2,9 @@
 //!
 //! One connection carries one request and its reply, each JSON up to the end of the stream. The two may be of
 //! different releases, since a device process outlives the agent that started it: [`DeviceRequest::Hello`],
-//! [`DeviceRequest::Stop`], [`DeviceReply::Hello`] and [`DeviceReply::Done`] never change, and [`VERSION`] rises with
-//! any change that the other side would misread. A new request is not such a change: a process that does not know it
-//! refuses it.
+//! [`DeviceRequest::Stop`], [`DeviceReply::Hello`] and [`DeviceReply::Done`] never change, and [`VERSION`]
+//! rises with any change that the other side would misread. A new request is not such a change: a process
+//! that does not know it refuses it.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -39,9 +39,11 @@ pub struct PeerState {
 /// The settings of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSettings {
-    /// Where it is reached; absent: it must send first. WireGuard itself moves it to where the peer was last heard.
+    /// Where it is reached; absent: it must send first. WireGuard itself moves it to where the peer was last
+    /// heard.
     pub endpoint: Option<SocketAddr>,
-    /// The ranges that belong to it, without host bits. A range belongs to one peer: the one that is put last.
+    /// The ranges that belong to it, without host bits. A range belongs to one peer: the one that is put
+    /// last.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives; 0: none.
     pub keepalive: u16,
@@ -50,13 +52,15 @@ pub struct PeerSettings {
 /// One operation on a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceStep {
-    /// Sets the mark of the packets that carry the tunnel. It comes before the key, so that no packet goes without.
+    /// Sets the mark of the packets that carry the tunnel. It comes before the key, so that no packet goes
+    /// without.
     SetMark(u32),
     /// Sets the private key. A device without one refuses every other step.
     SetPrivateKey(PrivateKey),
     /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
     SetListenPort(u16),
-    /// Creates a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the known one.
+    /// Creates a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the
+    /// known one.
     PutPeer(WireGuardKey, PeerSettings),
     /// Removes a peer, if there.
     RemovePeer(WireGuardKey),
@@ -67,8 +71,8 @@ pub enum DeviceStep {
 pub struct PrivateKey(pub [u8; 32]);
 
 impl PrivateKey {
-    /// The key that random bytes make. As wg(8) does: the bits that Curve25519 ignores are those that it would assume
-    /// (RFC 7748, section 5).
+    /// The key that random bytes make. As wg(8) does: the bits that Curve25519 ignores are those that it
+    /// would assume (RFC 7748, section 5).
     pub fn from_random(mut bytes: [u8; 32]) -> Self {
         bytes[0] &= 248;
         bytes[31] = (bytes[31] & 127) | 64;

@@ -1,8 +1,8 @@
 //! A userspace device, from the agent's side: a client of the process that holds it.
 //!
-//! Each call is one connection, so nothing needs to be restored when the agent, or the process, is a new one. The
-//! process is known by its socket alone; it is started detached (its own session, no descriptor of the agent but its
-//! log) and never ended by a signal once it is ready.
+//! Each call is one connection, so nothing needs to be restored when the agent, or the process, is a new one.
+//! The process is known by its socket alone; it is started detached (its own session, no descriptor of the
+//! agent but its log) and never ended by a signal once it is ready.
 
 mod child;
 
@@ -41,7 +41,9 @@ impl Userspace {
     pub fn attach(interface: &str, socket: &Path) -> Result<Option<Self>, DeviceError> {
         let device = Self { interface: interface.to_owned(), socket: absolute(socket)? };
         match device.ask(&DeviceRequest::Hello) {
-            Ok(Some(DeviceReply::Hello(hello))) if hello.version == VERSION && hello.interface == interface => {
+            Ok(Some(DeviceReply::Hello(hello)))
+                if hello.version == VERSION && hello.interface == interface =>
+            {
                 Ok(Some(device))
             }
             Ok(_) => Ok(None),
@@ -50,8 +52,9 @@ impl Userspace {
         }
     }
 
-    /// Starts `executable device --interface NAME --socket PATH`, which is to call [`run`](super::process::run), and
-    /// waits until it is ready. If another agent starts one at the same time, both have the same.
+    /// Starts `executable device --interface NAME --socket PATH`, which is to call
+    /// [`run`](super::process::run), and waits until it is ready. If another agent starts one at the same
+    /// time, both have the same.
     ///
     /// `/proc/self/exe` as executable is the caller itself, also after an upgrade replaced its file.
     pub fn spawn(interface: &str, executable: &Path, socket: &Path) -> Result<Self, DeviceError> {
@@ -65,13 +68,16 @@ impl Userspace {
             match child::start(interface, executable, &socket) {
                 Ok(()) => return Ok(Self { interface: interface.to_owned(), socket }),
                 // The other is not ready yet, or about to end.
-                Err(DeviceError::Refused(Refusal::AlreadyRunning { .. })) if Instant::now() < deadline => sleep(AGAIN),
+                Err(DeviceError::Refused(Refusal::AlreadyRunning { .. })) if Instant::now() < deadline => {
+                    sleep(AGAIN)
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Ends a process that [`Userspace::attach`] does not accept, if there is one; its device is created anew.
+    /// Ends a process that [`Userspace::attach`] does not accept, if there is one; its device is created
+    /// anew.
     pub(super) fn end_stale(interface: &str, socket: &Path) -> Result<(), DeviceError> {
         Self { interface: interface.to_owned(), socket: absolute(socket)? }.stop()
     }
@@ -87,11 +93,14 @@ impl Userspace {
         match self.ask(request)? {
             Some(DeviceReply::Done) => Ok(()),
             Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
-            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Endpoint(_)) | None => Err(self.gone()),
+            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Endpoint(_)) | None => {
+                Err(self.gone())
+            }
         }
     }
 
-    /// Sends a request; absent: the reply is not one of this release. A process that dies meanwhile counts as gone.
+    /// Sends a request; absent: the reply is not one of this release. A process that dies meanwhile counts as
+    /// gone.
     fn ask(&self, request: &DeviceRequest) -> Result<Option<DeviceReply>, DeviceError> {
         let mut stream = self.connect()?;
         let mut exchange = || -> io::Result<Vec<u8>> {
@@ -140,8 +149,9 @@ impl Userspace {
     }
 }
 
-/// The largest packet that fits a buffer of gotatun, 4096 bytes, with what WireGuard puts around it: a header of 16 bytes and
-/// a tag of 16 (WireGuard paper, section 5.4.6). It is a multiple of 16, so no padding is added.
+/// The largest packet that fits a buffer of gotatun, 4096 bytes, with what WireGuard puts around it: a header
+/// of 16 bytes and a tag of 16 (WireGuard paper, section 5.4.6). It is a multiple of 16, so no padding is
+/// added.
 const LARGEST_PACKET: u16 = 4_096 - 32;
 
 impl Device for Userspace {
@@ -153,7 +163,9 @@ impl Device for Userspace {
         match self.ask(&DeviceRequest::Observe)? {
             Some(DeviceReply::State(state)) => Ok(state),
             Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
-            Some(DeviceReply::Hello(_) | DeviceReply::Endpoint(_) | DeviceReply::Done) | None => Err(self.gone()),
+            Some(DeviceReply::Hello(_) | DeviceReply::Endpoint(_) | DeviceReply::Done) | None => {
+                Err(self.gone())
+            }
         }
     }
 
@@ -165,7 +177,9 @@ impl Device for Userspace {
         match self.ask(&DeviceRequest::Endpoint(*peer))? {
             Some(DeviceReply::Endpoint(endpoint)) => Ok(endpoint),
             Some(DeviceReply::Refused(refusal)) => Err(refusal.into()),
-            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Done) | None => Err(self.gone()),
+            Some(DeviceReply::Hello(_) | DeviceReply::State(_) | DeviceReply::Done) | None => {
+                Err(self.gone())
+            }
         }
     }
 

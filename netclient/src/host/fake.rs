@@ -144,7 +144,11 @@ impl Host for FakeHost {
         Box::pin(async { Ok(self.link(interface)) })
     }
 
-    fn apply_link<'a>(&'a self, interface: &'a str, steps: &'a [LinkStep]) -> BoxFuture<'a, Result<(), LinkError>> {
+    fn apply_link<'a>(
+        &'a self,
+        interface: &'a str,
+        steps: &'a [LinkStep],
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async move {
             let mut inner = self.lock();
             let missing = || LinkError::Missing { interface: interface.to_owned() };
@@ -175,21 +179,36 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn change_members(&self, slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> Result<(), FirewallError> {
+    fn change_members(
+        &self,
+        slot: Slot,
+        gone: &BTreeSet<IpAddr>,
+        new: &BTreeSet<IpAddr>,
+    ) -> Result<(), FirewallError> {
         let mut inner = self.lock();
-        let absent = || FirewallError::Refused { table: slot.filter(), reason: "No such file or directory".to_owned() };
+        let absent = || FirewallError::Refused {
+            table: slot.filter(),
+            reason: "No such file or directory".to_owned(),
+        };
         let filter = inner.filter.as_mut().ok_or_else(absent)?;
         filter.members.retain(|member| !gone.contains(member));
         filter.members.extend(new);
         Ok(())
     }
 
-    fn set_routing<'a>(&'a self, _slot: Slot, routing: &'a Routing) -> BoxFuture<'a, Result<(), RoutingError>> {
+    fn set_routing<'a>(
+        &'a self,
+        _slot: Slot,
+        routing: &'a Routing,
+    ) -> BoxFuture<'a, Result<(), RoutingError>> {
         self.lock().routing = routing.clone();
         Box::pin(async { Ok(()) })
     }
 
-    fn connected<'a>(&'a self, _ours: &'a BTreeSet<String>) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
+    fn connected<'a>(
+        &'a self,
+        _ours: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
         Box::pin(async { Ok(self.lock().connected.clone()) })
     }
 

@@ -1,8 +1,9 @@
 //! The agent's own tables of nftables: each is replaced whole or not at all, and no other is changed.
 //!
-//! One run of `nft -f -` is one transaction in the kernel (nft(8)): a packet meets the rules before or those after, never
-//! none. It acts in the network namespace of the calling thread, needs CAP_NET_ADMIN, and blocks until it ends; an async
-//! caller puts it on a thread that may block. What the rules say is decided elsewhere.
+//! One run of `nft -f -` is one transaction in the kernel (nft(8)): a packet meets the rules before or those
+//! after, never none. It acts in the network namespace of the calling thread, needs CAP_NET_ADMIN, and blocks
+//! until it ends; an async caller puts it on a thread that may block. What the rules say is decided
+//! elsewhere.
 
 use std::env;
 use std::ffi::OsStr;
@@ -40,9 +41,9 @@ pub enum FirewallError {
     },
 }
 
-/// Makes or replaces the table `inet TABLE` with these chains, written in nft(8)'s language; both must come from this
-/// program and never from a user or a server, since they are not quoted. Blocks the caller. Counters and sets of the table
-/// begin anew.
+/// Makes or replaces the table `inet TABLE` with these chains, written in nft(8)'s language; both must come
+/// from this program and never from a user or a server, since they are not quoted. Blocks the caller.
+/// Counters and sets of the table begin anew.
 pub fn load(table: &str, chains: &str) -> Result<(), FirewallError> {
     run(table, &script(table, chains))
 }
@@ -51,7 +52,10 @@ pub fn load(table: &str, chains: &str) -> Result<(), FirewallError> {
 pub fn is_there(table: &str) -> bool {
     let Some(path) = find(env::var_os("PATH").as_deref(), Path::is_file) else { return false };
     let mut nft = Command::new(path);
-    nft.args(["list", "table", "inet", table]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    nft.args(["list", "table", "inet", table])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     nft.status().is_ok_and(|status| status.success())
 }
 
@@ -60,11 +64,12 @@ pub fn change(table: &str, commands: &str) -> Result<(), FirewallError> {
     run(table, commands)
 }
 
-/// The chains and rules of the table `inet TABLE` as nft lists them, without the elements of sets; absent: there is no such
-/// table, or it cannot be asked for. Blocks the caller.
+/// The chains and rules of the table `inet TABLE` as nft lists them, without the elements of sets; absent:
+/// there is no such table, or it cannot be asked for. Blocks the caller.
 pub fn structure(table: &str) -> Option<String> {
     let path = find(env::var_os("PATH").as_deref(), Path::is_file)?;
-    let output = Command::new(path).args(["-t", "list", "table", "inet", table]).stdin(Stdio::null()).output().ok()?;
+    let output =
+        Command::new(path).args(["-t", "list", "table", "inet", table]).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| without_counters(&String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -102,22 +107,26 @@ fn without(table: &str) -> String {
 
 fn run(table: &str, script: &str) -> Result<(), FirewallError> {
     let path = find(env::var_os("PATH").as_deref(), Path::is_file).ok_or(FirewallError::Missing)?;
-    let output = feed(Command::new(&path), script).map_err(|source| FirewallError::Broken { path, source })?;
+    let output =
+        feed(Command::new(&path), script).map_err(|source| FirewallError::Broken { path, source })?;
     if output.status.success() {
         return Ok(());
     }
     Err(FirewallError::Refused { table: table.to_owned(), reason: reason(&output) })
 }
 
-/// The first `nft` that exists. Relative folders in PATH are ignored: root must not run what is in the working folder.
+/// The first `nft` that exists. Relative folders in PATH are ignored: root must not run what is in the
+/// working folder.
 fn find(path: Option<&OsStr>, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let named = path.into_iter().flat_map(env::split_paths).filter(|folder| folder.is_absolute());
     named.chain(USUAL.map(PathBuf::from)).map(|folder| folder.join("nft")).find(|file| exists(file))
 }
 
 fn feed(mut nft: Command, script: &str) -> io::Result<Output> {
-    let mut child = nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    // Dropped at once, which ends what nft reads; an nft that ended before it read everything reports why itself.
+    let mut child =
+        nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // Dropped at once, which ends what nft reads; an nft that ended before it read everything reports why
+    // itself.
     let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(script.as_bytes()));
     let output = child.wait_with_output()?;
     match written {

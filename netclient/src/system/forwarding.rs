@@ -1,8 +1,8 @@
 //! Whether the kernel forwards packets that come in by the agent's interface.
 //!
 //! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
-//! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since something
-//! else may have come to need it.
+//! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since
+//! something else may have come to need it.
 
 use std::io;
 use std::path::{Path, PathBuf};

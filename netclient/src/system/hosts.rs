@@ -1,7 +1,7 @@
 //! Names in `/etc/hosts`: one marked block for each interface, and nothing else.
 //!
-//! The file is replaced by a rename, which keeps its owner and mode; or written in place where it has another name (a hard
-//! link), or is a mount of its own, as in containers, where a rename would fail with EBUSY.
+//! The file is replaced by a rename, which keeps its owner and mode; or written in place where it has another
+//! name (a hard link), or is a mount of its own, as in containers, where a rename would fail with EBUSY.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,22 +35,25 @@ impl HostsError {
     }
 }
 
-/// The lines for the names of a network. An alias of a name outside of the network needs a resolver and has no line.
+/// The lines for the names of a network. An alias of a name outside of the network needs a resolver and has
+/// no line.
 pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<String> {
     let line = |address: &IpAddr, name: &Name| format!("{address}\t{name}.{network}");
     let mut lines = Vec::new();
     for (name, resolution) in names {
         match resolution {
-            Resolution::Addresses(addresses) => lines.extend(addresses.iter().map(|address| line(address, name))),
+            Resolution::Addresses(addresses) => {
+                lines.extend(addresses.iter().map(|address| line(address, name)))
+            }
             Resolution::Alias(_) => {}
         }
     }
     lines
 }
 
-/// Makes the block of an interface hold these lines; without lines there is no block. Blocks the caller. The agents of one
-/// directory take turns by the file `turn`; what others write at the same moment is repaired at the next
-/// reconciliation.
+/// Makes the block of an interface hold these lines; without lines there is no block. Blocks the caller. The
+/// agents of one directory take turns by the file `turn`; what others write at the same moment is repaired at
+/// the next reconciliation.
 pub fn set(path: &Path, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
     let failed = |attempt| move |source| HostsError { attempt, path: path.into(), source };
     let _turn = take_turn(turn).map_err(failed("lock"))?;
@@ -76,8 +79,9 @@ fn take_turn(turn: &Path) -> io::Result<Lock> {
     }
 }
 
-/// The text with the block of an interface replaced; whatever the rest is, it stays as it is. Each line of a block says whose
-/// it is, so a block that was cut, moved or indented is healed, and no line of others is taken for one of it.
+/// The text with the block of an interface replaced; whatever the rest is, it stays as it is. Each line of a
+/// block says whose it is, so a block that was cut, moved or indented is healed, and no line of others is
+/// taken for one of it.
 fn with_block(text: &[u8], interface: &str, lines: &[String]) -> Vec<u8> {
     let (begin, end, tag) = (begin(interface), end(interface), tag(interface));
     let ours = |line: &[u8]| {

@@ -1,7 +1,7 @@
 //! Addresses, MTU and the up state of a network interface, and the MTU that the underlay leaves for a tunnel.
 //!
-//! It observes and applies; what should be is decided elsewhere. Start at [`observe`] and [`apply`]. The kernel is asked
-//! anew each time, in the network namespace of the calling thread.
+//! It observes and applies; what should be is decided elsewhere. Start at [`observe`] and [`apply`]. The
+//! kernel is asked anew each time, in the network namespace of the calling thread.
 
 pub mod state;
 
@@ -88,7 +88,8 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
 /// The interface of this host whose network contains an address, and that network; absent: none does.
 pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let listed: Vec<AddressMessage> =
         handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
     let found = listed.iter().find_map(|message| {
@@ -99,15 +100,17 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
-/// The networks that the interfaces of this host are connected to, except those that are `ours`; without single addresses and
-/// those of one link.
+/// The networks that the interfaces of this host are connected to, except those that are `ours`; without
+/// single addresses and those of one link.
 pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let listed: Vec<AddressMessage> =
         handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
     let connected = listed.iter().filter_map(|message| {
-        let range = address_of(message).filter(|it| !is_link_local(it) && it.prefix_len() < it.max_prefix_len())?;
+        let range =
+            address_of(message).filter(|it| !is_link_local(it) && it.prefix_len() < it.max_prefix_len())?;
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
         let loopback = link.header.flags.contains(LinkFlags::Loopback);
         let name = name_of(link).filter(|name| !ours(name) && !loopback)?;
@@ -119,7 +122,8 @@ pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet
 /// Every address of this host, each with the name of its interface.
 pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let listed: Vec<AddressMessage> =
         handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
     let named = listed.iter().filter_map(|message| {
@@ -129,16 +133,22 @@ pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     Ok(named.collect())
 }
 
-/// What overlaps a range on this host, by an address or a route other than the default one, and its interface;
-/// interfaces that are `ours` do not count. Absent: nothing.
-pub async fn overlapping(range: IpNet, ours: impl Fn(&str) -> bool) -> Result<Option<(String, IpNet)>, LinkError> {
+/// What overlaps a range on this host, by an address or a route other than the default one, and its
+/// interface; interfaces that are `ours` do not count. Absent: nothing.
+pub async fn overlapping(
+    range: IpNet,
+    ours: impl Fn(&str) -> bool,
+) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let listed: Vec<AddressMessage> =
         handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
-    let addresses = listed.iter().filter_map(|message| Some((message.header.index, address_of(message)?.trunc())));
+    let addresses =
+        listed.iter().filter_map(|message| Some((message.header.index, address_of(message)?.trunc())));
     let main = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let routes: Vec<RouteMessage> = handle.route().get(main).execute().try_collect().await.map_err(unread("routes"))?;
+    let routes: Vec<RouteMessage> =
+        handle.route().get(main).execute().try_collect().await.map_err(unread("routes"))?;
     let routes = routes.iter().filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
     let routes = routes.filter_map(|route| Some((*exits(route).first()?, destination(route)?)));
     let all = addresses.chain(routes).filter(|(_, other)| overlap(&range, other));
@@ -169,16 +179,18 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
     Ok(())
 }
 
-/// The MTU for a tunnel over the links that carry the default routes: what the narrower of IPv4's and IPv6's leaves
-/// after WireGuard's overhead, from 1280 to 1420. Without a default route: 1420.
+/// The MTU for a tunnel over the links that carry the default routes: what the narrower of IPv4's and IPv6's
+/// leaves after WireGuard's overhead, from 1280 to 1420. Without a default route: 1420.
 ///
 /// What is `ours` by its name, an interface of the mesh, is never the underlay.
 pub async fn underlay_mtu(ours: impl Fn(&str) -> bool) -> Result<u16, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours(name)));
     let mtus: BTreeMap<u32, u32> = underlay.map(|link| (link.header.index, mtu_of(link))).collect();
-    let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+    let families =
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let mut paths = Vec::new();
     for family in families {
         let routes: Vec<RouteMessage> =
@@ -231,7 +243,9 @@ async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<(
         LinkStep::AddAddress(address) => add_address(handle, index, address).await,
         LinkStep::AddPointToPoint { local, peer } => add_point_to_point(handle, index, *local, *peer).await,
         LinkStep::RemoveAddress(address) => remove_address(handle, index, address).await,
-        LinkStep::SetMtu(mtu) => handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io),
+        LinkStep::SetMtu(mtu) => {
+            handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io)
+        }
         LinkStep::Up => handle.link().set(link().up().build()).execute().await.map_err(to_io),
     }
 }
@@ -278,7 +292,8 @@ async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, L
 }
 
 fn mtu_of(link: &LinkMessage) -> u32 {
-    let stated = |attribute: &LinkAttribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None };
+    let stated =
+        |attribute: &LinkAttribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None };
     link.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
@@ -349,9 +364,14 @@ mod tests {
 
     #[test]
     fn a_tunnel_fits_every_path_within_its_bounds() {
-        for (paths, expected) in
-            [(&[][..], 1420), (&[1500], 1420), (&[9000], 1420), (&[1500, 1492], 1412), (&[1300], 1280), (&[68], 1280)]
-        {
+        for (paths, expected) in [
+            (&[][..], 1420),
+            (&[1500], 1420),
+            (&[9000], 1420),
+            (&[1500, 1492], 1412),
+            (&[1300], 1280),
+            (&[68], 1280),
+        ] {
             assert_eq!(tunnel_mtu(paths), expected, "{paths:?}");
         }
     }

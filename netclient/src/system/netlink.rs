@@ -1,4 +1,5 @@
-//! What every conversation with the kernel about links and routes needs: opening one, and reading its messages.
+//! What every conversation with the kernel about links and routes needs: opening one, and reading its
+//! messages.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,9 +18,9 @@ pub(super) fn connect() -> io::Result<Handle> {
 }
 
 pub(super) fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None })
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute { Some(name.as_str()) } else { None }
+    })
 }
 
 pub(super) fn exits(route: &RouteMessage) -> Vec<u32> {
@@ -48,7 +49,8 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
 
 /// The routing table that a route is in.
 pub(super) fn table_of(route: &RouteMessage) -> u32 {
-    let stated = |it: &RouteAttribute| if let RouteAttribute::Table(table) = it { Some(*table) } else { None };
+    let stated =
+        |it: &RouteAttribute| if let RouteAttribute::Table(table) = it { Some(*table) } else { None };
     route.attributes.iter().find_map(stated).unwrap_or_else(|| route.header.table.into())
 }
 
@@ -57,5 +59,9 @@ pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
 }
 
 pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
-    if let rtnetlink::Error::NetlinkError(message) = &error { message.to_io() } else { io::Error::other(error) }
+    if let rtnetlink::Error::NetlinkError(message) = &error {
+        message.to_io()
+    } else {
+        io::Error::other(error)
+    }
 }

@@ -1,7 +1,7 @@
 //! Routes and rules of an agent's own, which carry its protocol number: observe and apply.
 //!
-//! What should be is decided elsewhere (see [`outside`](crate::outside)); nothing without that number is touched. The kernel
-//! is asked anew each time, in the network namespace of the calling thread.
+//! What should be is decided elsewhere (see [`outside`](crate::outside)); nothing without that number is
+//! touched. The kernel is asked anew each time, in the network namespace of the calling thread.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -42,8 +42,8 @@ pub enum RoutingError {
     },
 }
 
-/// Brings the routes and rules of an agent to what they should be, up to the first step that fails. A route to an interface
-/// that is absent or down is passed over: whoever brings the interface up comes here again.
+/// Brings the routes and rules of an agent to what they should be, up to the first step that fails. A route
+/// to an interface that is absent or down is passed over: whoever brings the interface up comes here again.
 pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
     let handle = connect().map_err(|source| RoutingError::Read { what: "routes", source })?;
     let links = links(&handle).await?;
@@ -58,12 +58,17 @@ pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
 
 /// The interfaces of the host that are up, by index.
 async fn links(handle: &Handle) -> Result<BTreeMap<u32, String>, RoutingError> {
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
     let up = links.iter().filter(|link| link.header.flags.contains(LinkFlags::Up));
     Ok(up.filter_map(|link| Some((link.header.index, name_of(link)?.to_owned()))).collect())
 }
 
-async fn observe(handle: &Handle, slot: Slot, links: &BTreeMap<u32, String>) -> Result<Routing, RoutingError> {
+async fn observe(
+    handle: &Handle,
+    slot: Slot,
+    links: &BTreeMap<u32, String>,
+) -> Result<Routing, RoutingError> {
     let mut routing = Routing::default();
     for version in [IpVersion::V4, IpVersion::V6] {
         let all = match version {
@@ -114,7 +119,12 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
     ours.then_some(Rule { preference, to: to?, act })
 }
 
-async fn apply(handle: &Handle, slot: Slot, links: &BTreeMap<u32, String>, step: &RoutingStep) -> io::Result<()> {
+async fn apply(
+    handle: &Handle,
+    slot: Slot,
+    links: &BTreeMap<u32, String>,
+    step: &RoutingStep,
+) -> io::Result<()> {
     match step {
         RoutingStep::AddRule(rule) => {
             let mut request = handle.rule().add();
@@ -128,7 +138,10 @@ async fn apply(handle: &Handle, slot: Slot, links: &BTreeMap<u32, String>, step:
             let Some((index, _)) = links.iter().find(|(_, name)| *name == interface) else { return Ok(()) };
             let message = route_message(slot, *table, *range, Some(*index));
             // It may go down, or away, at any moment.
-            absent_is_fine(handle.route().add(message).replace().execute().await, &[Errno::NETDOWN, Errno::NODEV])
+            absent_is_fine(
+                handle.route().add(message).replace().execute().await,
+                &[Errno::NETDOWN, Errno::NODEV],
+            )
         }
         RoutingStep::RemoveRoute(table, range) => {
             let message = route_message(slot, *table, *range, None);
@@ -159,7 +172,9 @@ fn rule_message(slot: Slot, Rule { preference, to, act }: &Rule) -> RuleMessage 
         Act::Main => {
             message.header.action = RuleAction::ToTable;
             message.header.table = RouteHeader::RT_TABLE_MAIN;
-            message.attributes.push(RuleAttribute::SuppressPrefixLen(u32::from(to.prefix_len()).saturating_sub(1)));
+            message
+                .attributes
+                .push(RuleAttribute::SuppressPrefixLen(u32::from(to.prefix_len()).saturating_sub(1)));
         }
         Act::Own => {
             message.header.action = RuleAction::ToTable;
@@ -205,7 +220,9 @@ fn unread(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> RoutingError {
 
 fn attempt(step: &RoutingStep) -> String {
     match step {
-        RoutingStep::AddRule(rule) => format!("add the routing rule for {} at preference {}", rule.to, rule.preference),
+        RoutingStep::AddRule(rule) => {
+            format!("add the routing rule for {} at preference {}", rule.to, rule.preference)
+        }
         RoutingStep::RemoveRule(rule) => {
             format!("remove the routing rule for {} at preference {}", rule.to, rule.preference)
         }

@@ -1,7 +1,7 @@
 //! Hears what others do to what an agent stands on: links, addresses, routes, rules, the packet filter.
 //!
-//! It hears of the agent's own changes as well: whoever is told compares, and finds nothing to do. What the kernel could not
-//! queue is reported as everything at once.
+//! It hears of the agent's own changes as well: whoever is told compares, and finds nothing to do. What the
+//! kernel could not queue is reported as everything at once.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,7 +47,8 @@ const NFTABLES: u32 = 7;
 const SUBSYSTEM: u16 = 10;
 const GONE: [u16; 3] = [2, 5, 8];
 
-/// Watches the network namespace of the calling thread for an agent, until the receiver is dropped. Needs a runtime.
+/// Watches the network namespace of the calling thread for an agent, until the receiver is dropped. Needs a
+/// runtime.
 pub fn watch(slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let (connection, handle, messages) = new_multicast_connection(&GROUPS)?;
@@ -66,7 +67,9 @@ type Messages = futures_util::stream::BoxStream<'static, NetlinkMessage<RouteNet
 async fn routing(
     slot: Slot,
     handle: Handle,
-    messages: impl StreamExt<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Send + 'static,
+    messages: impl StreamExt<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>
+    + Send
+    + 'static,
     events: mpsc::UnboundedSender<HostEvent>,
 ) {
     let mut links = Links::new(&handle).await;
@@ -109,8 +112,7 @@ impl Links {
         } else if let RouteNetlinkMessage::DelRoute(route) = message {
             (u8::from(route.header.protocol) == slot.protocol()).then_some(HostEvent::Routing)
         } else if let RouteNetlinkMessage::DelRule(rule) = message {
-            let ours =
-                |it: &RuleAttribute| matches!(it, RuleAttribute::Protocol(by) if u8::from(*by) == slot.protocol());
+            let ours = |it: &RuleAttribute| matches!(it, RuleAttribute::Protocol(by) if u8::from(*by) == slot.protocol());
             rule.attributes.iter().any(ours).then_some(HostEvent::Routing)
         } else {
             None
@@ -143,7 +145,8 @@ async fn filter(slot: Slot, socket: TokioSocket, events: mpsc::UnboundedSender<H
     }
 }
 
-/// The messages in what was received at once: each begins with its length, and is padded to four bytes (netlink(7)).
+/// The messages in what was received at once: each begins with its length, and is padded to four bytes
+/// (netlink(7)).
 fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -156,7 +159,8 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Whether a message says that a table of this name, or a part of it, is gone.
 fn takes_away(message: &[u8], table: &str) -> bool {
-    let Some(kind) = message.get(4..6).and_then(|kind| Some(u16::from_ne_bytes(kind.try_into().ok()?))) else {
+    let Some(kind) = message.get(4..6).and_then(|kind| Some(u16::from_ne_bytes(kind.try_into().ok()?)))
+    else {
         return false;
     };
     // The name is an attribute, which ends with NUL.
@@ -190,7 +194,8 @@ mod tests {
         assert!(!of(0, "nm-own\0"), "it is made");
         assert!(!of(2, "nm-own-3\0"), "another agent's");
         assert!(!of(14, "nm-own\0"), "an element");
-        let two = [message(SUBSYSTEM << 8 | 2, b"other\0"), message(SUBSYSTEM << 8 | 2, b"nm-own\0")].concat();
+        let two =
+            [message(SUBSYSTEM << 8 | 2, b"other\0"), message(SUBSYSTEM << 8 | 2, b"nm-own\0")].concat();
         assert_eq!(messages(&two).filter(|message| takes_away(message, "nm-own")).count(), 1);
         assert_eq!(messages(&[0; 7]).count(), 0);
     }

@@ -1,9 +1,10 @@
-//! A mesh in the process of the test: the real server on a store in memory, real agents on hosts in memory, pipes in
-//! place of sockets, and a clock that the test moves.
+//! A mesh in the process of the test: the real server on a store in memory, real agents on hosts in memory,
+//! pipes in place of sockets, and a clock that the test moves.
 //!
-//! Time does not pass by itself, since the server's writer is a thread that no runtime knows of, and a runtime that believes
-//! itself idle would jump to the next timer: a call would time out before it is answered. So a task on a thread holds the
-//! clock ([`Mesh::new`]), and [`eventually`] moves it, a little for each moment that it gives the threads.
+//! Time does not pass by itself, since the server's writer is a thread that no runtime knows of, and a
+//! runtime that believes itself idle would jump to the next timer: a call would time out before it is
+//! answered. So a task on a thread holds the clock ([`Mesh::new`]), and [`eventually`] moves it, a little for
+//! each moment that it gives the threads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -99,8 +100,11 @@ impl Mesh {
         .expect("the settings are good");
         settings.grpc_port = 0;
         let data = DataDir::open(folder.path()).expect("a directory");
-        let server = nmserver::open_with(settings, |_| Ok(Box::new(Memory::default())), &data).await.expect("a server");
-        let mesh = Self { service: server.service().clone(), _clock: clock, _server: server, _folder: folder };
+        let server = nmserver::open_with(settings, |_| Ok(Box::new(Memory::default())), &data)
+            .await
+            .expect("a server");
+        let mesh =
+            Self { service: server.service().clone(), _clock: clock, _server: server, _folder: folder };
         mesh.declare(text).await;
         mesh
     }
@@ -118,11 +122,16 @@ impl Mesh {
         assert!(report.is_empty(), "{report:#?}");
         let world = self.service.state().world.clone();
         let owner = "acme/prod".parse().expect("good");
-        let plan =
-            plan(&declared, &owner, None, &world, &self.service.info(), Timestamp::now()).expect("it can be planned");
-        let keys = plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
-        let request =
-            ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, allow: Default::default() };
+        let plan = plan(&declared, &owner, None, &world, &self.service.info(), Timestamp::now())
+            .expect("it can be planned");
+        let keys =
+            plan.new_keys().map(|id| (id.clone(), sign::public_key(&sign::from_seed(&SEED)))).collect();
+        let request = ApplyRequest {
+            apply_id: format!("apply-{}", plan.digest),
+            plan,
+            keys,
+            allow: Default::default(),
+        };
         self.service.apply(&Self::admin(), request).await.expect("it is applied");
     }
 
@@ -141,8 +150,12 @@ impl Mesh {
     /// The codes of the problems that the server knows of a node.
     pub fn problems(&self, node: &str) -> Vec<String> {
         let state = self.service.state();
-        let joined =
-            state.world.inventory.nodes().find(|(id, _)| id.name.as_str() == node).map(|(_, joined)| joined.clone());
+        let joined = state
+            .world
+            .inventory
+            .nodes()
+            .find(|(id, _)| id.name.as_str() == node)
+            .map(|(_, joined)| joined.clone());
         joined.iter().flat_map(|joined| &joined.problems).map(|problem| problem.code.to_string()).collect()
     }
 
@@ -251,7 +264,8 @@ impl Node {
             open: Arc::new(Mutex::new(Some(watch::Sender::new(false)))),
             twice: Arc::default(),
         };
-        let directory = Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
+        let directory =
+            Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
         let settings = Settings {
             name: None,
             endpoint: None,
@@ -344,7 +358,9 @@ impl Node {
     /// The transport of control traffic, as the daemon says.
     pub async fn control(&self) -> Control {
         match self.ask(DaemonRequest::Status).await {
-            DaemonResponse::Status(all) => all.into_values().next().map_or(Control::None, |status| status.control),
+            DaemonResponse::Status(all) => {
+                all.into_values().next().map_or(Control::None, |status| status.control)
+            }
             other @ (DaemonResponse::Done(_) | DaemonResponse::Failed(_)) => panic!("{other:?}"),
         }
     }
@@ -352,9 +368,11 @@ impl Node {
     /// The codes of the problems that the daemon reports.
     pub async fn problems(&self) -> Vec<String> {
         match self.ask(DaemonRequest::Status).await {
-            DaemonResponse::Status(all) => {
-                all.values().flat_map(|status| &status.problems).map(|problem| problem.code.to_string()).collect()
-            }
+            DaemonResponse::Status(all) => all
+                .values()
+                .flat_map(|status| &status.problems)
+                .map(|problem| problem.code.to_string())
+                .collect(),
             other @ (DaemonResponse::Done(_) | DaemonResponse::Failed(_)) => panic!("{other:?}"),
         }
     }
@@ -362,7 +380,8 @@ impl Node {
     /// The files of its state.
     pub fn files(&self) -> Vec<String> {
         let listed = std::fs::read_dir(self.folder.path()).expect("it can be listed");
-        let mut names: Vec<_> = listed.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> =
+            listed.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }

@@ -81,10 +81,16 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
 /// Refuses flags that exclude each other.
 fn check<C>(args: &args::Apply, run: &Run<'_, C>) -> Result<(), Error> {
     if run.console.json && args.keys_to == Some(Sink::Output) {
-        return Err(Error::Usage("--keys-to - and --json both need standard output; write the tokens to a file"));
+        return Err(Error::Usage(
+            "--keys-to - and --json both need standard output; write the tokens to a file",
+        ));
     }
-    if args.plan.is_some() && (!run.place.files.is_empty() || run.only.is_some() || !run.place.variables.is_empty()) {
-        return Err(Error::Usage("a saved plan is complete: -f, --var and --network cannot be combined with it"));
+    if args.plan.is_some()
+        && (!run.place.files.is_empty() || run.only.is_some() || !run.place.variables.is_empty())
+    {
+        return Err(Error::Usage(
+            "a saved plan is complete: -f, --var and --network cannot be combined with it",
+        ));
     }
     Ok(())
 }
@@ -118,8 +124,8 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
 pub(super) fn read(path: &Path) -> Result<Plan, Error> {
     let name = || path.display().to_string();
     let text = std::fs::read(path).map_err(|source| Error::File { attempt: "read", path: name(), source })?;
-    let plan: Plan =
-        serde_json::from_slice(&text).map_err(|error| Error::PlanFile { path: name(), why: error.to_string() })?;
+    let plan: Plan = serde_json::from_slice(&text)
+        .map_err(|error| Error::PlanFile { path: name(), why: error.to_string() })?;
     let why = if plan.format != FORMAT {
         wrong_format(&plan.format)
     } else if plan.digest != plan.digest_now() {
@@ -178,7 +184,12 @@ async fn why_stale<C: ControlPlane>(
 }
 
 /// Shows the plan: on standard output, unless that is for tokens.
-fn show<C: ControlPlane>(ready: &Ready, server: &C, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+fn show<C: ControlPlane>(
+    ready: &Ready,
+    server: &C,
+    args: &args::Apply,
+    run: &mut Run<'_, C>,
+) -> Result<(), Error> {
     if run.console.json {
         return plan::show_events(run, &ready.plan, ready.loaded.as_ref());
     }
@@ -223,7 +234,11 @@ async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) 
 }
 
 /// Opens the sink that new keys need, before anything is changed.
-fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<Option<Box<dyn Opened>>, Error> {
+fn open<C>(
+    sink: Option<&Sink>,
+    ids: &[ResourceId],
+    run: &Run<'_, C>,
+) -> Result<Option<Box<dyn Opened>>, Error> {
     match (ids, sink) {
         ([], _) => Ok(None),
         (_, None) => Err(KeysError::NoSink(ids.to_vec()).into()),
@@ -232,7 +247,12 @@ fn open<C>(sink: Option<&Sink>, ids: &[ResourceId], run: &Run<'_, C>) -> Result<
 }
 
 /// Continues only if the plan is approved.
-fn approve<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &mut Run<'_, C>) -> Result<(), Error> {
+fn approve<C>(
+    args: &args::Apply,
+    ready: &Ready,
+    allow: &BTreeSet<Guard>,
+    run: &mut Run<'_, C>,
+) -> Result<(), Error> {
     if args.auto_approve || args.expect.is_some() {
         return Ok(());
     }
@@ -252,7 +272,8 @@ fn approve<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &
     if answer == "yes" { Ok(()) } else { Err(Error::Declined) }
 }
 
-/// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the keys.
+/// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the
+/// keys.
 async fn commit<C: ControlPlane>(
     ready: &Ready,
     (made, allow): (&[Made], &BTreeSet<Guard>),
@@ -342,7 +363,8 @@ fn report_tokens<C>(
     let revision = applied.revision;
     let done = delivered.map_err(|source| Error::AfterCommit { revision, source })?;
     let tokens = count(number as u64, "token");
-    run.console.note(&format!("{tokens} {done}. On each host that is to join:\n\n    netclient join -t TOKEN\n"));
+    run.console
+        .note(&format!("{tokens} {done}. On each host that is to join:\n\n    netclient join -t TOKEN\n"));
     Ok(())
 }
 
@@ -373,7 +395,9 @@ async fn acknowledged<C: ControlPlane>(
         if missing.is_empty() {
             run.console.note(&match total {
                 0 => "No node was online, so there was nothing to wait for.\n".into(),
-                total => format!("Acknowledged by every node that was online: {}.\n", count(total as u64, "node")),
+                total => {
+                    format!("Acknowledged by every node that was online: {}.\n", count(total as u64, "node"))
+                }
             });
             return Ok(Exit::Done);
         }
@@ -394,7 +418,8 @@ fn record_acknowledgements<C>(
     // A node that left, or that the plan removed, has nothing to acknowledge.
     missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
     for node in &status.nodes {
-        if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json {
+        if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json
+        {
             let event = events::node_ack(node);
             event.iter().try_for_each(|event| run.console.event(event))?;
         }

@@ -36,7 +36,8 @@ pub async fn run<C: ControlPlane>(args: &args::History, run: &mut Run<'_, C>) ->
     Ok(Exit::Done)
 }
 
-/// The newest entries up to a head, newest first, at most so many, of one network or all; and whether there are older ones.
+/// The newest entries up to a head, newest first, at most so many, of one network or all; and whether there
+/// are older ones.
 async fn newest<C: ControlPlane>(
     server: &C,
     head: Revision,
@@ -48,7 +49,8 @@ async fn newest<C: ControlPlane>(
     while end > 0 && (found.len() as u64) < limit {
         let page = if only.is_some() { PAGE } else { PAGE.min(limit - found.len() as u64) };
         let after = end.saturating_sub(page);
-        let entries = server.revisions(Revision(after), usize::try_from(end - after).unwrap_or(usize::MAX)).await?;
+        let entries =
+            server.revisions(Revision(after), usize::try_from(end - after).unwrap_or(usize::MAX)).await?;
         let here = entries.into_iter().rev().filter(|entry| entry.revision.0 <= end);
         found.extend(here.filter(|entry| only.is_none_or(|only| concerns(entry, only))));
         end = after;
@@ -62,5 +64,7 @@ async fn newest<C: ControlPlane>(
 /// Whether an entry is about a network, or about the server as a whole.
 fn concerns(LogEntry { changes, nodes, .. }: &LogEntry, network: &NetworkName) -> bool {
     let server = changes.is_empty() && nodes.is_empty();
-    server || changes.iter().any(|it| it.id.network == *network) || nodes.iter().any(|it| it.network == *network)
+    server
+        || changes.iter().any(|it| it.id.network == *network)
+        || nodes.iter().any(|it| it.network == *network)
 }

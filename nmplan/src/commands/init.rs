@@ -35,7 +35,10 @@ pub fn run(args: &args::Init, place: &Where, console: &mut Console) -> Result<Ex
     write_new(&file, &project_file(&project, server))?;
     console.stdout(&format!("{}\n{}\n", file.display(), mesh.display()))?;
     let next = command(&Where { directory: place.directory.clone(), ..Where::default() }, None, &["plan"]);
-    console.note(&format!("\nThe project is ready. Declare your nodes in {}, then:\n\n    {next}\n", mesh.display()));
+    console.note(&format!(
+        "\nThe project is ready. Declare your nodes in {}, then:\n\n    {next}\n",
+        mesh.display()
+    ));
     Ok(Exit::Done)
 }
 
@@ -54,7 +57,15 @@ fn good(name: &str) -> Name {
 
 /// The name of the directory, if a project may have it.
 fn of_directory(directory: &Path) -> Option<Name> {
-    directory.canonicalize().ok()?.file_name()?.to_str()?.to_lowercase().replace(['_', ' ', '.'], "-").parse().ok()
+    directory
+        .canonicalize()
+        .ok()?
+        .file_name()?
+        .to_str()?
+        .to_lowercase()
+        .replace(['_', ' ', '.'], "-")
+        .parse()
+        .ok()
 }
 
 /// A network with the project's name, shortened to what a network may be called.

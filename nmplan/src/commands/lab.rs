@@ -1,6 +1,8 @@
-//! `nmplan lab`: brings up the declared networks for real, in network namespaces, and shows which nodes reach each other.
+//! `nmplan lab`: brings up the declared networks for real, in network namespaces, and shows which nodes reach
+//! each other.
 //!
-//! It runs twice: outside, where it enters the lab with the same command line ([`enter`]), and inside ([`run`]).
+//! It runs twice: outside, where it enters the lab with the same command line ([`enter`]), and inside
+//! ([`run`]).
 
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -38,7 +40,10 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
     let running = lab::run::run(&roster, &mut |progress| console.note(&format!("{progress}\n"))).await?;
     let verdict = console.waiting("sending packets between all nodes", running.judge()).await?;
     if console.json {
-        console.stdout(&format!("{}\n", serde_json::to_string(&verdict).expect("a verdict can be written as JSON")))?;
+        console.stdout(&format!(
+            "{}\n",
+            serde_json::to_string(&verdict).expect("a verdict can be written as JSON")
+        ))?;
     } else {
         console.stdout(&format!("\n{}", verdict::text(&verdict)))?;
     }

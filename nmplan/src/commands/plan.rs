@@ -54,7 +54,8 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
 
 /// Whether the plan deletes everything that the project and env manage.
 pub(super) fn empties(plan: &Plan, world: &World) -> bool {
-    let managed = world.snapshot.entries().filter(|(_, entry)| entry.owner.as_ref() == Some(&plan.owner())).count();
+    let managed =
+        world.snapshot.entries().filter(|(_, entry)| entry.owner.as_ref() == Some(&plan.owner())).count();
     managed > 0 && plan.summary().delete == managed as u64
 }
 
@@ -69,7 +70,11 @@ fn save(plan: &Plan, path: &Path) -> Result<(), Error> {
 }
 
 /// Prints the events of a plan.
-pub(super) fn show_events<C>(run: &mut Run<'_, C>, plan: &Plan, loaded: Option<&Loaded>) -> Result<(), Error> {
+pub(super) fn show_events<C>(
+    run: &mut Run<'_, C>,
+    plan: &Plan,
+    loaded: Option<&Loaded>,
+) -> Result<(), Error> {
     let lines = Lines::default();
     let summary = plan.summary();
     let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));

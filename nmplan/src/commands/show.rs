@@ -85,7 +85,8 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
     text.extend(allowed.iter().map(|guard| format!("let through the rule {guard}\n")));
     text += &render::changes(changes, full);
     if !nodes.is_empty() {
-        let names: Vec<_> = nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();
+        let names: Vec<_> =
+            nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();
         text += &format!("\nnodes: {}\n", names.join(", "));
     }
     text.extend(digest.iter().map(|digest| format!("\ndigest {digest}\n")));

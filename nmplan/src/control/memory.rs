@@ -173,8 +173,12 @@ impl Inner {
         }
         let outcome = plan.apply(&self.world, &self.info, Timestamp::UNIX_EPOCH);
         let outcome = outcome.map_err(|report| broken_rule("rules", &report))?;
-        let findings =
-            guard::check(&self.world.snapshot, &outcome.snapshot, &self.info.addresses, &SourceMap::default());
+        let findings = guard::check(
+            &self.world.snapshot,
+            &outcome.snapshot,
+            &self.info.addresses,
+            &SourceMap::default(),
+        );
         let Judgement { refused: broken, used: allowed, .. } = guard::judge(findings, allow);
         if !broken.is_empty() {
             return Err(broken_rule("guarded", &broken));
@@ -187,7 +191,15 @@ impl Inner {
         let apply_id = Some(apply_id.clone());
         let changes = plan.changes.clone();
         let provenance = plan.provenance.clone();
-        self.log.push(LogEntry { owner, digest, apply_id, changes, provenance, allowed, ..entry(self.world.revision) });
+        self.log.push(LogEntry {
+            owner,
+            digest,
+            apply_id,
+            changes,
+            provenance,
+            allowed,
+            ..entry(self.world.revision)
+        });
         Ok(Applied { revision: self.world.revision, already: false })
     }
 
@@ -288,8 +300,7 @@ impl ControlPlane for Memory {
                 inner.apply(request)
             }
             Some(Fault::FullDisk) => {
-                let detail =
-                    "the server cannot use its database, so nothing was changed; its disk is full: free some space";
+                let detail = "the server cannot use its database, so nothing was changed; its disk is full: free some space";
                 Err(refused(failure(503, "database", detail)))
             }
             Some(Fault::Refusal) => Err(refused(failure(403, "denied", "this needs the role applier"))),
@@ -298,7 +309,11 @@ impl ControlPlane for Memory {
 
     async fn status(&self) -> Result<StatusDocument, ControlError> {
         let inner = self.inner();
-        Ok(StatusDocument { epoch: inner.world.epoch, revision: inner.world.revision, nodes: inner.nodes.clone() })
+        Ok(StatusDocument {
+            epoch: inner.world.epoch,
+            revision: inner.world.revision,
+            nodes: inner.nodes.clone(),
+        })
     }
 
     async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {

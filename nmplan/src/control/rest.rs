@@ -59,8 +59,9 @@ impl Rest {
             return Err(self.refused(response).await);
         }
         let bytes = response.bytes().await.map_err(|error| self.failed(error))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| self.foreign(status, format!("{status} with a body that cannot be read ({error})")))
+        serde_json::from_slice(&bytes).map_err(|error| {
+            self.foreign(status, format!("{status} with a body that cannot be read ({error})"))
+        })
     }
 
     async fn refused(&self, response: Response) -> ControlError {
@@ -94,8 +95,9 @@ impl ControlPlane for Rest {
 
     async fn addresses(&self) -> Vec<IpAddr> {
         let url = Url::parse(&self.base).ok();
-        let at =
-            url.as_ref().and_then(|url| Some((url.host_str()?.trim_matches(['[', ']']), url.port_or_known_default()?)));
+        let at = url
+            .as_ref()
+            .and_then(|url| Some((url.host_str()?.trim_matches(['[', ']']), url.port_or_known_default()?)));
         let Some(at) = at else { return Vec::new() };
         // Behind a proxy the name may not resolve here, and then no address of this host's is concerned.
         let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(at)).await;
@@ -133,7 +135,9 @@ fn base(url: &str) -> Result<String, ControlError> {
         host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     });
     if parsed.scheme() == "http" && !is_loopback {
-        return Err(bad("http would send the token unencrypted, so it is allowed for this host only; use https"));
+        return Err(bad(
+            "http would send the token unencrypted, so it is allowed for this host only; use https",
+        ));
     }
     Ok(url.trim_end_matches('/').to_owned())
 }
@@ -142,7 +146,8 @@ fn bearer(server: &str, environment: &Environment) -> Result<HeaderValue, Contro
     let (from, token) = match (environment.get("TOKEN"), environment.get("TOKEN_FILE")) {
         (Some(token), _) => ("NMPLAN_TOKEN", Secret::new(token.to_owned())),
         (None, Some(path)) => {
-            let failed = |source| ControlError::File { variable: "NMPLAN_TOKEN_FILE", path: path.into(), source };
+            let failed =
+                |source| ControlError::File { variable: "NMPLAN_TOKEN_FILE", path: path.into(), source };
             ("NMPLAN_TOKEN_FILE", Secret::new(std::fs::read_to_string(path).map_err(failed)?))
         }
         (None, None) => return Err(ControlError::NoToken { server: server.into() }),
@@ -168,7 +173,9 @@ fn certificates(path: PathBuf) -> Result<Vec<Certificate>, ControlError> {
 pub(super) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     // `source` of an io::Error skips the error that it wraps.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|wrapped| is_tls(wrapped)) || error.source().is_some_and(is_tls)
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|wrapped| is_tls(wrapped))
+        || error.source().is_some_and(is_tls)
 }
 
 #[cfg(test)]
@@ -186,8 +193,13 @@ mod tests {
         ] {
             assert!(base(good).is_ok(), "{good}");
         }
-        for bad in ["", "nm.example.net", "ftp://nm.example.net", "http://nm.example.net", "https://a:b@nm.example.net"]
-        {
+        for bad in [
+            "",
+            "nm.example.net",
+            "ftp://nm.example.net",
+            "http://nm.example.net",
+            "https://a:b@nm.example.net",
+        ] {
             assert!(matches!(base(bad), Err(ControlError::Url { .. })), "{bad}");
         }
         assert_eq!(base("https://nm.example.net/").ok().as_deref(), Some("https://nm.example.net"));

@@ -1,7 +1,7 @@
 //! A file of tokens: one JSON object from resource id to token, readable by its owner only.
 //!
-//! It is replaced atomically and locked from holding to the end, so that concurrent applies to one file lose no token.
-//! Entries of others are kept.
+//! It is replaced atomically and locked from holding to the end, so that concurrent applies to one file lose
+//! no token. Entries of others are kept.
 
 use std::fs::{self, TryLockError};
 use std::io::{self, Write};
@@ -14,8 +14,8 @@ use proto::secret::Secret;
 
 use super::{KeysError, Made, Opened, Output, Tokens, json};
 
-/// How long to wait for another apply that holds the file. It holds it from before it sends its plan until the answer: a
-/// fraction of a second, unless the server is slow or unavailable.
+/// How long to wait for another apply that holds the file. It holds it from before it sends its plan until
+/// the answer: a fraction of a second, unless the server is slow or unavailable.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to try to lock it.
 const POLL: Duration = Duration::from_millis(50);
@@ -52,7 +52,9 @@ impl Lock {
                 // Its last holder has removed this file, and another apply may lock a new one.
                 Ok(()) if !is_at(&file, &path).map_err(failed)? => {}
                 Ok(()) => return Ok(Self { path, _held: file }),
-                Err(TryLockError::WouldBlock) if Instant::now() >= end => return Err(KeysError::Locked { path }),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => {
+                    return Err(KeysError::Locked { path });
+                }
                 Err(TryLockError::WouldBlock) => thread::sleep(POLL),
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
@@ -145,7 +147,9 @@ fn read(path: &Path) -> Result<Option<Tokens>, KeysError> {
 fn replace(path: &Path, tokens: &Tokens) -> Result<(), KeysError> {
     let failed = |source| KeysError::File { attempt: "write", path: path.into(), source };
     let mut file = temporary(path)?;
-    file.write_all(json(tokens).expose().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.write_all(json(tokens).expose().as_bytes())
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     fs::File::open(directory(path)).and_then(|directory| directory.sync_all()).map_err(failed)
 }
@@ -212,7 +216,10 @@ mod tests {
         assert!(!refused.to_string().contains("nmj_secret"), "{refused}");
         assert!(matches!(KeyFile::open(directory.path()).err(), Some(KeysError::NotRegular(_))));
         assert!(matches!(KeyFile::open(Path::new("/dev/null")).err(), Some(KeysError::NotRegular(_))));
-        assert!(matches!(KeyFile::open(&directory.path().join("no/keys.json")).err(), Some(KeysError::File { .. })));
+        assert!(matches!(
+            KeyFile::open(&directory.path().join("no/keys.json")).err(),
+            Some(KeysError::File { .. })
+        ));
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "nmj_secret is not JSON");
     }
 

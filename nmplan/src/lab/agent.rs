@@ -1,7 +1,7 @@
 //! How does an agent run in the lab?
 //!
-//! `netclient` on a host of its own, with the directory and the `/etc/hosts` of that host. Its device process outlives it,
-//! as on a real machine, and ends with the host.
+//! `netclient` on a host of its own, with the directory and the `/etc/hosts` of that host. Its device process
+//! outlives it, as on a real machine, and ends with the host.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -104,7 +104,11 @@ impl Agent {
 }
 
 /// The status of an agent on a host; `arguments` select the agent.
-pub(super) async fn status(host: &Host, program: &Path, arguments: &[&str]) -> Result<serde_json::Value, Error> {
+pub(super) async fn status(
+    host: &Host,
+    program: &Path,
+    arguments: &[&str],
+) -> Result<serde_json::Value, Error> {
     let output = run_or_error(host, program, &[arguments, &["status", "--json"]].concat()).await?;
     serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))
 }

@@ -1,7 +1,7 @@
 //! What connects the lab to one host?
 //!
-//! A veth pair, routed at both ends: [`Port`] is the lab's end, [`configure_host`] sets up the host's. The underlay decides
-//! the numbers, and explains why there is no bridge.
+//! A veth pair, routed at both ends: [`Port`] is the lab's end, [`configure_host`] sets up the host's. The
+//! underlay decides the numbers, and explains why there is no bridge.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -45,11 +45,13 @@ impl Port {
     pub(super) async fn plug(&self) -> Result<(), Error> {
         self.set(LinkUnspec::new_with_name(&self.name()).up().build()).await?;
         let index = index_of(&self.name())?;
-        let to_host =
-            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).destination_prefix(ipv4(self.number), 32);
+        let to_host = RouteMessageBuilder::<Ipv4Addr>::new()
+            .output_interface(index)
+            .destination_prefix(ipv4(self.number), 32);
         add_route(&self.links, to_host.build()).await?;
-        let to_host =
-            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).destination_prefix(ipv6(self.number), 128);
+        let to_host = RouteMessageBuilder::<Ipv6Addr>::new()
+            .output_interface(index)
+            .destination_prefix(ipv6(self.number), 128);
         add_route(&self.links, to_host.build()).await
     }
 
@@ -69,7 +71,12 @@ impl Port {
 }
 
 /// Gives the host that `links` belongs to its loopback, addresses and default routes.
-pub(super) async fn configure_host(links: &Handle, index: u32, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<(), Error> {
+pub(super) async fn configure_host(
+    links: &Handle,
+    index: u32,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+) -> Result<(), Error> {
     raise_loopback(links).await?;
     let up = links.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
     up.map_err(network("start a host's interface"))?;
@@ -83,7 +90,8 @@ pub(super) async fn configure_host(links: &Handle, index: u32, v4: Ipv4Addr, v6:
     add_route(links, anywhere.build()).await
 }
 
-/// Opens a netlink socket in the network namespace of the calling thread, served by the current tokio runtime.
+/// Opens a netlink socket in the network namespace of the calling thread, served by the current tokio
+/// runtime.
 pub(super) fn connect() -> std::io::Result<Handle> {
     let (connection, links, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);

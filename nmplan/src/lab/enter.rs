@@ -1,8 +1,9 @@
 //! How does a program run where it can build networks, change nothing outside, and leave nothing behind?
 //!
-//! [`enter`] starts a command in new PID, mount, network, UTS and IPC namespaces, and in a new user namespace when
-//! the caller is not root. Inside, `/proc` is fresh, `/run` is an empty tmpfs and no mount propagates to the outside.
-//! [`enter_test`] does the same for a `#[test]`. This file never makes an interface; the underlay does.
+//! [`enter`] starts a command in new PID, mount, network, UTS and IPC namespaces, and in a new user namespace
+//! when the caller is not root. Inside, `/proc` is fresh, `/run` is an empty tmpfs and no mount propagates to
+//! the outside. [`enter_test`] does the same for a `#[test]`. This file never makes an interface; the
+//! underlay does.
 //!
 //! There are two processes between the caller and the program:
 //!
@@ -10,12 +11,14 @@
 //! caller -- keeper -- init (process 1 of the new PID namespace) -- program
 //! ```
 //!
-//! The keeper exists because a process cannot move into a new PID namespace, only its children can. Init reaps
-//! orphans. Both are forks of the caller that never exec; they forward SIGINT and SIGTERM, and end with their child's status.
+//! The keeper exists because a process cannot move into a new PID namespace, only its children can. Init
+//! reaps orphans. Both are forks of the caller that never exec; they forward SIGINT and SIGTERM, and end with
+//! their child's status.
 //!
 //! Invariants:
-//! - When any of them dies, by any signal, everything below it dies: the kernel kills a PID namespace with its process 1,
-//!   and keeper and init set SIGKILL as their parent death signal. Network and mounts end with their last user.
+//! - When any of them dies, by any signal, everything below it dies: the kernel kills a PID namespace with
+//!   its process 1, and keeper and init set SIGKILL as their parent death signal. Network and mounts end with
+//!   their last user.
 //! - Between fork and exec nothing allocates or takes a lock, so this works in a program with threads.
 //! - The parent death signal is bound to the *thread* that forked, so [`enter`] waits on that thread.
 
@@ -30,8 +33,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-/// The directory that holds all files of the lab: it is on the private tmpfs that is `/run` inside, every host sees it at
-/// the same path, and it ends with the namespaces.
+/// The directory that holds all files of the lab: it is on the private tmpfs that is `/run` inside, every
+/// host sees it at the same path, and it ends with the namespaces.
 pub const DIRECTORY: &str = "/run/nmplan-lab";
 
 /// A file with the PID, outside the lab, of the program that was started inside.
@@ -41,25 +44,27 @@ const TUN: &str = "/dev/net/tun";
 
 /// Whether this process runs inside a lab, so that it may make interfaces and mounts at will.
 ///
-/// The mark is a file on the lab's own `/run`, not an environment variable, so that a variable that is exported by mistake
-/// cannot make the real machine look like a lab.
+/// The mark is a file on the lab's own `/run`, not an environment variable, so that a variable that is
+/// exported by mistake cannot make the real machine look like a lab.
 #[must_use]
 pub fn inside() -> bool {
     Path::new(OUTSIDE_PID).exists()
 }
 
-/// Returns the PID, outside the lab, of the program that [`enter`] started, for use with nsenter(1); `None` outside a lab.
+/// Returns the PID, outside the lab, of the program that [`enter`] started, for use with nsenter(1); `None`
+/// outside a lab.
 #[must_use]
 pub fn outside_pid() -> Option<u32> {
     std::fs::read_to_string(OUTSIDE_PID).ok()?.trim().parse().ok()
 }
 
-/// Runs `command` inside new namespaces, waits for it, and returns its status once everything that it started is gone.
+/// Runs `command` inside new namespaces, waits for it, and returns its status once everything that it started
+/// is gone.
 ///
-/// The command sees [`inside`] true and is root there. A command killed by signal N ends with status `128 + N`.
-/// The first SIGINT or SIGTERM is forwarded, so that the command can end in an orderly way; from a terminal it may arrive
-/// twice, so the command must not count signals. The second one kills it.
-/// In a program with other threads a signal may be delivered to one of them and end this process by its default action;
+/// The command sees [`inside`] true and is root there. A command killed by signal N ends with status `128 +
+/// N`. The first SIGINT or SIGTERM is forwarded, so that the command can end in an orderly way; from a
+/// terminal it may arrive twice, so the command must not count signals. The second one kills it. In a program
+/// with other threads a signal may be delivered to one of them and end this process by its default action;
 /// then the whole lab is killed.
 ///
 /// # Errors
@@ -74,8 +79,8 @@ pub fn enter(mut command: Command) -> Result<ExitStatus, EnterError> {
     let (mut steps, note) = io::pipe().map_err(refused(Step::Processes))?;
     let mut descent = Descent::from_here(note.into(), signals.before);
     let body = move || descent.run();
-    // SAFETY: `Descent::run` only makes system calls on values prepared before the fork; it allocates nothing and
-    // takes no lock.
+    // SAFETY: `Descent::run` only makes system calls on values prepared before the fork; it allocates nothing
+    // and takes no lock.
     #[expect(unsafe_code, reason = "namespaces have to be entered between fork and exec")]
     unsafe {
         command.pre_exec(body);
@@ -94,12 +99,13 @@ pub fn enter(mut command: Command) -> Result<ExitStatus, EnterError> {
     }
 }
 
-/// Lets a `#[test]` run inside a lab: returns true inside, where the test continues, and false outside, where the test has
-/// already been run inside and is to return.
+/// Lets a `#[test]` run inside a lab: returns true inside, where the test continues, and false outside, where
+/// the test has already been run inside and is to return.
 ///
-/// `name` is the full name of the calling test as `cargo test -- --list` shows it, for example `joins::two_nodes_meet`.
-/// The output of the test inside is printed outside. Where namespaces are not permitted the test is skipped with a message
-/// that libtest does not capture, unless the variable `CI` is set: then the skip is a failure.
+/// `name` is the full name of the calling test as `cargo test -- --list` shows it, for example
+/// `joins::two_nodes_meet`. The output of the test inside is printed outside. Where namespaces are not
+/// permitted the test is skipped with a message that libtest does not capture, unless the variable `CI` is
+/// set: then the skip is a failure.
 ///
 /// ```no_run
 /// # use nmplan::lab;
@@ -132,7 +138,9 @@ pub fn enter_test(name: &str) -> bool {
     let result = enter(command);
     let was_run = printer.join().expect("printing does not panic");
     match result {
-        Ok(_) if !was_run => panic!("no test is called `{name}`: use the name that `cargo test -- --list` shows"),
+        Ok(_) if !was_run => {
+            panic!("no test is called `{name}`: use the name that `cargo test -- --list` shows")
+        }
         Ok(status) if status.success() => {}
         Ok(status) => panic!("the test `{name}` failed inside the lab: {status}"),
         Err(error) if std::env::var_os("CI").is_some() => panic!("{}", error.explained()),
@@ -278,7 +286,8 @@ impl Descent {
         let gid = rustix::process::getegid();
         Self {
             caller: rustix::process::getpid(),
-            maps: (!uid.is_root()).then(|| (format!("0 {} 1\n", uid.as_raw()), format!("0 {} 1\n", gid.as_raw()))),
+            maps: (!uid.is_root())
+                .then(|| (format!("0 {} 1\n", uid.as_raw()), format!("0 {} 1\n", gid.as_raw()))),
             note,
             signals,
         }
@@ -340,7 +349,13 @@ impl Descent {
             None,
         )?;
         self.begin(Step::Run);
-        rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
+        rustix::mount::mount(
+            "tmpfs",
+            "/run",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            Some(c"mode=0755"),
+        )?;
         rustix::fs::mkdir(DIRECTORY, Mode::from_raw_mode(0o755))?;
         let mark = rustix::fs::open(
             OUTSIDE_PID,
@@ -356,12 +371,14 @@ impl Descent {
     }
 }
 
-/// Ends with the status of `child`; until then reaps every other child and forwards signals. Keeper and init do only this.
+/// Ends with the status of `child`; until then reaps every other child and forwards signals. Keeper and init
+/// do only this.
 fn attend(child: Pid) -> ! {
     let mask = forwarded_signals(&[libc::SIGCHLD]);
     // SAFETY: system calls on values of this process, which has one thread and will never exec. Closing every
-    // descriptor but standard input and outputs is sound because nothing of the fork's Rust state is used again; it is
-    // necessary because `Command::spawn` waits for the end of a pipe that this process inherited.
+    // descriptor but standard input and outputs is sound because nothing of the fork's Rust state is used
+    // again; it is necessary because `Command::spawn` waits for the end of a pipe that this process
+    // inherited.
     #[expect(unsafe_code, reason = "signals, and descriptors that belong to the forked parent")]
     unsafe {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD] {
@@ -375,7 +392,12 @@ fn attend(child: Pid) -> ! {
     loop {
         while let Ok(Some((ended, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if ended == child {
-                exit_now(status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(1));
+                exit_now(
+                    status
+                        .exit_status()
+                        .or(status.terminating_signal().map(|signal| 128 + signal))
+                        .unwrap_or(1),
+                );
             }
         }
         let mut number = 0;
@@ -480,7 +502,8 @@ fn fork() -> io::Result<Option<Pid>> {
     Ok(Pid::from_raw(pid))
 }
 
-/// Ends this process at once: no destructors, no exit handlers, which belong to the process it was forked from.
+/// Ends this process at once: no destructors, no exit handlers, which belong to the process it was forked
+/// from.
 fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` is always sound.
     #[expect(unsafe_code, reason = "std's exit would run the handlers of the forked parent")]

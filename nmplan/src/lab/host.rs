@@ -1,7 +1,7 @@
 //! What is a host of the lab?
 //!
-//! A network, a mount and a UTS namespace, held open by descriptors alone: no process has to run in them. What a process
-//! inside sees of the file system:
+//! A network, a mount and a UTS namespace, held open by descriptors alone: no process has to run in them.
+//! What a process inside sees of the file system:
 //!
 //! | path | is |
 //! | --- | --- |
@@ -10,8 +10,8 @@
 //! | `/proc`, `/sys` | those of the lab's processes and of the host's network; settings below `/proc/sys/net` may be written |
 //! | everything else | the real machine's, read-only; `TMPDIR` is `/run` |
 //!
-//! If the lab runs in a user namespace, files in `/etc` that belong to the real root cannot be changed in place, and its
-//! directories take no new files; replacing files in `/etc` itself works.
+//! If the lab runs in a user namespace, files in `/etc` that belong to the real root cannot be changed in
+//! place, and its directories take no new files; replacing files in `/etc` itself works.
 
 use std::fs::File;
 use std::io;
@@ -47,9 +47,17 @@ pub struct Host {
 
 impl Host {
     pub(super) fn new(name: &str, v4: Ipv4Addr, v6: Ipv6Addr, port: Port) -> Result<Self, Error> {
-        let files = Files::prepare(name).map_err(system(format!("prepare the files of the host `{name}`")))?;
+        let files =
+            Files::prepare(name).map_err(system(format!("prepare the files of the host `{name}`")))?;
         let namespaces = Namespaces::new(name, &files).map_err(system(format!("make the host `{name}`")))?;
-        Ok(Self { name: name.to_owned(), v4, v6, namespaces: Arc::new(namespaces), port, echo: Mutex::default() })
+        Ok(Self {
+            name: name.to_owned(),
+            v4,
+            v6,
+            namespaces: Arc::new(namespaces),
+            port,
+            echo: Mutex::default(),
+        })
     }
 
     /// Makes the host's end of its cable and configures it.
@@ -82,7 +90,8 @@ impl Host {
         self.v6
     }
 
-    /// A directory of its own, which the lab and all hosts see at this path; it holds the logs of its processes.
+    /// A directory of its own, which the lab and all hosts see at this path; it holds the logs of its
+    /// processes.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         directory_of(&self.name)
@@ -90,8 +99,9 @@ impl Host {
 
     /// Runs a closure in a thread that has entered the host, and returns what it returned.
     ///
-    /// Sockets made in the closure stay in the host's network, and paths are the host's. A tokio socket also needs a
-    /// runtime: make it from a std socket, or enter a `tokio::runtime::Handle` in the closure. Blocks the caller.
+    /// Sockets made in the closure stay in the host's network, and paths are the host's. A tokio socket also
+    /// needs a runtime: make it from a std socket, or enter a `tokio::runtime::Handle` in the closure. Blocks
+    /// the caller.
     ///
     /// # Panics
     ///
@@ -116,7 +126,8 @@ impl Host {
         self.within(|| std::fs::read_to_string(path))
     }
 
-    /// Writes a file in place as the host sees it; see the table of what may be written at the top of this file.
+    /// Writes a file in place as the host sees it; see the table of what may be written at the top of this
+    /// file.
     ///
     /// # Errors
     ///
@@ -126,8 +137,8 @@ impl Host {
         self.within(|| std::fs::write(path, content))
     }
 
-    /// Mounts a file over itself, as container engines do with `/etc/hosts`: it can be written in place, and renaming
-    /// another over it fails with EBUSY.
+    /// Mounts a file over itself, as container engines do with `/etc/hosts`: it can be written in place, and
+    /// renaming another over it fails with EBUSY.
     ///
     /// # Errors
     ///
@@ -137,11 +148,11 @@ impl Host {
         self.within(|| Ok(rustix::mount::mount_bind(path, path)?))
     }
 
-    /// Prepares a command that will run inside the host, as root, in a process group of its own and in the directory
-    /// `/`; `current_dir` has no effect.
+    /// Prepares a command that will run inside the host, as root, in a process group of its own and in the
+    /// directory `/`; `current_dir` has no effect.
     ///
-    /// It sets no parent death signal, which would be bound to the parent's *thread*: the end of the lab's PID namespace
-    /// kills it.
+    /// It sets no parent death signal, which would be bound to the parent's *thread*: the end of the lab's
+    /// PID namespace kills it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let namespaces = Arc::clone(&self.namespaces);
@@ -154,8 +165,8 @@ impl Host {
         command
     }
 
-    /// Starts a command made by [`Host::command`]; what it prints goes to `<label>.log` in [`Host::directory`], after
-    /// what an earlier process of that label wrote.
+    /// Starts a command made by [`Host::command`]; what it prints goes to `<label>.log` in
+    /// [`Host::directory`], after what an earlier process of that label wrote.
     ///
     /// Needs a tokio runtime.
     ///
@@ -166,8 +177,8 @@ impl Host {
         Process::start(self.directory().join(format!("{label}.log")), command)
     }
 
-    /// Runs a command made by [`Host::command`] to its end and returns what it printed. It is killed when the future
-    /// is dropped.
+    /// Runs a command made by [`Host::command`] to its end and returns what it printed. It is killed when the
+    /// future is dropped.
     ///
     /// # Errors
     ///
@@ -202,8 +213,8 @@ impl Host {
         self.port.plug().await
     }
 
-    /// Sends one echo request, and returns how long the answer took; `None` if none came from that address within
-    /// `timeout`, for any reason, including a missing route: then it takes the whole timeout.
+    /// Sends one echo request, and returns how long the answer took; `None` if none came from that address
+    /// within `timeout`, for any reason, including a missing route: then it takes the whole timeout.
     ///
     /// Pings of one host share two sockets, so a thousand at once are cheap.
     ///
@@ -248,7 +259,8 @@ impl Host {
     fn contains(&self, pid: u32) -> bool {
         // Threads of this process enter hosts for a moment, but the process itself is in none of them.
         pid != std::process::id()
-            && std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| self.namespaces.is_network(&theirs))
+            && std::fs::metadata(format!("/proc/{pid}/ns/net"))
+                .is_ok_and(|theirs| self.namespaces.is_network(&theirs))
     }
 }
 
@@ -256,7 +268,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         for pid in self.processes() {
             let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-            // The descriptor pins the process; checking again afterwards rules out that the number was reused.
+            // The descriptor pins the process; checking again afterwards rules out that the number was
+            // reused.
             let Ok(process) = rustix::process::pidfd_open(raw, PidfdFlags::empty()) else { continue };
             if self.contains(pid) {
                 let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
@@ -299,8 +312,8 @@ impl Namespaces {
         ]
     }
 
-    /// Moves the calling process, which must have one thread, or the calling thread, which must share no root directory
-    /// with others, into the host.
+    /// Moves the calling process, which must have one thread, or the calling thread, which must share no root
+    /// directory with others, into the host.
     fn enter(&self) -> io::Result<()> {
         self.each()
             .into_iter()
@@ -315,7 +328,8 @@ impl Namespaces {
     }
 
     fn is_network(&self, theirs: &std::fs::Metadata) -> bool {
-        rustix::fs::fstat(&self.network).is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (theirs.dev(), theirs.ino()))
+        rustix::fs::fstat(&self.network)
+            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (theirs.dev(), theirs.ino()))
     }
 }
 
@@ -334,7 +348,8 @@ impl Files {
         std::fs::DirBuilder::new().mode(0o700).create(etc.join("netclient"))?;
         std::fs::write(etc.join("hostname"), format!("{name}\n"))?;
         std::fs::write(etc.join("resolv.conf"), "")?;
-        let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        let hosts =
+            format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
         std::fs::write(etc.join("hosts"), hosts)?;
         Ok(Self { etc, work })
     }
@@ -348,7 +363,13 @@ impl Files {
         )?;
         set_read_only(Path::new("/"), true, libc::AT_RECURSIVE)?;
         set_read_only(Path::new("/proc"), false, 0)?;
-        rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
+        rustix::mount::mount(
+            "tmpfs",
+            "/run",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            Some(c"mode=0755"),
+        )?;
         std::fs::create_dir(DIRECTORY)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(&shared, "", rustix::fs::CWD, DIRECTORY, flags)?;
@@ -377,8 +398,8 @@ fn set_read_only(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     let (set, clear) = if read_only { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
     let attributes: [u64; 4] = [set, clear, 0, 0];
-    // SAFETY: the path ends with NUL; `attributes` has the layout of `struct mount_attr`, four 64-bit words, and its size
-    // is passed.
+    // SAFETY: the path ends with NUL; `attributes` has the layout of `struct mount_attr`, four 64-bit words,
+    // and its size is passed.
     #[expect(unsafe_code, reason = "neither rustix nor libc wraps mount_setattr")]
     let failed = unsafe {
         libc::syscall(

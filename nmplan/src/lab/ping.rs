@@ -1,8 +1,8 @@
 //! Does one host of the lab reach another, how fast, and how long are the gaps?
 //!
-//! An ICMP and ICMPv6 echo client, so that no `ping` program is needed, and a thousand pings of one host need only two
-//! sockets. [`Echo`] owns them and passes each answer to the request that waits for it, by identifier and sequence number;
-//! [`Pinger`] sends at a steady pace and keeps a [`Tally`], which is pure.
+//! An ICMP and ICMPv6 echo client, so that no `ping` program is needed, and a thousand pings of one host need
+//! only two sockets. [`Echo`] owns them and passes each answer to the request that waits for it, by
+//! identifier and sequence number; [`Pinger`] sends at a steady pace and keeps a [`Tally`], which is pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,7 +19,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 /// A request without an answer for this time is lost.
 const LOST_AFTER: Duration = Duration::from_secs(2);
 
-/// The payload of every request and so of its answer; distinguishes our requests from those of other programs.
+/// The payload of every request and so of its answer; distinguishes our requests from those of other
+/// programs.
 const MARK: &[u8; 16] = b"nmplan lab echo.";
 
 const HEADER: usize = 8;
@@ -31,8 +32,8 @@ pub struct PingCount {
     pub sent: u64,
     /// Requests without an answer for two seconds. Until the pinger is stopped, newer ones may still be open.
     pub lost: u64,
-    /// The longest time without an answer: from the start, between two answers, or to the last request. Without losses it is
-    /// about the interval.
+    /// The longest time without an answer: from the start, between two answers, or to the last request.
+    /// Without losses it is about the interval.
     pub longest_gap: Duration,
 }
 
@@ -196,7 +197,8 @@ impl Echo {
             next: AtomicU32::new(std::process::id() << 16),
             waiting: Mutex::default(),
         });
-        let readers = [Family::V4, Family::V6].map(|family| tokio::spawn(read_answers(Arc::clone(&requests), family)));
+        let readers =
+            [Family::V4, Family::V6].map(|family| tokio::spawn(read_answers(Arc::clone(&requests), family)));
         Ok(Self { requests, readers })
     }
 
@@ -321,7 +323,8 @@ fn request(family: Family, ticket: u32) -> [u8; HEADER + MARK.len()] {
     packet
 }
 
-/// The ticket of an answer to one of our requests, as a raw socket delivers it: with the IP header for IPv4 only.
+/// The ticket of an answer to one of our requests, as a raw socket delivers it: with the IP header for IPv4
+/// only.
 fn answer(family: Family, packet: &[u8]) -> Option<u32> {
     let (packet, kind) = match family {
         Family::V4 => (packet.get(usize::from(packet.first()? & 0x0f) * 4..)?, 0),

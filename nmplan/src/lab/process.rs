@@ -1,7 +1,7 @@
 //! How does a program run inside a host, and how does it end?
 //!
-//! [`Process`] owns one child: it signals only that child, by its number, and kills it when dropped. What the child itself
-//! started (for example the agent's device process) continues until its host or the lab ends.
+//! [`Process`] owns one child: it signals only that child, by its number, and kills it when dropped. What the
+//! child itself started (for example the agent's device process) continues until its host or the lab ends.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -56,7 +56,9 @@ impl Process {
     ///
     /// What kill(2) answered.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let Some(pid) = self.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else { return Ok(()) };
+        let Some(pid) = self.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else {
+            return Ok(());
+        };
         Ok(rustix::process::kill_process(pid, signal)?)
     }
 

@@ -1,8 +1,8 @@
 //! Which nodes take part in the lab, and with which keys do they join?
 //!
-//! Pure. Each declared node takes part; each access key without `for` lets some sample nodes take part, as far as the network
-//! has room. A declared node without a key gets one that exists in the lab only. The node of the server's own host
-//! ([`OWN_NODE`]) is joined by the server itself, so it needs no key.
+//! Pure. Each declared node takes part; each access key without `for` lets some sample nodes take part, as
+//! far as the network has room. A declared node without a key gets one that exists in the lab only. The node
+//! of the server's own host ([`OWN_NODE`]) is joined by the server itself, so it needs no key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use schema::value::SourceId;
 
 /// How many sample nodes join with a key without `for`.
 const SAMPLES: u32 = 2;
-/// The name under which the server's own host is a node of the networks that declare it: `CLIENT_NAME` of the lab's server.
+/// The name under which the server's own host is a node of the networks that declare it: `CLIENT_NAME` of the
+/// lab's server.
 pub const OWN_NODE: &str = schema::world::ServerInfo::DEFAULT_OWN_NODE;
 
 /// The participants, and what has to be declared for them.
@@ -55,13 +56,17 @@ pub fn roster(declared: &Snapshot) -> Roster {
     }
     for participant in &mut roster.participants {
         let twice = names.get(&participant.name).is_some_and(|count| *count > 1);
-        participant.host =
-            if twice { format!("{}.{}", participant.name, participant.network) } else { participant.name.to_string() };
+        participant.host = if twice {
+            format!("{}.{}", participant.name, participant.network)
+        } else {
+            participant.name.to_string()
+        };
     }
     roster
 }
 
-/// What is declared, without what is true only outside the lab: the endpoints of nodes, and the expiry of keys.
+/// What is declared, without what is true only outside the lab: the endpoints of nodes, and the expiry of
+/// keys.
 fn fit(declared: &Snapshot) -> Snapshot {
     let mut fit = declared.clone();
     for (network, _) in declared.networks() {
@@ -89,7 +94,8 @@ impl Roster {
     fn nodes(&mut self, network: &NetworkName, declared: &Snapshot) {
         let mut keyless = BTreeSet::new();
         for (id, _) in declared.all_in::<Node>(network).filter(|(id, _)| id.name.as_str() != OWN_NODE) {
-            let holds = |(_, key): &(&ResourceId, &Arc<AccessKey>)| key.r#for.iter().any(|node| node.name == id.name);
+            let holds =
+                |(_, key): &(&ResourceId, &Arc<AccessKey>)| key.r#for.iter().any(|node| node.name == id.name);
             match declared.all_in::<AccessKey>(network).find(holds) {
                 Some((key, _)) => self.participant(network, &id.name, key.clone()),
                 None => drop(keyless.insert(id.name.clone())),
@@ -102,7 +108,12 @@ impl Roster {
         let Some(name) = numbered("lab").find(free) else { return };
         let key = ResourceId::of::<AccessKey>(network, &name);
         let r#for = keyless.iter().cloned().map(Ref::new).collect();
-        let object = Object::AccessKey(Arc::new(AccessKey { uses: None, expires: None, tags: BTreeSet::new(), r#for }));
+        let object = Object::AccessKey(Arc::new(AccessKey {
+            uses: None,
+            expires: None,
+            tags: BTreeSet::new(),
+            r#for,
+        }));
         put(&mut self.declared, &key, object);
         keyless.iter().for_each(|node| self.participant(network, node, key.clone()));
     }
@@ -128,7 +139,12 @@ impl Roster {
     }
 
     fn participant(&mut self, network: &NetworkName, name: &Name, key: ResourceId) {
-        self.participants.push(Participant { network: network.clone(), name: name.clone(), key, host: String::new() });
+        self.participants.push(Participant {
+            network: network.clone(),
+            name: name.clone(),
+            key,
+            host: String::new(),
+        });
     }
 }
 
@@ -147,7 +163,8 @@ fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
     u32::try_from(limit.min(addresses).saturating_sub(nodes)).unwrap_or(u32::MAX)
 }
 
-/// Names that begin with a word: `word-1`, `word-2`, and so on; the word is cut if the name would be too long.
+/// Names that begin with a word: `word-1`, `word-2`, and so on; the word is cut if the name would be too
+/// long.
 fn numbered(word: &str) -> impl Iterator<Item = Name> + use<> {
     let word: String = word.chars().take(56).collect();
     let word = word.trim_end_matches('-').to_owned();
@@ -184,7 +201,9 @@ mod tests {
         roster
             .participants
             .iter()
-            .map(|participant| format!("{} as {} with {}", participant.host, participant.name, participant.key))
+            .map(|participant| {
+                format!("{} as {} with {}", participant.host, participant.name, participant.key)
+            })
             .collect()
     }
 
@@ -222,8 +241,11 @@ mod tests {
         let roster = roster(&declared(text));
         let declared = declared(text);
         assert_eq!(listed(&roster), ["a as a with one/access-key/lab-1", "k-1 as k-1 with two/access-key/k"]);
-        let key = roster.declared.named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
-        let names: Vec<_> = key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();
+        let key = roster
+            .declared
+            .named::<AccessKey>(&"one".parse().expect("good"), &"lab-1".parse().expect("good"));
+        let names: Vec<_> =
+            key.expect("it was made").r#for.iter().map(|node| node.name.to_string()).collect();
         assert_eq!(names, ["a"]);
         assert_eq!(roster.declared.len(), declared.len() + 1);
         let own_node = |network: &str| Roster::own_node(&roster.declared, &network.parse().expect("good"));

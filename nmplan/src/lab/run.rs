@@ -1,8 +1,8 @@
 //! How is a declared network tested?
 //!
-//! [`run`] starts a server and every participant of the [`Roster`], and lets them join. [`Running::judge`] sends packets
-//! between all nodes, including the server's own host if it is declared, until all have answered or time is up. The result is
-//! a [`Verdict`]: data, which [`super::verdict`] renders.
+//! [`run`] starts a server and every participant of the [`Roster`], and lets them join. [`Running::judge`]
+//! sends packets between all nodes, including the server's own host if it is declared, until all have
+//! answered or time is up. The result is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -109,7 +109,8 @@ pub async fn run(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Runn
     let tokens = apply(roster, &underlay, &programs, &server).await?;
     progress(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
     let start = Instant::now();
-    let joins = roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
+    let joins =
+        roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
     let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
     progress(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
     Ok(Running { declared: roster.declared.clone(), server, agents })
@@ -128,15 +129,19 @@ async fn apply(
     // The project and the variables of the caller do not apply to the lab.
     command.args(["apply", "--project", "lab", "-y", "-q", "-C"]).arg(underlay.directory());
     command.arg("-f").arg(&file).arg("--keys-to").arg(&keys);
-    std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NMPLAN_")).for_each(|(name, _)| {
-        command.env_remove(name);
-    });
+    std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NMPLAN_")).for_each(
+        |(name, _)| {
+            command.env_remove(name);
+        },
+    );
     command.envs(server.environment()).stdin(Stdio::null());
     let output = tokio::process::Command::from(command).output().await.map_err(system("run nmplan"))?;
     if !output.status.success() {
         let printed = [output.stdout, output.stderr].concat();
         let printed = String::from_utf8_lossy(&printed).trim().to_owned();
-        return Err(Error::Refused(format!("the declarations could not be applied; nmplan printed:\n{printed}\n")));
+        return Err(Error::Refused(format!(
+            "the declarations could not be applied; nmplan printed:\n{printed}\n"
+        )));
     }
     match std::fs::read(&keys) {
         Ok(text) => serde_json::from_slice(Secret::new(text).expose())
@@ -152,10 +157,14 @@ async fn join(
     underlay: &Underlay,
     programs: &Programs,
 ) -> Result<(Participant, Agent), Error> {
-    let failed = |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", participant.host));
+    let failed =
+        |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", participant.host));
     let token = tokens.get(&participant.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
     let mut agent = Agent::new(underlay, programs, &participant.host).await?;
-    agent.join(token.expose(), &["--name", participant.name.as_str()]).await.map_err(|error| failed(&error))?;
+    agent
+        .join(token.expose(), &["--name", participant.name.as_str()])
+        .await
+        .map_err(|error| failed(&error))?;
     agent.start_daemon(&[])?;
     Ok((participant.clone(), agent))
 }
@@ -182,7 +191,9 @@ impl Running {
     async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
         let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
         let mut members = Vec::new();
-        for (participant, agent) in self.agents.iter().filter(|(participant, _)| participant.network == *network) {
+        for (participant, agent) in
+            self.agents.iter().filter(|(participant, _)| participant.network == *network)
+        {
             let addresses = addresses(&agent.status().await?, network);
             members.push(Member { name: &participant.name, host: agent.host(), addresses });
         }
@@ -192,7 +203,8 @@ impl Running {
         }
         for Member { name, addresses, .. } in &members {
             if addresses.len() != families {
-                let why = format!("{name} has {} addresses in {network} instead of {families}", addresses.len());
+                let why =
+                    format!("{name} has {} addresses in {network} instead of {families}", addresses.len());
                 return Err(Error::Refused(why));
             }
         }
@@ -242,7 +254,8 @@ impl Running {
         Ok(NetworkVerdict { name: name.clone(), nodes, pairs })
     }
 
-    /// The names that should resolve in a network: those of its nodes, and of the DNS entries that do not point outside it.
+    /// The names that should resolve in a network: those of its nodes, and of the DNS entries that do not
+    /// point outside it.
     fn names<'a>(&self, network: &NetworkName, nodes: impl Iterator<Item = &'a Name>) -> BTreeSet<String> {
         if !self.declared.network(network).is_some_and(|network| network.name_service) {
             return BTreeSet::new();
@@ -262,11 +275,16 @@ struct Member<'a> {
 }
 
 /// The names that do not resolve on a host, once all do or time is up.
-async fn missing_until(host: &Host, expected: &BTreeSet<String>, deadline: Instant) -> Result<BTreeSet<String>, Error> {
+async fn missing_until(
+    host: &Host,
+    expected: &BTreeSet<String>,
+    deadline: Instant,
+) -> Result<BTreeSet<String>, Error> {
     loop {
         let hosts = host.read("/etc/hosts").map_err(system("read a host's names"))?;
         let known: BTreeSet<&str> = hosts.lines().flat_map(|line| line.split_whitespace().skip(1)).collect();
-        let missing: BTreeSet<_> = expected.iter().filter(|name| !known.contains(&***name)).cloned().collect();
+        let missing: BTreeSet<_> =
+            expected.iter().filter(|name| !known.contains(&***name)).cloned().collect();
         if missing.is_empty() || Instant::now() > deadline {
             return Ok(missing);
         }

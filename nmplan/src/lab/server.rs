@@ -1,7 +1,7 @@
 //! How does the control plane run in the lab?
 //!
-//! `nmserver` with SQLite, on a host of its own, with a data directory that exists as long as the lab. It may be killed and
-//! restarted. Its host is a node of the networks that declare [`OWN_NODE`].
+//! `nmserver` with SQLite, on a host of its own, with a data directory that exists as long as the lab. It may
+//! be killed and restarted. Its host is a node of the networks that declare [`OWN_NODE`].
 
 use std::io;
 use std::path::PathBuf;
@@ -33,7 +33,11 @@ impl Server {
     /// # Errors
     ///
     /// When the host cannot be made, or the server does not start within 20 seconds.
-    pub async fn start(underlay: &Underlay, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
+    pub async fn start(
+        underlay: &Underlay,
+        programs: &Programs,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Error> {
         // No node can have this name.
         Self::start_on(underlay.host("the_server").await?, programs, settings).await
     }
@@ -44,7 +48,8 @@ impl Server {
     ///
     /// As [`Server::start`].
     pub async fn start_on(host: Host, programs: &Programs, settings: &[(&str, &str)]) -> Result<Self, Error> {
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let Programs { nmserver: program, netclient, nmplan: _ } = programs.clone();
         let mut server = Self { host, program, netclient, settings, process: None, starts: 0 };
         server.serve().await?;
@@ -69,7 +74,8 @@ impl Server {
         self.host.directory().join("data")
     }
 
-    /// The status of its own host as a node: the document of `netclient status --json`, without networks while it is in none.
+    /// The status of its own host as a node: the document of `netclient status --json`, without networks
+    /// while it is in none.
     ///
     /// # Errors
     ///
@@ -83,7 +89,11 @@ impl Server {
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
         let file = |name| self.data().join(name).display().to_string();
-        [("NMPLAN_SERVER", self.url()), ("NMPLAN_TOKEN_FILE", file("admin.token")), ("NMPLAN_CA", file("ca.pem"))]
+        [
+            ("NMPLAN_SERVER", self.url()),
+            ("NMPLAN_TOKEN_FILE", file("admin.token")),
+            ("NMPLAN_CA", file("ca.pem")),
+        ]
     }
 
     /// The id of its process; none while it is not running.

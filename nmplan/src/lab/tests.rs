@@ -75,8 +75,8 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether an address answers within a few seconds: the first packet on a fresh cable may be lost while neighbours are
-/// looked up and IPv6 addresses are still tentative.
+/// Whether an address answers within a few seconds: the first packet on a fresh cable may be lost while
+/// neighbours are looked up and IPv6 addresses are still tentative.
 async fn answers(from: &Host, address: IpAddr) -> bool {
     let deadline = Instant::now() + 10 * SECOND;
     while Instant::now() < deadline {
@@ -188,7 +188,11 @@ fn a_host_has_files_and_a_name_of_its_own() {
         command.args(["-c", "cat /proc/sys/kernel/hostname; cat /proc/net/dev | cut -d: -f1 | tail -n +3"]);
         let output = a.run(command).await.expect("sh");
         let output = String::from_utf8(output.stdout).expect("text");
-        assert_eq!(output.split_whitespace().collect::<BTreeSet<_>>(), ["a", "eth0", "lo"].into(), "{output}");
+        assert_eq!(
+            output.split_whitespace().collect::<BTreeSet<_>>(),
+            ["a", "eth0", "lo"].into(),
+            "{output}"
+        );
     });
 }
 
@@ -208,8 +212,9 @@ fn processes_are_logged_stopped_and_killed_on_drop() {
         let mut kind = a
             .start("kind", shell("trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.01; done"))
             .expect("started");
-        let mut stubborn =
-            a.start("stubborn", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done")).expect("started");
+        let mut stubborn = a
+            .start("stubborn", shell("trap '' TERM; echo hello; while :; do sleep 0.01; done"))
+            .expect("started");
         eventually("both have begun", || kind.printed() == "hello\n" && stubborn.printed() == "hello\n");
         assert!(kind.is_running());
         assert_eq!(kind.stop(5 * SECOND).await.expect("stopped").code(), Some(3));
@@ -222,11 +227,15 @@ fn processes_are_logged_stopped_and_killed_on_drop() {
         let orphan = a.run(shell("setsid sleep 1000 >/dev/null 2>&1 & echo $!")).await.expect("run");
         let orphan: u32 = String::from_utf8(orphan.stdout).expect("text").trim().parse().expect("a number");
         let pid = sleeper.id().expect("running");
-        eventually("both run in the host", || a.processes().contains(&pid) && a.processes().contains(&orphan));
+        eventually("both run in the host", || {
+            a.processes().contains(&pid) && a.processes().contains(&orphan)
+        });
         drop(sleeper);
         eventually("a dropped process ends", || !a.processes().contains(&pid));
         drop(a);
-        eventually("init reaps the host's orphans", || !std::fs::exists(format!("/proc/{orphan}")).expect("/proc"));
+        eventually("init reaps the host's orphans", || {
+            !std::fs::exists(format!("/proc/{orphan}")).expect("/proc")
+        });
         let interfaces = || std::fs::read_to_string("/proc/net/dev").expect("interfaces");
         eventually("the cable of a dropped host is gone", || !interfaces().contains("h2:"));
     });
@@ -251,7 +260,9 @@ fn sixty_hosts_come_up_and_all_reach_all() {
         for (from, to) in hosts.iter().flat_map(|from| hosts.iter().map(move |to| (from, to))) {
             let echo = from.ping(to.ipv4().into(), 5 * SECOND);
             let echo6 = from.ping(to.ipv6().into(), 5 * SECOND);
-            pings.push(async { echo.await.expect("sockets").is_some() && echo6.await.expect("sockets").is_some() });
+            pings.push(async {
+                echo.await.expect("sockets").is_some() && echo6.await.expect("sockets").is_some()
+            });
         }
         let mut set = futures_util::stream::FuturesUnordered::from_iter(pings);
         let mut answered = 0;
@@ -280,7 +291,8 @@ fn victim() {
         let mut command = a.command("sh");
         command.args(["-c", "sleep 1000 & wait", &mark.to_string_lossy()]);
         let _sleeper = a.start("sleeper", command).expect("started");
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a handler");
+        let mut term =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a handler");
         println!("\nready {}", outside_pid().expect("inside"));
         term.recv().await;
         println!("orderly");
@@ -316,7 +328,8 @@ fn nothing_survives_a_kill() {
         let (mut caller, program, _lines) = start_victim(&mark, false);
         let outer = Pid::from_child(&caller);
         let parent = |pid: Pid| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).expect("status");
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).expect("status");
             let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent");
             Pid::from_raw(line.trim().parse().expect("a number")).expect("a pid")
         };
@@ -383,7 +396,9 @@ fn the_status_comes_out_and_errors_say_what_failed() {
     assert_eq!(run("exit 5").expect("entered").code(), Some(5));
     assert_eq!(run("kill -9 $$").expect("entered").code(), Some(137));
     assert_eq!(
-        run("test $(ls -d /proc/[0-9]* | wc -l) -le 5 && test -f /run/nmplan-lab/outside-pid").expect("entered").code(),
+        run("test $(ls -d /proc/[0-9]* | wc -l) -le 5 && test -f /run/nmplan-lab/outside-pid")
+            .expect("entered")
+            .code(),
         Some(0)
     );
     let error = super::enter(Command::new("/no/such/program")).expect_err("no such program");

@@ -10,12 +10,13 @@
 //! ```
 //!
 //! It is a router and not a bridge because the kernel keeps one table of at most 1024 neighbours
-//! (`net.ipv4.neigh.default.gc_thresh3`) for all network namespaces together, and hosts on one bridge fill it with the
-//! square of their number: with 33 hosts, sending begins to fail with ENOBUFS. Here each host has one neighbour, its
-//! router. Both ends of a pair have the same hardware address and no ARP, so that nothing has to be resolved.
+//! (`net.ipv4.neigh.default.gc_thresh3`) for all network namespaces together, and hosts on one bridge fill it
+//! with the square of their number: with 33 hosts, sending begins to fail with ENOBUFS. Here each host has
+//! one neighbour, its router. Both ends of a pair have the same hardware address and no ARP, so that nothing
+//! has to be resolved.
 //!
-//! The addresses are those set aside for benchmarks (RFC 2544, RFC 5180), which no mesh declares.
-//! A program in the lab itself, outside any host, reaches the hosts and is reached at [`Underlay::addresses`].
+//! The addresses are those set aside for benchmarks (RFC 2544, RFC 5180), which no mesh declares. A program
+//! in the lab itself, outside any host, reaches the hosts and is reached at [`Underlay::addresses`].
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -65,8 +66,8 @@ impl Underlay {
         Ok(Self { links, names: Mutex::default() })
     }
 
-    /// The directory that the lab and all its hosts see at the same path and may write to. It is in memory, and ends with
-    /// the lab.
+    /// The directory that the lab and all its hosts see at the same path and may write to. It is in memory,
+    /// and ends with the lab.
     #[must_use]
     pub fn directory(&self) -> &Path {
         Path::new(DIRECTORY)
@@ -92,11 +93,13 @@ impl Underlay {
 
     fn register(&self, name: &str) -> Result<u16, Error> {
         let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(fit) || name.len() > 63 {
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(fit) || name.len() > 63
+        {
             return Err(Error::Name(name.to_owned()));
         }
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = u16::try_from(names.len() + 2).ok().filter(|&number| number < u16::MAX).ok_or(Error::Full)?;
+        let number =
+            u16::try_from(names.len() + 2).ok().filter(|&number| number < u16::MAX).ok_or(Error::Full)?;
         if !names.insert(name.to_owned()) {
             return Err(Error::Taken(name.to_owned()));
         }

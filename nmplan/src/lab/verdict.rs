@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use super::run::{NetworkVerdict, Pair, Verdict};
 
-/// The most nodes for which a table shows who reached whom; with more, only pairs without an answer are listed.
+/// The most nodes for which a table shows who reached whom; with more, only pairs without an answer are
+/// listed.
 const TABLE: usize = 12;
 
 /// The text of a verdict.
@@ -42,8 +43,12 @@ fn network(network: &NetworkVerdict) -> String {
         text.push('\n');
     }
     for pair in pairs.iter().filter(|pair| !pair.is_reached()) {
-        let silent: Vec<_> =
-            pair.answers.iter().filter(|(_, took)| took.is_none()).map(|(address, _)| address.to_string()).collect();
+        let silent: Vec<_> = pair
+            .answers
+            .iter()
+            .filter(|(_, took)| took.is_none())
+            .map(|(address, _)| address.to_string())
+            .collect();
         let _ = writeln!(text, "  {} did not reach {} at {}", pair.from, pair.to, silent.join(", "));
     }
     for node in unknown {

@@ -54,7 +54,12 @@ pub(super) struct Reading {
 
 impl Reading {
     /// Reads the files that an env uses, each once.
-    pub(super) fn used(&mut self, root: &Root, env: &Env, document: Option<&Document>) -> Result<(), LoadError> {
+    pub(super) fn used(
+        &mut self,
+        root: &Root,
+        env: &Env,
+        document: Option<&Document>,
+    ) -> Result<(), LoadError> {
         if env.r#use.is_empty() {
             return self.everything(root);
         }
@@ -67,7 +72,9 @@ impl Reading {
                     let directory = root.shown.join(&**path);
                     paths.extend(self.walk(root, directory, &mut walked)?);
                 }
-                Ok(_) if language(Path::new(&**path)).is_some() => drop(paths.insert(root.shown.join(&**path))),
+                Ok(_) if language(Path::new(&**path)).is_some() => {
+                    drop(paths.insert(root.shown.join(&**path)))
+                }
                 Ok(_) => self.report.push(
                     bad_path(
                         path,
@@ -76,9 +83,9 @@ impl Reading {
                     )
                     .at(at),
                 ),
-                Err(why) => self
-                    .report
-                    .push(bad_path(path, &why, "name a directory or a file below the project's directory").at(at)),
+                Err(why) => self.report.push(
+                    bad_path(path, &why, "name a directory or a file below the project's directory").at(at),
+                ),
             }
         }
         self.declare(paths)
@@ -117,8 +124,8 @@ impl Reading {
         Ok(())
     }
 
-    /// The declaring files of a directory and its subdirectories, except those that were `walked` before, hidden ones, and
-    /// project files at the top.
+    /// The declaring files of a directory and its subdirectories, except those that were `walked` before,
+    /// hidden ones, and project files at the top.
     fn walk(
         &mut self,
         root: &Root,
@@ -152,7 +159,8 @@ impl Reading {
         Ok(found)
     }
 
-    /// The type of a directory entry; a problem is reported for one with a declaring extension that cannot be read.
+    /// The type of a directory entry; a problem is reported for one with a declaring extension that cannot be
+    /// read.
     fn entry(&mut self, root: &Root, path: &Path) -> Result<Entry, LoadError> {
         let readable = language(path).is_some();
         let real = match path.canonicalize() {
@@ -181,16 +189,23 @@ impl Reading {
     /// Reads one file; none if a problem is reported instead.
     pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
         let name = shown(path);
-        let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
+        let file =
+            fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
         self.read(&name, file, language(path))
     }
 
-    fn read(&mut self, name: &str, from: impl Read, language: Option<Language>) -> Result<Option<SourceId>, LoadError> {
+    fn read(
+        &mut self,
+        name: &str,
+        from: impl Read,
+        language: Option<Language>,
+    ) -> Result<Option<SourceId>, LoadError> {
         let mut bytes = Vec::new();
         let read = from.take(MAX_SIZE as u64 + 1).read_to_end(&mut bytes);
         read.map_err(|source| LoadError::Read { path: name.to_owned(), source })?;
         let id = SourceId(u32::try_from(self.sources.len()).expect("there are fewer files"));
-        let text = String::from_utf8(bytes).map_err(|error| self.not_text(id, name, error.utf8_error().valid_up_to()));
+        let text = String::from_utf8(bytes)
+            .map_err(|error| self.not_text(id, name, error.utf8_error().valid_up_to()));
         let whole = text.is_ok();
         let text = text.unwrap_or_default();
         let language = language.unwrap_or_else(|| guess(&text));
@@ -210,7 +225,8 @@ pub(crate) fn language(path: &Path) -> Option<Language> {
     Language::of(&format!(".{}", path.extension()?.to_str()?))
 }
 
-/// The language of a text without a file name: YAML if its first line that is not a comment looks like it, else KDL.
+/// The language of a text without a file name: YAML if its first line that is not a comment looks like it,
+/// else KDL.
 fn guess(text: &str) -> Language {
     let mut lines = text
         .lines()
@@ -230,9 +246,11 @@ fn inside(root: &Root, path: &Path) -> Result<PathBuf, String> {
     if path.is_absolute() {
         return Err("it is not relative to the project's directory".into());
     }
-    let real = root.real.join(path).canonicalize().map_err(|error| match error.kind() == io::ErrorKind::NotFound {
-        true => "it does not exist".to_owned(),
-        false => error.to_string(),
+    let real = root.real.join(path).canonicalize().map_err(|error| {
+        match error.kind() == io::ErrorKind::NotFound {
+            true => "it does not exist".to_owned(),
+            false => error.to_string(),
+        }
     })?;
     if real.starts_with(&root.real) { Ok(real) } else { Err("it is outside the project's directory".into()) }
 }
@@ -253,9 +271,13 @@ mod tests {
 
     #[test]
     fn a_text_without_a_name_is_yaml_if_its_first_line_looks_like_it() {
-        for yaml in
-            ["networks:\n  corp:", "# a comment\n\nnetworks: {}", "---\n", "{\"networks\": {}}", "\"networks\": {}"]
-        {
+        for yaml in [
+            "networks:\n  corp:",
+            "# a comment\n\nnetworks: {}",
+            "---\n",
+            "{\"networks\": {}}",
+            "\"networks\": {}",
+        ] {
             assert_eq!(guess(yaml), Language::Yaml, "{yaml:?}");
         }
         for kdl in [

@@ -1,5 +1,5 @@
-//! The differences of a field, as text: of a set the items that are removed and added, of a list its order as well, of a
-//! record each of its fields by path.
+//! The differences of a field, as text: of a set the items that are removed and added, of a list its order as
+//! well, of a record each of its fields by path.
 
 use schema::descriptor::{Fields, Type};
 use schema::diff::{FieldChange, fields};
@@ -24,7 +24,12 @@ fn of(path: String, ty: &Type, before: Option<&Value>, after: Option<&Value>) ->
         Type::List(_) => vec![(path, of_list(before, after))],
         Type::Map(inner) => of_map(&path, inner, before, after),
         Type::Record(fields) => of_record(path, fields, before, after),
-        Type::Bool | Type::Integer { .. } | Type::Scalar(_) | Type::Text | Type::Choice(_) | Type::Reference(_) => {
+        Type::Bool
+        | Type::Integer { .. }
+        | Type::Scalar(_)
+        | Type::Text
+        | Type::Choice(_)
+        | Type::Reference(_) => {
             vec![(path, replaced(before, after))]
         }
     }
@@ -83,7 +88,8 @@ fn of_records(path: &str, of: &'static Fields, was: &[Value], is: &[Value]) -> V
             lines.extend(of_record(path, of, Some(before), Some(after)));
         }
     } else {
-        let signed = |sign: &str, (_, item): &(usize, &Value)| (path.to_owned(), format!("{sign}{}", value(item)));
+        let signed =
+            |sign: &str, (_, item): &(usize, &Value)| (path.to_owned(), format!("{sign}{}", value(item)));
         lines.extend(gone.iter().map(|item| signed("-", item)));
         lines.extend(come.iter().map(|item| signed("+", item)));
     }
@@ -102,7 +108,12 @@ fn reordered(was: &[Value], is: &[Value]) -> Option<String> {
     (!indices.is_sorted()).then(|| format!("reordered: {}", numbers.join(", ")))
 }
 
-fn of_record(path: String, of: &'static Fields, before: Option<&Value>, after: Option<&Value>) -> Vec<Difference> {
+fn of_record(
+    path: String,
+    of: &'static Fields,
+    before: Option<&Value>,
+    after: Option<&Value>,
+) -> Vec<Difference> {
     if before.is_none() || after.is_none() {
         return vec![(path, replaced(before, after))];
     }
@@ -114,7 +125,12 @@ fn of_record(path: String, of: &'static Fields, before: Option<&Value>, after: O
     changes.iter().flat_map(inside).collect()
 }
 
-fn of_map(path: &str, inner: &'static Type, before: Option<&Value>, after: Option<&Value>) -> Vec<Difference> {
+fn of_map(
+    path: &str,
+    inner: &'static Type,
+    before: Option<&Value>,
+    after: Option<&Value>,
+) -> Vec<Difference> {
     let record = |value: Option<&Value>| value.and_then(Value::as_record).cloned().unwrap_or_default();
     let (was, is) = (record(before), record(after));
     let mut names: Vec<_> = was.keys().chain(is.keys()).collect();
@@ -145,13 +161,17 @@ mod tests {
         fields: &[
             field("from", Type::Set(&Type::Text)),
             Field { default: Some(|| Value::text("tcp")), ..field("proto", Type::Text) },
-            field("hops", Type::List(&Type::Record(&Fields { doc: "One.", fields: &[field("node", Type::Text)] }))),
+            field(
+                "hops",
+                Type::List(&Type::Record(&Fields { doc: "One.", fields: &[field("node", Type::Text)] })),
+            ),
         ],
     };
 
     /// The differences between two values in JSON; the empty text stands for an absent one.
     fn shown(ty: Type, before: &str, after: &str) -> Vec<String> {
-        let value = |json: &str| (!json.is_empty()).then(|| serde_json::from_str::<Value>(json).expect("JSON"));
+        let value =
+            |json: &str| (!json.is_empty()).then(|| serde_json::from_str::<Value>(json).expect("JSON"));
         let lines = of("f".to_owned(), &ty, value(before).as_ref(), value(after).as_ref());
         lines.into_iter().map(|(path, how)| format!("{path}: {how}")).collect()
     }
@@ -168,7 +188,9 @@ mod tests {
 
     #[test]
     fn a_list_that_is_reordered_is_shown_as_that() {
-        let shown = |before: &str, after: &str| shown(Type::NonEmpty(&Type::List(&Type::Text)), before, after).concat();
+        let shown = |before: &str, after: &str| {
+            shown(Type::NonEmpty(&Type::List(&Type::Text)), before, after).concat()
+        };
         assert_eq!(shown(r#"["a","b"]"#, r#"["b","a"]"#), "f: reordered: a,b -> b,a");
         assert_eq!(shown(r#"["a","b"]"#, r#"["b","c"]"#), "f: a,b -> b,c");
         assert_eq!(shown(r#"["a","a","b"]"#, r#"["a","b","b"]"#), "f: a,a,b -> a,b,b");

@@ -31,7 +31,8 @@ pub struct HistoryEntry {
     pub message: Option<String>,
     /// Whether it is still the newest one.
     pub state: RevisionState,
-    /// What tells it apart from the same revision of another history; absent: the server is of an earlier version.
+    /// What tells it apart from the same revision of another history; absent: the server is of an earlier
+    /// version.
     pub hash: Option<ChainHash>,
 }
 
@@ -48,7 +49,8 @@ pub enum RevisionState {
 impl HistoryEntry {
     /// What history shows of a log entry of a server whose newest revision is `head`.
     pub fn of(entry: &LogEntry, head: Revision) -> Self {
-        let Provenance { commit, message, author: _, dirty: _ } = entry.provenance.clone().unwrap_or_default();
+        let Provenance { commit, message, author: _, dirty: _ } =
+            entry.provenance.clone().unwrap_or_default();
         Self {
             revision: entry.revision,
             time: entry.time,
@@ -94,7 +96,8 @@ pub fn history(log: &[LogEntry], server: &str, (epoch, head): (u64, Revision), m
 
 /// What an entry did, and to how much.
 fn what(LogEntry { action, changes, nodes, .. }: &LogEntry) -> String {
-    let counted = [(changes.len(), "resource"), (nodes.len(), "node")].into_iter().filter(|(number, _)| *number > 0);
+    let counted =
+        [(changes.len(), "resource"), (nodes.len(), "node")].into_iter().filter(|(number, _)| *number > 0);
     let counts: Vec<_> = counted.map(|(number, one)| count(number as u64, one)).collect();
     if counts.is_empty() { action.clone() } else { format!("{action} ({})", counts.join(", ")) }
 }

@@ -1,5 +1,5 @@
-//! A plan as text: the verdict first, then the changes, the nodes that are reconfigured, the changes of reachability, and
-//! what to type next.
+//! A plan as text: the verdict first, then the changes, the nodes that are reconfigured, the changes of
+//! reachability, and what to type next.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -73,8 +73,11 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     }
     let Summary { create, update, delete, nodes_changed, reach_gained, reach_lost, .. } = summary;
     let parts = [(*create, "to create"), (*update, "to update"), (*delete, "to delete")];
-    let parts: Vec<_> =
-        parts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
+    let parts: Vec<_> = parts
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, what)| format!("{number} {what}"))
+        .collect();
     let total = count(plan.changes.len() as u64, "change");
     let mut text = format!("{}: {}", total.bold(), parts.join(", "));
     if empties {
@@ -88,7 +91,8 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         many => format!("{many} nodes are reconfigured"),
     };
     if *nodes_changed > 0 {
-        let changes = [(*reach_gained, "gain"), (*reach_lost, "lose")].into_iter().filter(|(pairs, _)| *pairs > 0);
+        let changes =
+            [(*reach_gained, "gain"), (*reach_lost, "lose")].into_iter().filter(|(pairs, _)| *pairs > 0);
         let changes: Vec<_> = changes.map(|(pairs, verb)| reachability(pairs, verb)).collect();
         text += &if changes.is_empty() {
             "; reachability stays the same.\n".to_owned()
@@ -99,7 +103,9 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     let cut_off = plan.impact.iter().filter(|impact| !impact.keeps_server).count();
     if cut_off > 0 {
         let nodes = count(cut_off as u64, "node").red().bold().to_string();
-        text += &format!("{nodes} would lose the server: its address is in a range that is routed into the mesh.\n");
+        text += &format!(
+            "{nodes} would lose the server: its address is in a range that is routed into the mesh.\n"
+        );
     }
     text
 }
@@ -117,8 +123,8 @@ fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
     networks
 }
 
-/// The changes of one network, those of one action and kind folded together. Deletions, and which node a declaration binds
-/// to, are never folded.
+/// The changes of one network, those of one action and kind folded together. Deletions, and which node a
+/// declaration binds to, are never folded.
 fn change_lines(changes: &[&Change], plan: Option<&Plan>, full: bool) -> Vec<String> {
     let kinds = changes.iter().map(|change| change.id.kind.descriptor().word.len()).max().unwrap_or_default();
     let names = changes.iter().filter(|change| inside(change)).map(|change| change.id.name.as_str().len());
@@ -193,7 +199,8 @@ fn is_removed(bind: &Bind, impact: &[NodeImpact]) -> bool {
 /// The fields of a new resource.
 fn given(kind: Kind, body: Option<&Value>) -> String {
     let fields = kind.descriptor().fields.iter();
-    let given = fields.filter_map(|field| Some(format!("{}={}", field.name, value(body?.field(field.name)?))));
+    let given =
+        fields.filter_map(|field| Some(format!("{}={}", field.name, value(body?.field(field.name)?))));
     given.collect::<Vec<_>>().join(" ")
 }
 
@@ -231,7 +238,8 @@ fn effects(impact: &NodeImpact) -> String {
 fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
     let NodeImpact { peers_added, peers_removed, peers_changed, routes_added, routes_removed, .. } = *impact;
     let signed = |what: &str, counts: [(u32, &str); 3]| {
-        let parts = counts.iter().filter(|(number, _)| *number > 0).map(|(number, sign)| format!(" {sign}{number}"));
+        let parts =
+            counts.iter().filter(|(number, _)| *number > 0).map(|(number, sign)| format!(" {sign}{number}"));
         let parts: String = parts.collect();
         (!parts.is_empty()).then(|| format!("{what}{parts}"))
     };
@@ -255,7 +263,13 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
             (_, to) => to,
         };
         let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
-        (format!("  {network:width$}  {sign} {who} <-> {whom} ({}){because}", count(*pairs, "directed pair")), false)
+        (
+            format!(
+                "  {network:width$}  {sign} {who} <-> {whom} ({}){because}",
+                count(*pairs, "directed pair")
+            ),
+            false,
+        )
     });
     fold(lines.collect(), full)
 }

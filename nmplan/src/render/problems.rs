@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, NamedSource,
-    Severity as Grade, SourceCode, SourceSpan, SpanContents,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents,
+    NamedSource, Severity as Grade, SourceCode, SourceSpan, SpanContents,
 };
 use schema::report::{Problem, Report, Severity};
 use schema::syntax::Source;
@@ -85,7 +85,10 @@ impl Located {
             code: Some(problem.code.name()),
             message: problem.message.clone(),
             help: problem.help.clone(),
-            label: problem.at.filter(|_| source.is_some()).map(|at| own(at, Some(problem.code.title()), sources)),
+            label: problem
+                .at
+                .filter(|_| source.is_some())
+                .map(|at| own(at, Some(problem.code.title()), sources)),
             source,
             here: here.map(|(at, what)| other(*at, what, sources)).collect(),
             elsewhere: elsewhere.collect(),
@@ -112,14 +115,15 @@ fn other(at: Location, what: &str, sources: &[Source]) -> LabeledSpan {
 /// A mark below the first line of a location; further lines are not marked.
 fn mark(at: Location, what: Option<&str>, sources: &[Source]) -> (SourceSpan, Option<String>) {
     let (start, end) = (at.span.start as usize, at.span.end as usize);
-    let text = sources.get(at.source.0 as usize).and_then(|source| source.text.get(start..end)).unwrap_or_default();
+    let text =
+        sources.get(at.source.0 as usize).and_then(|source| source.text.get(start..end)).unwrap_or_default();
     let first = text.lines().next().unwrap_or_default().trim_end();
     let marked = first.floor_char_boundary(WIDE / 4);
     (SourceSpan::from((start, marked)), what.map(str::to_owned))
 }
 
-/// A text of which the lines around a span are shown, and of a very long line only the part around the span: a generator
-/// may write a whole network in one line.
+/// A text of which the lines around a span are shown, and of a very long line only the part around the span:
+/// a generator may write a whole network in one line.
 #[derive(Clone, Debug)]
 struct Excerpt(Arc<str>);
 
@@ -167,8 +171,10 @@ fn around(text: &str, start: usize, end: usize) -> Range<usize> {
         let near = |at: usize| text.floor_char_boundary(at);
         return from.max(near(start.saturating_sub(WIDE / 4)))..to.min(near(end + WIDE / 4));
     }
-    let previous = from.checked_sub(1).map(|newline| line_start(text, newline)).filter(|start| from - start <= WIDE);
-    let next = text[to..].find('\n').map(|newline| line_end(text, to + newline + 1)).filter(|end| end - to <= WIDE);
+    let previous =
+        from.checked_sub(1).map(|newline| line_start(text, newline)).filter(|start| from - start <= WIDE);
+    let next =
+        text[to..].find('\n').map(|newline| line_end(text, to + newline + 1)).filter(|end| end - to <= WIDE);
     previous.unwrap_or(from)..next.unwrap_or(to)
 }
 
@@ -214,7 +220,8 @@ impl Lines {
     pub fn position(&self, source: SourceId, text: &str, byte: u32) -> (usize, usize) {
         let mut files = self.starts.borrow_mut();
         let starts = files.entry(source).or_insert_with(|| {
-            let after = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(index, _)| index + 1);
+            let after =
+                text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(index, _)| index + 1);
             Rc::new([0].into_iter().chain(after).collect())
         });
         let byte = (byte as usize).min(text.len());

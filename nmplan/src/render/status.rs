@@ -16,7 +16,8 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String
     if nodes.is_empty() {
         return text;
     }
-    let mut table = table(&["NETWORK", "NODE", "STATE", "CONTROL", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
+    let mut table =
+        table(&["NETWORK", "NODE", "STATE", "CONTROL", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
     for node in nodes {
         let network = node.id.split('/').next().unwrap_or_default();
         table.add_row([
@@ -47,7 +48,10 @@ fn counts(nodes: &[NodeStatus]) -> String {
     let online = number(Presence::Online);
     let silent = number(Presence::Silent);
     let awaiting = number(Presence::Awaiting);
-    format!("{} ({online} online, {silent} silent, {awaiting} awaiting a join)", count(nodes.len() as u64, "node"))
+    format!(
+        "{} ({online} online, {silent} silent, {awaiting} awaiting a join)",
+        count(nodes.len() as u64, "node")
+    )
 }
 
 fn state(node: &NodeStatus) -> Cell {
@@ -88,14 +92,29 @@ pub fn declared(snapshot: &Snapshot, server: &str, revision: Revision) -> String
         groups.entry((&id.network, id.kind, &entry.owner)).or_default().push(id.name.as_str());
     }
     let mut table = table(&["NETWORK", "KIND", "COUNT", "NAMES", "MANAGED BY"]);
-    for (network, owner) in
-        snapshot.entries().filter(|(id, _)| id.kind.descriptor().within.is_none()).map(|(id, entry)| (id, &entry.owner))
+    for (network, owner) in snapshot
+        .entries()
+        .filter(|(id, _)| id.kind.descriptor().within.is_none())
+        .map(|(id, entry)| (id, &entry.owner))
     {
-        table.add_row([network.to_string(), network.kind.to_string(), "1".into(), network.to_string(), manager(owner)]);
-        for ((_, kind, owner), names) in
-            groups.range((&network.network, network.kind, &None)..).take_while(|((of, ..), _)| **of == network.network)
+        table.add_row([
+            network.to_string(),
+            network.kind.to_string(),
+            "1".into(),
+            network.to_string(),
+            manager(owner),
+        ]);
+        for ((_, kind, owner), names) in groups
+            .range((&network.network, network.kind, &None)..)
+            .take_while(|((of, ..), _)| **of == network.network)
         {
-            table.add_row([String::new(), kind.to_string(), names.len().to_string(), few(names), manager(owner)]);
+            table.add_row([
+                String::new(),
+                kind.to_string(),
+                names.len().to_string(),
+                few(names),
+                manager(owner),
+            ]);
         }
     }
     if !snapshot.is_empty() {

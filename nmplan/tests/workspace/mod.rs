@@ -1,4 +1,5 @@
-//! What the suites share: a [`Workspace`] in which commands run as they are typed, against a server in memory.
+//! What the suites share: a [`Workspace`] in which commands run as they are typed, against a server in
+//! memory.
 #![allow(dead_code, reason = "each suite uses its part")]
 
 use std::cell::RefCell;
@@ -41,7 +42,8 @@ impl Ran {
     }
 }
 
-/// Where commands run: a server, a directory for files, variables of the environment, and what is typed at a prompt.
+/// Where commands run: a server, a directory for files, variables of the environment, and what is typed at a
+/// prompt.
 pub struct Workspace {
     pub server: Memory,
     pub directory: tempfile::TempDir,
@@ -68,7 +70,13 @@ impl Write for Shared {
 impl Workspace {
     pub fn new(world: World) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        Self { server: Memory::of(world), directory, environment: Vec::new(), typed: None, asked: RefCell::default() }
+        Self {
+            server: Memory::of(world),
+            directory,
+            environment: Vec::new(),
+            typed: None,
+            asked: RefCell::default(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -77,7 +85,8 @@ impl Workspace {
 
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        std::fs::create_dir_all(path.parent().expect("it is in the directory")).expect("a directory can be made");
+        std::fs::create_dir_all(path.parent().expect("it is in the directory"))
+            .expect("a directory can be made");
         std::fs::write(&path, text).expect("a file can be written");
         path
     }
@@ -105,8 +114,10 @@ impl Workspace {
             self.asked.replace(url.map(str::to_owned));
             Ok(self.server.clone())
         };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
         let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
             Ok(exit) => exit.code(),
             Err(error) => {
@@ -114,7 +125,8 @@ impl Workspace {
                 error.exit().code()
             }
         };
-        let text = |shared: Shared| String::from_utf8(shared.0.take()).expect("it is text").replace(&root, "DIR");
+        let text =
+            |shared: Shared| String::from_utf8(shared.0.take()).expect("it is text").replace(&root, "DIR");
         Ran { exit, stdout: text(stdout), stderr: text(stderr) }
     }
 }

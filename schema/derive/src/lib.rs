@@ -1,7 +1,8 @@
-//! Derives that describe: a struct becomes a table of its fields and loops over them, an enum a table of its words.
+//! Derives that describe: a struct becomes a table of its fields and loops over them, an enum a table of its
+//! words.
 //!
-//! The macros emit data and calls, never logic. A field or word without a doc comment and an attribute that is not known
-//! are compile errors, because the comments are the reference.
+//! The macros emit data and calls, never logic. A field or word without a doc comment and an attribute that
+//! is not known are compile errors, because the comments are the reference.
 
 mod choice;
 mod fields;
@@ -13,21 +14,22 @@ use syn::{Attribute, DeriveInput, Expr, ExprLit, Lit, LitStr, Meta, parse_macro_
 
 /// Derives `schema::attribute::Describe` for a class of objects.
 ///
-/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]`; on a field:
-/// `#[field(default = EXPRESSION)]`, an expression of the field's type.
+/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]`; on a
+/// field: `#[field(default = EXPRESSION)]`, an expression of the field's type.
 #[proc_macro_derive(Describe, attributes(describe, field))]
 pub fn describe(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), class)
 }
 
-/// Derives `schema::attribute::Struct` and `Attribute` for a struct inside a field of another one; its fields take
-/// the same attribute.
+/// Derives `schema::attribute::Struct` and `Attribute` for a struct inside a field of another one; its fields
+/// take the same attribute.
 #[proc_macro_derive(Record, attributes(field))]
 pub fn record(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), nested)
 }
 
-/// Derives `schema::attribute::Choice` and `Attribute` for an enum without data: its variants in kebab case are the words.
+/// Derives `schema::attribute::Choice` and `Attribute` for an enum without data: its variants in kebab case
+/// are the words.
 #[proc_macro_derive(Choice)]
 pub fn choice(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), choice::derive)
@@ -115,7 +117,8 @@ impl Header {
                 Ok(())
             })?;
         }
-        let missing = |what| syn::Error::new(input.ident.span(), format!("#[describe({what} = \"..\")] is missing"));
+        let missing =
+            |what| syn::Error::new(input.ident.span(), format!("#[describe({what} = \"..\")] is missing"));
         Ok(Self {
             word: word.ok_or_else(|| missing("word"))?,
             plural: plural.ok_or_else(|| missing("plural"))?,

@@ -89,7 +89,12 @@ impl<T: Attribute> Attribute for BTreeMap<Box<str>, T> {
         let record = match &value.data {
             Data::Record(record) => record,
             Data::Flag => return Some(Self::new()),
-            Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_) => {
+            Data::Null
+            | Data::Bool(_)
+            | Data::Integer(_)
+            | Data::Float(_)
+            | Data::Text(_)
+            | Data::List(_) => {
                 found.push(wrong_type(value, "a block of names and values", None));
                 return None;
             }

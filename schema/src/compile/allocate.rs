@@ -24,8 +24,8 @@ pub struct Exhausted {
     pub range: IpNet,
 }
 
-/// The addresses that are not for everybody: those that the files of a network reserve, for a node or for an entry, and
-/// those by which the server is reached.
+/// The addresses that are not for everybody: those that the files of a network reserve, for a node or for an
+/// entry, and those by which the server is reached.
 #[derive(Debug)]
 pub struct ReservedAddresses(BTreeMap<IpAddr, Option<Name>>);
 
@@ -60,9 +60,10 @@ impl<'a> Allocator<'a> {
 
     /// The addresses for a node: one of each range of its network.
     ///
-    /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that is still
-    /// in quarantine; else the lowest that is neither in use, nor reserved, nor an entry's, nor the server's, nor in
-    /// quarantine, nor the range's own first or (in IPv4) last one; else the one longest in quarantine.
+    /// The one that is reserved for it; else one that it has already (`kept`); else one that it left and that
+    /// is still in quarantine; else the lowest that is neither in use, nor reserved, nor an entry's, nor the
+    /// server's, nor in quarantine, nor the range's own first or (in IPv4) last one; else the one longest in
+    /// quarantine.
     pub fn addresses(
         &mut self,
         node: &Name,
@@ -111,9 +112,14 @@ impl<'a> Allocator<'a> {
         while *candidate <= last {
             let address = address(*candidate, range);
             let quarantined = || {
-                inventory.quarantine_of(self.network, address).is_some_and(|it| age(it.since, self.now) < quarantine)
+                inventory
+                    .quarantine_of(self.network, address)
+                    .is_some_and(|it| age(it.since, self.now) < quarantine)
             };
-            if used.next_if_eq(candidate).is_none() && !self.reserved.0.contains_key(&address) && !quarantined() {
+            if used.next_if_eq(candidate).is_none()
+                && !self.reserved.0.contains_key(&address)
+                && !quarantined()
+            {
                 return Some(address);
             }
             *candidate += 1;
@@ -129,7 +135,9 @@ impl<'a> Allocator<'a> {
                 && !self.reserved.0.contains_key(address)
                 && age(quarantined.since, self.now) >= SHORTEST_QUARANTINE
         });
-        candidates.min_by_key(|(address, quarantined)| (quarantined.since, *address)).map(|(address, _)| address)
+        candidates
+            .min_by_key(|(address, quarantined)| (quarantined.since, *address))
+            .map(|(address, _)| address)
     }
 }
 
@@ -149,8 +157,8 @@ impl ReservedAddresses {
         Self(reserved)
     }
 
-    /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry for it
-    /// may well mean that very node.
+    /// Whether the files leave a node the address that it has: no other node's reservation takes it. An entry
+    /// for it may well mean that very node.
     pub fn leaves(&self, address: IpAddr, node: &Name) -> bool {
         !matches!(self.0.get(&address), Some(Some(of)) if of != node)
     }

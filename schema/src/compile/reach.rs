@@ -1,10 +1,10 @@
 //! Who can reach whom: reported by network and node, never as a list of pairs.
 //!
-//! In a network without access rules every joined node reaches every other, directly or through the hub, as long as
-//! packets find the way: not while the hub has not joined, and not to an endpoint that a range hides. A host that has joined
-//! a network with a range around the endpoint of a peer has a route into the mesh for it, and so has the peer's answer;
-//! [`hidden`] finds those endpoints. Nodes that see and are seen alike are one [`Standing`], so that a change is found on
-//! pairs of standings of before and after.
+//! In a network without access rules every joined node reaches every other, directly or through the hub, as
+//! long as packets find the way: not while the hub has not joined, and not to an endpoint that a range hides.
+//! A host that has joined a network with a range around the endpoint of a peer has a route into the mesh for
+//! it, and so has the peer's answer; [`hidden`] finds those endpoints. Nodes that see and are seen alike are
+//! one [`Standing`], so that a change is found on pairs of standings of before and after.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -74,8 +74,10 @@ impl Hidden {
 
 /// Finds the endpoints that ranges hide.
 pub fn hidden(declared: &Snapshot, inventory: &Inventory) -> Hidden {
-    let ranges: Vec<_> =
-        declared.networks().flat_map(|(name, network)| network.ranges().map(move |range| (name, range))).collect();
+    let ranges: Vec<_> = declared
+        .networks()
+        .flat_map(|(name, network)| network.ranges().map(move |range| (name, range)))
+        .collect();
     let around = |address: IpAddr| ranges.iter().filter(move |(_, range)| range.contains(&address));
     let mut hidden = Hidden::default();
     for (id, joined) in inventory.nodes() {
@@ -123,7 +125,8 @@ fn reaching(network: &NetworkName, Moment { mesh, hidden }: Moment<'_>) -> BTree
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
         Standing { behind, inside: inside.cloned().unwrap_or_default() }
     };
-    let mut nodes: BTreeMap<Name, Standing> = mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
+    let mut nodes: BTreeMap<Name, Standing> =
+        mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
     if let Some(hub) = mesh.hub() {
         // All packets pass the hub, so that only the ways to it count.
         let at_hub = nodes.get(hub).cloned();
@@ -146,8 +149,9 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
     for node in was.keys().chain(is.keys()) {
         groups.entry((was.get(node), is.get(node))).or_default().insert(node);
     }
-    let see =
-        |one: Option<&Standing>, other: Option<&Standing>| one.zip(other).is_some_and(|(one, other)| one.sees(other));
+    let see = |one: Option<&Standing>, other: Option<&Standing>| {
+        one.zip(other).is_some_and(|(one, other)| one.sees(other))
+    };
     let saw = |one: &Group<'_>, other: &Group<'_>| see(one.0, other.0);
     let sees = |one: &Group<'_>, other: &Group<'_>| see(one.1, other.1);
     let mut changes = moved(network, Direction::Lost, &groups, &saw, &sees);
@@ -171,7 +175,8 @@ fn moved(
         ReachChange { network, from, to, direction, pairs, because: None }
     };
     // How many others a node of a group reaches only here.
-    let others = |group: &Group<'_>, other: &Group<'_>| groups[other].len() as u64 - u64::from(group == other);
+    let others =
+        |group: &Group<'_>, other: &Group<'_>| groups[other].len() as u64 - u64::from(group == other);
     let count = |holds: &dyn Fn(&Group<'_>, &Group<'_>) -> bool| {
         let all = |group: &Group<'_>| {
             groups.keys().filter(|other| holds(group, other)).map(|other| others(group, other)).sum::<u64>()
@@ -186,8 +191,8 @@ fn moved(
     if pairs == count(here) {
         return vec![change("*".into(), pairs)];
     }
-    // Each pair is reported once, with the first of its two nodes; groups that move against most others go first, so that
-    // few nodes are named.
+    // Each pair is reported once, with the first of its two nodes; groups that move against most others go
+    // first, so that few nodes are named.
     let mut left: Vec<_> = groups.keys().collect();
     let total = |group: &Group<'_>| {
         groups.keys().filter(|other| only_here(group, other)).map(|other| others(group, other)).sum::<u64>()

@@ -1,4 +1,5 @@
-//! The inventory after a change of the declarations: the server commits it, and a plan shows it, by the same call.
+//! The inventory after a change of the declarations: the server commits it, and a plan shows it, by the same
+//! call.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,9 +15,10 @@ use crate::snapshot::Snapshot;
 
 /// Returns the inventory that fits these declarations.
 ///
-/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs. A node whose
-/// address no longer fits gets the reserved one, or the lowest that is free. Addresses that are given up are in
-/// quarantine from `now` on. No node is given one of the addresses of the `server`. Fails if a range has too few addresses.
+/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs. A
+/// node whose address no longer fits gets the reserved one, or the lowest that is free. Addresses that are
+/// given up are in quarantine from `now` on. No node is given one of the addresses of the `server`. Fails if
+/// a range has too few addresses.
 pub fn reconcile(
     inventory: &Inventory,
     declared: &Snapshot,
@@ -24,16 +26,23 @@ pub fn reconcile(
     now: Timestamp,
 ) -> Result<Inventory, Exhausted> {
     let mut reconciled = inventory.clone();
-    for (id, _) in inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none()) {
+    for (id, _) in
+        inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none())
+    {
         reconciled.remove_key(id);
     }
-    for ((network, address), _) in inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared)) {
+    for ((network, address), _) in
+        inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared))
+    {
         reconciled.end_quarantine(network, *address);
     }
-    for ((network, identity), _) in inventory.barred().filter(|((network, _), _)| !is_declared(network, declared)) {
+    for ((network, identity), _) in
+        inventory.barred().filter(|((network, _), _)| !is_declared(network, declared))
+    {
         reconciled.end_bar(network, identity);
     }
-    let reserved = |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared, server));
+    let reserved =
+        |network: &NetworkName| (network.clone(), ReservedAddresses::of(network, declared, server));
     let reserved: BTreeMap<_, _> = declared.networks().map(|(network, _)| reserved(network)).collect();
     let mut moving = Vec::new();
     for (id, joined) in inventory.nodes() {
@@ -41,7 +50,10 @@ pub fn reconcile(
             Fate::Removed => {
                 reconciled.remove_node(id, now);
                 if !is_declared(&id.network, declared) {
-                    joined.addresses.iter().for_each(|address| reconciled.end_quarantine(&id.network, *address));
+                    joined
+                        .addresses
+                        .iter()
+                        .for_each(|address| reconciled.end_quarantine(&id.network, *address));
                 }
             }
             Fate::Readdressed => moving.push((id, joined)),
@@ -66,17 +78,20 @@ enum Fate {
 }
 
 fn fate(id: &NodeId, joined: &Joined, declared: &Snapshot, reserved: Option<&ReservedAddresses>) -> Fate {
-    let (Some(network), Some(reserved)) = (declared.network(&id.network), reserved) else { return Fate::Removed };
+    let (Some(network), Some(reserved)) = (declared.network(&id.network), reserved) else {
+        return Fate::Removed;
+    };
     if joined.claimed && declared.named::<Node>(&id.network, &id.name).is_none() {
         return Fate::Removed;
     }
-    let complete = network.ranges().all(|range| joined.addresses.iter().any(|address| range.contains(address)));
+    let complete =
+        network.ranges().all(|range| joined.addresses.iter().any(|address| range.contains(address)));
     let fit = joined.addresses.iter().all(|address| fits(id, *address, declared, reserved));
     if complete && fit { Fate::Kept } else { Fate::Readdressed }
 }
 
-/// Frees the addresses that do not fit, of all nodes that move, then assigns new ones: reserved ones first, so that
-/// they are not taken.
+/// Frees the addresses that do not fit, of all nodes that move, then assigns new ones: reserved ones first,
+/// so that they are not taken.
 fn readdress(
     inventory: &mut Inventory,
     moving: &[(&NodeId, &Arc<Joined>)],
@@ -87,7 +102,12 @@ fn readdress(
     for (id, joined) in moving {
         inventory.remove_node(id, now);
         let Some(reserved) = reserved.get(&id.network) else { continue };
-        let kept = joined.addresses.iter().copied().filter(|address| fits(id, *address, declared, reserved)).collect();
+        let kept = joined
+            .addresses
+            .iter()
+            .copied()
+            .filter(|address| fits(id, *address, declared, reserved))
+            .collect();
         inventory.put_node((*id).clone(), Joined { addresses: kept, ..(***joined).clone() });
     }
     let reserves = |id: &NodeId| {
@@ -99,7 +119,8 @@ fn readdress(
         let Some(reserved) = reserved.get(&id.network) else { continue };
         let kept = inventory.node(id).map(|joined| joined.addresses.clone()).unwrap_or_default();
         let new = || Allocator::new(&id.network, declared, reserved, inventory, now);
-        let addresses = allocators.entry(&id.network).or_insert_with(new).addresses(&id.name, &kept, inventory)?;
+        let addresses =
+            allocators.entry(&id.network).or_insert_with(new).addresses(&id.name, &kept, inventory)?;
         inventory.put_node((*id).clone(), Joined { addresses, ..(**joined).clone() });
     }
     Ok(())
@@ -117,6 +138,9 @@ fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, others: &ReservedAddr
     let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
     match reserved {
         Some((_, reserved)) => reserved == address,
-        None => declared.network(network).is_some_and(|it| it.has_room_at(address)) && others.leaves(address, name),
+        None => {
+            declared.network(network).is_some_and(|it| it.has_room_at(address))
+                && others.leaves(address, name)
+        }
     }
 }

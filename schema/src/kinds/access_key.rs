@@ -22,10 +22,11 @@ pub struct AccessKey {
     pub uses: Option<Uses>,
     /// When it expires: a duration after it was created, or a day. Absent: never.
     pub expires: Option<Expiry>,
-    /// Tags that a node gets when it joins with this key. They are copied: later changes do not reach joined nodes.
+    /// Tags that a node gets when it joins with this key. They are copied: later changes do not reach joined
+    /// nodes.
     pub tags: BTreeSet<Name>,
-    /// The declared nodes whose names may be claimed with it, once each. Absent: it claims no declared name, and its
-    /// nodes join under names that no file declares.
+    /// The declared nodes whose names may be claimed with it, once each. Absent: it claims no declared name,
+    /// and its nodes join under names that no file declares.
     pub r#for: BTreeSet<Ref<Node>>,
 }
 

@@ -13,8 +13,8 @@ use crate::scalars::{DomainName, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// How many entries an alias may lead through: resolvers follow no more (RFC 1034, section 3.6.2, has them follow
-/// chains and detect loops).
+/// How many entries an alias may lead through: resolvers follow no more (RFC 1034, section 3.6.2, has them
+/// follow chains and detect loops).
 const LONGEST_CHAIN: usize = 16;
 
 /// A name that resolves in the network, as NAME.NETWORK: to addresses, to a node, or to another name.
@@ -25,7 +25,8 @@ pub struct Dns {
     pub a: BTreeSet<Ipv4Addr>,
     /// The IPv6 addresses that it resolves to.
     pub aaaa: BTreeSet<Ipv6Addr>,
-    /// The node whose addresses it resolves to, whatever they are; it resolves to nothing until that node has joined.
+    /// The node whose addresses it resolves to, whatever they are; it resolves to nothing until that node has
+    /// joined.
     pub node: Option<Ref<Node>>,
     /// The name that it is an alias of: one of this network, written NAME.NETWORK, or any other.
     pub cname: Option<DomainName>,
@@ -71,8 +72,8 @@ impl Rules for Dns {
     }
 }
 
-/// Whether the aliases that begin at an entry lead through more entries than resolvers follow. Cycles are reported by
-/// the rules for references.
+/// Whether the aliases that begin at an entry lead through more entries than resolvers follow. Cycles are
+/// reported by the rules for references.
 fn leads_too_far(first: &Dns, id: &ResourceId, world: &Snapshot) -> bool {
     let mut passed = vec![id.name.clone()];
     let mut next = first.inner_cname(&id.network);

@@ -22,41 +22,44 @@ pub type Mtu = Bounded<1_280, 65_535>;
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "network", plural = "networks")]
 pub struct Network {
-    /// The IPv4 range that nodes get their addresses from. Absent: the network has no IPv4; then `ipv6` is needed.
+    /// The IPv4 range that nodes get their addresses from. Absent: the network has no IPv4; then `ipv6` is
+    /// needed.
     pub ipv4: Option<Ipv4Range>,
-    /// The IPv6 range that nodes get their addresses from. Absent: the network has no IPv6; then `ipv4` is needed.
+    /// The IPv6 range that nodes get their addresses from. Absent: the network has no IPv6; then `ipv4` is
+    /// needed.
     pub ipv6: Option<Ipv6Range>,
-    /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which every
-    /// node has every other as a peer. While the hub has not joined, no other node has a peer.
+    /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which
+    /// every node has every other as a peer. While the hub has not joined, no other node has a peer.
     pub hub: Option<Ref<Node>>,
-    /// The UDP port that nodes listen on unless their own declaration sets one. If it is taken on a host, the agent
-    /// takes the next free one.
+    /// The UDP port that nodes listen on unless their own declaration sets one. If it is taken on a host, the
+    /// agent takes the next free one.
     #[field(default = Port::new(51_821))]
     pub listen_port: Port,
-    /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from its own
-    /// default route, 1280 to 1420. A host whose kernel has no WireGuard passes on at most 4064 bytes: its interface gets no
-    /// more, and `netclient status` says so.
+    /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from
+    /// its own default route, 1280 to 1420. A host whose kernel has no WireGuard passes on at most 4064
+    /// bytes: its interface gets no more, and `netclient status` says so.
     pub mtu: Option<Mtu>,
-    /// How often nodes send each other a packet, so that a NAT between them keeps their mapping; `0s` turns it off, at
-    /// most `18h`. See PersistentKeepalive in wg(8).
+    /// How often nodes send each other a packet, so that a NAT between them keeps their mapping; `0s` turns
+    /// it off, at most `18h`. See PersistentKeepalive in wg(8).
     #[field(default = Seconds(20))]
     pub keepalive: Seconds,
     /// Whether names of this network resolve on its nodes, as NAME.NETWORK.
     #[field(default = true)]
     pub name_service: bool,
-    /// How many nodes may be in the network, joined and expected together. Absent: as many as there are addresses.
+    /// How many nodes may be in the network, joined and expected together. Absent: as many as there are
+    /// addresses.
     pub node_limit: Option<Bounded<1, 1_000_000>>,
     /// How often an agent checks in while nothing changes, `1s` to `1h`.
     #[field(default = Seconds(15))]
     pub check_in: Seconds,
-    /// How long the address of a node that left is in quarantine before another node may get it. If no other address is
-    /// free, the one longest in quarantine is taken, but not before 10 minutes.
+    /// How long the address of a node that left is in quarantine before another node may get it. If no other
+    /// address is free, the one longest in quarantine is taken, but not before 10 minutes.
     #[field(default = Seconds::hours(24))]
     pub address_quarantine: Seconds,
 }
 
-/// Top-level domains whose names belong to others, with what they are for. Agents let names of a network resolve as
-/// NAME.NETWORK, and theirs go first.
+/// Top-level domains whose names belong to others, with what they are for. Agents let names of a network
+/// resolve as NAME.NETWORK, and theirs go first.
 const RESERVED_NAMES: &[(&str, &str)] = &[
     ("arpa", "is the domain of the internet's own infrastructure (RFC 3172)"),
     ("com", "is a public domain"),
@@ -131,8 +134,8 @@ impl Network {
         }
     }
 
-    /// Whether a node may have the address: it lies in the range of its family, and is neither that range's own first nor,
-    /// in IPv4, its last.
+    /// Whether a node may have the address: it lies in the range of its family, and is neither that range's
+    /// own first nor, in IPv4, its last.
     pub fn has_room_at(&self, address: IpAddr) -> bool {
         let inside = |range: &IpNet| range.contains(&address) && range.network() != address;
         self.range_of(address).filter(inside).is_some_and(|range| address.is_ipv6() || range.broadcast() != address)

@@ -13,7 +13,8 @@ use crate::scalars::{Endpoint, Name, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// A declared node: a host that is expected under this name, and how its node is configured once it has joined.
+/// A declared node: a host that is expected under this name, and how its node is configured once it has
+/// joined.
 ///
 /// A key whose `for` names it lets a host claim the name.
 #[derive(Clone, Debug, PartialEq, Describe)]
@@ -25,13 +26,14 @@ pub struct Node {
     pub ipv6: Option<Ipv6Addr>,
     /// Words that describe it, which `nmplan status` lists; those of its key are added at the join.
     pub tags: BTreeSet<Name>,
-    /// Where the others reach it, for a node with a fixed public address or a port that is forwarded: an address or a name
-    /// that it has outside of every network, not loopback, link-local or the like. Absent: what its agent reports and the
-    /// server sees.
+    /// Where the others reach it, for a node with a fixed public address or a port that is forwarded: an
+    /// address or a name that it has outside of every network, not loopback, link-local or the like. Absent:
+    /// what its agent reports and the server sees.
     pub endpoint: Option<Endpoint>,
     /// The UDP port that it listens on. Absent: the network's, or the next free one.
     pub listen_port: Option<Port>,
-    /// How often it sends each peer a packet, instead of the network's `keepalive`; `0s` turns that off, at most `18h`.
+    /// How often it sends each peer a packet, instead of the network's `keepalive`; `0s` turns that off, at
+    /// most `18h`.
     pub keepalive: Option<Seconds>,
 }
 

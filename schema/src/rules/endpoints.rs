@@ -1,12 +1,13 @@
 //! One law for endpoints: at which addresses and by which names other nodes may be told to reach a node.
 //!
-//! Everybody who takes an endpoint asks here: the rules for files ([`check_file`], [`check`]), the server for what agents
-//! report ([`Meshes::refuses`]), and an agent for what the name of a peer resolves to ([`refused_everywhere`]). Addresses
-//! are judged in their canonical form: `::ffff:127.0.0.1` is `127.0.0.1`.
+//! Everybody who takes an endpoint asks here: the rules for files ([`check_file`], [`check`]), the server for
+//! what agents report ([`Meshes::refuses`]), and an agent for what the name of a peer resolves to
+//! ([`refused_everywhere`]). Addresses are judged in their canonical form: `::ffff:127.0.0.1` is `127.0.0.1`.
 //!
-//! Some addresses no other host can reach, whatever is declared. Others belong to a mesh: an endpoint there would send the
-//! tunnel through itself. A range that holds an address of the server was let through with `--allow cut-off`, or it could
-//! not be declared: hosts live in it, so that only what members have there is refused.
+//! Some addresses no other host can reach, whatever is declared. Others belong to a mesh: an endpoint there
+//! would send the tunnel through itself. A range that holds an address of the server was let through with
+//! `--allow cut-off`, or it could not be declared: hosts live in it, so that only what members have there is
+//! refused.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,7 +23,8 @@ use crate::server_info::ServerInfo;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// Why other nodes cannot reach a node at an endpoint. The text is the end of the sentence "other nodes cannot use X: ...".
+/// Why other nodes cannot reach a node at an endpoint. The text is the end of the sentence "other nodes
+/// cannot use X: ...".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// No host reaches another there (RFC 6890).
@@ -169,7 +171,8 @@ impl<'a> Meshes<'a> {
 
     fn reserving(&self, network: &NetworkName, address: IpAddr) -> Option<&'a Name> {
         let nodes = self.declared.all_in::<Node>(network);
-        let mut reserving = nodes.filter(|(_, node)| node.reserved().any(|(_, reserved)| reserved == address));
+        let mut reserving =
+            nodes.filter(|(_, node)| node.reserved().any(|(_, reserved)| reserved == address));
         reserving.next().map(|(id, _)| &id.name)
     }
 }
@@ -179,7 +182,9 @@ fn mesh_name(declared: &Snapshot, host: &EndpointHost) -> Option<Refused> {
     let EndpointHost::Domain(name) = host else { return None };
     let (_, suffix) = name.in_network()?;
     let mut networks = declared.networks().filter(|(_, network)| network.name_service);
-    networks.find(|(network, _)| network.as_str() == suffix).map(|(network, _)| Refused::MeshName(network.clone()))
+    networks
+        .find(|(network, _)| network.as_str() == suffix)
+        .map(|(network, _)| Refused::MeshName(network.clone()))
 }
 
 /// Reports an endpoint in a file that is none on any server.
@@ -194,12 +199,14 @@ pub(super) fn check_file(
     }
 }
 
-/// Checks the endpoints of files against the networks of a server, where [`rules::check`](super::check) has found nothing.
+/// Checks the endpoints of files against the networks of a server, where [`rules::check`](super::check) has
+/// found nothing.
 pub fn check(meshes: Meshes<'_>, source_map: &SourceMap) -> Report {
     check_as(Code::EndpointInMesh, meshes, source_map)
 }
 
-/// The same where no server is known, so that a range may have been let through: all that this finds are warnings.
+/// The same where no server is known, so that a range may have been let through: all that this finds are
+/// warnings.
 pub(super) fn check_by_default(declared: &Snapshot, source_map: &SourceMap) -> Report {
     let comms_range = Some(ServerInfo::DEFAULT_COMMS_RANGE);
     let meshes = Meshes { declared, members: &Nobody, comms_range, server: &[] };
@@ -272,7 +279,9 @@ mod tests {
             let refused = host_refused_everywhere(&host(bad)).unwrap_or_else(|| panic!("{bad} is refused"));
             assert!(refused.to_string().contains(why), "{bad}: {refused}");
         }
-        for good in ["192.0.2.7", "10.0.0.1", "100.64.0.1", "::ffff:192.0.2.7", "2001:db8::1", "64:ff9b::c000:201"] {
+        for good in
+            ["192.0.2.7", "10.0.0.1", "100.64.0.1", "::ffff:192.0.2.7", "2001:db8::1", "64:ff9b::c000:201"]
+        {
             assert_eq!(host_refused_everywhere(&host(good)), None, "{good}");
         }
         assert_eq!(host_refused_everywhere(&host("localhost.example.net")), None);
@@ -309,7 +318,8 @@ mod tests {
 
     #[test]
     fn in_a_range_that_was_let_through_only_what_members_have_is_refused() {
-        let snapshot = declared(&[("corp", r#"{"ipv4":"10.40.0.0/24"}"#), ("corp/node/db", r#"{"ipv4":"10.40.0.7"}"#)]);
+        let snapshot =
+            declared(&[("corp", r#"{"ipv4":"10.40.0.0/24"}"#), ("corp/node/db", r#"{"ipv4":"10.40.0.7"}"#)]);
         let server = ["10.40.0.1".parse().expect("good")];
         let mut inventory = Inventory::default();
         let id: ResourceId = "corp/node/a".parse().expect("good");

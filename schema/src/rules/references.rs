@@ -1,4 +1,5 @@
-//! References between objects: each names an object that exists, and those that an object consists of form no cycle.
+//! References between objects: each names an object that exists, and those that an object consists of form no
+//! cycle.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -13,7 +14,8 @@ use crate::scalars::Name;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Location;
 
-/// The references that may not form a cycle, each with its place; nodes and edges in the order of the snapshot.
+/// The references that may not form a cycle, each with its place; nodes and edges in the order of the
+/// snapshot.
 type Graph = DiGraph<ResourceId, Option<Location>>;
 
 /// Checks the references of all objects.
@@ -44,7 +46,12 @@ pub(super) fn check(world: &Snapshot, findings: &mut Findings<'_>) {
 }
 
 /// The resource that a reference leads to; one that could not be read counts, since that is reported already.
-fn target(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, findings: &Findings<'_>) -> Option<ResourceId> {
+fn target(
+    id: &ResourceId,
+    reference: &Reference<'_>,
+    world: &Snapshot,
+    findings: &Findings<'_>,
+) -> Option<ResourceId> {
     let name: Name = reference.name.parse().ok()?;
     let meant = Kind::meant_by(reference.to);
     let mut meant = meant.map(|kind| ResourceId { network: id.network.clone(), kind, name: name.clone() });
@@ -65,7 +72,10 @@ fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, finding
         Target::Namespace(_) => {
             let text = reference.text;
             let network = &id.network;
-            format!("`{field}` of {id} is {text:?}, but network {network} has nothing named {:?}", reference.name)
+            format!(
+                "`{field}` of {id} is {text:?}, but network {network} has nothing named {:?}",
+                reference.name
+            )
         }
     };
     let help = help_for(id, reference, world, findings.may_suggest());
@@ -84,13 +94,16 @@ fn help_for(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, sugges
     }
     let rest = reference.text.strip_prefix(reference.name).unwrap_or_default();
     let known = Kind::meant_by(reference.to).flat_map(|kind| world.ids_of(&id.network, kind));
-    let known: Vec<_> = known.filter(|known| *known != id).map(|known| format!("{}{rest}", known.name)).collect();
+    let known: Vec<_> =
+        known.filter(|known| *known != id).map(|known| format!("{}{rest}", known.name)).collect();
     did_you_mean(reference.text, known.iter().map(String::as_str)).unwrap_or_else(declare)
 }
 
-/// One cycle for each set of objects that lead to each other: the shortest through the first of them, beginning there.
+/// One cycle for each set of objects that lead to each other: the shortest through the first of them,
+/// beginning there.
 fn cycles(graph: &Graph) -> Vec<Vec<NodeIndex>> {
-    let mut cycles: Vec<_> = kosaraju_scc(graph).iter().filter_map(|component| cycle(component, graph)).collect();
+    let mut cycles: Vec<_> =
+        kosaraju_scc(graph).iter().filter_map(|component| cycle(component, graph)).collect();
     cycles.sort_by_key(|cycle| &graph[cycle[0]]);
     cycles
 }
@@ -103,7 +116,8 @@ fn cycle(component: &[NodeIndex], graph: &Graph) -> Option<Vec<NodeIndex>> {
     while let Some(node) = open.pop_front() {
         for next in graph.neighbors(node).filter(|next| component.contains(next)) {
             if next == first {
-                let mut cycle: Vec<_> = std::iter::successors(Some(node), |at| from.get(at).copied()).collect();
+                let mut cycle: Vec<_> =
+                    std::iter::successors(Some(node), |at| from.get(at).copied()).collect();
                 cycle.reverse();
                 return Some(cycle);
             }
@@ -135,7 +149,9 @@ fn report(cycle: &[NodeIndex], graph: &Graph, findings: &mut Findings<'_>) {
     for place in places {
         problem = problem.see(place, "then from here");
     }
-    findings.report.push(problem.help("remove one of these references, or let it refer to something else".to_owned()));
+    findings
+        .report
+        .push(problem.help("remove one of these references, or let it refer to something else".to_owned()));
 }
 
 #[cfg(test)]
@@ -155,7 +171,9 @@ mod tests {
             let (from, to) = (node(from), node(to));
             graph.add_edge(from, to, None);
         }
-        let names = |cycle: &Vec<NodeIndex>| cycle.iter().map(|node| graph[*node].name.to_string()).collect::<String>();
+        let names = |cycle: &Vec<NodeIndex>| {
+            cycle.iter().map(|node| graph[*node].name.to_string()).collect::<String>()
+        };
         cycles(&graph).iter().map(names).collect()
     }
 

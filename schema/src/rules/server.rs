@@ -1,8 +1,9 @@
 //! Rules that depend on the server: what it keeps for itself may not be declared.
 //!
-//! Run where the server is known: by `plan`, and by the server itself on what a change would leave ([`check`]). Where none
-//! is known, what a server refuses by default is a warning ([`check_by_default`]). A run uses one of the two. Endpoints
-//! are checked apart, once it is known who has joined ([`endpoints::check`]).
+//! Run where the server is known: by `plan`, and by the server itself on what a change would leave
+//! ([`check`]). Where none is known, what a server refuses by default is a warning ([`check_by_default`]). A
+//! run uses one of the two. Endpoints are checked apart, once it is known who has joined
+//! ([`endpoints::check`]).
 
 use std::net::IpAddr;
 
@@ -34,7 +35,8 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
         let help = "reserve another address".to_owned();
         report.push(Problem::new(Code::ServerAddress, message).at(at).about(id).help(help));
     }
-    for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name))) {
+    for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name)))
+    {
         report.push(claimed(key, name, source_map));
     }
     report
@@ -84,7 +86,8 @@ fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a R
 }
 
 fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
-    let message = format!("the server itself joins as {name}, so {key} cannot let another host claim that name");
+    let message =
+        format!("the server itself joins as {name}, so {key} cannot let another host claim that name");
     let path = [Step::Field("for")];
     let at = source_map.element(key, &path, name.as_str()).or(source_map.location(key, &path));
     let help = format!(
@@ -202,7 +205,8 @@ mod tests {
                     jiff::Timestamp::UNIX_EPOCH,
                 )
             };
-            let report = reconcile(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
+            let report =
+                reconcile(&server(Some("10.101.0.0/16"), Some("netmaker"))).expect_err("it is refused");
             assert!(report.problems().all(|problem| problem.code == code), "{report:#?}");
             assert!(reconcile(&server(None, None)).is_ok());
         }

@@ -28,8 +28,8 @@ impl SourceMap {
         self.documents.contains_key(id)
     }
 
-    /// The place of the value of a resource that a path leads to, or of the last one on it that exists; for an empty path that
-    /// of the name.
+    /// The place of the value of a resource that a path leads to, or of the last one on it that exists; for
+    /// an empty path that of the name.
     pub fn location(&self, id: &ResourceId, path: &[Step<'_>]) -> Option<Location> {
         Some(self.documents.get(id)?.location(path))
     }

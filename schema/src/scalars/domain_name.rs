@@ -27,7 +27,8 @@ impl DomainName {
 
 impl Scalar for DomainName {
     const NAME: &'static str = "a domain name";
-    const DOC: &'static str = "Labels of letters, digits and inner hyphens, joined by dots; at most 253 characters.";
+    const DOC: &'static str =
+        "Labels of letters, digits and inner hyphens, joined by dots; at most 253 characters.";
     const GOOD: &'static [&'static str] = &["gw.example.net", "localhost", "EXAMPLE.net", "example.net."];
     const BAD: &'static [&'static str] = &["", ".", "a..b", "-a.net", "a_b.net", "a b"];
 
@@ -50,7 +51,12 @@ impl FromStr for DomainName {
         }
         for label in text.split('.') {
             let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-            if label.is_empty() || label.len() > 63 || !inner || label.starts_with('-') || label.ends_with('-') {
+            if label.is_empty()
+                || label.len() > 63
+                || !inner
+                || label.starts_with('-')
+                || label.ends_with('-')
+            {
                 return Err(format!("its part {label:?} is not 1 to 63 letters, digits and inner hyphens"));
             }
         }

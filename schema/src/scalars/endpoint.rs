@@ -8,8 +8,8 @@ use super::{DomainName, Scalar, decimal};
 
 /// A host, with a port or without: `192.0.2.7`, `gw.example.net:51821`, `[2001:db8::7]:51821`.
 ///
-/// Without a port the node's own listen port is meant. A name is resolved when it is used. An address is kept in its canonical
-/// form: one that is IPv4 in IPv6 (RFC 4291, section 2.5.5.2) is the IPv4 address.
+/// Without a port the node's own listen port is meant. A name is resolved when it is used. An address is kept
+/// in its canonical form: one that is IPv4 in IPv6 (RFC 4291, section 2.5.5.2) is the IPv4 address.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// The address or name.

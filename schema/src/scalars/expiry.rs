@@ -19,7 +19,8 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// The moment, for something made at `created`; the last representable one where it lies beyond all dates.
+    /// The moment, for something made at `created`; the last representable one where it lies beyond all
+    /// dates.
     pub fn moment(self, created: Timestamp) -> Timestamp {
         let moment = match self {
             Self::After(span) => created.checked_add(span.duration()).ok(),
@@ -31,10 +32,10 @@ impl Expiry {
 
 impl Scalar for Expiry {
     const NAME: &'static str = "a date or a duration";
-    const DOC: &'static str =
-        "A day (`2027-03-01`: it expires at the start of it, in UTC) or a duration after the creation (`30d`).";
+    const DOC: &'static str = "A day (`2027-03-01`: it expires at the start of it, in UTC) or a duration after the creation (`30d`).";
     const GOOD: &'static [&'static str] = &["30d", "2027-03-01", "12h"];
-    const BAD: &'static [&'static str] = &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s", "99999999d", "030d"];
+    const BAD: &'static [&'static str] =
+        &["", "tomorrow", "2027-13-01", "2027-02-30", "30", "0s", "99999999d", "030d"];
 }
 
 impl FromStr for Expiry {
@@ -45,7 +46,9 @@ impl FromStr for Expiry {
             Ok(Seconds(0)) => return Err("it expires at once".into()),
             Ok(span) => return Ok(Self::After(span)),
             // What is shaped like a duration is one, though perhaps too long.
-            Err(why) if text.starts_with(|c: char| c.is_ascii_digit()) && text.ends_with(char::is_alphabetic) => {
+            Err(why)
+                if text.starts_with(|c: char| c.is_ascii_digit()) && text.ends_with(char::is_alphabetic) =>
+            {
                 return Err(why);
             }
             Err(_) => {}

@@ -45,8 +45,8 @@ macro_rules! key {
 }
 
 key!(
-    /// A WireGuard public key: a point of Curve25519 (X25519, RFC 7748), written as `wg pubkey` prints it: base64 of 32
-    /// bytes; see wg(8).
+    /// A WireGuard public key: a point of Curve25519 (X25519, RFC 7748), written as `wg pubkey` prints it:
+    /// base64 of 32 bytes; see wg(8).
     WireGuardKey,
     "a WireGuard public key",
     "Base64 of 32 bytes, as `wg pubkey` prints it.",
@@ -55,8 +55,9 @@ key!(
 );
 
 key!(
-    /// A host's identity at a server: the Ed25519 public key (RFC 8032) that verifies what its agent signs, written as
-    /// base64 of 32 bytes. A host has one at each server, whichever of its networks it is a node of.
+    /// A host's identity at a server: the Ed25519 public key (RFC 8032) that verifies what its agent signs,
+    /// written as base64 of 32 bytes. A host has one at each server, whichever of its networks it is a node
+    /// of.
     Identity,
     "a host's identity",
     "Base64 of the 32 bytes of an Ed25519 public key, whose private key the agent made.",
@@ -65,8 +66,9 @@ key!(
 );
 
 key!(
-    /// A server's signing key: the Ed25519 public key (RFC 8032) that verifies the Views and answers that it sends, written
-    /// as base64 of 32 bytes. It identifies the server: an agent takes it from a token and keeps it.
+    /// A server's signing key: the Ed25519 public key (RFC 8032) that verifies the Views and answers that it
+    /// sends, written as base64 of 32 bytes. It identifies the server: an agent takes it from a token and
+    /// keeps it.
     SigningKey,
     "a server's signing key",
     "Base64 of the 32 bytes of an Ed25519 public key, whose private key the server made at its first start.",
@@ -75,8 +77,8 @@ key!(
 );
 
 key!(
-    /// An access key's verifier: the Ed25519 public key (RFC 8032) that verifies what the holder of a token signs with the
-    /// seed in it, written as base64 of 32 bytes. The server knows it and never the seed.
+    /// An access key's verifier: the Ed25519 public key (RFC 8032) that verifies what the holder of a token
+    /// signs with the seed in it, written as base64 of 32 bytes. The server knows it and never the seed.
     Verifier,
     "an access key's verifier",
     "Base64 of the 32 bytes of an Ed25519 public key, whose seed is in the token.",
@@ -85,8 +87,8 @@ key!(
 );
 
 key!(
-    /// What pins a server's certificate: the SHA-256 of its CA's public key (the SubjectPublicKeyInfo in DER, as in RFC
-    /// 7469), written as base64 of 32 bytes.
+    /// What pins a server's certificate: the SHA-256 of its CA's public key (the SubjectPublicKeyInfo in DER,
+    /// as in RFC 7469), written as base64 of 32 bytes.
     CaPin,
     "a CA pin",
     "Base64 of the SHA-256 of a CA's public key (SubjectPublicKeyInfo in DER).",
@@ -109,14 +111,16 @@ any_bytes!(Identity SigningKey Verifier CaPin);
 
 /// 32 bytes that are not a WireGuard public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a WireGuard public key is below 2^255 - 19 (RFC 7748), which this is not; use what `wg pubkey` prints")]
+#[error(
+    "a WireGuard public key is below 2^255 - 19 (RFC 7748), which this is not; use what `wg pubkey` prints"
+)]
 pub struct NotCanonical;
 
 impl TryFrom<[u8; 32]> for WireGuardKey {
     type Error = NotCanonical;
 
-    /// Takes the one form of a key only: X25519 ignores the highest bit and reduces by 2^255 - 19 (RFC 7748, section 5), so
-    /// other bytes would be second names of the same key.
+    /// Takes the one form of a key only: X25519 ignores the highest bit and reduces by 2^255 - 19 (RFC 7748,
+    /// section 5), so other bytes would be second names of the same key.
     fn try_from(bytes: [u8; 32]) -> Result<Self, NotCanonical> {
         // Little-endian: 2^255 - 19 is ed ff .. ff 7f.
         let [first, middle @ .., last] = &bytes;
@@ -126,7 +130,8 @@ impl TryFrom<[u8; 32]> for WireGuardKey {
 }
 
 fn decode(text: &str, name: &str) -> Result<[u8; 32], String> {
-    let bytes = STANDARD.decode(text).map_err(|_| format!("{name} is base64 with padding, which this is not"))?;
+    let bytes =
+        STANDARD.decode(text).map_err(|_| format!("{name} is base64 with padding, which this is not"))?;
     let count = bytes.len();
     bytes.try_into().map_err(|_| format!("{name} has 32 bytes, this has {count}"))
 }

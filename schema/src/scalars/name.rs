@@ -15,8 +15,8 @@ pub struct Name(Arc<str>);
 
 /// The name of a network: a [`Name`] of at most 12 characters.
 ///
-/// Its interface is `nm-<network>`, and Linux allows 15 characters for an interface (`IFNAMSIZ` less one). `comms`,
-/// alone or followed by digits, is taken by the control tunnel.
+/// Its interface is `nm-<network>`, and Linux allows 15 characters for an interface (`IFNAMSIZ` less one).
+/// `comms`, alone or followed by digits, is taken by the control tunnel.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkName(Name);
 
@@ -50,8 +50,16 @@ impl Scalar for Name {
     const NAME: &'static str = "a name";
     const DOC: &'static str = "Lower-case letters, digits and inner hyphens, 1 to 63 characters.";
     const GOOD: &'static [&'static str] = &["db-1", "gw-fra", "a", "0"];
-    const BAD: &'static [&'static str] =
-        &["", "-a", "a-", "A", "a_b", "a.b", "ä", "a123456789012345678901234567890123456789012345678901234567890123"];
+    const BAD: &'static [&'static str] = &[
+        "",
+        "-a",
+        "a-",
+        "A",
+        "a_b",
+        "a.b",
+        "ä",
+        "a123456789012345678901234567890123456789012345678901234567890123",
+    ];
 
     fn meant(text: &str) -> Option<String> {
         let name: Self = shaped(text, 63).parse().ok()?;
@@ -75,7 +83,9 @@ impl FromStr for Name {
             return Err("it is empty".into());
         }
         if let Some(odd) = text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
-            return Err(format!("{odd:?} is not allowed in it; lower-case letters, digits and inner hyphens are"));
+            return Err(format!(
+                "{odd:?} is not allowed in it; lower-case letters, digits and inner hyphens are"
+            ));
         }
         if text.len() > 63 {
             return Err(format!("it has {} characters; 63 are allowed", text.len()));
@@ -89,7 +99,8 @@ impl FromStr for Name {
 
 impl Scalar for NetworkName {
     const NAME: &'static str = "a network's name";
-    const DOC: &'static str = "A name of at most 12 characters; `comms`, alone or followed by digits, is reserved.";
+    const DOC: &'static str =
+        "A name of at most 12 characters; `comms`, alone or followed by digits, is reserved.";
     const GOOD: &'static [&'static str] = &["corp", "lab-2", "comms-x", "a23456789012"];
     const BAD: &'static [&'static str] = &["a234567890123", "comms", "comms2", "Corp"];
 
@@ -110,7 +121,8 @@ impl FromStr for NetworkName {
                 text.len()
             ));
         }
-        let reserved = text.strip_prefix("comms").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+        let reserved =
+            text.strip_prefix("comms").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
         if reserved {
             return Err("it is reserved for the control tunnel".into());
         }

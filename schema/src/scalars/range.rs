@@ -47,12 +47,15 @@ macro_rules! range {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                let net = Self::written(text).ok_or_else(|| format!("it is not written like {}", Self::GOOD[0]))?;
+                let net =
+                    Self::written(text).ok_or_else(|| format!("it is not written like {}", Self::GOOD[0]))?;
                 if net.trunc() != net {
                     return Err(format!("bits are set beyond its prefix; the range is {}", net.trunc()));
                 }
                 match Self::RESERVED.iter().find(|(reserved, _)| overlap(reserved, &net.into())) {
-                    Some((reserved, what)) => Err(format!("it holds addresses of {reserved}, which are {what}")),
+                    Some((reserved, what)) => {
+                        Err(format!("it holds addresses of {reserved}, which are {what}"))
+                    }
                     None if net.prefix_len() < Self::SHORTEST => {
                         Err(format!("it is too large for a mesh; the shortest prefix is /{}", Self::SHORTEST))
                     }

@@ -26,8 +26,7 @@ impl Seconds {
 
 impl Scalar for Seconds {
     const NAME: &'static str = "a duration";
-    const DOC: &'static str =
-        "Whole numbers with their units: `s`, `m`, `h`, `d`, `w`; largest unit first. A bare number is seconds.";
+    const DOC: &'static str = "Whole numbers with their units: `s`, `m`, `h`, `d`, `w`; largest unit first. A bare number is seconds.";
     const GOOD: &'static [&'static str] = &["20s", "15m", "24h", "30d", "1h30m", "0s", "2w"];
     const BAD: &'static [&'static str] =
         &["", "20", "s", "1.5h", "-1s", "30m1h", "1d1d", "99999999999s", "99999999d", "5 m", "05m"];
@@ -109,7 +108,11 @@ mod tests {
     fn what_is_too_long_or_has_leading_zeros_is_told_so() {
         let why = |text: &str| text.parse::<Seconds>().expect_err("it is not one");
         for text in ["99999999d", "99999999999s", "9999999999999999999999w", "4294967295s1s"] {
-            assert!(why(text).contains("longer than 136 years") || text.ends_with("1s"), "{text}: {}", why(text));
+            assert!(
+                why(text).contains("longer than 136 years") || text.ends_with("1s"),
+                "{text}: {}",
+                why(text)
+            );
         }
         assert!(why("090s").contains("without leading zeros"));
         assert_eq!(Seconds::meant("090s").as_deref(), Some("1m30s"));

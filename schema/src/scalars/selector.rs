@@ -29,9 +29,20 @@ impl Scalar for Selector {
     const NAME: &'static str = "a selector";
     const DOC: &'static str = "A name of the network; `tag:` and a tag, for all that have it; a range in CIDR notation (one \
         address as `10.40.0.7/32`); or `*`, for every member.";
-    const GOOD: &'static [&'static str] = &["db-1", "tag:web", "192.168.10.0/24", "*", "0.0.0.0/0", "fd40::7/128"];
-    const BAD: &'static [&'static str] =
-        &["", "tag:", "tag:Web", "tags:web", "10.40.0.7", "fd40::7", "10.40.0.7/16", "10.40.0.0/33", "**", "a/b"];
+    const GOOD: &'static [&'static str] =
+        &["db-1", "tag:web", "192.168.10.0/24", "*", "0.0.0.0/0", "fd40::7/128"];
+    const BAD: &'static [&'static str] = &[
+        "",
+        "tag:",
+        "tag:Web",
+        "tags:web",
+        "10.40.0.7",
+        "fd40::7",
+        "10.40.0.7/16",
+        "10.40.0.0/33",
+        "**",
+        "a/b",
+    ];
     const NAMESPACE: Option<&'static str> = Some("names");
 
     fn meant(text: &str) -> Option<String> {
@@ -121,7 +132,11 @@ mod tests {
         for (text, why, meant) in [
             ("10.40.0.7", "an address needs a prefix length", Some("10.40.0.7/32")),
             ("FD40:0::7", "an address needs a prefix length", Some("fd40::7/128")),
-            ("10.40.0.7/16", "bits are set beyond its prefix; the range is 10.40.0.0/16", Some("10.40.0.0/16")),
+            (
+                "10.40.0.7/16",
+                "bits are set beyond its prefix; the range is 10.40.0.0/16",
+                Some("10.40.0.0/16"),
+            ),
             ("10.40.0.0/33", "it is not written like 192.168.10.0/24 or fd40::/64", None),
             ("tag:", "of its tag: it is empty", None),
             (
@@ -138,8 +153,10 @@ mod tests {
 
     #[test]
     fn only_a_name_is_a_reference() {
-        let names: Vec<_> = Selector::GOOD.iter().map(|text| text.parse::<Selector>().expect("good")).collect();
-        let names: Vec<_> = names.iter().filter_map(|it| it.reference().map(|reference| reference.name)).collect();
+        let names: Vec<_> =
+            Selector::GOOD.iter().map(|text| text.parse::<Selector>().expect("good")).collect();
+        let names: Vec<_> =
+            names.iter().filter_map(|it| it.reference().map(|reference| reference.name)).collect();
         assert_eq!(names, ["db-1"]);
     }
 }

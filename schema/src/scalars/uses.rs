@@ -47,7 +47,8 @@ impl FromStr for Uses {
         match decimal(text) {
             Some(count @ 1..=1_000_000) => Ok(Self::Count(count)),
             Some(_) | None => {
-                Err("it is neither a whole number from 1 to 1000000, without leading zeros, nor `unlimited`".into())
+                Err("it is neither a whole number from 1 to 1000000, without leading zeros, nor `unlimited`"
+                    .into())
             }
         }
     }

@@ -1,9 +1,9 @@
-//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments. A record is a
-//! child with properties and a block; a collection of records is one such child for each.
+//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments.
+//! A record is a child with properties and a block; a collection of records is one such child for each.
 //!
-//! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by [`too_deep`] first.
-//! In a malformed file the parser may see blocks where that function saw a text, so the parser also runs on a thread
-//! with a stack that would hold every brace of the file, one inside the other.
+//! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by
+//! [`too_deep`] first. In a malformed file the parser may see blocks where that function saw a text, so the
+//! parser also runs on a thread with a stack that would hold every brace of the file, one inside the other.
 
 mod habits;
 
@@ -38,7 +38,12 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     let blocks = text.bytes().filter(|byte| *byte == b'{').count() + text.matches("/*").count();
     if blocks > MAX_BLOCKS {
         let message = format!("the file holds {blocks} blocks, {MAX_BLOCKS} are allowed");
-        return context.problem(Code::TooLarge, Span::new(0, 0), message, Some("split it into several files".into()));
+        return context.problem(
+            Code::TooLarge,
+            Span::new(0, 0),
+            message,
+            Some("split it into several files".into()),
+        );
     }
     let parse = || KdlDocument::parse(text);
     let parsed = thread::scope(|scope| {
@@ -54,8 +59,8 @@ pub(super) fn parse(text: &str, context: &mut Context) {
 
 /// Where more than the allowed number of blocks or comments are open, and which; nothing if nowhere.
 ///
-/// Knows just enough of KDL to distinguish a brace in a string or comment from one outside; where a file is malformed
-/// it may count too many or too few.
+/// Knows just enough of KDL to distinguish a brace in a string or comment from one outside; where a file is
+/// malformed it may count too many or too few.
 fn too_deep(text: &str) -> Option<(usize, &'static str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -109,8 +114,8 @@ fn after_string(bytes: &[u8], at: usize, hashes: usize) -> usize {
     bytes.len()
 }
 
-/// The last byte of the comment that opens at `at`; comments nest, if too many do, the place of the one that is too
-/// deep.
+/// The last byte of the comment that opens at `at`; comments nest, if too many do, the place of the one that
+/// is too deep.
 fn after_comment(bytes: &[u8], at: usize) -> Result<usize, usize> {
     let mut place = at;
     let mut open = 0usize;
@@ -153,8 +158,10 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
     let more = found.len().saturating_sub(MAX_ERRORS);
     for (place, one) in found.into_iter().take(MAX_ERRORS).enumerate() {
         let end = (one.span.offset() + one.span.len()).min(text.len());
-        // For a bad value after an = sign the parser reports the whole block around it, up to where it goes wrong.
-        let value = one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
+        // For a bad value after an = sign the parser reports the whole block around it, up to where it goes
+        // wrong.
+        let value =
+            one.message.as_deref().is_some_and(|message| message.starts_with("Expected property value"));
         let start = if value { value_before(text, end) } else { one.span.offset().min(end) };
         let end = if value { value_after(text, end) } else { end };
         let open = one.message.as_deref().is_some_and(|message| message.starts_with(UNCLOSED));
@@ -162,8 +169,10 @@ fn errors(error: KdlError, text: &str, context: &mut Context) {
         let (start, end) = brace.map_or((start, end), |brace| (brace, brace + 1));
         let span = Span::new(start, end);
         let written = text.get(span.start as usize..end).unwrap_or_default();
-        let (mut message, help) = described(written, &one.message.unwrap_or_default())
-            .map_or_else(|(message, help)| (message, one.help.or(help)), |(message, help)| (message, Some(help)));
+        let (mut message, help) = described(written, &one.message.unwrap_or_default()).map_or_else(
+            |(message, help)| (message, one.help.or(help)),
+            |(message, help)| (message, Some(help)),
+        );
         if place + 1 == MAX_ERRORS && more > 0 {
             let _ = write!(message, " ({more} more after it)");
         }
@@ -187,7 +196,10 @@ fn value_after(text: &str, at: usize) -> usize {
 fn described(written: &str, message: &str) -> Result<(String, String), (String, Option<String>)> {
     let number = written.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit());
     if is_keyword(written) {
-        Ok((format!("{written} is not a value in KDL 2"), format!("write #{written}, or {written:?} for a text")))
+        Ok((
+            format!("{written} is not a value in KDL 2"),
+            format!("write #{written}, or {written:?} for a text"),
+        ))
     } else if number {
         Ok((format!("{written} is not a number"), format!("put it in quotes: {written:?}")))
     } else if message.starts_with(UNCLOSED) {
@@ -222,16 +234,31 @@ fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, c
         let value = value(entry, context);
         match (entry.name(), &value.data, &name) {
             (Some(key), _, _) => insert(&mut draft.fields, key.value(), span(key.span()), value, context),
-            (None, Data::Text(text), None) => name = Some(Spanned { text: (&**text).into(), span: value.span }),
+            (None, Data::Text(text), None) => {
+                name = Some(Spanned { text: (&**text).into(), span: value.span })
+            }
             (None, _, None) => {
-                let message =
-                    format!("the name of {} is a text, not {}", with_article(kind.word), value.data.describe());
-                context.problem(Code::MissingName, value.span, message, Some("write a name in quotes".into()));
+                let message = format!(
+                    "the name of {} is a text, not {}",
+                    with_article(kind.word),
+                    value.data.describe()
+                );
+                context.problem(
+                    Code::MissingName,
+                    value.span,
+                    message,
+                    Some("write a name in quotes".into()),
+                );
                 return;
             }
             (None, _, Some(_)) => {
                 let message = format!("{} has one argument, its name", with_article(kind.word));
-                context.problem(Code::ExtraArgument, value.span, message, Some("write fields as name=value".into()));
+                context.problem(
+                    Code::ExtraArgument,
+                    value.span,
+                    message,
+                    Some("write fields as name=value".into()),
+                );
                 draft.whole = false;
             }
         }
@@ -246,7 +273,13 @@ fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, c
 }
 
 /// Reads the children of an object: its fields, and the objects inside it.
-fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &mut Draft, context: &mut Context) {
+fn children(
+    node: &KdlNode,
+    kind: &'static Descriptor,
+    name: &Spanned,
+    draft: &mut Draft,
+    context: &mut Context,
+) {
     let holder = context.kinds.iter().any(|inner| inner.within == Some(kind.word));
     for child in node.iter_children() {
         let word = child.name().value();
@@ -264,8 +297,8 @@ fn children(node: &KdlNode, kind: &'static Descriptor, name: &Spanned, draft: &m
     }
 }
 
-/// Reads a child as a field of a record and, where its blocks may repeat, adds it to what the record has. Returns
-/// whether it could be read.
+/// Reads a child as a field of a record and, where its blocks may repeat, adds it to what the record has.
+/// Returns whether it could be read.
 fn child_field(node: &KdlNode, ty: Option<&Type>, record: &mut Record, context: &mut Context) -> bool {
     let Some(value) = field(node, ty, context) else { return false };
     let name = node.name().value();
@@ -341,7 +374,11 @@ fn value(entry: &KdlEntry, context: &mut Context) -> Value {
 fn value_span(entry: &KdlEntry) -> Span {
     let whole = span(entry.span());
     let written = entry.format().map_or(0, |format| format.value_repr.len());
-    let start = if entry.name().is_some() && written > 0 { whole.end as usize - written } else { whole.start as usize };
+    let start = if entry.name().is_some() && written > 0 {
+        whole.end as usize - written
+    } else {
+        whole.start as usize
+    };
     Span::new(start.max(whole.start as usize), whole.end as usize)
 }
 
@@ -420,7 +457,9 @@ fn print_field(name: &str, value: &Value, indent: usize, text: &mut String) {
     let _ = write!(text, "{:indent$}{}", "", word(name));
     match &value.data {
         Data::Flag => {}
-        Data::List(items) => items.iter().filter_map(scalar).for_each(|item| text.push_str(&format!(" {item}"))),
+        Data::List(items) => {
+            items.iter().filter_map(scalar).for_each(|item| text.push_str(&format!(" {item}")))
+        }
         Data::Record(record) => print_block(record, indent, text),
         Data::Null | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {
             let _ = write!(text, " {}", scalar(value).unwrap_or_default());

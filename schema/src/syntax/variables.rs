@@ -20,8 +20,8 @@ pub fn substitute(documents: &mut [Document], variables: &Variables, report: &mu
     }
 }
 
-/// Replaces the variables in every text of a value. Returns whether all could be replaced: if not, the rest is not
-/// checked.
+/// Replaces the variables in every text of a value. Returns whether all could be replaced: if not, the rest
+/// is not checked.
 fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Problem, Span)) -> bool {
     match &mut value.data {
         Data::Text(text) if text.contains("${") => match expand(text, variables) {
@@ -36,7 +36,8 @@ fn put_in(value: &mut Value, variables: &Variables, wrong: &mut impl FnMut(Probl
             return failed.count() == 0;
         }
         Data::Record(record) => {
-            let failed = record.values_mut().filter_map(|it| (!put_in(&mut it.value, variables, wrong)).then_some(()));
+            let failed =
+                record.values_mut().filter_map(|it| (!put_in(&mut it.value, variables, wrong)).then_some(()));
             return failed.count() == 0;
         }
         Data::Null | Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) => {}
@@ -74,8 +75,10 @@ fn expand(text: &str, variables: &Variables) -> Result<String, Problem> {
         }
         expanded.push_str(before);
         let Some((name, after)) = from[2..].split_once('}') else {
-            let problem =
-                Problem::new(Code::UnknownVariable, format!("the name of a variable is not closed in {from:?}"));
+            let problem = Problem::new(
+                Code::UnknownVariable,
+                format!("the name of a variable is not closed in {from:?}"),
+            );
             return Err(problem.help("close it with }, or write $${ if a literal ${ is meant".to_owned()));
         };
         expanded.push_str(variables.get(name).ok_or_else(|| unknown(name, variables))?);
@@ -87,7 +90,9 @@ fn expand(text: &str, variables: &Variables) -> Result<String, Problem> {
 fn unknown(name: &str, variables: &Variables) -> Problem {
     let help = did_you_mean(name, variables.keys().map(String::as_str));
     let help = help.unwrap_or_else(|| {
-        format!("declare the variable {name:?} in the project file, or write $${{{name}}} for the literal text")
+        format!(
+            "declare the variable {name:?} in the project file, or write $${{{name}}} for the literal text"
+        )
     });
     Problem::new(Code::UnknownVariable, format!("there is no variable {name:?}")).help(help)
 }
@@ -99,7 +104,8 @@ mod tests {
     #[test]
     fn variables_are_put_in_and_doubled_dollars_stay() {
         let variables = Variables::from([("a".into(), "1".into()), ("b-c".into(), "${a}".into())]);
-        let known = |text: &str| expand(text, &variables).unwrap_or_else(|problem| panic!("{}", problem.message));
+        let known =
+            |text: &str| expand(text, &variables).unwrap_or_else(|problem| panic!("{}", problem.message));
         assert_eq!(known("x${a}y${b-c}"), "x1y${a}");
         assert_eq!(known("$${a} $ {a} ${a}"), "${a} $ {a} 1");
         for text in ["${a}", "$${a", "$$${", "$", "a ${ b $${"] {

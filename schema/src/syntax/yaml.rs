@@ -1,8 +1,8 @@
 //! YAML 1.2: an object is an entry of its kind's map; a field is an entry of its object's map.
 //!
-//! Aliases, anchors, tags, merge keys and further documents are refused, so the text is the data and its size is the
-//! data's size. A plain scalar is a boolean, a number or null only where YAML's core schema and every older reader
-//! agree about it; `010` and `1_000` stay texts, which a field that wants a number then refuses.
+//! Aliases, anchors, tags, merge keys and further documents are refused, so the text is the data and its size
+//! is the data's size. A plain scalar is a boolean, a number or null only where YAML's core schema and every
+//! older reader agree about it; `010` and `1_000` stay texts, which a field that wants a number then refuses.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,8 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     let mut options = Options::default();
     options.set_emit_comments(false);
     options.emit_unresolved_aliases = true;
-    let mut events = Events { text, parser: Parser::new_from_str_with_options(text, options), context, depth: 0 };
+    let mut events =
+        Events { text, parser: Parser::new_from_str_with_options(text, options), context, depth: 0 };
     let tree = events.document();
     match tree.map(|tree| (tree.span, tree.data)) {
         Some((_, Data::Record(record))) => drop(objects_of(record, None, context)),
@@ -30,8 +31,13 @@ pub(super) fn parse(text: &str, context: &mut Context) {
     }
 }
 
-/// Reads a record as the collections of kinds inside a parent. Returns how many there are, and whether all were known.
-fn objects_of(record: Record, parent: Option<(&'static Descriptor, &Spanned)>, context: &mut Context) -> (usize, bool) {
+/// Reads a record as the collections of kinds inside a parent. Returns how many there are, and whether all
+/// were known.
+fn objects_of(
+    record: Record,
+    parent: Option<(&'static Descriptor, &Spanned)>,
+    context: &mut Context,
+) -> (usize, bool) {
     let mut known = 0;
     let mut whole = true;
     for (word, member) in record {
@@ -83,16 +89,37 @@ fn collection(kind: &'static Descriptor, parent: Option<&Spanned>, value: Value,
 
 fn misplaced(kind: &Descriptor, span: Span, data: &Data, context: &mut Context) {
     let message = format!("{:?} holds objects by their names, not {}", kind.plural, data.describe());
-    context.problem(Code::MissingName, span, message, Some(format!("write {}: {{ NAME: {{ .. }} }}", kind.plural)));
+    context.problem(
+        Code::MissingName,
+        span,
+        message,
+        Some(format!("write {}: {{ NAME: {{ .. }} }}", kind.plural)),
+    );
 }
 
-fn object(kind: &'static Descriptor, name: Spanned, parent: Option<&Spanned>, value: Value, context: &mut Context) {
+fn object(
+    kind: &'static Descriptor,
+    name: Spanned,
+    parent: Option<&Spanned>,
+    value: Value,
+    context: &mut Context,
+) {
     let record = match value.data {
         Data::Record(record) => record,
         Data::Null => Record::new(),
-        data @ (Data::Flag | Data::Bool(_) | Data::Integer(_) | Data::Float(_) | Data::Text(_) | Data::List(_)) => {
+        data @ (Data::Flag
+        | Data::Bool(_)
+        | Data::Integer(_)
+        | Data::Float(_)
+        | Data::Text(_)
+        | Data::List(_)) => {
             let message = format!("{} holds fields, not {}", with_article(kind.word), data.describe());
-            context.problem(Code::WrongType, value.span, message, Some("write them as { field: value }".into()));
+            context.problem(
+                Code::WrongType,
+                value.span,
+                message,
+                Some("write them as { field: value }".into()),
+            );
             return context.document(kind, name, parent, Draft { whole: false, ..Draft::new() });
         }
     };
@@ -149,7 +176,10 @@ impl<'a> Events<'a, '_> {
                     self.refuse(span, "a second document starts here", "split the file at ---");
                     return None;
                 }
-                (Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd, _) => {}
+                (
+                    Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd,
+                    _,
+                ) => {}
                 (event, span) => tree = Some(self.node(event, span)?),
             }
         }
@@ -163,7 +193,11 @@ impl<'a> Events<'a, '_> {
     /// The node that starts with this event; nothing after an error.
     fn node(&mut self, event: Event<'a>, span: Span) -> Option<Value> {
         if event.tag().is_some() {
-            self.refuse(self.mark_before('!', span), "tags are not supported", "remove it: each field has its type");
+            self.refuse(
+                self.mark_before('!', span),
+                "tags are not supported",
+                "remove it: each field has its type",
+            );
             return None;
         }
         if event.is_alias() || matches!(event, Event::UnresolvedAlias(_)) {
@@ -236,7 +270,11 @@ impl<'a> Events<'a, '_> {
             }
             self.refuse(span, "merge keys are not supported", "write out the fields that it merges");
         } else {
-            self.refuse(span, "a key is one text, without tag, anchor or alias", "write an entry for each key");
+            self.refuse(
+                span,
+                "a key is one text, without tag, anchor or alias",
+                "write an entry for each key",
+            );
         }
         None
     }

@@ -1,8 +1,8 @@
 //! Random worlds for the laws: one strategy, built from the descriptors, covers every kind.
 //!
-//! A draft has, for every object of a fixed set of names, any fields that its descriptor allows. [`repaired`] then
-//! takes away what breaks a rule, so a kind that is added is covered without a word here; the few hints in [`hinted`]
-//! only make values likelier that have to fit each other.
+//! A draft has, for every object of a fixed set of names, any fields that its descriptor allows. [`repaired`]
+//! then takes away what breaks a rule, so a kind that is added is covered without a word here; the few hints
+//! in [`hinted`] only make values likelier that have to fit each other.
 #![expect(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "each suite uses its part")]
 
@@ -30,18 +30,25 @@ use schema::source_map::SourceMap;
 use schema::value::{Data, FieldValue, Record, SourceId, Span, Value};
 use schema::world::{ServerInfo, World};
 
-/// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other things.
+/// Networks and their ranges: small ones, so that they fill up. Names that a careless reader takes for other
+/// things.
 const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
     ("corp", &["10.40.0.0/24", "10.40.0.0/28", "10.40.0.8/29"], &["fd40::/64", "fd40::/125"]),
     ("010", &["10.41.0.0/29", "10.41.0.0/16"], &["fd41::/120"]),
 ];
 /// Names of the first kinds, in their order, which other programs read as something else.
-const TRICKY: [&[&str]; 4] =
-    [&["corp"], &["true", "1e3", "no", "gw", "7"], &["null", "0x1f", "ci"], &["www", "off", "12-30", "2027-03-01"]];
+const TRICKY: [&[&str]; 4] = [
+    &["corp"],
+    &["true", "1e3", "no", "gw", "7"],
+    &["null", "0x1f", "ci"],
+    &["www", "off", "12-30", "2027-03-01"],
+];
 /// Names by kind: no two kinds of one network share any.
 static NAMES: LazyLock<Vec<Vec<&'static str>>> = LazyLock::new(|| {
     let further = |place: usize| ["on", "y"].map(|word| &*format!("{word}-{place}").leak()).to_vec();
-    (0..Kind::ALL.len()).map(|place| TRICKY.get(place).map_or_else(|| further(place), |names| names.to_vec())).collect()
+    (0..Kind::ALL.len())
+        .map(|place| TRICKY.get(place).map_or_else(|| further(place), |names| names.to_vec()))
+        .collect()
 });
 /// Names that no file declares under which nodes join; the last is also an entry's.
 const UNDECLARED: [&str; 3] = ["laptop", "0", "www"];
@@ -101,7 +108,10 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
         Type::Bool => any::<bool>().prop_map(|it| Data::Bool(it).into()).boxed(),
         Type::Integer { min, max } => (*min..=*max).prop_map(|it| Data::Integer(it).into()).boxed(),
         Type::Scalar(scalar) => {
-            let named = scalar.namespace.into_iter().flat_map(|namespace| Kind::meant_by(Target::Namespace(namespace)));
+            let named = scalar
+                .namespace
+                .into_iter()
+                .flat_map(|namespace| Kind::meant_by(Target::Namespace(namespace)));
             let names = named.flat_map(names).copied();
             select(scalar.good.iter().copied().chain(names).collect::<Vec<_>>()).prop_map(Value::text).boxed()
         }
@@ -113,14 +123,17 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
             let known: Vec<_> = Kind::meant_by(*target).flat_map(names).copied().collect();
             select(known).prop_map(Value::text).boxed()
         }
-        Type::Set(inner) | Type::List(inner) => prop::collection::vec(value(inner), 0..4).prop_map(Value::list).boxed(),
+        Type::Set(inner) | Type::List(inner) => {
+            prop::collection::vec(value(inner), 0..4).prop_map(Value::list).boxed()
+        }
         Type::NonEmpty(Type::Set(inner) | Type::List(inner)) => {
             prop::collection::vec(value(inner), 1..4).prop_map(Value::list).boxed()
         }
         Type::NonEmpty(inner) => value(inner),
         Type::Record(fields) => record(fields).prop_map(|record| Data::Record(record).into()).boxed(),
         Type::Map(inner) => {
-            let entry = ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), FieldValue::from(value)));
+            let entry =
+                ("\\PC{0,8}", value(inner)).prop_map(|(name, value)| (name.into(), FieldValue::from(value)));
             prop::collection::btree_map(Just(()), entry, 0..1)
                 .prop_map(|entries| Data::Record(entries.into_values().collect()).into())
                 .boxed()
@@ -132,7 +145,8 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
 pub fn record(fields: &'static Fields) -> BoxedStrategy<Record> {
     let one = |field: &'static Field| {
         let value = value(&field.ty);
-        let value = if field.required { value.prop_map(Some).boxed() } else { option::weighted(0.4, value).boxed() };
+        let value =
+            if field.required { value.prop_map(Some).boxed() } else { option::weighted(0.4, value).boxed() };
         value.prop_map(|value| value.map(|value| (field.name.into(), FieldValue::from(value))))
     };
     let fields: Vec<_> = fields.iter().map(one).collect();
@@ -147,9 +161,15 @@ fn hinted(id: &ResourceId, field: &'static Field) -> Option<BoxedStrategy<Value>
     Some(match (id.kind.descriptor().within, field.name) {
         (None, "ipv4") => texts(ipv4),
         (None, "ipv6") => texts(ipv6),
-        (Some(_), "ipv4") => (0..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed(),
-        (Some(_), "ipv6") => (0..10u8).prop_map(move |last| Value::text(format!("fd{second}::{last}"))).boxed(),
-        (Some(_), "a") => (1..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed(),
+        (Some(_), "ipv4") => {
+            (0..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed()
+        }
+        (Some(_), "ipv6") => {
+            (0..10u8).prop_map(move |last| Value::text(format!("fd{second}::{last}"))).boxed()
+        }
+        (Some(_), "a") => {
+            (1..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed()
+        }
         (Some(_), "cname") => {
             let inside = select(&["true", "gw", "www", "off", "12-30"][..]);
             let inside = inside.prop_map(move |inner| Value::text(format!("{inner}.{name}")));
@@ -193,7 +213,8 @@ pub fn edits() -> impl Strategy<Value = (Moment, Snapshot)> {
     })
 }
 
-/// The snapshot with these objects put in or taken out, and then all that breaks a rule taken out, field by field.
+/// The snapshot with these objects put in or taken out, and then all that breaks a rule taken out, field by
+/// field.
 pub fn repaired(mut snapshot: Snapshot, drafts: Vec<Draft>) -> Snapshot {
     for (id, fields) in drafts {
         match fields {
@@ -380,9 +401,12 @@ pub fn joined(
     })
 }
 
-/// What a node may never have: the range's own first or, in IPv4, last address, or one that is reserved for another.
+/// What a node may never have: the range's own first or, in IPv4, last address, or one that is reserved for
+/// another.
 pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
-    let Some(range) = declared.network(&id.network).and_then(|network| network.range_of(address)) else { return true };
+    let Some(range) = declared.network(&id.network).and_then(|network| network.range_of(address)) else {
+        return true;
+    };
     let last = address.is_ipv4() && address == range.broadcast();
     if !range.contains(&address) || address == range.network() || last {
         return true;
@@ -397,8 +421,8 @@ pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {
         return false;
     }
-    let mut entries = declared
-        .all_in::<Dns>(&id.network)
-        .flat_map(|(_, dns)| dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from)));
+    let mut entries = declared.all_in::<Dns>(&id.network).flat_map(|(_, dns)| {
+        dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from))
+    });
     entries.any(|taken| taken == address)
 }

@@ -65,15 +65,24 @@ impl Ledger {
 
     /// Every registration, with its expiry relative to `now`; one that cannot be read is left out.
     pub(super) fn all(&self, now: Instant) -> Result<Vec<(Identity, RegisteredHost)>, LedgerError> {
-        let mut query = self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
+        let mut query =
+            self.connection.prepare("select identity, public_key, address, key, ends from registration")?;
         let rows = query.query_map([], |row| {
             let (address, key): (String, Option<String>) = (row.get(2)?, row.get(3)?);
-            Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, [u8; 32]>(1)?, address, key, row.get::<_, Option<i64>>(4)?))
+            Ok((
+                row.get::<_, [u8; 32]>(0)?,
+                row.get::<_, [u8; 32]>(1)?,
+                address,
+                key,
+                row.get::<_, Option<i64>>(4)?,
+            ))
         })?;
         let mut all = Vec::new();
         for row in rows {
             let (identity, public_key, address, key, ends) = row?;
-            let (Ok(address), Ok(public_key)) = (address.parse::<Ipv4Addr>(), public_key.try_into()) else { continue };
+            let (Ok(address), Ok(public_key)) = (address.parse::<Ipv4Addr>(), public_key.try_into()) else {
+                continue;
+            };
             let key = key.and_then(|key| key.parse().ok());
             let ends = ends.map(|at| now + left(at, Timestamp::now()));
             all.push((Identity(identity), RegisteredHost { public_key, address, key, ends }));
@@ -112,7 +121,9 @@ impl Ledger {
         }
         let transaction = self.connection.transaction()?;
         for identity in identities {
-            transaction.prepare_cached("delete from registration where identity = ?1")?.execute([identity.0])?;
+            transaction
+                .prepare_cached("delete from registration where identity = ?1")?
+                .execute([identity.0])?;
         }
         Ok(transaction.commit()?)
     }
@@ -130,7 +141,8 @@ fn put(
         (Timestamp::now() + left).as_second()
     });
     let key = key.as_ref().map(ToString::to_string);
-    let mut put = connection.prepare_cached("insert or replace into registration values (?1, ?2, ?3, ?4, ?5)")?;
+    let mut put =
+        connection.prepare_cached("insert or replace into registration values (?1, ?2, ?3, ?4, ?5)")?;
     put.execute(params![identity.0, public_key.0, address.to_string(), key, ends]).map(drop)
 }
 
@@ -147,7 +159,12 @@ mod tests {
 
     fn registration(last: u8, ends: Option<Instant>) -> RegisteredHost {
         let key = ends.map(|_| "corp/access-key/k".parse().expect("an id"));
-        RegisteredHost { public_key: WireGuardKey([last; 32]), address: Ipv4Addr::new(10, 101, 0, last), key, ends }
+        RegisteredHost {
+            public_key: WireGuardKey([last; 32]),
+            address: Ipv4Addr::new(10, 101, 0, last),
+            key,
+            ends,
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the tunnels to agents need on this host: a packet filter, a WireGuard device, its link, and a port on it.
+//! What the tunnels to agents need on this host: a packet filter, a WireGuard device, its link, and a port on
+//! it.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -88,10 +89,12 @@ impl TunnelHost {
         let (interface, socket) = (self.interface.clone(), self.socket.clone());
         let there = blocking(move || {
             let device = device::attach(&interface, &socket);
-            !matches!(device, Ok(None) | Err(DeviceError::Gone { .. })) && firewall::is_there(&table(&interface))
+            !matches!(device, Ok(None) | Err(DeviceError::Gone { .. }))
+                && firewall::is_there(&table(&interface))
         });
         let link = link::observe(&self.interface).await;
-        there.await && link.is_ok_and(|link| link.is_some_and(|it| it.up && it.addresses.contains(&self.own())))
+        there.await
+            && link.is_ok_and(|link| link.is_some_and(|it| it.up && it.addresses.contains(&self.own())))
     }
 
     /// Installs the packet filter; never for an interface that is not the server's.
@@ -102,8 +105,8 @@ impl TunnelHost {
         Ok(firewall::load(&table(&self.interface), &self.chains())?)
     }
 
-    /// Attaches to the device, or creates it, and adds what it lacks. One with another key or port is created anew: its
-    /// sessions are worthless.
+    /// Attaches to the device, or creates it, and adds what it lacks. One with another key or port is created
+    /// anew: its sessions are worthless.
     pub(super) fn bring_device(&self, registry: &Registry) -> Result<(), DeviceError> {
         if let Some(mut device) = self.attach()? {
             let observed = device.observe()?;
@@ -121,10 +124,16 @@ impl TunnelHost {
         brought
     }
 
-    /// The steps for agents that are registered and not on the device, and for those that are not registered and on it.
+    /// The steps for agents that are registered and not on the device, and for those that are not registered
+    /// and on it.
     fn lacking(&self, registry: &Registry, observed: &DeviceState) -> Vec<DeviceStep> {
         let peers = registry.all().map(|(_, it)| (it.public_key, settings(it))).collect();
-        let wanted = Wanted { private_key: &self.private_key, listen_port: Some(self.port), mark: MARK, peers: &peers };
+        let wanted = Wanted {
+            private_key: &self.private_key,
+            listen_port: Some(self.port),
+            mark: MARK,
+            peers: &peers,
+        };
         // Agents send first, so no endpoint is ever applied, and the age of handshakes does not matter.
         device_steps(wanted, observed, &AppliedEndpoints::new(), 0)
     }
@@ -232,12 +241,15 @@ fn table(interface: &str) -> String {
     format!("nmserver-{interface}")
 }
 
-/// The key of the device. If it is lost, another one takes its place: agents learn it when they register again.
+/// The key of the device. If it is lost, another one takes its place: agents learn it when they register
+/// again.
 fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
     const FILE: &str = "comms.key";
     if let Some(bytes) = directory.read(FILE)? {
-        let damaged =
-            |_| IdentityError::Damaged { path: directory.file(FILE), why: "it does not have 32 bytes".into() };
+        let damaged = |_| IdentityError::Damaged {
+            path: directory.file(FILE),
+            why: "it does not have 32 bytes".into(),
+        };
         return bytes.expose().as_slice().try_into().map(PrivateKey).map_err(damaged);
     }
     let key = PrivateKey::from_random(*crate::identity::random()?.expose());

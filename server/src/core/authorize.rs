@@ -1,7 +1,7 @@
 //! Which roles may do what: one table for REST and gRPC together. What is not in it is refused.
 //!
-//! Pure. The adapters are built from the table, so there is no route without a rule here, and the OpenAPI file is
-//! generated from it.
+//! Pure. The adapters are built from the table, so there is no route without a rule here, and the OpenAPI
+//! file is generated from it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -282,8 +282,13 @@ mod tests {
     #[test]
     fn only_these_are_open() {
         let open = TABLE.iter().filter(|rule| rule.needs == Nothing).map(|rule| rule.operation);
-        let expected =
-            [Operation::Health, Operation::Ready, Operation::Server, Operation::OpenApi, Operation::Challenge];
+        let expected = [
+            Operation::Health,
+            Operation::Ready,
+            Operation::Server,
+            Operation::OpenApi,
+            Operation::Challenge,
+        ];
         assert_eq!(open.collect::<Vec<_>>(), expected);
     }
 

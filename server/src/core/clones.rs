@@ -1,16 +1,18 @@
-//! Whether two hosts use the identity of one node, as a copied `/etc/netclient` makes them do: both count as the node, and
-//! traffic goes to whichever called last.
+//! Whether two hosts use the identity of one node, as a copied `/etc/netclient` makes them do: both count as
+//! the node, and traffic goes to whichever called last.
 //!
-//! Signs of it are two streams that stay, and calls that come from two addresses in turn. Each sign has to last, or come again, since
-//! a host that changes its network, or whose connection breaks, shows them for a moment too. Pure: the time is passed in.
+//! Signs of it are two streams that stay, and calls that come from two addresses in turn. Each sign has to
+//! last, or come again, since a host that changes its network, or whose connection breaks, shows them for a
+//! moment too. Pure: the time is passed in.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// How long two streams are no sign: that of a host which is gone is closed after two pings without an answer, 40 s.
+/// How long two streams are no sign: that of a host which is gone is closed after two pings without an
+/// answer, 40 s.
 const STREAMS_STAY: Duration = Duration::from_secs(60);
-/// How often a host returns to the address before its last one, within [`RETURNS_WITHIN`], that is a sign: one that moves between
-/// two networks returns now and then.
+/// How often a host returns to the address before its last one, within [`RETURNS_WITHIN`], that is a sign:
+/// one that moves between two networks returns now and then.
 const RETURNS: usize = 4;
 /// See [`RETURNS`].
 const RETURNS_WITHIN: Duration = Duration::from_secs(600);

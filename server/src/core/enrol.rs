@@ -35,7 +35,8 @@ pub struct Candidate {
 /// Why a host may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is no such key, or the network is gone: one error for both, so that nobody can search for either.
+    /// There is no such key, or the network is gone: one error for both, so that nobody can search for
+    /// either.
     #[error("the access key {0} does not exist; ask for a new token")]
     UnknownKey(ResourceId),
     /// The identity was barred.
@@ -77,7 +78,9 @@ pub enum Refused {
     #[error("{0} is not declared, so the server's own host is not a node of that network")]
     Undeclared(ResourceId),
     /// Another host has the name.
-    #[error("another host has joined {network} as {name}; join with another --name, or remove that node first")]
+    #[error(
+        "another host has joined {network} as {name}; join with another --name, or remove that node first"
+    )]
     NameTaken {
         /// The network.
         network: NetworkName,
@@ -120,8 +123,8 @@ pub struct Admitted {
     pub changed: bool,
 }
 
-/// Lets a host join by a key: one key use, one address of each family, one name, or none of these. The `server` keeps a name
-/// for its own host, and the addresses by which it is reached.
+/// Lets a host join by a key: one key use, one address of each family, one name, or none of these. The
+/// `server` keeps a name for its own host, and the addresses by which it is reached.
 ///
 /// A host that has joined already, by its identity, keeps its name and addresses and spends nothing.
 pub fn join(
@@ -151,7 +154,8 @@ pub fn join(
     Ok(admitted)
 }
 
-/// Lets the server's own host join without a key, if the name that it wants is declared. Otherwise like [`join`].
+/// Lets the server's own host join without a key, if the name that it wants is declared. Otherwise like
+/// [`join`].
 pub fn claim(
     world: &mut World,
     candidate: Candidate,
@@ -168,8 +172,8 @@ pub fn claim(
     }
 }
 
-/// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with. It is given none
-/// of the addresses of the `server`.
+/// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with. It
+/// is given none of the addresses of the `server`.
 fn admit(
     world: &mut World,
     candidate: Candidate,
@@ -187,7 +191,8 @@ fn admit(
     let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
     let reserved = ReservedAddresses::of(&network, &world.snapshot, server);
     let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
-    let addresses = allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
+    let addresses =
+        allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
     let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
     let tags = tags.unwrap_or_default();
     let joined = Joined {
@@ -212,7 +217,9 @@ fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitte
     check_public_key(world, &candidate, &name)?;
     let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
     let id = NodeId { network, name: name.clone() };
-    let Some(joined) = world.inventory.node(&id).cloned() else { return Ok(Admitted { name, changed: false }) };
+    let Some(joined) = world.inventory.node(&id).cloned() else {
+        return Ok(Admitted { name, changed: false });
+    };
     let again = with_facts(&joined, facts);
     let again = Joined { public_key, os, ..again };
     let changed = again != *joined;
@@ -228,7 +235,8 @@ pub fn with_facts(joined: &Joined, facts: Facts) -> Joined {
     Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), problems, ..joined.clone() }
 }
 
-/// Whether a host could join by a key, so that one which shows it may register; returns what verifies its signature.
+/// Whether a host could join by a key, so that one which shows it may register; returns what verifies its
+/// signature.
 pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Verifier, Refused> {
     let unknown = || Refused::UnknownKey(id.clone());
     let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
@@ -244,7 +252,10 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Ve
 /// The port that a node will most likely listen on: its declared one, else the network's.
 fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
     let declaration = declared.named::<Node>(network, name);
-    declared.network(network).map(|network| network.listen_port_of(declaration.map(|node| &**node))).unwrap_or_default()
+    declared
+        .network(network)
+        .map(|network| network.listen_port_of(declaration.map(|node| &**node)))
+        .unwrap_or_default()
 }
 
 /// Whether no node of another name has the WireGuard key.
@@ -308,8 +319,8 @@ fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     }
 }
 
-/// Whether no other interface of the host is connected to all of a range of the network: the host would keep that for
-/// itself, and reach nobody.
+/// Whether no other interface of the host is connected to all of a range of the network: the host would keep
+/// that for itself, and reach nobody.
 fn check_connected(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let Some(network) = world.snapshot.network(&candidate.network) else { return Ok(()) };
     let taken = candidate.facts.connected.iter().find(|(_, range)| network.ranges().any(|own| own == *range));
@@ -326,15 +337,17 @@ fn check_connected(world: &World, candidate: &Candidate) -> Result<(), Refused> 
 /// Whether the network has room: declared nodes that have not joined count as well.
 fn check_room(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let network = &candidate.network;
-    let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else { return Ok(()) };
+    let Some(limit) = world.snapshot.network(network).and_then(|network| network.node_limit) else {
+        return Ok(());
+    };
     // If the candidate is declared, it is counted already.
     let itself = usize::from(world.snapshot.named::<Node>(network, &candidate.name).is_some());
     let count = joined_and_awaited(network, &world.snapshot, &world.inventory) - itself;
     if count as i64 >= limit.number() { Err(Refused::Full(network.clone(), count)) } else { Ok(()) }
 }
 
-/// Removes a node from a network, and returns it; nothing if it was not in. A name that it claimed can be claimed again,
-/// by the same token too.
+/// Removes a node from a network, and returns it; nothing if it was not in. A name that it claimed can be
+/// claimed again, by the same token too.
 pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timestamp) -> Option<Arc<Joined>> {
     world.inventory.remove_node(&NodeId::of(network, name), now)
 }
@@ -394,7 +407,8 @@ mod tests {
     }
 
     fn enter(world: &mut World, name: &str, number: u8) -> Result<String, Refused> {
-        by_key(world, candidate(name, number), Timestamp::UNIX_EPOCH).map(|admitted| admitted.name.to_string())
+        by_key(world, candidate(name, number), Timestamp::UNIX_EPOCH)
+            .map(|admitted| admitted.name.to_string())
     }
 
     /// Joins with the key `k`, where the server's own host is `netmaker`.
@@ -424,7 +438,8 @@ mod tests {
         let addresses: Vec<_> = [("a", 1), ("b", 2)]
             .map(|(name, number)| {
                 let key = "k".parse().expect("good");
-                join(&mut world, candidate(name, number), &key, &server, Timestamp::UNIX_EPOCH).expect("it may join");
+                join(&mut world, candidate(name, number), &key, &server, Timestamp::UNIX_EPOCH)
+                    .expect("it may join");
                 world.inventory.node(&id(name)).expect("joined").addresses.first().expect("one").to_string()
             })
             .into();
@@ -507,8 +522,12 @@ mod tests {
         }
         let mut world = world(r#"{"for":["db","netmaker"]}"#);
         let key = "k".parse().expect("good");
-        let elsewhere = join(&mut world, candidate("netmaker", 1), &key, &server(None, &[]), Timestamp::UNIX_EPOCH);
-        assert!(elsewhere.is_ok(), "where the server's host is not a node, the name is like any other: {elsewhere:?}");
+        let elsewhere =
+            join(&mut world, candidate("netmaker", 1), &key, &server(None, &[]), Timestamp::UNIX_EPOCH);
+        assert!(
+            elsewhere.is_ok(),
+            "where the server's host is not a node, the name is like any other: {elsewhere:?}"
+        );
     }
 
     #[test]
@@ -524,7 +543,10 @@ mod tests {
         assert_eq!(enter(&mut world, "a", 2).as_deref(), Ok("a"), "it has spent no use of the key");
         let before = world.clone();
         let other = claim(&mut world, candidate("db", 3), &server, now);
-        assert!(matches!(other, Err(Refused::NameTaken { .. })), "another server's host was first: {other:?}");
+        assert!(
+            matches!(other, Err(Refused::NameTaken { .. })),
+            "another server's host was first: {other:?}"
+        );
         let again = claim(&mut world, candidate("db", 1), &server, now).expect("it is in");
         assert!(!again.changed);
         assert_eq!(world, before);

@@ -53,10 +53,11 @@ pub enum Unusable {
     ListenPort(u32),
 }
 
-/// Reads what a node reports, in the light of the address that it was seen at. What it and the server only found out
-/// themselves is ignored if it is of no use to others; what its operator set must be valid.
+/// Reads what a node reports, in the light of the address that it was seen at. What it and the server only
+/// found out themselves is ignored if it is of no use to others; what its operator set must be valid.
 ///
-/// `before` is what is recorded of the node; absent: nothing. It stays valid when a mesh takes a range around it later.
+/// `before` is what is recorded of the node; absent: nothing. It stays valid when a mesh takes a range around
+/// it later.
 pub fn read(
     facts: &wire::Facts,
     seen: Option<IpAddr>,
@@ -80,7 +81,8 @@ pub fn read(
         seen: usable(seen, before.and_then(|before| before.seen)),
         local: usable(local, before.and_then(|before| before.local)),
     };
-    let problem = |problem: &wire::Problem| NodeProblem::new(&shortened(&problem.code), cut(&problem.message, LONGEST));
+    let problem =
+        |problem: &wire::Problem| NodeProblem::new(&shortened(&problem.code), cut(&problem.message, LONGEST));
     let mut problems: Vec<_> = problems.iter().take(NodeProblem::MOST).map(problem).collect();
     problems.sort();
     // What cannot be read is passed over: all that this does is to spare a host a join that leads to nothing.
@@ -93,7 +95,11 @@ pub fn read(
 }
 
 /// What the operator configured.
-fn configured(text: &str, meshes: Meshes<'_>, before: Option<&Endpoint>) -> Result<Option<Endpoint>, Unusable> {
+fn configured(
+    text: &str,
+    meshes: Meshes<'_>,
+    before: Option<&Endpoint>,
+) -> Result<Option<Endpoint>, Unusable> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -124,7 +130,8 @@ mod tests {
     use schema::inventory::Inventory;
     use schema::world::ResourceDocument;
 
-    /// Reads facts where the network `corp` has the range 10.0.0.0/24, and where the server has these addresses.
+    /// Reads facts where the network `corp` has the range 10.0.0.0/24, and where the server has these
+    /// addresses.
     fn read_at(
         server: &[IpAddr],
         (endpoint, local, seen): (&str, &str, Option<&str>),
@@ -154,7 +161,8 @@ mod tests {
     fn addresses_that_others_cannot_use_are_ignored() {
         let read = |endpoint: &str, local: &str, seen: Option<&str>| {
             let endpoints = read_in_corp(endpoint, local, seen).expect("it is valid");
-            let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+            let text =
+                |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
             [
                 endpoints.configured.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
                 text(endpoints.seen),
@@ -193,7 +201,8 @@ mod tests {
             "x:0",
             &long,
         ] {
-            let error = read_in_corp(endpoint, "", Some("192.0.2.1")).expect_err("it is of no use").to_string();
+            let error =
+                read_in_corp(endpoint, "", Some("192.0.2.1")).expect_err("it is of no use").to_string();
             assert!(error.contains("endpoint") && error.len() < 400, "{error}");
         }
         assert!(matches!(read_in_corp("", "here", None), Err(Unusable::LocalAddress(_))));

@@ -1,7 +1,7 @@
 //! How long the refusal of an invalid token is held back: a source that tries many gets ever slower answers.
 //!
-//! A valid token is never held back, whatever its source: behind a proxy or a NAT everybody has the same. Pure: the time is
-//! passed in.
+//! A valid token is never held back, whatever its source: behind a proxy or a NAT everybody has the same.
+//! Pure: the time is passed in.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -1,8 +1,9 @@
 //! Which nonces may still serve: each one once, and none for a node that was removed after it was handed out.
 //!
-//! Whoever ends TLS in front of the server can record a request and send it again. A nonce lives for a minute, so what has
-//! to be remembered is what happened within the last one, and nonces of an earlier process of the server do not serve,
-//! since nobody remembers which of them were used. Pure: the time is passed in.
+//! Whoever ends TLS in front of the server can record a request and send it again. A nonce lives for a
+//! minute, so what has to be remembered is what happened within the last one, and nonces of an earlier
+//! process of the server do not serve, since nobody remembers which of them were used. Pure: the time is
+//! passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +38,8 @@ impl Nonces {
         Self { started, spent: BTreeSet::new(), removed: BTreeMap::new() }
     }
 
-    /// Uses a nonce up, for a request whose signatures were checked: nobody else can use up a nonce of somebody.
+    /// Uses a nonce up, for a request whose signatures were checked: nobody else can use up a nonce of
+    /// somebody.
     pub fn spend(&mut self, nonce: Nonce, now: Timestamp) -> Result<(), Invalid> {
         if nonce.made < self.started || nonce.made + LIFE < now {
             return Err(Invalid::NonceExpired);
@@ -52,9 +54,14 @@ impl Nonces {
         self.removed.insert((network, identity), now);
     }
 
-    /// Whether a join may be carried out: its identity was not removed from the network after the nonce was made, which
-    /// was before the join was signed.
-    pub fn may_join(&self, network: &NetworkName, identity: Identity, made: Timestamp) -> Result<(), Invalid> {
+    /// Whether a join may be carried out: its identity was not removed from the network after the nonce was
+    /// made, which was before the join was signed.
+    pub fn may_join(
+        &self,
+        network: &NetworkName,
+        identity: Identity,
+        made: Timestamp,
+    ) -> Result<(), Invalid> {
         match self.removed.get(&(network.clone(), identity)) {
             Some(removed) if *removed >= made => Err(Invalid::NonceExpired),
             Some(_) | None => Ok(()),

@@ -1,7 +1,8 @@
 //! The registrations for tunnels to the server: pure.
 //!
-//! A registration belongs to an identity and has one WireGuard key and one address. Before the host joins, and after it
-//! has left its last network, it expires; in between it does not. The cost of a call does not depend on their number.
+//! A registration belongs to an identity and has one WireGuard key and one address. Before the host joins,
+//! and after it has left its last network, it expires; in between it does not. The cost of a call does not
+//! depend on their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -13,7 +14,8 @@ use schema::snapshot::ResourceId;
 
 /// How long a registration lasts if no join follows.
 pub const LIFETIME: Duration = Duration::from_secs(600);
-/// How long one lasts after the host's last network was left: what it is still sent travels through the tunnel.
+/// How long one lasts after the host's last network was left: what it is still sent travels through the
+/// tunnel.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How many hosts may be registered by one key without having joined.
 pub const UNJOINED: usize = 256;
@@ -261,7 +263,8 @@ mod tests {
         let (mut registry, now) = registry("10.101.0.0/29");
         let mut given = Vec::new();
         for number in 0..5 {
-            let registration = registry.register(key(number), key(100 + number), access("k"), now).expect("room");
+            let registration =
+                registry.register(key(number), key(100 + number), access("k"), now).expect("room");
             given.push(registration.address.octets()[3]);
         }
         assert_eq!(given, [2, 3, 4, 5, 6], "neither the range's own, nor the server's, nor the broadcast");
@@ -335,7 +338,9 @@ mod tests {
         };
         assert!(registry.restore(key(1), kept(9, 101)));
         assert!(registry.restore(key(2), kept(4, 102)));
-        for (identity, registration) in [(1, kept(5, 105)), (3, kept(9, 103)), (4, kept(6, 101)), (5, kept(1, 104))] {
+        for (identity, registration) in
+            [(1, kept(5, 105)), (3, kept(9, 103)), (4, kept(6, 101)), (5, kept(1, 104))]
+        {
             assert!(!registry.restore(key(identity), registration.clone()), "{registration:?}");
         }
         let next = |registry: &mut Registry, number| {

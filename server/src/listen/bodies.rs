@@ -1,9 +1,9 @@
 //! The bodies of requests and answers, as far as clients may hold them up.
 //!
-//! A request's body has to arrive at a pace. What a handler leaves of it is read to its end before the answer is sent: over
-//! HTTP/1.1 a client that is still sending may lose an answer to the reset of its connection, and over HTTP/2 the stream
-//! is reset after an early answer (RFC 9113, section 8.1), which some clients report in place of the answer. An answer's
-//! body notes whether the client takes it.
+//! A request's body has to arrive at a pace. What a handler leaves of it is read to its end before the answer
+//! is sent: over HTTP/1.1 a client that is still sending may lose an answer to the reset of its connection,
+//! and over HTTP/2 the stream is reset after an early answer (RFC 9113, section 8.1), which some clients
+//! report in place of the answer. An answer's body notes whether the client takes it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,10 +16,11 @@ use tokio::time::{Instant, Sleep};
 
 use super::connections::Connection;
 
-/// Bytes a second that a body must bring on average, once the timeout has passed: less than any line of this century.
+/// Bytes a second that a body must bring on average, once the timeout has passed: less than any line of this
+/// century.
 const LEAST_RATE: u64 = 16 << 10;
-/// The most bytes of a body that nobody wants which are read, so that the answer arrives: twice the largest body that
-/// MAX_BODY allows.
+/// The most bytes of a body that nobody wants which are read, so that the answer arrives: twice the largest
+/// body that MAX_BODY allows.
 const DRAINED: u64 = 2 << 30;
 
 /// A body that did not arrive in time.
@@ -98,7 +99,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self { body, pace, unread: _ } = &mut *self;
         match body {
             Some(body) => pace.poll_frame(body, cx),
@@ -124,8 +128,9 @@ impl Drop for RequestBody {
 }
 
 impl Unread {
-    /// Reads what is left, as far as it arrives in time and is not too long. `waits`: the client sends the body only when
-    /// it is asked for it (RFC 9110, section 10.1.1), so that there is nothing to read as long as nobody has begun.
+    /// Reads what is left, as far as it arrives in time and is not too long. `waits`: the client sends the
+    /// body only when it is asked for it (RFC 9110, section 10.1.1), so that there is nothing to read as long
+    /// as nobody has begun.
     pub(super) async fn drain(self, waits: bool) {
         let left = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((mut body, mut pace)) = left else { return };
@@ -208,7 +213,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Some(ticket) = &self.ticket {
             // Whoever asks for more has sent what there was.
             ticket.connection.progress().taken(ticket.request);

@@ -1,9 +1,10 @@
-//! The connections of one listener: who gives way when there are too many, and who has been silent for too long.
+//! The connections of one listener: who gives way when there are too many, and who has been silent for too
+//! long.
 //!
-//! A connection starts without standing, gains some by a finished request, and is known once a request on it has shown
-//! a token or session that is valid. [`Progress`] decides what is overdue and is pure; a sweep closes what it says.
-//! At a limit the oldest connection of the least standing gives way to the new one; a known one never does. So nobody
-//! who cannot log in can keep out anybody who can.
+//! A connection starts without standing, gains some by a finished request, and is known once a request on it
+//! has shown a token or session that is valid. [`Progress`] decides what is overdue and is pure; a sweep
+//! closes what it says. At a limit the oldest connection of the least standing gives way to the new one; a
+//! known one never does. So nobody who cannot log in can keep out anybody who can.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,10 +16,11 @@ use tokio::time::Instant;
 use super::limits::Limits;
 use crate::tally::Tally;
 
-/// The most requests in progress at once on a connection on which nobody has logged in: a client logs in with its first
-/// or second request.
+/// The most requests in progress at once on a connection on which nobody has logged in: a client logs in with
+/// its first or second request.
 const ANONYMOUS_REQUESTS: usize = 8;
-/// How many times longer a client that has logged in may not read what it is sent: its host may be busy or suspended.
+/// How many times longer a client that has logged in may not read what it is sent: its host may be busy or
+/// suspended.
 const KNOWN_READER: u32 = 6;
 
 /// What speaks for a connection.
@@ -76,7 +78,9 @@ impl Progress {
     /// A request begins; nothing if there are too many of a client that nobody knows.
     pub(super) fn begin(&mut self) -> Option<u64> {
         let anonymous = self.standing < Standing::Known;
-        if anonymous && self.requests.values().filter(|request| request.anonymous).count() >= ANONYMOUS_REQUESTS {
+        if anonymous
+            && self.requests.values().filter(|request| request.anonymous).count() >= ANONYMOUS_REQUESTS
+        {
             return None;
         }
         self.last_request += 1;
@@ -175,8 +179,8 @@ impl Connections {
         self.limits.timeout
     }
 
-    /// Admits a connection; where there are too many, the one with the least to say for it is closed first. Nothing if
-    /// somebody is logged in on all of them.
+    /// Admits a connection; where there are too many, the one with the least to say for it is closed first.
+    /// Nothing if somebody is logged in on all of them.
     pub(super) fn admit(self: &Arc<Self>, now: Instant) -> Option<Admitted> {
         let mut open = self.open();
         let full = open.anonymous.len() + open.known.len() >= self.limits.connections;
@@ -200,7 +204,8 @@ impl Connections {
         self.open().close_first();
     }
 
-    /// Closes what is overdue; returns how many connections gave way since it last did, if the log is to say so.
+    /// Closes what is overdue; returns how many connections gave way since it last did, if the log is to say
+    /// so.
     pub(super) fn sweep(&self, now: Instant) -> Option<u64> {
         let open = self.open();
         for connection in open.anonymous.values().chain(open.known.values()) {
@@ -301,9 +306,17 @@ mod tests {
         assert_eq!(progress.overdue(after(start, 18), TIMEOUT), None);
         assert_eq!(progress.overdue(after(start, 19), TIMEOUT), Some(Overdue::Silent), "no head follows TLS");
         let request = progress.begin().expect("there is room");
-        assert_eq!(progress.overdue(after(start, 500), TIMEOUT), None, "the server's own time does not count");
+        assert_eq!(
+            progress.overdue(after(start, 500), TIMEOUT),
+            None,
+            "the server's own time does not count"
+        );
         progress.end(request, true, after(start, 500));
-        assert_eq!(progress.overdue(after(start, 510), TIMEOUT), Some(Overdue::Silent), "nothing speaks for it");
+        assert_eq!(
+            progress.overdue(after(start, 510), TIMEOUT),
+            Some(Overdue::Silent),
+            "nothing speaks for it"
+        );
         let request = progress.begin().expect("there is room");
         progress.known(request);
         progress.end(request, true, after(start, 501));

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Descriptors that no connection takes: those of the database, of files, of devices, and of programs that are started.
+/// Descriptors that no connection takes: those of the database, of files, of devices, and of programs that
+/// are started.
 const RESERVED: u64 = 64;
 
 /// The limits of one listener.
@@ -12,8 +13,8 @@ pub struct Limits {
     pub connections: usize,
     /// The most of them on which nobody has logged in.
     pub anonymous: usize,
-    /// How long a client may take for TLS, for the head of a first request, and without any progress in a body or an
-    /// answer; a client that has not logged in may also be idle for no longer.
+    /// How long a client may take for TLS, for the head of a first request, and without any progress in a
+    /// body or an answer; a client that has not logged in may also be idle for no longer.
     pub timeout: Duration,
 }
 
@@ -33,8 +34,8 @@ pub struct Configured {
 }
 
 impl Default for Configured {
-    /// 512 connections without a login need about 100 MiB if each of them takes all that it may. A plan of a hundred
-    /// thousand objects has less than 128 MiB.
+    /// 512 connections without a login need about 100 MiB if each of them takes all that it may. A plan of a
+    /// hundred thousand objects has less than 128 MiB.
     fn default() -> Self {
         Self {
             api_connections: 1_024,
@@ -46,7 +47,8 @@ impl Default for Configured {
     }
 }
 
-/// The limits of every listener of a process that may open so many descriptors: together they stay below that.
+/// The limits of every listener of a process that may open so many descriptors: together they stay below
+/// that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     /// Those of the REST API.
@@ -58,10 +60,16 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Divides the descriptors: half for agents on public addresses, a quarter each for those in tunnels and for REST.
+    /// Divides the descriptors: half for agents on public addresses, a quarter each for those in tunnels and
+    /// for REST.
     pub fn of(configured: &Configured, descriptors: u64) -> Self {
-        let Configured { api_connections, grpc_connections, anonymous_connections, client_timeout, max_body: _ } =
-            *configured;
+        let Configured {
+            api_connections,
+            grpc_connections,
+            anonymous_connections,
+            client_timeout,
+            max_body: _,
+        } = *configured;
         let quarter = usize::try_from(descriptors.saturating_sub(RESERVED) / 4).unwrap_or(usize::MAX).max(4);
         let limits = |wanted: usize, share: usize| {
             let connections = wanted.min(share);
@@ -97,7 +105,8 @@ mod tests {
 
     #[test]
     fn what_is_set_holds_where_the_descriptors_allow_it() {
-        let configured = Configured { api_connections: 100, anonymous_connections: 30, ..Configured::default() };
+        let configured =
+            Configured { api_connections: 100, anonymous_connections: 30, ..Configured::default() };
         let Shares { rest, agents, .. } = Shares::of(&configured, 1 << 20);
         assert_eq!((rest.connections, rest.anonymous), (100, 30));
         assert_eq!((agents.connections, agents.anonymous), (65_536, 30));

@@ -33,10 +33,11 @@ impl Service {
         wire::ChallengeResponse { nonce: nonce.into(), ephemeral: ephemeral.to_vec().into() }
     }
 
-    /// Registers a host for a tunnel. One that has joined is known by its identity; any other shows a key that it could
-    /// join with, and spends no use of it.
+    /// Registers a host for a tunnel. One that has joined is known by its identity; any other shows a key
+    /// that it could join with, and spends no use of it.
     pub async fn register(&self, request: &wire::RegisterRequest) -> Result<wire::RegisterResponse, Error> {
-        const NONE: &str = "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
+        const NONE: &str =
+            "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         let ephemeral = self.inner.secrets.ephemeral(&nonce);
         let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
@@ -57,7 +58,9 @@ impl Service {
             address: parameters.address.octets().to_vec().into(),
             server_address: parameters.service.ip().octets().to_vec().into(),
             server_port: parameters.service.port().into(),
-            expires: parameters.expires.map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
+            expires: parameters
+                .expires
+                .map_or(0, |left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1)),
             signature: Default::default(),
         };
         sign::sign_registered(&mut answer, request, self.inner.secrets.signing_key());
@@ -65,7 +68,11 @@ impl Service {
     }
 
     /// The key that a registration names, and what verifies its signature, if it could let a host join.
-    fn showable_key(&self, state: &State, request: &wire::RegisterRequest) -> Result<(ResourceId, Verifier), Error> {
+    fn showable_key(
+        &self,
+        state: &State,
+        request: &wire::RegisterRequest,
+    ) -> Result<(ResourceId, Verifier), Error> {
         let id = key_id(&request.network, &request.key)?;
         let verifier = enrol::may_register(&state.world, &id, Timestamp::now())?;
         Ok((id, verifier))
@@ -110,7 +117,12 @@ impl Service {
         let name = self.change(change).await?;
         let update = self.whole(&network, &identity)?;
         // It is online, but has not reported its revision.
-        self.inner.last_seen.record(&NodeId { network, name: name.clone() }, (0, Revision(0)), transport, None);
+        self.inner.last_seen.record(
+            &NodeId { network, name: name.clone() },
+            (0, Revision(0)),
+            transport,
+            None,
+        );
         Ok((name, update))
     }
 
@@ -148,8 +160,8 @@ impl Service {
         Meshes { declared, members: inventory, comms_range: self.inner.info.comms_range, server }
     }
 
-    /// Lets this server's own host join a network that declares it: its name there, and its View. No other host can
-    /// request this, since no call of the agents' service leads here.
+    /// Lets this server's own host join a network that declares it: its name there, and its View. No other
+    /// host can request this, since no call of the agents' service leads here.
     pub async fn claim(
         &self,
         network: &NetworkName,
@@ -165,15 +177,24 @@ impl Service {
         let server = self.plan_info();
         let meshes = self.meshes(&state.world, &server.addresses);
         let facts = facts::read(facts, None, meshes, before(&state.world, network, &identity))?;
-        let candidate = Candidate { network: network.clone(), name, identity, public_key, facts, os: os_of(os) };
+        let candidate =
+            Candidate { network: network.clone(), name, identity, public_key, facts, os: os_of(os) };
         let claim = move |world: &mut World| Ok(enrol::claim(world, candidate, &server, Timestamp::now())?);
         self.let_in(network.clone(), identity, Control::Tls, claim).await
     }
 
     /// Opens a session for an identity.
-    pub fn open_session(&self, request: &wire::OpenSessionRequest) -> Result<wire::OpenSessionResponse, Error> {
+    pub fn open_session(
+        &self,
+        request: &wire::OpenSessionRequest,
+    ) -> Result<wire::OpenSessionResponse, Error> {
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
-        sign::verify_session(&self.inner.info.signing_key, &request.nonce, &request.identity, &request.signature)?;
+        sign::verify_session(
+            &self.inner.info.signing_key,
+            &request.nonce,
+            &request.identity,
+            &request.signature,
+        )?;
         self.nonces().spend(nonce, Timestamp::now())?;
         let identity = key_of::<Identity>(&request.identity)?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
@@ -182,7 +203,10 @@ impl Service {
 
     /// The identity of a session's token.
     pub fn identity(&self, token: &str) -> Result<Identity, Error> {
-        self.inner.secrets.identity_of(token).ok_or(Error::Unauthenticated("the session has expired; open a new one"))
+        self.inner
+            .secrets
+            .identity_of(token)
+            .ok_or(Error::Unauthenticated("the session has expired; open a new one"))
     }
 
     /// The whole View of a node, or that it is removed.
@@ -220,8 +244,8 @@ impl Service {
         Ok(Some(self.sign(state, network, name, from, body)))
     }
 
-    /// Notices a position that this server gave out and its database does not lead to: then the database was put back from
-    /// a copy, and another epoch begins, so that no two states have the same position.
+    /// Notices a position that this server gave out and its database does not lead to: then the database was
+    /// put back from a copy, and another epoch begins, so that no two states have the same position.
     pub async fn notice(&self, at: &Position) -> Result<(), Error> {
         if self.state().origin(at) != Origin::Elsewhere || !self.inner.secrets.made(at) {
             return Ok(());
@@ -246,8 +270,9 @@ impl Service {
         self.inner.committer.change(raise).await
     }
 
-    /// A check-in: records that the node is there, stores what changed on it (what it reports, and where it was
-    /// seen), and returns what it has not been sent yet. `source` is the address of the call, outside of any tunnel.
+    /// A check-in: records that the node is there, stores what changed on it (what it reports, and where it
+    /// was seen), and returns what it has not been sent yet. `source` is the address of the call, outside of
+    /// any tunnel.
     pub async fn check_in(
         &self,
         network: &NetworkName,
@@ -311,7 +336,8 @@ impl Service {
             if updated == **joined {
                 return Ok(Proposal::unchanged(true));
             }
-            let audit = AuditInfo { actor: format!("node {}", id.name), action: "check-in", ..AuditInfo::default() };
+            let audit =
+                AuditInfo { actor: format!("node {}", id.name), action: "check-in", ..AuditInfo::default() };
             let mut next = world.clone();
             next.inventory.put_node(id, updated);
             Ok(Proposal::changed(true, next, audit))
@@ -327,7 +353,9 @@ impl Service {
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
         let identity = key_of(&request.identity)?;
         let leave = move |world: &World, _: &mut CommitContext<'_>| {
-            let Some(name) = world.inventory.name_of(&network, &identity) else { return Ok(Proposal::unchanged(())) };
+            let Some(name) = world.inventory.name_of(&network, &identity) else {
+                return Ok(Proposal::unchanged(()));
+            };
             let mut next = world.clone();
             enrol::remove(&mut next, &network, name, Timestamp::now());
             let audit = AuditInfo { actor: format!("node {name}"), action: "leave", ..AuditInfo::default() };
@@ -343,7 +371,8 @@ impl Service {
         self.inner.last_seen.stream(&NodeId::of(network, name), transport)
     }
 
-    /// Stores when nodes last called, as far as that is not stored yet; at the end also until when the server served.
+    /// Stores when nodes last called, as far as that is not stored yet; at the end also until when the server
+    /// served.
     pub async fn store_seen(&self, end: bool) -> Result<(), Error> {
         let unstored = Arc::new(self.inner.last_seen.take_unstored(&self.state().world.inventory));
         if unstored.fresh.is_empty() && unstored.gone.is_empty() && !end {
@@ -358,8 +387,8 @@ impl Service {
         stored
     }
 
-    /// Whether a node has nothing to be sent according to the position that it reports, but was sent something later, which
-    /// it may have: only a whole View makes sure that it has the current one.
+    /// Whether a node has nothing to be sent according to the position that it reports, but was sent
+    /// something later, which it may have: only a whole View makes sure that it has the current one.
     fn is_in_doubt(&self, state: &State, id: &NodeId, at: &Position) -> bool {
         let Origin::Here(revision) = state.origin(at) else { return false };
         let sent = self.inner.last_seen.of(id).is_some_and(|heard| heard.in_doubt);
@@ -367,7 +396,14 @@ impl Service {
     }
 
     /// Signs what a node is sent. It counts as sent from now on.
-    fn sign(&self, state: &State, network: &NetworkName, node: &Name, from: Position, body: SignedBody) -> Update {
+    fn sign(
+        &self,
+        state: &State,
+        network: &NetworkName,
+        node: &Name,
+        from: Position,
+        body: SignedBody,
+    ) -> Update {
         let to = self.position_of(state);
         self.inner.last_seen.sent(&NodeId::of(network, node), to.place());
         body.sign(sign::Header { network, node, from, to }, self.inner.secrets.signing_key())

@@ -28,7 +28,9 @@ const LONGEST_ID: usize = 128;
 pub(super) fn check_origin(request: &ApplyRequest, server: &ServerInfo) -> Result<(), Error> {
     let ApplyRequest { apply_id, plan, keys: _, allow: _ } = request;
     if apply_id.is_empty() || apply_id.len() > LONGEST_ID {
-        return Err(Error::BadRequest(format!("apply_id must have 1 to {LONGEST_ID} characters, chosen at random")));
+        return Err(Error::BadRequest(format!(
+            "apply_id must have 1 to {LONGEST_ID} characters, chosen at random"
+        )));
     }
     check_form(request)?;
     if plan.format != plan::FORMAT {
@@ -67,7 +69,8 @@ fn check_form(request: &ApplyRequest) -> Result<(), Error> {
     }
     let new: BTreeSet<&ResourceId> = plan.new_keys().collect();
     if let Some(other) = keys.keys().find(|id| !new.contains(id)) {
-        let message = format!("there is a verifier for {other}, but the plan does not create that key; plan again");
+        let message =
+            format!("there is a verifier for {other}, but the plan does not create that key; plan again");
         return Err(Error::BadRequest(message));
     }
     let Provenance { commit, author, message, dirty: _ } = plan.provenance.as_ref().unwrap_or(&NOWHERE);
@@ -100,7 +103,8 @@ pub(super) fn apply(
     }
     let stale = plan.stale(world);
     if !stale.is_empty() {
-        let moved = stale.into_iter().map(|(id, revision)| moved(context, id, revision)).collect::<Result<_, _>>()?;
+        let moved =
+            stale.into_iter().map(|(id, revision)| moved(context, id, revision)).collect::<Result<_, _>>()?;
         return Err(Error::Stale(moved));
     }
     check_changes(&plan, world)?;
@@ -120,7 +124,8 @@ pub(super) fn apply(
     let Plan { digest, provenance, .. } = plan;
     let digest = Some(digest);
     let actor = caller.actor.clone();
-    let audit = AuditInfo { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance, allowed };
+    let audit =
+        AuditInfo { actor, action: "apply", owner, apply_id: Some(apply_id), digest, provenance, allowed };
     Ok(Proposal::changed(Applied { revision: context.revision(), already: false }, next, audit))
 }
 
@@ -147,12 +152,15 @@ fn let_through(
 fn check_same(plan: &Plan, entry: Option<LogEntry>, apply_id: &str) -> Result<(), Error> {
     match entry.and_then(|entry| entry.digest) {
         Some(digest) if digest == plan.digest => Ok(()),
-        Some(_) | None => Err(Error::BadRequest(format!("the apply_id {apply_id:?} was used for another plan"))),
+        Some(_) | None => {
+            Err(Error::BadRequest(format!("the apply_id {apply_id:?} was used for another plan")))
+        }
     }
 }
 
-/// Checks that a plan names the revision of whatever it changes, is right about what it does to it, and changes only
-/// what its project and env manage. Plans of nmplan do; the digest alone would not stop another program.
+/// Checks that a plan names the revision of whatever it changes, is right about what it does to it, and
+/// changes only what its project and env manage. Plans of nmplan do; the digest alone would not stop another
+/// program.
 fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
     for Change { id, action, after, .. } in &plan.changes {
         let there = world.snapshot.entry(id);
@@ -174,15 +182,18 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
 }
 
 fn moved(context: &mut CommitContext<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
-    // A node is bound to what is newest, which may be a change of something else that is no business of the caller.
-    let concerns =
-        |entry: &LogEntry| entry.changes.iter().any(|change| change.id == id) || entry.nodes.contains(&id.node());
+    // A node is bound to what is newest, which may be a change of something else that is no business of the
+    // caller.
+    let concerns = |entry: &LogEntry| {
+        entry.changes.iter().any(|change| change.id == id) || entry.nodes.contains(&id.node())
+    };
     let entry = context.entry(revision)?.filter(concerns);
     let (actor, time) = entry.map(|entry| (entry.actor, entry.time)).unzip();
     Ok(Moved { id, revision, actor, time })
 }
 
-/// Creates or replaces a resource, or deletes it if there is no body, provided that it is at the expected revision.
+/// Creates or replaces a resource, or deletes it if there is no body, provided that it is at the expected
+/// revision.
 pub(super) fn put(
     world: &World,
     context: &CommitContext<'_>,
@@ -212,8 +223,13 @@ pub(super) fn put(
         }
         None => drop(snapshot.delete(id)),
     }
-    let inventory =
-        plan::check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, Timestamp::now());
+    let inventory = plan::check_and_reconcile(
+        &snapshot,
+        &world.inventory,
+        &SourceMap::default(),
+        server,
+        Timestamp::now(),
+    );
     let inventory = inventory.map_err(Error::Rules)?;
     let_through(world, &snapshot, server, &BTreeSet::new(), &Grant::admin())?;
     let next = World { snapshot, inventory, ..world.clone() };

@@ -1,7 +1,8 @@
-//! Documents that may be large: built off the threads that answer, one after the other, and once for each revision.
+//! Documents that may be large: built off the threads that answer, one after the other, and once for each
+//! revision.
 //!
-//! What everyone asks for after a change is the same: whoever comes while it is being built waits for it, and all share
-//! its bytes. How many callers there are costs neither time nor memory.
+//! What everyone asks for after a change is the same: whoever comes while it is being built waits for it, and
+//! all share its bytes. How many callers there are costs neither time nor memory.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,9 +20,11 @@ use crate::error::Error;
 use crate::readers::off_thread;
 use crate::state::State;
 
-/// How many scopes of the newest revision are kept: CI asks with one token, and with one for each project at most.
+/// How many scopes of the newest revision are kept: CI asks with one token, and with one for each project at
+/// most.
 const KEPT: usize = 8;
-/// How many documents are built at the same time: each takes a thread, and several times the memory of its bytes.
+/// How many documents are built at the same time: each takes a thread, and several times the memory of its
+/// bytes.
 const BUILDING: usize = 2;
 
 /// The documents of a server.
@@ -46,7 +49,12 @@ impl Documents {
     }
 
     /// The world at a state, as whoever has this grant may see it.
-    pub(super) async fn world(&self, state: Arc<State>, grant: &Grant, server: &ServerInfo) -> Result<Bytes, Error> {
+    pub(super) async fn world(
+        &self,
+        state: Arc<State>,
+        grant: &Grant,
+        server: &ServerInfo,
+    ) -> Result<Bytes, Error> {
         let cell = self.cell((state.world.epoch, state.world.revision), &grant.networks, &server.addresses);
         let build = || {
             let (server, grant) = (server.clone(), grant.clone());
@@ -56,7 +64,10 @@ impl Documents {
     }
 
     /// Any other document: built anew each time.
-    pub(super) async fn build<T: Serialize>(&self, make: impl FnOnce() -> T + Send + 'static) -> Result<Bytes, Error> {
+    pub(super) async fn build<T: Serialize>(
+        &self,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Bytes, Error> {
         let _turn = self.building.acquire().await.map_err(|_| Error::Bug)?;
         off_thread(move || encode(&make())).await
     }
@@ -68,7 +79,8 @@ impl Documents {
         addresses: &[IpAddr],
     ) -> Arc<OnceCell<Bytes>> {
         let mut worlds = self.worlds.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |world: &&World| world.at == at && world.networks == *networks && world.addresses == addresses;
+        let same =
+            |world: &&World| world.at == at && world.networks == *networks && world.addresses == addresses;
         if let Some(known) = worlds.iter().find(same) {
             return Arc::clone(&known.bytes);
         }
@@ -149,6 +161,10 @@ mod tests {
         assert_ne!(get(2, &all).await.as_ptr(), many[0].as_ptr(), "another revision as well");
         assert_eq!(documents.worlds.lock().expect("whole").len(), 1, "and the earlier ones are let go");
         get(1, &all).await;
-        assert_eq!(documents.worlds.lock().expect("whole")[0].at.1, Revision(2), "a late caller displaces nothing");
+        assert_eq!(
+            documents.worlds.lock().expect("whole")[0].at.1,
+            Revision(2),
+            "a late caller displaces nothing"
+        );
     }
 }

@@ -11,8 +11,7 @@ use crate::core::authorize::Grant;
 use crate::error::Error;
 
 /// What takes the place of a problem with something that the caller may not know of.
-const ELSEWHERE: &str =
-    "a rule forbids it because of something in a network that this token is not valid for; ask whoever manages that";
+const ELSEWHERE: &str = "a rule forbids it because of something in a network that this token is not valid for; ask whoever manages that";
 
 /// An entry of the log as the caller may see it; nothing if nothing in it is of its networks.
 pub(super) fn entry(mut entry: LogEntry, grant: &Grant) -> Option<LogEntry> {
@@ -39,7 +38,14 @@ fn problems(report: &Report, hidden: &BTreeSet<&NetworkName>) -> Report {
         let Problem { code, id, at: _, related: _, message, help } = problem;
         let texts = [id, &Some(message.clone()), help];
         let shown = if texts.into_iter().flatten().any(|text| names_one_of(text, hidden)) {
-            Problem { code: *code, id: None, at: None, related: Vec::new(), message: ELSEWHERE.into(), help: None }
+            Problem {
+                code: *code,
+                id: None,
+                at: None,
+                related: Vec::new(),
+                message: ELSEWHERE.into(),
+                help: None,
+            }
         } else {
             problem.clone()
         };

@@ -49,12 +49,14 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
     }
 }
 
-/// The newest revision of which a node has everything that concerns it: the current one, if nothing since the one that
-/// it reported concerns it, and it was sent nothing since. Nothing while it has not reported any in this epoch.
+/// The newest revision of which a node has everything that concerns it: the current one, if nothing since the
+/// one that it reported concerns it, and it was sent nothing since. Nothing while it has not reported any in
+/// this epoch.
 fn acknowledged(state: &State, id: &NodeId, heard: &Liveness) -> Option<Revision> {
     let World { epoch, revision, .. } = &*state.world;
     let Seen { epoch: of, revision: reported, .. } = heard.seen;
-    let up_to_date = || matches!(state.pending(&id.network, &id.name, Some(reported)), Some(Pending::UpToDate));
+    let up_to_date =
+        || matches!(state.pending(&id.network, &id.name, Some(reported)), Some(Pending::UpToDate));
     let reported_here = of == *epoch && reported > Revision(0);
     reported_here.then(|| if !heard.in_doubt && up_to_date() { *revision } else { reported })
 }

@@ -1,9 +1,9 @@
 //! The files of an open database: are they still the ones that were opened?
 //!
-//! SQLite keeps its files open. If somebody deletes, moves, replaces or truncates one, everything written from then on goes
-//! to a file that no start will read. So the files are compared, by device, inode and length, before each write and after
-//! it. Once one is lost the database is unusable until a restart, even if the file comes back: what was written in between
-//! may be missing from it.
+//! SQLite keeps its files open. If somebody deletes, moves, replaces or truncates one, everything written
+//! from then on goes to a file that no start will read. So the files are compared, by device, inode and
+//! length, before each write and after it. Once one is lost the database is unusable until a restart, even if
+//! the file comes back: what was written in between may be missing from it.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::StoreError;
 
-/// What SQLite adds to the name of a database for its other files: the write-ahead log, and the index of that.
+/// What SQLite adds to the name of a database for its other files: the write-ahead log, and the index of
+/// that.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
 /// The files of an open database.

@@ -1,5 +1,5 @@
-//! A store in memory, for tests: it keeps the same rows and the same promises, until the process ends, and it fails when
-//! a test wants it to.
+//! A store in memory, for tests: it keeps the same rows and the same promises, until the process ends, and it
+//! fails when a test wants it to.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,7 +77,8 @@ impl Memory {
     /// Counts a write, if the disk has room for it.
     fn write(&self) -> Result<(), StoreError> {
         if self.levers.full.load(Ordering::SeqCst) {
-            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+            let source =
+                rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
             return Err(StoreError::Database { attempt: "cannot write to the database", source });
         }
         self.levers.writes.fetch_add(1, Ordering::SeqCst);
@@ -136,7 +137,12 @@ impl Store for Memory {
         Ok(entry.map(|entry| entry.revision))
     }
 
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
+    fn put_seen(
+        &mut self,
+        seen: &[(NodeId, Seen)],
+        gone: &[NodeId],
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
         self.write()?;
         self.seen.extend(seen.iter().cloned());
         self.seen.retain(|id, _| !gone.contains(id));

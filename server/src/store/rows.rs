@@ -1,6 +1,7 @@
 //! The world as rows: every object is one, whatever its kind.
 //!
-//! Pure. What a change writes is the difference of two worlds, so no operation has code of its own for storing.
+//! Pure. What a change writes is the difference of two worlds, so no operation has code of its own for
+//! storing.
 
 use std::net::IpAddr;
 
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
-/// The format of the bodies; raised with a migration, also where a default changes, since bodies leave out what equals it.
+/// The format of the bodies; raised with a migration, also where a default changes, since bodies leave out
+/// what equals it.
 pub const FORMAT: u32 = 1;
 
 /// Words for what is not of a declared kind; no kind's word starts like this.
@@ -122,7 +124,10 @@ fn key(network: &NetworkName, kind: &str, name: &str) -> RowKey {
 pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     let RowKey { network, kind, name } = &row.key;
     if row.format != FORMAT {
-        return Err(unreadable(row, format!("its format is {}, but this version reads {FORMAT}", row.format)));
+        return Err(unreadable(
+            row,
+            format!("its format is {}, but this version reads {FORMAT}", row.format),
+        ));
     }
     let network: NetworkName = network.parse().map_err(|why| unreadable(row, why))?;
     match kind.as_str() {
@@ -138,7 +143,8 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
         }
         QUARANTINED => {
             let quarantined: Quarantined = json(row)?;
-            let address: IpAddr = name.parse().map_err(|_| unreadable(row, "its name is not an IP address".into()))?;
+            let address: IpAddr =
+                name.parse().map_err(|_| unreadable(row, "its name is not an IP address".into()))?;
             world.inventory.put_quarantined(network, address, quarantined);
         }
         BARRED => {

@@ -1,8 +1,8 @@
 //! SQLite, inside the process: the default store.
 //!
-//! WAL with full sync: a commit that was answered is on the disk. Batches that wait together are one transaction. A
-//! database is the server's alone while it runs; only tokens may be written by another process. Its [files](super::files)
-//! are checked before and after each write.
+//! WAL with full sync: a commit that was answered is on the disk. Batches that wait together are one
+//! transaction. A database is the server's alone while it runs; only tokens may be written by another
+//! process. Its [files](super::files) are checked before and after each write.
 
 use std::fs;
 use std::path::Path;
@@ -53,8 +53,8 @@ const MIGRATIONS: &[&str] = &[
         '$.endpoint'
     ) where kind = '@joined';
     "#,
-    // The log became a chain of hashes; `chain_log` computes those of the entries that are there. A node's revision counts
-    // in its epoch only; the next check-in of each reports it anew.
+    // The log became a chain of hashes; `chain_log` computes those of the entries that are there. A node's
+    // revision counts in its epoch only; the next check-in of each reports it anew.
     "
     alter table log add column hash blob;
     alter table server add column hash blob;
@@ -82,7 +82,8 @@ impl Sqlite {
         let failed = |source| StoreError::Open { path: name(), source };
         let empty = fs::metadata(path).map_or(true, |found| found.len() == 0);
         let mut connection = Connection::open(path).map_err(failed)?;
-        let found: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        let found: usize =
+            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
         if found > MIGRATIONS.len() {
             return Err(StoreError::Newer { path: name(), found, known: MIGRATIONS.len() });
         }
@@ -91,7 +92,8 @@ impl Sqlite {
         }
         configure(&connection).map_err(failed)?;
         migrate(&mut connection, empty).map_err(failed)?;
-        let known: usize = connection.query_row("select count(*) from server", [], |row| row.get(0)).map_err(failed)?;
+        let known: usize =
+            connection.query_row("select count(*) from server", [], |row| row.get(0)).map_err(failed)?;
         if known == 0 {
             return Err(StoreError::NoServer { path: name() });
         }
@@ -99,8 +101,8 @@ impl Sqlite {
         Ok(Self { connection, files: Arc::new(files) })
     }
 
-    /// The connection, if the files are still those of the database: with a short index SQLite would not even survive a
-    /// read.
+    /// The connection, if the files are still those of the database: with a short index SQLite would not even
+    /// survive a read.
     fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         self.files.check()?;
         Ok(&mut self.connection)
@@ -109,7 +111,8 @@ impl Sqlite {
 
 impl Drop for Sqlite {
     fn drop(&mut self) {
-        // To close a database is to move its log into it and to delete the log: those may be somebody else's files by now.
+        // To close a database is to move its log into it and to delete the log: those may be somebody else's
+        // files by now.
         if self.files.check().is_err()
             && let Ok(nothing) = Connection::open_in_memory()
         {
@@ -137,7 +140,8 @@ fn migrate(connection: &mut Connection, empty: bool) -> rusqlite::Result<()> {
     }
     if empty {
         let mut id = [0u8; 12];
-        getrandom::fill(&mut id).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))?;
+        getrandom::fill(&mut id)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))?;
         let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let epoch = Timestamp::now().as_second().max(1);
         let start = ChainHash::start(&id);
@@ -151,7 +155,8 @@ fn migrate(connection: &mut Connection, empty: bool) -> rusqlite::Result<()> {
 
 /// Computes the hashes of a log that has none.
 fn chain_log(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-    let id: Option<String> = transaction.query_row("select id from server", [], |row| row.get(0)).optional()?;
+    let id: Option<String> =
+        transaction.query_row("select id from server", [], |row| row.get(0)).optional()?;
     let Some(id) = id else { return Ok(()) };
     let mut hash = ChainHash::start(&id);
     let mut read = transaction.prepare("select revision, entry from log order by revision")?;
@@ -170,7 +175,8 @@ fn database(attempt: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| StoreError::Database { attempt, source }
 }
 
-/// A connection of its own, which may only read: in WAL mode it neither waits for the writer nor makes it wait.
+/// A connection of its own, which may only read: in WAL mode it neither waits for the writer nor makes it
+/// wait.
 struct SqliteReader(Sqlite);
 
 impl Reader for SqliteReader {
@@ -199,7 +205,13 @@ impl Store for Sqlite {
         let (server_id, epoch, head, served, hash) = transaction
             .query_row("select id, epoch, head, served, hash from server", [], |row| {
                 let served: Option<String> = row.get(3)?;
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, served, ChainHash::from(row.get::<_, [u8; 32]>(4)?)))
+                Ok((
+                    row.get(0)?,
+                    row.get(1)?,
+                    row.get(2)?,
+                    served,
+                    ChainHash::from(row.get::<_, [u8; 32]>(4)?),
+                ))
             })
             .map_err(&failed)?;
         let mut world = World { epoch, revision: Revision(head), ..World::default() };
@@ -221,13 +233,17 @@ impl Store for Sqlite {
         for batch in batches {
             let revision = batch.entry.revision;
             let moved = transaction
-                .prepare_cached("update server set head = ?1, hash = ?2, epoch = ?3 where head = ?1 - 1 and hash = ?4")
+                .prepare_cached(
+                    "update server set head = ?1, hash = ?2, epoch = ?3 where head = ?1 - 1 and hash = ?4",
+                )
                 .and_then(|mut it| {
                     it.execute(params![revision.0, batch.hash.bytes(), batch.epoch, batch.before.bytes()])
                 })
                 .map_err(&failed)?;
             if moved == 0 {
-                let head = transaction.query_row("select head from server", [], |row| row.get(0)).map_err(&failed)?;
+                let head = transaction
+                    .query_row("select head from server", [], |row| row.get(0))
+                    .map_err(&failed)?;
                 drop(transaction);
                 return Err(StoreError::Moved(Revision(head)));
             }
@@ -242,10 +258,14 @@ impl Store for Sqlite {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut statement = self
             .connection()?
-            .prepare_cached("select revision, entry, hash from log where revision > ?1 order by revision limit ?2")
+            .prepare_cached(
+                "select revision, entry, hash from log where revision > ?1 order by revision limit ?2",
+            )
             .map_err(&failed)?;
         let entries = statement
-            .query_map(params![after.0, limit], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, [u8; 32]>(2)?)))
+            .query_map(params![after.0, limit], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get::<_, [u8; 32]>(2)?))
+            })
             .map_err(&failed)?;
         let entries: Vec<(u64, String, [u8; 32])> = entries.collect::<Result<_, _>>().map_err(&failed)?;
         let mut before: Option<ChainHash> = None;
@@ -253,7 +273,11 @@ impl Store for Sqlite {
             let hash = ChainHash::from(hash);
             if before.replace(hash).is_some_and(|before| before.next(&entry) != hash) {
                 let why = "its hash does not follow from its text and the entry before it, so one of them was changed";
-                return Err(StoreError::Unreadable { what: "revision", key: revision.to_string(), why: why.into() });
+                return Err(StoreError::Unreadable {
+                    what: "revision",
+                    key: revision.to_string(),
+                    why: why.into(),
+                });
             }
             Ok(LogEntry { hash: Some(hash), ..json("revision", &revision.to_string(), &entry)? })
         };
@@ -262,12 +286,19 @@ impl Store for Sqlite {
 
     fn applied(&mut self, apply_id: &str) -> Result<Option<Revision>, StoreError> {
         self.connection()?
-            .query_row("select revision from log where apply_id = ?1", [apply_id], |row| row.get(0).map(Revision))
+            .query_row("select revision from log where apply_id = ?1", [apply_id], |row| {
+                row.get(0).map(Revision)
+            })
             .optional()
             .map_err(database("cannot read the revision log"))
     }
 
-    fn put_seen(&mut self, seen: &[(NodeId, Seen)], gone: &[NodeId], until: Timestamp) -> Result<(), StoreError> {
+    fn put_seen(
+        &mut self,
+        seen: &[(NodeId, Seen)],
+        gone: &[NodeId],
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
         const PUT: &str =
             "insert or replace into seen (network, node, time, revision, epoch) values (?1, ?2, ?3, ?4, ?5)";
         let failed = database("cannot write to the database");
@@ -308,7 +339,8 @@ impl Store for Sqlite {
 
     fn tokens(&mut self) -> Result<Vec<StoredToken>, StoreError> {
         let failed = database("cannot read the tokens");
-        let mut statement = self.connection()?.prepare("select id, token from tokens order by id").map_err(&failed)?;
+        let mut statement =
+            self.connection()?.prepare("select id, token from tokens order by id").map_err(&failed)?;
         let all = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
         let all: Vec<(String, String)> = all.collect::<Result<_, _>>().map_err(&failed)?;
         all.into_iter().map(|(id, text)| json("token", &id, &text)).collect()
@@ -321,7 +353,8 @@ impl Store for Sqlite {
 }
 
 fn write(transaction: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
-    let mut delete = transaction.prepare_cached("delete from rows where network = ?1 and kind = ?2 and name = ?3")?;
+    let mut delete =
+        transaction.prepare_cached("delete from rows where network = ?1 and kind = ?2 and name = ?3")?;
     for RowKey { network, kind, name } in &batch.deletes {
         delete.execute(params![network, kind, name])?;
     }
@@ -342,7 +375,8 @@ fn write(transaction: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
 }
 
 fn all_rows(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Row>> {
-    let mut statement = transaction.prepare("select network, kind, name, revision, format, body from rows")?;
+    let mut statement =
+        transaction.prepare("select network, kind, name, revision, format, body from rows")?;
     let rows = statement.query_map([], |row| {
         let key = RowKey { network: row.get(0)?, kind: row.get(1)?, name: row.get(2)? };
         Ok(Row { key, revision: Revision(row.get(3)?), format: row.get(4)?, body: row.get(5)? })
@@ -428,14 +462,16 @@ mod tests {
         let mut store = Sqlite::open(&path).expect("it opens");
         let stored = store.load().expect("it loads");
         let first = ChainHash::start("old").next(&entries[0].1);
-        let hashes: Vec<_> = store.log(Revision(0), 9).expect("it reads").iter().map(|entry| entry.hash).collect();
+        let hashes: Vec<_> =
+            store.log(Revision(0), 9).expect("it reads").iter().map(|entry| entry.hash).collect();
         assert_eq!(hashes, [Some(first), Some(first.next(&entries[1].1))], "the log has become a chain");
         assert_eq!(Some(stored.hash), hashes[1]);
         let next = conformance::batch(&mut store, 3, vec![], vec![]);
         store.commit(&[next]).expect("it goes on from there");
         assert_eq!((&*stored.server_id, stored.world.epoch, stored.served), ("old", 5, None));
         let quarantine = |network: &str| {
-            let network = stored.world.snapshot.network(&network.parse().expect("good")).expect("it is there");
+            let network =
+                stored.world.snapshot.network(&network.parse().expect("good")).expect("it is there");
             network.address_quarantine
         };
         assert_eq!((quarantine("corp"), quarantine("lab")), (Seconds::hours(1), Seconds::hours(24)));
@@ -485,7 +521,8 @@ mod tests {
             let batches = [conformance::batch(store, 1, vec![row("a", 1), row("b", size)], vec![])];
             store.commit(&batches).map_err(|error| error.why())
         };
-        let pages: u32 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).expect("a number");
+        let pages: u32 =
+            store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).expect("a number");
         let limit = |store: &Sqlite, pages: u32| {
             store.connection.execute_batch(&format!("pragma max_page_count = {pages}")).expect("set");
         };
@@ -504,7 +541,8 @@ mod tests {
     fn a_file_that_is_not_a_database_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("nmserver.db");
-        fs::write(&path, "this is a text, not a database, long enough for a header".repeat(100)).expect("written");
+        fs::write(&path, "this is a text, not a database, long enough for a header".repeat(100))
+            .expect("written");
         let error = Sqlite::open(&path).expect_err("it is not a database");
         assert!(error.to_string().contains("nmserver.db"), "{error}");
     }

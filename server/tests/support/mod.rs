@@ -1,4 +1,5 @@
-//! A server in the process of the test, on loopback, with a memory store or a real database; and clients for it.
+//! A server in the process of the test, on loopback, with a memory store or a real database; and clients for
+//! it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -86,7 +87,10 @@ pub fn settings(directory: &Path) -> Settings {
 
 impl Running {
     /// Starts one on a store.
-    pub async fn on(directory: &Path, make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>) -> Self {
+    pub async fn on(
+        directory: &Path,
+        make: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
+    ) -> Self {
         Self::with(settings(directory), directory, make).await
     }
 
@@ -138,7 +142,10 @@ impl Access {
         // Another test of the process may have done so.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
-        let token = std::fs::read_to_string(directory.join("admin.token")).expect("a token is there").trim().to_owned();
+        let token = std::fs::read_to_string(directory.join("admin.token"))
+            .expect("a token is there")
+            .trim()
+            .to_owned();
         let certificate = reqwest::Certificate::from_pem(ca.as_bytes()).expect("the CA is good");
         let client = Client::builder().tls_certs_only([certificate]).build().expect("a client");
         Self { known: KnownServer { at, ca, signing_key }, rest, token, client }
@@ -186,7 +193,8 @@ impl Access {
         let document = self.snapshot().await;
         let world = document.world().expect("the snapshot can be read");
         let owner: Owner = owner.parse().expect("good");
-        plan(&declared(text), &owner, None, &world, &document.server, Timestamp::now()).expect("it can be planned")
+        plan(&declared(text), &owner, None, &world, &document.server, Timestamp::now())
+            .expect("it can be planned")
     }
 
     /// Sends a plan, with the verifiers of the keys that it makes.
@@ -247,7 +255,8 @@ pub fn declared(text: &str) -> Declared {
 
 /// A request that carries out a plan; a key's secret follows from its name.
 pub fn request(plan: Plan) -> ApplyRequest {
-    let verifier = |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::public_key(&seed(id.name.as_str())));
+    let verifier =
+        |id: &schema::snapshot::ResourceId| (id.clone(), proto::sign::public_key(&seed(id.name.as_str())));
     let keys = plan.new_keys().map(verifier).collect();
     ApplyRequest { apply_id: format!("apply-{}", plan.digest), plan, keys, allow: Default::default() }
 }

@@ -1,7 +1,7 @@
 //! An agent that speaks the protocol and has no devices: what a server is tested and measured with.
 //!
-//! Its keys are made from a number, so that runs can be repeated. It applies the server's updates to its View with the same
-//! [`accept_update`] as the real agent, and trusts certificates of the CA that it is given.
+//! Its keys are made from a number, so that runs can be repeated. It applies the server's updates to its View
+//! with the same [`accept_update`] as the real agent, and trusts certificates of the CA that it is given.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -36,7 +36,8 @@ impl KnownServer {
 
     /// The same before it connects.
     pub fn endpoint(&self) -> Endpoint {
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca)).domain_name("localhost");
+        let tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca)).domain_name("localhost");
         let endpoint = Endpoint::from_shared(format!("https://{}", self.at)).expect("an address makes a URI");
         endpoint.tls_config(tls).expect("the CA can be read").tcp_nodelay(true)
     }
@@ -117,8 +118,8 @@ impl Agent {
         Ok(self.client.challenge(wire::ChallengeRequest {}).await?.into_inner())
     }
 
-    /// Registers with the seed of an access key, or, without one, by its identity alone; returns the answer, whose signature
-    /// has been verified.
+    /// Registers with the seed of an access key, or, without one, by its identity alone; returns the answer,
+    /// whose signature has been verified.
     pub async fn register(
         &mut self,
         access_key: Option<(&str, &ed25519::SigningKey)>,
@@ -227,7 +228,10 @@ impl Agent {
     }
 
     /// A check-in request.
-    pub async fn check_in_request(&mut self, facts: Option<Facts>) -> Result<Request<wire::CheckInRequest>, Status> {
+    pub async fn check_in_request(
+        &mut self,
+        facts: Option<Facts>,
+    ) -> Result<Request<wire::CheckInRequest>, Status> {
         let network = self.network.to_string();
         let Position { epoch, revision, stamp } = self.at;
         let stamp = stamp.to_bytes().into();
@@ -249,7 +253,8 @@ impl Agent {
         let network = self.network.to_string();
         let Position { epoch, revision, stamp } = self.at;
         let stamp = stamp.to_bytes().into();
-        let request = self.authorized(wire::WatchRequest { network, epoch, revision: revision.0, stamp }).await?;
+        let request =
+            self.authorized(wire::WatchRequest { network, epoch, revision: revision.0, stamp }).await?;
         Ok(self.client.watch(request).await?.into_inner())
     }
 
@@ -264,7 +269,8 @@ impl Agent {
         let nonce = self.challenge().await?.nonce;
         let identity = self.identity().0.to_vec().into();
         let signature = Vec::new().into();
-        let mut request = wire::LeaveRequest { nonce, network: self.network.to_string(), identity, signature };
+        let mut request =
+            wire::LeaveRequest { nonce, network: self.network.to_string(), identity, signature };
         sign::sign_leave(&mut request, &self.server, &self.identity);
         Ok(request)
     }

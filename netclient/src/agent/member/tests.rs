@@ -103,8 +103,14 @@ fn membership(view: View) -> Membership {
 
 /// An agent that never reaches a server.
 fn agent(folder: &Path, disk: Arc<dyn Disk>, host: FakeHost) -> Agent {
-    let settings =
-        Settings { name: None, endpoint: None, port: None, interface: None, watch: true, connection_tracking: true };
+    let settings = Settings {
+        name: None,
+        endpoint: None,
+        port: None,
+        interface: None,
+        watch: true,
+        connection_tracking: true,
+    };
     let directory = Directory::open(folder).expect("it opens").on(disk);
     let nobody: Opener = Arc::new(|| tokio::io::duplex(1).0);
     Agent::new(directory, settings, Arc::new(host)).within(nobody)
@@ -112,7 +118,8 @@ fn agent(folder: &Path, disk: Arc<dyn Disk>, host: FakeHost) -> Agent {
 
 fn private_folder() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
-    // In memory, where there is such a folder: a kill loses nothing that was written, synced or not, and this is faster.
+    // In memory, where there is such a folder: a kill loses nothing that was written, synced or not, and this
+    // is faster.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let folder = folder.expect("a directory");
@@ -140,7 +147,8 @@ impl Disk for Metered {
     }
 }
 
-/// A process that is killed: within its act of this number, after so many bytes; one more than all is after the act.
+/// A process that is killed: within its act of this number, after so many bytes; one more than all is after
+/// the act.
 #[derive(Debug)]
 struct Killed {
     act: usize,
@@ -252,8 +260,8 @@ fn live(story: &Story, folder: &Path, disk: &Arc<Killed>) -> Option<u64> {
     Some(kept)
 }
 
-/// Checks that a process that starts after a kill has a View that was sent, not older than what was known to be stored,
-/// and that it continues from there as if nothing had happened.
+/// Checks that a process that starts after a kill has a View that was sent, not older than what was known to
+/// be stored, and that it continues from there as if nothing had happened.
 fn check(story: &Story, folder: &Path, kept: Option<u64>, why: &str) {
     let agent = agent(folder, Arc::new(RealDisk), FakeHost::default());
     let Some(found) = agent.directory.membership(&network()).expect("nothing is damaged") else {
@@ -327,8 +335,8 @@ async fn a_log_that_was_damaged_ends_where_it_is() {
     }
 }
 
-/// What an agent does at a join in a mesh of so many: steps on the device, observations of it as a whole, and bytes that it
-/// writes to keep the change.
+/// What an agent does at a join in a mesh of so many: steps on the device, observations of it as a whole, and
+/// bytes that it writes to keep the change.
 async fn cost_of_a_join(peers: u32) -> (usize, usize, u64) {
     let folder = private_folder();
     let disk = Arc::new(Metered::default());
@@ -367,7 +375,9 @@ async fn a_join_costs_the_same_in_every_mesh() {
     let large = cost_of_a_join(5_000).await;
     let (steps, observations, written) = large;
     let whole = serde_json::to_vec(&membership(view(1..5_000))).expect("it can be written").len();
-    eprintln!("a join in a mesh of 5,000: {steps} step, {written} bytes written; written whole: {whole} bytes");
+    eprintln!(
+        "a join in a mesh of 5,000: {steps} step, {written} bytes written; written whole: {whole} bytes"
+    );
     assert_eq!((steps, observations), (1, 0), "one peer is put, and the device is not asked");
     assert!(written < 300, "{written} bytes are written at a join");
     assert_eq!(small.0, steps);
@@ -449,7 +459,10 @@ fn a_delta_of_another_history_does_not_apply_and_a_whole_view_of_it_does() {
     assert_eq!(member.accept(&here, &NOBODY), Ok(Accepted::Changed));
     assert_eq!(member.accept(&here, &NOBODY), Ok(Accepted::Same), "late, not wrong");
     let forged = Update { signature: vec![0; 64].into(), ..here };
-    assert!(matches!(member.accept(&forged, &NOBODY), Err(Malformed::Signature(_))), "late or not, it must be signed");
+    assert!(
+        matches!(member.accept(&forged, &NOBODY), Err(Malformed::Signature(_))),
+        "late or not, it must be signed"
+    );
     // The server's history goes on from the same revision.
     let current = signed_from(Position::default(), elsewhere(2), whole(&before));
     assert_eq!(member.accept(&current, &NOBODY), Ok(Accepted::Changed));
@@ -459,7 +472,10 @@ fn a_delta_of_another_history_does_not_apply_and_a_whole_view_of_it_does() {
     assert_eq!(member.accept(&old, &NOBODY), Ok(Accepted::Same));
     assert_eq!(member.view, before);
     let later = Position { epoch: 2, ..at(1) };
-    assert_eq!(member.accept(&signed_from(Position::default(), later, whole(&after)), &NOBODY), Ok(Accepted::Changed));
+    assert_eq!(
+        member.accept(&signed_from(Position::default(), later, whole(&after)), &NOBODY),
+        Ok(Accepted::Changed)
+    );
     assert_eq!((&member.view, member.position), (&after, later));
 }
 

@@ -1,9 +1,10 @@
 //! gotatun, adapted to the contract of a device.
 //!
-//! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be bound
-//! leaves the device deaf until another is set; a port that moves may make it report a false failure, since what
-//! read the TUN for the old socket finds its queue closed; a handshake is forgotten with its session, after three minutes; a peer
-//! that is updated through WireGuard's own protocol loses its session, so everything here goes through the API.
+//! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be
+//! bound leaves the device deaf until another is set; a port that moves may make it report a false failure,
+//! since what read the TUN for the old socket finds its queue closed; a handshake is forgotten with its
+//! session, after three minutes; a peer that is updated through WireGuard's own protocol loses its session,
+//! so everything here goes through the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
@@ -38,21 +39,28 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Creates the TUN and the device on it, without key, port or peers; and WireGuard's own socket, if possible.
+    /// Creates the TUN and the device on it, without key, port or peers; and WireGuard's own socket, if
+    /// possible.
     pub(super) async fn open(interface: &str) -> Result<(Self, Option<OwnFile>), Refusal> {
         let tun = TunDevice::from_name(interface).map_err(|error| cannot_open(interface, &error))?;
-        let uapi = free_uapi(interface).then(|| UapiServer::default_unix_socket(interface, None, None).ok()).flatten();
+        let uapi = free_uapi(interface)
+            .then(|| UapiServer::default_unix_socket(interface, None, None).ok())
+            .flatten();
         let file = uapi.as_ref().and_then(|_| OwnFile::claim(&uapi_path(interface)).ok());
         let mut builder = build().with_default_udp().with_ip(tun);
         if let Some(uapi) = uapi {
             builder = builder.with_uapi(uapi);
         }
-        let device = builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
-        Ok((Self { device, false_alarm: false, handshakes: BTreeMap::new(), endpoints: Endpoints::default() }, file))
+        let device =
+            builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
+        Ok((
+            Self { device, false_alarm: false, handshakes: BTreeMap::new(), endpoints: Endpoints::default() },
+            file,
+        ))
     }
 
-    /// Returns when gotatun cannot go on, as when its TUN was removed. After a false alarm it never does: the process looks
-    /// for its interface anyway.
+    /// Returns when gotatun cannot go on, as when its TUN was removed. After a false alarm it never does: the
+    /// process looks for its interface anyway.
     pub(super) async fn failed(&mut self) {
         if self.false_alarm {
             std::future::pending::<()>().await;
@@ -69,7 +77,8 @@ impl Engine {
         let (public_key, listen_port, mark, peers) = self
             .device
             .read(async |device| {
-                let public_key = device.private_key().map(|key| WireGuardKey(x25519::PublicKey::from(key).to_bytes()));
+                let public_key =
+                    device.private_key().map(|key| WireGuardKey(x25519::PublicKey::from(key).to_bytes()));
                 (public_key, device.listen_port(), device.fwmark().unwrap_or(0), device.peers().await)
             })
             .await;
@@ -89,8 +98,8 @@ impl Engine {
         self.endpoints.of(peer)
     }
 
-    /// Remembers the handshakes of sessions that will be forgotten, and the endpoints; to be called within every three
-    /// minutes.
+    /// Remembers the handshakes of sessions that will be forgotten, and the endpoints; to be called within
+    /// every three minutes.
     pub(super) async fn record_peers(&mut self) {
         let now = Instant::now();
         let peers = self.device.peers().await;
@@ -148,8 +157,11 @@ impl Engine {
             return outcome.map_err(Refusal::failed("open the device's UDP socket"));
         };
         let refusal = cannot_listen(port, error);
-        // Another program took the port first. Deaf on the new port, the device returns to the old one, or to any.
-        self.write_basics(None, Some(port_in_use)).await.map_err(Refusal::failed("return to the former UDP port"))?;
+        // Another program took the port first. Deaf on the new port, the device returns to the old one, or to
+        // any.
+        self.write_basics(None, Some(port_in_use))
+            .await
+            .map_err(Refusal::failed("return to the former UDP port"))?;
         Err(refusal)
     }
 
@@ -181,7 +193,11 @@ async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, ste
     }
 }
 
-async fn put(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, key: &WireGuardKey, settings: &PeerSettings) {
+async fn put(
+    device: &mut DeviceWrite<'_, DefaultDeviceTransports>,
+    key: &WireGuardKey,
+    settings: &PeerSettings,
+) {
     let peer = peer_of(key, settings);
     let changed = device.modify_peer(&peer.public_key, |change| {
         if peer.endpoint.is_some() {
@@ -201,7 +217,8 @@ fn peer_of(key: &WireGuardKey, PeerSettings { endpoint, allowed_ips, keepalive }
     peer.endpoint = *endpoint;
     peer.keepalive = Some(*keepalive).filter(|&seconds| seconds != 0);
     // gotatun takes the type of a crate that it does not export, but that parses what our type prints.
-    let range = |range: &IpNet| range.trunc().to_string().parse().expect("a range prints as an address and a length");
+    let range =
+        |range: &IpNet| range.trunc().to_string().parse().expect("a range prints as an address and a length");
     peer.allowed_ips = allowed_ips.iter().map(range).collect();
     peer
 }
@@ -213,7 +230,8 @@ fn key_of(peer: &Peer) -> WireGuardKey {
 fn state_of(PeerStats { peer, stats, .. }: PeerStats, last_handshake: Option<u64>) -> PeerState {
     let allowed_ips: BTreeSet<IpNet> =
         peer.allowed_ips.iter().filter_map(|range| IpNet::new(range.ip(), range.prefix()).ok()).collect();
-    let settings = PeerSettings { endpoint: peer.endpoint, allowed_ips, keepalive: peer.keepalive.unwrap_or(0) };
+    let settings =
+        PeerSettings { endpoint: peer.endpoint, allowed_ips, keepalive: peer.keepalive.unwrap_or(0) };
     PeerState { settings, last_handshake, received: stats.rx_bytes as u64, sent: stats.tx_bytes as u64 }
 }
 
@@ -232,7 +250,11 @@ fn cannot_listen(port: u16, error: &Error) -> Refusal {
 fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
     use rustix::io::Errno;
     let interface = interface.to_owned();
-    let errno = if let OpenError::OpenTun(TunError::Io(source)) = error { Errno::from_io_error(source) } else { None };
+    let errno = if let OpenError::OpenTun(TunError::Io(source)) = error {
+        Errno::from_io_error(source)
+    } else {
+        None
+    };
     match errno {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Refusal::TunMissing,
         Some(Errno::PERM | Errno::ACCESS) => Refusal::Denied { interface },

@@ -1,5 +1,5 @@
-//! Starting a device process so that it outlives its parent: another session, hence no terminal and no
-//! signal of the parent's group; the root as working folder; none of the parent's descriptors; no environment, which
+//! Starting a device process so that it outlives its parent: another session, hence no terminal and no signal
+//! of the parent's group; the root as working folder; none of the parent's descriptors; no environment, which
 //! may hold tokens.
 
 use std::fs::{self, File};
@@ -71,9 +71,12 @@ fn detach(command: &mut Command) {
         }
         Ok(())
     };
-    #[expect(unsafe_code, reason = "only a closure that runs between fork and exec can call setsid in the child")]
-    // SAFETY: the closure makes system calls only (setsid, fcntl) and reads memory made before the fork; it takes no
-    // lock and allocates nothing, as a child of a process with threads must not.
+    #[expect(
+        unsafe_code,
+        reason = "only a closure that runs between fork and exec can call setsid in the child"
+    )]
+    // SAFETY: the closure makes system calls only (setsid, fcntl) and reads memory made before the fork; it
+    // takes no lock and allocates nothing, as a child of a process with threads must not.
     unsafe {
         command.pre_exec(prepare);
     }
@@ -81,9 +84,12 @@ fn detach(command: &mut Command) {
 
 /// Rust opens everything close-on-exec; what a shell or a library left open (a lock of flock(1), say) is not.
 fn close_on_exec(descriptor: RawFd) {
-    #[expect(unsafe_code, reason = "safe code cannot take ownership of a descriptor that nobody in this program owns")]
-    // SAFETY: the descriptor is borrowed for this one call in a child that executes another program next; one that was
-    // closed since it was listed yields EBADF.
+    #[expect(
+        unsafe_code,
+        reason = "safe code cannot take ownership of a descriptor that nobody in this program owns"
+    )]
+    // SAFETY: the descriptor is borrowed for this one call in a child that executes another program next; one
+    // that was closed since it was listed yields EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
     let _ = fcntl_setfd(borrowed, FdFlags::CLOEXEC);
 }
@@ -112,8 +118,8 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Collects the exit status whenever it comes: a process that nobody waits for stays in the table as long as its
-/// parent.
+/// Collects the exit status whenever it comes: a process that nobody waits for stays in the table as long as
+/// its parent.
 fn reap_later(mut child: Child) {
     let reaper = thread::Builder::new().name("device-reaper".to_owned()).stack_size(64 << 10);
     // Without a thread it stays in the table, which does no harm.

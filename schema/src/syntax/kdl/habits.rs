@@ -1,7 +1,8 @@
-//! What people write who know KDL 1, other languages or a word processor: found in a file that is no KDL 2, so that the
-//! mistake itself is reported, once, and not what the parser makes of it.
+//! What people write who know KDL 1, other languages or a word processor: found in a file that is no KDL 2,
+//! so that the mistake itself is reported, once, and not what the parser makes of it.
 //!
-//! Pure text: [`find`] knows just enough of KDL to pass by strings and comments, and [`unclosed`] goes by the indentation.
+//! Pure text: [`find`] knows just enough of KDL to pass by strings and comments, and [`unclosed`] goes by the
+//! indentation.
 
 use super::{after_comment, after_string};
 use crate::value::Span;
@@ -86,7 +87,11 @@ fn raw_text(rest: &str, at: usize) -> Option<Habit> {
     }
     let end = (after_string(bytes, 1 + hashes, hashes.max(1)) + 1).min(line(rest).len());
     // Without hashes, KDL 1 ends it at the next quote.
-    let end = if hashes == 0 { rest[2..].find('"').map_or(end, |quote| quote + 3).min(line(rest).len()) } else { end };
+    let end = if hashes == 0 {
+        rest[2..].find('"').map_or(end, |quote| quote + 3).min(line(rest).len())
+    } else {
+        end
+    };
     let inner = rest[..end].trim_start_matches('r').trim_matches('#').trim_matches('"');
     Some(Habit::new(at, at + end, "this is how KDL 1 writes a raw text", format!("write #\"{inner}\"#")))
 }
@@ -98,8 +103,8 @@ fn quote(rest: &str, at: usize) -> Option<Habit> {
     Some(Habit::new(at, at + word.len(), &message, "put the text between two \""))
 }
 
-/// An equals sign after the name of a field in a block, where its value follows at once. On the line of an object, blanks
-/// around it are allowed.
+/// An equals sign after the name of a field in a block, where its value follows at once. On the line of an
+/// object, blanks around it are allowed.
 fn equals(rest: &str, at: usize, in_line: &str) -> Option<Habit> {
     let value = rest.strip_prefix('=')?;
     let here = in_line.rsplit(['{', ';']).next().unwrap_or_default().trim();
@@ -115,8 +120,8 @@ fn line(rest: &str) -> &str {
     rest.split(['\n', '\r']).next().unwrap_or_default()
 }
 
-/// Where the brace is that lacks its closing one, judged by the indentation: what stands no deeper than the line that
-/// opened a block is not inside of it. `text` has a block that is never closed.
+/// Where the brace is that lacks its closing one, judged by the indentation: what stands no deeper than the
+/// line that opened a block is not inside of it. `text` has a block that is never closed.
 pub(super) fn unclosed(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     // Each open brace, with the indentation of its line.
@@ -128,9 +133,9 @@ pub(super) fn unclosed(text: &str) -> Option<usize> {
             b'\n' => (indent, fresh) = (0, true),
             b' ' | b'\t' | b'\r' if fresh => indent += 1,
             _ => {
-                let shallow = open
-                    .last()
-                    .filter(|(_, opener)| fresh && if byte == b'}' { indent < *opener } else { indent <= *opener });
+                let shallow = open.last().filter(|(_, opener)| {
+                    fresh && if byte == b'}' { indent < *opener } else { indent <= *opener }
+                });
                 if let Some((brace, _)) = shallow.filter(|_| !text[at..].starts_with("//")) {
                     return Some(*brace);
                 }
@@ -140,7 +145,9 @@ pub(super) fn unclosed(text: &str) -> Option<usize> {
                     b'}' => drop(open.pop()),
                     b'"' => at = after_string(bytes, at, 0),
                     b'/' if bytes.get(at + 1) == Some(&b'/') => at += line(&text[at..]).len() - 1,
-                    b'/' if bytes.get(at + 1) == Some(&b'*') => at = after_comment(bytes, at).unwrap_or(bytes.len()),
+                    b'/' if bytes.get(at + 1) == Some(&b'*') => {
+                        at = after_comment(bytes, at).unwrap_or(bytes.len())
+                    }
                     _ => {}
                 }
             }
@@ -198,7 +205,8 @@ mod tests {
     #[test]
     fn the_block_that_lacks_its_brace_is_the_one_that_the_indentation_closes() {
         let opens = |text: &str| {
-            unclosed(text).map(|at| text[..at].trim_end().rsplit([' ', '\n']).next().unwrap_or_default().to_owned())
+            unclosed(text)
+                .map(|at| text[..at].trim_end().rsplit([' ', '\n']).next().unwrap_or_default().to_owned())
         };
         assert_eq!(opens("a {\n  b {\n}\n").as_deref(), Some("b"));
         assert_eq!(opens("a {\n  b {\n    x\n  c {\n  }\n}\n").as_deref(), Some("b"));
