@@ -73,7 +73,7 @@ impl Reading {
                     paths.extend(self.walk(root, directory, &mut walked)?);
                 }
                 Ok(_) if language(Path::new(&**path)).is_some() => {
-                    drop(paths.insert(root.shown.join(&**path)))
+                    paths.insert(root.shown.join(&**path));
                 }
                 Ok(_) => self.report.push(
                     bad_path(
