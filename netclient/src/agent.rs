@@ -65,7 +65,7 @@ type Connections = BTreeMap<(ServerAddress, Identity), Arc<Connection>>;
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
-        let slot = Slot::of(directory.path(), Path::new(crate::directory::DEFAULT));
+        let slot = slot_of(directory.path());
         Self {
             directory,
             settings,
@@ -153,4 +153,10 @@ impl Agent {
 
 fn address_of(token: &Token) -> ServerAddress {
     ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin: token.ca_pin }
+}
+
+/// The slot of a directory, however its path is written.
+fn slot_of(directory: &Path) -> Slot {
+    let path = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    Slot::of(&path, Path::new(crate::directory::DEFAULT))
 }

@@ -108,12 +108,12 @@ impl Default for System {
 impl System {
     /// Replaces the table, unless it stands as it was set.
     fn load_filter(&self, table: &str, outside: &Outside) -> Result<(), FirewallError> {
+        rp_filter::heed_marks();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         let same = filter.as_ref().is_some_and(|filter| filter.outside.same_filter(outside));
         if same && filter.as_ref().map(|filter| &filter.structure) == Some(&firewall::structure(table)) {
             return Ok(());
         }
-        rp_filter::heed_marks();
         firewall::load(table, &outside.filter())?;
         *filter = Some(Filter { outside: outside.clone(), structure: firewall::structure(table) });
         Ok(())
@@ -171,7 +171,9 @@ impl Host for System {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         firewall::change(&slot.filter(), &filter_members(slot, gone, new)).inspect_err(|_| *filter = None)?;
         if let Some(filter) = &mut *filter {
-            filter.outside.members.retain(|member| !gone.contains(member));
+            for member in gone {
+                filter.outside.members.remove(member);
+            }
             filter.outside.members.extend(new);
         }
         Ok(())

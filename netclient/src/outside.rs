@@ -33,6 +33,8 @@ use schema::view::View;
 pub const MARK: u32 = 0x10;
 /// The routing table that the kernel looks into by itself (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
+/// The metric of routes there: what the host is connected to goes before, and is never replaced.
+pub const METRIC: u32 = 5_182;
 
 /// The first of the rules' preferences; with a range of all bits, the first rule has it.
 const PREFERENCE: u32 = 4_700;
@@ -40,8 +42,9 @@ const PREFERENCE: u32 = 4_700;
 const PREFERENCES: u32 = 400;
 /// The agent's own routing table.
 const TABLE: u32 = 5_182;
-/// What routes and rules say that they come from (rtnetlink(7); above those of /etc/iproute2/rt_protos).
-const PROTOCOL: u8 = 182;
+/// What routes and rules say that they come from (rtnetlink(7)): numbers that /etc/iproute2/rt_protos gives to
+/// nobody.
+const PROTOCOL: u8 = 200;
 /// How many agents, besides that of the default directory, one host tells apart.
 const OTHERS: u32 = 8;
 
@@ -220,6 +223,7 @@ const CHAINS: &str = "  chain guard {
     iifname @ours accept
     iifname \"nm-*\" accept
     iifname \"lo\" accept
+    ct direction reply ct mark & MARK == MARK accept
     ip daddr @own4 counter drop comment \"an address of the mesh, asked from outside\"
     ip6 daddr @own6 counter drop comment \"an address of the mesh, asked from outside\"
     ip saddr @members4 counter drop comment \"an address of the mesh, forged outside\"
@@ -372,7 +376,7 @@ mod tests {
         let other = Slot::of(Path::new("/var/lib/nmserver/client"), usual);
         assert_eq!(default, DEFAULT);
         let names = |slot: Slot| (slot.table(), slot.protocol(), slot.filter());
-        assert_eq!(names(default), (5_182, 182, "nm-own".to_owned()));
+        assert_eq!(names(default), (5_182, 200, "nm-own".to_owned()));
         assert_ne!(names(default), names(other));
         for slot in (0..=OTHERS).map(|number| Slot(u8::try_from(number).expect("small"))) {
             let of = |text: &str| slot.preference(&text.parse().expect("a range"));

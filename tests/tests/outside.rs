@@ -87,8 +87,8 @@ async fn traces(host: &Host) -> Vec<String> {
     for command in [
         "ip rule show",
         "ip -6 rule show",
-        "ip route show table all proto 182",
-        "ip -6 route show table all proto 182",
+        "ip route show table all proto 200",
+        "ip -6 route show table all proto 200",
         "nft list tables",
     ] {
         lines.extend(run(host, command).await.lines().map(ToOwned::to_owned));
@@ -241,5 +241,38 @@ fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
             })
             .await;
         }
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
+    if !enter_test("a_host_without_ipv6_works_by_ipv4_and_says_so") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let tokens = mesh.apply(&apart()).await;
+        let mut agents = Vec::new();
+        for name in ["a", "b"] {
+            let mut agent = mesh.agent(name).await;
+            if name == "b" {
+                for interface in ["all", "default"] {
+                    let switch = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+                    agent.host().write(switch, "1").expect("it can be written");
+                }
+            }
+            agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
+            agent.start_daemon(&[]).expect("the agent starts");
+            agents.push(agent);
+        }
+        let b = "10.40.0.202".parse().expect("an address");
+        eventually("a pings b", Duration::from_secs(10), async || pings(agents[0].host(), b).await).await;
+        eventually("a knows b by IPv4 alone", Duration::from_secs(10), async || {
+            let names = agents[0].host().read("/etc/hosts").expect("it is there");
+            names.contains("10.40.0.202\tb.corp") && !names.contains("fd40:40::202\tb.corp")
+        })
+        .await;
+        let status = agents[1].status().await.expect("it answers");
+        assert!(status["networks"][0]["problems"].to_string().contains("no-ipv6"), "{status}");
     });
 }

@@ -41,7 +41,7 @@ impl Agent {
         let _turn = self.directory.lock_outside().await?;
         let mut outside = self.outside(Some(membership), None)?;
         if !filtered {
-            brought.problems.extend(self.spare_server(&mut outside, membership).await);
+            brought.problems.extend(self.spare_servers(&mut outside, &self.servers(Some(membership))?).await);
             if self.settings.connection_tracking {
                 brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
             }
@@ -55,9 +55,9 @@ impl Agent {
 
     /// Without rules that spare what is marked, a range that holds the server's address would cut the host
     /// off from it: it is not routed.
-    async fn spare_server(&self, outside: &mut Outside, membership: &Membership) -> Vec<NodeProblem> {
+    async fn spare_servers(&self, outside: &mut Outside, servers: &BTreeSet<String>) -> Vec<NodeProblem> {
         let mut addresses = BTreeSet::new();
-        for address in &membership.server.addresses {
+        for address in servers {
             // A name that does not resolve right now is the next look's business.
             let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(address)).await;
             addresses.extend(found.ok().and_then(Result::ok).into_iter().flatten().map(|at| at.ip()));
@@ -108,24 +108,50 @@ impl Agent {
             self.keep_filter(self.outside(None, Some(network))?).await
         };
         let filter = filter.await;
-        routes.and(removed)?;
+        if let Err(error) = routes {
+            // Without the interface no route is left, and a rule without its route changes nothing.
+            tracing::warn!(error = error_chain(&error), %network, "cannot remove routes or rules");
+        }
+        removed?;
         filter.map(drop)
     }
 
     async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
         let _turn = self.directory.lock_outside().await?;
         let filtered = self.keep_filter(self.outside(None, None)?).await?;
-        let routing = self.outside(None, Some(network))?.routing(self.slot, filtered);
+        let mut outside = self.outside(None, Some(network))?;
+        if !filtered {
+            self.spare_servers(&mut outside, &self.servers(None)?).await;
+        }
+        let routing = outside.routing(self.slot, filtered);
         Ok(self.host.set_routing(self.slot, &routing).await?)
     }
 
-    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and
-    /// without one.
+    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.
     pub(super) fn outside(
         &self,
         own: Option<&Membership>,
         without: Option<&NetworkName>,
     ) -> Result<Outside, DirectoryError> {
+        let others = self.others(own, without)?;
+        let mut all: Vec<&Membership> = others.iter().chain(own).collect();
+        all.sort_by(|one, other| one.network.cmp(&other.network));
+        Ok(Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view))))
+    }
+
+    /// Where the servers of all networks are found.
+    fn servers(&self, own: Option<&Membership>) -> Result<BTreeSet<String>, DirectoryError> {
+        let others = self.others(own, None)?;
+        let all = others.iter().chain(own);
+        Ok(all.flat_map(|membership| membership.server.addresses.iter().cloned()).collect())
+    }
+
+    /// The memberships on the disk but for one that is in hand, and but for one.
+    fn others(
+        &self,
+        own: Option<&Membership>,
+        without: Option<&NetworkName>,
+    ) -> Result<Vec<Membership>, DirectoryError> {
         let mut memberships = Vec::new();
         for network in self.directory.networks()? {
             if own.is_some_and(|own| own.network == network) || without == Some(&network) {
@@ -133,23 +159,25 @@ impl Agent {
             }
             match self.directory.membership(&network) {
                 Ok(membership) => memberships.extend(membership),
-                Err(error) => tracing::warn!(error = error_chain(&error), %network, "a network is left out"),
+                Err(error) => {
+                    tracing::warn!(error = error_chain(&error), %network, "a network is left out");
+                }
             }
         }
-        let mut all: Vec<&Membership> = memberships.iter().chain(own).collect();
-        all.sort_by(|one, other| one.network.cmp(&other.network));
-        Ok(Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view))))
+        Ok(memberships)
     }
 
     /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which
     /// there are no rules.
     async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
-        if !self.settings.connection_tracking || !self.host.has_filter() {
+        if !self.host.has_filter() {
             return Ok(false);
         }
+        // What an earlier setting left goes.
+        let outside = if self.settings.connection_tracking { outside } else { Outside::default() };
         let (host, slot) = (self.host.clone(), self.slot);
         match blocking(move || host.set_filter(slot, &outside)).await {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(self.settings.connection_tracking),
             Err(error @ (FirewallError::Refused { .. } | FirewallError::Missing)) => {
                 tracing::warn!(
                     error = error_chain(&error),

@@ -17,7 +17,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::netlink::{connect, destination, exits, is, name_of, table_of, to_io};
-use crate::outside::{Act, MARK, Routing, RoutingStep, Rule, Slot};
+use crate::outside::{Act, MARK, METRIC, Routing, RoutingStep, Rule, Slot};
 
 /// Why routes or rules could not be observed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -77,20 +77,21 @@ async fn observe(
         };
         let routes: Vec<RouteMessage> =
             handle.route().get(all).execute().try_collect().await.map_err(unread("routes"))?;
-        let ours = routes.iter().filter(|route| u8::from(route.header.protocol) == slot.protocol());
+        let ours = routes.iter().filter(|route| {
+            let table = table_of(route);
+            let made = table == slot.table() || table == crate::outside::MAIN && metric(route) == METRIC;
+            made && u8::from(route.header.protocol) == slot.protocol()
+        });
         routing.routes.extend(ours.filter_map(|route| {
             let interface = links.get(exits(route).first()?)?;
             Some(((table_of(route), destination(route)?), interface.clone()))
         }));
-        // A kernel without IPv6 has no rules of it.
-        let rules: Vec<RuleMessage> = match handle.rule().get(version.clone()).execute().try_collect().await {
-            Ok(rules) => rules,
-            Err(error) if matches!(version, IpVersion::V6) => {
-                tracing::debug!(%error, "there are no rules of IPv6");
+        // A kernel without policy routing, or without IPv6, has none.
+        let rules: Vec<RuleMessage> =
+            handle.rule().get(version).execute().try_collect().await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "there are no routing rules");
                 Vec::new()
-            }
-            Err(error) => return Err(unread("rules")(error)),
-        };
+            });
         routing.rules.extend(rules.iter().filter_map(|rule| read(slot, rule)));
     }
     Ok(routing)
@@ -129,7 +130,7 @@ async fn apply(
         RoutingStep::AddRule(rule) => {
             let mut request = handle.rule().add();
             *request.message_mut() = rule_message(slot, rule);
-            absent_is_fine(request.execute().await, &[Errno::EXIST])
+            absent_is_fine(request.execute().await, &with_no_ipv6(rule.to, Errno::EXIST))
         }
         RoutingStep::RemoveRule(rule) => {
             absent_is_fine(handle.rule().del(rule_message(slot, rule)).execute().await, &[Errno::NOENT])
@@ -138,16 +139,24 @@ async fn apply(
             let Some((index, _)) = links.iter().find(|(_, name)| *name == interface) else { return Ok(()) };
             let message = route_message(slot, *table, *range, Some(*index));
             // It may go down, or away, at any moment.
-            absent_is_fine(
-                handle.route().add(message).replace().execute().await,
-                &[Errno::NETDOWN, Errno::NODEV],
-            )
+            let outcome = handle.route().add(message).replace().execute().await;
+            absent_is_fine(outcome, &with_no_ipv6(*range, Errno::NETDOWN))
         }
         RoutingStep::RemoveRoute(table, range) => {
             let message = route_message(slot, *table, *range, None);
             absent_is_fine(handle.route().del(message).execute().await, &[Errno::SRCH, Errno::NOENT])
         }
     }
+}
+
+/// What is no failure: this, an interface that is gone, and for IPv6 that the host has it turned off. Then the
+/// network works by IPv4 alone.
+fn with_no_ipv6(range: IpNet, fine: Errno) -> Vec<Errno> {
+    let mut all = vec![fine, Errno::NODEV];
+    if let IpNet::V6(_) = range {
+        all.extend([Errno::ACCESS, Errno::OPNOTSUPP, Errno::AFNOSUPPORT]);
+    }
+    all
 }
 
 fn absent_is_fine(outcome: Result<(), rtnetlink::Error>, fine: &[Errno]) -> io::Result<()> {
@@ -204,10 +213,20 @@ fn route_message(slot: Slot, table: u32, range: IpNet, exit: Option<u32>) -> Rou
             .protocol(protocol)
             .build(),
     };
+    if table == crate::outside::MAIN {
+        message.attributes.push(RouteAttribute::Priority(METRIC));
+    }
     if let Some(index) = exit {
         message.attributes.push(RouteAttribute::Oif(index));
     }
     message
+}
+
+/// The lower, the more preferred; absent in a message: 0.
+fn metric(route: &RouteMessage) -> u32 {
+    let stated =
+        |it: &RouteAttribute| if let RouteAttribute::Priority(metric) = it { Some(*metric) } else { None };
+    route.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
 fn family(address: IpAddr) -> AddressFamily {
