@@ -272,7 +272,10 @@ fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
             names.contains("10.40.0.202\tb.corp") && !names.contains("fd40:40::202\tb.corp")
         })
         .await;
-        let status = agents[1].status().await.expect("it answers");
-        assert!(status["networks"][0]["problems"].to_string().contains("no-ipv6"), "{status}");
+        eventually("b reports it", Duration::from_secs(10), async || {
+            let status = agents[1].status().await.expect("it answers");
+            status["networks"][0]["problems"].to_string().contains("no-ipv6")
+        })
+        .await;
     });
 }

@@ -193,8 +193,10 @@ impl Store for Sqlite {
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         let path = self.connection.path().unwrap_or_default();
         let failed = |source| StoreError::Open { path: path.into(), source };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // It reads only, but the last to close has to bring the write-ahead log into the database.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.pragma_update(None, "query_only", "on").map_err(failed)?;
         connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
         Ok(Box::new(SqliteReader(Self { connection, files: Arc::clone(&self.files) })))
     }
