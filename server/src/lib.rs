@@ -13,6 +13,7 @@ pub mod committer;
 pub mod comms;
 pub mod config;
 pub mod core;
+pub mod data_dir;
 pub mod error;
 pub mod grpc;
 pub mod identity;
