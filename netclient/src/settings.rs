@@ -28,6 +28,20 @@ pub struct Settings {
     pub connection_tracking: bool,
 }
 
+impl Default for Settings {
+    /// What holds where the operator set nothing.
+    fn default() -> Self {
+        Self {
+            name: None,
+            endpoint: None,
+            port: None,
+            interface: None,
+            watch: true,
+            connection_tracking: true,
+        }
+    }
+}
+
 const NAMES: [&str; 6] = ["name", "endpoint", "port", "interface", "watch", "connection_tracking"];
 
 /// Why the settings are refused.
@@ -61,13 +75,15 @@ pub fn load(
         let variable = environment(&format!("NETCLIENT_{}", name.to_uppercase()));
         variable.filter(|value| !value.is_empty()).or_else(|| file.get(name).cloned())
     };
+    let default = Settings::default();
     Ok(Settings {
         name: read("name", value("name"))?,
         endpoint: read("endpoint", value("endpoint"))?,
         port: read("port", value("port"))?.map(std::num::NonZeroU16::get),
         interface: value("interface"),
-        watch: read("watch", value("watch"))?.unwrap_or(true),
-        connection_tracking: read("connection_tracking", value("connection_tracking"))?.unwrap_or(true),
+        watch: read("watch", value("watch"))?.unwrap_or(default.watch),
+        connection_tracking: read("connection_tracking", value("connection_tracking"))?
+            .unwrap_or(default.connection_tracking),
     })
 }
 

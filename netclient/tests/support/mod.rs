@@ -266,14 +266,7 @@ impl Node {
         };
         let directory =
             Directory::open(folder.path()).expect("it opens").on(Arc::clone(&disk) as Arc<dyn Disk>);
-        let settings = Settings {
-            name: None,
-            endpoint: None,
-            port: None,
-            interface: None,
-            watch: true,
-            connection_tracking: true,
-        };
+        let settings = Settings::default();
         let agent = Agent::new(directory, settings, Arc::new(host.clone())).within(link.opener());
         Self { name: name.into(), host, agent, disk, link, daemon: None, folder }
     }

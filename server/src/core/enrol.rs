@@ -370,7 +370,7 @@ pub fn lift_ban(world: &mut World, network: &NetworkName, name: &Name) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use schema::world::ResourceDocument;
 
@@ -417,7 +417,7 @@ mod tests {
     }
 
     /// A server with this name for its own host, which is reached at these addresses.
-    fn server(own_node: Option<&str>, addresses: &[&str]) -> ServerInfo {
+    pub(crate) fn server(own_node: Option<&str>, addresses: &[&str]) -> ServerInfo {
         ServerInfo {
             id: "s".into(),
             epoch: 1,

@@ -119,25 +119,12 @@ fn encode(document: &impl Serialize) -> Bytes {
 mod tests {
     use super::*;
     use crate::core::authorize::Role;
+    use crate::core::enrol::tests::server;
     use crate::state::Chain;
 
     fn grant(network: Option<&str>) -> Grant {
         let networks = network.map(|name| BTreeSet::from([name.parse().expect("good")]));
         Grant { role: Role::Viewer, networks, projects: None }
-    }
-
-    fn server() -> ServerInfo {
-        ServerInfo {
-            id: "s".into(),
-            epoch: 1,
-            agent_addresses: Vec::new(),
-            signing_key: schema::scalars::SigningKey([0; 32]),
-            ca_pin: None,
-            version: String::new(),
-            comms_range: None,
-            own_node: None,
-            addresses: Vec::new(),
-        }
     }
 
     fn state(revision: u64) -> Arc<State> {
@@ -148,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn a_revision_is_built_once_and_shared_by_those_who_may_see_the_same() {
         let documents = Documents::new();
-        let server = server();
+        let server = server(None, &[]);
         let (all, corp) = (grant(None), grant(Some("corp")));
         let get = async |revision, grant: &Grant| {
             documents.world(state(revision), grant, &server).await.expect("it is built")

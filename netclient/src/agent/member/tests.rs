@@ -103,14 +103,7 @@ fn membership(view: View) -> Membership {
 
 /// An agent that never reaches a server.
 fn agent(folder: &Path, disk: Arc<dyn Disk>, host: FakeHost) -> Agent {
-    let settings = Settings {
-        name: None,
-        endpoint: None,
-        port: None,
-        interface: None,
-        watch: true,
-        connection_tracking: true,
-    };
+    let settings = Settings::default();
     let directory = Directory::open(folder).expect("it opens").on(disk);
     let nobody: Opener = Arc::new(|| tokio::io::duplex(1).0);
     Agent::new(directory, settings, Arc::new(host)).within(nobody)
