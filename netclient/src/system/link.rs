@@ -20,7 +20,7 @@ use schema::scalars::overlap;
 
 pub use state::{LinkState, LinkStep};
 
-use super::netlink::{destination, exits, is, name_of, to_io};
+use super::netlink::{destination, exits, is, metric_of, name_of, to_io};
 
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
@@ -85,13 +85,18 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
     }))
 }
 
+async fn links(handle: &Handle) -> Result<Vec<LinkMessage>, LinkError> {
+    handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))
+}
+
+async fn addresses(handle: &Handle) -> Result<Vec<AddressMessage>, LinkError> {
+    handle.address().get().execute().try_collect().await.map_err(unread("addresses"))
+}
+
 /// The interface of this host whose network contains an address, and that network; absent: none does.
 pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
-    let listed: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let found = listed.iter().find_map(|message| {
         let range = address_of(message).filter(|range| range.contains(&address))?;
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
@@ -104,10 +109,7 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
 /// single addresses and those of one link.
 pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
-    let listed: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let connected = listed.iter().filter_map(|message| {
         let range =
             address_of(message).filter(|it| !is_link_local(it) && it.prefix_len() < it.max_prefix_len())?;
@@ -122,10 +124,7 @@ pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet
 /// Every address of this host, each with the name of its interface.
 pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
-    let listed: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let named = listed.iter().filter_map(|message| {
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
         Some((name_of(link)?.to_owned(), address_of(message)?.addr()))
@@ -140,10 +139,7 @@ pub async fn overlapping(
     ours: impl Fn(&str) -> bool,
 ) -> Result<Option<(String, IpNet)>, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
-    let listed: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(unread("addresses"))?;
+    let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let addresses =
         listed.iter().filter_map(|message| Some((message.header.index, address_of(message)?.trunc())));
     let main = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -185,8 +181,7 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
 /// What is `ours` by its name, an interface of the mesh, is never the underlay.
 pub async fn underlay_mtu(ours: impl Fn(&str) -> bool) -> Result<u16, LinkError> {
     let handle = connect()?;
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(unread("interfaces"))?;
+    let links = links(&handle).await?;
     let underlay = links.iter().filter(|link| name_of(link).is_some_and(|name| !ours(name)));
     let mtus: BTreeMap<u32, u32> = underlay.map(|link| (link.header.index, mtu_of(link))).collect();
     let families =
@@ -205,7 +200,7 @@ fn default_path(routes: &[RouteMessage], mtus: &BTreeMap<u32, u32>) -> Option<u3
     let paths = routes.iter().filter(|route| is_default(route)).filter_map(|route| {
         let links = exits(route);
         let narrowest = links.iter().filter_map(|index| mtus.get(index)).min()?;
-        Some((priority(route), own_mtu(route).map_or(*narrowest, |own| own.min(*narrowest))))
+        Some((metric_of(route), own_mtu(route).map_or(*narrowest, |own| own.min(*narrowest))))
     });
     // Of several with the same preference, any may carry a packet: the narrowest counts.
     paths.min().map(|(_, mtu)| mtu)
@@ -219,14 +214,6 @@ fn tunnel_mtu(paths: &[u32]) -> u16 {
 
 fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN
-}
-
-/// The lower, the more preferred; absent in a message: 0.
-fn priority(route: &RouteMessage) -> u32 {
-    let stated = |attribute: &RouteAttribute| {
-        if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None }
-    };
-    route.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
 fn own_mtu(route: &RouteMessage) -> Option<u32> {

@@ -47,6 +47,13 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     IpNet::new(route.attributes.iter().find_map(address)?, route.header.destination_prefix_length).ok()
 }
 
+/// How far a route is preferred: the lower, the more. Absent in a message: 0.
+pub(super) fn metric_of(route: &RouteMessage) -> u32 {
+    let stated =
+        |it: &RouteAttribute| if let RouteAttribute::Priority(metric) = it { Some(*metric) } else { None };
+    route.attributes.iter().find_map(stated).unwrap_or(0)
+}
+
 /// The routing table that a route is in.
 pub(super) fn table_of(route: &RouteMessage) -> u32 {
     let stated =

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 
-use super::netlink::{connect, destination, exits, is, name_of, table_of, to_io};
+use super::netlink::{connect, destination, exits, is, metric_of, name_of, table_of, to_io};
 use crate::outside::{Act, MARK, METRIC, Routing, RoutingStep, Rule, Slot};
 
 /// Why routes or rules could not be observed or changed.
@@ -79,7 +79,7 @@ async fn observe(
             handle.route().get(all).execute().try_collect().await.map_err(unread("routes"))?;
         let ours = routes.iter().filter(|route| {
             let table = table_of(route);
-            let made = table == slot.table() || table == crate::outside::MAIN && metric(route) == METRIC;
+            let made = table == slot.table() || table == crate::outside::MAIN && metric_of(route) == METRIC;
             made && u8::from(route.header.protocol) == slot.protocol()
         });
         routing.routes.extend(ours.filter_map(|route| {
@@ -220,13 +220,6 @@ fn route_message(slot: Slot, table: u32, range: IpNet, exit: Option<u32>) -> Rou
         message.attributes.push(RouteAttribute::Oif(index));
     }
     message
-}
-
-/// The lower, the more preferred; absent in a message: 0.
-fn metric(route: &RouteMessage) -> u32 {
-    let stated =
-        |it: &RouteAttribute| if let RouteAttribute::Priority(metric) = it { Some(*metric) } else { None };
-    route.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
 fn family(address: IpAddr) -> AddressFamily {
