@@ -16,6 +16,7 @@ mod update;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ed25519_dalek as ed25519;
@@ -52,6 +53,8 @@ pub struct Agent {
     pub host: Arc<dyn Host>,
     /// What sets its routes, rules and tables apart from those of other agents.
     slot: Slot,
+    /// Whether there is a packet filter that keeps marks, as it was found last.
+    filtered: Arc<AtomicBool>,
     /// What others do to the host, for every driver.
     events: Arc<OnceLock<broadcast::Sender<HostEvent>>>,
     /// How it reaches a server in its own process.
@@ -71,6 +74,7 @@ impl Agent {
             settings,
             host,
             slot,
+            filtered: Arc::default(),
             events: Arc::default(),
             within: None,
             connections: Arc::default(),

@@ -110,12 +110,18 @@ impl System {
     fn load_filter(&self, table: &str, outside: &Outside) -> Result<(), FirewallError> {
         rp_filter::heed_marks();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = filter.as_ref().is_some_and(|filter| filter.outside.same_filter(outside));
-        if same && filter.as_ref().map(|filter| &filter.structure) == Some(&firewall::structure(table)) {
-            return Ok(());
+        let mut outside = outside.clone();
+        if let Some(Filter { outside: known, structure }) = &*filter {
+            if outside.unread {
+                outside.absorb(known);
+            }
+            if known.same_filter(&outside) && structure.is_some() && *structure == firewall::structure(table)
+            {
+                return Ok(());
+            }
         }
         firewall::load(table, &outside.filter())?;
-        *filter = Some(Filter { outside: outside.clone(), structure: firewall::structure(table) });
+        *filter = Some(Filter { outside, structure: firewall::structure(table) });
         Ok(())
     }
 }
@@ -155,6 +161,9 @@ impl Host for System {
 
     fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
         let table = slot.filter();
+        if outside.is_empty() && outside.unread {
+            return Ok(());
+        }
         if outside.is_empty() {
             *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return firewall::remove(&table);

@@ -45,7 +45,7 @@ const TABLE: u32 = 5_182;
 /// What routes and rules say that they come from (rtnetlink(7)): numbers that /etc/iproute2/rt_protos gives to
 /// nobody.
 const PROTOCOL: u8 = 200;
-/// How many agents, besides that of the default directory, one host tells apart.
+/// How many agents, besides that of the default directory, one host distinguishes.
 const OTHERS: u32 = 8;
 
 /// What sets the numbers and names of an agent apart from those of another one on the same host: agents of
@@ -99,6 +99,8 @@ pub struct Outside {
     pub members: BTreeSet<IpAddr>,
     /// The ranges, each with the interface that it is routed to.
     pub ranges: BTreeMap<IpNet, String>,
+    /// Whether the state of a network could not be read. What stands of it is not known, so nothing is taken away.
+    pub unread: bool,
 }
 
 impl Outside {
@@ -138,8 +140,16 @@ impl Outside {
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, own, members, ranges: _ } = self;
+        let Self { interfaces, own, members, ranges: _, unread: _ } = self;
         *interfaces == other.interfaces && *own == other.own && *members == other.members
+    }
+
+    /// Takes in what another one needs of the packet filter.
+    pub fn absorb(&mut self, other: &Self) {
+        let Self { interfaces, own, members, ranges: _, unread: _ } = other;
+        self.interfaces.extend(interfaces.iter().cloned());
+        self.own.extend(own);
+        self.members.extend(members);
     }
 
     /// Whether it needs nothing: the agent is in no network.
@@ -154,7 +164,7 @@ impl Outside {
             self.ranges.iter().map(|(range, interface)| ((table, *range), interface.clone())).collect();
         let rules =
             self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
-        Routing { routes, rules }
+        Routing { routes, rules, unread: self.unread }
     }
 }
 
@@ -251,6 +261,8 @@ pub struct Routing {
     pub routes: BTreeMap<(u32, IpNet), String>,
     /// The rules, in the order in which the kernel asks them.
     pub rules: BTreeSet<Rule>,
+    /// See [`Outside::unread`].
+    pub unread: bool,
 }
 
 /// A rule that says in which table the way to a range is looked for (ip-rule(8)).
@@ -304,9 +316,10 @@ pub enum RoutingStep {
 /// before those that do not.
 pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
     let mut steps = Vec::new();
-    let gone = observed.rules.iter().rev().filter(|rule| !wanted.rules.contains(rule));
+    let goes = !wanted.unread;
+    let gone = observed.rules.iter().rev().filter(|rule| goes && !wanted.rules.contains(rule));
     steps.extend(gone.map(|rule| RoutingStep::RemoveRule(*rule)));
-    let gone = observed.routes.keys().filter(|route| !wanted.routes.contains_key(route));
+    let gone = observed.routes.keys().filter(|route| goes && !wanted.routes.contains_key(route));
     steps.extend(gone.map(|(table, range)| RoutingStep::RemoveRoute(*table, *range)));
     let new = wanted.routes.iter().filter(|(route, interface)| observed.routes.get(route) != Some(interface));
     steps.extend(
@@ -409,6 +422,8 @@ mod tests {
             ]
         ));
         assert_eq!(routing_steps(&wanted, &wanted), []);
+        let unread = Routing { unread: true, ..Routing::default() };
+        assert_eq!(routing_steps(&unread, &wanted), [], "what is not known to be gone stays");
         let moved = outside(&[("10.40.0.0/16", "b")]).routing(DEFAULT, true);
         let steps = routing_steps(&moved, &wanted);
         assert!(matches!(&*steps, [RoutingStep::PutRoute(_, _, interface)] if interface == "b"), "{steps:?}");
@@ -421,7 +436,7 @@ mod tests {
             interfaces: ["nm-corp".to_owned()].into(),
             own: [address("10.40.0.1"), address("fd40::1")].into(),
             members: [address("10.40.0.2"), address("10.40.0.3")].into(),
-            ranges: BTreeMap::new(),
+            ..Outside::default()
         };
         let text = outside.filter();
         for line in [

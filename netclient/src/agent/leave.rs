@@ -23,7 +23,7 @@ impl Agent {
     /// Removes what is left of a network whose state is damaged.
     async fn give_up(&self, network: &NetworkName) -> Result<(), AgentError> {
         let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        tracing::warn!(%network, "the server is not told, since the state of this host is damaged; an admin has to remove the node");
+        tracing::warn!(%network, "the state of this host is damaged, so the server does not hear of it; an admin has to remove the node");
         match self.directory.membership(network) {
             Ok(Some(membership)) => {
                 self.take_down(&mut self.tunnel(&membership.interface), network).await?;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -107,13 +108,11 @@ impl Agent {
             let _turn = self.directory.lock_outside().await?;
             self.keep_filter(self.outside(None, Some(network))?).await
         };
-        let filter = filter.await;
-        if let Err(error) = routes {
-            // Without the interface no route is left, and a rule without its route changes nothing.
-            tracing::warn!(error = error_chain(&error), %network, "cannot remove routes or rules");
+        // Neither keeps a host in a network; the next look of another network, or the next leave, tries again.
+        for error in [routes.err(), filter.await.err()].into_iter().flatten() {
+            tracing::warn!(error = error_chain(&error), %network, "something of the network stays: see ip rule and nft list tables");
         }
-        removed?;
-        filter.map(drop)
+        removed
     }
 
     async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
@@ -133,26 +132,28 @@ impl Agent {
         own: Option<&Membership>,
         without: Option<&NetworkName>,
     ) -> Result<Outside, DirectoryError> {
-        let others = self.others(own, without)?;
+        let (others, unread) = self.others(own, without)?;
         let mut all: Vec<&Membership> = others.iter().chain(own).collect();
         all.sort_by(|one, other| one.network.cmp(&other.network));
-        Ok(Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view))))
+        let outside =
+            Outside::of(all.into_iter().map(|membership| (&*membership.interface, &membership.view)));
+        Ok(Outside { unread, ..outside })
     }
 
     /// Where the servers of all networks are found.
     fn servers(&self, own: Option<&Membership>) -> Result<BTreeSet<String>, DirectoryError> {
-        let others = self.others(own, None)?;
+        let (others, _) = self.others(own, None)?;
         let all = others.iter().chain(own);
         Ok(all.flat_map(|membership| membership.server.addresses.iter().cloned()).collect())
     }
 
-    /// The memberships on the disk but for one that is in hand, and but for one.
+    /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be read.
     fn others(
         &self,
         own: Option<&Membership>,
         without: Option<&NetworkName>,
-    ) -> Result<Vec<Membership>, DirectoryError> {
-        let mut memberships = Vec::new();
+    ) -> Result<(Vec<Membership>, bool), DirectoryError> {
+        let (mut memberships, mut unread) = (Vec::new(), false);
         for network in self.directory.networks()? {
             if own.is_some_and(|own| own.network == network) || without == Some(&network) {
                 continue;
@@ -160,16 +161,23 @@ impl Agent {
             match self.directory.membership(&network) {
                 Ok(membership) => memberships.extend(membership),
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), %network, "a network is left out");
+                    tracing::warn!(error = error_chain(&error), %network, "what stands of a network stays as it is");
+                    unread = true;
                 }
             }
         }
-        Ok(memberships)
+        Ok((memberships, unread))
     }
 
     /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which
     /// there are no rules.
     async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
+        let filtered = self.try_filter(outside).await;
+        self.filtered.store(matches!(filtered, Ok(true)), Ordering::Relaxed);
+        filtered
+    }
+
+    async fn try_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
         if !self.host.has_filter() {
             return Ok(false);
         }
@@ -190,8 +198,7 @@ impl Agent {
     }
 
     async fn change_members(&self, gone: BTreeSet<IpAddr>, new: BTreeSet<IpAddr>) -> Result<(), TunnelError> {
-        if gone.is_empty() && new.is_empty() || !self.settings.connection_tracking || !self.host.has_filter()
-        {
+        if gone.is_empty() && new.is_empty() || !self.filtered.load(Ordering::Relaxed) {
             return Ok(());
         }
         let (host, slot) = (self.host.clone(), self.slot);

@@ -64,12 +64,16 @@ pub fn change(table: &str, commands: &str) -> Result<(), FirewallError> {
     run(table, commands)
 }
 
-/// The chains and rules of the table `inet TABLE` as nft lists them, without the elements of sets; absent:
+/// The chains and rules of the table `inet TABLE` as nft lists them with their handles, which tell a table from
+/// one that was loaded later, and without the elements of sets; absent:
 /// there is no such table, or it cannot be asked for. Blocks the caller.
 pub fn structure(table: &str) -> Option<String> {
     let path = find(env::var_os("PATH").as_deref(), Path::is_file)?;
-    let output =
-        Command::new(path).args(["-t", "list", "table", "inet", table]).stdin(Stdio::null()).output().ok()?;
+    let output = Command::new(path)
+        .args(["-t", "-a", "list", "table", "inet", table])
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     output.status.success().then(|| without_counters(&String::from_utf8_lossy(&output.stdout)))
 }
 
