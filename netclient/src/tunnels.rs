@@ -81,7 +81,7 @@ pub fn fitting_mtu(wanted: u16, largest: Option<u16>) -> u16 {
     largest.map_or(wanted, |largest| wanted.min(largest))
 }
 
-/// What an operator is told of an MTU that does not fit the device; nothing if it fits.
+/// The message about an MTU that does not fit the device; nothing if it fits.
 pub fn mtu_problem(declared: Option<u16>, largest: Option<u16>) -> Option<String> {
     let (declared, mtu) = (declared?, fitting_mtu(declared?, largest));
     (declared != mtu).then(|| {

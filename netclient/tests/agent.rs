@@ -278,7 +278,7 @@ async fn what_a_host_cannot_do_is_reported_and_fails_nothing_else() {
     eventually("the server knows", || mesh.problems("b") == ["names", "no-ipv6", "range-shadowed"]).await;
     pass(Duration::from_secs(1)).await;
     assert_eq!(b.problems().await, ["names", "no-ipv6", "range-shadowed"]);
-    // What it could not set nobody is told to use.
+    // What it could not set is given to nobody.
     let address = |node: &Node| node.host.filter().map(|outside| outside.members).unwrap_or_default();
     eventually("a knows b by IPv4 alone", || address(&a).iter().all(|address| address.is_ipv4())).await;
     assert!(

@@ -1,4 +1,4 @@
-//! Which state of the server a View is of: (epoch, revision) and a stamp that tells histories apart.
+//! Which state of the server a View is of: (epoch, revision) and a stamp that distinguishes histories.
 //!
 //! A database that was put back from a copy goes on with revisions that it has given out before, for other
 //! states. So a position has a [`Stamp`]: the beginning of the chain hash of its revision, and a MAC by which
@@ -19,7 +19,7 @@ const HASH: usize = 12;
 /// How many bytes of a MAC a stamp has. It can be tried at the server only, so 64 bits cannot be guessed.
 const MAC: usize = 8;
 
-/// What tells histories apart that have the same epoch and revision; all zeros: none.
+/// What distinguishes histories that have the same epoch and revision; all zeros: none.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stamp([u8; HASH + MAC]);
 

@@ -247,7 +247,7 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether agents can be told to reach the server at an endpoint. Loopback will do where they run on its own
+/// Whether an endpoint is of use to agents. Loopback will do where they run on its own
 /// host.
 fn public(endpoint: &Endpoint) -> Result<(), String> {
     match &endpoint.host {

@@ -19,11 +19,11 @@ use crate::store::Seen;
 /// When and how every node last called.
 #[derive(Debug, Default)]
 pub struct LastSeen {
-    all: Mutex<BTreeMap<NodeId, Sighting>>,
+    all: Mutex<BTreeMap<NodeId, Contact>>,
 }
 
 #[derive(Debug)]
-struct Sighting {
+struct Contact {
     seen: Seen,
     /// Since when it has been silent in this process of the server. The clock stands still while the host
     /// sleeps.
@@ -77,18 +77,18 @@ impl LastSeen {
     /// was last seen when it joined.
     pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
         let since = Instant::now();
-        let sighting = |(id, seen): (NodeId, Seen)| {
+        let contact = |(id, seen): (NodeId, Seen)| {
             let before =
                 served.map(|until| until.duration_since(seen.time)).and_then(|it| it.try_into().ok());
             let before = before.unwrap_or_default();
             let (transport, streams, clones) = (Control::None, Arc::default(), Clones::default());
-            (id, Sighting { seen, since, before, transport, streams, clones, sent: None, stored: true })
+            (id, Contact { seen, since, before, transport, streams, clones, sent: None, stored: true })
         };
         let joined = inventory.nodes().map(|(id, joined)| {
             let seen = Seen { time: joined.joined, epoch: 0, revision: Revision(0) };
             (id.clone(), seen)
         });
-        Self { all: Mutex::new(joined.chain(stored).map(sighting).collect()) }
+        Self { all: Mutex::new(joined.chain(stored).map(contact).collect()) }
     }
 
     /// Records a call of a node: the epoch and revision that it has, the transport of the call, and the
@@ -100,7 +100,7 @@ impl LastSeen {
         let since = Instant::now();
         let mut all = self.all();
         let (streams, mut clones, sent) = match all.get_mut(id) {
-            Some(Sighting { streams, clones, sent, .. }) => {
+            Some(Contact { streams, clones, sent, .. }) => {
                 (std::mem::take(streams), std::mem::take(clones), *sent)
             }
             None => Default::default(),
@@ -111,15 +111,15 @@ impl LastSeen {
         let before_that = Duration::ZERO;
         let sent = sent.filter(|sent| *sent > at);
         let heard =
-            Sighting { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
+            Contact { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
         all.insert(id.clone(), heard);
         evident && !before
     }
 
     /// Records that a node was sent the View of an epoch and revision.
     pub fn sent(&self, id: &NodeId, position: (u64, Revision)) {
-        if let Some(sighting) = self.all().get_mut(id) {
-            sighting.sent = sighting.sent.max(Some(position));
+        if let Some(contact) = self.all().get_mut(id) {
+            contact.sent = contact.sent.max(Some(position));
         }
     }
 
@@ -128,13 +128,13 @@ impl LastSeen {
     pub fn stream(&self, id: &NodeId, transport: Control) -> Option<Stream> {
         let Seen { epoch, revision, .. } = self.of(id)?.seen;
         self.record(id, (epoch, revision), transport, None);
-        self.all().get(id).map(|sighting| Stream { _held: Arc::clone(&sighting.streams) })
+        self.all().get(id).map(|contact| Stream { _held: Arc::clone(&contact.streams) })
     }
 
     /// When and how a node last called; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
         let all = self.all();
-        let Sighting { seen, since, before, transport, streams, clones, sent, stored: _ } = all.get(id)?;
+        let Contact { seen, since, before, transport, streams, clones, sent, stored: _ } = all.get(id)?;
         let silence = *before + since.elapsed();
         let streams = Arc::strong_count(streams) > 1;
         let cloned = clones.evident(Instant::now());
@@ -145,12 +145,12 @@ impl LastSeen {
     /// What is to be stored now; nodes that are gone from the inventory are forgotten.
     pub fn take_unstored(&self, inventory: &Inventory) -> Unstored {
         let mut unstored = Unstored::default();
-        self.all().retain(|id, sighting| {
+        self.all().retain(|id, contact| {
             let there = inventory.node(id).is_some();
             if !there {
                 unstored.gone.push(id.clone());
-            } else if !std::mem::replace(&mut sighting.stored, true) {
-                unstored.fresh.push((id.clone(), sighting.seen));
+            } else if !std::mem::replace(&mut contact.stored, true) {
+                unstored.fresh.push((id.clone(), contact.seen));
             }
             there
         });
@@ -161,13 +161,13 @@ impl LastSeen {
     pub fn put_back(&self, unstored: &Unstored) {
         let mut all = self.all();
         for (id, _) in &unstored.fresh {
-            if let Some(sighting) = all.get_mut(id) {
-                sighting.stored = false;
+            if let Some(contact) = all.get_mut(id) {
+                contact.stored = false;
             }
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Sighting>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Contact>> {
         // A panic elsewhere leaves the map consistent: every change of it is one insertion.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }

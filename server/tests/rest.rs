@@ -115,10 +115,10 @@ async fn a_token_sees_and_changes_only_the_networks_and_projects_that_it_is_for(
     }
 }
 
-/// Everything that a caller is told must not contain one of these words.
+/// No answer to a caller may contain one of these words.
 fn says_nothing_of(what: &str, answer: &str, words: &[&str]) {
     for word in words {
-        assert!(!answer.contains(word), "{what} tells of {word}: {answer}");
+        assert!(!answer.contains(word), "{what} contains {word}: {answer}");
     }
 }
 
@@ -183,7 +183,7 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
         assert!(status.is_client_error(), "addition {place}: {status} {text}");
         says_nothing_of(&format!("addition {place}"), &text, &["secretive", "actor", "10.77."]);
     }
-    // A rule that is broken because of the other network is told without it.
+    // A rule that is broken because of the other network is reported without it.
     let call =
         server.call(Method::PUT, "/api/v1/corp/network/corp").bearer_auth(&token).header("if-match", "\"1\"");
     let answer = call.body(r#"{"ipv4":"10.77.0.0/25"}"#).send().await.unwrap();
@@ -244,7 +244,7 @@ async fn a_range_that_holds_an_address_of_the_server_needs_an_admin_who_lets_it_
     let directory = support::folder();
     let server = Running::reached_at(directory.path(), "192.0.2.11:50051").await;
     let open: Value = server.call(Method::GET, "/api/v1/server").send().await.unwrap().json().await.unwrap();
-    assert_eq!(open.get("addresses"), None, "only callers with a token are told");
+    assert_eq!(open.get("addresses"), None, "only callers with a token see them");
     assert_eq!(server.snapshot().await.server.addresses, ["192.0.2.11".parse::<IpAddr>().unwrap()]);
     let applier = token_beside(directory.path(), Role::Applier, &[], &[]);
     let allowed = |plan| ApplyRequest { allow: [Guard::CutOff].into(), ..request(plan) };

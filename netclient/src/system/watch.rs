@@ -1,6 +1,6 @@
 //! Hears what others do to what an agent stands on: links, addresses, routes, rules, the packet filter.
 //!
-//! It hears of the agent's own changes as well: whoever is told compares, and finds nothing to do. What the
+//! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do. What the
 //! kernel could not queue is reported as everything at once.
 
 use std::collections::BTreeMap;

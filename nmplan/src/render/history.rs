@@ -31,7 +31,7 @@ pub struct HistoryEntry {
     pub message: Option<String>,
     /// Whether it is still the newest one.
     pub state: RevisionState,
-    /// What tells it apart from the same revision of another history; absent: the server is of an earlier
+    /// What distinguishes it from the same revision of another history; absent: the server is of an earlier
     /// version.
     pub hash: Option<ChainHash>,
 }

@@ -1,4 +1,4 @@
-//! One law for endpoints: at which addresses and by which names other nodes may be told to reach a node.
+//! One law for endpoints: at which addresses and by which names other nodes may be sent to reach a node.
 //!
 //! Everybody who takes an endpoint asks here: the rules for files ([`check_file`], [`check`]), the server for
 //! what agents report ([`Meshes::refuses`]), and an agent for what the name of a peer resolves to
@@ -131,7 +131,7 @@ pub struct Meshes<'a> {
     pub members: &'a dyn Members,
     /// The range of the server's tunnels; absent: it has none.
     pub comms_range: Option<Ipv4Net>,
-    /// The addresses of the server, which tell the ranges that were let through.
+    /// The addresses of the server, by which ranges that were let through are known.
     pub server: &'a [IpAddr],
 }
 

@@ -43,7 +43,7 @@ pub(super) enum Overdue {
     NotReading,
 }
 
-/// What happens on one connection. Pure: told everything, with the time.
+/// What happens on one connection. Pure: it is given every event, with the time.
 #[derive(Debug)]
 pub(super) struct Progress {
     standing: Standing,
@@ -354,7 +354,7 @@ mod tests {
         assert!((0..100).all(|_| progress.begin().is_some()), "one that logged in may ask more");
     }
 
-    /// Whether a connection has been told to close.
+    /// Whether a connection has been asked to close.
     fn is_closed(connection: &Admitted) -> bool {
         use std::task::{Context, Waker};
         let closed = std::pin::pin!(connection.0.closed());
