@@ -7,9 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
@@ -39,10 +41,11 @@ impl Agent {
             self.keep_filter(self.outside(Some(membership), None)?).await?
         };
         let mut brought = tunnel.reconcile(membership).await?;
+        let servers = self.spared(filtered, Some(membership)).await?;
         let _turn = self.directory.lock_outside().await?;
         let mut outside = self.outside(Some(membership), None)?;
         if !filtered {
-            brought.problems.extend(self.spare_servers(&mut outside, &self.servers(Some(membership))?).await);
+            brought.problems.extend(spare_servers(&mut outside, &servers));
             if self.settings.connection_tracking {
                 brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
             }
@@ -54,30 +57,31 @@ impl Agent {
         Ok(brought)
     }
 
-    /// Without rules that spare what is marked, a range that holds the server's address would cut the host
-    /// off from it: it is not routed.
-    async fn spare_servers(&self, outside: &mut Outside, servers: &BTreeSet<String>) -> Vec<NodeProblem> {
-        let mut addresses = BTreeSet::new();
-        for address in servers {
-            // A name that does not resolve right now is the next look's business.
-            let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(address)).await;
-            addresses.extend(found.ok().and_then(Result::ok).into_iter().flatten().map(|at| at.ip()));
+    /// The addresses of the servers that no range may be routed over, where no filter keeps marks. Names are
+    /// resolved here, all at once and while nothing is locked.
+    ///
+    /// A name that does not resolve right now keeps the addresses that it had. One that never has, has none: to
+    /// route no range at all would let a nameserver that is down take every network down. It is safe, because
+    /// the agent could not call that server either, and once it could, the next look, which comes every 30 s,
+    /// takes the route away.
+    async fn spared(
+        &self,
+        filtered: bool,
+        own: Option<&Membership>,
+    ) -> Result<BTreeSet<IpAddr>, DirectoryError> {
+        if filtered {
+            return Ok(BTreeSet::new());
         }
-        let spared: Vec<IpNet> = outside
-            .ranges
-            .keys()
-            .filter(|range| addresses.iter().any(|it| range.contains(it)))
-            .copied()
-            .collect();
-        outside.ranges.retain(|range, _| !spared.contains(range));
-        let problem = |range: &IpNet| {
-            let message = format!(
-                "{range} contains the server's address and is not routed, since nothing would keep control traffic outside; \
-                 install nftables"
-            );
-            NodeProblem::new(NodeProblem::RANGE_HOLDS_SERVER, message)
+        let servers = self.servers(own)?;
+        let lookup = async |server: &String| {
+            let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(server)).await.ok()?.ok()?;
+            Some((server.clone(), found.map(|at| at.ip()).collect::<BTreeSet<_>>()))
         };
-        spared.iter().map(problem).collect()
+        let found = join_all(servers.iter().map(lookup)).await;
+        let mut known = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|server, _| servers.contains(server));
+        known.extend(found.into_iter().flatten());
+        Ok(known.values().flatten().copied().collect())
     }
 
     /// Applies what has changed in a network that is up; whatever fails, [`Agent::bring_up`] mends.
@@ -116,11 +120,15 @@ impl Agent {
     }
 
     async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
+        let filtered = {
+            let _turn = self.directory.lock_outside().await?;
+            self.keep_filter(self.outside(None, None)?).await?
+        };
+        let servers = self.spared(filtered, None).await?;
         let _turn = self.directory.lock_outside().await?;
-        let filtered = self.keep_filter(self.outside(None, None)?).await?;
         let mut outside = self.outside(None, Some(network))?;
         if !filtered {
-            self.spare_servers(&mut outside, &self.servers(None)?).await;
+            spare_servers(&mut outside, &servers);
         }
         let routing = outside.routing(self.slot, filtered);
         Ok(self.host.set_routing(self.slot, &routing).await?)
@@ -204,4 +212,20 @@ impl Agent {
         let (host, slot) = (self.host.clone(), self.slot);
         Ok(blocking(move || host.change_members(slot, &gone, &new)).await?)
     }
+}
+
+/// Without rules that spare what is marked, a range that holds the server's address would cut the host off from
+/// it: it is not routed.
+fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>) -> Vec<NodeProblem> {
+    let holds = |range: &&IpNet| servers.iter().any(|address| range.contains(address));
+    let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
+    outside.ranges.retain(|range, _| !spared.contains(range));
+    let problem = |range: &IpNet| {
+        let message = format!(
+            "{range} contains the server's address and is not routed, since nothing would keep control traffic outside; \
+             install nftables"
+        );
+        NodeProblem::new(NodeProblem::RANGE_HOLDS_SERVER, message)
+    };
+    spared.iter().map(problem).collect()
 }
