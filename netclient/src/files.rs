@@ -89,6 +89,21 @@ pub fn read(path: &Path, public: bool) -> Result<Option<Zeroizing<Vec<u8>>>, Exp
     Ok(Some(content))
 }
 
+/// Checks that a file which another library opens is this user's own, no link, and closed to others; returns
+/// its length in bytes. Absent: there is none.
+pub fn check_file(path: &Path) -> Result<Option<u64>, Exposed> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(path)(error)),
+    };
+    if !found.is_file() {
+        return Err(Exposed::NotRegular(path.into()));
+    }
+    check(path, &found, 0o077, PRIVATE)?;
+    Ok(Some(found.len()))
+}
+
 fn check(path: &Path, found: &fs::Metadata, forbidden: u32, wanted: u32) -> Result<(), Exposed> {
     let own = rustix::process::geteuid().as_raw();
     if found.uid() != own {
@@ -339,12 +354,15 @@ mod tests {
         ] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).expect("set");
             assert_eq!(read(&path, false).is_ok(), secret, "{mode:o}");
+            assert_eq!(check_file(&path).is_ok(), secret, "{mode:o}");
             assert_eq!(read(&path, true).is_ok(), public, "{mode:o}");
         }
         let refused = read(&path, false).expect_err("others may write it").to_string();
         assert!(refused.contains("mode 0602") && refused.contains("chmod 0600"), "{refused}");
         let (_folder, _, link) = planted("key");
         assert!(matches!(read(&link, true), Err(Exposed::NotRegular(_))));
+        assert!(matches!(check_file(&link), Err(Exposed::NotRegular(_))));
+        assert!(matches!(check_file(&folder.path().join("nothing")), Ok(None)));
         assert!(matches!(read(folder.path(), true), Err(Exposed::NotRegular(_))), "a directory");
     }
 

@@ -65,6 +65,8 @@ pub struct DataDir {
 
 /// The file of the database.
 pub const DATABASE: &str = "nmserver.db";
+/// What SQLite adds to the name of a database for its write-ahead log, and for the index of that.
+const BESIDE_DATABASE: [&str; 2] = ["-wal", "-shm"];
 /// The file that is there while a first start is in progress: one that is interrupted is taken up again.
 const FIRST_START: &str = "first-start";
 /// The lock of the directory, which is there before anything else.
@@ -85,8 +87,25 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         let failed = |source| IdentityError::File { attempt: "use", path: path.into(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        Self::look(path, fs::read_dir(path).map_err(failed)?)
+    }
+
+    /// Opens the directory of a server that has started; makes nothing. Absent: none has started there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DataDir::open`].
+    pub fn existing(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(IdentityError::File { attempt: "use", path: path.into(), source }),
+        };
+        Ok(Some(Self::look(path, entries)?).filter(|directory| !directory.new))
+    }
+
+    fn look(path: &Path, mut entries: fs::ReadDir) -> Result<Self, IdentityError> {
         files::check_folder(path, PASSED_THROUGH)?;
-        let mut entries = fs::read_dir(path).map_err(failed)?;
         let new =
             entries.all(|entry| entry.is_ok_and(|it| NOTHING.iter().any(|name| it.file_name() == *name)));
         Ok(Self { path: path.into(), new: new || path.join(FIRST_START).exists() })
@@ -108,7 +127,7 @@ impl DataDir {
         let now = Self::open(&self.path)?;
         if now.new {
             // What an interrupted one left of a database has never been served.
-            for suffix in ["", "-wal", "-shm"] {
+            for suffix in BESIDE_DATABASE.into_iter().chain([""]) {
                 let path = now.file(&format!("{DATABASE}{suffix}"));
                 files::remove(&path).map_err(|source| IdentityError::File {
                     attempt: "remove",
@@ -122,15 +141,30 @@ impl DataDir {
             )?;
             return Ok(now);
         }
-        let database = now.file(DATABASE);
-        match fs::metadata(&database) {
-            Ok(found) if found.len() > 0 => Ok(now),
-            Ok(_) => Err(IdentityError::NoDatabase { database, directory: now.path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(IdentityError::NoDatabase { database, directory: now.path })
-            }
-            Err(source) => Err(IdentityError::File { attempt: "read", path: database, source }),
+        now.database()?;
+        Ok(now)
+    }
+
+    /// The file of the database that a server left here, safe like what SQLite keeps beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::NoDatabase`] if there is none, [`IdentityError::Exposed`] if others may use one of the
+    /// files.
+    pub fn database(&self) -> Result<PathBuf, IdentityError> {
+        let database = self.file(DATABASE);
+        if files::check_file(&database)?.is_none_or(|length| length == 0) {
+            return Err(IdentityError::NoDatabase { database, directory: self.path.clone() });
         }
+        for suffix in BESIDE_DATABASE {
+            files::check_file(&self.file(&format!("{DATABASE}{suffix}")))?;
+        }
+        Ok(database)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Records that a start is complete: nothing is made anew from now on, even if the power fails.
@@ -146,6 +180,8 @@ impl DataDir {
         let path = self.file(LOCK);
         let failed = |source| IdentityError::File { attempt: "open", path: path.clone(), source };
         let file = files::in_place().open(&path).map_err(failed)?;
+        // Whoever may open it could hold it for ever.
+        files::check_file(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
@@ -165,13 +201,16 @@ impl DataDir {
     }
 
     /// Creates an empty file that only the owner may read, unless it exists: what fills it keeps its mode.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Exposed`] if it exists and others may use it.
     pub fn reserve(&self, name: &str) -> Result<(), IdentityError> {
         let path = self.file(name);
-        files::in_place().open(&path).map(drop).map_err(|source| IdentityError::File {
-            attempt: "write",
-            path,
-            source,
-        })
+        let failed = |source| IdentityError::File { attempt: "write", path: path.clone(), source };
+        files::in_place().open(&path).map_err(failed)?;
+        files::check_file(&path)?;
+        Ok(())
     }
 
     /// Writes a file that only the owner may read, whole or not at all.
@@ -208,6 +247,9 @@ pub fn random() -> Result<Secret<[u8; 32]>, IdentityError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::identity::Secrets;
 
@@ -236,7 +278,8 @@ pub(crate) mod tests {
         );
         again.complete().expect("done");
         for content in [None, Some(""), Some("a database")] {
-            content.iter().for_each(|content| fs::write(path.join(DATABASE), content).expect("written"));
+            let data = DataDir::open(&path).expect("it opens");
+            content.iter().for_each(|content| data.write(DATABASE, content.as_bytes()).expect("written"));
             match DataDir::open(&path).expect("it opens").begin() {
                 Ok(data) => assert!(content.is_some_and(|it| !it.is_empty()) && !data.is_new()),
                 Err(error) => {
@@ -249,6 +292,47 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_database_that_others_may_use_is_refused() {
+        let (_directory, path) = data();
+        let data = DataDir::open(&path).expect("it opens");
+        let files = ["", "-wal", "-shm"].map(|suffix| format!("{DATABASE}{suffix}"));
+        files.iter().for_each(|file| data.write(file, b"content").expect("written"));
+        data.begin().expect("they are the server's own");
+        let mode = |file: &str, mode| fs::set_permissions(path.join(file), Permissions::from_mode(mode));
+        for file in &files {
+            for open in [0o644, 0o660, 0o606] {
+                mode(file, open).expect("set");
+                let refused = data.begin().expect_err("others may use it").to_string();
+                assert!(refused.contains(file) && refused.contains("chmod 0600"), "{refused}");
+            }
+            mode(file, 0o600).expect("set");
+        }
+        fs::rename(path.join(DATABASE), path.join("elsewhere")).expect("moved");
+        std::os::unix::fs::symlink("elsewhere", path.join(DATABASE)).expect("linked");
+        let refused = data.begin().expect_err("it is a link").to_string();
+        assert!(refused.contains("is not a regular file"), "{refused}");
+        mode(LOCK, 0o600).expect_err("there is none yet");
+        data.lock().expect("it locks");
+        mode(LOCK, 0o644).expect("set");
+        assert!(matches!(data.lock(), Err(IdentityError::Exposed(_))), "anybody could hold it");
+    }
+
+    #[test]
+    fn to_look_for_a_server_makes_nothing() {
+        let (_directory, path) = data();
+        assert!(DataDir::existing(&path).expect("it can be looked for").is_none() && !path.exists());
+        let data = DataDir::open(&path).expect("it opens");
+        assert!(DataDir::existing(&path).expect("it can be looked for").is_none(), "it is empty");
+        data.write(DATABASE, b"content").expect("written");
+        assert!(DataDir::existing(&path).expect("it can be looked for").is_some());
+        data.write(FIRST_START, b"").expect("written");
+        assert!(
+            DataDir::existing(&path).expect("it can be looked for").is_none(),
+            "a first start was interrupted"
+        );
     }
 
     #[test]

@@ -151,7 +151,10 @@ fn a_server_whose_database_is_gone_is_not_a_new_one() {
         ["", "-wal", "-shm"].iter().for_each(|suffix| {
             let _ = std::fs::remove_file(format!("{}{suffix}", database.display()));
         });
-        content.iter().for_each(|content| std::fs::write(&database, content).unwrap());
+        content.iter().for_each(|content| {
+            std::fs::write(&database, content).unwrap();
+            std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o600)).unwrap();
+        });
         let said = refused(&mut nmserver(&data));
         assert!(
             said.contains(&database.display().to_string()) && said.contains("missing or empty"),
