@@ -28,6 +28,7 @@ pub mod state;
 pub mod store;
 mod tally;
 
+pub mod tokens;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -58,11 +59,13 @@ use crate::readers::Readers;
 use crate::service::{Parts, Service};
 use crate::state::State;
 use crate::store::sqlite::Sqlite;
-use crate::store::{Store, StoreError, Stored, StoredToken};
+use crate::store::{Store, StoreError, Stored};
 
 /// The version of the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How often the server's own names are resolved.
+/// The name of the token that a first start makes.
+const FIRST_TOKEN: &str = "admin";
 const RESOLVE: Duration = Duration::from_secs(60);
 /// How often the times of the nodes' last calls are stored.
 const STORE_SEEN: Duration = Duration::from_secs(60);
@@ -252,7 +255,7 @@ fn first_token(store: &mut dyn Store, directory: &DataDir) -> Result<bool, Start
     if !directory.is_new() || !store.tokens()?.is_empty() {
         return Ok(false);
     }
-    let (stored, token) = made_token(Grant::admin(), None)?;
+    let (stored, token) = tokens::made(FIRST_TOKEN.parse().ok(), Grant::admin(), None)?;
     directory.write("admin.token", Secret::new([token.expose(), "\n"].concat()).expose().as_bytes())?;
     store.put_token(&stored)?;
     Ok(true)
@@ -264,22 +267,6 @@ fn correct_tokens(store: &mut dyn Store) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let wrong: Vec<_> = store.tokens()?.iter().filter_map(|token| token.without_future(now)).collect();
     wrong.iter().try_for_each(|token| store.put_token(token))
-}
-
-/// Creates a token and stores what verifies it.
-pub fn new_token(
-    store: &mut dyn Store,
-    grant: Grant,
-    expires: Option<Timestamp>,
-) -> Result<Secret<String>, StartError> {
-    let (stored, token) = made_token(grant, expires)?;
-    store.put_token(&stored)?;
-    Ok(token)
-}
-
-fn made_token(grant: Grant, expires: Option<Timestamp>) -> Result<(StoredToken, Secret<String>), StartError> {
-    let (id, token, hash) = identity::new_token()?;
-    Ok((StoredToken { id, hash, grant, created: Timestamp::now(), expires }, token))
 }
 
 impl Server {

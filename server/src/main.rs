@@ -2,14 +2,16 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nmserver::config::{self, Settings};
-use nmserver::core::authorize::{Grant, Role};
-use nmserver::identity::DATABASE;
+use nmserver::core::authorize::{Grant, ProjectScope, Role};
+use nmserver::identity::DataDir;
+use nmserver::store::Store;
 use nmserver::store::sqlite::Sqlite;
+use nmserver::tokens;
 use schema::scalars::{Expiry, Name, NetworkName};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -49,25 +51,30 @@ enum Verb {
 enum TokenVerb {
     /// Creates a token and prints it, once.
     Create {
+        /// What to call it, such as `ci` or `alice`; no two tokens have the same name.
+        #[arg(long)]
+        name: Option<Name>,
         /// What it may do: viewer, applier or admin.
         #[arg(long)]
         role: Role,
         /// The network that it is valid for; repeat it for several. Absent: all.
         #[arg(long)]
         network: Vec<NetworkName>,
-        /// The project that it may apply; repeat it for several. Absent: all.
-        #[arg(long)]
-        project: Vec<Name>,
+        /// The project that it may apply, in all of its envs (acme) or in one (acme/prod); repeat it for
+        /// several. Absent: all.
+        #[arg(long, value_name = "PROJECT[/ENV]")]
+        project: Vec<ProjectScope>,
         /// When it expires: a duration (30d) or a day (2027-03-01). Absent: never.
         #[arg(long)]
         expires: Option<Expiry>,
     },
-    /// Lists the tokens: ids and roles, never the tokens themselves.
+    /// Lists the tokens: names, roles, networks and projects, never the tokens themselves.
     List,
     /// Revokes a token.
     Revoke {
-        /// Its id, as `list` prints it.
-        id: String,
+        /// Its name or id, as `list` prints them.
+        #[arg(value_name = "NAME|ID")]
+        which: String,
     },
 }
 
@@ -183,42 +190,29 @@ fn token(
     verb: TokenVerb,
     data: &mut impl Write,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    use nmserver::store::Store;
-    let database = settings.data_dir.join(DATABASE);
-    match std::fs::metadata(&database) {
-        Ok(found) if found.len() > 0 => {}
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(format!("cannot look for {}: {error}", database.display()).into());
-        }
-        Ok(_) | Err(_) => {
-            let why = format!(
-                "there is no {}, or it is empty; start nmserver first, or set DATA_DIR",
-                database.display()
-            );
-            return Err(why.into());
-        }
-    }
-    let mut store = Sqlite::open(&database)?;
+    let mut store = open_store(&settings.data_dir)?;
     match verb {
-        TokenVerb::Create { role, network, project, expires } => {
+        TokenVerb::Create { name, role, network, project, expires } => {
             let some = |empty: bool| !empty;
             let networks = some(network.is_empty()).then(|| network.into_iter().collect());
             let projects = some(project.is_empty()).then(|| project.into_iter().collect());
             let expires = expires.map(|expires| expires.moment(jiff::Timestamp::now()));
-            let token = nmserver::new_token(&mut store, Grant { role, networks, projects }, expires)?;
+            let token = tokens::create(&mut store, name, Grant { role, networks, projects }, expires)?;
             writeln!(data, "{}", token.expose())?;
         }
         TokenVerb::List => {
-            for token in store.tokens()? {
-                let expires = token.expires.map_or("never".into(), |at| at.to_string());
-                writeln!(data, "{}  {}  expires {expires}", token.id, token.grant.role)?;
-            }
+            write!(data, "{}", tokens::table(&store.tokens()?, jiff::Timestamp::now()))?;
         }
-        TokenVerb::Revoke { id } => {
-            if !store.delete_token(&id)? {
-                return Err(format!("there is no token {id}; `nmserver token list` prints them").into());
-            }
-        }
+        TokenVerb::Revoke { which } => tokens::revoke(&mut store, &which)?,
     }
     Ok(())
+}
+
+/// The database of a server that has started, whether or not it runs now.
+fn open_store(data_dir: &Path) -> Result<Sqlite, Box<dyn std::error::Error>> {
+    let missing = || {
+        format!("no server has started in {} yet; start nmserver first, or set DATA_DIR", data_dir.display())
+    };
+    let directory = DataDir::existing(data_dir)?.ok_or_else(missing)?;
+    Ok(Sqlite::open(&directory.database()?)?)
 }

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 pub use schema::api::LogEntry;
 use schema::chain::ChainHash;
 use schema::inventory::{NodeId, SLACK};
-use schema::scalars::NetworkName;
+use schema::scalars::{Name, NetworkName};
 pub use schema::snapshot::Provenance;
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -248,6 +248,9 @@ pub struct Seen {
 pub struct StoredToken {
     /// Its id.
     pub id: String,
+    /// What people call it; no two tokens have the same. Absent: it has none.
+    #[serde(default)]
+    pub name: Option<Name>,
     /// SHA-256 of its secret, which has 256 random bits and so needs no slow hash.
     pub hash: [u8; 32],
     /// What it may do.
@@ -387,6 +390,7 @@ mod tests {
         let (now, month) = (at("2026-11-28T00:00:00Z"), jiff::SignedDuration::from_hours(24 * 30));
         let token = |created: Timestamp, expires: Option<Timestamp>| StoredToken {
             id: "t".into(),
+            name: None,
             hash: [0; 32],
             grant: Grant::admin(),
             created,
@@ -504,6 +508,7 @@ mod conformance {
 
         let token = StoredToken {
             id: "t1".into(),
+            name: "ci".parse().ok(),
             hash: [7; 32],
             grant: Grant::admin(),
             created: Timestamp::UNIX_EPOCH,

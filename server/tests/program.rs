@@ -161,7 +161,7 @@ fn a_server_whose_database_is_gone_is_not_a_new_one() {
             "{said}"
         );
         assert!(said.contains("from a backup") && said.contains("move everything out of"), "{said}");
-        assert!(refused(nmserver(&data).args(["token", "list"])).contains("start nmserver first"));
+        assert!(refused(nmserver(&data).args(["token", "list"])).contains("missing or empty"));
         assert_eq!(
             std::fs::metadata(&database).ok().map(|it| it.len()),
             content.map(|_| 0),
@@ -220,13 +220,21 @@ fn tokens_are_made_listed_and_revoked_and_only_where_a_server_has_started() {
         assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
         String::from_utf8(stdout).unwrap()
     };
-    let token = done(&["token", "create", "--role", "viewer", "--network", "corp", "--expires", "30d"]);
+    let scope = ["--network", "corp", "--project", "acme/prod", "--project", "site", "--expires", "30d"];
+    let create = [&["token", "create", "--name", "ci", "--role", "viewer"][..], &scope].concat();
+    let token = done(&create);
     let id = token.trim().split('_').nth(1).unwrap().to_owned();
     let list = done(&["token", "list"]);
-    assert!(list.lines().count() == 2 && list.contains(&format!("{id}  viewer  expires 20")), "{list}");
+    let line = list.lines().find(|line| line.starts_with(&id)).expect("it is listed");
+    let cells: Vec<_> = line.split_whitespace().take(5).collect();
+    assert_eq!(cells, [&*id, "ci", "viewer", "corp", "acme/prod,site"], "{list}");
+    assert!(list.lines().count() == 3 && list.contains("admin"), "the first one has a name as well: {list}");
     assert!(!list.contains(token.trim()), "it is printed once");
-    done(&["token", "revoke", &id]);
-    assert_eq!(done(&["token", "list"]).lines().count(), 1);
+    let taken =
+        refused(nmserver(directory.path()).args(["token", "create", "--role", "viewer", "--name", "ci"]));
+    assert!(taken.contains("nmserver token revoke ci"), "{taken}");
+    done(&["token", "revoke", "ci"]);
+    assert_eq!(done(&["token", "list"]).lines().count(), 2);
     let again = refused(nmserver(directory.path()).args(["token", "revoke", &id]));
     assert!(again.contains("token list"), "{again}");
 }

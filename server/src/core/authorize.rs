@@ -31,7 +31,55 @@ pub struct Grant {
     /// The networks that it is valid for; absent: all.
     pub networks: Option<BTreeSet<NetworkName>>,
     /// The projects that it may apply for; absent: all.
-    pub projects: Option<BTreeSet<Name>>,
+    pub projects: Option<BTreeSet<ProjectScope>>,
+}
+
+/// A project that a token is for, in all of its envs or in one: `acme`, or `acme/prod` as tables show it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProjectScope {
+    /// The project.
+    pub project: Name,
+    /// Its env; absent: all.
+    pub env: Option<Name>,
+}
+
+impl ProjectScope {
+    /// Whether it is of this owner.
+    pub fn holds(&self, owner: &Owner) -> bool {
+        self.project == owner.project && self.env.as_ref().is_none_or(|env| *env == owner.env)
+    }
+}
+
+impl fmt::Display for ProjectScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { project, env } = self;
+        write!(f, "{project}")?;
+        env.as_ref().map_or(Ok(()), |env| write!(f, "/{env}"))
+    }
+}
+
+impl FromStr for ProjectScope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (project, env) = text.split_once('/').map_or((text, None), |(project, env)| (project, Some(env)));
+        Ok(Self { project: project.parse()?, env: env.map(str::parse).transpose()? })
+    }
+}
+
+impl TryFrom<String> for ProjectScope {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ProjectScope> for String {
+    fn from(scope: ProjectScope) -> Self {
+        scope.to_string()
+    }
 }
 
 /// What a caller must send.
@@ -234,7 +282,8 @@ impl Grant {
 
     /// Whether it is valid for the project of an owner.
     pub fn holds_for(&self, owner: &Owner) -> Result<(), Denied> {
-        let there = self.projects.as_ref().is_none_or(|projects| projects.contains(&owner.project));
+        let there =
+            self.projects.as_ref().is_none_or(|projects| projects.iter().any(|scope| scope.holds(owner)));
         if there { Ok(()) } else { Err(Denied::Project(owner.clone())) }
     }
 
@@ -303,16 +352,36 @@ mod tests {
         }
     }
 
+    fn scope(text: &str) -> ProjectScope {
+        text.parse().expect("good")
+    }
+
+    #[test]
+    fn a_project_is_named_as_tables_show_it_with_or_without_its_env() {
+        for text in ["acme", "acme/prod"] {
+            assert_eq!(scope(text).to_string(), text);
+            let stored = serde_json::to_string(&scope(text)).expect("JSON");
+            assert_eq!(stored, format!("{text:?}"), "tokens of earlier versions hold the project alone");
+            assert_eq!(serde_json::from_str::<ProjectScope>(&stored).expect("it reads back"), scope(text));
+        }
+        for text in ["", "acme/", "/prod", "acme/prod/x", "a b"] {
+            assert!(text.parse::<ProjectScope>().is_err(), "{text}");
+        }
+    }
+
     #[test]
     fn a_grant_holds_only_where_it_is_given() {
         let corp: NetworkName = "corp".parse().expect("good");
         let networks = Some(BTreeSet::from([corp.clone()]));
-        let projects = Some(BTreeSet::from(["acme".parse().expect("good")]));
+        let projects = Some(BTreeSet::from([scope("acme")]));
         let grant = Grant { role: Applier, networks, projects };
         assert_eq!(grant.holds_in(&corp), Ok(()));
         assert!(grant.holds_in(&"prod".parse().expect("good")).is_err());
         assert_eq!(grant.holds_for(&"acme/prod".parse().expect("good")), Ok(()));
         assert!(grant.holds_for(&"acme-2/prod".parse().expect("good")).is_err());
+        let of_one_env = Grant { projects: Some([scope("acme/prod")].into()), ..grant.clone() };
+        assert_eq!(of_one_env.holds_for(&"acme/prod".parse().expect("good")), Ok(()));
+        assert!(of_one_env.holds_for(&"acme/dev".parse().expect("good")).is_err());
         let id = "corp/dns/api".parse().expect("good");
         assert_eq!(grant.holds_over(&id, Some(&"acme/prod".parse().expect("good"))), Ok(()));
         assert_eq!(grant.holds_over(&id, None), Err(Denied::Unmanaged(id.clone())));

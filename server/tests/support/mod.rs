@@ -239,7 +239,7 @@ pub fn token_beside(directory: &Path, role: Role, networks: &[&str], projects: &
         networks: Some(networks).filter(|all| !all.is_empty()),
         projects: Some(projects).filter(|all| !all.is_empty()),
     };
-    nmserver::new_token(&mut store, grant, None).expect("a token").expose().clone()
+    nmserver::tokens::create(&mut store, None, grant, None).expect("a token").expose().clone()
 }
 
 /// What a text in KDL declares.
