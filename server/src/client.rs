@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Settings;
+use crate::identity::DataDir;
 use crate::listen;
 use crate::service::Service;
 
@@ -173,18 +174,35 @@ async fn look_after(agent: Agent, shutdown: watch::Receiver<bool>) {
     }
 }
 
-/// Why the agent could not be opened.
+/// Why the agent of this host could not be opened, or did not do something.
 #[derive(Debug, thiserror::Error)]
-enum OpenError {
+pub enum OwnHostError {
+    /// Its directory is not usable.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// Its settings are not valid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// What it was to do failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Removes the networks of the server's own host from it, and forgets none: with the next start they are back.
+/// Returns what was removed, a line each.
+pub async fn take_down(data: &DataDir) -> Result<Vec<String>, OwnHostError> {
+    let directory = data.file(FOLDER);
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let settings = settings::load(&directory, |_| None)?;
+    let agent = Agent::new(Directory::open(&directory)?, settings, Arc::new(System::default()));
+    Ok(agent.down().await?)
 }
 
 /// The agent, with the settings in its directory; the environment variables of a `netclient` do not apply to
 /// it.
-fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OpenError> {
+fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OwnHostError> {
     let directory = Directory::open(&host.directory)?;
     let mut settings = settings::load(&host.directory, |_| None)?;
     settings.endpoint = settings.endpoint.or_else(|| host.endpoint.clone());

@@ -506,11 +506,19 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
     Ok(())
 }
 
+/// Removes the tunnels that an earlier server left; returns what was removed, a line each. The registrations
+/// stay.
+pub async fn remove(directory: &DataDir) -> Result<Vec<String>, TunnelsUnavailable> {
+    // One that cannot be read names no interface; the files of its device do.
+    let kept =
+        Ledger::existing(directory).ok().flatten().and_then(|ledger| ledger.interface().ok().flatten());
+    let directory = directory.clone();
+    blocking(move || tunnel_host::clear(&directory, kept)).await
+}
+
 /// Removes what an earlier server with tunnels left, as far as it can be found.
 async fn clear(directory: &DataDir) {
-    let kept = Ledger::open(directory).and_then(|ledger| ledger.interface()).ok().flatten();
-    let directory = directory.clone();
-    if let Err(error) = blocking(move || tunnel_host::clear(&directory, kept)).await {
+    if let Err(error) = remove(directory).await {
         tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be removed");
     }
 }

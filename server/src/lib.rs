@@ -14,6 +14,7 @@ pub mod comms;
 pub mod config;
 pub mod core;
 pub mod data_dir;
+pub mod down;
 pub mod error;
 pub mod grpc;
 pub mod identity;

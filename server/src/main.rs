@@ -11,7 +11,7 @@ use nmserver::core::authorize::{Grant, ProjectScope, Role};
 use nmserver::identity::DataDir;
 use nmserver::store::Store;
 use nmserver::store::sqlite::Sqlite;
-use nmserver::tokens;
+use nmserver::{down, tokens};
 use schema::scalars::{Expiry, Name, NetworkName};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,6 +35,8 @@ enum Verb {
         #[command(subcommand)]
         verb: TokenVerb,
     },
+    /// Takes the server off this host: removes its devices, routes and packet filter, and leaves DATA_DIR.
+    Down,
     /// Holds a userspace WireGuard device; started by the server itself.
     #[command(hide = true)]
     Device {
@@ -120,8 +122,11 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     match args.verb {
         None => {
             drop(data);
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(serve(settings))
+            runtime()?.block_on(serve(settings))
+        }
+        Some(Verb::Down) => {
+            let removed = runtime()?.block_on(down::run(&settings.data_dir))?;
+            Ok(data.write_all(removed.to_string().as_bytes())?)
         }
         Some(Verb::Config) => {
             settings.lines().iter().try_for_each(|line| writeln!(data, "{line}"))?;
@@ -130,6 +135,10 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         Some(Verb::Token { verb }) => token(&settings, verb, &mut data),
         Some(Verb::Device { .. }) => unreachable!("it runs before the settings are read"),
     }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {

@@ -328,6 +328,85 @@ fn the_servers_host_takes_its_name_once_another_node_gives_it_up_and_leaves_with
     });
 }
 
+/// Runs `nmserver down` on the server's host; whether that was a success, and what it printed.
+async fn down(mesh: &Mesh) -> (bool, String) {
+    let mut command = mesh.server.host().command(&mesh.programs.nmserver);
+    command.env("DATA_DIR", mesh.server.data()).env("SERVER_HOST", "127.0.0.1").arg("down");
+    let output = mesh.server.host().run(command).await.expect("it runs");
+    (output.status.success(), text_of(&output.stdout) + &text_of(&output.stderr))
+}
+
+/// Interfaces, tables of the packet filter, rules and routes that a server or its agent made, and its processes.
+async fn left(mesh: &Mesh) -> Vec<String> {
+    let host = mesh.server.host();
+    let mut left: Vec<_> =
+        traces(host).interfaces.into_iter().filter(|name| name.starts_with("nm-")).collect();
+    left.extend(traces(host).processes.into_iter().filter(|line| line.contains("nmserver")));
+    for line in
+        ["nft list tables", "ip rule show", "ip -6 rule show", "ip route show table all", "cat /etc/hosts"]
+    {
+        let mut words = line.split(' ');
+        let mut command = host.command(words.next().expect("a program"));
+        command.args(words);
+        let output = host.run(command).await.expect("it runs");
+        let ours =
+            |line: &&str| ["nm-", "nmserver", "lookup 51", "proto 20"].iter().any(|it| line.contains(it));
+        left.extend(text_of(&output.stdout).lines().filter(ours).map(str::to_owned));
+    }
+    left
+}
+
+#[test]
+fn nmserver_down_leaves_nothing_on_the_host_and_the_next_start_brings_everything_back() {
+    if !enter_test("nmserver_down_leaves_nothing_on_the_host_and_the_next_start_brings_everything_back") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let tokens = mesh.apply(&with(r#"node "netmaker""#)).await;
+        let a = joined(&mesh, &tokens, "a").await;
+        let own = own_addresses(&mesh.server).await;
+        reach(a.host(), own[0]).await;
+        let (done, said) = down(&mesh).await;
+        assert!(!done && said.contains("a server runs on"), "{said}");
+        mesh.server.process().expect("it runs").stop(SOON).await.expect("it ends");
+        let before = left(&mesh).await;
+        for part in ["nm-comms", "nm-corp", "nmserver-nm-comms", "nm-own"] {
+            assert!(before.iter().any(|line| line.contains(part)), "{part} outlives the server: {before:#?}");
+        }
+        let (done, said) = down(&mesh).await;
+        assert!(done, "{said}");
+        for part in [
+            "device nm-comms",
+            "table inet nmserver-nm-comms",
+            "device nm-corp",
+            "table inet nm-own",
+            "rm -r ",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert_eq!(left(&mesh).await, Vec::<String>::new());
+        let (done, said) = down(&mesh).await;
+        assert!(done && said.starts_with("Nothing was removed"), "{said}");
+        mesh.server.serve().await.expect("it serves again");
+        assert_eq!(own_addresses(&mesh.server).await, own, "it is the node that it was");
+        reach(a.host(), own[0]).await;
+        // Its device processes were killed, and cannot say whose the rest is.
+        mesh.server.kill().await.expect("it is killed");
+        for pid in mesh.server.host().processes() {
+            let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("small"));
+            let _ = rustix::process::kill_process(pid.expect("not 0"), rustix::process::Signal::KILL);
+        }
+        eventually("the devices are gone", SOON, async || {
+            traces(mesh.server.host()).interfaces.iter().all(|name| !name.starts_with("nm-"))
+        })
+        .await;
+        let (done, said) = down(&mesh).await;
+        assert!(done && said.contains("table inet nmserver-nm-comms"), "{said}");
+        assert_eq!(left(&mesh).await, Vec::<String>::new());
+    });
+}
+
 #[test]
 fn client_mode_and_a_netclient_on_the_same_host_do_not_interfere() {
     if !enter_test("client_mode_and_a_netclient_on_the_same_host_do_not_interfere") {

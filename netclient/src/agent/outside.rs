@@ -16,12 +16,12 @@ use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::scalars::NetworkName;
 
-use super::{Agent, error_chain};
+use super::{Agent, AgentError, error_chain};
 use crate::device::blocking;
 use crate::directory::DirectoryError;
 use crate::membership::Membership;
 use crate::outside::{self, Outside};
-use crate::system::firewall::FirewallError;
+use crate::system::firewall::{self, FirewallError};
 use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
@@ -132,6 +132,42 @@ impl Agent {
         }
         let routing = outside.routing(self.slot, filtered);
         Ok(self.host.set_routing(self.slot, &routing).await?)
+    }
+
+    /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
+    /// them up. Returns what was removed, a line each.
+    pub async fn down(&self) -> Result<Vec<String>, AgentError> {
+        let (mut locks, mut interfaces) = (Vec::new(), BTreeSet::new());
+        for network in self.directory.networks()? {
+            locks.push(self.directory.lock(&network)?.ok_or_else(|| AgentError::Busy(network.clone()))?);
+            interfaces.insert(match self.directory.membership(&network) {
+                Ok(Some(membership)) => membership.interface.to_string(),
+                Ok(None) | Err(_) => format!("nm-{network}"),
+            });
+        }
+        interfaces.extend(self.directory.devices()?);
+        let _turn = self.directory.lock_outside().await?;
+        let nothing = Outside::default();
+        self.host
+            .set_routing(self.slot, &nothing.routing(self.slot, false))
+            .await
+            .map_err(TunnelError::from)?;
+        let mut removed = Vec::new();
+        for interface in interfaces {
+            let mut tunnel = self.tunnel(&interface);
+            let there = tunnel.observe().await.map_err(TunnelError::from)?.is_some();
+            tunnel.remove().await?;
+            removed
+                .extend(there.then(|| format!("the WireGuard device {interface} with its routes and names")));
+        }
+        let (host, slot) = (self.host.clone(), self.slot);
+        let filter = blocking(move || {
+            let there = host.has_filter() && firewall::is_there(&slot.filter());
+            if there { host.set_filter(slot, &nothing).map(|()| true) } else { Ok(false) }
+        });
+        let table = || format!("the table inet {} of nftables", self.slot.filter());
+        removed.extend(filter.await.map_err(TunnelError::from)?.then(table));
+        Ok(removed)
     }
 
     /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.

@@ -50,6 +50,11 @@ impl Ledger {
         Ok(Self { connection })
     }
 
+    /// Opens the ledger of a data directory; absent: there is none.
+    pub(super) fn existing(directory: &DataDir) -> Result<Option<Self>, LedgerError> {
+        if directory.file(FILE).exists() { Self::open(directory).map(Some) } else { Ok(None) }
+    }
+
     /// The interface that the tunnels had last.
     pub(super) fn interface(&self) -> Result<Option<String>, LedgerError> {
         Ok(self.connection.query_row("select interface from place", [], |row| row.get(0)).optional()?)

@@ -26,6 +26,8 @@ use crate::identity::{DataDir, IdentityError};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1_024;
+/// The file of the device's key.
+const KEY_FILE: &str = "comms.key";
 /// How many interface names are searched for an earlier device.
 const NAMES: usize = 16;
 
@@ -197,19 +199,31 @@ chain output {{
     }
 }
 
-/// Removes the devices and filters that a server left in a data directory.
-pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<(), TunnelsUnavailable> {
-    for interface in devices(directory, kept) {
+/// Removes the devices and filters that a server left of a data directory; returns what was removed.
+pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Vec<String>, TunnelsUnavailable> {
+    let mut removed = Vec::new();
+    for interface in devices(directory, kept.clone()) {
         if let Some(mut device) = device::attach(&interface, &socket(directory, &interface))? {
             device.remove()?;
+            removed.push(format!("the WireGuard device {interface} of the tunnels to agents"));
         }
-        match firewall::remove(&table(&interface)) {
-            // Without nftables there is no table.
-            Err(FirewallError::Missing) => {}
-            outcome => outcome?,
-        }
+        removed.extend(remove_table(&interface)?);
     }
-    Ok(())
+    // A device that has died leaves its table; the name may be another's since.
+    if let Some(kept) = kept.filter(|name| matches!(device::link_index(name), Ok(None))) {
+        removed.extend(remove_table(&kept)?);
+    }
+    Ok(removed)
+}
+
+/// Removes the table of the packet filter that belongs to an interface, if there.
+fn remove_table(interface: &str) -> Result<Option<String>, FirewallError> {
+    let table = table(interface);
+    if !firewall::is_there(&table) {
+        return Ok(None);
+    }
+    firewall::remove(&table)?;
+    Ok(Some(format!("the table inet {table} of nftables")))
 }
 
 /// An agent as a peer of the device.
@@ -222,13 +236,17 @@ pub(super) fn put(registration: &RegisteredHost) -> DeviceStep {
     DeviceStep::PutPeer(registration.public_key, settings(registration))
 }
 
-/// The interfaces whose device answers in a data directory, that of the stored name first.
+/// The interfaces whose device is that of a data directory, that of the stored name first: its process answers
+/// there, or, as the kernel has no such files, it has the server's key.
 fn devices(directory: &DataDir, kept: Option<String>) -> impl Iterator<Item = String> {
+    let own_key = stored_key(directory).ok().flatten().map(|key| key.public());
     let candidates =
         kept.clone().into_iter().chain(names().take(NAMES).filter(move |name| kept.as_ref() != Some(name)));
-    candidates.filter(|name| {
+    candidates.filter(move |name| {
         let socket = socket(directory, name);
-        socket.exists() && matches!(device::attach(name, &socket), Ok(Some(_)))
+        let Ok(Some(mut device)) = device::attach(name, &socket) else { return false };
+        socket.exists()
+            || own_key.is_some() && device.observe().is_ok_and(|device| device.public_key == own_key)
     })
 }
 
@@ -244,17 +262,22 @@ fn table(interface: &str) -> String {
 /// The key of the device. If it is lost, another one takes its place: agents learn it when they register
 /// again.
 fn private_key(directory: &DataDir) -> Result<PrivateKey, IdentityError> {
-    const FILE: &str = "comms.key";
-    if let Some(bytes) = directory.read(FILE)? {
-        let damaged = |_| IdentityError::Damaged {
-            path: directory.file(FILE),
-            why: "it does not have 32 bytes".into(),
-        };
-        return bytes.expose().as_slice().try_into().map(PrivateKey).map_err(damaged);
+    if let Some(key) = stored_key(directory)? {
+        return Ok(key);
     }
     let key = PrivateKey::from_random(*crate::identity::random()?.expose());
-    directory.write(FILE, &key.0)?;
+    directory.write(KEY_FILE, &key.0)?;
     Ok(key)
+}
+
+/// The key of the device, if there is one.
+fn stored_key(directory: &DataDir) -> Result<Option<PrivateKey>, IdentityError> {
+    let Some(bytes) = directory.read(KEY_FILE)? else { return Ok(None) };
+    let damaged = |_| IdentityError::Damaged {
+        path: directory.file(KEY_FILE),
+        why: "it does not have 32 bytes".into(),
+    };
+    bytes.expose().as_slice().try_into().map(|key| Some(PrivateKey(key))).map_err(damaged)
 }
 
 impl From<Refusal> for TunnelsUnavailable {

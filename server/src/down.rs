@@ -1,0 +1,106 @@
+//! Takes a server off its host: everything that outlives the process and stands outside of its directory, and
+//! nothing in the directory.
+//!
+//! Tunnels outlive the server on purpose, so that a restart costs no packet; whoever does not want a restart
+//! removes them here. The parts know what they made: [`comms`] the tunnels to agents, [`client`] the networks
+//! that this host is a node of. What is kept on the disk brings all of it back at the next start.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::client::{self, OwnHostError};
+use crate::comms::{self, TunnelsUnavailable};
+use crate::identity::{DataDir, IdentityError};
+
+/// Why the server was not taken off the host, or not wholly.
+#[derive(Debug, thiserror::Error)]
+pub enum DownError {
+    /// It runs.
+    #[error("a server runs on {0}; stop it first (systemctl stop nmserver), or set DATA_DIR")]
+    Running(String),
+    /// The directory is not usable.
+    #[error(transparent)]
+    Directory(#[from] IdentityError),
+    /// The tunnels to agents stay.
+    #[error("the tunnels to agents were not removed completely")]
+    Tunnels(#[from] TunnelsUnavailable),
+    /// The networks of this host stay.
+    #[error("the networks of this host were not removed completely")]
+    OwnHost(#[from] OwnHostError),
+}
+
+/// What was removed from a host, and what is left of the server there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What was removed, a line each.
+    pub removed: Vec<String>,
+    /// The directory that is left; absent: there is none with a server in it.
+    pub left: Option<PathBuf>,
+    directory: PathBuf,
+}
+
+/// Removes what the server of a directory left on this host. Done again it removes nothing.
+pub async fn run(path: &Path) -> Result<Report, DownError> {
+    let report = |removed, left| Report { removed, left, directory: path.to_owned() };
+    let Some(directory) = DataDir::existing(path)? else { return Ok(report(Vec::new(), None)) };
+    let _lock = directory.lock()?.ok_or_else(|| DownError::Running(path.display().to_string()))?;
+    let mut removed = comms::remove(&directory).await?;
+    removed.extend(client::take_down(&directory).await?);
+    Ok(report(removed, Some(path.to_owned())))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { removed, left, directory } = self;
+        let directory = directory.display();
+        removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
+        match left {
+            None => writeln!(
+                f,
+                "Nothing was removed: no server has started in {directory}. If one kept its data elsewhere, set DATA_DIR."
+            ),
+            Some(left) => {
+                if removed.is_empty() {
+                    writeln!(
+                        f,
+                        "Nothing was removed: no device, route or packet filter of this server is on this host."
+                    )?;
+                }
+                writeln!(
+                    f,
+                    "\nLeft as it is: {directory}, with the database, keys and tokens; `nmserver serve` continues with it. \
+                     To delete all of that for good, so that every host has to join another server anew:\n\n    rm -r {}",
+                    left.display()
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_without_a_server_is_left_alone_and_a_running_one_is_not_taken_down() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("data");
+        let report = run(&path).await.expect("nothing is there");
+        assert!(report.to_string().contains("no server has started in") && !path.exists(), "{report}");
+        let directory = DataDir::open(&path).expect("it opens");
+        directory.write(crate::identity::DATABASE, b"content").expect("written");
+        let lock = directory.lock().expect("it locks");
+        let refused = run(&path).await.expect_err("it runs").to_string();
+        assert!(refused.contains("systemctl stop nmserver"), "{refused}");
+        drop(lock);
+        let report = run(&path).await.expect("it does not run").to_string();
+        assert!(
+            report.starts_with("Nothing was removed: no device") && report.contains("rm -r /"),
+            "{report}"
+        );
+        let mut left: Vec<_> =
+            path.read_dir().expect("it is there").flatten().map(|it| it.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["lock", "nmserver.db"], "nothing is made");
+    }
+}
