@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ use schema::world::ServerInfo;
 
 use crate::listen::Configured;
 
+/// What a server listens on by default, and what it listens on if agents find it by an IPv6 address.
+const ANY_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY_OF_BOTH: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
 /// Everything that can be set. The names are those of Netmaker where it has them; in the file they are in
 /// lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +29,8 @@ pub struct Settings {
     /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and
     /// port.
     pub public_grpc: Option<String>,
-    /// The address to listen on (`BIND`).
+    /// The address to listen on (`BIND`); by default all of IPv4, and all of both if `SERVER_HOST` is an IPv6
+    /// address.
     pub bind: IpAddr,
     /// The TCP port of the REST API (`API_PORT`).
     pub api_port: u16,
@@ -61,7 +66,7 @@ pub struct Settings {
 const NAMES: &[(&str, &str)] = &[
     ("SERVER_HOST", "the public name or address that tokens carry"),
     ("PUBLIC_GRPC", "host:port where agents reach the gRPC service, if a proxy changes it"),
-    ("BIND", "the address to listen on"),
+    ("BIND", "the address to listen on; :: is IPv4 as well"),
     ("API_PORT", "the port of the REST API"),
     ("GRPC_PORT", "the port of the agents' service"),
     ("REST_BACKEND", "on or off: whether the REST API is served"),
@@ -97,6 +102,17 @@ pub enum ConfigError {
     /// A value in the file, or a variable, is not valid.
     #[error(transparent)]
     Wrong(#[from] SettingsError),
+    /// Tokens would name an address of a family that the server does not listen on.
+    #[error(
+        "agents would connect to {host} (SERVER_HOST), but BIND is {bind}, which no connection to {host} reaches; set \
+         BIND to :: (IPv4 and IPv6), or PUBLIC_GRPC to where a proxy takes them"
+    )]
+    Unreached {
+        /// What tokens would name.
+        host: IpAddr,
+        /// What is listened on.
+        bind: IpAddr,
+    },
     /// The combination would send secrets unencrypted.
     #[error(
         "TLS=off would send tokens unencrypted; set BIND to 127.0.0.1, or BEHIND_PROXY=on if a proxy ends TLS"
@@ -135,10 +151,12 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigErro
 fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
     let values = Values(value);
     values.read("DATABASE", engine)?;
+    let server_host = values.read("SERVER_HOST", host)?.unwrap_or_else(own_address);
+    let all = if server_host.parse::<Ipv6Addr>().is_ok() { ANY_OF_BOTH } else { ANY_IPV4 };
     let settings = Settings {
-        server_host: values.read("SERVER_HOST", host)?.unwrap_or_else(own_address),
+        server_host,
         public_grpc: values.read("PUBLIC_GRPC", host_and_port)?,
-        bind: values.read("BIND", address)?.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        bind: values.read("BIND", address)?.unwrap_or(all),
         api_port: values.read("API_PORT", port)?.unwrap_or(8081),
         grpc_port: values.read("GRPC_PORT", port)?.unwrap_or(50_051),
         rest_backend: values.read("REST_BACKEND", switch)?.unwrap_or(true),
@@ -199,7 +217,14 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
-    Ok(())
+    // A proxy in front may listen on anything.
+    let direct = settings.public_grpc.is_none() && !settings.behind_proxy;
+    match settings.server_host.parse::<IpAddr>() {
+        Ok(host) if direct && settings.bind != ANY_OF_BOTH && host.is_ipv4() != settings.bind.is_ipv4() => {
+            Err(ConfigError::Unreached { host, bind: settings.bind })
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn engine(text: &str) -> Result<(), &'static str> {
@@ -293,7 +318,7 @@ impl Settings {
     }
 
     fn own_address(&self, port: u16) -> String {
-        match self.server_host.parse::<std::net::Ipv6Addr>() {
+        match self.server_host.parse::<Ipv6Addr>() {
             Ok(address) => format!("[{address}]:{port}"),
             Err(_) => format!("{}:{port}", self.server_host),
         }
@@ -322,8 +347,16 @@ impl Settings {
 
     /// The settings as lines of a file that sets them.
     pub fn lines(&self) -> Vec<String> {
+        let line = |((name, doc), value): (&(&str, &str), String)| {
+            format!("{:<36} # {doc}", format!("{} = {value:?}", name.to_lowercase()))
+        };
+        NAMES.iter().zip(self.values()).map(line).collect()
+    }
+
+    /// The values of the settings, in the order of their names.
+    fn values(&self) -> [String; NAMES.len()] {
         let switch = |on| if on { "on" } else { "off" }.to_owned();
-        let values = [
+        [
             self.server_host.clone(),
             self.agent_address(),
             self.bind.to_string(),
@@ -346,11 +379,7 @@ impl Settings {
             self.clients.anonymous_connections.to_string(),
             format!("{}s", self.clients.client_timeout.as_secs()),
             (self.clients.max_body >> 20).to_string(),
-        ];
-        let line = |((name, doc), value): (&(&str, &str), &String)| {
-            format!("{:<36} # {doc}", format!("{} = {value:?}", name.to_lowercase()))
-        };
-        NAMES.iter().zip(&values).map(line).collect()
+        ]
     }
 }
 
@@ -440,6 +469,30 @@ mod tests {
     fn a_mistyped_setting_is_reported() {
         let error = parse(Path::new("x.toml"), "api_prot = 1").expect_err("it is unknown").to_string();
         assert!(error.contains("did you mean \"api_port\"?"), "{error}");
+    }
+
+    #[test]
+    fn what_tokens_name_is_what_is_listened_on() {
+        let bound = |values: &[(&str, &str)]| with(values).map(|settings| settings.bind.to_string());
+        let v6 = ("SERVER_HOST", "2001:db8::1");
+        assert_eq!(bound(&[("SERVER_HOST", "192.0.2.1")]).expect("good"), "0.0.0.0");
+        assert_eq!(bound(&[v6]).expect("good"), "::", "of both families");
+        for bind in ["::", "2001:db8::1"] {
+            assert_eq!(bound(&[v6, ("BIND", bind)]).expect("good"), bind);
+        }
+        for (host, bind) in [("2001:db8::1", "0.0.0.0"), ("::1", "127.0.0.1"), ("192.0.2.1", "2001:db8::1")] {
+            let values = [("SERVER_HOST", host), ("BIND", bind)];
+            let refused = with(&values).expect_err("nobody would reach it").to_string();
+            assert!([host, bind, "set BIND to ::"].iter().all(|part| refused.contains(part)), "{refused}");
+            for proxied in [("PUBLIC_GRPC", "nm.example.net:443"), ("BEHIND_PROXY", "on")] {
+                assert!(with(&[values[0], values[1], proxied]).is_ok(), "{proxied:?}");
+            }
+        }
+        assert!(with(&[("SERVER_HOST", "192.0.2.1"), ("BIND", "::")]).is_ok());
+        assert!(
+            with(&[("SERVER_HOST", "nm.example.net"), ("BIND", "2001:db8::1")]).is_ok(),
+            "a name may be either"
+        );
     }
 
     #[test]

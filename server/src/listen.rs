@@ -86,6 +86,10 @@ impl ListenError {
 pub fn bind(at: SocketAddr) -> Result<TcpListener, ListenError> {
     let listen = || {
         let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if at.is_ipv6() {
+            // Whatever net.ipv6.bindv6only says: `::` is documented to be both.
+            socket2::SockRef::from(&socket).set_only_v6(false)?;
+        }
         socket.set_reuseaddr(true)?;
         socket.bind(at)?;
         socket.listen(BACKLOG)
