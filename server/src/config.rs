@@ -62,7 +62,7 @@ pub struct Settings {
     pub clients: Configured,
 }
 
-/// The settings with what they mean, for `nmserver config` and for messages.
+/// The settings with what they mean, for `nmserver config`, its help, and messages.
 const NAMES: &[(&str, &str)] = &[
     ("SERVER_HOST", "the public name or address that tokens carry"),
     ("PUBLIC_GRPC", "host:port where agents reach the gRPC service, if a proxy changes it"),
@@ -311,6 +311,23 @@ fn own_address() -> String {
     default_source().map_or_else(|| "127.0.0.1".into(), |address| address.to_string())
 }
 
+/// Every setting with its default and its meaning, for the program's help.
+pub fn reference() -> String {
+    // What follows from this host, or from another setting, is described.
+    let described = |name: &str| match name {
+        "SERVER_HOST" => Some("this host's address on its default route"),
+        "PUBLIC_GRPC" => Some("SERVER_HOST:GRPC_PORT"),
+        "PUBLIC_COMMS" => Some("SERVER_HOST:COMMS_PORT"),
+        _ => None,
+    };
+    let defaults = from_values(|name| (name == "SERVER_HOST").then(|| "127.0.0.1".to_owned()));
+    let values = defaults.expect("the defaults are good").values();
+    let line = |((name, doc), value): (&(&str, &str), String)| {
+        format!("  {name}\n          {doc} [default: {}]\n", described(name).unwrap_or(&value))
+    };
+    NAMES.iter().zip(values).map(line).collect()
+}
+
 impl Settings {
     /// The address by which agents reach the server.
     pub fn agent_address(&self) -> String {
@@ -493,6 +510,17 @@ mod tests {
             with(&[("SERVER_HOST", "nm.example.net"), ("BIND", "2001:db8::1")]).is_ok(),
             "a name may be either"
         );
+    }
+
+    #[test]
+    fn the_help_names_every_setting_with_its_default() {
+        let text = reference();
+        for (name, doc) in NAMES {
+            assert!(text.contains(&format!("  {name}\n          {doc} [default: ")), "{name}: {text}");
+        }
+        for part in ["[default: /var/lib/nmserver]", "[default: SERVER_HOST:GRPC_PORT]", "[default: 50555]"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `nmserver`: the control plane.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use nmserver::config::{self, Settings};
 use nmserver::core::authorize::{Grant, ProjectScope, Role};
 use nmserver::identity::DataDir;
@@ -15,9 +15,10 @@ use nmserver::{down, tokens};
 use schema::scalars::{Expiry, Name, NetworkName};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The control plane of declared WireGuard meshes. Without a command it serves.
+/// The control plane of declared WireGuard meshes. Without a command it serves, as units and containers start
+/// it; only on a terminal, where no server has started yet, it makes nothing and says what `serve` would make.
 #[derive(Parser)]
-#[command(version, after_help = "NMSERVER_LOG=debug shows more of what it does (info by default).")]
+#[command(name = "nmserver", version)]
 struct Args {
     /// The settings file; by default /etc/nmserver.toml, if it is there.
     #[arg(long, global = true, value_name = "FILE")]
@@ -28,6 +29,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Serves; the first start makes the database, CA, keys and admin token in DATA_DIR.
+    Serve,
     /// Prints every setting with its effective value.
     Config,
     /// Manages bearer tokens for nmplan and CI.
@@ -81,7 +84,7 @@ enum TokenVerb {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match parse() {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
@@ -91,7 +94,7 @@ fn main() -> ExitCode {
     // gotatun logs every peer that comes and goes, and the log of a device only grows.
     let level = if matches!(args.verb, Some(Verb::Device { .. })) { "info,gotatun=warn" } else { "info" };
     let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| level.into());
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let colour = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(colour).init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -100,6 +103,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What was typed; the help names the settings.
+fn parse() -> Result<Args, clap::Error> {
+    let settings = format!(
+        "Settings, in the environment or, in lower case, in the settings file (the environment wins):\n{}\n\
+         NMSERVER_LOG=debug shows more of what it does (info by default).",
+        config::reference()
+    );
+    let matches = Args::command().after_help("`nmserver --help` names the settings.").after_long_help(settings).try_get_matches()?;
+    Args::from_arg_matches(&matches)
 }
 
 /// An error and its causes, a line each.
@@ -120,7 +134,10 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let settings = config::load(args.config.as_deref(), |name| std::env::var(name).ok())?;
     let mut data = std::io::stdout().lock();
     match args.verb {
-        None => {
+        None if DataDir::existing(&settings.data_dir)?.is_none() && on_terminal() => {
+            Err(first_start_is_asked_for(&settings).into())
+        }
+        None | Some(Verb::Serve) => {
             drop(data);
             runtime()?.block_on(serve(settings))
         }
@@ -141,8 +158,29 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
+/// Whether somebody types, who may have wanted to see what this program is.
+fn on_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+fn first_start_is_asked_for(settings: &Settings) -> String {
+    format!(
+        "no server has started here yet, so nothing was made. To make one, which keeps its database, CA, keys and admin \
+         token in {directory} (DATA_DIR) and is reached at {host} (SERVER_HOST):\n\n    nmserver serve\n\n\
+         `nmserver --help` names the commands and settings",
+        directory = settings.data_dir.display(),
+        host = settings.server_host
+    )
+}
+
 async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     raise_file_limit();
+    if DataDir::existing(&settings.data_dir)?.is_none() {
+        tracing::info!(
+            directory = %settings.data_dir.display(),
+            "no server has started here yet: making a new one, with its database, CA, keys and admin token in this directory"
+        );
+    }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = nmserver::open(settings.clone()).await?;
     let (rest, agents) = server.addresses();
@@ -220,7 +258,10 @@ fn token(
 /// The database of a server that has started, whether or not it runs now.
 fn open_store(data_dir: &Path) -> Result<Sqlite, Box<dyn std::error::Error>> {
     let missing = || {
-        format!("no server has started in {} yet; start nmserver first, or set DATA_DIR", data_dir.display())
+        format!(
+            "no server has started in {} yet; start nmserver first (nmserver serve), or set DATA_DIR",
+            data_dir.display()
+        )
     };
     let directory = DataDir::existing(data_dir)?.ok_or_else(missing)?;
     Ok(Sqlite::open(&directory.database()?)?)

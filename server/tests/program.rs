@@ -250,3 +250,105 @@ fn the_settings_in_force_can_be_read_back() {
     let again = again.env_clear().arg("--config").arg(&file).arg("config").output().unwrap();
     assert_eq!(String::from_utf8(again.stdout).unwrap(), text);
 }
+
+#[test]
+fn a_database_that_others_may_use_is_refused_with_what_to_type() {
+    let directory = folder();
+    drop(Serving::start(&mut nmserver(directory.path())));
+    let database = directory.path().join("nmserver.db");
+    std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
+    for said in [
+        refused(&mut nmserver(directory.path())),
+        refused(nmserver(directory.path()).args(["token", "list"])),
+    ] {
+        assert!(said.contains(&format!("chmod 0600 {}", database.display())), "{said}");
+    }
+}
+
+#[test]
+fn a_link_in_place_of_a_file_is_refused_and_what_it_leads_to_stays_as_it_is() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    drop(Serving::start(&mut nmserver(&data)));
+    let theirs = directory.path().join("theirs");
+    let files = ["lock", "mark", "version", "nmserver.db", "signing.key", "session.key", "ca.key", "ca.pem"];
+    for file in files {
+        let (path, aside) = (data.join(file), directory.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::write(&theirs, "theirs").unwrap();
+        std::os::unix::fs::symlink(&theirs, &path).unwrap();
+        let said = refused(&mut nmserver(&data));
+        assert!(said.contains(&path.display().to_string()), "{file}: {said}");
+        assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs", "{file}");
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    // Where a new file is made before it takes the place of the old one.
+    std::fs::remove_file(data.join("version")).unwrap();
+    std::os::unix::fs::symlink(&theirs, data.join("version.nm-new")).unwrap();
+    drop(Serving::start(&mut nmserver(&data)));
+    assert!(data.join("version").symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
+}
+
+#[test]
+fn the_help_names_the_settings_and_a_first_start_says_what_it_makes() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    let help = nmserver(&data).arg("--help").output().unwrap();
+    let text = String::from_utf8(help.stdout).unwrap();
+    for part in
+        ["serve", "down", "DATA_DIR", "[default: /var/lib/nmserver]", "/etc/nmserver.toml", "NMSERVER_LOG"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!data.exists(), "to ask makes nothing");
+    let first = Serving::start(nmserver(&data).arg("serve"));
+    let line = first.said.lines().next().unwrap();
+    assert!(line.contains("making a new one") && line.contains(&data.display().to_string()), "{line}");
+    drop(first);
+    let second = Serving::start(&mut nmserver(&data));
+    assert!(!second.said.contains("making a new one"), "{}", second.said);
+}
+
+#[test]
+fn on_a_terminal_a_first_start_has_to_be_asked_for() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    // script(1), which Debian always has, gives it a terminal.
+    let typed = |arguments: &str| {
+        let mut command = Command::new("script");
+        let program = env!("CARGO_BIN_EXE_nmserver");
+        command.args(["-q", "-e", "-c", &format!("timeout 20 {program} {arguments}"), "/dev/null"]);
+        command.env("DATA_DIR", &data).env("SERVER_HOST", "127.0.0.1").env("BIND", "127.0.0.1");
+        command.env("API_PORT", free_port()).env("GRPC_PORT", free_port());
+        command.env("COMMS", "off").env("CLIENT_MODE", "off");
+        command
+    };
+    let Output { status, stdout, .. } = typed("").output().unwrap();
+    let said = String::from_utf8(stdout).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    for part in ["nothing was made", &*data.display().to_string(), "nmserver serve"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!data.exists());
+}
+
+#[test]
+fn a_server_is_taken_off_its_host_once_it_has_ended() {
+    let directory = folder();
+    let data = directory.path().join("data");
+    let down = || nmserver(&data).arg("down").output().unwrap();
+    let nothing = down();
+    assert!(nothing.status.success(), "there is nothing to do");
+    assert!(String::from_utf8(nothing.stdout).unwrap().contains("no server has started in"));
+    let serving = Serving::start(&mut nmserver(&data));
+    let running = refused(nmserver(&data).arg("down"));
+    assert!(running.contains("stop it first (systemctl stop nmserver)"), "{running}");
+    assert!(serving.end(Signal::TERM).0);
+    for _ in 0..2 {
+        let done = down();
+        let said = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success() && said.contains(&format!("rm -r {}", data.display())), "{said}");
+    }
+    drop(Serving::start(&mut nmserver(&data)));
+}
