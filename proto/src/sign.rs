@@ -14,7 +14,13 @@ use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey as Point, StaticSecret};
 
 use crate::position::{Position, Stamp};
-use crate::wire::{JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, update::Body};
+use crate::wire::{
+    CheckInRequest, JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, WatchRequest,
+    update::Body,
+};
+
+/// The part of a request that only a holder of the access key's token could have made.
+pub const ACCESS_KEY_SIGNATURE: &str = "access key's signature";
 
 const DOMAIN: &[u8] = b"netmaker agent v1";
 
@@ -105,7 +111,7 @@ pub fn verify_join(
     access_key: &Verifier,
 ) -> Result<(), Invalid> {
     let covered = join_transcript(server, request);
-    verify("access key's signature", &access_key.0, &covered, &request.key_signature)?;
+    verify(ACCESS_KEY_SIGNATURE, &access_key.0, &covered, &request.key_signature)?;
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
     verify_proof(&request.public_key, ephemeral, &covered, &request.proof)
 }
@@ -145,7 +151,7 @@ pub fn verify_register(
 ) -> Result<(), Invalid> {
     let covered = register_transcript(server, request);
     if let Some(key) = access_key {
-        verify("access key's signature", &key.0, &covered, &request.key_signature)?;
+        verify(ACCESS_KEY_SIGNATURE, &key.0, &covered, &request.key_signature)?;
     }
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
     verify_proof(&request.public_key, ephemeral, &covered, &request.proof)

@@ -122,6 +122,23 @@ pub struct KeyStatus {
     pub used: u32,
 }
 
+/// The secrets that a deleted access key had: a host with an old token is sent what became of its key, and
+/// nobody without one is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerKey {
+    /// What verified them, newest first; at most [`FormerKey::MOST_SECRETS`].
+    pub verifiers: Vec<Verifier>,
+    /// When the newest was deleted.
+    pub deleted: Timestamp,
+}
+
+impl FormerKey {
+    /// How many secrets of one id are remembered.
+    pub const MOST_SECRETS: usize = 4;
+    /// How many ids of a network are remembered; the one that was deleted first goes first.
+    pub const MOST_KEYS: usize = 256;
+}
+
 /// An address that a node has left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Quarantined {
@@ -152,6 +169,7 @@ pub struct Inventory {
     joins: OrdMap<Identity, u32>,
     addresses: OrdMap<(NetworkName, IpAddr), Name>,
     keys: OrdMap<ResourceId, Arc<KeyStatus>>,
+    former_keys: OrdMap<ResourceId, FormerKey>,
     quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
     barred: OrdMap<(NetworkName, Identity), Barred>,
 }
@@ -166,6 +184,8 @@ pub struct Differences<'a> {
     pub nodes: Vec<DiffItem<'a, 'a, NodeId, Arc<Joined>>>,
     /// Keys.
     pub keys: Vec<DiffItem<'a, 'a, ResourceId, Arc<KeyStatus>>>,
+    /// Keys that were deleted.
+    pub former_keys: Vec<DiffItem<'a, 'a, ResourceId, FormerKey>>,
     /// Addresses in quarantine.
     pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
     /// Identities that are barred.
@@ -325,9 +345,38 @@ impl Inventory {
         self.keys.insert(id, Arc::new(status));
     }
 
-    /// Removes a key.
-    pub fn remove_key(&mut self, id: &ResourceId) {
-        self.keys.remove(id);
+    /// Deletes a key; its secret is remembered.
+    pub fn remove_key(&mut self, id: &ResourceId, now: Timestamp) {
+        let Some(status) = self.keys.remove(id) else { return };
+        let before = self.former_keys.get(id).map(|former| former.verifiers.clone()).unwrap_or_default();
+        let verifiers =
+            std::iter::once(status.verifier).chain(before).take(FormerKey::MOST_SECRETS).collect();
+        self.former_keys.insert(id.clone(), FormerKey { verifiers, deleted: now });
+        let of_network = self.former_keys.iter().filter(|(other, _)| other.network == id.network);
+        let oldest = of_network.clone().min_by_key(|(_, former)| former.deleted).map(|(id, _)| id.clone());
+        if of_network.count() > FormerKey::MOST_KEYS {
+            oldest.iter().for_each(|id| self.forget_former_key(id));
+        }
+    }
+
+    /// What is remembered of the secrets that a key of this id had before.
+    pub fn former_key(&self, id: &ResourceId) -> Option<&FormerKey> {
+        self.former_keys.get(id)
+    }
+
+    /// Everything that is remembered of deleted keys.
+    pub fn former_keys(&self) -> impl Iterator<Item = (&ResourceId, &FormerKey)> {
+        self.former_keys.iter()
+    }
+
+    /// Remembers deleted secrets of a key, as they were stored.
+    pub fn put_former_key(&mut self, id: ResourceId, former: FormerKey) {
+        self.former_keys.insert(id, former);
+    }
+
+    /// Forgets the deleted secrets of a key.
+    pub fn forget_former_key(&mut self, id: &ResourceId) {
+        self.former_keys.remove(id);
     }
 
     /// Puts an address into quarantine, as it was stored.
@@ -384,6 +433,7 @@ impl Inventory {
 pub(crate) mod tests {
     use super::*;
 
+            former_keys: self.former_keys.diff(&later.former_keys).collect(),
     /// A node with keys of a number and one address, which nobody has seen yet.
     pub(crate) fn joined(number: u8, address: &str) -> Joined {
         Joined {

@@ -16,8 +16,8 @@ use proto::wire::{self, Facts, Update, update::Body};
 use reqwest::{Method, StatusCode};
 use schema::api::{Control, NodeStatus, Presence};
 use schema::snapshot::Revision;
-use support::{PATIENCE, Running, eventually};
-use test_agent::{Agent, KnownServer};
+use support::{PATIENCE, Running, eventually, request};
+use test_agent::{Agent, KnownServer, seed};
 use tonic::{Code, Streaming};
 
 const CORP: &str = r#"
@@ -238,6 +238,46 @@ async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out(
     server.joined("y", 4, "three").await;
     server.joined("z", 5, "three").await;
     assert_eq!(removed("/api/v1/corp/node/x/machine").await.admits, None);
+}
+
+/// Declares `CORP`, where the secrets of new keys are those of this name.
+async fn declare_with(server: &Running, text: &str, secret: &str) {
+    let mut request = request(server.plan("acme/prod", text).await);
+    request.keys.values_mut().for_each(|verifier| *verifier = proto::sign::public_key(&seed(secret)));
+    assert_eq!(server.send(&server.token, &request).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn whoever_has_a_token_is_sent_what_became_of_its_key_and_whoever_has_none_is_not() {
+    let server = corp().await;
+    let without = CORP.replace(r#"access-key "many" uses="unlimited""#, "");
+    let mut agent = server.agent("a", 1);
+    let guess = async |key: &str| {
+        let mut stranger = server.agent("s", 9);
+        let refused = stranger.join_with(key, &seed("guessed")).await.unwrap_err();
+        let registering = stranger.register(Some((key, &seed("guessed")))).await.unwrap_err();
+        assert_eq!(refused.message(), registering.message());
+        assert_eq!((refused.code(), registering.code()), (Code::PermissionDenied, Code::PermissionDenied));
+        refused.message().replace(key, "KEY")
+    };
+    let unknown = guess("nothing").await;
+    assert!(unknown.contains("does not exist, or has another secret"), "{unknown}");
+    for key in ["many", "ended", "named"] {
+        assert_eq!(guess(key).await, unknown, "{key}");
+    }
+    server.declare(&without).await;
+    let deleted = agent.join("many").await.unwrap_err();
+    assert!(deleted.message().contains("corp/access-key/many was deleted"), "{}", deleted.message());
+    assert_eq!(guess("many").await, unknown);
+    declare_with(&server, CORP, "second").await;
+    for refused in [
+        agent.join("many").await.unwrap_err(),
+        agent.register(Some(("many", &seed("many")))).await.unwrap_err(),
+    ] {
+        assert!(refused.message().contains("corp/access-key/many was replaced"), "{}", refused.message());
+    }
+    assert_eq!(guess("many").await, unknown);
+    agent.join_with("many", &seed("second")).await.expect("its new token is valid");
 }
 
 #[tokio::test]

@@ -15,8 +15,7 @@ use crate::snapshot::Snapshot;
 
 /// Returns the inventory that fits these declarations.
 ///
-/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs. A
-/// node whose address no longer fits gets the reserved one, or the lowest that is free. Addresses that are
+/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs, and their secrets are remembered while their network is there. A node whose address no longer fits gets the reserved one, or the lowest that is free. Addresses that are
 /// given up are in quarantine from `now` on. No node is given one of the addresses of the `server`. Fails if
 /// a range has too few addresses.
 pub fn reconcile(
@@ -29,7 +28,10 @@ pub fn reconcile(
     for (id, _) in
         inventory.keys().filter(|(id, _)| declared.named::<AccessKey>(&id.network, &id.name).is_none())
     {
-        reconciled.remove_key(id);
+        reconciled.remove_key(id, now);
+    }
+    for (id, _) in reconciled.clone().former_keys().filter(|(id, _)| !is_declared(&id.network, declared)) {
+        reconciled.forget_former_key(id);
     }
     for ((network, address), _) in
         inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared))

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
 use schema::compile::reconcile::joined_and_awaited;
-use schema::inventory::{Joined, KeyStatus, NodeId};
+use schema::inventory::{Inventory, Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
@@ -35,10 +35,22 @@ pub struct Candidate {
 /// Why a host may not join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is no such key, or the network is gone: one error for both, so that nobody can search for
-    /// either.
-    #[error("the access key {0} does not exist; ask for a new token")]
+    /// There is no such key or network, or the request is not signed with its secret: one error for all, so
+    /// that whoever has no token cannot search for keys.
+    #[error(
+        "the token is not valid: the access key {0} does not exist, or has another secret; ask for a new token"
+    )]
     UnknownKey(ResourceId),
+    /// The request is signed with a secret that the key had before it was made anew.
+    #[error(
+        "the access key {0} was replaced, so this token is no longer valid; ask for the token of the new one"
+    )]
+    ReplacedKey(ResourceId),
+    /// The request is signed with the secret of a key that was deleted.
+    #[error(
+        "the access key {0} was deleted, so this token is no longer valid; ask for a token of another key"
+    )]
+    DeletedKey(ResourceId),
     /// The identity was barred.
     #[error(
         "this host was removed from {network} as {node} and barred; whoever may remove nodes can lift that: \
@@ -235,9 +247,30 @@ pub fn with_facts(joined: &Joined, facts: Facts) -> Joined {
     Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), problems, ..joined.clone() }
 }
 
-/// Whether a host could join by a key, so that one which shows it may register; returns what verifies its
-/// signature.
-pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Verifier, Refused> {
+/// Who signed a request that names a key: a holder of its current secret, by what verifies that; `signed` says
+/// whether the request is signed with a secret. `stranger` verifies nothing, and takes as long to.
+pub fn holder(
+    inventory: &Inventory,
+    id: &ResourceId,
+    stranger: Verifier,
+    signed: impl Fn(&Verifier) -> bool,
+) -> Result<Verifier, Refused> {
+    let current = inventory.key(id).map(|status| status.verifier);
+    if signed(&current.unwrap_or(stranger))
+        && let Some(current) = current
+    {
+        return Ok(current);
+    }
+    let former = inventory.former_key(id).map(|former| &*former.verifiers).unwrap_or_default();
+    Err(match (former.iter().any(signed), current) {
+        (false, _) => Refused::UnknownKey(id.clone()),
+        (true, Some(_)) => Refused::ReplacedKey(id.clone()),
+        (true, None) => Refused::DeletedKey(id.clone()),
+    })
+}
+
+/// Whether a host could join by a key, so that one which shows it may register.
+pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<(), Refused> {
     let unknown = || Refused::UnknownKey(id.clone());
     let key = world.snapshot.named::<AccessKey>(&id.network, &id.name).ok_or_else(unknown)?;
     let status = world.inventory.key(id).ok_or_else(unknown)?;
@@ -246,7 +279,7 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<Ve
     if !key.r#for.is_empty() && !key.r#for.iter().any(|node| claimable(&node.name)) {
         return Err(Refused::Spent(id.clone(), u32::try_from(key.r#for.len()).unwrap_or(u32::MAX)));
     }
-    Ok(status.verifier)
+    Ok(())
 }
 
 /// The port that a node will most likely listen on: its declared one, else the network's.
@@ -556,6 +589,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    #[test]
+    fn only_whoever_had_a_token_is_sent_what_became_of_its_key() {
+        let id: ResourceId = "corp/access-key/k".parse().expect("good");
+        let [first, second, stranger] = [1, 2, 9].map(|number| Verifier([number; 32]));
+        let mut world = world(r#"{"uses":1}"#);
+        let key = |verifier| KeyStatus { verifier, created: Timestamp::UNIX_EPOCH, used: 0 };
+        let by = |world: &World, secret: Verifier| {
+            holder(&world.inventory, &id, stranger, |verifier| *verifier == secret)
+        };
+        let unknown = Err(Refused::UnknownKey(id.clone()));
+        world.inventory.put_key(id.clone(), key(first));
+        assert_eq!((by(&world, first), by(&world, second)), (Ok(first), unknown.clone()));
+        world.inventory.remove_key(&id, Timestamp::UNIX_EPOCH);
+        assert_eq!(by(&world, first), Err(Refused::DeletedKey(id.clone())));
+        world.inventory.put_key(id.clone(), key(second));
+        assert_eq!(
+            (by(&world, first), by(&world, second)),
+            (Err(Refused::ReplacedKey(id.clone())), Ok(second))
+        );
+        for world in [&World::default(), &world] {
+            assert_eq!(
+                by(world, Verifier([3; 32])),
+                unknown,
+                "whoever guesses is sent the same of every key"
+            );
+            assert_eq!(by(world, stranger), unknown, "and this one is nobody's");
+        }
+    }
+
     fn nobody_joins_by_an_expired_key() {
         let mut world = world(r#"{"expires":"1h"}"#);
         let later: Timestamp = "1970-01-01T01:00:00Z".parse().expect("good");

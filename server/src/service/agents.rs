@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use proto::convert::encode_view;
 use proto::position::Position;
-use proto::sign::{self, SignedBody};
+use proto::sign::{self, Invalid, SignedBody};
 use proto::wire::{self, Update};
 use schema::api::Control;
 use schema::inventory::{Endpoints, NodeId};
@@ -40,18 +40,28 @@ impl Service {
             "this server offers no tunnel (COMMS is off); join without: netclient join -t TOKEN";
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         let ephemeral = self.inner.secrets.ephemeral(&nonce);
-        let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
         let identity = key_of::<Identity>(&request.identity)?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
         let state = self.state();
-        let known = state.world.inventory.knows(&identity);
-        let key = if known { None } else { Some(self.showable_key(&state, request)?) };
-        let verifier = key.as_ref().map(|(_, verifier)| verifier);
-        sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)?;
+        let verify = |verifier: Option<&Verifier>| {
+            sign::verify_register(request, &self.inner.info.signing_key, &ephemeral, verifier)
+        };
+        let key = if state.world.inventory.knows(&identity) {
+            verify(None)?;
+            None
+        } else {
+            let id = key_id(&request.network, &request.key)?;
+            self.shown_key(&state, &id, |verifier| verify(Some(verifier)))?;
+            Some(id)
+        };
         self.nonces().spend(nonce, Timestamp::now())?;
         let service = self.clone();
+        if let Some(id) = &key {
+            enrol::may_register(&state.world, id, Timestamp::now())?;
+        }
+        let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
         let knows = move |identity: &Identity| service.state().world.inventory.knows(identity);
-        let parameters = comms.register(identity, public_key, key.map(|(id, _)| id), knows).await?;
+        let parameters = comms.register(identity, public_key, key, knows).await?;
         let mut answer = wire::RegisterResponse {
             public_key: parameters.public_key.0.to_vec().into(),
             endpoint: parameters.endpoint,
@@ -67,15 +77,20 @@ impl Service {
         Ok(answer)
     }
 
-    /// The key that a registration names, and what verifies its signature, if it could let a host join.
-    fn showable_key(
+    /// Checks that a request is signed with the secret of the access key that it names, among other things;
+    /// returns what verified it.
+    fn shown_key(
         &self,
         state: &State,
-        request: &wire::RegisterRequest,
-    ) -> Result<(ResourceId, Verifier), Error> {
-        let id = key_id(&request.network, &request.key)?;
-        let verifier = enrol::may_register(&state.world, &id, Timestamp::now())?;
-        Ok((id, verifier))
+        id: &ResourceId,
+        verify: impl Fn(&Verifier) -> Result<(), Invalid>,
+    ) -> Result<Verifier, Error> {
+        let without_token = Err(Invalid::Part(sign::ACCESS_KEY_SIGNATURE));
+        let signed = |verifier: &Verifier| verify(verifier) != without_token;
+        let stranger = Verifier(self.inner.info.signing_key.0);
+        let verifier = enrol::holder(&state.world.inventory, id, stranger, signed)?;
+        verify(&verifier)?;
+        Ok(verifier)
     }
 
     /// Lets a host join a network.
@@ -85,13 +100,17 @@ impl Service {
         from: Option<IpAddr>,
         transport: Control,
     ) -> Result<wire::JoinResponse, Error> {
-        let (candidate, key, signed) = self.candidate(&request, from)?;
+        let Shown { candidate, key, verifier, nonce_made } = self.candidate(&request, from)?;
         let network = candidate.network.clone();
         let identity = candidate.identity;
         let (server, service) = (self.plan_info(), self.clone());
         let join = move |world: &mut World| {
-            service.nonces().may_join(&candidate.network, candidate.identity, signed)?;
-            Ok(enrol::join(world, candidate, &key, &server, Timestamp::now())?)
+            service.nonces().may_join(&candidate.network, candidate.identity, nonce_made)?;
+            // It may have been made anew since the signature was checked.
+            if world.inventory.key(&key).is_some_and(|status| status.verifier != verifier) {
+                return Err(Refused::ReplacedKey(key).into());
+            }
+            Ok(enrol::join(world, candidate, &key.name, &server, Timestamp::now())?)
         };
         let (name, update) = self.let_in(network, identity, transport, join).await?;
         Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
@@ -126,32 +145,29 @@ impl Service {
         Ok((name, update))
     }
 
-    /// The host that asks, the key that it shows, and a time before which it has not signed that.
-    fn candidate(
-        &self,
-        request: &wire::JoinRequest,
-        from: Option<IpAddr>,
-    ) -> Result<(Candidate, Name, Timestamp), Error> {
+    /// The host that asks, and what it shows.
+    fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<Shown, Error> {
         let bad = |what: &str, why: String| Error::BadRequest(format!("{what} is not valid: {why}"));
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         let ephemeral = self.inner.secrets.ephemeral(&nonce);
-        let id = key_id(&request.network, &request.key)?;
-        let (network, key) = (id.network.clone(), id.name.clone());
+        let key = key_id(&request.network, &request.key)?;
+        let network = key.network.clone();
         let name: Name = request.name.parse().map_err(|why| bad("the name", why))?;
         let state = self.state();
-        let unknown = || Refused::UnknownKey(id.clone());
-        let status = state.world.inventory.key(&id).ok_or_else(unknown)?;
-        sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, &status.verifier)?;
-        let signed = nonce.made;
+        let verifier = self.shown_key(&state, &key, |verifier| {
+            sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, verifier)
+        })?;
+        let nonce_made = nonce.made;
         self.nonces().spend(nonce, Timestamp::now())?;
-        state.world.snapshot.network(&network).ok_or_else(unknown)?;
+        state.world.snapshot.network(&network).ok_or_else(|| Refused::UnknownKey(key.clone()))?;
         let identity = key_of::<Identity>(&request.identity)?;
         let addresses = self.inner.addresses.now();
         let meshes = self.meshes(&state.world, &addresses);
         let said = request.facts.clone().unwrap_or_default();
         let facts = facts::read(&said, from, meshes, before(&state.world, &network, &identity))?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
-        Ok((Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) }, key, signed))
+        let candidate = Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) };
+        Ok(Shown { candidate, key, verifier, nonce_made })
     }
 
     /// The networks around the endpoints that agents report.
@@ -430,6 +446,17 @@ fn before<'a>(world: &'a World, network: &NetworkName, identity: &Identity) -> O
 
 /// The operating system that a node reports, cut to what is stored.
 fn os_of(text: &str) -> Box<str> {
+/// What a host that asks to join has shown.
+struct Shown {
+    candidate: Candidate,
+    /// The access key.
+    key: ResourceId,
+    /// What verified that it holds its token.
+    verifier: Verifier,
+    /// A time before which it has not signed that.
+    nonce_made: Timestamp,
+}
+
     text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
 }
 

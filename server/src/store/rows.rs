@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
-use schema::inventory::{Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use schema::inventory::{Barred, FormerKey, Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -23,6 +23,7 @@ pub const FORMAT: u32 = 1;
 /// Words for what is not of a declared kind; no kind's word starts like this.
 const JOINED: &str = "@joined";
 const KEY: &str = "@key";
+const FORMER_KEY: &str = "@former-key";
 const QUARANTINED: &str = "@quarantine";
 const BARRED: &str = "@barred";
 
@@ -92,6 +93,9 @@ impl Writes {
         for item in changes.keys {
             self.item(item, |id| key(&id.network, KEY, &id.name.to_string()));
         }
+        for item in changes.former_keys {
+            self.item(item, |id| key(&id.network, FORMER_KEY, &id.name.to_string()));
+        }
         for item in changes.quarantine {
             self.item(item, |(network, address)| key(network, QUARANTINED, &address.to_string()));
         }
@@ -138,8 +142,11 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
         }
         KEY => {
             let status: KeyStatus = json(row)?;
-            let id = format!("{network}/access-key/{name}").parse().map_err(|why| unreadable(row, why))?;
-            world.inventory.put_key(id, status);
+            world.inventory.put_key(key_id(row)?, status);
+        }
+        FORMER_KEY => {
+            let former: FormerKey = json(row)?;
+            world.inventory.put_former_key(key_id(row)?, former);
         }
         QUARANTINED => {
             let quarantined: Quarantined = json(row)?;
@@ -164,6 +171,12 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// The access key that a row is about.
+fn key_id(row: &Row) -> Result<ResourceId, StoreError> {
+    let RowKey { network, name, kind: _ } = &row.key;
+    format!("{network}/access-key/{name}").parse().map_err(|why| unreadable(row, why))
 }
 
 fn json<T: DeserializeOwned>(row: &Row) -> Result<T, StoreError> {
@@ -229,6 +242,24 @@ mod tests {
         assert_eq!(read, later);
         let (puts, deletes) = between(&later, &world());
         assert_eq!((puts.len(), deletes.len()), (0, 1));
+    }
+
+    #[test]
+    fn the_secrets_of_a_deleted_key_are_stored_and_read_back() {
+        let id: ResourceId = "corp/access-key/k".parse().expect("good");
+        let at = |second| jiff::Timestamp::from_second(second).expect("a time");
+        let mut later = world();
+        for number in 1..=6 {
+            let verifier = schema::scalars::Verifier([number; 32]);
+            later.inventory.put_key(id.clone(), KeyStatus { verifier, created: at(0), used: 0 });
+            later.inventory.remove_key(&id, at(number.into()));
+        }
+        let former = later.inventory.former_key(&id).expect("it is remembered");
+        assert_eq!(former.verifiers.iter().map(|it| it.0[0]).collect::<Vec<_>>(), [6, 5, 4, 3], "the newest");
+        let (puts, _) = between(&world(), &later);
+        let mut read = world();
+        puts.iter().for_each(|row| restore(row, &mut read).expect("it can be read"));
+        assert_eq!((puts.len(), read), (1, later));
     }
 
     #[test]
