@@ -22,6 +22,9 @@ pub enum Error {
     /// The caller sent no credential, or one that is not valid.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// The caller's session was valid, and is no longer.
+    #[error("the session has expired; open a new one")]
+    SessionEnded,
     /// The caller may not do this.
     #[error(transparent)]
     Denied(#[from] Denied),
@@ -96,7 +99,7 @@ impl From<StoreError> for Error {
 impl Error {
     fn mapping(&self) -> (StatusCode, &'static str, &'static str, Code) {
         match self {
-            Self::Unauthenticated(_) => {
+            Self::Unauthenticated(_) | Self::SessionEnded => {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "not authenticated", Code::Unauthenticated)
             }
             Self::Denied(_) => (StatusCode::FORBIDDEN, "denied", "not allowed", Code::PermissionDenied),
@@ -153,6 +156,17 @@ impl Error {
             }
             Self::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug in the server", Code::Internal),
         }
+    }
+
+    /// Whether it refuses what somebody may have guessed: a token, a session or a signature that was never
+    /// valid.
+    pub fn is_of_guess(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthenticated(_)
+                | Self::Signature(Invalid::Part(_))
+                | Self::Refused(Refused::UnknownKey(_))
+        )
     }
 
     /// Logs what the caller is not sent.

@@ -37,23 +37,33 @@ pub fn router(service: Service, behind_proxy: bool, transport: Control) -> Route
     let adapter = Adapter { service: service.clone(), behind_proxy, transport };
     let agent = AgentServer::new(adapter).max_decoding_message_size(MAX_REQUEST);
     let routes = tonic::service::Routes::new(agent).prepare().into_axum_router();
-    routes.layer(middleware::from_fn_with_state(service, authenticate))
+    routes.layer(middleware::from_fn_with_state((service, behind_proxy), authenticate))
 }
 
 /// Lets through what the authorisation table allows, with the identity if it requires a session.
 async fn authenticate(
-    State(service): State<Service>,
+    State((service, behind_proxy)): State<(Service, bool)>,
     mut request: axum::extract::Request,
     next: Next,
 ) -> HttpResponse {
     let allowed = match needs(request.uri().path()) {
         Some(Needs::Nothing | Needs::Signature) => Ok(()),
-        Some(Needs::Session) => session(&service, request.headers()).map(|identity| {
-            if let Some(login) = request.extensions().get::<Login>() {
-                login.accepted();
+        Some(Needs::Session) => match session(&service, request.headers()) {
+            Ok(identity) => {
+                if let Some(login) = request.extensions().get::<Login>() {
+                    login.accepted();
+                }
+                request.extensions_mut().insert(identity);
+                Ok(())
             }
-            request.extensions_mut().insert(identity);
-        }),
+            Err(error) => {
+                let guess = error.is_of_guess() && request.headers().contains_key(header::AUTHORIZATION);
+                if guess {
+                    service.refused(source(request.headers(), request.extensions(), behind_proxy)).await;
+                }
+                Err(error)
+            }
+        },
         Some(Needs::Role(_)) | None => Err(Error::NotFound("such method".into())),
     };
     match allowed {
@@ -104,6 +114,19 @@ struct Adapter {
 }
 
 impl Adapter {
+    /// The answer to a call that is signed: the refusal of one whose signature may be a guess is counted, and
+    /// held back if its source has sent many.
+    async fn answer<T>(
+        &self,
+        from: Option<IpAddr>,
+        outcome: Result<T, Error>,
+    ) -> Result<Response<T>, Status> {
+        if outcome.as_ref().is_err_and(Error::is_of_guess) {
+            self.service.refused(from).await;
+        }
+        Ok(Response::new(outcome?))
+    }
+
     /// The address that an agent comes from: for the tunnel, the address outside of it.
     async fn from<T>(&self, request: &Request<T>) -> Option<IpAddr> {
         let from = from(request, self.behind_proxy);
@@ -139,22 +162,24 @@ impl Agent for Adapter {
         &self,
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterResponse>, Status> {
-        Ok(Response::new(self.service.register(request.get_ref()).await?))
+        let caller = from(&request, self.behind_proxy);
+        self.answer(caller, self.service.register(request.get_ref()).await).await
     }
 
     async fn join(
         &self,
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::JoinResponse>, Status> {
-        let from = self.from(&request).await;
-        Ok(Response::new(self.service.join(request.into_inner(), from, self.transport).await?))
+        let (caller, seen) = (from(&request, self.behind_proxy), self.from(&request).await);
+        self.answer(caller, self.service.join(request.into_inner(), seen, self.transport).await).await
     }
 
     async fn open_session(
         &self,
         request: Request<wire::OpenSessionRequest>,
     ) -> Result<Response<wire::OpenSessionResponse>, Status> {
-        Ok(Response::new(self.service.open_session(request.get_ref())?))
+        let caller = from(&request, self.behind_proxy);
+        self.answer(caller, self.service.open_session(request.get_ref())).await
     }
 
     async fn get_peers(&self, request: Request<wire::GetPeersRequest>) -> Result<Response<Update>, Status> {
@@ -203,8 +228,9 @@ impl Agent for Adapter {
         &self,
         request: Request<wire::LeaveRequest>,
     ) -> Result<Response<wire::LeaveResponse>, Status> {
-        self.service.leave(request.get_ref()).await?;
-        Ok(Response::new(wire::LeaveResponse {}))
+        let caller = from(&request, self.behind_proxy);
+        let left = self.service.leave(request.get_ref()).await;
+        self.answer(caller, left.map(|()| wire::LeaveResponse {})).await
     }
 }
 

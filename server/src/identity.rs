@@ -47,6 +47,15 @@ pub struct Certificate {
     pub ca_pin: CaPin,
 }
 
+/// Why a session is not valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidSession {
+    /// It was valid, as each is for an hour.
+    Expired,
+    /// This server has not opened it.
+    Forged,
+}
+
 impl Secrets {
     /// Reads the keys, and creates them first if there are none.
     pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
@@ -124,15 +133,22 @@ impl Secrets {
     }
 
     /// The identity of a session's token, while it is valid.
-    pub fn identity_of(&self, token: &str) -> Option<Identity> {
+    pub fn identity_of(&self, token: &str) -> Result<Identity, InvalidSession> {
+        let (identity, until) = self.session_of(token).ok_or(InvalidSession::Forged)?;
+        let left = until.saturating_sub(Timestamp::now().as_second());
+        // One that was opened while the clock was ahead would be valid for as long as it was.
+        let valid = (0..=i64::from(SESSION_LIFE)).contains(&left);
+        if valid { Ok(identity) } else { Err(InvalidSession::Expired) }
+    }
+
+    /// The identity of a session that this server opened, and the second until which it is valid.
+    fn session_of(&self, token: &str) -> Option<(Identity, i64)> {
         let mut bytes = [0u8; 56];
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
         let (body, mac) = bytes.get(..length)?.split_last_chunk::<16>()?;
         self.mac_of("session", body).verify_truncated_left(mac).ok()?;
         let (identity, until) = body.split_first_chunk::<32>()?;
-        let left = i64::from_be_bytes(until.try_into().ok()?).checked_sub(Timestamp::now().as_second())?;
-        // One that was opened while the clock was ahead would be valid for as long as it was.
-        (0..=i64::from(SESSION_LIFE)).contains(&left).then_some(Identity(*identity))
+        Some((Identity(*identity), i64::from_be_bytes(until.try_into().ok()?)))
     }
 }
 
@@ -280,9 +296,9 @@ mod tests {
     fn a_session_is_for_one_identity() {
         let identity = Identity([7; 32]);
         let (token, _) = secrets().session(&identity);
-        assert_eq!(secrets().identity_of(token.expose()), Some(identity));
-        assert_eq!(secrets().identity_of(&token.expose()[1..]), None);
-        assert_eq!(secrets().identity_of(""), None);
+        assert_eq!(secrets().identity_of(token.expose()), Ok(identity));
+        assert_eq!(secrets().identity_of(&token.expose()[1..]), Err(InvalidSession::Forged));
+        assert_eq!(secrets().identity_of(""), Err(InvalidSession::Forged));
         let ahead = |seconds: i64| {
             let mut bytes = identity.0.to_vec();
             bytes.extend_from_slice(&(Timestamp::now().as_second() + seconds).to_be_bytes());
@@ -290,10 +306,12 @@ mod tests {
             bytes.extend_from_slice(&mac[..16]);
             secrets().identity_of(&URL_SAFE_NO_PAD.encode(bytes))
         };
-        assert_eq!(ahead(i64::from(SESSION_LIFE) - 5), Some(identity));
-        assert_eq!(ahead(-5), None, "it has expired");
-        assert_eq!(ahead(i64::from(SESSION_LIFE) + 60), None, "it was opened while the clock was ahead");
-        assert_eq!(Secrets { mac_key: Secret::new([3; 32]), ..secrets() }.identity_of(token.expose()), None);
+        assert_eq!(ahead(i64::from(SESSION_LIFE) - 5), Ok(identity));
+        assert_eq!(ahead(-5), Err(InvalidSession::Expired));
+        let early = ahead(i64::from(SESSION_LIFE) + 60);
+        assert_eq!(early, Err(InvalidSession::Expired), "it was opened while the clock was ahead");
+        let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
+        assert_eq!(other.identity_of(token.expose()), Err(InvalidSession::Forged));
     }
 
     #[test]

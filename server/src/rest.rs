@@ -98,7 +98,7 @@ async fn authenticate(
             next.run(request).await
         }
         Err(error) => {
-            if guess && matches!(error, Error::Unauthenticated(_)) {
+            if guess && error.is_of_guess() {
                 let from = source(request.headers(), request.extensions(), behind_proxy);
                 service.refused(from).await;
             }

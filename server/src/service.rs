@@ -190,11 +190,15 @@ impl Service {
         Ok(self.inner.committer.ready()?)
     }
 
-    /// Counts a token or session that is not valid, and waits before its refusal if its source has sent many.
+    /// Counts a token, session or signature that is not valid, and waits before its refusal if its source has
+    /// sent many.
     pub async fn refused(&self, source: Option<IpAddr>) {
         self.inner.refused.add();
         self.log_refused();
-        tracing::debug!(source = source.map(tracing::field::display), "a token is not valid");
+        tracing::debug!(
+            source = source.map(tracing::field::display),
+            "a token, session or signature is not valid"
+        );
         let Some(source) = source else { return };
         let held = {
             let mut guesses = self.inner.guesses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,12 +207,12 @@ impl Service {
         tokio::time::sleep(held).await;
     }
 
-    /// Logs how many tokens were not valid since the last line, at most once a minute.
+    /// Logs how many of them were not valid since the last line, at most once a minute.
     pub fn log_refused(&self) {
         if let Some(count) = self.inner.refused.due(Instant::now()) {
             tracing::warn!(
                 count,
-                "tokens were refused because they are not valid; NMSERVER_LOG=debug shows from where"
+                "tokens, sessions or signatures were refused because they are not valid; NMSERVER_LOG=debug shows from where"
             );
         }
     }

@@ -281,6 +281,35 @@ async fn whoever_has_a_token_is_sent_what_became_of_its_key_and_whoever_has_none
 }
 
 #[tokio::test]
+async fn whoever_guesses_signatures_or_sessions_is_slowed_and_an_agent_at_the_same_place_is_not() {
+    let server = corp().await;
+    let mut agent = server.joined("a", 1, "many").await;
+    let mut other = server.agent("b", 2);
+    let forged = async |other: &mut Agent| {
+        let start = Instant::now();
+        let mut request = other.session_request().await.unwrap();
+        request.signature = vec![7; 64].into();
+        assert_eq!(other.client.open_session(request).await.unwrap_err().code(), Code::PermissionDenied);
+        let mut call = tonic::Request::new(wire::GetPeersRequest { network: "corp".into() });
+        call.metadata_mut().insert("authorization", "Bearer AAAA".parse().unwrap());
+        assert_eq!(other.client.get_peers(call).await.unwrap_err().code(), Code::Unauthenticated);
+        start.elapsed()
+    };
+    for number in 0..30 {
+        let took = forged(&mut other).await;
+        assert!(took < std::time::Duration::from_secs(1), "{number}: {took:?}");
+    }
+    let honest = async {
+        let start = Instant::now();
+        agent.check_in(Some(agent.facts.clone())).await.unwrap();
+        agent.whole().await.unwrap();
+        start.elapsed()
+    };
+    let (slow, fast) = tokio::join!(forged(&mut other), honest);
+    assert!(slow > std::time::Duration::from_millis(1500) && fast < slow, "{slow:?} and {fast:?}");
+}
+
+#[tokio::test]
 async fn a_wireguard_key_in_another_form_is_refused_although_it_works_like_the_first() {
     let server = corp().await;
     let mut agent = server.agent("a", 1);

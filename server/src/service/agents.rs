@@ -21,6 +21,7 @@ use crate::committer::{AuditInfo, CommitContext, Proposal};
 use crate::core::enrol::{self, Admitted, Candidate, Refused};
 use crate::core::facts;
 use crate::error::Error;
+use crate::identity::InvalidSession;
 use crate::liveness::Stream;
 use crate::mark;
 use crate::state::{Origin, Pending, State};
@@ -55,11 +56,11 @@ impl Service {
             Some(id)
         };
         self.nonces().spend(nonce, Timestamp::now())?;
-        let service = self.clone();
         if let Some(id) = &key {
             enrol::may_register(&state.world, id, Timestamp::now())?;
         }
         let comms = self.inner.comms.as_ref().ok_or_else(|| Error::Precondition(NONE.into()))?;
+        let service = self.clone();
         let knows = move |identity: &Identity| service.state().world.inventory.knows(identity);
         let parameters = comms.register(identity, public_key, key, knows).await?;
         let mut answer = wire::RegisterResponse {
@@ -219,10 +220,10 @@ impl Service {
 
     /// The identity of a session's token.
     pub fn identity(&self, token: &str) -> Result<Identity, Error> {
-        self.inner
-            .secrets
-            .identity_of(token)
-            .ok_or(Error::Unauthenticated("the session has expired; open a new one"))
+        self.inner.secrets.identity_of(token).map_err(|invalid| match invalid {
+            InvalidSession::Expired => Error::SessionEnded,
+            InvalidSession::Forged => Error::Unauthenticated("the session is not valid; open a new one"),
+        })
     }
 
     /// The whole View of a node, or that it is removed.
@@ -438,14 +439,6 @@ impl Service {
     }
 }
 
-/// Where an identity is reached in a network, as it is recorded; nothing if it has not joined.
-fn before<'a>(world: &'a World, network: &NetworkName, identity: &Identity) -> Option<&'a Endpoints> {
-    let name = world.inventory.name_of(network, identity)?;
-    world.inventory.node(&NodeId::of(network, name)).map(|joined| &joined.endpoints)
-}
-
-/// The operating system that a node reports, cut to what is stored.
-fn os_of(text: &str) -> Box<str> {
 /// What a host that asks to join has shown.
 struct Shown {
     candidate: Candidate,
@@ -457,6 +450,14 @@ struct Shown {
     nonce_made: Timestamp,
 }
 
+/// Where an identity is reached in a network, as it is recorded; nothing if it has not joined.
+fn before<'a>(world: &'a World, network: &NetworkName, identity: &Identity) -> Option<&'a Endpoints> {
+    let name = world.inventory.name_of(network, identity)?;
+    world.inventory.node(&NodeId::of(network, name)).map(|joined| &joined.endpoints)
+}
+
+/// The operating system that a node reports, cut to what is stored.
+fn os_of(text: &str) -> Box<str> {
     text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
 }
 
