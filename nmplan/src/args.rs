@@ -70,8 +70,8 @@ pub struct Global {
     /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Prints one JSON event per line instead of text; with `status`, `history`, `show`, `explain` and `lab`
-    /// one document.
+    /// Prints one JSON event per line instead of text; with `status`, `history`, `node`, `show`, `explain` and
+    /// `lab` one document.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -103,6 +103,9 @@ pub enum Verb {
     Status,
     /// Shows the revisions, newest first: who made them, when, what changed and why.
     History(History),
+    /// Removes nodes that have joined, bars their hosts, and lets them join again.
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
     Show(Show),
     /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes
@@ -194,6 +197,59 @@ pub struct History {
     /// How many revisions to show at most. Absent: 20; with --json all.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+}
+
+/// What `node` does.
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// Removes a node from its network: its peers drop it at once, and its agent removes what it set up. Its
+    /// declaration stays, and its name can be claimed again.
+    Remove(RemoveNode),
+    /// Lets the hosts join again that were removed as a node with --ban.
+    Unban {
+        /// The node: NETWORK/NAME, or NAME with --network.
+        #[arg(value_name = "NETWORK/NAME")]
+        node: NodeArg,
+    },
+    /// Shows the hosts that may not join again.
+    Bans,
+}
+
+/// What `node remove` takes.
+#[derive(Debug, ClapArgs)]
+pub struct RemoveNode {
+    /// The node: NETWORK/NAME, or NAME with --network.
+    #[arg(value_name = "NETWORK/NAME")]
+    pub node: NodeArg,
+    /// Bars the identity of its host from the network as well: it cannot join again with a token that it has.
+    #[arg(long)]
+    pub ban: bool,
+    /// Removes it without asking.
+    #[arg(short = 'y', long)]
+    pub auto_approve: bool,
+}
+
+/// A node as it is typed: `corp/db-1`, its resource id `corp/node/db-1`, or `db-1` with `--network corp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeArg {
+    /// The network, if it is typed here.
+    pub network: Option<NetworkName>,
+    /// The name.
+    pub name: Name,
+}
+
+impl std::str::FromStr for NodeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<_> = text.split('/').collect();
+        let (network, name) = match *parts {
+            [name] => (None, name),
+            [network, name] | [network, "node", name] => (Some(network.parse()?), name),
+            _ => return Err("it is not of the form NETWORK/NAME, such as corp/db-1".into()),
+        };
+        Ok(Self { network, name: name.parse()? })
+    }
 }
 
 /// What `show` takes.

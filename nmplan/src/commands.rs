@@ -8,6 +8,7 @@ pub mod explain;
 pub mod history;
 pub mod init;
 pub mod lab;
+pub mod node;
 pub mod plan;
 pub mod schema;
 pub mod show;
@@ -94,6 +95,7 @@ pub async fn run<C: ControlPlane>(
         Verb::Apply(apply) => apply::run(apply, &mut run).await,
         Verb::Status => status::run(&mut run).await,
         Verb::History(history) => history::run(history, &mut run).await,
+        Verb::Node(node) => node::run(node, &mut run).await,
         Verb::Show(show) => show::run(show, &mut run).await,
         Verb::Lab(lab) => lab::run(lab, &mut run).await,
         Verb::Explain(explain) => explain::run(explain, run.console),

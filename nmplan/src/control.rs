@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use schema::api::{Applied, ApplyRequest, Failure, LogEntry, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
+use schema::inventory::NodeId;
+use schema::scalars::Identity;
 use schema::snapshot::Revision;
 use schema::world::WorldDocument;
 
@@ -35,6 +37,15 @@ pub trait ControlPlane {
     fn apply(&self, request: &ApplyRequest) -> impl Future<Output = Result<Applied, ControlError>>;
     /// The state of the nodes.
     fn status(&self) -> impl Future<Output = Result<StatusDocument, ControlError>>;
+    /// Removes a node, provided that its host has this identity; `ban`: bars that from the network as well.
+    fn remove_node(
+        &self,
+        node: &NodeId,
+        ban: bool,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<Removed, ControlError>>;
+    /// Lets the hosts join again that were removed as a node and barred.
+    fn lift_ban(&self, node: &NodeId) -> impl Future<Output = Result<Committed, ControlError>>;
     /// The log after a revision, oldest first.
     fn revisions(
         &self,

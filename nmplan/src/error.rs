@@ -141,6 +141,29 @@ pub enum Error {
     /// The answer was not `yes`.
     #[error("not applied: the answer was not `yes`")]
     Declined,
+    /// The removal of a node was not approved.
+    #[error(
+        "nothing was removed: {}",
+        if command.is_some() { "that needs approval, and there is no terminal to ask on" } else { "the answer was not `yes`" }
+    )]
+    RemovalNotApproved {
+        /// What would remove it, if nobody could be asked.
+        command: Option<String>,
+    },
+    /// No host has joined as that node.
+    #[error(
+        "{}",
+        if *declared { format!("{asked} is declared, but no host has joined as it, so there is nothing to remove") }
+        else { format!("there is no node {asked}") }
+    )]
+    NotJoined {
+        /// The node, as network/name.
+        asked: String,
+        /// Whether it is declared.
+        declared: bool,
+        /// The nodes that have joined.
+        known: Vec<String>,
+    },
     /// The project has no name.
     #[error(
         "the directory has no project file, and an apply needs the name of the project that manages the resources"
@@ -288,6 +311,8 @@ impl Error {
             | Self::NotTakenBack { .. }
             | Self::NobodyToAsk { .. }
             | Self::Declined
+            | Self::RemovalNotApproved { .. }
+            | Self::NotJoined { .. }
             | Self::NoProject
             | Self::PlanFile { .. }
             | Self::OtherPlan { .. }
@@ -318,6 +343,16 @@ impl Error {
             }
             Self::NobodyToAsk { command } => {
                 format!("give the digest of the plan that was reviewed, or -y:\n\n    {command}")
+            }
+            Self::RemovalNotApproved { command: Some(command) } => {
+                format!("-y does without:\n\n    {command}")
+            }
+            Self::NotJoined { declared: true, .. } => {
+                "to delete the declaration, delete it from the files and apply".into()
+            }
+            Self::NotJoined { asked, known, .. } => {
+                let near = did_you_mean(asked, known.iter().map(String::as_str));
+                near.unwrap_or_else(|| "`nmplan status` shows the nodes".into())
             }
             Self::NoProject => {
                 "name the project with --project NAME, or create a project file with `nmplan init`".into()
@@ -351,6 +386,7 @@ impl Error {
             }
             Self::NotTakenBack { .. }
             | Self::Declined
+            | Self::RemovalNotApproved { command: None }
             | Self::Usage(_)
             | Self::File { .. }
             | Self::Exists(_)

@@ -18,7 +18,7 @@ use schema::value::{Data, Value};
 pub use history::{HistoryEntry, RevisionState, history};
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
-pub use status::{declared, status};
+pub use status::{bans, declared, status};
 
 /// How many lines of the same kind are shown before the rest is counted.
 const FOLD: usize = 40;

@@ -11,7 +11,7 @@ use nmplan::args::Args;
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
-use schema::inventory::NodeProblem;
+use schema::inventory::{Joined, NodeProblem};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 use workspace::{Workspace, example, join};
@@ -1098,4 +1098,58 @@ fn a_code_is_explained() {
     let unknown = workspace.nmplan("explain schema::no_rang");
     assert_eq!(unknown.exit, 1);
     assert!(unknown.stderr.contains("did you mean \"schema::no_range\"?"), "{}", unknown.stderr);
+}
+
+#[test]
+fn a_node_is_removed_after_it_was_shown_what_that_does_and_does_not() {
+    let mut workspace = in_use();
+    workspace.server.change_elsewhere(|world| {
+        let web: ResourceId = "corp/node/web".parse().unwrap();
+        let joined = (**world.inventory.node(&web.node()).unwrap()).clone();
+        world.inventory.put_node(web.node(), Joined { key: "ci".parse().ok(), ..joined });
+    });
+    let nobody = workspace.nmplan("node remove corp/web");
+    assert_eq!(nobody.exit, 1);
+    insta::assert_snapshot!(nobody.all());
+    workspace.typed = Some("no\n");
+    let declined = workspace.nmplan("node remove corp/web");
+    assert!(declined.stderr.contains("nothing was removed: the answer was not `yes`"), "{}", declined.all());
+    let has = |workspace: &Workspace, name: &str| {
+        workspace.server.state().inventory.nodes().any(|(id, _)| id.name.as_str() == name)
+    };
+    assert!(has(&workspace, "web"));
+    workspace.typed = Some("yes\n");
+    let removed = workspace.nmplan("node remove web --network corp");
+    assert_eq!((removed.exit, has(&workspace, "web")), (0, false), "{}", removed.all());
+    let log = workspace.server.log();
+    assert_eq!((&*log.last().unwrap().action, log.last().unwrap().nodes[0].name.as_str()), ("remove", "web"));
+    let again = workspace.nmplan("node remove corp/web -y");
+    assert!(again.stderr.contains("no host has joined as it"), "{}", again.all());
+    let unknown = workspace.nmplan("node remove corp/lapto -y");
+    assert!(unknown.stderr.contains("did you mean \"corp/laptop\"?"), "{}", unknown.all());
+}
+
+#[test]
+fn a_host_that_is_barred_is_listed_until_the_ban_is_lifted() {
+    let workspace = in_use();
+    let none = workspace.nmplan("node bans");
+    assert!(none.stdout.contains("no host is barred"), "{}", none.all());
+    let banned = workspace.nmplan("node remove corp/node/old --ban -y");
+    insta::assert_snapshot!(banned.all());
+    insta::assert_snapshot!("the_bans", workspace.nmplan("node bans").all());
+    let listed: serde_json::Value =
+        serde_json::from_str(&workspace.nmplan("node bans --json").stdout).unwrap();
+    assert_eq!((&listed[0]["network"], &listed[0]["node"]), (&"corp".into(), &"old".into()));
+    let lifted: serde_json::Value =
+        serde_json::from_str(&workspace.nmplan("node unban corp/old --json").stdout).unwrap();
+    assert_eq!(lifted["id"], "corp/node/old");
+    assert_eq!(lifted["revision"], workspace.server.state().revision.0);
+    let again = workspace.nmplan("node unban corp/old");
+    assert_eq!(again.exit, 1, "{}", again.all());
+    let json = workspace.nmplan("node remove corp/web --ban -y --json");
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (&json["id"], &json["barred"], &json["next"]),
+        (&"corp/node/web".into(), &true.into(), &serde_json::Value::Null)
+    );
 }

@@ -86,7 +86,7 @@ pub struct LogEntry {
     pub allowed: BTreeSet<Guard>,
     /// What changed among the declarations.
     pub changes: Vec<Change>,
-    /// The nodes that joined, left or changed.
+    /// The nodes that joined, left or changed, or whose host was barred or may join again.
     pub nodes: Vec<NodeId>,
     /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which
     /// it covers, does not have it.

@@ -418,11 +418,22 @@ impl Inventory {
         changed.collect()
     }
 
+    /// The nodes whose host was barred or is no longer, between this inventory and a later one.
+    pub fn changed_bars(&self, later: &Self) -> BTreeSet<NodeId> {
+        let changed = self.barred.diff(&later.barred).map(|item| match item {
+            DiffItem::Add((network, _), barred)
+            | DiffItem::Remove((network, _), barred)
+            | DiffItem::Update { new: ((network, _), barred), .. } => NodeId::of(network, &barred.node),
+        });
+        changed.collect()
+    }
+
     /// What differs between this inventory and a later one.
     pub fn differences<'a>(&'a self, later: &'a Self) -> Differences<'a> {
         Differences {
             nodes: self.nodes.diff(&later.nodes).collect(),
             keys: self.keys.diff(&later.keys).collect(),
+            former_keys: self.former_keys.diff(&later.former_keys).collect(),
             quarantine: self.quarantine.diff(&later.quarantine).collect(),
             barred: self.barred.diff(&later.barred).collect(),
         }
@@ -433,7 +444,6 @@ impl Inventory {
 pub(crate) mod tests {
     use super::*;
 
-            former_keys: self.former_keys.diff(&later.former_keys).collect(),
     /// A node with keys of a number and one address, which nobody has seen yet.
     pub(crate) fn joined(number: u8, address: &str) -> Joined {
         Joined {

@@ -285,7 +285,7 @@ fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, aud
         provenance,
         allowed,
         changes: diff(&before.snapshot, &after.snapshot),
-        nodes: changed.nodes.iter().cloned().collect(),
+        nodes: (&changed.nodes | &before.inventory.changed_bars(&after.inventory)).into_iter().collect(),
         hash: None,
     };
     Batch::new(hash, after.epoch, entry, puts, deletes)

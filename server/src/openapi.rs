@@ -137,7 +137,9 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
             let schema = json!({ "type": "boolean", "default": false });
             let doc = "Whether the identity of the node's host is barred from the network.";
             let ban = json!({ "name": "ban", "in": "query", "description": doc, "schema": schema });
-            Shape { parameters: vec![ban], ..returns(components.of::<Removed>()) }
+            let doc = "The identity that the node's host must have, as the snapshot shows it; absent: any.";
+            let identity = json!({ "name": "identity", "in": "query", "description": doc, "schema": { "type": "string" } });
+            Shape { parameters: vec![ban, identity], ..returns(components.of::<Removed>()) }
         }
         Operation::LiftBan => returns(components.of::<Committed>()),
         Operation::Challenge

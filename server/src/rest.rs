@@ -293,6 +293,7 @@ async fn delete_resource(
 struct Removal {
     #[serde(default)]
     ban: bool,
+    identity: Option<String>,
 }
 
 async fn remove_node(
@@ -301,10 +302,11 @@ async fn remove_node(
     Parameters((network, name)): Parameters<(String, String)>,
     removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<impl IntoResponse, Error> {
-    let Query(Removal { ban }) = removal.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let Query(Removal { ban, identity }) = removal.map_err(|error| Error::BadRequest(error.body_text()))?;
     let network = network.parse().map_err(Error::BadRequest)?;
     let name = name.parse().map_err(Error::BadRequest)?;
-    Ok(Json(service.remove_node(&caller, network, name, ban).await?))
+    let expected = identity.map(|text| text.parse()).transpose().map_err(Error::BadRequest)?;
+    Ok(Json(service.remove_node(&caller, network, name, ban, expected).await?))
 }
 
 async fn lift_ban(

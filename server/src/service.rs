@@ -20,7 +20,7 @@ use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, Removed, StatusDocument};
 use schema::inventory::{Barred, Inventory, NodeId};
 use schema::kinds::Node;
-use schema::scalars::{Name, NetworkName};
+use schema::scalars::{Identity, Name, NetworkName};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
@@ -329,13 +329,15 @@ impl Service {
         self.change(put).await
     }
 
-    /// Removes a node from its network; `ban`: its host may not join again either.
+    /// Removes a node from its network, provided that its host has the expected identity, if one is expected;
+    /// `ban`: its host may not join again either.
     pub async fn remove_node(
         &self,
         caller: &Caller,
         network: NetworkName,
         name: Name,
         ban: bool,
+        expected: Option<Identity>,
     ) -> Result<Removed, Error> {
         caller.grant.holds_in(&network)?;
         let Caller { actor, grant } = caller.clone();
@@ -347,6 +349,12 @@ impl Service {
             let removed =
                 removed.ok_or_else(|| Error::NotFound(format!("joined node {name} in {network}")))?;
             let identity = removed.identity;
+            if expected.is_some_and(|expected| expected != identity) {
+                let message = format!(
+                    "another host has joined {network} as {name} since, with the identity {identity}; look again"
+                );
+                return Err(Error::Precondition(message));
+            }
             if ban {
                 next.inventory.bar(network.clone(), identity, Barred { since: now, node: name });
             }
@@ -378,7 +386,10 @@ impl Service {
             grant.holds_over(&declaration, owner(world, &declaration))?;
             let mut next = world.clone();
             if !enrol::lift_ban(&mut next, &network, &name) {
-                return Err(Error::NotFound(format!("host that was barred from {network} as {name}")));
+                let what = format!(
+                    "host that was barred from {network} as {name}; nmplan node bans lists those that were"
+                );
+                return Err(Error::NotFound(what));
             }
             let audit = AuditInfo { actor, action: "lift-ban", ..AuditInfo::default() };
             Ok(Proposal::changed(context.revision(), next, audit))
@@ -391,8 +402,8 @@ impl Service {
 fn closing(admits: &Option<ResourceId>) -> Option<String> {
     let key = admits.as_ref()?;
     Some(format!(
-        "the host can join again with the token of {key} that it has: delete that key from the files and apply, or, should \
-         it be back, remove it with ban=true"
+        "the host can join again with the token of {key} that it has: delete that key from the files and apply, or, if it \
+         comes back, remove it with --ban (ban=true)"
     ))
 }
 

@@ -16,7 +16,7 @@ use proto::wire::{self, Facts, Update, update::Body};
 use reqwest::{Method, StatusCode};
 use schema::api::{Control, NodeStatus, Presence};
 use schema::snapshot::Revision;
-use support::{PATIENCE, Running, eventually, request};
+use support::{PATIENCE, Running, eventually, failure, request};
 use test_agent::{Agent, KnownServer, seed};
 use tonic::{Code, Streaming};
 
@@ -46,7 +46,7 @@ async fn status_of(server: &Running, name: &str) -> NodeStatus {
 }
 
 async fn remove(server: &Running, name: &str) {
-    let path = format!("/api/v1/corp/node/{name}/machine");
+    let path = format!("/api/v1/corp/node/{name}/host");
     let answer = server.call(Method::DELETE, &path).bearer_auth(&server.token).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
 }
@@ -212,13 +212,13 @@ async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out(
         assert_eq!(answer.status(), StatusCode::OK);
         answer.json().await.unwrap()
     };
-    let first = removed("/api/v1/corp/node/a/machine").await;
+    let first = removed("/api/v1/corp/node/a/host").await;
     assert_eq!((first.identity, first.barred), (agent.identity(), false));
     assert_eq!(first.admits.map(|key| key.to_string()).as_deref(), Some("corp/access-key/many"));
     let next = first.next.expect("it says what to do");
-    assert!(next.contains("corp/access-key/many") && next.contains("ban=true"), "{next}");
+    assert!(next.contains("corp/access-key/many") && next.contains("--ban (ban=true)"), "{next}");
     agent.join("many").await.expect("as it said");
-    let second = removed("/api/v1/corp/node/a/machine?ban=true").await;
+    let second = removed("/api/v1/corp/node/a/host?ban=true").await;
     assert_eq!((second.barred, second.admits, second.next), (true, None, None));
     agent.name = "another".parse().unwrap();
     let refused = agent.join("many").await.unwrap_err();
@@ -237,7 +237,7 @@ async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out(
     server.joined("x", 3, "three").await;
     server.joined("y", 4, "three").await;
     server.joined("z", 5, "three").await;
-    assert_eq!(removed("/api/v1/corp/node/x/machine").await.admits, None);
+    assert_eq!(removed("/api/v1/corp/node/x/host").await.admits, None);
 }
 
 /// Declares `CORP`, where the secrets of new keys are those of this name.
@@ -307,6 +307,38 @@ async fn whoever_guesses_signatures_or_sessions_is_slowed_and_an_agent_at_the_sa
     };
     let (slow, fast) = tokio::join!(forged(&mut other), honest);
     assert!(slow > std::time::Duration::from_millis(1500) && fast < slow, "{slow:?} and {fast:?}");
+}
+
+#[tokio::test]
+async fn a_removal_is_of_the_host_that_was_shown_and_the_log_names_what_was_done_to_whom() {
+    let server = corp().await;
+    let agent = server.joined("a", 1, "many").await;
+    let delete = async |path: &str, identity: Option<String>| {
+        let call = server.call(Method::DELETE, path).bearer_auth(&server.token);
+        call.query(&[("ban", "true".to_owned())])
+            .query(&identity.map(|it| [("identity", it)]))
+            .send()
+            .await
+            .unwrap()
+    };
+    let other = Agent::keys(9).0.to_string();
+    let (status, code, detail) = failure(delete("/api/v1/corp/node/a/host", Some(other)).await).await;
+    assert_eq!((status, &*code), (412, "precondition"), "{detail}");
+    assert_eq!(server.snapshot().await.nodes.len(), 1);
+    let mistyped = delete("/api/v1/corp/node/a/host", Some("x".into())).await;
+    assert_eq!(mistyped.status(), StatusCode::BAD_REQUEST);
+    let done = delete("/api/v1/corp/node/a/host", Some(agent.identity().to_string())).await;
+    assert_eq!(done.status(), StatusCode::OK);
+    let lifted =
+        server.call(Method::DELETE, "/api/v1/corp/node/a/ban").bearer_auth(&server.token).send().await;
+    assert_eq!(lifted.unwrap().status(), StatusCode::OK);
+    let log: Vec<schema::api::LogEntry> = server.get("/api/v1/revisions?after=2").await.json().await.unwrap();
+    let token = server.token.split('_').nth(1).unwrap();
+    for (entry, action) in log.iter().zip(["ban", "lift-ban"]) {
+        let nodes: Vec<_> = entry.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!((&*entry.action, &*entry.actor, nodes), (action, token, vec!["a"]));
+    }
+    assert_eq!(log.len(), 2);
 }
 
 #[tokio::test]

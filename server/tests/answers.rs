@@ -120,7 +120,7 @@ async fn every_error_is_problem_json() {
         (Method::PATCH, "/api/v1/snapshot", (405, "method")),
         (Method::GET, "/api/v1/%FF/dns/api", (400, "bad_request")),
         (Method::GET, "/api/v1/corp/dns/%FF", (400, "bad_request")),
-        (Method::DELETE, "/api/v1/corp/node/%FF/machine", (400, "bad_request")),
+        (Method::DELETE, "/api/v1/corp/node/%FF/host", (400, "bad_request")),
         (Method::GET, "/api/v1/revisions?after=x", (400, "bad_request")),
         (Method::GET, "/api/v1/revisions?after=9223372036854775808", (400, "bad_request")),
         (Method::GET, "/api/v1/revisions?after=18446744073709551616", (400, "bad_request")),

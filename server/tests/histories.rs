@@ -123,7 +123,7 @@ async fn happens(server: &Running, hosts: &mut BTreeMap<u32, Agent>, event: Even
         }
         Event::Leave(host) => hosts.get_mut(&host).unwrap().leave().await.unwrap(),
         Event::Remove(host) => {
-            let path = format!("/api/v1/corp/node/m{host}/machine");
+            let path = format!("/api/v1/corp/node/m{host}/host");
             let answer = server.call(Method::DELETE, &path).bearer_auth(&server.token).send().await.unwrap();
             assert!(answer.status().is_success() || answer.status() == 404, "{}", answer.status());
         }

@@ -139,7 +139,7 @@ impl Mesh {
     pub async fn remove(&self, node: &str) {
         let network = "corp".parse().expect("good");
         let node = node.parse().expect("good");
-        self.service.remove_node(&Self::admin(), network, node, false).await.expect("it is there");
+        self.service.remove_node(&Self::admin(), network, node, false, None).await.expect("it is there");
     }
 
     /// Whether a node is in the network.

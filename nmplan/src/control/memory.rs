@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use schema::api::{Applied, ApplyRequest, Failure, Finding, LogEntry, Moved, NodeStatus, StatusDocument};
+use schema::api::{
+    Applied, ApplyRequest, Committed, Failure, Finding, LogEntry, Moved, NodeStatus, Removed, StatusDocument,
+};
 use schema::decode::decode_body;
 use schema::guard::{self, Judgement};
-use schema::inventory::KeyStatus;
+use schema::inventory::{Barred, KeyStatus, NodeId};
+use schema::kinds::AccessKey;
 use schema::report::Report;
-use schema::scalars::{CaPin, SigningKey, Verifier};
+use schema::scalars::{CaPin, Identity, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
 use schema::world::{ServerInfo, World, WorldDocument};
@@ -203,6 +206,14 @@ impl Inner {
         Ok(Applied { revision: self.world.revision, already: false })
     }
 
+    /// Makes a revision of a change of one node.
+    fn record(&mut self, action: &str, node: &NodeId) -> Revision {
+        self.world.revision.0 += 1;
+        let revision = self.world.revision;
+        self.log.push(LogEntry { action: action.into(), nodes: vec![node.clone()], ..entry(revision) });
+        revision
+    }
+
     /// Changes the first resource that a plan changes.
     fn race(&mut self, request: &ApplyRequest) {
         let Some(change) = request.plan.changes.first() else { return };
@@ -314,6 +325,41 @@ impl ControlPlane for Memory {
             revision: inner.world.revision,
             nodes: inner.nodes.clone(),
         })
+    }
+
+    async fn remove_node(
+        &self,
+        node: &NodeId,
+        ban: bool,
+        identity: &Identity,
+    ) -> Result<Removed, ControlError> {
+        let mut inner = self.inner();
+        let joined = inner.world.inventory.node(node).cloned().filter(|joined| joined.identity == *identity);
+        let joined =
+            joined.ok_or_else(|| refused(failure(412, "precondition", "another host has joined since")))?;
+        inner.world.inventory.remove_node(node, Timestamp::UNIX_EPOCH);
+        if ban {
+            let barred = Barred { since: Timestamp::UNIX_EPOCH, node: node.name.clone() };
+            inner.world.inventory.bar(node.network.clone(), *identity, barred);
+        }
+        let key = joined.key.as_ref().filter(|_| !ban);
+        let admits = key.map(|key| ResourceId::of::<AccessKey>(&node.network, key));
+        let next = admits.as_ref().map(|key| format!("the host can join again with the token of {key}"));
+        let revision = inner.record(if ban { "ban" } else { "remove" }, node);
+        Ok(Removed { revision, identity: *identity, barred: ban, admits, next })
+    }
+
+    async fn lift_ban(&self, node: &NodeId) -> Result<Committed, ControlError> {
+        let mut inner = self.inner();
+        let barred = inner.world.inventory.barred();
+        let found =
+            barred.filter(|((network, _), barred)| *network == node.network && barred.node == node.name);
+        let found: Vec<_> = found.map(|(place, _)| place.clone()).collect();
+        if found.is_empty() {
+            return Err(refused(failure(404, "not_found", "there is no host that was barred as that node")));
+        }
+        found.iter().for_each(|(network, identity)| inner.world.inventory.end_bar(network, identity));
+        Ok(Committed { revision: inner.record("lift-ban", node) })
     }
 
     async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {

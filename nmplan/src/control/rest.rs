@@ -8,7 +8,9 @@ use proto::secret::Secret;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
-use schema::api::{Applied, ApplyRequest, Failure, LogEntry, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
+use schema::inventory::NodeId;
+use schema::scalars::Identity;
 use schema::snapshot::Revision;
 use schema::world::WorldDocument;
 use serde::de::DeserializeOwned;
@@ -83,6 +85,11 @@ impl Rest {
         }
     }
 
+    /// The path of something of a node.
+    fn node(&self, NodeId { network, name }: &NodeId, what: &str) -> String {
+        format!("{}/api/v1/{network}/node/{name}/{what}", self.base)
+    }
+
     fn foreign(&self, status: StatusCode, what: String) -> ControlError {
         ControlError::Foreign { server: self.base.clone(), status: status.as_u16(), what }
     }
@@ -114,6 +121,20 @@ impl ControlPlane for Rest {
 
     async fn status(&self) -> Result<StatusDocument, ControlError> {
         self.get("status").await
+    }
+
+    async fn remove_node(
+        &self,
+        node: &NodeId,
+        ban: bool,
+        identity: &Identity,
+    ) -> Result<Removed, ControlError> {
+        let query = [("ban", ban.to_string()), ("identity", identity.to_string())];
+        self.answer(self.client.delete(self.node(node, "host")).query(&query)).await
+    }
+
+    async fn lift_ban(&self, node: &NodeId) -> Result<Committed, ControlError> {
+        self.answer(self.client.delete(self.node(node, "ban"))).await
     }
 
     async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {

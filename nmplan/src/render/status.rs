@@ -6,8 +6,9 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use schema::api::{Control, NodeStatus, Presence, StatusDocument};
 use schema::snapshot::{Owner, Revision, Snapshot};
+use schema::world::BarredDocument;
 
-use super::count;
+use super::{count, moment};
 
 /// The state of the nodes, as a table.
 pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String {
@@ -82,6 +83,27 @@ fn ago(time: Timestamp, now: Timestamp) -> String {
         7_200..172_800 => format!("{} h ago", seconds / 3_600),
         _ => format!("{} days ago", seconds / 86_400),
     }
+}
+
+/// The hosts that may not join again, as a table.
+pub fn bans(barred: &[BarredDocument], server: &str) -> String {
+    if barred.is_empty() {
+        return format!("{server}: no host is barred from a network\n");
+    }
+    let mut table = table(&["NETWORK", "NODE", "SINCE", "IDENTITY"]);
+    for BarredDocument { network, identity, barred } in barred {
+        table.add_row([
+            network.to_string(),
+            barred.node.to_string(),
+            moment(barred.since),
+            identity.to_string(),
+        ]);
+    }
+    let hosts = count(barred.len() as u64, "host");
+    format!(
+        "{server}: {hosts} may not join again\n\n{}\n\nTo let one join again: nmplan node unban NETWORK/NODE\n",
+        trimmed(&table)
+    )
 }
 
 /// What a server has, by network, kind and owner, as a table.

@@ -207,7 +207,7 @@ pub const TABLE: &[Rule] = &[
     ),
     rule(
         Operation::RemoveNode,
-        Rest("delete", "/api/v1/{network}/node/{name}/machine"),
+        Rest("delete", "/api/v1/{network}/node/{name}/host"),
         Needs::Role(Applier),
         "Removes a node from a network: its peers drop it at once, and its agent removes what it set up. Says which access key \
          still lets its host join again; `ban=true` bars the host's identity from the network.",

@@ -54,7 +54,7 @@ pub enum Refused {
     /// The identity was barred.
     #[error(
         "this host was removed from {network} as {node} and barred; whoever may remove nodes can lift that: \
-         DELETE /api/v1/{network}/node/{node}/ban"
+         nmplan node unban {network}/{node}"
     )]
     Barred {
         /// The network.
@@ -91,7 +91,8 @@ pub enum Refused {
     Undeclared(ResourceId),
     /// Another host has the name.
     #[error(
-        "another host has joined {network} as {name}; join with another --name, or remove that node first"
+        "another host has joined {network} as {name}; join with another --name, or have that node removed first: nmplan \
+         node remove {network}/{name}"
     )]
     NameTaken {
         /// The network.
@@ -589,7 +590,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    #[test]
     fn only_whoever_had_a_token_is_sent_what_became_of_its_key() {
         let id: ResourceId = "corp/access-key/k".parse().expect("good");
         let [first, second, stranger] = [1, 2, 9].map(|number| Verifier([number; 32]));
@@ -618,6 +618,7 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
     fn nobody_joins_by_an_expired_key() {
         let mut world = world(r#"{"expires":"1h"}"#);
         let later: Timestamp = "1970-01-01T01:00:00Z".parse().expect("good");

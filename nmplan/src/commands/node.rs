@@ -1,0 +1,170 @@
+//! `nmplan node`: removes nodes that have joined, and bars their hosts; the declarations stay as they are.
+
+use schema::api::{Committed, Removed};
+use schema::inventory::{Joined, NodeId};
+use schema::kinds::{AccessKey, Node};
+use schema::snapshot::ResourceId;
+use schema::world::{BarredDocument, ServerInfo, World};
+use serde::Serialize;
+
+use super::{Run, command};
+use crate::args::{NodeArg, NodeVerb, RemoveNode};
+use crate::control::ControlPlane;
+use crate::error::{Error, Exit};
+use crate::{project, render};
+
+/// Does what was typed.
+pub async fn run<C: ControlPlane>(verb: &NodeVerb, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    match verb {
+        NodeVerb::Remove(args) => remove(args, run).await,
+        NodeVerb::Unban { node } => unban(node, run).await,
+        NodeVerb::Bans => bans(run).await,
+    }
+}
+
+/// What `--json` prints of a change: the node, and the server's answer.
+#[derive(Serialize)]
+struct Done<T> {
+    id: ResourceId,
+    #[serde(flatten)]
+    answer: T,
+}
+
+async fn remove<C: ControlPlane>(args: &RemoveNode, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let node = named(&args.node, run)?;
+    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    let (info, world) = run.observe(&server).await?;
+    let joined = world.inventory.node(&node).ok_or_else(|| unknown(&node, &world))?;
+    if !run.console.json && !(run.console.quiet && args.auto_approve) {
+        run.console.stdout(&description(&node, joined, args.ban, &info, &world))?;
+    }
+    approve(args, &node, run)?;
+    let what = format!("waiting for {} to remove it", server.name());
+    let asked = server.remove_node(&node, args.ban, &joined.identity);
+    let removed = run.console.waiting(&what, asked).await?;
+    let id = resource_id(&node);
+    if run.console.json {
+        return print(&Done { id, answer: removed }, run);
+    }
+    let Removed { revision, next, .. } = removed;
+    run.console.stdout(&format!("Removed {id} as revision {revision}.\n"))?;
+    if let Some(next) = next {
+        run.console.note(&format!("Note: {next}.\n"));
+    }
+    Ok(Exit::Done)
+}
+
+/// The node that was typed.
+fn named<C>(typed: &NodeArg, run: &Run<'_, C>) -> Result<NodeId, Error> {
+    let NodeArg { network, name } = typed;
+    match (network, &run.only) {
+        (Some(network), Some(only)) if network != only => {
+            Err(Error::Usage("the node is of another network than --network says; leave out one of them"))
+        }
+        (Some(network), _) | (None, Some(network)) => Ok(NodeId::of(network, name)),
+        (None, None) => {
+            Err(Error::Usage("name the network as well: NETWORK/NAME, such as corp/db-1, or --network corp"))
+        }
+    }
+}
+
+fn resource_id(node: &NodeId) -> ResourceId {
+    ResourceId::of::<Node>(&node.network, &node.name)
+}
+
+/// Why there is nothing to remove.
+fn unknown(node: &NodeId, world: &World) -> Error {
+    let known = world.inventory.nodes().map(|(id, _)| format!("{}/{}", id.network, id.name)).collect();
+    let declared = world.snapshot.entry(&resource_id(node)).is_some();
+    Error::NotJoined { asked: format!("{}/{}", node.network, node.name), declared, known }
+}
+
+/// What the removal will do, and what it will not.
+fn description(node: &NodeId, joined: &Joined, ban: bool, info: &ServerInfo, world: &World) -> String {
+    let NodeId { network, name } = node;
+    let key = joined.key.as_ref().map(|key| ResourceId::of::<AccessKey>(network, key));
+    let with = key.as_ref().map(|key| format!(" with {key}")).unwrap_or_default();
+    let addresses: Vec<_> = joined.addresses.iter().map(ToString::to_string).collect();
+    let mut text = format!(
+        "To be removed: {}\n  addresses  {}\n  identity   {}\n  joined     {}{with}\n\n\
+         The other nodes of {network} drop it at once, and its agent removes what it set up on its host.\n",
+        resource_id(node),
+        addresses.join(" "),
+        joined.identity,
+        render::moment(joined.joined),
+    );
+    if world.snapshot.entry(&resource_id(node)).is_some() {
+        text += "Its declaration stays, and another host can join as it.\n";
+    }
+    let key = key.filter(|key| world.inventory.key(key).is_some());
+    text += &match (ban, key) {
+        _ if info.own_node.as_ref() == Some(name) => {
+            "It is the server's own host, which joins again by itself; to keep it out, delete its declaration.\n".into()
+        }
+        (true, _) => format!(
+            "The identity of its host is barred from {network} until: nmplan node unban {network}/{name}\n\
+             A host whose state is deleted is another one, and joins with any valid token.\n"
+        ),
+        (false, Some(key)) => format!(
+            "Its host still has the token of {key}, and can join again with it while the key has uses left. To close \
+             that, bar the host's identity (--ban), or delete the key from the files and apply.\n"
+        ),
+        (false, None) => "No access key that it has lets its host join again.\n".into(),
+    };
+    text + "\n"
+}
+
+/// Continues only if the removal is approved.
+fn approve<C>(args: &RemoveNode, node: &NodeId, run: &mut Run<'_, C>) -> Result<(), Error> {
+    if args.auto_approve {
+        return Ok(());
+    }
+    if !run.console.asks() {
+        let typed = format!("{}/{}", node.network, node.name);
+        let verb = ["node", "remove", &*typed].into_iter().chain(args.ban.then_some("--ban")).chain(["-y"]);
+        let command = command(&run.place, None, &verb.collect::<Vec<_>>());
+        return Err(Error::RemovalNotApproved { command: Some(command) });
+    }
+    let answer = run.console.ask("Remove this node? Type `yes` to confirm: ")?;
+    if answer == "yes" { Ok(()) } else { Err(Error::RemovalNotApproved { command: None }) }
+}
+
+async fn unban<C: ControlPlane>(typed: &NodeArg, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let node = named(typed, run)?;
+    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    let what = format!("waiting for {}", server.name());
+    let answer = run.console.waiting(&what, server.lift_ban(&node)).await?;
+    let id = resource_id(&node);
+    if run.console.json {
+        return print(&Done { id, answer }, run);
+    }
+    let (Committed { revision }, NodeId { network, .. }) = (answer, &node);
+    let text = format!(
+        "Lifted the ban of {id} as revision {revision}: its host can join {network} again, with a valid token.\n"
+    );
+    run.console.stdout(&text)?;
+    Ok(Exit::Done)
+}
+
+async fn bans<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let server = (run.connect)(project::server(&run.place)?.as_deref())?;
+    let (_, world) = run.observe(&server).await?;
+    let barred = world.inventory.barred().map(|((network, identity), barred)| BarredDocument {
+        network: network.clone(),
+        identity: *identity,
+        barred: barred.clone(),
+    });
+    let barred: Vec<_> =
+        barred.filter(|it| run.only.as_ref().is_none_or(|only| *only == it.network)).collect();
+    if run.console.json {
+        return print(&barred, run);
+    }
+    run.console.stdout(&render::bans(&barred, server.name()))?;
+    Ok(Exit::Done)
+}
+
+fn print<C>(document: &impl Serialize, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let text = serde_json::to_string(document).expect("a document can be written as JSON");
+    run.console.stdout(&(text + "\n"))?;
+    Ok(Exit::Done)
+}
