@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek as ed25519;
+use prost::bytes::Bytes;
 use proto::convert::to_key;
 use proto::position::Position;
 use proto::secret::Secret;
@@ -265,9 +266,17 @@ impl Connection {
     ) -> Result<Option<Update>, CallError> {
         let Position { epoch, revision, stamp } = at;
         let (network, stamp) = (network.to_string(), stamp.to_bytes().into());
-        let request = wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp };
-        let (answer, _) =
-            self.call(request, |mut client, request| async move { client.check_in(request).await }).await?;
+        let request =
+            wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp, ..Default::default() };
+        let call = |mut client: Client, request| async move { client.check_in(request).await };
+        // Where nothing is to be stored, a session is enough.
+        let (answer, _) = match request.facts {
+            None => self.call(request, call).await?,
+            Some(_) => {
+                let with = |nonce| wire::CheckInRequest { nonce, ..request.clone() };
+                self.call_signed(with, call).await?
+            }
+        };
         Ok(answer.update)
     }
 
@@ -275,10 +284,12 @@ impl Connection {
     pub async fn watch(&self, network: &NetworkName, at: Position) -> Result<UpdateStream, CallError> {
         let Position { epoch, revision, stamp } = at;
         let (network, stamp) = (network.to_string(), stamp.to_bytes().into());
-        let request = wire::WatchRequest { network, epoch, revision: revision.0, stamp };
+        let request =
+            wire::WatchRequest { network, epoch, revision: revision.0, stamp, ..Default::default() };
         let transport = self.transport.subscribe();
-        let (updates, by) =
-            self.call(request, |mut client, request| async move { client.watch(request).await }).await?;
+        let call = |mut client: Client, request| async move { client.watch(request).await };
+        let with = |nonce| wire::WatchRequest { nonce, ..request.clone() };
+        let (updates, by) = self.call_signed(with, call).await?;
         Ok(UpdateStream { updates, by, transport })
     }
 
@@ -322,6 +333,24 @@ impl Connection {
         }
         let token = self.open_session().await?;
         self.ask(|client| call_with(client, &token)).await
+    }
+
+    /// Calls in a session with a request that the host signs as well; once more with another nonce, if a
+    /// transport that then lost the answer has used up the first.
+    async fn call_signed<Q: sign::SignedCall, A, F: Future<Output = Answered<A>> + Send>(
+        &self,
+        with: impl Fn(Bytes) -> Q,
+        call: impl Fn(Client, Request<Q>) -> F,
+    ) -> Result<(A, Transport), CallError> {
+        let signed = |challenge: wire::ChallengeResponse| {
+            let mut request = with(challenge.nonce);
+            sign::sign_call(&mut request, &self.server.signing_key, &self.identity);
+            request
+        };
+        match self.call(signed(self.challenge().await?), &call).await {
+            Err(CallError::NonceUsed) => self.call(signed(self.challenge().await?), &call).await,
+            outcome => outcome,
+        }
     }
 
     async fn open_session(&self) -> Result<Secret<String>, CallError> {

@@ -237,6 +237,63 @@ pub fn verify_leave(request: &LeaveRequest, server: &SigningKey) -> Result<(), I
     verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
 }
 
+/// A request in a session that its node signs as well, with a nonce: whoever ends TLS has the session, and can
+/// record the request, but not make it do anything a second time.
+pub trait SignedCall: Message + Clone {
+    /// What it is signed for.
+    const PURPOSE: &'static str;
+    /// The nonce that it is signed with.
+    fn nonce(&self) -> &[u8];
+    /// Its signature.
+    fn signature(&mut self) -> &mut prost::bytes::Bytes;
+}
+
+impl SignedCall for CheckInRequest {
+    const PURPOSE: &'static str = "check-in";
+
+    fn nonce(&self) -> &[u8] {
+        &self.nonce
+    }
+
+    fn signature(&mut self) -> &mut prost::bytes::Bytes {
+        &mut self.signature
+    }
+}
+
+impl SignedCall for WatchRequest {
+    const PURPOSE: &'static str = "watch";
+
+    fn nonce(&self) -> &[u8] {
+        &self.nonce
+    }
+
+    fn signature(&mut self) -> &mut prost::bytes::Bytes {
+        &mut self.signature
+    }
+}
+
+fn call_transcript<R: SignedCall>(server: &SigningKey, identity: &Identity, request: &R) -> Vec<u8> {
+    let mut bare = request.clone();
+    bare.signature().clear();
+    transcript(R::PURPOSE, &[&server.0, &identity.0, request.nonce(), &hash(&bare)])
+}
+
+/// Signs a call by the identity of its node.
+pub fn sign_call<R: SignedCall>(request: &mut R, server: &SigningKey, identity: &ed25519::SigningKey) {
+    let covered = call_transcript(server, &public_key(identity), request);
+    *request.signature() = identity.sign(&covered).to_vec().into();
+}
+
+/// Checks that a call was signed by the identity of its session.
+pub fn verify_call<R: SignedCall>(
+    request: &R,
+    server: &SigningKey,
+    identity: &Identity,
+) -> Result<(), Invalid> {
+    let signature = request.clone().signature().clone();
+    verify("identity's signature", &identity.0, &call_transcript(server, identity, request), &signature)
+}
+
 /// What identifies an update besides its body: whom it is for, and which step it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<'a> {
@@ -381,6 +438,29 @@ mod tests {
         assert!(check(&JoinRequest { network: "prod".into(), ..join() }, [7; 32]).is_err());
         assert!(check(&JoinRequest { os: "x".into(), ..join() }, [7; 32]).is_err());
         assert!(check(&JoinRequest { nonce: vec![8; 40].into(), ..join() }, [7; 32]).is_err());
+    }
+
+    #[test]
+    fn a_signed_call_holds_for_what_it_says_and_nothing_else() {
+        let (_, key, ..) = keys();
+        let (server, identity) = (SigningKey([7; 32]), public_key(&key));
+        let mut watch =
+            WatchRequest { network: "corp".into(), nonce: vec![9; 40].into(), ..Default::default() };
+        sign_call(&mut watch, &server, &key);
+        assert_eq!(verify_call(&watch, &server, &identity), Ok(()));
+        assert!(verify_call(&watch, &SigningKey([8; 32]), &identity).is_err());
+        assert!(verify_call(&watch, &server, &Identity([8; 32])).is_err());
+        let WatchRequest { network, nonce, signature, .. } = watch.clone();
+        assert!(
+            verify_call(&WatchRequest { network: "prod".into(), ..watch.clone() }, &server, &identity)
+                .is_err()
+        );
+        assert!(verify_call(&WatchRequest { revision: 1, ..watch.clone() }, &server, &identity).is_err());
+        assert!(
+            verify_call(&WatchRequest { nonce: vec![8; 40].into(), ..watch }, &server, &identity).is_err()
+        );
+        let other = CheckInRequest { network, nonce, signature, ..Default::default() };
+        assert!(verify_call(&other, &server, &identity).is_err(), "it is for one purpose");
     }
 
     #[test]

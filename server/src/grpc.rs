@@ -192,13 +192,20 @@ impl Agent for Adapter {
         request: Request<wire::CheckInRequest>,
     ) -> Result<Response<wire::CheckInResponse>, Status> {
         let identity = identity(&request)?;
-        // The source address is looked up only if it is used.
-        let seen = if request.get_ref().facts.is_some() { self.from(&request).await } else { None };
+        // What changes nothing needs no signature, and its source address is not looked up.
+        let seen = if request.get_ref().facts.is_some() {
+            let caller = from(&request, self.behind_proxy);
+            self.answer(caller, self.service.made_by(&identity, request.get_ref())).await?;
+            self.from(&request).await
+        } else {
+            None
+        };
         // Inside the tunnel the source address is the registration's: WireGuard itself lets only one host
         // have it.
         let outside = self.transport != Control::Tunnel;
         let source = if outside { from(&request, self.behind_proxy) } else { None };
-        let wire::CheckInRequest { network: name, epoch, revision, facts, stamp } = request.into_inner();
+        let wire::CheckInRequest { network: name, epoch, revision, facts, stamp, nonce: _, signature: _ } =
+            request.into_inner();
         let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
         let said = facts.as_ref().map(|facts| (facts, seen));
         let update =
@@ -213,7 +220,10 @@ impl Agent for Adapter {
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let identity = identity(&request)?;
-        let wire::WatchRequest { network: name, epoch, revision, stamp } = request.into_inner();
+        let caller = from(&request, self.behind_proxy);
+        self.answer(caller, self.service.made_by(&identity, request.get_ref())).await?;
+        let wire::WatchRequest { network: name, epoch, revision, stamp, nonce: _, signature: _ } =
+            request.into_inner();
         let at = Position { epoch, revision: Revision(revision), stamp: Stamp::from_bytes(&stamp) };
         self.service.notice(&at).await?;
         let (send, updates) = mpsc::channel(1);

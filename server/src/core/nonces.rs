@@ -44,7 +44,7 @@ impl Nonces {
         if nonce.made < self.started || nonce.made + LIFE < now {
             return Err(Invalid::NonceExpired);
         }
-        self.spent.retain(|spent| spent.made + LIFE >= now);
+        self.spent = self.spent.split_off(&Nonce { made: now - LIFE, bytes: Box::default() });
         if self.spent.insert(nonce) { Ok(()) } else { Err(Invalid::NonceUsed) }
     }
 

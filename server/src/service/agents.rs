@@ -226,6 +226,13 @@ impl Service {
         })
     }
 
+    /// Checks that the node of a session made a call itself, and makes it just this once.
+    pub fn made_by<R: sign::SignedCall>(&self, identity: &Identity, request: &R) -> Result<(), Error> {
+        let nonce = self.inner.secrets.nonce(request.nonce())?;
+        sign::verify_call(request, &self.inner.info.signing_key, identity)?;
+        Ok(self.nonces().spend(nonce, Timestamp::now())?)
+    }
+
     /// The whole View of a node, or that it is removed.
     pub fn whole(&self, network: &NetworkName, identity: &Identity) -> Result<Update, Error> {
         let state = self.state();

@@ -1,6 +1,8 @@
 //! A server in the process of the test, on loopback, with a memory store or a real database; and clients for
 //! it.
 
+pub mod proxy;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;

@@ -235,7 +235,13 @@ impl Agent {
         let network = self.network.to_string();
         let Position { epoch, revision, stamp } = self.at;
         let stamp = stamp.to_bytes().into();
-        self.authorized(wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp }).await
+        let mut request =
+            wire::CheckInRequest { network, epoch, revision: revision.0, facts, stamp, ..Default::default() };
+        if request.facts.is_some() {
+            request.nonce = self.challenge().await?.nonce;
+            sign::sign_call(&mut request, &self.server, &self.identity);
+        }
+        self.authorized(request).await
     }
 
     /// Checks in, and takes the update if there is one; returns the answer.
@@ -250,12 +256,19 @@ impl Agent {
 
     /// Streams every change after the revision that it has.
     pub async fn watch(&mut self) -> Result<Streaming<Update>, Status> {
+        let request = self.watch_request().await?;
+        Ok(self.client.watch(request).await?.into_inner())
+    }
+
+    /// A request for that stream, signed.
+    pub async fn watch_request(&mut self) -> Result<Request<wire::WatchRequest>, Status> {
         let network = self.network.to_string();
         let Position { epoch, revision, stamp } = self.at;
-        let stamp = stamp.to_bytes().into();
-        let request =
-            self.authorized(wire::WatchRequest { network, epoch, revision: revision.0, stamp }).await?;
-        Ok(self.client.watch(request).await?.into_inner())
+        let (stamp, nonce) = (stamp.to_bytes().into(), self.challenge().await?.nonce);
+        let mut request =
+            wire::WatchRequest { network, epoch, revision: revision.0, stamp, nonce, ..Default::default() };
+        sign::sign_call(&mut request, &self.server, &self.identity);
+        self.authorized(request).await
     }
 
     /// Leaves the network.
