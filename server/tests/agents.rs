@@ -15,6 +15,7 @@ use proto::position::Position;
 use proto::wire::{self, Facts, Update, update::Body};
 use reqwest::{Method, StatusCode};
 use schema::api::{Control, NodeStatus, Presence};
+use schema::inventory::NodeProblem;
 use schema::snapshot::Revision;
 use support::{PATIENCE, Running, eventually, failure, request};
 use test_agent::{Agent, KnownServer, seed};
@@ -339,6 +340,33 @@ async fn a_removal_is_of_the_host_that_was_shown_and_the_log_names_what_was_done
         assert_eq!((&*entry.action, &*entry.actor, nodes), (action, token, vec!["a"]));
     }
     assert_eq!(log.len(), 2);
+}
+
+#[tokio::test]
+async fn two_hosts_with_one_identity_are_shown_in_the_status() {
+    let server = corp().await;
+    let copied_to = |address: [u8; 4]| {
+        let channel = server.known.endpoint().local_address(Some(address.into())).connect_lazy();
+        Agent::on(channel, server.known.signing_key, "corp", "a", 1)
+    };
+    let (mut original, mut copy) = (copied_to([127, 0, 0, 1]), copied_to([127, 0, 0, 2]));
+    original.join("many").await.unwrap();
+    let cloned = async || {
+        let problems = status_of(&server, "a").await.problems;
+        problems.iter().any(|problem| &*problem.code == NodeProblem::CLONED)
+    };
+    for _ in 0..2 {
+        original.check_in(None).await.unwrap();
+        copy.check_in(None).await.unwrap();
+    }
+    assert!(!cloned().await, "a host may move to another network and back");
+    for _ in 0..2 {
+        original.check_in(None).await.unwrap();
+        copy.check_in(None).await.unwrap();
+    }
+    assert!(cloned().await);
+    server.joined("b", 2, "many").await.check_in(None).await.unwrap();
+    assert!(status_of(&server, "b").await.problems.is_empty());
 }
 
 #[tokio::test]
