@@ -2,8 +2,9 @@
 //!
 //! A network that holds one of them would cut hosts off (the rule `cut-off`), and no member is given one.
 //! What SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS resolve to is asked once a minute, the interfaces of this
-//! host whenever a plan is about to be made or applied. What cannot be asked right now stays as it was. Start
-//! at [`OwnAddresses`].
+//! host then too, and whenever a plan is about to be made or applied. Nothing is asked while a change is made:
+//! it is given what was known last. What cannot be asked right now stays as it was; a name that never resolved
+//! is logged. Start at [`OwnAddresses`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -67,6 +68,12 @@ impl OwnAddresses {
                 self.known().put(|known| drop(known.resolved.insert(name, addresses)));
             }
         }
+    }
+
+    /// The names that have never resolved.
+    pub fn unknown(&self) -> Vec<&str> {
+        let known = self.known();
+        self.names.iter().filter(|name| !known.resolved.contains_key(*name)).map(String::as_str).collect()
     }
 
     /// Asks the kernel for the addresses of the interfaces.
@@ -134,8 +141,10 @@ mod tests {
         // RFC 6761, section 6.4: it never resolves.
         let names = ["192.0.2.7", "2001:db8::7", "127.0.0.1", "nm.invalid"].map(str::to_owned).into();
         let own = OwnAddresses { names, ..Default::default() };
+        assert_eq!(own.unknown().len(), 4);
         own.resolve().await;
         assert_eq!(own.now()[..], ["192.0.2.7", "2001:db8::7"].map(address));
+        assert_eq!(own.unknown(), ["nm.invalid"]);
         own.known()
             .put(|known| drop(known.resolved.insert("nm.invalid".into(), [address("192.0.2.9")].into())));
         own.resolve().await;

@@ -28,8 +28,8 @@ pub mod service;
 pub mod state;
 pub mod store;
 mod tally;
-
 pub mod tokens;
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -64,9 +64,9 @@ use crate::store::{Store, StoreError, Stored};
 
 /// The version of the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// How often the server's own names are resolved.
 /// The name of the token that a first start makes.
 const FIRST_TOKEN: &str = "admin";
+/// How often the server's own names are resolved.
 const RESOLVE: Duration = Duration::from_secs(60);
 /// How often the times of the nodes' last calls are stored.
 const STORE_SEEN: Duration = Duration::from_secs(60);
@@ -153,6 +153,13 @@ pub async fn open_with(
     };
     let addresses = OwnAddresses::of(&settings);
     tokio::join!(addresses.resolve(), addresses.list());
+    for name in addresses.unknown() {
+        tracing::warn!(
+            name,
+            "this name of the server does not resolve: until it does, agents do not find it there, and \
+            no range counts as holding its addresses"
+        );
+    }
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
     let last_seen = LastSeen::new(seen, served, &world.inventory);
     let log = store::recent_log(&mut *store, world.revision)?;
@@ -325,6 +332,6 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
 
 async fn keep_resolved(service: Service, mut shutdown: watch::Receiver<bool>) {
     while tokio::time::timeout(RESOLVE, shutdown.wait_for(|end| *end)).await.is_err() {
-        service.resolve_own_names().await;
+        tokio::join!(service.resolve_own_names(), service.list_own_addresses());
     }
 }
