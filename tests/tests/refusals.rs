@@ -76,7 +76,7 @@ fn tokens_that_cannot_be_used_are_refused() {
         // The key is withdrawn.
         mesh.apply(r#"network "corp" { ipv4 "10.40.0.0/16" }"#).await;
         let printed = refused(&c, token, &[]).await;
-        assert!(printed.contains("does not exist"), "{printed}");
+        assert!(printed.contains("was deleted"), "{printed}");
 
         // A server that hangs accepts connections and does not answer.
         let process = mesh.server.process().expect("it runs");

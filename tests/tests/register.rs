@@ -334,7 +334,7 @@ fn a_registration_that_is_not_possible_is_refused() {
 
         mesh.apply(r#"network "corp" { ipv4 "10.40.0.0/16" }"#).await;
         let printed = refused(&a, token).await;
-        assert!(printed.contains("does not exist"), "{printed}");
+        assert!(printed.contains("was deleted"), "{printed}");
 
         mesh.server.kill().await.expect("it is killed");
         let printed = refused(&a, token).await;
