@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand};
 use proto::secret::Secret;
 use schema::scalars::{Endpoint, Name, NetworkName};
+use schema::settings::Switch;
 
 use crate::directory;
 
@@ -99,20 +100,11 @@ pub struct Join {
     pub endpoint: Option<Endpoint>,
     /// Whether a daemon is to keep the network current: with `off` it joins and exits without mentioning the
     /// daemon.
-    #[arg(long, value_name = "on|off", default_value = "on")]
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = str::parse::<Switch>)]
     pub daemon: Switch,
     /// How to print.
     #[command(flatten)]
     pub form: Form,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// Yes.
-    On,
-    /// No.
-    Off,
 }
 
 /// The network of a command.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schema::scalars::{Endpoint, Name};
-use schema::settings::{self, read};
+use schema::settings::{self, Switch, read};
 
 /// What the operator set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,9 +81,9 @@ pub fn load(
         endpoint: read("endpoint", value("endpoint"))?,
         port: read("port", value("port"))?.map(std::num::NonZeroU16::get),
         interface: value("interface"),
-        watch: read("watch", value("watch"))?.unwrap_or(default.watch),
+        watch: read("watch", value("watch"))?.map_or(default.watch, |Switch(on)| on),
         connection_tracking: read("connection_tracking", value("connection_tracking"))?
-            .unwrap_or(default.connection_tracking),
+            .map_or(default.connection_tracking, |Switch(on)| on),
     })
 }
 
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn an_invalid_value_is_reported() {
-        for (name, value) in [("PORT", "0"), ("WATCH", "no"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
+        for (name, value) in [("PORT", "0"), ("WATCH", "maybe"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
             let error =
                 with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");

@@ -33,6 +33,7 @@ pub mod server_info;
 pub mod settings;
 pub mod snapshot;
 pub mod syntax;
+pub mod text;
 pub mod value;
 pub mod view;
 pub mod world;

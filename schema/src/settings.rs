@@ -59,6 +59,22 @@ pub fn parse(path: &str, text: &str, names: &[String]) -> Result<BTreeMap<String
     Ok(values)
 }
 
+/// A setting that is on or off: `on`, `yes` and `true`, or `off`, `no` and `false`, in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl FromStr for Switch {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" => Ok(Self(true)),
+            "off" | "false" | "no" => Ok(Self(false)),
+            _ => Err("write on or off"),
+        }
+    }
+}
+
 /// Reads one value, if it is set.
 pub fn read<T: FromStr<Err: Display>>(
     name: &'static str,
@@ -69,4 +85,22 @@ pub fn read<T: FromStr<Err: Display>>(
         value.parse().map_err(wrong)
     };
     value.map(parse).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_is_read_in_any_case_and_by_any_of_its_words() {
+        for (text, on) in [("on", true), ("ON", true), ("Yes", true), ("true", true)] {
+            assert_eq!(text.parse(), Ok(Switch(on)), "{text}");
+        }
+        for text in ["off", "OFF", "Off", "no", "No", "False"] {
+            assert_eq!(text.parse(), Ok(Switch(false)), "{text}");
+        }
+        for text in ["", "0", "offf", " on"] {
+            assert_eq!(text.parse::<Switch>(), Err("write on or off"), "{text}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use netclient::device::default_source;
 use schema::rules::endpoints::refused_everywhere;
 use schema::scalars::{Endpoint, EndpointHost, Name, Seconds};
-use schema::settings::{self, SettingsError};
+use schema::settings::{self, SettingsError, Switch};
 use schema::world::ServerInfo;
 
 use crate::listen::Configured;
@@ -232,11 +232,7 @@ fn engine(text: &str) -> Result<(), &'static str> {
 }
 
 fn switch(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "on" | "true" | "yes" => Ok(true),
-        "off" | "false" | "no" => Ok(false),
-        _ => Err("write on or off"),
-    }
+    text.parse().map(|Switch(on)| on)
 }
 
 fn port(text: &str) -> Result<u16, &'static str> {

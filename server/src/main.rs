@@ -13,6 +13,7 @@ use nmserver::store::Store;
 use nmserver::store::sqlite::Sqlite;
 use nmserver::{down, tokens};
 use schema::scalars::{Expiry, Name, NetworkName};
+use schema::text::word;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The control plane of declared WireGuard meshes. Without a command it serves, as units and containers start
@@ -207,19 +208,24 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
 /// The next commands after a first start, ready to be copied.
 fn print_next_steps(settings: &Settings) {
     let Settings { server_host, bind, api_port, data_dir, tls, .. } = settings;
-    let directory = data_dir.display();
+    // It is to be copied, and may be used in any directory.
+    let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone());
+    let file = |name: &str| word(&directory.join(name).display().to_string());
     let at = if bind.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { *bind };
     let url = format!("{}://{}", if *tls { "https" } else { "http" }, SocketAddr::new(at, *api_port));
-    let ca = if *tls { format!(" NMPLAN_CA={directory}/ca.pem") } else { String::new() };
+    let ca = if *tls { format!(" NMPLAN_CA={}", file("ca.pem")) } else { String::new() };
     let mut talk = std::io::stderr().lock();
-    let _ =
-        writeln!(talk, "\nThis is the first start. Keys, CA and admin token were created in {directory}.");
+    let _ = writeln!(
+        talk,
+        "\nThis is the first start. Keys, CA and admin token were created in {}.",
+        directory.display()
+    );
     let _ = writeln!(
         talk,
         "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
     );
     let _ = writeln!(talk, "\nNext, in the directory of your files:\n");
-    let _ = writeln!(talk, "  export NMPLAN_SERVER={url} NMPLAN_TOKEN_FILE={directory}/admin.token{ca}");
+    let _ = writeln!(talk, "  export NMPLAN_SERVER={} NMPLAN_TOKEN_FILE={}{ca}", word(&url), file("admin.token"));
     let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
 }
 

@@ -87,13 +87,17 @@ impl Drop for Serving {
 #[test]
 fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothing() {
     let directory = folder();
-    let data = directory.path().join("data");
-    let mut first = Serving::start(&mut nmserver(&data));
+    // What is printed is to be copied into a shell, in any directory.
+    let data = directory.path().join("my data");
+    let mut first = Serving::start(nmserver(Path::new("my data")).current_dir(directory.path()));
     first.read_until("nmplan plan");
     let command = first.said.lines().find(|line| line.contains("export")).unwrap().to_owned();
     for part in ["NMPLAN_SERVER=https://127.0.0.1:", "NMPLAN_TOKEN_FILE=", "NMPLAN_CA="] {
         assert!(command.contains(part), "{command}");
     }
+    let script = format!("{command} && cat \"$NMPLAN_TOKEN_FILE\" \"$NMPLAN_CA\"");
+    let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert!(shell.status.success() && shell.stdout.starts_with(b"nma_"), "{command}: {shell:?}");
     let keys = ["ca.pem", "ca.key", "signing.key", "session.key", "admin.token"];
     for file in keys.iter().chain(&["nmserver.db", "nmserver.db-wal", "lock", "mark", "version"]) {
         let mode = std::fs::metadata(data.join(file)).unwrap().permissions().mode();

@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use schema::text::count;
 use serde_json::json;
 
 use super::{Outcome, json as print_json, looked_after, open, read_token};
 use crate::agent::{JoinOptions, JoinOutcome};
-use crate::args::{Join, Switch};
+use crate::args::Join;
 use crate::membership::Membership;
 
 pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
@@ -35,12 +36,9 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
     let mut data = io::stdout().lock();
     let what = if new { "Joined" } else { "Already joined" };
     let Membership { network, node, interface, view, .. } = membership;
-    let peers = match view.peers.len() {
-        1 => "1 peer".to_owned(),
-        count => format!("{count} peers"),
-    };
+    let peers = count(view.peers.len() as u64, "peer");
     writeln!(data, "{what} {network} as {node}: {} on {interface}, {peers}.", addresses.join(", "))?;
-    if !kept && daemon == Switch::On {
+    if !kept && daemon.0 {
         let mut talk = io::stderr().lock();
         let _ = writeln!(talk, "Nothing keeps it current yet. Leave this running:\n\n  netclient daemon\n");
     }

@@ -6,6 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use schema::api::Control;
 use schema::scalars::NetworkName;
+use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
@@ -142,10 +143,5 @@ fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 fn ago(time: Option<Timestamp>, now: Timestamp) -> String {
-    let Some(time) = time else { return "never".into() };
-    match now.duration_since(time).as_secs().max(0) {
-        seconds @ 0..120 => format!("{seconds} s ago"),
-        seconds @ 120..7_200 => format!("{} min ago", seconds / 60),
-        seconds => format!("{} h ago", seconds / 3_600),
-    }
+    time.map_or("never".into(), |time| text::ago(time, now))
 }

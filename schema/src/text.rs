@@ -1,0 +1,105 @@
+//! How numbers, times, paths and words are written for people: once, for every program.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// What stands in a cell of a table that has nothing to show.
+pub const NOTHING: &str = "-";
+
+/// A number of things: `1 node`, `2 nodes`; `one` is the singular.
+pub fn count(number: impl Into<u64>, one: &str) -> String {
+    match number.into() {
+        1 => format!("1 {one}"),
+        number if one.ends_with("ss") => format!("{number} {one}es"),
+        number => format!("{number} {one}s"),
+    }
+}
+
+/// A time to the second, in UTC.
+pub fn moment(time: Timestamp) -> String {
+    time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// How long ago a time was, in one unit; a time in the future counts as now.
+pub fn ago(time: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(time).as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+/// A text that anybody may have written, such as the message of a commit: none of its control characters
+/// reaches the terminal.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A path as it was given, without components that mean nothing; the current directory is `.`.
+pub fn path(path: &Path) -> String {
+    let plain: PathBuf = path.components().collect();
+    let plain = plain.strip_prefix(".").unwrap_or(&plain);
+    if plain.as_os_str().is_empty() { ".".into() } else { plain.display().to_string() }
+}
+
+/// A word as a shell reads it, in quotes where it needs them.
+pub fn word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_everything_else_plural() {
+        assert_eq!([0_u64, 1, 2].map(|number| count(number, "key")), ["0 keys", "1 key", "2 keys"]);
+        assert_eq!(count(2_u64, "address"), "2 addresses");
+    }
+
+    #[test]
+    fn a_time_has_no_fraction() {
+        let time: Timestamp = "2026-11-24T12:00:01.123456789Z".parse().expect("good");
+        assert_eq!(moment(time), "2026-11-24 12:00:01 UTC");
+        let after = |seconds| ago(time, time + jiff::SignedDuration::from_secs(seconds));
+        assert_eq!(
+            [-5, 119, 120, 7_200, 172_800].map(after),
+            ["0 s ago", "119 s ago", "2 min ago", "2 h ago", "2 days ago"]
+        );
+    }
+
+    #[test]
+    fn a_path_is_written_as_it_was_given() {
+        for (given, shown) in [
+            ("./mesh/./corp.kdl", "mesh/corp.kdl"),
+            (".", "."),
+            ("", "."),
+            ("/a/../b", "/a/../b"),
+            ("a/", "a"),
+        ] {
+            assert_eq!(path(Path::new(given)), shown, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_one_word_to_a_shell() {
+        for (given, shown) in [
+            ("keys.json", "keys.json"),
+            ("my keys", "'my keys'"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+            ("$x", "'$x'"),
+        ] {
+            assert_eq!(word(given), shown);
+        }
+    }
+}
