@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use proto::secret::Secret;
-use proto::token::Token;
+use proto::token::{self, Token};
 use schema::scalars::NetworkName;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -225,7 +225,8 @@ fn looked_after(agent: &Agent) -> bool {
     matches!(daemon::ask(&agent.directory, &DaemonRequest::Rescan), Ok(Some(DaemonResponse::Done(_))))
 }
 
-/// The token as it was typed, or from a file, or from standard input; checked before anything else happens.
+/// The token as it was typed, or from a file, or from standard input; checked before anything else happens. A
+/// file of tokens, as nmplan writes it, is good as well.
 fn read_token(shown: &TokenArg) -> Outcome<Token> {
     let typed = shown.token.expose();
     let text = match typed.strip_prefix('@') {
@@ -241,5 +242,5 @@ fn read_token(shown: &TokenArg) -> Outcome<Token> {
         }
         None => shown.token.clone(),
     };
-    text.expose().parse().map_err(|why| format!("the token is not valid: {why}; copy it again, whole").into())
+    Ok(token::choose(text.expose(), shown.key.as_deref())?)
 }

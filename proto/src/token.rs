@@ -4,6 +4,7 @@
 //! made and the server has never seen, the server's View-signing key, and what pins the server's certificate.
 //! It decodes offline.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -48,6 +49,74 @@ pub enum TokenError {
     /// It is whole, but this program does not understand it.
     #[error("it was made by another version of nmplan, or by another program")]
     Content,
+}
+
+/// Tokens by the ids of their access keys: what a file of tokens holds, as one JSON object.
+pub type Tokens = BTreeMap<String, Secret<String>>;
+
+/// Why a text does not lead to one token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChoiceError {
+    /// It is no token.
+    #[error("the token is not valid: {0}; copy it again, whole")]
+    Token(#[from] TokenError),
+    /// It is neither a token nor a file of tokens. The error names no content, which is secret.
+    #[error(
+        "it is not a file of tokens, one JSON object from access keys to tokens: line {line}, column {column}"
+    )]
+    Content {
+        /// The line, from 1.
+        line: usize,
+        /// The character in it, from 1.
+        column: usize,
+    },
+    /// There are several.
+    #[error("there are tokens of several access keys; choose one: --key {}", .0.join(", or --key "))]
+    Several(Vec<String>),
+    /// There is none of that key.
+    #[error("there is no token of the access key {asked}; there {}", listed(.known))]
+    None {
+        /// The key that was asked for.
+        asked: String,
+        /// The keys that there are.
+        known: Vec<String>,
+    },
+    /// The file is empty.
+    #[error("the file has no token; `nmplan apply --keys-to FILE` writes those of the keys that it creates")]
+    Empty,
+}
+
+fn listed(ids: &[String]) -> String {
+    match ids {
+        [] => "is none".into(),
+        [one] => format!("is one of {one}"),
+        [several @ ..] => format!("are those of {}", several.join(", ")),
+    }
+}
+
+/// The token in a text: the text is one, or it is a file of tokens, from which `key` chooses by the name or the
+/// resource id of an access key. A key that is given must be that of the token.
+pub fn choose(text: &str, key: Option<&str>) -> Result<Token, ChoiceError> {
+    let tokens: Tokens = if text.trim_start().starts_with('{') {
+        let content =
+            |error: serde_json::Error| ChoiceError::Content { line: error.line(), column: error.column() };
+        serde_json::from_str(text).map_err(content)?
+    } else {
+        let token: Token = text.parse()?;
+        Tokens::from([(token.id(), token.reveal())])
+    };
+    let meant = |id: &&String| {
+        key.is_none_or(|key| **id == key || id.rsplit_once('/').is_some_and(|(_, name)| name == key))
+    };
+    let found: Vec<&String> = tokens.keys().filter(meant).collect();
+    match (&*found, key) {
+        ([id], _) => Ok(tokens[*id].expose().parse()?),
+        ([], None) => Err(ChoiceError::Empty),
+        ([], Some(asked)) => {
+            Err(ChoiceError::None { asked: asked.into(), known: tokens.into_keys().collect() })
+        }
+        ([several @ ..], _) => Err(ChoiceError::Several(several.iter().map(|id| (*id).clone()).collect())),
+    }
 }
 
 /// What a token holds, as it is encoded.
@@ -108,6 +177,11 @@ impl FromStr for Token {
 }
 
 impl Token {
+    /// The resource id of its access key.
+    pub fn id(&self) -> String {
+        format!("{}/access-key/{}", self.network, self.key)
+    }
+
     fn read(body: &Body) -> Option<Self> {
         let ca_pin = match &*body.ca_pin {
             [] => None,
@@ -126,7 +200,7 @@ impl Token {
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token({}/access-key/{} at {:?})", self.network, self.key, self.addresses)
+        write!(f, "Token({} at {:?})", self.id(), self.addresses)
     }
 }
 
@@ -173,5 +247,41 @@ mod tests {
     #[test]
     fn a_token_does_not_print_its_secret() {
         assert_eq!(format!("{:?}", token()), "Token(corp/access-key/ci at [\"nm.example.net:50051\"])");
+    }
+
+    #[test]
+    fn a_token_is_chosen_from_a_file_of_tokens() {
+        let of = |network: &str, key: &str| Token {
+            network: network.parse().expect("good"),
+            key: key.parse().expect("good"),
+            ..token()
+        };
+        let file = |tokens: &[Token]| {
+            let entry = |token: &Token| format!("{:?}: {:?}", token.id(), token.reveal().expose());
+            format!("{{\n  {}\n}}\n", tokens.iter().map(entry).collect::<Vec<_>>().join(",\n  "))
+        };
+        let one = file(&[of("corp", "ci")]);
+        assert_eq!(choose(&one, None), Ok(of("corp", "ci")));
+        assert_eq!(choose(token().reveal().expose(), Some("ci")), Ok(token()));
+        let several = file(&[of("corp", "ci"), of("corp", "gw"), of("lab", "ci")]);
+        assert_eq!(choose(&several, Some("gw")), Ok(of("corp", "gw")));
+        assert_eq!(choose(&several, Some("lab/access-key/ci")), Ok(of("lab", "ci")));
+        let refused = |text: &str, key| choose(text, key).expect_err("it is refused").to_string();
+        assert_eq!(
+            refused(&several, Some("ci")),
+            "there are tokens of several access keys; choose one: --key corp/access-key/ci, or --key lab/access-key/ci"
+        );
+        assert!(refused(&several, None).contains("--key corp/access-key/gw"));
+        assert_eq!(
+            refused(&one, Some("db")),
+            "there is no token of the access key db; there is one of corp/access-key/ci"
+        );
+        assert!(
+            refused(token().reveal().expose(), Some("db")).contains("there is one of corp/access-key/ci")
+        );
+        assert!(refused("{}", None).contains("--keys-to FILE"));
+        let secret = refused("{\"corp/access-key/ci\": nmj_marked}", None);
+        assert!(secret.contains("line 1") && !secret.contains("marked"), "{secret}");
+        assert!(refused("nmj_x", None).contains("copy it again"));
     }
 }
