@@ -104,6 +104,37 @@ pub struct StatusDocument {
     pub revision: Revision,
     /// The nodes, joined and expected.
     pub nodes: Vec<NodeStatus>,
+    /// The access keys.
+    #[serde(default)]
+    pub keys: Vec<KeyState>,
+}
+
+/// The state of an access key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyState {
+    /// Its resource id.
+    pub id: ResourceId,
+    /// Whether it lets hosts join.
+    pub state: KeyPhase,
+    /// How many nodes have joined with it.
+    pub used: u32,
+    /// How many may; absent: any number.
+    pub uses: Option<u32>,
+    /// When it expires; absent: never.
+    #[schemars(with = "Option<Time>")]
+    pub expires: Option<Timestamp>,
+}
+
+/// Whether an access key lets hosts join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyPhase {
+    /// It does.
+    Open,
+    /// It has been used as often as it may.
+    Spent,
+    /// It has expired.
+    Expired,
 }
 
 /// The state of one node.

@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::kinds::AccessKey;
 use crate::rules::endpoints::Members;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Time, Verifier, WireGuardKey};
 pub use crate::snapshot::NodeId;
@@ -137,6 +138,34 @@ impl FormerKey {
     pub const MOST_SECRETS: usize = 4;
     /// How many ids of a network are remembered; the one that was deleted first goes first.
     pub const MOST_KEYS: usize = 256;
+}
+
+/// Whether a key lets hosts join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It does.
+    Open,
+    /// It expired at this time.
+    Expired(Timestamp),
+    /// It has been used this often, which is as often as it may.
+    Spent(u32),
+}
+
+impl KeyStatus {
+    /// When the key expires; absent: never.
+    pub fn expires(&self, key: &AccessKey) -> Option<Timestamp> {
+        key.expires.map(|expires| expires.moment(self.created))
+    }
+
+    /// Whether the key lets hosts join. One with `for` is never used up: each of its names is claimed once at
+    /// a time, and again after its node was removed.
+    pub fn admission(&self, key: &AccessKey, now: Timestamp) -> Admission {
+        match (self.expires(key), key.uses().left(self.used)) {
+            (Some(end), _) if end <= now => Admission::Expired(end),
+            (_, Some(0)) if key.r#for.is_empty() => Admission::Spent(self.used),
+            _ => Admission::Open,
+        }
+    }
 }
 
 /// An address that a node has left.

@@ -20,7 +20,7 @@ use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
-use crate::kinds::Kind;
+use crate::kinds::{AccessKey, Kind};
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
@@ -173,6 +173,10 @@ pub fn plan(
     let desired = desired(declared, owner, only, &world.snapshot)?;
     let inventory = check_and_reconcile(&desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);
+    let over = over(&changes, &desired, &declared.source_map, now);
+    if over.has_errors() {
+        return Err(over);
+    }
     let after = Outcome { snapshot: desired, inventory };
     let (impact, mut reach) = effects(world, &after, server);
     for change in &mut reach {
@@ -302,6 +306,26 @@ fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
         .at(source_map.location(&id, &[Step::Field(field)]))
         .about(id)
         .help("use a shorter prefix".to_owned())
+}
+
+/// The keys that would be over before they are made.
+fn over(changes: &[Change], after: &Snapshot, source_map: &SourceMap, now: Timestamp) -> Report {
+    let mut report = Report::default();
+    for id in new_keys(changes) {
+        let expires = after.named::<AccessKey>(&id.network, &id.name).and_then(|key| key.expires);
+        let Some(expires) = expires.filter(|expires| expires.moment(now) <= now) else { continue };
+        let message = format!("{id} would expire on {expires}, before it is made: nobody could join with it");
+        let at = source_map.location(id, &[Step::Field("expires")]);
+        let help = "set a later day, or a duration such as 30d".to_owned();
+        report.push(Problem::new(Code::KeyOver, message).at(at).about(id).help(help));
+    }
+    report
+}
+
+/// The access keys that changes create.
+fn new_keys(changes: &[Change]) -> impl Iterator<Item = &ResourceId> {
+    let made = changes.iter().filter(|change| change.action == Action::Create);
+    made.map(|change| &change.id).filter(|id| id.kind == Kind::AccessKey)
 }
 
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
@@ -534,6 +558,7 @@ impl Plan {
                 },
             }
         }
+        report.append(over(&self.changes, &snapshot, &SourceMap::default(), now));
         if report.has_errors() {
             return Err(report);
         }
@@ -543,7 +568,6 @@ impl Plan {
 
     /// The access keys that the plan creates.
     pub fn new_keys(&self) -> impl Iterator<Item = &ResourceId> {
-        let made = self.changes.iter().filter(|change| change.action == Action::Create);
-        made.map(|change| &change.id).filter(|id| id.kind == Kind::AccessKey)
+        new_keys(&self.changes)
     }
 }

@@ -231,6 +231,8 @@ codes! {
         "The resource exists on the server and no project manages it. It is left alone: give the declared one another name, or delete the one on the server."
     RangeExhausted "plan::range_exhausted" Error "no address left"
         "The nodes that have joined do not fit into the range that is declared."
+    KeyOver "plan::key_over" Error "key that is over before it is made"
+        "The day on which the access key expires has begun already, so nobody could join with its token. A key that exists may get such a day, which ends it."
     CommsOverlap "plan::comms_overlap" Error "range of the server's tunnels"
         "The server reserves a range for its tunnels to agents: 10.101.0.0/16, or what its COMMS_RANGE sets. A host in a network with the same addresses could not distinguish the two."
     EndpointInMesh "plan::endpoint_in_mesh" Error "endpoint inside of a mesh"

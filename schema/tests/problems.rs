@@ -26,6 +26,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::EndpointInMesh, "needs a server, or nodes that have joined"),
     (Code::CutOff, "needs a server that has addresses"),
     (Code::ServerAddress, "needs a server that has addresses"),
+    (Code::KeyOver, "needs a clock, and to know which keys there are"),
     (Code::CommsOverlap, "needs a server that keeps a range"),
     (Code::OwnNode, "needs a server whose host is a node"),
     (Code::RangeExhausted, "needs nodes that have joined"),

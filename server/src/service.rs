@@ -23,7 +23,7 @@ use schema::kinds::Node;
 use schema::scalars::{Identity, Name, NetworkName};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::value::Value;
-use schema::world::{ServerInfo, World};
+use schema::world::{ServerInfo, World, key_states};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -265,7 +265,9 @@ impl Service {
         }
         let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.network).is_ok());
         let nodes = visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
-        StatusDocument { epoch: *epoch, revision: *revision, nodes }
+        let mut keys = key_states(snapshot, inventory, Timestamp::now());
+        keys.retain(|key| caller.grant.holds_in(&key.id.network).is_ok());
+        StatusDocument { epoch: *epoch, revision: *revision, nodes, keys }
     }
 
     /// The log above a revision, as JSON.

@@ -28,7 +28,7 @@ const CORP: &str = r#"
         access-key "three" uses=3
         access-key "many" uses="unlimited"
         access-key "named" { for "db" }
-        access-key "ended" expires="2020-01-01"
+        access-key "ended"
     }
 "#;
 
@@ -105,6 +105,7 @@ async fn many_nodes_that_join_at_once_share_no_use_no_address_and_no_revision() 
 #[tokio::test]
 async fn a_host_that_may_not_join_is_sent_the_reason_and_leaves_nothing_behind() {
     let server = corp().await;
+    server.declare(&CORP.replace("\"ended\"", "\"ended\" expires=\"2020-01-01\"")).await;
     let before = server.snapshot().await.world().unwrap();
     for (name, key, why) in [
         ("a", "ended", "expired on 2020-01-01"),

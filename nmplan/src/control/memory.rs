@@ -17,7 +17,7 @@ use schema::report::Report;
 use schema::scalars::{CaPin, Identity, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
-use schema::world::{ServerInfo, World, WorldDocument};
+use schema::world::{ServerInfo, World, WorldDocument, key_states};
 
 use super::{ControlError, ControlPlane};
 
@@ -174,7 +174,7 @@ impl Inner {
                 ..failure
             }));
         }
-        let outcome = plan.apply(&self.world, &self.info, Timestamp::UNIX_EPOCH);
+        let outcome = plan.apply(&self.world, &self.info, Timestamp::now());
         let outcome = outcome.map_err(|report| broken_rule("rules", &report))?;
         let findings = guard::check(
             &self.world.snapshot,
@@ -234,7 +234,7 @@ impl Inner {
         for id in made {
             let missing = || refused(failure(400, "bad_request", "the verifier of a key is missing"));
             let verifier = *keys.get(id).ok_or_else(missing)?;
-            let status = KeyStatus { verifier, created: Timestamp::UNIX_EPOCH, used: 0 };
+            let status = KeyStatus { verifier, created: Timestamp::now(), used: 0 };
             self.world.inventory.put_key(id.clone(), status);
         }
         Ok(())
@@ -324,6 +324,7 @@ impl ControlPlane for Memory {
             epoch: inner.world.epoch,
             revision: inner.world.revision,
             nodes: inner.nodes.clone(),
+            keys: key_states(&inner.world.snapshot, &inner.world.inventory, Timestamp::now()),
         })
     }
 

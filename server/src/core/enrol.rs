@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
 use schema::compile::reconcile::joined_and_awaited;
-use schema::inventory::{Inventory, Joined, KeyStatus, NodeId};
+use schema::inventory::{Admission, Inventory, Joined, KeyStatus, NodeId};
 use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
+use schema::text::{count, moment};
 use schema::world::{ServerInfo, World};
 
 use super::facts::Facts;
@@ -63,11 +64,12 @@ pub enum Refused {
         node: Name,
     },
     /// The key has expired.
-    #[error("the access key {0} expired on {1}; ask for a new token")]
+    #[error("the access key {} expired on {}; ask for a new token", .0, moment(*.1))]
     Expired(ResourceId, Timestamp),
     /// The key has been used as often as it may.
     #[error(
-        "the access key {0} has been used {1} times, which is its limit; raise its `uses`, or ask for another token"
+        "the access key {} has been used {}, which is its limit; raise its `uses`, or ask for another token",
+        .0, count(*.1, "time")
     )]
     Spent(ResourceId, u32),
     /// The key is for certain names.
@@ -301,18 +303,10 @@ fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result
 }
 
 fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
-    // Without a count of its own a key that is for names has none: each name is claimed once at a time.
-    let AccessKey { uses: _, expires, tags: _, r#for } = key;
-    let ends = expires.map(|expires| expires.moment(status.created));
-    if let Some(end) = ends.filter(|end| *end <= now) {
-        return Err(Refused::Expired(id.clone(), end));
-    }
-    if !r#for.is_empty() {
-        return Ok(());
-    }
-    match key.uses().left(status.used) {
-        Some(0) => Err(Refused::Spent(id.clone(), status.used)),
-        Some(_) | None => Ok(()),
+    match status.admission(key, now) {
+        Admission::Open => Ok(()),
+        Admission::Expired(end) => Err(Refused::Expired(id.clone(), end)),
+        Admission::Spent(used) => Err(Refused::Spent(id.clone(), used)),
     }
 }
 
