@@ -22,6 +22,7 @@ use schema::rules;
 use schema::scalars::Name;
 use schema::snapshot::Owner;
 use schema::syntax::{Source, Variables, parse, substitute};
+use schema::text::{count, path as shown};
 use schema::value::SourceId;
 
 use crate::environment::Environment;
@@ -94,7 +95,7 @@ pub enum LoadError {
     },
     /// There are two project files in one directory.
     #[error("there are two project files, {0} and {1}, and a project has one")]
-    TwoProjects(PathBuf, PathBuf),
+    TwoProjects(String, String),
     /// The flag names another project than the file.
     #[error("--project is {asked}, but {file} declares project {found}")]
     OtherProject {
@@ -144,6 +145,9 @@ impl LoadError {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
                 "check the path; -C sets the project's directory, and `nmplan init` creates a project".into(),
             ),
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("let this user read it, or run nmplan as a user who may".into())
+            }
             Self::Read { .. } => None,
             Self::TwoProjects(..) => Some("delete one of the two".into()),
             Self::OtherProject { .. } => Some("omit --project".into()),
@@ -297,12 +301,22 @@ type Project = (Vec<Document>, Option<ProjectFile>);
 
 /// Reads the project file, if there is one.
 fn project_file(root: &Root, reading: &mut Reading) -> Result<Option<Project>, LoadError> {
-    let mut existing = PROJECT_FILES.iter().map(|name| root.shown.join(name)).filter(|path| path.exists());
-    let Some(path) = existing.next() else { return Ok(None) };
-    if let Some(other) = existing.next() {
-        return Err(LoadError::TwoProjects(path, other));
+    let mut existing = Vec::new();
+    for path in PROJECT_FILES.iter().map(|name| root.shown.join(name)) {
+        // One that cannot be looked at is not one that is missing: without it everything would be another
+        // project's.
+        match path.symlink_metadata() {
+            Ok(_) => existing.push(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(LoadError::Read { path: shown(&path), source }),
+        }
     }
-    let Some(id) = reading.file(&path)? else { return Ok(Some((Vec::new(), None))) };
+    let path = match &*existing {
+        [] => return Ok(None),
+        [path] => path,
+        [path, other, ..] => return Err(LoadError::TwoProjects(shown(path), shown(other))),
+    };
+    let Some(id) = reading.file(path)? else { return Ok(Some((Vec::new(), None))) };
     let source = &reading.sources[id.0 as usize];
     let (documents, report) = parse(source, id, project::DESCRIPTORS);
     let broken = report.has_errors();
@@ -419,22 +433,15 @@ fn is_reported(problem: &Problem, sources: &[Source], unset: &[Name]) -> bool {
 fn nothing(directory: &Path, files: usize, passed: &[Arc<str>]) -> Problem {
     let read = match files {
         0 => "there is no .kdl, .yaml or .yml file".to_owned(),
-        1 => "one file was read, and it declares nothing".to_owned(),
-        count => format!("{count} files were read, and they declare nothing"),
+        1 => "1 file was read, and it declares nothing".to_owned(),
+        files => format!("{} were read, and they declare nothing", count(files as u64, "file")),
     };
     let passed = match passed {
         [] => String::new(),
         few @ [..] if few.len() <= 3 => format!("; of another kind, and passed over: {}", few.join(", ")),
         [first, rest @ ..] => format!("; of another kind, and passed over: {first} and {} more", rest.len()),
     };
-    let message = format!("no network is declared in {}: {read}{passed}", directory.display());
+    let message = format!("no network is declared in {}: {read}{passed}", shown(directory));
     let help = "declare a network, or check -C and the env's `use`; --allow-empty deletes all that the project manages";
     Problem::new(Code::NothingDeclared, message).help(help.to_owned())
-}
-
-/// A path as messages show it, without redundant `.` components.
-fn shown(path: &Path) -> Arc<str> {
-    let plain: PathBuf = path.components().collect();
-    let plain = plain.strip_prefix(".").unwrap_or(&plain);
-    plain.display().to_string().into()
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schema::scalars::{Name, NetworkName};
+use schema::text::path as shown;
 
 use super::command;
 use crate::args;
@@ -21,33 +22,34 @@ pub fn run(args: &args::Init, place: &Where, console: &mut Console) -> Result<Ex
     let project = args.name.clone().or_else(|| of_directory(directory)).unwrap_or_else(|| good("mesh"));
     let network = network_of(&project);
     let server = place.server.as_deref().or(place.environment.get("SERVER")).unwrap_or(SERVER);
-    if let Some(there) = PROJECT_FILES.iter().map(|name| directory.join(name)).find(|path| path.exists()) {
-        return Err(Error::Exists(there.display().to_string()));
+    // A link that leads nowhere is there as well.
+    let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+    if let Some(there) = PROJECT_FILES.iter().map(|name| directory.join(name)).find(is_there) {
+        return Err(Error::Exists(shown(&there)));
     }
     let mesh = directory.join("mesh").join(format!("{network}.kdl"));
     let failed = |attempt, path: &Path| {
-        let path = path.display().to_string();
+        let path = shown(path);
         move |source| Error::File { attempt, path, source }
     };
     fs::create_dir_all(directory.join("mesh")).map_err(failed("make", &directory.join("mesh")))?;
     write_new(&mesh, &mesh_file(&network))?;
     let file = directory.join(PROJECT_FILES[0]);
     write_new(&file, &project_file(&project, server))?;
-    console.stdout(&format!("{}\n{}\n", file.display(), mesh.display()))?;
+    console.stdout(&format!("{}\n{}\n", shown(&file), shown(&mesh)))?;
     let next = command(&Where { directory: place.directory.clone(), ..Where::default() }, None, &["plan"]);
     console.note(&format!(
         "\nThe project is ready. Declare your nodes in {}, then:\n\n    {next}\n",
-        mesh.display()
+        shown(&mesh)
     ));
     Ok(Exit::Done)
 }
 
 fn write_new(path: &Path, text: &str) -> Result<(), Error> {
-    let shown = || path.display().to_string();
     let written = fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|source| match source.kind() == ErrorKind::AlreadyExists {
-        true => Error::Exists(shown()),
-        false => Error::File { attempt: "write", path: shown(), source },
+        true => Error::Exists(shown(path)),
+        false => Error::File { attempt: "write", path: shown(path), source },
     })
 }
 

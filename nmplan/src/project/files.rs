@@ -10,9 +10,10 @@ use schema::document::Document;
 use schema::project::Env;
 use schema::report::{Code, Problem, Report};
 use schema::syntax::{Language, MAX_SIZE, Source};
+use schema::text::path as shown;
 use schema::value::{Location, SourceId, Span, Step};
 
-use super::{LoadError, PROJECT_FILES, shown};
+use super::{LoadError, PROJECT_FILES};
 
 /// The project's directory: as it was given, and its canonical path.
 pub(super) struct Root {
@@ -22,9 +23,10 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn open(directory: &Path) -> Result<Self, LoadError> {
-        let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
+        let failed = |source| LoadError::Read { path: shown(directory), source };
         let real = directory.canonicalize().map_err(failed)?;
-        if !real.is_dir() {
+        // What it is may be unknown, which is an error of its own.
+        if !fs::metadata(&real).map_err(failed)?.is_dir() {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
         Ok(Self { shown: directory.into(), real })
@@ -114,7 +116,7 @@ impl Reading {
     fn declare(&mut self, paths: BTreeSet<PathBuf>) -> Result<(), LoadError> {
         let mut seen = BTreeSet::new();
         for path in paths {
-            let failed = |source| LoadError::Read { path: shown(&path).to_string(), source };
+            let failed = |source| LoadError::Read { path: shown(&path), source };
             if !seen.insert(path.canonicalize().map_err(failed)?) {
                 continue;
             }
@@ -135,7 +137,7 @@ impl Reading {
         let mut found = BTreeSet::new();
         let mut open = BTreeSet::from([directory]);
         while let Some(directory) = open.pop_first() {
-            let failed = |source| LoadError::Read { path: directory.display().to_string(), source };
+            let failed = |source| LoadError::Read { path: shown(&directory), source };
             let real = directory.canonicalize().map_err(failed)?;
             let is_top = real == root.real;
             // A link may lead back to its own directory.
@@ -152,7 +154,7 @@ impl Reading {
                 match self.entry(root, &path)? {
                     Entry::Directory => drop(open.insert(path)),
                     Entry::Declares => drop(found.insert(path)),
-                    Entry::Other => self.passed.push(shown(&path)),
+                    Entry::Other => self.passed.push(shown(&path).into()),
                 }
             }
         }
@@ -163,14 +165,16 @@ impl Reading {
     /// read.
     fn entry(&mut self, root: &Root, path: &Path) -> Result<Entry, LoadError> {
         let readable = language(path).is_some();
-        let real = match path.canonicalize() {
-            Ok(real) => real,
-            Err(source) if readable => return Err(LoadError::Read { path: shown(path).to_string(), source }),
-            Err(_) => return Ok(Entry::Other),
+        let found = path.canonicalize().and_then(|real| Ok((fs::metadata(&real)?, real)));
+        let (metadata, real) = match found {
+            Ok(found) => found,
+            // A link that leads nowhere declares nothing, unless its name says so.
+            Err(error) if !readable && error.kind() == io::ErrorKind::NotFound => return Ok(Entry::Other),
+            Err(source) => return Err(LoadError::Read { path: shown(path), source }),
         };
-        let is_directory = real.is_dir();
+        let is_directory = metadata.is_dir();
         let below = path.strip_prefix(&root.shown).unwrap_or(path);
-        if !is_directory && !(readable && (real.is_file() || !real.starts_with(&root.real))) {
+        if !is_directory && !(readable && (metadata.is_file() || !real.starts_with(&root.real))) {
             return Ok(Entry::Other);
         }
         let bad = |why, help| bad_path(&shown(path), why, help);
@@ -189,8 +193,7 @@ impl Reading {
     /// Reads one file; none if a problem is reported instead.
     pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
         let name = shown(path);
-        let file =
-            fs::File::open(path).map_err(|source| LoadError::Read { path: name.to_string(), source })?;
+        let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.clone(), source })?;
         self.read(&name, file, language(path))
     }
 
