@@ -112,6 +112,8 @@ pub struct Run<'a, C> {
     pub place: Where,
     /// The only network to work on. Absent: all.
     pub only: Option<NetworkName>,
+    /// Why the plan has no commit, if it has none.
+    no_commit: Option<git::Unknown>,
     /// How a server is reached.
     pub connect: Connect<'a, C>,
     /// Where to print.
@@ -136,7 +138,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             allow_empty: global.allow_empty,
             environment: environment.clone(),
         };
-        Self { place, only: global.network.clone(), connect, console }
+        Self { place, only: global.network.clone(), no_commit: None, connect, console }
     }
 
     /// Reads the files, and shows every problem; `undone` names what is not done if there are errors.
@@ -217,7 +219,15 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let planned =
             ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
         match planned {
-            Ok(plan) => Ok(Plan { provenance: self.provenance(loaded), ..plan }),
+            Ok(plan) => {
+                let provenance = self.provenance(loaded);
+                let (provenance, unknown) = match provenance {
+                    Ok(provenance) => (Some(provenance), None),
+                    Err(why) => (None, Some(why)),
+                };
+                self.no_commit = unknown.filter(|_| plan.applyable);
+                Ok(Plan { provenance, ..plan })
+            }
             Err(report) => {
                 self.show(loaded, &report)?;
                 Err(Error::Problems { count: errors(&report), undone: Some("planned") })
@@ -259,8 +269,15 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         Err(Error::Guarded { by: by.clone() })
     }
 
+    /// Says why no commit is kept with a plan that is applied or saved.
+    fn mention_commit(&mut self) {
+        if let Some(why) = self.no_commit.take() {
+            self.console.note(&format!("No commit is recorded with this plan: {why}.\n"));
+        }
+    }
+
     /// Where the files came from.
-    fn provenance(&self, loaded: &Loaded) -> Option<Provenance> {
+    fn provenance(&self, loaded: &Loaded) -> Result<Provenance, git::Unknown> {
         git::provenance(&git::Files {
             directory: &loaded.directory,
             read: loaded.sources.iter().map(|source| Path::new(&*source.name)).collect(),

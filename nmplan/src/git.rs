@@ -1,8 +1,12 @@
 //! The provenance of the files: the git commit that they come from.
+//!
+//! It is optional, and no apply fails for it; why there is none is an [`Unknown`], for one line of text. It needs
+//! no git program.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use git2::{Repository, Status, StatusOptions, Statuses};
+use git2::{ErrorCode, Repository, Status, StatusOptions, Statuses};
 use schema::snapshot::Provenance;
 
 use crate::project::language;
@@ -18,15 +22,38 @@ pub struct Files<'a> {
     pub whole: bool,
 }
 
-/// The commit that is checked out, and whether the files differ from it. None if there is no repository, no
-/// commit yet, or a repository that cannot be read: provenance is optional, and no apply fails for it.
-pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
-    let repository = Repository::discover(files.directory).ok()?;
-    let commit = repository.head().ok()?.peel_to_commit().ok()?;
+/// Why the commit of the files is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// They are in no repository.
+    #[error("{0} is in no git repository")]
+    NoRepository(String),
+    /// The repository has no commit yet.
+    #[error("the git repository {0} has no commit yet")]
+    NoCommit(String),
+    /// The repository cannot be read: it is damaged, or of a format that libgit2 does not know.
+    #[error("the git repository of {0} cannot be read ({1})")]
+    Unreadable(String, String),
+}
+
+/// The commit that is checked out, and whether the files differ from it.
+pub fn provenance(files: &Files<'_>) -> Result<Provenance, Unknown> {
+    accept_any_owner();
+    let shown = || schema::text::path(files.directory);
+    let unreadable = |error: git2::Error| Unknown::Unreadable(shown(), error.message().to_owned());
+    let repository = Repository::discover(files.directory).map_err(|error| match error.code() {
+        ErrorCode::NotFound => Unknown::NoRepository(shown()),
+        _ => unreadable(error),
+    })?;
+    let head = repository.head().map_err(|error| match error.code() {
+        ErrorCode::UnbornBranch | ErrorCode::NotFound => Unknown::NoCommit(shown()),
+        _ => unreadable(error),
+    })?;
+    let commit = head.peel_to_commit().map_err(unreadable)?;
     let author = commit.author();
     let name = String::from_utf8_lossy(author.name_bytes()).into_owned();
     let email = String::from_utf8_lossy(author.email_bytes()).into_owned();
-    Some(Provenance {
+    Ok(Provenance {
         commit: Some(commit.id().to_string()),
         author: Some(Provenance::cut(format!("{name} <{email}>"))),
         message: commit
@@ -34,6 +61,15 @@ pub fn provenance(files: &Files<'_>) -> Option<Provenance> {
             .map(|line| Provenance::cut(String::from_utf8_lossy(line).into_owned())),
         dirty: differ(&repository, files).unwrap_or(true),
     })
+}
+
+/// Lets repositories of other users be read: in a container of a CI the files mostly belong to somebody else. git
+/// refuses them because its configuration can name programs to run; libgit2 runs none.
+#[expect(unsafe_code, reason = "libgit2 has this as an option of the process")]
+fn accept_any_owner() {
+    static ONCE: Once = Once::new();
+    // SAFETY: it sets a variable of libgit2 that nothing else sets or, before this has returned, reads.
+    ONCE.call_once(|| drop(unsafe { git2::opts::set_verify_owner_validation(false) }));
 }
 
 /// Whether any of the files differs from the commit, or a declaring one was deleted; none if that is unknown,
@@ -99,6 +135,10 @@ mod tests {
 
     fn provenance_of(directory: &Path, read: &[&str]) -> Option<Provenance> {
         let read: Vec<PathBuf> = read.iter().map(|name| directory.join(name)).collect();
+        tried(directory, &read).ok()
+    }
+
+    fn tried(directory: &Path, read: &[PathBuf]) -> Result<Provenance, Unknown> {
         provenance(&Files { directory, read: read.iter().map(PathBuf::as_path).collect(), whole: true })
     }
 
@@ -136,14 +176,46 @@ mod tests {
     }
 
     #[test]
-    fn without_a_readable_repository_there_is_no_provenance() {
+    fn without_a_readable_repository_there_is_no_provenance_but_a_reason() {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        assert_eq!(provenance_of(directory.path(), &[]), None);
+        let reason = || tried(directory.path(), &[]).expect_err("there is none").to_string();
+        assert!(reason().ends_with("is in no git repository"), "{}", reason());
         let repository = Repository::init(directory.path()).expect("a repository can be made");
-        assert_eq!(provenance_of(directory.path(), &[]), None, "no commit yet");
+        assert!(reason().ends_with("has no commit yet"), "{}", reason());
         let config = repository.path().join("config");
         let other = "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n\trefstorage = reftable\n";
         std::fs::write(config, other).expect("it can be written");
-        assert_eq!(provenance_of(directory.path(), &[]), None, "a repository of another format");
+        assert!(reason().contains("cannot be read ("), "a repository of another format: {}", reason());
+    }
+
+    #[test]
+    fn a_repository_of_another_owner_has_its_provenance() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        committed(directory.path());
+        let owner = |path: &Path| std::os::unix::fs::chown(path, Some(65_534), Some(65_534));
+        // Only root can give a file away.
+        if owner(&directory.path().join(".git")).and_then(|()| owner(directory.path())).is_err() {
+            eprintln!("SKIPPED: a_repository_of_another_owner_has_its_provenance needs root");
+            assert!(std::env::var_os("CI").is_none(), "CI runs everything");
+            return;
+        }
+        let provenance = provenance_of(directory.path(), &["a.kdl"]).expect("there is a commit");
+        assert!(!provenance.dirty);
+    }
+
+    #[test]
+    fn a_shallow_clone_has_its_provenance() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let repository = committed(directory.path());
+        let first = repository.head().and_then(|head| head.peel_to_commit()).expect("there is a commit");
+        let (author, tree) = (first.author(), first.tree().expect("it has one"));
+        let second =
+            repository.commit(Some("HEAD"), &author, &author, "More", &tree, &[&first]).expect("it commits");
+        std::fs::write(repository.path().join("shallow"), format!("{second}\n")).expect("it can be written");
+        let parent = first.id().to_string();
+        let object = repository.path().join("objects").join(&parent[..2]).join(&parent[2..]);
+        std::fs::remove_file(object).expect("the parent is not there");
+        let provenance = provenance_of(directory.path(), &["a.kdl"]).expect("there is a commit");
+        assert_eq!((provenance.commit, provenance.dirty), (Some(second.to_string()), false));
     }
 }

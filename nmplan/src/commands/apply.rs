@@ -59,6 +59,7 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
     }
     let ids: Vec<_> = ready.plan.new_keys().cloned().collect();
     let mut sink = open(args.keys_to.as_ref(), &ids, run)?;
+    run.mention_commit();
     approve(args, &ready, &judgement.used, run)?;
     let online = match args.wait {
         Some(_) => online(&server).await?,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use schema::guard::Guard;
 use schema::plan::Plan;
+use schema::text::path as shown;
 use schema::world::World;
 
 use super::{Run, awaiting, command};
@@ -46,7 +47,8 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
         }
     }
     if let Some(path) = &args.out {
-        run.console.note(&format!("\nThe plan is saved in {}.\n", path.display()));
+        run.console.note(&format!("\nThe plan is saved in {}.\n", shown(path)));
+        run.mention_commit();
     }
     run.report_judgement(&judgement, Some(&loaded))?;
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
