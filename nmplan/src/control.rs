@@ -13,6 +13,7 @@ use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, 
 use schema::inventory::NodeId;
 use schema::scalars::Identity;
 use schema::snapshot::Revision;
+use schema::text::word;
 use schema::world::WorldDocument;
 
 pub use memory::{Fault, Memory};
@@ -100,18 +101,22 @@ pub enum ControlError {
     #[error("cannot set up TLS")]
     Client(#[source] reqwest::Error),
     /// There was no connection, so nothing was sent.
-    #[error("cannot connect to {server}")]
+    #[error("cannot connect to {server}{}", through(*proxy))]
     Unreachable {
         /// The server.
         server: String,
+        /// The variable that names the proxy to it; absent: it is called directly.
+        proxy: Option<&'static str>,
         /// Why.
         source: reqwest::Error,
     },
     /// The connection broke before the answer arrived, so it is unknown whether the request was carried out.
-    #[error("the connection to {server} broke before it answered")]
+    #[error("the connection to {server}{} broke before it answered", through(*proxy))]
     Broken {
         /// The server.
         server: String,
+        /// The variable that names the proxy to it; absent: it is called directly.
+        proxy: Option<&'static str>,
         /// Why; absent in tests.
         source: Option<reqwest::Error>,
     },
@@ -124,15 +129,22 @@ pub enum ControlError {
         failure: Box<Failure>,
     },
     /// The answer is not an nmserver's, or that of another version.
-    #[error("{server} answered {what}, which is not a response of nmserver")]
+    #[error("{server}{} answered {what}, which is not a response of nmserver", through(*proxy))]
     Foreign {
         /// The server.
         server: String,
+        /// The variable that names the proxy to it; absent: it is called directly.
+        proxy: Option<&'static str>,
         /// The HTTP status.
         status: u16,
         /// What it answered.
         what: String,
     },
+}
+
+/// Through what a server is called.
+fn through(proxy: Option<&'static str>) -> String {
+    proxy.map(|variable| format!(" (through the proxy of {variable})")).unwrap_or_default()
 }
 
 impl ControlError {
@@ -186,14 +198,20 @@ impl ControlError {
             Self::Token { from } => format!("check {from}"),
             Self::File { variable, .. } => format!("check {variable}"),
             Self::Ca { .. } => "set it to the server's ca.pem, which is in its DATA_DIR".into(),
-            Self::Broken { server, .. } if server.starts_with("http://") => "if the server uses TLS, the URL must begin with https://".into(),
-            Self::Client(_) | Self::Broken { .. } => return None,
             Self::Unreachable { source, .. } if rest::is_tls(source) => {
                 "set NMPLAN_CA to the server's ca.pem (in its DATA_DIR), and check that the host name of the URL is in its certificate".into()
             }
+            Self::Unreachable { server, proxy: Some(variable), .. }
+            | Self::Broken { server, proxy: Some(variable), .. }
+            | Self::Foreign { server, proxy: Some(variable), .. } => {
+                let host = rest::host(server).unwrap_or_default();
+                format!("check {variable}, or call the server directly:\n\n    export NO_PROXY={}", word(&host))
+            }
+            Self::Broken { server, .. } if server.starts_with("http://") => "if the server uses TLS, the URL must begin with https://".into(),
+            Self::Client(_) | Self::Broken { .. } => return None,
             Self::Unreachable { server, .. } => format!("check that nmserver is running there: curl -k {server}/readyz"),
             Self::Refused { failure, .. } => return help_for(failure),
-            Self::Foreign { .. } => "check the URL, and any proxy on the way to the server".into(),
+            Self::Foreign { .. } => "check the URL, and what else answers there".into(),
         };
         Some(text)
     }

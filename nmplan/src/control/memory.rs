@@ -275,7 +275,7 @@ fn refused(failure: Failure) -> ControlError {
 }
 
 fn broken() -> ControlError {
-    ControlError::Broken { server: "memory".into(), source: None }
+    ControlError::Broken { server: "memory".into(), proxy: None, source: None }
 }
 
 impl ControlPlane for Memory {

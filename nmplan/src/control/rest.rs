@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use proto::secret::Secret;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
@@ -29,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub struct Rest {
     client: Client,
     base: String,
+    /// The variable that names the proxy to it; absent: it is called directly.
+    proxy: Option<&'static str>,
 }
 
 impl Rest {
@@ -47,7 +50,8 @@ impl Rest {
         if let Some(path) = environment.get("CA") {
             builder = builder.tls_certs_only(certificates(path.into())?);
         }
-        Ok(Self { client: builder.build().map_err(ControlError::Client)?, base })
+        let proxy = proxy(&base, |name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        Ok(Self { client: builder.build().map_err(ControlError::Client)?, base, proxy })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ControlError> {
@@ -76,12 +80,12 @@ impl Rest {
     }
 
     fn failed(&self, error: reqwest::Error) -> ControlError {
-        let server = self.base.clone();
+        let (server, proxy) = (self.base.clone(), self.proxy);
         let error = error.without_url();
         if error.is_connect() {
-            ControlError::Unreachable { server, source: error }
+            ControlError::Unreachable { server, proxy, source: error }
         } else {
-            ControlError::Broken { server, source: Some(error) }
+            ControlError::Broken { server, proxy, source: Some(error) }
         }
     }
 
@@ -91,7 +95,7 @@ impl Rest {
     }
 
     fn foreign(&self, status: StatusCode, what: String) -> ControlError {
-        ControlError::Foreign { server: self.base.clone(), status: status.as_u16(), what }
+        ControlError::Foreign { server: self.base.clone(), proxy: self.proxy, status: status.as_u16(), what }
     }
 }
 
@@ -101,13 +105,10 @@ impl ControlPlane for Rest {
     }
 
     async fn addresses(&self) -> Vec<IpAddr> {
-        let url = Url::parse(&self.base).ok();
-        let at = url
-            .as_ref()
-            .and_then(|url| Some((url.host_str()?.trim_matches(['[', ']']), url.port_or_known_default()?)));
-        let Some(at) = at else { return Vec::new() };
+        let port = Url::parse(&self.base).ok().and_then(|url| url.port_or_known_default());
+        let (Some(host), Some(port)) = (host(&self.base), port) else { return Vec::new() };
         // Behind a proxy the name may not resolve here, and then no address of this host's is concerned.
-        let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(at)).await;
+        let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((&*host, port))).await;
         found.into_iter().flatten().flatten().map(|at| at.ip().to_canonical()).collect()
     }
 
@@ -142,8 +143,37 @@ impl ControlPlane for Rest {
     }
 }
 
-fn base(url: &str) -> Result<String, ControlError> {
+/// The host of a server's URL, an IPv6 address without brackets.
+pub(super) fn host(base: &str) -> Option<String> {
+    Some(Url::parse(base).ok()?.host_str()?.trim_matches(['[', ']']).to_owned())
+}
+
+/// The variable that names the proxy to a server; nothing if it is called directly. The client reads the same
+/// variables, in the same order.
+fn proxy(base: &str, variable: impl Fn(&str) -> Option<String>) -> Option<&'static str> {
+    let of = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, variable(name)?)));
+    let (http, https) = (of(["HTTP_PROXY", "http_proxy"]), of(["HTTPS_PROXY", "https_proxy"]));
+    let (all, no) = (of(["ALL_PROXY", "all_proxy"]), of(["NO_PROXY", "no_proxy"]));
+    let value =
+        |found: &Option<(&str, String)>| found.as_ref().map(|(_, value)| value.clone()).unwrap_or_default();
+    let matcher =
+        Matcher::builder().http(value(&http)).https(value(&https)).all(value(&all)).no(value(&no)).build();
+    let intercepted = matcher.intercept(&base.parse().ok()?).is_some();
+    let own = if base.starts_with("https:") { https } else { http };
+    intercepted.then(|| own.or(all).map(|(name, _)| name)).flatten()
+}
+
+/// The URL of a server, without what the API's paths are added to.
+fn base(typed: &str) -> Result<String, ControlError> {
+    // A variable or a file may end with the end of a line.
+    let url = typed.trim();
     let bad = |why: &str| ControlError::Url { url: url.into(), why: why.into() };
+    if url.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(bad("it contains a blank"));
+    }
+    if !url.contains("://") {
+        return Err(bad("it must begin with https:// or http://"));
+    }
     let parsed = Url::parse(url).map_err(|error| bad(&error.to_string()))?;
     if !matches!(parsed.scheme(), "https" | "http") {
         return Err(bad("it must begin with https:// or http://"));
@@ -151,8 +181,7 @@ fn base(url: &str) -> Result<String, ControlError> {
     if !parsed.username().is_empty() || parsed.password().is_some() {
         return Err(bad("it must not contain a user or password; the token comes from NMPLAN_TOKEN_FILE"));
     }
-    let is_loopback = parsed.host_str().is_some_and(|host| {
-        let host = host.trim_matches(['[', ']']);
+    let is_loopback = host(url).is_some_and(|host| {
         host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     });
     if parsed.scheme() == "http" && !is_loopback {
@@ -160,7 +189,10 @@ fn base(url: &str) -> Result<String, ControlError> {
             "http would send the token unencrypted, so it is allowed for this host only; use https",
         ));
     }
-    Ok(url.trim_end_matches('/').to_owned())
+    if parsed.query().is_some() || parsed.fragment().is_some() || !matches!(parsed.path(), "" | "/") {
+        return Err(bad("it must end after the host and the port: nmplan adds the paths of the API"));
+    }
+    Ok(parsed.origin().ascii_serialization())
 }
 
 fn bearer(server: &str, environment: &Environment) -> Result<HeaderValue, ControlError> {
@@ -220,9 +252,40 @@ mod tests {
             "ftp://nm.example.net",
             "http://nm.example.net",
             "https://a:b@nm.example.net",
+            "https://nm.example.net/api/v1",
+            "https://nm.example.net/?a=b",
+            "https://nm.example.net/#a",
+            "https://nm .example.net",
+            "https://nm.example.net\t:1",
         ] {
             assert!(matches!(base(bad), Err(ControlError::Url { .. })), "{bad}");
         }
-        assert_eq!(base("https://nm.example.net/").ok().as_deref(), Some("https://nm.example.net"));
+        for (given, base_of_it) in [
+            ("https://nm.example.net/", "https://nm.example.net"),
+            ("  https://NM.example.net:443\n", "https://nm.example.net"),
+            ("https://[2001:db8::1]:8081", "https://[2001:db8::1]:8081"),
+        ] {
+            assert_eq!(base(given).ok().as_deref(), Some(base_of_it), "{given}");
+        }
+    }
+
+    #[test]
+    fn the_variable_that_names_a_proxy_is_known() {
+        let of = |base: &str, variables: &[(&str, &str)]| {
+            proxy(base, |name| {
+                let set = variables.iter().find(|(it, _)| *it == name)?;
+                Some(set.1.to_owned())
+            })
+        };
+        let server = "https://nm.example.net";
+        let squid = "http://squid.example.net:3128";
+        assert_eq!(of(server, &[]), None);
+        assert_eq!(of(server, &[("HTTPS_PROXY", squid)]), Some("HTTPS_PROXY"));
+        assert_eq!(of(server, &[("https_proxy", squid), ("ALL_PROXY", squid)]), Some("https_proxy"));
+        assert_eq!(of(server, &[("HTTP_PROXY", squid)]), None);
+        assert_eq!(of(server, &[("all_proxy", squid)]), Some("all_proxy"));
+        assert_eq!(of(server, &[("HTTPS_PROXY", squid), ("NO_PROXY", ".example.net")]), None);
+        assert_eq!(of("http://127.0.0.1:8081", &[("HTTP_PROXY", squid)]), Some("HTTP_PROXY"));
+        assert_eq!(of("http://127.0.0.1:8081", &[("HTTP_PROXY", squid), ("NO_PROXY", "127.0.0.0/8")]), None);
     }
 }
