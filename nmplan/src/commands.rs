@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use ::schema::api::KeyState;
 use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
@@ -31,11 +32,11 @@ use ::schema::snapshot::Provenance;
 use ::schema::snapshot::Snapshot;
 use ::schema::source_map::SourceMap;
 use ::schema::syntax::Source;
-use ::schema::world::{ServerInfo, World};
-use clap::Parser;
+use ::schema::text::word as quoted;
+use ::schema::world::{ServerInfo, World, key_states};
 use jiff::Timestamp;
 
-use crate::args::{Args, Global, Verb};
+use crate::args::{self, Args, Global, Verb};
 use crate::console::Console;
 use crate::control::{ControlError, ControlPlane, Rest};
 use crate::environment::Environment;
@@ -243,14 +244,20 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         info: &ServerInfo,
         world: &World,
         allow: &BTreeSet<Guard>,
-    ) -> Judgement {
+    ) -> (Judgement, Vec<KeyState>) {
         let map = SourceMap::default();
         let map = loaded.map_or(&map, |loaded| &loaded.declared.source_map);
-        let findings = plan.apply(world, info, Timestamp::now()).map_or_else(
-            |_| Vec::new(),
-            |outcome| guard::check(&world.snapshot, &outcome.snapshot, &info.addresses, map),
-        );
-        guard::judge(findings, allow)
+        let now = Timestamp::now();
+        let Ok(after) = plan.apply(world, info, now) else {
+            return (guard::judge(Vec::new(), allow), Vec::new());
+        };
+        let findings = guard::check(&world.snapshot, &after.snapshot, &info.addresses, map);
+        let mut keys = key_states(&after.snapshot, &after.inventory, now);
+        let owner = plan.owner();
+        keys.retain(|key| {
+            after.snapshot.entry(&key.id).is_some_and(|entry| entry.owner.as_ref() == Some(&owner))
+        });
+        (guard::judge(findings, allow), keys)
     }
 
     /// Shows what the rules say of a plan, and refuses it if one of them does.

@@ -4,13 +4,15 @@
 //! Everything that is printed may be styled; the styles are removed where they would not be shown.
 
 use std::future::Future;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anstream::{AutoStream, ColorChoice};
 
 use crate::args::{Color, Global};
 use crate::events::Event;
+use crate::interrupt::Interrupts;
 
 /// How long something may take before a terminal shows that it is in progress.
 const SILENT_FOR: Duration = Duration::from_secs(2);
@@ -21,8 +23,15 @@ pub struct Console {
     stderr: Box<dyn Write>,
     answers: Option<Box<dyn BufRead>>,
     shows_progress: bool,
-    /// How many columns a line has.
+    /// What is to stop the run.
+    pub interrupts: Interrupts,
+    /// Whether a closed standard output is a failure, as before an apply whose plan somebody is to see. Else
+    /// its reader has read enough.
+    pub must_arrive: bool,
+    /// How many columns a line has on standard error.
     pub width: usize,
+    /// How many columns a line has on standard output; absent: it is no terminal, and lines have any length.
+    pub columns: Option<usize>,
     /// Whether only what was asked for is printed, and errors.
     pub quiet: bool,
     /// Whether nothing is folded.
@@ -50,8 +59,11 @@ impl Console {
             shows_progress: stderr.is_terminal() && !global.quiet,
             stdout: Box::new(AutoStream::new(stdout, stdout_choice)),
             stderr: Box::new(AutoStream::new(stderr, stderr_choice)),
-            answers: if asks { Some(Box::new(io::stdin().lock())) } else { None },
-            width: width(),
+            answers: if asks { Some(Box::new(BufReader::new(io::stdin()))) } else { None },
+            interrupts: Interrupts::default(),
+            must_arrive: false,
+            width: columns(io::stderr()).map_or(100, |columns| columns.min(140)),
+            columns: columns(io::stdout()),
             quiet: global.quiet,
             verbose: global.verbose,
             json: global.json,
@@ -71,17 +83,23 @@ impl Console {
             stderr: plain(Box::new(stderr)),
             answers: answers.map(|typed| Box::new(typed.as_bytes()) as Box<dyn BufRead>),
             shows_progress: false,
+            interrupts: Interrupts::default(),
+            must_arrive: false,
             width: 100,
+            columns: None,
             quiet: global.quiet,
             verbose: global.verbose,
             json: global.json,
         }
     }
 
-    /// Prints what was asked for.
+    /// Prints what was asked for. A reader that has closed the other end, as `head` does, has read enough: that
+    /// is no failure, unless it [must arrive](Self::must_arrive).
     pub fn stdout(&mut self, text: &str) -> io::Result<()> {
-        self.stdout.write_all(text.as_bytes())?;
-        self.stdout.flush()
+        match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !self.must_arrive => Ok(()),
+            written => written,
+        }
     }
 
     /// Prints an event.
@@ -145,7 +163,8 @@ impl Console {
     }
 }
 
-fn width() -> usize {
-    let size = rustix::termios::tcgetwinsize(io::stderr()).map(|size| usize::from(size.ws_col));
-    size.ok().filter(|columns| *columns >= 40).map_or(100, |columns| columns.min(140))
+/// How many columns a terminal has; nothing for what is none. A size below 20 is one that was never set.
+fn columns(stream: impl AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns >= 20)
 }

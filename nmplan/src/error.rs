@@ -96,8 +96,8 @@ pub enum Error {
     /// Resources that the plan depends on have changed.
     #[error("the plan is stale: resources that it depends on have changed since it was made{}", moves(.0))]
     Stale(Vec<Moved>),
-    /// The plan was carried out before.
-    #[error("the plan has already been applied, as revision {revision}, by {actor} on {}", crate::render::moment(*time))]
+    /// The plan was carried out before. `apply` ends well with it.
+    #[error("the plan has already been applied, as revision {revision}, by {actor} on {}", schema::text::moment(*time))]
     AppliedBefore {
         /// The revision.
         revision: Revision,
@@ -268,7 +268,7 @@ fn moves(moved: &[Moved]) -> String {
         };
         let _ = write!(text, "\n  {id} {now}");
         if let (Some(actor), Some(time)) = (actor, time) {
-            let _ = write!(text, ", by {actor} on {}", crate::render::moment(*time));
+            let _ = write!(text, ", by {actor} on {}", schema::text::moment(*time));
         }
         text
     })
@@ -278,7 +278,7 @@ fn latest(log: &[LogEntry]) -> String {
     let head = if log.is_empty() { "" } else { "\n  the server's newest revisions:" };
     log.iter().fold(head.to_owned(), |mut text, entry| {
         let LogEntry { revision, time, actor, action, .. } = entry;
-        let _ = write!(text, "\n    {revision}  {}  {action} by {actor}", crate::render::moment(*time));
+        let _ = write!(text, "\n    {revision}  {}  {action} by {actor}", schema::text::moment(*time));
         text
     })
 }

@@ -10,13 +10,14 @@
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
 
 use proto::secret::Secret;
-use proto::token::Token;
+use proto::token::{Token, Tokens};
 use schema::scalars::Verifier;
 use schema::snapshot::ResourceId;
 use schema::world::ServerInfo;
@@ -45,6 +46,17 @@ impl FromStr for Sink {
             None if text == "-" => Ok(Self::Output),
             None if text.is_empty() => Err("the file name is empty".into()),
             None => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+/// As it is typed.
+impl fmt::Display for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Output => f.write_str("-"),
+            Self::Command(name) => write!(f, "@{name}"),
         }
     }
 }
@@ -125,9 +137,12 @@ impl KeysError {
             Self::NoCommand { variable, .. } => Some(format!("set it, for example {variable}='pass insert -m nmplan/key'")),
             Self::Locked { .. } => Some("wait until it has ended, then apply again; nothing was changed".into()),
             Self::Lost { ids, .. } | Self::LostOutput { ids, .. } => {
-                let (key, it) = if ids.len() == 1 { ("the key", "it") } else { ("these keys", "them") };
+                let (key, name, makes) = match ids.len() {
+                    1 => ("the key", "another name", "that makes a new token"),
+                    _ => ("these keys", "other names", "that makes new tokens"),
+                };
                 Some(format!(
-                    "create {key} again: remove {it} from the files, apply, put {it} back, and apply with another --keys-to"
+                    "give {key} {name} in the files, and apply with another --keys-to: {makes}"
                 ))
             }
             Self::File { .. } | Self::Random(_) => None,
@@ -302,9 +317,6 @@ impl Opened for SinkCommand {
     }
 }
 
-/// Tokens by the ids of their keys.
-type Tokens = BTreeMap<String, Secret<String>>;
-
 /// One JSON object, written into a buffer that never grows: growing would leave a copy of secrets in memory.
 fn json(tokens: &Tokens) -> Secret<String> {
     const PUNCTUATION: usize = "  \"\": \"\",\n".len();
@@ -416,9 +428,9 @@ mod tests {
             lost.to_string(),
             "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT exited with status 3"
         );
-        assert!(
-            lost.help().is_some_and(|help| help.contains("put it back, and apply with another --keys-to"))
-        );
+        assert!(lost.help().is_some_and(|help| {
+            help.contains("another name in the files, and apply with another --keys-to")
+        }));
         assert!(matches!(
             Sink::Command("x".into()).open(&Environment::default()),
             Err(KeysError::NoCommand { .. })

@@ -14,6 +14,7 @@ pub mod environment;
 pub mod error;
 pub mod events;
 pub mod git;
+pub mod interrupt;
 pub mod keys;
 pub mod lab;
 pub mod project;

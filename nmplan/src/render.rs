@@ -5,43 +5,27 @@
 
 mod difference;
 mod history;
+mod keys;
 mod plan;
 mod problems;
 mod status;
+mod table;
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use owo_colors::OwoColorize;
 use schema::diff::Action;
 use schema::value::{Data, Value};
 
 pub use history::{HistoryEntry, RevisionState, history};
+pub use keys::tokens;
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
 pub use status::{bans, declared, status};
 
+/// How a difference shows that there is no value.
+const NONE: &str = "(none)";
+
 /// How many lines of the same kind are shown before the rest is counted.
 const FOLD: usize = 40;
-
-/// `1 node`, `2 nodes`.
-pub fn count(number: impl Into<u64>, one: &str) -> String {
-    match number.into() {
-        1 => format!("1 {one}"),
-        number if one.ends_with("ss") => format!("{number} {one}es"),
-        number => format!("{number} {one}s"),
-    }
-}
-
-/// A time as people read it, to the second.
-pub fn moment(time: Timestamp) -> String {
-    time.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-/// A text that anybody may have written, such as the message of a commit: none of its control characters
-/// reaches the terminal.
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
 
 /// The symbol of an action, in its colour.
 fn symbol(action: Action) -> String {
@@ -56,7 +40,7 @@ fn symbol(action: Action) -> String {
 /// A value as one word or several, separated by commas.
 fn value(value: &Value) -> String {
     match &value.data {
-        Data::Null => "nothing".into(),
+        Data::Null => NONE.into(),
         Data::Flag => "true".into(),
         Data::Bool(it) => it.to_string(),
         Data::Integer(it) => it.to_string(),
@@ -71,6 +55,16 @@ fn value(value: &Value) -> String {
             format!("{{{}}}", members.collect::<Vec<_>>().join(" "))
         }
     }
+}
+
+/// Lines below a title; nothing if there are none.
+fn section(title: &str, of: Vec<String>) -> String {
+    if of.is_empty() { String::new() } else { format!("\n{}\n{}", title.bold(), lines(of)) }
+}
+
+/// Lines, each with its end.
+fn lines(lines: Vec<String>) -> String {
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
 /// The lines, of which the last are only counted if there are too many; a line paired with `true` is always

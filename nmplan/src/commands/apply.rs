@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use schema::api::{Applied, ApplyRequest, LogEntry, Moved, Presence, StatusDocument};
+use schema::api::{Applied, ApplyRequest, KeyState, LogEntry, Moved, Presence, StatusDocument};
+use schema::decode::decode_body;
 use schema::guard::Guard;
+use schema::kinds::AccessKey;
 use schema::plan::{FORMAT, Plan};
-use schema::scalars::Seconds;
-use schema::snapshot::{ResourceId, Revision};
+use schema::scalars::{Name, Seconds};
+use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::text::{count, path as shown};
 use schema::world::{ServerInfo, World};
 use tokio::time::Instant;
 
@@ -19,7 +22,7 @@ use crate::error::{Error, Exit, wrong_format};
 use crate::events::{self, Event};
 use crate::keys::{self, KeysError, Made, Opened, Sink};
 use crate::project::{self, Loaded, Where};
-use crate::render::{self, Shown, count};
+use crate::render::{self, Shown};
 
 /// How many revisions are searched for an earlier apply of the same plan.
 const LATEST: u64 = 20;
@@ -45,8 +48,9 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
         None => planned(run).await?,
     };
     let allow = args.allowed.rules();
-    let judgement = Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow);
-    show(&ready, &server, args, run)?;
+    let (judgement, keys) =
+        Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow);
+    show(&ready, keys, &server, args, run)?;
     if let Some(expected) = &args.expect
         && ready.plan.digest != *expected
     {
@@ -187,6 +191,7 @@ async fn why_stale<C: ControlPlane>(
 /// Shows the plan: on standard output, unless that is for tokens.
 fn show<C: ControlPlane>(
     ready: &Ready,
+    keys: Vec<KeyState>,
     server: &C,
     args: &args::Apply,
     run: &mut Run<'_, C>,
@@ -205,6 +210,7 @@ fn show<C: ControlPlane>(
             .as_ref()
             .map(|loaded| awaiting(loaded, run.only.as_ref(), &ready.world))
             .unwrap_or_default(),
+        keys,
         next: None,
         empties: plan::empties(&ready.plan, &ready.world),
         full: run.console.verbose,
@@ -258,19 +264,25 @@ fn approve<C>(
         return Ok(());
     }
     if !run.console.asks() {
-        let command = match (&args.plan, &ready.loaded) {
-            (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, allow, None),
-            (path, _) => {
-                let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-                let allow = allow.iter().flat_map(|guard| ["--allow", guard.name()]);
-                let verb: Vec<_> = ["apply", &*path, "-y"].into_iter().chain(allow).collect();
-                command(&run.place, None, &verb)
-            }
-        };
-        return Err(Error::NobodyToAsk { command });
+        return Err(Error::NobodyToAsk { command: again(args, ready, allow, run) });
     }
     let answer = run.console.ask("Apply this plan? Type `yes` to confirm: ")?;
     if answer == "yes" { Ok(()) } else { Err(Error::Declined) }
+}
+
+/// The command line that applies this plan and no other.
+fn again<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &Run<'_, C>) -> String {
+    match (&args.plan, &ready.loaded) {
+        (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, allow, None, args.keys_to.as_ref()),
+        (path, _) => {
+            let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+            let allow = allow.iter().flat_map(|guard| ["--allow", guard.name()]);
+            let sink = plan::keys_to(&ready.plan, args.keys_to.as_ref());
+            let keys = sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]);
+            let verb: Vec<_> = ["apply", &*path, "-y"].into_iter().chain(keys).chain(allow).collect();
+            command(&run.place, None, &verb)
+        }
+    }
 }
 
 /// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the

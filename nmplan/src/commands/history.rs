@@ -30,7 +30,7 @@ pub async fn run<C: ControlPlane>(args: &args::History, run: &mut Run<'_, C>) ->
         let all: Vec<_> = log.iter().map(|entry| HistoryEntry::of(entry, head)).collect();
         serde_json::to_string(&all).expect("a history can be written as JSON") + "\n"
     } else {
-        history(&log, server.name(), (epoch, head), more)
+        history(&log, server.name(), (epoch, head), more, run.console.columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)

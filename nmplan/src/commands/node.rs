@@ -159,7 +159,7 @@ async fn bans<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if run.console.json {
         return print(&barred, run);
     }
-    run.console.stdout(&render::bans(&barred, server.name()))?;
+    run.console.stdout(&render::bans(&barred, server.name(), run.console.columns))?;
     Ok(Exit::Done)
 }
 

@@ -13,6 +13,7 @@ use crate::args::{self, Format};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::events;
+use crate::keys::Sink;
 use crate::project::Loaded;
 use crate::render::{self, Lines, Shown};
 
@@ -25,7 +26,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     let server = (run.connect)(loaded.server.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let plan = run.plan(&loaded, &info, &world)?;
-    let judgement = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules());
+    let (judgement, keys) = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules());
     if let Some(path) = &args.out {
         save(&plan, path)?;
     }
@@ -36,10 +37,11 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
             let shown = Shown {
                 server: Some(server.name().to_owned()),
                 awaiting: awaiting(&loaded, run.only.as_ref(), &world),
+                keys,
                 next: judgement
                     .refused
                     .is_empty()
-                    .then(|| next(run, &loaded, &plan, &judgement.used, args.out.as_deref())),
+                    .then(|| next(run, &loaded, &plan, &judgement.used, args.out.as_deref(), None)),
                 empties: empties(&plan, &world),
                 full: run.console.verbose,
             };
@@ -67,7 +69,7 @@ pub fn document(plan: &Plan) -> String {
 }
 
 fn save(plan: &Plan, path: &Path) -> Result<(), Error> {
-    let failed = |source| Error::File { attempt: "write", path: path.display().to_string(), source };
+    let failed = |source| Error::File { attempt: "write", path: shown(path), source };
     std::fs::write(path, document(plan)).map_err(failed)
 }
 
@@ -84,6 +86,12 @@ pub(super) fn show_events<C>(
     Ok(())
 }
 
+/// Where the tokens of a plan go in a printed command; nothing if it makes no key.
+pub(super) fn keys_to(plan: &Plan, sink: Option<&Sink>) -> Option<String> {
+    plan.new_keys().next()?;
+    Some(sink.map_or_else(|| "keys.json".to_owned(), ToString::to_string))
+}
+
 /// The command line that carries this plan out.
 pub(super) fn next<C>(
     run: &Run<'_, C>,
@@ -91,6 +99,7 @@ pub(super) fn next<C>(
     plan: &Plan,
     allow: &BTreeSet<Guard>,
     saved: Option<&Path>,
+    sink: Option<&Sink>,
 ) -> String {
     let digest = plan.digest.as_str();
     let file = saved.map(|path| path.display().to_string());
@@ -98,9 +107,8 @@ pub(super) fn next<C>(
         Some(file) => vec!["apply", file.as_str(), "-y"],
         None => vec!["apply", "--expect", digest],
     };
-    if plan.new_keys().next().is_some() {
-        verb.extend(["--keys-to", "keys.json"]);
-    }
+    let sink = keys_to(plan, sink);
+    verb.extend(sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]));
     verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
     let mut place = run.place.clone();
     if saved.is_some() {

@@ -2,24 +2,31 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
 use schema::api::LogEntry;
 use schema::inventory::NodeId;
 use schema::plan::Plan;
 use schema::snapshot::Revision;
-use schema::world::{ServerInfo, World};
+use schema::text::{moment, plain};
+use schema::world::{ServerInfo, World, key_states};
 
 use super::{Run, apply, plan};
 use crate::args;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::project;
-use crate::render::{self, Shown, moment, plain};
+use crate::render::{self, Shown};
 
 /// Shows what was asked for.
 pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     match &args.what {
         None => newest(run).await,
-        Some(path) => match path.to_str().and_then(|text| text.parse().ok()).filter(|_| !path.exists()) {
+        // What is there is a file, whatever it is called.
+        Some(path) => match path
+            .to_str()
+            .and_then(|text| text.parse().ok())
+            .filter(|_| path.symlink_metadata().is_err())
+        {
             Some(number) => revision(Revision(number), run).await,
             None => saved(path, run).await,
         },
@@ -33,7 +40,8 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let text = if run.console.json {
         serde_json::to_string(&world.document(info)).expect("a world can be written as JSON") + "\n"
     } else {
-        render::declared(&world.snapshot, server.name(), world.revision)
+        let keys = key_states(&world.snapshot, &world.inventory, Timestamp::now());
+        render::declared(&world.snapshot, &keys, server.name(), world.revision, run.console.columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)

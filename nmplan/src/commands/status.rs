@@ -14,6 +14,7 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let mut status = run.console.waiting(&what, server.status()).await?;
     if let Some(only) = &run.only {
         status.nodes.retain(|node| node.id.split('/').next() == Some(only.as_str()));
+        status.keys.retain(|key| key.id.network == *only);
     }
     // A network without nodes and an unknown network look the same in a status.
     if run.only.is_some() && status.nodes.is_empty() {
@@ -23,7 +24,7 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let text = if run.console.json {
         serde_json::to_string(&status).expect("a status can be written as JSON") + "\n"
     } else {
-        render::status(&status, server.name(), Timestamp::now())
+        render::status(&status, server.name(), Timestamp::now(), run.console.columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)

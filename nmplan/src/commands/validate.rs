@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use schema::scalars::{Name, NetworkName};
+use schema::text::count;
 
 use super::{Run, networks};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
 use crate::events;
 use crate::project::LoadError;
-use crate::render::count;
 
 /// Checks the files of the chosen env, or of every env if none is chosen.
 pub fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {

@@ -11,8 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proto::secret::Secret;
+use proto::token::Tokens;
+use schema::text::path as shown;
 
-use super::{KeysError, Made, Opened, Output, Tokens, json};
+use super::{KeysError, Made, Opened, Output, json};
 
 /// How long to wait for another apply that holds the file. It holds it from before it sends its plan until
 /// the answer: a fraction of a second, unless the server is slow or unavailable.
@@ -24,6 +26,8 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct KeyFile {
     path: PathBuf,
+    /// The path as it was given, for messages.
+    given: PathBuf,
     before: Option<Tokens>,
     lock: Option<Lock>,
 }
@@ -82,11 +86,12 @@ fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
 impl KeyFile {
     /// Reads the file, and checks that it can be replaced.
     pub(super) fn open(path: &Path) -> Result<Self, KeysError> {
+        let given = path.to_owned();
         // A link is kept: its target is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.into());
         let before = read(&path)?;
         temporary(&path)?;
-        Ok(Self { path, before, lock: None })
+        Ok(Self { path, given, before, lock: None })
     }
 }
 
@@ -120,7 +125,7 @@ impl Opened for KeyFile {
     }
 
     fn deliver(&self, _made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
-        Ok(format!("written to {}", self.path.display()))
+        Ok(format!("written to {}", shown(&self.given)))
     }
 }
 

@@ -5,7 +5,7 @@ use schema::descriptor::{Fields, Type};
 use schema::diff::{FieldChange, fields};
 use schema::value::{Data, Value};
 
-use super::value;
+use super::{NONE, value};
 
 /// One difference: the path to what differs, separated by blanks, and how it differs.
 pub(super) type Difference = (String, String);
@@ -36,7 +36,7 @@ fn of(path: String, ty: &Type, before: Option<&Value>, after: Option<&Value>) ->
 }
 
 fn replaced(before: Option<&Value>, after: Option<&Value>) -> String {
-    let shown = |value: Option<&Value>| value.map_or("(none)".to_owned(), self::value);
+    let shown = |value: Option<&Value>| value.map_or(NONE.to_owned(), self::value);
     format!("{} -> {}", shown(before), shown(after))
 }
 

@@ -5,10 +5,10 @@ use schema::api::LogEntry;
 use schema::chain::ChainHash;
 use schema::scalars::Name;
 use schema::snapshot::{Provenance, Revision};
+use schema::text::{count, moment, plain};
 use serde::Serialize;
 
-use super::status::{table, trimmed};
-use super::{count, moment, plain};
+use super::table::{Entry, Table};
 
 /// One revision, as `history --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,28 +66,34 @@ impl HistoryEntry {
     }
 }
 
-/// The log, newest first, as a table; `more`: whether older entries are left out.
-pub fn history(log: &[LogEntry], server: &str, (epoch, head): (u64, Revision), more: bool) -> String {
+/// The log, newest first, as a table in lines of `columns`; `more`: whether older entries are left out.
+pub fn history(
+    log: &[LogEntry],
+    server: &str,
+    (epoch, head): (u64, Revision),
+    more: bool,
+    columns: Option<usize>,
+) -> String {
     let mut text = format!("{server}, revision {head} of epoch {epoch}\n");
     if log.is_empty() {
         return text + "\nNo revision to show.\n";
     }
-    let mut table = table(&["REVISION", "TIME", "WHO", "WHAT", "FOR", "COMMIT", "MESSAGE"]);
+    let mut table = Table::new(&["REVISION", "TIME", "WHO", "WHAT", "FOR", "COMMIT", "MESSAGE"]);
     for entry in log {
         let Provenance { commit, message, author: _, dirty } = entry.provenance.clone().unwrap_or_default();
         let commit = commit.map(|commit| plain(&commit.chars().take(8).collect::<String>()));
         let commit = commit.map(|commit| if dirty { format!("{commit}+") } else { commit });
-        table.add_row([
-            entry.revision.to_string(),
-            moment(entry.time),
-            entry.actor.clone(),
-            what(entry),
-            entry.owner.as_ref().map_or("-".into(), ToString::to_string),
-            commit.unwrap_or_else(|| "-".into()),
-            message.map_or("-".into(), |message| plain(&message)),
+        table.row([
+            Entry::of(entry.revision),
+            Entry::of(moment(entry.time)),
+            Entry::of(plain(&entry.actor)),
+            Entry::of(what(entry)),
+            Entry::of(entry.owner.as_ref().map(ToString::to_string).unwrap_or_default()),
+            Entry::of(commit.unwrap_or_default()),
+            Entry::of(message.map(|message| plain(&message)).unwrap_or_default()),
         ]);
     }
-    text += &format!("\n{}\n", trimmed(&table));
+    text += &format!("\n{}", table.text(columns));
     if more {
         text += "\nOlder revisions are left out; --limit NUMBER shows more.\n";
     }

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use owo_colors::OwoColorize;
+use schema::api::KeyState;
 use schema::compile::reach::{Direction, ReachChange};
 use schema::diff::{Action, Change};
 use schema::inventory::NodeId;
 use schema::kinds::Kind;
 use schema::plan::{Bind, NodeImpact, Plan, Summary};
 use schema::scalars::NetworkName;
+use schema::text::{count, moment};
 use schema::value::Value;
 
 use super::difference::differences;
-use super::{count, fold, moment, symbol, value};
+use super::keys::closed;
+use super::{fold, lines, section, symbol, value};
 
 /// What is shown in addition to a plan.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +26,8 @@ pub struct Shown {
     pub server: Option<String>,
     /// The declared nodes that have not joined.
     pub awaiting: Vec<NodeId>,
+    /// The access keys of the project as they will be.
+    pub keys: Vec<KeyState>,
     /// What to type next.
     pub next: Option<String>,
     /// Whether the plan deletes everything that the project and env manage.
@@ -43,6 +48,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
     text += &section("Who can reach whom", reach(&plan.reach, shown.full));
     text += &awaiting(&shown.awaiting, shown.full);
+    text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
         let _ = writeln!(text, "\n{} {}", "digest".bold(), plan.digest);
     }
@@ -88,7 +94,7 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     text += &match nodes_changed {
         0 => "No joined node is affected.\n".to_owned(),
         1 => "1 node is reconfigured".to_owned(),
-        many => format!("{many} nodes are reconfigured"),
+        many => format!("{} are reconfigured", count(*many, "node")),
     };
     if *nodes_changed > 0 {
         let changes =
@@ -128,7 +134,7 @@ fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
 fn change_lines(changes: &[&Change], plan: Option<&Plan>, full: bool) -> Vec<String> {
     let kinds = changes.iter().map(|change| change.id.kind.descriptor().word.len()).max().unwrap_or_default();
     let names = changes.iter().filter(|change| inside(change)).map(|change| change.id.name.as_str().len());
-    let names = names.max().unwrap_or_default().min(24);
+    let names = names.max().unwrap_or_default();
     let mut text = Vec::new();
     for group in changes.chunk_by(|a, b| (a.action, a.id.kind) == (b.action, b.id.kind)) {
         let line = |change: &&Change| {
@@ -207,7 +213,7 @@ fn given(kind: Kind, body: Option<&Value>) -> String {
 /// How nodes are affected, the worst first.
 fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
     let name = |it: &NodeImpact| format!("{}/{}", it.network, it.node);
-    let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default().min(40);
+    let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default();
     let mut sorted: Vec<&NodeImpact> = impact.iter().collect();
     sorted.sort_by_key(|it| (!it.removed, it.keeps_server, !it.sessions_break, &it.network, &it.node));
     let lines = sorted.into_iter().map(|it| (format!("  {:width$}  {}", name(it), effects(it)), false));
@@ -286,12 +292,4 @@ fn awaiting(nodes: &[NodeId], full: bool) -> String {
         format!("  {network}  {}{more}", names.into_iter().take(shown).collect::<Vec<_>>().join(", "))
     });
     section("Declared and not joined yet", lines.collect())
-}
-
-fn section(title: &str, of: Vec<String>) -> String {
-    if of.is_empty() { String::new() } else { format!("\n{}\n{}", title.bold(), lines(of)) }
-}
-
-fn lines(lines: Vec<String>) -> String {
-    lines.into_iter().map(|line| line + "\n").collect()
 }

@@ -13,9 +13,8 @@ use miette::{
 };
 use schema::report::{Problem, Report, Severity};
 use schema::syntax::Source;
+use schema::text::count;
 use schema::value::{Location, SourceId};
-
-use super::count;
 
 /// How many problems are shown unless all are asked for.
 const SHOWN: usize = 20;

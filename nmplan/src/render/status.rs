@@ -2,43 +2,47 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::Color;
 use jiff::Timestamp;
-use schema::api::{Control, NodeStatus, Presence, StatusDocument};
+use schema::api::{Control, KeyState, NodeStatus, Presence, StatusDocument};
 use schema::snapshot::{Owner, Revision, Snapshot};
+use schema::text::{ago, count, moment};
 use schema::world::BarredDocument;
 
-use super::{count, moment};
+use super::keys::closed;
+use super::section;
+use super::table::{Entry, Table};
 
-/// The state of the nodes, as a table.
-pub fn status(document: &StatusDocument, server: &str, now: Timestamp) -> String {
-    let StatusDocument { revision, nodes, .. } = document;
+/// The state of the nodes, as a table in lines of `columns`, and what is wrong with nodes and keys.
+pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: Option<usize>) -> String {
+    let StatusDocument { epoch: _, revision, nodes, keys } = document;
     let mut text = format!("{server}, revision {revision}: {}\n", counts(nodes));
-    if nodes.is_empty() {
-        return text;
+    if !nodes.is_empty() {
+        text += &format!("\n{}", table(nodes, *revision, now).text(columns));
     }
+    let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
+    let problems =
+        problems.map(|(node, problem)| format!("  {}: {} ({})", node.id, problem.message, problem.code));
+    text + &section("Problems", problems.collect())
+        + &section("Access keys that let nobody join", closed(keys))
+}
+
+fn table(nodes: &[NodeStatus], newest: Revision, now: Timestamp) -> Table {
     let mut table =
-        table(&["NETWORK", "NODE", "STATE", "CONTROL", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
+        Table::new(&["NETWORK", "NODE", "STATE", "CONTROL", "ADDRESSES", "LAST CHECK-IN", "HAS", "TAGS"]);
     for node in nodes {
-        let network = node.id.split('/').next().unwrap_or_default();
-        table.add_row([
-            network.into(),
-            node.name.as_str().into(),
+        table.row([
+            Entry::of(node.id.split('/').next().unwrap_or_default()),
+            Entry::of(&node.name),
             state(node),
-            Cell::new(transport(node.control)),
-            Cell::new(node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
-            Cell::new(node.last_check_in.map_or("-".to_owned(), |time| ago(time, now))),
-            Cell::new(node.acknowledged.map_or("-".to_owned(), |at| has(at, *revision))),
-            Cell::new(node.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+            Entry::of(transport(node.control)),
+            Entry::of(node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
+            Entry::of(node.last_check_in.map(|time| ago(time, now)).unwrap_or_default()),
+            Entry::of(node.acknowledged.map(|at| has(at, newest)).unwrap_or_default()),
+            Entry::of(node.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         ]);
     }
-    text += &format!("\n{}\n", trimmed(&table));
-    let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
-    for (place, (node, problem)) in problems.enumerate() {
-        let head = if place == 0 { "\nProblems\n" } else { "" };
-        text += &format!("{head}  {}: {} ({})\n", node.id, problem.message, problem.code);
-    }
-    text
+    table
 }
 
 fn counts(nodes: &[NodeStatus]) -> String {
@@ -55,11 +59,11 @@ fn counts(nodes: &[NodeStatus]) -> String {
     )
 }
 
-fn state(node: &NodeStatus) -> Cell {
+fn state(node: &NodeStatus) -> Entry {
     match node.state {
-        Presence::Online => Cell::new("online").fg(Color::Green),
-        Presence::Silent => Cell::new("silent").fg(Color::Red),
-        Presence::Awaiting => Cell::new("awaiting").fg(Color::Yellow),
+        Presence::Online => Entry::coloured("online", Color::Green),
+        Presence::Silent => Entry::coloured("silent", Color::Red),
+        Presence::Awaiting => Entry::coloured("awaiting", Color::Yellow),
     }
 }
 
@@ -75,97 +79,77 @@ fn has(at: Revision, newest: Revision) -> String {
     if at >= newest { "everything".into() } else { format!("revision {at}") }
 }
 
-fn ago(time: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(time).as_secs().max(0);
-    match seconds {
-        0..120 => format!("{seconds} s ago"),
-        120..7_200 => format!("{} min ago", seconds / 60),
-        7_200..172_800 => format!("{} h ago", seconds / 3_600),
-        _ => format!("{} days ago", seconds / 86_400),
-    }
-}
-
-/// The hosts that may not join again, as a table.
-pub fn bans(barred: &[BarredDocument], server: &str) -> String {
+/// The hosts that may not join again, as a table in lines of `columns`.
+pub fn bans(barred: &[BarredDocument], server: &str, columns: Option<usize>) -> String {
     if barred.is_empty() {
         return format!("{server}: no host is barred from a network\n");
     }
-    let mut table = table(&["NETWORK", "NODE", "SINCE", "IDENTITY"]);
+    let mut table = Table::new(&["NETWORK", "NODE", "SINCE", "IDENTITY"]);
     for BarredDocument { network, identity, barred } in barred {
-        table.add_row([
-            network.to_string(),
-            barred.node.to_string(),
-            moment(barred.since),
-            identity.to_string(),
+        table.row([
+            Entry::of(network),
+            Entry::of(&barred.node),
+            Entry::of(moment(barred.since)),
+            Entry::of(identity),
         ]);
     }
-    let hosts = count(barred.len() as u64, "host");
     format!(
-        "{server}: {hosts} may not join again\n\n{}\n\nTo let one join again: nmplan node unban NETWORK/NODE\n",
-        trimmed(&table)
+        "{server}: {} may not join again\n\n{}\nTo let one join again: nmplan node unban NETWORK/NODE\n",
+        count(barred.len() as u64, "host"),
+        table.text(columns)
     )
 }
 
-/// What a server has, by network, kind and owner, as a table.
-pub fn declared(snapshot: &Snapshot, server: &str, revision: Revision) -> String {
+/// What a server has, by network, kind and owner, as a table in lines of `columns`.
+pub fn declared(
+    snapshot: &Snapshot,
+    keys: &[KeyState],
+    server: &str,
+    revision: Revision,
+    columns: Option<usize>,
+) -> String {
     let mut text = format!("{server}, revision {revision}: {}\n", count(snapshot.len() as u64, "resource"));
     let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (id, entry) in snapshot.entries().filter(|(id, _)| id.kind.descriptor().within.is_some()) {
         groups.entry((&id.network, id.kind, &entry.owner)).or_default().push(id.name.as_str());
     }
-    let mut table = table(&["NETWORK", "KIND", "COUNT", "NAMES", "MANAGED BY"]);
+    let mut table = Table::new(&["NETWORK", "KIND", "COUNT", "MANAGED BY", "NAMES"]);
     for (network, owner) in snapshot
         .entries()
         .filter(|(id, _)| id.kind.descriptor().within.is_none())
         .map(|(id, entry)| (id, &entry.owner))
     {
-        table.add_row([
-            network.to_string(),
-            network.kind.to_string(),
-            "1".into(),
-            network.to_string(),
-            manager(owner),
+        table.row([
+            Entry::of(network),
+            Entry::of(network.kind),
+            Entry::of(1),
+            Entry::of(manager(owner)),
+            Entry::of(network),
         ]);
         for ((_, kind, owner), names) in groups
             .range((&network.network, network.kind, &None)..)
             .take_while(|((of, ..), _)| **of == network.network)
         {
-            table.add_row([
-                String::new(),
-                kind.to_string(),
-                names.len().to_string(),
-                few(names),
-                manager(owner),
+            table.row([
+                Entry::of(&network.network),
+                Entry::of(kind),
+                Entry::of(names.len()),
+                Entry::of(manager(owner)),
+                Entry::of(few(names)),
             ]);
         }
     }
     if !snapshot.is_empty() {
-        text += &format!("\n{}\n", trimmed(&table));
+        text += &format!("\n{}", table.text(columns));
     }
-    text
+    text + &section("Access keys that let nobody join", closed(keys))
 }
 
 fn few(names: &[&str]) -> String {
-    let shown = names.iter().take(5).copied().collect::<Vec<_>>().join(" ");
-    if names.len() > 5 { format!("{shown} ... {} more", names.len() - 5) } else { shown }
+    let shown = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
 }
 
 fn manager(owner: &Option<Owner>) -> String {
     owner.as_ref().map_or("nobody".into(), ToString::to_string)
-}
-
-pub(super) fn table(head: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    // The console removes the colours where they would not be shown.
-    table.enforce_styling().set_header(head.iter().copied());
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-}
-
-/// A table without trailing blanks.
-pub(super) fn trimmed(table: &Table) -> String {
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }

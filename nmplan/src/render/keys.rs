@@ -1,0 +1,60 @@
+//! Access keys: how hosts join with new ones, and which of the old ones let nobody in.
+
+use owo_colors::OwoColorize;
+use schema::api::{KeyPhase, KeyState};
+use schema::scalars::Name;
+use schema::snapshot::ResourceId;
+use schema::text::{count, moment, path, word};
+
+use crate::keys::Sink;
+
+/// How many commands are printed unless all are asked for.
+const COMMANDS: usize = 10;
+
+/// Where the tokens of new keys went (`done`), and the command with which a host joins by each. A key may have
+/// only one name that it lets join.
+pub fn tokens(keys: &[(&ResourceId, Option<Name>)], sink: Option<&Sink>, done: &str, full: bool) -> String {
+    let shown = if full { keys.len() } else { COMMANDS };
+    let mut text = format!("{} {done}. A host joins with:\n\n", count(keys.len() as u64, "token"));
+    for (id, name) in keys.iter().take(shown) {
+        let name = name.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default();
+        text += &match sink {
+            Some(Sink::File(file)) => {
+                let file = word(&format!("@{}", path(file)));
+                format!("    netclient join -t {file} --key {id}{name}\n")
+            }
+            Some(Sink::Output | Sink::Command(_)) | None => {
+                format!("    netclient join -t TOKEN{name}    # the token of {id}\n")
+            }
+        };
+    }
+    if keys.len() > shown {
+        text += &format!("    ... and {} more; -v shows all\n", keys.len() - shown);
+    }
+    text + "\nNo token can be shown again. Where one is lost, give its key another name in the files, and apply: that makes a \
+            new one.\n"
+}
+
+/// The keys that let nobody in any more, and what to do about that; nothing if there are none.
+pub(super) fn closed(keys: &[KeyState]) -> Vec<String> {
+    let shut: Vec<_> = keys.iter().filter(|key| key.state != KeyPhase::Open).collect();
+    let width = shut.iter().map(|key| key.id.to_string().len()).max().unwrap_or_default();
+    let mut lines: Vec<_> =
+        shut.iter().map(|key| format!("  {:width$}  {}", key.id.to_string(), why(key))).collect();
+    if !lines.is_empty() {
+        lines.push(
+            "  To let more hosts join, raise `uses` or `expires`, or give the key another name."
+                .dimmed()
+                .to_string(),
+        );
+    }
+    lines
+}
+
+fn why(KeyState { state, used, expires, .. }: &KeyState) -> String {
+    match (state, expires) {
+        (KeyPhase::Expired, Some(end)) => format!("expired on {}", moment(*end)),
+        (KeyPhase::Spent, _) => format!("used up: {}", count(*used, "use")),
+        (KeyPhase::Expired | KeyPhase::Open, _) => String::new(),
+    }
+}
