@@ -1,9 +1,10 @@
 //! The command line: flags and arguments, without any behaviour.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use schema::guard::Guard;
 use schema::scalars::{Name, NetworkName, Seconds};
 
@@ -23,6 +24,22 @@ pub struct Args {
     #[command(subcommand)]
     pub verb: Verb,
 }
+
+/// Understands a command line, the first word of which is the program.
+pub fn parse(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Args, clap::Error> {
+    Args::from_arg_matches(&command().try_get_matches_from(words)?)
+}
+
+/// The command line as clap describes it. What every command takes is in the help of the program, once.
+pub fn command() -> Command {
+    let program = Args::command();
+    let shared: Vec<_> =
+        program.get_arguments().filter(|it| it.is_global_set()).map(|it| it.clone().hide(true)).collect();
+    program.mut_subcommands(|verb| verb.args(shared.clone()).after_help(SHARED))
+}
+
+const SHARED: &str =
+    "`nmplan --help` lists what every command takes: -C, -f, --env, --server, --network, --json and others.";
 
 const AFTER: &str = "\
 Environment: NMPLAN_SERVER; NMPLAN_TOKEN or NMPLAN_TOKEN_FILE; NMPLAN_CA, a PEM file, for a server with its own CA; \
@@ -89,7 +106,7 @@ pub enum Color {
 }
 
 /// The commands.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     /// Writes a new project to start from; overwrites nothing.
     Init(Init),
@@ -118,14 +135,14 @@ pub enum Verb {
 }
 
 /// What `init` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Init {
     /// The project's name. Absent: the directory's.
     pub name: Option<Name>,
 }
 
 /// What `plan` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Plan {
     /// Saves the plan, for `nmplan apply FILE`.
     #[arg(long, value_name = "FILE")]
@@ -167,7 +184,7 @@ pub enum Format {
 }
 
 /// What `apply` takes.
-#[derive(Debug, Default, ClapArgs)]
+#[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Apply {
     /// A plan that `plan --out` saved, instead of the files.
     #[arg(value_name = "PLANFILE")]
@@ -192,7 +209,7 @@ pub struct Apply {
 }
 
 /// What `history` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct History {
     /// How many revisions to show at most. Absent: 20; with --json all.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
@@ -253,7 +270,7 @@ impl std::str::FromStr for NodeArg {
 }
 
 /// What `show` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Show {
     /// A saved plan, or the number of a revision.
     #[arg(value_name = "PLANFILE|REV")]
@@ -261,10 +278,10 @@ pub struct Show {
 }
 
 /// What `lab` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Lab {
     /// The project's directory. Absent: as with the other commands.
-    #[arg(value_name = "DIR")]
+    #[arg(id = "project_directory", value_name = "DIR")]
     pub directory: Option<PathBuf>,
     /// Leaves the lab running afterwards, and prints how to enter its hosts.
     #[arg(long)]
@@ -272,14 +289,14 @@ pub struct Lab {
 }
 
 /// What `explain` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Explain {
-    /// The code, such as schema::unknown_field. Absent: lists all codes.
+    /// The code, with or without what is before `::`, such as unknown_field. Absent: lists all codes.
     pub code: Option<String>,
 }
 
 /// What `schema` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Schema {
     /// What to print the schema of.
     #[arg(long = "for", value_name = "WHAT", default_value = "files")]

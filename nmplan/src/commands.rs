@@ -43,17 +43,15 @@ use crate::environment::Environment;
 use crate::error::{Error, Exit};
 use crate::events;
 use crate::git;
+use crate::interrupt::Interrupts;
 use crate::project::{self, Loaded, Where};
 use crate::render::{self, Lines};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return misunderstood(&error),
     };
     // It fails only if a provider is installed already, and none is.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -61,11 +59,37 @@ pub fn main() -> ExitCode {
     let mut console = Console::of_process(&args.global);
     match begin(&args, &environment, &mut console) {
         Ok(code) => code,
-        Err(error) => {
-            console.stderr(&error.render());
-            error.exit().code().into()
-        }
+        Err(error) => finish(&args.verb, &error, &mut console).code().into(),
     }
+}
+
+/// Prints help and version, or why a command line is not understood; the latter as an event as well where
+/// events are asked for.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|word| word == "--json") {
+        let global = Global { json: true, ..Global::default() };
+        let _ = Console::of_process(&global).event(&events::usage(error.render().to_string()));
+    }
+    ExitCode::FAILURE
+}
+
+/// Shows what failed; returns how the run ends.
+pub fn finish(verb: &Verb, error: &Error, console: &mut Console) -> Exit {
+    console.must_arrive = false;
+    if console.json {
+        // Where they cannot be printed, standard error has it.
+        let _ = events::failure(error).iter().try_for_each(|event| console.event(event));
+    }
+    console.stderr(&error.render());
+    let says_so = matches!(error, Error::Problems { undone: Some(_), .. });
+    if matches!(verb, Verb::Apply(_)) && error.applied() == Some(false) && !says_so {
+        console.stderr("Nothing was applied.\n");
+    }
+    error.exit()
 }
 
 fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Result<ExitCode, Error> {
@@ -73,8 +97,29 @@ fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Resul
     if matches!(args.verb, Verb::Lab(_)) && !crate::lab::inside() {
         return lab::enter();
     }
+    if matches!(args.verb, Verb::Apply(_)) {
+        console.interrupts = Interrupts::of_process(interrupted(args))?;
+    }
     let connect = |url: Option<&str>| Rest::new(url, environment);
-    Ok(runtime()?.block_on(run(args, environment, &connect, console))?.code().into())
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(args, environment, &connect, console));
+    // A name that does not resolve must not keep the outcome from being printed.
+    runtime.shutdown_background();
+    Ok(outcome?.code().into())
+}
+
+/// Ends a process that was interrupted before its plan was sent.
+fn interrupted(args: &Args) -> impl FnOnce() + Send + 'static {
+    let (global, verb) = (args.global.clone(), args.verb.clone());
+    move || {
+        let mut console = Console::of_process(&global);
+        if console.asks() {
+            // The terminal shows ^C where the answer was to be.
+            console.stderr("\n");
+        }
+        let exit = finish(&verb, &Error::Interrupted, &mut console);
+        std::process::exit(exit.code().into());
+    }
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -236,8 +281,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         }
     }
 
-    /// Judges a plan by the rules that it can be let through. A saved plan that breaks other rules is left to
-    /// the server.
+    /// Judges a plan by the rules that it can be let through, and finds the state of the project's access keys after
+    /// it. A saved plan that breaks other rules is left to the server.
     fn judge(
         plan: &Plan,
         loaded: Option<&Loaded>,
@@ -337,14 +382,4 @@ fn command(place: &Where, only: Option<&NetworkName>, verb: &[&str]) -> String {
     words.extend(allow_empty.then(|| "--allow-empty".to_owned()));
     words.extend(rest.iter().map(|word| quoted(word)));
     words.join(" ")
-}
-
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }

@@ -120,6 +120,12 @@ pub enum ControlError {
         /// Why; absent in tests.
         source: Option<reqwest::Error>,
     },
+    /// The run was interrupted before the answer arrived.
+    #[error("interrupted before {server} answered")]
+    Interrupted {
+        /// The server.
+        server: String,
+    },
     /// The server refused.
     #[error("{}", .failure.detail)]
     Refused {
@@ -151,7 +157,7 @@ impl ControlError {
     /// Whether the request cannot have been carried out.
     pub fn is_harmless(&self) -> bool {
         match self {
-            Self::Broken { .. } | Self::Foreign { .. } => false,
+            Self::Broken { .. } | Self::Foreign { .. } | Self::Interrupted { .. } => false,
             Self::Refused { failure, .. } => failure.status < 500 || nothing_was_stored(failure),
             Self::NoServer
             | Self::Url { .. }
@@ -183,7 +189,22 @@ impl ControlError {
             | Self::Token { .. }
             | Self::File { .. }
             | Self::Ca { .. }
+            | Self::Interrupted { .. }
             | Self::Client(_) => false,
+        }
+    }
+
+    /// A stable name of the failure, for programs: that of the server's refusal, or one of nmplan's own.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::NoServer | Self::Url { .. } => "server_url",
+            Self::NoToken { .. } | Self::Token { .. } => "token",
+            Self::File { .. } | Self::Ca { .. } | Self::Client(_) => "client",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Broken { .. } => "broken_connection",
+            Self::Interrupted { .. } => "interrupted",
+            Self::Refused { failure, .. } => &failure.code,
+            Self::Foreign { .. } => "foreign_answer",
         }
     }
 
@@ -208,7 +229,7 @@ impl ControlError {
                 format!("check {variable}, or call the server directly:\n\n    export NO_PROXY={}", word(&host))
             }
             Self::Broken { server, .. } if server.starts_with("http://") => "if the server uses TLS, the URL must begin with https://".into(),
-            Self::Client(_) | Self::Broken { .. } => return None,
+            Self::Client(_) | Self::Broken { .. } | Self::Interrupted { .. } => return None,
             Self::Unreachable { server, .. } => format!("check that nmserver is running there: curl -k {server}/readyz"),
             Self::Refused { failure, .. } => return help_for(failure),
             Self::Foreign { .. } => "check the URL, and what else answers there".into(),

@@ -123,6 +123,37 @@ pub enum Error {
         source: Box<ControlError>,
         /// Whether the tokens were delivered, if there are any.
         tokens: Option<Result<String, KeysError>>,
+        /// The command that shows what was applied.
+        history: String,
+        /// The command that applies the plan, if it was not.
+        again: String,
+    },
+    /// The run was interrupted before anything was sent.
+    #[error("interrupted")]
+    Interrupted,
+    /// The plan was applied, and what happened could not be printed.
+    #[error("applied as revision {revision}, but standard output cannot be written")]
+    Unreported {
+        /// The revision.
+        revision: Revision,
+        /// Why.
+        source: io::Error,
+    },
+    /// The plan was applied, and the server no longer reports the state of the nodes.
+    #[error("applied as revision {revision}, but it is unknown which nodes have acknowledged it")]
+    Unwatched {
+        /// The revision.
+        revision: Revision,
+        /// Why.
+        source: ControlError,
+    },
+    /// The plan was applied, and the run was interrupted while it waited for nodes.
+    #[error("applied as revision {revision}, but interrupted before it was acknowledged by {}", names(.nodes))]
+    NotAwaited {
+        /// The revision.
+        revision: Revision,
+        /// The nodes.
+        nodes: Vec<String>,
     },
     /// The server refused, and the tokens that were written for it could not be removed.
     #[error("{refusal}; the tokens that were written for it are not valid, but could not be removed")]
@@ -139,7 +170,7 @@ pub enum Error {
         command: String,
     },
     /// The answer was not `yes`.
-    #[error("not applied: the answer was not `yes`")]
+    #[error("the answer was not `yes`")]
     Declined,
     /// The removal of a node was not approved.
     #[error(
@@ -244,10 +275,9 @@ pub enum Error {
 }
 
 fn problems(count: usize) -> String {
-    if count == 1 {
-        "there is an error in the files".into()
-    } else {
-        format!("there are {count} errors in the files")
+    match count {
+        1 => "there is 1 error in the files".into(),
+        count => format!("there are {count} errors in the files"),
     }
 }
 
@@ -292,8 +322,11 @@ impl Error {
     /// How the run ends.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Stale(_) | Self::AppliedBefore { .. } | Self::Unexpected { .. } => Exit::Stale,
-            Self::NotAcknowledged { .. } => Exit::NotAcknowledged,
+            Self::AppliedBefore { .. } => Exit::Done,
+            Self::Stale(_) | Self::Unexpected { .. } => Exit::Stale,
+            Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
+                Exit::NotAcknowledged
+            }
             Self::Guarded { .. } => Exit::Refused,
             Self::Control(ControlError::Refused { failure, .. }) => match failure.code.as_str() {
                 "stale" => Exit::Stale,
@@ -309,6 +342,8 @@ impl Error {
             | Self::AfterCommit { .. }
             | Self::Unknown { .. }
             | Self::NotTakenBack { .. }
+            | Self::Interrupted
+            | Self::Unreported { .. }
             | Self::NobodyToAsk { .. }
             | Self::Declined
             | Self::RemovalNotApproved { .. }
@@ -329,6 +364,70 @@ impl Error {
         }
     }
 
+    /// A stable name of the failure, for programs: that of a refusal of the server, or one of nmplan's own.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Load(_) | Self::NoProject => "project",
+            Self::Problems { .. } => "problems",
+            Self::Guarded { .. } => "guarded",
+            Self::Control(error) => error.code(),
+            Self::Version(_) => "version",
+            Self::Keys(_) | Self::AfterCommit { .. } | Self::NotTakenBack { .. } => "keys",
+            Self::Stale(_) => "stale",
+            Self::AppliedBefore { .. } => "applied",
+            Self::Unexpected { .. } => "unexpected_plan",
+            Self::Unknown { .. } => "unknown",
+            Self::Interrupted => "interrupted",
+            Self::NobodyToAsk { .. } | Self::Declined => "not_approved",
+            Self::PlanFile { .. } | Self::OtherPlan { .. } => "plan_file",
+            Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision(_) | Self::NoCode(_) => "usage",
+            Self::File { .. } | Self::Exists(_) => "file",
+            Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
+                "not_acknowledged"
+            }
+            Self::Enter(_) | Self::Lab(_) | Self::NothingToBringUp => "lab",
+            Self::Output(_) | Self::Unreported { .. } => "output",
+        }
+    }
+
+    /// Whether an apply that ended with it was carried out; nothing: that is unknown.
+    pub fn applied(&self) -> Option<bool> {
+        match self {
+            Self::Unknown { .. } => None,
+            Self::AfterCommit { .. }
+            | Self::AppliedBefore { .. }
+            | Self::NotAcknowledged { .. }
+            | Self::Unwatched { .. }
+            | Self::NotAwaited { .. }
+            | Self::Unreported { .. } => Some(true),
+            Self::Load(_)
+            | Self::Problems { .. }
+            | Self::Guarded { .. }
+            | Self::Control(_)
+            | Self::Version(_)
+            | Self::Keys(_)
+            | Self::Stale(_)
+            | Self::Unexpected { .. }
+            | Self::NotTakenBack { .. }
+            | Self::Interrupted
+            | Self::NobodyToAsk { .. }
+            | Self::Declined
+            | Self::NoProject
+            | Self::PlanFile { .. }
+            | Self::OtherPlan { .. }
+            | Self::Usage(_)
+            | Self::File { .. }
+            | Self::UnknownNetwork { .. }
+            | Self::NoRevision(_)
+            | Self::NoCode(_)
+            | Self::Exists(_)
+            | Self::Enter(_)
+            | Self::Lab(_)
+            | Self::NothingToBringUp
+            | Self::Output(_) => Some(false),
+        }
+    }
+
     /// What to type next.
     pub fn help(&self) -> Option<String> {
         let text = match self {
@@ -336,10 +435,13 @@ impl Error {
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
             Self::Stale(_) | Self::Unexpected { .. } => "review a new plan:\n\n    nmplan plan".into(),
-            Self::Unknown { tokens, .. } => {
+            Self::Unknown { tokens, history, again, .. } => {
                 let lost = tokens.as_ref().and_then(|tokens| tokens.as_ref().err()?.help());
-                let lost = lost.map(|help| format!("\n\n  If they are, {help}")).unwrap_or_default();
-                format!("check whether the changes are there:\n\n    nmplan plan{lost}")
+                let lost = lost.map(|help| format!("\n\n  If it did, {help}")).unwrap_or_default();
+                format!(
+                    "see whether there is a revision of it:\n\n    {history}\n\n  Applying it again is safe, since a plan \
+                     is carried out once:\n\n    {again}{lost}"
+                )
             }
             Self::NobodyToAsk { command } => {
                 format!("give the digest of the plan that was reviewed, or -y:\n\n    {command}")
@@ -360,7 +462,7 @@ impl Error {
             Self::PlanFile { .. } => "make a new one:\n\n    nmplan plan --out FILE".into(),
             Self::OtherPlan { flag, .. } => format!("omit --{flag}, or give another plan"),
             Self::Version(_) => "use an nmplan of the server's version".into(),
-            Self::NotAcknowledged { .. } => {
+            Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
                 "the change is applied; check the nodes:\n\n    nmplan status".into()
             }
             Self::UnknownNetwork { known, .. } if known.is_empty() => "there are no networks yet".into(),
@@ -371,7 +473,9 @@ impl Error {
             }
             Self::NoRevision(_) => "`nmplan status` shows the newest".into(),
             Self::NoCode(asked) => {
-                let near = did_you_mean(asked, Code::ALL.iter().map(|code| code.name()));
+                let whole = || Code::ALL.iter().map(|code| code.name());
+                let without = || whole().filter_map(|name| name.rsplit("::").next());
+                let near = did_you_mean(asked, whole()).or_else(|| did_you_mean(asked, without()));
                 near.unwrap_or_else(|| "`nmplan explain` lists them".into())
             }
             Self::Enter(error) => return error.help().map(str::to_owned),
@@ -385,6 +489,8 @@ impl Error {
                 format!("change the files; an admin can let it through once, with{flags}")
             }
             Self::NotTakenBack { .. }
+            | Self::Interrupted
+            | Self::Unreported { .. }
             | Self::Declined
             | Self::RemovalNotApproved { command: None }
             | Self::Usage(_)
@@ -396,23 +502,24 @@ impl Error {
         Some(text)
     }
 
+    /// The cause at the bottom of it, unless its own text has it.
+    pub fn because(&self) -> Option<String> {
+        let mut root = self.source();
+        while let Some(deeper) = root.and_then(|cause| cause.source()) {
+            root = Some(deeper);
+        }
+        root.map(ToString::to_string).filter(|root| !self.to_string().contains(root))
+    }
+
     /// The error with its cause and what to do, for people.
     pub fn render(&self) -> String {
-        if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
-            return String::new();
-        }
         let mut text = format!("{} {self}\n", "error:".red().bold());
         if let Self::Control(ControlError::Refused { failure, .. }) = self {
             for problem in &failure.problems {
                 let _ = writeln!(text, "  {} ({})", problem.message, problem.code);
             }
         }
-        let mut root = self.source();
-        while let Some(deeper) = root.and_then(|cause| cause.source()) {
-            root = Some(deeper);
-        }
-        let root = root.map(ToString::to_string);
-        if let Some(root) = root.filter(|root| !self.to_string().contains(root)) {
+        if let Some(root) = self.because() {
             let _ = writeln!(text, "  {} {root}", "because:".bold());
         }
         if let Some(help) = self.help() {

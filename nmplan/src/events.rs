@@ -1,7 +1,7 @@
 //! What `--json` prints: one event per line. `schema/events.schema.json` describes them, and is generated
 //! from them.
 
-use schema::api::NodeStatus;
+use schema::api::{Finding, NodeStatus};
 use schema::diff::{self, Action, Change};
 use schema::plan::{NodeImpact, Plan, Summary};
 use schema::report::{Problem, Severity};
@@ -13,13 +13,15 @@ use schema::value::{Location, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::ControlError;
+use crate::error::{Error, Exit};
 use crate::render::Lines;
 
 /// The version of the events; raised when an older reader would misread them.
 pub const VERSION: &str = "1.0";
 
-/// `nmplan validate|plan|apply --json` prints one such object per line. Later versions may add types and
-/// fields; ignore unknown ones.
+/// `nmplan validate|plan|apply --json` prints one such object per line; every other command with `--json` prints
+/// a `failure` in place of its document. Later versions may add types and fields; ignore unknown ones.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(extend("title" = format!("One event of nmplan --json, version {VERSION}")))]
@@ -55,6 +57,22 @@ pub enum Event<'a> {
         revision: Revision,
         /// Whether an earlier call of the same apply created it.
         already: bool,
+    },
+    /// The run failed: the last event.
+    Failure {
+        /// A stable name of the failure: that of a refusal of the server, or one of nmplan's own.
+        code: &'a str,
+        /// The exit code of the run.
+        #[schemars(range(min = 1))]
+        exit: u8,
+        /// What failed.
+        message: String,
+        /// The cause at the bottom of it; null if the message has it.
+        because: Option<String>,
+        /// What to do; null if the message is enough.
+        help: Option<String>,
+        /// Whether a plan was applied; null if that is unknown.
+        applied: Option<bool>,
     },
     /// A node has acknowledged the applied revision; with `--wait`.
     NodeAck {
@@ -183,6 +201,42 @@ pub fn diagnostic<'a>(problem: &'a Problem, sources: &'a [Source], lines: &Lines
         help: problem.help.as_deref(),
         related: related.collect(),
     })
+}
+
+/// A failure as events: what a server found, and the failure itself.
+pub fn failure(error: &Error) -> Vec<Event<'_>> {
+    let found = if let Error::Control(ControlError::Refused { failure, .. }) = error {
+        &*failure.problems
+    } else {
+        &[]
+    };
+    let failure = Event::Failure {
+        code: error.code(),
+        exit: error.exit().code(),
+        message: error.to_string(),
+        because: error.because(),
+        help: error.help(),
+        applied: error.applied(),
+    };
+    found.iter().map(finding).chain([failure]).collect()
+}
+
+fn finding(Finding { code, id, message, help }: &Finding) -> Event<'_> {
+    Event::Diagnostic(Diagnostic {
+        code,
+        severity: Severity::Error,
+        id: id.as_deref(),
+        location: None,
+        message,
+        help: help.as_deref(),
+        related: Vec::new(),
+    })
+}
+
+/// The failure to understand a command line as an event.
+pub fn usage(message: String) -> Event<'static> {
+    let exit = Exit::Failed.code();
+    Event::Failure { code: "usage", exit, message, because: None, help: None, applied: Some(false) }
 }
 
 fn source_location<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Option<SourceLocation<'a>> {

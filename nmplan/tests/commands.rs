@@ -6,14 +6,14 @@ mod workspace;
 
 use std::collections::BTreeMap;
 
-use clap::Parser as _;
-use nmplan::args::Args;
+use nmplan::args;
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
 use schema::inventory::{Joined, NodeProblem};
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
+use serde_json::Value;
 use workspace::{Workspace, example, join};
 
 const BEFORE: &str = r#"
@@ -208,7 +208,7 @@ fn the_history_shows_the_log_newest_first() {
     let lines = |text: &str| text.lines().filter(|line| line.contains("UTC")).count();
     assert_eq!(lines(&limited.stdout), 1);
     let printed = workspace.nmplan("history --json");
-    let all: Vec<serde_json::Value> = serde_json::from_str(&printed.stdout).unwrap();
+    let all: Vec<Value> = serde_json::from_str(&printed.stdout).unwrap();
     let log = workspace.server.log();
     assert_eq!(all.len(), log.len(), "a program is given everything");
     for (shown, entry) in all.iter().zip(log.iter().rev()) {
@@ -222,7 +222,7 @@ fn the_history_shows_the_log_newest_first() {
     assert_eq!((&all[0]["state"], &all[1]["state"]), (&"current".into(), &"superseded".into()));
     assert_eq!((&all[0]["project"], &all[0]["env"]), (&"acme".into(), &"default".into()));
     let other = workspace.nmplan("history --network lab --json").stdout;
-    let other: Vec<serde_json::Value> = serde_json::from_str(&other).unwrap();
+    let other: Vec<Value> = serde_json::from_str(&other).unwrap();
     assert!(other.iter().all(|entry| entry["action"] != "apply"), "{other:?}");
 }
 
@@ -266,7 +266,7 @@ fn a_plan_exits_2_only_where_that_is_asked_for_and_there_are_changes() {
 }
 
 #[test]
-fn a_saved_plan_is_applied_once_and_stale_afterwards() {
+fn a_saved_plan_is_applied_once() {
     let workspace = in_use();
     let saved = workspace.nmplan("plan -C @after --project acme --out @plan.json");
     assert_eq!(saved.exit, 0, "{}", saved.all());
@@ -274,14 +274,19 @@ fn a_saved_plan_is_applied_once_and_stale_afterwards() {
         workspace.read("plan.json"),
         workspace.nmplan("plan -C @after --project acme --format json").stdout
     );
-    let digest: serde_json::Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
+    let digest: Value = serde_json::from_str(&workspace.read("plan.json")).unwrap();
     let digest = digest["digest"].as_str().unwrap();
     let applied = workspace.nmplan(&format!("apply @plan.json --expect {digest}"));
     assert_eq!(applied.exit, 0, "{}", applied.all());
     assert_eq!(workspace.server.log().last().unwrap().digest.as_deref(), Some(digest));
     let again = workspace.nmplan("apply @plan.json -y");
-    assert_eq!(again.exit, 4, "{}", again.all());
+    assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(3)), "{}", again.all());
     insta::assert_snapshot!(again.stderr);
+    let event = workspace.nmplan("apply @plan.json -y --json").events().pop().unwrap();
+    assert_eq!(
+        (&event["type"], &event["already"], &event["revision"]),
+        (&"revision".into(), &true.into(), &3.into())
+    );
 }
 
 #[test]
@@ -406,11 +411,11 @@ fn another_digest_than_the_expected_one_is_refused_with_what_happened_since() {
 fn no_part_of_a_digest_stands_for_a_plan() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme --format json");
-    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     let digest = plan["digest"].as_str().unwrap();
     let printed = workspace.nmplan("plan -C @after --project acme").stdout;
     assert!(printed.contains(&format!("--expect {digest}")), "the command to copy has all of it: {printed}");
-    let typed = |digest: &str| Args::try_parse_from(["nmplan", "apply", "--expect", digest]);
+    let typed = |digest: &str| args::parse(["nmplan", "apply", "--expect", digest]);
     assert!(typed(digest).is_ok());
     for part in [&digest[..8], &digest[..16], &digest[..63], &format!("{digest}0"), &"g".repeat(64)] {
         let refused = typed(part).expect_err("it is not a whole digest").to_string();
@@ -428,11 +433,11 @@ fn no_part_of_a_digest_stands_for_a_plan() {
 fn an_expected_plan_that_was_applied_before_is_reported_as_that() {
     let workspace = in_use();
     let plan = workspace.nmplan("plan -C @after --project acme --format json");
-    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     let apply = format!("apply -C @after --project acme --expect {}", plan["digest"].as_str().unwrap());
     assert_eq!(workspace.nmplan(&apply).exit, 0);
     let again = workspace.nmplan(&apply);
-    assert_eq!(again.exit, 4);
+    assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(3)));
     assert!(again.stderr.contains("has already been applied, as revision 3"), "{}", again.stderr);
 }
 
@@ -584,7 +589,7 @@ fn a_refused_apply_leaves_the_file_of_tokens_as_it_was() {
     workspace.server.fail(&[Fault::Refusal]);
     let refused = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
     assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)), "{}", refused.all());
-    let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let same = |text: &str| serde_json::from_str::<Value>(text).unwrap();
     assert_eq!(same(&workspace.read("keys.json")), same(other));
     std::fs::remove_file(workspace.path("keys.json")).unwrap();
     workspace.server.fail(&[Fault::Refusal]);
@@ -671,8 +676,7 @@ fn variables_come_from_defaults_the_env_the_environment_and_the_command_line_in_
     );
     let ttl = |workspace: &Workspace, flags: &str| {
         let plan = workspace.nmplan(&format!("plan -C @. --format json {flags}"));
-        let plan: serde_json::Value =
-            serde_json::from_str(&plan.stdout).unwrap_or_else(|_| panic!("{}", plan.all()));
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap_or_else(|_| panic!("{}", plan.all()));
         plan["changes"][1]["after"]["ttl"].as_str().unwrap().to_owned()
     };
     assert_eq!(ttl(&workspace, "--env dev"), "7m");
@@ -790,8 +794,10 @@ fn a_file_that_is_not_text_is_a_problem_and_the_others_are_read() {
     std::fs::write(workspace.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
     workspace.write("b.yaml", "networks: { x: { ipv4: 10.1.0.0/16, nodes: { a: { size: 1 } } } }");
     let problems = workspace.nmplan("validate -C @. --json");
-    let codes: Vec<_> = problems.events().iter().map(|event| event["code"].clone()).collect();
-    assert_eq!(codes[1..], ["syntax::not_text", "schema::unknown_field"], "{}", problems.all());
+    let events = problems.events();
+    let found = events.iter().filter(|event| event["type"] == "diagnostic");
+    let codes: Vec<_> = found.map(|event| event["code"].clone()).collect();
+    assert_eq!(codes, ["syntax::not_text", "schema::unknown_field"], "{}", problems.all());
 }
 
 #[test]
@@ -881,7 +887,10 @@ fn a_plan_is_refused_for_what_its_own_server_reserves_not_for_the_default() {
     let plan = workspace.nmplan("plan -C @reserved --project acme --out @plan.json");
     assert_eq!(
         (plan.exit, &*plan.stderr),
-        (0, "\nThe plan is saved in DIR/plan.json.\n"),
+        (
+            0,
+            "\nThe plan is saved in DIR/plan.json.\nNo commit is recorded with this plan: DIR/reserved is in no git repository.\n"
+        ),
         "this server reserves nothing"
     );
     workspace.server.set_info(|info| {
@@ -1095,9 +1104,217 @@ fn a_code_is_explained() {
     let workspace = workspace();
     assert!(workspace.nmplan("explain").stdout.contains("schema::unknown_field"));
     assert!(workspace.nmplan("explain schema::no_range").stdout.contains("A network needs an IPv4 range"));
-    let unknown = workspace.nmplan("explain schema::no_rang");
-    assert_eq!(unknown.exit, 1);
-    assert!(unknown.stderr.contains("did you mean \"schema::no_range\"?"), "{}", unknown.stderr);
+    for (asked, meant) in [("schema::no_rang", "schema::no_range"), ("no_rang", "no_range")] {
+        let unknown = workspace.nmplan(&format!("explain {asked}"));
+        assert_eq!(unknown.exit, 1);
+        assert!(unknown.stderr.contains(&format!("did you mean {meant:?}?")), "{}", unknown.stderr);
+    }
+    for code in schema::report::Code::ALL {
+        let (_, name) = code.name().split_once("::").unwrap();
+        let explained = workspace.nmplan(&format!("explain {name}"));
+        assert!(explained.stdout.contains(code.explanation()), "{name}: {}", explained.all());
+    }
+}
+
+#[test]
+fn a_key_that_would_be_over_before_it_is_made_is_refused_at_its_line() {
+    let workspace = workspace();
+    workspace.write(
+        "corp.kdl",
+        "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    access-key \"old\" expires=\"2020-01-01\"\n}\n",
+    );
+    assert_eq!(workspace.nmplan("validate -C @.").exit, 0, "whether the key exists is not known");
+    for command in ["plan", "apply -y --keys-to @keys.json"] {
+        let refused = workspace.nmplan(&format!("{command} -C @. --project acme"));
+        assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)), "{}", refused.all());
+        let stderr = &refused.stderr;
+        assert!(stderr.contains("plan::key_over") && stderr.contains("corp.kdl:3:30"), "{stderr}");
+    }
+    insta::assert_snapshot!(workspace.nmplan("plan -C @. --project acme").stderr);
+}
+
+#[test]
+fn a_saved_plan_whose_key_is_over_by_now_is_refused_at_the_commit() {
+    let workspace = workspace();
+    workspace.write(
+        "corp.kdl",
+        "network \"corp\" {\n ipv4 \"10.40.0.0/16\"\n access-key \"k\" expires=\"2999-01-01\"\n}\n",
+    );
+    workspace.nmplan("plan -C @. --project acme --out @plan.json");
+    let mut plan: schema::plan::Plan = serde_json::from_str(&workspace.read("plan.json")).unwrap();
+    let text = serde_json::to_string(&plan.changes).unwrap().replace("2999", "2020");
+    plan.changes = serde_json::from_str(&text).unwrap();
+    plan.digest = plan.digest_now();
+    workspace.write("plan.json", &serde_json::to_string(&plan).unwrap());
+    let refused = workspace.nmplan("apply @plan.json -y --keys-to @keys.json");
+    assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)), "{}", refused.all());
+    assert!(refused.stderr.contains("(plan::key_over)"), "{}", refused.stderr);
+    assert!(!workspace.path("keys.json").exists());
+}
+
+#[test]
+fn keys_that_let_nobody_join_are_seen_in_plan_show_and_status() {
+    let workspace = in_use();
+    let open = "Access keys that let nobody join";
+    for line in ["plan -C @before --project acme", "show", "status"] {
+        assert!(!workspace.nmplan(line).stdout.contains(open), "{line}: all keys are open");
+    }
+    let ci: ResourceId = "corp/access-key/ci".parse().unwrap();
+    workspace.server.change_elsewhere(|world| {
+        let status = world.inventory.key(&ci).unwrap();
+        let spent = schema::inventory::KeyStatus { used: 5, ..(**status).clone() };
+        world.inventory.put_key(ci.clone(), spent);
+    });
+    for line in ["plan -C @before --project acme", "show", "status"] {
+        let shown = workspace.nmplan(line).stdout;
+        assert!(shown.contains("  corp/access-key/ci  used up: 5 uses\n"), "{line}: {shown}");
+        assert!(shown.contains("raise `uses`"), "{line}: {shown}");
+    }
+    // A key that exists may get a day that has begun: that ends it.
+    workspace.write("ended/corp.kdl", &BEFORE.replace("uses=5", "uses=5 expires=\"2020-01-01\""));
+    let plan = workspace.nmplan("plan -C @ended --project acme");
+    assert_eq!(plan.exit, 0, "{}", plan.all());
+    assert!(
+        plan.stdout.contains("corp/access-key/ci  expired on 2020-01-01 00:00:00 UTC"),
+        "{}",
+        plan.stdout
+    );
+    assert_eq!(workspace.nmplan("apply -C @ended --project acme -y").exit, 0);
+    let status: Value = serde_json::from_str(&workspace.nmplan("status --json").stdout).unwrap();
+    let key = &status["keys"][0];
+    assert_eq!(
+        (&key["id"], &key["state"], &key["used"]),
+        (&"corp/access-key/ci".into(), &"expired".into(), &5.into())
+    );
+}
+
+#[test]
+fn an_apply_prints_how_a_host_joins_with_each_new_key() {
+    let workspace = workspace();
+    let keys = "access-key \"any\" uses=9\n access-key \"one\" { for \"gw\" }\n access-key \"two\" { for \"gw\" \"db\" }";
+    workspace.write(
+        "corp.kdl",
+        &format!("network \"corp\" {{\n ipv4 \"10.40.0.0/16\"\n node \"gw\"; node \"db\"\n {keys}\n}}\n"),
+    );
+    let applied = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
+    insta::assert_snapshot!(applied.stderr);
+    let file = workspace.read("keys.json");
+    for line in
+        applied.stderr.lines().filter_map(|line| line.trim().strip_prefix("netclient join -t @DIR/keys.json"))
+    {
+        let key = line.split_whitespace().nth(1).unwrap();
+        assert_eq!(
+            proto::token::choose(&file, Some(key)).unwrap().id(),
+            key,
+            "the printed command finds its token"
+        );
+    }
+}
+
+#[test]
+fn columns_hold_for_the_longest_names_and_tables_fold_on_a_narrow_terminal() {
+    let mut workspace = workspace();
+    let long = "n".repeat(63);
+    let network = format!(
+        "network \"corp\" {{\n ipv4 \"10.40.0.0/16\"\n node \"{long}\" ipv4=\"10.40.0.9\"\n node \"db\" ipv4=\"10.40.0.8\"\n}}\n"
+    );
+    workspace.write("corp.kdl", &network);
+    let plan = workspace.nmplan("plan -C @. --project acme").stdout;
+    let columns: std::collections::BTreeSet<_> =
+        plan.lines().filter(|line| line.starts_with("  + node")).map(|line| line.find("ipv4=")).collect();
+    assert_eq!(columns.len(), 1, "{plan}");
+    workspace.nmplan("apply -C @. --project acme -y");
+    let long_node = NodeStatus {
+        name: long.parse().unwrap(),
+        id: format!("corp/node/{long}"),
+        ..node("db", Presence::Online, 1)
+    };
+    workspace.server.set_nodes(vec![node("db", Presence::Awaiting, 0), long_node]);
+    for line in ["status", "show", "history"] {
+        workspace.columns = None;
+        let piped = workspace.nmplan(line).stdout;
+        assert!(
+            piped.lines().any(|line| line.starts_with("NETWORK  ") || line.starts_with("REVISION  ")),
+            "{piped}"
+        );
+        workspace.columns = Some(60);
+        let narrow = workspace.nmplan(line).stdout;
+        // The first line says what is shown.
+        let lines = narrow.lines().skip(1);
+        let wide: Vec<_> = lines.filter(|line| line.len() > 60 && !line.contains(&long)).collect();
+        assert!(wide.is_empty(), "{line}: {wide:?}");
+        assert!(!narrow.contains(&long[..62]) || narrow.contains(&long), "no name is torn apart: {narrow}");
+    }
+    insta::assert_snapshot!(workspace.nmplan("status").stdout.replace(&long, "LONG"));
+}
+
+#[test]
+fn it_is_said_once_that_no_commit_is_recorded() {
+    let workspace = workspace();
+    workspace.write("corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
+    let note = "No commit is recorded with this plan: DIR is in no git repository.\n";
+    assert!(!workspace.nmplan("plan -C @. --project acme").stderr.contains("commit"), "nothing is recorded");
+    let saved = workspace.nmplan("plan -C @. --project acme --out @plan.json");
+    assert_eq!(saved.stderr.matches(note).count(), 1, "{}", saved.stderr);
+    let applied = workspace.nmplan("apply -C @. --project acme -y");
+    assert_eq!((applied.exit, applied.stderr.matches(note).count()), (0, 1), "{}", applied.stderr);
+    let nothing = workspace.nmplan("apply -C @. --project acme -y");
+    assert!(!nothing.stderr.contains("commit"), "nothing is applied: {}", nothing.stderr);
+    commit(&workspace, ".", &["corp.kdl"], "declare corp");
+    workspace.write("corp.kdl", "network \"corp\" ipv4=\"10.41.0.0/16\"");
+    let recorded = workspace.nmplan("apply -C @. --project acme -y");
+    assert!(!recorded.stderr.contains("No commit"), "{}", recorded.stderr);
+}
+
+#[test]
+fn a_project_file_that_cannot_be_looked_at_is_not_one_that_is_missing() {
+    let workspace = workspace();
+    workspace.write("corp.kdl", BEFORE);
+    // A link to itself fails like a folder without permission, for root too.
+    std::os::unix::fs::symlink("nmplan.kdl", workspace.path("nmplan.kdl")).unwrap();
+    for line in ["plan -C @. --project acme", "validate -C @.", "status -C @."] {
+        let refused = workspace.nmplan(line);
+        assert_eq!(refused.exit, 1, "{line}: {}", refused.all());
+        assert!(refused.stderr.contains("cannot read DIR/nmplan.kdl"), "{line}: {}", refused.stderr);
+    }
+    assert_eq!(workspace.nmplan("init -C @.").exit, 1);
+}
+
+#[test]
+fn help_has_what_every_command_takes_once() {
+    let mut program = args::command();
+    let whole = program.render_long_help().to_string();
+    let shared: Vec<String> = program
+        .get_arguments()
+        .filter(|argument| argument.is_global_set())
+        .map(|argument| argument.get_long().unwrap().to_owned())
+        .collect();
+    assert!(shared.len() > 10, "{shared:?}");
+    for flag in &shared {
+        assert_eq!(
+            whole.matches(&format!("      --{flag} ")).count()
+                + whole.matches(&format!(", --{flag}\n")).count()
+                + whole.matches(&format!(", --{flag} ")).count()
+                + whole.matches(&format!("      --{flag}\n")).count(),
+            1,
+            "--{flag}: {whole}"
+        );
+    }
+    program.build();
+    for verb in program.get_subcommands_mut() {
+        let help = verb.render_long_help().to_string();
+        assert!(help.lines().count() < 45, "{}: {help}", verb.get_name());
+        assert!(help.contains("`nmplan --help`"), "{help}");
+        for flag in ["color", "quiet", "verbose", "allow-empty", "var"] {
+            assert!(!help.contains(&format!("      --{flag}")), "{}: {help}", verb.get_name());
+        }
+    }
+    let after = args::parse(["nmplan", "plan", "-C", "here", "--json", "-v"]).unwrap().global;
+    let before = args::parse(["nmplan", "-C", "here", "--json", "-v", "plan"]).unwrap().global;
+    assert!(after.json && after.verbose && before.json && before.verbose);
+    assert_eq!((after.directory, before.directory), (Some("here".into()), Some("here".into())));
+    let plan = program.find_subcommand_mut("plan").unwrap();
+    insta::assert_snapshot!(plan.render_long_help());
 }
 
 #[test]

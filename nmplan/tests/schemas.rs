@@ -101,6 +101,7 @@ fn every_event_fits_its_schema() {
         "plan -C @before -f /dev/null --project acme --json".into(),
         "plan -C @after --project acme --json".into(),
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
+        "plan -C @after --project acme --json --network nowhere".into(),
     ] {
         for event in workspace.nmplan(&line).events() {
             fits(&known, &event);

@@ -1,6 +1,11 @@
 //! `nmplan apply`: carries out a plan, as one revision or not at all.
+//!
+//! Until the plan is sent nothing has happened, and every failure ends with that. From the commit on the outcome
+//! is said on standard error, whatever becomes of standard output; in between, and when no answer came, it is
+//! unknown, and the message says how to find out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,9 +42,26 @@ struct Ready {
     world: World,
 }
 
-/// Plans, or reads a saved plan, shows it, asks, and carries it out.
+/// Plans, or reads a saved plan, shows it, asks, and carries it out. A plan that was carried out before is done.
 pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    match apply(args, run).await {
+        Err(done @ Error::AppliedBefore { revision, .. }) => {
+            let help = done.help().map(|help| format!("  {help}\n")).unwrap_or_default();
+            run.console.must_arrive = false;
+            run.console.stderr(&format!("Nothing to do: {done}.\n{help}"));
+            if run.console.json {
+                let printed = run.console.event(&Event::Revision { revision, already: true });
+                printed.map_err(|source| Error::Unreported { revision, source })?;
+            }
+            Ok(Exit::Done)
+        }
+        ended => ended,
+    }
+}
+
+async fn apply<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     check(args, run)?;
+    run.console.must_arrive = true;
     if run.console.json {
         run.console.event(&events::version())?;
     }
@@ -70,13 +92,14 @@ pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> R
         None => BTreeSet::new(),
     };
     let made = keys::make(ids.iter(), &ready.info)?;
-    let applied = commit(&ready, (&made, &allow), sink.as_deref_mut(), &server, run).await?;
+    let applied = commit(args, &ready, (&made, &allow), sink.as_deref_mut(), &server, run).await?;
     // Before anything else that may fail, so that no token is lost.
     let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.stdout(tokens)));
-    report(&applied, args, run)?;
+    let reported = report(&applied, run);
     if let Some(delivered) = delivered {
-        report_tokens(delivered, made.len(), &applied, run)?;
+        report_tokens(delivered, args.keys_to.as_ref(), &ready.plan, &applied, run)?;
     }
+    reported?;
     match args.wait {
         Some(wait) => acknowledged(&server, online, applied.revision, wait, run).await,
         None => Ok(Exit::Done),
@@ -127,7 +150,7 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
 
 /// Reads a saved plan.
 pub(super) fn read(path: &Path) -> Result<Plan, Error> {
-    let name = || path.display().to_string();
+    let name = || shown(path);
     let text = std::fs::read(path).map_err(|source| Error::File { attempt: "read", path: name(), source })?;
     let plan: Plan = serde_json::from_slice(&text)
         .map_err(|error| Error::PlanFile { path: name(), why: error.to_string() })?;
@@ -145,7 +168,7 @@ pub(super) fn read(path: &Path) -> Result<Plan, Error> {
 fn check_owner(plan: &Plan, place: &Where, path: &Path) -> Result<(), Error> {
     for (flag, asked, is) in [("project", &place.project, &plan.project), ("env", &place.env, &plan.env)] {
         if let Some(asked) = asked.as_ref().filter(|asked| *asked != is) {
-            let path = path.display().to_string();
+            let path = shown(path);
             return Err(Error::OtherPlan { path, flag, is: is.clone(), asked: asked.clone() });
         }
     }
@@ -160,7 +183,7 @@ fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error
     } else {
         return Ok(());
     };
-    Err(Error::PlanFile { path: path.display().to_string(), why: why.into() })
+    Err(Error::PlanFile { path: shown(path), why: why.into() })
 }
 
 /// Why a plan no longer holds: who changed the resources that it depends on, and when.
@@ -216,13 +239,9 @@ fn show<C: ControlPlane>(
         full: run.console.verbose,
     };
     let text = render::plan(&ready.plan, &shown) + "\n";
-    print(&text, args, run)
-}
-
-fn print<C>(text: &str, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
     match args.keys_to {
-        Some(Sink::Output) => run.console.stderr(text),
-        Some(Sink::File(_) | Sink::Command(_)) | None => run.console.stdout(text)?,
+        Some(Sink::Output) => run.console.stderr(&text),
+        Some(Sink::File(_) | Sink::Command(_)) | None => run.console.stdout(&text)?,
     }
     Ok(())
 }
@@ -288,6 +307,7 @@ fn again<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &Ru
 /// Sends the plan until an answer comes; the sink holds the tokens as long as the server may have created the
 /// keys.
 async fn commit<C: ControlPlane>(
+    args: &args::Apply,
     ready: &Ready,
     (made, allow): (&[Made], &BTreeSet<Guard>),
     mut sink: Option<&mut (dyn Opened + 'static)>,
@@ -300,6 +320,7 @@ async fn commit<C: ControlPlane>(
         keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
         allow: allow.clone(),
     };
+    run.console.interrupts.hold();
     if let Some(sink) = &mut sink {
         sink.hold(made)?;
     }
@@ -310,10 +331,15 @@ async fn commit<C: ControlPlane>(
     };
     if !harmless {
         let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.stdout(tokens)));
-        return Err(Error::Unknown { source: refusal.into(), tokens });
+        let history = command(&run.place, run.only.as_ref(), &["history"]);
+        let again = again(args, ready, allow, run);
+        return Err(Error::Unknown { source: refusal.into(), tokens, history, again });
     }
     if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {
         return Err(Error::NotTakenBack { refusal: refusal.to_string(), source });
+    }
+    if matches!(refusal, ControlError::Interrupted { .. }) {
+        return Err(Error::Interrupted);
     }
     if let ControlError::Refused { failure, .. } = &refusal
         && failure.code == "stale"
@@ -331,13 +357,23 @@ struct Sent {
     harmless: bool,
 }
 
-/// Sends a plan, again if no answer comes: the same apply id is carried out once.
+/// Sends a plan, again if no answer comes, until the run is interrupted: the same apply id is carried out once.
 async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run<'_, C>) -> Sent {
+    let interrupts = run.console.interrupts.clone();
+    let interrupted = || ControlError::Interrupted { server: server.name().to_owned() };
     let mut harmless = true;
     let mut backoff = server.backoff().iter();
     loop {
+        if interrupts.is_received() {
+            return Sent { answer: Err(interrupted()), harmless };
+        }
         let what = format!("waiting for {} to commit", server.name());
-        let error = match run.console.waiting(&what, server.apply(request)).await {
+        let answer = tokio::select! {
+            biased;
+            answer = run.console.waiting(&what, server.apply(request)) => answer,
+            () = interrupts.received() => Err(interrupted()),
+        };
+        let error = match answer {
             Ok(applied) => return Sent { answer: Ok(applied), harmless: false },
             Err(error) => error,
         };
@@ -345,7 +381,8 @@ async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run
         match backoff.next() {
             Some(delay) if error.is_transient() => {
                 run.console.note(&format!("{error}; retrying\n"));
-                tokio::time::sleep(*delay).await;
+                // An interruption ends the pause, and is noticed above.
+                let _ = tokio::time::timeout(*delay, interrupts.received()).await;
             }
             Some(_) | None => return Sent { answer: Err(error), harmless },
         }
@@ -358,27 +395,41 @@ fn apply_id() -> Result<String, Error> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn report<C>(applied: &Applied, args: &args::Apply, run: &mut Run<'_, C>) -> Result<(), Error> {
+/// Says what was applied. Standard output is not needed for it: its reader may have gone.
+fn report<C>(applied: &Applied, run: &mut Run<'_, C>) -> Result<(), Error> {
     let Applied { revision, already } = *applied;
-    if run.console.json {
-        return Ok(run.console.event(&Event::Revision { revision, already })?);
+    run.console.must_arrive = false;
+    run.console.stderr(&format!("Applied as revision {revision}.\n"));
+    if !run.console.json {
+        return Ok(());
     }
-    print(&format!("Applied as revision {revision}.\n"), args, run)
+    let printed = run.console.event(&Event::Revision { revision, already });
+    printed.map_err(|source| Error::Unreported { revision, source })
 }
 
-/// Prints where the tokens went.
+/// Prints where the tokens went, and how hosts join with them.
 fn report_tokens<C>(
     delivered: Result<String, KeysError>,
-    number: usize,
+    sink: Option<&Sink>,
+    plan: &Plan,
     applied: &Applied,
     run: &mut Run<'_, C>,
 ) -> Result<(), Error> {
     let revision = applied.revision;
     let done = delivered.map_err(|source| Error::AfterCommit { revision, source })?;
-    let tokens = count(number as u64, "token");
-    run.console
-        .note(&format!("{tokens} {done}. On each host that is to join:\n\n    netclient join -t TOKEN\n"));
+    let keys: Vec<_> = plan.new_keys().map(|id| (id, only_name(plan, id))).collect();
+    run.console.note(&render::tokens(&keys, sink, &done, run.console.verbose));
     Ok(())
+}
+
+/// The only name that a key of a plan lets join, if there is one.
+fn only_name(plan: &Plan, id: &ResourceId) -> Option<Name> {
+    let body = plan.changes.iter().find(|change| change.id == *id)?.after.as_ref()?;
+    let mut key = Snapshot::default();
+    key.put(id.clone(), decode_body(id, body).ok()?);
+    let key = key.named::<AccessKey>(&id.network, &id.name)?;
+    let mut names = key.r#for.iter().map(|node| node.name.clone());
+    names.next().filter(|_| names.next().is_none())
 }
 
 async fn online<C: ControlPlane>(server: &C) -> Result<BTreeSet<String>, Error> {
@@ -399,11 +450,20 @@ async fn acknowledged<C: ControlPlane>(
     let total = missing.len();
     loop {
         let what = format!("waiting for {}", count(missing.len() as u64, "node"));
-        match run.console.waiting(&what, server.status()).await {
-            Ok(status) => record_acknowledgements(&status, &mut missing, revision, run)?,
+        let interrupts = run.console.interrupts.clone();
+        let status = tokio::select! {
+            biased;
+            () = interrupts.received() => {
+                return Err(Error::NotAwaited { revision, nodes: missing.into_iter().collect() });
+            }
+            status = run.console.waiting(&what, server.status()) => status,
+        };
+        match status {
+            Ok(status) => record_acknowledgements(&status, &mut missing, revision, run)
+                .map_err(|source| Error::Unreported { revision, source })?,
             // The change is made, so a server that is unavailable for a moment is asked again.
             Err(error) if error.is_transient() => {}
-            Err(error) => return Err(error.into()),
+            Err(source) => return Err(Error::Unwatched { revision, source }),
         }
         if missing.is_empty() {
             run.console.note(&match total {
@@ -417,7 +477,7 @@ async fn acknowledged<C: ControlPlane>(
         if Instant::now() >= end {
             return Err(Error::NotAcknowledged { revision, wait, nodes: missing.into_iter().collect() });
         }
-        tokio::time::sleep(POLL).await;
+        let _ = tokio::time::timeout(POLL, interrupts.received()).await;
     }
 }
 
@@ -427,7 +487,7 @@ fn record_acknowledgements<C>(
     missing: &mut BTreeSet<String>,
     revision: Revision,
     run: &mut Run<'_, C>,
-) -> Result<(), Error> {
+) -> io::Result<()> {
     // A node that left, or that the plan removed, has nothing to acknowledge.
     missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
     for node in &status.nodes {

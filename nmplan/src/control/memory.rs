@@ -20,6 +20,7 @@ use schema::source_map::SourceMap;
 use schema::world::{ServerInfo, World, WorldDocument, key_states};
 
 use super::{ControlError, ControlPlane};
+use crate::interrupt::Interrupts;
 
 /// A server in memory. Clones are the same server.
 #[derive(Clone, Default)]
@@ -34,6 +35,7 @@ struct Inner {
     faults: Vec<Fault>,
     nodes: Vec<NodeStatus>,
     called_at: Vec<IpAddr>,
+    interrupts: Interrupts,
 }
 
 /// A failure of the next apply.
@@ -43,6 +45,10 @@ pub enum Fault {
     LostRequest,
     /// It is carried out, and the answer is lost.
     LostAnswer,
+    /// It is carried out, and the run is interrupted before the answer arrives.
+    Interrupted,
+    /// It is carried out and answered, and the run is interrupted then.
+    InterruptedLater,
     /// It arrives, and the server refuses it.
     Refusal,
     /// It arrives, and the server cannot store anything.
@@ -93,6 +99,11 @@ impl Memory {
     /// Changes the addresses by which it is called.
     pub fn set_called_at(&self, addresses: &[IpAddr]) {
         self.inner().called_at = addresses.to_vec();
+    }
+
+    /// Sets what a fault interrupts.
+    pub fn set_interrupts(&self, interrupts: &Interrupts) {
+        self.inner().interrupts = interrupts.clone();
     }
 
     /// Sets the state of the nodes.
@@ -151,6 +162,7 @@ impl Default for Inner {
             faults: Vec::new(),
             nodes: Vec::new(),
             called_at: Vec::new(),
+            interrupts: Interrupts::default(),
         }
     }
 }
@@ -297,10 +309,23 @@ impl ControlPlane for Memory {
     }
 
     async fn apply(&self, request: &ApplyRequest) -> Result<Applied, ControlError> {
+        let fault = self.inner().faults.pop();
+        if fault == Some(Fault::Interrupted) {
+            let mut inner = self.inner();
+            inner.apply(request)?;
+            inner.interrupts.interrupt();
+            drop(inner);
+            return std::future::pending().await;
+        }
         let mut inner = self.inner();
-        match inner.faults.pop() {
+        match fault {
             None => inner.apply(request),
             Some(Fault::LostRequest) => Err(broken()),
+            Some(Fault::Interrupted) => unreachable!("it is handled above"),
+            Some(Fault::InterruptedLater) => {
+                inner.interrupts.interrupt();
+                inner.apply(request)
+            }
             Some(Fault::LostAnswer) => inner.apply(request).and(Err(broken())),
             Some(Fault::Race) => {
                 inner.race(request);

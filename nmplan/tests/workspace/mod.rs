@@ -2,18 +2,18 @@
 //! memory.
 #![allow(dead_code, reason = "each suite uses its part")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use clap::Parser;
-use nmplan::args::Args;
+use nmplan::args;
 use nmplan::commands;
 use nmplan::console::Console;
 use nmplan::control::Memory;
 use nmplan::environment::Environment;
+use nmplan::interrupt::Interrupts;
 use schema::inventory::{Endpoints, Joined, NodeId};
 use schema::scalars::{Identity, WireGuardKey};
 use schema::world::World;
@@ -49,20 +49,32 @@ pub struct Workspace {
     pub directory: tempfile::TempDir,
     pub environment: Vec<(String, String)>,
     pub typed: Option<&'static str>,
+    /// How often something is printed on standard output before each attempt fails, and how; absent: it never
+    /// does.
+    pub output_fails: Option<(usize, io::ErrorKind)>,
+    /// How many columns the terminal has; absent: standard output is none.
+    pub columns: Option<usize>,
+    /// Interrupts the runs.
+    pub interrupts: Interrupts,
     /// The URL of the last connection.
     pub asked: RefCell<Option<String>>,
 }
 
 #[derive(Clone, Default)]
-struct Shared(Rc<RefCell<Vec<u8>>>);
+struct Shared(Rc<RefCell<Vec<u8>>>, Rc<Cell<Option<(usize, io::ErrorKind)>>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.1.get() {
+            Some((0, kind)) => return Err(kind.into()),
+            Some(_) | None => {}
+        }
         self.0.borrow_mut().extend(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.1.set(self.1.get().map(|(left, kind)| (left.saturating_sub(1), kind)));
         Ok(())
     }
 }
@@ -75,6 +87,9 @@ impl Workspace {
             directory,
             environment: Vec::new(),
             typed: None,
+            output_fails: None,
+            columns: None,
+            interrupts: Interrupts::default(),
             asked: RefCell::default(),
         }
     }
@@ -104,11 +119,14 @@ impl Workspace {
             (":", name) => format!("@{name}"),
             _ => word.to_owned(),
         });
-        let args = Args::try_parse_from(["nmplan".to_owned()].into_iter().chain(words))
+        let args = args::parse(["nmplan".to_owned()].into_iter().chain(words))
             .unwrap_or_else(|error| panic!("{error}"));
-        let stdout = Shared::default();
+        let stdout = Shared(Rc::default(), Rc::new(Cell::new(self.output_fails)));
         let stderr = Shared::default();
         let mut console = Console::of(&args.global, stdout.clone(), stderr.clone(), self.typed);
+        console.columns = self.columns;
+        console.interrupts = self.interrupts.clone();
+        self.server.set_interrupts(&self.interrupts);
         let environment = Environment::from_iter(self.environment.iter().cloned());
         let connect = |url: Option<&str>| {
             self.asked.replace(url.map(str::to_owned));
@@ -120,10 +138,7 @@ impl Workspace {
             .expect("a runtime can be made");
         let exit = match runtime.block_on(commands::run(&args, &environment, &connect, &mut console)) {
             Ok(exit) => exit.code(),
-            Err(error) => {
-                console.stderr(&error.render());
-                error.exit().code()
-            }
+            Err(error) => commands::finish(&args.verb, &error, &mut console).code(),
         };
         let text =
             |shared: Shared| String::from_utf8(shared.0.take()).expect("it is text").replace(&root, "DIR");
