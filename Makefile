@@ -1,7 +1,14 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
 # that has Rust.
 
-.PHONY: help demo test soak bench generated build tools demo-tools test-tools install
+# Where `make dist` puts the programs.
+DIST = target/dist
+# The path of a program, or of several, that was built: cargo knows where that is, by CARGO_TARGET_DIR or its
+# configuration.
+path_of = cargo build --workspace --message-format json-render-diagnostics $(2) | \
+  sed -n 's|.*"executable":"\([^"]*/'"$(1)"'\)".*|\1|p'
+
+.PHONY: help demo test soak bench generated dist build tools demo-tools test-tools packages
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
@@ -9,9 +16,10 @@ help:
 	@echo "make soak    the tests that kill processes, 30 rounds each"
 	@echo "make generated   refreshes what tests compare: references, schemas, snapshots"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
+	@echo "make dist    the programs to install, in $(DIST)/: stripped, with the tables for backtraces beside them"
 
 demo: tools demo-tools build
-	target/debug/nmplan lab examples/quickstart
+	@"$$($(call path_of,nmplan))" lab examples/quickstart
 
 test: tools test-tools build
 	cargo test --workspace
@@ -27,23 +35,34 @@ bench: tools
 generated:
 	UPDATE=1 INSTA_UPDATE=always cargo test -q -p schema -p nmplan -p nmserver --no-fail-fast
 
+# Symbols and line tables go to PROGRAM.debug, which a backtrace finds beside the program.
+dist: tools
+	cargo build --workspace --release
+	@mkdir -p $(DIST)
+	@set -e; for name in nmplan nmserver netclient; do \
+	  path=$$($(call path_of,$$name,--release)); \
+	  objcopy --only-keep-debug "$$path" "$(DIST)/$$name.debug"; chmod 644 "$(DIST)/$$name.debug"; \
+	  (cd "$(DIST)" && objcopy --strip-all --add-gnu-debuglink="$$name.debug" "$$path" "$$name"); \
+	done
+	@ls -lh $(DIST)
+
 build:
 	cargo build --workspace
 
 # A C compiler builds SQLite and libgit2, which are bundled; everything else is Rust.
 tools:
 	@command -v cargo >/dev/null || { echo "Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
-	@command -v cc >/dev/null || $(MAKE) --no-print-directory install PACKAGES="gcc libc6-dev"
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="gcc libc6-dev"
 
 # What the agents of the demo use.
 demo-tools:
-	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory install PACKAGES="nftables"
+	@[ -x /usr/sbin/nft ] || $(MAKE) --no-print-directory packages PACKAGES="nftables"
 
 # Programs that the tests run.
 test-tools: demo-tools
-	@command -v wg >/dev/null || $(MAKE) --no-print-directory install PACKAGES="wireguard-tools"
-	@command -v ip >/dev/null || $(MAKE) --no-print-directory install PACKAGES="iproute2"
+	@command -v wg >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-tools"
+	@command -v ip >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="iproute2"
 
-install:
+packages:
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends $(PACKAGES)
