@@ -114,6 +114,8 @@ fn is_lost(entry: &git2::StatusEntry<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn committed(directory: &Path) -> Repository {
@@ -195,7 +197,8 @@ mod tests {
         let owner = |path: &Path| std::os::unix::fs::chown(path, Some(65_534), Some(65_534));
         // Only root can give a file away.
         if owner(&directory.path().join(".git")).and_then(|()| owner(directory.path())).is_err() {
-            eprintln!("SKIPPED: a_repository_of_another_owner_has_its_provenance needs root");
+            let skipped = "SKIPPED a_repository_of_another_owner_has_its_provenance: it needs root";
+            let _ = writeln!(std::io::stderr(), "{skipped}");
             assert!(std::env::var_os("CI").is_none(), "CI runs everything");
             return;
         }

@@ -90,7 +90,7 @@ fn listed(ids: &[String]) -> String {
     match ids {
         [] => "is none".into(),
         [one] => format!("is one of {one}"),
-        [several @ ..] => format!("are those of {}", several.join(", ")),
+        several => format!("are those of {}", several.join(", ")),
     }
 }
 
@@ -115,7 +115,7 @@ pub fn choose(text: &str, key: Option<&str>) -> Result<Token, ChoiceError> {
         ([], Some(asked)) => {
             Err(ChoiceError::None { asked: asked.into(), known: tokens.into_keys().collect() })
         }
-        ([several @ ..], _) => Err(ChoiceError::Several(several.iter().map(|id| (*id).clone()).collect())),
+        (several, _) => Err(ChoiceError::Several(several.iter().map(|id| (*id).clone()).collect())),
     }
 }
 
