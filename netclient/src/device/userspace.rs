@@ -22,7 +22,10 @@ use zeroize::Zeroizing;
 use super::protocol::{DeviceReply, DeviceRequest, LONGEST, VERSION};
 use super::{Device, DeviceError, DeviceState, DeviceStep, Refusal};
 
-/// How long a device process may take for anything; a healthy one needs milliseconds.
+/// How many changes of peers one request asks for. Removing a peer costs gotatun as much as it has peers: with
+/// 50,000 of them, so many take a second.
+const AT_ONCE: usize = 512;
+/// How long a device process may take for one request; a healthy one needs a second at most.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait before looking again for a process that another agent is starting.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -169,8 +172,9 @@ impl Device for Userspace {
         }
     }
 
+    /// In several requests, each with a time limit of its own: progress counts as an answer.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError> {
-        self.expect_done(&DeviceRequest::Apply(steps.to_vec()))
+        requests(steps).into_iter().try_for_each(|some| self.expect_done(&DeviceRequest::Apply(some)))
     }
 
     fn endpoint(&mut self, peer: &WireGuardKey) -> Result<Option<SocketAddr>, DeviceError> {
@@ -192,7 +196,49 @@ impl Device for Userspace {
     }
 }
 
+/// The steps, some at a time: those of the device as a whole with the first peers, so that nothing has changed
+/// if they are refused.
+fn requests(steps: &[DeviceStep]) -> Vec<Vec<DeviceStep>> {
+    let of_peer = |step: &&DeviceStep| matches!(step, DeviceStep::PutPeer(..) | DeviceStep::RemovePeer(_));
+    let (peers, basics): (Vec<_>, Vec<_>) = steps.iter().partition(of_peer);
+    let mut requests: Vec<Vec<_>> =
+        peers.chunks(AT_ONCE).map(|some| some.iter().copied().cloned().collect()).collect();
+    match requests.first_mut() {
+        Some(first) => drop(first.splice(..0, basics.into_iter().cloned())),
+        None => requests.push(basics.into_iter().cloned().collect()),
+    }
+    requests
+}
+
 /// The process's working folder is the root.
 fn absolute(socket: &Path) -> Result<PathBuf, DeviceError> {
     std::path::absolute(socket).map_err(DeviceError::host(format!("resolve {}", socket.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PrivateKey;
+    use super::*;
+
+    #[test]
+    fn very_many_steps_are_several_requests_and_what_may_be_refused_is_in_the_first() {
+        let gone = |number: u32| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            DeviceStep::RemovePeer(WireGuardKey(key))
+        };
+        let mut steps: Vec<_> = (0..50_000).map(gone).collect();
+        let basics = [DeviceStep::SetPrivateKey(PrivateKey([1; 32])), DeviceStep::SetListenPort(5)];
+        // Wherever they are in the list.
+        steps.splice(40_000..40_000, basics.clone());
+        let requests = requests(&steps);
+        assert_eq!(requests.len(), 50_000_usize.div_ceil(AT_ONCE));
+        assert!(requests.iter().all(|some| some.len() <= AT_ONCE + basics.len()));
+        assert_eq!(requests[0][..2], basics);
+        steps.retain(|step| !basics.contains(step));
+        assert_eq!(requests.concat()[2..], steps, "in their order");
+        for few in [&basics[..], &[]] {
+            assert_eq!(super::requests(few), [few.to_vec()]);
+        }
+    }
 }

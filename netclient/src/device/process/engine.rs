@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use gotatun::device::configure::{DeviceWrite, PeerStats};
@@ -26,8 +26,8 @@ use super::super::endpoints::Endpoints;
 use super::super::{Basics, DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey, Refusal, host};
 use crate::files::OwnFile;
 
-/// How many peers change at once: packets wait meanwhile.
-const AT_ONCE: usize = 32;
+/// How long peers change before packets go on, which wait meanwhile.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
@@ -138,11 +138,13 @@ impl Engine {
             self.device.set_fwmark(mark).await.map_err(Refusal::failed("mark the device's packets"))?;
         }
         self.set_basics(&basics, port).await?;
-        for some in steps.chunks(AT_ONCE) {
-            let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, some).await;
-            self.endpoints.follow(some);
+        let mut rest = steps;
+        while !rest.is_empty() {
+            let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, rest).await;
             // What fails here is opening the new socket, not the change.
-            self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
+            let done = self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
+            self.endpoints.follow(&rest[..done]);
+            rest = &rest[done..];
         }
         Ok(())
     }
@@ -181,8 +183,13 @@ impl Engine {
     }
 }
 
-async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, steps: &[DeviceStep]) {
-    for step in steps {
+/// Changes peers for a while; returns how many steps were done, at least one.
+async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, steps: &[DeviceStep]) -> usize {
+    let start = Instant::now();
+    for (done, step) in steps.iter().enumerate() {
+        if done > 0 && start.elapsed() >= AT_ONCE {
+            return done;
+        }
         match step {
             DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
             DeviceStep::PutPeer(key, settings) => put(device, key, settings).await,
@@ -191,6 +198,7 @@ async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, ste
             }
         }
     }
+    steps.len()
 }
 
 async fn put(
