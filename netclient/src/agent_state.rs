@@ -8,8 +8,8 @@
 //! 2. it checks in, and again each interval; it applies what changes, and reports that by one more check-in;
 //! 3. after a check-in that was answered it watches, so that changes arrive at once; losing the stream is
 //!    normal;
-//! 4. while the server is silent it tries again with backoff, up to half a minute, and the tunnel stays as it
-//!    is;
+//! 4. while the server is silent, or sends what cannot be used, it asks again with backoff
+//!    ([`backoff`](crate::backoff)), and the tunnel stays as it is;
 //! 5. when the server has removed the node, it removes everything of the network and ends.
 //!
 //! Meanwhile the host is compared with the View every half minute, because others may change it too.
@@ -17,10 +17,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The first pause after a failure; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause after failures.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+use crate::backoff::Backoff;
+
 /// How often the host is compared with what it should be while nothing happens.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long after a change by others the host is looked at, and how often at most.
@@ -29,8 +27,6 @@ const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may
 /// have.
 const FACTS: Duration = Duration::from_secs(300);
-/// A stream that lasted this long counts as good.
-const GOOD_STREAM: Duration = Duration::from_secs(60);
 /// All agents report within this time that they have applied a change, but not in the same instant.
 const SPREAD: Duration = Duration::from_millis(400);
 
@@ -45,7 +41,7 @@ pub enum Input {
     Failed,
     /// It sent a different View.
     Changed,
-    /// It sent something that does not apply to the current View.
+    /// It sent something that is not valid, or does not apply to the current View.
     Misfit,
     /// It sent something that is out of date: the host lacks more than the server knew.
     Overtaken,
@@ -64,6 +60,8 @@ pub enum Input {
     ApplyFailed,
     /// Somebody changed what the tunnel stands on.
     HostChanged,
+    /// Names of peers' endpoints lead elsewhere.
+    Resolved,
 }
 
 /// What to do.
@@ -94,17 +92,18 @@ pub struct AgentState {
     seed: u64,
     /// The call in progress; there is one at a time.
     call: Option<Call>,
-    /// How many calls in a row have failed.
-    failures: u32,
+    failures: Backoff,
     reached: bool,
     /// When to send the host's facts again.
     facts_due: Instant,
     stream: Stream,
-    /// How many streams in a row ended early.
-    short_streams: u32,
+    ended_streams: Backoff,
+    misfits: Backoff,
+    /// When to ask again, since what was sent could not be used.
+    ask: Option<Ask>,
     /// What was applied is older than the current View, or something could not be applied.
     unapplied: bool,
-    apply_failures: u32,
+    apply_failures: Backoff,
     next_call: Instant,
     next_reconcile: Instant,
     last_reconcile: Instant,
@@ -115,9 +114,17 @@ pub struct AgentState {
 #[derive(Clone, Copy, Debug)]
 struct Call {
     with_facts: bool,
-    /// Whether something since its start requires another one, and whether that is changed facts.
-    again: bool,
+    /// When another one is due because of something since its start, and whether facts have changed since.
+    again: Option<Instant>,
     new_facts: bool,
+}
+
+/// What to ask for again.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    at: Instant,
+    /// Whether the whole View, or what a check-in brings.
+    whole: bool,
 }
 
 /// The stream of changes.
@@ -129,8 +136,8 @@ enum Stream {
     Closed(Instant),
     /// It is being opened.
     Opening,
-    /// It is open since then.
-    Open(Instant),
+    /// It is open.
+    Open,
 }
 
 impl AgentState {
@@ -141,13 +148,15 @@ impl AgentState {
             interval,
             seed,
             call: None,
-            failures: 0,
+            failures: Backoff::new(seed),
             reached: false,
             facts_due: now,
             stream: if watch { Stream::Closed(now) } else { Stream::Off },
-            short_streams: 0,
+            ended_streams: Backoff::new(seed.rotate_left(16)),
+            misfits: Backoff::new(seed.rotate_left(32)),
+            ask: None,
             unapplied: true,
-            apply_failures: 0,
+            apply_failures: Backoff::new(seed.rotate_left(48)),
             next_call: now,
             next_reconcile: now + RECONCILE_INTERVAL,
             last_reconcile: now,
@@ -158,7 +167,7 @@ impl AgentState {
     /// How long to wait between check-ins, from now on.
     pub fn set_interval(&mut self, interval: Duration, now: Instant) {
         self.interval = interval;
-        if self.failures == 0 {
+        if !self.failures.is_failing() {
             self.next_call = self.next_call.min(now + interval);
         }
     }
@@ -184,19 +193,20 @@ impl AgentState {
             Input::Refused => self.refused(now),
             Input::Failed => self.failed(now),
             Input::Changed => self.want_apply(),
-            Input::Misfit => self.push_once(Output::Pull),
-            Input::Overtaken if self.unapplied => self.push_once(Output::Pull),
-            Input::Overtaken => self.call_by(now),
+            Input::Misfit => self.ask_again(true, now),
+            // If nothing can be applied, a check-in reports the same position again.
+            Input::Overtaken => self.ask_again(self.unapplied, now),
             Input::Removed => {
                 self.removed = true;
                 self.outputs.clear();
                 self.next_reconcile = now;
             }
-            Input::StreamOpened => self.stream = Stream::Open(now),
+            Input::StreamOpened => self.stream = Stream::Open,
             Input::StreamEnded => self.stream_ended(now),
             Input::Applied { facts_changed } => self.was_applied(facts_changed, now),
             Input::ApplyFailed => self.apply_failed(now),
             Input::HostChanged => self.host_changed(now),
+            Input::Resolved => self.push_apply(),
         }
         self.handle_timeout(now);
     }
@@ -218,8 +228,7 @@ impl AgentState {
     }
 
     fn apply_failed(&mut self, now: Instant) {
-        self.apply_failures = self.apply_failures.saturating_add(1);
-        self.next_reconcile = now + self.pause(self.apply_failures);
+        self.next_reconcile = self.apply_failures.failed(now);
     }
 
     /// Does what is due.
@@ -232,9 +241,12 @@ impl AgentState {
         if self.removed {
             return;
         }
+        if let Some(Ask { whole, .. }) = self.ask.take_if(|ask| now >= ask.at) {
+            if whole { self.push_once(Output::Pull) } else { self.call_by(now) }
+        }
         if now >= self.next_call && self.call.is_none() {
             let with_facts = now >= self.facts_due;
-            self.call = Some(Call { with_facts, again: false, new_facts: false });
+            self.call = Some(Call { with_facts, again: None, new_facts: false });
             self.outputs.push_back(Output::CheckIn { with_facts });
         }
         if let Stream::Closed(from) = self.stream
@@ -259,28 +271,31 @@ impl AgentState {
         let call = self.call.is_none().then_some(self.next_call);
         let watch = match self.stream {
             Stream::Closed(from) if self.reached => Some(from),
-            Stream::Closed(_) | Stream::Off | Stream::Opening | Stream::Open(_) => None,
+            Stream::Closed(_) | Stream::Off | Stream::Opening | Stream::Open => None,
         };
-        [call, watch].into_iter().flatten().fold(self.next_reconcile, Instant::min)
+        [call, watch, self.ask.map(|ask| ask.at)]
+            .into_iter()
+            .flatten()
+            .fold(self.next_reconcile, Instant::min)
     }
 
     /// Schedules a check-in for then at the latest; one in progress does not count, since it was sent before.
     fn call_by(&mut self, then: Instant) {
         match &mut self.call {
-            Some(call) => call.again = true,
+            Some(call) => call.again = Some(call.again.map_or(then, |again| again.min(then))),
             None => self.next_call = self.next_call.min(then),
         }
     }
 
     fn answered(&mut self, now: Instant) {
         let call = self.call.take();
-        self.failures = 0;
+        self.failures.worked();
         self.reached = true;
         if call.is_some_and(|call| call.with_facts && !call.new_facts) {
             self.facts_due = now + FACTS;
         }
-        let again = call.is_some_and(|call| call.again);
-        self.next_call = now + if again { self.spread(SPREAD) } else { self.interval };
+        let again = call.and_then(|call| call.again).map(|again| again.max(now + self.spread(SPREAD)));
+        self.next_call = again.unwrap_or(now + self.interval).min(now + self.interval);
     }
 
     /// The facts may be what was refused: the next call goes without them, so that the rest works.
@@ -294,19 +309,16 @@ impl AgentState {
 
     fn failed(&mut self, now: Instant) {
         self.call = None;
-        self.failures = self.failures.saturating_add(1);
         self.reached = false;
-        self.next_call = now + self.pause(self.failures);
+        self.next_call = self.failures.failed(now);
     }
 
     fn stream_ended(&mut self, now: Instant) {
-        let good = matches!(self.stream, Stream::Open(since) if now >= since + GOOD_STREAM);
-        self.short_streams = if good { 0 } else { self.short_streams.saturating_add(1) };
         if self.stream != Stream::Off {
-            self.stream = Stream::Closed(now + self.pause(self.short_streams));
+            self.stream = Stream::Closed(self.ended_streams.failed(now));
         }
         // Perhaps the server is gone: a check-in will show it.
-        if self.failures == 0 {
+        if !self.failures.is_failing() {
             let then = now + self.spread(SPREAD);
             self.call_by(then);
         }
@@ -314,6 +326,10 @@ impl AgentState {
 
     fn want_apply(&mut self) {
         self.unapplied = true;
+        self.push_apply();
+    }
+
+    fn push_apply(&mut self) {
         // Comparing everything applies what changed as well.
         if !self.outputs.contains(&Output::Reconcile) {
             self.push_once(Output::Apply);
@@ -323,12 +339,12 @@ impl AgentState {
     fn was_applied(&mut self, facts_changed: bool, now: Instant) {
         let acknowledge = self.unapplied && self.reached;
         self.unapplied = false;
-        self.apply_failures = 0;
+        self.apply_failures.worked();
         if facts_changed {
             self.facts_due = now;
             self.call.iter_mut().for_each(|call| call.new_facts = true);
         }
-        if self.failures == 0 && (facts_changed || acknowledge) {
+        if !self.failures.is_failing() && (facts_changed || acknowledge) {
             let then = now + self.spread(SPREAD);
             self.call_by(then);
         }
@@ -340,11 +356,12 @@ impl AgentState {
         }
     }
 
-    /// How long to wait after this many failures in a row: half of it fixed, half random.
-    fn pause(&mut self, failures: u32) -> Duration {
-        let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(5));
-        let half = doubled.min(LONGEST_PAUSE) / 2;
-        half + self.spread(half)
+    /// Asks again soon, unless that is about to happen.
+    fn ask_again(&mut self, whole: bool, now: Instant) {
+        match &mut self.ask {
+            Some(ask) => ask.whole |= whole,
+            None => self.ask = Some(Ask { at: self.misfits.failed(now), whole }),
+        }
     }
 
     /// A random part of a span (xorshift64; Marsaglia 2003), the same for the same seed.
@@ -363,6 +380,9 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(15);
+    /// The bounds of the first pause and of the longest one; see [`Backoff`].
+    const FIRST_PAUSE: Duration = Duration::from_secs(1);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
     fn outputs(state: &mut AgentState) -> Vec<Output> {
         std::iter::from_fn(|| state.poll_output()).collect()
@@ -492,16 +512,95 @@ mod tests {
         let (mut state, now) = started(false);
         state.handle(Input::Answered, now);
         state.handle(Input::Overtaken, now);
+        assert_eq!(outputs(&mut state), []);
+        let now = now + FIRST_PAUSE;
+        state.handle_timeout(now);
         assert_eq!(outputs(&mut state), [Output::CheckIn { with_facts: false }]);
         state.handle(Input::Answered, now);
         state.handle(Input::Changed, now);
         state.handle(Input::ApplyFailed, now);
+        assert_eq!(outputs(&mut state), [Output::Apply]);
         state.handle(Input::Overtaken, now);
-        assert_eq!(
-            outputs(&mut state),
-            [Output::Apply, Output::Pull],
-            "if nothing can be applied, asking does not help"
+        state.handle_timeout(now + FIRST_PAUSE * 2);
+        let outputs = outputs(&mut state);
+        assert!(
+            outputs.contains(&Output::Pull),
+            "if nothing can be applied, asking does not help: {outputs:?}"
         );
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_applied_and_the_server_need_not_know() {
+        let (mut state, now) = started(false);
+        state.handle(Input::Answered, now);
+        state.handle(Input::Resolved, now);
+        assert_eq!(outputs(&mut state), [Output::Apply]);
+        state.handle(Input::Applied { facts_changed: false }, now);
+        assert_eq!(state.poll_timeout(), now + INTERVAL);
+    }
+
+    /// How many calls an agent makes in ten minutes at a server that always gives these answers: to a check-in,
+    /// to a stream, on it, and to a request for the whole View.
+    fn storm(check_in: &[Input], stream: &[Input], whole: &[Input]) -> usize {
+        let now = Instant::now();
+        let end = now + Duration::from_secs(600);
+        let mut state = AgentState::new(INTERVAL, true, 7, now);
+        let (mut now, mut calls) = (now, 0);
+        while now < end {
+            state.handle_timeout(now);
+            while let Some(output) = state.poll_output() {
+                let answers = match output {
+                    Output::CheckIn { .. } => check_in,
+                    Output::Watch => stream,
+                    Output::Pull => whole,
+                    Output::Apply | Output::Reconcile => {
+                        state.handle(Input::Applied { facts_changed: false }, now);
+                        continue;
+                    }
+                    Output::TakeDown => unreachable!("nobody removed it"),
+                };
+                calls += 1;
+                for answer in answers {
+                    state.handle(*answer, now);
+                }
+                assert!(calls < 10_000, "a storm");
+            }
+            // Streams that stay open bring more.
+            if stream.last().is_some_and(|last| *last != Input::StreamEnded) && state.stream == Stream::Open {
+                stream[1..].iter().for_each(|answer| state.handle(*answer, now));
+            }
+            now = (now + Duration::from_millis(10))
+                .max(state.poll_timeout().min(now + Duration::from_millis(100)));
+        }
+        calls
+    }
+
+    #[test]
+    fn no_wrong_answer_makes_a_storm() {
+        use Input::{Answered, Changed, Failed, Misfit, Overtaken, Refused, StreamEnded, StreamOpened};
+        let fine: &[Input] = &[Answered];
+        let (open, closed): (&[Input], &[Input]) = (&[StreamOpened], &[StreamOpened, StreamEnded]);
+        // A check-in every 15 seconds makes 40; doubling pauses up to half a minute make 35 at most of each
+        // other way to ask, and each stream that ends is one more check-in.
+        for (what, calls, most) in [
+            ("nothing is wrong", storm(fine, open, &[]), 45),
+            ("nobody answers", storm(&[Failed], closed, &[]), 45),
+            ("every check-in is refused", storm(&[Refused], closed, &[]), 45),
+            ("streams are refused or closed at once", storm(fine, closed, &[]), 120),
+            ("check-ins bring what does not fit", storm(&[Answered, Misfit], open, &[Misfit]), 90),
+            ("and whole Views do not help", storm(&[Answered, Misfit], open, &[Changed]), 130),
+            ("streams bring what does not fit", storm(fine, &[StreamOpened, Misfit], &[Misfit]), 90),
+            ("and whole Views fit", storm(fine, &[StreamOpened, Misfit], &[Changed]), 130),
+            ("check-ins are overtaken", storm(&[Answered, Overtaken], open, &[Overtaken]), 90),
+            ("streams are overtaken", storm(fine, &[StreamOpened, Overtaken], &[Overtaken]), 90),
+            (
+                "everything is wrong",
+                storm(&[Answered, Misfit, Overtaken], &[StreamOpened, Misfit, StreamEnded], &[Misfit]),
+                160,
+            ),
+        ] {
+            assert!(calls <= most, "{what}: {calls} calls in ten minutes");
+        }
     }
 
     #[test]
@@ -549,6 +648,7 @@ mod tests {
             Just(Input::Applied { facts_changed: false }),
             Just(Input::Applied { facts_changed: true }),
             Just(Input::ApplyFailed),
+            Just(Input::Resolved),
         ]
     }
 

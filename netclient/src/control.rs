@@ -122,6 +122,7 @@ impl Connection {
             let (public, tunnel) = (public(&server, &reach, &local), tunnel(this, &reach, &local));
             let registered = matches!(&reach, Reach::Network(comms) if registration(comms).is_some());
             let by = if registered { Transport::Tunnel } else { Transport::Tls };
+            let seed = seed_of(&sign::public_key(&identity));
             Self {
                 this: this.clone(),
                 server,
@@ -129,7 +130,7 @@ impl Connection {
                 reach,
                 public: Mutex::new(public),
                 tunnel,
-                selector: Mutex::new(TransportSelector::new(by, Instant::now())),
+                selector: Mutex::new(TransportSelector::new(by, seed, Instant::now())),
                 transport: watch::Sender::new(by),
                 probing: AtomicBool::new(false),
                 session: Mutex::default(),
@@ -158,6 +159,11 @@ impl Connection {
     fn registration(&self) -> Option<Registration> {
         let Reach::Network(comms) = &self.reach else { return None };
         registration(comms)
+    }
+
+    /// What differs between hosts, so that they do not all act in the same instant.
+    pub fn seed(&self) -> u64 {
+        seed_of(&self.identity())
     }
 
     /// The host's identity, as the server knows it.
@@ -556,6 +562,10 @@ fn tunnel(connection: &Weak<Connection>, reach: &Reach, local: &Local) -> Option
 
 fn client(channel: Channel) -> Client {
     AgentClient::new(channel).max_decoding_message_size(LARGEST)
+}
+
+fn seed_of(identity: &Identity) -> u64 {
+    identity.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1
 }
 
 /// The registration; one that cannot be read counts as none, since everything works without it.

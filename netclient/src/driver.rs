@@ -78,8 +78,7 @@ impl Driver {
     pub fn new(member: Member, watch: bool) -> (Self, watch::Receiver<DriverStatus>) {
         let (sender, events) = mpsc::channel(WAITING);
         let (status, published) = watch::channel(DriverStatus::default());
-        let seed = member.control().identity().0[..8].try_into().map_or(1, u64::from_be_bytes) | 1;
-        let state = AgentState::new(interval(&member), watch, seed, now());
+        let state = AgentState::new(interval(&member), watch, member.control().seed(), now());
         let host_events = member.host_events();
         (
             Self { member, state, events, sender, stream: None, status, host_events, reported_absent: false },

@@ -27,26 +27,24 @@ impl Agent {
         Self::finish(member, accepted).await
     }
 
-    /// Applies what the server sent, and reports that; whether it was new.
+    /// Applies what the server sent, and reports that; whether it was new. What has changed again by then is
+    /// applied, and reported by the next check-in.
     async fn finish(mut member: Member, mut accepted: Accepted) -> Result<bool, AgentError> {
         let news = accepted == Accepted::Changed;
-        loop {
-            let network = || member.membership().network.clone();
-            match accepted {
-                Accepted::Removed => {
-                    let network = network();
-                    member.take_down().await?;
-                    return Err(AgentError::Removed(network));
-                }
-                Accepted::Forgotten => return Err(AgentError::Forgotten(network())),
-                Accepted::Same | Accepted::Overtaken => {
-                    member.apply().await?;
-                    return Ok(news);
-                }
-                Accepted::Changed => {
-                    member.apply().await?;
-                    accepted = member.check_in(true).await?;
-                }
+        if news {
+            member.apply().await?;
+            accepted = member.check_in(true).await?;
+        }
+        let network = member.membership().network.clone();
+        match accepted {
+            Accepted::Removed => {
+                member.take_down().await?;
+                Err(AgentError::Removed(network))
+            }
+            Accepted::Forgotten => Err(AgentError::Forgotten(network)),
+            Accepted::Same | Accepted::Overtaken | Accepted::Changed => {
+                member.apply().await?;
+                Ok(news)
             }
         }
     }

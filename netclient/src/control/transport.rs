@@ -9,13 +9,17 @@ use std::time::{Duration, Instant};
 
 use schema::api::Control;
 
-/// How often the tunnel is tried while TLS is in use.
+use crate::backoff::Backoff;
+
+/// How often the tunnel is tried while TLS is in use and the tunnel answers; while it does not, there is
+/// backoff.
 const PROBE: Duration = Duration::from_secs(5);
 /// How long the tunnel has to answer before it is used again (hold-down); twice as long each time that it
 /// does not last.
 const HOLD: Duration = Duration::from_secs(5);
-/// How often that is doubled at most: with the probes, returning to the tunnel takes less than a minute.
-const DOUBLINGS: u32 = 3;
+/// How often that is doubled at most: with the longest pause between probes, returning to the tunnel takes
+/// less than a minute.
+const DOUBLINGS: u32 = 2;
 /// A tunnel that is refused for this long leads to something that is no longer a server.
 const REFUSED: Duration = Duration::from_secs(10);
 /// A tunnel that answered for this long after it was used again has lasted.
@@ -57,11 +61,12 @@ pub(super) struct TransportSelector {
     /// Since when the tunnel has answered every probe.
     answers: Option<Instant>,
     next_probe: Instant,
+    silent_probes: Backoff,
 }
 
 impl TransportSelector {
-    /// A selector that starts with a transport.
-    pub(super) fn new(transport: Transport, now: Instant) -> Self {
+    /// A selector that starts with a transport; for `seed` see [`Backoff::new`].
+    pub(super) fn new(transport: Transport, seed: u64, now: Instant) -> Self {
         Self {
             transport,
             silent: false,
@@ -71,6 +76,7 @@ impl TransportSelector {
             flaps: 0,
             answers: None,
             next_probe: now,
+            silent_probes: Backoff::new(seed),
         }
     }
 
@@ -113,15 +119,10 @@ impl TransportSelector {
                 }
                 let lasted = self.returned.is_none_or(|at| now >= at + LASTING);
                 self.flaps = if lasted { 0 } else { (self.flaps + 1).min(DOUBLINGS) };
-                *self = Self {
-                    transport,
-                    silent: false,
-                    failing: None,
-                    left: true,
-                    answers: None,
-                    next_probe: now + PROBE,
-                    ..*self
-                };
+                self.transport = transport;
+                (self.silent, self.failing, self.answers) = (false, None, None);
+                self.left = true;
+                self.next_probe = now + PROBE;
                 return true;
             }
             // TLS does not work and the tunnel does: there is nothing to wait for.
@@ -140,7 +141,12 @@ impl TransportSelector {
 
     /// Records the result of a probe of the tunnel; whether control traffic uses it from now on.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
-        self.next_probe = now + PROBE;
+        if answered {
+            self.silent_probes.worked();
+            self.next_probe = now + PROBE;
+        } else {
+            self.next_probe = self.silent_probes.failed(now);
+        }
         if !answered || self.transport == Transport::Tunnel {
             self.answers = None;
             return false;
@@ -154,14 +160,9 @@ impl TransportSelector {
     }
 
     fn take_tunnel(&mut self, now: Instant) {
-        *self = Self {
-            transport: Transport::Tunnel,
-            silent: false,
-            failing: None,
-            returned: Some(now),
-            answers: None,
-            ..*self
-        };
+        self.transport = Transport::Tunnel;
+        (self.silent, self.failing, self.answers) = (false, None, None);
+        self.returned = Some(now);
     }
 }
 
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     fn fallen(now: Instant) -> TransportSelector {
-        let mut selector = TransportSelector::new(Transport::Tunnel, now);
+        let mut selector = TransportSelector::new(Transport::Tunnel, 7, now);
         selector.fell_silent();
         assert!(selector.answered(Transport::Tls, now));
         selector
@@ -180,8 +181,8 @@ mod tests {
     /// again.
     fn until_back(selector: &mut TransportSelector, start: Instant) -> Duration {
         loop {
-            // A probe may take three seconds.
-            let now = selector.next_probe() + Duration::from_secs(3);
+            // An answer takes a second.
+            let now = selector.next_probe() + Duration::from_secs(1);
             if selector.probed(true, now) {
                 return now - start;
             }
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn the_tunnel_is_left_when_it_is_silent_and_tls_answers_and_not_before() {
         let now = Instant::now();
-        let mut selector = TransportSelector::new(Transport::Tunnel, now);
+        let mut selector = TransportSelector::new(Transport::Tunnel, 7, now);
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
         selector.fell_silent();
         assert_eq!(
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn a_tunnel_that_is_refused_is_left_only_if_tls_answers_all_the_while() {
         let now = Instant::now();
-        let mut selector = TransportSelector::new(Transport::Tunnel, now);
+        let mut selector = TransportSelector::new(Transport::Tunnel, 7, now);
         selector.failed(now);
         assert!(!selector.answered(Transport::Tls, now), "the server was started again a moment ago");
         assert_eq!(selector.order(), [Transport::Tunnel, Transport::Tls]);
@@ -245,8 +246,10 @@ mod tests {
             assert!(selector.answered(Transport::Tls, now));
         }
         assert!(took[0] < Duration::from_secs(20), "{took:?}");
-        assert!(took.windows(2).take(3).all(|pair| pair[0] < pair[1]), "{took:?}");
-        assert!(took.iter().all(|back| *back < Duration::from_secs(60)), "{took:?}");
+        assert!(took.windows(2).take(2).all(|pair| pair[0] < pair[1]), "{took:?}");
+        // The tunnel may have answered again right after a probe, and the next one comes half a minute later.
+        let longest = Duration::from_secs(60 - 30);
+        assert!(took.iter().all(|back| *back < longest), "{took:?}");
         let back = until_back(&mut selector, now);
         now += back + LASTING;
         selector.fell_silent();
@@ -257,11 +260,24 @@ mod tests {
     #[test]
     fn a_tunnel_that_is_new_is_taken_at_its_first_answer() {
         let now = Instant::now();
-        let mut selector = TransportSelector::new(Transport::Tls, now);
+        let mut selector = TransportSelector::new(Transport::Tls, 7, now);
         assert_eq!(selector.next_probe(), now);
         assert!(!selector.probed(false, now));
         assert!(selector.probed(true, now + PROBE));
         assert_eq!(selector.transport(), Transport::Tunnel);
+    }
+
+    #[test]
+    fn a_tunnel_that_stays_silent_is_tried_with_backoff() {
+        let start = Instant::now();
+        let mut selector = fallen(start);
+        let mut probes = 0;
+        while selector.next_probe() < start + Duration::from_secs(600) {
+            let now = selector.next_probe();
+            assert!(!selector.probed(false, now));
+            probes += 1;
+        }
+        assert!(probes <= 40, "{probes} probes in ten minutes");
     }
 
     #[test]
