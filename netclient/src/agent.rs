@@ -26,10 +26,11 @@ use proto::token::Token;
 use schema::scalars::{Identity, NetworkName, SigningKey};
 use tokio::sync::broadcast;
 
+use crate::addresses::Addresses;
 use crate::comms::ServerTunnel;
 use crate::control::{Connection, Opener, Reach};
 use crate::device::Refusal;
-use crate::directory::Directory;
+use crate::directory::{Directory, NamesOf};
 use crate::host::Host;
 use crate::membership::ServerAddress;
 use crate::outside::Slot;
@@ -154,8 +155,20 @@ impl Agent {
         self.events.get_or_init(start).subscribe()
     }
 
-    pub(crate) fn tunnel(&self, interface: &str) -> NetworkTunnel {
-        NetworkTunnel::new(Arc::clone(&self.host), interface, self.directory.device_socket(interface))
+    /// The tunnel of a network.
+    pub(crate) fn tunnel(&self, network: &NetworkName, interface: &str) -> NetworkTunnel {
+        let known = self.directory.addresses(NamesOf::Network(network));
+        self.tunnel_knowing(interface, known)
+    }
+
+    /// The tunnel to a server, to be observed.
+    fn comms_tunnel(&self, interface: &str) -> NetworkTunnel {
+        self.tunnel_knowing(interface, Addresses::default())
+    }
+
+    fn tunnel_knowing(&self, interface: &str, known: Addresses) -> NetworkTunnel {
+        let socket = self.directory.device_socket(interface);
+        NetworkTunnel::new(Arc::clone(&self.host), interface, socket, known)
     }
 }
 

@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net};
 use schema::scalars::{Endpoint, SigningKey, WireGuardKey};
 
+use crate::addresses::{ServerNames, choose};
 use crate::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
-    resolve_one,
 };
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
@@ -65,12 +65,19 @@ pub struct ServerTunnel {
     directory: Directory,
     executable: PathBuf,
     server: SigningKey,
+    names: ServerNames,
 }
 
 impl ServerTunnel {
     /// The tunnel to the server of that signing key; nothing is changed yet.
     pub fn new(directory: Directory, executable: PathBuf, server: SigningKey) -> Self {
-        Self { directory, executable, server }
+        let names = ServerNames::new(directory.clone(), server);
+        Self { directory, executable, server, names }
+    }
+
+    /// The names of the server, its service's as well.
+    pub(crate) fn names(&self) -> &ServerNames {
+        &self.names
     }
 
     /// The registration, if the host has one that has not expired.
@@ -93,7 +100,8 @@ impl ServerTunnel {
 
     async fn raise(&self, registration: &Registration) -> Result<SocketAddr, CommsError> {
         let Registration { interface, private_key, terms, deadline, .. } = registration;
-        let at = resolve_one(&terms.endpoint).await;
+        let found = self.names.resolve(&terms.endpoint.to_string()).await.unwrap_or_default();
+        let at = choose(&found, None);
         let peer =
             PeerSettings { endpoint: at, allowed_ips: [host(*terms.server.ip())].into(), keepalive: 0 };
         let key = private_key.clone();
@@ -302,11 +310,14 @@ mod tests {
             keepalive: 0,
         };
         for (at, steps) in [("192.0.2.1:50555", 3), ("192.0.2.2:50555", 1)] {
-            let found = lacking(&key, server, settings(at), &fake.observe().expect("it is there"));
+            let lacking = |fake: &mut FakeDevice| {
+                lacking(&key, server, settings(at), &fake.observe().expect("it is there"))
+            };
+            let found = lacking(&mut fake);
             assert_eq!(found.len(), steps, "{found:?}");
             fake.apply(&found).expect("it takes the steps");
             fake.hear(&server, at.parse().expect("good"), u64::MAX - 180);
-            assert_eq!(lacking(&key, server, settings(at), &fake.observe().expect("it is there")), []);
+            assert_eq!(lacking(&mut fake), []);
         }
     }
 }

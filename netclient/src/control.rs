@@ -545,7 +545,7 @@ async fn probe(connection: Weak<Connection>) {
 
 fn public(server: &ServerAddress, reach: &Reach, local: &Local) -> Client {
     client(match reach {
-        Reach::Network(_) => connect::by_tls(server, Arc::clone(local), TIMEOUT),
+        Reach::Network(comms) => connect::by_tls(server, comms, Arc::clone(local), TIMEOUT),
         Reach::Within(open) => connect::within(Arc::clone(open), TIMEOUT),
     })
 }

@@ -181,8 +181,7 @@ impl Daemon {
     /// Brings up a tunnel that no driver can look after, as far as its state is known.
     async fn bring_up(&self, network: &NetworkName) {
         let Ok(Some(membership)) = self.agent.directory.membership(network) else { return };
-        let mut tunnel = self.agent.tunnel(&membership.interface);
-        if let Err(error) = self.agent.bring_up(&mut tunnel, &membership).await {
+        if let Err(error) = self.agent.bring_up_alone(&membership).await {
             tracing::warn!(error = error_chain(&error), %network, "cannot bring the tunnel up");
         }
     }

@@ -29,7 +29,7 @@ use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
 
 pub use host::{
-    blocking, boottime, check_free, default_source, link_index, resolve_one, source_towards, stay_outside,
+    blocking, boottime, check_free, default_source, link_index, resolve, source_towards, stay_outside,
 };
 pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 

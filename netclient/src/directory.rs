@@ -4,8 +4,10 @@
 //! netclient.toml        what the operator sets (see settings)
 //! identity-KEY.json     the host's identity at the server that signs with KEY
 //! comms-KEY.json        its registration there: the tunnel that control traffic takes
+//! addresses-KEY.json    what the names of that server resolved to last (see addresses)
 //! network-NAME.json     a membership
 //! network-NAME.log      what the server sent since that was written (see journal)
+//! network-NAME.names    what the names of its peers' endpoints resolved to last
 //! network-NAME.lock     held by the process that looks after that network
 //! device-INTERFACE.sock the device process (see device)
 //! agent.sock            the daemon
@@ -29,6 +31,7 @@ use schema::scalars::{NetworkName, SigningKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::addresses::Addresses;
 use crate::files::{self, Disk, Exposed, Lock, RealDisk};
 use crate::journal::Journal;
 use crate::membership::Membership;
@@ -99,6 +102,15 @@ pub enum DirectoryError {
     },
 }
 
+/// Whose names are resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NamesOf<'a> {
+    /// A server's.
+    Server(&'a SigningKey),
+    /// The endpoints' of a network's peers.
+    Network(&'a NetworkName),
+}
+
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 struct StoredIdentity {
     seed: [u8; 32],
@@ -163,10 +175,36 @@ impl Directory {
         self.write(&self.identity_path(server), &StoredIdentity { seed: identity.to_bytes() })
     }
 
-    /// Forgets the identity at a server.
+    /// Forgets the identity at a server, and where the server was.
     pub fn forget_identity(&self, server: &SigningKey) -> Result<(), DirectoryError> {
-        let path = self.identity_path(server);
-        self.disk.remove(&path).map_err(failed("remove", &path))
+        for path in [self.identity_path(server), self.addresses_path(NamesOf::Server(server))] {
+            self.disk.remove(&path).map_err(failed("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// What names resolved to last; nothing, if the file is damaged or cannot be read.
+    pub(crate) fn addresses(&self, of: NamesOf<'_>) -> Addresses {
+        self.read(&self.addresses_path(of))
+            .unwrap_or_else(|error| {
+                tracing::debug!(%error, "what names resolved to is not known any more");
+                None
+            })
+            .unwrap_or_default()
+    }
+
+    /// Stores what names resolved to, as far as what they belong to is stored. It is a memory only: nothing
+    /// fails if the disk does.
+    pub(crate) fn remember(&self, of: NamesOf<'_>, addresses: &Addresses) {
+        let owner = match of {
+            NamesOf::Server(server) => self.identity_path(server),
+            NamesOf::Network(network) => self.membership_path(network),
+        };
+        if owner.exists()
+            && let Err(error) = self.write(&self.addresses_path(of), addresses)
+        {
+            tracing::debug!(%error, "what names resolve to is known only until this process ends");
+        }
     }
 
     /// The membership of a network, if the host is in it.
@@ -275,8 +313,9 @@ impl Directory {
 
     /// Forgets a membership.
     pub fn forget(&self, network: &NetworkName) -> Result<(), DirectoryError> {
-        // The log last: without its base it is ignored.
-        for path in [self.membership_path(network), self.log_path(network)] {
+        // The log after its base, without which it is ignored.
+        let names = self.addresses_path(NamesOf::Network(network));
+        for path in [self.membership_path(network), self.log_path(network), names] {
             self.disk.remove(&path).map_err(failed("remove", &path))?;
         }
         Ok(())
@@ -321,6 +360,13 @@ impl Directory {
 
     fn registration_path(&self, server: &SigningKey) -> PathBuf {
         self.path.join(format!("comms-{}.json", short(server)))
+    }
+
+    fn addresses_path(&self, of: NamesOf<'_>) -> PathBuf {
+        self.path.join(match of {
+            NamesOf::Server(server) => format!("addresses-{}.json", short(server)),
+            NamesOf::Network(network) => format!("network-{network}.names"),
+        })
     }
 
     fn membership_path(&self, network: &NetworkName) -> PathBuf {

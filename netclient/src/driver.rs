@@ -3,11 +3,14 @@
 //! Calls to the server run concurrently and come back as events; what is done to the host itself is done
 //! here, one thing after the other, so that no two of them meet.
 
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use proto::wire::{Facts, Update};
 use schema::api::Control;
-use schema::scalars::NetworkName;
+use schema::scalars::{Endpoint, NetworkName};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -43,12 +46,14 @@ pub enum Command {
     },
 }
 
-/// The results of calls.
+/// The results of calls, and of lookups.
 enum Event {
     CheckedIn(Result<Option<Update>, CallError>, Option<Facts>),
     StreamOpened,
     Streamed(Update),
     StreamEnded,
+    /// What some names of peers' endpoints resolve to; nothing of one that does not.
+    Resolved(Vec<(Endpoint, Vec<SocketAddr>)>),
 }
 
 /// Keeps one network current.
@@ -162,6 +167,21 @@ impl Driver {
             }
         };
         self.state.handle(input, now());
+        self.look_up();
+    }
+
+    /// Has names of peers' endpoints be looked up meanwhile, however long that takes.
+    fn look_up(&mut self) {
+        let (lookups, events) = (self.member.lookups(), self.sender.clone());
+        tokio::spawn(async move {
+            let mut found = pin!(lookups.ready_chunks(WAITING));
+            while let Some(found) = found.next().await {
+                if events.send(Event::Resolved(found)).await.is_err() {
+                    // The driver has ended.
+                    return;
+                }
+            }
+        });
     }
 
     fn check_in(&self, with_facts: bool) {
@@ -246,6 +266,11 @@ impl Driver {
             Event::StreamOpened => self.state.handle(Input::StreamOpened, now()),
             Event::Streamed(update) => self.take(&update),
             Event::StreamEnded => self.state.handle(Input::StreamEnded, now()),
+            Event::Resolved(found) => {
+                if self.member.resolved(&found) {
+                    self.state.handle(Input::Resolved, now());
+                }
+            }
         }
     }
 

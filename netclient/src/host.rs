@@ -73,8 +73,9 @@ pub trait Host: Send + Sync {
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
     /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
-    /// Where an endpoint is right now; absent: its name does not resolve in time.
-    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Option<SocketAddr>>;
+    /// Where an endpoint with a port may be right now, the better address first; empty: its name does not
+    /// resolve. It may take as long as the host's resolver does.
+    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>>;
     /// The program that runs as the process of a device; see [`device::create`].
     fn executable(&self) -> &Path;
 }
@@ -216,8 +217,8 @@ impl Host for System {
         hosts::set(&self.hosts, turn, interface, lines)
     }
 
-    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Option<SocketAddr>> {
-        Box::pin(device::resolve_one(endpoint))
+    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>> {
+        Box::pin(device::resolve(endpoint))
     }
 
     fn executable(&self) -> &Path {

@@ -7,6 +7,7 @@
 //! (the host), [`directory`] (the disk).
 #![deny(unsafe_code)]
 
+pub mod addresses;
 pub mod agent;
 pub mod agent_state;
 pub mod args;

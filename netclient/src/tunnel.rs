@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::stream::{self, Stream, StreamExt};
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
-use schema::scalars::WireGuardKey;
-use schema::view::View;
+use schema::scalars::{Endpoint, WireGuardKey};
+use schema::view::{Tunnel, View};
 
+use crate::addresses::Addresses;
 use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
 use crate::directory::DirectoryError;
 use crate::errors::error_chain;
@@ -27,8 +29,10 @@ use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
-use crate::tunnels::{TunnelChanges, fitting_mtu, keep_endpoints, mtu_problem, peer_settings};
+use crate::tunnels::{EndpointNames, TunnelChanges, fitting_mtu, mtu_problem, peer_settings};
 
+/// How many names are looked up at once.
+const LOOKUPS: usize = 16;
 /// How many ports are tried if the wanted one is taken.
 const PORTS: u16 = 100;
 
@@ -48,6 +52,7 @@ pub struct NetworkTunnel {
     socket: PathBuf,
     device: Option<Box<dyn Device>>,
     applied: AppliedEndpoints,
+    names: EndpointNames,
 }
 
 /// Why a tunnel could not be brought up.
@@ -80,9 +85,41 @@ pub enum TunnelError {
 }
 
 impl NetworkTunnel {
-    /// The tunnel of an interface; nothing is changed yet.
-    pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf) -> Self {
-        Self { host, interface: interface.to_owned(), socket, device: None, applied: AppliedEndpoints::new() }
+    /// The tunnel of an interface; nothing is changed yet. `known`: what the names of its peers' endpoints
+    /// resolved to last.
+    pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf, known: Addresses) -> Self {
+        Self {
+            host,
+            interface: interface.to_owned(),
+            socket,
+            device: None,
+            applied: AppliedEndpoints::new(),
+            names: EndpointNames::new(known),
+        }
+    }
+
+    /// Looks up the names of endpoints that are due: each yields what it resolves to, nothing if it does not.
+    /// Pass it to [`NetworkTunnel::resolved`].
+    pub fn lookups(&mut self) -> impl Stream<Item = (Endpoint, Vec<SocketAddr>)> + Send + use<> {
+        let host = Arc::clone(&self.host);
+        let lookups = self.names.take_due().into_iter().map(move |endpoint| {
+            let host = Arc::clone(&host);
+            async move {
+                let found = host.resolve(&endpoint).await;
+                (endpoint, found)
+            }
+        });
+        stream::iter(lookups).buffer_unordered(LOOKUPS)
+    }
+
+    /// Takes in what a name resolves to; the tunnels that lead elsewhere by it are to be followed.
+    pub fn resolved(&mut self, endpoint: &Endpoint, found: &[SocketAddr]) -> BTreeMap<WireGuardKey, Tunnel> {
+        self.names.resolved(endpoint, found)
+    }
+
+    /// What the names of endpoints resolved to last, to be stored.
+    pub fn known_addresses(&self) -> &Addresses {
+        self.names.known()
     }
 
     /// Makes the host what the membership says. What a network can do without fails nothing else; it is a
@@ -142,7 +179,8 @@ impl NetworkTunnel {
         let gone: Vec<_> =
             tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
-        let found = resolve(&self.host, &put, &membership.view).await;
+        self.names.follow(&gone, &put);
+        let found = self.names.found(&put, &membership.view);
         let steps = change_steps(&gone, peer_settings(&put, &found, interface.keepalive), &self.applied);
         self.apply(steps).await?;
         for key in gone.iter().chain(put.keys()) {
@@ -223,7 +261,8 @@ impl NetworkTunnel {
             }
         };
         let tunnels = membership.view.tunnels();
-        let found = resolve(&self.host, &tunnels, &membership.view).await;
+        self.names.replace(&tunnels);
+        let found = self.names.found(&tunnels, &membership.view);
         let peers = peer_settings(&tunnels, &found, membership.view.interface.keepalive);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut port = membership.wanted_port();
@@ -282,32 +321,6 @@ fn next_port(taken: u16, wanted: u16) -> Result<u16, TunnelError> {
     // A port that was found earlier and is taken now may be any: the search begins at the wanted one.
     let next = if (wanted..last).contains(&taken) { taken + 1 } else { wanted };
     if taken >= last { Err(TunnelError::NoPort(wanted, last)) } else { Ok(next) }
-}
-
-/// Where peers are reached: addresses as they are, names as they resolve right now. What the law for
-/// endpoints refuses is left out, as if the peer had no endpoint: it must send first.
-async fn resolve(
-    host: &Arc<dyn Host>,
-    tunnels: &BTreeMap<WireGuardKey, schema::view::Tunnel>,
-    view: &View,
-) -> BTreeMap<WireGuardKey, SocketAddr> {
-    let mut found = BTreeMap::new();
-    let mut lookups = tokio::task::JoinSet::new();
-    for (key, tunnel) in tunnels {
-        let Some(endpoint) = &tunnel.endpoint else { continue };
-        match endpoint.socket_addr() {
-            Some(at) => drop(found.insert(*key, at)),
-            None => {
-                let (host, key, endpoint) = (Arc::clone(host), *key, endpoint.clone());
-                lookups.spawn(async move { Some((key, host.resolve(&endpoint).await?)) });
-            }
-        }
-    }
-    while let Some(at) = lookups.join_next().await {
-        found.extend(at.ok().flatten());
-    }
-    keep_endpoints(&mut found, view);
-    found
 }
 
 #[cfg(test)]

@@ -8,10 +8,97 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use schema::rules::endpoints::refused_everywhere;
-use schema::scalars::{Seconds, WireGuardKey};
+use schema::scalars::{Endpoint, Seconds, WireGuardKey};
 use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
+use crate::addresses::{Addresses, choose};
 use crate::device::state::PeerSettings;
+
+/// Where the names of peers' endpoints lead: what is known is used at once, and what is looked up meanwhile
+/// is a change of its own.
+#[derive(Debug, Default)]
+pub struct EndpointNames {
+    known: Addresses,
+    /// The tunnels whose endpoint is a name.
+    named: BTreeMap<WireGuardKey, Tunnel>,
+    /// What is to be looked up, and what is being looked up.
+    due: BTreeSet<Endpoint>,
+    asked: BTreeSet<Endpoint>,
+}
+
+impl EndpointNames {
+    /// With what was known before.
+    pub fn new(known: Addresses) -> Self {
+        Self { known, ..Self::default() }
+    }
+
+    /// What is known, to be stored.
+    pub fn known(&self) -> &Addresses {
+        &self.known
+    }
+
+    /// These are all tunnels: each name is looked up anew, and others are forgotten.
+    pub fn replace(&mut self, tunnels: &BTreeMap<WireGuardKey, Tunnel>) {
+        self.named.clear();
+        self.follow(&[], tunnels);
+        let names: BTreeSet<String> =
+            self.named.values().filter_map(|tunnel| Some(tunnel.endpoint.as_ref()?.to_string())).collect();
+        self.known.retain(|name| names.contains(name));
+    }
+
+    /// These tunnels are gone, and these are new or differ.
+    pub fn follow(&mut self, gone: &[WireGuardKey], put: &BTreeMap<WireGuardKey, Tunnel>) {
+        for key in gone.iter().chain(put.keys()) {
+            self.named.remove(key);
+        }
+        for (key, tunnel) in put {
+            if let Some(endpoint) =
+                tunnel.endpoint.as_ref().filter(|endpoint| endpoint.socket_addr().is_none())
+            {
+                self.due.insert(endpoint.clone());
+                self.named.insert(*key, tunnel.clone());
+            }
+        }
+    }
+
+    /// Where peers are reached: addresses as they are, names as they resolved last. What the law for endpoints
+    /// refuses is left out, as if the peer had no endpoint: it must send first.
+    pub fn found(
+        &self,
+        tunnels: &BTreeMap<WireGuardKey, Tunnel>,
+        view: &View,
+    ) -> BTreeMap<WireGuardKey, SocketAddr> {
+        let at = |endpoint: &Endpoint| {
+            endpoint.socket_addr().or_else(|| self.known.of(&endpoint.to_string()).first().copied())
+        };
+        let found = tunnels.iter().filter_map(|(key, tunnel)| Some((*key, at(tunnel.endpoint.as_ref()?)?)));
+        let mut found = found.collect();
+        keep_endpoints(&mut found, view);
+        found
+    }
+
+    /// What is to be looked up now: each counts as asked until [`EndpointNames::resolved`].
+    pub fn take_due(&mut self) -> Vec<Endpoint> {
+        let new: Vec<_> = std::mem::take(&mut self.due).difference(&self.asked).cloned().collect();
+        self.asked.extend(new.iter().cloned());
+        new
+    }
+
+    /// Takes in what a name resolves to; nothing, if it does not right now, which leaves what was known.
+    /// Returns the tunnels that lead elsewhere by it.
+    pub fn resolved(&mut self, endpoint: &Endpoint, found: &[SocketAddr]) -> BTreeMap<WireGuardKey, Tunnel> {
+        self.asked.remove(endpoint);
+        let name = endpoint.to_string();
+        let before = self.known.of(&name).first().copied();
+        let chosen = choose(found, before);
+        if !self.known.learn(&name, chosen.as_slice()) {
+            return BTreeMap::new();
+        }
+        let leads_there = |(_, tunnel): &(&_, &Tunnel)| tunnel.endpoint.as_ref() == Some(endpoint);
+        let moved = self.named.iter().filter(leads_there);
+        moved.map(|(key, tunnel)| (*key, tunnel.clone())).collect()
+    }
+}
 
 /// Drops what is no endpoint by the law for endpoints ([`schema::rules::endpoints`]), as far as a View tells
 /// it: what the name of a peer resolves to is known only on this host. A member's address would send the
@@ -67,6 +154,24 @@ impl TunnelChanges {
         Some(Self { tunnels, names, members })
     }
 
+    /// Tunnels that lead elsewhere.
+    pub fn of(moved: BTreeMap<WireGuardKey, Tunnel>) -> Self {
+        let tunnels = moved.into_iter().map(|(key, tunnel)| (key, Some(tunnel))).collect();
+        Self { tunnels, ..Self::default() }
+    }
+
+    /// Whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds tunnels that lead elsewhere; of one that has changed as well, that is known already.
+    pub fn redirect(&mut self, moved: BTreeMap<WireGuardKey, Tunnel>) {
+        for (key, tunnel) in moved {
+            self.tunnels.entry(key).or_insert(Some(tunnel));
+        }
+    }
+
     /// Adds what has changed since.
     pub fn extend(&mut self, later: Self) {
         let Self { tunnels, names, members } = later;
@@ -108,10 +213,67 @@ pub fn peer_settings(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use schema::view::Interface;
 
     use super::*;
+
+    /// A View without peers.
+    pub(crate) fn view(network: &str, address: &str) -> View {
+        let interface = Interface {
+            addresses: [address.parse().expect("good")].into(),
+            listen_port: 51_821,
+            listen_port_fixed: false,
+            mtu: None,
+            keepalive: Seconds(20),
+            check_in: Seconds(15),
+            forward: false,
+            named: true,
+        };
+        View {
+            network: network.parse().expect("good"),
+            node: "a".parse().expect("good"),
+            interface,
+            peers: Default::default(),
+            routes: Default::default(),
+            names: Default::default(),
+        }
+    }
+
+    fn named(number: u8, endpoint: &str) -> (WireGuardKey, Tunnel) {
+        let tunnel = Tunnel {
+            peer: format!("n{number}").parse().expect("good"),
+            endpoint: Some(endpoint.parse().expect("good")),
+            allowed_ips: BTreeSet::new(),
+        };
+        (WireGuardKey([number; 32]), tunnel)
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_at_a_time_and_keeps_its_address_when_it_does_not_resolve() {
+        let [gw, other, address] =
+            ["gw.example.net:5", "other.example.net:5", "192.0.2.1:5"].map(|text| text.to_owned());
+        let all = BTreeMap::from([named(1, &gw), named(2, &gw), named(3, &other), named(4, &address)]);
+        let endpoint = |text: &str| text.parse::<Endpoint>().expect("good");
+        let mut names = EndpointNames::default();
+        names.replace(&all);
+        assert_eq!(names.take_due(), [endpoint(&gw), endpoint(&other)]);
+        names.replace(&all);
+        assert_eq!(names.take_due(), [], "both are being looked up");
+        let at = |number: u8| SocketAddr::from(([192, 0, 2, number], 5));
+        let moved = names.resolved(&endpoint(&gw), &[at(7)]);
+        assert_eq!(moved.len(), 2);
+        assert_eq!(names.resolved(&endpoint(&other), &[]).len(), 0);
+        names.replace(&all);
+        assert_eq!(names.take_due().len(), 2, "and again");
+        assert_eq!(names.resolved(&endpoint(&gw), &[at(8), at(7)]).len(), 0, "it leads there still");
+        assert_eq!(names.resolved(&endpoint(&gw), &[]).len(), 0);
+        assert_eq!(names.known().of(&gw), [at(7)]);
+        names.follow(&[WireGuardKey([1; 32])], &BTreeMap::from([named(2, &address)]));
+        assert_eq!(names.resolved(&endpoint(&gw), &[at(9)]).len(), 0, "no peer has it any more");
+        names.replace(&BTreeMap::new());
+        assert_eq!(*names.known(), Addresses::default());
+    }
 
     #[test]
     fn an_mtu_that_the_device_cannot_pass_on_is_cut_and_reported() {
@@ -128,16 +290,6 @@ mod tests {
 
     #[test]
     fn a_peer_is_not_reached_where_no_other_host_is_or_where_a_member_is() {
-        let interface = Interface {
-            addresses: ["10.40.0.1/24".parse().expect("good")].into(),
-            listen_port: 51_821,
-            listen_port_fixed: false,
-            mtu: None,
-            keepalive: Seconds(20),
-            check_in: Seconds(15),
-            forward: false,
-            named: true,
-        };
         let peer = Peer {
             public_key: WireGuardKey([1; 32]),
             endpoint: "gw.example.net:51821".parse().ok(),
@@ -145,15 +297,8 @@ mod tests {
             via: None,
             named: true,
         };
-        let [network, node] = ["corp", "a"];
-        let view = View {
-            network: network.parse().expect("good"),
-            node: node.parse().expect("good"),
-            interface,
-            peers: [("b".parse().expect("good"), std::sync::Arc::new(peer))].into_iter().collect(),
-            routes: Default::default(),
-            names: Default::default(),
-        };
+        let mut view = view("corp", "10.40.0.1/24");
+        view.peers.insert("b".parse().expect("good"), std::sync::Arc::new(peer));
         for (at, kept) in [
             ("192.0.2.7:5", true),
             ("10.40.0.9:5", true),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use netclient::agent::{AgentError, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
+use netclient::host::fake::Lookup;
 use netclient::outside::{MAIN, MARK, Routing};
 use schema::api::Control;
 use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
@@ -310,4 +311,66 @@ async fn a_host_that_is_connected_to_the_range_itself_does_not_join() {
     let c = Node::new(&mesh, "c");
     c.host.connect("eth0", "10.0.0.0/8".parse().expect("a range"));
     c.join(&mesh).await.expect("it joins");
+}
+
+const NAMED: &str = r#"network "corp" {
+    ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"
+    node "b" endpoint="gw.example.net:51821"
+}"#;
+const GATEWAY: &str = "gw.example.net:51821";
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_does_not_resolve_delays_nothing_and_leads_where_it_led() {
+    let mesh = Mesh::new(CORP).await;
+    let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    let key = b.state().public_key.expect("b has a key");
+    let at = |node: &Node| node.state().peers.get(&key).and_then(|peer| peer.settings.endpoint);
+    let [first, second] = ["192.0.2.1:51821", "192.0.2.2:51821"].map(|at| at.parse().expect("an address"));
+
+    // The resolver hangs, and what else there is to do is done as fast as ever.
+    a.host.resolve_to(GATEWAY, Lookup::Hangs);
+    mesh.declare(NAMED).await;
+    let c = Node::joined(&mesh, "c").await;
+    let took = eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+    assert!(took < PUSHED, "{took:?}");
+    a.host.flush();
+    let took = eventually("it is mended", || !a.host.routing().rules.is_empty()).await;
+    assert!(took < REPAIRED, "{took:?}");
+
+    // What it answers at last is a change of its own.
+    pass(Duration::from_secs(1)).await;
+    a.device().take_applied();
+    a.host.resolve_to(GATEWAY, Lookup::To(first));
+    let took = eventually("b is reached there", || at(&a) == Some(first)).await;
+    assert!(took < PUSHED, "{took:?}");
+    let steps = a.device().take_applied();
+    assert!(matches!(&*steps, [DeviceStep::PutPeer(put, _)] if *put == key), "{steps:?}");
+    for lookup in [Lookup::Hangs, Lookup::Fails] {
+        a.host.resolve_to(GATEWAY, lookup);
+        pass(Duration::from_secs(35)).await;
+        assert_eq!(at(&a), Some(first), "{lookup:?}");
+    }
+
+    // It is known after a restart of the host, unless the file is damaged, which costs nothing else.
+    a.host.resolve_to(GATEWAY, Lookup::Hangs);
+    a.connect(false);
+    let names = a.agent.directory.path().join("network-corp.names");
+    for (damage, known) in [(false, Some(first)), (true, None)] {
+        a.stop().await;
+        a.device().end();
+        if damage {
+            std::fs::write(&names, "{").expect("it is there");
+        }
+        a.start().await;
+        eventually("all are peers", || is_full_mesh(&[&a, &b, &c])).await;
+        assert_eq!(at(&a), known);
+    }
+    a.host.resolve_to(GATEWAY, Lookup::To(second));
+    eventually("b is reached there", || at(&a) == Some(second)).await;
+    a.connect(true);
+    let left = a.ask(DaemonRequest::Leave { network: "corp".parse().expect("a name"), force: false }).await;
+    assert!(matches!(left, DaemonResponse::Done(_)), "{left:?}");
+    a.stop().await;
+    assert_eq!(a.files(), [""; 0]);
 }

@@ -89,6 +89,7 @@ impl Agent {
             Ok(_) => {}
             Err(error) => tracing::debug!(error = error_chain(&error), "the first check-in failed"),
         }
+        member.settle_names().await;
         Ok(JoinOutcome::New(member.membership().clone()))
     }
 
@@ -118,7 +119,7 @@ impl Agent {
                 membership.server = server.clone();
                 self.directory.save(&membership)?;
             }
-            self.bring_up(&mut self.tunnel(&membership.interface), &membership).await?;
+            self.bring_up_alone(&membership).await?;
         }
         Ok(JoinOutcome::Already(membership))
     }

@@ -26,11 +26,11 @@ impl Agent {
         tracing::warn!(%network, "the state of this host is damaged, so the server does not hear of it; an admin has to remove the node");
         match self.directory.membership(network) {
             Ok(Some(membership)) => {
-                self.take_down(&mut self.tunnel(&membership.interface), network).await?;
+                self.take_down(&mut self.tunnel(network, &membership.interface), network).await?;
                 self.forget(network, &membership.server.signing_key).await
             }
             Ok(None) | Err(_) => {
-                self.take_down(&mut self.tunnel(&format!("nm-{network}")), network).await?;
+                self.take_down(&mut self.tunnel(network, &format!("nm-{network}")), network).await?;
                 Ok(self.directory.forget(network)?)
             }
         }

@@ -3,12 +3,16 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::Stream;
 use proto::position::Position;
 use proto::wire::{self, Facts, Update};
 use schema::inventory::NodeProblem;
-use schema::scalars::NetworkName;
+use schema::scalars::{Endpoint, NetworkName, WireGuardKey};
+use schema::view::Tunnel;
 use tokio::sync::broadcast;
 
 use super::{Agent, AgentError, error_chain};
@@ -58,7 +62,7 @@ impl Member {
         let identity = agent.directory.identity(&server.signing_key)?;
         let identity = identity.ok_or_else(|| AgentError::NoIdentity(membership.network.clone()))?;
         let control = agent.connection(server, identity);
-        let tunnel = agent.tunnel(&membership.interface);
+        let tunnel = agent.tunnel(&membership.network, &membership.interface);
         Ok(Self {
             agent,
             membership,
@@ -200,6 +204,43 @@ impl Member {
         if self.membership.port_fallback != port_fallback || self.journal.is_none() {
             self.membership.port_fallback = port_fallback;
             self.save();
+        }
+    }
+
+    /// Looks up the names of peers' endpoints that are due; see [`NetworkTunnel::lookups`].
+    pub(crate) fn lookups(&mut self) -> impl Stream<Item = (Endpoint, Vec<SocketAddr>)> + Send + use<> {
+        self.tunnel.lookups()
+    }
+
+    /// Takes in what names resolve to, and remembers it; whether anything is to be applied by it.
+    pub(crate) fn resolved(&mut self, found: &[(Endpoint, Vec<SocketAddr>)]) -> bool {
+        let moved =
+            found.iter().flat_map(|(endpoint, found)| self.tunnel.resolved(endpoint, found)).collect();
+        self.agent.remember_names(&self.tunnel, &self.membership.network, &moved);
+        self.redirect(moved)
+    }
+
+    /// Has these tunnels, which lead elsewhere, be applied with what else changes; whether there are any.
+    fn redirect(&mut self, moved: BTreeMap<WireGuardKey, Tunnel>) -> bool {
+        let any = !moved.is_empty();
+        // Where everything is to be compared, that finds it.
+        if let Some(changes) = &mut self.changes {
+            changes.redirect(moved);
+        }
+        any
+    }
+
+    /// Waits a little for the names of peers' endpoints, and applies what they resolve to: for a process that
+    /// ends.
+    pub(super) async fn settle_names(&mut self) {
+        let moved = self.agent.look_up(&mut self.tunnel, &self.membership.network).await;
+        if self.redirect(moved)
+            && let Err(error) = self.apply().await
+        {
+            tracing::warn!(
+                error = error_chain(&error),
+                "cannot apply where peers are; they are reached once they send"
+            );
         }
     }
 

@@ -5,28 +5,29 @@
 //! two steps, the host is as safe as before: the filter comes before the tunnel and goes after it, routes and
 //! rules come after it and go before it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
-use schema::scalars::NetworkName;
+use schema::scalars::{NetworkName, WireGuardKey};
+use schema::view::Tunnel;
 
 use super::{Agent, AgentError, error_chain};
+use crate::addresses::RESOLVE;
 use crate::device::blocking;
-use crate::directory::DirectoryError;
+use crate::directory::{DirectoryError, NamesOf};
 use crate::membership::Membership;
 use crate::outside::{self, Outside};
 use crate::system::firewall::{self, FirewallError};
 use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
-/// How long the server's name may take to resolve.
-const RESOLVE: Duration = Duration::from_secs(2);
 const NO_FILTER: &str = "nftables is missing or may not be used, so control traffic and tunnels are not kept outside of networks; install nftables";
 
 impl Agent {
@@ -55,6 +56,45 @@ impl Agent {
         brought.problems.extend(outside::range_problems(&membership.view, &connected));
         brought.problems.sort();
         Ok(brought)
+    }
+
+    /// The same for a network that nobody looks after: what the names of its peers resolve to comes with it.
+    pub(crate) async fn bring_up_alone(&self, membership: &Membership) -> Result<(), TunnelError> {
+        let network = &membership.network;
+        let mut tunnel = self.tunnel(network, &membership.interface);
+        self.bring_up(&mut tunnel, membership).await?;
+        let moved = self.look_up(&mut tunnel, network).await;
+        let changes = TunnelChanges::of(moved);
+        if changes.is_empty() { Ok(()) } else { tunnel.follow(membership, changes).await }
+    }
+
+    /// Looks up names of peers' endpoints, for a process that will not be there when they resolve later;
+    /// the tunnels that lead elsewhere by them. What is found is remembered.
+    pub(super) async fn look_up(
+        &self,
+        tunnel: &mut NetworkTunnel,
+        network: &NetworkName,
+    ) -> BTreeMap<WireGuardKey, Tunnel> {
+        let deadline = tokio::time::Instant::now() + RESOLVE;
+        let mut lookups = pin!(tunnel.lookups());
+        let mut moved = BTreeMap::new();
+        while let Ok(Some((endpoint, found))) = tokio::time::timeout_at(deadline, lookups.next()).await {
+            moved.extend(tunnel.resolved(&endpoint, &found));
+        }
+        self.remember_names(tunnel, network, &moved);
+        moved
+    }
+
+    /// Stores what names resolve to, if tunnels lead elsewhere by it.
+    pub(super) fn remember_names(
+        &self,
+        tunnel: &NetworkTunnel,
+        network: &NetworkName,
+        moved: &BTreeMap<WireGuardKey, Tunnel>,
+    ) {
+        if !moved.is_empty() {
+            self.directory.remember(NamesOf::Network(network), tunnel.known_addresses());
+        }
     }
 
     /// The addresses of the servers that no range may be routed over, where no filter keeps marks. Names are

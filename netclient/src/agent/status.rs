@@ -134,7 +134,7 @@ impl Agent {
                     continue;
                 }
             };
-            let device = self.tunnel(&membership.interface).observe().await.map_err(TunnelError::from)?;
+            let device = self.tunnel(&network, &membership.interface).observe().await.map_err(TunnelError::from)?;
             let DriverStatus { control, problems } = known(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
@@ -174,7 +174,7 @@ impl Agent {
         let mut all = Vec::new();
         for registration in self.directory.registrations()?.into_iter().filter(|it| !it.has_expired(&now)) {
             // One that does not answer must not hide the rest.
-            let device = self.tunnel(&registration.interface).observe().await.unwrap_or_default();
+            let device = self.comms_tunnel(&registration.interface).observe().await.unwrap_or_default();
             let peer = device.as_ref().and_then(|device| device.peers.get(&registration.terms.public_key));
             let handshake = peer.and_then(|peer| i64::try_from(peer.last_handshake?).ok());
             let expires = registration.deadline.as_ref().and_then(|deadline| deadline.left(&now));

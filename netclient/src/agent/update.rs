@@ -44,6 +44,7 @@ impl Agent {
             Accepted::Forgotten => Err(AgentError::Forgotten(network)),
             Accepted::Same | Accepted::Overtaken | Accepted::Changed => {
                 member.apply().await?;
+                member.settle_names().await;
                 Ok(news)
             }
         }

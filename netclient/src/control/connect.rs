@@ -1,7 +1,6 @@
 //! How a connection to the server is made: under TLS to the first of its addresses that answers; through the
 //! tunnel to it; or inside a process that holds both agent and server.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -25,8 +24,6 @@ use crate::membership::ServerAddress;
 
 /// How long one address may take to answer.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long a name may take to resolve that resolved before.
-const LOOKUP: Duration = Duration::from_secs(1);
 /// How often a silent connection is sent a ping, and how long the answer may take.
 const PING: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(5);
@@ -39,21 +36,24 @@ pub(super) const SILENCE: Duration = Duration::from_secs(3);
 pub(super) type Local = Arc<Mutex<Option<IpAddr>>>;
 /// Called when the tunnel is silent.
 pub(super) type OnSilence = Arc<dyn Fn() + Send + Sync>;
-/// What the addresses of a server resolved to last.
-type Resolved = Mutex<BTreeMap<String, Vec<SocketAddr>>>;
 /// Makes one more connection to a server in the same process: returns the agent's end of it.
 pub type Opener = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
 /// A channel under TLS that connects when it is needed. `local` keeps the address that this host uses.
-pub(super) fn by_tls(server: &ServerAddress, local: Local, timeout: Duration) -> Channel {
+pub(super) fn by_tls(
+    server: &ServerAddress,
+    comms: &ServerTunnel,
+    local: Local,
+    timeout: Duration,
+) -> Channel {
     let authority = server.addresses.first().cloned().unwrap_or_default();
     let origin =
         format!("https://{authority}").parse().unwrap_or_else(|_| Uri::from_static("https://server"));
-    let (server, resolved) = (Arc::new(server.clone()), Arc::<Resolved>::default());
+    let (server, comms) = (Arc::new(server.clone()), comms.clone());
     // The scheme keeps tonic from adding TLS of its own; the origin is what a proxy sees.
     let connect = tower::service_fn(move |_: Uri| {
-        let (server, local, resolved) = (Arc::clone(&server), Arc::clone(&local), Arc::clone(&resolved));
-        async move { connect(&server, &local, &resolved).await.map(TokioIo::new) }
+        let (server, local, comms) = (Arc::clone(&server), Arc::clone(&local), comms.clone());
+        async move { connect(&server, &local, &comms).await.map(TokioIo::new) }
     });
     endpoint(timeout, PING, PONG).origin(origin).connect_with_connector_lazy(connect)
 }
@@ -92,11 +92,11 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 async fn connect(
     server: &ServerAddress,
     local: &Mutex<Option<IpAddr>>,
-    resolved: &Resolved,
+    comms: &ServerTunnel,
 ) -> io::Result<Pin<Box<dyn Stream>>> {
     let mut last = io::Error::other("the server has no address");
     for address in &server.addresses {
-        let attempt = tokio::time::timeout(CONNECT, connect_to(address, server, local, resolved)).await;
+        let attempt = tokio::time::timeout(CONNECT, connect_to(address, server, local, comms)).await;
         match attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
@@ -109,12 +109,12 @@ async fn connect_to(
     address: &str,
     server: &ServerAddress,
     local: &Mutex<Option<IpAddr>>,
-    resolved: &Resolved,
+    comms: &ServerTunnel,
 ) -> io::Result<Pin<Box<dyn Stream>>> {
     let (host, _) =
         address.rsplit_once(':').ok_or_else(|| io::Error::other(format!("{address} has no port")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = connect_outside(address, resolved).await?;
+    let stream = connect_outside(address, comms).await?;
     stream.set_nodelay(true)?;
     *lock(local) = Some(stream.local_addr()?.ip().to_canonical());
     // A server without TLS listens on loopback only: it refuses to start otherwise.
@@ -126,31 +126,10 @@ async fn connect_to(
     Ok(Box::pin(tls.connect(name, stream).await?))
 }
 
-/// What an address resolves to; if its nameserver does not answer, which a mesh may hide, what it resolved to last.
-async fn resolve(address: &str, resolved: &Resolved) -> io::Result<Vec<SocketAddr>> {
-    let known = lock(resolved).get(address).cloned();
-    let lookup = tokio::net::lookup_host(address);
-    let found = match &known {
-        Some(_) => {
-            tokio::time::timeout(LOOKUP, lookup).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        }
-        None => lookup.await,
-    };
-    match (found, known) {
-        (Ok(found), _) => {
-            let found: Vec<_> = found.collect();
-            lock(resolved).insert(address.to_owned(), found.clone());
-            Ok(found)
-        }
-        (Err(_), Some(known)) => Ok(known),
-        (Err(error), None) => Err(error),
-    }
-}
-
 /// Connects to the first address of a name that answers, past every mesh.
-async fn connect_outside(address: &str, resolved: &Resolved) -> io::Result<TcpStream> {
+async fn connect_outside(address: &str, comms: &ServerTunnel) -> io::Result<TcpStream> {
     let mut last = io::Error::other(format!("{address} has no address"));
-    for at in resolve(address, resolved).await? {
+    for at in comms.names().resolve(address).await? {
         let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         stay_outside(&socket)?;
@@ -262,22 +241,4 @@ impl Drop for Watched {
 /// Locks a mutex, even if a thread that held it panicked: every value here is consistent at any time.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_name_that_no_longer_resolves_leads_where_it_led_last() {
-        let resolved = Resolved::default();
-        // RFC 6761, section 6.4: no such name ever resolves.
-        let name = "server.invalid:50051";
-        assert!(resolve(name, &resolved).await.is_err());
-        let at = SocketAddr::from(([192, 0, 2, 1], 50_051));
-        lock(&resolved).insert(name.to_owned(), vec![at]);
-        assert_eq!(resolve(name, &resolved).await.expect("it is known"), [at]);
-        let local = resolve("127.0.0.1:1", &resolved).await.expect("an address resolves to itself");
-        assert_eq!(lock(&resolved).get("127.0.0.1:1"), Some(&local));
-    }
 }

@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::time::{ClockId, clock_gettime};
-use schema::rules::endpoints::refused_everywhere;
 use schema::scalars::{Endpoint, EndpointHost};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
 use crate::outside::MARK;
 
-/// How long a name may take to resolve.
-const RESOLVE: Duration = Duration::from_secs(2);
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
 
@@ -25,22 +22,16 @@ pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
 }
 
-/// Where an endpoint with a port is right now; absent: its name does not resolve in time.
-pub async fn resolve_one(endpoint: &Endpoint) -> Option<SocketAddr> {
+/// Where an endpoint with a port may be right now, the better address first; empty: its name does not resolve.
+pub async fn resolve(endpoint: &Endpoint) -> Vec<SocketAddr> {
     if let Some(at) = endpoint.socket_addr() {
-        return Some(at);
+        return vec![at];
     }
-    let (EndpointHost::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else { return None };
-    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((domain.to_string(), port))).await;
-    let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
-    first_usable(found.ok()?.ok()?.map(canonical))
-}
-
-/// The first address at which another host may be reached; else the first, for what runs on this host.
-fn first_usable(found: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
-    let found: Vec<_> = found.collect();
-    let usable = found.iter().find(|at| refused_everywhere(at.ip()).is_none());
-    usable.or(found.first()).copied()
+    let (EndpointHost::Domain(domain), Some(port)) = (&endpoint.host, endpoint.port) else {
+        return Vec::new();
+    };
+    let found = tokio::net::lookup_host((domain.to_string(), port)).await;
+    found.into_iter().flatten().map(|at| SocketAddr::new(at.ip().to_canonical(), at.port())).collect()
 }
 
 /// Runs what blocks on a thread that may; its panic continues here.
@@ -168,15 +159,6 @@ mod tests {
             let refusal = Refusal::NameInvalid { interface: bad.to_owned() };
             assert_eq!(check_name(bad), Err(refusal), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn of_the_addresses_of_a_name_one_that_other_hosts_have_goes_first() {
-        let at = |text: &str| text.parse::<SocketAddr>().expect("good");
-        let [loopback, link_local, public] = ["127.0.0.1:5", "169.254.1.1:5", "192.0.2.7:5"].map(at);
-        assert_eq!(first_usable([loopback, link_local, public].into_iter()), Some(public));
-        assert_eq!(first_usable([loopback, link_local].into_iter()), Some(loopback));
-        assert_eq!(first_usable(std::iter::empty()), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use schema::scalars::Endpoint;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Host;
 use crate::device::fake::FakeDevice;
@@ -44,6 +44,18 @@ struct Inner {
     names_fail: bool,
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
+    resolver: watch::Sender<BTreeMap<String, Lookup>>,
+}
+
+/// What comes of looking up a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// It resolves to an address.
+    To(SocketAddr),
+    /// It does not resolve, like every name of which nothing else is said.
+    Fails,
+    /// There is no answer, until something else is said of the name.
+    Hangs,
 }
 
 impl FakeHost {
@@ -104,6 +116,13 @@ impl FakeHost {
     /// Reports that an interface is gone, as the kernel does when the process of a device ends.
     pub fn report_gone(&self, interface: &str) {
         self.lock().watchers.retain(|watcher| watcher.send(HostEvent::Link(interface.to_owned())).is_ok());
+    }
+
+    /// Sets what comes of looking up `host:port` from now on.
+    pub fn resolve_to(&self, name: &str, lookup: Lookup) {
+        self.lock().resolver.send_modify(|names| {
+            names.insert(name.to_owned(), lookup);
+        });
     }
 
     /// Makes every creation of a device fail from now on, until `None` is passed.
@@ -232,9 +251,19 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    /// Only addresses are known here.
-    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Option<SocketAddr>> {
-        Box::pin(async { endpoint.socket_addr() })
+    fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>> {
+        let mut resolver = self.lock().resolver.subscribe();
+        let name = endpoint.to_string();
+        Box::pin(async move {
+            if let Some(at) = endpoint.socket_addr() {
+                return vec![at];
+            }
+            let answer = resolver.wait_for(|names| names.get(&name) != Some(&Lookup::Hangs)).await;
+            match answer.ok().and_then(|names| names.get(&name).copied()) {
+                Some(Lookup::To(at)) => vec![at],
+                Some(Lookup::Fails | Lookup::Hangs) | None => Vec::new(),
+            }
+        })
     }
 
     fn executable(&self) -> &Path {
