@@ -15,8 +15,9 @@ mod status;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -35,6 +36,7 @@ use crate::host::Host;
 use crate::membership::ServerAddress;
 use crate::outside::Slot;
 use crate::settings::Settings;
+use crate::system::slots::SlotsTaken;
 use crate::system::watch::HostEvent;
 use crate::tunnel::NetworkTunnel;
 
@@ -53,8 +55,6 @@ pub struct Agent {
     pub settings: Settings,
     /// The host that it runs on.
     pub host: Arc<dyn Host>,
-    /// What sets its routes, rules and tables apart from those of other agents.
-    slot: Slot,
     /// Whether there is a packet filter that keeps marks, as it was found last.
     filtered: Arc<AtomicBool>,
     /// What others do to the host, for every driver.
@@ -72,12 +72,10 @@ type Connections = BTreeMap<(ServerAddress, Identity), Arc<Connection>>;
 impl Agent {
     /// An agent with this directory.
     pub fn new(directory: Directory, settings: Settings, host: Arc<dyn Host>) -> Self {
-        let slot = slot_of(directory.path());
         Self {
             directory,
             settings,
             host,
-            slot,
             filtered: Arc::default(),
             events: Arc::default(),
             within: None,
@@ -94,7 +92,8 @@ impl Agent {
 
     /// The tunnel to a server.
     pub(crate) fn comms(&self, server: &SigningKey) -> ServerTunnel {
-        ServerTunnel::new(self.directory.clone(), self.host.executable().to_owned(), *server)
+        let executable = self.host.executable().to_owned();
+        ServerTunnel::new(self.directory.clone(), executable, *server, self.settings.mark)
     }
 
     /// Makes every connection check whether the host has been registered since.
@@ -138,7 +137,8 @@ impl Agent {
     pub(crate) fn host_events(&self) -> broadcast::Receiver<HostEvent> {
         let start = || {
             let (sender, _) = broadcast::channel(64);
-            match self.host.watch(self.slot) {
+            let watched = self.slot().map_err(io::Error::other).and_then(|slot| self.host.watch(slot));
+            match watched {
                 Ok(mut events) => {
                     let sender = sender.clone();
                     tokio::spawn(async move {
@@ -155,6 +155,14 @@ impl Agent {
         self.events.get_or_init(start).subscribe()
     }
 
+    /// What sets its routes, rules and tables apart from those of other agents: the same as long as it is in a
+    /// network.
+    fn slot(&self) -> Result<Slot, SlotsTaken> {
+        let directory = canonical(self.directory.path());
+        let default = Path::new(crate::directory::DEFAULT);
+        self.host.claim(&directory, &Slot::candidates(&directory, default, self.settings.mark))
+    }
+
     /// The tunnel of a network.
     pub(crate) fn tunnel(&self, network: &NetworkName, interface: &str) -> NetworkTunnel {
         let known = self.directory.addresses(NamesOf::Network(network));
@@ -168,7 +176,7 @@ impl Agent {
 
     fn tunnel_knowing(&self, interface: &str, known: Addresses) -> NetworkTunnel {
         let socket = self.directory.device_socket(interface);
-        NetworkTunnel::new(Arc::clone(&self.host), interface, socket, known)
+        NetworkTunnel::new(Arc::clone(&self.host), interface, socket, self.settings.mark, known)
     }
 }
 
@@ -176,8 +184,7 @@ fn address_of(token: &Token) -> ServerAddress {
     ServerAddress { addresses: token.addresses.clone(), signing_key: token.signing_key, ca_pin: token.ca_pin }
 }
 
-/// The slot of a directory, however its path is written.
-fn slot_of(directory: &Path) -> Slot {
-    let path = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-    Slot::of(&path, Path::new(crate::directory::DEFAULT))
+/// A directory, however its path is written.
+fn canonical(directory: &Path) -> PathBuf {
+    std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned())
 }

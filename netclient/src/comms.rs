@@ -20,7 +20,7 @@ use crate::device::{
 };
 use crate::directory::{Directory, DirectoryError};
 use crate::files;
-use crate::outside::MARK;
+use crate::outside::Mark;
 use crate::reconcile::{Wanted, WantedLink, device_steps, link_steps};
 use crate::registration::{BootTime, Registration, Terms};
 use crate::system::link::{self, LinkError};
@@ -66,13 +66,19 @@ pub struct ServerTunnel {
     executable: PathBuf,
     server: SigningKey,
     names: ServerNames,
+    mark: Mark,
 }
 
 impl ServerTunnel {
     /// The tunnel to the server of that signing key; nothing is changed yet.
-    pub fn new(directory: Directory, executable: PathBuf, server: SigningKey) -> Self {
+    pub fn new(directory: Directory, executable: PathBuf, server: SigningKey, mark: Mark) -> Self {
         let names = ServerNames::new(directory.clone(), server);
-        Self { directory, executable, server, names }
+        Self { directory, executable, server, names, mark }
+    }
+
+    /// The mark of the host's packets that stay outside of networks.
+    pub(crate) fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// The names of the server, its service's as well.
@@ -107,7 +113,7 @@ impl ServerTunnel {
         let key = private_key.clone();
         let server = terms.public_key;
         let until = deadline.as_ref().map(|it| it.at);
-        let (directory, wanted) = (self.directory.clone(), registration.clone());
+        let (directory, wanted, mark) = (self.directory.clone(), registration.clone(), self.mark);
         let known = self.with_device(interface, move |device| {
             // A process that ended it meanwhile may have looked for the device before it existed.
             if !directory
@@ -118,7 +124,7 @@ impl ServerTunnel {
                 return Err(DeviceError::Gone { interface: wanted.interface });
             }
             let observed = device.observe()?;
-            let steps = lacking(&key, server, peer, &observed);
+            let steps = lacking(&key, server, peer, mark, &observed);
             device.apply(&steps)?;
             device.expire_at(until)?;
             Ok(observed.peers.get(&server).and_then(|peer| peer.settings.endpoint))
@@ -281,11 +287,13 @@ fn lacking(
     private_key: &PrivateKey,
     server: WireGuardKey,
     settings: PeerSettings,
+    mark: Mark,
     observed: &DeviceState,
 ) -> Vec<DeviceStep> {
     // A server does not roam: its endpoint is the one that was set, and another one is applied at once.
     let applied = observed.peers.iter().filter_map(|(key, peer)| Some((*key, peer.settings.endpoint?)));
-    let wanted = Wanted { private_key, listen_port: None, mark: MARK, peers: &[(server, settings)].into() };
+    let peers = [(server, settings)].into();
+    let wanted = Wanted { private_key, listen_port: None, mark: mark.bits(), peers: &peers };
     device_steps(wanted, observed, &applied.collect(), 0)
 }
 
@@ -311,7 +319,7 @@ mod tests {
         };
         for (at, steps) in [("192.0.2.1:50555", 3), ("192.0.2.2:50555", 1)] {
             let lacking = |fake: &mut FakeDevice| {
-                lacking(&key, server, settings(at), &fake.observe().expect("it is there"))
+                lacking(&key, server, settings(at), Mark::default(), &fake.observe().expect("it is there"))
             };
             let found = lacking(&mut fake);
             assert_eq!(found.len(), steps, "{found:?}");

@@ -39,6 +39,7 @@ use tonic::{Request, Status, Streaming};
 use crate::comms::ServerTunnel;
 use crate::device::{PrivateKey, default_source};
 use crate::membership::ServerAddress;
+use crate::outside::Mark;
 use crate::registration::{Registration, Terms};
 use connect::{Local, SILENCE, lock};
 use transport::{Transport, TransportSelector};
@@ -63,6 +64,16 @@ pub enum Reach {
     Network(ServerTunnel),
     /// In this process.
     Within(Opener),
+}
+
+impl Reach {
+    /// The mark of the host's packets that stay outside of networks.
+    fn mark(&self) -> Mark {
+        match self {
+            Self::Network(comms) => comms.mark(),
+            Self::Within(_) => Mark::default(),
+        }
+    }
 }
 
 /// A host that asks to join.
@@ -175,7 +186,7 @@ impl Connection {
     /// its operator set, and the address that it uses towards the server.
     pub fn facts(&self, listen_port: u16, endpoint: Option<&Endpoint>) -> Facts {
         let towards_server = lock(&self.local).filter(|address| !address.is_loopback());
-        let local = towards_server.or_else(default_source);
+        let local = towards_server.or_else(|| default_source(self.reach.mark()));
         Facts {
             listen_port: listen_port.into(),
             endpoint: endpoint.map(ToString::to_string).unwrap_or_default(),

@@ -18,14 +18,15 @@ use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Refusal};
-use crate::outside::{Outside, Routing, Slot, filter_members};
+use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
 use crate::system::routing::{self, RoutingError};
-use crate::system::watch::HostEvent;
-use crate::system::{rp_filter, watch};
+use crate::system::rp_filter::{self, MarksUnheeded};
+use crate::system::slots::{self, SlotsTaken};
+use crate::system::watch::{self, HostEvent};
 
 /// A host. What is not async blocks; an async caller runs it on a thread that may block.
 pub trait Host: Send + Sync {
@@ -45,8 +46,14 @@ pub trait Host: Send + Sync {
     ) -> BoxFuture<'a, Result<(), LinkError>>;
     /// The MTU of a tunnel over the host's other interfaces.
     fn underlay_mtu<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>>;
+    /// The slot of an agent that keeps its state in a directory; see [`slots::claim`].
+    fn claim(&self, directory: &Path, candidates: &[Slot]) -> Result<Slot, SlotsTaken>;
+    /// Frees the slot of an agent that is in no network.
+    fn release(&self, directory: &Path, slot: Slot);
     /// Whether this host has a packet filter that keeps marks; see [`outside`](crate::outside).
     fn has_filter(&self) -> bool;
+    /// Has the kernel look at marks; see [`rp_filter::heed_marks`].
+    fn heed_marks(&self) -> Result<(), MarksUnheeded>;
     /// Keeps the table of the packet filter as it should be; where nothing is outside, there is none. Blocks
     /// the caller.
     fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError>;
@@ -87,6 +94,8 @@ pub struct System {
     pub executable: PathBuf,
     /// The file of names.
     pub hosts: PathBuf,
+    /// Where agents of this host leave which slot each has.
+    pub slots: PathBuf,
     /// The table of the packet filter as this process set it last.
     filter: Arc<Mutex<Option<Filter>>>,
 }
@@ -102,14 +111,18 @@ struct Filter {
 impl Default for System {
     /// With this program itself, and `/etc/hosts`.
     fn default() -> Self {
-        Self { executable: "/proc/self/exe".into(), hosts: "/etc/hosts".into(), filter: Arc::default() }
+        Self {
+            executable: "/proc/self/exe".into(),
+            hosts: "/etc/hosts".into(),
+            slots: "/run/netclient".into(),
+            filter: Arc::default(),
+        }
     }
 }
 
 impl System {
     /// Replaces the table, unless it stands as it was set.
-    fn load_filter(&self, table: &str, outside: &Outside) -> Result<(), FirewallError> {
-        rp_filter::heed_marks();
+    fn load_filter(&self, table: &str, mark: Mark, outside: &Outside) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outside = outside.clone();
         if let Some(Filter { outside: known, structure }) = &*filter {
@@ -121,7 +134,7 @@ impl System {
                 return Ok(());
             }
         }
-        firewall::load(table, &outside.filter())?;
+        firewall::load(table, &outside.filter(mark))?;
         *filter = Some(Filter { outside, structure: firewall::structure(table) });
         Ok(())
     }
@@ -156,8 +169,20 @@ impl Host for System {
         Box::pin(link::underlay_mtu(move |name| name == interface))
     }
 
+    fn claim(&self, directory: &Path, candidates: &[Slot]) -> Result<Slot, SlotsTaken> {
+        slots::claim(&self.slots, directory, candidates)
+    }
+
+    fn release(&self, directory: &Path, slot: Slot) {
+        slots::release(&self.slots, directory, slot);
+    }
+
     fn has_filter(&self) -> bool {
         firewall::is_available()
+    }
+
+    fn heed_marks(&self) -> Result<(), MarksUnheeded> {
+        rp_filter::heed_marks()
     }
 
     fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
@@ -169,7 +194,7 @@ impl Host for System {
             *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return firewall::remove(&table);
         }
-        self.load_filter(&table, outside)
+        self.load_filter(&table, slot.mark(), outside)
     }
 
     fn change_members(
@@ -201,8 +226,7 @@ impl Host for System {
         &'a self,
         ours: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
-        // Those of other agents bear such names as well.
-        Box::pin(link::connected(|name| ours.contains(name) || name.starts_with("nm-")))
+        Box::pin(link::connected(ours))
     }
 
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {

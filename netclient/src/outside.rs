@@ -1,12 +1,13 @@
 //! What keeps an agent's own packets out of every mesh, so that no declared range can cut a host off from its
 //! repair.
 //!
-//! Pure. WireGuard's sockets and every connection to the server carry [`MARK`]. Ranges of networks are routed
+//! Pure. WireGuard's sockets and every connection to the server carry a [`Mark`]. Ranges of networks are routed
 //! in a table of the agent's own, which rules lead to only what carries no mark: so a range may hold the
 //! server's address, or a peer's endpoint, and tunnels and control traffic go on past the mesh. A table of
-//! the packet filter keeps the mark with each connection, so that what comes in by another interface is
-//! answered by it, also under strict reverse path filtering, and drops packets that come from outside with an
-//! address of the mesh.
+//! the packet filter keeps the mark with each connection to or from an address in a range, so that what comes
+//! in by another interface is answered by it, also under strict reverse path filtering, and drops packets that
+//! come from outside with an address of the mesh. Other connections are left alone, and so is a packet that
+//! carries a mark of another program's.
 //!
 //! Without nftables, routes stand in the main table and there are no rules: rules without the filter would
 //! lose packets where reverse paths are filtered.
@@ -20,17 +21,18 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::path::Path;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::view::View;
 
-/// The bit of a packet's mark (SO_MARK; socket(7)) that says that it stays outside: one that no well-known
-/// program uses.
-pub const MARK: u32 = 0x10;
+/// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from those of
+/// others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
+pub const GROUP: u32 = 0x6e6d;
 /// The routing table that the kernel looks into by itself (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
 /// The metric of routes there: what the host is connected to goes before, and is never replaced.
@@ -46,36 +48,90 @@ const TABLE: u32 = 5_182;
 /// nobody.
 const PROTOCOL: u8 = 200;
 /// How many agents, besides that of the default directory, one host distinguishes.
-const OTHERS: u32 = 8;
+const OTHERS: u8 = 8;
+
+/// The bit of a packet's mark (SO_MARK; socket(7)) that says that it stays outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// The mark's value, which is its mask as well.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Mark {
+    /// One that no well-known program uses.
+    fn default() -> Self {
+        Self(0x10)
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl FromStr for Mark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        };
+        match bits {
+            Some(bits) if bits.is_power_of_two() => Ok(Self(bits)),
+            _ => Err("use a number with one bit set that no other program marks packets with, such as 0x10 or 0x100".into()),
+        }
+    }
+}
 
 /// What sets the numbers and names of an agent apart from those of another one on the same host: agents of
 /// other directories than the default one have others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(u8);
+pub struct Slot {
+    number: u8,
+    mark: Mark,
+}
 
 impl Slot {
-    /// The slot of an agent that keeps its state in a directory; `default` is that of most agents.
-    pub fn of(directory: &Path, default: &Path) -> Self {
+    /// The slots that an agent may have that keeps its state in a directory, the usual one first; `default` is
+    /// the directory of most agents, which has one for itself.
+    pub fn candidates(directory: &Path, default: &Path, mark: Mark) -> Vec<Self> {
         if directory == default {
-            return Self(0);
+            return vec![Self { number: 0, mark }];
         }
-        let hash = crc32fast::hash(directory.as_os_str().as_encoded_bytes());
-        Self(1 + u8::try_from(hash % OTHERS).expect("it is small"))
+        let first = crc32fast::hash(directory.as_os_str().as_encoded_bytes()) % u32::from(OTHERS);
+        let first = u8::try_from(first).expect("it is small");
+        (0..OTHERS).map(|step| Self { number: 1 + (first + step) % OTHERS, mark }).collect()
+    }
+
+    /// Its number; 0 for the default directory.
+    pub fn number(self) -> u8 {
+        self.number
+    }
+
+    /// The mark of the agent's packets.
+    pub fn mark(self) -> Mark {
+        self.mark
     }
 
     /// The routing table.
     pub fn table(self) -> u32 {
-        TABLE + u32::from(self.0)
+        TABLE + u32::from(self.number)
     }
 
     /// What its routes and rules say that they come from.
     pub fn protocol(self) -> u8 {
-        PROTOCOL + self.0
+        PROTOCOL + self.number
     }
 
     /// The table of the packet filter.
     pub fn filter(self) -> String {
-        match self.0 {
+        match self.number {
             0 => "nm-own".to_owned(),
             number => format!("nm-own-{number}"),
         }
@@ -84,7 +140,7 @@ impl Slot {
     /// The first of the three rules of a range.
     fn preference(self, range: &IpNet) -> u32 {
         let host = u32::from(range.max_prefix_len() - range.prefix_len());
-        PREFERENCE - PREFERENCES * u32::from(self.0) + 3 * host
+        PREFERENCE - PREFERENCES * u32::from(self.number) + 3 * host
     }
 }
 
@@ -118,8 +174,14 @@ impl Outside {
         outside
     }
 
+    /// The ranges of networks whose route leads to another interface than this.
+    pub fn led_elsewhere(&self, interface: &str) -> Vec<(String, IpNet)> {
+        let others = self.ranges.iter().filter(|(_, by)| *by != interface);
+        others.map(|(range, by)| (by.clone(), *range)).collect()
+    }
+
     /// The table of the packet filter, in nft(8)'s language.
-    pub fn filter(&self) -> String {
+    pub fn filter(&self, mark: Mark) -> String {
         let mut text = String::new();
         let mut set = |name: &str, ty: &str, elements: &mut dyn Iterator<Item = String>| {
             let elements: Vec<_> = elements.collect();
@@ -135,18 +197,28 @@ impl Outside {
             let of_family = addresses.iter().filter(|address| address.is_ipv4() == ipv4);
             set(name, if ipv4 { "ipv4_addr" } else { "ipv6_addr" }, &mut of_family.map(ToString::to_string));
         }
-        text + &CHAINS.replace("MARK", &format!("{MARK:#x}"))
+        // Elements of a set must not overlap.
+        let ranges = IpNet::aggregate(&self.ranges.keys().copied().collect());
+        for (name, ty, ipv4) in [("ranges4", "ipv4_addr", true), ("ranges6", "ipv6_addr", false)] {
+            let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == ipv4);
+            set(name, &format!("{ty}; flags interval"), &mut of_family.map(ToString::to_string));
+        }
+        text + &CHAINS.replace("MARK", &mark.to_string()).replace("GROUP", &GROUP.to_string())
     }
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, own, members, ranges: _, unread: _ } = self;
-        *interfaces == other.interfaces && *own == other.own && *members == other.members
+        let Self { interfaces, own, members, ranges, unread: _ } = self;
+        *interfaces == other.interfaces
+            && *own == other.own
+            && *members == other.members
+            && ranges.keys().eq(other.ranges.keys())
     }
 
     /// Takes in what another one needs of the packet filter.
     pub fn absorb(&mut self, other: &Self) {
-        let Self { interfaces, own, members, ranges: _, unread: _ } = other;
+        let Self { interfaces, own, members, ranges, unread: _ } = other;
+        self.ranges.extend(ranges.iter().map(|(range, interface)| (*range, interface.clone())));
         self.interfaces.extend(interfaces.iter().cloned());
         self.own.extend(own);
         self.members.extend(members);
@@ -225,13 +297,12 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `pre` and `out`
-/// keep the mark. Interfaces of ours are those of the set, and by their usual name those of other agents on
-/// the host.
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; the other chains
+/// keep the mark. Interfaces of ours are those of the set, and by their group those of other agents on the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept
-    iifname \"nm-*\" accept
+    iifgroup GROUP accept
     iifname \"lo\" accept
     ct direction reply ct mark & MARK == MARK accept
     ip daddr @own4 counter drop comment \"an address of the mesh, asked from outside\"
@@ -239,18 +310,32 @@ const CHAINS: &str = "  chain guard {
     ip saddr @members4 counter drop comment \"an address of the mesh, forged outside\"
     ip6 saddr @members6 counter drop comment \"an address of the mesh, forged outside\"
   }
+  chain arrive {
+    ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
+    ct direction original meta mark 0 ct mark 0 fib daddr type local ct mark set MARK
+    ct direction original meta mark 0 ct mark & MARK == MARK meta mark set MARK
+  }
+  chain answer {
+    ct direction reply meta mark 0 ct mark & MARK == MARK meta mark set MARK
+  }
+  chain send {
+    meta mark & MARK == MARK ct mark set ct mark | MARK
+    jump answer
+  }
   chain pre {
     type filter hook prerouting priority mangle; policy accept;
     iifname @ours accept
-    iifname \"nm-*\" accept
-    ct direction original fib daddr type local ct mark set ct mark | MARK meta mark set meta mark | MARK
-    ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
+    iifgroup GROUP accept
+    ip saddr @ranges4 jump arrive
+    ip6 saddr @ranges6 jump arrive
+    ip daddr @ranges4 jump answer
+    ip6 daddr @ranges6 jump answer
   }
   chain out {
     type route hook output priority mangle; policy accept;
     oifname \"lo\" accept
-    meta mark & MARK == MARK ct mark set ct mark | MARK
-    ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
+    ip daddr @ranges4 jump send
+    ip6 daddr @ranges6 jump send
   }
 ";
 
@@ -274,6 +359,8 @@ pub struct Rule {
     pub to: IpNet,
     /// What it does.
     pub act: Act,
+    /// The bits that a packet must not have (fwmark 0/MASK); 0: it may have any.
+    pub unmarked: u32,
 }
 
 /// What a rule does.
@@ -289,11 +376,11 @@ pub enum Act {
 
 impl Rule {
     fn all(slot: Slot, range: IpNet) -> [Self; 3] {
-        let preference = slot.preference(&range);
+        let (preference, unmarked) = (slot.preference(&range), slot.mark().bits());
         [
-            Self { preference, to: range, act: Act::Main },
-            Self { preference: preference + 1, to: range, act: Act::Own },
-            Self { preference: preference + 2, to: range, act: Act::Unreachable },
+            Self { preference, to: range, act: Act::Main, unmarked: 0 },
+            Self { preference: preference + 1, to: range, act: Act::Own, unmarked },
+            Self { preference: preference + 2, to: range, act: Act::Unreachable, unmarked },
         ]
     }
 }
@@ -345,7 +432,7 @@ mod tests {
         Outside { ranges: ranges(texts), ..Outside::default() }
     }
 
-    const DEFAULT: Slot = Slot(0);
+    const DEFAULT: Slot = Slot { number: 0, mark: Mark(0x10) };
 
     #[test]
     fn longer_ranges_are_asked_first_and_each_spares_the_main_table_first() {
@@ -385,17 +472,68 @@ mod tests {
     #[test]
     fn agents_of_several_directories_do_not_meet() {
         let usual = Path::new("/etc/netclient");
-        let default = Slot::of(usual, usual);
-        let other = Slot::of(Path::new("/var/lib/nmserver/client"), usual);
-        assert_eq!(default, DEFAULT);
+        let candidates = |directory: &str| Slot::candidates(Path::new(directory), usual, Mark::default());
+        let default = DEFAULT;
+        let all = candidates("/var/lib/nmserver/client");
+        let other = all[0];
+        assert_eq!(candidates("/etc/netclient"), [DEFAULT]);
+        let mut numbers: Vec<_> = all.iter().map(|slot| slot.number()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8]);
         let names = |slot: Slot| (slot.table(), slot.protocol(), slot.filter());
         assert_eq!(names(default), (5_182, 200, "nm-own".to_owned()));
         assert_ne!(names(default), names(other));
-        for slot in (0..=OTHERS).map(|number| Slot(u8::try_from(number).expect("small"))) {
+        for slot in (0..=OTHERS).map(|number| Slot { number, ..DEFAULT }) {
             let of = |text: &str| slot.preference(&text.parse().expect("a range"));
             let (first, last) = (of("10.0.0.1/32"), of("2000::/3") + 2);
             assert!(first > 1_000 && last < first + PREFERENCES && last < 5_210, "{slot:?} {first} {last}");
         }
+    }
+
+    #[test]
+    fn a_mark_is_one_bit_and_a_rule_with_another_one_is_replaced() {
+        for (text, bits) in [("0x10", Some(0x10)), ("16", Some(16)), ("0x80000000", Some(1 << 31))] {
+            assert_eq!(text.parse::<Mark>().ok().map(Mark::bits), bits, "{text}");
+        }
+        for text in ["", "0", "0x0", "0x30", "3", "0x100000000", "ten", "-1", "0X10"] {
+            let why = text.parse::<Mark>().expect_err("it is no mark");
+            assert!(why.contains("0x100"), "{text:?}: {why}");
+        }
+        let of = |mark| outside(&[("10.40.0.0/16", "a")]).routing(Slot { mark, ..DEFAULT }, true);
+        let steps = routing_steps(&of(Mark(0x100)), &of(Mark(0x10)));
+        assert!(
+            matches!(
+                &*steps,
+                [
+                    RoutingStep::RemoveRule(Rule { unmarked: 0x10, .. }),
+                    RoutingStep::RemoveRule(Rule { unmarked: 0x10, .. }),
+                    RoutingStep::AddRule(Rule { unmarked: 0x100, .. }),
+                    RoutingStep::AddRule(Rule { unmarked: 0x100, .. }),
+                ]
+            ),
+            "{steps:?}"
+        );
+    }
+
+    #[test]
+    fn of_two_networks_with_one_range_the_second_has_a_problem() {
+        let view = |network: &str, range: &str| crate::tunnels::tests::view(network, range);
+        let (one, two) = (view("one", "10.40.0.1/24"), view("two", "10.40.0.7/24"));
+        let (wide, inside) = (view("wide", "10.41.0.1/16"), view("inside", "10.41.9.1/24"));
+        let all = Outside::of([("nm-one", &one), ("nm-two", &two), ("nm-w", &wide), ("nm-i", &inside)]);
+        let codes = |view: &View, interface: &str| {
+            let problems = range_problems(view, &all.led_elsewhere(interface));
+            problems
+                .into_iter()
+                .map(|problem| (problem.code.to_string(), problem.message))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(codes(&one, "nm-one"), []);
+        let [(code, message)] = &codes(&two, "nm-two")[..] else { panic!("one problem") };
+        assert!(code == NodeProblem::RANGE_CONNECTED && message.contains("nm-one"), "{message}");
+        let [(code, message)] = &codes(&wide, "nm-w")[..] else { panic!("one problem") };
+        assert!(code == NodeProblem::RANGE_SHADOWED && message.contains("nm-i"), "{message}");
+        assert_eq!(codes(&inside, "nm-i"), []);
     }
 
     #[test]
@@ -436,19 +574,31 @@ mod tests {
             interfaces: ["nm-corp".to_owned()].into(),
             own: [address("10.40.0.1"), address("fd40::1")].into(),
             members: [address("10.40.0.2"), address("10.40.0.3")].into(),
+            ranges: ranges(&[
+                ("10.40.0.0/16", "nm-corp"),
+                ("10.40.9.0/24", "nm-lab"),
+                ("10.41.0.0/16", "nm-x"),
+            ]),
             ..Outside::default()
         };
-        let text = outside.filter();
+        let text = outside.filter(DEFAULT.mark());
         for line in [
             "  set ours { type ifname; elements = { \"nm-corp\" } }\n",
             "  set own4 { type ipv4_addr; elements = { 10.40.0.1 } }\n",
             "  set own6 { type ipv6_addr; elements = { fd40::1 } }\n",
             "  set members4 { type ipv4_addr; elements = { 10.40.0.2, 10.40.0.3 } }\n",
             "  set members6 { type ipv6_addr; }\n",
+            "  set ranges4 { type ipv4_addr; flags interval; elements = { 10.40.0.0/15 } }\n",
+            "  set ranges6 { type ipv6_addr; flags interval; }\n",
             "    meta mark & 0x10 == 0x10 ct mark set ct mark | 0x10\n",
+            "    iifgroup 28269 accept\n",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
+        assert!(!text.contains('*'), "no wildcard: others' interfaces may be called alike\n{text}");
+        let mut other = outside.clone();
+        other.ranges.clear();
+        assert!(!other.same_filter(&outside), "the filter keeps marks of what the ranges hold");
         let changed = filter_members(DEFAULT, &[address("10.40.0.2")].into(), &[address("fd40::2")].into());
         assert_eq!(
             changed,

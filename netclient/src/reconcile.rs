@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use schema::scalars::WireGuardKey;
 
 use crate::device::state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
+use crate::outside::GROUP;
 use crate::system::link::state::{LinkState, LinkStep};
 
 /// A session lives this long without a new handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6),
@@ -113,6 +114,9 @@ pub struct WantedLink<'a> {
 pub fn link_steps(wanted: WantedLink<'_>, observed: &LinkState) -> Vec<LinkStep> {
     let WantedLink { addresses, peer, mtu } = wanted;
     let mut steps = Vec::new();
+    if observed.group != GROUP {
+        steps.push(LinkStep::SetGroup(GROUP));
+    }
     if observed.mtu != u32::from(mtu) {
         steps.push(LinkStep::SetMtu(mtu));
     }
@@ -136,7 +140,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::device::fake::FakeDevice;
-    use crate::outside::MARK;
+    use crate::outside::Mark;
 
     const KEY: PrivateKey = PrivateKey([9; 32]);
 
@@ -160,8 +164,12 @@ mod tests {
         peers: &[(u8, u8, Option<u8>)],
         now: u64,
     ) -> Vec<DeviceStep> {
-        let wanted =
-            Wanted { private_key: &KEY, listen_port: Some(51821), mark: MARK, peers: &settings(peers) };
+        let wanted = Wanted {
+            private_key: &KEY,
+            listen_port: Some(51821),
+            mark: Mark::default().bits(),
+            peers: &settings(peers),
+        };
         device_steps(wanted, &fake.observe().expect("it is there"), applied, now)
     }
 
@@ -211,10 +219,13 @@ mod tests {
     fn a_link_gets_what_it_lacks_and_keeps_what_fits() {
         let address = "10.0.0.200/24".parse().expect("a good address");
         let wanted = WantedLink { addresses: &[address].into(), peer: None, mtu: 1420 };
-        let fresh = LinkState { addresses: BTreeSet::new(), mtu: 1500, up: false };
+        let fresh = LinkState { addresses: BTreeSet::new(), mtu: 1500, up: false, group: 0 };
         let steps = link_steps(wanted, &fresh);
-        assert_eq!(steps, [LinkStep::SetMtu(1420), LinkStep::Up, LinkStep::AddAddress(address)]);
-        let done = LinkState { addresses: [address].into(), mtu: 1420, up: true };
+        assert_eq!(
+            steps,
+            [LinkStep::SetGroup(GROUP), LinkStep::SetMtu(1420), LinkStep::Up, LinkStep::AddAddress(address)]
+        );
+        let done = LinkState { addresses: [address].into(), mtu: 1420, up: true, group: GROUP };
         assert_eq!(link_steps(wanted, &done), []);
         let old = "10.0.0.7/16".parse().expect("a good address");
         let steps = link_steps(wanted, &LinkState { addresses: [old].into(), ..done });
@@ -225,7 +236,7 @@ mod tests {
     fn a_link_of_two_ends_leads_to_the_other_one() {
         let (local, peer) = (Ipv4Addr::new(10, 101, 0, 5), Ipv4Addr::new(10, 101, 0, 1));
         let wanted = WantedLink { addresses: &[host(local)].into(), peer: Some(peer), mtu: 1280 };
-        let moved = LinkState { addresses: [host(peer)].into(), mtu: 1280, up: true };
+        let moved = LinkState { addresses: [host(peer)].into(), mtu: 1280, up: true, group: GROUP };
         let steps = link_steps(wanted, &moved);
         assert_eq!(steps, [LinkStep::RemoveAddress(host(peer)), LinkStep::AddPointToPoint { local, peer }]);
         assert_eq!(link_steps(wanted, &LinkState { addresses: [host(local)].into(), ..moved }), []);

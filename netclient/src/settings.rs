@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use schema::scalars::{Endpoint, Name};
 use schema::settings::{self, Switch, read};
 
+use crate::outside::Mark;
+
 /// What the operator set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -26,6 +28,9 @@ pub struct Settings {
     /// so. If not, the agent uses no packet filter: control traffic and tunnels are not kept outside of
     /// networks.
     pub connection_tracking: bool,
+    /// The bit by which packets are marked that stay outside of networks (`mark`, 0x10): change it where another
+    /// program uses that one.
+    pub mark: Mark,
 }
 
 impl Default for Settings {
@@ -38,11 +43,12 @@ impl Default for Settings {
             interface: None,
             watch: true,
             connection_tracking: true,
+            mark: Mark::default(),
         }
     }
 }
 
-const NAMES: [&str; 6] = ["name", "endpoint", "port", "interface", "watch", "connection_tracking"];
+const NAMES: [&str; 7] = ["name", "endpoint", "port", "interface", "watch", "connection_tracking", "mark"];
 
 /// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +90,7 @@ pub fn load(
         watch: read("watch", value("watch"))?.map_or(default.watch, |Switch(on)| on),
         connection_tracking: read("connection_tracking", value("connection_tracking"))?
             .map_or(default.connection_tracking, |Switch(on)| on),
+        mark: read("mark", value("mark"))?.unwrap_or(default.mark),
     })
 }
 
@@ -108,8 +115,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_may_be_written_as_programs_print_it() {
+        let mark = |file, variables| with(file, variables).expect("it is valid").mark.bits();
+        assert_eq!(mark("", &[]), 0x10);
+        assert_eq!(mark("mark = 0x100", &[]), 0x100);
+        assert_eq!(mark("mark = \"0x100\"", &[]), 0x100);
+        assert_eq!(mark("mark = 0x100", &[("NETCLIENT_MARK", "0x200")]), 0x200);
+    }
+
+    #[test]
     fn an_invalid_value_is_reported() {
-        for (name, value) in [("PORT", "0"), ("WATCH", "maybe"), ("NAME", "A_B"), ("ENDPOINT", "a b")] {
+        for (name, value) in
+            [("PORT", "0"), ("WATCH", "maybe"), ("NAME", "A_B"), ("ENDPOINT", "a b"), ("MARK", "0x30")]
+        {
             let error =
                 with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");

@@ -8,4 +8,5 @@ pub mod link;
 mod netlink;
 pub mod routing;
 pub mod rp_filter;
+pub mod slots;
 pub mod watch;

@@ -22,13 +22,14 @@ use crate::errors::error_chain;
 use crate::files;
 use crate::host::Host;
 use crate::membership::{Membership, PortFallback};
-use crate::outside::MARK;
+use crate::outside::Mark;
 use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, device_steps, link_steps};
 use crate::system::firewall::FirewallError;
 use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
+use crate::system::slots::SlotsTaken;
 use crate::tunnels::{EndpointNames, TunnelChanges, fitting_mtu, mtu_problem, peer_settings};
 
 /// How many names are looked up at once.
@@ -53,6 +54,7 @@ pub struct NetworkTunnel {
     device: Option<Box<dyn Device>>,
     applied: AppliedEndpoints,
     names: EndpointNames,
+    mark: Mark,
 }
 
 /// Why a tunnel could not be brought up.
@@ -70,6 +72,9 @@ pub enum TunnelError {
     /// The packet filter.
     #[error(transparent)]
     Filter(#[from] FirewallError),
+    /// No numbers are left for the agent's routes and rules.
+    #[error(transparent)]
+    Slots(#[from] SlotsTaken),
     /// The agent's state.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -87,7 +92,7 @@ pub enum TunnelError {
 impl NetworkTunnel {
     /// The tunnel of an interface; nothing is changed yet. `known`: what the names of its peers' endpoints
     /// resolved to last.
-    pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf, known: Addresses) -> Self {
+    pub fn new(host: Arc<dyn Host>, interface: &str, socket: PathBuf, mark: Mark, known: Addresses) -> Self {
         Self {
             host,
             interface: interface.to_owned(),
@@ -95,6 +100,7 @@ impl NetworkTunnel {
             device: None,
             applied: AppliedEndpoints::new(),
             names: EndpointNames::new(known),
+            mark,
         }
     }
 
@@ -268,7 +274,8 @@ impl NetworkTunnel {
         let mut port = membership.wanted_port();
         loop {
             let private_key = &membership.private_key;
-            let wanted = Wanted { private_key, listen_port: Some(port), mark: MARK, peers: &peers };
+            let mark = self.mark.bits();
+            let wanted = Wanted { private_key, listen_port: Some(port), mark, peers: &peers };
             let steps = device_steps(wanted, &observed, &self.applied, now);
             match self.apply(steps).await {
                 Ok(()) => break,

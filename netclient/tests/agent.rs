@@ -8,7 +8,7 @@ use netclient::agent::{AgentError, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
 use netclient::host::fake::Lookup;
-use netclient::outside::{MAIN, MARK, Routing};
+use netclient::outside::{MAIN, Mark, Routing};
 use schema::api::Control;
 use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
 
@@ -219,7 +219,7 @@ async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
     let mesh = Mesh::new(CORP).await;
     let [mut a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
-    assert_eq!(a.state().mark, MARK, "what carries the tunnel stays outside of every mesh");
+    assert_eq!(a.state().mark, Mark::default().bits(), "what carries the tunnel stays outside of every mesh");
     let routing = a.host.routing();
     let range = "10.0.0.0/24".parse().expect("a range");
     assert!(
@@ -373,4 +373,16 @@ async fn a_name_that_does_not_resolve_delays_nothing_and_leads_where_it_led() {
     assert!(matches!(left, DaemonResponse::Done(_)), "{left:?}");
     a.stop().await;
     assert_eq!(a.files(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn marks_that_the_kernel_does_not_heed_are_a_problem_of_the_node() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.host.ignore_marks(true);
+    a.join(&mesh).await.expect("it joins");
+    a.start().await;
+    eventually("the server knows", || mesh.problems("a") == ["marks-unheeded"]).await;
+    a.host.ignore_marks(false);
+    eventually("all is well", || mesh.problems("a").is_empty()).await;
 }

@@ -83,15 +83,18 @@ impl NodeProblem {
     pub const NAMES: &str = "names";
     /// The host does not forward packets that it should.
     pub const FORWARDING: &str = "forwarding";
-    /// Another interface of the host is connected to all of a range of the network.
+    /// Another interface of the host is connected to all of a range of the network, or is another network's of
+    /// the same range.
     pub const RANGE_CONNECTED: &str = "range-connected";
-    /// Another interface of the host is connected to a part of a range of the network.
+    /// Another interface of the host is connected to a part of a range of the network, or is another network's.
     pub const RANGE_SHADOWED: &str = "range-shadowed";
     /// A range contains the server's address, and the host cannot keep control traffic outside: it is not
     /// routed.
     pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";
     /// Control traffic and tunnels are not kept outside of networks.
     pub const NO_FILTER: &str = "no-filter";
+    /// The kernel drops what is marked where it filters reverse paths strictly.
+    pub const MARKS_UNHEEDED: &str = "marks-unheeded";
     /// Two hosts use the identity of the node, as after its state was copied: known to the server alone.
     pub const CLONED: &str = "cloned";
     /// How many of them a node reports at most.

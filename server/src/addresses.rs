@@ -19,8 +19,6 @@ use crate::config::Settings;
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);
-/// The interfaces of networks, and of tunnels to agents and to servers, begin so.
-const OURS: &str = "nm-";
 
 /// The addresses by which a server is reached.
 #[derive(Debug, Default)]
@@ -104,8 +102,7 @@ impl Known {
 
 /// The addresses of these interfaces by which other hosts may reach this one, outside of every network.
 fn of_interfaces(found: &[(String, IpAddr)]) -> BTreeSet<IpAddr> {
-    let outside = found.iter().filter(|(interface, _)| !interface.starts_with(OURS));
-    usable(outside.map(|(_, address)| *address)).collect()
+    usable(found.iter().map(|(_, address)| *address)).collect()
 }
 
 fn usable(addresses: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = IpAddr> {
@@ -121,18 +118,17 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_interfaces_count_unless_they_are_of_a_network_or_of_no_use_to_others() {
+    fn the_addresses_of_interfaces_count_unless_they_are_of_no_use_to_others() {
         let found = [
             ("lo", "127.0.0.1"),
             ("eth0", "192.0.2.11"),
             ("eth0", "fe80::1"),
             ("eth0", "2001:db8::11"),
             ("docker0", "172.17.0.1"),
-            ("nm-corp", "10.40.0.1"),
-            ("nm-comms", "10.101.0.1"),
+            ("nm-bridge", "10.42.0.1"),
         ];
         let found = found.map(|(interface, text)| (interface.to_owned(), address(text)));
-        let expected = ["172.17.0.1", "192.0.2.11", "2001:db8::11"].map(address);
+        let expected = ["10.42.0.1", "172.17.0.1", "192.0.2.11", "2001:db8::11"].map(address);
         assert_eq!(of_interfaces(&found), expected.into());
     }
 

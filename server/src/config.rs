@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use netclient::device::default_source;
+use netclient::outside::Mark;
 use schema::rules::endpoints::refused_everywhere;
 use schema::scalars::{Endpoint, EndpointHost, Name, Seconds};
 use schema::settings::{self, SettingsError, Switch};
@@ -304,7 +305,7 @@ fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
 
 /// The source address of the default route, else loopback.
 fn own_address() -> String {
-    default_source().map_or_else(|| "127.0.0.1".into(), |address| address.to_string())
+    default_source(Mark::default()).map_or_else(|| "127.0.0.1".into(), |address| address.to_string())
 }
 
 /// Every setting with its default and its meaning, for the program's help.

@@ -73,6 +73,13 @@ async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
     agents
 }
 
+/// How many packets a counter of the table `inet watch` has counted on a host.
+async fn counted(host: &Host, name: &str) -> u64 {
+    let listed = run(host, &format!("nft list counter inet watch {name}")).await;
+    let packets = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+    packets.and_then(|packets| packets.parse().ok()).expect("a counter")
+}
+
 async fn pings(from: &Host, to: IpAddr) -> bool {
     from.ping(to, Duration::from_millis(500)).await.expect("sockets").is_some()
 }
@@ -277,5 +284,75 @@ fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
             status["networks"][0]["problems"].to_string().contains("no-ipv6")
         })
         .await;
+    });
+}
+
+#[test]
+fn marks_of_others_and_connections_outside_of_ranges_are_left_alone() {
+    if !enter_test("marks_of_others_and_connections_outside_of_ranges_are_left_alone") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &apart()).await;
+        let operator = mesh.underlay.host("o").await.expect("a host");
+        let a = agents[0].host();
+        // Another program marks what comes to one port; and what the packets and connections carry in the end is
+        // counted, of that port and of another.
+        for line in [
+            "nft add table inet watch",
+            "nft add counter inet watch marked",
+            "nft add counter inet watch theirs",
+            "nft add chain inet watch first { type filter hook prerouting priority -200 ; }",
+            "nft add rule inet watch first tcp dport 23 meta mark set 0x5",
+            "nft add chain inet watch last { type filter hook input priority 200 ; }",
+            "nft add rule inet watch last tcp dport 22 meta mark != 0 counter name marked",
+            "nft add rule inet watch last tcp dport 22 ct mark != 0 counter name marked",
+            "nft add rule inet watch last tcp dport 23 meta mark != 0x5 counter name marked",
+            "nft add rule inet watch last tcp dport 23 meta mark 0x5 ct mark 0 counter name theirs",
+        ] {
+            run(a, line).await;
+        }
+        let listeners = a.within(|| [22, 23].map(|port| TcpListener::bind(("0.0.0.0", port))));
+        for port in [22, 23] {
+            assert!(connects(&operator, (a.ipv4(), port).into()), "{port}");
+        }
+        assert_eq!((counted(a, "marked").await, counted(a, "theirs").await > 0), (0, true));
+        drop(listeners);
+    });
+}
+
+#[test]
+fn without_a_link_nothing_for_a_member_goes_out_by_the_cable() {
+    if !enter_test("without_a_link_nothing_for_a_member_goes_out_by_the_cable") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let mut agents = two(&mesh, &text("10.40", 16, "20s")).await;
+        agents[0].kill_daemon().await.expect("it is killed");
+        let a = agents[0].host();
+        // Where the main table would send it.
+        run(a, "ip route add default dev eth0").await;
+        for line in [
+            "nft add table inet watch",
+            "nft add counter inet watch leaked",
+            "nft add counter inet watch other",
+            "nft add chain inet watch out { type filter hook output priority 300 ; }",
+            "nft add rule inet watch out oifname eth0 ip daddr 10.40.0.0/16 counter name leaked",
+            "nft add rule inet watch out oifname eth0 ip daddr 10.41.0.0/16 counter name other",
+        ] {
+            run(a, line).await;
+        }
+        end_to_end::kill_device(a, "nm-corp");
+        eventually("the interface is gone", REPAIRED, async || {
+            a.within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers").is_none()
+        })
+        .await;
+        for to in ["10.40.0.202", "10.40.255.255", "10.41.0.1"] {
+            assert!(!pings(a, to.parse().expect("an address")).await);
+        }
+        assert_eq!(counted(a, "leaked").await, 0, "in the clear");
+        assert!(counted(a, "other").await > 0, "what is in no range goes its way");
     });
 }

@@ -18,8 +18,8 @@ use schema::inventory::NodeProblem;
 use schema::scalars::{NetworkName, WireGuardKey};
 use schema::view::Tunnel;
 
-use super::{Agent, AgentError, error_chain};
-use crate::addresses::RESOLVE;
+use super::{Agent, AgentError, canonical, error_chain};
+use crate::addresses::{Addresses, RESOLVE};
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
 use crate::membership::Membership;
@@ -44,15 +44,20 @@ impl Agent {
         let mut brought = tunnel.reconcile(membership).await?;
         let servers = self.spared(filtered, Some(membership)).await?;
         let _turn = self.directory.lock_outside().await?;
+        let slot = self.slot()?;
         let mut outside = self.outside(Some(membership), None)?;
+        if filtered && let Err(error) = self.host.heed_marks() {
+            brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(&error)));
+        }
         if !filtered {
             brought.problems.extend(spare_servers(&mut outside, &servers));
             if self.settings.connection_tracking {
                 brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
             }
         }
-        self.host.set_routing(self.slot, &outside.routing(self.slot, filtered)).await?;
-        let connected = self.host.connected(&outside.interfaces).await?;
+        self.host.set_routing(slot, &outside.routing(slot, filtered)).await?;
+        let mut connected = self.host.connected(&outside.interfaces).await?;
+        connected.extend(outside.led_elsewhere(&membership.interface));
         brought.problems.extend(outside::range_problems(&membership.view, &connected));
         brought.problems.sort();
         Ok(brought)
@@ -150,7 +155,13 @@ impl Agent {
         let removed = tunnel.remove().await;
         let filter = async {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_filter(self.outside(None, Some(network))?).await
+            let outside = self.outside(None, Some(network))?;
+            let ends = outside.is_empty() && !outside.unread;
+            self.keep_filter(outside).await?;
+            if ends {
+                self.host.release(&canonical(self.directory.path()), self.slot()?);
+            }
+            Ok(())
         };
         // Neither keeps a host in a network; the next look of another network, or the next leave, tries again.
         for error in [routes.err(), filter.await.err()].into_iter().flatten() {
@@ -170,8 +181,8 @@ impl Agent {
         if !filtered {
             spare_servers(&mut outside, &servers);
         }
-        let routing = outside.routing(self.slot, filtered);
-        Ok(self.host.set_routing(self.slot, &routing).await?)
+        let slot = self.slot()?;
+        Ok(self.host.set_routing(slot, &outside.routing(slot, filtered)).await?)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
@@ -187,25 +198,23 @@ impl Agent {
         }
         interfaces.extend(self.directory.devices()?);
         let _turn = self.directory.lock_outside().await?;
+        let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
-        self.host
-            .set_routing(self.slot, &nothing.routing(self.slot, false))
-            .await
-            .map_err(TunnelError::from)?;
+        self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
         let mut removed = Vec::new();
         for interface in interfaces {
-            let mut tunnel = self.tunnel(&interface);
+            let mut tunnel = self.tunnel_knowing(&interface, Addresses::default());
             let there = tunnel.observe().await.map_err(TunnelError::from)?.is_some();
             tunnel.remove().await?;
             removed
                 .extend(there.then(|| format!("the WireGuard device {interface} with its routes and names")));
         }
-        let (host, slot) = (self.host.clone(), self.slot);
+        let host = self.host.clone();
         let filter = blocking(move || {
             let there = host.has_filter() && firewall::is_there(&slot.filter());
             if there { host.set_filter(slot, &nothing).map(|()| true) } else { Ok(false) }
         });
-        let table = || format!("the table inet {} of nftables", self.slot.filter());
+        let table = || format!("the table inet {} of nftables", slot.filter());
         removed.extend(filter.await.map_err(TunnelError::from)?.then(table));
         Ok(removed)
     }
@@ -267,7 +276,7 @@ impl Agent {
         }
         // What an earlier setting left goes.
         let outside = if self.settings.connection_tracking { outside } else { Outside::default() };
-        let (host, slot) = (self.host.clone(), self.slot);
+        let (host, slot) = (self.host.clone(), self.slot()?);
         match blocking(move || host.set_filter(slot, &outside)).await {
             Ok(()) => Ok(self.settings.connection_tracking),
             Err(error @ (FirewallError::Refused { .. } | FirewallError::Missing)) => {
@@ -285,7 +294,7 @@ impl Agent {
         if gone.is_empty() && new.is_empty() || !self.filtered.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let (host, slot) = (self.host.clone(), self.slot);
+        let (host, slot) = (self.host.clone(), self.slot()?);
         Ok(blocking(move || host.change_members(slot, &gone, &new)).await?)
     }
 }

@@ -132,7 +132,7 @@ async fn connect_outside(address: &str, comms: &ServerTunnel) -> io::Result<TcpS
     for at in comms.names().resolve(address).await? {
         let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        stay_outside(&socket)?;
+        stay_outside(&socket, comms.mark())?;
         match TcpSocket::from_std_stream(socket.into()).connect(at).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
@@ -165,13 +165,13 @@ async fn through(comms: &ServerTunnel, local: &Mutex<Option<IpAddr>>) -> io::Res
     let gone = || io::Error::other("this host is no longer registered there");
     let registration = comms.registration().map_err(io::Error::other)?.ok_or_else(gone)?;
     let at = comms.bring_up(&registration).await.map_err(io::Error::other)?;
-    *lock(local) = source_towards(at);
+    *lock(local) = source_towards(at, comms.mark());
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     // Data that is not acknowledged in time ends the connection: a waiting call needs no ping.
     socket.set_tcp_user_timeout(Some(SILENCE))?;
     socket.set_tcp_nodelay(true)?;
-    stay_outside(&socket)?;
+    stay_outside(&socket, comms.mark())?;
     socket.bind_device(Some(registration.interface.as_bytes()))?;
     TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(registration.terms.server)).await
 }

@@ -11,7 +11,7 @@ use schema::scalars::{Endpoint, EndpointHost};
 use socket2::{Domain, Socket, Type};
 
 use super::Refusal;
-use crate::outside::MARK;
+use crate::outside::Mark;
 
 /// The longest interface name (`IFNAMSIZ` of the kernel, less the ending NUL).
 const LONGEST_NAME: usize = 15;
@@ -43,8 +43,8 @@ pub async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'stati
 
 /// Has what a socket sends stay outside of every mesh. Without the privilege (CAP_NET_ADMIN, or CAP_NET_RAW
 /// since Linux 5.17) it is left as it is: a command of another user reaches what the host's routes lead to.
-pub fn stay_outside(socket: &Socket) -> io::Result<()> {
-    match socket.set_mark(MARK) {
+pub fn stay_outside(socket: &Socket, mark: Mark) -> io::Result<()> {
+    match socket.set_mark(mark.bits()) {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
         _ => Ok(()),
     }
@@ -52,19 +52,19 @@ pub fn stay_outside(socket: &Socket) -> io::Result<()> {
 
 /// The address that this host would use towards another; absent: it has no route there, or only over
 /// loopback. Nothing is sent: connecting a UDP socket only asks for the route.
-pub fn source_towards(at: SocketAddr) -> Option<IpAddr> {
+pub fn source_towards(at: SocketAddr, mark: Mark) -> Option<IpAddr> {
     let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None).ok()?;
-    stay_outside(&socket).ok()?;
+    stay_outside(&socket, mark).ok()?;
     socket.bind(&any.into()).ok()?;
     socket.connect(&at.into()).ok()?;
     Some(socket.local_addr().ok()?.as_socket()?.ip()).filter(|address| !address.is_loopback())
 }
 
 /// The source address of the default route of IPv4; absent: there is none.
-pub fn default_source() -> Option<IpAddr> {
+pub fn default_source(mark: Mark) -> Option<IpAddr> {
     // An address for documentation (RFC 5737): only the default route leads there.
-    source_towards(([192, 0, 2, 1], 9).into())
+    source_towards(([192, 0, 2, 1], 9).into(), mark)
 }
 
 /// The index of the interface of that name in the caller's network namespace; absent: there is none.

@@ -22,6 +22,8 @@ use crate::system::forwarding::ForwardingError;
 use crate::system::hosts::HostsError;
 use crate::system::link::{LinkError, LinkState, LinkStep};
 use crate::system::routing::RoutingError;
+use crate::system::rp_filter::MarksUnheeded;
+use crate::system::slots::SlotsTaken;
 use crate::system::watch::HostEvent;
 
 /// What an Ethernet underlay leaves for a tunnel.
@@ -42,6 +44,7 @@ struct Inner {
     connected: Vec<(String, IpNet)>,
     no_ipv6: bool,
     names_fail: bool,
+    marks_unheeded: bool,
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
     resolver: watch::Sender<BTreeMap<String, Lookup>>,
@@ -103,6 +106,11 @@ impl FakeHost {
     /// Has the file of names be read-only from now on, or not.
     pub fn protect_names(&self, protected: bool) {
         self.lock().names_fail = protected;
+    }
+
+    /// Has the kernel not look at marks from now on, where reverse paths are filtered strictly; or look again.
+    pub fn ignore_marks(&self, ignored: bool) {
+        self.lock().marks_unheeded = ignored;
     }
 
     /// Takes routes, rules and packet filter away, as another program may, and reports it.
@@ -187,6 +195,16 @@ impl Host for FakeHost {
 
     fn underlay_mtu<'a>(&'a self, _interface: &'a str) -> BoxFuture<'a, Result<u16, LinkError>> {
         Box::pin(async { Ok(MTU) })
+    }
+
+    fn claim(&self, _directory: &Path, candidates: &[Slot]) -> Result<Slot, SlotsTaken> {
+        Ok(candidates[0])
+    }
+
+    fn release(&self, _directory: &Path, _slot: Slot) {}
+
+    fn heed_marks(&self) -> Result<(), MarksUnheeded> {
+        if self.lock().marks_unheeded { Err(MarksUnheeded::on("eth0")) } else { Ok(()) }
     }
 
     fn has_filter(&self) -> bool {
@@ -278,6 +296,7 @@ fn carry_out(link: &mut LinkState, step: &LinkStep) {
             link.addresses.insert(IpNet::from(IpAddr::V4(*local)));
         }
         LinkStep::RemoveAddress(address) => drop(link.addresses.remove(address)),
+        LinkStep::SetGroup(group) => link.group = *group,
         LinkStep::SetMtu(mtu) => link.mtu = (*mtu).into(),
         LinkStep::Up => link.up = true,
     }

@@ -5,7 +5,7 @@
 
 pub mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,6 +21,7 @@ use schema::scalars::overlap;
 pub use state::{LinkState, LinkStep};
 
 use super::netlink::{destination, exits, is, metric_of, name_of, to_io};
+use crate::outside::GROUP;
 
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
@@ -82,6 +83,7 @@ pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
         addresses: listed.iter().filter_map(address_of).filter(|address| !is_link_local(address)).collect(),
         mtu: mtu_of(&link),
         up: link.header.flags.contains(LinkFlags::Up),
+        group: group_of(&link),
     }))
 }
 
@@ -105,9 +107,9 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
-/// The networks that the interfaces of this host are connected to, except those that are `ours`; without
-/// single addresses and those of one link.
-pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet)>, LinkError> {
+/// The networks that the interfaces of this host are connected to, except those that are `ours` or of the group
+/// of agents and servers; without single addresses and those of one link.
+pub async fn connected(ours: &BTreeSet<String>) -> Result<Vec<(String, IpNet)>, LinkError> {
     let handle = connect()?;
     let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let connected = listed.iter().filter_map(|message| {
@@ -115,19 +117,23 @@ pub async fn connected(ours: impl Fn(&str) -> bool) -> Result<Vec<(String, IpNet
             address_of(message).filter(|it| !is_link_local(it) && it.prefix_len() < it.max_prefix_len())?;
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
         let loopback = link.header.flags.contains(LinkFlags::Loopback);
-        let name = name_of(link).filter(|name| !ours(name) && !loopback)?;
+        let name = name_of(link).filter(|name| !ours.contains(*name) && !loopback)?;
+        if group_of(link) == GROUP {
+            return None;
+        }
         Some((name.to_owned(), range.trunc()))
     });
     Ok(connected.collect())
 }
 
-/// Every address of this host, each with the name of its interface.
+/// Every address of this host, each with the name of its interface, but for interfaces of agents and servers.
 pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     let handle = connect()?;
     let (links, listed) = (links(&handle).await?, addresses(&handle).await?);
     let named = listed.iter().filter_map(|message| {
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
-        Some((name_of(link)?.to_owned(), address_of(message)?.addr()))
+        let named = (name_of(link)?.to_owned(), address_of(message)?.addr());
+        (group_of(link) != GROUP).then_some(named)
     });
     Ok(named.collect())
 }
@@ -168,6 +174,7 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
             LinkStep::AddAddress(_)
             | LinkStep::AddPointToPoint { .. }
             | LinkStep::RemoveAddress(_)
+            | LinkStep::SetGroup(_)
             | LinkStep::SetMtu(_)
             | LinkStep::Up => LinkError::Step { interface: interface.to_owned(), step: *step, source },
         })?;
@@ -230,6 +237,9 @@ async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<(
         LinkStep::AddAddress(address) => add_address(handle, index, address).await,
         LinkStep::AddPointToPoint { local, peer } => add_point_to_point(handle, index, *local, *peer).await,
         LinkStep::RemoveAddress(address) => remove_address(handle, index, address).await,
+        LinkStep::SetGroup(group) => {
+            handle.link().set(link().link_group(*group).build()).execute().await.map_err(to_io)
+        }
         LinkStep::SetMtu(mtu) => {
             handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io)
         }
@@ -281,6 +291,13 @@ async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, L
 fn mtu_of(link: &LinkMessage) -> u32 {
     let stated =
         |attribute: &LinkAttribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None };
+    link.attributes.iter().find_map(stated).unwrap_or(0)
+}
+
+fn group_of(link: &LinkMessage) -> u32 {
+    let stated = |attribute: &LinkAttribute| {
+        if let LinkAttribute::Group(group) = attribute { Some(*group) } else { None }
+    };
     link.attributes.iter().find_map(stated).unwrap_or(0)
 }
 

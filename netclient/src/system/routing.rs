@@ -17,7 +17,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::netlink::{connect, destination, exits, is, metric_of, name_of, table_of, to_io};
-use crate::outside::{Act, MARK, METRIC, Routing, RoutingStep, Rule, Slot};
+use crate::outside::{Act, METRIC, Routing, RoutingStep, Rule, Slot};
 
 /// Why routes or rules could not be observed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ async fn observe(
 
 /// A rule of ours; absent: it is none, or not one that is ever made: then it is not known, and stays.
 fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
-    let (mut preference, mut to, mut ours) = (0, None, false);
+    let (mut preference, mut to, mut ours, mut unmarked) = (0, None, false, 0);
     for attribute in &message.attributes {
         if let RuleAttribute::Priority(number) = attribute {
             preference = *number;
@@ -107,6 +107,8 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
             to = IpNet::new(*address, message.header.dst_len).ok();
         } else if let RuleAttribute::Protocol(protocol) = attribute {
             ours = u8::from(*protocol) == slot.protocol();
+        } else if let RuleAttribute::FwMask(mask) = attribute {
+            unmarked = *mask;
         }
     }
     let main = u32::from(message.header.table) == crate::outside::MAIN;
@@ -117,7 +119,7 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
     } else {
         return None;
     };
-    ours.then_some(Rule { preference, to: to?, act })
+    ours.then_some(Rule { preference, to: to?, act, unmarked })
 }
 
 async fn apply(
@@ -166,7 +168,7 @@ fn absent_is_fine(outcome: Result<(), rtnetlink::Error>, fine: &[Errno]) -> io::
     }
 }
 
-fn rule_message(slot: Slot, Rule { preference, to, act }: &Rule) -> RuleMessage {
+fn rule_message(slot: Slot, Rule { preference, to, act, unmarked }: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(to.addr());
     message.header.dst_len = to.prefix_len();
@@ -176,7 +178,7 @@ fn rule_message(slot: Slot, Rule { preference, to, act }: &Rule) -> RuleMessage 
         RuleAttribute::Priority(*preference),
         RuleAttribute::Protocol(RouteProtocol::from(slot.protocol())),
     ];
-    let unmarked = [RuleAttribute::FwMark(0), RuleAttribute::FwMask(MARK)];
+    let unmarked = [RuleAttribute::FwMark(0), RuleAttribute::FwMask(*unmarked)];
     match act {
         Act::Main => {
             message.header.action = RuleAction::ToTable;
@@ -250,12 +252,14 @@ mod tests {
     #[test]
     fn a_rule_reads_back_as_it_is_written() {
         let usual = std::path::Path::new("/etc/netclient");
-        let slot = Slot::of(usual, usual);
+        let slot_of =
+            |directory: &str| Slot::candidates(std::path::Path::new(directory), usual, Default::default())[0];
+        let slot = slot_of("/etc/netclient");
         for range in ["10.40.0.0/16", "fd40::/64"] {
-            for act in [Act::Main, Act::Own, Act::Unreachable] {
-                let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act };
+            for (act, unmarked) in [(Act::Main, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)] {
+                let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act, unmarked };
                 assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
-                let foreign = Slot::of(std::path::Path::new("/elsewhere"), usual);
+                let foreign = slot_of("/elsewhere");
                 assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
             }
         }

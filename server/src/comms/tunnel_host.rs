@@ -11,7 +11,7 @@ use netclient::comms::{MTU, free_interface, host, names};
 use netclient::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
 };
-use netclient::outside::MARK;
+use netclient::outside::Mark;
 use netclient::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use netclient::system::firewall::{self, FirewallError};
 use netclient::system::link::{self, LinkError};
@@ -133,7 +133,7 @@ impl TunnelHost {
         let wanted = Wanted {
             private_key: &self.private_key,
             listen_port: Some(self.port),
-            mark: MARK,
+            mark: Mark::default().bits(),
             peers: &peers,
         };
         // Agents send first, so no endpoint is ever applied, and the age of handshakes does not matter.

@@ -18,6 +18,8 @@ pub struct LinkState {
     pub mtu: u32,
     /// Whether it is up, as the administrator sees it.
     pub up: bool,
+    /// Its group; see [`GROUP`](crate::outside::GROUP).
+    pub group: u32,
 }
 
 /// One operation on a network interface. Each may be repeated.
@@ -36,6 +38,8 @@ pub enum LinkStep {
     },
     /// Removes an address, if there.
     RemoveAddress(IpNet),
+    /// Puts it into a group.
+    SetGroup(u32),
     /// Sets the largest packet, in bytes. Below 1280 the kernel takes all IPv6 addresses away.
     SetMtu(u16),
     /// Brings it up.
@@ -50,6 +54,7 @@ impl fmt::Display for LinkStep {
                 write!(f, "add the address {local} with the peer {peer} to")
             }
             Self::RemoveAddress(address) => write!(f, "remove the address {address} from"),
+            Self::SetGroup(group) => write!(f, "set the group {group} of"),
             Self::SetMtu(mtu) => write!(f, "set an MTU of {mtu} on"),
             Self::Up => f.write_str("bring up"),
         }
