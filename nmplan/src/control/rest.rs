@@ -286,6 +286,8 @@ mod tests {
         assert_eq!(of(server, &[("all_proxy", squid)]), Some("all_proxy"));
         assert_eq!(of(server, &[("HTTPS_PROXY", squid), ("NO_PROXY", ".example.net")]), None);
         assert_eq!(of("http://127.0.0.1:8081", &[("HTTP_PROXY", squid)]), Some("HTTP_PROXY"));
-        assert_eq!(of("http://127.0.0.1:8081", &[("HTTP_PROXY", squid), ("NO_PROXY", "127.0.0.0/8")]), None);
+        for direct in ["127.0.0.0/8", "0.0.0.0/0,::/0,*"] {
+            assert_eq!(of("http://127.0.0.1:8081", &[("HTTP_PROXY", squid), ("NO_PROXY", direct)]), None);
+        }
     }
 }
