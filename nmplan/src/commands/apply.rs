@@ -295,10 +295,10 @@ fn again<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &Ru
         (None, Some(loaded)) => plan::next(run, loaded, &ready.plan, allow, None, args.keys_to.as_ref()),
         (path, _) => {
             let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-            let allow = allow.iter().flat_map(|guard| ["--allow", guard.name()]);
             let sink = plan::keys_to(&ready.plan, args.keys_to.as_ref());
-            let keys = sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]);
-            let verb: Vec<_> = ["apply", &*path, "-y"].into_iter().chain(keys).chain(allow).collect();
+            let mut verb = vec!["apply", &*path, "-y"];
+            verb.extend(sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]));
+            verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
             command(&run.place, None, &verb)
         }
     }

@@ -103,11 +103,11 @@ pub(super) fn next<C>(
 ) -> String {
     let digest = plan.digest.as_str();
     let file = saved.map(|path| path.display().to_string());
+    let sink = keys_to(plan, sink);
     let mut verb = match &file {
         Some(file) => vec!["apply", file.as_str(), "-y"],
         None => vec!["apply", "--expect", digest],
     };
-    let sink = keys_to(plan, sink);
     verb.extend(sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]));
     verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
     let mut place = run.place.clone();
