@@ -977,9 +977,7 @@ fn a_node_whose_declaration_is_deleted_is_removed_or_stays_and_the_plan_says_whi
         [(true, "the joined node is removed from the network"), (false, "the joined node stays, undeclared")]
     {
         workspace.server.change_elsewhere(|world| {
-            world
-                .inventory
-                .put_node(old.node(), schema::inventory::Joined { claimed, ..workspace::joined(2) });
+            world.inventory.put_node(old.node(), Joined { claimed, ..workspace::joined(2) });
         });
         let plan = workspace.nmplan("plan -C @after --project acme");
         assert!(plan.stdout.contains(&format!("  - node        old\n        {shown}\n")), "{}", plan.stdout);

@@ -162,11 +162,6 @@ impl DataDir {
         Ok(database)
     }
 
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Records that a start is complete: nothing is made anew from now on, even if the power fails.
     pub fn complete(&self) -> Result<(), IdentityError> {
         let path = self.file(FIRST_START);

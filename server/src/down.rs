@@ -29,51 +29,53 @@ pub enum DownError {
     OwnHost(#[from] OwnHostError),
 }
 
-/// What was removed from a host, and what is left of the server there.
+/// What was found of a server on a host.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Report {
-    /// What was removed, a line each.
-    pub removed: Vec<String>,
-    /// The directory that is left; absent: there is none with a server in it.
-    pub left: Option<PathBuf>,
-    directory: PathBuf,
+pub enum Report {
+    /// No server has started in this directory.
+    NoServer(PathBuf),
+    /// One had.
+    Down {
+        /// What was removed, a line each.
+        removed: Vec<String>,
+        /// Its directory, which is left as it is.
+        left: PathBuf,
+    },
 }
 
 /// Removes what the server of a directory left on this host. Done again it removes nothing.
 pub async fn run(path: &Path) -> Result<Report, DownError> {
-    let report = |removed, left| Report { removed, left, directory: path.to_owned() };
-    let Some(directory) = DataDir::existing(path)? else { return Ok(report(Vec::new(), None)) };
+    let Some(directory) = DataDir::existing(path)? else { return Ok(Report::NoServer(path.into())) };
     let _lock = directory.lock()?.ok_or_else(|| DownError::Running(path.display().to_string()))?;
     let mut removed = comms::remove(&directory).await?;
     removed.extend(client::take_down(&directory).await?);
-    Ok(report(removed, Some(path.to_owned())))
+    Ok(Report::Down { removed, left: path.into() })
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { removed, left, directory } = self;
-        let directory = directory.display();
-        removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
-        match left {
-            None => writeln!(
-                f,
-                "Nothing was removed: no server has started in {directory}. If one kept its data elsewhere, set DATA_DIR."
-            ),
-            Some(left) => {
-                if removed.is_empty() {
-                    writeln!(
-                        f,
-                        "Nothing was removed: no device, route or packet filter of this server is on this host."
-                    )?;
-                }
-                writeln!(
+        let (removed, left) = match self {
+            Self::NoServer(directory) => {
+                return writeln!(
                     f,
-                    "\nLeft as it is: {directory}, with the database, keys and tokens; `nmserver serve` continues with it. \
-                     To delete all of that for good, so that every host has to join another server anew:\n\n    rm -r {}",
-                    left.display()
-                )
+                    "Nothing was removed: no server has started in {}. If one kept its data elsewhere, set DATA_DIR.",
+                    directory.display()
+                );
             }
+            Self::Down { removed, left } => (removed, left.display()),
+        };
+        removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
+        if removed.is_empty() {
+            writeln!(
+                f,
+                "Nothing was removed: no device, route or packet filter of this server is on this host."
+            )?;
         }
+        writeln!(
+            f,
+            "\nLeft as it is: {left}, with the database, keys and tokens; `nmserver serve` continues with it. To delete all \
+             of that for good, so that every host has to join another server anew:\n\n    rm -r {left}"
+        )
     }
 }
 

@@ -35,7 +35,8 @@ async fn remove<C: ControlPlane>(args: &RemoveNode, run: &mut Run<'_, C>) -> Res
     let server = (run.connect)(project::server(&run.place)?.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let joined = world.inventory.node(&node).ok_or_else(|| unknown(&node, &world))?;
-    if !run.console.json && !(run.console.quiet && args.auto_approve) {
+    let unseen = run.console.json || run.console.quiet && args.auto_approve;
+    if !unseen {
         run.console.stdout(&description(&node, joined, args.ban, &info, &world))?;
     }
     approve(args, &node, run)?;
