@@ -358,6 +358,16 @@ mod tests {
         all
     }
 
+    #[tokio::test]
+    async fn all_addresses_are_those_of_both_families() {
+        let listener = bind("[::]:0".parse().expect("good")).expect("a free port");
+        let port = listener.local_addr().expect("it has one").port();
+        for host in ["127.0.0.1", "::1"] {
+            let called = tokio::net::TcpStream::connect((host, port)).await;
+            called.unwrap_or_else(|error| panic!("{host}: {error}"));
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_sends_half_a_request_is_closed_after_the_timeout() {
         let all = connections();
