@@ -138,19 +138,15 @@ impl Server {
             // Held by the opener.
             let _ = &end;
             let broken = server.joined.load(Ordering::SeqCst);
-            match server.wrong {
-                Wrong::Closed if broken => {
-                    server.count();
-                    tokio::io::duplex(1).0
-                }
-                Wrong::Garbage if broken => {
-                    server.count();
-                    let (agent, mut other) = tokio::io::duplex(1 << 16);
-                    tokio::spawn(async move { other.write_all(&[0x47; 4_096]).await });
-                    agent
-                }
-                _ => within(),
+            if !broken || !matches!(server.wrong, Wrong::Closed | Wrong::Garbage) {
+                return within();
             }
+            server.count();
+            let (agent, mut other) = tokio::io::duplex(1 << 16);
+            if server.wrong == Wrong::Garbage {
+                tokio::spawn(async move { other.write_all(&[0x47; 4_096]).await });
+            }
+            agent
         })
     }
 
@@ -164,7 +160,13 @@ impl Server {
         match self.wrong {
             Wrong::Refused => Err(Status::permission_denied("no")),
             Wrong::SessionEnded => Err(Status::unauthenticated("no")),
-            _ => Ok(()),
+            Wrong::Unsigned
+            | Wrong::OtherHistory
+            | Wrong::Overtaken
+            | Wrong::NotAView
+            | Wrong::StreamEnds
+            | Wrong::Closed
+            | Wrong::Garbage => Ok(()),
         }
     }
 
@@ -204,7 +206,7 @@ impl Service for Server {
     async fn join(&self, _: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         self.joined.store(true, Ordering::SeqCst);
         let update = Some(whole());
-        Ok(Response::new(wire::JoinResponse { name: "a".into(), update, ..Default::default() }))
+        Ok(Response::new(wire::JoinResponse { name: "a".into(), update }))
     }
 
     async fn open_session(
