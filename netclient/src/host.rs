@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::device::{self, Device, DeviceError, Refusal};
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::firewall::{self, FirewallError};
-use crate::system::forwarding::{self, ForwardingError};
+use crate::system::forwarding::{self, Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
 use crate::system::routing::{self, RoutingError};
@@ -76,7 +76,7 @@ pub trait Host: Send + Sync {
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
     /// Makes the kernel forward packets that come in by an interface, or not.
-    fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError>;
+    fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError>;
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
     /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
@@ -233,8 +233,8 @@ impl Host for System {
         watch::watch(slot)
     }
 
-    fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError> {
-        forwarding::set(interface, forward)
+    fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
+        forwarding::set(interface, forwarding)
     }
 
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {

@@ -149,6 +149,8 @@ impl Slot {
 pub struct Outside {
     /// The interfaces of the networks.
     pub interfaces: BTreeSet<String>,
+    /// Those of networks in which the host forwards nothing.
+    pub closed: BTreeSet<String>,
     /// The host's own addresses in them.
     pub own: BTreeSet<IpAddr>,
     /// The addresses of the other members.
@@ -165,6 +167,9 @@ impl Outside {
         let mut outside = Self::default();
         for (interface, view) in networks {
             outside.interfaces.insert(interface.to_owned());
+            if !view.interface.forward {
+                outside.closed.insert(interface.to_owned());
+            }
             outside.own.extend(view.interface.addresses.iter().map(IpNet::addr));
             outside.members.extend(members(view));
             for range in view.interface.addresses.iter().map(IpNet::trunc) {
@@ -192,7 +197,9 @@ impl Outside {
             };
             writeln!(text, "  set {name} {{ type {ty};{elements} }}").expect("a text takes everything");
         };
-        set("ours", "ifname", &mut self.interfaces.iter().map(|name| format!("\"{name}\"")));
+        for (name, interfaces) in [("ours", &self.interfaces), ("closed", &self.closed)] {
+            set(name, "ifname", &mut interfaces.iter().map(|name| format!("\"{name}\"")));
+        }
         for (name, ipv4, addresses) in sets(&self.own, &self.members) {
             let of_family = addresses.iter().filter(|address| address.is_ipv4() == ipv4);
             set(name, if ipv4 { "ipv4_addr" } else { "ipv6_addr" }, &mut of_family.map(ToString::to_string));
@@ -208,8 +215,9 @@ impl Outside {
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, own, members, ranges, unread: _ } = self;
+        let Self { interfaces, closed, own, members, ranges, unread: _ } = self;
         *interfaces == other.interfaces
+            && *closed == other.closed
             && *own == other.own
             && *members == other.members
             && ranges.keys().eq(other.ranges.keys())
@@ -217,7 +225,8 @@ impl Outside {
 
     /// Takes in what another one needs of the packet filter.
     pub fn absorb(&mut self, other: &Self) {
-        let Self { interfaces, own, members, ranges, unread: _ } = other;
+        let Self { interfaces, closed, own, members, ranges, unread: _ } = other;
+        self.closed.extend(closed.iter().cloned());
         self.ranges.extend(ranges.iter().map(|(range, interface)| (*range, interface.clone())));
         self.interfaces.extend(interfaces.iter().cloned());
         self.own.extend(own);
@@ -297,7 +306,8 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; the other chains
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets through
+/// what containers opened, and what is published of them, where the host forwards nothing else; the other chains
 /// keep the mark. Interfaces of ours are those of the set, and by their group those of other agents on the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
@@ -309,6 +319,14 @@ const CHAINS: &str = "  chain guard {
     ip6 daddr @own6 counter drop comment \"an address of the mesh, asked from outside\"
     ip saddr @members4 counter drop comment \"an address of the mesh, forged outside\"
     ip6 saddr @members6 counter drop comment \"an address of the mesh, forged outside\"
+  }
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    iifname != @closed accept
+    ct direction reply accept
+    ct state related accept
+    ct status dnat accept
+    counter drop comment \"from a network, through a host that forwards nothing\"
   }
   chain arrive {
     ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
@@ -572,6 +590,7 @@ mod tests {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let outside = Outside {
             interfaces: ["nm-corp".to_owned()].into(),
+            closed: ["nm-corp".to_owned()].into(),
             own: [address("10.40.0.1"), address("fd40::1")].into(),
             members: [address("10.40.0.2"), address("10.40.0.3")].into(),
             ranges: ranges(&[
@@ -584,6 +603,7 @@ mod tests {
         let text = outside.filter(DEFAULT.mark());
         for line in [
             "  set ours { type ifname; elements = { \"nm-corp\" } }\n",
+            "  set closed { type ifname; elements = { \"nm-corp\" } }\n",
             "  set own4 { type ipv4_addr; elements = { 10.40.0.1 } }\n",
             "  set own6 { type ipv6_addr; elements = { fd40::1 } }\n",
             "  set members4 { type ipv4_addr; elements = { 10.40.0.2, 10.40.0.3 } }\n",

@@ -25,7 +25,7 @@ use crate::membership::{Membership, PortFallback};
 use crate::outside::Mark;
 use crate::reconcile::{AppliedEndpoints, Wanted, WantedLink, change_steps, device_steps, link_steps};
 use crate::system::firewall::FirewallError;
-use crate::system::forwarding::ForwardingError;
+use crate::system::forwarding::{Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
@@ -129,8 +129,12 @@ impl NetworkTunnel {
     }
 
     /// Makes the host what the membership says. What a network can do without fails nothing else; it is a
-    /// problem.
-    pub async fn reconcile(&mut self, membership: &Membership) -> Result<BroughtUp, TunnelError> {
+    /// problem. `filtered`: whether the packet filter decides what is forwarded.
+    pub async fn reconcile(
+        &mut self,
+        membership: &Membership,
+        filtered: bool,
+    ) -> Result<BroughtUp, TunnelError> {
         let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: create another one.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
@@ -164,7 +168,12 @@ impl NetworkTunnel {
             }
             outcome => outcome?,
         }
-        if let Err(error) = self.host.set_forwarding(&self.interface, interface.forward) {
+        let forwarding = match (interface.forward, filtered) {
+            (true, _) => Forwarding::On,
+            (false, true) => Forwarding::AsHost,
+            (false, false) => Forwarding::Off,
+        };
+        if let Err(error) = self.host.set_forwarding(&self.interface, forwarding) {
             problems.push(problem(NodeProblem::FORWARDING, &error));
         }
         if let Err(error) = self.set_names(hosts::lines(network, &membership.view.resolutions())).await {

@@ -73,6 +73,46 @@ async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
     agents
 }
 
+/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24, whose addresses are
+/// masqueraded and whose port 80 is published as 8080.
+async fn container(mesh: &Mesh, of: &Host) -> Host {
+    let inner = mesh.underlay.host("box").await.expect("a host");
+    let mut sleep = inner.command("sleep");
+    sleep.arg("60");
+    let mut holder = inner.start("sleep", sleep).expect("it starts");
+    let pid = holder.id().expect("it runs");
+    for line in [
+        "ip link add docker0 type bridge",
+        "ip address add 172.17.0.1/24 dev docker0",
+        "ip link set docker0 up",
+        "ip link add veth0 type veth peer name veth1",
+        "ip link set veth0 master docker0",
+        "ip link set veth0 up",
+        &format!("ip link set veth1 netns {pid}"),
+        "nft add table ip nat",
+        "nft add chain ip nat post { type nat hook postrouting priority srcnat ; }",
+        "nft add rule ip nat post ip saddr 172.17.0.0/24 oifname != docker0 masquerade",
+        "nft add chain ip nat pre { type nat hook prerouting priority dstnat ; }",
+        "nft add rule ip nat pre fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80",
+    ] {
+        run(of, line).await;
+    }
+    for line in [
+        "ip link set eth0 down",
+        "ip address add 172.17.0.2/24 dev veth1",
+        "ip link set veth1 up",
+        "ip route replace default via 172.17.0.1",
+    ] {
+        run(&inner, line).await;
+    }
+    holder.kill().await.expect("it is killed");
+    of.write("/proc/sys/net/ipv4/ip_forward", "1").expect("it can be written");
+    for name in ["docker0", "veth0"] {
+        of.write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1").expect("it can be written");
+    }
+    inner
+}
+
 /// How many packets a counter of the table `inet watch` has counted on a host.
 async fn counted(host: &Host, name: &str) -> u64 {
     let listed = run(host, &format!("nft list counter inet watch {name}")).await;
@@ -287,6 +327,75 @@ fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
     });
 }
 
+/// Whatever is said of the range, these hold: what a container opens, and what is opened to it by the cable.
+async fn assert_container(mesh: &Mesh, agents: &[Agent], inner: &Host, operator: &Host, server: bool) {
+    let (a, b) = (agents[0].host(), agents[1].host());
+    let mesh_of = async |agent: &Agent| {
+        let all = addresses(agent, "corp").await;
+        all.into_iter().find(IpAddr::is_ipv4).expect("it has one")
+    };
+    let (from, to) = (mesh_of(&agents[0]).await, mesh_of(&agents[1]).await);
+    let listener = b.within(|| TcpListener::bind((to, 9))).expect("the port is free");
+    eventually("a container reaches a member", Duration::from_secs(10), async || {
+        connects(inner, (to, 9).into())
+    })
+    .await;
+    let (_, seen) = listener.accept().expect("it came");
+    assert_eq!(seen.ip(), from, "with the address of its host in the network");
+    let service = (mesh.server.host().ipv4(), 50_051).into();
+    assert_eq!(connects(inner, service), server, "the address of the server, unless a range has it");
+
+    let published = inner.within(|| TcpListener::bind(("0.0.0.0", 80))).expect("the port is free");
+    assert!(connects(operator, (a.ipv4(), 8_080).into()), "what is published is reached by the cable");
+    let (_, seen) = published.accept().expect("it came");
+    assert_eq!(seen.ip(), IpAddr::from(operator.ipv4()));
+    assert!(connects(b, (from, 8_080).into()), "and from the network");
+    let (_, seen) = published.accept().expect("it came");
+    assert_eq!(seen.ip(), to);
+    // A member that sends to a container's own address, past what its host says of the network.
+    let key = run(b, "wg show nm-corp peers").await;
+    let ranges = format!("{from}/32,172.17.0.0/24");
+    run(b, &format!("wg set nm-corp peer {} allowed-ips {ranges}", key.trim())).await;
+    run(b, "ip route add 172.17.0.0/24 dev nm-corp").await;
+    assert!(!connects(b, ([172, 17, 0, 2], 80).into()), "but nothing else is forwarded");
+    let dropped = run(a, "nft list chain inet nm-own forward").await;
+    assert!(dropped.contains("counter packets") && !dropped.contains("counter packets 0"), "{dropped}");
+    run(b, "ip route del 172.17.0.0/24 dev nm-corp").await;
+}
+
+#[test]
+fn containers_reach_members_and_are_reached_whatever_the_range_holds() {
+    if !enter_test("containers_reach_members_and_are_reached_whatever_the_range_holds") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &apart()).await;
+        let operator = mesh.underlay.host("o").await.expect("a host");
+        let a = agents[0].host();
+        let inner = container(&mesh, a).await;
+        assert_container(&mesh, &agents, &inner, &operator, true).await;
+        mesh.apply_past("cut-off", &text("198.18", 24, "20s")).await;
+        eventually("the range is applied", Duration::from_secs(10), async || {
+            let mut all = true;
+            for agent in &agents {
+                let known = addresses(agent, "corp").await;
+                all &= known.iter().any(|address| address.to_string().starts_with("198.18."));
+            }
+            all
+        })
+        .await;
+        all_ping_all(&agents, "corp").await;
+        assert_container(&mesh, &agents, &inner, &operator, false).await;
+        // The agent's own traffic to the same address goes on.
+        mesh.apply(&text("198.18", 24, "7s")).await;
+        eventually("the change arrives", Duration::from_secs(5), async || {
+            run(a, "wg show nm-corp persistent-keepalive").await.contains("\t7")
+        })
+        .await;
+    });
+}
+
 #[test]
 fn marks_of_others_and_connections_outside_of_ranges_are_left_alone() {
     if !enter_test("marks_of_others_and_connections_outside_of_ranges_are_left_alone") {
@@ -332,8 +441,7 @@ fn without_a_link_nothing_for_a_member_goes_out_by_the_cable() {
         let mut agents = two(&mesh, &text("10.40", 16, "20s")).await;
         agents[0].kill_daemon().await.expect("it is killed");
         let a = agents[0].host();
-        // Where the main table would send it.
-        run(a, "ip route add default dev eth0").await;
+        // The main table has a default route, which would send it there.
         for line in [
             "nft add table inet watch",
             "nft add counter inet watch leaked",

@@ -41,7 +41,7 @@ impl Agent {
             let _turn = self.directory.lock_outside().await?;
             self.keep_filter(self.outside(Some(membership), None)?).await?
         };
-        let mut brought = tunnel.reconcile(membership).await?;
+        let mut brought = tunnel.reconcile(membership, filtered).await?;
         let servers = self.spared(filtered, Some(membership)).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;

@@ -18,7 +18,7 @@ use crate::device::fake::FakeDevice;
 use crate::device::{Device, DeviceError, Refusal};
 use crate::outside::{Outside, Routing, Slot};
 use crate::system::firewall::FirewallError;
-use crate::system::forwarding::ForwardingError;
+use crate::system::forwarding::{Forwarding, ForwardingError};
 use crate::system::hosts::HostsError;
 use crate::system::link::{LinkError, LinkState, LinkStep};
 use crate::system::routing::RoutingError;
@@ -37,7 +37,7 @@ pub struct FakeHost(Arc<Mutex<Inner>>);
 struct Inner {
     devices: BTreeMap<String, FakeDevice>,
     links: BTreeMap<String, LinkState>,
-    forwarding: BTreeMap<String, bool>,
+    forwarding: BTreeMap<String, Forwarding>,
     names: BTreeMap<String, Vec<String>>,
     filter: Option<Outside>,
     routing: Routing,
@@ -73,9 +73,9 @@ impl FakeHost {
         self.lock().links.get(interface).cloned()
     }
 
-    /// Whether packets that come in by an interface are forwarded.
-    pub fn forwards(&self, interface: &str) -> bool {
-        self.lock().forwarding.get(interface).copied().unwrap_or(false)
+    /// What becomes of packets that come in by an interface and are for others; absent: nothing was said.
+    pub fn forwarding(&self, interface: &str) -> Option<Forwarding> {
+        self.lock().forwarding.get(interface).copied()
     }
 
     /// The lines of an interface in the file of names.
@@ -255,8 +255,8 @@ impl Host for FakeHost {
         Ok(receiver)
     }
 
-    fn set_forwarding(&self, interface: &str, forward: bool) -> Result<(), ForwardingError> {
-        self.lock().forwarding.insert(interface.to_owned(), forward);
+    fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
+        self.lock().forwarding.insert(interface.to_owned(), forwarding);
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 //! Whether the kernel forwards packets that come in by the agent's interface.
 //!
+//! Where the packet filter decides which of them are forwarded ([`outside`](crate::outside)), the host's own switch
+//! holds, since answers to containers come in there as well.
+//!
 //! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
 //! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since
 //! something else may have come to need it.
@@ -15,11 +18,33 @@ pub struct ForwardingError {
     source: io::Error,
 }
 
+/// What becomes of packets that come in by an interface and are for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// They are forwarded.
+    On,
+    /// They are not.
+    Off,
+    /// What the host does with those of new interfaces.
+    AsHost,
+}
+
 /// Makes the kernel forward packets, or not, for the address families that it has.
-pub fn set(interface: &str, forward: bool) -> Result<(), ForwardingError> {
+pub fn set(interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
     let root = Path::new("/proc/sys/net");
-    switch(&root.join("ipv4/conf").join(interface).join("forwarding"), forward)?;
+    let ipv4 = root.join("ipv4/conf");
+    let forward = match forwarding {
+        Forwarding::On => true,
+        Forwarding::Off => false,
+        Forwarding::AsHost => {
+            std::fs::read_to_string(ipv4.join("all/forwarding")).is_ok_and(|value| value.trim() == "1")
+        }
+    };
+    switch(&ipv4.join(interface).join("forwarding"), forward)?;
     let ipv6 = root.join("ipv6/conf");
+    if forwarding == Forwarding::AsHost {
+        return Ok(());
+    }
     if !ipv6.join(interface).exists() {
         return Ok(());
     }
