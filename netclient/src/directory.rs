@@ -422,3 +422,22 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Direc
         DirectoryError::File { attempt, path, hint, source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_too_long_for_sockets_is_refused_before_anything_is_made() {
+        let root = tempfile::tempdir().expect("a folder");
+        let fill = LONGEST_PATH - root.path().as_os_str().len() - 1;
+        let [longest, long] = [fill, fill + 1].map(|length| root.path().join("x".repeat(length)));
+        let refused = Directory::open(&long).expect_err("too long").to_string();
+        assert!(refused.contains("NETCLIENT_DIR") && refused.contains("79 bytes"), "{refused}");
+        assert!(!long.exists());
+        let directory = Directory::open(&longest).expect("it is short enough");
+        // The longest name of an interface, and of a file beside its socket.
+        let socket = directory.device_socket("nm-0123456789ab");
+        std::os::unix::net::UnixListener::bind(socket).expect("a socket fits");
+    }
+}

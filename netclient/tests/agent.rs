@@ -376,6 +376,59 @@ async fn a_name_that_does_not_resolve_delays_nothing_and_leads_where_it_led() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_that_is_in_under_another_name_does_not_join_again() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.join(&mesh).await.expect("it joins");
+    a.name = "web-1".into();
+    let refused = a.join(&mesh).await.expect_err("it has a name").to_string();
+    assert!(refused.contains("already in corp as a;") && refused.contains("web-1"), "{refused}");
+    assert!(refused.contains("netclient leave -n corp"), "{refused}");
+    assert!(mesh.has("a") && !mesh.has("web-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_from_the_start_is_reported_once_and_its_answer_too() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.join(&mesh).await.expect("it joins");
+    a.connect(false);
+    let log = support::log();
+    a.start().await;
+    let count = |what: &str| log().matches(what).count();
+    let took = eventually("it is reported", || count("the tunnel is as it was last") > 0).await;
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(count("the tunnel is as it was last"), 1, "{}", log());
+    a.connect(true);
+    eventually("it answers", || count("the server answers") > 0).await;
+    a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force() {
+    let mesh = Mesh::new(CORP).await;
+    let a = Node::new(&mesh, "a");
+    a.join(&mesh).await.expect("it joins");
+    let file = a.agent.directory.path().join("network-corp.json");
+    std::fs::write(&file, "{").expect("it is there");
+    let status = a.agent.status(false, |_| Default::default()).await.expect("it is told");
+    assert_eq!(status.networks.len(), 0);
+    let error = &status.damaged[0].error;
+    assert!(error.contains("network-corp.json is damaged") && error.contains("leave --force"), "{error}");
+    let network = "corp".parse().expect("good");
+    let refused = a.agent.leave(&network, false).await.expect_err("the server would not know").to_string();
+    assert!(refused.contains("damaged"), "{refused}");
+    assert!(a.host.device(INTERFACE).is_some(), "the tunnel stays");
+    let log = support::log();
+    a.agent.leave(&network, true).await.expect("what can be done is done");
+    assert!(log().contains("an admin has to remove the node"), "{}", log());
+    assert!(a.host.device(INTERFACE).is_none() && a.host.names(INTERFACE).is_empty());
+    assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()));
+    assert!(!a.files().iter().any(|file| file.starts_with("network-")), "{:?}", a.files());
+}
+
+#[tokio::test(start_paused = true)]
 async fn marks_that_the_kernel_does_not_heed_are_a_problem_of_the_node() {
     let mesh = Mesh::new(CORP).await;
     let mut a = Node::new(&mesh, "a");

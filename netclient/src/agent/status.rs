@@ -81,6 +81,8 @@ pub struct NetworkStatus {
     pub problems: Vec<NodeProblem>,
     /// The host's addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// The ranges of the network: one of each family that it has.
+    pub ranges: BTreeSet<IpNet>,
     /// The peers, by name.
     pub peers: Vec<PeerStatus>,
 }
@@ -134,7 +136,8 @@ impl Agent {
                     continue;
                 }
             };
-            let device = self.tunnel(&network, &membership.interface).observe().await.map_err(TunnelError::from)?;
+            let device =
+                self.tunnel(&network, &membership.interface).observe().await.map_err(TunnelError::from)?;
             let DriverStatus { control, problems } = known(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
@@ -162,6 +165,7 @@ impl Agent {
                 control,
                 problems,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
+                ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
                 peers,
             });
         }

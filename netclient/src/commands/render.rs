@@ -56,49 +56,52 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
     if form.json {
         return print_json(status);
     }
-    let mut data = io::stdout().lock();
-    for damaged in &status.damaged {
-        writeln!(data, "{}: {}", damaged.name, damaged.error)?;
-    }
+    Ok(io::stdout().lock().write_all(status_text(status, Timestamp::now()).as_bytes())?)
+}
+
+/// The status for people.
+fn status_text(status: &Status, now: Timestamp) -> String {
+    let mut text: Vec<String> = Vec::new();
+    text.extend(status.damaged.iter().map(|damaged| format!("{}: {}", damaged.name, damaged.error)));
     if status.networks.is_empty() && status.damaged.is_empty() {
-        writeln!(data, "{NONE}")?;
+        text.push(NONE.to_owned());
     }
-    for registration in &status.registrations {
-        writeln!(data, "{}", tunnel(registration, Timestamp::now()))?;
-    }
+    text.extend(status.registrations.iter().map(|registration| tunnel(registration, now)));
     if !status.registrations.is_empty() && !status.networks.is_empty() {
-        writeln!(data)?;
+        text.push(String::new());
     }
     if !status.daemon && !status.networks.is_empty() {
-        writeln!(data, "{NO_DAEMON}\n")?;
+        text.extend([NO_DAEMON.to_owned(), String::new()]);
     }
     for (place, network) in status.networks.iter().enumerate() {
         if place > 0 {
-            writeln!(data)?;
+            text.push(String::new());
         }
-        let NetworkStatus { name, node, addresses, revision, .. } = network;
-        writeln!(data, "{name}: {node}, {}, on {}", joined(addresses), interface(network))?;
-        writeln!(data, "  revision {revision}, control traffic by {}", transport(network.control))?;
-        for problem in &network.problems {
-            writeln!(data, "  problem: {} ({})", problem.message, problem.code)?;
-        }
-        if network.peers.is_empty() {
-            writeln!(data, "  no peers yet")?;
-            continue;
-        }
-        let mut table = table(&["PEER", "ALLOWED IPS", "ENDPOINT", "LAST HANDSHAKE"]);
-        for PeerStatus { name, endpoint, allowed_ips, last_handshake, .. } in &network.peers {
-            let at = endpoint.clone().unwrap_or_else(|| "unknown".into());
-            table.add_row([
-                name.to_string(),
-                joined(allowed_ips),
-                at,
-                ago(*last_handshake, Timestamp::now()),
-            ]);
-        }
-        lines(&table).try_for_each(|line| writeln!(data, "  {line}"))?;
+        text.extend(network_lines(network, now));
     }
-    Ok(())
+    text.into_iter().map(|line| line + "\n").collect()
+}
+
+fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
+    let NetworkStatus { name, node, addresses, ranges, revision, .. } = network;
+    let mut text = vec![
+        format!("{name}: {node}, {}, on {}", joined(addresses), interface(network)),
+        format!("  ranges {}", joined(ranges)),
+        format!("  revision {revision}, control traffic by {}", transport(network.control)),
+    ];
+    let problems = network.problems.iter();
+    text.extend(problems.map(|problem| format!("  problem: {} ({})", problem.message, problem.code)));
+    if network.peers.is_empty() {
+        text.push("  no peers yet".to_owned());
+        return text;
+    }
+    let mut table = table(&["PEER", "ALLOWED IPS", "ENDPOINT", "LAST HANDSHAKE"]);
+    for PeerStatus { name, endpoint, allowed_ips, last_handshake, .. } in &network.peers {
+        let at = endpoint.clone().unwrap_or_else(|| "unknown".into());
+        table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, now)]);
+    }
+    text.extend(lines(&table).map(|line| format!("  {line}")));
+    text
 }
 
 /// The tunnel to a server, on a line.
@@ -144,4 +147,56 @@ fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 
 fn ago(time: Option<Timestamp>, now: Timestamp) -> String {
     time.map_or("never".into(), |time| text::ago(time, now))
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::inventory::NodeProblem;
+    use schema::snapshot::Revision;
+
+    use super::*;
+    use crate::agent::DamagedNetwork;
+
+    fn network() -> NetworkStatus {
+        NetworkStatus {
+            name: "corp".parse().expect("good"),
+            node: "a".parse().expect("good"),
+            interface: "nm-corp".into(),
+            up: true,
+            epoch: 1,
+            revision: Revision(7),
+            control: Control::None,
+            problems: vec![NodeProblem::new(NodeProblem::NAMES, "the file of names is read-only")],
+            addresses: ["10.40.0.1", "fd40::1"].map(|address| address.parse().expect("good")).into(),
+            ranges: ["10.40.0.0/24", "fd40::/64"].map(|range| range.parse().expect("good")).into(),
+            peers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn where_nothing_keeps_a_host_current_the_status_says_so_and_what_to_type() {
+        let mut status = Status { networks: vec![network()], ..Status::default() };
+        let text = status_text(&status, Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            text,
+            "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: \
+             netclient daemon\n\n\
+             corp: a, 10.40.0.1, fd40::1, on nm-corp\n  ranges 10.40.0.0/24, fd40::/64\n  \
+             revision 7, control traffic by none\n  \
+             problem: the file of names is read-only (names)\n  no peers yet\n"
+        );
+        status.daemon = true;
+        assert!(!status_text(&status, Timestamp::UNIX_EPOCH).contains("daemon"));
+        assert!(!status_text(&Status::default(), Timestamp::UNIX_EPOCH).contains("daemon"));
+    }
+
+    #[test]
+    fn a_network_whose_state_is_damaged_is_not_no_network() {
+        let damaged =
+            DamagedNetwork { name: "corp".parse().expect("good"), error: "x.json is damaged".into() };
+        let status = Status { damaged: vec![damaged], ..Status::default() };
+        assert_eq!(status_text(&status, Timestamp::UNIX_EPOCH), "corp: x.json is damaged\n");
+        let none = status_text(&Status::default(), Timestamp::UNIX_EPOCH);
+        assert!(none.contains("not in a network") && none.contains("netclient join"), "{none}");
+    }
 }

@@ -6,12 +6,13 @@
 //! answered. So a task on a thread holds the clock ([`Mesh::new`]), and [`eventually`] moves it, a little for
 //! each moment that it gives the threads.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -389,6 +390,30 @@ pub fn is_full_mesh(nodes: &[&Node]) -> bool {
         wanted.sort();
         wanted == node.state().peers.into_keys().collect::<Vec<_>>() && wanted.len() + 1 == nodes.len()
     })
+}
+
+thread_local! {
+    /// What was logged on this thread.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Returns what tells what has been logged on this thread since, as text: each test has a thread of its own.
+pub fn log() -> impl Fn() -> String {
+    struct Log;
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // One for all threads: what a thread without one meets first would be ignored on all.
+    static LOG: Once = Once::new();
+    LOG.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).init());
+    LOGGED.with_borrow_mut(Vec::clear);
+    || LOGGED.with_borrow(|logged| String::from_utf8_lossy(logged).into_owned())
 }
 
 /// Moves the clock until something has come of this.
