@@ -217,7 +217,7 @@ pub struct History {
 }
 
 /// What `node` does.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum NodeVerb {
     /// Removes a node from its network: its peers drop it at once, and its agent removes what it set up. Its
     /// declaration stays, and its name can be claimed again.
@@ -233,7 +233,7 @@ pub enum NodeVerb {
 }
 
 /// What `node remove` takes.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct RemoveNode {
     /// The node: NETWORK/NAME, or NAME with --network.
     #[arg(value_name = "NETWORK/NAME")]

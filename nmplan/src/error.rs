@@ -378,13 +378,14 @@ impl Error {
             Self::Unexpected { .. } => "unexpected_plan",
             Self::Unknown { .. } => "unknown",
             Self::Interrupted => "interrupted",
-            Self::NobodyToAsk { .. } | Self::Declined => "not_approved",
+            Self::NobodyToAsk { .. } | Self::Declined | Self::RemovalNotApproved { .. } => "not_approved",
             Self::PlanFile { .. } | Self::OtherPlan { .. } => "plan_file",
             Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision(_) | Self::NoCode(_) => "usage",
             Self::File { .. } | Self::Exists(_) => "file",
             Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
                 "not_acknowledged"
             }
+            Self::NotJoined { .. } => "not_joined",
             Self::Enter(_) | Self::Lab(_) | Self::NothingToBringUp => "lab",
             Self::Output(_) | Self::Unreported { .. } => "output",
         }
@@ -412,6 +413,8 @@ impl Error {
             | Self::Interrupted
             | Self::NobodyToAsk { .. }
             | Self::Declined
+            | Self::RemovalNotApproved { .. }
+            | Self::NotJoined { .. }
             | Self::NoProject
             | Self::PlanFile { .. }
             | Self::OtherPlan { .. }

@@ -216,6 +216,7 @@ impl Agent {
         });
         let table = || format!("the table inet {} of nftables", slot.filter());
         removed.extend(filter.await.map_err(TunnelError::from)?.then(table));
+        self.host.release(&canonical(self.directory.path()), slot);
         Ok(removed)
     }
 

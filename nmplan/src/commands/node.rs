@@ -4,6 +4,7 @@ use schema::api::{Committed, Removed};
 use schema::inventory::{Joined, NodeId};
 use schema::kinds::{AccessKey, Node};
 use schema::snapshot::ResourceId;
+use schema::text::moment;
 use schema::world::{BarredDocument, ServerInfo, World};
 use serde::Serialize;
 
@@ -92,7 +93,7 @@ fn description(node: &NodeId, joined: &Joined, ban: bool, info: &ServerInfo, wor
         resource_id(node),
         addresses.join(" "),
         joined.identity,
-        render::moment(joined.joined),
+        moment(joined.joined),
     );
     if world.snapshot.entry(&resource_id(node)).is_some() {
         text += "Its declaration stays, and another host can join as it.\n";
