@@ -4,13 +4,13 @@ mod support;
 
 use std::time::Duration;
 
-use netclient::agent::{AgentError, JoinOutcome};
+use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
 use netclient::host::fake::Lookup;
 use netclient::outside::{MAIN, Mark, Routing};
 use schema::api::Control;
-use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass};
+use support::{INTERFACE, Mesh, Node, eventually, is_full_mesh, pass, until_done};
 
 const CORP: &str = r#"network "corp" { ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"; }"#;
 const CHANGED: &str = r#"network "corp" {
@@ -409,9 +409,17 @@ async fn a_server_that_is_silent_from_the_start_is_reported_once_and_its_answer_
 async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force() {
     let mesh = Mesh::new(CORP).await;
     let a = Node::new(&mesh, "a");
-    a.join(&mesh).await.expect("it joins");
+    let [name, interface] = ["a", "wgx"];
+    let options = JoinOptions {
+        name: Some(name.parse().expect("good")),
+        interface: Some(interface.into()),
+        ..JoinOptions::default()
+    };
+    until_done(a.agent.join(&mesh.token(), &options)).await.expect("it joins");
     let file = a.agent.directory.path().join("network-corp.json");
     std::fs::write(&file, "{").expect("it is there");
+    // What a device process has there.
+    std::fs::write(a.agent.directory.device_socket(interface), "").expect("written");
     let status = a.agent.status(false, |_| Default::default()).await.expect("it is told");
     assert_eq!(status.networks.len(), 0);
     let error = &status.damaged[0].error;
@@ -419,13 +427,14 @@ async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force()
     let network = "corp".parse().expect("good");
     let refused = a.agent.leave(&network, false).await.expect_err("the server would not know").to_string();
     assert!(refused.contains("damaged"), "{refused}");
-    assert!(a.host.device(INTERFACE).is_some(), "the tunnel stays");
+    assert!(a.host.device(interface).is_some(), "the tunnel stays");
     let log = support::log();
     a.agent.leave(&network, true).await.expect("what can be done is done");
     assert!(log().contains("an admin has to remove the node"), "{}", log());
-    assert!(a.host.device(INTERFACE).is_none() && a.host.names(INTERFACE).is_empty());
+    assert!(a.host.device(interface).is_none() && a.host.names(interface).is_empty());
     assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()));
-    assert!(!a.files().iter().any(|file| file.starts_with("network-")), "{:?}", a.files());
+    let left = |file: &String| file.starts_with("network-") || file.starts_with("device-");
+    assert!(!a.files().iter().any(left), "{:?}", a.files());
 }
 
 #[tokio::test(start_paused = true)]

@@ -56,6 +56,15 @@ impl Exit {
     }
 }
 
+/// What to type if it is unknown whether a plan was applied.
+#[derive(Debug)]
+pub struct Next {
+    /// The command that shows what was applied.
+    pub history: String,
+    /// The command that applies the plan, if it was not.
+    pub again: String,
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -123,10 +132,8 @@ pub enum Error {
         source: Box<ControlError>,
         /// Whether the tokens were delivered, if there are any.
         tokens: Option<Result<String, KeysError>>,
-        /// The command that shows what was applied.
-        history: String,
-        /// The command that applies the plan, if it was not.
-        again: String,
+        /// What to type next.
+        next: Box<Next>,
     },
     /// The run was interrupted before anything was sent.
     #[error("interrupted")]
@@ -438,7 +445,8 @@ impl Error {
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
             Self::Stale(_) | Self::Unexpected { .. } => "review a new plan:\n\n    nmplan plan".into(),
-            Self::Unknown { tokens, history, again, .. } => {
+            Self::Unknown { tokens, next, .. } => {
+                let Next { history, again } = &**next;
                 let lost = tokens.as_ref().and_then(|tokens| tokens.as_ref().err()?.help());
                 let lost = lost.map(|help| format!("\n\n  If it did, {help}")).unwrap_or_default();
                 format!(

@@ -41,13 +41,13 @@ pub fn provenance(files: &Files<'_>) -> Result<Provenance, Unknown> {
     accept_any_owner();
     let shown = || schema::text::path(files.directory);
     let unreadable = |error: git2::Error| Unknown::Unreadable(shown(), error.message().to_owned());
-    let repository = Repository::discover(files.directory).map_err(|error| match error.code() {
-        ErrorCode::NotFound => Unknown::NoRepository(shown()),
-        _ => unreadable(error),
+    let repository = Repository::discover(files.directory).map_err(|error| {
+        let none = error.code() == ErrorCode::NotFound;
+        if none { Unknown::NoRepository(shown()) } else { unreadable(error) }
     })?;
-    let head = repository.head().map_err(|error| match error.code() {
-        ErrorCode::UnbornBranch | ErrorCode::NotFound => Unknown::NoCommit(shown()),
-        _ => unreadable(error),
+    let head = repository.head().map_err(|error| {
+        let none = [ErrorCode::UnbornBranch, ErrorCode::NotFound].contains(&error.code());
+        if none { Unknown::NoCommit(shown()) } else { unreadable(error) }
     })?;
     let commit = head.peel_to_commit().map_err(unreadable)?;
     let author = commit.author();

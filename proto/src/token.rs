@@ -58,7 +58,7 @@ pub type Tokens = BTreeMap<String, Secret<String>>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
     /// It is no token.
-    #[error("the token is not valid: {0}; copy it again, whole")]
+    #[error("the token is not valid; copy it again, whole")]
     Token(#[from] TokenError),
     /// It is neither a token nor a file of tokens. The error names no content, which is secret.
     #[error(

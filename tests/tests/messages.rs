@@ -17,10 +17,12 @@ const FOLDERS: [(&str, &str); 5] = [
     ("netclient/src", "netclient"),
     ("server/src", "nmserver"),
 ];
+/// Messages of the server that are for whoever joins a host.
+const FOR_HOSTS: &str = "enrol.rs";
 /// Programs that messages name; of the ones that are not ours nothing is known.
-const NAMED: [&str; 6] = ["nmplan", "nmserver", "netclient", "git", "curl", "cargo"];
+const NAMED: [&str; 7] = ["nmplan", "nmserver", "netclient", "git", "curl", "cargo", "nsenter"];
 /// Flags that messages name without a program: of whatever starts a container.
-const FOREIGN: [&str; 1] = ["--device"];
+const FOREIGN: [&str; 2] = ["--device", "--privileged"];
 
 /// What the help of a program has, with all of its commands.
 #[derive(Default)]
@@ -166,6 +168,7 @@ fn every_flag_and_command_that_a_message_names_exists() {
     let (mut checked, mut wrong) = (0, Vec::new());
     for (folder, default) in FOLDERS {
         for path in files(&root.join(folder)) {
+            let default = if path.ends_with(FOR_HOSTS) { "netclient" } else { default };
             for text in texts(&path) {
                 for (at, flag) in flags(&text).filter(|_| !is_arguments(&text)) {
                     let Some(help) = helps.get(program_before(&text[..at], default)) else { continue };

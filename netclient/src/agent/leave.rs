@@ -30,7 +30,9 @@ impl Agent {
                 self.forget(network, &membership.server.signing_key).await
             }
             Ok(None) | Err(_) => {
-                self.take_down(&mut self.tunnel(network, &format!("nm-{network}")), network).await?;
+                for interface in self.interfaces_left(network)? {
+                    self.take_down(&mut self.tunnel(network, &interface), network).await?;
+                }
                 Ok(self.directory.forget(network)?)
             }
         }

@@ -20,6 +20,7 @@ use schema::view::Tunnel;
 
 use super::{Agent, AgentError, canonical, error_chain};
 use crate::addresses::{Addresses, RESOLVE};
+use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
 use crate::membership::Membership;
@@ -261,6 +262,16 @@ impl Agent {
             }
         }
         Ok((memberships, unread))
+    }
+
+    /// The interfaces that a network may have whose state cannot be read: the usual one, and each with a device of
+    /// this agent's that belongs to nothing else; of the latter none, if more cannot be read.
+    pub(super) fn interfaces_left(&self, network: &NetworkName) -> Result<BTreeSet<String>, DirectoryError> {
+        let (others, unread) = self.others(None, Some(network))?;
+        let taken: BTreeSet<String> = others.into_iter().map(|membership| membership.interface).collect();
+        let devices = if unread { Vec::new() } else { self.directory.devices()? };
+        let all = devices.into_iter().filter(|name| !comms::may_be(name)).chain([format!("nm-{network}")]);
+        Ok(all.filter(|name| !taken.contains(name)).collect())
     }
 
     /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which

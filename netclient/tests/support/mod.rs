@@ -160,7 +160,8 @@ impl Mesh {
         joined.iter().flat_map(|joined| &joined.problems).map(|problem| problem.code.to_string()).collect()
     }
 
-    fn token(&self) -> Token {
+    /// A token of the network's key.
+    pub fn token(&self) -> Token {
         let info = self.service.info();
         Token {
             addresses: info.agent_addresses.clone(),

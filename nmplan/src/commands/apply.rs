@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::{Run, awaiting, command, plan};
 use crate::args;
 use crate::control::{ControlError, ControlPlane};
-use crate::error::{Error, Exit, wrong_format};
+use crate::error::{Error, Exit, Next, wrong_format};
 use crate::events::{self, Event};
 use crate::keys::{self, KeysError, Made, Opened, Sink};
 use crate::project::{self, Loaded, Where};
@@ -332,8 +332,8 @@ async fn commit<C: ControlPlane>(
     if !harmless {
         let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.stdout(tokens)));
         let history = command(&run.place, run.only.as_ref(), &["history"]);
-        let again = again(args, ready, allow, run);
-        return Err(Error::Unknown { source: refusal.into(), tokens, history, again });
+        let next = Box::new(Next { history, again: again(args, ready, allow, run) });
+        return Err(Error::Unknown { source: refusal.into(), tokens, next });
     }
     if let Some(Err(source)) = sink.map(|sink| sink.take_back(made)) {
         return Err(Error::NotTakenBack { refusal: refusal.to_string(), source });

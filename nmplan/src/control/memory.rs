@@ -116,6 +116,13 @@ impl Memory {
         self.inner().log.clone()
     }
 
+    fn apply_and_interrupt(&self, request: &ApplyRequest) -> Result<(), ControlError> {
+        let mut inner = self.inner();
+        inner.apply(request)?;
+        inner.interrupts.interrupt();
+        Ok(())
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,10 +318,7 @@ impl ControlPlane for Memory {
     async fn apply(&self, request: &ApplyRequest) -> Result<Applied, ControlError> {
         let fault = self.inner().faults.pop();
         if fault == Some(Fault::Interrupted) {
-            let mut inner = self.inner();
-            inner.apply(request)?;
-            inner.interrupts.interrupt();
-            drop(inner);
+            self.apply_and_interrupt(request)?;
             return std::future::pending().await;
         }
         let mut inner = self.inner();

@@ -65,9 +65,8 @@ struct Shared(Rc<RefCell<Vec<u8>>>, Rc<Cell<Option<(usize, io::ErrorKind)>>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.1.get() {
-            Some((0, kind)) => return Err(kind.into()),
-            Some(_) | None => {}
+        if let Some((0, kind)) = self.1.get() {
+            return Err(kind.into());
         }
         self.0.borrow_mut().extend(bytes);
         Ok(bytes.len())
