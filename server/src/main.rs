@@ -113,7 +113,10 @@ fn parse() -> Result<Args, clap::Error> {
          NMSERVER_LOG=debug shows more of what it does (info by default).",
         config::reference()
     );
-    let matches = Args::command().after_help("`nmserver --help` names the settings.").after_long_help(settings).try_get_matches()?;
+    let matches = Args::command()
+        .after_help("`nmserver --help` names the settings.")
+        .after_long_help(settings)
+        .try_get_matches()?;
     Args::from_arg_matches(&matches)
 }
 

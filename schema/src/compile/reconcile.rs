@@ -15,9 +15,10 @@ use crate::snapshot::Snapshot;
 
 /// Returns the inventory that fits these declarations.
 ///
-/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs, and their secrets are remembered while their network is there. A node whose address no longer fits gets the reserved one, or the lowest that is free. Addresses that are
-/// given up are in quarantine from `now` on. No node is given one of the addresses of the `server`. Fails if
-/// a range has too few addresses.
+/// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs, and
+/// their secrets are remembered while their network is there. A node whose address no longer fits gets the
+/// reserved one, or the lowest that is free. Addresses that are given up are in quarantine from `now` on. No
+/// node is given one of the addresses of the `server`. Fails if a range has too few addresses.
 pub fn reconcile(
     inventory: &Inventory,
     declared: &Snapshot,
