@@ -228,7 +228,8 @@ fn print_next_steps(settings: &Settings) {
         "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
     );
     let _ = writeln!(talk, "\nNext, in the directory of your files:\n");
-    let _ = writeln!(talk, "  export NMPLAN_SERVER={} NMPLAN_TOKEN_FILE={}{ca}", word(&url), file("admin.token"));
+    let _ =
+        writeln!(talk, "  export NMPLAN_SERVER={} NMPLAN_TOKEN_FILE={}{ca}", word(&url), file("admin.token"));
     let _ = writeln!(talk, "  nmplan init && nmplan plan\n");
 }
 

@@ -80,7 +80,12 @@ impl Node {
         let server =
             ServerAddress { addresses: addresses.clone(), signing_key: *signing_key, ca_pin: *ca_pin };
         let directory = self.agent.directory.clone();
-        let reach = Reach::Network(ServerTunnel::new(directory, "/proc/self/exe".into(), *signing_key, netclient::outside::Mark::default()));
+        let reach = Reach::Network(ServerTunnel::new(
+            directory,
+            "/proc/self/exe".into(),
+            *signing_key,
+            netclient::outside::Mark::default(),
+        ));
         let connection = Connection::new(server, test_agent::seed("identity"), reach);
         let refused = connection.register(Some(&self.token), &PrivateKey::from_random([7; 32])).await;
         assert!(

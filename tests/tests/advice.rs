@@ -122,9 +122,8 @@ fn texts(path: &Path) -> Vec<String> {
 }
 
 fn collect(stream: TokenStream, docs: bool, found: &mut Vec<String>) {
-    let mut tokens = stream.into_iter().peekable();
     let mut test = false;
-    while let Some(token) = tokens.next() {
+    for token in stream {
         match token {
             TokenTree::Group(group) => {
                 let text = group.stream().to_string();
