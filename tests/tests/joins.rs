@@ -22,6 +22,42 @@ async fn joined(mesh: &Mesh, token: &str, names: &[&str]) -> Vec<Agent> {
 }
 
 #[test]
+fn a_reinstalled_host_is_its_node_again_after_the_command_that_the_refusal_prints() {
+    if !enter_test("a_reinstalled_host_is_its_node_again_after_the_command_that_the_refusal_prints") {
+        return;
+    }
+    in_runtime(async {
+        const NAMED: &[&str] = &["--name", "db-1"];
+        let mesh = Mesh::start().await;
+        let text = r#"network "corp" {
+            ipv4 "10.40.0.0/16"; check-in "1s"
+            node "db-1"; access-key "named" { for "db-1" }
+        }"#;
+        let tokens = mesh.apply(text).await;
+        let token = &tokens["corp/access-key/named"];
+        let mut before = mesh.agent("a").await;
+        before.join(token, NAMED).await.expect("it joins");
+        before.start_daemon(&[]).expect("the agent starts");
+        // To the server a host whose state is lost is another one.
+        let again = mesh.agent("b").await;
+        let refused = again.join(token, NAMED).await.expect_err("the name is taken").to_string();
+        assert!(refused.contains("nmplan node remove corp/db-1"), "{refused}");
+        let nobody = mesh.nmplan(&["node", "remove", "corp/db-1"]).await;
+        assert_eq!(nobody.status.code(), Some(1), "there is no terminal to ask on: {nobody:?}");
+        let removed = mesh.nmplan(&["node", "remove", "corp/db-1", "-y"]).await;
+        assert!(removed.status.success(), "{removed:?}");
+        let (shown, note) = (text_of(&removed.stdout), text_of(&removed.stderr));
+        assert!(shown.contains("Removed corp/node/db-1 as revision"), "{shown}");
+        assert!(note.contains("with the token of corp/access-key/named"), "{note}");
+        again.join(token, NAMED).await.expect("the name and the use of the key are free again");
+        eventually("the host that was removed cleans up", Duration::from_secs(10), async || {
+            addresses(&before, "corp").await.is_empty()
+        })
+        .await;
+    });
+}
+
+#[test]
 fn a_key_of_three_uses_lets_three_in_and_all_ping_all() {
     if !enter_test("a_key_of_three_uses_lets_three_in_and_all_ping_all") {
         return;
