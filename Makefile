@@ -34,6 +34,7 @@ bench: tools
 # What is written by tests from the code: references, schemas, snapshots.
 generated:
 	UPDATE=1 INSTA_UPDATE=always cargo test -q -p schema -p nmplan -p nmserver --no-fail-fast
+	INSTA_UPDATE=always cargo test -q -p end-to-end --test messages
 
 # Symbols and line tables go to PROGRAM.debug, which a backtrace finds beside the program.
 dist: tools
