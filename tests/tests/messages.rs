@@ -179,7 +179,7 @@ fn normal(printed: &str, directory: &Path) -> String {
         (r"epoch([ =])\d+", "epoch${1}N"),
         (r"\b[0-9a-f]{64}\b", "<64 digits>"),
         (r"'[0-9a-f]{8}'", "'<8 digits>'"),
-        (r"\b[0-9a-f]{10}\b", "<id>"),
+        (r"\b[0-9a-f]{10}\b", "<token-id>"),
         (r"nm([aj])_[A-Za-z0-9_-]{20,}", "nm${1}_..."),
         (r"\b[A-Za-z0-9+/]{43}=", "<identity>"),
         (r"0{20,}", "000..."),
@@ -444,7 +444,7 @@ const CASES: &[Case] = &[
     types("F3", "nmplan apply saved.json -y   # for the second time")
         .given("started; declared ''; nmplan plan --out saved.json; nmplan apply saved.json -y")
         .before(&[
-            "error: the plan was applied already, as revision 1, by <id> on YYYY-MM-DD hh:mm:ss UTC",
+            "error: the plan was applied already, as revision 1, by <token-id> on YYYY-MM-DD hh:mm:ss UTC",
             "  help: see what it changed:",
             "    nmplan show 1",
         ]),
@@ -471,7 +471,7 @@ const CASES: &[Case] = &[
              lower-case letters, digits and inner hyphens may",
         "...",
     ]),
-    types("F5", "nmserver token list").given("served ''").before(&["<id>  admin  expires never"]),
+    types("F5", "nmserver token list").given("served ''").before(&["<token-id>  admin  expires never"]),
     types("F6", "nmplan apply -y --keys-to keys.json")
         .given(r#"started; declared 'node "db-1"; access-key "ci"; access-key "db" { for "db-1" }'"#)
         .before(&[
