@@ -138,7 +138,7 @@ impl NetworkTunnel {
         let port_fallback = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: create another one.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
-                self.forget_device();
+                self.lose_device();
                 self.bring_device(membership).await?
             }
             outcome => outcome?,
@@ -233,7 +233,7 @@ impl NetworkTunnel {
         match self.with_device(|device| device.observe()).await {
             Ok(state) => Ok(Some(state)),
             Err(DeviceError::Gone { .. }) => {
-                self.forget_device();
+                self.lose_device();
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -319,6 +319,12 @@ impl NetworkTunnel {
         .await;
         self.device = Some(device);
         outcome
+    }
+
+    /// Takes in that the device has ended by itself, or was ended by others.
+    fn lose_device(&mut self) {
+        tracing::warn!(interface = self.interface, "the WireGuard device has ended; another one takes its place");
+        self.forget_device();
     }
 
     fn forget_device(&mut self) {

@@ -1352,19 +1352,17 @@ fn a_host_that_is_barred_is_listed_until_the_ban_is_lifted() {
     let banned = workspace.nmplan("node remove corp/node/old --ban -y");
     insta::assert_snapshot!(banned.all());
     insta::assert_snapshot!("the_bans", workspace.nmplan("node bans").all());
-    let listed: serde_json::Value =
-        serde_json::from_str(&workspace.nmplan("node bans --json").stdout).unwrap();
+    let listed: Value = serde_json::from_str(&workspace.nmplan("node bans --json").stdout).unwrap();
     assert_eq!((&listed[0]["network"], &listed[0]["node"]), (&"corp".into(), &"old".into()));
-    let lifted: serde_json::Value =
-        serde_json::from_str(&workspace.nmplan("node unban corp/old --json").stdout).unwrap();
+    let lifted: Value = serde_json::from_str(&workspace.nmplan("node unban corp/old --json").stdout).unwrap();
     assert_eq!(lifted["id"], "corp/node/old");
     assert_eq!(lifted["revision"], workspace.server.state().revision.0);
     let again = workspace.nmplan("node unban corp/old");
     assert_eq!(again.exit, 1, "{}", again.all());
     let json = workspace.nmplan("node remove corp/web --ban -y --json");
-    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(
         (&json["id"], &json["barred"], &json["next"]),
-        (&"corp/node/web".into(), &true.into(), &serde_json::Value::Null)
+        (&"corp/node/web".into(), &true.into(), &Value::Null)
     );
 }

@@ -358,14 +358,14 @@ impl Service {
                 return Err(Error::Precondition(message));
             }
             if ban {
-                next.inventory.bar(network.clone(), identity, Barred { since: now, node: name });
+                next.inventory.bar(network.clone(), identity, Barred { since: now, node: name.clone() });
             }
             let admits = enrol::admits(&next, &network, &removed, now);
             let answer = Removed {
                 revision: context.revision(),
                 identity,
                 barred: ban,
-                next: closing(&admits),
+                next: closing(&format!("{network}/{name}"), &admits),
                 admits,
             };
             let action = if ban { "ban" } else { "remove" };
@@ -401,11 +401,11 @@ impl Service {
 }
 
 /// How to keep out a host that was removed, if a key still lets it in.
-fn closing(admits: &Option<ResourceId>) -> Option<String> {
+fn closing(node: &str, admits: &Option<ResourceId>) -> Option<String> {
     let key = admits.as_ref()?;
     Some(format!(
         "the host can join again with the token of {key} that it has: delete that key from the files and apply, or, if it \
-         comes back, remove it with --ban (ban=true)"
+         comes back, bar it: nmplan node remove {node} --ban"
     ))
 }
 

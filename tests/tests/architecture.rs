@@ -176,7 +176,7 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
     let (code, printed) = nmplan(&server, &["plan", "--detailed-exitcode"]);
     assert_eq!(code, Some(0), "{printed}");
     let (code, printed) = nmplan(&server, &["show"]);
-    assert!(code == Some(0) && words(&printed).contains("probe 1 p acme/prod"), "{printed}");
+    assert!(code == Some(0) && words(&printed).contains("probe 1 acme/prod p"), "{printed}");
 
     // The order of a list, and a field inside a record inside a list.
     let changed = YAML.replace("via: [b, a]", "via: [a, b]").replace("within: 9s", "within: 8s");
