@@ -139,7 +139,8 @@ async fn act(args: Args) -> Outcome {
 /// The agent of a directory, with the settings of its operator.
 fn open(directory: &Path) -> Outcome<Agent> {
     let settings = settings::load(directory, |name| std::env::var(name).ok())?;
-    Ok(Agent::new(Directory::open(directory)?, settings, Arc::new(System::default())))
+    let host = System::creating(settings.device);
+    Ok(Agent::new(Directory::open(directory)?, settings, Arc::new(host)))
 }
 
 /// The agent of an existing directory; its expired registrations are ended first.

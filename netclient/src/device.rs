@@ -23,6 +23,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use schema::scalars::WireGuardKey;
@@ -33,8 +34,42 @@ pub use host::{
 };
 pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
 
+/// Where a device runs. It is chosen when a device is created ([`create`]), and holds while that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// In the kernel.
+    Kernel,
+    /// In a process of its own.
+    Userspace,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = NotAKind;
+
+    fn from_str(text: &str) -> Result<Self, NotAKind> {
+        [Self::Kernel, Self::Userspace].into_iter().find(|kind| kind.to_string() == text).ok_or(NotAKind)
+    }
+}
+
+/// A text that names no [`Kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use kernel or userspace, or leave it out: the kernel's if that has WireGuard")]
+pub struct NotAKind;
+
 /// A WireGuard device that exists.
 pub trait Device: Send {
+    /// Where it runs.
+    fn kind(&self) -> Kind;
     /// Observes the device.
     fn observe(&mut self) -> Result<DeviceState, DeviceError>;
     /// Applies the steps: the last key and the last port of the list first, together, then the peers in their
@@ -74,13 +109,23 @@ pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>,
     Ok(kernel::Kernel::attach(interface)?.map(|device| Box::new(device) as Box<dyn Device>))
 }
 
-/// Creates a device: the kernel's if it has WireGuard, else a process of its own that runs `executable` (see
-/// [`userspace::Userspace::spawn`]).
-pub fn create(interface: &str, executable: &Path, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
+/// Creates a device of the kind that is wanted. Absent: the kernel's if it has WireGuard, else a process of its
+/// own. A process runs `executable` (see [`userspace::Userspace::spawn`]).
+pub fn create(
+    interface: &str,
+    wanted: Option<Kind>,
+    executable: &Path,
+    socket: &Path,
+) -> Result<Box<dyn Device>, DeviceError> {
     // A process of another release, to which nothing attaches, would hold the name.
     userspace::Userspace::end_stale(interface, socket)?;
-    if let Some(device) = kernel::Kernel::create(interface)? {
+    if wanted != Some(Kind::Userspace)
+        && let Some(device) = kernel::Kernel::create(interface)?
+    {
         return Ok(Box::new(device));
+    }
+    if wanted == Some(Kind::Kernel) {
+        return Err(Refusal::WireGuardMissing.into());
     }
     Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
 }
@@ -179,6 +224,12 @@ pub enum Refusal {
         "this host has neither WireGuard nor /dev/net/tun: run `modprobe tun`, or let the container use /dev/net/tun"
     )]
     TunMissing,
+    /// The kernel has no WireGuard, and its device is wanted.
+    #[error(
+        "the kernel of this host has no WireGuard, and the setting `device` wants its device: run `modprobe wireguard`, or \
+         remove the setting (NETCLIENT_DEVICE)"
+    )]
+    WireGuardMissing,
     /// The privilege is missing.
     #[error("creating the interface {interface} requires root, or CAP_NET_ADMIN and access to /dev/net/tun")]
     Denied {

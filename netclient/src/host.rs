@@ -94,6 +94,8 @@ pub struct System {
     pub executable: PathBuf,
     /// The file of names.
     pub hosts: PathBuf,
+    /// Where devices run that it creates; see [`device::create`].
+    pub device: Option<device::Kind>,
     /// Where agents of this host leave which slot each has.
     pub slots: PathBuf,
     /// The table of the packet filter as this process set it last.
@@ -114,6 +116,7 @@ impl Default for System {
         Self {
             executable: "/proc/self/exe".into(),
             hosts: "/etc/hosts".into(),
+            device: None,
             slots: "/run/netclient".into(),
             filter: Arc::default(),
         }
@@ -121,6 +124,11 @@ impl Default for System {
 }
 
 impl System {
+    /// This host, with devices created where it says; see [`device::create`].
+    pub fn creating(device: Option<device::Kind>) -> Self {
+        Self { device, ..Self::default() }
+    }
+
     /// Replaces the table, unless it stands as it was set.
     fn load_filter(&self, table: &str, mark: Mark, outside: &Outside) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,7 +158,7 @@ impl Host for System {
     }
 
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
-        device::create(interface, &self.executable, socket)
+        device::create(interface, self.device, &self.executable, socket)
     }
 
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>> {

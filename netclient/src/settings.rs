@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use schema::scalars::{Endpoint, Name};
 use schema::settings::{self, Switch, read};
 
+use crate::device::Kind;
 use crate::outside::Mark;
 
 /// What the operator set.
@@ -31,6 +32,9 @@ pub struct Settings {
     /// The bit by which packets are marked that stay outside of networks (`mark`, 0x10): change it where another
     /// program uses that one.
     pub mark: Mark,
+    /// Where devices of networks run that are created from now on (`device`, `kernel` or `userspace`); absent: in
+    /// the kernel if that has WireGuard. The tunnel to the server has a process of its own in any case.
+    pub device: Option<Kind>,
 }
 
 impl Default for Settings {
@@ -44,11 +48,13 @@ impl Default for Settings {
             watch: true,
             connection_tracking: true,
             mark: Mark::default(),
+            device: None,
         }
     }
 }
 
-const NAMES: [&str; 7] = ["name", "endpoint", "port", "interface", "watch", "connection_tracking", "mark"];
+const NAMES: [&str; 8] =
+    ["name", "endpoint", "port", "interface", "watch", "connection_tracking", "mark", "device"];
 
 /// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +97,7 @@ pub fn load(
         connection_tracking: read("connection_tracking", value("connection_tracking"))?
             .map_or(default.connection_tracking, |Switch(on)| on),
         mark: read("mark", value("mark"))?.unwrap_or(default.mark),
+        device: read("device", value("device"))?,
     })
 }
 
@@ -125,9 +132,14 @@ mod tests {
 
     #[test]
     fn an_invalid_value_is_reported() {
-        for (name, value) in
-            [("PORT", "0"), ("WATCH", "maybe"), ("NAME", "A_B"), ("ENDPOINT", "a b"), ("MARK", "0x30")]
-        {
+        for (name, value) in [
+            ("PORT", "0"),
+            ("WATCH", "maybe"),
+            ("NAME", "A_B"),
+            ("ENDPOINT", "a b"),
+            ("MARK", "0x30"),
+            ("DEVICE", "tun"),
+        ] {
             let error =
                 with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");

@@ -16,7 +16,7 @@ use schema::scalars::{Endpoint, WireGuardKey};
 use schema::view::{Tunnel, View};
 
 use crate::addresses::Addresses;
-use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Refusal, blocking};
+use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Kind, Refusal, blocking};
 use crate::directory::DirectoryError;
 use crate::errors::error_chain;
 use crate::files;
@@ -220,6 +220,11 @@ impl NetworkTunnel {
         self.socket.with_file_name(name)
     }
 
+    /// Where the device runs, as of the last observation; absent: there was none.
+    pub fn kind(&self) -> Option<Kind> {
+        self.device.as_ref().map(|device| device.kind())
+    }
+
     /// Observes the device; absent: there is none.
     pub async fn observe(&mut self) -> Result<Option<DeviceState>, DeviceError> {
         if self.device.is_none() {
@@ -323,7 +328,10 @@ impl NetworkTunnel {
 
     /// Takes in that the device has ended by itself, or was ended by others.
     fn lose_device(&mut self) {
-        tracing::warn!(interface = self.interface, "the WireGuard device has ended; another one takes its place");
+        tracing::warn!(
+            interface = self.interface,
+            "the WireGuard device has ended; another one takes its place"
+        );
         self.forget_device();
     }
 

@@ -196,7 +196,8 @@ pub async fn take_down(data: &DataDir) -> Result<Vec<String>, OwnHostError> {
         return Ok(Vec::new());
     }
     let settings = settings::load(&directory, |_| None)?;
-    let agent = Agent::new(Directory::open(&directory)?, settings, Arc::new(System::default()));
+    let host = System::creating(settings.device);
+    let agent = Agent::new(Directory::open(&directory)?, settings, Arc::new(host));
     Ok(agent.down().await?)
 }
 
@@ -206,7 +207,8 @@ fn open(host: &OwnHost, opener: Opener) -> Result<Agent, OwnHostError> {
     let directory = Directory::open(&host.directory)?;
     let mut settings = settings::load(&host.directory, |_| None)?;
     settings.endpoint = settings.endpoint.or_else(|| host.endpoint.clone());
-    Ok(Agent::new(directory, settings, Arc::new(System::default())).within(opener))
+    let host = System::creating(settings.device);
+    Ok(Agent::new(directory, settings, Arc::new(host)).within(opener))
 }
 
 /// Makes connections to the agents' service in this program, each until `shutdown` becomes true.
@@ -449,6 +451,7 @@ impl Client {
                 Failure::ForNow(format!("{refusal}; for this host, set that in {}", settings.display()))
             }
             Refusal::NameInvalid { .. }
+            | Refusal::WireGuardMissing
             | Refusal::KeyMissing
             | Refusal::AlreadyRunning { .. }
             | Refusal::Failed { .. } => Failure::ForNow(refusal.to_string()),

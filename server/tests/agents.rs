@@ -218,7 +218,10 @@ async fn a_removal_says_which_key_still_lets_the_host_in_and_a_ban_keeps_it_out(
     assert_eq!((first.identity, first.barred), (agent.identity(), false));
     assert_eq!(first.admits.map(|key| key.to_string()).as_deref(), Some("corp/access-key/many"));
     let next = first.next.expect("it says what to do");
-    assert!(next.contains("corp/access-key/many") && next.contains("nmplan node remove corp/a --ban"), "{next}");
+    assert!(
+        next.contains("corp/access-key/many") && next.contains("nmplan node remove corp/a --ban"),
+        "{next}"
+    );
     agent.join("many").await.expect("as it said");
     let second = removed("/api/v1/corp/node/a/host?ban=true").await;
     assert_eq!((second.barred, second.admits, second.next), (true, None, None));

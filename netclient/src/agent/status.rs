@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
 use crate::comms;
+use crate::device::Kind;
 use crate::membership::Membership;
 use crate::tunnel::TunnelError;
 
@@ -70,6 +71,8 @@ pub struct NetworkStatus {
     pub interface: String,
     /// Whether the tunnel is up.
     pub up: bool,
+    /// Where its WireGuard device runs; absent: it has none.
+    pub device: Option<Kind>,
     /// The epoch of the server's database.
     pub epoch: u64,
     /// The revision that the server sent the host last.
@@ -136,8 +139,8 @@ impl Agent {
                     continue;
                 }
             };
-            let device =
-                self.tunnel(&network, &membership.interface).observe().await.map_err(TunnelError::from)?;
+            let mut tunnel = self.tunnel(&network, &membership.interface);
+            let device = tunnel.observe().await.map_err(TunnelError::from)?;
             let DriverStatus { control, problems } = known(&network);
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
@@ -160,6 +163,7 @@ impl Agent {
                 node,
                 interface,
                 up: device.is_some(),
+                device: tunnel.kind(),
                 epoch: position.epoch,
                 revision: position.revision,
                 control,

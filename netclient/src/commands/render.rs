@@ -83,10 +83,11 @@ fn status_text(status: &Status, now: Timestamp) -> String {
 }
 
 fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
-    let NetworkStatus { name, node, addresses, ranges, revision, .. } = network;
+    let NetworkStatus { name, node, addresses, ranges, revision, device, .. } = network;
     let mut text = vec![
         format!("{name}: {node}, {}, on {}", joined(addresses), interface(network)),
         format!("  ranges {}", joined(ranges)),
+        format!("  device {}", device.map_or_else(|| "none".to_owned(), |kind| kind.to_string())),
         format!("  revision {revision}, control traffic by {}", transport(network.control)),
     ];
     let problems = network.problems.iter();
@@ -156,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::agent::DamagedNetwork;
+    use crate::device::Kind;
 
     fn network() -> NetworkStatus {
         NetworkStatus {
@@ -163,6 +165,7 @@ mod tests {
             node: "a".parse().expect("good"),
             interface: "nm-corp".into(),
             up: true,
+            device: Some(Kind::Kernel),
             epoch: 1,
             revision: Revision(7),
             control: Control::None,
@@ -181,7 +184,7 @@ mod tests {
             text,
             "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: \
              netclient daemon\n\n\
-             corp: a, 10.40.0.1, fd40::1, on nm-corp\n  ranges 10.40.0.0/24, fd40::/64\n  \
+             corp: a, 10.40.0.1, fd40::1, on nm-corp\n  ranges 10.40.0.0/24, fd40::/64\n  device kernel\n  \
              revision 7, control traffic by none\n  \
              problem: the file of names is read-only (names)\n  no peers yet\n"
         );

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use schema::scalars::WireGuardKey;
 
-use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal};
+use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, Kind, PeerSettings, PeerState, Refusal};
 
 /// A device in memory.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +82,10 @@ impl FakeDevice {
 }
 
 impl Device for FakeDevice {
+    fn kind(&self) -> Kind {
+        Kind::Kernel
+    }
+
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
         let mut inner = self.alive()?;
         inner.observations += 1;

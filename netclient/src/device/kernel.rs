@@ -15,7 +15,9 @@ use wireguard_control::{
 };
 
 use super::endpoints::Endpoints;
-use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PeerState, Refusal, host};
+use super::{
+    Basics, Device, DeviceError, DeviceState, DeviceStep, Kind, PeerSettings, PeerState, Refusal, host,
+};
 
 /// What the kernel returns for a kind of link, or a link, that is not WireGuard's.
 const NOT_WIREGUARD: rustix::io::Errno = rustix::io::Errno::OPNOTSUPP;
@@ -75,6 +77,10 @@ impl Kernel {
 }
 
 impl Device for Kernel {
+    fn kind(&self) -> Kind {
+        Kind::Kernel
+    }
+
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
         let device = self.present()?;
         Ok(DeviceState {

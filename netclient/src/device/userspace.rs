@@ -20,7 +20,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use zeroize::Zeroizing;
 
 use super::protocol::{DeviceReply, DeviceRequest, LONGEST, VERSION};
-use super::{Device, DeviceError, DeviceState, DeviceStep, Refusal};
+use super::{Device, DeviceError, DeviceState, DeviceStep, Kind, Refusal};
 
 /// How many changes of peers one request asks for. Removing a peer costs gotatun as much as it has peers: with
 /// 50,000 of them, so many take a tenth of a second, and many times that in a build for tests.
@@ -158,6 +158,10 @@ impl Userspace {
 const LARGEST_PACKET: u16 = 4_096 - 32;
 
 impl Device for Userspace {
+    fn kind(&self) -> Kind {
+        Kind::Userspace
+    }
+
     fn largest_packet(&self) -> Option<u16> {
         Some(LARGEST_PACKET)
     }
