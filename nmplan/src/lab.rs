@@ -33,6 +33,7 @@ pub mod verdict;
 use std::io;
 
 pub use agent::Agent;
+pub use cable::Impairment;
 pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
 pub use host::Host;
 pub use ping::{PingCount, Pinger};

@@ -42,8 +42,9 @@ pub fn in_runtime<T>(test: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 ///
-/// When it does not hold within `timeout`.
+/// When it does not hold within `timeout`, times [`patience`].
 pub async fn eventually(what: &str, timeout: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+    let timeout = timeout * patience();
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < timeout, "not within {timeout:?}: {what}");
@@ -56,6 +57,12 @@ pub async fn eventually(what: &str, timeout: Duration, mut holds: impl AsyncFnMu
 pub fn mistyped(token: &str) -> String {
     let (kept, last) = token.split_at(token.len() - 1);
     format!("{kept}{}", if last == "x" { "y" } else { "x" })
+}
+
+/// How many times as long as on a computer of its own a test waits: `PATIENCE`, by default once. An emulated guest is
+/// several times slower.
+pub fn patience() -> u32 {
+    std::env::var("PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 /// How often a test repeats a fault: `ROUNDS`, by default three times.
@@ -174,12 +181,40 @@ pub async fn addresses(agent: &Agent, network: &str) -> Vec<IpAddr> {
     addresses.iter().filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
+/// What kind of link the kernel says that an interface of a host is: `wireguard`, or `tun` for a userspace device.
+///
+/// # Panics
+///
+/// When there is no such interface.
+pub async fn link_kind(host: &Host, interface: &str) -> String {
+    let mut command = host.command("ip");
+    command.args(["-json", "-details", "link", "show", "dev", interface]);
+    let output = host.run(command).await.expect("ip runs");
+    let links: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("there is such an interface");
+    links[0]["linkinfo"]["info_kind"].as_str().expect("it has a kind").to_owned()
+}
+
+/// Asserts that devices run where `NETCLIENT_DEVICE` wants them, if it is set; a guest sets it.
+async fn assert_devices(agents: &[Agent], network: &str) {
+    let Ok(wanted) = std::env::var("NETCLIENT_DEVICE") else { return };
+    for agent in agents {
+        let status = agent.status().await.expect("the agent answers");
+        let networks = status["networks"].as_array().cloned().unwrap_or_default();
+        let found = networks.iter().find(|it| it["name"] == network).expect("it is in the network");
+        assert_eq!(found["device"], wanted.as_str());
+        let kind = link_kind(agent.host(), found["interface"].as_str().expect("a name")).await;
+        assert_eq!(kind, if wanted == "kernel" { "wireguard" } else { "tun" });
+    }
+}
+
 /// Waits until every agent's host pings every other at each of its addresses in a network.
 ///
 /// # Panics
 ///
 /// When one does not within 20 seconds.
 pub async fn all_ping_all(agents: &[Agent], network: &str) {
+    assert_devices(agents, network).await;
     for to in agents {
         let addresses = addresses(to, network).await;
         assert!(!addresses.is_empty(), "{} is in {network}", to.host().name());

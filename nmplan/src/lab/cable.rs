@@ -3,8 +3,11 @@
 //! A veth pair, routed at both ends: [`Port`] is the lab's end, [`configure_host`] sets up the host's. The
 //! underlay decides the numbers, and explains why there is no bridge.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::process::Output;
+use std::time::Duration;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
@@ -60,6 +63,20 @@ impl Port {
         self.set(LinkUnspec::new_with_name(&self.name()).down().build()).await
     }
 
+    /// Makes packets to the host fare as `impairment` says, or as well as ever.
+    pub(super) async fn impair(&self, impairment: Option<&Impairment>) -> Result<(), Error> {
+        let output =
+            tokio::process::Command::new("tc").args(Impairment::command(impairment, &self.name())).output();
+        Impairment::outcome(output.await)
+    }
+
+    /// Sets how large a packet on the cable may be, in bytes; `there` is the host's netlink socket.
+    pub(super) async fn set_mtu(&self, there: &Handle, mtu: u32) -> Result<(), Error> {
+        self.set(LinkUnspec::new_with_name(&self.name()).mtu(mtu).build()).await?;
+        let done = there.link().set(LinkUnspec::new_with_name("eth0").mtu(mtu).build()).execute().await;
+        done.map_err(network("change the interface of a host"))
+    }
+
     async fn set(&self, link: LinkMessage) -> Result<(), Error> {
         let done = self.links.link().set(link).execute().await;
         done.map_err(network(format!("change the interface {}", self.name())))
@@ -67,6 +84,45 @@ impl Port {
 
     fn name(&self) -> String {
         format!("h{}", self.number)
+    }
+}
+
+/// What happens to packets on a cable, in each direction (tc-netem(8)). The kernel needs the module `sch_netem`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Impairment {
+    /// How many of 100 packets are lost, 0 to 100.
+    pub loss: u8,
+    /// How much later each arrives.
+    pub delay: Duration,
+    /// How many of 100 packets overtake the delayed ones, 0 to 100; without a delay none does.
+    pub reordered: u8,
+}
+
+impl Impairment {
+    /// The arguments of tc(8) that bring an interface to this, or to none.
+    pub(super) fn command(wanted: Option<&Self>, interface: &str) -> Vec<String> {
+        let text = |words: &str| words.split_whitespace().map(str::to_owned).collect();
+        let Some(Self { loss, delay, reordered }) = wanted else {
+            return text(&format!("qdisc delete dev {interface} root"));
+        };
+        // The default of 1,000 packets would drop what waits for the end of a long delay.
+        let mut words =
+            format!("qdisc replace dev {interface} root netem limit 100000 delay {}us", delay.as_micros());
+        if *loss > 0 {
+            words += &format!(" loss {loss}%");
+        }
+        if *reordered > 0 && !delay.is_zero() {
+            words += &format!(" reorder {reordered}%");
+        }
+        text(&words)
+    }
+
+    pub(super) fn outcome(output: io::Result<Output>) -> Result<(), Error> {
+        let output = output.map_err(system("run tc"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Error::Refused(format!("tc: {}", String::from_utf8_lossy(&output.stderr).trim())))
     }
 }
 
@@ -92,7 +148,7 @@ pub(super) async fn configure_host(
 
 /// Opens a netlink socket in the network namespace of the calling thread, served by the current tokio
 /// runtime.
-pub(super) fn connect() -> std::io::Result<Handle> {
+pub(super) fn connect() -> io::Result<Handle> {
     let (connection, links, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
     Ok(links)

@@ -28,7 +28,9 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use super::cable::{Port, configure_host, connect, index_of};
+use rtnetlink::Handle;
+
+use super::cable::{Impairment, Port, configure_host, connect, index_of};
 use super::ping::{Echo, Pinger};
 use super::{DIRECTORY, Error, Process, outside_pid, system};
 
@@ -63,13 +65,19 @@ impl Host {
     /// Makes the host's end of its cable and configures it.
     pub(super) async fn connect(&self) -> Result<(), Error> {
         self.port.attach(self.namespaces.network.as_fd()).await?;
-        let runtime = tokio::runtime::Handle::current();
-        let (links, index) = self.within(move || {
-            let _runtime = runtime.enter();
-            Ok((connect().map_err(system("open a netlink socket in a host"))?, index_of("eth0")?))
-        })?;
-        configure_host(&links, index, self.v4, self.v6).await?;
+        let index = self.within(|| index_of("eth0"))?;
+        configure_host(&self.links()?, index, self.v4, self.v6).await?;
         self.port.plug().await
+    }
+
+    /// Opens a netlink socket of the host.
+    fn links(&self) -> Result<Handle, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let opened = self.within(move || {
+            let _runtime = runtime.enter();
+            connect()
+        });
+        opened.map_err(system("open a netlink socket in a host"))
     }
 
     /// The name that it was made with, also its hostname.
@@ -211,6 +219,27 @@ impl Host {
     /// What the kernel refused.
     pub async fn link_up(&self) -> Result<(), Error> {
         self.port.plug().await
+    }
+
+    /// Lets its cable carry packets of so many bytes at most; both ends know.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused.
+    pub async fn set_mtu(&self, mtu: u32) -> Result<(), Error> {
+        self.port.set_mtu(&self.links()?, mtu).await
+    }
+
+    /// Makes packets on its cable be lost, delayed or reordered, in both directions; none: no longer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when the kernel has no netem, or when there is nothing to end.
+    pub async fn impair(&self, impairment: Option<&Impairment>) -> Result<(), Error> {
+        self.port.impair(impairment).await?;
+        let mut command = self.command("tc");
+        command.args(Impairment::command(impairment, "eth0"));
+        Impairment::outcome(self.run(command).await)
     }
 
     /// Sends one echo request, and returns how long the answer took; `None` if none came from that address
