@@ -8,12 +8,13 @@ DIST = target/dist
 path_of = cargo build --workspace --message-format json-render-diagnostics $(2) | \
   sed -n 's|.*"executable":"\([^"]*/'"$(1)"'\)".*|\1|p'
 
-.PHONY: help demo test soak bench generated dist build tools demo-tools test-tools packages
+.PHONY: help demo test soak guest bench generated dist build tools demo-tools test-tools guest-tools packages
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
 	@echo "make test    build, then run every test"
 	@echo "make soak    the tests that kill processes, 30 rounds each"
+	@echo "make guest   suites in a guest with the kernel's WireGuard (QEMU); GUEST=all: every one"
 	@echo "make generated   refreshes what tests compare: references, schemas, snapshots"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 	@echo "make dist    the programs to install, in $(DIST)/: stripped, with the tables for backtraces beside them"
@@ -26,6 +27,9 @@ test: tools test-tools build
 
 soak: tools test-tools build
 	ROUNDS=30 cargo test -p end-to-end --test faults --test client_mode --test register -- --nocapture kill
+
+guest: tools test-tools guest-tools build
+	cargo test --workspace --test kernel -- --ignored --nocapture
 
 bench: tools
 	cargo build --release --workspace
@@ -63,6 +67,11 @@ demo-tools:
 test-tools: demo-tools
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-tools"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="iproute2"
+
+# What boots the guest, and makes its file system.
+guest-tools:
+	@command -v qemu-system-x86_64 >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="qemu-system-x86"
+	@command -v mmdebstrap >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="mmdebstrap"
 
 packages:
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \

@@ -1,0 +1,134 @@
+//! The suites that depend on a kernel, once more in a guest whose kernel has WireGuard.
+//!
+//! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all` runs
+//! all of them, as `make soak` does: emulated, they take long.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use nmplan::lab::Programs;
+use vm::{Job, System};
+
+/// Where the programs are in the guest; tests are one directory below them, where they look for them.
+const PROGRAMS: &str = "/usr/lib/nm";
+
+/// A suite, and those of its tests that run; none named: all.
+type Suite = (&'static str, &'static [&'static str]);
+
+/// What runs in the guest: of each story its last state.
+const SUITES: [Suite; 6] = [
+    ("lab", &["the_quick_start_comes_up_in_both_languages_and_leaves_nothing"]),
+    (
+        "joins",
+        &[
+            "in_a_small_network_and_through_a_hub_all_reach_all",
+            "a_node_that_left_joins_again_under_the_same_daemon",
+        ],
+    ),
+    (
+        "changes",
+        &[
+            "a_change_is_pushed_and_loses_no_ping_of_others",
+            "a_mesh_moves_to_another_port_on_the_devices_that_it_has",
+        ],
+    ),
+    ("faults", &["killing_agent_and_server_loses_no_ping"]),
+    ("outside", &["a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
+    ("netem", &[]),
+];
+
+/// The same for `GUEST=all`.
+const ALL: [Suite; 8] = [
+    ("lab", &[]),
+    ("joins", &[]),
+    ("changes", &[]),
+    ("faults", &[]),
+    ("outside", &[]),
+    ("register", &[]),
+    ("client_mode", &[]),
+    ("netem", &[]),
+];
+
+/// The test programs of this crate, by their names. Cargo has just built them, and says where they are.
+fn programs() -> BTreeMap<String, PathBuf> {
+    let cargo = std::env::var_os("CARGO").expect("the test is run by Cargo");
+    let arguments = ["test", "--workspace", "--no-run", "--quiet", "--message-format=json"];
+    let output = Command::new(cargo).args(arguments).output().expect("Cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    let built = messages.filter_map(|message| serde_json::from_slice::<serde_json::Value>(message).ok());
+    built
+        .filter(|message| message["target"]["kind"][0] == "test")
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?.to_owned();
+            Some((name, PathBuf::from(message["executable"].as_str()?)))
+        })
+        .collect()
+}
+
+/// Runs suites in a guest, one after the other.
+fn run(system: System, suites: &[Suite], limit: Duration) {
+    let found = Programs::find().expect("the programs are built");
+    let tests = programs();
+    // Tests find the examples by the path of this crate.
+    let crate_folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let examples = crate_folder.with_file_name("examples");
+    let manifest = crate_folder.join("Cargo.toml");
+    let mut files: Vec<_> = [found.nmserver, found.netclient, found.nmplan]
+        .into_iter()
+        .map(|program| {
+            let name = program.file_name().expect("a program has a name").to_owned();
+            (program, PathBuf::from(PROGRAMS).join(name))
+        })
+        .collect();
+    files.extend([(examples.clone(), examples), (manifest.clone(), manifest)]);
+    let mut script = vec!["failed=0".to_owned()];
+    for &(suite, names) in suites {
+        let program = PathBuf::from(PROGRAMS).join("tests").join(suite);
+        script.push(format!(
+            "{} --test-threads=1 --include-ignored --exact {} || failed=1",
+            program.display(),
+            names.join(" ")
+        ));
+        files.push((tests[suite].clone(), program));
+    }
+    script.push("exit $failed".to_owned());
+    let environment = ["CI", "ROUNDS", "RUST_BACKTRACE"].map(|name| (name, std::env::var(name)));
+    let environment =
+        environment.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.ok()?)));
+    let own = [("PATIENCE", "5"), ("NETCLIENT_DEVICE", "kernel")];
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let job = Job {
+        command: ["/bin/sh", "-c", &script.join("\n")].map(str::to_owned).to_vec(),
+        environment: environment.chain(own).collect(),
+        files,
+        limit,
+    };
+    if let Err(error) = vm::run(system, &job) {
+        panic!("{error}");
+    }
+}
+
+#[test]
+#[ignore = "boots a guest, which takes minutes: make guest"]
+fn a_guest_with_systemd_comes_up_whole() {
+    let job = Job {
+        command: ["systemctl", "is-system-running", "--wait"].map(str::to_owned).to_vec(),
+        environment: Vec::new(),
+        files: Vec::new(),
+        limit: Duration::from_secs(300),
+    };
+    if let Err(error) = vm::run(System::Systemd, &job) {
+        panic!("{error}");
+    }
+}
+
+#[test]
+#[ignore = "boots a guest, which takes minutes: make guest"]
+fn suites_pass_on_the_kernels_wireguard() {
+    let all = std::env::var("GUEST").as_deref() == Ok("all");
+    let (suites, minutes) = if all { (&ALL[..], 120) } else { (&SUITES[..], 15) };
+    run(System::Small, suites, Duration::from_secs(60 * minutes));
+}
