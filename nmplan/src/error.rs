@@ -105,7 +105,7 @@ pub enum Error {
     /// Resources that the plan depends on have changed.
     #[error("the plan is stale: resources that it depends on have changed since it was made{}", moves(.0))]
     Stale(Vec<Moved>),
-    /// The plan was carried out before. `apply` ends well with it.
+    /// The plan was carried out before, and the server has its result. `apply` ends well with it.
     #[error("the plan has already been applied, as revision {revision}, by {actor} on {}", schema::text::moment(*time))]
     AppliedBefore {
         /// The revision.

@@ -11,7 +11,7 @@ use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
 use schema::inventory::{Joined, NodeProblem};
-use schema::snapshot::{ResourceId, Revision};
+use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::world::World;
 use serde_json::Value;
 use workspace::{Workspace, example, join};
@@ -296,7 +296,7 @@ fn a_saved_plan_is_stale_once_its_resources_have_changed_and_says_who_changed_th
     let api: ResourceId = "corp/dns/api".parse().unwrap();
     workspace.server.change_elsewhere(|world| {
         let entry = world.snapshot.entry(&api).unwrap().clone();
-        world.snapshot.put(api.clone(), schema::snapshot::Entry { revision: world.revision, ..entry });
+        world.snapshot.put(api.clone(), Entry { revision: world.revision, ..entry });
     });
     let before = workspace.server.state();
     let stale = workspace.nmplan("apply @plan.json -y");
@@ -439,6 +439,56 @@ fn an_expected_plan_that_was_applied_before_is_reported_as_that() {
     let again = workspace.nmplan(&apply);
     assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(3)));
     assert!(again.stderr.contains("has already been applied, as revision 3"), "{}", again.stderr);
+}
+
+#[test]
+fn a_plan_that_was_applied_and_then_undone_by_somebody_is_not_done() {
+    let api: ResourceId = "corp/dns/api".parse().unwrap();
+    let laptop: ResourceId = "corp/node/laptop".parse().unwrap();
+    let old: ResourceId = "corp/node/old".parse().unwrap();
+    // What somebody does after the apply: a change is reverted, what was made is deleted, what was deleted is
+    // made again, and another project takes a resource over.
+    type Undo = Box<dyn Fn(&World, &mut World)>;
+    let undone: [(&ResourceId, Undo); 4] = [
+        (&api, Box::new(|before, now| put(before, "corp/dns/api", now))),
+        (&laptop, Box::new(|_, now| drop(now.snapshot.delete(&"corp/node/laptop".parse().unwrap())))),
+        (&old, Box::new(|before, now| put(before, "corp/node/old", now))),
+        (
+            &api,
+            Box::new(|_, now| {
+                let id: ResourceId = "corp/dns/api".parse().unwrap();
+                let entry = now.snapshot.entry(&id).unwrap().clone();
+                let owner =
+                    entry.owner.clone().map(|owner| Owner { project: "other".parse().unwrap(), ..owner });
+                now.snapshot.put(id, Entry { owner, revision: now.revision, ..entry });
+            }),
+        ),
+    ];
+    for (id, undo) in undone {
+        let workspace = in_use();
+        let before = workspace.server.state();
+        let plan = workspace.nmplan("plan -C @after --project acme --format json --out @plan.json");
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+        let digest = plan["digest"].as_str().unwrap();
+        assert_eq!(workspace.nmplan("apply @plan.json -y").exit, 0);
+        workspace.server.change_elsewhere(|now| undo(&before, now));
+        let undone = workspace.server.state();
+        for line in ["apply @plan.json -y", &format!("apply -C @after --project acme --expect {digest}")] {
+            let refused = workspace.nmplan(line);
+            assert!(!refused.stderr.contains("Nothing to do"), "{id}: {line}: {}", refused.all());
+            // What another project has is a problem of the files, which no plan is made of.
+            let exit = if refused.stderr.contains("error in the files") { 1 } else { 4 };
+            assert_eq!(refused.exit, exit, "{id}: {line}: {}", refused.all());
+            assert_eq!(workspace.server.state(), undone);
+        }
+    }
+}
+
+/// Puts a resource back as it was.
+fn put(before: &World, id: &str, now: &mut World) {
+    let id: ResourceId = id.parse().unwrap();
+    let entry = before.snapshot.entry(&id).unwrap().clone();
+    now.snapshot.put(id, Entry { revision: now.revision, ..entry });
 }
 
 #[test]

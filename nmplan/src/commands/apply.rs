@@ -143,7 +143,7 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
     check_server(&plan, &info, path)?;
     let stale = plan.stale(&world);
     if !stale.is_empty() {
-        return Err(why_stale(&plan, stale, &server).await?);
+        return Err(why_stale(&plan, stale, &world, &server).await?);
     }
     Ok((Ready { plan, loaded: None, info, world }, server))
 }
@@ -186,10 +186,12 @@ fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error
     Err(Error::PlanFile { path: shown(path), why: why.into() })
 }
 
-/// Why a plan no longer holds: who changed the resources that it depends on, and when.
+/// Why a plan no longer holds: it was carried out and the server still has its result, or somebody has changed
+/// the resources that it depends on: who, and when.
 async fn why_stale<C: ControlPlane>(
     plan: &Plan,
     stale: Vec<(ResourceId, Revision)>,
+    world: &World,
     server: &C,
 ) -> Result<Error, Error> {
     let mut log = BTreeMap::new();
@@ -201,6 +203,7 @@ async fn why_stale<C: ControlPlane>(
     }
     if let Some(LogEntry { revision, actor, time, .. }) =
         log.values().find(|entry| entry.digest.as_ref() == Some(&plan.digest))
+        && is_in_effect(plan, &world.snapshot)
     {
         return Ok(Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time });
     }
@@ -209,6 +212,17 @@ async fn why_stale<C: ControlPlane>(
         Moved { id, revision, actor, time }
     });
     Ok(Error::Stale(moved.collect()))
+}
+
+/// Whether each resource that a plan changes is as the plan leaves it.
+fn is_in_effect(plan: &Plan, snapshot: &Snapshot) -> bool {
+    let owner = Some(plan.owner());
+    plan.changes.iter().all(|change| match (&change.after, snapshot.entry(&change.id)) {
+        (None, found) => found.is_none(),
+        (Some(_), None) => false,
+        (Some(body), Some(found)) => decode_body(&change.id, body)
+            .is_ok_and(|entry| entry.object == found.object && found.owner == owner),
+    })
 }
 
 /// Shows the plan: on standard output, unless that is for tokens.
@@ -246,13 +260,16 @@ fn show<C: ControlPlane>(
     Ok(())
 }
 
-/// Why the plan is not the expected one: that one was applied before, or something else has changed.
+/// Why the plan is not the expected one: that one was applied before, so that nothing is left to change, or
+/// something else has changed.
 async fn unexpected<C: ControlPlane>(expected: &str, ready: &Ready, server: &C) -> Error {
     let after = Revision(ready.world.revision.0.saturating_sub(LATEST));
     // The log only explains; without it the plan is refused all the same.
     let log: Vec<LogEntry> = server.revisions(after, LATEST as usize).await.unwrap_or_default();
     let is = |entry: &&LogEntry| entry.digest.as_deref() == Some(expected);
-    if let Some(LogEntry { revision, actor, time, .. }) = log.iter().find(is) {
+    if let Some(LogEntry { revision, actor, time, .. }) = log.iter().find(is)
+        && !ready.plan.applyable
+    {
         return Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time };
     }
     let since = log.into_iter().rev().take(3).rev().collect();
