@@ -109,7 +109,7 @@ fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Resul
 }
 
 /// Ends a process that was interrupted before its plan was sent.
-fn interrupted(args: &Args) -> impl FnOnce() + Send + 'static {
+fn interrupted(args: &Args) -> impl Fn() + Send + 'static {
     let (global, verb) = (args.global.clone(), args.verb.clone());
     move || {
         let mut console = Console::of_process(&global);

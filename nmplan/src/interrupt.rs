@@ -16,12 +16,13 @@ use tokio::sync::watch;
 pub struct Interrupts {
     /// Whether the run itself acts on them.
     held: Arc<Mutex<bool>>,
-    arrived: watch::Sender<bool>,
+    /// How many have arrived.
+    arrived: watch::Sender<u64>,
 }
 
 impl Default for Interrupts {
     fn default() -> Self {
-        Self { held: Arc::default(), arrived: watch::Sender::new(false) }
+        Self { held: Arc::default(), arrived: watch::Sender::new(0) }
     }
 }
 
@@ -30,7 +31,7 @@ impl Interrupts {
     ///
     /// They are received by a thread of their own, because the run may be in the middle of reading standard
     /// input.
-    pub fn of_process(end: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub fn of_process(end: impl Fn() + Send + 'static) -> io::Result<Self> {
         let interrupts = Self::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let signals = {
@@ -41,14 +42,16 @@ impl Interrupts {
         let (mut interrupt, mut terminate, mut hangup) = (interrupt?, terminate?, hangup?);
         let receiver = interrupts.clone();
         thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => (),
-                    _ = terminate.recv() => (),
-                    _ = hangup.recv() => (),
-                }
-            });
-            receiver.arrive(end);
+            loop {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = interrupt.recv() => (),
+                        _ = terminate.recv() => (),
+                        _ = hangup.recv() => (),
+                    }
+                });
+                receiver.arrive(&end);
+            }
         });
         Ok(interrupts)
     }
@@ -58,7 +61,7 @@ impl Interrupts {
         if !*held {
             end();
         }
-        self.arrived.send_replace(true);
+        self.arrived.send_modify(|arrived| *arrived += 1);
     }
 
     /// From now on the run itself acts on a signal.
@@ -71,14 +74,19 @@ impl Interrupts {
         self.arrive(|| ());
     }
 
+    /// How many have arrived, so that something can be ended by one that comes later than others.
+    pub fn count(&self) -> u64 {
+        *self.arrived.borrow()
+    }
+
     /// Whether one has arrived.
     pub fn is_received(&self) -> bool {
-        *self.arrived.borrow()
+        self.count() > 0
     }
 
     /// Waits for one.
     pub async fn received(&self) {
         // It ends with an error only if the sender is gone, and that is this.
-        let _ = self.arrived.subscribe().wait_for(|arrived| *arrived).await;
+        let _ = self.arrived.subscribe().wait_for(|arrived| *arrived > 0).await;
     }
 }

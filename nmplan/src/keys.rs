@@ -15,6 +15,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
 
 use proto::secret::Secret;
 use proto::token::{Token, Tokens};
@@ -23,6 +25,7 @@ use schema::snapshot::ResourceId;
 use schema::world::ServerInfo;
 
 use crate::environment::Environment;
+use crate::interrupt::Interrupts;
 use file::KeyFile;
 
 /// Where tokens go.
@@ -214,9 +217,14 @@ pub trait Opened {
         Ok(())
     }
 
-    /// Delivers the tokens, after a certain or possible commit. `output` is standard output. Returns what was
-    /// done with them, for a message.
-    fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError>;
+    /// Delivers the tokens, after a certain or possible commit. `output` is standard output. A signal that
+    /// arrives meanwhile ends a command that takes them. Returns what was done with them, for a message.
+    fn deliver(
+        &self,
+        made: &[Made],
+        output: &mut Output<'_>,
+        interrupts: &Interrupts,
+    ) -> Result<String, KeysError>;
 }
 
 /// A function that writes to standard output.
@@ -236,7 +244,12 @@ impl Sink {
 struct StandardOutput;
 
 impl Opened for StandardOutput {
-    fn deliver(&self, made: &[Made], output: &mut Output<'_>) -> Result<String, KeysError> {
+    fn deliver(
+        &self,
+        made: &[Made],
+        output: &mut Output<'_>,
+        _interrupts: &Interrupts,
+    ) -> Result<String, KeysError> {
         let tokens = made.iter().map(|made| (made.id.to_string(), made.token.clone())).collect();
         output(json(&tokens).expose()).map_err(|source| {
             let ids = made.iter().map(|made| made.id.clone()).collect();
@@ -258,6 +271,10 @@ struct SinkCommand {
 /// The variables of this process that a sink command is given: what a program needs to run, and nothing that
 /// may be a secret of something else.
 const PASSED: &[&str] = &["PATH", "HOME", "USER", "LANG", "TMPDIR"];
+/// How often it is checked whether a command has ended.
+const POLL: Duration = Duration::from_millis(10);
+/// Why a command was ended, or not started.
+const INTERRUPTED: &str = "had not ended when nmplan was interrupted";
 /// What the names of its own variables begin with, without the prefix of all of ours.
 const SINK: &str = "SINK_";
 
@@ -279,8 +296,11 @@ impl SinkCommand {
 
     /// Runs it for one token: the token on standard input, the key's id in NMPLAN_KEY, its output to standard
     /// error. It is given no other secret of this process: what it needs itself is passed as
-    /// NMPLAN_SINK_ANYTHING.
-    fn run(&self, made: &Made) -> Result<(), String> {
+    /// NMPLAN_SINK_ANYTHING. It is ended, or not started, once the run is interrupted.
+    fn run(&self, made: &Made, interrupted: &dyn Fn() -> bool) -> Result<(), String> {
+        if interrupted() {
+            return Err(INTERRUPTED.into());
+        }
         let passed = PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut child = Command::new("sh")
             .args(["-c", &self.command])
@@ -295,7 +315,19 @@ impl SinkCommand {
         let mut input = child.stdin.take().expect("it is piped");
         let written = input.write_all(made.token.expose().as_bytes()).and_then(|()| input.write_all(b"\n"));
         drop(input);
-        let status = child.wait().map_err(|error| format!("could not be waited for ({error})"))?;
+        let unwaited = |error| format!("could not be waited for ({error})");
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(unwaited)? {
+                break status;
+            }
+            if interrupted() {
+                // It fails only if the command has ended meanwhile.
+                let _ = child.kill();
+                child.wait().map_err(unwaited)?;
+                return Err(INTERRUPTED.into());
+            }
+            thread::sleep(POLL);
+        };
         match (status.success(), written) {
             (true, Ok(())) => Ok(()),
             (true, Err(_)) => Err("did not read it".into()),
@@ -305,9 +337,18 @@ impl SinkCommand {
 }
 
 impl Opened for SinkCommand {
-    fn deliver(&self, made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
+    fn deliver(
+        &self,
+        made: &[Made],
+        _output: &mut Output<'_>,
+        interrupts: &Interrupts,
+    ) -> Result<String, KeysError> {
+        // An earlier signal has ended the wait for the server; the tokens are delivered all the same.
+        let earlier = interrupts.count();
+        let interrupted = || interrupts.count() > earlier;
         // If one fails, the others are still delivered.
-        let failed = made.iter().filter_map(|made| Some((made.id.clone(), self.run(made).err()?)));
+        let failed =
+            made.iter().filter_map(|made| Some((made.id.clone(), self.run(made, &interrupted).err()?)));
         let (ids, whys): (Vec<_>, BTreeSet<_>) = failed.unzip();
         if ids.is_empty() {
             return Ok(format!("taken by the command in {}", self.variable));
@@ -385,17 +426,43 @@ mod tests {
         let command = "cat > /dev/null; test \"$NMPLAN_KEY\" = corp/access-key/b".to_owned();
         let sink =
             SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command, environment: BTreeMap::new() };
-        let lost = sink.deliver(&keys, &mut |_| Ok(())).expect_err("it fails");
+        let lost = sink.deliver(&keys, &mut |_| Ok(()), &Interrupts::default()).expect_err("it fails");
         assert_eq!(
             lost.to_string(),
             "the tokens of the new keys corp/access-key/a, corp/access-key/c are lost: the command in NMPLAN_SINK_VAULT exited with status 1"
         );
         let mut closed = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
-        let lost = StandardOutput.deliver(&keys, &mut closed).expect_err("it fails");
+        let lost = StandardOutput.deliver(&keys, &mut closed, &Interrupts::default()).expect_err("it fails");
         assert!(
             lost.to_string().contains("corp/access-key/a, corp/access-key/b, corp/access-key/c"),
             "{lost}"
         );
+    }
+
+    #[test]
+    fn a_signal_ends_a_command_and_the_next_one_is_not_started() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("begun");
+        let command = format!("cat > /dev/null; echo begun >> '{}'; exec sleep 60", path.display());
+        let sink =
+            SinkCommand { variable: "NMPLAN_SINK_VAULT".into(), command, environment: BTreeMap::new() };
+        let keys: Vec<Made> = ["a", "b"].into_iter().flat_map(made).collect();
+        let interrupts = Interrupts::default();
+        interrupts.interrupt();
+        let lost = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !path.exists() {
+                    thread::sleep(POLL);
+                }
+                interrupts.interrupt();
+            });
+            sink.deliver(&keys, &mut |_| Ok(()), &interrupts).expect_err("it is ended")
+        });
+        assert_eq!(
+            lost.to_string(),
+            "the tokens of the new keys corp/access-key/a, corp/access-key/b are lost: the command in NMPLAN_SINK_VAULT had not ended when nmplan was interrupted"
+        );
+        assert!(fs::read_to_string(&path).expect("it is there").lines().count() <= 1);
     }
 
     #[test]
@@ -409,11 +476,11 @@ mod tests {
         let key = made("ci");
         let mut unused = |_: &str| -> io::Result<()> { panic!("nothing goes to standard output") };
         opened(format!("cat > '{}'; test \"$NMPLAN_KEY\" = corp/access-key/ci", path.display()))
-            .deliver(&key, &mut unused)
+            .deliver(&key, &mut unused, &Interrupts::default())
             .expect("it takes it");
         assert_eq!(fs::read_to_string(&path).expect("it is there").trim(), key[0].token.expose());
         opened(format!("cat > /dev/null; env > '{}'", path.display()))
-            .deliver(&key, &mut unused)
+            .deliver(&key, &mut unused, &Interrupts::default())
             .expect("it runs");
         let given = fs::read_to_string(&path).expect("it is there");
         let names: BTreeSet<&str> = given.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
@@ -423,7 +490,9 @@ mod tests {
             names.iter().filter(|name| !PASSED.contains(name) && !known.contains(name)).collect();
         assert!(others.is_empty(), "a sink command is given {others:?}, of all that this process has");
         assert!(names.contains("NMPLAN_SINK_MY_VAULT") && names.contains("PATH"), "{names:?}");
-        let lost = opened("cat >/dev/null; exit 3".into()).deliver(&key, &mut unused).expect_err("it fails");
+        let lost = opened("cat >/dev/null; exit 3".into())
+            .deliver(&key, &mut unused, &Interrupts::default())
+            .expect_err("it fails");
         assert_eq!(
             lost.to_string(),
             "the token of the new key corp/access-key/ci is lost: the command in NMPLAN_SINK_MY_VAULT exited with status 3"

@@ -226,6 +226,11 @@ fn nmplan(arguments: &[&str]) -> Command {
 
 /// A server that has nothing. It reports each apply that arrives, and never answers one.
 fn silent_server() -> (String, mpsc::Receiver<()>) {
+    server(None)
+}
+
+/// The same, with an answer to an apply.
+fn server(answer: Option<&'static str>) -> (String, mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (arrived, applies) = mpsc::channel();
@@ -233,14 +238,18 @@ fn silent_server() -> (String, mpsc::Receiver<()>) {
         let mut open = Vec::new();
         for mut stream in listener.incoming().map_while(Result::ok) {
             let path = request(&stream).unwrap_or_default();
-            if path.ends_with("/apply") {
-                open.push(stream);
+            let body = if path.ends_with("/apply") {
                 if arrived.send(()).is_err() {
                     return;
                 }
-                continue;
-            }
-            let body = serde_json::to_string(&world(&path)).unwrap();
+                let Some(answer) = answer else {
+                    open.push(stream);
+                    continue;
+                };
+                answer.to_owned()
+            } else {
+                serde_json::to_string(&world(&path)).unwrap()
+            };
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
             let _ = write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         }
@@ -316,6 +325,42 @@ fn a_signal_while_the_server_is_silent_ends_the_run_with_what_is_known() {
         assert!(stderr.contains("it is unknown whether the server applied the plan"), "{stderr}");
         assert!(stderr.contains(&format!("nmplan history -C {folder}")), "{stderr}");
         assert!(workspace.path("keys.json").exists());
+    }
+}
+
+#[test]
+fn a_signal_ends_a_command_that_takes_tokens_after_it_was_said_what_was_applied() {
+    let lost = "the token of the new key corp/access-key/named is lost: the command in NMPLAN_SINK_VAULT had not \
+                ended when nmplan was interrupted";
+    for (answer, says) in [
+        (Some(r#"{"revision":1,"already":false}"#), "applied as revision 1, but "),
+        (None, "it is unknown whether the server applied the plan; if it did, "),
+    ] {
+        let workspace = workspace();
+        let (url, applies) = server(answer);
+        let folder = workspace.path("").display().to_string();
+        let place = ["apply", "-C", &folder, "--project", "acme", "--server", &url];
+        let mut child = nmplan(&[&place[..], &["-y", "--keys-to", "@vault"]].concat())
+            .env("NMPLAN_SINK_VAULT", "cat > /dev/null; echo begun >&2; exec sleep 60")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        applies.recv_timeout(Duration::from_secs(20)).expect("the plan is sent");
+        if answer.is_none() {
+            // It ends the wait for the server, and not the command, which is started after it.
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        }
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut shown = String::new();
+        while !shown.contains("begun\n") {
+            assert_ne!(stderr.read_line(&mut shown).unwrap(), 0, "{shown}");
+        }
+        assert_eq!(shown.contains("Applied as revision 1.\n"), answer.is_some(), "{shown}");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        stderr.read_to_string(&mut shown).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{shown}");
+        assert!(shown.contains(&format!("{says}{lost}")), "{shown}");
     }
 }
 

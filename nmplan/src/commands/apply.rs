@@ -93,8 +93,10 @@ async fn apply<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Res
     };
     let made = keys::make(ids.iter(), &ready.info)?;
     let applied = commit(args, &ready, (&made, &allow), sink.as_deref_mut(), &server, run).await?;
+    // At once, since a command that takes tokens may take long.
+    run.console.stderr(&format!("Applied as revision {}.\n", applied.revision));
     // Before anything else that may fail, so that no token is lost.
-    let delivered = sink.map(|sink| sink.deliver(&made, &mut |tokens| run.console.stdout(tokens)));
+    let delivered = sink.map(|sink| deliver(sink.as_ref(), &made, run));
     let reported = report(&applied, run);
     if let Some(delivered) = delivered {
         report_tokens(delivered, args.keys_to.as_ref(), &ready.plan, &applied, run)?;
@@ -347,7 +349,7 @@ async fn commit<C: ControlPlane>(
         Err(refusal) => refusal,
     };
     if !harmless {
-        let tokens = sink.map(|sink| sink.deliver(made, &mut |tokens| run.console.stdout(tokens)));
+        let tokens = sink.map(|sink| deliver(sink, made, run));
         let history = command(&run.place, run.only.as_ref(), &["history"]);
         let next = Box::new(Next { history, again: again(args, ready, allow, run) });
         return Err(Error::Unknown { source: refusal.into(), tokens, next });
@@ -412,11 +414,15 @@ fn apply_id() -> Result<String, Error> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Says what was applied. Standard output is not needed for it: its reader may have gone.
+fn deliver<C>(sink: &dyn Opened, made: &[Made], run: &mut Run<'_, C>) -> Result<String, KeysError> {
+    let interrupts = run.console.interrupts.clone();
+    sink.deliver(made, &mut |tokens| run.console.stdout(tokens), &interrupts)
+}
+
+/// Prints the event of what was applied. Its reader may have gone.
 fn report<C>(applied: &Applied, run: &mut Run<'_, C>) -> Result<(), Error> {
     let Applied { revision, already } = *applied;
     run.console.must_arrive = false;
-    run.console.stderr(&format!("Applied as revision {revision}.\n"));
     if !run.console.json {
         return Ok(());
     }

@@ -15,6 +15,7 @@ use proto::token::Tokens;
 use schema::text::path as shown;
 
 use super::{KeysError, Made, Opened, Output, json};
+use crate::interrupt::Interrupts;
 
 /// How long to wait for another apply that holds the file. It holds it from before it sends its plan until
 /// the answer: a fraction of a second, unless the server is slow or unavailable.
@@ -124,7 +125,12 @@ impl Opened for KeyFile {
         replace(&self.path, &tokens)
     }
 
-    fn deliver(&self, _made: &[Made], _output: &mut Output<'_>) -> Result<String, KeysError> {
+    fn deliver(
+        &self,
+        _made: &[Made],
+        _output: &mut Output<'_>,
+        _interrupts: &Interrupts,
+    ) -> Result<String, KeysError> {
         Ok(format!("written to {}", shown(&self.given)))
     }
 }
