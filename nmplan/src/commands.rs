@@ -19,6 +19,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use ::schema::api::KeyState;
 use ::schema::guard::{self, Guard, Judgement};
@@ -80,14 +83,15 @@ fn misunderstood(error: &clap::Error) -> ExitCode {
 /// Shows what failed; returns how the run ends.
 pub fn finish(verb: &Verb, error: &Error, console: &mut Console) -> Exit {
     console.must_arrive = false;
-    if console.json {
-        // Where they cannot be printed, standard error has it.
-        let _ = events::failure(error).iter().try_for_each(|event| console.event(event));
-    }
+    // First, since standard output may block for as long as its reader likes.
     console.stderr(&error.render());
     let says_so = matches!(error, Error::Problems { undone: Some(_), .. });
     if matches!(verb, Verb::Apply(_)) && error.applied() == Some(false) && !says_so {
         console.stderr("Nothing was applied.\n");
+    }
+    if console.json {
+        // Where they cannot be printed, standard error has it.
+        let _ = events::failure(error).iter().try_for_each(|event| console.event(event));
     }
     error.exit()
 }
@@ -108,17 +112,27 @@ fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Resul
     Ok(outcome?.code().into())
 }
 
+/// How long a reader of an interrupted run has to take what is printed last.
+const TO_PRINT: Duration = Duration::from_secs(1);
+
 /// Ends a process that was interrupted before its plan was sent.
 fn interrupted(args: &Args) -> impl Fn() + Send + 'static {
     let (global, verb) = (args.global.clone(), args.verb.clone());
     move || {
-        let mut console = Console::of_process(&global);
-        if console.asks() {
-            // The terminal shows ^C where the answer was to be.
-            console.stderr("\n");
-        }
-        let exit = finish(&verb, &Error::Interrupted, &mut console);
-        std::process::exit(exit.code().into());
+        let (global, verb) = (global.clone(), verb.clone());
+        let (done, printed) = mpsc::channel();
+        // Printing may block, as the run itself may at this moment, and keep standard output locked.
+        thread::spawn(move || {
+            let mut console = Console::of_process(&global);
+            if console.asks() {
+                // The terminal shows ^C where the answer was to be.
+                console.stderr("\n");
+            }
+            finish(&verb, &Error::Interrupted, &mut console);
+            let _ = done.send(());
+        });
+        let _ = printed.recv_timeout(TO_PRINT);
+        std::process::exit(Error::Interrupted.exit().code().into());
     }
 }
 

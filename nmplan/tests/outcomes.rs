@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nmplan::control::{Fault, Memory};
 use rustix::process::{Pid, Signal, kill_process};
@@ -393,6 +393,40 @@ fn ctrl_c_at_the_question_says_that_nothing_was_applied() {
     assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
     assert!(rest.contains("interrupted\r\nNothing was applied.\r\n"), "{rest}");
     assert!(!workspace.path("keys.json").exists());
+}
+
+#[test]
+fn a_signal_ends_a_run_whose_standard_output_is_not_read() {
+    let workspace = workspace();
+    let nodes: String = (0..2000).map(|number| format!("    node \"n{number}\"\n")).collect();
+    workspace.write("corp.kdl", &format!("network \"corp\" {{\n    ipv4 \"10.40.0.0/16\"\n{nodes}}}\n"));
+    let (url, applies) = silent_server();
+    let folder = workspace.path("").display().to_string();
+    let mut child = nmplan(&["apply", "-C", &folder, "--project", "acme", "--server", &url, "-y", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let unread = || rustix::io::ioctl_fionread(child.stdout.as_ref().unwrap()).unwrap();
+    // The pipe is full once no more arrives.
+    let mut before = 0;
+    while unread() < 32 * 1024 || unread() != before {
+        before = unread();
+        thread::sleep(Duration::from_millis(200));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it has not ended");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let (_, stderr) = text(&output);
+    assert_eq!((output.status.code(), &*stderr), (Some(1), "error: interrupted\nNothing was applied.\n"));
+    assert!(applies.try_recv().is_err(), "nothing was sent");
 }
 
 #[test]
