@@ -329,6 +329,34 @@ fn a_signal_while_the_server_is_silent_ends_the_run_with_what_is_known() {
 }
 
 #[test]
+fn a_signal_that_was_ignored_before_the_start_stays_ignored() {
+    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::INT, "INT")] {
+        let workspace = workspace();
+        let (url, applies) = silent_server();
+        let folder = workspace.path("").display().to_string();
+        let keys = workspace.path("keys.json").display().to_string();
+        let place = ["apply", "-C", &folder, "--project", "acme", "--server", &url];
+        let program = nmplan(&[&place[..], &["-y", "--keys-to", &keys]].concat());
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("trap '' {name}; exec \"$@\""), "sh"])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .env("NMPLAN_TOKEN", "nma_token")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        applies.recv_timeout(Duration::from_secs(20)).expect("the plan is sent");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        thread::sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "{name} has ended it");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let (_, stderr) = text(&child.wait_with_output().unwrap());
+        assert!(stderr.contains("it is unknown whether the server applied the plan"), "{stderr}");
+    }
+}
+
+#[test]
 fn a_signal_ends_a_command_that_takes_tokens_after_it_was_said_what_was_applied() {
     let lost = "the token of the new key corp/access-key/named is lost: the command in NMPLAN_SINK_VAULT had not \
                 ended when nmplan was interrupted";
