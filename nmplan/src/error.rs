@@ -138,7 +138,7 @@ pub enum Error {
     /// The run was interrupted before anything was sent.
     #[error("interrupted")]
     Interrupted,
-    /// The plan was applied, and what happened could not be printed.
+    /// The plan was applied, or a node removed or let in again, and what happened could not be printed.
     #[error("applied as revision {revision}, but standard output cannot be written")]
     Unreported {
         /// The revision.

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use schema::snapshot::Revision;
 use schema::world::World;
 use serde_json::Value;
-use workspace::Workspace;
+use workspace::{Workspace, join};
 
 const CORP: &str = "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" }\n}\n";
 
@@ -80,6 +80,46 @@ fn what_was_applied_is_said_whatever_becomes_of_standard_output() {
         let says = applied.stderr.contains("applied as revision 1, but standard output cannot be written");
         assert_eq!(says, exit == 1, "{}", applied.stderr);
         assert!(workspace.path("keys.json").exists() && !applied.stderr.contains("Nothing was applied"));
+    }
+}
+
+#[test]
+fn what_became_of_a_node_is_said_whatever_becomes_of_standard_output() {
+    let unreported = "applied as revision 3, but standard output cannot be written";
+    for (kind, exit) in [(ErrorKind::BrokenPipe, 0), (ErrorKind::StorageFull, 1)] {
+        for (line, printed, says) in [
+            ("node remove corp/gw -y --ban", 1, "Removed corp/node/gw as revision 3.\n"),
+            ("node remove corp/gw -y --quiet", 0, "Removed corp/node/gw as revision 3.\n"),
+            ("node unban corp/gw", 0, "Lifted the ban of corp/node/gw as revision 3: "),
+        ] {
+            for json in [false, true] {
+                let mut workspace = workspace();
+                assert_eq!(workspace.nmplan(APPLY).exit, 0);
+                join(&workspace.server, &[("gw", 1)]);
+                let line = if json { format!("{line} --json") } else { line.to_owned() };
+                let is_unban = line.contains("unban");
+                if is_unban {
+                    assert_eq!(workspace.nmplan("node remove corp/gw -y --ban").exit, 0);
+                }
+                let revision = 3 + u64::from(is_unban);
+                let in_turn = |text: &str| text.replace("revision 3", &format!("revision {revision}"));
+                workspace.output_fails = Some((if json { 0 } else { printed }, kind));
+                let done = workspace.nmplan(&line);
+                assert_eq!(workspace.server.state().revision, Revision(revision), "{line}: {}", done.all());
+                assert!(done.stderr.contains(&in_turn(says)), "{line}: {}", done.all());
+                // Only the document of --json is missed.
+                let exit = if json { exit } else { 0 };
+                assert_eq!(done.exit, exit, "{line}: {}", done.all());
+                assert_eq!(done.stderr.contains(&in_turn(unreported)), exit == 1, "{line}: {}", done.all());
+            }
+        }
+        let mut workspace = workspace();
+        assert_eq!(workspace.nmplan(APPLY).exit, 0);
+        join(&workspace.server, &[("gw", 1)]);
+        workspace.output_fails = Some((0, kind));
+        let unseen = workspace.nmplan("node remove corp/gw -y");
+        assert_eq!((unseen.exit, workspace.server.state().revision), (1, Revision(2)), "{}", unseen.all());
+        assert!(unseen.stderr.starts_with("error: cannot write to standard output\n"), "{}", unseen.stderr);
     }
 }
 

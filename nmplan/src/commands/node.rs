@@ -1,9 +1,11 @@
 //! `nmplan node`: removes nodes that have joined, and bars their hosts; the declarations stay as they are.
+//!
+//! As after an apply, what was done is said on standard error, whatever becomes of standard output.
 
 use schema::api::{Committed, Removed};
 use schema::inventory::{Joined, NodeId};
 use schema::kinds::{AccessKey, Node};
-use schema::snapshot::ResourceId;
+use schema::snapshot::{ResourceId, Revision};
 use schema::text::moment;
 use schema::world::{BarredDocument, ServerInfo, World};
 use serde::Serialize;
@@ -37,6 +39,8 @@ async fn remove<C: ControlPlane>(args: &RemoveNode, run: &mut Run<'_, C>) -> Res
     let (info, world) = run.observe(&server).await?;
     let joined = world.inventory.node(&node).ok_or_else(|| unknown(&node, &world))?;
     let unseen = run.console.json || run.console.quiet && args.auto_approve;
+    // As with a plan: what nobody can see is not done.
+    run.console.must_arrive = true;
     if !unseen {
         run.console.stdout(&description(&node, joined, args.ban, &info, &world))?;
     }
@@ -45,15 +49,24 @@ async fn remove<C: ControlPlane>(args: &RemoveNode, run: &mut Run<'_, C>) -> Res
     let asked = server.remove_node(&node, args.ban, &joined.identity);
     let removed = run.console.waiting(&what, asked).await?;
     let id = resource_id(&node);
-    if run.console.json {
-        return print(&Done { id, answer: removed }, run);
-    }
-    let Removed { revision, next, .. } = removed;
-    run.console.stdout(&format!("Removed {id} as revision {revision}.\n"))?;
+    let Removed { revision, next, .. } = &removed;
+    run.console.stderr(&format!("Removed {id} as revision {revision}.\n"));
     if let Some(next) = next {
         run.console.note(&format!("Note: {next}.\n"));
     }
-    Ok(Exit::Done)
+    report(&Done { id, answer: &removed }, *revision, run)
+}
+
+/// Prints the document of a change that was made, if one is asked for. Its reader may have gone.
+fn report<C>(done: &impl Serialize, revision: Revision, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    run.console.must_arrive = false;
+    if !run.console.json {
+        return Ok(Exit::Done);
+    }
+    match print(done, run) {
+        Err(Error::Output(source)) => Err(Error::Unreported { revision, source }),
+        printed => printed,
+    }
 }
 
 /// The node that was typed.
@@ -137,15 +150,11 @@ async fn unban<C: ControlPlane>(typed: &NodeArg, run: &mut Run<'_, C>) -> Result
     let what = format!("waiting for {}", server.name());
     let answer = run.console.waiting(&what, server.lift_ban(&node)).await?;
     let id = resource_id(&node);
-    if run.console.json {
-        return print(&Done { id, answer }, run);
-    }
-    let (Committed { revision }, NodeId { network, .. }) = (answer, &node);
-    let text = format!(
+    let (Committed { revision }, NodeId { network, .. }) = (&answer, &node);
+    run.console.stderr(&format!(
         "Lifted the ban of {id} as revision {revision}: its host can join {network} again, with a valid token.\n"
-    );
-    run.console.stdout(&text)?;
-    Ok(Exit::Done)
+    ));
+    report(&Done { id, answer: &answer }, *revision, run)
 }
 
 async fn bans<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
