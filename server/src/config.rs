@@ -24,8 +24,8 @@ const ANY_OF_BOTH: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 /// lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The public name or address that tokens carry (`SERVER_HOST`); by default the source address of the
-    /// default route.
+    /// The public name or address that tokens carry (`SERVER_HOST`); by default `BIND` if agents connect to
+    /// that one address, else the source address of the default route.
     pub server_host: String,
     /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and
     /// port.
@@ -103,7 +103,7 @@ pub enum ConfigError {
     /// A value in the file, or a variable, is not valid.
     #[error(transparent)]
     Wrong(#[from] SettingsError),
-    /// Tokens would name an address of a family that the server does not listen on.
+    /// Tokens would name an address that the server does not listen on.
     #[error(
         "agents would connect to {host} (SERVER_HOST), but BIND is {bind}, which no connection to {host} reaches; set \
          BIND to :: (IPv4 and IPv6), or PUBLIC_GRPC to where a proxy takes them"
@@ -152,19 +152,25 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigErro
 fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
     let values = Values(value);
     values.read("DATABASE", engine)?;
-    let server_host = values.read("SERVER_HOST", host)?.unwrap_or_else(own_address);
+    let (server_host, bind) = (values.read("SERVER_HOST", host)?, values.read("BIND", address)?);
+    let public_grpc = values.read("PUBLIC_GRPC", host_and_port)?;
+    let behind_proxy = values.read("BEHIND_PROXY", switch)?.unwrap_or(false);
+    let agent_backend = values.read("AGENT_BACKEND", switch)?.unwrap_or(true);
+    let direct = is_direct(agent_backend, public_grpc.as_deref(), behind_proxy);
+    let one = bind.filter(|bind| direct && !bind.is_unspecified()).map(|bind| bind.to_string());
+    let server_host = server_host.or(one).unwrap_or_else(own_address);
     let all = if server_host.parse::<Ipv6Addr>().is_ok() { ANY_OF_BOTH } else { ANY_IPV4 };
     let settings = Settings {
         server_host,
-        public_grpc: values.read("PUBLIC_GRPC", host_and_port)?,
-        bind: values.read("BIND", address)?.unwrap_or(all),
+        public_grpc,
+        bind: bind.unwrap_or(all),
         api_port: values.read("API_PORT", port)?.unwrap_or(8081),
         grpc_port: values.read("GRPC_PORT", port)?.unwrap_or(50_051),
         rest_backend: values.read("REST_BACKEND", switch)?.unwrap_or(true),
-        agent_backend: values.read("AGENT_BACKEND", switch)?.unwrap_or(true),
+        agent_backend,
         data_dir: values.read("DATA_DIR", str::parse)?.unwrap_or_else(|| "/var/lib/nmserver".into()),
         tls: values.read("TLS", switch)?.unwrap_or(true),
-        behind_proxy: values.read("BEHIND_PROXY", switch)?.unwrap_or(false),
+        behind_proxy,
         comms: values.read("COMMS", switch)?.unwrap_or(true),
         comms_range: values.read("COMMS_RANGE", comms_range)?.unwrap_or(ServerInfo::DEFAULT_COMMS_RANGE),
         comms_port: values.read("COMMS_PORT", port)?.unwrap_or(50_555),
@@ -218,14 +224,19 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
-    // A proxy in front may listen on anything.
-    let direct = settings.public_grpc.is_none() && !settings.behind_proxy;
-    match settings.server_host.parse::<IpAddr>() {
-        Ok(host) if direct && settings.bind != ANY_OF_BOTH && host.is_ipv4() != settings.bind.is_ipv4() => {
-            Err(ConfigError::Unreached { host, bind: settings.bind })
-        }
-        Ok(_) | Err(_) => Ok(()),
-    }
+    Ok(())
+}
+
+/// Whether agents connect to what the server listens on: a proxy in front may listen on anything.
+fn is_direct(agent_backend: bool, public_grpc: Option<&str>, behind_proxy: bool) -> bool {
+    agent_backend && public_grpc.is_none() && !behind_proxy
+}
+
+/// Whether a connection to `host` may reach what listens on `bind`: a NAT translates neither from nor to
+/// loopback, nor between the families.
+fn may_reach(host: IpAddr, bind: IpAddr) -> bool {
+    let same_family = bind == ANY_OF_BOTH || host.is_ipv4() == bind.is_ipv4();
+    same_family && (bind.is_unspecified() || host.is_loopback() == bind.is_loopback())
 }
 
 fn engine(text: &str) -> Result<(), &'static str> {
@@ -312,7 +323,7 @@ fn own_address() -> String {
 pub fn reference() -> String {
     // What follows from this host, or from another setting, is described.
     let described = |name: &str| match name {
-        "SERVER_HOST" => Some("this host's address on its default route"),
+        "SERVER_HOST" => Some("BIND if that is one address, else this host's on its default route"),
         "PUBLIC_GRPC" => Some("SERVER_HOST:GRPC_PORT"),
         "PUBLIC_COMMS" => Some("SERVER_HOST:COMMS_PORT"),
         _ => None,
@@ -326,6 +337,19 @@ pub fn reference() -> String {
 }
 
 impl Settings {
+    /// Checks that agents reach what will be listened on by the address that tokens name: for those who serve
+    /// with these settings.
+    pub fn check_reached(&self) -> Result<(), ConfigError> {
+        if !is_direct(self.agent_backend, self.public_grpc.as_deref(), self.behind_proxy) {
+            return Ok(());
+        }
+        match self.server_host.parse::<IpAddr>() {
+            Ok(host) if !may_reach(host, self.bind) => Err(ConfigError::Unreached { host, bind: self.bind }),
+            // A name may be either.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// The address by which agents reach the server.
     pub fn agent_address(&self) -> String {
         self.public_grpc.clone().unwrap_or_else(|| self.own_address(self.grpc_port))
@@ -487,6 +511,10 @@ mod tests {
 
     #[test]
     fn what_tokens_name_is_what_is_listened_on() {
+        let with = |values: &[(&str, &str)]| {
+            let settings = with(values)?;
+            settings.check_reached().map(|()| settings)
+        };
         let bound = |values: &[(&str, &str)]| with(values).map(|settings| settings.bind.to_string());
         let v6 = ("SERVER_HOST", "2001:db8::1");
         assert_eq!(bound(&[("SERVER_HOST", "192.0.2.1")]).expect("good"), "0.0.0.0");
@@ -494,15 +522,34 @@ mod tests {
         for bind in ["::", "2001:db8::1"] {
             assert_eq!(bound(&[v6, ("BIND", bind)]).expect("good"), bind);
         }
-        for (host, bind) in [("2001:db8::1", "0.0.0.0"), ("::1", "127.0.0.1"), ("192.0.2.1", "2001:db8::1")] {
+        for (host, bind) in [
+            ("2001:db8::1", "0.0.0.0"),
+            ("::1", "127.0.0.1"),
+            ("192.0.2.1", "2001:db8::1"),
+            ("192.0.2.1", "127.0.0.1"),
+            ("2001:db8::1", "::1"),
+            ("127.0.0.1", "192.0.2.1"),
+        ] {
             let values = [("SERVER_HOST", host), ("BIND", bind)];
             let refused = with(&values).expect_err("nobody would reach it").to_string();
             assert!([host, bind, "set BIND to ::"].iter().all(|part| refused.contains(part)), "{refused}");
-            for proxied in [("PUBLIC_GRPC", "nm.example.net:443"), ("BEHIND_PROXY", "on")] {
+            for proxied in
+                [("PUBLIC_GRPC", "nm.example.net:443"), ("BEHIND_PROXY", "on"), ("AGENT_BACKEND", "off")]
+            {
                 assert!(with(&[values[0], values[1], proxied]).is_ok(), "{proxied:?}");
             }
         }
         assert!(with(&[("SERVER_HOST", "192.0.2.1"), ("BIND", "::")]).is_ok());
+        for (host, bind) in [("192.0.2.1", "10.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "127.0.0.1")]
+        {
+            assert!(with(&[("SERVER_HOST", host), ("BIND", bind)]).is_ok(), "{host} {bind}");
+        }
+        for bind in ["127.0.0.1", "2001:db8::1"] {
+            let named = with(&[("BIND", bind)]).expect("it is the default").server_host;
+            assert_eq!(named, bind, "what is listened on is what tokens name");
+            let proxied = with(&[("BIND", bind), ("BEHIND_PROXY", "on")]).expect("good").server_host;
+            assert_eq!(proxied, own_address(), "a proxy listens elsewhere");
+        }
         assert!(
             with(&[("SERVER_HOST", "nm.example.net"), ("BIND", "2001:db8::1")]).is_ok(),
             "a name may be either"

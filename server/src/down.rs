@@ -8,6 +8,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use schema::text::word;
+
 use crate::client::{self, OwnHostError};
 use crate::comms::{self, TunnelsUnavailable};
 use crate::identity::{DataDir, IdentityError};
@@ -62,8 +64,11 @@ impl fmt::Display for Report {
                     directory.display()
                 );
             }
-            Self::Down { removed, left } => (removed, left.display()),
+            Self::Down { removed, left } => (removed, left),
         };
+        // The command is to be copied, and may be run in any directory.
+        let left = std::path::absolute(left).unwrap_or_else(|_| left.clone());
+        let left = word(&left.display().to_string());
         removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
         if removed.is_empty() {
             writeln!(
@@ -104,5 +109,16 @@ mod tests {
             path.read_dir().expect("it is there").flatten().map(|it| it.file_name()).collect();
         left.sort();
         assert_eq!(left, ["lock", "nmserver.db"], "nothing is made");
+    }
+
+    #[test]
+    fn the_command_that_deletes_names_one_directory_wherever_it_is_run() {
+        let here = std::env::current_dir().expect("a directory");
+        let command = |left: &str| {
+            let report = Report::Down { removed: Vec::new(), left: left.into() }.to_string();
+            report.lines().last().expect("a line").trim_start().to_owned()
+        };
+        assert_eq!(command("/srv/my data"), "rm -r '/srv/my data'");
+        assert_eq!(command("data"), format!("rm -r {}", word(&here.join("data").display().to_string())));
     }
 }

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek as ed25519;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
+use netclient::device::boottime;
 use proto::position::{Position, Stamp};
 use proto::secret::Secret;
 use proto::sign::Invalid;
@@ -35,6 +37,8 @@ const SESSION_LIFE: u32 = 3_600;
 pub struct Secrets {
     signing_key: ed25519::SigningKey,
     mac_key: Secret<[u8; 32]>,
+    /// What distinguishes the nonces of this process from those of any other with the same keys.
+    process: [u8; 8],
 }
 
 /// What the server needs to end TLS.
@@ -60,7 +64,7 @@ impl Secrets {
     /// Reads the keys, and creates them first if there are none.
     pub fn open(directory: &DataDir) -> Result<Self, IdentityError> {
         let signing_key = ed25519::SigningKey::from_bytes(directory.secret("signing.key")?.expose());
-        Ok(Self { signing_key, mac_key: directory.secret("session.key")? })
+        Ok(Self { signing_key, mac_key: directory.secret("session.key")?, process: process()? })
     }
 
     /// The key that signs what agents are sent.
@@ -78,12 +82,14 @@ impl Secrets {
         mac.chain_update(purpose.as_bytes()).chain_update([0]).chain_update(bytes)
     }
 
-    /// A nonce that any replica with the same keys can check, and the public half of the ephemeral key that
-    /// belongs to it.
+    /// A nonce that serves in this process alone, and the public half of the ephemeral key that belongs to it.
+    /// The clock of the host has no part in it: whoever sets that back cuts no agent off.
     pub fn challenge(&self) -> (Vec<u8>, [u8; 32]) {
         let mut nonce = Vec::with_capacity(40);
-        nonce.extend_from_slice(&Timestamp::now().as_microsecond().to_be_bytes());
-        let mut random = [0u8; 16];
+        let made = u64::try_from(boottime().as_micros()).expect("no host runs for 500,000 years");
+        nonce.extend_from_slice(&made.to_be_bytes());
+        nonce.extend_from_slice(&self.process);
+        let mut random = [0u8; 8];
         getrandom::fill(&mut random).expect("the operating system returned random numbers at the start");
         nonce.extend_from_slice(&random);
         let mac = self.mac("nonce", &nonce);
@@ -92,15 +98,16 @@ impl Secrets {
         (nonce, public)
     }
 
-    /// Checks that this server made a nonce. Whether it may still serve,
-    /// [`Nonces`](crate::core::nonces::Nonces) knows.
+    /// Checks that this process made a nonce. Whether it may still serve,
+    /// [`Nonces`](crate::core::nonces::Nonces) knows; one of an earlier process is over.
     pub fn nonce(&self, bytes: &[u8]) -> Result<Nonce, Invalid> {
         let (body, mac) = bytes.split_last_chunk::<16>().ok_or(Invalid::Part("nonce"))?;
         self.mac_of("nonce", body).verify_truncated_left(mac).map_err(|_| Invalid::Part("nonce"))?;
-        let made =
-            body.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes)).ok_or(Invalid::Part("nonce"))?;
-        let made = Timestamp::from_microsecond(made).map_err(|_| Invalid::Part("nonce"))?;
-        Ok(Nonce { made, bytes: bytes.into() })
+        let (made, rest) = body.split_first_chunk::<8>().ok_or(Invalid::Part("nonce"))?;
+        if !rest.starts_with(&self.process) {
+            return Err(Invalid::NonceExpired);
+        }
+        Ok(Nonce { made: Duration::from_micros(u64::from_be_bytes(*made)), bytes: bytes.into() })
     }
 
     /// The ephemeral key that belongs to a nonce of this server.
@@ -150,6 +157,12 @@ impl Secrets {
         let (identity, until) = body.split_first_chunk::<32>()?;
         Some((Identity(*identity), i64::from_be_bytes(until.try_into().ok()?)))
     }
+}
+
+/// A random number for this process.
+fn process() -> Result<[u8; 8], IdentityError> {
+    let random = random()?;
+    Ok(*random.expose().first_chunk().expect("there are 32 bytes"))
 }
 
 /// What the MAC of a position covers.
@@ -235,6 +248,11 @@ pub fn new_token() -> Result<(String, Secret<String>, [u8; 32]), IdentityError> 
     Ok((id, token, hash))
 }
 
+/// Whether a text has the form of a bearer token's id.
+pub fn is_token_id(text: &str) -> bool {
+    text.len() == 10 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The id of a bearer token, and the hash of its secret; nothing if it is not of that form.
 pub fn hash_of(token: &str) -> Option<(String, [u8; 32])> {
     let (id, secret) = token.strip_prefix("nma_")?.split_once('_')?;
@@ -245,26 +263,28 @@ pub fn hash_of(token: &str) -> Option<(String, [u8; 32])> {
 mod tests {
     use std::fs;
 
-    use jiff::SignedDuration;
-
     use super::*;
     use crate::data_dir::tests::data;
 
     fn secrets() -> Secrets {
-        Secrets { signing_key: ed25519::SigningKey::from_bytes(&[1; 32]), mac_key: Secret::new([2; 32]) }
+        Secrets {
+            signing_key: ed25519::SigningKey::from_bytes(&[1; 32]),
+            mac_key: Secret::new([2; 32]),
+            process: [9; 8],
+        }
     }
 
     #[test]
     fn a_nonce_is_valid_where_it_was_made_and_nowhere_else() {
         let (nonce, public) = secrets().challenge();
         let known = secrets().nonce(&nonce).expect("it is valid");
-        assert!(
-            known.made <= Timestamp::now() && known.made + SignedDuration::from_mins(1) > Timestamp::now()
-        );
+        assert!(known.made <= boottime() && known.made + Duration::from_mins(1) > boottime());
         let ephemeral = secrets().ephemeral(&known);
         assert_eq!(x25519_dalek::PublicKey::from(&ephemeral).to_bytes(), public);
         let other = Secrets { mac_key: Secret::new([3; 32]), ..secrets() };
-        assert!(other.nonce(&nonce).is_err());
+        assert_eq!(other.nonce(&nonce), Err(Invalid::Part("nonce")));
+        let restarted = Secrets { process: [8; 8], ..secrets() };
+        assert_eq!(restarted.nonce(&nonce), Err(Invalid::NonceExpired), "whatever either clock shows");
         for place in 0..nonce.len() {
             let mut changed = nonce.clone();
             changed[place] ^= 1;
@@ -371,8 +391,8 @@ mod tests {
         assert_eq!(
             printed,
             format!(
-                "Secrets {{ signing_key: SigningKey {{ verifying_key: {key:?}, .. }}, mac_key: Secret(..) }} Secret(..) \
-                 Secret(..)"
+                "Secrets {{ signing_key: SigningKey {{ verifying_key: {key:?}, .. }}, mac_key: Secret(..), process: [9, 9, 9, 9, \
+                 9, 9, 9, 9] }} Secret(..) Secret(..)"
             )
         );
     }
@@ -380,6 +400,7 @@ mod tests {
     #[test]
     fn a_token_is_known_by_its_hash() {
         let (id, token, hash) = new_token().expect("made");
+        assert!(is_token_id(&id) && !is_token_id("ci") && !is_token_id("00000000ag"), "{id}");
         assert_eq!(hash_of(token.expose()), Some((id, hash)));
         assert_eq!(hash_of("nma_x"), None);
     }

@@ -143,13 +143,17 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         }
         None | Some(Verb::Serve) => {
             drop(data);
+            settings.check_reached()?;
             runtime()?.block_on(serve(settings))
         }
         Some(Verb::Down) => {
-            let removed = runtime()?.block_on(down::run(&settings.data_dir))?;
-            Ok(data.write_all(removed.to_string().as_bytes())?)
+            let report = runtime()?.block_on(down::run(&settings.data_dir))?;
+            // It is done, whether or not anybody reads that.
+            let _ = write!(std::io::stderr(), "{report}");
+            Ok(())
         }
         Some(Verb::Config) => {
+            settings.check_reached()?;
             settings.lines().iter().try_for_each(|line| writeln!(data, "{line}"))?;
             Ok(())
         }
@@ -245,7 +249,7 @@ fn raise_file_limit() {
 fn token(
     settings: &Settings,
     verb: TokenVerb,
-    data: &mut impl Write,
+    data: &mut dyn Write,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut store = open_store(&settings.data_dir)?;
     match verb {
@@ -254,8 +258,7 @@ fn token(
             let networks = some(network.is_empty()).then(|| network.into_iter().collect());
             let projects = some(project.is_empty()).then(|| project.into_iter().collect());
             let expires = expires.map(|expires| expires.moment(jiff::Timestamp::now()));
-            let token = tokens::create(&mut store, name, Grant { role, networks, projects }, expires)?;
-            writeln!(data, "{}", token.expose())?;
+            tokens::create(&mut store, name, Grant { role, networks, projects }, expires, data)?;
         }
         TokenVerb::List => {
             write!(data, "{}", tokens::table(&store.tokens()?, jiff::Timestamp::now()))?;

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
 use jiff::Timestamp;
+use netclient::device::boottime;
 use proto::position::Position;
 use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, Removed, StatusDocument};
@@ -103,7 +104,7 @@ impl Service {
         let inner = Inner {
             parts,
             documents: Documents::new(),
-            nonces: Mutex::new(Nonces::new(Timestamp::now())),
+            nonces: Mutex::default(),
             guesses: Mutex::default(),
             refused: Tally::default(),
         };
@@ -133,7 +134,7 @@ impl Service {
             let identity = before.node(&id).map(|joined| joined.identity);
             if let Some(identity) = identity.filter(|identity| after.name_of(&id.network, identity).is_none())
             {
-                self.nonces().removed(id.network, identity, Timestamp::now());
+                self.nonces().removed(id.network, identity, boottime());
             }
         }
     }

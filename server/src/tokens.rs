@@ -1,6 +1,7 @@
 //! Bearer tokens as an operator sees them: made with a name, listed, revoked by name or id.
 
 use std::fmt::Display;
+use std::io::{self, Write};
 
 use jiff::Timestamp;
 use proto::secret::Secret;
@@ -23,6 +24,24 @@ pub enum TokenError {
         /// The token that has it.
         id: String,
     },
+    /// The name has the form of an id, so it could not be said which of the two is meant.
+    #[error(
+        "the name {0} has the form of a token's id; choose one with a letter after f, or of another length"
+    )]
+    NameIsId(Name),
+    /// Nobody has seen it.
+    #[error("the token could not be printed, so it was deleted again; create it anew")]
+    Unprinted(#[source] io::Error),
+    /// Nobody has seen it, and it is stored all the same.
+    #[error("the token {id} could not be printed ({print}), nor deleted again; nmserver token revoke {id}")]
+    Stray {
+        /// Its id.
+        id: String,
+        /// Why it could not be printed.
+        print: io::Error,
+        /// Why it could not be deleted.
+        source: StoreError,
+    },
     /// There is no such token.
     #[error("there is no token {0}; `nmserver token list` shows names and ids")]
     Unknown(String),
@@ -44,13 +63,18 @@ pub fn made(
     Ok((StoredToken { id, name, hash, grant, created: Timestamp::now(), expires }, token))
 }
 
-/// Makes a token, and stores what verifies it; `expires` absent: it does not.
+/// Makes a token, stores what verifies it, and prints it to `out`; one that cannot be printed is not stored.
+/// `expires` absent: it does not.
 pub fn create(
     store: &mut dyn Store,
     name: Option<Name>,
     grant: Grant,
     expires: Option<Timestamp>,
-) -> Result<Secret<String>, TokenError> {
+    out: &mut dyn Write,
+) -> Result<(), TokenError> {
+    if let Some(name) = name.as_ref().filter(|name| identity::is_token_id(name.as_str())) {
+        return Err(TokenError::NameIsId(name.clone()));
+    }
     if let Some(name) = &name
         && let Some(other) = store.tokens()?.into_iter().find(|token| token.name.as_ref() == Some(name))
     {
@@ -58,16 +82,20 @@ pub fn create(
     }
     let (stored, token) = made(name, grant, expires)?;
     store.put_token(&stored)?;
-    Ok(token)
+    let Err(print) = writeln!(out, "{}", token.expose()).and_then(|()| out.flush()) else { return Ok(()) };
+    match store.delete_token(&stored.id) {
+        Ok(_) => Err(TokenError::Unprinted(print)),
+        Err(source) => Err(TokenError::Stray { id: stored.id, print, source }),
+    }
 }
 
-/// Revokes the token with this id or name.
+/// Revokes the token with this id or, if none has it, with this name.
 pub fn revoke(store: &mut dyn Store, which: &str) -> Result<(), TokenError> {
-    let is_meant = |token: &StoredToken| {
-        token.id == which || token.name.as_ref().is_some_and(|name| name.as_str() == which)
-    };
-    let found = store.tokens()?.into_iter().find(is_meant);
-    match found {
+    if store.delete_token(which)? {
+        return Ok(());
+    }
+    let is_called = |token: &StoredToken| token.name.as_ref().is_some_and(|name| name.as_str() == which);
+    match store.tokens()?.into_iter().find(is_called) {
         Some(token) if store.delete_token(&token.id)? => Ok(()),
         Some(_) | None => Err(TokenError::Unknown(which.to_owned())),
     }
@@ -160,16 +188,58 @@ mod tests {
     #[test]
     fn a_name_is_one_tokens_and_revokes_it_as_its_id_does() {
         let mut store = Memory::default();
-        create(&mut store, name("ci"), Grant::admin(), None).expect("made");
-        create(&mut store, None, Grant::admin(), None).expect("made");
-        create(&mut store, None, Grant::admin(), None).expect("a token needs no name");
-        let taken = create(&mut store, name("ci"), Grant::admin(), None).expect_err("the name is taken");
+        let create = |store: &mut Memory, name| create(store, name, Grant::admin(), None, &mut io::sink());
+        create(&mut store, name("ci")).expect("made");
+        create(&mut store, None).expect("made");
+        create(&mut store, None).expect("a token needs no name");
+        let taken = create(&mut store, name("ci")).expect_err("the name is taken");
         assert!(taken.to_string().contains("nmserver token revoke ci"), "{taken}");
         revoke(&mut store, "ci").expect("revoked");
-        create(&mut store, name("ci"), Grant::admin(), None).expect("the name is free again");
+        create(&mut store, name("ci")).expect("the name is free again");
         let id = store.tokens().expect("read").iter().find(|it| it.name.is_none()).expect("one").id.clone();
         revoke(&mut store, &id).expect("revoked");
         assert!(matches!(revoke(&mut store, &id), Err(TokenError::Unknown(_))));
         assert_eq!(store.tokens().expect("read").len(), 2);
+    }
+
+    #[test]
+    fn an_id_is_never_taken_for_the_name_of_another_token() {
+        let mut store = Memory::default();
+        let (first, _) = made(None, Grant::admin(), None).expect("made");
+        let refused = create(&mut store, name("0123456789"), Grant::admin(), None, &mut io::sink());
+        assert!(refused.expect_err("it is an id").to_string().contains("has the form of a token's id"));
+        assert!(create(&mut store, name("0123"), Grant::admin(), None, &mut io::sink()).is_ok());
+        // An earlier version took such names.
+        let (mut called, _) = made(None, Grant::admin(), None).expect("made");
+        called.name = first.id.parse().ok();
+        assert!(called.name.is_some());
+        store.put_token(&called).expect("stored");
+        store.put_token(&first).expect("stored");
+        revoke(&mut store, &first.id).expect("revoked");
+        let left: Vec<_> = store.tokens().expect("read").into_iter().map(|token| token.id).collect();
+        assert!(left.contains(&called.id) && !left.contains(&first.id), "{left:?}");
+        revoke(&mut store, &first.id).expect("now it is the name that is meant");
+        assert_eq!(store.tokens().expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_printed_is_not_stored() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut store = Memory::default();
+        let refused =
+            create(&mut store, name("ci"), Grant::admin(), None, &mut Full).expect_err("it is full");
+        assert!(refused.to_string().contains("was deleted again"), "{refused}");
+        assert_eq!(store.tokens().expect("read"), []);
+        let mut out = Vec::new();
+        create(&mut store, name("ci"), Grant::admin(), None, &mut out).expect("the name is free");
+        assert!(out.starts_with(b"nma_") && out.ends_with(b"\n"));
     }
 }

@@ -244,6 +244,30 @@ fn tokens_are_made_listed_and_revoked_and_only_where_a_server_has_started() {
 }
 
 #[test]
+fn only_who_serves_has_to_be_reached_and_no_token_is_stored_that_nobody_has_seen() {
+    let directory = folder();
+    drop(Serving::start(&mut nmserver(directory.path())));
+    let unreached = |verb: &[&str]| {
+        let mut command = nmserver(directory.path());
+        command.env("SERVER_HOST", "192.0.2.11").args(verb);
+        command
+    };
+    for verb in [&["serve"][..], &["config"]] {
+        let said = refused(&mut unreached(verb));
+        assert!(said.contains("agents would connect to 192.0.2.11"), "{said}");
+    }
+    let list = || String::from_utf8(unreached(&["token", "list"]).output().unwrap().stdout).unwrap();
+    let before = list();
+    assert_eq!(before.lines().count(), 2, "{before}");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let create = ["token", "create", "--role", "viewer", "--name", "ci"];
+    let said = refused(unreached(&create).stdout(full));
+    assert!(said.contains("was deleted again"), "{said}");
+    assert_eq!(list(), before);
+    assert!(unreached(&["down"]).output().unwrap().status.success());
+}
+
+#[test]
 fn the_settings_in_force_can_be_read_back() {
     let directory = folder();
     let output = nmserver(directory.path()).arg("config").output().unwrap();
@@ -344,14 +368,14 @@ fn a_server_is_taken_off_its_host_once_it_has_ended() {
     let down = || nmserver(&data).arg("down").output().unwrap();
     let nothing = down();
     assert!(nothing.status.success(), "there is nothing to do");
-    assert!(String::from_utf8(nothing.stdout).unwrap().contains("no server has started in"));
+    assert!(String::from_utf8(nothing.stderr).unwrap().contains("no server has started in"));
     let serving = Serving::start(&mut nmserver(&data));
     let running = refused(nmserver(&data).arg("down"));
     assert!(running.contains("stop it first (systemctl stop nmserver)"), "{running}");
     assert!(serving.end(Signal::TERM).0);
     for _ in 0..2 {
         let done = down();
-        let said = String::from_utf8(done.stdout).unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
         assert!(done.status.success() && said.contains(&format!("rm -r {}", data.display())), "{said}");
     }
     drop(Serving::start(&mut nmserver(&data)));

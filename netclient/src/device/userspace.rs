@@ -79,15 +79,17 @@ impl Userspace {
         }
     }
 
-    /// Ends a process that [`Userspace::attach`] does not accept, if there is one; its device is created
-    /// anew.
-    pub(super) fn end_stale(interface: &str, socket: &Path) -> Result<(), DeviceError> {
+    /// Ends a process that [`Userspace::attach`] does not accept; its device is created anew. Returns whether
+    /// there was one.
+    pub(super) fn end_stale(interface: &str, socket: &Path) -> Result<bool, DeviceError> {
         Self { interface: interface.to_owned(), socket: absolute(socket)? }.stop()
     }
 
-    fn stop(&self) -> Result<(), DeviceError> {
+    /// Returns whether a process answered.
+    fn stop(&self) -> Result<bool, DeviceError> {
         match self.ask(&DeviceRequest::Stop) {
-            Ok(_) | Err(DeviceError::Gone { .. }) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(DeviceError::Gone { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -196,7 +198,7 @@ impl Device for Userspace {
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {
-        self.stop()
+        self.stop().map(drop)
     }
 }
 

@@ -51,7 +51,8 @@ impl TunnelHost {
         directory: &DataDir,
         kept: Option<String>,
     ) -> Result<Self, TunnelsUnavailable> {
-        let there = devices(directory, kept.clone()).next();
+        // One that does not answer cannot be used: another name is taken.
+        let there = devices(directory, kept.clone()).find_map(Result::ok);
         let is_free = |name: &String| matches!(device::link_index(name), Ok(None));
         let interface = match there.or(kept.filter(is_free)) {
             Some(interface) => interface,
@@ -199,10 +200,19 @@ chain output {{
     }
 }
 
-/// Removes the devices and filters that a server left of a data directory; returns what was removed.
+/// Removes the devices and filters that a server left of a data directory; returns what was removed. One of
+/// the server's that cannot be asked is an error, since it may stay.
 pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Vec<String>, TunnelsUnavailable> {
     let mut removed = Vec::new();
+    for interface in candidates(kept.clone()) {
+        let socket = socket(directory, &interface);
+        if socket.exists() && device::end_stale(&interface, &socket)? {
+            removed.push(format!("the WireGuard device {interface} of the tunnels to agents"));
+            removed.extend(remove_table(&interface)?);
+        }
+    }
     for interface in devices(directory, kept.clone()) {
+        let interface = interface?;
         if let Some(mut device) = device::attach(&interface, &socket(directory, &interface))? {
             device.remove()?;
             removed.push(format!("the WireGuard device {interface} of the tunnels to agents"));
@@ -238,16 +248,25 @@ pub(super) fn put(registration: &RegisteredHost) -> DeviceStep {
 
 /// The interfaces whose device is that of a data directory, that of the stored name first: its process answers
 /// there, or, as the kernel has no such files, it has the server's key.
-fn devices(directory: &DataDir, kept: Option<String>) -> impl Iterator<Item = String> {
+///
+/// An error is that of a device whose process has its socket in the directory.
+fn devices(directory: &DataDir, kept: Option<String>) -> impl Iterator<Item = Result<String, DeviceError>> {
     let own_key = stored_key(directory).ok().flatten().map(|key| key.public());
-    let candidates =
-        kept.clone().into_iter().chain(names().take(NAMES).filter(move |name| kept.as_ref() != Some(name)));
-    candidates.filter(move |name| {
-        let socket = socket(directory, name);
-        let Ok(Some(mut device)) = device::attach(name, &socket) else { return false };
-        socket.exists()
-            || own_key.is_some() && device.observe().is_ok_and(|device| device.public_key == own_key)
+    candidates(kept).filter_map(move |name| {
+        let socket = socket(directory, &name);
+        let mut device = match device::attach(&name, &socket) {
+            Ok(device) => device?,
+            Err(error) => return socket.exists().then_some(Err(error)),
+        };
+        let is_own = socket.exists()
+            || own_key.is_some() && device.observe().is_ok_and(|device| device.public_key == own_key);
+        is_own.then_some(Ok(name))
     })
+}
+
+/// The names under which a device of the server may be, the stored one first.
+fn candidates(kept: Option<String>) -> impl Iterator<Item = String> {
+    kept.clone().into_iter().chain(names().take(NAMES).filter(move |name| kept.as_ref() != Some(name)))
 }
 
 fn socket(directory: &DataDir, interface: &str) -> PathBuf {
@@ -283,5 +302,47 @@ fn stored_key(directory: &DataDir) -> Result<Option<PrivateKey>, IdentityError> 
 impl From<Refusal> for TunnelsUnavailable {
     fn from(refusal: Refusal) -> Self {
         Self::Device(refusal.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+    use crate::data_dir::tests::data;
+
+    #[test]
+    fn a_device_that_cannot_be_asked_is_not_taken_for_none() {
+        let (_folder, path) = data();
+        let directory = DataDir::open(&path).expect("it opens");
+        // To connect to it fails as nothing does that a dead process leaves.
+        let _socket = UnixDatagram::bind(socket(&directory, "nm-comms")).expect("bound");
+        let refused = clear(&directory, None).expect_err("it may be there");
+        assert!(refused.to_string().contains("the device process of nm-comms"), "{refused}");
+    }
+
+    #[test]
+    fn a_device_process_of_another_version_is_ended_and_a_dead_one_is_none() {
+        let (_folder, path) = data();
+        let directory = DataDir::open(&path).expect("it opens");
+        let listener = UnixListener::bind(socket(&directory, "nm-comms")).expect("bound");
+        let process = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().expect("a connection");
+                let mut request = String::new();
+                stream.read_to_string(&mut request).expect("a request");
+                stream.write_all(b"{}").expect("answered");
+                asked.push(request);
+            }
+            asked
+        });
+        let removed = clear(&directory, None).expect("it ends");
+        assert_eq!(removed, ["the WireGuard device nm-comms of the tunnels to agents"]);
+        assert!(process.join().expect("it ran").last().expect("a request").contains("Stop"));
+        assert!(socket(&directory, "nm-comms").exists());
+        assert_eq!(clear(&directory, None).expect("nothing is there"), [] as [&str; 0]);
     }
 }

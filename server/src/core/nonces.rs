@@ -1,67 +1,56 @@
 //! Which nonces may still serve: each one once, and none for a node that was removed after it was handed out.
 //!
 //! Whoever ends TLS in front of the server can record a request and send it again. A nonce lives for a
-//! minute, so what has to be remembered is what happened within the last one, and nonces of an earlier
-//! process of the server do not serve, since nobody remembers which of them were used. Pure: the time is
-//! passed in.
+//! minute, so what has to be remembered is what happened within the last one; nonces of an earlier process of
+//! the server are not known ([`Secrets::nonce`](crate::identity::Secrets::nonce)), since nobody remembers which
+//! of them were used. Times are those since the host was started, which nobody can set. Pure: they are passed
+//! in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use proto::sign::Invalid;
 use schema::scalars::{Identity, NetworkName};
 
 /// How long a nonce may serve.
-pub const LIFE: SignedDuration = SignedDuration::from_secs(60);
+pub const LIFE: Duration = Duration::from_secs(60);
 
 /// A nonce that this server made: its bytes, and when.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Nonce {
-    /// When it was made.
-    pub made: Timestamp,
+    /// When it was made, since the host was started.
+    pub made: Duration,
     /// All of it.
     pub bytes: Box<[u8]>,
 }
 
 /// What is remembered of the last minute.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Nonces {
-    /// When this process started.
-    started: Timestamp,
     spent: BTreeSet<Nonce>,
-    removed: BTreeMap<(NetworkName, Identity), Timestamp>,
+    removed: BTreeMap<(NetworkName, Identity), Duration>,
 }
 
 impl Nonces {
-    /// Nothing has happened yet.
-    pub fn new(started: Timestamp) -> Self {
-        Self { started, spent: BTreeSet::new(), removed: BTreeMap::new() }
-    }
-
     /// Uses a nonce up, for a request whose signatures were checked: nobody else can use up a nonce of
     /// somebody.
-    pub fn spend(&mut self, nonce: Nonce, now: Timestamp) -> Result<(), Invalid> {
-        if nonce.made < self.started || nonce.made + LIFE < now {
+    pub fn spend(&mut self, nonce: Nonce, now: Duration) -> Result<(), Invalid> {
+        if nonce.made + LIFE < now {
             return Err(Invalid::NonceExpired);
         }
-        self.spent = self.spent.split_off(&Nonce { made: now - LIFE, bytes: Box::default() });
+        self.spent = self.spent.split_off(&Nonce { made: now.saturating_sub(LIFE), bytes: Box::default() });
         if self.spent.insert(nonce) { Ok(()) } else { Err(Invalid::NonceUsed) }
     }
 
     /// Notes that a node was removed, or has left.
-    pub fn removed(&mut self, network: NetworkName, identity: Identity, now: Timestamp) {
+    pub fn removed(&mut self, network: NetworkName, identity: Identity, now: Duration) {
         self.removed.retain(|_, at| *at + LIFE >= now);
         self.removed.insert((network, identity), now);
     }
 
     /// Whether a join may be carried out: its identity was not removed from the network after the nonce was
     /// made, which was before the join was signed.
-    pub fn may_join(
-        &self,
-        network: &NetworkName,
-        identity: Identity,
-        made: Timestamp,
-    ) -> Result<(), Invalid> {
+    pub fn may_join(&self, network: &NetworkName, identity: Identity, made: Duration) -> Result<(), Invalid> {
         match self.removed.get(&(network.clone(), identity)) {
             Some(removed) if *removed >= made => Err(Invalid::NonceExpired),
             Some(_) | None => Ok(()),
@@ -73,29 +62,29 @@ impl Nonces {
 mod tests {
     use super::*;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).expect("a time")
+    fn at(second: u64) -> Duration {
+        Duration::from_secs(second)
     }
 
-    fn nonce(made: i64, byte: u8) -> Nonce {
+    fn nonce(made: u64, byte: u8) -> Nonce {
         Nonce { made: at(made), bytes: [byte; 40].into() }
     }
 
     #[test]
-    fn a_nonce_serves_once_within_its_minute_and_only_the_process_that_made_it() {
-        let mut nonces = Nonces::new(at(1_000));
+    fn a_nonce_serves_once_within_its_minute() {
+        let mut nonces = Nonces::default();
+        assert_eq!(nonces.spend(nonce(1, 0), at(1)), Ok(()), "right after the host was started");
         assert_eq!(nonces.spend(nonce(1_000, 1), at(1_001)), Ok(()));
         assert_eq!(nonces.spend(nonce(1_000, 1), at(1_060)), Err(Invalid::NonceUsed));
         assert_eq!(nonces.spend(nonce(1_000, 2), at(1_060)), Ok(()));
         assert_eq!(nonces.spend(nonce(1_000, 3), at(1_061)), Err(Invalid::NonceExpired));
-        assert_eq!(nonces.spend(nonce(999, 4), at(1_000)), Err(Invalid::NonceExpired), "before a restart");
         assert_eq!(nonces.spend(nonce(2_000, 5), at(2_000)), Ok(()));
         assert_eq!(nonces.spent.len(), 1, "what cannot come again is forgotten");
     }
 
     #[test]
     fn a_removal_outlives_the_joins_that_were_signed_before_it() {
-        let mut nonces = Nonces::new(at(1_000));
+        let mut nonces = Nonces::default();
         let [corp, lab]: [NetworkName; 2] = ["corp", "lab"].map(|name| name.parse().expect("good"));
         let [mine, other] = [Identity([1; 32]), Identity([2; 32])];
         nonces.removed(corp.clone(), mine, at(1_010));

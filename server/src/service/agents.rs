@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use netclient::device::boottime;
 use proto::convert::encode_view;
 use proto::position::Position;
 use proto::sign::{self, Invalid, SignedBody};
@@ -55,7 +57,7 @@ impl Service {
             self.shown_key(&state, &id, |verifier| verify(Some(verifier)))?;
             Some(id)
         };
-        self.nonces().spend(nonce, Timestamp::now())?;
+        self.nonces().spend(nonce, boottime())?;
         if let Some(id) = &key {
             enrol::may_register(&state.world, id, Timestamp::now())?;
         }
@@ -159,7 +161,7 @@ impl Service {
             sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, verifier)
         })?;
         let nonce_made = nonce.made;
-        self.nonces().spend(nonce, Timestamp::now())?;
+        self.nonces().spend(nonce, boottime())?;
         state.world.snapshot.network(&network).ok_or_else(|| Refused::UnknownKey(key.clone()))?;
         let identity = key_of::<Identity>(&request.identity)?;
         let addresses = self.inner.addresses.now();
@@ -212,7 +214,7 @@ impl Service {
             &request.identity,
             &request.signature,
         )?;
-        self.nonces().spend(nonce, Timestamp::now())?;
+        self.nonces().spend(nonce, boottime())?;
         let identity = key_of::<Identity>(&request.identity)?;
         let (token, lifetime) = self.inner.secrets.session(&identity);
         Ok(wire::OpenSessionResponse { token: token.expose().clone(), lifetime })
@@ -228,9 +230,14 @@ impl Service {
 
     /// Checks that the node of a session made a call itself, and makes it just this once.
     pub fn made_by<R: sign::SignedCall>(&self, identity: &Identity, request: &R) -> Result<(), Error> {
+        const EARLIER: &str = "this agent is of an earlier version than the server, which asks for signed calls; update netclient";
+        // It has a session, so it is no guess.
+        if request.nonce().is_empty() {
+            return Err(Error::Precondition(EARLIER.into()));
+        }
         let nonce = self.inner.secrets.nonce(request.nonce())?;
         sign::verify_call(request, &self.inner.info.signing_key, identity)?;
-        Ok(self.nonces().spend(nonce, Timestamp::now())?)
+        Ok(self.nonces().spend(nonce, boottime())?)
     }
 
     /// The whole View of a node, or that it is removed.
@@ -373,7 +380,7 @@ impl Service {
     pub async fn leave(&self, request: &wire::LeaveRequest) -> Result<(), Error> {
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
-        self.nonces().spend(nonce, Timestamp::now())?;
+        self.nonces().spend(nonce, boottime())?;
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
         let identity = key_of(&request.identity)?;
         let leave = move |world: &World, _: &mut CommitContext<'_>| {
@@ -453,8 +460,8 @@ struct Shown {
     key: ResourceId,
     /// What verified that it holds its token.
     verifier: Verifier,
-    /// A time before which it has not signed that.
-    nonce_made: Timestamp,
+    /// A time since the host was started, before which it has not signed that.
+    nonce_made: Duration,
 }
 
 /// Where an identity is reached in a network, as it is recorded; nothing if it has not joined.

@@ -241,7 +241,9 @@ pub fn token_beside(directory: &Path, role: Role, networks: &[&str], projects: &
         networks: Some(networks).filter(|all| !all.is_empty()),
         projects: Some(projects).filter(|all| !all.is_empty()),
     };
-    nmserver::tokens::create(&mut store, None, grant, None).expect("a token").expose().clone()
+    let mut token = Vec::new();
+    nmserver::tokens::create(&mut store, None, grant, None, &mut token).expect("a token");
+    String::from_utf8(token).expect("it is text").trim_end().to_owned()
 }
 
 /// What a text in KDL declares.
