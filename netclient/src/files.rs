@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use schema::text::word;
 use zeroize::Zeroizing;
 
 /// The mode of a file that only its owner may read and write.
@@ -23,7 +24,8 @@ pub const PRIVATE: u32 = 0o600;
 pub enum Exposed {
     /// Others may do more with it than is safe.
     #[error(
-        "{path} is open to other users (mode {mode:04o}), but is for this program alone; close it: chmod {wanted:04o} {path}"
+        "{path} is open to other users (mode {mode:04o}), but is for this program alone; close it: chmod {wanted:04o} {}",
+        typed(path)
     )]
     Open {
         /// The file or directory.
@@ -36,7 +38,8 @@ pub enum Exposed {
     /// Another user owns it, and may do with it as they like.
     #[error(
         "{path} belongs to the user with id {owner}, but this runs as the one with id {own}; run it as that user, or hand \
-         it over: chown {own} {path}"
+         it over: chown {own} {}",
+        typed(path)
     )]
     Foreign {
         /// The file or directory.
@@ -57,6 +60,11 @@ pub enum Exposed {
         /// Why.
         source: io::Error,
     },
+}
+
+/// A path as a shell reads it.
+fn typed(path: &Path) -> String {
+    word(&path.display().to_string())
 }
 
 /// Checks that a directory is this user's own, and that others may do no more in it than the bits of `shared`
@@ -290,6 +298,15 @@ fn inode(metadata: &fs::Metadata) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_to_copy_names_one_path() {
+        let path = PathBuf::from("/srv/my data");
+        let open = Exposed::Open { path: path.clone(), mode: 0o777, wanted: 0o700 }.to_string();
+        assert!(open.ends_with("chmod 0700 '/srv/my data'"), "{open}");
+        let foreign = Exposed::Foreign { path, owner: 1, own: 0 }.to_string();
+        assert!(foreign.ends_with("chown 0 '/srv/my data'"), "{foreign}");
+    }
 
     #[test]
     fn a_file_that_another_took_over_is_left_alone() {

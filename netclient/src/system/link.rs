@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
@@ -133,7 +133,7 @@ pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     let named = listed.iter().filter_map(|message| {
         let link = links.iter().find(|link| link.header.index == message.header.index)?;
         let named = (name_of(link)?.to_owned(), address_of(message)?.addr());
-        (group_of(link) != GROUP).then_some(named)
+        (!is_of_mesh(link)).then_some(named)
     });
     Ok(named.collect())
 }
@@ -294,6 +294,17 @@ fn mtu_of(link: &LinkMessage) -> u32 {
     link.attributes.iter().find_map(stated).unwrap_or(0)
 }
 
+/// Whether an interface is an agent's or a server's: by its group, or, as those of earlier versions have none
+/// until their agent is updated, a tunnel by its name.
+fn is_of_mesh(link: &LinkMessage) -> bool {
+    let kind = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Wireguard | InfoKind::Tun));
+    let is_tunnel = link
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.iter().any(kind)));
+    group_of(link) == GROUP || is_tunnel && name_of(link).is_some_and(|name| name.starts_with("nm-"))
+}
+
 fn group_of(link: &LinkMessage) -> u32 {
     let stated = |attribute: &LinkAttribute| {
         if let LinkAttribute::Group(group) = attribute { Some(*group) } else { None }
@@ -348,6 +359,27 @@ mod tests {
     async fn the_addresses_of_this_host_are_listed_with_their_interfaces() {
         let found = all_addresses().await.expect("the kernel answers");
         assert!(found.contains(&("lo".to_owned(), Ipv4Addr::LOCALHOST.into())), "{found:?}");
+    }
+
+    #[test]
+    fn an_interface_is_a_meshs_by_its_group_or_as_a_tunnel_of_an_earlier_version() {
+        let link = |name: &str, kind, group| {
+            let mut link = LinkMessage::default();
+            let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+            link.attributes = vec![LinkAttribute::IfName(name.into()), info, LinkAttribute::Group(group)];
+            link
+        };
+        let cases = [
+            (link("nm-corp", InfoKind::Wireguard, 0), true),
+            (link("nm-corp", InfoKind::Tun, 0), true),
+            (link("mine", InfoKind::Wireguard, GROUP), true),
+            (link("wg0", InfoKind::Wireguard, 0), false),
+            (link("nm-bridge", InfoKind::Bridge, 0), false),
+            (link("nm-eth", InfoKind::Veth, 0), false),
+        ];
+        for (link, expected) in cases {
+            assert_eq!(is_of_mesh(&link), expected, "{link:?}");
+        }
     }
 
     #[test]
