@@ -10,7 +10,7 @@ use nmplan::args;
 use nmplan::control::Fault;
 use proto::token::Token;
 use schema::api::{Control, NodeStatus, Presence};
-use schema::inventory::{Joined, NodeProblem};
+use schema::inventory::{Joined, KeyStatus, NodeProblem};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::world::World;
 use serde_json::Value;
@@ -1371,6 +1371,10 @@ fn a_node_is_removed_after_it_was_shown_what_that_does_and_does_not() {
     workspace.server.change_elsewhere(|world| {
         let web: ResourceId = "corp/node/web".parse().unwrap();
         let joined = (**world.inventory.node(&web.node()).unwrap()).clone();
+        // It joined after the key was made, so it has its token.
+        let key: ResourceId = "corp/access-key/ci".parse().unwrap();
+        let status = KeyStatus::clone(world.inventory.key(&key).unwrap());
+        world.inventory.put_key(key, KeyStatus { created: joined.joined, ..status });
         world.inventory.put_node(web.node(), Joined { key: "ci".parse().ok(), ..joined });
     });
     let nobody = workspace.nmplan("node remove corp/web");

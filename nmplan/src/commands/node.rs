@@ -111,7 +111,10 @@ fn description(node: &NodeId, joined: &Joined, ban: bool, info: &ServerInfo, wor
     if world.snapshot.entry(&resource_id(node)).is_some() {
         text += "Its declaration stays, and another host can join as it.\n";
     }
-    let key = key.filter(|key| world.inventory.key(key).is_some());
+    // Of a key that was made anew since, it does not have the token.
+    let has_token =
+        |key: &ResourceId| world.inventory.key(key).is_some_and(|status| status.created <= joined.joined);
+    let key = key.filter(has_token);
     text += &match (ban, key) {
         _ if info.own_node.as_ref() == Some(name) => {
             "It is the server's own host, which joins again by itself; to keep it out, delete its declaration.\n".into()

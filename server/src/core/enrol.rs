@@ -380,13 +380,15 @@ pub fn remove(world: &mut World, network: &NetworkName, name: &Name, now: Timest
     world.inventory.remove_node(&NodeId::of(network, name), now)
 }
 
-/// The access key with which a host that was removed could join again.
+/// The access key with which a host that was removed could join again: not one that was made anew since it
+/// joined, whose token it does not have.
 pub fn admits(world: &World, network: &NetworkName, removed: &Joined, now: Timestamp) -> Option<ResourceId> {
     if world.inventory.barred_from(network, &removed.identity).is_some() {
         return None;
     }
     let id = ResourceId::of::<AccessKey>(network, removed.key.as_ref()?);
-    may_register(world, &id, now).is_ok().then_some(id)
+    let has_token = world.inventory.key(&id).is_some_and(|status| status.created <= removed.joined);
+    (has_token && may_register(world, &id, now).is_ok()).then_some(id)
 }
 
 /// Lets the hosts join again that were removed as a node and barred; whether there were any.
@@ -400,6 +402,7 @@ pub fn lift_ban(world: &mut World, network: &NetworkName, name: &Name) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use jiff::SignedDuration;
     use schema::world::ResourceDocument;
 
     fn world(key: &str) -> World {
@@ -472,6 +475,19 @@ pub(crate) mod tests {
             })
             .into();
         assert_eq!(addresses, ["10.0.0.4", "10.0.0.5"], "10.0.0.2 is an entry's");
+    }
+
+    #[test]
+    fn a_removed_host_may_join_again_with_the_key_that_it_has_not_with_one_made_anew_since() {
+        let mut world = world(r#"{"uses":3}"#);
+        enter(&mut world, "a", 1).expect("it may join");
+        let corp = id("a").network;
+        let removed = remove(&mut world, &corp, &id("a").name, Timestamp::UNIX_EPOCH).expect("it was in");
+        let key: ResourceId = "corp/access-key/k".parse().expect("good");
+        let now = Timestamp::UNIX_EPOCH + SignedDuration::from_mins(1);
+        assert_eq!(admits(&world, &corp, &removed, now), Some(key.clone()));
+        world.inventory.put_key(key, KeyStatus { verifier: Verifier([1; 32]), created: now, used: 0 });
+        assert_eq!(admits(&world, &corp, &removed, now), None, "it does not have that token");
     }
 
     #[test]
