@@ -26,6 +26,7 @@ use crate::directory::{DirectoryError, NamesOf};
 use crate::membership::Membership;
 use crate::outside::{self, Outside};
 use crate::system::firewall::{self, FirewallError};
+use crate::system::rp_filter::MarksUnheeded;
 use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
@@ -38,25 +39,26 @@ impl Agent {
         tunnel: &mut NetworkTunnel,
         membership: &Membership,
     ) -> Result<BroughtUp, TunnelError> {
-        let filtered = {
+        let kept = {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_filter(self.outside(Some(membership), None)?).await?
+            self.keep_outside(self.outside(Some(membership), None)?).await?
         };
-        let mut brought = tunnel.reconcile(membership, filtered).await?;
-        let servers = self.spared(filtered, Some(membership)).await?;
+        let mut brought = tunnel.reconcile(membership, kept.filtered).await?;
+        let servers = self.spared(&kept, Some(membership)).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
         let mut outside = self.outside(Some(membership), None)?;
-        if filtered && let Err(error) = self.host.heed_marks() {
-            brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(&error)));
+        if let Some(error) = &kept.unheeded {
+            brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(error)));
         }
-        if !filtered {
-            brought.problems.extend(spare_servers(&mut outside, &servers));
-            if self.settings.connection_tracking {
-                brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
-            }
+        if !kept.filtered && self.settings.connection_tracking {
+            brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
         }
-        self.host.set_routing(slot, &outside.routing(slot, filtered)).await?;
+        if !kept.outside() {
+            let remedy = kept.remedy(self.settings.connection_tracking);
+            brought.problems.extend(spare_servers(&mut outside, &servers, remedy));
+        }
+        self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
         let mut connected = self.host.connected(&outside.interfaces).await?;
         connected.extend(outside.led_elsewhere(&membership.interface));
         brought.problems.extend(outside::range_problems(&membership.view, &connected));
@@ -103,7 +105,7 @@ impl Agent {
         }
     }
 
-    /// The addresses of the servers that no range may be routed over, where no filter keeps marks. Names are
+    /// The addresses of the servers that no range may be routed over, where marks keep nothing outside. Names are
     /// resolved here, all at once and while nothing is locked.
     ///
     /// A name that does not resolve right now keeps the addresses that it had. One that never has, has none: to
@@ -112,10 +114,10 @@ impl Agent {
     /// takes the route away.
     async fn spared(
         &self,
-        filtered: bool,
+        kept: &Kept,
         own: Option<&Membership>,
     ) -> Result<BTreeSet<IpAddr>, DirectoryError> {
-        if filtered {
+        if kept.outside() {
             return Ok(BTreeSet::new());
         }
         let servers = self.servers(own)?;
@@ -172,18 +174,18 @@ impl Agent {
     }
 
     async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
-        let filtered = {
+        let kept = {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_filter(self.outside(None, None)?).await?
+            self.keep_outside(self.outside(None, None)?).await?
         };
-        let servers = self.spared(filtered, None).await?;
+        let servers = self.spared(&kept, None).await?;
         let _turn = self.directory.lock_outside().await?;
         let mut outside = self.outside(None, Some(network))?;
-        if !filtered {
-            spare_servers(&mut outside, &servers);
+        if !kept.outside() {
+            spare_servers(&mut outside, &servers, kept.remedy(self.settings.connection_tracking));
         }
         let slot = self.slot()?;
-        Ok(self.host.set_routing(slot, &outside.routing(slot, filtered)).await?)
+        Ok(self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
@@ -274,6 +276,13 @@ impl Agent {
         Ok(all.filter(|name| !taken.contains(name)).collect())
     }
 
+    /// Keeps the table of the packet filter, and has the kernel look at marks.
+    async fn keep_outside(&self, outside: Outside) -> Result<Kept, TunnelError> {
+        let filtered = self.keep_filter(outside).await?;
+        let unheeded = if filtered { self.host.heed_marks().err() } else { None };
+        Ok(Kept { filtered, unheeded })
+    }
+
     /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which
     /// there are no rules.
     async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
@@ -311,16 +320,42 @@ impl Agent {
     }
 }
 
+/// What keeps the agent's own packets outside of networks.
+struct Kept {
+    /// Whether there is a packet filter that keeps marks.
+    filtered: bool,
+    /// Why the kernel does not look at them, where that matters.
+    unheeded: Option<MarksUnheeded>,
+}
+
+impl Kept {
+    /// Whether rules that spare what is marked lose nothing; without them routes stand in the main table.
+    fn outside(&self) -> bool {
+        self.filtered && self.unheeded.is_none()
+    }
+
+    /// What to do, so that it is so.
+    fn remedy(&self, connection_tracking: bool) -> &'static str {
+        match (&self.unheeded, connection_tracking) {
+            (Some(_), _) => {
+                "set net.ipv4.conf.all.src_valid_mark to 1, or rp_filter to 2 where it is strict, with sysctl"
+            }
+            (None, true) => "install nftables",
+            (None, false) => "remove connection_tracking = false from netclient.toml",
+        }
+    }
+}
+
 /// Without rules that spare what is marked, a range that holds the server's address would cut the host off from
 /// it: it is not routed.
-fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>) -> Vec<NodeProblem> {
+fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
     let holds = |range: &&IpNet| servers.iter().any(|address| range.contains(address));
     let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {
         let message = format!(
             "{range} contains the server's address and is not routed, since nothing would keep control traffic outside; \
-             install nftables"
+             {remedy}"
         );
         NodeProblem::new(NodeProblem::RANGE_HOLDS_SERVER, message)
     };

@@ -21,6 +21,7 @@ use crate::directory::Directory;
 use crate::files::{Disk, RealDisk};
 use crate::host::fake::FakeHost;
 use crate::membership::ServerAddress;
+use crate::outside::Routing;
 use crate::settings::Settings;
 
 const SERVER: [u8; 32] = [6; 32];
@@ -434,6 +435,37 @@ async fn what_changes_before_it_is_applied_is_applied_once() {
 fn elsewhere(revision: u64) -> Position {
     let hash = ChainHash::start("copy").next(&revision.to_string());
     Position { stamp: Stamp::new(&hash, &[0; 32]), ..at(revision) }
+}
+
+/// A member whose network's range holds its server, which is known by this name.
+fn member_whose_range_holds_its_server(folder: &Path, host: &FakeHost, server: &str) -> Member {
+    let agent = agent(folder, Arc::new(RealDisk), host.clone());
+    let mut start = membership(view(1..3));
+    start.server.addresses = vec![server.to_owned()];
+    agent.directory.keep_identity(&start.server.signing_key, &sign::from_seed(&[8; 32])).expect("kept");
+    let journal = agent.directory.save(&start).expect("kept");
+    Member::new(agent, start, journal).expect("it has an identity")
+}
+
+fn codes(member: &Member) -> Vec<&str> {
+    member.problems().iter().map(|problem| &*problem.code).collect()
+}
+
+#[tokio::test]
+async fn where_marks_are_not_heeded_there_are_no_rules_and_no_range_over_the_server() {
+    let (folder, host) = (private_folder(), FakeHost::default());
+    let mut member = member_whose_range_holds_its_server(folder.path(), &host, "10.9.0.77:1");
+    host.ignore_marks(true);
+    member.reconcile().await.expect("it is applied");
+    assert_eq!(host.routing(), Routing::default(), "rules would lose the server's answers");
+    assert_eq!(codes(&member), ["marks-unheeded", "range-holds-server"]);
+    let said = &member.problems()[1].message;
+    assert!(said.contains("src_valid_mark") && !said.contains("nftables"), "{said}");
+    assert!(host.filter().is_some(), "what it drops and lets through does not depend on marks");
+    host.ignore_marks(false);
+    member.reconcile().await.expect("it is applied");
+    assert_eq!((host.routing().routes.len(), host.routing().rules.len()), (1, 3));
+    assert_eq!(codes(&member), Vec::<&str>::new());
 }
 
 const NOBODY: Identity = Identity([0; 32]);
