@@ -307,7 +307,7 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
 }
 
 /// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets through
-/// what containers opened, and what is published of them, where the host forwards nothing else; the other chains
+/// what containers opened, and what is published of them at the host's own addresses in the network, where the host forwards nothing else; the other chains
 /// keep the mark. Interfaces of ours are those of the set, and by their group those of other agents on the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
@@ -325,7 +325,8 @@ const CHAINS: &str = "  chain guard {
     iifname != @closed accept
     ct direction reply accept
     ct state related accept
-    ct status dnat accept
+    ct status dnat ct original ip daddr @own4 accept
+    ct status dnat ct original ip6 daddr @own6 accept
     counter drop comment \"from a network, through a host that forwards nothing\"
   }
   chain arrive {
@@ -612,9 +613,12 @@ mod tests {
             "  set ranges6 { type ipv6_addr; flags interval; }\n",
             "    meta mark & 0x10 == 0x10 ct mark set ct mark | 0x10\n",
             "    iifgroup 28269 accept\n",
+            "    ct status dnat ct original ip daddr @own4 accept\n",
+            "    ct status dnat ct original ip6 daddr @own6 accept\n",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
+        assert!(!text.contains("ct status dnat accept"), "what is published on other addresses\n{text}");
         assert!(!text.contains('*'), "no wildcard: others' interfaces may be called alike\n{text}");
         let mut other = outside.clone();
         other.ranges.clear();
