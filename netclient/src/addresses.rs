@@ -46,12 +46,16 @@ impl Addresses {
     }
 }
 
-/// Where a peer is of what its name resolves to: where it was before, as long as its name leads there, else
-/// the first address at which another host may be reached, else the first, for what runs on this host.
+/// Where a peer is of what its name resolves to: where it was before, as long as its name leads there and the
+/// first address that is usable is of the same family, else that one, else the first, for what runs on this host.
+/// The resolver puts the family first that the host has now, which may have moved to a network without the other.
 pub fn choose(found: &[SocketAddr], before: Option<SocketAddr>) -> Option<SocketAddr> {
     let usable = |at: &&SocketAddr| refused_everywhere(at.ip()).is_none();
-    let same = before.filter(|before| found.contains(before) && usable(&before));
-    same.or_else(|| found.iter().find(usable).or(found.first()).copied())
+    let first = found.iter().find(usable).or(found.first()).copied()?;
+    let stays = |before: &SocketAddr| {
+        found.contains(before) && usable(&before) && before.is_ipv4() == first.is_ipv4()
+    };
+    Some(before.filter(stays).unwrap_or(first))
 }
 
 /// The names by which one server is reached: of its service, and of its end of the tunnel.
@@ -206,6 +210,7 @@ mod tests {
         let at = |text: &str| text.parse::<SocketAddr>().expect("good");
         let [loopback, link_local, public, other] =
             ["127.0.0.1:5", "169.254.1.1:5", "192.0.2.7:5", "192.0.2.8:5"].map(at);
+        let ipv6 = at("[2606:4700::7]:5");
         for (found, before, chosen) in [
             (&[loopback, link_local, public, other][..], None, Some(public)),
             (&[loopback, public, other], Some(other), Some(other)),
@@ -213,6 +218,9 @@ mod tests {
             (&[public], Some(other), Some(public)),
             (&[loopback, link_local], None, Some(loopback)),
             (&[], Some(public), None),
+            (&[public, ipv6], Some(ipv6), Some(public)),
+            (&[ipv6, other, public], Some(public), Some(ipv6)),
+            (&[loopback, ipv6, public], Some(ipv6), Some(ipv6)),
         ] {
             assert_eq!(choose(found, before), chosen, "{found:?} {before:?}");
         }
