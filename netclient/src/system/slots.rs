@@ -41,10 +41,12 @@ pub fn claim(folder: &Path, directory: &Path, candidates: &[Slot]) -> Result<Slo
         match take(&path(folder, *slot), directory) {
             Ok(None) => return Ok(*slot),
             Ok(Some(owner)) => owners.push(owner),
-            Err(error) => {
+            Err(error) if owners.is_empty() => {
                 tracing::debug!(%error, folder = %folder.display(), "other agents of this host are not known");
                 return Ok(*first);
             }
+            // The first has an owner, so the folder can be read; another one may be free.
+            Err(error) => tracing::debug!(%error, slot = slot.number(), "a slot cannot be claimed"),
         }
     }
     Err(SlotsTaken { owners })
@@ -128,5 +130,18 @@ mod tests {
         let more = root.path().join("more");
         claim(&more).expect("what is gone has no slot");
         assert_eq!(claim(Path::new("/etc/netclient")).expect("its own").number(), 0);
+    }
+
+    #[test]
+    fn a_slot_that_another_agent_has_is_not_given_where_a_later_one_cannot_be_claimed() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [folder, owner, other] = ["slots", "owner", "other"].map(|name| root.path().join(name));
+        fs::create_dir(&owner).expect("made");
+        fs::write(owner.join("network-corp.json"), "{}").expect("written");
+        let slots = candidates(&other);
+        assert_eq!(claim(&folder, &owner, &slots).expect("one is free"), slots[0]);
+        // What is no link cannot be claimed.
+        fs::create_dir(path(&folder, slots[1])).expect("made");
+        assert_eq!(claim(&folder, &other, &slots).expect("one is free"), slots[2]);
     }
 }
