@@ -200,7 +200,8 @@ impl Host for System {
         }
         if outside.is_empty() {
             *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            return firewall::remove(&table);
+            // Making a table to delete it would be heard as a change of it by others, once and again.
+            return if firewall::is_there(&table) { firewall::remove(&table) } else { Ok(()) };
         }
         self.load_filter(&table, slot.mark(), outside)
     }
