@@ -157,6 +157,10 @@ impl Agent {
         let routes = self.take_routes(network).await;
         let removed = tunnel.remove().await;
         let filter = async {
+            // It stays as long as the device may.
+            if removed.is_err() {
+                return Ok(());
+            }
             let _turn = self.directory.lock_outside().await?;
             let outside = self.outside(None, Some(network))?;
             let ends = outside.is_empty() && !outside.unread;

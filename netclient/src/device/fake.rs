@@ -23,6 +23,7 @@ struct Inner {
     refusals: VecDeque<Refusal>,
     expiry: Option<Duration>,
     removed: bool,
+    stays: bool,
 }
 
 impl FakeDevice {
@@ -44,6 +45,11 @@ impl FakeDevice {
     /// Makes one [`Device::apply`] fail: the next one that no earlier call of this function makes fail.
     pub fn refuse_next(&self, refusal: Refusal) {
         self.lock().refusals.push_back(refusal);
+    }
+
+    /// Makes every [`Device::remove`] fail from now on, or none.
+    pub fn refuse_removal(&self, refused: bool) {
+        self.lock().stays = refused;
     }
 
     /// Lets a peer be heard from `endpoint`, with a handshake at `time` (seconds of the Unix epoch).
@@ -112,7 +118,11 @@ impl Device for FakeDevice {
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {
-        self.lock().removed = true;
+        let mut inner = self.lock();
+        if inner.stays {
+            return Err(Refusal::KeyMissing.into());
+        }
+        inner.removed = true;
         Ok(())
     }
 }

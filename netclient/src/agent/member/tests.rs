@@ -468,6 +468,20 @@ async fn where_marks_are_not_heeded_there_are_no_rules_and_no_range_over_the_ser
     assert_eq!(codes(&member), Vec::<&str>::new());
 }
 
+#[tokio::test]
+async fn a_device_that_stays_keeps_its_packet_filter() {
+    let (folder, host) = (private_folder(), FakeHost::default());
+    let mut member = member_whose_range_holds_its_server(folder.path(), &host, "10.9.0.77:1");
+    member.reconcile().await.expect("it is applied");
+    let device = host.device("nm-corp").expect("there is one");
+    device.refuse_removal(true);
+    member.take_down().await.expect_err("the device stays");
+    assert!(host.filter().is_some_and(|filter| filter.closed.contains("nm-corp")), "it forwards nothing still");
+    device.refuse_removal(false);
+    member.take_down().await.expect("it is removed");
+    assert_eq!(host.filter(), None);
+}
+
 const NOBODY: Identity = Identity([0; 32]);
 
 #[test]
