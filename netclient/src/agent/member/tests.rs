@@ -476,7 +476,10 @@ async fn a_device_that_stays_keeps_its_packet_filter() {
     let device = host.device("nm-corp").expect("there is one");
     device.refuse_removal(true);
     member.take_down().await.expect_err("the device stays");
-    assert!(host.filter().is_some_and(|filter| filter.closed.contains("nm-corp")), "it forwards nothing still");
+    assert!(
+        host.filter().is_some_and(|filter| filter.closed.contains("nm-corp")),
+        "it forwards nothing still"
+    );
     device.refuse_removal(false);
     member.take_down().await.expect("it is removed");
     assert_eq!(host.filter(), None);
