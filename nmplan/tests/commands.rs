@@ -1210,7 +1210,7 @@ fn keys_that_let_nobody_join_are_seen_in_plan_show_and_status() {
     let ci: ResourceId = "corp/access-key/ci".parse().unwrap();
     workspace.server.change_elsewhere(|world| {
         let status = world.inventory.key(&ci).unwrap();
-        let spent = schema::inventory::KeyStatus { used: 5, ..(**status).clone() };
+        let spent = KeyStatus { used: 5, ..(**status).clone() };
         world.inventory.put_key(ci.clone(), spent);
     });
     for line in ["plan -C @before --project acme", "show", "status"] {
