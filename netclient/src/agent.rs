@@ -14,9 +14,8 @@ mod register;
 mod status;
 mod update;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -62,8 +61,6 @@ pub struct Agent {
     /// How it reaches a server in its own process.
     within: Option<Opener>,
     connections: Arc<Mutex<Connections>>,
-    /// What the servers resolved to when that was asked last, by name with port; see [`outside`].
-    resolved: Arc<Mutex<BTreeMap<String, BTreeSet<IpAddr>>>>,
 }
 
 /// The connections to servers, each for one identity: a host that was removed and joins again is another one.
@@ -80,7 +77,6 @@ impl Agent {
             events: Arc::default(),
             within: None,
             connections: Arc::default(),
-            resolved: Arc::default(),
         }
     }
 

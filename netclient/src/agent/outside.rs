@@ -8,22 +8,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
-use schema::scalars::{NetworkName, WireGuardKey};
+use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
 use schema::view::Tunnel;
 
 use super::{Agent, AgentError, canonical, error_chain};
-use crate::addresses::{Addresses, RESOLVE};
+use crate::addresses::{Addresses, RESOLVE, ServerNames};
 use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
-use crate::membership::Membership;
+use crate::membership::{Membership, ServerAddress};
 use crate::outside::{self, Outside};
 use crate::system::firewall::{self, FirewallError};
 use crate::system::rp_filter::MarksUnheeded;
@@ -108,10 +107,10 @@ impl Agent {
     /// The addresses of the servers that no range may be routed over, where marks keep nothing outside. Names are
     /// resolved here, all at once and while nothing is locked.
     ///
-    /// A name that does not resolve right now keeps the addresses that it had. One that never has, has none: to
-    /// route no range at all would let a nameserver that is down take every network down. It is safe, because
-    /// the agent could not call that server either, and once it could, the next look, which comes every 30 s,
-    /// takes the route away.
+    /// A name that does not resolve right now keeps the addresses that it had, which are on the disk. One that never
+    /// has, has none: to route no range at all would let a nameserver that is down take every network down. It is
+    /// safe, because the agent could not call that server either, and once it could, the next look, which comes
+    /// every 30 s, takes the route away.
     async fn spared(
         &self,
         kept: &Kept,
@@ -121,15 +120,11 @@ impl Agent {
             return Ok(BTreeSet::new());
         }
         let servers = self.servers(own)?;
-        let lookup = async |server: &String| {
-            let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(server)).await.ok()?.ok()?;
-            Some((server.clone(), found.map(|at| at.ip()).collect::<BTreeSet<_>>()))
+        let lookup = async |(server, address): &(SigningKey, String)| {
+            ServerNames::new(self.directory.clone(), *server).resolve(address).await.unwrap_or_default()
         };
         let found = join_all(servers.iter().map(lookup)).await;
-        let mut known = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|server, _| servers.contains(server));
-        known.extend(found.into_iter().flatten());
-        Ok(known.values().flatten().copied().collect())
+        Ok(found.into_iter().flatten().map(|at| at.ip()).collect())
     }
 
     /// Applies what has changed in a network that is up; whatever fails, [`Agent::bring_up`] mends.
@@ -242,10 +237,14 @@ impl Agent {
     }
 
     /// Where the servers of all networks are found.
-    fn servers(&self, own: Option<&Membership>) -> Result<BTreeSet<String>, DirectoryError> {
+    fn servers(&self, own: Option<&Membership>) -> Result<BTreeSet<(SigningKey, String)>, DirectoryError> {
         let (others, _) = self.others(own, None)?;
         let all = others.iter().chain(own);
-        Ok(all.flat_map(|membership| membership.server.addresses.iter().cloned()).collect())
+        let of = |server: &ServerAddress| {
+            let key = server.signing_key;
+            server.addresses.iter().map(move |address| (key, address.clone())).collect::<Vec<_>>()
+        };
+        Ok(all.flat_map(|membership| of(&membership.server)).collect())
     }
 
     /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be read.

@@ -15,9 +15,10 @@ use schema::snapshot::Revision;
 use schema::view::{Interface, Peer, View, ViewDelta};
 
 use super::*;
+use crate::addresses::Addresses;
 use crate::control::Opener;
 use crate::device::PrivateKey;
-use crate::directory::Directory;
+use crate::directory::{Directory, NamesOf};
 use crate::files::{Disk, RealDisk};
 use crate::host::fake::FakeHost;
 use crate::membership::ServerAddress;
@@ -466,6 +467,20 @@ async fn where_marks_are_not_heeded_there_are_no_rules_and_no_range_over_the_ser
     member.reconcile().await.expect("it is applied");
     assert_eq!((host.routing().routes.len(), host.routing().rules.len()), (1, 3));
     assert_eq!(codes(&member), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn a_server_whose_name_does_not_resolve_is_spared_at_its_last_addresses() {
+    let (folder, host) = (private_folder(), FakeHost::default());
+    let name = "server.invalid:1";
+    let mut member = member_whose_range_holds_its_server(folder.path(), &host, name);
+    let mut known = Addresses::default();
+    known.learn(name, &["10.9.0.77:1".parse().expect("good")]);
+    let server = member.membership.server.signing_key;
+    member.agent.directory.remember(NamesOf::Server(&server), &known);
+    host.ignore_marks(true);
+    member.reconcile().await.expect("it is applied");
+    assert_eq!(host.routing(), Routing::default(), "a new process knows it from the disk");
 }
 
 #[tokio::test]
