@@ -95,6 +95,8 @@ impl NodeProblem {
     pub const NO_FILTER: &str = "no-filter";
     /// The kernel drops what is marked where it filters reverse paths strictly.
     pub const MARKS_UNHEEDED: &str = "marks-unheeded";
+    /// The WireGuard device does not answer: known to the host alone.
+    pub const DEVICE: &str = "device";
     /// Two hosts use the identity of the node, as after its state was copied: known to the server alone.
     pub const CLONED: &str = "cloned";
     /// How many of them a node reports at most.

@@ -17,7 +17,6 @@ use super::{Agent, AgentError, error_chain};
 use crate::comms;
 use crate::device::Kind;
 use crate::membership::Membership;
-use crate::tunnel::TunnelError;
 
 /// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -140,8 +139,12 @@ impl Agent {
                 }
             };
             let mut tunnel = self.tunnel(&network, &membership.interface);
-            let device = tunnel.observe().await.map_err(TunnelError::from)?;
-            let DriverStatus { control, problems } = known(&network);
+            let DriverStatus { control, mut problems } = known(&network);
+            // One that does not answer must not hide the others.
+            let device = tunnel.observe().await.unwrap_or_else(|error| {
+                problems.push(NodeProblem::new(NodeProblem::DEVICE, error_chain(&error)));
+                None
+            });
             let Membership { node, interface, position, view, .. } = membership;
             let known = device.as_ref().map(|device| &device.peers);
             let peer = |(public_key, tunnel): (WireGuardKey, Tunnel)| {

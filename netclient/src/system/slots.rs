@@ -5,6 +5,7 @@
 //! routes and rules it is gone after a restart of the host. One whose directory is in no network any more is
 //! free.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -61,8 +62,10 @@ pub fn release(folder: &Path, directory: &Path, slot: Slot) {
     }
 }
 
+/// The link of a slot. Numbers of routes and rules are those of a network namespace, and several may share a folder.
 fn path(folder: &Path, slot: Slot) -> PathBuf {
-    folder.join(format!("slot-{}", slot.number()))
+    let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |about| about.ino());
+    folder.join(format!("slot-{}-{namespace}", slot.number()))
 }
 
 /// Takes a slot; returns who has it, if somebody does.
