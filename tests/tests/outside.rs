@@ -292,6 +292,36 @@ fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
 }
 
 #[test]
+fn what_cannot_be_read_of_a_network_stays_in_the_filter_of_a_new_process() {
+    if !enter_test("what_cannot_be_read_of_a_network_stays_in_the_filter_of_a_new_process") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let lan = r#"network "lan" { ipv4 "10.41.0.0/24"; access-key "a" { for "a" }; node "a" ipv4="10.41.0.201" }"#;
+        let mut agents = two(&mesh, &apart()).await;
+        let tokens = mesh.apply(&format!("{}\n{lan}", apart())).await;
+        agents[0].join(&tokens["lan/access-key/a"], &[]).await.expect("it joins");
+        let host = agents[0].host();
+        run(host, "chmod 644 /etc/netclient/network-lan.json").await;
+        agents[0].kill_daemon().await.expect("it is killed");
+        agents[0].start_daemon(&[]).expect("the agent starts");
+        mesh.apply(&format!("{}\n{lan}", text("10.40", 24, "7s"))).await;
+        let host = agents[0].host();
+        eventually("the new process has compared", Duration::from_secs(10), async || {
+            run(host, "wg show nm-corp persistent-keepalive").await.contains("\t7")
+        })
+        .await;
+        for (set, content) in
+            [("closed", "nm-lan"), ("ours", "nm-lan"), ("own4", "10.41.0.201"), ("ranges4", "10.41.0.0/24")]
+        {
+            let listed = run(host, &format!("nft list set inet nm-own {set}")).await;
+            assert!(listed.contains(content), "{listed}");
+        }
+    });
+}
+
+#[test]
 fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
     if !enter_test("a_host_without_ipv6_works_by_ipv4_and_says_so") {
         return;
@@ -358,6 +388,10 @@ async fn assert_container(mesh: &Mesh, agents: &[Agent], inner: &Host, operator:
     run(b, &format!("wg set nm-corp peer {} allowed-ips {ranges}", key.trim())).await;
     run(b, "ip route add 172.17.0.0/24 dev nm-corp").await;
     assert!(!connects(b, ([172, 17, 0, 2], 80).into()), "but nothing else is forwarded");
+    assert!(
+        !connects(b, ([172, 17, 0, 1], 8_080).into()),
+        "nor what is published at another address of the host"
+    );
     let dropped = run(a, "nft list chain inet nm-own forward").await;
     assert!(dropped.contains("counter packets") && !dropped.contains("counter packets 0"), "{dropped}");
     run(b, "ip route del 172.17.0.0/24 dev nm-corp").await;

@@ -45,7 +45,12 @@ pub enum FirewallError {
 /// from this program and never from a user or a server, since they are not quoted. Blocks the caller.
 /// Counters and sets of the table begin anew.
 pub fn load(table: &str, chains: &str) -> Result<(), FirewallError> {
-    run(table, &script(table, chains))
+    run(table, &script(&without(table), table, chains))
+}
+
+/// The same, but what the sets of a table that is there hold stays in them.
+pub fn load_over(table: &str, chains: &str) -> Result<(), FirewallError> {
+    run(table, &script(&format!("table inet {table} {{}}\nflush table inet {table}\n"), table, chains))
 }
 
 /// Whether the table `inet TABLE` is there; one that cannot be asked for counts as absent. Blocks the caller.
@@ -100,8 +105,9 @@ pub fn remove(table: &str) -> Result<(), FirewallError> {
     run(table, &without(table))
 }
 
-fn script(table: &str, chains: &str) -> String {
-    format!("{}table inet {table} {{\n{}\n}}\n", without(table), chains.trim_end())
+/// A table after what comes before it, in one transaction.
+fn script(before: &str, table: &str, chains: &str) -> String {
+    format!("{before}table inet {table} {{\n{}\n}}\n", chains.trim_end())
 }
 
 /// A table that is absent cannot be deleted, and one that is there may be made again: so it is made first.
@@ -162,7 +168,7 @@ mod tests {
                         table inet nm-comms {\n  \
                           chain in {\n    type filter hook input priority filter; policy accept;\n  }\n\
                         }\n";
-        assert_eq!(script("nm-comms", chains), expected);
+        assert_eq!(script(&without("nm-comms"), "nm-comms", chains), expected);
     }
 
     #[test]
