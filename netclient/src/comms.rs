@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net};
 use schema::scalars::{Endpoint, SigningKey, WireGuardKey};
 
-use crate::addresses::{ServerNames, choose};
+use crate::addresses::choose;
 use crate::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
 };
@@ -23,6 +23,7 @@ use crate::files;
 use crate::outside::Mark;
 use crate::reconcile::{Wanted, WantedLink, device_steps, link_steps};
 use crate::registration::{BootTime, Registration, Terms};
+use crate::server_names::ServerNames;
 use crate::system::link::{self, LinkError};
 use crate::system::rp_filter;
 

@@ -28,6 +28,7 @@ pub mod membership;
 pub mod outside;
 pub mod reconcile;
 pub mod registration;
+pub mod server_names;
 pub mod settings;
 pub mod system;
 pub mod tunnel;

@@ -23,7 +23,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use ::schema::api::KeyState;
+use ::schema::api::{KeyState, key_states};
 use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::NodeId;
 use ::schema::plan::Plan;
@@ -36,7 +36,7 @@ use ::schema::snapshot::Snapshot;
 use ::schema::source_map::SourceMap;
 use ::schema::syntax::Source;
 use ::schema::text::word as quoted;
-use ::schema::world::{ServerInfo, World, key_states};
+use ::schema::world::{ServerInfo, World};
 use jiff::Timestamp;
 
 use crate::args::{self, Args, Global, Verb};

@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::chain::ChainHash;
 use crate::diff::Change;
 use crate::guard::Guard;
-use crate::inventory::{NodeId, NodeProblem};
+use crate::inventory::{Admission, Inventory, KeyStatus, NodeId, NodeProblem};
+use crate::kinds::AccessKey;
 use crate::plan::Plan;
 use crate::published::Time;
 use crate::scalars::{Identity, Name, Verifier, WireGuardKey};
-use crate::snapshot::{Owner, Provenance, ResourceId, Revision};
+use crate::snapshot::{Owner, Provenance, ResourceId, Revision, Snapshot};
 
 /// A request to apply a plan, in the form that `nmplan plan --format json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -135,6 +136,21 @@ pub enum KeyPhase {
     Spent,
     /// It has expired.
     Expired,
+}
+
+/// The state of every access key that is declared and has been made.
+pub fn key_states(snapshot: &Snapshot, inventory: &Inventory, now: Timestamp) -> Vec<KeyState> {
+    let state = |(id, status): (&ResourceId, &std::sync::Arc<KeyStatus>)| {
+        let key = snapshot.named::<AccessKey>(&id.network, &id.name)?;
+        let state = match status.admission(key, now) {
+            Admission::Open => KeyPhase::Open,
+            Admission::Expired(_) => KeyPhase::Expired,
+            Admission::Spent(_) => KeyPhase::Spent,
+        };
+        let (used, uses, expires) = (status.used, key.uses().left(0), status.expires(key));
+        Some(KeyState { id: id.clone(), state, used, uses, expires })
+    };
+    inventory.keys().filter_map(state).collect()
 }
 
 /// The state of one node.

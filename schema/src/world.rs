@@ -3,14 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{KeyPhase, KeyState};
 use crate::decode::decode_body;
-use crate::inventory::{Admission, Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
-use crate::kinds::AccessKey;
+use crate::inventory::{Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{Identity, Name, NetworkName};
@@ -125,21 +122,6 @@ pub struct BarredDocument {
     /// The rest.
     #[serde(flatten)]
     pub barred: Barred,
-}
-
-/// The state of every access key that is declared and has been made.
-pub fn key_states(snapshot: &Snapshot, inventory: &Inventory, now: Timestamp) -> Vec<KeyState> {
-    let state = |(id, status): (&ResourceId, &std::sync::Arc<KeyStatus>)| {
-        let key = snapshot.named::<AccessKey>(&id.network, &id.name)?;
-        let state = match status.admission(key, now) {
-            Admission::Open => KeyPhase::Open,
-            Admission::Expired(_) => KeyPhase::Expired,
-            Admission::Spent(_) => KeyPhase::Spent,
-        };
-        let (used, uses, expires) = (status.used, key.uses().left(0), status.expires(key));
-        Some(KeyState { id: id.clone(), state, used, uses, expires })
-    };
-    inventory.keys().filter_map(state).collect()
 }
 
 impl World {

@@ -1,10 +1,15 @@
-//! What ARCHITECTURE.md says about adding a field or a kind, tried step by step on copies of this workspace.
+//! What ARCHITECTURE.md says about the code: which modules import each other; and adding a field or a kind, tried step by
+//! step on copies of this workspace.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use end_to_end::loopback::Server;
+use petgraph::algo::tarjan_scc;
+use petgraph::graph::DiGraph;
+use regex_lite::Regex;
 
 /// Kinds that the compiler of networks reads, and the files that declare them.
 const KINDS: [(&str, &str); 3] = [("Network", "network.rs"), ("Node", "node.rs"), ("Dns", "dns.rs")];
@@ -201,6 +206,65 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
 }
 
 /// Makes a fresh copy of the workspace's sources.
+/// Modules that know each other: rules are of kinds, a snapshot holds kinds, and kinds name each other in it.
+const CIRCLE: [&str; 3] = ["kinds", "rules", "snapshot"];
+
+#[test]
+fn modules_import_each_other_in_one_circle_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    for folder in ["schema", "proto", "server", "netclient", "nmplan"] {
+        let imports = imports(&root.join(folder).join("src"));
+        assert!(imports.values().flatten().count() > 3, "{folder}: {imports:?}");
+        let mut graph = DiGraph::new();
+        let nodes: BTreeMap<_, _> =
+            imports.keys().map(|name| (name, graph.add_node(name.as_str()))).collect();
+        for (from, to) in imports.iter().flat_map(|(from, to)| to.iter().map(move |to| (from, to))) {
+            graph.add_edge(nodes[from], nodes[to], ());
+        }
+        let circles = tarjan_scc(&graph).into_iter().filter(|circle| circle.len() > 1);
+        let circles = circles.map(|circle| circle.into_iter().map(|node| graph[node]).collect());
+        let known = if folder == "schema" { vec![BTreeSet::from(CIRCLE)] } else { Vec::new() };
+        assert_eq!(circles.collect::<Vec<BTreeSet<&str>>>(), known, "{folder}");
+    }
+}
+
+/// Which modules at the top of a crate import which others; what is for tests alone does not count.
+fn imports(source: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let module = |path: &Path| {
+        let first = path.strip_prefix(source).expect("it is below").components().next().expect("a name");
+        first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    };
+    let unit_tests = Regex::new(r"(?s)#\[cfg\(test\)\]\n(pub\(crate\) )?mod tests \{.*").expect("good");
+    let comments = Regex::new("//.*").expect("good");
+    let import = Regex::new(r"crate::(\w+)").expect("good");
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in sources(source) {
+        let text = fs::read_to_string(&path).expect("it is there");
+        let text = comments.replace_all(&unit_tests.replace(&text, ""), "").into_owned();
+        let named = import.captures_iter(&text).map(|found| found[1].to_owned());
+        imports.entry(module(&path)).or_default().extend(named);
+    }
+    let modules: BTreeSet<String> = imports.keys().cloned().collect();
+    for (module, named) in &mut imports {
+        named.retain(|other| other != module && modules.contains(other));
+    }
+    imports
+}
+
+/// The files of a crate but for its roots and those of tests.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("it is read").path()) {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if !["lib.rs", "main.rs", "tests.rs"].contains(&name.as_str()) {
+            found.push(path);
+        }
+    }
+    found
+}
+
 fn copy(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("architecture-{name}"));

@@ -18,12 +18,13 @@ use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
 use schema::view::Tunnel;
 
 use super::{Agent, AgentError, canonical, error_chain};
-use crate::addresses::{Addresses, RESOLVE, ServerNames};
+use crate::addresses::Addresses;
 use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
 use crate::membership::{Membership, ServerAddress};
 use crate::outside::{self, Outside};
+use crate::server_names::{RESOLVE, ServerNames};
 use crate::system::firewall::{self, FirewallError};
 use crate::system::rp_filter::MarksUnheeded;
 use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use schema::api::LogEntry;
+use schema::api::{LogEntry, key_states};
 use schema::inventory::NodeId;
 use schema::plan::Plan;
 use schema::snapshot::Revision;
 use schema::text::{moment, plain};
-use schema::world::{ServerInfo, World, key_states};
+use schema::world::{ServerInfo, World};
 
 use super::{Run, apply, plan};
 use crate::args;

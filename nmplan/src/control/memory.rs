@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schema::api::{
     Applied, ApplyRequest, Committed, Failure, Finding, LogEntry, Moved, NodeStatus, Removed, StatusDocument,
+    key_states,
 };
 use schema::decode::decode_body;
 use schema::guard::{self, Judgement};
@@ -17,7 +18,7 @@ use schema::report::Report;
 use schema::scalars::{CaPin, Identity, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
-use schema::world::{ServerInfo, World, WorldDocument, key_states};
+use schema::world::{ServerInfo, World, WorldDocument};
 
 use super::{ControlError, ControlPlane};
 use crate::interrupt::Interrupts;
