@@ -306,9 +306,10 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets through
-/// what containers opened, and what is published of them at the host's own addresses in the network, where the host forwards nothing else; the other chains
-/// keep the mark. Interfaces of ours are those of the set, and by their group those of other agents on the host.
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets through,
+/// where the host forwards nothing else, what containers opened, and what is published of them at the host's own
+/// addresses in the network; the other chains keep the mark. Interfaces of ours are those of the set, and by their
+/// group those of other agents on the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept

@@ -420,7 +420,7 @@ async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force()
     std::fs::write(&file, "{").expect("it is there");
     // What a device process has there.
     std::fs::write(a.agent.directory.device_socket(interface), "").expect("written");
-    let status = a.agent.status(false, |_| Default::default()).await.expect("it is told");
+    let status = a.agent.status(false, |_| Default::default()).await.expect("it answers");
     assert_eq!(status.networks.len(), 0);
     let error = &status.damaged[0].error;
     assert!(error.contains("network-corp.json is damaged") && error.contains("leave --force"), "{error}");

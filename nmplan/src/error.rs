@@ -328,29 +328,40 @@ fn names(nodes: &[String]) -> String {
 impl Error {
     /// How the run ends.
     pub fn exit(&self) -> Exit {
+        self.outcome().0
+    }
+
+    /// Whether an apply that ended with it was carried out; nothing: that is unknown.
+    pub fn applied(&self) -> Option<bool> {
+        self.outcome().1
+    }
+
+    fn outcome(&self) -> (Exit, Option<bool>) {
         match self {
-            Self::AppliedBefore { .. } => Exit::Done,
-            Self::Stale(_) | Self::Unexpected { .. } => Exit::Stale,
+            Self::Unknown { .. } => (Exit::Failed, None),
+            Self::AppliedBefore { .. } => (Exit::Done, Some(true)),
+            Self::AfterCommit { .. } | Self::Unreported { .. } => (Exit::Failed, Some(true)),
             Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
-                Exit::NotAcknowledged
+                (Exit::NotAcknowledged, Some(true))
             }
-            Self::Guarded { .. } => Exit::Refused,
-            Self::Control(ControlError::Refused { failure, .. }) => match failure.code.as_str() {
-                "stale" => Exit::Stale,
-                "busy" => Exit::Busy,
-                "guarded" => Exit::Refused,
-                _ => Exit::Failed,
-            },
+            Self::Stale(_) | Self::Unexpected { .. } => (Exit::Stale, Some(false)),
+            Self::Guarded { .. } => (Exit::Refused, Some(false)),
+            Self::Control(ControlError::Refused { failure, .. }) => {
+                let exit = match failure.code.as_str() {
+                    "stale" => Exit::Stale,
+                    "busy" => Exit::Busy,
+                    "guarded" => Exit::Refused,
+                    _ => Exit::Failed,
+                };
+                (exit, Some(false))
+            }
             Self::Control(_)
             | Self::Load(_)
             | Self::Problems { .. }
             | Self::Version(_)
             | Self::Keys(_)
-            | Self::AfterCommit { .. }
-            | Self::Unknown { .. }
             | Self::NotTakenBack { .. }
             | Self::Interrupted
-            | Self::Unreported { .. }
             | Self::NobodyToAsk { .. }
             | Self::Declined
             | Self::RemovalNotApproved { .. }
@@ -367,7 +378,7 @@ impl Error {
             | Self::Enter(_)
             | Self::Lab(_)
             | Self::NothingToBringUp
-            | Self::Output(_) => Exit::Failed,
+            | Self::Output(_) => (Exit::Failed, Some(false)),
         }
     }
 
@@ -395,46 +406,6 @@ impl Error {
             Self::NotJoined { .. } => "not_joined",
             Self::Enter(_) | Self::Lab(_) | Self::NothingToBringUp => "lab",
             Self::Output(_) | Self::Unreported { .. } => "output",
-        }
-    }
-
-    /// Whether an apply that ended with it was carried out; nothing: that is unknown.
-    pub fn applied(&self) -> Option<bool> {
-        match self {
-            Self::Unknown { .. } => None,
-            Self::AfterCommit { .. }
-            | Self::AppliedBefore { .. }
-            | Self::NotAcknowledged { .. }
-            | Self::Unwatched { .. }
-            | Self::NotAwaited { .. }
-            | Self::Unreported { .. } => Some(true),
-            Self::Load(_)
-            | Self::Problems { .. }
-            | Self::Guarded { .. }
-            | Self::Control(_)
-            | Self::Version(_)
-            | Self::Keys(_)
-            | Self::Stale(_)
-            | Self::Unexpected { .. }
-            | Self::NotTakenBack { .. }
-            | Self::Interrupted
-            | Self::NobodyToAsk { .. }
-            | Self::Declined
-            | Self::RemovalNotApproved { .. }
-            | Self::NotJoined { .. }
-            | Self::NoProject
-            | Self::PlanFile { .. }
-            | Self::OtherPlan { .. }
-            | Self::Usage(_)
-            | Self::File { .. }
-            | Self::UnknownNetwork { .. }
-            | Self::NoRevision(_)
-            | Self::NoCode(_)
-            | Self::Exists(_)
-            | Self::Enter(_)
-            | Self::Lab(_)
-            | Self::NothingToBringUp
-            | Self::Output(_) => Some(false),
         }
     }
 

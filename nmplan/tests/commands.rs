@@ -14,7 +14,7 @@ use schema::inventory::{Joined, KeyStatus, NodeProblem};
 use schema::snapshot::{Entry, Owner, ResourceId, Revision};
 use schema::world::World;
 use serde_json::Value;
-use workspace::{Workspace, example, join};
+use workspace::{Workspace, example, join, online};
 
 const BEFORE: &str = r#"
 network "corp" {
@@ -1074,14 +1074,9 @@ fn the_worst_affected_nodes_come_first() {
 
 fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
     NodeStatus {
-        id: format!("corp/node/{name}"),
-        name: name.parse().unwrap(),
         tags: ["db".parse().unwrap()].into(),
         addresses: ["10.40.0.1".parse().unwrap()].into(),
-        public_key: None,
         state,
-        last_check_in: None,
-        acknowledged: Some(Revision(acknowledged)),
         control: match state {
             Presence::Online => Control::Tunnel,
             Presence::Silent => Control::Tls,
@@ -1091,6 +1086,7 @@ fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
             Presence::Silent => vec![NodeProblem::new(NodeProblem::NO_IPV6, "IPv6 is off on this host")],
             Presence::Online | Presence::Awaiting => Vec::new(),
         },
+        ..online(name, Some(Revision(acknowledged)))
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use schema::snapshot::Revision;
 use schema::world::World;
 use serde_json::Value;
-use workspace::{Workspace, join};
+use workspace::{Workspace, join, online};
 
 const CORP: &str = "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"gw\"\n    access-key \"named\" { for \"gw\" }\n}\n";
 
@@ -198,7 +198,7 @@ fn a_run_that_is_interrupted_in_between_says_that_the_outcome_is_unknown_and_how
     let digest = workspace.server.log().pop().unwrap().digest.unwrap();
     insta::assert_snapshot!(unknown.stderr.replace(&digest, "DIGEST"));
     assert!(workspace.path("keys.json").exists(), "its tokens are kept");
-    // What is proposed is safe, and tells.
+    // What is proposed is safe, and says whether it was applied.
     let again =
         workspace.nmplan(&format!("apply -C @. --project acme --expect {digest} --keys-to @keys.json"));
     assert_eq!((again.exit, workspace.server.state().revision), (0, Revision(1)), "{}", again.all());
@@ -208,19 +208,7 @@ fn a_run_that_is_interrupted_in_between_says_that_the_outcome_is_unknown_and_how
 #[test]
 fn a_run_that_is_interrupted_while_it_waits_for_nodes_says_what_was_applied() {
     let workspace = workspace();
-    let online = schema::api::NodeStatus {
-        id: "corp/node/gw".into(),
-        name: "gw".parse().unwrap(),
-        tags: Default::default(),
-        addresses: Default::default(),
-        public_key: None,
-        state: schema::api::Presence::Online,
-        last_check_in: None,
-        acknowledged: None,
-        control: schema::api::Control::Tls,
-        problems: Vec::new(),
-    };
-    workspace.server.set_nodes(vec![online]);
+    workspace.server.set_nodes(vec![online("gw", None)]);
     workspace.server.fail(&[Fault::InterruptedLater]);
     let interrupted = workspace.nmplan(&format!("{APPLY} --wait --json"));
     assert_eq!(

@@ -8,7 +8,7 @@ use std::path::Path;
 use nmplan::commands::schema::{events, plan};
 use schema::world::World;
 use serde_json::Value;
-use workspace::{Workspace, example, join};
+use workspace::{Workspace, example, join, online};
 
 /// Where a value does not fit a schema.
 fn misfits(schema: &Value, value: &Value) -> Vec<String> {
@@ -81,18 +81,7 @@ fn every_event_fits_its_schema() {
         "bad/a.kdl",
         "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"x\"\n    node \"x\"\n    nod \"y\"\n}\n",
     );
-    workspace.server.set_nodes(vec![schema::api::NodeStatus {
-        id: "corp/node/gw".into(),
-        name: "gw".parse().unwrap(),
-        tags: Default::default(),
-        addresses: Default::default(),
-        public_key: None,
-        state: schema::api::Presence::Online,
-        last_check_in: None,
-        acknowledged: Some(schema::snapshot::Revision(99)),
-        control: schema::api::Control::Tls,
-        problems: Vec::new(),
-    }]);
+    workspace.server.set_nodes(vec![online("gw", Some(schema::snapshot::Revision(99)))]);
     let known = events();
     let mut types = std::collections::BTreeSet::new();
     for line in [

@@ -14,8 +14,10 @@ use nmplan::console::Console;
 use nmplan::control::Memory;
 use nmplan::environment::Environment;
 use nmplan::interrupt::Interrupts;
+use schema::api::{Control, NodeStatus, Presence};
 use schema::inventory::{Endpoints, Joined, NodeId};
 use schema::scalars::{Identity, WireGuardKey};
+use schema::snapshot::Revision;
 use schema::world::World;
 use serde_json::Value;
 
@@ -168,6 +170,21 @@ pub fn joined(number: u8) -> Joined {
 }
 
 /// Lets nodes join the network corp, declared or not.
+pub fn online(name: &str, acknowledged: Option<Revision>) -> NodeStatus {
+    NodeStatus {
+        id: format!("corp/node/{name}"),
+        name: name.parse().expect("good"),
+        tags: BTreeSet::new(),
+        addresses: BTreeSet::new(),
+        public_key: None,
+        state: Presence::Online,
+        last_check_in: None,
+        acknowledged,
+        control: Control::Tls,
+        problems: Vec::new(),
+    }
+}
+
 pub fn join(server: &Memory, names: &[(&str, u8)]) {
     let corp: schema::scalars::NetworkName = "corp".parse().expect("good");
     server.change_elsewhere(|world| {

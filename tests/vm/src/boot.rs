@@ -39,14 +39,14 @@ pub fn boot(base: &Base, job: &Job) -> Result<(), Error> {
     if let Some(printer) = output {
         let _ = printer.join();
     }
-    let spoken = job.command.join(" ");
+    let ran = job.command.join(" ");
     let Some(status) = ended.map_err(host("wait for QEMU"))? else {
-        return Err(Error::TooLong { command: spoken, limit: job.limit });
+        return Err(Error::TooLong { command: ran, limit: job.limit });
     };
     match verdict_of(&verdict) {
         Some(0) => Ok(()),
-        Some(status) => Err(Error::Failed { command: spoken, status }),
-        None => Err(Error::Lost { command: spoken, status: status.to_string() }),
+        Some(status) => Err(Error::Failed { command: ran, status }),
+        None => Err(Error::Lost { command: ran, status: status.to_string() }),
     }
 }
 

@@ -10,9 +10,9 @@ use proto::convert::{Malformed, encode_delta, encode_view};
 use proto::position::Stamp;
 use proto::sign::{self, SignedBody};
 use schema::chain::ChainHash;
-use schema::scalars::{Identity, Name, Seconds, WireGuardKey};
+use schema::scalars::{Identity, Name, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::{Interface, Peer, View, ViewDelta};
+use schema::view::{Peer, View, ViewDelta};
 
 use super::*;
 use crate::addresses::Addresses;
@@ -46,18 +46,7 @@ fn peer(number: u32, version: u8) -> Arc<Peer> {
 
 /// A View with the peers of these numbers, each with its name.
 fn view(peers: impl Iterator<Item = u32>) -> View {
-    let interface = Interface {
-        addresses: ["10.9.255.1/16".parse().expect("good")].into(),
-        listen_port: 51821,
-        listen_port_fixed: false,
-        mtu: None,
-        keepalive: Seconds(20),
-        check_in: Seconds(15),
-        forward: false,
-        named: true,
-    };
-    let (peers_of, routes, names) = Default::default();
-    let mut view = View { network: network(), node: name(0), interface, peers: peers_of, routes, names };
+    let mut view = View { node: name(0), ..crate::tunnels::tests::view("corp", "10.9.255.1/16") };
     peers.for_each(|number| put(&mut view, number, 0));
     view
 }
