@@ -35,8 +35,9 @@ impl Addresses {
 }
 
 /// Where a peer is of what its name resolves to: where it was before, as long as its name leads there and the
-/// first address that is usable is of the same family, else that one, else the first, for what runs on this host.
-/// The resolver puts the family first that the host has now, which may have moved to a network without the other.
+/// first address that is usable is of the same family, else that one, else the first, for what runs on this
+/// host. The resolver puts the family first that the host has now, which may have moved to a network without
+/// the other.
 pub fn choose(found: &[SocketAddr], before: Option<SocketAddr>) -> Option<SocketAddr> {
     let usable = |at: &&SocketAddr| refused_everywhere(at.ip()).is_none();
     let first = found.iter().find(usable).or(found.first()).copied()?;

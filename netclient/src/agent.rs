@@ -151,8 +151,8 @@ impl Agent {
         self.events.get_or_init(start).subscribe()
     }
 
-    /// What sets its routes, rules and tables apart from those of other agents: the same as long as it is in a
-    /// network.
+    /// What sets its routes, rules and tables apart from those of other agents: the same as long as it is in
+    /// a network.
     fn slot(&self) -> Result<Slot, SlotsTaken> {
         let directory = canonical(self.directory.path());
         let default = Path::new(crate::directory::DEFAULT);

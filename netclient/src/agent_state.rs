@@ -539,8 +539,8 @@ mod tests {
         assert_eq!(state.poll_timeout(), now + INTERVAL);
     }
 
-    /// How many calls an agent makes in ten minutes at a server that always gives these answers: to a check-in,
-    /// to a stream, on it, and to a request for the whole View.
+    /// How many calls an agent makes in ten minutes at a server that always gives these answers: to a
+    /// check-in, to a stream, on it, and to a request for the whole View.
     fn storm(check_in: &[Input], stream: &[Input], whole: &[Input]) -> usize {
         let now = Instant::now();
         let end = now + Duration::from_secs(600);

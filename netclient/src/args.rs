@@ -64,8 +64,8 @@ pub enum Verb {
 /// The token of a host.
 #[derive(Debug, ClapArgs)]
 pub struct TokenArg {
-    /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input. The file may be the one
-    /// that `nmplan apply --keys-to FILE` writes.
+    /// The access token, `nmj_...`; @FILE reads it from a file, - from standard input. The file may be the
+    /// one that `nmplan apply --keys-to FILE` writes.
     #[arg(short, long, env = "NETCLIENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Secret<String>,
     /// The access key whose token is used, where the file has several: NAME or NETWORK/access-key/NAME.

@@ -109,8 +109,8 @@ pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>,
     Ok(kernel::Kernel::attach(interface)?.map(|device| Box::new(device) as Box<dyn Device>))
 }
 
-/// Ends a device process that [`attach`] does not accept, such as one of another release; returns whether there
-/// was one.
+/// Ends a device process that [`attach`] does not accept, such as one of another release; returns whether
+/// there was one.
 pub fn end_stale(interface: &str, socket: &Path) -> Result<bool, DeviceError> {
     if userspace::Userspace::attach(interface, socket)?.is_some() {
         return Ok(false);
@@ -118,8 +118,8 @@ pub fn end_stale(interface: &str, socket: &Path) -> Result<bool, DeviceError> {
     userspace::Userspace::end_stale(interface, socket)
 }
 
-/// Creates a device of the kind that is wanted. Absent: the kernel's if it has WireGuard, else a process of its
-/// own. A process runs `executable` (see [`userspace::Userspace::spawn`]).
+/// Creates a device of the kind that is wanted. Absent: the kernel's if it has WireGuard, else a process of
+/// its own. A process runs `executable` (see [`userspace::Userspace::spawn`]).
 pub fn create(
     interface: &str,
     wanted: Option<Kind>,

@@ -2,9 +2,9 @@
 //!
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current continuously.
 //! Decisions are pure: [`agent_state`] (when to call), [`membership`] (what to accept), [`tunnels`] and
-//! [`reconcile`] (what to change), [`outside`] (what stays out of the mesh), [`backoff`]
-//! (when to try again). What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`]
-//! (the host), [`directory`] (the disk).
+//! [`reconcile`] (what to change), [`outside`] (what stays out of the mesh), [`backoff`] (when to try again).
+//! What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the host),
+//! [`directory`] (the disk).
 #![deny(unsafe_code)]
 
 pub mod addresses;

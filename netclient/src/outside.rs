@@ -1,13 +1,13 @@
 //! What keeps an agent's own packets out of every mesh, so that no declared range can cut a host off from its
 //! repair.
 //!
-//! Pure. WireGuard's sockets and every connection to the server carry a [`Mark`]. Ranges of networks are routed
-//! in a table of the agent's own, which rules lead to only what carries no mark: so a range may hold the
-//! server's address, or a peer's endpoint, and tunnels and control traffic go on past the mesh. A table of
-//! the packet filter keeps the mark with each connection to or from an address in a range, so that what comes
-//! in by another interface is answered by it, also under strict reverse path filtering, and drops packets that
-//! come from outside with an address of the mesh. Other connections are left alone, and so is a packet that
-//! carries a mark of another program's.
+//! Pure. WireGuard's sockets and every connection to the server carry a [`Mark`]. Ranges of networks are
+//! routed in a table of the agent's own, which rules lead to only what carries no mark: so a range may hold
+//! the server's address, or a peer's endpoint, and tunnels and control traffic go on past the mesh. A table
+//! of the packet filter keeps the mark with each connection to or from an address in a range, so that what
+//! comes in by another interface is answered by it, also under strict reverse path filtering, and drops
+//! packets that come from outside with an address of the mesh. Other connections are left alone, and so is a
+//! packet that carries a mark of another program's.
 //!
 //! Without nftables, routes stand in the main table and there are no rules: rules without the filter would
 //! lose packets where reverse paths are filtered.
@@ -30,8 +30,8 @@ use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::view::View;
 
-/// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from those of
-/// others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
+/// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from
+/// those of others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
 pub const GROUP: u32 = 0x6e6d;
 /// The routing table that the kernel looks into by itself (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
@@ -44,8 +44,8 @@ const PREFERENCE: u32 = 4_700;
 const PREFERENCES: u32 = 400;
 /// The agent's own routing table.
 const TABLE: u32 = 5_182;
-/// What routes and rules say that they come from (rtnetlink(7)): numbers that /etc/iproute2/rt_protos gives to
-/// nobody.
+/// What routes and rules say that they come from (rtnetlink(7)): numbers that /etc/iproute2/rt_protos gives
+/// to nobody.
 const PROTOCOL: u8 = 200;
 /// How many agents, besides that of the default directory, one host distinguishes.
 const OTHERS: u8 = 8;
@@ -98,8 +98,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The slots that an agent may have that keeps its state in a directory, the usual one first; `default` is
-    /// the directory of most agents, which has one for itself.
+    /// The slots that an agent may have that keeps its state in a directory, the usual one first; `default`
+    /// is the directory of most agents, which has one for itself.
     pub fn candidates(directory: &Path, default: &Path, mark: Mark) -> Vec<Self> {
         if directory == default {
             return vec![Self { number: 0, mark }];
@@ -157,7 +157,8 @@ pub struct Outside {
     pub members: BTreeSet<IpAddr>,
     /// The ranges, each with the interface that it is routed to.
     pub ranges: BTreeMap<IpNet, String>,
-    /// Whether the state of a network could not be read. What stands of it is not known, so nothing is taken away.
+    /// Whether the state of a network could not be read. What stands of it is not known, so nothing is taken
+    /// away.
     pub unread: bool,
 }
 
@@ -306,10 +307,10 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets through,
-/// where the host forwards nothing else, what containers opened, and what is published of them at the host's own
-/// addresses in the network; the other chains keep the mark. Interfaces of ours are those of the set, and by their
-/// group those of other agents on the host.
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets
+/// through, where the host forwards nothing else, what containers opened, and what is published of them at
+/// the host's own addresses in the network; the other chains keep the mark. Interfaces of ours are those of
+/// the set, and by their group those of other agents on the host.
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept

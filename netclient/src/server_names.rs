@@ -1,5 +1,5 @@
-//! What a server's names resolved to last, so that a nameserver that does not answer, as when a mesh hides it, delays
-//! nothing and cuts nobody off. It is kept on the disk, beside the identity at that server.
+//! What a server's names resolved to last, so that a nameserver that does not answer, as when a mesh hides
+//! it, delays nothing and cuts nobody off. It is kept on the disk, beside the identity at that server.
 
 use std::collections::BTreeSet;
 use std::io;

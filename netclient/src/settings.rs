@@ -29,11 +29,12 @@ pub struct Settings {
     /// so. If not, the agent uses no packet filter: control traffic and tunnels are not kept outside of
     /// networks.
     pub connection_tracking: bool,
-    /// The bit by which packets are marked that stay outside of networks (`mark`, 0x10): change it where another
-    /// program uses that one.
+    /// The bit by which packets are marked that stay outside of networks (`mark`, 0x10): change it where
+    /// another program uses that one.
     pub mark: Mark,
-    /// Where devices of networks run that are created from now on (`device`, `kernel` or `userspace`); absent: in
-    /// the kernel if that has WireGuard. The tunnel to the server has a process of its own in any case.
+    /// Where devices of networks run that are created from now on (`device`, `kernel` or `userspace`);
+    /// absent: in the kernel if that has WireGuard. The tunnel to the server has a process of its own in any
+    /// case.
     pub device: Option<Kind>,
 }
 

@@ -61,8 +61,8 @@ impl EndpointNames {
         }
     }
 
-    /// Where peers are reached: addresses as they are, names as they resolved last. What the law for endpoints
-    /// refuses is left out, as if the peer had no endpoint: it must send first.
+    /// Where peers are reached: addresses as they are, names as they resolved last. What the law for
+    /// endpoints refuses is left out, as if the peer had no endpoint: it must send first.
     pub fn found(
         &self,
         tunnels: &BTreeMap<WireGuardKey, Tunnel>,

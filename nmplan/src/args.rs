@@ -87,8 +87,8 @@ pub struct Global {
     /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Prints one JSON event per line instead of text; with `status`, `history`, `node`, `show`, `explain` and
-    /// `lab` one document.
+    /// Prints one JSON event per line instead of text; with `status`, `history`, `node`, `show`, `explain`
+    /// and `lab` one document.
     #[arg(long, global = true)]
     pub json: bool,
 }

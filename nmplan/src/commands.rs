@@ -295,8 +295,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         }
     }
 
-    /// Judges a plan by the rules that it can be let through, and finds the state of the project's access keys after
-    /// it. A saved plan that breaks other rules is left to the server.
+    /// Judges a plan by the rules that it can be let through, and finds the state of the project's access
+    /// keys after it. A saved plan that breaks other rules is left to the server.
     fn judge(
         plan: &Plan,
         loaded: Option<&Loaded>,

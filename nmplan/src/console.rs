@@ -93,8 +93,8 @@ impl Console {
         }
     }
 
-    /// Prints what was asked for. A reader that has closed the other end, as `head` does, has read enough: that
-    /// is no failure, unless it [must arrive](Self::must_arrive).
+    /// Prints what was asked for. A reader that has closed the other end, as `head` does, has read enough:
+    /// that is no failure, unless it [must arrive](Self::must_arrive).
     pub fn stdout(&mut self, text: &str) -> io::Result<()> {
         match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !self.must_arrive => Ok(()),

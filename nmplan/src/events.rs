@@ -20,8 +20,8 @@ use crate::render::Lines;
 /// The version of the events; raised when an older reader would misread them.
 pub const VERSION: &str = "1.0";
 
-/// `nmplan validate|plan|apply --json` prints one such object per line; every other command with `--json` prints
-/// a `failure` in place of its document. Later versions may add types and fields; ignore unknown ones.
+/// `nmplan validate|plan|apply --json` prints one such object per line; every other command with `--json`
+/// prints a `failure` in place of its document. Later versions may add types and fields; ignore unknown ones.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(extend("title" = format!("One event of nmplan --json, version {VERSION}")))]

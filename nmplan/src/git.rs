@@ -1,7 +1,7 @@
 //! The provenance of the files: the git commit that they come from.
 //!
-//! It is optional, and no apply fails for it; why there is none is an [`Unknown`], for one line of text. It needs
-//! no git program.
+//! It is optional, and no apply fails for it; why there is none is an [`Unknown`], for one line of text. It
+//! needs no git program.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -63,8 +63,8 @@ pub fn provenance(files: &Files<'_>) -> Result<Provenance, Unknown> {
     })
 }
 
-/// Lets repositories of other users be read: in a container of a CI the files mostly belong to somebody else. git
-/// refuses them because its configuration can name programs to run; libgit2 runs none.
+/// Lets repositories of other users be read: in a container of a CI the files mostly belong to somebody else.
+/// git refuses them because its configuration can name programs to run; libgit2 runs none.
 #[expect(unsafe_code, reason = "libgit2 has this as an option of the process")]
 fn accept_any_owner() {
     static ONCE: Once = Once::new();

@@ -1,5 +1,5 @@
-//! What is said of an apply whatever happens to the run: its output is closed, a signal arrives, the server does
-//! not answer. And that every failure reaches programs.
+//! What is said of an apply whatever happens to the run: its output is closed, a signal arrives, the server
+//! does not answer. And that every failure reaches programs.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;

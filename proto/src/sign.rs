@@ -237,8 +237,8 @@ pub fn verify_leave(request: &LeaveRequest, server: &SigningKey) -> Result<(), I
     verify("identity's signature", &request.identity, &leave_transcript(server, request), &request.signature)
 }
 
-/// A request in a session that its node signs as well, with a nonce: whoever ends TLS has the session, and can
-/// record the request, but not make it do anything a second time.
+/// A request in a session that its node signs as well, with a nonce: whoever ends TLS has the session, and
+/// can record the request, but not make it do anything a second time.
 pub trait SignedCall: Message + Clone {
     /// What it is signed for.
     const PURPOSE: &'static str;

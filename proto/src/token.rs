@@ -94,8 +94,8 @@ fn listed(ids: &[String]) -> String {
     }
 }
 
-/// The token in a text: the text is one, or it is a file of tokens, from which `key` chooses by the name or the
-/// resource id of an access key. A key that is given must be that of the token.
+/// The token in a text: the text is one, or it is a file of tokens, from which `key` chooses by the name or
+/// the resource id of an access key. A key that is given must be that of the token.
 pub fn choose(text: &str, key: Option<&str>) -> Result<Token, ChoiceError> {
     let tokens: Tokens = if text.trim_start().starts_with('{') {
         let content =

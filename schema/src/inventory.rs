@@ -83,10 +83,11 @@ impl NodeProblem {
     pub const NAMES: &str = "names";
     /// The host does not forward packets that it should.
     pub const FORWARDING: &str = "forwarding";
-    /// Another interface of the host is connected to all of a range of the network, or is another network's of
-    /// the same range.
+    /// Another interface of the host is connected to all of a range of the network, or is another network's
+    /// of the same range.
     pub const RANGE_CONNECTED: &str = "range-connected";
-    /// Another interface of the host is connected to a part of a range of the network, or is another network's.
+    /// Another interface of the host is connected to a part of a range of the network, or is another
+    /// network's.
     pub const RANGE_SHADOWED: &str = "range-shadowed";
     /// A range contains the server's address, and the host cannot keep control traffic outside: it is not
     /// routed.

@@ -2,9 +2,9 @@
 //!
 //! A network that holds one of them would cut hosts off (the rule `cut-off`), and no member is given one.
 //! What SERVER_HOST, PUBLIC_GRPC and PUBLIC_COMMS resolve to is asked once a minute, the interfaces of this
-//! host then too, and whenever a plan is about to be made or applied. Nothing is asked while a change is made:
-//! it is given what was known last. What cannot be asked right now stays as it was; a name that never resolved
-//! is logged. Start at [`OwnAddresses`].
+//! host then too, and whenever a plan is about to be made or applied. Nothing is asked while a change is
+//! made: it is given what was known last. What cannot be asked right now stays as it was; a name that never
+//! resolved is logged. Start at [`OwnAddresses`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

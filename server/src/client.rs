@@ -188,8 +188,8 @@ pub enum OwnHostError {
     Agent(#[from] AgentError),
 }
 
-/// Removes the networks of the server's own host from it, and forgets none: with the next start they are back.
-/// Returns what was removed, a line each.
+/// Removes the networks of the server's own host from it, and forgets none: with the next start they are
+/// back. Returns what was removed, a line each.
 pub async fn take_down(data: &DataDir) -> Result<Vec<String>, OwnHostError> {
     let directory = data.file(FOLDER);
     if !directory.exists() {

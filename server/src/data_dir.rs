@@ -149,8 +149,8 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// [`IdentityError::NoDatabase`] if there is none, [`IdentityError::Exposed`] if others may use one of the
-    /// files.
+    /// [`IdentityError::NoDatabase`] if there is none, [`IdentityError::Exposed`] if others may use one of
+    /// the files.
     pub fn database(&self) -> Result<PathBuf, IdentityError> {
         let database = self.file(DATABASE);
         if files::check_file(&database)?.is_none_or(|length| length == 0) {

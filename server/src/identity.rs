@@ -82,8 +82,8 @@ impl Secrets {
         mac.chain_update(purpose.as_bytes()).chain_update([0]).chain_update(bytes)
     }
 
-    /// A nonce that serves in this process alone, and the public half of the ephemeral key that belongs to it.
-    /// The clock of the host has no part in it: whoever sets that back cuts no agent off.
+    /// A nonce that serves in this process alone, and the public half of the ephemeral key that belongs to
+    /// it. The clock of the host has no part in it: whoever sets that back cuts no agent off.
     pub fn challenge(&self) -> (Vec<u8>, [u8; 32]) {
         let mut nonce = Vec::with_capacity(40);
         let made = u64::try_from(boottime().as_micros()).expect("no host runs for 500,000 years");

@@ -17,7 +17,8 @@ use schema::text::word;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The control plane of declared WireGuard meshes. Without a command it serves, as units and containers start
-/// it; only on a terminal, where no server has started yet, it makes nothing and says what `serve` would make.
+/// it; only on a terminal, where no server has started yet, it makes nothing and says what `serve` would
+/// make.
 #[derive(Parser)]
 #[command(name = "nmserver", version)]
 struct Args {

@@ -241,8 +241,8 @@ impl Service {
         self.inner.documents.world(state, &caller.grant, &self.plan_info()).await
     }
 
-    /// What distinguishes one snapshot from another that the same caller may see: the revision, and where the server
-    /// is reached.
+    /// What distinguishes one snapshot from another that the same caller may see: the revision, and where the
+    /// server is reached.
     pub fn snapshot_tag(&self, state: &State) -> String {
         let World { epoch, revision, .. } = &*state.world;
         let mut hasher = std::hash::DefaultHasher::new();

@@ -1,5 +1,5 @@
-//! What a proxy that ends TLS between agents and the server can do with the calls that it records: nothing. It
-//! may record them all, and send each again at any time, in any order, whole or cut.
+//! What a proxy that ends TLS between agents and the server can do with the calls that it records: nothing.
+//! It may record them all, and send each again at any time, in any order, whole or cut.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[allow(dead_code, reason = "each suite uses its part")]

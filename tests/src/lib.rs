@@ -59,8 +59,8 @@ pub fn mistyped(token: &str) -> String {
     format!("{kept}{}", if last == "x" { "y" } else { "x" })
 }
 
-/// How many times as long as on a computer of its own a test waits: `PATIENCE`, by default once. An emulated guest is
-/// several times slower.
+/// How many times as long as on a computer of its own a test waits: `PATIENCE`, by default once. An emulated
+/// guest is several times slower.
 pub fn patience() -> u32 {
     std::env::var("PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
@@ -181,7 +181,8 @@ pub async fn addresses(agent: &Agent, network: &str) -> Vec<IpAddr> {
     addresses.iter().filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
-/// What kind of link the kernel says that an interface of a host is: `wireguard`, or `tun` for a userspace device.
+/// What kind of link the kernel says that an interface of a host is: `wireguard`, or `tun` for a userspace
+/// device.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! What the programs tell people to type exists: every flag and every command that a message names is one of the
-//! program that it is for, by that program's own help.
+//! What the programs tell people to type exists: every flag and every command that a message names is one of
+//! the program that it is for, by that program's own help.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -111,8 +111,8 @@ fn commands(text: &str) -> Vec<(&'static str, String)> {
     found
 }
 
-/// The texts of a file, without comments and tests. What describes the command line becomes its help, so there
-/// comments count.
+/// The texts of a file, without comments and tests. What describes the command line becomes its help, so
+/// there comments count.
 fn texts(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).expect("it is text");
     let stream: TokenStream = text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()));

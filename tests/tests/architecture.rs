@@ -1,5 +1,5 @@
-//! What ARCHITECTURE.md says about the code: which modules import each other; and adding a field or a kind, tried step by
-//! step on copies of this workspace.
+//! What ARCHITECTURE.md says about the code: which modules import each other; and adding a field or a kind,
+//! tried step by step on copies of this workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -336,7 +336,8 @@ async fn down(mesh: &Mesh) -> (bool, String) {
     (output.status.success(), text_of(&output.stdout) + &text_of(&output.stderr))
 }
 
-/// Interfaces, tables of the packet filter, rules and routes that a server or its agent made, and its processes.
+/// Interfaces, tables of the packet filter, rules and routes that a server or its agent made, and its
+/// processes.
 async fn left(mesh: &Mesh) -> Vec<String> {
     let host = mesh.server.host();
     let mut left: Vec<_> =

@@ -1,7 +1,7 @@
 //! The suites that depend on a kernel, once more in a guest whose kernel has WireGuard.
 //!
-//! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all` runs
-//! all of them, as `make soak` does: emulated, they take long.
+//! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all`
+//! runs all of them, as `make soak` does: emulated, they take long.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

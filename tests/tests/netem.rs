@@ -4,8 +4,8 @@
 //! nmserver ==== underlay ==== a (behind a bad cable), b
 //! ```
 //!
-//! They need the kernel module `sch_netem`, which the guest of `kernel.rs` has: that runs them, and they are ignored
-//! elsewhere.
+//! They need the kernel module `sch_netem`, which the guest of `kernel.rs` has: that runs them, and they are
+//! ignored elsewhere.
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 

@@ -73,8 +73,8 @@ async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
     agents
 }
 
-/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24, whose addresses are
-/// masqueraded and whose port 80 is published as 8080.
+/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24, whose addresses
+/// are masqueraded and whose port 80 is published as 8080.
 async fn container(mesh: &Mesh, of: &Host) -> Host {
     let inner = mesh.underlay.host("box").await.expect("a host");
     let mut sleep = inner.command("sleep");
@@ -440,8 +440,8 @@ fn marks_of_others_and_connections_outside_of_ranges_are_left_alone() {
         let agents = two(&mesh, &apart()).await;
         let operator = mesh.underlay.host("o").await.expect("a host");
         let a = agents[0].host();
-        // Another program marks what comes to one port; and what the packets and connections carry in the end is
-        // counted, of that port and of another.
+        // Another program marks what comes to one port; and what the packets and connections carry in the end
+        // is counted, of that port and of another.
         for line in [
             "nft add table inet watch",
             "nft add counter inet watch marked",

@@ -105,13 +105,13 @@ impl Agent {
         }
     }
 
-    /// The addresses of the servers that no range may be routed over, where marks keep nothing outside. Names are
-    /// resolved here, all at once and while nothing is locked.
+    /// The addresses of the servers that no range may be routed over, where marks keep nothing outside. Names
+    /// are resolved here, all at once and while nothing is locked.
     ///
-    /// A name that does not resolve right now keeps the addresses that it had, which are on the disk. One that never
-    /// has, has none: to route no range at all would let a nameserver that is down take every network down. It is
-    /// safe, because the agent could not call that server either, and once it could, the next look, which comes
-    /// every 30 s, takes the route away.
+    /// A name that does not resolve right now keeps the addresses that it had, which are on the disk. One
+    /// that never has, has none: to route no range at all would let a nameserver that is down take every
+    /// network down. It is safe, because the agent could not call that server either, and once it could, the
+    /// next look, which comes every 30 s, takes the route away.
     async fn spared(
         &self,
         kept: &Kept,
@@ -166,7 +166,8 @@ impl Agent {
             }
             Ok(())
         };
-        // Neither keeps a host in a network; the next look of another network, or the next leave, tries again.
+        // Neither keeps a host in a network; the next look of another network, or the next leave, tries
+        // again.
         for error in [routes.err(), filter.await.err()].into_iter().flatten() {
             tracing::warn!(error = error_chain(&error), %network, "something of the network stays: see ip rule and nft list tables");
         }
@@ -223,7 +224,8 @@ impl Agent {
         Ok(removed)
     }
 
-    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and without one.
+    /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and
+    /// without one.
     pub(super) fn outside(
         &self,
         own: Option<&Membership>,
@@ -248,7 +250,8 @@ impl Agent {
         Ok(all.flat_map(|membership| of(&membership.server)).collect())
     }
 
-    /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be read.
+    /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be
+    /// read.
     fn others(
         &self,
         own: Option<&Membership>,
@@ -270,8 +273,8 @@ impl Agent {
         Ok((memberships, unread))
     }
 
-    /// The interfaces that a network may have whose state cannot be read: the usual one, and each with a device of
-    /// this agent's that belongs to nothing else; of the latter none, if more cannot be read.
+    /// The interfaces that a network may have whose state cannot be read: the usual one, and each with a
+    /// device of this agent's that belongs to nothing else; of the latter none, if more cannot be read.
     pub(super) fn interfaces_left(&self, network: &NetworkName) -> Result<BTreeSet<String>, DirectoryError> {
         let (others, unread) = self.others(None, Some(network))?;
         let taken: BTreeSet<String> = others.into_iter().map(|membership| membership.interface).collect();
@@ -350,8 +353,8 @@ impl Kept {
     }
 }
 
-/// Without rules that spare what is marked, a range that holds the server's address would cut the host off from
-/// it: it is not routed.
+/// Without rules that spare what is marked, a range that holds the server's address would cut the host off
+/// from it: it is not routed.
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
     let holds = |range: &&IpNet| servers.iter().any(|address| range.contains(address));
     let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();

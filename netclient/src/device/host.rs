@@ -22,7 +22,8 @@ pub fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).expect("time since the start is not negative")
 }
 
-/// Where an endpoint with a port may be right now, the better address first; empty: its name does not resolve.
+/// Where an endpoint with a port may be right now, the better address first; empty: its name does not
+/// resolve.
 pub async fn resolve(endpoint: &Endpoint) -> Vec<SocketAddr> {
     if let Some(at) = endpoint.socket_addr() {
         return vec![at];

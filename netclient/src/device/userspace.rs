@@ -22,8 +22,8 @@ use zeroize::Zeroizing;
 use super::protocol::{DeviceReply, DeviceRequest, LONGEST, VERSION};
 use super::{Device, DeviceError, DeviceState, DeviceStep, Kind, Refusal};
 
-/// How many changes of peers one request asks for. Removing a peer costs gotatun as much as it has peers: with
-/// 50,000 of them, so many take a tenth of a second, and many times that in a build for tests.
+/// How many changes of peers one request asks for. Removing a peer costs gotatun as much as it has peers:
+/// with 50,000 of them, so many take a tenth of a second, and many times that in a build for tests.
 const AT_ONCE: usize = 64;
 /// How long a device process may take for one request; a healthy one needs a second at most.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -202,8 +202,8 @@ impl Device for Userspace {
     }
 }
 
-/// The steps, some at a time: those of the device as a whole with the first peers, so that nothing has changed
-/// if they are refused.
+/// The steps, some at a time: those of the device as a whole with the first peers, so that nothing has
+/// changed if they are refused.
 fn requests(steps: &[DeviceStep]) -> Vec<Vec<DeviceStep>> {
     let of_peer = |step: &&DeviceStep| matches!(step, DeviceStep::PutPeer(..) | DeviceStep::RemovePeer(_));
     let (peers, basics): (Vec<_>, Vec<_>) = steps.iter().partition(of_peer);

@@ -108,7 +108,8 @@ impl FakeHost {
         self.lock().names_fail = protected;
     }
 
-    /// Has the kernel not look at marks from now on, where reverse paths are filtered strictly; or look again.
+    /// Has the kernel not look at marks from now on, where reverse paths are filtered strictly; or look
+    /// again.
     pub fn ignore_marks(&self, ignored: bool) {
         self.lock().marks_unheeded = ignored;
     }

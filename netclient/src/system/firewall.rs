@@ -69,9 +69,9 @@ pub fn change(table: &str, commands: &str) -> Result<(), FirewallError> {
     run(table, commands)
 }
 
-/// The chains and rules of the table `inet TABLE` as nft lists them with their handles, which tell a table from
-/// one that was loaded later, and without the elements of sets; absent:
-/// there is no such table, or it cannot be asked for. Blocks the caller.
+/// The chains and rules of the table `inet TABLE` as nft lists them with their handles, which tell a table
+/// from one that was loaded later, and without the elements of sets; absent: there is no such table, or it
+/// cannot be asked for. Blocks the caller.
 pub fn structure(table: &str) -> Option<String> {
     let path = find(env::var_os("PATH").as_deref(), Path::is_file)?;
     let output = Command::new(path)

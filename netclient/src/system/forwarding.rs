@@ -1,7 +1,7 @@
 //! Whether the kernel forwards packets that come in by the agent's interface.
 //!
-//! Where the packet filter decides which of them are forwarded ([`outside`](crate::outside)), the host's own switch
-//! holds, since answers to containers come in there as well.
+//! Where the packet filter decides which of them are forwarded ([`outside`](crate::outside)), the host's own
+//! switch holds, since answers to containers come in there as well.
 //!
 //! Switches of the interface end with it. IPv6 before Linux 6.17 knows one switch for all interfaces only
 //! (Documentation/networking/ip-sysctl.rst, `force_forwarding`): there it is turned on, and left on, since

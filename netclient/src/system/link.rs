@@ -107,8 +107,8 @@ pub async fn neighbours(address: IpAddr) -> Result<Option<(String, IpNet)>, Link
     Ok(found)
 }
 
-/// The networks that the interfaces of this host are connected to, except those that are `ours` or of the group
-/// of agents and servers; without single addresses and those of one link.
+/// The networks that the interfaces of this host are connected to, except those that are `ours` or of the
+/// group of agents and servers; without single addresses and those of one link.
 pub async fn connected(ours: &BTreeSet<String>) -> Result<Vec<(String, IpNet)>, LinkError> {
     let handle = connect()?;
     let (links, listed) = (links(&handle).await?, addresses(&handle).await?);

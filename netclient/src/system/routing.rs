@@ -151,8 +151,8 @@ async fn apply(
     }
 }
 
-/// What is no failure: this, an interface that is gone, and for IPv6 that the host has it turned off. Then the
-/// network works by IPv4 alone.
+/// What is no failure: this, an interface that is gone, and for IPv6 that the host has it turned off. Then
+/// the network works by IPv4 alone.
 fn with_no_ipv6(range: IpNet, fine: Errno) -> Vec<Errno> {
     let mut all = vec![fine, Errno::NODEV];
     if let IpNet::V6(_) = range {

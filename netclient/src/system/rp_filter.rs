@@ -61,8 +61,8 @@ fn heed_marks_in(conf: &Path) -> Result<(), MarksUnheeded> {
     Err(MarksUnheeded { interfaces, source })
 }
 
-/// The interfaces on which packets are dropped unless their interface leads back to their sender: of the value
-/// for all and its own the higher one counts.
+/// The interfaces on which packets are dropped unless their interface leads back to their sender: of the
+/// value for all and its own the higher one counts.
 fn strict(conf: &Path) -> Vec<String> {
     let value = |name: &str| {
         let text = fs::read_to_string(conf.join(name).join("rp_filter")).unwrap_or_default();

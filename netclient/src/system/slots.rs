@@ -1,5 +1,5 @@
-//! Which agent of the host has which numbers for its routes, rules and tables: agents of several directories may
-//! come to the same ones, and would take each other's away.
+//! Which agent of the host has which numbers for its routes, rules and tables: agents of several directories
+//! may come to the same ones, and would take each other's away.
 //!
 //! A link in a folder of the host, named for the slot, leads to the directory of the agent that has it. Like
 //! routes and rules it is gone after a restart of the host. One whose directory is in no network any more is
@@ -62,7 +62,8 @@ pub fn release(folder: &Path, directory: &Path, slot: Slot) {
     }
 }
 
-/// The link of a slot. Numbers of routes and rules are those of a network namespace, and several may share a folder.
+/// The link of a slot. Numbers of routes and rules are those of a network namespace, and several may share a
+/// folder.
 fn path(folder: &Path, slot: Slot) -> PathBuf {
     let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |about| about.ino());
     folder.join(format!("slot-{}-{namespace}", slot.number()))

@@ -1,7 +1,7 @@
 //! Hears what others do to what an agent stands on: links, addresses, routes, rules, the packet filter.
 //!
-//! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do. What the
-//! kernel could not queue is reported as everything at once.
+//! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do.
+//! What the kernel could not queue is reported as everything at once.
 
 use std::collections::BTreeMap;
 use std::io;

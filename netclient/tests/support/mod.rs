@@ -398,7 +398,8 @@ thread_local! {
     static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Returns a function that returns what has been logged on this thread since, as text: each test has a thread of its own.
+/// Returns a function that returns what has been logged on this thread since, as text: each test has a thread
+/// of its own.
 pub fn log() -> impl Fn() -> String {
     struct Log;
     impl io::Write for Log {

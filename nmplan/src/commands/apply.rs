@@ -1,8 +1,8 @@
 //! `nmplan apply`: carries out a plan, as one revision or not at all.
 //!
-//! Until the plan is sent nothing has happened, and every failure ends with that. From the commit on the outcome
-//! is said on standard error, whatever becomes of standard output; in between, and when no answer came, it is
-//! unknown, and the message says how to find out.
+//! Until the plan is sent nothing has happened, and every failure ends with that. From the commit on the
+//! outcome is said on standard error, whatever becomes of standard output; in between, and when no answer
+//! came, it is unknown, and the message says how to find out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -42,7 +42,8 @@ struct Ready {
     world: World,
 }
 
-/// Plans, or reads a saved plan, shows it, asks, and carries it out. A plan that was carried out before is done.
+/// Plans, or reads a saved plan, shows it, asks, and carries it out. A plan that was carried out before is
+/// done.
 pub async fn run<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     match apply(args, run).await {
         Err(done @ Error::AppliedBefore { revision, .. }) => {
@@ -188,8 +189,8 @@ fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error
     Err(Error::PlanFile { path: shown(path), why: why.into() })
 }
 
-/// Why a plan no longer holds: it was carried out and the server still has its result, or somebody has changed
-/// the resources that it depends on: who, and when.
+/// Why a plan no longer holds: it was carried out and the server still has its result, or somebody has
+/// changed the resources that it depends on: who, and when.
 async fn why_stale<C: ControlPlane>(
     plan: &Plan,
     stale: Vec<(ResourceId, Revision)>,
@@ -376,7 +377,8 @@ struct Sent {
     harmless: bool,
 }
 
-/// Sends a plan, again if no answer comes, until the run is interrupted: the same apply id is carried out once.
+/// Sends a plan, again if no answer comes, until the run is interrupted: the same apply id is carried out
+/// once.
 async fn send<C: ControlPlane>(request: &ApplyRequest, server: &C, run: &mut Run<'_, C>) -> Sent {
     let interrupts = run.console.interrupts.clone();
     let interrupted = || ControlError::Interrupted { server: server.name().to_owned() };

@@ -87,7 +87,8 @@ impl Port {
     }
 }
 
-/// What happens to packets on a cable, in each direction (tc-netem(8)). The kernel needs the module `sch_netem`.
+/// What happens to packets on a cable, in each direction (tc-netem(8)). The kernel needs the module
+/// `sch_netem`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Impairment {
     /// How many of 100 packets are lost, 0 to 100.

@@ -11,8 +11,8 @@ use crate::keys::Sink;
 /// How many commands are printed unless all are asked for.
 const COMMANDS: usize = 10;
 
-/// Where the tokens of new keys went (`done`), and the command with which a host joins by each. A key may have
-/// only one name that it lets join.
+/// Where the tokens of new keys went (`done`), and the command with which a host joins by each. A key may
+/// have only one name that it lets join.
 pub fn tokens(keys: &[(&ResourceId, Option<Name>)], sink: Option<&Sink>, done: &str, full: bool) -> String {
     let shown = if full { keys.len() } else { COMMANDS };
     let mut text = format!("{} {done}. A host joins with:\n\n", count(keys.len() as u64, "token"));

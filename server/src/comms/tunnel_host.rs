@@ -246,8 +246,8 @@ pub(super) fn put(registration: &RegisteredHost) -> DeviceStep {
     DeviceStep::PutPeer(registration.public_key, settings(registration))
 }
 
-/// The interfaces whose device is that of a data directory, that of the stored name first: its process answers
-/// there, or, as the kernel has no such files, it has the server's key.
+/// The interfaces whose device is that of a data directory, that of the stored name first: its process
+/// answers there, or, as the kernel has no such files, it has the server's key.
 ///
 /// An error is that of a device whose process has its socket in the directory.
 fn devices(directory: &DataDir, kept: Option<String>) -> impl Iterator<Item = Result<String, DeviceError>> {

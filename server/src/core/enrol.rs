@@ -250,8 +250,8 @@ pub fn with_facts(joined: &Joined, facts: Facts) -> Joined {
     Joined { endpoints, listen_port: listen_port.unwrap_or(joined.listen_port), problems, ..joined.clone() }
 }
 
-/// Who signed a request that names a key: a holder of its current secret, by what verifies that; `signed` says
-/// whether the request is signed with a secret. `stranger` verifies nothing, and takes as long to.
+/// Who signed a request that names a key: a holder of its current secret, by what verifies that; `signed`
+/// says whether the request is signed with a secret. `stranger` verifies nothing, and takes as long to.
 pub fn holder(
     inventory: &Inventory,
     id: &ResourceId,

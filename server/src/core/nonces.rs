@@ -2,9 +2,9 @@
 //!
 //! Whoever ends TLS in front of the server can record a request and send it again. A nonce lives for a
 //! minute, so what has to be remembered is what happened within the last one; nonces of an earlier process of
-//! the server are not known ([`Secrets::nonce`](crate::identity::Secrets::nonce)), since nobody remembers which
-//! of them were used. Times are those since the host was started, which nobody can set. Pure: they are passed
-//! in.
+//! the server are not known ([`Secrets::nonce`](crate::identity::Secrets::nonce)), since nobody remembers
+//! which of them were used. Times are those since the host was started, which nobody can set. Pure: they are
+//! passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

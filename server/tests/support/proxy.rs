@@ -1,4 +1,5 @@
-//! A proxy that ends TLS between agents and the server, with a certificate of its own, and records every call.
+//! A proxy that ends TLS between agents and the server, with a certificate of its own, and records every
+//! call.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;

@@ -186,7 +186,8 @@ fn linked(program: &Path) -> Result<Vec<PathBuf>, Error> {
         let [Some(folder), Some(name)] = [library.parent().map(Path::as_os_str), library.file_name()] else {
             continue;
         };
-        // By way of no link, such as /lib: a directory of the archive would take the place of the guest's link.
+        // By way of no link, such as /lib: a directory of the archive would take the place of the guest's
+        // link.
         let folder = fs::canonicalize(folder).map_err(host(format!("find {}", library.display())))?;
         libraries.push(folder.join(name));
     }

@@ -79,8 +79,8 @@ fn recipe_of(system: System) -> String {
 /// Returns the arguments of mmdebstrap(1) but for the output.
 fn arguments(system: System) -> Vec<String> {
     let own: &[&str] = match system {
-        // Only unpacks; nothing is ever configured, so the list of what module depends on what is made here, and /usr
-        // is merged here, since the programs of a run bring libraries to the places of a merged one.
+        // Only unpacks; nothing is ever configured, so the list of what module depends on what is made here,
+        // and /usr is merged here, since the programs of a run bring libraries to the places of a merged one.
         System::Small => &[
             "--variant=extract",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",

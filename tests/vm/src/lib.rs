@@ -1,8 +1,8 @@
 //! Runs a program in a guest: QEMU with Debian's cloud kernel, which has WireGuard, nftables and netem.
 //!
-//! [`base`] makes the guest's file system, once, from Debian packages; [`archive`] adds the programs of a run;
-//! [`boot`] starts QEMU, streams what the guest prints and takes the verdict. The guest has no network and no
-//! disk: what is to be in it is unpacked into its memory, and nothing of it is left when it ends.
+//! [`base`] makes the guest's file system, once, from Debian packages; [`archive`] adds the programs of a
+//! run; [`boot`] starts QEMU, streams what the guest prints and takes the verdict. The guest has no network
+//! and no disk: what is to be in it is unpacked into its memory, and nothing of it is left when it ends.
 //!
 //! KVM is used where it works (see [`boot::accelerator`]), else QEMU's own emulation, several times slower.
 
@@ -18,8 +18,8 @@ use std::time::Duration;
 /// Which system a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
-    /// The kernel, busybox, iproute2, nftables and wireguard-tools; process 1 is a shell script. Boots in some
-    /// ten seconds without KVM.
+    /// The kernel, busybox, iproute2, nftables and wireguard-tools; process 1 is a shell script. Boots in
+    /// some ten seconds without KVM.
     Small,
     /// Debian 12 with systemd, D-Bus and systemd-resolved. Boots in some thirty seconds without KVM.
     Systemd,
@@ -33,8 +33,8 @@ pub struct Job {
     /// Environment variables beyond `PATH` and `HOME`.
     pub environment: Vec<(String, String)>,
     /// Files and directories of this host that the guest gets: where they are, and where they will be.
-    /// Symbolic links are followed; programs bring the libraries that they are linked with, and leave their debug
-    /// information behind.
+    /// Symbolic links are followed; programs bring the libraries that they are linked with, and leave their
+    /// debug information behind.
     pub files: Vec<(PathBuf, PathBuf)>,
     /// How long the guest may run in all.
     pub limit: Duration,
