@@ -426,8 +426,10 @@ fn ctrl_c_at_the_question_says_that_nothing_was_applied() {
     let (url, _applies) = silent_server();
     let folder = workspace.path("").display().to_string();
     let program = env!("CARGO_BIN_EXE_nmplan");
-    let line =
-        format!("{program} apply -C {folder} --project acme --server {url} --keys-to {folder}/keys.json");
+    // A shell that stayed would have a status of its own for the signal.
+    let line = format!(
+        "exec {program} apply -C {folder} --project acme --server {url} --keys-to {folder}/keys.json"
+    );
     // A terminal of its own, from util-linux.
     let mut child = Command::new("script")
         .args(["-qefc", &line, "/dev/null"])
