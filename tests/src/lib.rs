@@ -6,6 +6,7 @@
 
 pub mod cost;
 pub mod filter;
+pub mod guest;
 pub mod load;
 pub mod loopback;
 

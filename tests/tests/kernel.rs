@@ -8,11 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use nmplan::lab::Programs;
+use end_to_end::guest;
 use vm::{Job, System};
-
-/// Where the programs are in the guest; tests are one directory below them, where they look for them.
-const PROGRAMS: &str = "/usr/lib/nm";
 
 /// A suite, and those of its tests that run; none named: all.
 type Suite = (&'static str, &'static [&'static str]);
@@ -70,23 +67,11 @@ fn programs() -> BTreeMap<String, PathBuf> {
 
 /// Runs suites in a guest, one after the other.
 fn run(system: System, suites: &[Suite], limit: Duration) {
-    let found = Programs::find().expect("the programs are built");
     let tests = programs();
-    // Tests find the examples by the path of this crate.
-    let crate_folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let examples = crate_folder.with_file_name("examples");
-    let manifest = crate_folder.join("Cargo.toml");
-    let mut files: Vec<_> = [found.nmserver, found.netclient, found.nmplan]
-        .into_iter()
-        .map(|program| {
-            let name = program.file_name().expect("a program has a name").to_owned();
-            (program, PathBuf::from(PROGRAMS).join(name))
-        })
-        .collect();
-    files.extend([(examples.clone(), examples), (manifest.clone(), manifest)]);
+    let mut files = Vec::new();
     let mut script = vec!["failed=0".to_owned()];
     for &(suite, names) in suites {
-        let program = PathBuf::from(PROGRAMS).join("tests").join(suite);
+        let program = PathBuf::from(guest::PROGRAMS).join("tests").join(suite);
         script.push(format!(
             "{} --test-threads=1 --include-ignored --exact {} || failed=1",
             program.display(),
@@ -95,17 +80,10 @@ fn run(system: System, suites: &[Suite], limit: Duration) {
         files.push((tests[suite].clone(), program));
     }
     script.push("exit $failed".to_owned());
-    let environment = ["CI", "ROUNDS", "RUST_BACKTRACE"].map(|name| (name, std::env::var(name)));
-    let environment =
-        environment.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.ok()?)));
+    let command = ["/bin/sh", "-c", &script.join("\n")].map(str::to_owned).to_vec();
+    let mut job = guest::job(command, files, &["CI", "ROUNDS", "RUST_BACKTRACE"], limit);
     let own = [("PATIENCE", "5"), ("NETCLIENT_DEVICE", "kernel")];
-    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let job = Job {
-        command: ["/bin/sh", "-c", &script.join("\n")].map(str::to_owned).to_vec(),
-        environment: environment.chain(own).collect(),
-        files,
-        limit,
-    };
+    job.environment.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
     if let Err(error) = vm::run(system, &job) {
         panic!("{error}");
     }

@@ -16,9 +16,9 @@ use crate::{Error, Job, host};
 const QEMU: &str = "qemu-system-x86_64";
 /// The guest's memory; its file system is in it.
 const MEMORY: &str = "3072";
-/// Kernel parameters of every guest: console and log, an end instead of a reboot after a panic, and no
-/// mitigations, which emulation pays for dearly.
-const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
+/// Kernel parameters of every guest: console and log, an end instead of a reboot after a panic, no mitigations,
+/// which emulation pays for dearly, and what says that it is a guest.
+const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nm.guest";
 /// How long a kernel may take under KVM until it finds that it has no file system.
 const PROBE: Duration = Duration::from_secs(15);
 

@@ -94,6 +94,12 @@ fn host(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Host { attempt: attempt.into(), source }
 }
 
+/// Whether a kernel with these parameters, as /proc/cmdline has them, is that of a guest.
+#[must_use]
+pub fn is_guest(parameters: &str) -> bool {
+    parameters.split_whitespace().any(|parameter| parameter == "nm.guest")
+}
+
 /// Boots a guest, runs the job in it, prints what it prints, and ends it. One guest runs at a time; a further
 /// call waits.
 ///
