@@ -1,7 +1,8 @@
 //! Starts QEMU, prints what the guest prints, and takes its verdict.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,22 +18,24 @@ const QEMU: &str = "qemu-system-x86_64";
 /// The guest's memory; its file system is in it.
 const MEMORY: &str = "3072";
 /// Kernel parameters of every guest: console and log, an end instead of a reboot after a panic, no mitigations,
-/// which emulation pays for dearly, and what says that it is a guest.
-const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nm.guest";
+/// which emulation pays for dearly, and what says that it is a guest. Each program lies at the same addresses in
+/// every process: QEMU translates instructions by address, and would translate a program anew for each.
+const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off norandmaps nm.guest";
 /// How long a kernel may take under KVM until it finds that it has no file system.
 const PROBE: Duration = Duration::from_secs(15);
 
 /// Boots a guest from a base, runs a job in it and ends it.
 pub fn boot(base: &Base, job: &Job) -> Result<(), Error> {
-    let directory = tempfile::tempdir().map_err(host("make a temporary directory"))?;
-    let archive = directory.path().join("archive");
-    fs::copy(&base.archive, &archive).map_err(host(format!("copy {}", base.archive.display())))?;
-    let file = OpenOptions::new().append(true).open(&archive).map_err(host("extend the guest's archive"))?;
-    add_job(job, io::BufWriter::new(file))?;
-    let verdict = directory.path().join("verdict");
+    // Both have no name, so that they end with the last process that has them, whatever ends it.
+    let mut archive = tempfile::tempfile().map_err(host("make a temporary file"))?;
+    let verdict = tempfile::tempfile().map_err(host("make a temporary file"))?;
+    let copied = File::open(&base.archive).and_then(|mut base| io::copy(&mut base, &mut archive));
+    copied.map_err(host(format!("copy {}", base.archive.display())))?;
+    add_job(job, io::BufWriter::new(&archive))?;
     let mut command = qemu(accelerator(&base.kernel)?, &base.kernel);
-    command.arg("-initrd").arg(&archive).args(["-append", &format!("{PARAMETERS} {}", base.parameters)]);
-    command.args(["-serial", "stdio"]).arg("-serial").arg(format!("file:{}", verdict.display()));
+    command.args(["-initrd", &inherited(&archive)?]);
+    command.args(["-append", &format!("{PARAMETERS} {}", base.parameters)]);
+    command.args(["-serial", "stdio", "-serial", &format!("file:{}", inherited(&verdict)?)]);
     let mut guest = started(command)?;
     let output = guest.stdout.take().map(|output| thread::spawn(move || print(output)));
     let ended = wait(&mut guest, job.limit);
@@ -43,7 +46,7 @@ pub fn boot(base: &Base, job: &Job) -> Result<(), Error> {
     let Some(status) = ended.map_err(host("wait for QEMU"))? else {
         return Err(Error::TooLong { command: ran, limit: job.limit });
     };
-    match verdict_of(&verdict) {
+    match verdict_of(verdict) {
         Some(0) => Ok(()),
         Some(status) => Err(Error::Failed { command: ran, status }),
         None => Err(Error::Lost { command: ran, status: status.to_string() }),
@@ -157,8 +160,16 @@ fn print(output: impl io::Read) {
     }
 }
 
+/// Returns the path by which a child opens an open file of this process.
+fn inherited(file: &File) -> Result<String, Error> {
+    rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())
+        .map_err(|error| Error::Host { attempt: "hand a file on".to_owned(), source: error.into() })?;
+    Ok(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// Returns the status that the guest reported on its second serial port; absent: none.
-fn verdict_of(file: &Path) -> Option<i32> {
-    let text = fs::read_to_string(file).ok()?;
+fn verdict_of(mut file: File) -> Option<i32> {
+    let mut text = String::new();
+    file.seek(io::SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text)).ok()?;
     text.lines().find_map(|line| line.trim().strip_prefix("status ")?.parse().ok())
 }
