@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use proto::secret::Secret;
-use schema::scalars::{Endpoint, Name, NetworkName};
+use schema::scalars::{Endpoint, Name, NetworkName, Port};
 use schema::settings::Switch;
 
 use crate::directory;
@@ -12,7 +12,7 @@ use crate::directory;
 /// The agent of declared WireGuard meshes: joins networks with a token and keeps this host up to date with
 /// them.
 #[derive(Debug, Parser)]
-#[command(version, disable_help_subcommand = true)]
+#[command(version, disable_help_subcommand = true, after_help = MORE, after_long_help = settings())]
 pub struct Args {
     /// Where the agent keeps its state, private keys included.
     #[arg(long, global = true, env = "NETCLIENT_DIR", default_value = directory::DEFAULT, value_name = "DIR")]
@@ -20,6 +20,17 @@ pub struct Args {
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+const MORE: &str = "`netclient --help` names the settings.";
+
+fn settings() -> String {
+    format!(
+        "Settings, in the environment or, in lower case and without NETCLIENT_, in netclient.toml in the agent's directory \
+         (the environment wins):\n{}\n\
+         NETCLIENT_LOG=debug shows more of what it does (warn by default, and info of the daemon).",
+        crate::settings::reference()
+    )
 }
 
 /// The commands.
@@ -39,7 +50,8 @@ pub enum Verb {
         /// The network.
         #[command(flatten)]
         which: Which,
-        /// Leave even if the server cannot be reached; an admin has to remove the node then.
+        /// Leave even if the server cannot be reached, or what is stored of the network cannot be read; an
+        /// admin has to remove the node then.
         #[arg(long)]
         force: bool,
     },
@@ -97,8 +109,8 @@ pub struct Join {
     #[arg(long)]
     pub interface: Option<String>,
     /// The UDP port to listen on. Absent: the network's, or the next one that is free.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: Option<u16>,
+    #[arg(long, value_parser = str::parse::<Port>)]
+    pub port: Option<Port>,
     /// Where the others reach this host: HOST or HOST:PORT. Absent: where the server sees it.
     #[arg(long)]
     pub endpoint: Option<Endpoint>,
@@ -133,6 +145,15 @@ pub struct Form {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_is_none_is_refused_in_the_words_of_the_settings() {
+        for port in ["0", "65536", "x"] {
+            let refused = Args::try_parse_from(["netclient", "join", "-t", "nmj_x", "--port", port]);
+            let refused = refused.expect_err("it is no port").to_string();
+            assert!(refused.contains(&format!("'{port}' for '--port <PORT>': {}", Port::MEANS)), "{refused}");
+        }
+    }
 
     #[test]
     fn the_token_that_was_typed_is_never_printed() {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use schema::scalars::{Endpoint, Name};
+use schema::scalars::{Endpoint, Name, Port};
 use schema::settings::{self, Switch, read};
 
 use crate::device::Kind;
@@ -54,8 +54,31 @@ impl Default for Settings {
     }
 }
 
-const NAMES: [&str; 8] =
-    ["name", "endpoint", "port", "interface", "watch", "connection_tracking", "mark", "device"];
+/// The settings with what they mean, for the program's help and for messages.
+const NAMES: [(&str, &str); 8] = [
+    ("name", "the name to join under [default: the host's name]"),
+    ("endpoint", "HOST or HOST:PORT where the others reach this host [default: where the server sees it]"),
+    ("port", "the UDP port to listen on, 1 to 65535 [default: the network's, or the next free one]"),
+    ("interface", "the name of the interface [default: nm- and the network's name]"),
+    ("watch", "on or off: whether changes are pushed at once, not with the next check-in [default: on]"),
+    (
+        "connection_tracking",
+        "on or off: whether nftables keeps the agent's packets out of networks [default: on]",
+    ),
+    ("mark", "the bit that packets are marked with which stay outside of networks [default: 0x10]"),
+    ("device", "kernel or userspace: where new devices run [default: kernel if that has WireGuard]"),
+];
+
+/// Every setting with its variable, its default and its meaning, for the program's help.
+pub fn reference() -> String {
+    let line = |(name, doc): &(&str, &str)| format!("  {}\n          {doc}\n", variable_of(name));
+    NAMES.iter().map(line).collect()
+}
+
+/// The variable of a setting.
+fn variable_of(name: &str) -> String {
+    format!("NETCLIENT_{}", name.to_uppercase())
+}
 
 /// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
@@ -80,19 +103,21 @@ pub fn load(
 ) -> Result<Settings, SettingsError> {
     let path = directory.join("netclient.toml");
     let file = match std::fs::read_to_string(&path) {
-        Ok(text) => settings::parse(&path.display().to_string(), &text, &NAMES.map(str::to_owned))?,
+        Ok(text) => {
+            settings::parse(&path.display().to_string(), &text, &NAMES.map(|(name, _)| name.to_owned()))?
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
         Err(source) => return Err(SettingsError::File { path, source }),
     };
     let value = |name: &'static str| {
-        let variable = environment(&format!("NETCLIENT_{}", name.to_uppercase()));
+        let variable = environment(&variable_of(name));
         variable.filter(|value| !value.is_empty()).or_else(|| file.get(name).cloned())
     };
     let default = Settings::default();
     Ok(Settings {
         name: read("name", value("name"))?,
         endpoint: read("endpoint", value("endpoint"))?,
-        port: read("port", value("port"))?.map(std::num::NonZeroU16::get),
+        port: read("port", value("port"))?.map(|Port(port)| port),
         interface: value("interface"),
         watch: read("watch", value("watch"))?.map_or(default.watch, |Switch(on)| on),
         connection_tracking: read("connection_tracking", value("connection_tracking"))?
@@ -123,6 +148,21 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_every_setting_with_its_default() {
+        let text = reference();
+        assert_eq!(text.matches(" [default: ").count(), NAMES.len(), "{text}");
+        for (name, _) in NAMES {
+            // Each is read: one that is unknown, or never asked for, would change nothing.
+            let wrong = with("", &[(&variable_of(name), "A B")]);
+            assert!(wrong.is_err() || name == "interface", "{name}");
+            assert!(text.contains(&format!("  {}\n", variable_of(name))), "{name}: {text}");
+        }
+        let default = Settings::default();
+        assert!(text.contains(&format!("[default: {}]", default.mark)), "{text}");
+        assert!(default.watch && default.connection_tracking);
+    }
+
+    #[test]
     fn a_mark_may_be_written_as_programs_print_it() {
         let mark = |file, variables| with(file, variables).expect("it is valid").mark.bits();
         assert_eq!(mark("", &[]), 0x10);
@@ -144,6 +184,12 @@ mod tests {
             let error =
                 with("", &[(&format!("NETCLIENT_{name}"), value)]).expect_err("it is not valid").to_string();
             assert!(error.contains(&name.to_lowercase()) && error.contains(value), "{error}");
+        }
+        for (file, variables) in
+            [("", &[("NETCLIENT_PORT", "0")][..]), ("port = 0", &[]), ("port = 65536", &[])]
+        {
+            let error = with(file, variables).expect_err("it is no port").to_string();
+            assert!(error.ends_with(&format!(" is not valid: {}", Port::MEANS)), "{error}");
         }
         let error = with("prot = 1", &[]).expect_err("it is unknown").to_string();
         assert!(error.contains("did you mean \"port\"?"), "{error}");

@@ -43,7 +43,8 @@ const SHARED: &str =
 
 const AFTER: &str = "\
 Environment: NMPLAN_SERVER; NMPLAN_TOKEN or NMPLAN_TOKEN_FILE; NMPLAN_CA, a PEM file, for a server with its own CA; \
-NMPLAN_ENV; NMPLAN_VAR_name for each variable, with _ for -; NMPLAN_SINK_NAME for --keys-to @NAME; NO_COLOR, CLICOLOR_FORCE.
+NMPLAN_ENV; NMPLAN_VAR_name for each variable, with _ for -; NMPLAN_SINK_NAME for --keys-to @NAME; NO_COLOR, CLICOLOR_FORCE; \
+HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
 
 Exit codes: 0 done; 1 any error; 2 changes, with --detailed-exitcode only; 3 refused by a rule; 4 stale; \
 5 busy; 6 applied, then rolled back; 7 committed, but not acknowledged by every node within --wait.";

@@ -17,7 +17,7 @@ mod uses;
 
 pub use described::Time;
 pub use domain_name::DomainName;
-pub use endpoint::{Endpoint, EndpointHost};
+pub use endpoint::{Endpoint, EndpointHost, Port};
 pub use expiry::Expiry;
 pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};

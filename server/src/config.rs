@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use netclient::device::default_source;
 use netclient::outside::Mark;
 use schema::rules::endpoints::refused_everywhere;
-use schema::scalars::{Endpoint, EndpointHost, Name, Seconds};
+use schema::scalars::{Endpoint, EndpointHost, Name, Port, Seconds};
 use schema::settings::{self, SettingsError, Switch};
 use schema::world::ServerInfo;
 
@@ -82,9 +82,15 @@ const NAMES: &[(&str, &str)] = &[
     ("PUBLIC_COMMS", "host:port where agents reach the tunnels' end, if a NAT changes it"),
     ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
     ("CLIENT_NAME", "the name of that node"),
-    ("API_CONNECTIONS", "the most connections to the REST API"),
-    ("GRPC_CONNECTIONS", "the most connections to the agents' service, and as many again in the tunnels"),
-    ("ANONYMOUS_CONNECTIONS", "how many of each may be without a login; beyond that the oldest gives way"),
+    ("API_CONNECTIONS", "the most connections to the REST API, 4 to 1000000"),
+    (
+        "GRPC_CONNECTIONS",
+        "the most connections to the agents' service, and as many again in the tunnels, 4 to 1000000",
+    ),
+    (
+        "ANONYMOUS_CONNECTIONS",
+        "how many of each may be without a login, at most half of them; beyond that the oldest gives way",
+    ),
     ("CLIENT_TIMEOUT", "how long a client may take for TLS, a first request, or without progress: 1s to 5m"),
     ("MAX_BODY", "the largest body of a REST request, in MiB: 1 to 1024"),
 ];
@@ -248,7 +254,7 @@ fn switch(text: &str) -> Result<bool, &'static str> {
 }
 
 fn port(text: &str) -> Result<u16, &'static str> {
-    text.parse().ok().filter(|port| *port > 0).ok_or("a port is a number from 1 to 65535")
+    text.parse().map(|Port(port)| port)
 }
 
 fn connections(text: &str) -> Result<usize, &'static str> {
@@ -297,7 +303,8 @@ fn public(endpoint: &Endpoint) -> Result<(), String> {
 fn host_and_port(text: &str) -> Result<String, String> {
     match text.parse::<Endpoint>() {
         Ok(endpoint) if endpoint.port.is_some() => public(&endpoint).map(|()| endpoint.to_string()),
-        Ok(_) | Err(_) => Err("write host:port, an IPv6 address in brackets".into()),
+        Ok(_) => Err("write host:port, an IPv6 address in brackets".into()),
+        Err(why) => Err(format!("{why}; write host:port, an IPv6 address in brackets")),
     }
 }
 
@@ -323,7 +330,10 @@ fn own_address() -> String {
 pub fn reference() -> String {
     // What follows from this host, or from another setting, is described.
     let described = |name: &str| match name {
-        "SERVER_HOST" => Some("BIND if that is one address, else this host's on its default route"),
+        "SERVER_HOST" => Some(
+            "BIND if that is one address and agents connect to it, else this host's on its default route",
+        ),
+        "BIND" => Some("0.0.0.0, or :: if SERVER_HOST is an IPv6 address"),
         "PUBLIC_GRPC" => Some("SERVER_HOST:GRPC_PORT"),
         "PUBLIC_COMMS" => Some("SERVER_HOST:COMMS_PORT"),
         _ => None,
@@ -475,6 +485,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_none_is_refused_in_the_same_words_by_every_setting() {
+        for (name, value) in [
+            ("API_PORT", "0"),
+            ("GRPC_PORT", "65536"),
+            ("COMMS_PORT", "x"),
+            ("PUBLIC_GRPC", "nm.example.net:0"),
+            ("PUBLIC_COMMS", "[2001:db8::1]:65536"),
+        ] {
+            let error = with(&[(name, value)]).expect_err("it is no port").to_string();
+            assert!(error.contains(&format!("{name}={value:?} is not valid: {}", Port::MEANS)), "{error}");
+        }
+    }
+
+    #[test]
     fn the_certificate_is_to_name_what_tokens_carry() {
         let settings =
             with(&[("SERVER_HOST", "2001:db8::1"), ("PUBLIC_GRPC", "[2001:db8::2]:443")]).expect("good");
@@ -561,6 +585,9 @@ mod tests {
         let text = reference();
         for (name, doc) in NAMES {
             assert!(text.contains(&format!("  {name}\n          {doc} [default: ")), "{name}: {text}");
+        }
+        for part in ["[default: 0.0.0.0, or :: if", "[default: BIND if"] {
+            assert!(text.contains(part), "{part}: {text}");
         }
         for part in ["[default: /var/lib/nmserver]", "[default: SERVER_HOST:GRPC_PORT]", "[default: 50555]"] {
             assert!(text.contains(part), "{part}: {text}");

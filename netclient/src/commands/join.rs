@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use schema::scalars::Port;
 use schema::text::count;
 use serde_json::json;
 
@@ -15,6 +16,7 @@ pub(super) async fn run(directory: &Path, join: Join) -> Outcome {
     let Join { shown, name, interface, port, endpoint, daemon, form } = join;
     let token = read_token(&shown)?;
     let agent = open(directory)?;
+    let port = port.map(|Port(port)| port);
     let joined = agent.join(&token, &JoinOptions { name, interface, port, endpoint }).await;
     if joined.is_err() {
         agent.directory.remove_if_empty();

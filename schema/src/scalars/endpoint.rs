@@ -124,9 +124,23 @@ fn bracketed(rest: &str) -> Result<Endpoint, String> {
 }
 
 fn port_of(text: &str) -> Result<u16, String> {
-    match decimal(text) {
-        Some(0) | None => Err("its port is not a number from 1 to 65535, without leading zeros".into()),
-        Some(port) => Ok(port),
+    Ok(text.parse::<Port>()?.0)
+}
+
+/// The number of a TCP or UDP port that can be set, 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port(pub u16);
+
+impl Port {
+    /// What one is, wherever something else was given.
+    pub const MEANS: &'static str = "a port is a number from 1 to 65535, without leading zeros";
+}
+
+impl FromStr for Port {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        decimal(text).filter(|port| *port != 0).map(Self).ok_or(Self::MEANS)
     }
 }
 
@@ -200,6 +214,16 @@ mod tests {
         // It has 8 groups with the zeros that :: stands for: an address, and nothing else.
         assert_eq!(parsed("2001:db8::7:5182").as_deref(), Ok("2001:db8::7:5182"));
         assert_eq!(parsed("[2001:db8::7]").as_deref(), Ok("2001:db8::7"));
+    }
+
+    #[test]
+    fn a_port_is_described_by_the_same_words_wherever_it_is_given() {
+        for text in ["", "0", "65536", "051821", "-1", "+1", "x", " 1", "1.0"] {
+            assert_eq!(text.parse::<Port>(), Err(Port::MEANS), "{text:?}");
+        }
+        assert_eq!(["1", "65535"].map(|text| text.parse()), [Ok(Port(1)), Ok(Port(65_535))]);
+        assert_eq!(parsed("gw.example.net:0"), Err(Port::MEANS.into()));
+        assert_eq!(parsed("[2001:db8::7]:65536"), Err(Port::MEANS.into()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use proto::convert::to_prefix;
 use proto::wire;
 use schema::inventory::{Endpoints, NodeProblem};
 use schema::rules::endpoints::{Meshes, Refused, refused_everywhere};
-use schema::scalars::{Endpoint, EndpointHost, Scalar};
+use schema::scalars::{Endpoint, EndpointHost, Port, Scalar};
 
 /// How many characters of a text that a node sent are repeated in a message.
 const SHORT: usize = 80;
@@ -49,7 +49,7 @@ pub enum Unusable {
     #[error("the local address {0:?} is not a valid IP address")]
     LocalAddress(String),
     /// The port is not a port.
-    #[error("{0} is not a valid UDP port: ports are numbers up to 65535")]
+    #[error("{port} is not a UDP port: {means}", port = .0, means = Port::MEANS)]
     ListenPort(u32),
 }
 
