@@ -21,7 +21,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use ::schema::api::{KeyState, key_states};
 use ::schema::guard::{self, Guard, Judgement};
@@ -40,13 +39,12 @@ use ::schema::world::{ServerInfo, World};
 use jiff::Timestamp;
 
 use crate::args::{self, Args, Global, Verb};
-use crate::console::Console;
+use crate::console::{Console, TO_PRINT};
 use crate::control::{ControlError, ControlPlane, Rest};
 use crate::environment::Environment;
 use crate::error::{Error, Exit};
 use crate::events;
 use crate::git;
-use crate::interrupt::Interrupts;
 use crate::project::{self, Loaded, Where};
 use crate::render::{self, Lines};
 
@@ -102,7 +100,7 @@ fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Resul
         return lab::enter();
     }
     if matches!(args.verb, Verb::Apply(_)) {
-        console.interrupts = Interrupts::of_process(interrupted(args))?;
+        console.interrupts.receive(interrupted(args))?;
     }
     let connect = |url: Option<&str>| Rest::new(url, environment);
     let runtime = runtime()?;
@@ -111,9 +109,6 @@ fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Resul
     runtime.shutdown_background();
     Ok(outcome?.code().into())
 }
-
-/// How long a reader of an interrupted run has to take what is printed last.
-const TO_PRINT: Duration = Duration::from_secs(1);
 
 /// Ends a process that was interrupted before its plan was sent.
 fn interrupted(args: &Args) -> impl Fn() + Send + 'static {

@@ -4,11 +4,13 @@
 //! Everything that is printed may be styled; the styles are removed where they would not be shown.
 
 use std::future::Future;
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anstream::{AutoStream, ColorChoice};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::args::{Color, Global};
 use crate::events::Event;
@@ -16,6 +18,16 @@ use crate::interrupt::Interrupts;
 
 /// How long something may take before a terminal shows that it is in progress.
 const SILENT_FOR: Duration = Duration::from_secs(2);
+
+/// How long the reader of an interrupted run has to take some of what is printed.
+pub const TO_PRINT: Duration = Duration::from_secs(1);
+
+/// How long to wait for a reader before looking whether a signal has arrived.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How many bytes are printed at once: where a pipe takes any, it takes so many without blocking (PIPE_BUF;
+/// pipe(7)).
+const AT_ONCE: usize = 4_096;
 
 /// Where a run prints and whom it asks.
 pub struct Console {
@@ -55,12 +67,14 @@ impl Console {
         let stderr_choice = choice.unwrap_or_else(|| AutoStream::choice(&stderr));
         let reads_files = global.files.iter().any(|file| file.as_os_str() == "-");
         let asks = io::stdin().is_terminal() && stderr.is_terminal() && !reads_files;
+        let interrupts = Interrupts::default();
+        let stdout: Box<dyn Write> = Box::new(Interruptible(interrupts.clone()));
         Self {
             shows_progress: stderr.is_terminal() && !global.quiet,
             stdout: Box::new(AutoStream::new(stdout, stdout_choice)),
             stderr: Box::new(AutoStream::new(stderr, stderr_choice)),
             answers: if asks { Some(Box::new(BufReader::new(io::stdin()))) } else { None },
-            interrupts: Interrupts::default(),
+            interrupts,
             must_arrive: false,
             width: columns(io::stderr()).map_or(100, |columns| columns.min(140)),
             columns: columns(io::stdout()),
@@ -94,10 +108,11 @@ impl Console {
     }
 
     /// Prints what was asked for. A reader that has closed the other end, as `head` does, has read enough:
-    /// that is no failure, unless it [must arrive](Self::must_arrive).
+    /// that is no failure, unless it [must arrive](Self::must_arrive). One that reads nothing for
+    /// [`TO_PRINT`] after a signal has arrived is a failure.
     pub fn stdout(&mut self, text: &str) -> io::Result<()> {
         match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !self.must_arrive => Ok(()),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && !self.must_arrive => Ok(()),
             written => written,
         }
     }
@@ -160,6 +175,39 @@ impl Console {
                 Err(_) => {}
             }
         }
+    }
+}
+
+/// Standard output, which may block for as long as its reader likes: but not once the run is interrupted.
+struct Interruptible(Interrupts);
+
+impl Write for Interruptible {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut until = None;
+        while !takes_more(io::stdout().as_fd())? {
+            let gives_up = || Instant::now() + TO_PRINT;
+            if self.0.is_received() && *until.get_or_insert_with(gives_up) <= Instant::now() {
+                return Err(io::Error::new(
+                    ErrorKind::TimedOut,
+                    "it was not read, and the run was interrupted",
+                ));
+            }
+        }
+        Ok(rustix::io::write(io::stdout(), &bytes[..bytes.len().min(AT_ONCE)])?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits a moment until a stream takes more, or fails at once; whether it does.
+fn takes_more(stream: BorrowedFd<'_>) -> io::Result<bool> {
+    let moment = Timespec::try_from(LOOK).expect("it is short");
+    match poll(&mut [PollFd::new(&stream, PollFlags::OUT)], Some(&moment)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Until its plan is sent they end the process, wherever it is: nothing was applied, and that is said. From
 //! [`Interrupts::hold`] on only the run itself knows what happened: it [waits](Interrupts::received) for a
-//! signal beside the server, and says what is known.
+//! signal beside the server, and says what is known. While it prints, the console waits for one beside the
+//! reader.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,13 +29,13 @@ impl Default for Interrupts {
 }
 
 impl Interrupts {
-    /// Those of this process. `end` ends it; it is called while the run does not act itself. A signal that
-    /// whoever started the process had it ignore, as nohup does with SIGHUP, stays ignored.
+    /// Receives those of this process from now on. `end` ends it; it is called while the run does not act
+    /// itself. A signal that whoever started the process had it ignore, as nohup does with SIGHUP, stays
+    /// ignored.
     ///
     /// They are received by a thread of their own, because the run may be in the middle of reading standard
     /// input.
-    pub fn of_process(end: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let interrupts = Self::default();
+    pub fn receive(&self, end: impl Fn() + Send + 'static) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let receive = |kind: SignalKind| {
@@ -49,7 +50,7 @@ impl Interrupts {
                 receive(SignalKind::hangup())?,
             )
         };
-        let receiver = interrupts.clone();
+        let receiver = self.clone();
         thread::spawn(move || {
             loop {
                 runtime.block_on(async {
@@ -62,7 +63,7 @@ impl Interrupts {
                 receiver.arrive(&end);
             }
         });
-        Ok(interrupts)
+        Ok(())
     }
 
     fn arrive(&self, end: impl FnOnce()) {

@@ -4,7 +4,7 @@
 
 mod workspace;
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
@@ -257,8 +257,13 @@ fn silent_server() -> (String, mpsc::Receiver<()>) {
     server(None)
 }
 
-/// The same, with an answer to an apply.
+/// The same, with an answer to an apply, at once.
 fn server(answer: Option<&'static str>) -> (String, mpsc::Receiver<()>) {
+    server_waiting(answer, mpsc::channel().1)
+}
+
+/// The same, with an answer to an apply once `go` receives something, or nobody can send it anything.
+fn server_waiting(answer: Option<&'static str>, go: mpsc::Receiver<()>) -> (String, mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (arrived, applies) = mpsc::channel();
@@ -274,6 +279,7 @@ fn server(answer: Option<&'static str>) -> (String, mpsc::Receiver<()>) {
                     open.push(stream);
                     continue;
                 };
+                let _ = go.recv();
                 answer.to_owned()
             } else {
                 serde_json::to_string(&world(&path)).unwrap()
@@ -485,6 +491,64 @@ fn a_signal_ends_a_run_whose_standard_output_is_not_read() {
     let (_, stderr) = text(&output);
     assert_eq!((output.status.code(), &*stderr), (Some(1), "error: interrupted\nNothing was applied.\n"));
     assert!(applies.try_recv().is_err(), "nothing was sent");
+}
+
+/// Fills a pipe that nobody reads.
+fn fill(reader: &PipeReader, writer: &PipeWriter) {
+    let mut writer = writer.try_clone().unwrap();
+    // It blocks once the pipe is full, and ends with the reader.
+    thread::spawn(move || while writer.write_all(b"0").is_ok() {});
+    let unread = || rustix::io::ioctl_fionread(reader).unwrap();
+    let mut before = 0;
+    while unread() == 0 || unread() != before {
+        before = unread();
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn what_was_applied_is_said_and_a_signal_ends_the_run_whoever_does_not_read_standard_output() {
+    let lost = "applied as revision 1, but the token of the new key corp/access-key/named is lost: standard output could \
+                not be written";
+    let unreported = "applied as revision 1, but standard output cannot be written";
+    let file = ["--json", "--keys-to", "keys.json"];
+    for (sink, says) in [(&["--keys-to", "-"][..], lost), (&file[..], unreported)] {
+        let workspace = workspace();
+        let (answers, go) = mpsc::channel();
+        let (url, applies) = server_waiting(Some(r#"{"revision":1,"already":false}"#), go);
+        let folder = workspace.path("").display().to_string();
+        let (reader, writer) = io::pipe().unwrap();
+        let place = ["apply", "-C", &folder, "--project", "acme", "--server", &url, "-y"];
+        let mut child = nmplan(&[&place[..], sink].concat())
+            .current_dir(workspace.path(""))
+            .stdout(writer.try_clone().unwrap())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        applies.recv_timeout(Duration::from_secs(20)).expect("the plan is sent");
+        fill(&reader, &writer);
+        answers.send(()).unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut shown = String::new();
+        while !shown.contains("Applied as revision 1.\n") {
+            assert_ne!(stderr.read_line(&mut shown).unwrap(), 0, "{shown}");
+        }
+        thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > end {
+                child.kill().unwrap();
+                panic!("it has not ended");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        stderr.read_to_string(&mut shown).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{shown}");
+        assert!(shown.contains(says) && !shown.contains("Nothing was applied"), "{shown}");
+        assert!(shown.contains("it was not read, and the run was interrupted"), "{shown}");
+    }
 }
 
 #[test]
