@@ -1395,6 +1395,30 @@ fn a_node_is_removed_after_it_was_shown_what_that_does_and_does_not() {
 }
 
 #[test]
+fn the_removal_of_a_node_whose_key_was_replaced_does_not_warn_of_the_old_token() {
+    let workspace = in_use();
+    let web: ResourceId = "corp/node/web".parse().unwrap();
+    let key: ResourceId = "corp/access-key/ci".parse().unwrap();
+    let joined = (**workspace.server.state().inventory.node(&web.node()).unwrap()).clone();
+    let second = jiff::SignedDuration::from_secs(1);
+    for (created, lets_in) in [(joined.joined, true), (joined.joined + second, false)] {
+        workspace.server.change_elsewhere(|world| {
+            let status = KeyStatus::clone(world.inventory.key(&key).unwrap());
+            world.inventory.put_key(key.clone(), KeyStatus { created, ..status });
+            world.inventory.put_node(web.node(), Joined { key: "ci".parse().ok(), ..joined.clone() });
+        });
+        let shown = workspace.nmplan("node remove corp/web").all();
+        assert!(shown.contains("2026-11-24 12:00:00 UTC with corp/access-key/ci\n"), "{shown}");
+        let has = shown.contains("Its host still has the token of corp/access-key/ci");
+        let has_none = shown.contains(
+            "The key that it joined with, corp/access-key/ci, was replaced or deleted since, so its host needs another \
+             token to join again.\n",
+        );
+        assert_eq!((has, has_none), (lets_in, !lets_in), "{shown}");
+    }
+}
+
+#[test]
 fn a_host_that_is_barred_is_listed_until_the_ban_is_lifted() {
     let workspace = in_use();
     let none = workspace.nmplan("node bans");

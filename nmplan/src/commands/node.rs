@@ -114,20 +114,27 @@ fn description(node: &NodeId, joined: &Joined, ban: bool, info: &ServerInfo, wor
     // Of a key that was made anew since, it does not have the token.
     let has_token =
         |key: &ResourceId| world.inventory.key(key).is_some_and(|status| status.created <= joined.joined);
-    let key = key.filter(has_token);
-    text += &match (ban, key) {
+    let (key, over) = match key {
+        Some(key) if has_token(&key) => (Some(key), None),
+        over => (None, over),
+    };
+    text += &match (ban, key, over) {
         _ if info.own_node.as_ref() == Some(name) => {
             "It is the server's own host, which joins again by itself; to keep it out, delete its declaration.\n".into()
         }
-        (true, _) => format!(
+        (true, ..) => format!(
             "The identity of its host is barred from {network} until: nmplan node unban {network}/{name}\n\
              A host whose state is deleted is another one, and joins with any valid token.\n"
         ),
-        (false, Some(key)) => format!(
+        (false, Some(key), _) => format!(
             "Its host still has the token of {key}, and can join again with it while the key has uses left. To close \
              that, bar the host's identity (--ban), or delete the key from the files and apply.\n"
         ),
-        (false, None) => "No access key that it has lets its host join again.\n".into(),
+        (false, None, Some(over)) => format!(
+            "The key that it joined with, {over}, was replaced or deleted since, so its host needs another token to join \
+             again.\n"
+        ),
+        (false, None, None) => "It joined without an access key, and its host needs a token to join again.\n".into(),
     };
     text + "\n"
 }
