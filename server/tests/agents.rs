@@ -674,6 +674,28 @@ async fn nobody_speaks_for_another_node() {
 }
 
 #[tokio::test]
+async fn an_agent_of_an_earlier_version_is_told_to_be_updated() {
+    let server = corp().await;
+    let mut agent = server.joined("a", 1, "many").await;
+    let before = revision(&server).await;
+    // It signs neither.
+    let mut check_in =
+        agent.check_in_request(Some(Facts { listen_port: 9, ..agent.facts.clone() })).await.unwrap();
+    (check_in.get_mut().nonce, check_in.get_mut().signature) = Default::default();
+    let mut watch = agent.watch_request().await.unwrap();
+    (watch.get_mut().nonce, watch.get_mut().signature) = Default::default();
+    let refused =
+        [agent.client.check_in(check_in).await.map(drop), agent.client.watch(watch).await.map(drop)];
+    for refused in refused.map(Result::unwrap_err) {
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{}", refused.message());
+        assert!(refused.message().contains("of an earlier version"), "{}", refused.message());
+        assert!(refused.message().contains("update netclient"), "{}", refused.message());
+    }
+    assert_eq!(revision(&server).await, before);
+    agent.check_in(None).await.expect("what reports nothing needs no signature");
+}
+
+#[tokio::test]
 async fn every_method_has_a_line_in_the_table_and_asks_for_what_that_says() {
     let server = corp().await;
     let mut agent = server.joined("a", 1, "many").await;
