@@ -42,6 +42,7 @@ use crate::tunnel::NetworkTunnel;
 pub use crate::errors::error_chain;
 pub use error::AgentError;
 pub use join::{JoinMethod, JoinOptions, JoinOutcome};
+pub use outside::{Down, not_ours};
 pub use register::Registered;
 pub use status::{DamagedNetwork, DriverStatus, NetworkStatus, PeerStatus, RegistrationStatus, Status};
 

@@ -5,6 +5,7 @@ mod join;
 mod register;
 mod render;
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -119,15 +120,16 @@ async fn act(args: Args) -> Outcome {
         }
         Verb::Leave { which, force } => {
             let (agent, network) = member(&args.directory, &which).await?;
-            match agent.leave(&network, force).await {
+            let left = match agent.leave(&network, force).await {
                 Err(AgentError::Busy(_)) => {
                     ask(&agent, DaemonRequest::Leave { network: network.clone(), force })?;
+                    BTreeSet::new()
                 }
                 outcome => outcome?,
-            }
+            };
             agent.end_expired().await?;
             agent.directory.remove_if_empty();
-            render::done(which.form, &network, "left; everything of it was removed")
+            render::left(which.form, &network, &left)
         }
         Verb::List(form) => render::list(form, &status(&args.directory).await?),
         Verb::Status(form) => render::status(form, &status(&args.directory).await?),

@@ -109,6 +109,12 @@ pub fn attach(interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>,
     Ok(kernel::Kernel::attach(interface)?.map(|device| Box::new(device) as Box<dyn Device>))
 }
 
+/// Whether a device process has this socket, of whatever release; one that does not answer counts. It proves
+/// that the process was made by whoever owns the directory of the socket.
+pub fn is_served(interface: &str, socket: &Path) -> bool {
+    userspace::Userspace::is_served(interface, socket)
+}
+
 /// Ends a device process that [`attach`] does not accept, such as one of another release; returns whether
 /// there was one.
 pub fn end_stale(interface: &str, socket: &Path) -> Result<bool, DeviceError> {

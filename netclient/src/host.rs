@@ -35,6 +35,10 @@ pub trait Host: Send + Sync {
     fn check_free(&self, interface: &str, port: Option<u16>) -> Result<(), Refusal>;
     /// Finds the agent's device of an interface; see [`device::attach`].
     fn attach(&self, interface: &str, socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError>;
+    /// Whether a device process has a socket there; see [`device::is_served`].
+    fn is_served(&self, interface: &str, socket: &Path) -> bool;
+    /// Ends a device process that is of no use; see [`device::end_stale`].
+    fn end_stale(&self, interface: &str, socket: &Path) -> Result<bool, DeviceError>;
     /// Creates the device of an interface; see [`device::create`].
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError>;
     /// Observes a link; absent: there is none of that name.
@@ -69,6 +73,8 @@ pub trait Host: Send + Sync {
     /// Brings the agent's routes and rules to what they should be.
     fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing)
     -> BoxFuture<'a, Result<(), RoutingError>>;
+    /// The interfaces that routes of a slot lead to; see [`routing::interfaces`].
+    fn routed<'a>(&'a self, slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>>;
     /// The networks that its other interfaces are connected to; see [`link::connected`].
     fn connected<'a>(
         &'a self,
@@ -166,6 +172,14 @@ impl Host for System {
         device::attach(interface, socket)
     }
 
+    fn is_served(&self, interface: &str, socket: &Path) -> bool {
+        device::is_served(interface, socket)
+    }
+
+    fn end_stale(&self, interface: &str, socket: &Path) -> Result<bool, DeviceError> {
+        device::end_stale(interface, socket)
+    }
+
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
         device::create(interface, self.device, &self.executable, socket)
     }
@@ -238,6 +252,10 @@ impl Host for System {
         routing: &'a Routing,
     ) -> BoxFuture<'a, Result<(), RoutingError>> {
         Box::pin(routing::bring(slot, routing))
+    }
+
+    fn routed<'a>(&'a self, slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>> {
+        Box::pin(routing::interfaces(slot))
     }
 
     fn connected<'a>(

@@ -249,7 +249,12 @@ impl NetworkTunnel {
     pub async fn remove(&mut self) -> Result<(), TunnelError> {
         let device = match self.observe().await {
             Ok(Some(_)) => self.with_device(|device| device.remove()).await,
-            Ok(None) => Ok(()),
+            Ok(None) => {
+                // A process of another release may hold it.
+                let (host, interface, socket) =
+                    (Arc::clone(&self.host), self.interface.clone(), self.socket.clone());
+                blocking(move || host.end_stale(&interface, &socket)).await.map(drop)
+            }
             Err(error) => Err(error),
         };
         self.forget_device();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceStep, Refusal};
+use netclient::host::Host;
 use netclient::host::fake::Lookup;
 use netclient::outside::{MAIN, Mark, Routing};
 use schema::api::Control;
@@ -431,10 +432,130 @@ async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force()
     let log = support::log();
     a.agent.leave(&network, true).await.expect("what can be done is done");
     assert!(log().contains("an admin has to remove the node"), "{}", log());
+    assert!(!log().contains("leave --force"), "that is what runs: {}", log());
     assert!(a.host.device(interface).is_none() && a.host.names(interface).is_empty());
     assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()));
     let left = |file: &String| file.starts_with("network-") || file.starts_with("device-");
     assert!(!a.files().iter().any(left), "{:?}", a.files());
+}
+
+/// A host that has joined with an interface of this name, and whose state is damaged since.
+async fn damaged(interface: &str) -> (Mesh, Node) {
+    let mesh = Mesh::new(CORP).await;
+    let a = Node::new(&mesh, "a");
+    let options = JoinOptions {
+        name: Some("a".parse().expect("good")),
+        interface: Some(interface.into()),
+        ..JoinOptions::default()
+    };
+    until_done(a.agent.join(&mesh.token(), &options)).await.expect("it joins");
+    std::fs::write(a.agent.directory.path().join("network-corp.json"), "{").expect("written");
+    (mesh, a)
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_network_that_cannot_be_read_only_what_is_certainly_ours_is_removed() {
+    let network = "corp".parse().expect("good");
+    let none = std::collections::BTreeSet::new();
+    // Its routes lead to its interface, whatever that is called, and another one has the usual name.
+    let (_mesh, a) = damaged("wgx").await;
+    a.host.create(INTERFACE, "".as_ref()).expect("another program makes it");
+    let left = a.agent.leave(&network, true).await.expect("what can be done is done");
+    assert_eq!(left, [INTERFACE.to_owned()].into());
+    assert!(a.host.device("wgx").is_none() && a.host.device(INTERFACE).is_some());
+    assert_eq!((a.host.filter(), a.host.routing()), (None, Routing::default()));
+    assert!(a.host.names("wgx").is_empty());
+    // The kernel's device of the usual name is its own by its routes.
+    let (_mesh, a) = damaged(INTERFACE).await;
+    assert_eq!(a.agent.leave(&network, true).await.expect("done"), none);
+    assert!(a.host.device(INTERFACE).is_none());
+    // Without them nothing shows it; a device process shows it all the same.
+    for process in [false, true] {
+        let (_mesh, a) = damaged(INTERFACE).await;
+        a.host.flush();
+        if process {
+            std::fs::write(a.agent.directory.device_socket(INTERFACE), "").expect("written");
+        }
+        let left = a.agent.leave(&network, true).await.expect("what can be done is done");
+        assert_eq!((a.host.device(INTERFACE).is_none(), left.is_empty()), (process, process));
+        assert!(!a.files().iter().any(|file| file.starts_with("network-")), "{:?}", a.files());
+    }
+    // What has ended is nobody's.
+    let (_mesh, a) = damaged(INTERFACE).await;
+    a.device().end();
+    assert_eq!(a.agent.leave(&network, true).await.expect("done"), none);
+    assert!(a.host.names(INTERFACE).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_of_two_networks_is_not_taken_for_that_of_one() {
+    let network = "corp".parse().expect("good");
+    let (_mesh, a) = damaged("wgx").await;
+    let path = a.agent.directory.path();
+    std::fs::copy(path.join("network-corp.json"), path.join("network-lab.json")).expect("copied");
+    let left = a.agent.leave(&network, true).await.expect("what can be done is done");
+    assert_eq!(left, ["wgx".to_owned()].into());
+    assert!(a.host.device("wgx").is_some(), "it may be the other's");
+    let left = a.agent.leave(&"lab".parse().expect("good"), true).await.expect("it is the last");
+    assert!(left.is_empty() && a.host.device("wgx").is_none(), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_whose_state_others_may_write_can_be_left_by_force() {
+    use std::os::unix::fs::PermissionsExt;
+    let mesh = Mesh::new(CORP).await;
+    let network = "corp".parse().expect("good");
+    let a = Node::new(&mesh, "a");
+    a.join(&mesh).await.expect("it joins");
+    let file = a.agent.directory.path().join("network-corp.json");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).expect("changed");
+    a.agent.leave(&network, false).await.expect_err("it may be somebody else's");
+    assert!(a.host.device(INTERFACE).is_some(), "the tunnel stays");
+    assert!(a.agent.leave(&network, true).await.expect("done").is_empty());
+    assert!(a.host.device(INTERFACE).is_none() && !file.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_taken_off_its_host_leaves_what_may_be_another_programs() {
+    let (_mesh, a) = damaged("wgx").await;
+    a.host.create(INTERFACE, "".as_ref()).expect("another program makes it");
+    // The file of a device process that is dead.
+    std::fs::write(a.agent.directory.device_socket("wg0"), "").expect("written");
+    let down = a.agent.down().await.expect("it is taken down");
+    assert_eq!(down.removed, ["the WireGuard device wgx with its routes and names"]);
+    assert_eq!(
+        down.kept,
+        [
+            "the interface nm-corp: nothing shows that it is of this directory; if it is, remove it: ip link delete nm-corp"
+        ]
+    );
+    assert!(a.host.device("wgx").is_none() && a.host.device(INTERFACE).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_the_packet_filter_refuses_is_a_problem_and_costs_no_network() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.host.refuse_filter(true);
+    let log = support::log();
+    a.join(&mesh).await.expect("it joins");
+    a.start().await;
+    eventually("the server knows", || mesh.problems("a") == ["no-filter"]).await;
+    assert!(log().contains("control traffic is not kept outside of networks"), "{}", log());
+    let message = mesh.problem_messages("a").concat();
+    for part in ["nftables refused the table nm-own", "Operation not supported", "modprobe nf_tables"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(!message.contains("install nftables"), "it is there: {message}");
+    let routing = a.host.routing();
+    assert!(
+        routing.rules.is_empty() && routing.routes.keys().all(|(table, _)| *table == MAIN),
+        "{routing:?}"
+    );
+    assert_eq!(routing.routes.len(), 1, "the network works all the same");
+    a.host.refuse_filter(false);
+    eventually("all is well", || mesh.problems("a").is_empty() && a.host.filter().is_some()).await;
+    assert!(!a.host.routing().rules.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use netclient::agent::{Agent, AgentError, JoinMethod, JoinOptions, error_chain};
+use netclient::agent::{Agent, AgentError, Down, JoinMethod, JoinOptions, error_chain, not_ours};
 use netclient::control::{CallError, JoinRequest, Opener};
 use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceError, Refusal};
@@ -189,11 +189,11 @@ pub enum OwnHostError {
 }
 
 /// Removes the networks of the server's own host from it, and forgets none: with the next start they are
-/// back. Returns what was removed, a line each.
-pub async fn take_down(data: &DataDir) -> Result<Vec<String>, OwnHostError> {
+/// back.
+pub async fn take_down(data: &DataDir) -> Result<Down, OwnHostError> {
     let directory = data.file(FOLDER);
     if !directory.exists() {
-        return Ok(Vec::new());
+        return Ok(Down::default());
     }
     let settings = settings::load(&directory, |_| None)?;
     let host = System::creating(settings.device);
@@ -416,7 +416,10 @@ impl Client {
             Err(error @ AgentError::Busy(_)) => error,
             Err(AgentError::NotMember(_)) => return Ok(()),
             Err(error) => return Err(self.failure(&error)),
-            Ok(()) => {
+            Ok(left) => {
+                for interface in left {
+                    tracing::warn!(%network, "the interface {interface} stays: {}", not_ours(&interface));
+                }
                 tracing::info!(%network, "this host is no longer a node of the network");
                 return Ok(());
             }

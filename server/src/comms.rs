@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use ipnet::{IpNet, Ipv4Net};
-use netclient::agent::error_chain;
+use netclient::agent::{Down, error_chain};
 use netclient::comms::may_be;
 use netclient::device::{DeviceError, DeviceStep, Refusal, blocking, link_index};
 use netclient::system::firewall::FirewallError;
@@ -508,7 +508,7 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
 
 /// Removes the tunnels that an earlier server left; returns what was removed, a line each. The registrations
 /// stay.
-pub async fn remove(directory: &DataDir) -> Result<Vec<String>, TunnelsUnavailable> {
+pub async fn remove(directory: &DataDir) -> Result<Down, TunnelsUnavailable> {
     // One that cannot be read names no interface; the files of its device do.
     let kept =
         Ledger::existing(directory).ok().flatten().and_then(|ledger| ledger.interface().ok().flatten());

@@ -1,5 +1,5 @@
 //! Takes a server off its host: everything that outlives the process and stands outside of its directory, and
-//! nothing in the directory.
+//! nothing in the directory. What may be the server's and is not certainly so is kept, and said.
 //!
 //! Tunnels outlive the server on purpose, so that a restart costs no packet; whoever does not want a restart
 //! removes them here. The parts know what they made: [`comms`] the tunnels to agents, [`client`] the networks
@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use netclient::agent::Down;
 use schema::text::word;
 
 use crate::client::{self, OwnHostError};
@@ -38,8 +39,8 @@ pub enum Report {
     NoServer(PathBuf),
     /// One had.
     Down {
-        /// What was removed, a line each.
-        removed: Vec<String>,
+        /// What was removed, and what was kept and why.
+        down: Down,
         /// Its directory, which is left as it is.
         left: PathBuf,
     },
@@ -49,14 +50,16 @@ pub enum Report {
 pub async fn run(path: &Path) -> Result<Report, DownError> {
     let Some(directory) = DataDir::existing(path)? else { return Ok(Report::NoServer(path.into())) };
     let _lock = directory.lock()?.ok_or_else(|| DownError::Running(path.display().to_string()))?;
-    let mut removed = comms::remove(&directory).await?;
-    removed.extend(client::take_down(&directory).await?);
-    Ok(Report::Down { removed, left: path.into() })
+    let mut down = comms::remove(&directory).await?;
+    let Down { removed, kept } = client::take_down(&directory).await?;
+    down.removed.extend(removed);
+    down.kept.extend(kept);
+    Ok(Report::Down { down, left: path.into() })
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (removed, left) = match self {
+        let (Down { removed, kept }, left) = match self {
             Self::NoServer(directory) => {
                 return writeln!(
                     f,
@@ -64,13 +67,14 @@ impl fmt::Display for Report {
                     directory.display()
                 );
             }
-            Self::Down { removed, left } => (removed, left),
+            Self::Down { down, left } => (down, left),
         };
         // The command is to be copied, and may be run in any directory.
         let left = std::path::absolute(left).unwrap_or_else(|_| left.clone());
         let left = word(&left.display().to_string());
         removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
-        if removed.is_empty() {
+        kept.iter().try_for_each(|line| writeln!(f, "Kept {line}."))?;
+        if removed.is_empty() && kept.is_empty() {
             writeln!(
                 f,
                 "Nothing was removed: no device, route or packet filter of this server is on this host."
@@ -112,10 +116,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_is_said_with_its_reason_and_is_not_nothing() {
+        let down = Down { removed: vec!["a".into()], kept: vec!["the interface b: why".into()] };
+        let report = Report::Down { down: down.clone(), left: "/srv".into() }.to_string();
+        assert!(report.starts_with("Removed a.\nKept the interface b: why.\n\nLeft as it is"), "{report}");
+        let report = Report::Down { down: Down { removed: Vec::new(), ..down }, left: "/srv".into() };
+        let report = report.to_string();
+        assert!(report.starts_with("Kept the interface b: why.\n\n"), "{report}");
+    }
+
+    #[test]
     fn the_command_that_deletes_names_one_directory_wherever_it_is_run() {
         let here = std::env::current_dir().expect("a directory");
         let command = |left: &str| {
-            let report = Report::Down { removed: Vec::new(), left: left.into() }.to_string();
+            let report = Report::Down { down: Down::default(), left: left.into() }.to_string();
             report.lines().last().expect("a line").trim_start().to_owned()
         };
         assert_eq!(command("/srv/my data"), "rm -r '/srv/my data'");

@@ -1,41 +1,48 @@
 //! Leaving: the server is sent it, everything is removed from the host, and nothing is stored.
+//!
+//! Of a network whose state cannot be read, only what is certainly this agent's is removed, whatever its name:
+//! what [`Agent::certainly_ours`] finds, and what carries the numbers and names of the agent's slot (routes,
+//! rules, the table of the packet filter). Anything else that may be the network's is left, and said.
+
+use std::collections::BTreeSet;
 
 use schema::scalars::{NetworkName, SigningKey};
 
 use super::{Agent, AgentError};
 use crate::directory::DirectoryError;
+use crate::tunnel::NetworkTunnel;
 
 impl Agent {
     /// Leaves a network, and removes everything of it. With `force` whatever the server says, and even if the
-    /// host cannot send it anything because its state is damaged.
-    pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<(), AgentError> {
+    /// host cannot send it anything because its state is damaged or cannot be read.
+    ///
+    /// Returns the interfaces that may be the network's and were left, since nothing shows that they are.
+    pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<BTreeSet<String>, AgentError> {
+        use DirectoryError::{Damaged, Exposed, File};
         match self.member(network) {
-            Ok(mut member) => member.leave(force).await,
-            Err(AgentError::NoIdentity(_) | AgentError::Directory(DirectoryError::Damaged { .. }))
-                if force =>
-            {
-                self.give_up(network).await
-            }
+            Ok(mut member) => member.leave(force).await.map(|()| BTreeSet::new()),
+            Err(
+                AgentError::NoIdentity(_) | AgentError::Directory(Damaged { .. } | File { .. } | Exposed(_)),
+            ) if force => self.give_up(network).await,
             Err(error) => Err(error),
         }
     }
 
-    /// Removes what is left of a network whose state is damaged.
-    async fn give_up(&self, network: &NetworkName) -> Result<(), AgentError> {
+    /// Removes what is left of a network whose state is damaged or cannot be read.
+    async fn give_up(&self, network: &NetworkName) -> Result<BTreeSet<String>, AgentError> {
         let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        tracing::warn!(%network, "the state of this host is damaged, so the server does not hear of it; an admin has to remove the node");
-        match self.directory.membership(network) {
-            Ok(Some(membership)) => {
-                self.take_down(&mut self.tunnel(network, &membership.interface), network).await?;
-                self.forget(network, &membership.server.signing_key).await
-            }
-            Ok(None) | Err(_) => {
-                for interface in self.interfaces_left(network)? {
-                    self.take_down(&mut self.tunnel(network, &interface), network).await?;
-                }
-                Ok(self.directory.forget(network)?)
-            }
+        tracing::warn!(%network, "the state of this host cannot be read, so the server does not hear of it; an admin has to remove the node: nmplan node remove NETWORK/NAME");
+        if let Ok(Some(membership)) = self.directory.membership(network) {
+            self.take_down(&mut self.tunnel(network, &membership.interface), network).await?;
+            self.forget(network, &membership.server.signing_key).await?;
+            return Ok(BTreeSet::new());
         }
+        let interfaces = self.interfaces_of_unread(network).await?;
+        let mut tunnels: Vec<NetworkTunnel> =
+            interfaces.ours.iter().map(|interface| self.tunnel(network, interface)).collect();
+        self.take_all_down(&mut tunnels, network).await?;
+        self.directory.forget(network)?;
+        Ok(interfaces.left)
     }
 
     /// Forgets a membership; with the last one at a server also the identity and the registration there.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
@@ -30,8 +31,6 @@ use crate::system::rp_filter::MarksUnheeded;
 use crate::tunnel::{BroughtUp, NetworkTunnel, TunnelError};
 use crate::tunnels::TunnelChanges;
 
-const NO_FILTER: &str = "nftables is missing or may not be used, so control traffic and tunnels are not kept outside of networks; install nftables";
-
 impl Agent {
     /// Does what a network lacks on this host.
     pub(crate) async fn bring_up(
@@ -43,20 +42,20 @@ impl Agent {
             let _turn = self.directory.lock_outside().await?;
             self.keep_outside(self.outside(Some(membership), None)?).await?
         };
-        let mut brought = tunnel.reconcile(membership, kept.filtered).await?;
-        let servers = self.spared(&kept, Some(membership)).await?;
+        let mut brought = tunnel.reconcile(membership, kept.filtered()).await?;
+        let servers = self.spared(&kept, Some(membership), None).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
         let mut outside = self.outside(Some(membership), None)?;
         if let Some(error) = &kept.unheeded {
             brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(error)));
         }
-        if !kept.filtered && self.settings.connection_tracking {
-            brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, NO_FILTER));
+        if let Filter::Absent(why) = &kept.filter {
+            let message = format!("control traffic and tunnels are not kept outside of networks: {why}");
+            brought.problems.push(NodeProblem::new(NodeProblem::NO_FILTER, message));
         }
         if !kept.outside() {
-            let remedy = kept.remedy(self.settings.connection_tracking);
-            brought.problems.extend(spare_servers(&mut outside, &servers, remedy));
+            brought.problems.extend(spare_servers(&mut outside, &servers, &kept.remedy()));
         }
         self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
         let mut connected = self.host.connected(&outside.interfaces).await?;
@@ -116,11 +115,12 @@ impl Agent {
         &self,
         kept: &Kept,
         own: Option<&Membership>,
+        without: Option<&NetworkName>,
     ) -> Result<BTreeSet<IpAddr>, DirectoryError> {
         if kept.outside() {
             return Ok(BTreeSet::new());
         }
-        let servers = self.servers(own)?;
+        let servers = self.servers(own, without)?;
         let lookup = async |(server, address): &(SigningKey, String)| {
             ServerNames::new(self.directory.clone(), *server).resolve(address).await.unwrap_or_default()
         };
@@ -150,8 +150,20 @@ impl Agent {
         tunnel: &mut NetworkTunnel,
         network: &NetworkName,
     ) -> Result<(), TunnelError> {
+        self.take_all_down(std::slice::from_mut(tunnel), network).await
+    }
+
+    /// The same for a network that may have several devices, or none.
+    pub(super) async fn take_all_down(
+        &self,
+        tunnels: &mut [NetworkTunnel],
+        network: &NetworkName,
+    ) -> Result<(), TunnelError> {
         let routes = self.take_routes(network).await;
-        let removed = tunnel.remove().await;
+        let mut removed = Ok(());
+        for tunnel in tunnels {
+            removed = tunnel.remove().await.and(removed);
+        }
         let filter = async {
             // It stays as long as the device may.
             if removed.is_err() {
@@ -175,37 +187,44 @@ impl Agent {
     }
 
     async fn take_routes(&self, network: &NetworkName) -> Result<(), TunnelError> {
+        // Its own part of the filter stays until its device is gone, as far as it can be read.
+        let own = self.directory.membership(network);
+        let unread = own.is_err();
+        let own = own.ok().flatten();
         let kept = {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_outside(self.outside(None, None)?).await?
+            let outside = self.outside(own.as_ref(), Some(network))?;
+            self.keep_outside(Outside { unread: unread || outside.unread, ..outside }).await?
         };
-        let servers = self.spared(&kept, None).await?;
+        let servers = self.spared(&kept, own.as_ref(), Some(network)).await?;
         let _turn = self.directory.lock_outside().await?;
         let mut outside = self.outside(None, Some(network))?;
         if !kept.outside() {
-            spare_servers(&mut outside, &servers, kept.remedy(self.settings.connection_tracking));
+            spare_servers(&mut outside, &servers, &kept.remedy());
         }
         let slot = self.slot()?;
         Ok(self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
-    /// them up. Returns what was removed, a line each.
-    pub async fn down(&self) -> Result<Vec<String>, AgentError> {
-        let (mut locks, mut interfaces) = (Vec::new(), BTreeSet::new());
+    /// them up. Of a network that cannot be read it removes what leaving it by force would.
+    pub async fn down(&self) -> Result<Down, AgentError> {
+        let mut locks = Vec::new();
+        let mut interfaces = self.certainly_ours().await?;
+        let mut kept = BTreeSet::new();
         for network in self.directory.networks()? {
             locks.push(self.directory.lock(&network)?.ok_or_else(|| AgentError::Busy(network.clone()))?);
-            interfaces.insert(match self.directory.membership(&network) {
-                Ok(Some(membership)) => membership.interface.to_string(),
-                Ok(None) | Err(_) => format!("nm-{network}"),
-            });
+            match self.directory.membership(&network) {
+                Ok(membership) => interfaces.extend(membership.map(|it| it.interface)),
+                Err(_) => kept.extend(self.interfaces_of_unread(&network).await?.left),
+            }
         }
-        interfaces.extend(self.directory.devices()?);
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
         self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
         let mut removed = Vec::new();
+        kept.retain(|interface| !interfaces.contains(interface));
         for interface in interfaces {
             let mut tunnel = self.tunnel_knowing(&interface, Addresses::default());
             let there = tunnel.observe().await.map_err(TunnelError::from)?.is_some();
@@ -221,7 +240,8 @@ impl Agent {
         let table = || format!("the table inet {} of nftables", slot.filter());
         removed.extend(filter.await.map_err(TunnelError::from)?.then(table));
         self.host.release(&canonical(self.directory.path()), slot);
-        Ok(removed)
+        let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
+        Ok(Down { removed, kept: kept.collect() })
     }
 
     /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and
@@ -239,9 +259,14 @@ impl Agent {
         Ok(Outside { unread, ..outside })
     }
 
-    /// Where the servers of all networks are found.
-    fn servers(&self, own: Option<&Membership>) -> Result<BTreeSet<(SigningKey, String)>, DirectoryError> {
-        let (others, _) = self.others(own, None)?;
+    /// Where the servers of all networks are found: those on the disk, with one as it is in hand, and without
+    /// one.
+    fn servers(
+        &self,
+        own: Option<&Membership>,
+        without: Option<&NetworkName>,
+    ) -> Result<BTreeSet<(SigningKey, String)>, DirectoryError> {
+        let (others, _) = self.others(own, without)?;
         let all = others.iter().chain(own);
         let of = |server: &ServerAddress| {
             let key = server.signing_key;
@@ -273,46 +298,76 @@ impl Agent {
         Ok((memberships, unread))
     }
 
-    /// The interfaces that a network may have whose state cannot be read: the usual one, and each with a
-    /// device of this agent's that belongs to nothing else; of the latter none, if more cannot be read.
-    pub(super) fn interfaces_left(&self, network: &NetworkName) -> Result<BTreeSet<String>, DirectoryError> {
+    /// The interfaces of networks that are certainly this agent's although nothing says so that is stored:
+    /// those that the routes of its slot lead to, and those whose device process has its socket in the
+    /// agent's directory. A name, a link group or a file that no process uses shows nothing.
+    pub(super) async fn certainly_ours(&self) -> Result<BTreeSet<String>, AgentError> {
+        let slot = self.slot().map_err(TunnelError::from)?;
+        let mut ours = self.host.routed(slot).await.map_err(TunnelError::from)?;
+        for interface in self.directory.devices()?.into_iter().filter(|name| !comms::may_be(name)) {
+            let (host, socket) = (Arc::clone(&self.host), self.directory.device_socket(&interface));
+            let name = interface.clone();
+            if blocking(move || host.is_served(&name, &socket)).await {
+                ours.insert(interface);
+            }
+        }
+        Ok(ours)
+    }
+
+    /// The interfaces of a network whose state cannot be read: each of the agent's that belongs to nothing
+    /// else. If other networks cannot be read either, only the usual one is known to be of this one.
+    pub(super) async fn interfaces_of_unread(&self, network: &NetworkName) -> Result<Unread, AgentError> {
         let (others, unread) = self.others(None, Some(network))?;
         let taken: BTreeSet<String> = others.into_iter().map(|membership| membership.interface).collect();
-        let devices = if unread { Vec::new() } else { self.directory.devices()? };
-        let all = devices.into_iter().filter(|name| !comms::may_be(name)).chain([format!("nm-{network}")]);
-        Ok(all.filter(|name| !taken.contains(name)).collect())
+        let usual = format!("nm-{network}");
+        let mut ours: BTreeSet<String> = self.certainly_ours().await?.difference(&taken).cloned().collect();
+        let mut left = BTreeSet::new();
+        if unread {
+            left = ours.iter().filter(|name| **name != usual).cloned().collect();
+            ours.retain(|name| *name == usual);
+        }
+        if !taken.contains(&usual) && !ours.contains(&usual) {
+            // Without an interface nobody has the name, and what it left, such as names, can go.
+            match self.host.observe_link(&usual).await.map_err(TunnelError::from)? {
+                Some(_) => left.insert(usual),
+                None => ours.insert(usual),
+            };
+        }
+        Ok(Unread { ours, left })
     }
 
     /// Keeps the table of the packet filter, and has the kernel look at marks.
     async fn keep_outside(&self, outside: Outside) -> Result<Kept, TunnelError> {
-        let filtered = self.keep_filter(outside).await?;
-        let unheeded = if filtered { self.host.heed_marks().err() } else { None };
-        Ok(Kept { filtered, unheeded })
+        let filter = self.keep_filter(outside).await?;
+        let unheeded = if filter == Filter::Kept { self.host.heed_marks().err() } else { None };
+        Ok(Kept { filter, unheeded })
     }
 
     /// Keeps the table of the packet filter; returns whether there is one that keeps marks, without which
     /// there are no rules.
-    async fn keep_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
-        let filtered = self.try_filter(outside).await;
-        self.filtered.store(matches!(filtered, Ok(true)), Ordering::Relaxed);
-        filtered
+    async fn keep_filter(&self, outside: Outside) -> Result<Filter, TunnelError> {
+        let filter = self.try_filter(outside).await;
+        self.filtered.store(matches!(filter, Ok(Filter::Kept)), Ordering::Relaxed);
+        filter
     }
 
-    async fn try_filter(&self, outside: Outside) -> Result<bool, TunnelError> {
+    async fn try_filter(&self, outside: Outside) -> Result<Filter, TunnelError> {
+        let unwanted = !self.settings.connection_tracking;
         if !self.host.has_filter() {
-            return Ok(false);
+            return Ok(if unwanted { Filter::Unwanted } else { Filter::absent(&FirewallError::Missing) });
         }
         // What an earlier setting left goes.
         let outside = if self.settings.connection_tracking { outside } else { Outside::default() };
         let (host, slot) = (self.host.clone(), self.slot()?);
         match blocking(move || host.set_filter(slot, &outside)).await {
-            Ok(()) => Ok(self.settings.connection_tracking),
+            Ok(()) if unwanted => Ok(Filter::Unwanted),
+            Ok(()) => Ok(Filter::Kept),
             Err(error @ (FirewallError::Refused { .. } | FirewallError::Missing)) => {
                 tracing::warn!(
                     error = error_chain(&error),
                     "control traffic is not kept outside of networks"
                 );
-                Ok(false)
+                Ok(Filter::absent(&error))
             }
             Err(error @ FirewallError::Broken { .. }) => Err(error.into()),
         }
@@ -327,10 +382,32 @@ impl Agent {
     }
 }
 
+/// The interfaces that a network has whose state cannot be read.
+pub(super) struct Unread {
+    /// Those that are this agent's, and of no other network.
+    pub(super) ours: BTreeSet<String>,
+    /// Those that may be its, and of which nothing shows it.
+    pub(super) left: BTreeSet<String>,
+}
+
+/// What became of the networks of an agent that was taken off its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Down {
+    /// What was removed, each the end of a sentence.
+    pub removed: Vec<String>,
+    /// What was left and why, likewise.
+    pub kept: Vec<String>,
+}
+
+/// Why an interface was left, and what to do if it should not have been.
+pub fn not_ours(interface: &str) -> String {
+    format!("nothing shows that it is of this directory; if it is, remove it: ip link delete {interface}")
+}
+
 /// What keeps the agent's own packets outside of networks.
 struct Kept {
-    /// Whether there is a packet filter that keeps marks.
-    filtered: bool,
+    /// The packet filter that keeps marks.
+    filter: Filter,
     /// Why the kernel does not look at them, where that matters.
     unheeded: Option<MarksUnheeded>,
 }
@@ -338,18 +415,51 @@ struct Kept {
 impl Kept {
     /// Whether rules that spare what is marked lose nothing; without them routes stand in the main table.
     fn outside(&self) -> bool {
-        self.filtered && self.unheeded.is_none()
+        self.filtered() && self.unheeded.is_none()
+    }
+
+    /// Whether there is a packet filter that keeps marks.
+    fn filtered(&self) -> bool {
+        self.filter == Filter::Kept
     }
 
     /// What to do, so that it is so.
-    fn remedy(&self, connection_tracking: bool) -> &'static str {
-        match (&self.unheeded, connection_tracking) {
-            (Some(_), _) => {
+    fn remedy(&self) -> String {
+        match &self.filter {
+            Filter::Kept => {
                 "set net.ipv4.conf.all.src_valid_mark to 1, or rp_filter to 2 where it is strict, with sysctl"
+                    .to_owned()
             }
-            (None, true) => "install nftables",
-            (None, false) => "remove connection_tracking = false from netclient.toml",
+            Filter::Absent(why) => why.clone(),
+            Filter::Unwanted => {
+                "remove connection_tracking = false from netclient.toml, and NETCLIENT_CONNECTION_TRACKING"
+                    .to_owned()
+            }
         }
+    }
+}
+
+/// A packet filter that keeps marks.
+#[derive(PartialEq, Eq)]
+enum Filter {
+    /// There is one.
+    Kept,
+    /// The operator wants none.
+    Unwanted,
+    /// It could not be made: why, and what to do.
+    Absent(String),
+}
+
+impl Filter {
+    fn absent(error: &FirewallError) -> Self {
+        Self::Absent(match error {
+            FirewallError::Refused { .. } => {
+                format!(
+                    "{error}; have the kernel load nf_tables (modprobe nf_tables), and let this host use it"
+                )
+            }
+            FirewallError::Missing | FirewallError::Broken { .. } => error_chain(error),
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What commands print about networks.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -10,7 +11,7 @@ use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status};
+use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status, not_ours};
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
@@ -22,6 +23,17 @@ pub(super) fn done(form: Form, network: &NetworkName, what: &str) -> Outcome {
         return print_json(&json!({ "network": network, "done": what }));
     }
     Ok(writeln!(io::stdout().lock(), "{network}: {what}.")?)
+}
+
+/// What became of leaving a network, of which these interfaces may be left.
+pub(super) fn left(form: Form, network: &NetworkName, interfaces: &BTreeSet<String>) -> Outcome {
+    if interfaces.is_empty() {
+        return done(form, network, "left; everything of it was removed");
+    }
+    let kept = interfaces
+        .iter()
+        .map(|interface| format!("the interface {interface} stays: {}", not_ours(interface)));
+    done(form, network, &format!("left; {}", kept.collect::<Vec<_>>().join("; ")))
 }
 
 pub(super) fn list(form: Form, status: &Status) -> Outcome {

@@ -55,6 +55,13 @@ impl Userspace {
         }
     }
 
+    /// Whether a process has the socket, of whatever release; one that cannot be asked counts.
+    pub(super) fn is_served(interface: &str, socket: &Path) -> bool {
+        let Ok(socket) = absolute(socket) else { return true };
+        let device = Self { interface: interface.to_owned(), socket };
+        !matches!(device.ask(&DeviceRequest::Hello), Err(DeviceError::Gone { .. }))
+    }
+
     /// Starts `executable device --interface NAME --socket PATH`, which is to call
     /// [`run`](super::process::run), and waits until it is ready. If another agent starts one at the same
     /// time, both have the same.

@@ -47,6 +47,7 @@ struct Inner {
     marks_unheeded: bool,
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
+    filter_refused: bool,
     resolver: watch::Sender<BTreeMap<String, Lookup>>,
 }
 
@@ -139,6 +140,11 @@ impl FakeHost {
         self.lock().refusal = refusal;
     }
 
+    /// Has the packet filter refuse every table from now on, or none.
+    pub fn refuse_filter(&self, refused: bool) {
+        self.lock().filter_refused = refused;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,6 +160,15 @@ impl Host for FakeHost {
 
     fn attach(&self, interface: &str, _socket: &Path) -> Result<Option<Box<dyn Device>>, DeviceError> {
         Ok(self.device(interface).map(|device| Box::new(device) as Box<dyn Device>))
+    }
+
+    /// A device has no process here, so the file of a socket stands for one.
+    fn is_served(&self, interface: &str, socket: &Path) -> bool {
+        socket.exists() && self.device(interface).is_some()
+    }
+
+    fn end_stale(&self, _interface: &str, _socket: &Path) -> Result<bool, DeviceError> {
+        Ok(false)
     }
 
     fn create(&self, interface: &str, _socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
@@ -212,7 +227,14 @@ impl Host for FakeHost {
         true
     }
 
-    fn set_filter(&self, _slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
+    fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
+        if self.lock().filter_refused && !outside.is_empty() {
+            let reason = "Error: Could not process rule: Operation not supported".to_owned();
+            return Err(FirewallError::Refused { table: slot.filter(), reason });
+        }
+        if outside.is_empty() && outside.unread {
+            return Ok(());
+        }
         self.lock().filter = Some(outside.clone()).filter(|outside| !outside.is_empty());
         Ok(())
     }
@@ -239,8 +261,18 @@ impl Host for FakeHost {
         _slot: Slot,
         routing: &'a Routing,
     ) -> BoxFuture<'a, Result<(), RoutingError>> {
-        self.lock().routing = routing.clone();
+        let mut inner = self.lock();
+        let before = std::mem::replace(&mut inner.routing, routing.clone());
+        // What is not known to be gone stays.
+        if routing.unread {
+            inner.routing.routes.extend(before.routes);
+            inner.routing.rules.extend(before.rules);
+        }
         Box::pin(async { Ok(()) })
+    }
+
+    fn routed<'a>(&'a self, _slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>> {
+        Box::pin(async { Ok(self.lock().routing.routes.values().cloned().collect()) })
     }
 
     fn connected<'a>(

@@ -3,7 +3,7 @@
 //! What should be is decided elsewhere (see [`outside`](crate::outside)); nothing without that number is
 //! touched. The kernel is asked anew each time, in the network namespace of the calling thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -54,6 +54,13 @@ pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
             .map_err(|source| RoutingError::Step { attempt: attempt(&step), source })?;
     }
     Ok(())
+}
+
+/// The interfaces that routes of a slot lead to, whatever the interfaces are called.
+pub async fn interfaces(slot: Slot) -> Result<BTreeSet<String>, RoutingError> {
+    let handle = connect().map_err(|source| RoutingError::Read { what: "routes", source })?;
+    let links = links(&handle).await?;
+    Ok(observe(&handle, slot, &links).await?.routes.into_values().collect())
 }
 
 /// The interfaces of the host that are up, by index.

@@ -40,6 +40,7 @@ use proto::sign;
 use proto::token::Token;
 use schema::api::{ApplyRequest, Control};
 use schema::decode::decode;
+use schema::inventory::NodeProblem;
 use schema::kinds::Kind;
 use schema::plan::plan;
 use schema::syntax::{Language, Source, parse};
@@ -150,6 +151,15 @@ impl Mesh {
 
     /// The codes of the problems that the server knows of a node.
     pub fn problems(&self, node: &str) -> Vec<String> {
+        self.known_problems(node).into_iter().map(|problem| problem.code.to_string()).collect()
+    }
+
+    /// What it knows of them in words.
+    pub fn problem_messages(&self, node: &str) -> Vec<String> {
+        self.known_problems(node).into_iter().map(|problem| problem.message.to_string()).collect()
+    }
+
+    fn known_problems(&self, node: &str) -> Vec<NodeProblem> {
         let state = self.service.state();
         let joined = state
             .world
@@ -157,7 +167,7 @@ impl Mesh {
             .nodes()
             .find(|(id, _)| id.name.as_str() == node)
             .map(|(_, joined)| joined.clone());
-        joined.iter().flat_map(|joined| &joined.problems).map(|problem| problem.code.to_string()).collect()
+        joined.iter().flat_map(|joined| joined.problems.clone()).collect()
     }
 
     /// A token of the network's key.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
+use netclient::agent::{Down, not_ours};
 use netclient::comms::{MTU, free_interface, host, names};
 use netclient::device::{
     self, Device, DeviceError, DeviceState, DeviceStep, PeerSettings, PrivateKey, Refusal, blocking,
@@ -200,9 +201,9 @@ chain output {{
     }
 }
 
-/// Removes the devices and filters that a server left of a data directory; returns what was removed. One of
-/// the server's that cannot be asked is an error, since it may stay.
-pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Vec<String>, TunnelsUnavailable> {
+/// Removes the devices and filters that a server left of a data directory. One of the server's that cannot be
+/// asked is an error, since it may stay.
+pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Down, TunnelsUnavailable> {
     let mut removed = Vec::new();
     for interface in candidates(kept.clone()) {
         let socket = socket(directory, &interface);
@@ -219,11 +220,27 @@ pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Vec<Str
         }
         removed.extend(remove_table(&interface)?);
     }
+    let mut left = Vec::new();
     // A device that has died leaves its table; the name may be another's since.
-    if let Some(kept) = kept.filter(|name| matches!(device::link_index(name), Ok(None))) {
-        removed.extend(remove_table(&kept)?);
+    match kept.map(|name| (device::link_index(&name), name)) {
+        Some((Ok(None), name)) => removed.extend(remove_table(&name)?),
+        Some((Ok(Some(_)) | Err(_), name)) => left.extend(kept_of(&name)),
+        None => {}
     }
-    Ok(removed)
+    Ok(Down { removed, kept: left })
+}
+
+/// What stays of the stored name, since the interface that has it may be another's; and why.
+fn kept_of(interface: &str) -> Vec<String> {
+    let mut kept =
+        vec![format!("the interface {interface}, where the tunnels to agents were: {}", not_ours(interface))];
+    let table = table(interface);
+    if firewall::is_there(&table) {
+        kept.push(format!(
+            "the table inet {table} of nftables, which belongs to that interface; to remove it: nft delete table inet {table}"
+        ));
+    }
+    kept
 }
 
 /// Removes the table of the packet filter that belongs to an interface, if there.
@@ -314,6 +331,24 @@ mod tests {
     use crate::data_dir::tests::data;
 
     #[test]
+    fn an_interface_of_the_stored_name_that_is_not_the_servers_is_left_and_said() {
+        let (_folder, path) = data();
+        let directory = DataDir::open(&path).expect("it opens");
+        // Every host has it, and it is no WireGuard device.
+        let Down { removed, kept } = clear(&directory, Some("lo".into())).expect("it is left");
+        assert_eq!(removed, [] as [&str; 0]);
+        assert_eq!(
+            kept,
+            [
+                "the interface lo, where the tunnels to agents were: nothing shows that it is of this directory; if it is, \
+              remove it: ip link delete lo"
+            ]
+        );
+        let gone = clear(&directory, Some("no-such-link".into())).expect("nothing is there");
+        assert_eq!(gone, Down::default());
+    }
+
+    #[test]
     fn a_device_that_cannot_be_asked_is_not_taken_for_none() {
         let (_folder, path) = data();
         let directory = DataDir::open(&path).expect("it opens");
@@ -340,9 +375,9 @@ mod tests {
             asked
         });
         let removed = clear(&directory, None).expect("it ends");
-        assert_eq!(removed, ["the WireGuard device nm-comms of the tunnels to agents"]);
+        assert_eq!(removed.removed, ["the WireGuard device nm-comms of the tunnels to agents"]);
         assert!(process.join().expect("it ran").last().expect("a request").contains("Stop"));
         assert!(socket(&directory, "nm-comms").exists());
-        assert_eq!(clear(&directory, None).expect("nothing is there"), [] as [&str; 0]);
+        assert_eq!(clear(&directory, None).expect("nothing is there"), Down::default());
     }
 }
