@@ -19,6 +19,8 @@ use crate::system::link::state::{LinkState, LinkStep};
 /// A session lives this long without a new handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6),
 /// in seconds.
 const SESSION: u64 = 180;
+/// How far the time of a handshake may be ahead only because times are rounded, in seconds.
+const CLOCKS: u64 = 2;
 
 /// What a device should do.
 #[derive(Clone, Copy)]
@@ -95,7 +97,8 @@ fn moved(wanted: &PeerSettings, seen: &PeerState, applied: Option<&SocketAddr>, 
     let Some(endpoint) = wanted.endpoint.filter(|endpoint| seen.settings.endpoint != Some(*endpoint)) else {
         return false;
     };
-    let heard = seen.last_handshake.is_some_and(|at| now < at + SESSION);
+    // One that seems to be yet to come was made before the clock was set back, nobody knows how long ago.
+    let heard = seen.last_handshake.is_some_and(|at| at <= now + CLOCKS && now < at + SESSION);
     applied.is_some_and(|applied| *applied != endpoint) || !heard
 }
 
@@ -213,6 +216,18 @@ mod tests {
             "a new agent trusts it"
         );
         assert_eq!(lacking(&mut fake, &applied, &[(1, 1, None)], 9_999), [], "nothing is known");
+    }
+
+    #[test]
+    fn a_handshake_that_the_clock_was_set_back_behind_says_nothing() {
+        let mut fake = FakeDevice::default();
+        bring(&mut fake, &[(1, 1, Some(1))]);
+        let key = WireGuardKey([1; 32]);
+        let applied = AppliedEndpoints::from([(key, endpoint(1))]);
+        fake.hear(&key, endpoint(7), 100_000);
+        let put = |fake: &mut FakeDevice, now: u64| lacking(fake, &applied, &[(1, 1, Some(1))], now).len();
+        assert_eq!([put(&mut fake, 100_000), put(&mut fake, 99_999)], [0, 0], "times are rounded");
+        assert_eq!(put(&mut fake, 100_000 - 86_400), 1, "where it was heard may be long over");
     }
 
     #[test]
