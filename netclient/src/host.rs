@@ -80,6 +80,8 @@ pub trait Host: Send + Sync {
         &'a self,
         ours: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
+    /// The interface by which packets to an address leave; see [`link::exit`].
+    fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>>;
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
     /// Makes the kernel forward packets that come in by an interface, or not.
@@ -263,6 +265,10 @@ impl Host for System {
         ours: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
         Box::pin(link::connected(ours))
+    }
+
+    fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>> {
+        Box::pin(link::exit(to))
     }
 
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {

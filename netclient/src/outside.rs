@@ -274,6 +274,33 @@ pub fn range_problems(view: &View, connected: &[(String, IpNet)]) -> Vec<NodePro
     problems
 }
 
+/// For each range that is routed to a network's interface, an address of a member by which to find out where
+/// packets to the range leave; none that another interface is connected to.
+pub fn samples<'a>(
+    view: &'a View,
+    outside: &'a Outside,
+    interface: &'a str,
+    connected: &'a [(String, IpNet)],
+) -> impl Iterator<Item = (IpNet, IpAddr)> + use<'a> {
+    let ranges = view.interface.addresses.iter().map(IpNet::trunc);
+    let routed = ranges.filter(move |range| outside.ranges.get(range).is_some_and(|by| by == interface));
+    routed.filter_map(move |range| {
+        let connected = move |address: &IpAddr| connected.iter().any(|(_, other)| other.contains(address));
+        let sample = members(view).find(|address| range.contains(address) && !connected(address))?;
+        Some((range, sample))
+    })
+}
+
+/// What is wrong where packets to a range of a network leave by this interface, which is not the network's.
+pub fn routed_elsewhere(view: &View, range: IpNet, exit: &str) -> NodeProblem {
+    let message = format!(
+        "packets to {range}, the range of {}, leave this host by {exit}: a route or a rule of another program comes first \
+         (see ip rule and ip route); stop that program, or have it leave out {range}",
+        view.network
+    );
+    NodeProblem::new(NodeProblem::RANGE_ROUTED_ELSEWHERE, message)
+}
+
 /// The addresses of the other members of a network, as far as the node knows them.
 pub fn members(view: &View) -> impl Iterator<Item = IpAddr> {
     view.peers.values().flat_map(|peer| peer.addresses.iter().copied())
@@ -555,6 +582,33 @@ mod tests {
         let [(code, message)] = &codes(&wide, "nm-w")[..] else { panic!("one problem") };
         assert!(code == NodeProblem::RANGE_SHADOWED && message.contains("nm-i"), "{message}");
         assert_eq!(codes(&inside, "nm-i"), []);
+    }
+
+    #[test]
+    fn where_a_range_leads_is_found_by_a_member_that_no_other_interface_is_connected_to() {
+        let peer = |address: &str| schema::view::Peer {
+            public_key: schema::scalars::WireGuardKey([1; 32]),
+            endpoint: None,
+            addresses: [address.parse().expect("an address")].into(),
+            via: None,
+            named: true,
+        };
+        let mut view = crate::tunnels::tests::view("corp", "10.40.0.1/24");
+        for (name, address) in [("b", "10.40.0.2"), ("c", "10.40.0.3")] {
+            view.peers.insert(name.parse().expect("a name"), peer(address).into());
+        }
+        let all = Outside::of([("nm-corp", &view)]);
+        let sample = |all: &Outside, connected: &[&str]| {
+            let connected: Vec<_> =
+                connected.iter().map(|range| ("x".to_owned(), range.parse().expect("a range"))).collect();
+            samples(&view, all, "nm-corp", &connected)
+                .map(|(range, to)| format!("{range} {to}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sample(&all, &[]), ["10.40.0.0/24 10.40.0.2"]);
+        assert_eq!(sample(&all, &["10.40.0.2/32"]), ["10.40.0.0/24 10.40.0.3"]);
+        assert_eq!(sample(&all, &["10.40.0.0/24"]), [""; 0]);
+        assert_eq!(sample(&Outside::default(), &[]), [""; 0], "it is not routed");
     }
 
     #[test]

@@ -301,6 +301,19 @@ async fn what_a_host_cannot_do_is_reported_and_fails_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_route_of_another_program_is_reported_for_as_long_as_it_comes_first() {
+    let mesh = Mesh::new(DUAL).await;
+    let a = Node::joined(&mesh, "a").await;
+    let b = Node::joined(&mesh, "b").await;
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    assert_eq!(mesh.problems("b"), [""; 0]);
+    b.host.route_elsewhere(Some("vpn"));
+    eventually("the server knows", || mesh.problems("b") == ["range-routed-elsewhere"; 2]).await;
+    b.host.route_elsewhere(None);
+    eventually("all is well", || mesh.problems("b").is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_is_connected_to_the_range_itself_does_not_join() {
     let mesh = Mesh::new(DUAL).await;
     let b = Node::new(&mesh, "b");

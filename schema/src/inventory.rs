@@ -89,6 +89,8 @@ impl NodeProblem {
     /// Another interface of the host is connected to a part of a range of the network, or is another
     /// network's.
     pub const RANGE_SHADOWED: &str = "range-shadowed";
+    /// A route or a rule of another program leads what is for a range of the network elsewhere.
+    pub const RANGE_ROUTED_ELSEWHERE: &str = "range-routed-elsewhere";
     /// A range contains the server's address, and the host cannot keep control traffic outside: it is not
     /// routed.
     pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";

@@ -60,7 +60,13 @@ impl Agent {
         self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
         let mut connected = self.host.connected(&outside.interfaces).await?;
         connected.extend(outside.led_elsewhere(&membership.interface));
-        brought.problems.extend(outside::range_problems(&membership.view, &connected));
+        let (view, interface) = (&membership.view, &*membership.interface);
+        brought.problems.extend(outside::range_problems(view, &connected));
+        for (range, sample) in outside::samples(view, &outside, interface, &connected) {
+            let exit = self.host.exit(sample).await?;
+            let elsewhere = exit.filter(|exit| exit != interface);
+            brought.problems.extend(elsewhere.map(|exit| outside::routed_elsewhere(view, range, &exit)));
+        }
         brought.problems.sort();
         Ok(brought)
     }

@@ -42,6 +42,7 @@ struct Inner {
     filter: Option<Outside>,
     routing: Routing,
     connected: Vec<(String, IpNet)>,
+    routed_elsewhere: Option<String>,
     no_ipv6: bool,
     names_fail: bool,
     marks_unheeded: bool,
@@ -97,6 +98,13 @@ impl FakeHost {
     /// Connects another interface to a network.
     pub fn connect(&self, interface: &str, range: IpNet) {
         self.lock().connected.push((interface.to_owned(), range));
+    }
+
+    /// Has another program route everything to an interface of its own, or no longer; and reports it.
+    pub fn route_elsewhere(&self, interface: Option<&str>) {
+        let mut inner = self.lock();
+        inner.routed_elsewhere = interface.map(ToOwned::to_owned);
+        inner.watchers.retain(|watcher| watcher.send(HostEvent::Routing).is_ok());
     }
 
     /// Turns IPv6 off for what is set from now on, or on again.
@@ -280,6 +288,16 @@ impl Host for FakeHost {
         _ours: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>> {
         Box::pin(async { Ok(self.lock().connected.clone()) })
+    }
+
+    fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>> {
+        let inner = self.lock();
+        let ours = || {
+            let mut routes = inner.routing.routes.iter();
+            routes.find_map(|((_, range), interface)| range.contains(&to).then(|| interface.clone()))
+        };
+        let exit = inner.routed_elsewhere.clone().or_else(ours);
+        Box::pin(async { Ok(exit) })
     }
 
     fn watch(&self, _slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {

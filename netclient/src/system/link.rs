@@ -126,6 +126,23 @@ pub async fn connected(ours: &BTreeSet<String>) -> Result<Vec<(String, IpNet)>, 
     Ok(connected.collect())
 }
 
+/// The interface by which packets to an address leave this host, if they carry no mark and their sender does
+/// not matter; absent: they are refused.
+pub async fn exit(to: IpAddr) -> Result<Option<String>, LinkError> {
+    let handle = connect()?;
+    let question = match to {
+        IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
+        IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
+    };
+    // The kernel answers with an error where nothing leads there.
+    let routes: Vec<RouteMessage> =
+        handle.route().get(question).execute().try_collect().await.unwrap_or_default();
+    let index = routes.first().and_then(|route| exits(route).first().copied());
+    let links = links(&handle).await?;
+    let link = links.iter().find(|link| Some(link.header.index) == index);
+    Ok(link.and_then(name_of).map(ToOwned::to_owned))
+}
+
 /// Every address of this host, each with the name of its interface, but for interfaces of agents and servers.
 pub async fn all_addresses() -> Result<Vec<(String, IpAddr)>, LinkError> {
     let handle = connect()?;

@@ -24,7 +24,8 @@ use crate::outside::Slot;
 pub enum HostEvent {
     /// An interface of this name is gone, went down, or lost an address.
     Link(String),
-    /// A route or a rule of the agent's is gone.
+    /// A route or a rule of the agent's is gone, or a rule of another program's came or went, which may lead
+    /// packets elsewhere.
     Routing,
     /// A table of the agent's, or a part of one, is gone from the packet filter.
     Filter,
@@ -111,9 +112,11 @@ impl Links {
             self.0.get(&address.header.index).cloned().map(HostEvent::Link)
         } else if let RouteNetlinkMessage::DelRoute(route) = message {
             (u8::from(route.header.protocol) == slot.protocol()).then_some(HostEvent::Routing)
-        } else if let RouteNetlinkMessage::DelRule(rule) = message {
+        } else if let RouteNetlinkMessage::DelRule(_) = message {
+            Some(HostEvent::Routing)
+        } else if let RouteNetlinkMessage::NewRule(rule) = message {
             let ours = |it: &RuleAttribute| matches!(it, RuleAttribute::Protocol(by) if u8::from(*by) == slot.protocol());
-            rule.attributes.iter().any(ours).then_some(HostEvent::Routing)
+            (!rule.attributes.iter().any(ours)).then_some(HostEvent::Routing)
         } else {
             None
         }
