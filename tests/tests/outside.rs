@@ -5,36 +5,116 @@
 //! nmserver ==== underlay ==== a, b    and o, an operator's host, which is in no mesh
 //! ```
 //!
-//! The underlay is 198.18.0.0/16 and the network's range comes to hold it, with the server and all endpoints;
-//! reverse paths are filtered strictly on every host.
+//! The underlay is 198.18.0.0/16 and 2001:2::/64. The network's range of one family comes to hold it, with the
+//! server and all endpoints; reverse paths are filtered strictly on every host: by rp_filter for IPv4, and for
+//! IPv6, which has no such setting, by the rule of firewalld (IPv6_rpfilter=strict).
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, text_of};
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, text_of};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use nmplan::lab::{Agent, Host, enter_test};
+use socket2::{Domain, Socket, Type};
 
 /// Within this time what others took away is back; a little more than the agent needs.
 const REPAIRED: Duration = Duration::from_secs(3);
 
-/// A network of a range that begins with these two bytes and a 0.
-fn text(start: &str, length: u8, keepalive: &str) -> String {
+/// A version of IP, of which a test tries what holds for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// A host's address in the underlay.
+    fn of(self, host: &Host) -> IpAddr {
+        match self {
+            Self::V4 => host.ipv4().into(),
+            Self::V6 => host.ipv6().into(),
+        }
+    }
+
+    /// A node's address in the network.
+    async fn in_mesh(self, agent: &Agent) -> IpAddr {
+        let all = addresses(agent, "corp").await;
+        all.into_iter().find(|address| address.is_ipv4() == (self == Self::V4)).expect("it has one")
+    }
+
+    fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    fn by<'a>(self, v4: &'a str, v6: &'a str) -> &'a str {
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
+    }
+
+    /// How the addresses of the underlay begin.
+    fn underlay(self) -> &'static str {
+        self.by("198.18.0.", "2001:2::")
+    }
+
+    /// A network whose range of this family holds the underlay.
+    fn holding(self, keepalive: &str) -> String {
+        match self {
+            Self::V4 => text("198.18", 24, "fd40:40::", keepalive),
+            Self::V6 => text("10.40", 24, "2001:2::", keepalive),
+        }
+    }
+
+    /// A server that agents call by this family.
+    async fn mesh(self) -> Mesh {
+        match self {
+            Self::V4 => Mesh::start().await,
+            // The first host of an underlay is the server's.
+            Self::V6 => {
+                let settings = [
+                    ("BIND", "::"),
+                    ("PUBLIC_GRPC", "[2001:2::2]:50051"),
+                    ("PUBLIC_COMMS", "[2001:2::2]:50555"),
+                ];
+                Mesh::start_with(&settings).await
+            }
+        }
+    }
+}
+
+/// A network of a range that begins with these two bytes and a 0, and of an IPv6 range of 64 bits.
+fn text(v4: &str, length: u8, v6: &str, keepalive: &str) -> String {
     format!(
         r#"network "corp" {{
-            ipv4 "{start}.0.0/{length}"; ipv6 "fd40:40::/64"; keepalive "{keepalive}"; check-in "2s"
+            ipv4 "{v4}.0.0/{length}"; ipv6 "{v6}/64"; keepalive "{keepalive}"; check-in "2s"
             access-key "named" {{ for "a" "b" }}
-            node "a" ipv4="{start}.0.201" ipv6="fd40:40::201"
-            node "b" ipv4="{start}.0.202" ipv6="fd40:40::202"
+            node "a" ipv4="{v4}.0.201" ipv6="{v6}201"
+            node "b" ipv4="{v4}.0.202" ipv6="{v6}202"
         }}"#
     )
 }
 
-/// A range apart from the underlay.
+/// Ranges apart from the underlay.
 fn apart() -> String {
-    text("10.40", 24, "20s")
+    text("10.40", 24, "fd40:40::", "20s")
+}
+
+/// The same with a larger IPv4 range.
+fn wide() -> String {
+    text("10.40", 16, "fd40:40::", "20s")
 }
 
 async fn run(host: &Host, line: &str) -> String {
@@ -44,6 +124,12 @@ async fn run(host: &Host, line: &str) -> String {
     let output = host.run(command).await.expect("it is installed");
     assert!(output.status.success(), "{line}: {}", text_of(&output.stderr));
     text_of(&output.stdout)
+}
+
+async fn run_all(host: &Host, lines: &[&str]) {
+    for line in lines {
+        run(host, line).await;
+    }
 }
 
 /// Asks or changes the routes of the underlay itself.
@@ -57,6 +143,16 @@ async fn filter_strictly(host: &Host) {
     for name in ["all", "default", "eth0"] {
         host.write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1").expect("it can be written");
     }
+}
+
+async fn filter_strictly_in_ipv6(host: &Host) {
+    let loaded = [
+        "nft add table inet strict",
+        "nft add chain inet strict pre { type filter hook prerouting priority 10 ; }",
+        "nft add rule inet strict pre icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept",
+        "nft add rule inet strict pre meta nfproto ipv6 fib saddr . mark . iif oif missing counter drop",
+    ];
+    run_all(host, &loaded).await;
 }
 
 async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
@@ -73,40 +169,45 @@ async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
     agents
 }
 
-/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24, whose addresses
-/// are masqueraded and whose port 80 is published as 8080.
+/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24 and fd17::/64,
+/// whose addresses are masqueraded and whose port 80 is published as 8080.
 async fn container(mesh: &Mesh, of: &Host) -> Host {
     let inner = mesh.underlay.host("box").await.expect("a host");
     let mut sleep = inner.command("sleep");
     sleep.arg("60");
     let mut holder = inner.start("sleep", sleep).expect("it starts");
     let pid = holder.id().expect("it runs");
-    for line in [
+    let outer = [
         "ip link add docker0 type bridge",
         "ip address add 172.17.0.1/24 dev docker0",
+        "ip address add fd17::1/64 dev docker0 nodad",
         "ip link set docker0 up",
         "ip link add veth0 type veth peer name veth1",
         "ip link set veth0 master docker0",
         "ip link set veth0 up",
         &format!("ip link set veth1 netns {pid}"),
-        "nft add table ip nat",
-        "nft add chain ip nat post { type nat hook postrouting priority srcnat ; }",
-        "nft add rule ip nat post ip saddr 172.17.0.0/24 oifname != docker0 masquerade",
-        "nft add chain ip nat pre { type nat hook prerouting priority dstnat ; }",
-        "nft add rule ip nat pre fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80",
-    ] {
-        run(of, line).await;
-    }
-    for line in [
+        "nft add table inet nat",
+        "nft add chain inet nat post { type nat hook postrouting priority srcnat ; }",
+        "nft add rule inet nat post ip saddr 172.17.0.0/24 oifname != docker0 masquerade",
+        "nft add rule inet nat post ip6 saddr fd17::/64 oifname != docker0 masquerade",
+        "nft add chain inet nat pre { type nat hook prerouting priority dstnat ; }",
+        "nft add rule inet nat pre meta nfproto ipv4 fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80",
+        "nft add rule inet nat pre meta nfproto ipv6 fib daddr type local tcp dport 8080 dnat ip6 to [fd17::2]:80",
+    ];
+    run_all(of, &outer).await;
+    let own = [
         "ip link set eth0 down",
         "ip address add 172.17.0.2/24 dev veth1",
+        "ip address add fd17::2/64 dev veth1 nodad",
         "ip link set veth1 up",
         "ip route replace default via 172.17.0.1",
-    ] {
-        run(&inner, line).await;
-    }
+        "ip -6 route replace default via fd17::1",
+    ];
+    run_all(&inner, &own).await;
     holder.kill().await.expect("it is killed");
-    of.write("/proc/sys/net/ipv4/ip_forward", "1").expect("it can be written");
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        of.write(format!("/proc/sys/net/{switch}"), "1").expect("it can be written");
+    }
     for name in ["docker0", "veth0"] {
         of.write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1").expect("it can be written");
     }
@@ -128,6 +229,85 @@ fn connects(from: &Host, to: SocketAddr) -> bool {
     from.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok())
 }
 
+/// Whether a connection from one of a host's addresses comes about.
+fn connects_from(from: &Host, own: IpAddr, to: SocketAddr) -> bool {
+    from.within(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from((own, 0)).into()).expect("it has the address");
+        socket.connect_timeout(&to.into(), Duration::from_secs(1)).is_ok()
+    })
+}
+
+/// Whether a host gets an answer by UDP from the address that it asked.
+fn is_answered(from: &Host, to: SocketAddr) -> bool {
+    from.within(|| {
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).expect("a socket");
+        socket.connect(to).expect("there is a route");
+        socket.send(b"?").expect("it is sent");
+        socket.set_read_timeout(Some(Duration::from_millis(500) * patience())).expect("a timeout");
+        socket.recv(&mut [0; 16]).is_ok()
+    })
+}
+
+/// Answers by UDP on a wildcard socket, until the test ends. Of which address the answer comes is left to the
+/// kernel, or, as careful servers have it, it is the address that was asked (IP_PKTINFO; ip(7), ipv6(7)).
+fn answers(host: &Host, family: Family, port: u16, careful: bool) {
+    let socket = host.within(|| UdpSocket::bind((family.unspecified(), port)).expect("the port is free"));
+    match family {
+        Family::V4 => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true),
+        Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true),
+    }
+    .expect("it is known");
+    std::thread::spawn(move || {
+        let descriptor = socket.as_raw_fd();
+        loop {
+            let mut bytes = [0; 16];
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            let mut space = nix::cmsg_space!(nix::libc::in6_pktinfo);
+            let asked =
+                recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut space), MsgFlags::empty())
+                    .expect("a question");
+            let (peer, asked) = (asked.address, asked.cmsgs().expect("they fit").next());
+            let answer = [IoSlice::new(b"!")];
+            let send = |control: &[ControlMessage<'_>]| {
+                sendmsg(descriptor, &answer, control, MsgFlags::empty(), peer.as_ref())
+            };
+            // An answer that the host has no way for is lost like any other.
+            let _ = match asked.filter(|_| careful) {
+                Some(ControlMessageOwned::Ipv4PacketInfo(info)) => {
+                    let (none, from) = (nix::libc::in_addr { s_addr: 0 }, info.ipi_addr);
+                    let info = nix::libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: none };
+                    send(&[ControlMessage::Ipv4PacketInfo(&info)])
+                }
+                Some(ControlMessageOwned::Ipv6PacketInfo(info)) => {
+                    let info = nix::libc::in6_pktinfo { ipi6_ifindex: 0, ..info };
+                    send(&[ControlMessage::Ipv6PacketInfo(&info)])
+                }
+                _ => send(&[]),
+            };
+        }
+    });
+}
+
+/// Waits until each agent has an address in the underlay's range.
+async fn range_is_applied(agents: &[Agent], family: Family) {
+    for agent in agents {
+        eventually("the range is applied", Duration::from_secs(10), async || {
+            let all = addresses(agent, "corp").await;
+            all.iter().any(|address| address.to_string().starts_with(family.underlay()))
+        })
+        .await;
+    }
+}
+
+/// The codes of the problems that an agent reports.
+async fn problems(agent: &Agent) -> String {
+    let status = agent.status().await.expect("it answers");
+    status["networks"][0]["problems"].to_string()
+}
+
 /// What the agent leaves on a host outside of its interfaces.
 async fn traces(host: &Host) -> Vec<String> {
     let mut lines = Vec::new();
@@ -143,59 +323,70 @@ async fn traces(host: &Host) -> Vec<String> {
     lines
 }
 
+async fn assert_nobody_is_cut_off(family: Family) {
+    let mesh = family.mesh().await;
+    let agents = two(&mesh, &apart()).await;
+    let operator = mesh.underlay.host("o").await.expect("a host");
+    for agent in &agents {
+        filter_strictly_in_ipv6(agent.host()).await;
+    }
+    assert!(family.of(mesh.server.host()).to_string().starts_with(family.underlay()));
+    let endpoints = run(agents[0].host(), "wg show nm-corp endpoints").await;
+    assert!(endpoints.contains(family.underlay()), "{endpoints}");
+    let held = mesh.file("held.kdl");
+    std::fs::write(&held, family.holding("20s")).expect("a file is written");
+    let refused = mesh.nmplan(&["plan", "--project", "test", "-f", &held.display().to_string()]).await;
+    assert_eq!(refused.status.code(), Some(3), "a plan refuses it: {refused:?}");
+    mesh.apply_past("cut-off", &family.holding("20s")).await;
+    range_is_applied(&agents, family).await;
+    all_ping_all(&agents, "corp").await;
+
+    // Control traffic goes on: a change arrives, pushed and by a check-in of an agent that starts anew.
+    mesh.apply(&family.holding("7s")).await;
+    for agent in &agents {
+        eventually("the change arrives", Duration::from_secs(5), async || {
+            run(agent.host(), "wg show nm-corp persistent-keepalive").await.contains("\t7")
+        })
+        .await;
+    }
+    // Whoever reaches the host by its cable is answered by it.
+    let a = agents[0].host();
+    let (cable, member) = (family.of(a), family.in_mesh(&agents[0]).await);
+    let listener = a.within(|| TcpListener::bind((family.unspecified(), 22)).expect("the port is free"));
+    assert!(pings(&operator, cable).await, "the operator's host pings a");
+    assert!(connects(&operator, (cable, 22).into()), "and gets to its sshd");
+    drop(listener);
+    answers(a, family, 53, true);
+    answers(a, family, 54, false);
+    for port in [53, 54] {
+        assert!(is_answered(agents[1].host(), (member, port).into()), "a member asks port {port}");
+    }
+    assert!(is_answered(&operator, (cable, 53).into()), "from the address that was asked");
+    assert!(!is_answered(&operator, (cable, 54).into()), "the kernel takes the way into the mesh");
+    // The repair arrives.
+    mesh.apply(&apart()).await;
+    eventually("the repair is applied", Duration::from_secs(10), async || {
+        let all = addresses(&agents[0], "corp").await;
+        all.len() == 2 && !all.iter().any(|address| address.to_string().starts_with(family.underlay()))
+    })
+    .await;
+    all_ping_all(&agents, "corp").await;
+}
+
 #[test]
 fn a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
     if !enter_test("a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off") {
         return;
     }
-    in_runtime(async {
-        let mesh = Mesh::start().await;
-        let agents = two(&mesh, &apart()).await;
-        let operator = mesh.underlay.host("o").await.expect("a host");
-        assert!(mesh.server.host().ipv4().to_string().starts_with("198.18.0."));
-        let held = mesh.file("held.kdl");
-        std::fs::write(&held, text("198.18", 24, "20s")).expect("a file is written");
-        let refused = mesh.nmplan(&["plan", "--project", "test", "-f", &held.display().to_string()]).await;
-        assert_eq!(refused.status.code(), Some(3), "a plan refuses it: {refused:?}");
-        mesh.apply_past("cut-off", &text("198.18", 24, "20s")).await;
-        eventually("the range is applied", Duration::from_secs(10), async || {
-            let mut all = true;
-            for agent in &agents {
-                all &= addresses(agent, "corp")
-                    .await
-                    .iter()
-                    .any(|address| address.to_string().starts_with("198.18."));
-            }
-            all
-        })
-        .await;
-        all_ping_all(&agents, "corp").await;
+    in_runtime(assert_nobody_is_cut_off(Family::V4));
+}
 
-        // Control traffic goes on: a change arrives, pushed and by a check-in of an agent that starts anew.
-        mesh.apply(&text("198.18", 24, "7s")).await;
-        for agent in &agents {
-            eventually("the change arrives", Duration::from_secs(5), async || {
-                run(agent.host(), "wg show nm-corp persistent-keepalive").await.contains("\t7")
-            })
-            .await;
-        }
-        // Whoever reaches the host by its cable is answered by it.
-        let to = agents[0].host();
-        let listener = to.within(|| TcpListener::bind(("0.0.0.0", 22)).expect("the port is free"));
-        assert!(pings(&operator, to.ipv4().into()).await, "the operator's host pings a");
-        assert!(connects(&operator, (to.ipv4(), 22).into()), "and gets to its sshd");
-        drop(listener);
-        // The repair arrives.
-        mesh.apply(&apart()).await;
-        eventually("the repair is applied", Duration::from_secs(10), async || {
-            addresses(&agents[0], "corp")
-                .await
-                .iter()
-                .any(|address| address.to_string().starts_with("10.40."))
-        })
-        .await;
-        all_ping_all(&agents, "corp").await;
-    });
+#[test]
+fn an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off() {
+    if !enter_test("an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off") {
+        return;
+    }
+    in_runtime(assert_nobody_is_cut_off(Family::V6));
 }
 
 #[test]
@@ -211,10 +402,14 @@ fn what_others_take_away_is_back_and_leaving_leaves_nothing() {
         let (a, b) = (agents[0].host(), addresses(&agents[1], "corp").await);
         let whole = traces(a).await;
         assert!(whole.len() > before.len() + 8, "{whole:#?}");
+        let own = run(a, "ip -oneline address show dev nm-corp").await;
+        assert!(own.contains("10.40.0.201/32") && own.contains("fd40:40::201/128"), "{own}");
         for taking in [
             "nft flush ruleset",
             "ip rule del pref 4725",
+            "ip -6 rule del pref 4893",
             "ip route flush table 5182",
+            "ip -6 route flush table 5182",
             "ip -6 rule flush",
             "ip link set nm-corp down",
             "ip address flush dev nm-corp",
@@ -249,46 +444,77 @@ fn what_the_host_is_connected_to_stays_its_own_and_a_member_cannot_be_forged() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = two(&mesh, &text("10.40", 16, "20s")).await;
+        let agents = two(&mesh, &wide()).await;
         let a = agents[0].host();
         // A bridge of containers that comes later, inside of the range, and a wide static route.
-        run(a, "ip link add docker0 type bridge").await;
-        run(a, "ip address add 10.40.200.1/24 dev docker0").await;
-        run(a, "ip link set docker0 up").await;
-        run(a, "ip route add 10.0.0.0/8 dev eth0").await;
-        let way = async |to: &str| run(a, &format!("ip route get {to}")).await;
-        assert!(way("10.40.200.7").await.contains("dev docker0"), "{}", way("10.40.200.7").await);
-        assert!(way("10.40.0.202").await.contains("dev nm-corp"), "{}", way("10.40.0.202").await);
-        assert!(way("10.41.0.1").await.contains("dev eth0"), "{}", way("10.41.0.1").await);
-        let marked = run(a, "ip route get 10.40.0.202 mark 0x10").await;
-        assert!(marked.contains("dev eth0"), "what is marked stays outside: {marked}");
-        all_ping_all(&agents, "corp").await;
-
-        // Somebody at the cable takes the address of a member, or asks for the host's own in the mesh.
-        let forger = mesh.underlay.host("forger").await.expect("a host");
-        let port = ip(&["-o", "route", "get", &a.ipv4().to_string()]);
-        let port =
-            port.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned();
-        ip(&["route", "add", "10.40.0.201/32", "dev", &port]);
-        assert!(!pings(&forger, "10.40.0.201".parse().expect("an address")).await, "asked from outside");
-        run(&forger, "ip address add 10.40.0.202/32 dev eth0").await;
-        let to = SocketAddr::from((a.ipv4(), 9));
-        forger.within(|| {
-            let socket = UdpSocket::bind(("10.40.0.202", 0)).expect("it has the address");
-            socket.send_to(b"forged", to).expect("it is sent")
-        });
-        for what in ["asked from outside", "forged outside"] {
-            eventually(what, REPAIRED, async || {
-                let listed = run(a, "nft list chain inet nm-own guard").await;
-                let line = listed
-                    .lines()
-                    .find(|line| line.contains("ip ") && line.contains(what))
-                    .map(ToOwned::to_owned);
-                !line.expect("the rule is there").contains("packets 0")
-            })
-            .await;
+        let later = [
+            "ip link add docker0 type bridge",
+            "ip address add 10.40.200.1/24 dev docker0",
+            "ip address add fd40:40::c8:1/112 dev docker0 nodad",
+            "ip link set docker0 up",
+            "ip route add 10.0.0.0/8 dev eth0",
+            "ip -6 route add fd40::/16 dev eth0",
+        ];
+        run_all(a, &later).await;
+        for (to, exit) in [
+            ("10.40.200.7", "docker0"),
+            ("10.40.0.202", "nm-corp"),
+            ("10.41.0.1", "eth0"),
+            ("10.40.0.202 mark 0x10", "eth0"),
+            ("fd40:40::c8:7", "docker0"),
+            ("fd40:40::202", "nm-corp"),
+            ("fd40:41::1", "eth0"),
+            ("fd40:40::202 mark 0x10", "eth0"),
+        ] {
+            let way = run(a, &format!("ip route get {to}")).await;
+            assert!(way.contains(&format!("dev {exit} ")), "{way}");
         }
+        all_ping_all(&agents, "corp").await;
+        for family in Family::BOTH {
+            assert_forgery_is_dropped(&mesh, &agents, family).await;
+        }
+
+        // A route that is as long as the range is kept, and reported.
+        for (range, to) in [("10.40.0.0/16", "10.40.0.202"), ("fd40:40::/64", "fd40:40::202")] {
+            run(a, &format!("ip route add {range} dev docker0")).await;
+            let way = run(a, &format!("ip route get {to}")).await;
+            assert!(way.contains("dev docker0 "), "{way}");
+        }
+        // The next event has the agent look.
+        run_all(a, &["ip rule add pref 100 to 192.0.2.0/24 lookup main", "ip rule del pref 100"]).await;
+        eventually("it is reported", REPAIRED, async || {
+            problems(&agents[0]).await.matches("range-routed-elsewhere").count() == 2
+        })
+        .await;
     });
+}
+
+/// Somebody at the cable takes the address of a member, or asks for the host's own in the mesh.
+async fn assert_forgery_is_dropped(mesh: &Mesh, agents: &[Agent], family: Family) {
+    let a = agents[0].host();
+    let (own, member) = (family.in_mesh(&agents[0]).await, family.in_mesh(&agents[1]).await);
+    let forger = mesh.underlay.host(family.by("forger", "forger6")).await.expect("a host");
+    let port_of = |host: &Host| {
+        let listed = ip(&["-o", "route", "get", &family.of(host).to_string()]);
+        listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned()
+    };
+    ip(&["route", "add", &own.to_string(), "dev", &port_of(a)]);
+    let listener = a.within(|| TcpListener::bind((family.unspecified(), 9)).expect("the port is free"));
+    assert!(connects(&forger, (family.of(a), 9).into()), "as itself it connects");
+    assert!(!pings(&forger, own).await, "asked from outside");
+    assert!(!connects(&forger, (own, 9).into()), "asked from outside");
+    run(&forger, &format!("ip address add {member} dev eth0{}", family.by("", " nodad"))).await;
+    ip(&["route", "add", &member.to_string(), "dev", &port_of(&forger)]);
+    for to in [own, family.of(a)] {
+        assert!(!connects_from(&forger, member, (to, 9).into()), "as a member, to {to}");
+    }
+    drop(listener);
+    let listed = run(a, "nft list chain inet nm-own guard").await;
+    for what in ["asked from outside", "forged outside"] {
+        let of = |line: &&str| line.trim().starts_with(family.by("ip ", "ip6 ")) && line.contains(what);
+        let line = listed.lines().find(of).expect("the rule is there");
+        assert!(!line.contains("packets 0"), "{line}");
+    }
 }
 
 #[test]
@@ -306,7 +532,7 @@ fn what_cannot_be_read_of_a_network_stays_in_the_filter_of_a_new_process() {
         run(host, "chmod 644 /etc/netclient/network-lan.json").await;
         agents[0].kill_daemon().await.expect("it is killed");
         agents[0].start_daemon(&[]).expect("the agent starts");
-        mesh.apply(&format!("{}\n{lan}", text("10.40", 24, "7s"))).await;
+        mesh.apply(&format!("{}\n{lan}", text("10.40", 24, "fd40:40::", "7s"))).await;
         let host = agents[0].host();
         eventually("the new process has compared", Duration::from_secs(10), async || {
             run(host, "wg show nm-corp persistent-keepalive").await.contains("\t7")
@@ -358,13 +584,15 @@ fn a_host_without_ipv6_works_by_ipv4_and_says_so() {
 }
 
 /// Whatever is said of the range, these hold: what a container opens, and what is opened to it by the cable.
-async fn assert_container(mesh: &Mesh, agents: &[Agent], inner: &Host, operator: &Host, server: bool) {
+async fn assert_container(
+    mesh: &Mesh,
+    agents: &[Agent],
+    inner: &Host,
+    operator: &Host,
+    (family, server): (Family, bool),
+) {
     let (a, b) = (agents[0].host(), agents[1].host());
-    let mesh_of = async |agent: &Agent| {
-        let all = addresses(agent, "corp").await;
-        all.into_iter().find(IpAddr::is_ipv4).expect("it has one")
-    };
-    let (from, to) = (mesh_of(&agents[0]).await, mesh_of(&agents[1]).await);
+    let (from, to) = (family.in_mesh(&agents[0]).await, family.in_mesh(&agents[1]).await);
     let listener = b.within(|| TcpListener::bind((to, 9))).expect("the port is free");
     eventually("a container reaches a member", Duration::from_secs(10), async || {
         connects(inner, (to, 9).into())
@@ -372,29 +600,48 @@ async fn assert_container(mesh: &Mesh, agents: &[Agent], inner: &Host, operator:
     .await;
     let (_, seen) = listener.accept().expect("it came");
     assert_eq!(seen.ip(), from, "with the address of its host in the network");
-    let service = (mesh.server.host().ipv4(), 50_051).into();
+    let service = (family.of(mesh.server.host()), 50_051).into();
     assert_eq!(connects(inner, service), server, "the address of the server, unless a range has it");
 
-    let published = inner.within(|| TcpListener::bind(("0.0.0.0", 80))).expect("the port is free");
-    assert!(connects(operator, (a.ipv4(), 8_080).into()), "what is published is reached by the cable");
+    let published = inner.within(|| TcpListener::bind((family.unspecified(), 80))).expect("the port is free");
+    assert!(connects(operator, (family.of(a), 8_080).into()), "what is published is reached by the cable");
     let (_, seen) = published.accept().expect("it came");
-    assert_eq!(seen.ip(), IpAddr::from(operator.ipv4()));
+    assert_eq!(seen.ip(), family.of(operator));
     assert!(connects(b, (from, 8_080).into()), "and from the network");
     let (_, seen) = published.accept().expect("it came");
     assert_eq!(seen.ip(), to);
     // A member that sends to a container's own address, past what its host says of the network.
-    let key = run(b, "wg show nm-corp peers").await;
-    let ranges = format!("{from}/32,172.17.0.0/24");
-    run(b, &format!("wg set nm-corp peer {} allowed-ips {ranges}", key.trim())).await;
-    run(b, "ip route add 172.17.0.0/24 dev nm-corp").await;
-    assert!(!connects(b, ([172, 17, 0, 2], 80).into()), "but nothing else is forwarded");
-    assert!(
-        !connects(b, ([172, 17, 0, 1], 8_080).into()),
-        "nor what is published at another address of the host"
-    );
+    let keys = run(b, "wg show nm-corp peers").await;
+    let containers = family.by("172.17.0.0/24", "fd17::/64");
+    run(b, &format!("wg set nm-corp peer {} allowed-ips {from},{containers}", keys.trim())).await;
+    run(b, &format!("ip route add {containers} dev nm-corp")).await;
+    let [box_itself, bridge] = [("172.17.0.2", "fd17::2"), ("172.17.0.1", "fd17::1")]
+        .map(|(v4, v6)| family.by(v4, v6).parse::<IpAddr>().expect("an address"));
+    assert!(!connects(b, (box_itself, 80).into()), "but nothing else is forwarded");
+    assert!(!connects(b, (bridge, 8_080).into()), "nor what is published at another address of the host");
     let dropped = run(a, "nft list chain inet nm-own forward").await;
     assert!(dropped.contains("counter packets") && !dropped.contains("counter packets 0"), "{dropped}");
-    run(b, "ip route del 172.17.0.0/24 dev nm-corp").await;
+    run(b, &format!("ip route del {containers} dev nm-corp")).await;
+}
+
+async fn assert_containers(family: Family) {
+    let mesh = family.mesh().await;
+    let agents = two(&mesh, &apart()).await;
+    let operator = mesh.underlay.host("o").await.expect("a host");
+    let a = agents[0].host();
+    let inner = container(&mesh, a).await;
+    filter_strictly_in_ipv6(a).await;
+    assert_container(&mesh, &agents, &inner, &operator, (family, true)).await;
+    mesh.apply_past("cut-off", &family.holding("20s")).await;
+    range_is_applied(&agents, family).await;
+    all_ping_all(&agents, "corp").await;
+    assert_container(&mesh, &agents, &inner, &operator, (family, false)).await;
+    // The agent's own traffic to the same address goes on.
+    mesh.apply(&family.holding("7s")).await;
+    eventually("the change arrives", Duration::from_secs(5), async || {
+        run(a, "wg show nm-corp persistent-keepalive").await.contains("\t7")
+    })
+    .await;
 }
 
 #[test]
@@ -402,32 +649,15 @@ fn containers_reach_members_and_are_reached_whatever_the_range_holds() {
     if !enter_test("containers_reach_members_and_are_reached_whatever_the_range_holds") {
         return;
     }
-    in_runtime(async {
-        let mesh = Mesh::start().await;
-        let agents = two(&mesh, &apart()).await;
-        let operator = mesh.underlay.host("o").await.expect("a host");
-        let a = agents[0].host();
-        let inner = container(&mesh, a).await;
-        assert_container(&mesh, &agents, &inner, &operator, true).await;
-        mesh.apply_past("cut-off", &text("198.18", 24, "20s")).await;
-        eventually("the range is applied", Duration::from_secs(10), async || {
-            let mut all = true;
-            for agent in &agents {
-                let known = addresses(agent, "corp").await;
-                all &= known.iter().any(|address| address.to_string().starts_with("198.18."));
-            }
-            all
-        })
-        .await;
-        all_ping_all(&agents, "corp").await;
-        assert_container(&mesh, &agents, &inner, &operator, false).await;
-        // The agent's own traffic to the same address goes on.
-        mesh.apply(&text("198.18", 24, "7s")).await;
-        eventually("the change arrives", Duration::from_secs(5), async || {
-            run(a, "wg show nm-corp persistent-keepalive").await.contains("\t7")
-        })
-        .await;
-    });
+    in_runtime(assert_containers(Family::V4));
+}
+
+#[test]
+fn containers_reach_members_and_are_reached_whatever_the_ipv6_range_holds() {
+    if !enter_test("containers_reach_members_and_are_reached_whatever_the_ipv6_range_holds") {
+        return;
+    }
+    in_runtime(assert_containers(Family::V6));
 }
 
 #[test]
@@ -456,12 +686,17 @@ fn marks_of_others_and_connections_outside_of_ranges_are_left_alone() {
         ] {
             run(a, line).await;
         }
-        let listeners = a.within(|| [22, 23].map(|port| TcpListener::bind(("0.0.0.0", port))));
-        for port in [22, 23] {
-            assert!(connects(&operator, (a.ipv4(), port).into()), "{port}");
+        let mut theirs = 0;
+        for family in Family::BOTH {
+            let listeners = a.within(|| [22, 23].map(|port| TcpListener::bind((family.unspecified(), port))));
+            for port in [22, 23] {
+                assert!(connects(&operator, (family.of(a), port).into()), "{family:?} {port}");
+            }
+            let counts = (counted(a, "marked").await, counted(a, "theirs").await);
+            assert!(counts.0 == 0 && counts.1 > theirs, "{family:?} {counts:?}");
+            theirs = counts.1;
+            drop(listeners);
         }
-        assert_eq!((counted(a, "marked").await, counted(a, "theirs").await > 0), (0, true));
-        drop(listeners);
     });
 }
 
@@ -472,29 +707,142 @@ fn without_a_link_nothing_for_a_member_goes_out_by_the_cable() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let mut agents = two(&mesh, &text("10.40", 16, "20s")).await;
+        let mut agents = two(&mesh, &wide()).await;
         agents[0].kill_daemon().await.expect("it is killed");
         let a = agents[0].host();
-        // The main table has a default route, which would send it there.
-        for line in [
+        // The main table has default routes, which would send it there, and a bridge inside of the range.
+        let lines = [
             "nft add table inet watch",
             "nft add counter inet watch leaked",
             "nft add counter inet watch other",
             "nft add chain inet watch out { type filter hook output priority 300 ; }",
             "nft add rule inet watch out oifname eth0 ip daddr 10.40.0.0/16 counter name leaked",
+            "nft add rule inet watch out oifname eth0 ip6 daddr fd40:40::/64 counter name leaked",
             "nft add rule inet watch out oifname eth0 ip daddr 10.41.0.0/16 counter name other",
-        ] {
-            run(a, line).await;
-        }
+            "nft add rule inet watch out oifname eth0 ip6 daddr fd40:41::/64 counter name other",
+            "ip link add docker0 type bridge",
+            "ip address add 10.40.200.1/24 dev docker0",
+            "ip address add fd40:40::c8:1/112 dev docker0 nodad",
+            "ip link set docker0 up",
+        ];
+        run_all(a, &lines).await;
         end_to_end::kill_device(a, "nm-corp");
         eventually("the interface is gone", REPAIRED, async || {
             a.within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers").is_none()
         })
         .await;
-        for to in ["10.40.0.202", "10.40.255.255", "10.41.0.1"] {
-            assert!(!pings(a, to.parse().expect("an address")).await);
+        let mut others = 0;
+        for all in
+            [["10.40.0.202", "10.40.255.255", "10.41.0.1"], ["fd40:40::202", "fd40:40::", "fd40:41::1"]]
+        {
+            for to in all {
+                assert!(!pings(a, to.parse().expect("an address")).await);
+            }
+            assert_eq!(counted(a, "leaked").await, 0, "in the clear");
+            let counts = counted(a, "other").await;
+            assert!(counts > others, "what is in no range goes its way");
+            others = counts;
         }
-        assert_eq!(counted(a, "leaked").await, 0, "in the clear");
-        assert!(counted(a, "other").await > 0, "what is in no range goes its way");
+        for to in ["10.40.200.7", "fd40:40::c8:7"] {
+            let way = run(a, &format!("ip route get {to}")).await;
+            assert!(
+                way.contains("dev docker0 "),
+                "a part that the host is connected to stays its own: {way}"
+            );
+        }
+    });
+}
+
+/// A tunnel of wg-quick's on a host, which leads these ranges to a peer that does not answer. Where the kernel
+/// has no WireGuard, its device is a process of netclient's, as wireguard-go would be one.
+fn quick(host: &Host, netclient: &std::path::Path, name: &str, ranges: &str) -> impl Fn(&str) -> String {
+    let directory = host.directory();
+    let file = |end: &str| directory.join(format!("{name}{end}")).display().to_string();
+    let (program, configuration) = (file(".sh"), file(".conf"));
+    let script = format!(
+        "#!/bin/sh\n\
+         {} device --interface $1 --socket /run/$1.sock </dev/null >/dev/null 2>&1 &\n\
+         until [ -S /run/wireguard/$1.sock ]; do sleep 0.05; done\n",
+        netclient.display()
+    );
+    // A mark in the file, since gotatun does not take one later.
+    let text = format!(
+        "[Interface]\nPrivateKey = {KEY}\nAddress = 10.99.0.1/32, fd99::1/128\nFwMark = 51820\n\
+         [Peer]\nPublicKey = {KEY}\nEndpoint = 198.18.0.77:9\nAllowedIPs = {ranges}\n"
+    );
+    for (path, content, mode) in [(&program, script, "700"), (&configuration, text, "600")] {
+        std::fs::write(path, content).expect("it is written");
+        let done = Command::new("chmod").args([mode, path]).status().expect("chmod runs");
+        assert!(done.success());
+    }
+    move |verb| format!("env WG_QUICK_USERSPACE_IMPLEMENTATION={program} wg-quick {verb} {configuration}")
+}
+
+/// A key, private or public.
+const KEY: &str = "YAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAGA=";
+
+/// What wg-quick made on a host for a tunnel.
+async fn made_by_quick(host: &Host, name: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for command in [
+        &format!("ip -oneline address show dev {name}") as &str,
+        &format!("ip route show table all dev {name}"),
+        &format!("ip -6 route show table all dev {name}"),
+        &format!("wg showconf {name}"),
+    ] {
+        lines.extend(run(host, command).await.lines().map(ToOwned::to_owned));
+    }
+    let all = traces(host).await.into_iter();
+    lines.extend(all.filter(|line| {
+        line.contains("wg-quick") || line.contains("suppress_prefixlength 0") || line.contains("51820")
+    }));
+    lines
+}
+
+#[test]
+fn a_tunnel_of_wg_quick_and_ours_take_nothing_away_from_each_other() {
+    if !enter_test("a_tunnel_of_wg_quick_and_ours_take_nothing_away_from_each_other") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &apart()).await;
+        let (a, netclient) = (agents[0].host(), &mesh.programs.netclient);
+        let before = traces(a).await;
+        let is_whole = async || {
+            eventually("all of the agent's is there", REPAIRED, async || traces(a).await == before).await;
+            all_ping_all(&agents, "corp").await;
+        };
+        // One that leads to some ranges.
+        let some = quick(a, netclient, "some", "10.99.0.0/16, fd99::/64");
+        run(a, &some("up")).await;
+        is_whole().await;
+        run(a, &some("down")).await;
+        is_whole().await;
+        // One that takes everything: rules that come later go first, so the range is led away, and that is said.
+        let all = quick(a, netclient, "every", "0.0.0.0/0, ::/0");
+        run(a, &all("up")).await;
+        eventually("it is reported", REPAIRED, async || {
+            problems(&agents[0]).await.matches("range-routed-elsewhere").count() == 2
+        })
+        .await;
+        run(a, &all("down")).await;
+        is_whole().await;
+        eventually("it is over", REPAIRED, async || {
+            !problems(&agents[0]).await.contains("range-routed-elsewhere")
+        })
+        .await;
+        // Ours goes, and leaves theirs; past which the server is reached, so that it does not take long.
+        run(a, "ip route add 198.18.0.0/16 via 198.18.0.1 dev eth0 onlink").await;
+        let last = quick(a, netclient, "last", "0.0.0.0/0, ::/0");
+        run(a, &last("up")).await;
+        let theirs = made_by_quick(a, "last").await;
+        assert!(theirs.iter().any(|line| line.contains("wg-quick-last")), "{theirs:#?}");
+        let left = agents[0].netclient(&["leave", "--network", "corp"]).await.expect("it runs");
+        assert!(left.status.success(), "{}", text_of(&left.stderr));
+        assert_eq!(made_by_quick(a, "last").await, theirs);
+        run(a, &last("down")).await;
+        let fresh = mesh.agent("fresh").await;
+        assert_eq!(traces(a).await, traces(fresh.host()).await);
     });
 }
