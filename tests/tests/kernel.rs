@@ -15,7 +15,7 @@ use vm::{Job, System};
 type Suite = (&'static str, &'static [&'static str]);
 
 /// What runs in the guest: of each story its last state.
-const SUITES: [Suite; 6] = [
+const SUITES: [Suite; 7] = [
     ("lab", &["the_quick_start_comes_up_in_both_languages_and_leaves_nothing"]),
     (
         "joins",
@@ -32,12 +32,19 @@ const SUITES: [Suite; 6] = [
         ],
     ),
     ("faults", &["killing_agent_and_server_loses_no_ping"]),
-    ("outside", &["a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
+    (
+        "outside",
+        &[
+            "a_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off",
+            "an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off",
+        ],
+    ),
     ("netem", &[]),
+    ("clock", &[]),
 ];
 
 /// The same for `GUEST=all`.
-const ALL: [Suite; 8] = [
+const ALL: [Suite; 9] = [
     ("lab", &[]),
     ("joins", &[]),
     ("changes", &[]),
@@ -46,6 +53,7 @@ const ALL: [Suite; 8] = [
     ("register", &[]),
     ("client_mode", &[]),
     ("netem", &[]),
+    ("clock", &[]),
 ];
 
 /// The test programs of this crate, by their names. Cargo has just built them, and says where they are.

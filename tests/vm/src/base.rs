@@ -85,7 +85,8 @@ fn arguments(system: System) -> Vec<String> {
             "--variant=extract",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             r#"--extract-hook=chroot "$1" /sbin/depmod "$(ls "$1/lib/modules")""#,
-            "--include=busybox-static",
+            // wg-quick is a script of bash.
+            "--include=busybox-static,bash",
         ],
         System::Systemd => {
             &["--variant=minbase", "--include=systemd,systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev"]
