@@ -4,6 +4,8 @@
 //! agent's state says so. wireguard-control's `Key`, `Device` and `DeviceUpdate` print private keys with
 //! `Debug`, so none of them leaves this file or meets a log.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +21,8 @@ use super::{
     Basics, Device, DeviceError, DeviceState, DeviceStep, Kind, PeerSettings, PeerState, Refusal, host,
 };
 
+/// How many ranges of a peer an entry of a message has: a message has 8 KiB, and a range takes up to 40 bytes.
+const RANGES: usize = 128;
 /// What the kernel returns for a kind of link, or a link, that is not WireGuard's.
 const NOT_WIREGUARD: rustix::io::Errno = rustix::io::Errno::OPNOTSUPP;
 
@@ -87,11 +91,7 @@ impl Device for Kernel {
             public_key: device.public_key.map(|key| WireGuardKey(key.0)),
             listen_port: device.listen_port.unwrap_or(0),
             mark: device.fwmark.unwrap_or(0),
-            peers: device
-                .peers
-                .into_iter()
-                .map(|peer| (WireGuardKey(peer.config.public_key.0), state_of(peer)))
-                .collect(),
+            peers: states_of(device.peers),
         })
     }
 
@@ -151,19 +151,24 @@ fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
     if let Some(port) = basics.listen_port {
         update = update.set_listen_port(port);
     }
-    let peers: Vec<PeerConfigBuilder> = steps.iter().filter_map(peer_change).collect();
+    let peers: Vec<PeerConfigBuilder> = steps.iter().flat_map(peer_changes).collect();
     update.add_peers(&peers)
 }
 
-fn peer_change(step: &DeviceStep) -> Option<PeerConfigBuilder> {
+fn peer_changes(step: &DeviceStep) -> Vec<PeerConfigBuilder> {
     match step {
-        DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => None,
-        DeviceStep::RemovePeer(key) => Some(PeerConfigBuilder::new(&Key(key.0)).remove()),
-        DeviceStep::PutPeer(key, settings) => Some(put(&Key(key.0), settings)),
+        DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => Vec::new(),
+        DeviceStep::RemovePeer(key) => vec![PeerConfigBuilder::new(&Key(key.0)).remove()],
+        DeviceStep::PutPeer(key, settings) => put(&Key(key.0), settings),
     }
 }
 
-fn put(key: &Key, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings) -> PeerConfigBuilder {
+/// The entries that put a peer: the first has its settings, and those that follow have more ranges, if one
+/// message would not hold all of them.
+fn put(
+    key: &Key,
+    PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings,
+) -> Vec<PeerConfigBuilder> {
     let mut peer =
         PeerConfigBuilder::new(key).replace_allowed_ips().set_persistent_keepalive_interval(*keepalive);
     if let Some(endpoint) = endpoint {
@@ -173,7 +178,27 @@ fn put(key: &Key, PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettin
         .iter()
         .map(|range| AllowedIp { address: range.network(), cidr: range.prefix_len() })
         .collect();
-    peer.add_allowed_ips(&ranges)
+    let mut chunks = ranges.chunks(RANGES);
+    let first = peer.add_allowed_ips(chunks.next().unwrap_or_default());
+    let more = chunks.map(|some| PeerConfigBuilder::new(key).add_allowed_ips(some));
+    std::iter::once(first).chain(more).collect()
+}
+
+/// The peers of a listing. One whose ranges do not fit the rest of a message is listed again in the next, with
+/// its key and the other ranges alone.
+fn states_of(listed: Vec<PeerInfo>) -> BTreeMap<WireGuardKey, PeerState> {
+    let mut peers = BTreeMap::<WireGuardKey, PeerState>::new();
+    for peer in listed {
+        let key = WireGuardKey(peer.config.public_key.0);
+        let state = state_of(peer);
+        match peers.entry(key) {
+            Entry::Vacant(place) => drop(place.insert(state)),
+            Entry::Occupied(mut begun) => {
+                begun.get_mut().settings.allowed_ips.extend(state.settings.allowed_ips);
+            }
+        }
+    }
+    peers
 }
 
 fn state_of(PeerInfo { config, stats }: PeerInfo) -> PeerState {
@@ -232,6 +257,59 @@ mod tests {
             .set_persistent_keepalive_interval(25)
             .add_allowed_ip([10, 0, 0, 0].into(), 24)
             .add_allowed_ip("fd00::".parse().expect("a good address"), 64);
+        assert!(built == [expected]);
+    }
+
+    #[test]
+    fn a_peer_of_very_many_ranges_is_put_in_several_entries_that_replace_them_once() {
+        let ranges = (0..1_000_u32).map(|number| {
+            let [_, _, high, low] = number.to_be_bytes();
+            format!("10.{high}.{low}.0/24").parse().expect("a good range")
+        });
+        let settings = PeerSettings { endpoint: None, allowed_ips: ranges.collect(), keepalive: 0 };
+        let built = put(&Key([1; 32]), &settings);
+        let key = PeerConfigBuilder::new(&Key([1; 32]));
+        let expected: Vec<_> = settings
+            .allowed_ips
+            .iter()
+            .map(|range| AllowedIp { address: range.addr(), cidr: range.prefix_len() })
+            .collect::<Vec<_>>()
+            .chunks(RANGES)
+            .enumerate()
+            .map(|(index, some)| match index {
+                0 => key
+                    .clone()
+                    .replace_allowed_ips()
+                    .set_persistent_keepalive_interval(0)
+                    .add_allowed_ips(some),
+                _ => key.clone().add_allowed_ips(some),
+            })
+            .collect();
         assert!(built == expected);
+        assert_eq!(built.len(), 8);
+    }
+
+    #[test]
+    fn a_peer_that_is_listed_in_two_parts_is_one() {
+        let listed = |ranges: &[&str]| {
+            let mut peer = PeerInfo::from_public_key(Key([1; 32]));
+            let range = |text: &&str| {
+                let range: IpNet = text.parse().expect("a good range");
+                AllowedIp { address: range.addr(), cidr: range.prefix_len() }
+            };
+            peer.config.allowed_ips = ranges.iter().map(range).collect();
+            peer
+        };
+        let mut first = listed(&["10.0.0.1/32"]);
+        first.config.endpoint = Some(([192, 0, 2, 1], 51_821).into());
+        first.config.persistent_keepalive_interval = Some(20);
+        first.stats.rx_bytes = 148;
+        let whole = states_of(vec![first, listed(&["fd00::1/128"])]);
+        let [(_, peer)] = &*whole.into_iter().collect::<Vec<_>>() else { panic!("it is one") };
+        assert_eq!(peer.settings.allowed_ips.len(), 2);
+        assert_eq!(
+            (peer.settings.endpoint.is_some(), peer.settings.keepalive, peer.received),
+            (true, 20, 148)
+        );
     }
 }
