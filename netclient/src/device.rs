@@ -23,7 +23,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use schema::scalars::WireGuardKey;
@@ -32,39 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use host::{
     blocking, boottime, check_free, default_source, link_index, resolve, source_towards, stay_outside,
 };
-pub use state::{DeviceState, DeviceStep, PeerSettings, PeerState, PrivateKey};
-
-/// Where a device runs. It is chosen when a device is created ([`create`]), and holds while that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// In the kernel.
-    Kernel,
-    /// In a process of its own.
-    Userspace,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Userspace => "userspace",
-        })
-    }
-}
-
-impl FromStr for Kind {
-    type Err = NotAKind;
-
-    fn from_str(text: &str) -> Result<Self, NotAKind> {
-        [Self::Kernel, Self::Userspace].into_iter().find(|kind| kind.to_string() == text).ok_or(NotAKind)
-    }
-}
-
-/// A text that names no [`Kind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("use kernel or userspace, or leave it out: the kernel's if that has WireGuard")]
-pub struct NotAKind;
+pub use state::{DeviceState, DeviceStep, Kind, NotAKind, PeerSettings, PeerState, PrivateKey};
 
 /// A WireGuard device that exists.
 pub trait Device: Send {
@@ -72,7 +39,7 @@ pub trait Device: Send {
     fn kind(&self) -> Kind;
     /// Observes the device.
     fn observe(&mut self) -> Result<DeviceState, DeviceError>;
-    /// Applies the steps: the last key and the last port of the list first, together, then the peers in their
+    /// Applies the steps: the last mark, key and port of the list first, together, then the peers in their
     /// order. Each step is repeatable; a peer that is put keeps its session and counters. If the key or the
     /// port is refused, nothing has changed.
     fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), DeviceError>;
@@ -134,15 +101,7 @@ pub fn create(
 ) -> Result<Box<dyn Device>, DeviceError> {
     // A process of another release, to which nothing attaches, would hold the name.
     userspace::Userspace::end_stale(interface, socket)?;
-    if wanted != Some(Kind::Userspace)
-        && let Some(device) = kernel::Kernel::create(interface)?
-    {
-        return Ok(Box::new(device));
-    }
-    if wanted == Some(Kind::Kernel) {
-        return Err(Refusal::WireGuardMissing.into());
-    }
-    Ok(Box::new(userspace::Userspace::spawn(interface, executable, socket)?))
+    first_offered(kinds_wanted(wanted), |kind| create_of(kind, interface, executable, socket))
 }
 
 /// Creates a device in a process of its own, even if the kernel has WireGuard: only a process keeps a
@@ -152,13 +111,52 @@ pub fn create_apart(
     executable: &Path,
     socket: &Path,
 ) -> Result<Box<dyn Device>, DeviceError> {
-    match userspace::Userspace::spawn(interface, executable, socket) {
-        Err(DeviceError::Refused(Refusal::TunMissing)) => {
-            let device = kernel::Kernel::create(interface)?.ok_or(Refusal::TunMissing)?;
-            Ok(Box::new(device))
-        }
-        outcome => Ok(Box::new(outcome?)),
+    let kinds = [Kind::Userspace, Kind::Kernel];
+    first_offered(&kinds, |kind| create_of(kind, interface, executable, socket))
+}
+
+/// Creates a device of a kind; absent: this host does not offer it.
+fn create_of(
+    kind: Kind,
+    interface: &str,
+    executable: &Path,
+    socket: &Path,
+) -> Result<Option<Box<dyn Device>>, DeviceError> {
+    match kind {
+        Kind::Kernel => Ok(kernel::Kernel::create(interface)?.map(|device| Box::new(device) as _)),
+        Kind::Userspace => match userspace::Userspace::spawn(interface, executable, socket) {
+            Err(DeviceError::Refused(Refusal::TunMissing)) => Ok(None),
+            outcome => Ok(Some(Box::new(outcome?))),
+        },
     }
+}
+
+/// The kinds that a network's device may have where a setting wants one, or does not, in order of preference.
+pub(crate) fn kinds_wanted(wanted: Option<Kind>) -> &'static [Kind] {
+    match wanted {
+        Some(Kind::Kernel) => &[Kind::Kernel],
+        Some(Kind::Userspace) => &[Kind::Userspace],
+        None => &[Kind::Kernel, Kind::Userspace],
+    }
+}
+
+/// Creates a device of the first of these kinds that the host offers; `create` returns nothing where it does
+/// not.
+pub(crate) fn first_offered<T>(
+    kinds: &[Kind],
+    mut create: impl FnMut(Kind) -> Result<Option<T>, DeviceError>,
+) -> Result<T, DeviceError> {
+    for &kind in kinds {
+        if let Some(device) = create(kind)? {
+            return Ok(device);
+        }
+    }
+    Err(match kinds {
+        [Kind::Kernel] => Refusal::WireGuardMissing,
+        [Kind::Userspace] => Refusal::TunWanted,
+        _ => Refusal::TunMissing,
+    }
+    .into())
 }
 
 /// Why a device could not be created, observed or changed.
@@ -245,6 +243,12 @@ pub enum Refusal {
          remove the setting (NETCLIENT_DEVICE)"
     )]
     WireGuardMissing,
+    /// The host has no TUN, or the container has no access to the device, and a device in a process is wanted.
+    #[error(
+        "this host has no /dev/net/tun, and the setting `device` wants a device in a process: run `modprobe tun`, let the \
+         container use /dev/net/tun, or remove the setting (NETCLIENT_DEVICE)"
+    )]
+    TunWanted,
     /// The privilege is missing.
     #[error("creating the interface {interface} requires root, or CAP_NET_ADMIN and access to /dev/net/tun")]
     Denied {
@@ -305,6 +309,31 @@ impl<'a> Basics<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_device_is_of_the_first_kind_that_the_host_offers_and_a_setting_leaves_one_kind() {
+        use Kind::{Kernel, Userspace};
+        let made = |wanted, offered: &[Kind]| {
+            let made =
+                first_offered(kinds_wanted(wanted), |kind| Ok(offered.contains(&kind).then_some(kind)));
+            made.map_err(|error| error.to_string())
+        };
+        let both = [Kernel, Userspace];
+        assert_eq!(made(None, &both), Ok(Kernel));
+        assert_eq!(made(None, &[Userspace]), Ok(Userspace));
+        assert_eq!(made(None, &[Kernel]), Ok(Kernel));
+        for wanted in both {
+            assert_eq!(made(Some(wanted), &both), Ok(wanted));
+        }
+        for (wanted, offered, remedy) in [
+            (Some(Kernel), &[Userspace][..], "modprobe wireguard"),
+            (Some(Userspace), &[Kernel][..], "this host has no /dev/net/tun, and the setting `device`"),
+            (None, &[], "this host has neither WireGuard nor /dev/net/tun"),
+        ] {
+            let refused = made(wanted, offered).expect_err("none is offered");
+            assert!(refused.contains(remedy), "{refused}");
+        }
+    }
 
     #[test]
     fn the_last_key_and_port_of_a_list_count() {

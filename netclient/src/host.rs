@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
-use crate::device::{self, Device, DeviceError, Refusal};
+use crate::device::{self, Device, DeviceError, Kind, Refusal};
 use crate::errors::error_chain;
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::firewall::{self, FirewallError};
@@ -41,6 +41,8 @@ pub trait Host: Send + Sync {
     fn end_stale(&self, interface: &str, socket: &Path) -> Result<bool, DeviceError>;
     /// Creates the device of an interface; see [`device::create`].
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError>;
+    /// The kind of device that a setting wants for networks; absent: any will do.
+    fn wanted_kind(&self) -> Option<Kind>;
     /// Observes a link; absent: there is none of that name.
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>>;
     /// Carries out steps on a link.
@@ -104,7 +106,7 @@ pub struct System {
     /// The file of names.
     pub hosts: PathBuf,
     /// Where devices run that it creates; see [`device::create`].
-    pub device: Option<device::Kind>,
+    pub device: Option<Kind>,
     /// Where agents of this host leave which slot each has.
     pub slots: PathBuf,
     /// The table of the packet filter as this process set it last.
@@ -134,7 +136,7 @@ impl Default for System {
 
 impl System {
     /// This host, with devices created where it says; see [`device::create`].
-    pub fn creating(device: Option<device::Kind>) -> Self {
+    pub fn creating(device: Option<Kind>) -> Self {
         Self { device, ..Self::default() }
     }
 
@@ -184,6 +186,10 @@ impl Host for System {
 
     fn create(&self, interface: &str, socket: &Path) -> Result<Box<dyn Device>, DeviceError> {
         device::create(interface, self.device, &self.executable, socket)
+    }
+
+    fn wanted_kind(&self) -> Option<Kind> {
+        self.device
     }
 
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>> {

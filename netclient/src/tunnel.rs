@@ -30,7 +30,7 @@ use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
 use crate::system::routing::RoutingError;
 use crate::system::slots::SlotsTaken;
-use crate::tunnels::{EndpointNames, TunnelChanges, fitting_mtu, mtu_problem, peer_settings};
+use crate::tunnels::{EndpointNames, TunnelChanges, fitting_mtu, kind_problem, mtu_problem, peer_settings};
 
 /// How many names are looked up at once.
 const LOOKUPS: usize = 16;
@@ -135,7 +135,7 @@ impl NetworkTunnel {
         membership: &Membership,
         filtered: bool,
     ) -> Result<BroughtUp, TunnelError> {
-        let port_fallback = match self.bring_device(membership).await {
+        let mut port = match self.bring_device(membership).await {
             // It ended meanwhile, by a crash or by hand: create another one.
             Err(TunnelError::Device(DeviceError::Gone { .. })) => {
                 self.lose_device();
@@ -152,21 +152,32 @@ impl NetworkTunnel {
         let cut = mtu_problem(interface.mtu, self.largest_packet());
         let mut problems: Vec<_> =
             cut.map(|message| NodeProblem::new(NodeProblem::MTU, message)).into_iter().collect();
-        let missing = || LinkError::Missing { interface: self.interface.clone() };
-        let observed: LinkState = self.host.observe_link(&self.interface).await?.ok_or_else(missing)?;
+        let kind = self.kind().and_then(|kind| kind_problem(&self.interface, kind, self.host.wanted_kind()));
+        problems.extend(kind.map(|message| NodeProblem::new(NodeProblem::DEVICE_KIND, message)));
+        let observed = self.host.observe_link(&self.interface).await?;
+        let observed: LinkState =
+            observed.ok_or_else(|| LinkError::Missing { interface: self.interface.clone() })?;
         // Alone, without the prefix of their network: the kernel would route that by itself, in the main
         // table.
         let addresses = interface.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
         let wanted = WantedLink { addresses: &addresses, peer: None, mtu };
         let steps = link_steps(wanted, &observed);
-        match self.host.apply_link(&self.interface, &steps).await {
-            // IPv4 alone is better than no network.
-            Err(error @ LinkError::NoIpv6 { .. })
-                if interface.addresses.iter().any(|it| it.addr().is_ipv4()) =>
-            {
-                problems.push(problem(NodeProblem::NO_IPV6, &error));
+        loop {
+            match self.host.apply_link(&self.interface, &steps).await {
+                // The kernel took the port as it was set, and another program had it already.
+                Err(error) if error.is_port_taken() => {
+                    port = self.listen_elsewhere(membership, port).await?;
+                    continue;
+                }
+                // IPv4 alone is better than no network.
+                Err(error @ LinkError::NoIpv6 { .. })
+                    if interface.addresses.iter().any(|it| it.addr().is_ipv4()) =>
+                {
+                    problems.push(problem(NodeProblem::NO_IPV6, &error));
+                }
+                outcome => outcome?,
             }
-            outcome => outcome?,
+            break;
         }
         let forwarding = match (interface.forward, filtered) {
             (true, _) => Forwarding::On,
@@ -179,6 +190,9 @@ impl NetworkTunnel {
         if let Err(error) = self.set_names(hosts::lines(network, &membership.view.resolutions())).await {
             problems.push(problem(NodeProblem::NAMES, &error));
         }
+        let wanted = interface.listen_port;
+        let port_fallback =
+            (membership.port_may_differ() && port != wanted).then_some(PortFallback { wanted, used: port });
         Ok(BroughtUp { port_fallback, problems })
     }
 
@@ -275,7 +289,8 @@ impl NetworkTunnel {
         self.device.as_ref()?.largest_packet()
     }
 
-    async fn bring_device(&mut self, membership: &Membership) -> Result<Option<PortFallback>, TunnelError> {
+    /// Attaches to the device, or creates it, and adds what it lacks; returns the port that it has.
+    async fn bring_device(&mut self, membership: &Membership) -> Result<u16, TunnelError> {
         let observed = match self.observe().await? {
             Some(observed) => observed,
             None => {
@@ -298,15 +313,24 @@ impl NetworkTunnel {
             let steps = device_steps(wanted, &observed, &self.applied, now);
             match self.apply(steps).await {
                 Ok(()) => break,
-                Err(DeviceError::Refused(Refusal::PortTaken { .. })) if membership.port_may_differ() => {
-                    port = next_port(port, membership.view.interface.listen_port)?;
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => port = port_after(membership, port, error)?,
             }
         }
         self.applied = found;
-        let wanted = membership.view.interface.listen_port;
-        Ok((membership.port_may_differ() && port != wanted).then_some(PortFallback { wanted, used: port }))
+        Ok(port)
+    }
+
+    /// Sets another port in place of one that is taken, and returns it.
+    async fn listen_elsewhere(&mut self, membership: &Membership, taken: u16) -> Result<u16, TunnelError> {
+        let mut refusal = DeviceError::Refused(Refusal::PortTaken { port: taken });
+        let mut port = taken;
+        loop {
+            port = port_after(membership, port, refusal)?;
+            match self.apply(vec![DeviceStep::SetListenPort(port)]).await {
+                Ok(()) => return Ok(port),
+                Err(error) => refusal = error,
+            }
+        }
     }
 
     async fn apply(&mut self, steps: Vec<DeviceStep>) -> Result<(), DeviceError> {
@@ -348,6 +372,15 @@ impl NetworkTunnel {
 
 fn problem(code: &str, error: &(dyn std::error::Error + 'static)) -> NodeProblem {
     NodeProblem::new(code, error_chain(error))
+}
+
+/// The port to try after one that a device refused; the refusal, if it is another one or no other port will do.
+fn port_after(membership: &Membership, refused: u16, refusal: DeviceError) -> Result<u16, TunnelError> {
+    let is_taken = matches!(refusal, DeviceError::Refused(Refusal::PortTaken { .. }));
+    if !is_taken || !membership.port_may_differ() {
+        return Err(refusal.into());
+    }
+    next_port(refused, membership.view.interface.listen_port)
 }
 
 /// The port after one that is taken, as long as it is near the wanted one.

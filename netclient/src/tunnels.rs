@@ -12,7 +12,7 @@ use schema::scalars::{Endpoint, Seconds, WireGuardKey};
 use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
 use crate::addresses::{Addresses, choose};
-use crate::device::state::PeerSettings;
+use crate::device::state::{Kind, PeerSettings};
 
 /// Where the names of peers' endpoints lead: what is known is used at once, and what is looked up meanwhile
 /// is a change of its own.
@@ -194,6 +194,16 @@ pub fn mtu_problem(declared: Option<u16>, largest: Option<u16>) -> Option<String
             "the network's mtu is {declared}, but WireGuard on this host is a process that passes on at most {mtu} bytes: the interface has mtu {mtu}"
         )
     })
+}
+
+/// The message about a device that is of another kind than a setting wants; nothing if it is of that kind, or
+/// if any will do.
+pub fn kind_problem(interface: &str, kind: Kind, wanted: Option<Kind>) -> Option<String> {
+    let wanted = wanted.filter(|wanted| *wanted != kind)?;
+    Some(format!(
+        "the setting `device` (NETCLIENT_DEVICE) wants a {wanted} device, and {interface} is a {kind} device, since it \
+         existed before; to have it made anew, which interrupts the network for some seconds, run: ip link delete {interface}"
+    ))
 }
 
 /// The settings of a device's peers for these tunnels; `found` says where they are reached, as far as that is

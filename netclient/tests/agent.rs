@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
-use netclient::device::{DeviceStep, Refusal};
+use netclient::device::{Device, DeviceStep, Kind, Refusal};
 use netclient::host::Host;
 use netclient::host::fake::Lookup;
 use netclient::outside::{MAIN, Mark, Routing};
@@ -132,6 +132,58 @@ async fn a_device_that_fails_is_brought_to_what_it_should_be() {
     assert_eq!(a.host.device(INTERFACE).map(|_| ()), None);
     a.host.refuse_devices(None);
     eventually("a new device has everything", || is_full_mesh(&[&a, &b, &c])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_keeps_its_kind_while_it_exists_and_a_new_one_is_chosen_anew() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.host.unload_wireguard(true);
+    a.join(&mesh).await.expect("it joins");
+    a.start().await;
+    assert_eq!(a.device().kind(), Kind::Userspace);
+    // The kernel's WireGuard appears, and goes, and settings come and go.
+    for (unloaded, wanted, problem) in [
+        (false, None, None),
+        (false, Some(Kind::Kernel), Some("device-kind")),
+        (true, Some(Kind::Kernel), Some("device-kind")),
+        (true, Some(Kind::Userspace), None),
+        (false, None, None),
+    ] {
+        a.stop().await;
+        a.host.unload_wireguard(unloaded);
+        a.host.want_kind(wanted);
+        a.start().await;
+        pass(Duration::from_secs(1)).await;
+        eventually("the server hears of it", || mesh.problems("a") == Vec::from_iter(problem)).await;
+        assert_eq!(a.device().kind(), Kind::Userspace);
+        assert_eq!(a.problems().await, Vec::from_iter(problem));
+    }
+    // What comes after it is chosen anew, as after a boot.
+    for (unloaded, kind) in [(false, Kind::Kernel), (true, Kind::Userspace)] {
+        a.host.unload_wireguard(unloaded);
+        a.device().end();
+        a.host.report_gone(INTERFACE);
+        eventually("there is another one", || a.host.device(INTERFACE).is_some()).await;
+        assert_eq!(a.device().kind(), kind);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_is_taken_when_the_link_comes_up_gives_way_to_the_next() {
+    let mesh = Mesh::new(CORP).await;
+    let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
+    eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    a.device().take_port(51_821, true);
+    a.host.set_down(INTERFACE);
+    eventually("it is up again", || a.host.link(INTERFACE).is_some_and(|link| link.up)).await;
+    assert_eq!(a.state().listen_port, 51_822);
+    let known = || {
+        let state = mesh.service.state();
+        let mut nodes = state.world.inventory.nodes();
+        nodes.find(|(id, _)| id.name.as_str() == "a").map(|(_, joined)| joined.listen_port)
+    };
+    eventually("the server knows", || known() == Some(51_822)).await;
 }
 
 #[tokio::test(start_paused = true)]

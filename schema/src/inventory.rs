@@ -100,6 +100,8 @@ impl NodeProblem {
     pub const MARKS_UNHEEDED: &str = "marks-unheeded";
     /// The WireGuard device does not answer: known to the host alone.
     pub const DEVICE: &str = "device";
+    /// The WireGuard device is of another kind than the setting wants, since it existed before.
+    pub const DEVICE_KIND: &str = "device-kind";
     /// Two hosts use the identity of the node, as after its state was copied: known to the server alone.
     pub const CLONED: &str = "cloned";
     /// How many of them a node reports at most.

@@ -455,6 +455,7 @@ impl Client {
             }
             Refusal::NameInvalid { .. }
             | Refusal::WireGuardMissing
+            | Refusal::TunWanted
             | Refusal::KeyMissing
             | Refusal::AlreadyRunning { .. }
             | Refusal::Failed { .. } => Failure::ForNow(refusal.to_string()),

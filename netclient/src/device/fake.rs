@@ -1,8 +1,11 @@
 //! A device in memory, for tests of the layers above a device: it keeps the contract and records the steps.
 //!
+//! It is the kernel's, as far as nothing else is said ([`FakeDevice::of`]), and does what that was seen to do:
+//! `tests/tests/devices.rs` puts the same questions to all three kinds of device.
+//!
 //! A [`FakeDevice`] is a handle: clones share the device, so that a test keeps one and passes the other on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,9 +27,46 @@ struct Inner {
     expiry: Option<Duration>,
     removed: bool,
     stays: bool,
+    is_process: bool,
+    taken: BTreeSet<u16>,
 }
 
+/// The port that a device has the kernel choose.
+const CHOSEN: u16 = 40_000;
+
 impl FakeDevice {
+    /// A device of a kind.
+    pub fn of(kind: Kind) -> Self {
+        let device = Self::default();
+        device.lock().is_process = kind == Kind::Userspace;
+        device
+    }
+
+    /// Has another program listen on a port from now on, or no longer.
+    pub fn take_port(&self, port: u16, taken: bool) {
+        let mut inner = self.lock();
+        if taken {
+            inner.taken.insert(port);
+        } else {
+            inner.taken.remove(&port);
+        }
+    }
+
+    /// Does what comes of its link being brought up; an error: the port is taken. The kernel listens only
+    /// then; a process has listened since its port was set.
+    pub fn come_up(&self) -> Result<(), Refusal> {
+        let mut inner = self.lock();
+        if inner.is_process {
+            return Ok(());
+        }
+        match inner.state.listen_port {
+            0 => inner.state.listen_port = CHOSEN,
+            port if inner.taken.contains(&port) => return Err(Refusal::PortTaken { port }),
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Takes the steps that were applied since the last call, in their order.
     pub fn take_applied(&self) -> Vec<DeviceStep> {
         std::mem::take(&mut self.lock().applied)
@@ -89,7 +129,7 @@ impl FakeDevice {
 
 impl Device for FakeDevice {
     fn kind(&self) -> Kind {
-        Kind::Kernel
+        if self.lock().is_process { Kind::Userspace } else { Kind::Kernel }
     }
 
     fn observe(&mut self) -> Result<DeviceState, DeviceError> {
@@ -103,6 +143,10 @@ impl Device for FakeDevice {
         if let Some(refusal) = inner.refusals.pop_front() {
             return Err(refusal.into());
         }
+        let port = Basics::of(steps, inner.state.listen_port).listen_port;
+        if let Some(port) = port.filter(|port| inner.taken.contains(port)) {
+            return Err(Refusal::PortTaken { port }.into());
+        }
         inner.state.carry_out(steps)?;
         inner.applied.extend_from_slice(steps);
         Ok(())
@@ -113,8 +157,12 @@ impl Device for FakeDevice {
     }
 
     fn expire_at(&mut self, at: Option<Duration>) -> Result<bool, DeviceError> {
-        self.alive()?.expiry = at;
-        Ok(true)
+        let mut inner = self.alive()?;
+        // Only a process keeps a deadline.
+        if inner.is_process {
+            inner.expiry = at;
+        }
+        Ok(inner.is_process)
     }
 
     fn remove(&mut self) -> Result<(), DeviceError> {
@@ -135,11 +183,16 @@ impl DeviceState {
             return Err(Refusal::KeyMissing);
         }
         self.public_key = public_key;
+        // The kernel takes itself for no peer.
+        if let Some(own) = public_key {
+            self.peers.remove(&own);
+        }
         self.mark = basics.mark.unwrap_or(self.mark);
         self.listen_port = basics.listen_port.unwrap_or(self.listen_port);
         for step in steps {
             match step {
                 DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+                DeviceStep::PutPeer(key, _) if Some(*key) == public_key => {}
                 DeviceStep::PutPeer(key, settings) => self.put(*key, settings.clone()),
                 DeviceStep::RemovePeer(key) => drop(self.peers.remove(key)),
             }
@@ -179,7 +232,11 @@ mod tests {
     }
 
     fn with_key() -> FakeDevice {
-        let mut device = FakeDevice::default();
+        with_key_of(Kind::Kernel)
+    }
+
+    fn with_key_of(kind: Kind) -> FakeDevice {
+        let mut device = FakeDevice::of(kind);
         device.apply(&[DeviceStep::SetPrivateKey(PrivateKey([7; 32]))]).expect("a key is taken");
         device
     }
@@ -217,12 +274,51 @@ mod tests {
     }
 
     #[test]
-    fn the_last_deadline_holds() {
-        let mut device = with_key();
+    fn the_last_deadline_holds_and_the_kernel_keeps_none() {
+        let (mut process, mut kernel) = (with_key_of(Kind::Userspace), with_key());
         for at in [Some(Duration::from_secs(600)), None, Some(Duration::from_secs(1200))] {
-            assert!(device.expire_at(at).expect("the device is there"));
-            assert_eq!(device.expiry(), at);
+            assert!(process.expire_at(at).expect("the device is there"));
+            assert!(!kernel.expire_at(at).expect("the device is there"));
+            assert_eq!((process.expiry(), kernel.expiry()), (at, None));
         }
+    }
+
+    #[test]
+    fn a_device_is_no_peer_of_itself() {
+        let mut device = with_key();
+        let [own, other] = [7, 8].map(|byte| PrivateKey([byte; 32]));
+        let put = |key: &PrivateKey, range| DeviceStep::PutPeer(key.public(), settings(None, range));
+        device.apply(&[put(&own, "10.0.0.1/32"), put(&other, "10.0.0.2/32")]).expect("it ignores itself");
+        assert_eq!(device.state().peers.into_keys().collect::<Vec<_>>(), [other.public()]);
+        device.apply(&[DeviceStep::SetPrivateKey(other)]).expect("a key is taken");
+        assert!(device.state().peers.is_empty());
+    }
+
+    #[test]
+    fn the_kernel_listens_once_its_link_is_up() {
+        let mut device = with_key();
+        device.apply(&[DeviceStep::SetListenPort(51820)]).expect("it is free");
+        device.take_port(51820, true);
+        assert_eq!(device.come_up(), Err(Refusal::PortTaken { port: 51820 }));
+        device.apply(&[DeviceStep::SetListenPort(51821)]).expect("it is free");
+        assert_eq!(device.come_up(), Ok(()));
+
+        let any = with_key();
+        assert_eq!((any.state().listen_port, any.come_up(), any.state().listen_port), (0, Ok(()), CHOSEN));
+    }
+
+    #[test]
+    fn a_port_of_another_program_is_refused_and_nothing_has_changed() {
+        let mut device = with_key();
+        let before = device.state();
+        device.take_port(51820, true);
+        let refused = device.apply(&[
+            DeviceStep::SetMark(7),
+            DeviceStep::SetPrivateKey(PrivateKey([8; 32])),
+            DeviceStep::SetListenPort(51820),
+        ]);
+        assert!(matches!(refused, Err(DeviceError::Refused(Refusal::PortTaken { port: 51820 }))));
+        assert_eq!(device.state(), before);
     }
 
     #[test]

@@ -5,10 +5,43 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use schema::scalars::WireGuardKey;
 use serde::{Deserialize, Serialize};
+
+/// Where a device runs. It is chosen when a device is created ([`create`](super::create)), and holds while that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// In the kernel.
+    Kernel,
+    /// In a process of its own.
+    Userspace,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = NotAKind;
+
+    fn from_str(text: &str) -> Result<Self, NotAKind> {
+        [Self::Kernel, Self::Userspace].into_iter().find(|kind| kind.to_string() == text).ok_or(NotAKind)
+    }
+}
+
+/// A text that names no [`Kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use kernel or userspace, or leave it out: the kernel's if that has WireGuard")]
+pub struct NotAKind;
 
 /// A WireGuard device as it was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,12 +88,13 @@ pub enum DeviceStep {
     /// Sets the mark of the packets that carry the tunnel. It comes before the key, so that no packet goes
     /// without.
     SetMark(u32),
-    /// Sets the private key. A device without one refuses every other step.
+    /// Sets the private key. A device without one refuses every other step. A peer that has its public half
+    /// is removed.
     SetPrivateKey(PrivateKey),
     /// Listens on this UDP port; 0: on any, which keeps the one in use. Sessions survive the move.
     SetListenPort(u16),
     /// Creates a peer, or changes it in place: its session and counters stay. An absent endpoint leaves the
-    /// known one.
+    /// known one. A peer with the device's own key is not created.
     PutPeer(WireGuardKey, PeerSettings),
     /// Removes a peer, if there.
     RemovePeer(WireGuardKey),

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Host;
 use crate::device::fake::FakeDevice;
-use crate::device::{Device, DeviceError, Refusal};
+use crate::device::{self, Device, DeviceError, Kind, Refusal};
 use crate::outside::{Outside, Routing, Slot};
 use crate::system::firewall::FirewallError;
 use crate::system::forwarding::{Forwarding, ForwardingError};
@@ -26,8 +26,10 @@ use crate::system::rp_filter::MarksUnheeded;
 use crate::system::slots::SlotsTaken;
 use crate::system::watch::HostEvent;
 
-/// What an Ethernet underlay leaves for a tunnel.
+/// What an Ethernet underlay leaves for a tunnel; the kernel's WireGuard begins with it.
 const MTU: u16 = 1420;
+/// What a TUN begins with.
+const TUN_MTU: u16 = 1500;
 
 /// A host in memory.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +51,8 @@ struct Inner {
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
     filter_refused: bool,
+    wanted: Option<Kind>,
+    no_wireguard: bool,
     resolver: watch::Sender<BTreeMap<String, Lookup>>,
 }
 
@@ -143,6 +147,24 @@ impl FakeHost {
         });
     }
 
+    /// Sets the kind of device that a setting wants from now on; absent: any will do.
+    pub fn want_kind(&self, kind: Option<Kind>) {
+        self.lock().wanted = kind;
+    }
+
+    /// Has the kernel offer no WireGuard from now on, or offer it again.
+    pub fn unload_wireguard(&self, unloaded: bool) {
+        self.lock().no_wireguard = unloaded;
+    }
+
+    /// Sets a link down, as another program may, and reports it.
+    pub fn set_down(&self, interface: &str) {
+        if let Some(link) = self.lock().links.get_mut(interface) {
+            link.up = false;
+        }
+        self.report_gone(interface);
+    }
+
     /// Makes every creation of a device fail from now on, until `None` is passed.
     pub fn refuse_devices(&self, refusal: Option<Refusal>) {
         self.lock().refusal = refusal;
@@ -185,10 +207,19 @@ impl Host for FakeHost {
         if let Some(refusal) = &inner.refusal {
             return Err(refusal.clone().into());
         }
-        let device = FakeDevice::default();
+        let offered = |kind| kind == Kind::Userspace || !inner.no_wireguard;
+        let kind = device::first_offered(device::kinds_wanted(inner.wanted), |kind| {
+            Ok(offered(kind).then_some(kind))
+        })?;
+        let device = FakeDevice::of(kind);
+        let mtu = if kind == Kind::Kernel { MTU } else { TUN_MTU };
         inner.devices.insert(interface.to_owned(), device.clone());
-        inner.links.insert(interface.to_owned(), LinkState { mtu: 1500, ..LinkState::default() });
+        inner.links.insert(interface.to_owned(), LinkState { mtu: mtu.into(), ..LinkState::default() });
         Ok(Box::new(device))
+    }
+
+    fn wanted_kind(&self) -> Option<Kind> {
+        self.lock().wanted
     }
 
     fn observe_link<'a>(&'a self, interface: &'a str) -> BoxFuture<'a, Result<Option<LinkState>, LinkError>> {
@@ -204,8 +235,13 @@ impl Host for FakeHost {
             let mut inner = self.lock();
             let missing = || LinkError::Missing { interface: interface.to_owned() };
             let no_ipv6 = inner.no_ipv6;
+            let device = inner.devices.get(interface).cloned().ok_or_else(missing)?;
             let link = inner.links.get_mut(interface).ok_or_else(missing)?;
             for step in steps {
+                if *step == LinkStep::Up && device.come_up().is_err() {
+                    let (interface, source) = (interface.to_owned(), io::ErrorKind::AddrInUse.into());
+                    return Err(LinkError::Step { interface, step: *step, source });
+                }
                 if let LinkStep::AddAddress(address @ IpNet::V6(_)) = step
                     && no_ipv6
                 {

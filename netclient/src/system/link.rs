@@ -73,6 +73,14 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether another program has the UDP port of a WireGuard device of the kernel, which listens only once
+    /// its link is up.
+    pub fn is_port_taken(&self) -> bool {
+        matches!(self, Self::Step { step: LinkStep::Up, source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+    }
+}
+
 /// Observes an interface; absent: there is none of that name.
 pub async fn observe(interface: &str) -> Result<Option<LinkState>, LinkError> {
     let handle = connect()?;

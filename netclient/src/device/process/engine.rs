@@ -128,11 +128,17 @@ impl Engine {
     }
 
     pub(super) async fn apply(&mut self, steps: &[DeviceStep]) -> Result<(), Refusal> {
-        let (has_key, port) =
-            self.device.read(async |device| (device.private_key().is_some(), device.listen_port())).await;
+        let (key, port) = self
+            .device
+            .read(async |device| (device.private_key().map(x25519::PublicKey::from), device.listen_port()))
+            .await;
         let basics = Basics::of(steps, port);
-        if !has_key && basics.private_key.is_none() && !steps.is_empty() {
-            return Err(Refusal::KeyMissing);
+        let set = basics.private_key.map(|key| x25519::PublicKey::from(key.public().0));
+        let Some(own) = set.or(key) else {
+            return if steps.is_empty() { Ok(()) } else { Err(Refusal::KeyMissing) };
+        };
+        if let Some(port) = basics.listen_port {
+            host::free_port(port)?;
         }
         if let Some(mark) = basics.mark {
             self.device.set_fwmark(mark).await.map_err(Refusal::failed("mark the device's packets"))?;
@@ -140,7 +146,7 @@ impl Engine {
         self.set_basics(&basics, port).await?;
         let mut rest = steps;
         while !rest.is_empty() {
-            let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, rest).await;
+            let change = async |device: &mut DeviceWrite<'_, _>| change_peers(device, &own, rest).await;
             // What fails here is opening the new socket, not the change.
             let done = self.device.write(change).await.map_err(Refusal::failed("change peers"))?;
             self.endpoints.follow(&rest[..done]);
@@ -151,9 +157,6 @@ impl Engine {
 
     /// Sets key and port in one change: gotatun opens its socket after each.
     async fn set_basics(&mut self, basics: &Basics<'_>, port_in_use: u16) -> Result<(), Refusal> {
-        if let Some(port) = basics.listen_port {
-            host::free_port(port)?;
-        }
         let outcome = self.write_basics(basics.private_key, basics.listen_port).await;
         let (Err(error), Some(port)) = (&outcome, basics.listen_port) else {
             return outcome.map_err(Refusal::failed("open the device's UDP socket"));
@@ -170,6 +173,8 @@ impl Engine {
     async fn write_basics(&mut self, key: Option<&PrivateKey>, port: Option<u16>) -> Result<(), Error> {
         let change = async |device: &mut DeviceWrite<'_, _>| {
             if let Some(key) = key {
+                // gotatun would take itself for a peer.
+                device.remove_peer(&x25519::PublicKey::from(key.public().0)).await;
                 device.set_private_key(x25519::StaticSecret::from(key.0)).await;
             }
             if let Some(port) = port {
@@ -183,8 +188,13 @@ impl Engine {
     }
 }
 
-/// Changes peers for a while; returns how many steps were done, at least one.
-async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, steps: &[DeviceStep]) -> usize {
+/// Changes peers for a while, of a device whose own key is `own`; returns how many steps were done, at least
+/// one.
+async fn change_peers(
+    device: &mut DeviceWrite<'_, DefaultDeviceTransports>,
+    own: &x25519::PublicKey,
+    steps: &[DeviceStep],
+) -> usize {
     let start = Instant::now();
     for (done, step) in steps.iter().enumerate() {
         if done > 0 && start.elapsed() >= AT_ONCE {
@@ -192,6 +202,7 @@ async fn change_peers(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, ste
         }
         match step {
             DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+            DeviceStep::PutPeer(key, _) if key.0 == own.to_bytes() => {}
             DeviceStep::PutPeer(key, settings) => put(device, key, settings).await,
             DeviceStep::RemovePeer(key) => {
                 device.remove_peer(&x25519::PublicKey::from(key.0)).await;
