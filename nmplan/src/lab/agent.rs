@@ -4,8 +4,8 @@
 //! outlives it, as on a real machine, and ends with the host.
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
 use super::{Error, Host, Process, Programs, Underlay, system};
 
@@ -14,6 +14,7 @@ use super::{Error, Host, Process, Programs, Underlay, system};
 pub struct Agent {
     host: Host,
     program: PathBuf,
+    settings: Vec<(String, String)>,
     daemon: Option<Process>,
 }
 
@@ -24,7 +25,21 @@ impl Agent {
     ///
     /// As [`Underlay::host`].
     pub async fn new(underlay: &Underlay, programs: &Programs, name: &str) -> Result<Self, Error> {
-        Ok(Self { host: underlay.host(name).await?, program: programs.netclient.clone(), daemon: None })
+        let (host, program) = (underlay.host(name).await?, programs.netclient.clone());
+        Ok(Self { host, program, settings: Vec::new(), daemon: None })
+    }
+
+    /// Changes a setting, an environment variable of `netclient`, for what is started from now on; an empty
+    /// one is unset.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(other, _)| other != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.host.command(&self.program);
+        command.args(arguments).envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Its host.
@@ -39,7 +54,7 @@ impl Agent {
     ///
     /// When the program cannot be executed.
     pub async fn netclient(&self, arguments: &[&str]) -> io::Result<Output> {
-        run(&self.host, &self.program, arguments).await
+        self.host.run(self.command(arguments)).await
     }
 
     /// Registers with a token.
@@ -48,7 +63,7 @@ impl Agent {
     ///
     /// [`Error::Refused`] with the agent's error output.
     pub async fn register(&self, token: &str) -> Result<(), Error> {
-        run_or_error(&self.host, &self.program, &["register", "-t", token]).await.map(drop)
+        run_or_error(&self.host, self.command(&["register", "-t", token])).await.map(drop)
     }
 
     /// Joins with a token; `more` are further arguments.
@@ -58,7 +73,7 @@ impl Agent {
     /// [`Error::Refused`] with the agent's error output.
     pub async fn join(&self, token: &str, more: &[&str]) -> Result<(), Error> {
         let arguments = [&["join", "--daemon", "off", "-t", token], more].concat();
-        run_or_error(&self.host, &self.program, &arguments).await.map(drop)
+        run_or_error(&self.host, self.command(&arguments)).await.map(drop)
     }
 
     /// The status of its networks: the document of `netclient status --json`.
@@ -67,7 +82,7 @@ impl Agent {
     ///
     /// [`Error::Refused`] with the agent's error output.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
-        status(&self.host, &self.program, &[]).await
+        status(&self.host, self.command(&[])).await
     }
 
     /// Starts the daemon, unless it is running; `variables` are environment variables of `netclient`.
@@ -79,8 +94,8 @@ impl Agent {
         if self.daemon.as_mut().is_some_and(Process::is_running) {
             return Ok(());
         }
-        let mut command = self.host.command(&self.program);
-        command.arg("daemon").envs(variables.iter().copied());
+        let mut command = self.command(&["daemon"]);
+        command.envs(variables.iter().copied());
         self.daemon = Some(self.host.start("netclient", command).map_err(system("start netclient"))?);
         Ok(())
     }
@@ -103,24 +118,15 @@ impl Agent {
     }
 }
 
-/// The status of an agent on a host; `arguments` select the agent.
-pub(super) async fn status(
-    host: &Host,
-    program: &Path,
-    arguments: &[&str],
-) -> Result<serde_json::Value, Error> {
-    let output = run_or_error(host, program, &[arguments, &["status", "--json"]].concat()).await?;
+/// The status of the agent that a command of `netclient` selects on a host.
+pub(super) async fn status(host: &Host, mut netclient: Command) -> Result<serde_json::Value, Error> {
+    netclient.args(["status", "--json"]);
+    let output = run_or_error(host, netclient).await?;
     serde_json::from_slice(&output.stdout).map_err(|error| Error::Refused(error.to_string()))
 }
 
-async fn run(host: &Host, program: &Path, arguments: &[&str]) -> io::Result<Output> {
-    let mut command = host.command(program);
-    command.args(arguments);
-    host.run(command).await
-}
-
-async fn run_or_error(host: &Host, program: &Path, arguments: &[&str]) -> Result<Output, Error> {
-    let output = run(host, program, arguments).await.map_err(system("run netclient"))?;
+async fn run_or_error(host: &Host, command: Command) -> Result<Output, Error> {
+    let output = host.run(command).await.map_err(system("run netclient"))?;
     if output.status.success() {
         return Ok(output);
     }

@@ -156,6 +156,16 @@ impl Host {
         self.within(|| Ok(rustix::mount::mount_bind(path, path)?))
     }
 
+    /// Hides what a directory holds from the host: it is empty from now on.
+    ///
+    /// # Errors
+    ///
+    /// What mount(2) answered.
+    pub fn hide(&self, directory: impl AsRef<Path>) -> io::Result<()> {
+        let directory = directory.as_ref();
+        self.within(|| Ok(rustix::mount::mount("tmpfs", directory, "tmpfs", MountFlags::RDONLY, None)?))
+    }
+
     /// Prepares a command that will run inside the host, as root, in a process group of its own and in the
     /// directory `/`; `current_dir` has no effect.
     ///

@@ -64,6 +64,8 @@ pub struct NodeVerdict {
     pub name: String,
     /// Its addresses in the network.
     pub addresses: Vec<IpAddr>,
+    /// Where its WireGuard device runs, as its agent reports it: `kernel` or `userspace`; absent: it has none.
+    pub device: Option<String>,
     /// How many names resolve on it.
     pub names: usize,
     /// The names that should resolve on it and do not.
@@ -195,12 +197,12 @@ impl Running {
         for (participant, agent) in
             self.agents.iter().filter(|(participant, _)| participant.network == *network)
         {
-            let addresses = addresses(&agent.status().await?, network);
-            members.push(Member { name: &participant.name, host: agent.host(), addresses });
+            let status = agent.status().await?;
+            members.push(Member::of(&participant.name, agent.host(), &status, network));
         }
         if let Some(name) = Roster::own_node(&self.declared, network) {
-            let addresses = self.own_addresses(network, families, deadline).await?;
-            members.push(Member { name, host: self.server.host(), addresses });
+            let status = self.own_status(network, families, deadline).await?;
+            members.push(Member::of(name, self.server.host(), &status, network));
         }
         for Member { name, addresses, .. } in &members {
             if addresses.len() != families {
@@ -213,17 +215,17 @@ impl Running {
         Ok(members)
     }
 
-    /// The addresses of the server's own host in a network, once it has all of them or time is up.
-    async fn own_addresses(
+    /// The status of the server's own host, once it has all addresses in a network or time is up.
+    async fn own_status(
         &self,
         network: &NetworkName,
         families: usize,
         deadline: Instant,
-    ) -> Result<Vec<IpAddr>, Error> {
+    ) -> Result<serde_json::Value, Error> {
         loop {
-            let addresses = addresses(&self.server.status().await?, network);
-            if addresses.len() == families || Instant::now() > deadline {
-                return Ok(addresses);
+            let status = self.server.status().await?;
+            if addresses(&status, network).len() == families || Instant::now() > deadline {
+                return Ok(status);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -247,10 +249,11 @@ impl Running {
         let pairs = stream::iter(pings).buffered(PINGS).try_collect().await?;
         let expected = self.names(name, members.iter().map(|member| member.name));
         let mut nodes = Vec::new();
-        for Member { name, host, addresses } in members {
+        for Member { name, host, addresses, device } in members {
             let missing = missing_until(host, &expected, deadline).await?;
             let names = expected.len() - missing.len();
-            nodes.push(NodeVerdict { name: name.to_string(), addresses: addresses.clone(), names, missing });
+            let (name, addresses, device) = (name.to_string(), addresses.clone(), device.clone());
+            nodes.push(NodeVerdict { name, addresses, device, names, missing });
         }
         Ok(NetworkVerdict { name: name.clone(), nodes, pairs })
     }
@@ -273,6 +276,15 @@ struct Member<'a> {
     name: &'a Name,
     host: &'a Host,
     addresses: Vec<IpAddr>,
+    device: Option<String>,
+}
+
+impl<'a> Member<'a> {
+    /// The member whose agent has this status.
+    fn of(name: &'a Name, host: &'a Host, status: &serde_json::Value, network: &NetworkName) -> Self {
+        let device = of_network(status, network).and_then(|it| it["device"].as_str()).map(ToOwned::to_owned);
+        Self { name, host, addresses: addresses(status, network), device }
+    }
 }
 
 /// The names that do not resolve on a host, once all do or time is up.
@@ -308,7 +320,11 @@ async fn ping_until(host: &Host, to: IpAddr, deadline: Instant) -> Result<Option
 
 /// The addresses in a network, from a document of `netclient status --json`.
 fn addresses(status: &serde_json::Value, network: &NetworkName) -> Vec<IpAddr> {
-    let found = status["networks"].as_array().into_iter().flatten().find(|it| it["name"] == network.as_str());
-    let texts = found.and_then(|it| it["addresses"].as_array()).into_iter().flatten();
+    let texts = of_network(status, network).and_then(|it| it["addresses"].as_array()).into_iter().flatten();
     texts.filter_map(|address| address.as_str()?.parse().ok()).collect()
+}
+
+/// A network's part of such a document.
+fn of_network<'a>(status: &'a serde_json::Value, network: &NetworkName) -> Option<&'a serde_json::Value> {
+    status["networks"].as_array()?.iter().find(|it| it["name"] == network.as_str())
 }

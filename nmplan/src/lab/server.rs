@@ -81,8 +81,9 @@ impl Server {
     ///
     /// [`Error::Refused`] with the agent's error output.
     pub async fn status(&self) -> Result<serde_json::Value, Error> {
-        let directory = self.data().join("client").display().to_string();
-        agent::status(&self.host, &self.netclient, &["--directory", &directory]).await
+        let mut netclient = self.host.command(&self.netclient);
+        netclient.arg("--directory").arg(self.data().join("client"));
+        agent::status(&self.host, netclient).await
     }
 
     /// The environment variables with which nmplan reaches it as an admin.

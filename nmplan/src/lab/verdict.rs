@@ -99,6 +99,7 @@ mod tests {
         let node = |name: &str, number| NodeVerdict {
             name: name.into(),
             addresses: vec![address(number)],
+            device: Some("kernel".into()),
             names: 2,
             missing: BTreeSet::new(),
         };
