@@ -156,13 +156,19 @@ pub fn device_of(host: &Host, interface: &str) -> Option<u32> {
     host.processes().into_iter().find(holds_device)
 }
 
-/// Kills the device process of an interface of a host.
+/// Ends the device of an interface of a host: kills its process or, if it is the kernel's, deletes it.
 ///
 /// # Panics
 ///
 /// When there is none.
 pub fn kill_device(host: &Host, interface: &str) {
-    let device = device_of(host, interface).expect("a device process");
+    let Some(device) = device_of(host, interface) else {
+        assert_eq!(kind_of(&link(host, interface)), "wireguard", "it has neither a process nor the kernel's");
+        let mut command = host.command("ip");
+        command.args(["link", "delete", "dev", interface]);
+        assert!(command.status().expect("ip runs").success());
+        return;
+    };
     let device =
         i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
     rustix::process::kill_process(device, rustix::process::Signal::KILL).expect("it is killed");
@@ -189,16 +195,29 @@ pub async fn addresses(agent: &Agent, network: &str) -> Vec<IpAddr> {
 ///
 /// When there is no such interface.
 pub async fn link_kind(host: &Host, interface: &str) -> String {
+    kind_of(&link(host, interface)).to_owned()
+}
+
+/// An interface of a host, as `ip -json -details link` shows it.
+///
+/// # Panics
+///
+/// When there is no such interface.
+pub fn link(host: &Host, interface: &str) -> serde_json::Value {
     let mut command = host.command("ip");
     command.args(["-json", "-details", "link", "show", "dev", interface]);
-    let output = host.run(command).await.expect("ip runs");
-    let links: serde_json::Value =
+    let output = command.output().expect("ip runs");
+    let mut links: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("there is such an interface");
-    links[0]["linkinfo"]["info_kind"].as_str().expect("it has a kind").to_owned()
+    links[0].take()
+}
+
+fn kind_of(link: &serde_json::Value) -> &str {
+    link["linkinfo"]["info_kind"].as_str().expect("it has a kind")
 }
 
 /// Asserts that devices run where `NETCLIENT_DEVICE` wants them, if it is set; a guest sets it.
-async fn assert_devices(agents: &[Agent], network: &str) {
+async fn assert_devices(agents: impl Iterator<Item = &Agent>, network: &str) {
     let Ok(wanted) = std::env::var("NETCLIENT_DEVICE") else { return };
     for agent in agents {
         let status = agent.status().await.expect("the agent answers");
@@ -216,11 +235,16 @@ async fn assert_devices(agents: &[Agent], network: &str) {
 ///
 /// When one does not within 20 seconds.
 pub async fn all_ping_all(agents: &[Agent], network: &str) {
-    assert_devices(agents, network).await;
-    for to in agents {
+    each_pings_each(agents.iter(), network).await;
+}
+
+/// The same for agents that are no slice.
+pub async fn each_pings_each<'a>(agents: impl Iterator<Item = &'a Agent> + Clone, network: &str) {
+    assert_devices(agents.clone(), network).await;
+    for to in agents.clone() {
         let addresses = addresses(to, network).await;
         assert!(!addresses.is_empty(), "{} is in {network}", to.host().name());
-        for from in agents {
+        for from in agents.clone() {
             for address in &addresses {
                 let what = format!("{} pings {} at {address}", from.host().name(), to.host().name());
                 eventually(&what, Duration::from_secs(20), async || {

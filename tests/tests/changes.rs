@@ -6,12 +6,13 @@
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime};
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, text_of};
 use netclient::device::userspace::Userspace;
-use netclient::device::{Device, DeviceStep, PrivateKey};
+use netclient::device::{Device, DeviceState, DeviceStep, PrivateKey};
 use nmplan::lab::{Agent, enter_test};
 
 fn text(address_of_c: &str, keepalive: &str) -> String {
@@ -40,6 +41,20 @@ async fn three(mesh: &Mesh, variables: &[(&str, &str)]) -> Vec<Agent> {
 
 fn link(agent: &Agent) -> Option<u32> {
     agent.host().within(|| netclient::device::link_index("nm-corp")).expect("the kernel answers")
+}
+
+/// The device of an agent, as it is.
+fn device(agent: &Agent) -> DeviceState {
+    let socket = Path::new("/etc/netclient/device-nm-corp.sock");
+    agent.host().within(|| {
+        let device = netclient::device::attach("nm-corp", socket).expect("it answers");
+        device.expect("it is there").observe().expect("it answers")
+    })
+}
+
+/// What tells a device from another one under its name: its interface, and its process if it has one.
+fn identity(agent: &Agent) -> (Option<u32>, Option<u32>) {
+    (link(agent), end_to_end::device_of(agent.host(), "nm-corp"))
 }
 
 async fn knows(agent: &Agent, name: &str, address: &str) -> bool {
@@ -81,12 +96,7 @@ fn a_change_is_pushed_and_loses_no_ping_of_others() {
         mesh.apply(&text("10.40.0.10", "7s")).await;
         for agent in &agents {
             eventually("the keepalive is set", Duration::from_secs(3), async || {
-                let socket = "/etc/netclient/device-nm-corp.sock";
-                let device = agent.host().within(|| {
-                    let device = netclient::device::attach("nm-corp", std::path::Path::new(socket));
-                    device.expect("it answers").expect("it is there").observe().expect("it answers")
-                });
-                device.peers.values().all(|peer| peer.settings.keepalive == 7)
+                device(agent).peers.values().all(|peer| peer.settings.keepalive == 7)
             })
             .await;
         }
@@ -177,25 +187,167 @@ fn a_mesh_moves_to_another_port_on_the_devices_that_it_has() {
     in_runtime(async {
         let mesh = Mesh::start().await;
         let agents = three(&mesh, &[]).await;
-        let devices =
-            || -> Vec<_> { agents.iter().map(|it| end_to_end::device_of(it.host(), "nm-corp")).collect() };
+        let devices = || -> Vec<_> { agents.iter().map(identity).collect() };
         let before = devices();
         for port in [51_900, 51_901, 51_902] {
             let text = text("10.40.0.9", "20s").replace("check-in", &format!("listen-port {port}; check-in"));
             mesh.apply(&text).await;
             for agent in &agents {
                 eventually("the port is set", Duration::from_secs(5), async || {
-                    let socket = std::path::Path::new("/etc/netclient/device-nm-corp.sock");
-                    let state = agent.host().within(|| {
-                        let device = netclient::device::attach("nm-corp", socket).expect("it answers");
-                        device.expect("it is there").observe().expect("it answers")
-                    });
-                    state.listen_port == port
+                    device(agent).listen_port == port
                 })
                 .await;
             }
             all_ping_all(&agents, "corp").await;
         }
         assert_eq!(devices(), before, "none was replaced");
+    });
+}
+
+/// A host's device at one moment.
+struct Found {
+    identity: (Option<u32>, Option<u32>),
+    device: DeviceState,
+}
+
+fn found(agent: &Agent) -> Found {
+    Found { identity: identity(agent), device: device(agent) }
+}
+
+/// The device is the one that it was, and each peer that it had and has was changed in place: its session and
+/// its counters are kept.
+fn assert_kept(before: &Found, now: &Found, what: &str) {
+    assert_eq!(before.identity, now.identity, "{what}: no device is replaced");
+    for (key, was) in &before.device.peers {
+        let Some(is) = now.device.peers.get(key) else { continue };
+        assert!(
+            was.last_handshake.is_some() && is.last_handshake >= was.last_handshake,
+            "{what}: {was:?}, {is:?}"
+        );
+        assert!(is.received >= was.received && is.sent >= was.sent, "{what}: {was:?}, {is:?}");
+    }
+}
+
+#[test]
+fn every_setting_changes_in_place_and_costs_no_session() {
+    if !enter_test("every_setting_changes_in_place_and_costs_no_session") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = three(&mesh, &[]).await;
+        let c = device(&agents[2]).public_key.expect("it has a key");
+        let b: IpAddr = addresses(&agents[1], "corp").await[0];
+        let pinger = agents[0].host().pinger(b, Duration::from_millis(20)).expect("sockets");
+        let at = |port: u16| SocketAddr::from((agents[2].host().ipv6(), port));
+        let others_reach = |agent: &Agent, port: u16| {
+            let reached =
+                device(agent).peers.get(&c).is_none_or(|peer| peer.settings.endpoint == Some(at(port)));
+            reached && (port == 51_821 || agent.host().name() != "c" || device(agent).listen_port == port)
+        };
+        let node = |more: &str| text("10.40.0.10", "7s").replace("ipv4=\"10.40.0.10\"", more);
+        let moved = format!("ipv4=\"10.40.0.10\" endpoint=\"{}\"", at(51_821));
+        let port = format!("ipv4=\"10.40.0.10\" listen-port=51900 endpoint=\"{}\"", at(51_900));
+        let with_mtu = |text: String| text.replace("check-in", "mtu 1300; check-in");
+        type Holds<'a> = &'a (dyn Fn(&Agent) -> bool + Sync);
+        let changes: [(&str, String, Holds<'_>); 5] = [
+            ("the keepalive", text("10.40.0.9", "7s"), &|agent| {
+                device(agent).peers.values().all(|peer| peer.settings.keepalive == 7)
+            }),
+            ("an address", text("10.40.0.10", "7s"), &|agent| {
+                let hosts = agent.host().read("/etc/hosts").expect("it is there");
+                hosts.contains("10.40.0.10\tapi.corp")
+            }),
+            ("the MTU", with_mtu(text("10.40.0.10", "7s")), &|agent| {
+                end_to_end::link(agent.host(), "nm-corp")["mtu"] == 1300
+            }),
+            ("an endpoint", with_mtu(node(&moved)), &|agent| others_reach(agent, 51_821)),
+            ("a port", with_mtu(node(&port)), &|agent| others_reach(agent, 51_900)),
+        ];
+        for (what, text, holds) in changes {
+            let before: Vec<_> = agents.iter().map(found).collect();
+            mesh.apply(&text).await;
+            for agent in &agents {
+                eventually(what, Duration::from_secs(5), async || holds(agent)).await;
+            }
+            all_ping_all(&agents, "corp").await;
+            for (agent, before) in agents.iter().zip(&before) {
+                assert_kept(before, &found(agent), what);
+            }
+        }
+        let count = pinger.stop().await;
+        assert_eq!(count.lost, 0, "a and b have the session that they had: {count:?}");
+    });
+}
+
+/// What a folder holds, in the order of names.
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<_> =
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Waits until every agent has the addresses that the server gives its node.
+async fn all_have_their_addresses(mesh: &Mesh, agents: &[(&str, Agent)]) {
+    eventually("all have their addresses", Duration::from_secs(10), async || {
+        let output = mesh.nmplan(&["status", "--json"]).await;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a document");
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        for (name, agent) in agents {
+            let node = nodes.iter().find(|node| node["name"] == **name).expect("it is a node");
+            let given: Vec<IpAddr> =
+                serde_json::from_value(node["addresses"].clone()).expect("a list of addresses");
+            if addresses(agent, "corp").await != given {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+}
+
+#[test]
+fn every_story_is_lived_through_on_the_devices_that_it_begins_with() {
+    if !enter_test("every_story_is_lived_through_on_the_devices_that_it_begins_with") {
+        return;
+    }
+    in_runtime(async {
+        let stories = sorted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stories"));
+        assert!(!stories.is_empty());
+        let mesh = Mesh::start().await;
+        for story in stories {
+            let title = text_of(story.file_name().expect("a name").as_encoded_bytes());
+            let mut agents = Vec::new();
+            for name in ["gw", "db", "laptop"] {
+                agents.push((name, mesh.agent(&format!("{title}.{name}")).await));
+            }
+            // In the world of the story the gateway has an address of its own.
+            let gateway = agents[0].1.host().ipv4().to_string();
+            let read = |state: &Path| {
+                std::fs::read_to_string(state).expect("it can be read").replace("192.0.2.10", &gateway)
+            };
+            let mut states = sorted(&story).into_iter();
+            let tokens = mesh.apply(&read(&states.next().expect("a first state"))).await;
+            for (name, agent) in &mut agents {
+                agent.join(&tokens["corp/access-key/first"], &["--name", name]).await.expect("it joins");
+                agent.start_daemon(&[]).expect("the agent starts");
+            }
+            let made: Vec<_> = agents.iter().map(|(_, agent)| identity(agent)).collect();
+            for state in states {
+                mesh.apply(&read(&state)).await;
+                all_have_their_addresses(&mesh, &agents).await;
+                end_to_end::each_pings_each(agents.iter().map(|(_, agent)| agent), "corp").await;
+            }
+            assert_eq!(agents.iter().map(|(_, agent)| identity(agent)).collect::<Vec<_>>(), made);
+            for (name, agent) in &agents {
+                let left = agent.netclient(&["leave"]).await.expect("it runs");
+                assert!(left.status.success(), "{name}: {left:?}");
+                eventually("nothing is left", Duration::from_secs(5), async || {
+                    identity(agent) == (None, None)
+                })
+                .await;
+            }
+        }
     });
 }

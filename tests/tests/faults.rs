@@ -77,8 +77,8 @@ fn killing_agent_and_server_loses_no_ping() {
 }
 
 #[test]
-fn a_device_process_that_is_killed_is_replaced() {
-    if !enter_test("a_device_process_that_is_killed_is_replaced") {
+fn a_device_that_is_ended_is_replaced() {
+    if !enter_test("a_device_that_is_ended_is_replaced") {
         return;
     }
     in_runtime(async {
@@ -105,12 +105,8 @@ fn a_host_that_was_off_comes_up_without_the_server() {
         mesh.server.kill().await.expect("it is killed");
         for agent in &mut agents {
             agent.kill_daemon().await.expect("it is killed");
-            for process in agent.host().processes() {
-                let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
-                let process = process.expect("a process number");
-                rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it is killed");
-            }
             let host = agent.host();
+            end_to_end::kill_device(host, "nm-corp");
             eventually("the interface is gone", Duration::from_secs(5), async || {
                 host.within(|| netclient::device::link_index("nm-corp"))
                     .expect("the kernel answers")

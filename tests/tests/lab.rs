@@ -46,11 +46,17 @@ fn marked(mark: &str) -> usize {
     environments.filter(|it| String::from_utf8_lossy(it).split('\0').any(|line| line == mark)).count()
 }
 
-fn nodes_of(output: &Output) -> serde_json::Value {
+/// The nodes of a lab's first network, in which there are so many pairs.
+fn nodes_of(output: &Output, pairs: usize) -> serde_json::Value {
     assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
     let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let nodes = verdict["networks"][0]["nodes"].clone();
-    assert_eq!(verdict["networks"][0]["pairs"].as_array().map(Vec::len), Some(6), "{verdict}");
+    // In a guest with the kernel's WireGuard every device is to be the kernel's.
+    if let Ok(wanted) = std::env::var("NETCLIENT_DEVICE") {
+        let devices = nodes.as_array().into_iter().flatten().map(|node| &node["device"]);
+        assert!(devices.into_iter().all(|device| *device == wanted.as_str()), "{nodes}");
+    }
+    assert_eq!(verdict["networks"][0]["pairs"].as_array().map(Vec::len), Some(pairs), "{verdict}");
     nodes
 }
 
@@ -59,7 +65,7 @@ fn the_quick_start_comes_up_in_both_languages_and_leaves_nothing() {
     let before = SystemState::read();
     let kdl = lab(&[&example("quickstart"), "--json"]).output().expect("it runs");
     let yaml = lab(&[&example("quickstart-yaml"), "--json"]).output().expect("it runs");
-    let (kdl, yaml) = (nodes_of(&kdl), nodes_of(&yaml));
+    let (kdl, yaml) = (nodes_of(&kdl, 6), nodes_of(&yaml, 6));
     let names = |nodes: &serde_json::Value| {
         let nodes = nodes.as_array().cloned().unwrap_or_default();
         nodes.iter().map(|node| (node["name"].clone(), node["names"].clone())).collect::<Vec<_>>()
@@ -67,6 +73,40 @@ fn the_quick_start_comes_up_in_both_languages_and_leaves_nothing() {
     assert_eq!(names(&kdl), names(&yaml));
     assert_eq!(names(&kdl)[0].1, 6, "three nodes and three entries");
     assert_eq!(SystemState::read(), before);
+}
+
+/// The states of the stories in `examples/stories`, each by its path there.
+fn states() -> Vec<Vec<PathBuf>> {
+    let sorted = |folder: PathBuf| {
+        let entries = std::fs::read_dir(folder).expect("a folder");
+        entries.map(|entry| entry.expect("an entry").path()).collect::<BTreeSet<_>>()
+    };
+    sorted(example("stories").into()).into_iter().map(|story| sorted(story).into_iter().collect()).collect()
+}
+
+fn comes_up(state: &std::path::Path) {
+    let output = lab(&["-f", &state.display().to_string(), "--json"]).output().expect("it runs");
+    // Each has two declared nodes, or as many that join with its key.
+    nodes_of(&output, if state.ends_with("2-nodes-and-names.kdl") { 12 } else { 2 });
+}
+
+#[test]
+fn the_last_state_of_every_story_comes_up() {
+    let stories = states();
+    assert!(!stories.is_empty());
+    stories.iter().filter_map(|states| states.last()).for_each(|state| comes_up(state));
+}
+
+#[test]
+fn every_other_state_of_a_story_and_every_kind_comes_up() {
+    for states in states() {
+        states.split_last().into_iter().flat_map(|(_, others)| others).for_each(|state| comes_up(state));
+    }
+    for kind in ["access-key", "dns", "network", "node"] {
+        let output = lab(&["-f", &example(&format!("kinds/{kind}.kdl"))]).output().expect("it runs");
+        let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
+        assert!(output.status.success(), "{kind}: {printed}");
+    }
 }
 
 #[test]

@@ -13,8 +13,10 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use end_to_end::filter::{count, drop_udp, forget, packets};
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, mistyped, rounds, text_of};
-use nmplan::lab::{Agent, Host, Server, enter_test};
+use end_to_end::{
+    Mesh, addresses, all_ping_all, eventually, in_runtime, link_kind, mistyped, rounds, text_of,
+};
+use nmplan::lab::{Agent, Host, Programs, Server, Underlay, enter_test};
 use proto::token::Token;
 use socket2::{Domain, Socket, Type};
 use test_agent::Agent as BareAgent;
@@ -46,6 +48,7 @@ async fn registered(mesh: &Mesh, names: &[&str]) -> Vec<Agent> {
     all_ping_all(&agents, "corp").await;
     for agent in &agents {
         takes(agent, "tunnel", Duration::from_secs(10)).await;
+        assert_eq!(link_kind(agent.host(), "nm-comms").await, "tun", "whatever the network's device is");
     }
     agents
 }
@@ -301,8 +304,10 @@ async fn refused(agent: &Agent, token: &str) -> String {
 async fn has_nothing(agent: &Agent) {
     let host = agent.host();
     eventually("every process ends", Duration::from_secs(5), async || host.processes().is_empty()).await;
-    let link = host.within(|| netclient::device::link_index("nm-comms")).expect("the kernel answers");
-    assert_eq!(link, None);
+    for interface in ["nm-comms", "nm-corp", "nm-lab"] {
+        let link = host.within(|| netclient::device::link_index(interface)).expect("the kernel answers");
+        assert_eq!(link, None, "{interface}");
+    }
     let left: Vec<_> = host.within(|| {
         let listed = std::fs::read_dir("/etc/netclient").into_iter().flatten().flatten();
         listed.map(|file| file.file_name()).collect()
@@ -472,6 +477,78 @@ fn leaving_the_last_network_ends_the_tunnel() {
 }
 
 #[test]
+#[ignore = "needs the kernel's WireGuard; kernel.rs runs it in a guest"]
+fn without_tun_both_ends_of_the_tunnel_are_the_kernels() {
+    if !enter_test("without_tun_both_ends_of_the_tunnel_are_the_kernels") {
+        return;
+    }
+    in_runtime(async {
+        let programs = Programs::find().expect("the programs are built");
+        let underlay = Underlay::new().await.expect("an underlay");
+        let host = underlay.host("the_server").await.expect("a host");
+        host.hide("/dev/net").expect("it is there");
+        let server = Server::start_on(host, &programs, &[]).await.expect("a server that serves");
+        let mut mesh = Mesh { underlay, programs, server };
+        let tokens = mesh.apply(&text("10.40.9.1")).await;
+        let mut a = mesh.agent("a").await;
+        a.host().hide("/dev/net").expect("it is there");
+        a.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        let links = || [mesh.server.host(), a.host()].map(|host| end_to_end::link(host, "nm-comms"));
+        let made = links();
+        for link in &made {
+            assert_eq!(link["linkinfo"]["info_kind"], "wireguard", "{link}");
+        }
+        a.join(&tokens["corp/access-key/k"], &[]).await.expect("it joins");
+        a.start_daemon(&[]).expect("the agent starts");
+        takes(&a, "tunnel", Duration::from_secs(10)).await;
+        change(&mesh, &a, "10.40.9.2", Duration::from_secs(3)).await;
+
+        // New processes find what the last ones left, by key and name.
+        mesh.server.kill().await.expect("it is killed");
+        a.kill_daemon().await.expect("it is killed");
+        mesh.server.serve().await.expect("it serves again");
+        a.start_daemon(&[]).expect("the agent starts");
+        takes(&a, "tunnel", Duration::from_secs(60)).await;
+        change(&mesh, &a, "10.40.9.3", Duration::from_secs(3)).await;
+        let found = [mesh.server.host(), a.host()].map(|host| end_to_end::link(host, "nm-comms"));
+        for (made, found) in made.iter().zip(&found) {
+            assert_eq!(made["ifindex"], found["ifindex"]);
+        }
+
+        let left = a.netclient(&["leave"]).await.expect("it runs");
+        assert!(left.status.success(), "{}", text_of(&left.stderr));
+        for interface in ["nm-comms", "nm-corp"] {
+            let link =
+                a.host().within(|| netclient::device::link_index(interface)).expect("the kernel answers");
+            assert_eq!(link, None, "{interface}");
+        }
+
+        // The kernel keeps no deadline: the next command does what it asks for.
+        let b = mesh.agent("b").await;
+        b.host().hide("/dev/net").expect("it is there");
+        b.register(&tokens["corp/access-key/k"]).await.expect("it registers");
+        assert_eq!(link_kind(b.host(), "nm-comms").await, "wireguard");
+        let_expire(b.host());
+        let listed = b.netclient(&["list"]).await.expect("it runs");
+        assert!(listed.status.success(), "{}", text_of(&listed.stderr));
+        has_nothing(&b).await;
+    });
+}
+
+/// Moves the deadline of a host's registration, as it is on the disk, to now.
+fn let_expire(host: &Host) {
+    host.within(|| {
+        let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
+        let file = listed.map(|it| it.path()).find(|it| it.to_string_lossy().contains("comms-"));
+        let file = file.expect("it is kept");
+        let mut kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).expect("it can be read")).expect("JSON");
+        kept["deadline"]["at"]["secs"] = netclient::device::boottime().as_secs().into();
+        std::fs::write(&file, kept.to_string()).expect("it can be written");
+    });
+}
+
+#[test]
 fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
     if !enter_test("a_registration_that_nobody_follows_up_is_ended_by_its_device") {
         return;
@@ -488,16 +565,8 @@ fn a_registration_that_nobody_follows_up_is_ended_by_its_device() {
             .expect("a deadline");
         assert!((590..=600).contains(&expires), "{expires}");
         // The deadline is moved to now: on the disk, and for the device's process.
+        let_expire(a.host());
         a.host().within(|| {
-            let listed = std::fs::read_dir("/etc/netclient").expect("it is there").flatten();
-            let file = listed
-                .map(|it| it.path())
-                .find(|it| it.to_string_lossy().contains("comms-"))
-                .expect("it is kept");
-            let mut kept: serde_json::Value =
-                serde_json::from_slice(&std::fs::read(&file).expect("it can be read")).expect("JSON");
-            kept["deadline"]["at"]["secs"] = netclient::device::boottime().as_secs().into();
-            std::fs::write(&file, kept.to_string()).expect("it can be written");
             let device =
                 netclient::device::attach("nm-comms", Path::new("/etc/netclient/device-nm-comms.sock"));
             let mut device = device.expect("it answers").expect("it is there");
