@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-
 /// Which system a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
