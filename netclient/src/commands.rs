@@ -24,6 +24,7 @@ use crate::device::process::{self, Ended};
 use crate::directory::Directory;
 use crate::host::System;
 use crate::settings;
+use crate::systemd;
 
 /// More than any token holds: more on standard input is not a token.
 const LONGEST_TOKEN: usize = 1 << 16;
@@ -51,26 +52,13 @@ pub fn main() -> ExitCode {
         | Verb::List(_)
         | Verb::Status(_) => "warn",
     };
-    let log = tracing_subscriber::EnvFilter::try_from_env("NETCLIENT_LOG").unwrap_or_else(|_| level.into());
-    let colour = io::IsTerminal::is_terminal(&io::stderr());
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(io::stderr).with_ansi(colour).init();
+    systemd::start_log("NETCLIENT_LOG", level);
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(&*error);
+            systemd::print_error("netclient", &*error);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// An error and its causes, a line each.
-fn print_error(error: &dyn std::error::Error) {
-    let mut talk = io::stderr().lock();
-    let _ = writeln!(talk, "netclient: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = writeln!(talk, "  because: {error}");
-        cause = error.source();
     }
 }
 

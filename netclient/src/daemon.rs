@@ -22,6 +22,7 @@ use crate::agent::{Agent, AgentError, DriverStatus, error_chain};
 use crate::directory::Directory;
 use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
+use crate::systemd;
 
 /// How long a command waits for the daemon, which may have to make two calls and configure a device.
 const TIMEOUT: Duration = Duration::from_secs(45);
@@ -103,6 +104,8 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
     let (listener, _file, _lock) = listen(&path)?;
     let daemon = Arc::new(Daemon { agent, drivers: Mutex::default(), shutdown: shutdown.clone() });
     let mut poll = tokio::time::interval(POLL_INTERVAL);
+    // Commands reach it; its networks come up whether or not a server answers.
+    systemd::ready();
     loop {
         tokio::select! {
             _ = poll.tick() => daemon.rescan().await,

@@ -31,5 +31,6 @@ pub mod registration;
 pub mod server_names;
 pub mod settings;
 pub mod system;
+pub mod systemd;
 pub mod tunnel;
 pub mod tunnels;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use netclient::systemd;
 use nmserver::config::{self, Settings};
 use nmserver::core::authorize::{Grant, ProjectScope, Role};
 use nmserver::identity::DataDir;
@@ -95,13 +96,11 @@ fn main() -> ExitCode {
     };
     // gotatun logs every peer that comes and goes, and the log of a device only grows.
     let level = if matches!(args.verb, Some(Verb::Device { .. })) { "info,gotatun=warn" } else { "info" };
-    let log = tracing_subscriber::EnvFilter::try_from_env("NMSERVER_LOG").unwrap_or_else(|_| level.into());
-    let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(colour).init();
+    systemd::start_log("NMSERVER_LOG", level);
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(&*error);
+            systemd::print_error("nmserver", &*error);
             ExitCode::FAILURE
         }
     }
@@ -119,17 +118,6 @@ fn parse() -> Result<Args, clap::Error> {
         .after_long_help(settings)
         .try_get_matches()?;
     Args::from_arg_matches(&matches)
-}
-
-/// An error and its causes, a line each.
-fn print_error(error: &dyn std::error::Error) {
-    let mut talk = std::io::stderr().lock();
-    let _ = writeln!(talk, "nmserver: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = writeln!(talk, "  because: {error}");
-        cause = error.source();
-    }
 }
 
 fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
@@ -200,6 +188,7 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         agent_address,
         "serving"
     );
+    systemd::ready();
     if server.first_start {
         print_next_steps(&settings);
     }
