@@ -24,6 +24,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long after a change by others the host is looked at, and how often at most.
 const SETTLE: Duration = Duration::from_millis(100);
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+/// How often at most a new address or carrier of the host makes it ask again.
+const CONNECTED_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the server is sent the host's facts, even if nothing seems to have changed: a NAT in between may
 /// have.
 const FACTS: Duration = Duration::from_secs(300);
@@ -60,6 +62,8 @@ pub enum Input {
     ApplyFailed,
     /// Somebody changed what the tunnel stands on.
     HostChanged,
+    /// The host has another address or a carrier: it may reach what it did not.
+    HostConnected,
     /// Names of peers' endpoints lead elsewhere.
     Resolved,
 }
@@ -107,6 +111,8 @@ pub struct AgentState {
     next_call: Instant,
     next_reconcile: Instant,
     last_reconcile: Instant,
+    /// When a new address or carrier made it ask again.
+    last_connected: Instant,
     removed: bool,
 }
 
@@ -160,6 +166,7 @@ impl AgentState {
             next_call: now,
             next_reconcile: now + RECONCILE_INTERVAL,
             last_reconcile: now,
+            last_connected: now,
             removed: false,
         }
     }
@@ -206,6 +213,7 @@ impl AgentState {
             Input::Applied { facts_changed } => self.was_applied(facts_changed, now),
             Input::ApplyFailed => self.apply_failed(now),
             Input::HostChanged => self.host_changed(now),
+            Input::HostConnected => self.host_connected(now),
             Input::Resolved => self.push_apply(),
         }
         self.handle_timeout(now);
@@ -225,6 +233,17 @@ impl AgentState {
     fn host_changed(&mut self, now: Instant) {
         let soon = (now + SETTLE).max(self.last_reconcile + REPAIR_INTERVAL);
         self.next_reconcile = self.next_reconcile.min(soon);
+    }
+
+    /// Asks again soon, and with short pauses, since routes may come after addresses; not all the time where
+    /// interfaces come and go all the time.
+    fn host_connected(&mut self, now: Instant) {
+        if self.failures.is_failing() && now >= self.last_connected + CONNECTED_INTERVAL {
+            self.last_connected = now;
+            self.failures.begin_anew();
+            let then = now + self.spread(SPREAD);
+            self.call_by(then);
+        }
     }
 
     fn apply_failed(&mut self, now: Instant) {
@@ -604,6 +623,40 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_gets_an_address_asks_again_within_a_second_and_not_for_each_of_very_many() {
+        let (mut state, mut now) = started(false);
+        state.handle(Input::HostConnected, now + CONNECTED_INTERVAL);
+        assert_eq!(outputs(&mut state), [], "nothing has failed");
+        for _ in 0..10 {
+            state.handle(Input::Failed, now);
+            now = state.poll_timeout().max(state.next_call);
+            state.handle_timeout(now);
+            assert!(outputs(&mut state).contains(&Output::CheckIn { with_facts: true }));
+        }
+        state.handle(Input::Failed, now);
+        assert!(state.next_call > now + FIRST_PAUSE);
+        state.handle(Input::HostConnected, now);
+        assert!(state.next_call <= now + SPREAD);
+        now = state.next_call;
+        state.handle_timeout(now);
+        // The route is not there yet.
+        state.handle(Input::Failed, now);
+        assert!(state.next_call <= now + FIRST_PAUSE);
+        let mut calls = 0;
+        for _ in 0..600 {
+            now += Duration::from_millis(100);
+            state.handle(Input::HostConnected, now);
+            for output in outputs(&mut state) {
+                if let Output::CheckIn { .. } = output {
+                    calls += 1;
+                    state.handle(Input::Failed, now);
+                }
+            }
+        }
+        assert!(calls <= 90, "{calls} calls in a minute");
+    }
+
+    #[test]
     fn what_could_not_be_applied_is_tried_again_by_comparing_everything() {
         let (mut state, now) = started(false);
         state.handle(Input::Answered, now);
@@ -649,6 +702,7 @@ mod tests {
             Just(Input::Applied { facts_changed: true }),
             Just(Input::ApplyFailed),
             Just(Input::Resolved),
+            Just(Input::HostConnected),
         ]
     }
 

@@ -44,6 +44,11 @@ impl Backoff {
         }
     }
 
+    /// It may work now, for all that failed before: the pauses begin anew, and it counts as failing still.
+    pub fn begin_anew(&mut self) {
+        self.pauses = pauses(self.seed);
+    }
+
     /// Whether it has failed and not worked since.
     pub fn is_failing(&self) -> bool {
         self.due.is_some()

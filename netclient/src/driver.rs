@@ -121,6 +121,12 @@ impl Driver {
     fn hear(&mut self, event: Result<HostEvent, broadcast::error::RecvError>) {
         let touches = match &event {
             Ok(HostEvent::Link(name)) => *name == self.member.membership().interface,
+            Ok(HostEvent::Connected(name)) => {
+                if *name != self.member.membership().interface {
+                    self.state.handle(Input::HostConnected, now());
+                }
+                false
+            }
             // Too much to keep up with: anything may have happened.
             Ok(HostEvent::Routing | HostEvent::Filter) | Err(broadcast::error::RecvError::Lagged(_)) => true,
             Err(broadcast::error::RecvError::Closed) => false,

@@ -472,6 +472,24 @@ async fn a_server_that_is_silent_from_the_start_is_reported_once_and_its_answer_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_started_before_the_network_asks_when_the_host_is_connected() {
+    let mesh = Mesh::new(CORP).await;
+    let mut a = Node::new(&mesh, "a");
+    a.join(&mesh).await.expect("it joins");
+    a.connect(false);
+    let log = support::log();
+    a.start().await;
+    eventually("it is reported", || log().contains("the tunnel is as it was last")).await;
+    // The pauses are half a minute by then.
+    pass(Duration::from_secs(90)).await;
+    a.connect(true);
+    a.host.report_connected("eth0");
+    let took = eventually("it answers", || log().contains("the server answers")).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_network_whose_state_is_damaged_is_reported_and_can_be_left_by_force() {
     let mesh = Mesh::new(CORP).await;
     let a = Node::new(&mesh, "a");

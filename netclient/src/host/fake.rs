@@ -140,6 +140,12 @@ impl FakeHost {
         self.lock().watchers.retain(|watcher| watcher.send(HostEvent::Link(interface.to_owned())).is_ok());
     }
 
+    /// Reports that an interface got an address or a carrier.
+    pub fn report_connected(&self, interface: &str) {
+        let event = HostEvent::Connected(interface.to_owned());
+        self.lock().watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+    }
+
     /// Sets what comes of looking up `host:port` from now on.
     pub fn resolve_to(&self, name: &str, lookup: Lookup) {
         self.lock().resolver.send_modify(|names| {

@@ -338,7 +338,7 @@ fn group_of(link: &LinkMessage) -> u32 {
 }
 
 /// The address itself: `Local` where there is one, since `Address` is then the peer of a point-to-point link.
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let mut address: Option<IpAddr> = None;
     for attribute in &message.attributes {
         if let AddressAttribute::Local(local) = attribute {

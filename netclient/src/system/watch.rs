@@ -3,12 +3,14 @@
 //! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do.
 //! What the kernel could not queue is reported as everything at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use futures_util::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
@@ -16,6 +18,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 
+use super::link::address_of;
 use super::netlink::name_of;
 use crate::outside::Slot;
 
@@ -24,6 +27,8 @@ use crate::outside::Slot;
 pub enum HostEvent {
     /// An interface of this name is gone, went down, or lost an address.
     Link(String),
+    /// An interface of this name may reach what it did not: it has a carrier and an address, one of them new.
+    Connected(String),
     /// A route or a rule of the agent's is gone, or a rule of another program's came or went, which may lead
     /// packets elsewhere.
     Routing,
@@ -91,25 +96,63 @@ async fn routing(
     }
 }
 
-/// The names of the interfaces, which most messages leave out.
-struct Links(BTreeMap<u32, String>);
+/// The interfaces that there are.
+#[derive(Default)]
+struct Links {
+    /// Their names, which most messages leave out.
+    names: BTreeMap<u32, String>,
+    /// Those with a carrier.
+    running: BTreeSet<u32>,
+    /// Their addresses, of which a router's announcements make a message again and again.
+    addresses: BTreeSet<(u32, IpNet)>,
+}
 
 impl Links {
     async fn new(handle: &Handle) -> Self {
+        let mut known = Self::default();
         let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.unwrap_or_default();
-        Self(links.iter().filter_map(|link| Some((link.header.index, name_of(link)?.to_owned()))).collect())
+        for link in links {
+            known.learn(&link);
+        }
+        let addresses: Vec<AddressMessage> =
+            handle.address().get().execute().try_collect().await.unwrap_or_default();
+        known.addresses = addresses.iter().filter_map(usable).collect();
+        known
+    }
+
+    /// Its name, and whether it has a carrier that it did not have.
+    fn learn(&mut self, link: &LinkMessage) -> Option<(String, bool)> {
+        let (index, name) = (link.header.index, name_of(link)?.to_owned());
+        self.names.insert(index, name.clone());
+        if link.header.flags.contains(LinkFlags::Up | LinkFlags::Running) {
+            return Some((name, self.running.insert(index)));
+        }
+        self.running.remove(&index);
+        Some((name, false))
     }
 
     fn read(&mut self, slot: Slot, message: RouteNetlinkMessage) -> Option<HostEvent> {
         if let RouteNetlinkMessage::NewLink(link) = message {
-            let name = name_of(&link)?.to_owned();
-            self.0.insert(link.header.index, name.clone());
+            let (name, plugged_in) = self.learn(&link)?;
+            let has_address = self.addresses.iter().any(|&(index, _)| index == link.header.index);
+            if plugged_in && has_address {
+                return Some(HostEvent::Connected(name));
+            }
             (!link.header.flags.contains(LinkFlags::Up)).then_some(HostEvent::Link(name))
         } else if let RouteNetlinkMessage::DelLink(link) = message {
-            let known = self.0.remove(&link.header.index);
+            let index = link.header.index;
+            self.running.remove(&index);
+            self.addresses.retain(|&(of, _)| of != index);
+            let known = self.names.remove(&index);
             Some(HostEvent::Link(known.or_else(|| name_of(&link).map(ToOwned::to_owned))?))
+        } else if let RouteNetlinkMessage::NewAddress(address) = message {
+            let index = address.header.index;
+            let new = self.addresses.insert(usable(&address)?) && self.running.contains(&index);
+            self.names.get(&index).filter(|_| new).cloned().map(HostEvent::Connected)
         } else if let RouteNetlinkMessage::DelAddress(address) = message {
-            self.0.get(&address.header.index).cloned().map(HostEvent::Link)
+            let index = address.header.index;
+            self.addresses.retain(|&(of, known)| (of, Some(known)) != (index, address_of(&address)));
+            self.names.get(&index).cloned().map(HostEvent::Link)
         } else if let RouteNetlinkMessage::DelRoute(route) = message {
             (u8::from(route.header.protocol) == slot.protocol()).then_some(HostEvent::Routing)
         } else if let RouteNetlinkMessage::DelRule(_) = message {
@@ -121,6 +164,16 @@ impl Links {
             None
         }
     }
+}
+
+/// The interface and the address, if connections may come from that: it is not the link's or the host's only,
+/// and no other host has it.
+fn usable(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    if message.header.scope != AddressScope::Universe || message.header.flags.intersects(unusable) {
+        return None;
+    }
+    Some((message.header.index, address_of(message)?))
 }
 
 fn filter_socket() -> io::Result<TokioSocket> {
@@ -175,7 +228,11 @@ fn takes_away(message: &[u8], table: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::address::AddressAttribute;
+    use rtnetlink::packet_route::link::LinkAttribute;
+
     use super::*;
+    use crate::outside::Mark;
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(16 + body.len()).expect("short");
@@ -185,6 +242,49 @@ mod tests {
         bytes.extend(body);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
+    }
+
+    #[test]
+    fn a_new_address_or_carrier_connects_once_and_again_after_it_was_gone() {
+        let slot = Slot::candidates("/d".as_ref(), "/d".as_ref(), Mark::default())[0];
+        let link = |flags| {
+            let mut link = LinkMessage::default();
+            link.header.index = 2;
+            link.header.flags = flags;
+            link.attributes.push(LinkAttribute::IfName("eth0".to_owned()));
+            RouteNetlinkMessage::NewLink(link)
+        };
+        let address = |scope, flags| {
+            let mut address = AddressMessage::default();
+            address.header.index = 2;
+            address.header.scope = scope;
+            address.header.flags = flags;
+            address.attributes.push(AddressAttribute::Address([192, 0, 2, 1].into()));
+            address
+        };
+        let new = |scope, flags| RouteNetlinkMessage::NewAddress(address(scope, flags));
+        let plain = AddressHeaderFlags::empty();
+        let gone = RouteNetlinkMessage::DelAddress(address(AddressScope::Universe, plain));
+        let (up, running) = (LinkFlags::Up, LinkFlags::Up | LinkFlags::Running);
+        let connected = Some(HostEvent::Connected("eth0".to_owned()));
+        let changed = Some(HostEvent::Link("eth0".to_owned()));
+        let mut links = Links::default();
+        for (what, message, event) in [
+            ("a carrier without an address", link(running), None),
+            ("an address for the link only", new(AddressScope::Link, plain), None),
+            ("one that may be another's", new(AddressScope::Universe, AddressHeaderFlags::Tentative), None),
+            ("an address", new(AddressScope::Universe, plain), connected.clone()),
+            ("the same, announced again", new(AddressScope::Universe, plain), None),
+            ("it is gone", gone, changed.clone()),
+            ("it is there again", new(AddressScope::Universe, plain), connected.clone()),
+            ("the cable is out", link(up), None),
+            ("it is in", link(running), connected),
+            ("another message of that", link(running), None),
+            ("the interface is down", link(LinkFlags::empty()), changed),
+            ("an address without a carrier", new(AddressScope::Universe, plain), None),
+        ] {
+            assert_eq!(links.read(slot, message), event, "{what}");
+        }
     }
 
     #[test]
