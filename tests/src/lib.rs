@@ -148,12 +148,14 @@ impl Mesh {
 
 /// The device process of an interface of a host.
 pub fn device_of(host: &Host, interface: &str) -> Option<u32> {
-    let holds_device = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<_> = String::from_utf8_lossy(&line).split('\0').map(ToOwned::to_owned).collect();
-        words.iter().any(|word| word == "device") && words.iter().any(|word| word == interface)
-    };
-    host.processes().into_iter().find(holds_device)
+    host.processes().into_iter().find(|&pid| holds_device(pid, interface))
+}
+
+/// Whether a process holds the device of an interface of that name, in whatever network.
+pub fn holds_device(pid: u32, interface: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = String::from_utf8_lossy(&line).split('\0').map(ToOwned::to_owned).collect();
+    words.iter().any(|word| word == "device") && words.iter().any(|word| word == interface)
 }
 
 /// Ends the device of an interface of a host: kills its process or, if it is the kernel's, deletes it.
@@ -169,9 +171,18 @@ pub fn kill_device(host: &Host, interface: &str) {
         assert!(command.status().expect("ip runs").success());
         return;
     };
-    let device =
-        i32::try_from(device).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
-    rustix::process::kill_process(device, rustix::process::Signal::KILL).expect("it is killed");
+    kill(device);
+}
+
+/// Kills a process.
+///
+/// # Panics
+///
+/// When there is none of that number.
+pub fn kill(process: u32) {
+    let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
+    let process = process.expect("a process number");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it is killed");
 }
 
 /// Bytes that a program printed, as text.

@@ -88,9 +88,10 @@ fn arguments(system: System) -> Vec<String> {
             // wg-quick is a script of bash.
             "--include=busybox-static,bash",
         ],
-        System::Systemd => {
-            &["--variant=minbase", "--include=systemd,systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev"]
-        }
+        System::Systemd => &[
+            "--variant=minbase",
+            "--include=systemd,systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev,iputils-ping",
+        ],
     };
     let common = format!("--include={KERNEL},{TOOLS}");
     own.iter().map(|&it| it.to_owned()).chain([common, "--format=tar".to_owned()]).collect()
