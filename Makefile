@@ -13,8 +13,8 @@ path_of = cargo build --workspace --message-format json-render-diagnostics $(2) 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
 	@echo "make test    build, then run every test"
-	@echo "make soak    the tests that kill processes, 30 rounds each"
-	@echo "make guest   suites in a guest with the kernel's WireGuard (QEMU); GUEST=all: every one"
+	@echo "make soak    the tests that kill processes, 30 rounds each, and every suite of the guests"
+	@echo "make guest   suites in guests with the kernel's WireGuard and systemd (QEMU); GUEST=all: every one"
 	@echo "make generated   refreshes what tests compare: references, schemas, snapshots"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 	@echo "make dist    the programs to install, in $(DIST)/: stripped, with the tables for backtraces beside them"
@@ -22,16 +22,19 @@ help:
 demo: tools demo-tools build
 	@"$$($(call path_of,nmplan))" lab examples/quickstart
 
-test: tools test-tools build
+# The guests come last: they take both cores for minutes, and what fails there mostly fails before.
+test: tools test-tools guest-tools build
 	cargo test --workspace
+	@$(MAKE) --no-print-directory guest
 
-soak: tools test-tools build
+soak: tools test-tools guest-tools build
 	ROUNDS=30 cargo test -p end-to-end --test faults --test client_mode --test register -- --nocapture kill
+	@$(MAKE) --no-print-directory guest GUEST=all
 
-guest: tools test-tools guest-tools build
-	cargo test --workspace --test kernel -- --ignored --nocapture
+guest: tools guest-tools build
+	cargo test --workspace --test kernel -- --ignored --nocapture --test-threads=1
 
-bench: tools
+bench: tools guest-tools
 	cargo build --release --workspace
 	cargo bench -p end-to-end
 

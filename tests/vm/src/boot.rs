@@ -151,7 +151,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
 
 /// Prints lines as they come. What a serial line adds is left out.
 #[expect(clippy::print_stdout, reason = "a test's output is what libtest captures from stdout")]
-fn print(output: impl io::Read) {
+fn print(output: impl Read) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     while matches!(output.read_until(b'\n', &mut line), Ok(length) if length > 0) {
