@@ -68,9 +68,14 @@ impl Console {
         let reads_files = global.files.iter().any(|file| file.as_os_str() == "-");
         let asks = io::stdin().is_terminal() && stderr.is_terminal() && !reads_files;
         let interrupts = Interrupts::default();
-        let stdout: Box<dyn Write> = Box::new(Interruptible(interrupts.clone()));
+        let shows_progress = stderr.is_terminal() && !global.quiet;
+        // Both may be one pipe, as in `2>&1 | tee`.
+        let stdout: Box<dyn Write> =
+            Box::new(Interruptible { stream: stdout, interrupts: interrupts.clone() });
+        let stderr: Box<dyn Write> =
+            Box::new(Interruptible { stream: stderr, interrupts: interrupts.clone() });
         Self {
-            shows_progress: stderr.is_terminal() && !global.quiet,
+            shows_progress,
             stdout: Box::new(AutoStream::new(stdout, stdout_choice)),
             stderr: Box::new(AutoStream::new(stderr, stderr_choice)),
             answers: if asks { Some(Box::new(BufReader::new(io::stdin()))) } else { None },
@@ -178,22 +183,25 @@ impl Console {
     }
 }
 
-/// Standard output, which may block for as long as its reader likes: but not once the run is interrupted.
-struct Interruptible(Interrupts);
+/// A stream that may block for as long as its reader likes: but not once the run is interrupted.
+struct Interruptible<S> {
+    stream: S,
+    interrupts: Interrupts,
+}
 
-impl Write for Interruptible {
+impl<S: AsFd> Write for Interruptible<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut until = None;
-        while !takes_more(io::stdout().as_fd())? {
+        while !takes_more(self.stream.as_fd())? {
             let gives_up = || Instant::now() + TO_PRINT;
-            if self.0.is_received() && *until.get_or_insert_with(gives_up) <= Instant::now() {
+            if self.interrupts.is_received() && *until.get_or_insert_with(gives_up) <= Instant::now() {
                 return Err(io::Error::new(
                     ErrorKind::TimedOut,
                     "it was not read, and the run was interrupted",
                 ));
             }
         }
-        Ok(rustix::io::write(io::stdout(), &bytes[..bytes.len().min(AT_ONCE)])?)
+        Ok(rustix::io::write(&self.stream, &bytes[..bytes.len().min(AT_ONCE)])?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -552,6 +552,38 @@ fn what_was_applied_is_said_and_a_signal_ends_the_run_whoever_does_not_read_stan
 }
 
 #[test]
+fn a_signal_ends_a_run_whose_streams_are_one_pipe_that_nobody_reads() {
+    let workspace = workspace();
+    let (answers, go) = mpsc::channel();
+    let (url, applies) = server_waiting(Some(r#"{"revision":1,"already":false}"#), go);
+    let folder = workspace.path("").display().to_string();
+    let (reader, writer) = io::pipe().unwrap();
+    let place =
+        ["apply", "-C", &folder, "--project", "acme", "--server", &url, "-y", "--keys-to", "keys.json"];
+    let mut child = nmplan(&place)
+        .current_dir(workspace.path(""))
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    applies.recv_timeout(Duration::from_secs(20)).expect("the plan is sent");
+    fill(&reader, &writer);
+    answers.send(()).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it has not ended");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(workspace.path("keys.json").exists(), "the tokens of what was applied are kept");
+}
+
+#[test]
 fn every_failure_is_an_event_on_standard_output() {
     let workspace = workspace();
     let folder = workspace.path("").display().to_string();
