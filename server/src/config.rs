@@ -27,6 +27,8 @@ pub struct Settings {
     /// The public name or address that tokens carry (`SERVER_HOST`); by default `BIND` if agents connect to
     /// that one address, else the source address of the default route.
     pub server_host: String,
+    /// Whether `server_host` is one: without the setting, and without a default route, it is loopback.
+    pub has_host: bool,
     /// Where agents reach the gRPC service (`PUBLIC_GRPC`), if a proxy changes that; by default host and
     /// port.
     pub public_grpc: Option<String>,
@@ -120,6 +122,12 @@ pub enum ConfigError {
         /// What is listened on.
         bind: IpAddr,
     },
+    /// Tokens would name an address that only this host reaches.
+    #[error(
+        "agents would connect to SERVER_HOST, by default this host's address on its default route, and it has none: wait for \
+         the network, or set SERVER_HOST (127.0.0.1 to try the server on this host alone)"
+    )]
+    NoHost,
     /// The combination would send secrets unencrypted.
     #[error(
         "TLS=off would send tokens unencrypted; set BIND to 127.0.0.1, or BEHIND_PROXY=on if a proxy ends TLS"
@@ -147,7 +155,7 @@ pub fn load(
             .filter(|value| !value.is_empty())
             .or_else(|| from_file.get(&name.to_lowercase()).cloned())
     };
-    from_values(value)
+    from_values(value, || default_source(Mark::default()))
 }
 
 fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
@@ -155,7 +163,11 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigErro
     Ok(settings::parse(&path.display().to_string(), text, &names)?)
 }
 
-fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Settings, ConfigError> {
+/// `own_address`: the source address of this host's default route, if it has one.
+fn from_values(
+    value: impl Fn(&'static str) -> Option<String>,
+    own_address: impl FnOnce() -> Option<IpAddr>,
+) -> Result<Settings, ConfigError> {
     let values = Values(value);
     values.read("DATABASE", engine)?;
     let (server_host, bind) = (values.read("SERVER_HOST", host)?, values.read("BIND", address)?);
@@ -164,10 +176,13 @@ fn from_values(value: impl Fn(&'static str) -> Option<String>) -> Result<Setting
     let agent_backend = values.read("AGENT_BACKEND", switch)?.unwrap_or(true);
     let direct = is_direct(agent_backend, public_grpc.as_deref(), behind_proxy);
     let one = bind.filter(|bind| direct && !bind.is_unspecified()).map(|bind| bind.to_string());
-    let server_host = server_host.or(one).unwrap_or_else(own_address);
+    let server_host = server_host.or(one).or_else(|| own_address().map(|address| address.to_string()));
+    let has_host = server_host.is_some();
+    let server_host = server_host.unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string());
     let all = if server_host.parse::<Ipv6Addr>().is_ok() { ANY_OF_BOTH } else { ANY_IPV4 };
     let settings = Settings {
         server_host,
+        has_host,
         public_grpc,
         bind: bind.unwrap_or(all),
         api_port: values.read("API_PORT", port)?.unwrap_or(8081),
@@ -321,11 +336,6 @@ fn comms_range(text: &str) -> Result<Ipv4Net, &'static str> {
     Ok(range.trunc())
 }
 
-/// The source address of the default route, else loopback.
-fn own_address() -> String {
-    default_source(Mark::default()).map_or_else(|| "127.0.0.1".into(), |address| address.to_string())
-}
-
 /// Every setting with its default and its meaning, for the program's help.
 pub fn reference() -> String {
     // What follows from this host, or from another setting, is described.
@@ -338,7 +348,7 @@ pub fn reference() -> String {
         "PUBLIC_COMMS" => Some("SERVER_HOST:COMMS_PORT"),
         _ => None,
     };
-    let defaults = from_values(|name| (name == "SERVER_HOST").then(|| "127.0.0.1".to_owned()));
+    let defaults = from_values(|name| (name == "SERVER_HOST").then(|| "127.0.0.1".to_owned()), || None);
     let values = defaults.expect("the defaults are good").values();
     let line = |((name, doc), value): (&(&str, &str), String)| {
         format!("  {name}\n          {doc} [default: {}]\n", described(name).unwrap_or(&value))
@@ -352,6 +362,9 @@ impl Settings {
     pub fn check_reached(&self) -> Result<(), ConfigError> {
         if !is_direct(self.agent_backend, self.public_grpc.as_deref(), self.behind_proxy) {
             return Ok(());
+        }
+        if !self.has_host {
+            return Err(ConfigError::NoHost);
         }
         match self.server_host.parse::<IpAddr>() {
             Ok(host) if !may_reach(host, self.bind) => Err(ConfigError::Unreached { host, bind: self.bind }),
@@ -435,8 +448,12 @@ impl Settings {
 mod tests {
     use super::*;
 
+    /// The address of the host on its default route.
+    const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
+
     fn with(values: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-        from_values(|name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned()))
+        let value = |name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
+        from_values(value, || Some(OWN))
     }
 
     #[test]
@@ -572,12 +589,27 @@ mod tests {
             let named = with(&[("BIND", bind)]).expect("it is the default").server_host;
             assert_eq!(named, bind, "what is listened on is what tokens name");
             let proxied = with(&[("BIND", bind), ("BEHIND_PROXY", "on")]).expect("good").server_host;
-            assert_eq!(proxied, own_address(), "a proxy listens elsewhere");
+            assert_eq!(proxied, OWN.to_string(), "a proxy listens elsewhere");
         }
         assert!(
             with(&[("SERVER_HOST", "nm.example.net"), ("BIND", "2001:db8::1")]).is_ok(),
             "a name may be either"
         );
+    }
+
+    #[test]
+    fn without_a_route_nothing_is_served_under_an_address_that_only_this_host_reaches() {
+        let without = |values: &[(&str, &str)]| {
+            let value =
+                |name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
+            from_values(value, || None).expect("good").check_reached()
+        };
+        assert!(matches!(without(&[]), Err(ConfigError::NoHost)));
+        for set in
+            [("SERVER_HOST", "127.0.0.1"), ("BIND", "127.0.0.1"), ("PUBLIC_GRPC", "nm.example.net:443")]
+        {
+            assert!(without(&[set]).is_ok(), "{set:?}");
+        }
     }
 
     #[test]
