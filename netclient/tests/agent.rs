@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
+use netclient::agent::{AgentError, Down, JoinOptions, JoinOutcome};
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::device::{Device, DeviceStep, Kind, Refusal};
 use netclient::host::Host;
@@ -604,7 +604,8 @@ async fn an_agent_that_is_taken_off_its_host_leaves_what_may_be_another_programs
     a.host.create(INTERFACE, "".as_ref()).expect("another program makes it");
     // The file of a device process that is dead.
     std::fs::write(a.agent.directory.device_socket("wg0"), "").expect("written");
-    let down = a.agent.down().await.expect("it is taken down");
+    let mut down = Down::default();
+    a.agent.down(&mut down).await.expect("it is taken down");
     assert_eq!(down.removed, ["the WireGuard device wgx with its routes and names"]);
     assert_eq!(
         down.kept,

@@ -189,16 +189,16 @@ pub enum OwnHostError {
 }
 
 /// Removes the networks of the server's own host from it, and forgets none: with the next start they are
-/// back.
-pub async fn take_down(data: &DataDir) -> Result<Down, OwnHostError> {
+/// back. Adds what became of each part to `down`, also of those before an error.
+pub async fn take_down(data: &DataDir, down: &mut Down) -> Result<(), OwnHostError> {
     let directory = data.file(FOLDER);
     if !directory.exists() {
-        return Ok(Down::default());
+        return Ok(());
     }
     let settings = settings::load(&directory, |_| None)?;
     let host = System::creating(settings.device);
     let agent = Agent::new(Directory::open(&directory)?, settings, Arc::new(host));
-    Ok(agent.down().await?)
+    Ok(agent.down(down).await?)
 }
 
 /// The agent, with the settings in its directory; the environment variables of a `netclient` do not apply to

@@ -506,19 +506,26 @@ fn restore(registry: &mut Registry, ledger: &mut Ledger, inventory: &Inventory) 
     Ok(())
 }
 
-/// Removes the tunnels that an earlier server left; returns what was removed, a line each. The registrations
-/// stay.
-pub async fn remove(directory: &DataDir) -> Result<Down, TunnelsUnavailable> {
+/// Removes the tunnels that an earlier server left, and adds what became of each to `down`, also of those
+/// before an error. The registrations stay.
+pub async fn remove(directory: &DataDir, down: &mut Down) -> Result<(), TunnelsUnavailable> {
     // One that cannot be read names no interface; the files of its device do.
     let kept =
         Ledger::existing(directory).ok().flatten().and_then(|ledger| ledger.interface().ok().flatten());
     let directory = directory.clone();
-    blocking(move || tunnel_host::clear(&directory, kept)).await
+    let mut part = std::mem::take(down);
+    let (part, result) = blocking(move || {
+        let result = tunnel_host::clear(&directory, kept, &mut part);
+        (part, result)
+    })
+    .await;
+    *down = part;
+    result
 }
 
 /// Removes what an earlier server with tunnels left, as far as it can be found.
 async fn clear(directory: &DataDir) {
-    if let Err(error) = remove(directory).await {
+    if let Err(error) = remove(directory, &mut Down::default()).await {
         tracing::warn!(error = error_chain(&error), "the tunnels to agents cannot be removed");
     }
 }

@@ -46,20 +46,26 @@ pub enum Report {
     },
 }
 
-/// Removes what the server of a directory left on this host. Done again it removes nothing.
-pub async fn run(path: &Path) -> Result<Report, DownError> {
+/// Removes what the server of a directory left on this host. Done again it removes nothing. `down` has what
+/// became of each part, also of those before an error, which keeps none of the others.
+pub async fn run(path: &Path, down: &mut Down) -> Result<Report, DownError> {
     let Some(directory) = DataDir::existing(path)? else { return Ok(Report::NoServer(path.into())) };
     let _lock = directory.lock()?.ok_or_else(|| DownError::Running(path.display().to_string()))?;
-    let mut down = comms::remove(&directory).await?;
-    let Down { removed, kept } = client::take_down(&directory).await?;
-    down.removed.extend(removed);
-    down.kept.extend(kept);
-    Ok(Report::Down { down, left: path.into() })
+    let tunnels = comms::remove(&directory, down).await;
+    client::take_down(&directory, down).await?;
+    tunnels?;
+    Ok(Report::Down { down: down.clone(), left: path.into() })
+}
+
+/// Writes what was removed, and what was kept, a line each.
+pub fn lines(down: &Down, f: &mut impl fmt::Write) -> fmt::Result {
+    down.removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
+    down.kept.iter().try_for_each(|line| writeln!(f, "Kept {line}."))
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Down { removed, kept }, left) = match self {
+        let (down, left) = match self {
             Self::NoServer(directory) => {
                 return writeln!(
                     f,
@@ -72,9 +78,8 @@ impl fmt::Display for Report {
         // The command is to be copied, and may be run in any directory.
         let left = std::path::absolute(left).unwrap_or_else(|_| left.clone());
         let left = word(&left.display().to_string());
-        removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
-        kept.iter().try_for_each(|line| writeln!(f, "Kept {line}."))?;
-        if removed.is_empty() && kept.is_empty() {
+        lines(down, f)?;
+        if down == &Down::default() {
             writeln!(
                 f,
                 "Nothing was removed: no device, route or packet filter of this server is on this host."
@@ -96,15 +101,16 @@ mod tests {
     async fn a_directory_without_a_server_is_left_alone_and_a_running_one_is_not_taken_down() {
         let folder = tempfile::tempdir().expect("a directory");
         let path = folder.path().join("data");
-        let report = run(&path).await.expect("nothing is there");
+        let run = async || run(&path, &mut Down::default()).await;
+        let report = run().await.expect("nothing is there");
         assert!(report.to_string().contains("no server has started in") && !path.exists(), "{report}");
         let directory = DataDir::open(&path).expect("it opens");
         directory.write(crate::identity::DATABASE, b"content").expect("written");
         let lock = directory.lock().expect("it locks");
-        let refused = run(&path).await.expect_err("it runs").to_string();
+        let refused = run().await.expect_err("it runs").to_string();
         assert!(refused.contains("systemctl stop nmserver"), "{refused}");
         drop(lock);
-        let report = run(&path).await.expect("it does not run").to_string();
+        let report = run().await.expect("it does not run").to_string();
         assert!(
             report.starts_with("Nothing was removed: no device") && report.contains("rm -r /"),
             "{report}"
@@ -113,6 +119,22 @@ mod tests {
             path.read_dir().expect("it is there").flatten().map(|it| it.file_name()).collect();
         left.sort();
         assert_eq!(left, ["lock", "nmserver.db"], "nothing is made");
+    }
+
+    #[tokio::test]
+    async fn what_was_removed_before_an_error_is_said_too() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("data");
+        let directory = DataDir::open(&path).expect("it opens");
+        directory.write(crate::identity::DATABASE, b"content").expect("written");
+        std::fs::create_dir(directory.file("client")).expect("a directory");
+        directory.write("client/netclient.toml", b"no_such_setting = 1").expect("written");
+        let mut down = Down { removed: vec!["a".into()], kept: Vec::new() };
+        let error = run(&path, &mut down).await.expect_err("a setting is wrong");
+        assert!(matches!(error, DownError::OwnHost(_)), "{error}");
+        let mut text = String::new();
+        lines(&down, &mut text).expect("written");
+        assert_eq!(text, "Removed a.\n");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! `nmserver`: the control plane.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use netclient::agent::Down;
 use netclient::systemd;
 use nmserver::config::{self, Settings};
 use nmserver::core::authorize::{Grant, ProjectScope, Role};
@@ -136,10 +138,16 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
             runtime()?.block_on(serve(settings))
         }
         Some(Verb::Down) => {
-            let report = runtime()?.block_on(down::run(&settings.data_dir))?;
+            let mut down = Down::default();
+            let report = runtime()?.block_on(down::run(&settings.data_dir, &mut down));
+            let mut text = String::new();
+            match &report {
+                Ok(report) => write!(text, "{report}")?,
+                Err(_) => down::lines(&down, &mut text)?,
+            }
             // It is done, whether or not anybody reads that.
-            let _ = write!(std::io::stderr(), "{report}");
-            Ok(())
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            Ok(report.map(drop)?)
         }
         Some(Verb::Config) => {
             settings.check_reached()?;

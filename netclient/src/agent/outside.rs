@@ -213,8 +213,9 @@ impl Agent {
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
-    /// them up. Of a network that cannot be read it removes what leaving it by force would.
-    pub async fn down(&self) -> Result<Down, AgentError> {
+    /// them up. Of a network that cannot be read it removes what leaving it by force would. Adds what became of
+    /// each part to `down`, also of those before an error.
+    pub async fn down(&self, down: &mut Down) -> Result<(), AgentError> {
         let mut locks = Vec::new();
         let mut interfaces = self.certainly_ours().await?;
         let mut kept = BTreeSet::new();
@@ -229,8 +230,10 @@ impl Agent {
         let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
         self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
-        let mut removed = Vec::new();
         kept.retain(|interface| !interfaces.contains(interface));
+        let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
+        down.kept.extend(kept);
+        let removed = &mut down.removed;
         for interface in interfaces {
             let mut tunnel = self.tunnel_knowing(&interface, Addresses::default());
             let there = tunnel.observe().await.map_err(TunnelError::from)?.is_some();
@@ -246,8 +249,7 @@ impl Agent {
         let table = || format!("the table inet {} of nftables", slot.filter());
         removed.extend(filter.await.map_err(TunnelError::from)?.then(table));
         self.host.release(&canonical(self.directory.path()), slot);
-        let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
-        Ok(Down { removed, kept: kept.collect() })
+        Ok(())
     }
 
     /// What the agent's networks need outside of them: those on the disk, with one as it is in hand, and

@@ -202,9 +202,13 @@ chain output {{
 }
 
 /// Removes the devices and filters that a server left of a data directory. One of the server's that cannot be
-/// asked is an error, since it may stay.
-pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Down, TunnelsUnavailable> {
-    let mut removed = Vec::new();
+/// asked is an error, since it may stay. `down` has what became of each, also of those before an error.
+pub(super) fn clear(
+    directory: &DataDir,
+    kept: Option<String>,
+    down: &mut Down,
+) -> Result<(), TunnelsUnavailable> {
+    let Down { removed, kept: left } = down;
     for interface in candidates(kept.clone()) {
         let socket = socket(directory, &interface);
         if socket.exists() && device::end_stale(&interface, &socket)? {
@@ -220,14 +224,13 @@ pub(super) fn clear(directory: &DataDir, kept: Option<String>) -> Result<Down, T
         }
         removed.extend(remove_table(&interface)?);
     }
-    let mut left = Vec::new();
     // A device that has died leaves its table; the name may be another's since.
     match kept.map(|name| (device::link_index(&name), name)) {
         Some((Ok(None), name)) => removed.extend(remove_table(&name)?),
         Some((Ok(Some(_)) | Err(_), name)) => left.extend(kept_of(&name)),
         None => {}
     }
-    Ok(Down { removed, kept: left })
+    Ok(())
 }
 
 /// What stays of the stored name, since the interface that has it may be another's; and why.
@@ -335,7 +338,9 @@ mod tests {
         let (_folder, path) = data();
         let directory = DataDir::open(&path).expect("it opens");
         // Every host has it, and it is no WireGuard device.
-        let Down { removed, kept } = clear(&directory, Some("lo".into())).expect("it is left");
+        let mut down = Down::default();
+        clear(&directory, Some("lo".into()), &mut down).expect("it is left");
+        let Down { removed, kept } = down;
         assert_eq!(removed, [] as [&str; 0]);
         assert_eq!(
             kept,
@@ -344,7 +349,8 @@ mod tests {
               remove it: ip link delete lo"
             ]
         );
-        let gone = clear(&directory, Some("no-such-link".into())).expect("nothing is there");
+        let mut gone = Down::default();
+        clear(&directory, Some("no-such-link".into()), &mut gone).expect("nothing is there");
         assert_eq!(gone, Down::default());
     }
 
@@ -354,7 +360,7 @@ mod tests {
         let directory = DataDir::open(&path).expect("it opens");
         // To connect to it fails as nothing does that a dead process leaves.
         let _socket = UnixDatagram::bind(socket(&directory, "nm-comms")).expect("bound");
-        let refused = clear(&directory, None).expect_err("it may be there");
+        let refused = clear(&directory, None, &mut Down::default()).expect_err("it may be there");
         assert!(refused.to_string().contains("the device process of nm-comms"), "{refused}");
     }
 
@@ -374,10 +380,13 @@ mod tests {
             }
             asked
         });
-        let removed = clear(&directory, None).expect("it ends");
-        assert_eq!(removed.removed, ["the WireGuard device nm-comms of the tunnels to agents"]);
+        let mut down = Down::default();
+        clear(&directory, None, &mut down).expect("it ends");
+        assert_eq!(down.removed, ["the WireGuard device nm-comms of the tunnels to agents"]);
         assert!(process.join().expect("it ran").last().expect("a request").contains("Stop"));
         assert!(socket(&directory, "nm-comms").exists());
-        assert_eq!(clear(&directory, None).expect("nothing is there"), Down::default());
+        let mut down = Down::default();
+        clear(&directory, None, &mut down).expect("nothing is there");
+        assert_eq!(down, Down::default());
     }
 }
