@@ -205,7 +205,6 @@ fn a_kind_is_one_file_a_line_in_the_list_and_an_arm_in_the_compiler() {
     assert!(!printed.contains("probe"), "{printed}");
 }
 
-/// Makes a fresh copy of the workspace's sources.
 /// Modules that know each other: rules are of kinds, a snapshot holds kinds, and kinds name each other in it.
 const CIRCLE: [&str; 3] = ["kinds", "rules", "snapshot"];
 
@@ -241,6 +240,7 @@ fn imports(source: &Path) -> BTreeMap<String, BTreeSet<String>> {
     for path in sources(source) {
         let text = fs::read_to_string(&path).expect("it is there");
         let text = comments.replace_all(&unit_tests.replace(&text, ""), "").into_owned();
+        assert!(!text.contains("crate::{"), "{}: one import for each module", path.display());
         let named = import.captures_iter(&text).map(|found| found[1].to_owned());
         imports.entry(module(&path)).or_default().extend(named);
     }
@@ -265,6 +265,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Makes a fresh copy of the workspace's sources.
 fn copy(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("architecture-{name}"));

@@ -14,7 +14,8 @@ use super::{Run, command};
 use crate::args::{NodeArg, NodeVerb, RemoveNode};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
-use crate::{project, render};
+use crate::project;
+use crate::render;
 
 /// Does what was typed.
 pub async fn run<C: ControlPlane>(verb: &NodeVerb, run: &mut Run<'_, C>) -> Result<Exit, Error> {

@@ -5,7 +5,8 @@ use jiff::Timestamp;
 use super::{Run, networks};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
-use crate::{project, render};
+use crate::project;
+use crate::render;
 
 /// Shows the nodes.
 pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {

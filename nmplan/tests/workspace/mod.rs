@@ -169,7 +169,7 @@ pub fn joined(number: u8) -> Joined {
     }
 }
 
-/// Lets nodes join the network corp, declared or not.
+/// The status of a node of the network corp that checks in.
 pub fn online(name: &str, acknowledged: Option<Revision>) -> NodeStatus {
     NodeStatus {
         id: format!("corp/node/{name}"),
@@ -185,6 +185,7 @@ pub fn online(name: &str, acknowledged: Option<Revision>) -> NodeStatus {
     }
 }
 
+/// Lets nodes join the network corp, declared or not.
 pub fn join(server: &Memory, names: &[(&str, u8)]) {
     let corp: schema::scalars::NetworkName = "corp".parse().expect("good");
     server.change_elsewhere(|world| {

@@ -14,7 +14,7 @@ use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
 /// A port number that can be set.
-pub type Port = Bounded<1, 65_535>;
+pub type ListenPort = Bounded<1, 65_535>;
 /// A packet size that IPv6 allows (RFC 8200, section 5).
 pub type Mtu = Bounded<1_280, 65_535>;
 
@@ -33,8 +33,8 @@ pub struct Network {
     pub hub: Option<Ref<Node>>,
     /// The UDP port that nodes listen on unless their own declaration sets one. If it is taken on a host, the
     /// agent takes the next free one.
-    #[field(default = Port::new(51_821))]
-    pub listen_port: Port,
+    #[field(default = ListenPort::new(51_821))]
+    pub listen_port: ListenPort,
     /// The largest packet, in bytes, that interfaces of this network take. Absent: each agent derives it from
     /// its own default route, 1280 to 1420. A host whose kernel has no WireGuard passes on at most 4064
     /// bytes: its interface gets no more, and `netclient status` says so.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use schema_derive::Describe;
 
 use super::Network;
-use super::network::{Port, within};
+use super::network::{ListenPort, within};
 use crate::report::{Code, Problem};
 use crate::rules::{Claim, Findings, Rules};
 use crate::scalars::{Endpoint, Name, Scalar, Seconds};
@@ -31,7 +31,7 @@ pub struct Node {
     /// what its agent reports and the server sees.
     pub endpoint: Option<Endpoint>,
     /// The UDP port that it listens on. Absent: the network's, or the next free one.
-    pub listen_port: Option<Port>,
+    pub listen_port: Option<ListenPort>,
     /// How often it sends each peer a packet, instead of the network's `keepalive`; `0s` turns that off, at
     /// most `18h`.
     pub keepalive: Option<Seconds>,
