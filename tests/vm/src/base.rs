@@ -52,7 +52,8 @@ pub fn made(system: System) -> Result<Base, Error> {
         System::Small => ("small", ""),
         System::Systemd => ("systemd", "rdinit=/lib/systemd/systemd systemd.mask=serial-getty@ttyS0.service"),
     };
-    let kernel = directory.join("kernel");
+    // Of each system its own: the archive has the modules of that very kernel.
+    let kernel = directory.join(name).with_extension("kernel");
     let archive = directory.join(name).with_extension("cpio");
     let recipe = directory.join(name).with_extension("recipe");
     let wanted = recipe_of(system);
