@@ -18,7 +18,6 @@ use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
-use crate::errors::error_chain;
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, Forwarding, ForwardingError};
@@ -155,13 +154,7 @@ impl System {
         }
         // What stands of a network that cannot be read stays, whichever process set it.
         let load = if outside.unread { firewall::load_over } else { firewall::load };
-        match load(table, &outside.filter(mark)) {
-            Err(error) if outside.unread && firewall::is_there(table) => {
-                tracing::warn!(error = error_chain(&error), "the packet filter stays as it was set before");
-                return Ok(());
-            }
-            outcome => outcome?,
-        }
+        load(table, &outside.filter(mark))?;
         *filter = Some(Filter { outside, structure: firewall::structure(table) });
         Ok(())
     }

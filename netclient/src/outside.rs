@@ -205,11 +205,12 @@ impl Outside {
             let of_family = addresses.iter().filter(|address| address.is_ipv4() == ipv4);
             set(name, if ipv4 { "ipv4_addr" } else { "ipv6_addr" }, &mut of_family.map(ToString::to_string));
         }
-        // Elements of a set must not overlap.
+        // Elements of a set must not overlap: not here, and not with what stands and stays (`unread`), which the
+        // kernel merges.
         let ranges = IpNet::aggregate(&self.ranges.keys().copied().collect());
         for (name, ty, ipv4) in [("ranges4", "ipv4_addr", true), ("ranges6", "ipv6_addr", false)] {
             let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == ipv4);
-            set(name, &format!("{ty}; flags interval"), &mut of_family.map(ToString::to_string));
+            set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(ToString::to_string));
         }
         text + &CHAINS.replace("MARK", &mark.to_string()).replace("GROUP", &GROUP.to_string())
     }
@@ -291,11 +292,11 @@ pub fn samples<'a>(
     })
 }
 
-/// What is wrong where packets to a range of a network leave by this interface, which is not the network's.
-pub fn routed_elsewhere(view: &View, range: IpNet, exit: &str) -> NodeProblem {
+/// What is wrong where packets to a member of a network leave by this interface, which is not the network's.
+pub fn routed_elsewhere(view: &View, range: IpNet, sample: IpAddr, exit: &str) -> NodeProblem {
     let message = format!(
-        "packets to {range}, the range of {}, leave this host by {exit}: a route or a rule of another program comes first \
-         (see ip rule and ip route); stop that program, or have it leave out {range}",
+        "packets to {sample}, a member of {}, leave this host by {exit}, and so may others in {range}: a route or a rule of \
+         another program comes first (see ip rule and ip route); stop that program, or have it leave out {range}",
         view.network
     );
     NodeProblem::new(NodeProblem::RANGE_ROUTED_ELSEWHERE, message)
@@ -665,8 +666,8 @@ mod tests {
             "  set own6 { type ipv6_addr; elements = { fd40::1 } }\n",
             "  set members4 { type ipv4_addr; elements = { 10.40.0.2, 10.40.0.3 } }\n",
             "  set members6 { type ipv6_addr; }\n",
-            "  set ranges4 { type ipv4_addr; flags interval; elements = { 10.40.0.0/15 } }\n",
-            "  set ranges6 { type ipv6_addr; flags interval; }\n",
+            "  set ranges4 { type ipv4_addr; flags interval; auto-merge; elements = { 10.40.0.0/15 } }\n",
+            "  set ranges6 { type ipv6_addr; flags interval; auto-merge; }\n",
             "    meta mark & 0x10 == 0x10 ct mark set ct mark | 0x10\n",
             "    iifgroup 28269 accept\n",
             "    ct status dnat ct original ip daddr @own4 accept\n",

@@ -202,7 +202,8 @@ pub fn kind_problem(interface: &str, kind: Kind, wanted: Option<Kind>) -> Option
     let wanted = wanted.filter(|wanted| *wanted != kind)?;
     Some(format!(
         "the setting `device` (NETCLIENT_DEVICE) wants a {wanted} device, and {interface} is a {kind} device, since it \
-         existed before; to have it made anew, which interrupts the network for some seconds, run: ip link delete {interface}"
+         existed before; remove the setting, or, if this host can make a {wanted} device, have it made anew, which interrupts \
+         the network for some seconds: ip link delete {interface}"
     ))
 }
 

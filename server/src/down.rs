@@ -60,7 +60,8 @@ pub async fn run(path: &Path, down: &mut Down) -> Result<Report, DownError> {
 /// Writes what was removed, and what was kept, a line each.
 pub fn lines(down: &Down, f: &mut impl fmt::Write) -> fmt::Result {
     down.removed.iter().try_for_each(|line| writeln!(f, "Removed {line}."))?;
-    down.kept.iter().try_for_each(|line| writeln!(f, "Kept {line}."))
+    // It may end with a command, which is to be copied.
+    down.kept.iter().try_for_each(|line| writeln!(f, "Kept {line}"))
 }
 
 impl fmt::Display for Report {
@@ -141,10 +142,10 @@ mod tests {
     fn what_is_kept_is_said_with_its_reason_and_is_not_nothing() {
         let down = Down { removed: vec!["a".into()], kept: vec!["the interface b: why".into()] };
         let report = Report::Down { down: down.clone(), left: "/srv".into() }.to_string();
-        assert!(report.starts_with("Removed a.\nKept the interface b: why.\n\nLeft as it is"), "{report}");
+        assert!(report.starts_with("Removed a.\nKept the interface b: why\n\nLeft as it is"), "{report}");
         let report = Report::Down { down: Down { removed: Vec::new(), ..down }, left: "/srv".into() };
         let report = report.to_string();
-        assert!(report.starts_with("Kept the interface b: why.\n\n"), "{report}");
+        assert!(report.starts_with("Kept the interface b: why\n\n"), "{report}");
     }
 
     #[test]

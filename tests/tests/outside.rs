@@ -524,7 +524,7 @@ fn what_cannot_be_read_of_a_network_stays_in_the_filter_of_a_new_process() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let lan = r#"network "lan" { ipv4 "10.41.0.0/24"; access-key "a" { for "a" }; node "a" ipv4="10.41.0.201" }"#;
+        let lan = r#"network "lan" { ipv4 "10.40.1.0/24"; access-key "a" { for "a" }; node "a" ipv4="10.40.1.201" }"#;
         let mut agents = two(&mesh, &apart()).await;
         let tokens = mesh.apply(&format!("{}\n{lan}", apart())).await;
         agents[0].join(&tokens["lan/access-key/a"], &[]).await.expect("it joins");
@@ -539,7 +539,7 @@ fn what_cannot_be_read_of_a_network_stays_in_the_filter_of_a_new_process() {
         })
         .await;
         for (set, content) in
-            [("closed", "nm-lan"), ("ours", "nm-lan"), ("own4", "10.41.0.201"), ("ranges4", "10.41.0.0/24")]
+            [("closed", "nm-lan"), ("ours", "nm-lan"), ("own4", "10.40.1.201"), ("ranges4", "10.40.0.0/23")]
         {
             let listed = run(host, &format!("nft list set inet nm-own {set}")).await;
             assert!(listed.contains(content), "{listed}");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use schema::scalars::{NetworkName, SigningKey};
 
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, error_chain};
 use crate::directory::DirectoryError;
 use crate::tunnel::NetworkTunnel;
 
@@ -22,8 +22,15 @@ impl Agent {
         match self.member(network) {
             Ok(mut member) => member.leave(force).await.map(|()| BTreeSet::new()),
             Err(
-                AgentError::NoIdentity(_) | AgentError::Directory(Damaged { .. } | File { .. } | Exposed(_)),
-            ) if force => self.give_up(network).await,
+                error @ (AgentError::NoIdentity(_)
+                | AgentError::Directory(Damaged { .. } | File { .. } | Exposed(_))),
+            ) if force => {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "the server does not hear that this host leaves; an admin has to remove the node: nmplan node remove {network}/NAME"
+                );
+                self.give_up(network).await
+            }
             Err(error) => Err(error),
         }
     }
@@ -31,7 +38,6 @@ impl Agent {
     /// Removes what is left of a network whose state is damaged or cannot be read.
     async fn give_up(&self, network: &NetworkName) -> Result<BTreeSet<String>, AgentError> {
         let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        tracing::warn!(%network, "the state of this host cannot be read, so the server does not hear of it; an admin has to remove the node: nmplan node remove NETWORK/NAME");
         if let Ok(Some(membership)) = self.directory.membership(network) {
             self.take_down(&mut self.tunnel(network, &membership.interface), network).await?;
             self.forget(network, &membership.server.signing_key).await?;

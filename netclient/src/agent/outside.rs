@@ -62,10 +62,20 @@ impl Agent {
         connected.extend(outside.led_elsewhere(&membership.interface));
         let (view, interface) = (&membership.view, &*membership.interface);
         brought.problems.extend(outside::range_problems(view, &connected));
+        let has_ipv6 = !brought.problems.iter().any(|problem| &*problem.code == NodeProblem::NO_IPV6);
         for (range, sample) in outside::samples(view, &outside, interface, &connected) {
-            let exit = self.host.exit(sample).await?;
+            if sample.is_ipv6() && !has_ipv6 {
+                continue;
+            }
+            // All is applied: what is not known of it is no failure.
+            let exit = self.host.exit(sample).await.unwrap_or_else(|error| {
+                tracing::debug!(error = error_chain(&error), "the kernel does not say where packets leave");
+                None
+            });
             let elsewhere = exit.filter(|exit| exit != interface);
-            brought.problems.extend(elsewhere.map(|exit| outside::routed_elsewhere(view, range, &exit)));
+            brought
+                .problems
+                .extend(elsewhere.map(|exit| outside::routed_elsewhere(view, range, sample, &exit)));
         }
         brought.problems.sort();
         Ok(brought)
@@ -234,13 +244,20 @@ impl Agent {
         let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
         down.kept.extend(kept);
         let removed = &mut down.removed;
+        let mut outcome = Ok(());
         for interface in interfaces {
             let mut tunnel = self.tunnel_knowing(&interface, Addresses::default());
-            let there = tunnel.observe().await.map_err(TunnelError::from)?.is_some();
-            tunnel.remove().await?;
-            removed
-                .extend(there.then(|| format!("the WireGuard device {interface} with its routes and names")));
+            let there = tunnel.observe().await.is_ok_and(|state| state.is_some());
+            match tunnel.remove().await {
+                Ok(()) if there => {
+                    removed.push(format!("the WireGuard device {interface} with its routes and names"))
+                }
+                Ok(()) => {}
+                // The others go; the filter stays as long as a device may.
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
+        outcome?;
         let host = self.host.clone();
         let filter = blocking(move || {
             let there = host.has_filter() && firewall::is_there(&slot.filter());

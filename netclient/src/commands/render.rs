@@ -30,10 +30,15 @@ pub(super) fn left(form: Form, network: &NetworkName, interfaces: &BTreeSet<Stri
     if interfaces.is_empty() {
         return done(form, network, "left; everything of it was removed");
     }
-    let kept = interfaces
-        .iter()
-        .map(|interface| format!("the interface {interface} stays: {}", not_ours(interface)));
-    done(form, network, &format!("left; {}", kept.collect::<Vec<_>>().join("; ")))
+    if form.json {
+        return print_json(&json!({ "network": network, "done": "left", "kept": interfaces }));
+    }
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{network}: left.")?;
+    for interface in interfaces {
+        writeln!(stdout, "The interface {interface} stays: {}", not_ours(interface))?;
+    }
+    Ok(())
 }
 
 pub(super) fn list(form: Form, status: &Status) -> Outcome {
