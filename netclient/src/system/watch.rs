@@ -84,6 +84,8 @@ async fn routing(
         let event = if let NetlinkPayload::InnerMessage(message) = message.payload {
             links.read(slot, message)
         } else if let NetlinkPayload::Overrun(_) = message.payload {
+            // Some messages are lost, so what is known may be of before them.
+            links = Links::new(&handle).await;
             Some(HostEvent::Routing)
         } else {
             None
