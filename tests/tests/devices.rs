@@ -332,7 +332,7 @@ fn a_device_keeps_its_kind_while_wireguard_comes_and_goes_and_a_new_one_is_chose
         runs_on(&a, "one", "kernel").await;
         assert_eq!(link(a.host(), "nm-one")["ifindex"], made);
         let said = problems(&a).await;
-        assert!(said.contains("run: ip link delete nm-one") && said.contains("NETCLIENT_DEVICE"), "{said}");
+        assert!(said.contains("ip link delete nm-one") && said.contains("NETCLIENT_DEVICE"), "{said}");
         for interface in ["nm-one", "nm-two"] {
             let mut command = a.host().command("ip");
             command.args(["link", "delete", interface]);
