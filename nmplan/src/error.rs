@@ -115,6 +115,20 @@ pub enum Error {
         /// When.
         time: Timestamp,
     },
+    /// The plan was carried out before, and what it did is no longer there.
+    #[error(
+        "the plan was applied as revision {revision}, by {actor} on {}, and what it did has been undone since; a plan is \
+         carried out once",
+        schema::text::moment(*time)
+    )]
+    Undone {
+        /// The revision.
+        revision: Revision,
+        /// Who applied it.
+        actor: String,
+        /// When.
+        time: Timestamp,
+    },
     /// The plan is not the expected one.
     #[error("the plan is not the expected one\n  expected {expected}\n  actual   {found}{}", latest(.since))]
     Unexpected {
@@ -344,7 +358,7 @@ impl Error {
             Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
                 (Exit::NotAcknowledged, Some(true))
             }
-            Self::Stale(_) | Self::Unexpected { .. } => (Exit::Stale, Some(false)),
+            Self::Stale(_) | Self::Undone { .. } | Self::Unexpected { .. } => (Exit::Stale, Some(false)),
             Self::Guarded { .. } => (Exit::Refused, Some(false)),
             Self::Control(ControlError::Refused { failure, .. }) => {
                 let exit = match failure.code.as_str() {
@@ -391,7 +405,7 @@ impl Error {
             Self::Control(error) => error.code(),
             Self::Version(_) => "version",
             Self::Keys(_) | Self::AfterCommit { .. } | Self::NotTakenBack { .. } => "keys",
-            Self::Stale(_) => "stale",
+            Self::Stale(_) | Self::Undone { .. } => "stale",
             Self::AppliedBefore { .. } => "applied",
             Self::Unexpected { .. } => "unexpected_plan",
             Self::Unknown { .. } => "unknown",
@@ -415,14 +429,16 @@ impl Error {
             Self::Load(error) => return error.help(),
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
-            Self::Stale(_) | Self::Unexpected { .. } => "review a new plan:\n\n    nmplan plan".into(),
+            Self::Stale(_) | Self::Undone { .. } | Self::Unexpected { .. } => {
+                "review a new plan:\n\n    nmplan plan".into()
+            }
             Self::Unknown { tokens, next, .. } => {
                 let Next { history, again } = &**next;
                 let lost = tokens.as_ref().and_then(|tokens| tokens.as_ref().err()?.help());
                 let lost = lost.map(|help| format!("\n\n  If it did, {help}")).unwrap_or_default();
                 format!(
-                    "see whether there is a revision of it:\n\n    {history}\n\n  Applying it again is safe, since a plan \
-                     is carried out once:\n\n    {again}{lost}"
+                    "see whether there is a revision of it:\n\n    {history}\n\n  Applying it again is safe, unless \
+                     somebody has undone it since:\n\n    {again}{lost}"
                 )
             }
             Self::NobodyToAsk { command } => {

@@ -484,6 +484,23 @@ fn a_plan_that_was_applied_and_then_undone_by_somebody_is_not_done() {
     }
 }
 
+#[test]
+fn a_saved_plan_that_only_makes_is_not_carried_out_again_after_somebody_deleted_what_it_made() {
+    let workspace = in_use();
+    assert_eq!(workspace.nmplan("apply -C @after --project acme -y").exit, 0);
+    let text = workspace.read("after/corp.kdl");
+    let end = text.rfind('}').unwrap();
+    workspace.write("after/corp.kdl", &format!("{}    dns \"made\" a=\"192.0.2.1\"\n}}\n", &text[..end]));
+    assert_eq!(workspace.nmplan("plan -C @after --project acme --out @plan.json").exit, 0);
+    assert_eq!(workspace.nmplan("apply @plan.json -y").exit, 0);
+    workspace.server.change_elsewhere(|now| drop(now.snapshot.delete(&"corp/dns/made".parse().unwrap())));
+    let undone = workspace.server.state();
+    let refused = workspace.nmplan("apply @plan.json -y");
+    assert_eq!(refused.exit, 4, "{}", refused.all());
+    assert!(refused.stderr.contains("what it did has been undone since"), "{}", refused.stderr);
+    assert_eq!(workspace.server.state(), undone);
+}
+
 /// Puts a resource back as it was.
 fn put(before: &World, id: &str, now: &mut World) {
     let id: ResourceId = id.parse().unwrap();

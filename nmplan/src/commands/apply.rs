@@ -20,6 +20,7 @@ use schema::text::{count, path as shown};
 use schema::world::{ServerInfo, World};
 use tokio::time::Instant;
 
+use super::history::PAGE;
 use super::{Run, awaiting, command, plan};
 use crate::args;
 use crate::control::{ControlError, ControlPlane};
@@ -148,7 +149,29 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
     if !stale.is_empty() {
         return Err(why_stale(&plan, stale, &world, &server).await?);
     }
+    if let Some(LogEntry { revision, actor, time, .. }) = carried_out(&plan, &world, &server).await? {
+        return Err(Error::Undone { revision, actor, time });
+    }
     Ok((Ready { plan, loaded: None, info, world }, server))
+}
+
+/// The revision in which a plan was carried out, since it was made. What it created and somebody has deleted is
+/// as absent as it was before: only the log shows it.
+async fn carried_out<C: ControlPlane>(
+    plan: &Plan,
+    world: &World,
+    server: &C,
+) -> Result<Option<LogEntry>, Error> {
+    let mut after = plan.server.revision;
+    while after < world.revision {
+        let page = server.revisions(after, usize::try_from(PAGE).unwrap_or(usize::MAX)).await?;
+        let Some(last) = page.last() else { break };
+        after = last.revision;
+        if let Some(found) = page.into_iter().find(|entry| entry.digest.as_ref() == Some(&plan.digest)) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads a saved plan.

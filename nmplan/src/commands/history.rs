@@ -14,7 +14,7 @@ use crate::render::{HistoryEntry, history};
 /// How many revisions are shown for people, unless they ask for more: a screen.
 const SCREEN: u64 = 20;
 /// How many entries are read at once, which is as many as the server sends.
-const PAGE: u64 = 1_000;
+pub(super) const PAGE: u64 = 1_000;
 
 /// Shows the newest revisions.
 pub async fn run<C: ControlPlane>(args: &args::History, run: &mut Run<'_, C>) -> Result<Exit, Error> {
