@@ -224,11 +224,18 @@ async fn who_is_removed_takes_everything_down_and_may_join_again() {
     let mesh = Mesh::new(CORP).await;
     let [a, b] = [Node::joined(&mesh, "a").await, Node::joined(&mesh, "b").await];
     eventually("a and b are peers", || is_full_mesh(&[&a, &b])).await;
+    let identity = || b.files().into_iter().find(|file| file.starts_with("identity-"));
+    let before =
+        identity().map(|file| std::fs::read(b.agent.directory.path().join(file)).expect("it can be read"));
     mesh.remove("b").await;
     let took = eventually("both are alone", || a.peers() == 0 && b.host.device(INTERFACE).is_none()).await;
     assert!(took < PUSHED, "{took:?}");
     eventually("its names are gone", || b.host.names(INTERFACE).is_empty()).await;
     eventually("its state is gone", || !b.files().iter().any(|file| file.starts_with("network-"))).await;
+    // A host that is barred is barred by its identity, so that is not what a removal takes away.
+    let after =
+        identity().map(|file| std::fs::read(b.agent.directory.path().join(file)).expect("it can be read"));
+    assert!(before.is_some() && after == before);
     assert!(matches!(b.join(&mesh).await, Ok(JoinOutcome::New(_))));
     eventually("they are peers again", || is_full_mesh(&[&a, &b])).await;
 }

@@ -25,8 +25,9 @@ impl Agent {
                 error @ (AgentError::NoIdentity(_)
                 | AgentError::Directory(Damaged { .. } | File { .. } | Exposed(_))),
             ) if force => {
+                let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
                 tracing::warn!(
-                    error = error_chain(&error),
+                    error = why(&error),
                     "the server does not hear that this host leaves; an admin has to remove the node: nmplan node remove {network}/NAME"
                 );
                 self.give_up(network).await
@@ -35,9 +36,8 @@ impl Agent {
         }
     }
 
-    /// Removes what is left of a network whose state is damaged or cannot be read.
+    /// Removes what is left of a network whose state is damaged or cannot be read, for the holder of its lock.
     async fn give_up(&self, network: &NetworkName) -> Result<BTreeSet<String>, AgentError> {
-        let _lock = self.directory.lock(network)?.ok_or_else(|| AgentError::Busy(network.clone()))?;
         if let Ok(Some(membership)) = self.directory.membership(network) {
             self.take_down(&mut self.tunnel(network, &membership.interface), network).await?;
             self.forget(network, &membership.server.signing_key).await?;
@@ -54,11 +54,43 @@ impl Agent {
     /// Forgets a membership; with the last one at a server also the identity and the registration there.
     pub(crate) async fn forget(&self, network: &NetworkName, server: &SigningKey) -> Result<(), AgentError> {
         let _lock = self.directory.lock_identity(server).await?;
+        if self.forget_membership(network, server).await? {
+            self.directory.forget_identity(server)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a membership that the server ended. The identity stays: a host that is barred is barred by it.
+    pub(crate) async fn forget_removed(
+        &self,
+        network: &NetworkName,
+        server: &SigningKey,
+    ) -> Result<(), AgentError> {
+        let _lock = self.directory.lock_identity(server).await?;
+        self.forget_membership(network, server).await.map(drop)
+    }
+
+    /// Returns whether it was the last one at the server, and the registration there has ended.
+    async fn forget_membership(
+        &self,
+        network: &NetworkName,
+        server: &SigningKey,
+    ) -> Result<bool, AgentError> {
         self.directory.forget(network)?;
         if self.directory.is_member(server)? {
-            return Ok(());
+            return Ok(false);
         }
         self.comms(server).end().await?;
-        Ok(self.directory.forget_identity(server)?)
+        Ok(true)
+    }
+}
+
+/// Why the state cannot be read; an error that advises what is being done leaves that out.
+fn why(error: &AgentError) -> String {
+    match error {
+        AgentError::Directory(DirectoryError::Damaged { path, why }) => {
+            format!("{} is damaged: {why}", path.display())
+        }
+        error => error_chain(error),
     }
 }

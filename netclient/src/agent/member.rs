@@ -187,8 +187,14 @@ impl Member {
     /// Compares the host with the View, and applies what it lacks.
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
-        let BroughtUp { port_fallback, problems } =
-            self.agent.bring_up(&mut self.tunnel, &self.membership).await?;
+        let up = self.agent.bring_up(&mut self.tunnel, &self.membership).await;
+        if let Err(error) = &up
+            && self.tunnel.kind().is_none()
+        {
+            // What was found of the device that was there is no longer so.
+            self.problems = vec![NodeProblem::new(NodeProblem::DEVICE_KIND, error_chain(error))];
+        }
+        let BroughtUp { port_fallback, problems } = up?;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             let NodeProblem { code, message } = problem;
             tracing::warn!(%code, message, network = %self.membership.network, "something on this host is not as it should be");
@@ -279,13 +285,14 @@ impl Member {
             }
             outcome => outcome?,
         }
-        self.take_down().await
-    }
-
-    /// Removes everything of the network, and forgets it.
-    pub async fn take_down(&mut self) -> Result<(), AgentError> {
         self.agent.take_down(&mut self.tunnel, &self.membership.network).await?;
         self.agent.forget(&self.membership.network, &self.membership.server.signing_key).await
+    }
+
+    /// Removes everything of a network that the server removed this host from, and forgets it.
+    pub async fn take_down(&mut self) -> Result<(), AgentError> {
+        self.agent.take_down(&mut self.tunnel, &self.membership.network).await?;
+        self.agent.forget_removed(&self.membership.network, &self.membership.server.signing_key).await
     }
 
     /// Undoes a join whose tunnel did not come up, as far as possible.
