@@ -124,7 +124,7 @@ pub enum ConfigError {
     },
     /// Tokens would name an address that only this host reaches.
     #[error(
-        "agents would connect to SERVER_HOST, by default this host's address on its default route, and it has none: wait for \
+        "agents would connect to SERVER_HOST, by default this host's address on its IPv4 default route, and it has none: wait for \
          the network, or set SERVER_HOST (127.0.0.1 to try the server on this host alone)"
     )]
     NoHost,
@@ -242,6 +242,12 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
         let value = settings.comms_port.to_string();
         return Err(SettingsError::Value { name: "COMMS_PORT", value, why }.into());
     }
+    if settings.rest_backend && settings.agent_backend && settings.api_port == settings.grpc_port {
+        let value = settings.api_port.to_string();
+        return Err(
+            SettingsError::Value { name: "API_PORT", value, why: "GRPC_PORT is the same".into() }.into()
+        );
+    }
     if !settings.tls && !settings.bind.is_loopback() && !settings.behind_proxy {
         return Err(ConfigError::Open);
     }
@@ -341,7 +347,7 @@ pub fn reference() -> String {
     // What follows from this host, or from another setting, is described.
     let described = |name: &str| match name {
         "SERVER_HOST" => Some(
-            "BIND if that is one address and agents connect to it, else this host's on its default route",
+            "BIND if that is one address and agents connect to it, else this host's on its IPv4 default route",
         ),
         "BIND" => Some("0.0.0.0, or :: if SERVER_HOST is an IPv6 address"),
         "PUBLIC_GRPC" => Some("SERVER_HOST:GRPC_PORT"),
@@ -360,11 +366,11 @@ impl Settings {
     /// Checks that agents reach what will be listened on by the address that tokens name: for those who serve
     /// with these settings.
     pub fn check_reached(&self) -> Result<(), ConfigError> {
+        if self.agent_backend && self.public_grpc.is_none() && !self.has_host {
+            return Err(ConfigError::NoHost);
+        }
         if !is_direct(self.agent_backend, self.public_grpc.as_deref(), self.behind_proxy) {
             return Ok(());
-        }
-        if !self.has_host {
-            return Err(ConfigError::NoHost);
         }
         match self.server_host.parse::<IpAddr>() {
             Ok(host) if !may_reach(host, self.bind) => Err(ConfigError::Unreached { host, bind: self.bind }),
@@ -604,7 +610,9 @@ mod tests {
                 |name| values.iter().find(|(it, _)| *it == name).map(|(_, value)| (*value).to_owned());
             from_values(value, || None).expect("good").check_reached()
         };
-        assert!(matches!(without(&[]), Err(ConfigError::NoHost)));
+        for set in [&[][..], &[("BEHIND_PROXY", "on")]] {
+            assert!(matches!(without(set), Err(ConfigError::NoHost)), "tokens name it: {set:?}");
+        }
         for set in
             [("SERVER_HOST", "127.0.0.1"), ("BIND", "127.0.0.1"), ("PUBLIC_GRPC", "nm.example.net:443")]
         {

@@ -101,6 +101,10 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(IdentityError::File { attempt: "use", path: path.into(), source }),
         };
+        // Nobody is advised to close a directory that is not a server's.
+        if !path.join(DATABASE).exists() && files::check_folder(path, PASSED_THROUGH).is_err() {
+            return Ok(None);
+        }
         Ok(Some(Self::look(path, entries)?).filter(|directory| !directory.new))
     }
 

@@ -130,6 +130,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut data = std::io::stdout().lock();
     match args.verb {
         None if DataDir::existing(&settings.data_dir)?.is_none() && on_terminal() => {
+            settings.check_reached()?;
             Err(first_start_is_asked_for(&settings).into())
         }
         None | Some(Verb::Serve) => {
@@ -212,7 +213,7 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
 
 /// The next commands after a first start, ready to be copied.
 fn print_next_steps(settings: &Settings) {
-    let Settings { server_host, bind, api_port, data_dir, tls, .. } = settings;
+    let Settings { bind, api_port, data_dir, tls, .. } = settings;
     // It is to be copied, and may be used in any directory.
     let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone());
     let file = |name: &str| word(&directory.join(name).display().to_string());
@@ -225,10 +226,13 @@ fn print_next_steps(settings: &Settings) {
         "\nThis is the first start. Keys, CA and admin token were created in {}.",
         directory.display()
     );
-    let _ = writeln!(
-        talk,
-        "Agents will connect to {server_host}; set SERVER_HOST if they reach this host by another name or address."
-    );
+    if settings.agent_backend {
+        let _ = writeln!(
+            talk,
+            "Agents will connect to {}; set SERVER_HOST if they reach this host by another name or address.",
+            settings.agent_address()
+        );
+    }
     let _ = writeln!(talk, "\nNext, in the directory of your files:\n");
     let _ =
         writeln!(talk, "  export NMPLAN_SERVER={} NMPLAN_TOKEN_FILE={}{ca}", word(&url), file("admin.token"));
