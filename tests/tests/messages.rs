@@ -503,7 +503,7 @@ const CASES: &[Case] = &[
         .given(r#"served 'access-key "one" expires="1s"'; sleep 1"#)
         .before(&["netclient: the server refused: the access key corp/access-key/one expired on \
              YYYY-MM-DDThh:mm:ss.nnnnnnnnnZ; ask for a new token"]),
-    types("F7", r#"script -qfec "nmplan apply" terminal <ctrl-c   # at the prompt"#)
+    types("F7", r#"script -qfec "exec nmplan apply" terminal <ctrl-c   # at the prompt"#)
         .given(
             r"started; declared ''; mkfifo ctrl-c
                  { await 'grep -q yes terminal'; printf '\003'; sleep 1; } >ctrl-c &",

@@ -87,10 +87,8 @@ impl Agent {
 
 /// Why the state cannot be read; an error that advises what is being done leaves that out.
 fn why(error: &AgentError) -> String {
-    match error {
-        AgentError::Directory(DirectoryError::Damaged { path, why }) => {
-            format!("{} is damaged: {why}", path.display())
-        }
-        error => error_chain(error),
+    if let AgentError::Directory(DirectoryError::Damaged { path, why }) = error {
+        return format!("{} is damaged: {why}", path.display());
     }
+    error_chain(error)
 }
