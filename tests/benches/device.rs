@@ -70,8 +70,9 @@ async fn measure() {
         let mut pair = Vec::new();
         for name in names {
             let mut agent = mesh.agent(name).await;
+            agent.set("NETCLIENT_DEVICE", network);
             agent.join(&tokens[&format!("{network}/access-key/k")], &[]).await.expect("it joins");
-            agent.start_daemon(&[("NETCLIENT_DEVICE", network)]).expect("the agent starts");
+            agent.start_daemon(&[]).expect("the agent starts");
             pair.push(agent);
         }
         all_ping_all(&pair, network).await;
