@@ -188,7 +188,7 @@ impl Member {
     pub async fn reconcile(&mut self) -> Result<(), TunnelError> {
         self.changes = None;
         let up = self.agent.bring_up(&mut self.tunnel, &self.membership).await;
-        if let Err(error) = &up
+        if let Err(error @ TunnelError::Device(_)) = &up
             && self.tunnel.kind().is_none()
         {
             // What was found of the device that was there is no longer so.
