@@ -6,7 +6,8 @@ mod workspace;
 
 use std::io::{self, BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -245,9 +246,15 @@ fn an_event_says_whether_a_plan_was_applied() {
 
 // What only a process shows.
 
+/// The program, which heeds signals also where these tests run in the background of a shell, whose jobs ignore
+/// Ctrl-C.
 fn nmplan(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nmplan"));
-    command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal", env!("CARGO_BIN_EXE_nmplan")])
+        .args(arguments)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("NMPLAN_TOKEN", "nma_token");
     command
 }
@@ -373,8 +380,8 @@ fn a_signal_that_was_ignored_before_the_start_stays_ignored() {
         let program = nmplan(&[&place[..], &["-y", "--keys-to", &keys]].concat());
         let mut child = Command::new("sh")
             .args(["-c", &format!("trap '' {name}; exec \"$@\""), "sh"])
-            .arg(program.get_program())
-            .args(program.get_args())
+            // Without `env`, which has it heed them.
+            .args(program.get_args().skip(1))
             .env("NMPLAN_TOKEN", "nma_token")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -434,7 +441,7 @@ fn ctrl_c_at_the_question_says_that_nothing_was_applied() {
     let program = env!("CARGO_BIN_EXE_nmplan");
     // A shell that stayed would have a status of its own for the signal.
     let line = format!(
-        "exec {program} apply -C {folder} --project acme --server {url} --keys-to {folder}/keys.json"
+        "exec env --default-signal {program} apply -C {folder} --project acme --server {url} --keys-to {folder}/keys.json"
     );
     // A terminal of its own, from util-linux.
     let mut child = Command::new("script")
@@ -471,22 +478,8 @@ fn a_signal_ends_a_run_whose_standard_output_is_not_read() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let unread = || rustix::io::ioctl_fionread(child.stdout.as_ref().unwrap()).unwrap();
-    // The pipe is full once no more arrives.
-    let mut before = 0;
-    while unread() < 32 * 1024 || unread() != before {
-        before = unread();
-        thread::sleep(Duration::from_millis(200));
-    }
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > end {
-            child.kill().unwrap();
-            panic!("it has not ended");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    is_full(child.stdout.as_ref().unwrap());
+    ends_by_a_signal(&mut child);
     let output = child.wait_with_output().unwrap();
     let (_, stderr) = text(&output);
     assert_eq!((output.status.code(), &*stderr), (Some(1), "error: interrupted\nNothing was applied.\n"));
@@ -498,11 +491,29 @@ fn fill(reader: &PipeReader, writer: &PipeWriter) {
     let mut writer = writer.try_clone().unwrap();
     // It blocks once the pipe is full, and ends with the reader.
     thread::spawn(move || while writer.write_all(b"0").is_ok() {});
-    let unread = || rustix::io::ioctl_fionread(reader).unwrap();
+    is_full(reader);
+}
+
+/// Waits until a pipe is full, which it is once no more arrives.
+fn is_full(reader: impl AsFd) {
+    let unread = || rustix::io::ioctl_fionread(&reader).unwrap();
     let mut before = 0;
-    while unread() == 0 || unread() != before {
+    while unread() < 32 * 1024 || unread() != before {
         before = unread();
         thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Sends a signal, and waits for the end.
+fn ends_by_a_signal(child: &mut Child) {
+    kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it has not ended");
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -535,15 +546,7 @@ fn what_was_applied_is_said_and_a_signal_ends_the_run_whoever_does_not_read_stan
         }
         thread::sleep(Duration::from_millis(300));
         assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        let end = Instant::now() + Duration::from_secs(20);
-        while child.try_wait().unwrap().is_none() {
-            if Instant::now() > end {
-                child.kill().unwrap();
-                panic!("it has not ended");
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        ends_by_a_signal(&mut child);
         stderr.read_to_string(&mut shown).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1), "{shown}");
         assert!(shown.contains(says) && !shown.contains("Nothing was applied"), "{shown}");
@@ -571,15 +574,7 @@ fn a_signal_ends_a_run_whose_streams_are_one_pipe_that_nobody_reads() {
     answers.send(()).unwrap();
     thread::sleep(Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > end {
-            child.kill().unwrap();
-            panic!("it has not ended");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    ends_by_a_signal(&mut child);
     assert!(workspace.path("keys.json").exists(), "the tokens of what was applied are kept");
 }
 

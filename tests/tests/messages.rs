@@ -62,7 +62,7 @@ token() { [ ! -e keys.json ] || sed -n "s|.*access-key/$1\": \"\(.*\)\".*|\1|p" 
 joined() { served 'access-key "one" uses=9'; netclient join --daemon off -t $TOKEN --name "$1"; }
 daemon() { netclient daemon >daemon.log 2>&1 & await 'grep -q "server answers" daemon.log'; }
 replaced() { old=$(device); kill -9 $old; await 'new=$(device); [ "$new" ] && [ $new != $old ]'; }
-device() { ss -xlpH | sed -n 's/.*nm-corp.*pid=\([0-9]*\).*/\1/p' | head -1; }
+device() { ss -xlpH | sed -n "s/.*${1:-nm-corp}.*pid=\([0-9]*\).*/\1/p" | head -1; }
 bridge() { ip link add br-y type bridge; ip address add 10.40.0.1/24 dev br-y; ip link set br-y up; }
 read_only() { mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; }
 "#;
@@ -138,8 +138,9 @@ async fn run(host: &Host, programs: &Programs, given: &str, line: &str) -> Strin
         folder.display()
     );
     let beside = programs.nmplan.parent().expect("it is in a folder");
-    let mut shell: Command = host.command("sh");
-    shell.args(["-c", &script]).env_clear().envs([
+    // A job that a shell started in the background, as this may be, ignores Ctrl-C.
+    let mut shell: Command = host.command("env");
+    shell.args(["--default-signal", "sh", "-c", &script]).env_clear().envs([
         ("PATH", &*format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", beside.display())),
         ("TMPDIR", "/run"),
         ("HOME", "/run"),
@@ -310,6 +311,14 @@ const CASES: &[Case] = &[
         )
         .before(&["corp     a     online  tls      10.40.0.1   N s ago        everything", "..."])
         .lines(OF_STATUS),
+    types("A8", "nmplan status   # the setting of host a wants a kernel device now, and it has a process")
+        .given(
+            r#"served 'access-key "one"'; export NETCLIENT_DEVICE=userspace
+               netclient join --daemon off -t $TOKEN --name a; export NETCLIENT_DEVICE=kernel
+               netclient checkin"#,
+        )
+        .before(ROW)
+        .lines(OF_STATUS),
     declares("A9", r#"network "com" { ipv4 "10.40.0.0/24" }"#).before(&["1 resource in 1 file: valid."]),
     declares("A9", r#"network "local" { ipv4 "10.40.0.0/24" }"#).before(&["1 resource in 1 file: valid."]),
     // B. The database.
@@ -369,6 +378,10 @@ const CASES: &[Case] = &[
         .given("joined a")
         .before(NO_VERB)
         .lines(&["error:", "barred", "Removed", "may not join", "NETWORK", "corp ", "unban"]),
+    types("D2", "nmplan node remove corp/a -y   # its key was deleted, and made anew")
+        .given(r#"joined a; applied ''; applied 'access-key "one" uses=9'"#)
+        .before(&["...", "No access key that it has lets its host join again.", "...", "Removed corp/node/a as revision 5."])
+        .lines(&["error:", "The key", "Removed"]),
     types("D5", "nmplan apply --expect $FIRST_8_DIGITS")
         .given(r"started; declared ''; FIRST_8_DIGITS=$(nmplan plan | sed -n 's/^digest \(.\{8\}\).*/\1/p')")
         .before(&["...", "Applied as revision 1."]),
@@ -409,12 +422,29 @@ const CASES: &[Case] = &[
     types("E7", "netclient leave --force   # the same")
         .given("joined a; echo damaged >/etc/netclient/network-corp.json")
         .before(&["corp: left; everything of it was taken down."]),
+    types("E7", "netclient leave --force   # the same, and nm-corp is another program's by now")
+        .given(
+            r"joined a; echo damaged >/etc/netclient/network-corp.json; kill $(device)
+               await '! ip link show nm-corp'; ip link add nm-corp type bridge",
+        )
+        .before(&["...", "corp: left; everything of it was removed."])
+        .lines(&["corp: left", "interface"]),
     types("E8", "NETCLIENT_DIR=/run/$LONG netclient join --daemon off -t $TOKEN --name a")
         .given(r#"served 'access-key "one"'; LONG=$(printf '%090d' 0)"#)
         .before(&["netclient: the tunnel did not come up, so the machine left the network again", "..."]),
     types("E10", "nmserver down")
         .given("export COMMS=on; served ''; stopped")
         .before(&["error: unrecognized subcommand 'down'", "..."]),
+    types("E10", "nmserver down   # nm-comms is another program's by now")
+        .given(
+            r"export COMMS=on; served ''; stopped; kill $(device nm-comms)
+               await '! ip link show nm-comms'; ip link add nm-comms type bridge",
+        )
+        .before(&[
+            "Nothing was removed: no device, route or packet filter of this server is on this host.",
+            "...",
+        ])
+        .lines(&["removed", "Removed", "Kept"]),
     // F. nmplan and the words that it says.
     types("F1", r#"nmplan validate   # env "prod" { sever "https://nm.example.net" }"#)
         .given(r#"project .; sed -i 's,server .*;,sever "https://nm.example.net";,' nmplan.kdl"#)
@@ -448,6 +478,13 @@ const CASES: &[Case] = &[
             "  help: see what it changed:",
             "    nmplan show 1",
         ]),
+    types("F3", "nmplan apply saved.json -y   # what it made was deleted since")
+        .given(
+            r#"served ''; network 'dns "api" a="10.40.9.9"'; nmplan plan --out saved.json
+               nmplan apply saved.json -y; applied ''"#,
+        )
+        .before(&["...", "Applied as revision 4."])
+        .lines(&["Applied", "error:", "help:", "    nmplan", "Nothing"]),
     types("F4", r#"nmplan apply -y --keys-to keys.json   # access-key "old" expires="2020-01-01""#)
         .given(r#"started; declared 'access-key "old" expires="2020-01-01"'"#)
         .before(&[
@@ -599,6 +636,11 @@ const CASES: &[Case] = &[
     types("F11", "CLIENT_MODE=OFF nmserver config")
         .before(&[r#"nmserver: CLIENT_MODE="OFF" cannot be used: write on or off"#])
         .lines(&["nmserver:", "client_mode"]),
+    types("F11", "API_PORT=0 nmserver config")
+        .before(&[r#"nmserver: API_PORT="0" is not valid: a port is a number from 1 to 65535"#]),
+    types("F11", "NETCLIENT_PORT=0 netclient status").before(&[
+        r#"netclient: port="0" is not valid: number would be zero for non-zero type"#,
+    ]),
     types("F11", r#"nmserver   # for the first time, with DATA_DIR="my data""#)
         .given("export DATA_DIR='my data'")
         .before(&[
@@ -612,6 +654,12 @@ const CASES: &[Case] = &[
         .given("export SERVER_HOST=2001:db8::1 BIND=0.0.0.0")
         .before(&[
             r#"INFO nmserver: serving rest=0.0.0.0:8081 agents=0.0.0.0:50051 told="[2001:db8::1]:50051""#,
+            "...",
+        ]),
+    types("F12", "nmserver   # without SERVER_HOST, before the host has a default route")
+        .given("ip route delete default || true; unset SERVER_HOST")
+        .before(&[
+            r#"INFO nmserver: serving rest=0.0.0.0:8081 agents=0.0.0.0:50051 agent_address="127.0.0.1:50051""#,
             "...",
         ]),
     types("F12", "nmplan apply -y   # in a folder that is in no git repository")
