@@ -52,7 +52,7 @@ fn device(agent: &Agent) -> DeviceState {
     })
 }
 
-/// What tells a device from another one under its name: its interface, and its process if it has one.
+/// What distinguishes a device from another one under its name: its interface, and its process if it has one.
 fn identity(agent: &Agent) -> (Option<u32>, Option<u32>) {
     (link(agent), end_to_end::device_of(agent.host(), "nm-corp"))
 }

@@ -33,8 +33,8 @@ pub struct Job {
     /// Environment variables beyond `PATH` and `HOME`.
     pub environment: Vec<(String, String)>,
     /// Files and directories of this host that the guest gets: where they are, and where they will be.
-    /// Symbolic links are followed; programs bring the libraries that they are linked with, and leave their
-    /// debug information behind.
+    /// Symbolic links are followed; programs bring the libraries that they are linked with, and come without
+    /// their debug information.
     pub files: Vec<(PathBuf, PathBuf)>,
     /// How long the guest may run in all.
     pub limit: Duration,
