@@ -115,6 +115,13 @@ fn peers(device: &mut dyn Device, own: &PrivateKey, other: &PrivateKey, third: &
     assert_eq!(state(device).peers.into_keys().collect::<Vec<_>>(), [last]);
     assert_eq!(state(device).public_key, Some(first));
 
+    // A key is as good as its device's port, which it keeps.
+    for _ in 0..100 {
+        apply(device, &[DeviceStep::SetPrivateKey(own.clone())]);
+        apply(device, &[DeviceStep::SetPrivateKey(other.clone())]);
+    }
+    assert_eq!(state(device).listen_port, 4_000);
+
     // Nothing is remembered of a peer that was removed; one that is not there is removed as well.
     apply(device, &[DeviceStep::RemovePeer(last), DeviceStep::RemovePeer(last)]);
     apply(device, &[put(last, &settings(None, &["10.0.1.0/24"], 0))]);

@@ -1,8 +1,9 @@
 //! gotatun, adapted to the contract of a device.
 //!
 //! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be
-//! bound leaves the device deaf until another is set; a port that moves may make it report a false failure,
-//! since what read the TUN for the old socket finds its queue closed; a handshake is forgotten with its
+//! bound leaves the device deaf until another is set; what used a socket that it closes is only asked to end, so
+//! that a new one on the same port, which a new key needs, may find it taken for a moment; a port that moves may
+//! make it report a false failure, since what read the TUN for the old socket finds its queue closed; a handshake is forgotten with its
 //! session, after three minutes; a peer that is updated through WireGuard's own protocol loses its session,
 //! so everything here goes through the API.
 
@@ -28,6 +29,8 @@ use crate::files::OwnFile;
 
 /// How long peers change before packets go on, which wait meanwhile.
 const AT_ONCE: Duration = Duration::from_millis(5);
+/// How long a socket that gotatun closed may still have its port.
+const CLOSING: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
@@ -68,8 +71,11 @@ impl Engine {
         self.device.wait().await;
     }
 
+    /// Returns when its port is free again as well.
     pub(super) async fn stop(self) {
+        let port = self.device.read(async |device| device.listen_port()).await;
         self.device.stop().await;
+        let _ = within(CLOSING, async || host::free_port(port)).await;
     }
 
     pub(super) async fn observe(&mut self) -> DeviceState {
@@ -157,16 +163,15 @@ impl Engine {
 
     /// Sets key and port in one change: gotatun opens its socket after each.
     async fn set_basics(&mut self, basics: &Basics<'_>, port_in_use: u16) -> Result<(), Refusal> {
-        let outcome = self.write_basics(basics.private_key, basics.listen_port).await;
-        let (Err(error), Some(port)) = (&outcome, basics.listen_port) else {
-            return outcome.map_err(Refusal::failed("open the device's UDP socket"));
+        let Err(error) = self.write_basics(basics.private_key, basics.listen_port).await else {
+            return Ok(());
         };
-        let refusal = cannot_listen(port, error);
-        // Another program took the port first. Deaf on the new port, the device returns to the old one, or to
-        // any.
-        self.write_basics(None, Some(port_in_use))
+        let refusal = cannot_listen(basics.listen_port.unwrap_or(port_in_use), &error);
+        // Another program took the port first. Deaf on the new port, the device returns to the old one; deaf on
+        // the old one, it takes any, so that who looks sees that it is not the one that was asked for.
+        self.write_basics(None, Some(basics.listen_port.map_or(0, |_| port_in_use)))
             .await
-            .map_err(Refusal::failed("return to the former UDP port"))?;
+            .map_err(Refusal::failed("return to a UDP port"))?;
         Err(refusal)
     }
 
@@ -181,10 +186,36 @@ impl Engine {
                 device.set_listen_port(port);
             }
         };
-        let written = self.device.write(change).await;
+        let written = match self.device.write(change).await {
+            Err(error) if in_use(&error) => within(CLOSING, async || self.reopen().await).await,
+            written => written,
+        };
         // What ran on the old socket has ended by now.
         self.false_alarm |= self.device.wait().now_or_never().is_some();
         written
+    }
+
+    /// Opens the socket again on the same port.
+    async fn reopen(&self) -> Result<(), Error> {
+        let same = async |device: &mut DeviceWrite<'_, _>| {
+            let port = device.listen_port();
+            // gotatun opens it when the port has changed, to whatever.
+            device.set_listen_port(0);
+            device.set_listen_port(port);
+        };
+        self.device.write(same).await
+    }
+}
+
+/// Tries until it succeeds or the time is over.
+async fn within<E>(limit: Duration, mut attempt: impl AsyncFnMut() -> Result<(), E>) -> Result<(), E> {
+    let start = Instant::now();
+    loop {
+        let outcome = attempt().await;
+        if outcome.is_ok() || start.elapsed() >= limit {
+            return outcome;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -259,11 +290,16 @@ fn epoch(time: SystemTime) -> u64 {
 }
 
 fn cannot_listen(port: u16, error: &Error) -> Refusal {
-    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
-    if source.is_some_and(|source| source.kind() == std::io::ErrorKind::AddrInUse) {
+    if in_use(error) {
         return Refusal::PortTaken { port };
     }
     Refusal::failed(format!("listen on UDP port {port}"))(error)
+}
+
+/// Whether the port had another socket.
+fn in_use(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| source.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 fn cannot_open(interface: &str, error: &OpenError) -> Refusal {
