@@ -588,10 +588,11 @@ mod tests {
     #[test]
     fn where_a_range_leads_is_found_by_a_member_that_no_other_interface_is_connected_to() {
         let peer = |address: &str| schema::view::Peer {
-            public_key: schema::scalars::WireGuardKey([1; 32]),
+            public_key: Some(schema::scalars::WireGuardKey([1; 32])),
             endpoint: None,
             addresses: [address.parse().expect("an address")].into(),
             via: None,
+            class: Default::default(),
             named: true,
         };
         let mut view = crate::tunnels::tests::view("corp", "10.40.0.1/24");

@@ -239,6 +239,7 @@ pub(crate) mod tests {
             keepalive: Seconds(20),
             check_in: Seconds(15),
             forward: false,
+            restricted: false,
             named: true,
         };
         View {
@@ -246,6 +247,7 @@ pub(crate) mod tests {
             node: "a".parse().expect("good"),
             interface,
             peers: Default::default(),
+            access: Default::default(),
             routes: Default::default(),
             names: Default::default(),
         }
@@ -302,10 +304,11 @@ pub(crate) mod tests {
     #[test]
     fn a_peer_is_not_reached_where_no_other_host_is_or_where_a_member_is() {
         let peer = Peer {
-            public_key: WireGuardKey([1; 32]),
+            public_key: Some(WireGuardKey([1; 32])),
             endpoint: "gw.example.net:51821".parse().ok(),
             addresses: ["10.40.0.2".parse().expect("good")].into(),
             via: None,
+            class: Default::default(),
             named: true,
         };
         let mut view = view("corp", "10.40.0.1/24");

@@ -81,6 +81,7 @@ fn view() -> View {
         keepalive: Seconds(20),
         check_in: Seconds(15),
         forward: false,
+        restricted: false,
         named: true,
     };
     let [network, node] = ["corp", "a"];
@@ -89,6 +90,7 @@ fn view() -> View {
         node: node.parse().expect("good"),
         interface,
         peers: Default::default(),
+        access: Default::default(),
         routes: Default::default(),
         names: Default::default(),
     }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use prost::Message;
+use schema::access::{Access, ClassId, Ports};
 use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
 use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
 
@@ -51,12 +53,13 @@ pub enum Malformed {
 
 /// A View as a message body.
 pub fn encode_view(view: &View) -> Vec<u8> {
-    let View { network: _, node: _, interface, peers, routes, names } = view;
+    let View { network: _, node: _, interface, peers, access, routes, names } = view;
     let message = wire::View {
         interface: Some(from_interface(interface)),
         peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
         names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
         routes: routes.iter().map(|(range, route)| from_route(range, route)).collect(),
+        access: access.iter().map(|(class, access)| from_access(class, access)).collect(),
         counts: Some(from_counts(view.counts())),
     };
     message.encode_to_vec()
@@ -64,7 +67,7 @@ pub fn encode_view(view: &View) -> Vec<u8> {
 
 /// A delta as a message body; `after` is what the View holds afterwards.
 pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
-    let ViewDelta { interface, peers, routes, names } = delta;
+    let ViewDelta { interface, peers, access, routes, names } = delta;
     let message = wire::Delta {
         interface: interface.as_ref().map(from_interface),
         peers: peers.put.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
@@ -73,6 +76,8 @@ pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
         lost_names: names.lost.iter().map(ToString::to_string).collect(),
         routes: routes.put.iter().map(|(range, route)| from_route(range, route)).collect(),
         lost_routes: routes.lost.iter().map(from_prefix).collect(),
+        access: access.put.iter().map(|(class, access)| from_access(class, access)).collect(),
+        lost_access: access.lost.iter().map(from_class).collect(),
         counts: Some(from_counts(after)),
     };
     message.encode_to_vec()
@@ -118,13 +123,14 @@ pub fn accept_update(
 }
 
 fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, Malformed> {
-    let wire::View { interface, peers, names, routes, counts } =
+    let wire::View { interface, peers, names, routes, access, counts } =
         wire::View::decode(body).map_err(|_| Malformed::Encoding)?;
     let view = View {
         network: network.clone(),
         node: node.clone(),
         interface: to_interface(interface.ok_or(Malformed::Field("interface"))?)?,
         peers: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
+        access: access.into_iter().map(to_access).collect::<Result<_, _>>()?,
         routes: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
         names: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
     };
@@ -132,13 +138,27 @@ fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, 
 }
 
 fn decode_delta(body: &[u8]) -> Result<(ViewDelta, Counts), Malformed> {
-    let wire::Delta { interface, peers, lost_peers, names, lost_names, routes, lost_routes, counts } =
-        wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
+    let wire::Delta {
+        interface,
+        peers,
+        lost_peers,
+        names,
+        lost_names,
+        routes,
+        lost_routes,
+        access,
+        lost_access,
+        counts,
+    } = wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
     let delta = ViewDelta {
         interface: interface.map(to_interface).transpose()?,
         peers: Changes {
             put: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
             lost: to_names(&lost_peers)?,
+        },
+        access: Changes {
+            put: access.into_iter().map(to_access).collect::<Result<_, _>>()?,
+            lost: lost_access.iter().map(|class| to_class(class)).collect::<Result<_, _>>()?,
         },
         routes: Changes {
             put: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
@@ -157,13 +177,13 @@ fn counted(view: View, announced: Counts) -> Result<View, Malformed> {
     if found == announced { Ok(view) } else { Err(Malformed::Incomplete { announced, found }) }
 }
 
-fn from_counts(Counts { peers, routes, names }: Counts) -> wire::Counts {
-    wire::Counts { peers, routes, names }
+fn from_counts(Counts { peers, access, routes, names }: Counts) -> wire::Counts {
+    wire::Counts { peers, access, routes, names }
 }
 
 fn to_counts(counts: Option<wire::Counts>) -> Result<Counts, Malformed> {
-    let wire::Counts { peers, routes, names } = counts.ok_or(Malformed::Field("counts"))?;
-    Ok(Counts { peers, routes, names })
+    let wire::Counts { peers, access, routes, names } = counts.ok_or(Malformed::Field("counts"))?;
+    Ok(Counts { peers, access, routes, names })
 }
 
 fn to_names(names: &[String]) -> Result<Vec<Name>, Malformed> {
@@ -175,8 +195,17 @@ fn to_name(name: &str) -> Result<Name, Malformed> {
 }
 
 fn from_interface(interface: &Interface) -> wire::Interface {
-    let Interface { addresses, listen_port, listen_port_fixed, mtu, keepalive, check_in, forward, named } =
-        interface;
+    let Interface {
+        addresses,
+        listen_port,
+        listen_port_fixed,
+        mtu,
+        keepalive,
+        check_in,
+        forward,
+        restricted,
+        named,
+    } = interface;
     wire::Interface {
         addresses: addresses.iter().map(from_prefix).collect(),
         listen_port: u32::from(*listen_port),
@@ -185,6 +214,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         keepalive: keepalive.0,
         check_in: check_in.0,
         forward: *forward,
+        restricted: *restricted,
         named: *named,
     }
 }
@@ -198,6 +228,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         keepalive,
         check_in,
         forward,
+        restricted,
         named,
     } = interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
@@ -213,6 +244,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         keepalive: Seconds(keepalive),
         check_in: Seconds(check_in),
         forward,
+        restricted,
         named,
     })
 }
@@ -232,31 +264,79 @@ fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
 }
 
 fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
-    let Peer { public_key, endpoint, addresses, via, named } = peer;
+    let Peer { public_key, endpoint, addresses, via, class, named } = peer;
     wire::Peer {
         name: name.to_string(),
-        public_key: public_key.0.to_vec().into(),
+        public_key: public_key.map(|key| key.0.to_vec().into()).unwrap_or_default(),
         endpoint: endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
         addresses: addresses.iter().map(from_address).collect(),
         named: *named,
         via: via.as_ref().map(ToString::to_string).unwrap_or_default(),
+        class: from_class(class),
     }
 }
 
 fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
-    let wire::Peer { name, public_key, endpoint, addresses, named, via } = peer;
+    let wire::Peer { name, public_key, endpoint, addresses, named, via, class } = peer;
     let endpoint = match &*endpoint {
         "" => None,
         endpoint => Some(endpoint.parse().map_err(|_| Malformed::Field("endpoint"))?),
     };
     let peer = Peer {
-        public_key: to_key(&public_key)?,
+        public_key: if public_key.is_empty() { None } else { Some(to_key(&public_key)?) },
         endpoint,
         addresses: to_addresses(&addresses)?,
         via: if via.is_empty() { None } else { Some(to_name(&via)?) },
+        class: to_class(&class)?,
         named,
     };
+    if peer.public_key.is_none() && peer.via.is_none() {
+        return Err(Malformed::Field("public_key"));
+    }
     Ok((to_name(&name)?, Arc::new(peer)))
+}
+
+fn from_class(class: &ClassId) -> prost::bytes::Bytes {
+    if *class == ClassId::default() { Default::default() } else { class.0.to_vec().into() }
+}
+
+fn to_class(bytes: &[u8]) -> Result<ClassId, Malformed> {
+    if bytes.is_empty() {
+        return Ok(ClassId::default());
+    }
+    bytes.try_into().map(ClassId).map_err(|_| Malformed::Field("class"))
+}
+
+fn from_access(class: &ClassId, Access { tcp, udp, icmp, others }: &Access) -> wire::Access {
+    wire::Access {
+        class: from_class(class),
+        tcp: from_ports(tcp),
+        udp: from_ports(udp),
+        icmp: *icmp,
+        others: *others,
+    }
+}
+
+fn to_access(access: wire::Access) -> Result<(ClassId, Arc<Access>), Malformed> {
+    let wire::Access { class, tcp, udp, icmp, others } = access;
+    let access = Access { tcp: to_ports(&tcp)?, udp: to_ports(&udp)?, icmp, others };
+    if access.is_nothing() {
+        return Err(Malformed::Field("access"));
+    }
+    Ok((to_class(&class)?, Arc::new(access)))
+}
+
+fn from_ports(ports: &Ports) -> Vec<wire::Ports> {
+    let range = |(first, last): (u16, u16)| wire::Ports { first: first.into(), last: last.into() };
+    ports.ranges().map(RangeInclusive::into_inner).map(range).collect()
+}
+
+fn to_ports(ports: &[wire::Ports]) -> Result<Ports, Malformed> {
+    let range = |wire::Ports { first, last }: &wire::Ports| {
+        let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
+        (first <= last).then_some(first..=last)
+    };
+    ports.iter().map(|ports| range(ports).ok_or(Malformed::Field("ports"))).collect()
 }
 
 fn from_route(range: &IpNet, Route { via }: &Route) -> wire::Route {

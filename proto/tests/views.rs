@@ -13,6 +13,7 @@ use proto::convert::{DecodedUpdate, Malformed, accept_update, encode_delta, enco
 use proto::position::{Position, Stamp};
 use proto::sign::{self, SignedBody};
 use proto::wire::{self, Update};
+use schema::access::{Access, ClassId, Ports};
 use schema::chain::ChainHash;
 use schema::scalars::{Identity, Name, NetworkName, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
@@ -71,13 +72,33 @@ fn peers() -> impl Strategy<Value = Peer> {
         key[31] &= 0x3f;
         key
     });
-    (key, endpoint, addresses, via, any::<bool>()).prop_map(|(key, endpoint, addresses, via, named)| Peer {
-        public_key: WireGuardKey(key),
-        endpoint: endpoint.map(|it| it.parse().unwrap()),
-        addresses,
-        via,
-        named,
-    })
+    // Only what another node carries has no key.
+    (prop::option::weighted(0.8, key), endpoint, addresses, via, classes(), any::<bool>()).prop_map(
+        |(key, endpoint, addresses, via, class, named)| Peer {
+            public_key: key.or_else(|| via.is_none().then_some([7; 32])).map(WireGuardKey),
+            endpoint: endpoint.map(|it| it.parse().unwrap()),
+            addresses,
+            via,
+            class,
+            named,
+        },
+    )
+}
+
+fn classes() -> impl Strategy<Value = ClassId> {
+    prop_oneof![Just(ClassId::default()), (1u8..5).prop_map(|number| ClassId([number; 16]))]
+}
+
+fn access() -> impl Strategy<Value = BTreeMap<ClassId, Arc<Access>>> {
+    let ports = || {
+        let ranges = prop::collection::vec((any::<u16>(), any::<u16>()), 0..4);
+        let range = |(one, other): (u16, u16)| one.min(other)..=one.max(other);
+        prop_oneof![Just(Ports::every()), ranges.prop_map(move |all| all.into_iter().map(range).collect())]
+    };
+    let access = (ports(), ports(), any::<bool>(), any::<bool>())
+        .prop_map(|(tcp, udp, icmp, others)| Access { tcp, udp, icmp, others })
+        .prop_filter("a class that may open nothing has no entry", |access| !access.is_nothing());
+    prop::collection::btree_map(classes(), access.prop_map(Arc::new), 0..4)
 }
 
 fn resolutions() -> impl Strategy<Value = Resolution> {
@@ -87,27 +108,29 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (own(), numbers, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(addresses, (listen_port, mtu, keepalive, check_in), listen_port_fixed, forward, named)| Interface {
+    (own(), numbers, any::<[bool; 4]>()).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), flags)| Interface {
             addresses,
             listen_port,
-            listen_port_fixed,
+            listen_port_fixed: flags[0],
             mtu,
             keepalive: Seconds(keepalive),
             check_in: Seconds(check_in),
-            forward,
-            named,
+            forward: flags[1],
+            restricted: flags[2],
+            named: flags[3],
         },
     )
 }
 
 fn views() -> impl Strategy<Value = View> {
-    (interfaces(), names(peers()), routes(), names(resolutions())).prop_map(
-        |(interface, peers, routes, names)| View {
+    (interfaces(), names(peers()), access(), routes(), names(resolutions())).prop_map(
+        |(interface, peers, access, routes, names)| View {
             network: network(),
             node: node(),
             interface,
             peers: peers.into_iter().collect(),
+            access: access.into_iter().collect(),
             routes: routes.into_iter().collect(),
             names: names.into_iter().collect(),
         },
@@ -220,10 +243,11 @@ fn a_node_takes_no_address_that_no_mesh_has() {
             keepalive: Seconds(0),
             check_in: Seconds(1),
             forward: false,
+            restricted: false,
             named: true,
         };
-        let (peers, routes, names) = Default::default();
-        let view = View { network: network(), node: node(), interface, peers, routes, names };
+        let (peers, access, routes, names) = Default::default();
+        let view = View { network: network(), node: node(), interface, peers, access, routes, names };
         accept(&signed(0, 1, SignedBody::whole(encode_view(&view))), None)
     };
     assert!(with(&["10.40.0.1/16", "fd40::1/64"]).is_ok());
@@ -244,20 +268,21 @@ fn a_node_takes_no_address_that_no_mesh_has() {
 fn what_a_peer_is_called_is_said_once() {
     let name: Name = "a".repeat(63).parse().unwrap();
     let peer = Peer {
-        public_key: WireGuardKey([7; 32]),
+        public_key: Some(WireGuardKey([7; 32])),
         endpoint: Some("[2001:db8::7]:51821".parse().unwrap()),
         addresses: ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into(),
         via: None,
+        class: ClassId([7; 16]),
         named: true,
     };
     let peers = Changes { put: vec![(name.clone(), Arc::new(peer))], lost: Vec::new() };
     let delta = ViewDelta { peers, ..ViewDelta::default() };
-    let body = encode_delta(&delta, Counts { peers: 10_000, routes: 2, names: 1_000 });
+    let body = encode_delta(&delta, Counts { peers: 10_000, access: 50, routes: 2, names: 1_000 });
     assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
     let update =
         Update { epoch: 4_000_000_000, ..signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body)) };
     assert!(
-        update.encoded_len() <= 300,
+        update.encoded_len() <= 320,
         "{} bytes for the longest name and both families",
         update.encoded_len()
     );

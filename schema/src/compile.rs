@@ -18,6 +18,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
+use crate::access::ClassId;
 use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
 use crate::kinds::{Dns, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
@@ -210,7 +211,8 @@ impl Mesh {
             Audience::Spoke => (self.hub_as_peer(), self.routes.clone()),
         };
         let (network, node, names) = (self.name.clone(), node.clone(), self.names.clone());
-        Some(View { network, node, interface, peers, routes, names })
+        let access = OrdMap::new();
+        Some(View { network, node, interface, peers, access, routes, names })
     }
 
     /// What a node that has its View of an earlier mesh has to be sent; nothing if it has not joined.
@@ -242,7 +244,14 @@ impl Mesh {
                 (peers, Changes::between(&earlier.routes, &self.routes))
             }
         };
-        ViewDelta { interface: None, peers, routes, names: Changes::between(&earlier.names, &self.names) }
+        let access = Changes::default();
+        ViewDelta {
+            interface: None,
+            peers,
+            access,
+            routes,
+            names: Changes::between(&earlier.names, &self.names),
+        }
     }
 
     /// How much the View of a node of an audience holds.
@@ -253,7 +262,7 @@ impl Mesh {
             Audience::Class(class) => (self.near(class).len().saturating_sub(1), 0),
             Audience::Spoke => (self.hub_as_peer().len(), self.routes.len()),
         };
-        Counts { peers: count(peers), routes: count(routes), names: count(self.names.len()) }
+        Counts { peers: count(peers), access: 0, routes: count(routes), names: count(self.names.len()) }
     }
 
     /// Which audience a node belongs to.
@@ -357,16 +366,18 @@ impl Mesh {
             keepalive: declaration.keepalive,
             check_in: *check_in,
             forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
+            restricted: false,
             named,
         }
     }
 
     fn peer_of(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Peer {
         Peer {
-            public_key: joined.public_key,
+            public_key: Some(joined.public_key),
             endpoint: endpoint(declaration.endpoint, joined),
             addresses: joined.reachable(),
             via: self.hub().filter(|hub| *hub != name).cloned(),
+            class: ClassId::default(),
             named,
         }
     }

@@ -11,6 +11,7 @@
 // The derives name this crate from outside as well as from inside.
 extern crate self as schema;
 
+pub mod access;
 pub mod api;
 pub mod attribute;
 pub mod chain;

@@ -411,7 +411,7 @@ struct PeerCounts {
 impl PeerCounts {
     fn of(before: &View, changes: &Changes<WireGuardKey, Tunnel>) -> Self {
         let Changes { put, lost } = changes;
-        let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer).map(|peer| peer.public_key);
+        let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer)?.public_key;
         let changed = put.iter().filter(|(_, tunnel)| key_before(tunnel).is_some()).count();
         // A peer with a new key counts as changed, though the old key is lost.
         let rekeyed = put

@@ -16,6 +16,7 @@ use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Access, ClassId};
 use crate::scalars::{DomainName, Endpoint, Name, NetworkName, Seconds, WireGuardKey};
 
 /// What one node of one network is sent.
@@ -29,6 +30,9 @@ pub struct View {
     pub interface: Interface,
     /// The other nodes that it knows, by name.
     pub peers: OrdMap<Name, Arc<Peer>>,
+    /// What members of a class may open at it, of classes that may open anything; empty unless the interface
+    /// is `restricted`.
+    pub access: OrdMap<ClassId, Arc<Access>>,
     /// The ranges that it reaches through a peer, besides the peers' own addresses.
     pub routes: OrdMap<IpNet, Arc<Route>>,
     /// The names that resolve in this network besides those that `named` says of nodes, each the part before
@@ -55,16 +59,19 @@ pub struct Interface {
     pub check_in: Seconds,
     /// Whether the node passes packets on between its peers.
     pub forward: bool,
+    /// Whether only what `access` says may be opened at it; otherwise everything may.
+    pub restricted: bool,
     /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if
     /// anything.
     pub named: bool,
 }
 
-/// Another node: facts that are the same in every View.
+/// Another node: facts that are the same in every View, save that what only its carrier needs (key, endpoint)
+/// is absent in those of others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its WireGuard key.
-    pub public_key: WireGuardKey,
+    /// Its WireGuard key; absent: another node carries its traffic.
+    pub public_key: Option<WireGuardKey>,
     /// Where it is reached; absent: it must send first.
     pub endpoint: Option<Endpoint>,
     /// Its addresses in the network: at most one of each family.
@@ -72,6 +79,8 @@ pub struct Peer {
     /// The node that carries its traffic; absent: it is reached directly. To that node itself it is a direct
     /// peer.
     pub via: Option<Name>,
+    /// Which members it is one of, for [`View::access`].
+    pub class: ClassId,
     /// Whether its name resolves to its addresses; otherwise [`View::names`] says what it resolves to, if
     /// anything.
     pub named: bool,
@@ -112,7 +121,9 @@ impl View {
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
         for (name, peer) in self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_none()) {
-            by_name.insert(name, (peer.public_key, self.tunnel(name, peer)));
+            if let Some(key) = peer.public_key {
+                by_name.insert(name, (key, self.tunnel(name, peer)));
+            }
         }
         for peer in self.peers.values() {
             let carried = self.carrier(peer).and_then(|carrier| by_name.get_mut(carrier));
@@ -159,6 +170,7 @@ impl View {
         let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
         Counts {
             peers: count(self.peers.len()),
+            access: count(self.access.len()),
             routes: count(self.routes.len()),
             names: count(self.names.len()),
         }
@@ -170,6 +182,8 @@ impl View {
 pub struct Counts {
     /// Peers.
     pub peers: u32,
+    /// Classes that may open anything.
+    pub access: u32,
     /// Routes.
     pub routes: u32,
     /// Names besides those of nodes.
@@ -237,6 +251,8 @@ pub struct ViewDelta {
     pub interface: Option<Interface>,
     /// Peers.
     pub peers: Changes<Name, Arc<Peer>>,
+    /// What classes may open.
+    pub access: Changes<ClassId, Arc<Access>>,
     /// Routes.
     pub routes: Changes<IpNet, Arc<Route>>,
     /// Names.
@@ -249,6 +265,7 @@ impl ViewDelta {
         Self {
             interface: (before.interface != after.interface).then(|| after.interface.clone()),
             peers: Changes::between(&before.peers, &after.peers),
+            access: Changes::between(&before.access, &after.access),
             routes: Changes::between(&before.routes, &after.routes),
             names: Changes::between(&before.names, &after.names),
         }
@@ -256,17 +273,18 @@ impl ViewDelta {
 
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        let Self { interface, peers, routes, names } = self;
-        interface.is_none() && peers.is_empty() && routes.is_empty() && names.is_empty()
+        let Self { interface, peers, access, routes, names } = self;
+        interface.is_none() && peers.is_empty() && access.is_empty() && routes.is_empty() && names.is_empty()
     }
 
     /// Applies the changes to a View. Applying `between(a, b)` to `a` results in `b`.
     pub fn apply(self, view: &mut View) {
-        let Self { interface, peers, routes, names } = self;
+        let Self { interface, peers, access, routes, names } = self;
         if let Some(interface) = interface {
             view.interface = interface;
         }
         peers.apply(&mut view.peers);
+        access.apply(&mut view.access);
         routes.apply(&mut view.routes);
         names.apply(&mut view.names);
     }
@@ -281,7 +299,7 @@ pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes
     let owners = owners_of(before, after, delta);
     let mut keys = BTreeSet::new();
     for owner in &owners {
-        keys.extend([before, after].into_iter().filter_map(|view| Some(view.direct(owner)?.public_key)));
+        keys.extend([before, after].into_iter().filter_map(|view| view.direct(owner)?.public_key));
     }
     let had = before.tunnels_of(&owners);
     let has = after.tunnels_of(&owners);
@@ -324,6 +342,7 @@ impl View {
             node: self.node.clone(),
             interface: self.interface.clone(),
             peers: direct.filter(|(_, peer)| self.carrier(peer).is_none()).collect(),
+            access: OrdMap::new(),
             routes: OrdMap::new(),
             names: OrdMap::new(),
         };
