@@ -146,6 +146,7 @@ impl Mesh {
                 // A key's tags were copied at the join.
                 Kind::AccessKey => {}
                 Kind::Dns => drop(entries.insert(&id.name)),
+                Kind::Group | Kind::Allow | Kind::Test => {}
             }
         }
         let mut mesh = self.clone();
@@ -346,6 +347,7 @@ impl Mesh {
             ipv4: _,
             ipv6: _,
             hub,
+            acl: _,
             listen_port: _,
             mtu,
             keepalive: _,

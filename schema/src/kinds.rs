@@ -93,7 +93,12 @@ kinds! {
     node: Node,
     access_key: AccessKey,
     dns: Dns,
+    group: Group,
+    allow: Allow,
+    test: Test,
 }
+pub use network::Acl;
+pub use test::{NoReach, Path, Reach};
 
 /// A struct that is a kind of object.
 pub trait Resource: Describe + Rules + 'static {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use schema_derive::Describe;
+use schema_derive::{Choice, Describe};
 
 use super::Node;
 use crate::attribute::{Bounded, Ref};
@@ -18,6 +18,16 @@ pub type ListenPort = Bounded<1, 65_535>;
 /// A packet size that IPv6 allows (RFC 8200, section 5).
 pub type Mtu = Bounded<1_280, 65_535>;
 
+/// What members may open at each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Choice)]
+pub enum Acl {
+    /// Everything.
+    Allow,
+    /// Nothing but what its `allow` rules say. Members that may open nothing at each other, in neither
+    /// direction, never learn of each other.
+    Deny,
+}
+
 /// One WireGuard mesh: its address ranges, its shape, and what its nodes have in common.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "network", plural = "networks")]
@@ -31,6 +41,9 @@ pub struct Network {
     /// The node that all traffic passes: the others have it as their only peer. Absent: a full mesh, in which
     /// every node has every other as a peer. While the hub has not joined, no other node has a peer.
     pub hub: Option<Ref<Node>>,
+    /// What members may open at each other.
+    #[field(default = Acl::Allow)]
+    pub acl: Acl,
     /// The UDP port that nodes listen on unless their own declaration sets one. If it is taken on a host, the
     /// agent takes the next free one.
     #[field(default = ListenPort::new(51_821))]
