@@ -12,10 +12,11 @@ pub mod policy;
 pub mod reach;
 pub mod reconcile;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use fixedbitset::FixedBitSet;
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
@@ -360,10 +361,10 @@ impl Mesh {
     fn tag(&mut self, node: &Name, tags: BTreeSet<Name>) {
         let before = self.tags_of.get(node).cloned().unwrap_or_default();
         for tag in before.difference(&tags) {
-            let mut nodes = self.tagged.remove(tag).unwrap_or_default();
+            let Some(nodes) = self.tagged.get_mut(tag) else { continue };
             nodes.remove(node);
-            if !nodes.is_empty() {
-                self.tagged.insert(tag.clone(), nodes);
+            if nodes.is_empty() {
+                self.tagged.remove(tag);
             }
         }
         for tag in tags.difference(&before) {
@@ -392,24 +393,28 @@ impl Mesh {
         }
         let standings: Vec<_> =
             self.classes.iter().map(|(id, class)| (*id, self.policy.standing(class))).collect();
-        let mut near: BTreeMap<ClassId, BTreeSet<ClassId>> = BTreeMap::new();
-        let mut access = OrdMap::new();
-        for (to, receives) in &standings {
+        let mut near = vec![FixedBitSet::with_capacity(standings.len()); standings.len()];
+        // Few sets of rules meet, so that what they come to is computed once.
+        let mut known: HashMap<FixedBitSet, Arc<Access>> = HashMap::new();
+        for (to_place, (to, receives)) in standings.iter().enumerate() {
             let mut row = OrdMap::new();
-            for (from, opens) in &standings {
-                let may = self.policy.between(opens, receives);
-                if !may.is_nothing() {
-                    row.insert(*from, Arc::new(may));
-                    near.entry(*to).or_default().insert(*from);
-                    near.entry(*from).or_default().insert(*to);
+            for (from_place, (from, opens)) in standings.iter().enumerate() {
+                let rules = opens.shared_with(receives);
+                if rules.is_clear() {
+                    continue;
                 }
+                let judge = || Arc::new(self.policy.between(opens, receives));
+                row.insert(*from, known.entry(rules).or_insert_with(judge).clone());
+                near[to_place].insert(from_place);
+                near[from_place].insert(to_place);
             }
             if !row.is_empty() {
-                access.insert(*to, row);
+                self.access.insert(*to, row);
             }
         }
-        self.access = access;
-        self.near = near.into_iter().map(|(class, near)| (class, OrdSet::from(near))).collect();
+        for ((class, _), near) in standings.iter().zip(near).filter(|(_, near)| !near.is_clear()) {
+            self.near.insert(*class, near.ones().map(|place| standings[place].0).collect());
+        }
     }
 
     /// Judges again what a change since an earlier mesh can affect: classes that have appeared, and rules.
@@ -417,27 +422,31 @@ impl Mesh {
         if !self.policy.is_restricted() {
             return;
         }
-        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        let (mut gone, mut new) = (Vec::new(), BTreeSet::new());
         for item in earlier.classes.diff(&self.classes) {
             match item {
                 DiffItem::Remove(id, _) => gone.push(*id),
-                DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } => new.push(*id),
+                DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } => drop(new.insert(*id)),
             }
         }
-        gone.iter().for_each(|class| self.forget_class(*class));
-        let policy = self.policy.clone();
+        gone.into_iter().for_each(|class| self.forget_class(class));
+        let (policy, classes) = (self.policy.clone(), self.classes.clone());
         let rules = policy.changed_since(&earlier.policy);
-        if new.is_empty() && rules.is_empty() {
-            return;
+        let mut pairs: BTreeSet<(ClassId, ClassId)> = BTreeSet::new();
+        for (from, to) in rules.sides(classes.iter().map(|(id, class)| (*id, class))) {
+            pairs.extend(from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))));
         }
-        let classes: Vec<_> =
-            self.classes.iter().map(|(id, it)| (*id, it.clone(), policy.standing(it))).collect();
-        for (to, to_class, receives) in &classes {
-            for (from, from_class, opens) in &classes {
-                if new.contains(to) || new.contains(from) || rules.concern(from_class, to_class) {
-                    self.set_access(*from, *to, policy.between(opens, receives));
-                }
-            }
+        for class in &new {
+            pairs.extend(classes.keys().flat_map(|other| [(*class, *other), (*other, *class)]));
+        }
+        let mut standings = BTreeMap::new();
+        for (from, to) in pairs {
+            let mut standing = |class: ClassId| {
+                let new = || Arc::new(policy.standing(&classes[&class]));
+                Arc::clone(standings.entry(class).or_insert_with(new))
+            };
+            let (opens, receives) = (standing(from), standing(to));
+            self.set_access(from, to, policy.between(&opens, &receives));
         }
     }
 
@@ -446,31 +455,25 @@ impl Mesh {
         if row.and_then(|row| row.get(&from)).map_or(may.is_nothing(), |known| **known == may) {
             return;
         }
-        let mut row = row.cloned().unwrap_or_default();
-        if may.is_nothing() {
+        if !may.is_nothing() {
+            self.access.entry(to).or_default().insert(from, Arc::new(may));
+        } else if let Some(row) = self.access.get_mut(&to) {
             row.remove(&from);
-        } else {
-            row.insert(from, Arc::new(may));
-        }
-        if row.is_empty() {
-            self.access.remove(&to);
-        } else {
-            self.access.insert(to, row);
+            if row.is_empty() {
+                self.access.remove(&to);
+            }
         }
         let may =
             |from: &ClassId, to: &ClassId| self.access.get(to).is_some_and(|row| row.contains_key(from));
         let near = may(&from, &to) || may(&to, &from);
         for (one, other) in [(from, to), (to, from)] {
-            let mut classes = self.near.get(&one).cloned().unwrap_or_default();
             if near {
-                classes.insert(other);
-            } else {
+                self.near.entry(one).or_default().insert(other);
+            } else if let Some(classes) = self.near.get_mut(&one) {
                 classes.remove(&other);
-            }
-            if classes.is_empty() {
-                self.near.remove(&one);
-            } else {
-                self.near.insert(one, classes);
+                if classes.is_empty() {
+                    self.near.remove(&one);
+                }
             }
         }
     }
@@ -612,21 +615,18 @@ fn put<T: PartialEq>(map: &mut OrdMap<Name, Arc<T>>, name: &Name, entry: T) {
 
 /// The same for an entry that is about a class.
 fn put_in<T: PartialEq>(map: &mut ByClass<T>, class: ClassId, name: &Name, entry: T) {
-    let mut inner = map.get(&class).cloned().unwrap_or_default();
-    if inner.get(name).is_none_or(|there| **there != entry) {
-        inner.insert(name.clone(), Arc::new(entry));
-        map.insert(class, inner);
+    let there = map.get(&class).and_then(|inner| inner.get(name));
+    if there.is_none_or(|there| **there != entry) {
+        map.entry(class).or_default().insert(name.clone(), Arc::new(entry));
     }
 }
 
 /// Removes an entry that is about a class, and the class with its last one.
 fn remove_from<T>(map: &mut ByClass<T>, class: ClassId, name: &Name) {
-    let Some(mut inner) = map.get(&class).cloned() else { return };
+    let Some(inner) = map.get_mut(&class) else { return };
     inner.remove(name);
     if inner.is_empty() {
         map.remove(&class);
-    } else {
-        map.insert(class, inner);
     }
 }
 

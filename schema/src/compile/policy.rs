@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use ipnet::IpNet;
@@ -47,6 +46,10 @@ impl Class {
         let sides: Vec<u8> = self.0.iter().flat_map(|Side(id)| id.0).collect();
         ClassId::of(&sides)
     }
+
+    fn is_on(&self, side: Option<Side>) -> bool {
+        side.is_none_or(|side| self.0.contains(&side))
+    }
 }
 
 /// A rule as it is judged.
@@ -56,7 +59,7 @@ struct Rule {
     from: Option<Side>,
     /// Absent: every member.
     to: Option<Side>,
-    access: Arc<Access>,
+    access: Access,
 }
 
 /// The rules of a network.
@@ -64,7 +67,11 @@ struct Rule {
 pub struct Policy {
     /// Whether members may open only what a rule says; otherwise everything.
     restricted: bool,
-    rules: BTreeMap<Name, Rule>,
+    /// In the order of names.
+    rules: Vec<(Name, Rule)>,
+    /// The places of the rules that are about each side as `from`, and as `to`; absent: every member's.
+    from: BTreeMap<Option<Side>, FixedBitSet>,
+    to: BTreeMap<Option<Side>, FixedBitSet>,
     /// The sides that a member is on by its name.
     names: BTreeMap<Name, BTreeSet<Side>>,
     /// The sides that a member is on by a tag.
@@ -91,22 +98,36 @@ pub struct Standing {
     to: FixedBitSet,
 }
 
+impl Standing {
+    /// The rules by which members of this standing may open something at those of another.
+    pub fn shared_with(&self, to: &Self) -> FixedBitSet {
+        let mut rules = self.from.clone();
+        rules.intersect_with(&to.to);
+        rules
+    }
+}
+
 impl Policy {
     /// The rules of a network as it is declared.
     pub fn compile(name: &NetworkName, network: &Network, declared: &Snapshot) -> Self {
         let restricted = network.acl == Acl::Deny;
         let mut policy = Self {
             restricted,
-            rules: BTreeMap::new(),
+            rules: Vec::new(),
+            from: BTreeMap::new(),
+            to: BTreeMap::new(),
             names: BTreeMap::new(),
             tags: BTreeMap::new(),
             ranges: BTreeMap::new(),
         };
-        let rules = declared.all_in::<Allow>(name).filter(|_| restricted);
-        for (id, allow) in rules {
+        let rules: Vec<_> = declared.all_in::<Allow>(name).filter(|_| restricted).collect();
+        let none = || FixedBitSet::with_capacity(rules.len());
+        for (place, (id, allow)) in rules.iter().enumerate() {
             let from = policy.put_side(&allow.from, name, declared);
             let to = policy.put_side(&allow.to, name, declared);
-            policy.rules.insert(id.name.clone(), Rule { from, to, access: Arc::new(allow.access()) });
+            policy.from.entry(from).or_insert_with(none).insert(place);
+            policy.to.entry(to).or_insert_with(none).insert(place);
+            policy.rules.push((id.name.clone(), Rule { from, to, access: allow.access() }));
         }
         policy
     }
@@ -147,8 +168,8 @@ impl Policy {
     }
 
     /// What members of a class may open at members of another, or of the same.
-    pub fn access(&self, from: &Class, to: &Class) -> Arc<Access> {
-        Arc::new(self.between(&self.standing(from), &self.standing(to)))
+    pub fn access(&self, from: &Class, to: &Class) -> Access {
+        self.between(&self.standing(from), &self.standing(to))
     }
 
     /// The rules by which members of a class may open anything at members of another, each with what it adds;
@@ -160,27 +181,29 @@ impl Policy {
     /// The same, given their standings.
     pub fn applying(&self, from: &Standing, to: &Standing) -> impl Iterator<Item = (&Name, &Access)> {
         let places: Vec<_> = from.from.intersection(&to.to).collect();
-        let rules: Vec<_> = self.rules.iter().collect();
-        places.into_iter().map(move |place| (rules[place].0, &*rules[place].1.access))
+        places.into_iter().map(|place| (&self.rules[place].0, &self.rules[place].1.access))
     }
 
     /// Whether members of a class are on a side of a rule: on that of `to` if `right`, else on that of `from`.
     pub fn is_on(&self, rule: &Name, class: &Class, right: bool) -> bool {
-        let side = self.rules.get(rule).map(|rule| if right { rule.to } else { rule.from });
-        side.is_some_and(|side| side.is_none_or(|side| class.0.contains(&side)))
+        let rule = self.rule(rule);
+        rule.is_some_and(|rule| class.is_on(if right { rule.to } else { rule.from }))
     }
 
     /// Which rules a class is on a side of.
     pub fn standing(&self, class: &Class) -> Standing {
-        let count = self.rules.len();
-        let mut standing =
-            Standing { from: FixedBitSet::with_capacity(count), to: FixedBitSet::with_capacity(count) };
-        let on = |side: Option<Side>| side.is_none_or(|side| class.0.contains(&side));
-        for (place, rule) in self.rules.values().enumerate() {
-            standing.from.set(place, on(rule.from));
-            standing.to.set(place, on(rule.to));
-        }
-        standing
+        let sides = || class.0.iter().copied().map(Some).chain([None]);
+        let all = |rules: &BTreeMap<Option<Side>, FixedBitSet>| {
+            let mut all = FixedBitSet::with_capacity(self.rules.len());
+            sides().filter_map(|side| rules.get(&side)).for_each(|places| all.union_with(places));
+            all
+        };
+        Standing { from: all(&self.from), to: all(&self.to) }
+    }
+
+    fn rule(&self, name: &Name) -> Option<&Rule> {
+        let place = self.rules.binary_search_by(|(rule, _)| rule.cmp(name)).ok()?;
+        Some(&self.rules[place].1)
     }
 
     /// What may be opened, given the standings of those who open and of those whom they open it at.
@@ -202,9 +225,10 @@ impl Policy {
 
     /// The rules that differ from earlier ones, as they are and as they were.
     pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> Changed<'a> {
-        let differ = |name: &&Name| self.rules.get(*name) != earlier.rules.get(*name);
-        let names: BTreeSet<&Name> = earlier.rules.keys().chain(self.rules.keys()).filter(differ).collect();
-        let both = |name: &Name| [earlier.rules.get(name), self.rules.get(name)].into_iter().flatten();
+        let differ = |name: &&Name| self.rule(name) != earlier.rule(name);
+        let names = earlier.rules.iter().chain(&self.rules).map(|(name, _)| name);
+        let names: BTreeSet<&Name> = names.filter(differ).collect();
+        let both = |name: &Name| [earlier.rule(name), self.rule(name)].into_iter().flatten();
         Changed(names.into_iter().flat_map(both).collect())
     }
 }
@@ -220,8 +244,19 @@ impl Changed<'_> {
 
     /// Whether any of them is about what members of a class may open at members of another.
     pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        let on = |class: &Class, side: Option<Side>| side.is_none_or(|side| class.0.contains(&side));
-        self.0.iter().any(|rule| on(from, rule.from) && on(to, rule.to))
+        self.0.iter().any(|rule| from.is_on(rule.from) && to.is_on(rule.to))
+    }
+
+    /// For each of them the classes on the side of `from`, and those on the side of `to`.
+    pub fn sides<'b, K: Copy>(
+        &'b self,
+        classes: impl Iterator<Item = (K, &'b Class)> + Clone + 'b,
+    ) -> impl Iterator<Item = (Vec<K>, Vec<K>)> + 'b {
+        let on = move |side: Option<Side>| {
+            let members = classes.clone().filter(move |(_, class)| class.is_on(side));
+            members.map(|(key, _)| key).collect()
+        };
+        self.0.iter().map(move |rule| (on(rule.from), on(rule.to)))
     }
 }
 
