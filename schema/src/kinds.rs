@@ -120,7 +120,7 @@ impl Kind {
     pub fn meant_by(target: Target) -> impl Iterator<Item = Self> {
         let meant = move |descriptor: &Descriptor| match target {
             Target::Kind(word) => descriptor.word == word,
-            Target::Namespace(namespace) => descriptor.namespace == Some(namespace),
+            Target::NamedBy(word) => descriptor.named_by.contains(&word),
         };
         Self::ALL.iter().copied().filter(move |kind| meant(kind.descriptor()))
     }
@@ -128,7 +128,11 @@ impl Kind {
     /// The kinds whose names are unique together with the names of this one, itself among them.
     pub fn namesakes(self) -> impl Iterator<Item = Self> {
         let Descriptor { word, namespace, .. } = self.descriptor();
-        Self::meant_by(namespace.map_or(Target::Kind(word), Target::Namespace))
+        let shares = move |descriptor: &Descriptor| match namespace {
+            Some(_) => descriptor.namespace == *namespace,
+            None => descriptor.word == *word,
+        };
+        Self::ALL.iter().copied().filter(move |kind| shares(kind.descriptor()))
     }
 }
 
@@ -218,16 +222,16 @@ mod tests {
                 "{word}"
             );
             types(*kind, &mut |field, ty| {
-                let target = if let Type::Reference(target) = ty {
-                    Some(*target)
+                let target = if let Type::Reference(kind) = ty {
+                    Some(Target::Kind(kind))
                 } else if let Type::Scalar(scalar) = ty {
-                    scalar.namespace.map(Target::Namespace)
+                    scalar.names.map(Target::NamedBy)
                 } else {
                     None
                 };
                 let Some(target) = target else { return };
                 assert!(Kind::meant_by(target).next().is_some(), "{word}.{} refers to a kind", field.name);
-                if let Type::Reference(Target::Kind(_)) = ty {
+                if let Type::Reference(_) = ty {
                     let in_order = |it: Kind| it <= *kind || it.descriptor().within == Some(word);
                     assert!(
                         Kind::meant_by(target).all(in_order),
@@ -236,6 +240,15 @@ mod tests {
                     );
                 }
             });
+        }
+    }
+
+    #[test]
+    fn kinds_that_the_same_names_share_a_namespace_so_that_a_name_is_of_one_object() {
+        for word in Kind::DESCRIPTORS.iter().flat_map(|descriptor| descriptor.named_by) {
+            let namespaces: BTreeSet<_> =
+                Kind::meant_by(Target::NamedBy(word)).map(|kind| kind.descriptor().namespace).collect();
+            assert!(namespaces.len() == 1 && !namespaces.contains(&None), "{word}: {namespaces:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use crate::snapshot::{ResourceId, Snapshot};
 
 /// Members of the network under one name, for rules and tests: whoever any of its fields selects.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "group", plural = "groups", within = "network", namespace = "names")]
+#[describe(word = "group", plural = "groups", within = "network", namespace = "names", named_by("selector"))]
 pub struct Group {
     /// Declared nodes that are in it.
     pub nodes: BTreeSet<Ref<Node>>,

@@ -18,7 +18,7 @@ use crate::value::Step;
 ///
 /// A key whose `for` names it lets a host claim the name.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "node", plural = "nodes", within = "network", namespace = "names")]
+#[describe(word = "node", plural = "nodes", within = "network", namespace = "names", named_by("selector", "alias"))]
 pub struct Node {
     /// The IPv4 address that is reserved for it. Absent: it gets the lowest free one when it joins.
     pub ipv4: Option<Ipv4Addr>,

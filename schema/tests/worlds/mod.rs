@@ -108,10 +108,7 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
         Type::Bool => any::<bool>().prop_map(|it| Data::Bool(it).into()).boxed(),
         Type::Integer { min, max } => (*min..=*max).prop_map(|it| Data::Integer(it).into()).boxed(),
         Type::Scalar(scalar) => {
-            let named = scalar
-                .namespace
-                .into_iter()
-                .flat_map(|namespace| Kind::meant_by(Target::Namespace(namespace)));
+            let named = scalar.names.into_iter().flat_map(|word| Kind::meant_by(Target::NamedBy(word)));
             let names = named.flat_map(names).copied();
             select(scalar.good.iter().copied().chain(names).collect::<Vec<_>>()).prop_map(Value::text).boxed()
         }
@@ -119,8 +116,8 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
             select(words.iter().map(|word| word.word).collect::<Vec<_>>()).prop_map(Value::text).boxed()
         }
         Type::Text => "\\PC{0,12}".prop_map(Value::text).boxed(),
-        Type::Reference(target) => {
-            let known: Vec<_> = Kind::meant_by(*target).flat_map(names).copied().collect();
+        Type::Reference(kind) => {
+            let known: Vec<_> = Kind::meant_by(Target::Kind(kind)).flat_map(names).copied().collect();
             select(known).prop_map(Value::text).boxed()
         }
         Type::Set(inner) | Type::List(inner) => {
