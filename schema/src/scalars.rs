@@ -141,6 +141,7 @@ mod tests {
         examples_hold::<std::net::Ipv4Addr>();
         examples_hold::<std::net::Ipv6Addr>();
         examples_hold::<Endpoint>();
+        examples_hold::<PortRange>();
         examples_hold::<Expiry>();
         examples_hold::<DomainName>();
         examples_hold::<WireGuardKey>();
