@@ -2,6 +2,7 @@
 //!
 //! To add a kind: write its file, add its line here, give it an example. Everything else loops over the list.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::attribute::{self, Describe, Mismatch, Struct};
 use crate::descriptor::{Descriptor, Reference, Target};
 use crate::rules::{Claim, Findings, Rules};
+use crate::scalars::Name;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
 
@@ -63,6 +65,11 @@ macro_rules! kinds {
             /// The addresses that it claims, each with the field that does.
             pub fn claims(&self) -> Vec<(&'static str, Claim)> {
                 match self { $(Self::$kind(it) => it.claims(),)+ }
+            }
+
+            /// The tags that members have by it.
+            pub fn tags_given(&self) -> Option<&BTreeSet<Name>> {
+                match self { $(Self::$kind(it) => it.tags_given(),)+ }
             }
 
             /// Visits every name of another object that it holds.
@@ -153,11 +160,8 @@ impl fmt::Display for Kind {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::descriptor::{Field, Fields, Type};
-    use crate::scalars::Name;
     use crate::value::{FieldValue, Key};
 
     fn well_formed(name: &str) -> bool {

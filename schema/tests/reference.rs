@@ -96,6 +96,7 @@ fn every_kind_has_an_example_that_shows_every_field() {
         assert_eq!(shown, all, "{name}");
         let (declared, mut report) = decode(documents.clone());
         report.append(rules::check(&declared.snapshot, &declared.source_map));
+        report.append(rules::selectors::check(&declared.snapshot, &declared.source_map));
         assert!(report.is_empty(), "{name}: {report:#?}");
     }
 }
