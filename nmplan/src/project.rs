@@ -416,6 +416,10 @@ fn read_documents(sources: &[Source], declaring: &[SourceId], variables: &Variab
     let (declared, problems) = decode(documents);
     report.append(problems);
     report.append(rules::check(&declared.snapshot, &declared.source_map));
+    // What could not be read may have the tag that seems to be missing.
+    if !report.has_errors() {
+        report.append(rules::selectors::check(&declared.snapshot, &declared.source_map));
+    }
     (declared, report)
 }
 

@@ -947,6 +947,86 @@ fn without_a_server_the_range_that_servers_reserve_is_a_warning() {
     );
 }
 
+/// Who may open what, with a tag that nobody has in the place of TAG.
+const ACCESS: &str = r#"
+network "corp" {
+    ipv4 "10.40.0.0/16"
+    acl "deny"
+    node "bastion" { tags "ops"; }
+    node "db-1" { tags "db"; }
+    access-key "web" uses=50 { tags "web"; }
+    group "ops" nodes="bastion" tags="ops"
+    allow "ops" from="ops" to="*"
+    allow "web-to-db" from="TAG" to="tag:db" proto="tcp" {
+        ports 5432 "6000-6009"
+    }
+    test "db" {
+        reach from="tag:web" to="db-1" port=5432
+        no-reach from="*" to="tag:db" {
+            except "tag:web" "ops"
+        }
+        path from="bastion" to="db-1"
+    }
+}
+"#;
+
+/// The same with `tag:web`.
+const ACCESS_YAML: &str = r#"
+networks:
+  corp:
+    ipv4: 10.40.0.0/16
+    acl: deny
+    nodes: { bastion: { tags: ops }, db-1: { tags: db } }
+    access-keys: { web: { uses: 50, tags: web } }
+    groups: { ops: { nodes: [bastion], tags: [ops] } }
+    allow:
+      ops: { from: [ops], to: "*" }
+      web-to-db: { from: "tag:web", to: "tag:db", proto: tcp, ports: [6000-6009, 5432] }
+    tests:
+      db:
+        reach: [{ from: "tag:web", to: db-1, port: 5432 }]
+        no-reach: { from: "*", to: "tag:db", except: [ops, "tag:web"] }
+        path: { from: bastion, to: db-1 }
+"#;
+
+#[test]
+fn a_selector_that_selects_nothing_is_a_warning_to_whoever_reads_the_files() {
+    let workspace = workspace();
+    workspace.write("access/corp.kdl", &ACCESS.replace("TAG", "tag:wbe"));
+    insta::assert_snapshot!(workspace.nmplan("validate -C @access").all());
+    for command in [
+        "plan -C @access --project acme",
+        "apply -C @access --project acme -y --keys-to @keys.json",
+    ] {
+        let run = workspace.nmplan(command);
+        assert_eq!(run.exit, 0, "{}", run.all());
+        assert!(run.stderr.contains("schema::selects_nothing"), "{}", run.all());
+    }
+    let events = workspace.nmplan("validate -C @access --json").events();
+    let found: Vec<_> = events.iter().filter(|event| event["type"] == "diagnostic").collect();
+    let [found] = &*found else { panic!("one warning: {found:?}") };
+    assert_eq!(
+        (&found["code"], &found["severity"], &found["line"], &found["id"]),
+        (&"schema::selects_nothing".into(), &"warning".into(), &10.into(), &"corp/allow/web-to-db".into())
+    );
+}
+
+#[test]
+fn who_may_open_what_is_planned_applied_and_shown_and_the_same_in_either_language() {
+    let workspace = workspace();
+    workspace.write("kdl/corp.kdl", &ACCESS.replace("TAG", "tag:web"));
+    workspace.write("yaml/corp.yaml", ACCESS_YAML);
+    insta::assert_snapshot!(workspace.nmplan("plan -C @kdl --project acme -v").stdout);
+    let applied = workspace.nmplan("apply -C @kdl --project acme -y --keys-to @keys.json");
+    assert_eq!(applied.exit, 0, "{}", applied.all());
+    let same = workspace.nmplan("plan -C @yaml --project acme --detailed-exitcode");
+    assert_eq!(same.exit, 0, "{}", same.all());
+    let shown = workspace.nmplan("show").stdout;
+    for kind in ["group", "allow", "test"] {
+        assert!(shown.lines().any(|line| line.contains(kind)), "{kind}: {shown}");
+    }
+}
+
 #[test]
 fn a_plan_is_refused_for_what_its_own_server_reserves_not_for_the_default() {
     let workspace = workspace();

@@ -184,8 +184,8 @@ fn example(ty: &Type) -> String {
         Type::Integer { min, .. } => format!("give it a value such as {min}"),
         Type::Bool => "give it a value such as true".into(),
         Type::Choice(words) => format!("choose {}", one_of(words)),
-        Type::Reference(Target::Kind(kind)) => format!("give it the name of {}", with_article(kind)),
-        Type::Text | Type::Reference(Target::Namespace(_)) => "give it a value such as \"...\"".into(),
+        Type::Reference(kind) => format!("give it the name of {}", with_article(kind)),
+        Type::Text => "give it a value such as \"...\"".into(),
         Type::Set(inner) | Type::List(inner) | Type::NonEmpty(inner) => example(inner),
         Type::Map(_) => "give it a block of names and values".into(),
         Type::Record(fields) => {
@@ -368,7 +368,7 @@ impl<T: Scalar> Attribute for T {
         good: T::GOOD,
         bad: T::BAD,
         integer: T::INTEGER.is_some(),
-        namespace: T::NAMESPACE,
+        names: T::NAMES,
     });
 
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
@@ -411,7 +411,7 @@ fn one_of(words: &[Word]) -> String {
 }
 
 impl<T: Describe> Attribute for Ref<T> {
-    const TYPE: Type = Type::Reference(Target::Kind(T::WORD));
+    const TYPE: Type = Type::Reference(T::WORD);
 
     fn from_value(value: &Value, found: &mut Vec<Mismatch>) -> Option<Self> {
         scalar_from_value(value, found).map(|name| Self { name, kind: PhantomData })

@@ -1,6 +1,7 @@
 //! Documents to a snapshot, reporting every problem.
 
 use crate::attribute::Mismatch;
+use crate::descriptor::with_article;
 use crate::document::{Document, Spanned};
 use crate::kinds::Kind;
 use crate::report::{Code, Problem, Report};
@@ -112,7 +113,11 @@ fn identify(document: &Document, report: &mut Report) -> Option<(ResourceId, Kin
 
 fn bad_name(document: &Document, name: &Spanned, why: String) -> Problem {
     let at = Location { source: document.source, span: name.span };
-    let message = format!("{:?} is not a valid name for a {}: {why}", &*name.text, document.descriptor.word);
+    let message = format!(
+        "{:?} is not a valid name for {}: {why}",
+        &*name.text,
+        with_article(document.descriptor.word)
+    );
     let meant =
         if document.parent.is_some() { Name::meant(&name.text) } else { NetworkName::meant(&name.text) };
     let help = meant.map_or("choose another name".to_owned(), |meant| format!("did you mean {meant:?}?"));

@@ -18,6 +18,9 @@ pub struct Descriptor {
     /// The set of names that it shares with other kinds: in one network no two objects of one namespace have
     /// the same name. Absent: its names are its own.
     pub namespace: Option<&'static str>,
+    /// What names its objects, besides fields for names of this kind alone: `selector`, `alias`. Kinds that
+    /// are named by the same share a namespace.
+    pub named_by: &'static [&'static str],
     /// What its objects hold.
     pub fields: &'static Fields,
 }
@@ -65,8 +68,8 @@ pub enum Type {
     Text,
     /// One of these words.
     Choice(&'static [Word]),
-    /// The name of a resource in the same network.
-    Reference(Target),
+    /// The name of a resource of the kind of that word in the same network.
+    Reference(&'static str),
     /// Values without order or repetition.
     Set(&'static Type),
     /// Values whose order has a meaning.
@@ -93,8 +96,8 @@ pub struct Word {
 pub enum Target {
     /// Those of the kind of that word.
     Kind(&'static str),
-    /// Those of every kind of that namespace.
-    Namespace(&'static str),
+    /// Those of every kind that is [named by](Descriptor::named_by) it: `selector`.
+    NamedBy(&'static str),
 }
 
 /// The name of another resource that a value holds, found by visiting what a field holds.
@@ -130,8 +133,9 @@ pub struct ScalarType {
     pub bad: &'static [&'static str],
     /// Whether it may be written as a bare number.
     pub integer: bool,
-    /// The namespace whose names are values of it, if there is one.
-    pub namespace: Option<&'static str>,
+    /// The word of the kinds that are [named by](Descriptor::named_by) it, whose names are values of it;
+    /// absent: names are none.
+    pub names: Option<&'static str>,
 }
 
 impl Fields {

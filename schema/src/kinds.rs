@@ -2,6 +2,7 @@
 //!
 //! To add a kind: write its file, add its line here, give it an example. Everything else loops over the list.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::attribute::{self, Describe, Mismatch, Struct};
 use crate::descriptor::{Descriptor, Reference, Target};
 use crate::rules::{Claim, Findings, Rules};
+use crate::scalars::Name;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Record, Span, Value};
 
@@ -63,6 +65,11 @@ macro_rules! kinds {
             /// The addresses that it claims, each with the field that does.
             pub fn claims(&self) -> Vec<(&'static str, Claim)> {
                 match self { $(Self::$kind(it) => it.claims(),)+ }
+            }
+
+            /// The tags that members have by it.
+            pub fn tags_given(&self) -> Option<&BTreeSet<Name>> {
+                match self { $(Self::$kind(it) => it.tags_given(),)+ }
             }
 
             /// Visits every name of another object that it holds.
@@ -120,7 +127,7 @@ impl Kind {
     pub fn meant_by(target: Target) -> impl Iterator<Item = Self> {
         let meant = move |descriptor: &Descriptor| match target {
             Target::Kind(word) => descriptor.word == word,
-            Target::Namespace(namespace) => descriptor.namespace == Some(namespace),
+            Target::NamedBy(word) => descriptor.named_by.contains(&word),
         };
         Self::ALL.iter().copied().filter(move |kind| meant(kind.descriptor()))
     }
@@ -128,7 +135,11 @@ impl Kind {
     /// The kinds whose names are unique together with the names of this one, itself among them.
     pub fn namesakes(self) -> impl Iterator<Item = Self> {
         let Descriptor { word, namespace, .. } = self.descriptor();
-        Self::meant_by(namespace.map_or(Target::Kind(word), Target::Namespace))
+        let shares = move |descriptor: &Descriptor| match namespace {
+            Some(_) => descriptor.namespace == *namespace,
+            None => descriptor.word == *word,
+        };
+        Self::ALL.iter().copied().filter(move |kind| shares(kind.descriptor()))
     }
 }
 
@@ -149,11 +160,8 @@ impl fmt::Display for Kind {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::descriptor::{Field, Fields, Type};
-    use crate::scalars::Name;
     use crate::value::{FieldValue, Key};
 
     fn well_formed(name: &str) -> bool {
@@ -218,16 +226,16 @@ mod tests {
                 "{word}"
             );
             types(*kind, &mut |field, ty| {
-                let target = if let Type::Reference(target) = ty {
-                    Some(*target)
+                let target = if let Type::Reference(kind) = ty {
+                    Some(Target::Kind(kind))
                 } else if let Type::Scalar(scalar) = ty {
-                    scalar.namespace.map(Target::Namespace)
+                    scalar.names.map(Target::NamedBy)
                 } else {
                     None
                 };
                 let Some(target) = target else { return };
                 assert!(Kind::meant_by(target).next().is_some(), "{word}.{} refers to a kind", field.name);
-                if let Type::Reference(Target::Kind(_)) = ty {
+                if let Type::Reference(_) = ty {
                     let in_order = |it: Kind| it <= *kind || it.descriptor().within == Some(word);
                     assert!(
                         Kind::meant_by(target).all(in_order),
@@ -236,6 +244,15 @@ mod tests {
                     );
                 }
             });
+        }
+    }
+
+    #[test]
+    fn kinds_that_the_same_names_share_a_namespace_so_that_a_name_is_of_one_object() {
+        for word in Kind::DESCRIPTORS.iter().flat_map(|descriptor| descriptor.named_by) {
+            let namespaces: BTreeSet<_> =
+                Kind::meant_by(Target::NamedBy(word)).map(|kind| kind.descriptor().namespace).collect();
+            assert!(namespaces.len() == 1 && !namespaces.contains(&None), "{word}: {namespaces:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schema_derive::Describe;
 
 use crate::attribute::{Bounded, Describe, Mismatch, read};
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, with_article};
 use crate::document::Document;
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::scalars::{Name, Scalar};
@@ -122,8 +122,11 @@ impl Reader {
             let name: Name = match document.name.text.parse() {
                 Ok(name) => name,
                 Err(why) => {
-                    let message =
-                        format!("{:?} is not a valid name for a {}: {why}", &*document.name.text, T::WORD);
+                    let message = format!(
+                        "{:?} is not a valid name for {}: {why}",
+                        &*document.name.text,
+                        with_article(T::WORD)
+                    );
                     let help =
                         Name::meant(&document.name.text).map(|meant| format!("did you mean {meant:?}?"));
                     self.report.push(Problem::new(Code::InvalidName, message).at(at).help(help));

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::descriptor::{Descriptor, Field, Fields, ScalarType, Target, Type, Word, with_article};
+use crate::descriptor::{Descriptor, Field, Fields, ScalarType, Type, Word, with_article};
 use crate::value::Value;
 
 const HEAD: &str = "\
@@ -46,7 +46,7 @@ pub fn project_markdown(kinds: &[&'static Descriptor]) -> String {
 
 fn written(head: &str, kinds: &[&'static Descriptor], example: impl Fn(&Descriptor) -> String) -> String {
     let sections = kinds.iter().map(|kind| section(kind, &example(kind)));
-    let scalars: Vec<_> = scalars(kinds).into_iter().map(scalar_section).collect();
+    let scalars: Vec<_> = scalars(kinds).into_iter().map(|scalar| scalar_section(scalar, kinds)).collect();
     let blocks = kinds.iter().any(|kind| kind.fields.iter().any(|field| field.ty.record().is_some()));
     let middle = (!scalars.is_empty()).then(|| "## Values\n".to_owned());
     [head.to_owned()]
@@ -127,10 +127,16 @@ fn records(path: &str, fields: &Fields) -> String {
     with_records.map(section).collect()
 }
 
-fn scalar_section(scalar: &ScalarType) -> String {
-    let ScalarType { name, doc, good, bad, .. } = scalar;
+fn scalar_section(scalar: &ScalarType, kinds: &[&Descriptor]) -> String {
+    let ScalarType { name, doc, good, bad, names, .. } = scalar;
     let list = |texts: &[&str]| texts.iter().map(|text| format!("`{text:?}`")).collect::<Vec<_>>().join(", ");
-    format!("### {name}\n\n{doc}\n\nFor example {}; but not {}.\n", list(good), list(bad))
+    let named = kinds.iter().filter(|kind| names.is_some_and(|word| kind.named_by.contains(&word)));
+    let named: Vec<_> = named.map(|kind| format!("[{0}](#{0})", kind.word)).collect();
+    let named = match &*named {
+        [] => String::new(),
+        named => format!(" The name is that of one of these in the network: {}.", named.join(", ")),
+    };
+    format!("### {name}\n\n{doc}{named}\n\nFor example {}; but not {}.\n", list(good), list(bad))
 }
 
 /// What a field holds, in a few words with links.
@@ -140,8 +146,7 @@ fn held(ty: &Type) -> String {
         Type::Integer { min, max } => format!("a whole number, {min} to {max}"),
         Type::Scalar(scalar) => format!("[{}](#{})", scalar.name, anchor(scalar.name)),
         Type::Text => "a text".into(),
-        Type::Reference(Target::Kind(kind)) => format!("the name of a [{kind}](#{kind})"),
-        Type::Reference(Target::Namespace(namespace)) => format!("one of the {namespace} of the network"),
+        Type::Reference(kind) => format!("the name of a [{kind}](#{kind})"),
         Type::Choice(words) => {
             let words: Vec<_> = words.iter().map(|word| format!("`{}`", word.word)).collect();
             format!("one of {}", words.join(", "))
@@ -253,11 +258,8 @@ fn schema(ty: &Type, form: Form) -> Json {
         }
         (Type::Text, _) => json!({ "type": "string" }),
         (Type::Choice(words), _) => json!({ "enum": words.iter().map(|word| word.word).collect::<Vec<_>>() }),
-        (Type::Reference(Target::Kind(kind)), _) => {
+        (Type::Reference(kind), _) => {
             json!({ "type": "string", "title": format!("the name of {}", with_article(kind)) })
-        }
-        (Type::Reference(Target::Namespace(namespace)), _) => {
-            json!({ "type": "string", "title": format!("one of the {namespace} of the network") })
         }
         (Type::Set(inner), Form::Body) => {
             json!({ "type": "array", "items": schema(inner, form), "uniqueItems": true })

@@ -2,15 +2,17 @@
 //!
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that
 //! hold for every kind loop over descriptors; a kind's own are in its file; what depends on the server is in
-//! [`server`]; which endpoints a node may have is in [`endpoints`].
+//! [`server`]; which endpoints a node may have is in [`endpoints`]. All that [`check`] finds are errors; what
+//! files hardly mean is in [`selectors`].
 
 pub mod endpoints;
 mod references;
+pub mod selectors;
 pub mod server;
 pub mod source_map;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -28,6 +30,10 @@ pub trait Rules {
     /// The addresses that the object claims, each with the field that does.
     fn claims(&self) -> Vec<(&'static str, Claim)> {
         Vec::new()
+    }
+    /// The tags that members have by it.
+    fn tags_given(&self) -> Option<&BTreeSet<Name>> {
+        None
     }
 }
 

@@ -50,8 +50,9 @@ pub trait Scalar: Clone + Ord + Display + FromStr<Err: Display> {
     /// are refused.
     const INTEGER: Option<fn(&Self) -> Option<i64>> = None;
 
-    /// The namespace whose names are values of it, if there is one.
-    const NAMESPACE: Option<&'static str> = None;
+    /// The word of the kinds that are named by it (see [`Descriptor`](crate::descriptor::Descriptor)), whose
+    /// names are values of it; absent: names are none.
+    const NAMES: Option<&'static str> = None;
 
     /// A text that parses and that the author of one that does not may have meant.
     fn meant(_text: &str) -> Option<String> {
@@ -140,6 +141,7 @@ mod tests {
         examples_hold::<std::net::Ipv4Addr>();
         examples_hold::<std::net::Ipv6Addr>();
         examples_hold::<Endpoint>();
+        examples_hold::<PortRange>();
         examples_hold::<Expiry>();
         examples_hold::<DomainName>();
         examples_hold::<WireGuardKey>();

@@ -11,6 +11,7 @@ use imbl::OrdMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::descriptor::with_article;
 use crate::kinds::{Kind, Network, Object, Resource};
 use crate::scalars::{Name, NetworkName};
 
@@ -245,7 +246,9 @@ impl FromStr for ResourceId {
                 let kind: Kind = kind.parse()?;
                 match kind.descriptor().within {
                     Some(_) => Ok(Self { network, kind, name: name.parse()? }),
-                    None => Err(format!("the id of a {kind} is its name alone")),
+                    None => {
+                        Err(format!("the id of {} is its name alone", with_article(kind.descriptor().word)))
+                    }
                 }
             }
             (Some(_), None) => Err("it is not written like corp/dns/api".into()),

@@ -425,7 +425,7 @@ fn every_reference_is_visited_with_the_path_that_leads_to_its_place() {
         let node =
             |path: &str, name: &str| (path.into(), name.into(), name.into(), Target::Kind("node"), true);
         let named = |path: &str, name: &str| {
-            (path.into(), name.into(), name.into(), Target::Namespace("names"), false)
+            (path.into(), name.into(), name.into(), Target::NamedBy("selector"), false)
         };
         assert_eq!(
             visited,

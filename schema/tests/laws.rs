@@ -196,7 +196,7 @@ proptest! {
 fn the_random_worlds_use_every_field_of_every_kind() {
     let mut runner = TestRunner::deterministic();
     let mut used = BTreeSet::new();
-    for _ in 0..64 {
+    for _ in 0..256 {
         let snapshot = snapshots().new_tree(&mut runner).unwrap().current();
         for (id, entry) in snapshot.entries() {
             let body = entry.object.body();

@@ -82,10 +82,13 @@ fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
     } else {
         let variables = Variables::from([("gw-endpoint".to_owned(), "192.0.2.10".to_owned())]);
         substitute(&mut documents, &variables, &mut report);
-        let (declared, mut report) = decode(documents);
-        report.append(rules::check(&declared.snapshot, &declared.source_map));
-        report.append(rules::server::check_by_default(&declared.snapshot, &declared.source_map));
-        report
+        let (declared, mut found) = decode(documents);
+        found.append(rules::check(&declared.snapshot, &declared.source_map));
+        found.append(rules::server::check_by_default(&declared.snapshot, &declared.source_map));
+        if !report.has_errors() && !found.has_errors() {
+            found.append(rules::selectors::check(&declared.snapshot, &declared.source_map));
+        }
+        found
     };
     report.append(more);
     sorted(&report)

@@ -96,6 +96,7 @@ fn every_kind_has_an_example_that_shows_every_field() {
         assert_eq!(shown, all, "{name}");
         let (declared, mut report) = decode(documents.clone());
         report.append(rules::check(&declared.snapshot, &declared.source_map));
+        report.append(rules::selectors::check(&declared.snapshot, &declared.source_map));
         assert!(report.is_empty(), "{name}: {report:#?}");
     }
 }
@@ -135,13 +136,20 @@ fn what_users_may_write_fits_the_schema_of_files_and_other_words_do_not() {
         "networks: { corp: { ipv4: 10.40.0.0/16, keepalive: 20, nodes: [a, b], access-keys: { k: { uses: unlimited, tags: x } } } }",
         "networks: { corp: { ipv4: 10.40.0.0/16, nodes: a, dns: { www: { a: [10.40.0.9, 10.40.0.10] } } } }",
         "networks: { corp: { nodes: { a: } } }",
+        "networks: { corp: { acl: deny, groups: { ops: { nodes: a, tags: [x, y] } }, allow: { a: { from: ops, to: ['*'], proto: tcp, ports: [80, 90-99] } } } }",
+        "networks: { corp: { tests: { t: { reach: { from: x, to: y, port: 80 }, no-reach: [{ from: [x], to: y }], path: { from: x, to: y, via: [a, b] } } } } }",
     ] {
         assert_eq!(file_misfits(good), [""; 0], "{good}");
         parsed("good.yaml", good);
     }
     for bad in [
         "network: { corp: {} }",
-        "networks: { corp: { acl: deny } }",
+        "networks: { corp: { acl: block } }",
+        "networks: { corp: { udp-hole-punch: true } }",
+        "networks: { corp: { allow: { a: { from: x } } } }",
+        "networks: { corp: { allow: { a: { from: x, to: [] } } } }",
+        "networks: { corp: { allow: { a: { from: x, to: y, ports: [1.5] } } } }",
+        "networks: { corp: { tests: { t: { reach: { from: x, to: y, port: 0 } } } } }",
         "networks: { corp: { mtu: 1279 } }",
         "networks: { corp: { mtu: '1400' } }",
         "networks: { corp: { name-service: 'true' } }",

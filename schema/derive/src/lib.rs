@@ -9,13 +9,16 @@ mod fields;
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
-use quote::quote;
-use syn::{Attribute, DeriveInput, Expr, ExprLit, Lit, LitStr, Meta, parse_macro_input};
+use quote::{ToTokens, quote};
+use syn::punctuated::Punctuated;
+use syn::{
+    Attribute, DeriveInput, Expr, ExprLit, Lit, LitStr, Meta, Token, parenthesized, parse_macro_input,
+};
 
 /// Derives `schema::attribute::Describe` for a class of objects.
 ///
-/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]`; on a
-/// field: `#[field(default = EXPRESSION)]`, an expression of the field's type.
+/// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names",
+/// named_by("alias"))]`; on a field: `#[field(default = EXPRESSION)]`, an expression of the field's type.
 #[proc_macro_derive(Describe, attributes(describe, field))]
 pub fn describe(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), class)
@@ -42,7 +45,7 @@ fn expand(input: &DeriveInput, derive: fn(&DeriveInput) -> syn::Result<Tokens>) 
 fn class(input: &DeriveInput) -> syn::Result<Tokens> {
     let fields = fields::derive(input)?;
     let name = &input.ident;
-    let Header { word, plural, within, namespace } = Header::parse(input)?;
+    let Header { word, plural, within, namespace, named_by } = Header::parse(input)?;
     Ok(quote! {
         #fields
 
@@ -53,6 +56,7 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
                 plural: #plural,
                 within: #within,
                 namespace: #namespace,
+                named_by: &[#named_by],
                 fields: <Self as ::schema::attribute::Struct>::FIELDS,
             };
         }
@@ -92,12 +96,14 @@ struct Header {
     plural: LitStr,
     within: Tokens,
     namespace: Tokens,
+    named_by: Tokens,
 }
 
 impl Header {
     fn parse(input: &DeriveInput) -> syn::Result<Self> {
         let (mut word, mut plural) = (None, None);
         let (mut within, mut namespace) = (quote!(None), quote!(None));
+        let mut named_by = Tokens::new();
         for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("describe")) {
             attribute.parse_nested_meta(|meta| {
                 let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
@@ -112,7 +118,13 @@ impl Header {
                         let shared: LitStr = meta.value()?.parse()?;
                         namespace = quote!(Some(#shared));
                     }
-                    _ => return Err(meta.error("known here are: word, plural, within, namespace")),
+                    "named_by" => {
+                        let words;
+                        parenthesized!(words in meta.input);
+                        named_by =
+                            Punctuated::<LitStr, Token![,]>::parse_terminated(&words)?.to_token_stream();
+                    }
+                    _ => return Err(meta.error("known here are: word, plural, within, namespace, named_by")),
                 }
                 Ok(())
             })?;
@@ -124,6 +136,7 @@ impl Header {
             plural: plural.ok_or_else(|| missing("plural"))?,
             within,
             namespace,
+            named_by,
         })
     }
 }

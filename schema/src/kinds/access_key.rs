@@ -45,4 +45,8 @@ impl Rules for AccessKey {
             findings.push(Problem::new(Code::UsesWithFor, message).help("remove uses".to_owned()), &[Step::Field("uses")]);
         }
     }
+
+    fn tags_given(&self) -> Option<&BTreeSet<Name>> {
+        Some(&self.tags)
+    }
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use schema_derive::Describe;
 
+use super::Acl;
 use crate::access::{Access, Protocol};
 use crate::attribute::NonEmpty;
+use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::{PortRange, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::value::Step;
 
 /// Lets members open connections to others, in a network whose `acl` is `deny`. Rules add up, their order
 /// means nothing, and each is one way: what is opened gets its answers.
@@ -34,5 +37,27 @@ impl Allow {
 }
 
 impl Rules for Allow {
-    fn check(&self, _: &ResourceId, _: &Snapshot, _: &mut Findings<'_>) {}
+    fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        if world.network(&id.network).is_some_and(|network| network.acl == Acl::Allow) {
+            let network = ResourceId::of_network(id.network.clone());
+            let message =
+                format!("{id} has no effect: in network {network} members may open everything at each other anyway");
+            let at = findings.location(&network, &[Step::Field("acl")]);
+            let problem = Problem::new(Code::NoEffect, message).see(at, "the `acl` of this network is `allow`");
+            let help = "set the network's `acl` to `deny`, so that members may open only what rules say, or remove the rule";
+            findings.push(problem.help(help.to_owned()), &[]);
+        }
+        if self.ports.is_some() && !self.proto.is_some_and(Protocol::has_ports) {
+            findings.push(ports_without_protocol(id, "ports", self.proto), &[Step::Field("ports")]);
+        }
+    }
+}
+
+/// The problem of a field for ports where the protocol has none, or none is given.
+pub(super) fn ports_without_protocol(id: &ResourceId, field: &str, proto: Option<Protocol>) -> Problem {
+    let why = proto.map_or("no `proto`; only tcp and udp have ports".to_owned(), |proto| {
+        format!("its `proto` is {proto}, which has no ports")
+    });
+    let problem = Problem::new(Code::PortsWithoutProtocol, format!("{id} has `{field}`, but {why}"));
+    problem.help(format!("set `proto` to `tcp` or `udp`, or remove `{field}`"))
 }

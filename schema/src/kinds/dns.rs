@@ -19,7 +19,7 @@ const LONGEST_CHAIN: usize = 16;
 
 /// A name that resolves in the network, as NAME.NETWORK: to addresses, to a node, or to another name.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "dns", plural = "dns", within = "network", namespace = "names")]
+#[describe(word = "dns", plural = "dns", within = "network", namespace = "names", named_by("alias"))]
 pub struct Dns {
     /// The IPv4 addresses that it resolves to.
     pub a: BTreeSet<Ipv4Addr>,

@@ -6,13 +6,14 @@ use schema_derive::Describe;
 
 use super::Node;
 use crate::attribute::Ref;
+use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::Name;
 use crate::snapshot::{ResourceId, Snapshot};
 
 /// Members of the network under one name, for rules and tests: whoever any of its fields selects.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "group", plural = "groups", within = "network", namespace = "names")]
+#[describe(word = "group", plural = "groups", within = "network", namespace = "names", named_by("selector"))]
 pub struct Group {
     /// Declared nodes that are in it.
     pub nodes: BTreeSet<Ref<Node>>,
@@ -23,5 +24,11 @@ pub struct Group {
 }
 
 impl Rules for Group {
-    fn check(&self, _: &ResourceId, _: &Snapshot, _: &mut Findings<'_>) {}
+    fn check(&self, id: &ResourceId, _: &Snapshot, findings: &mut Findings<'_>) {
+        let Self { nodes, tags, groups } = self;
+        if nodes.is_empty() && tags.is_empty() && groups.is_empty() {
+            let problem = Problem::new(Code::EmptyGroup, format!("{id} has no field, so nobody is in it"));
+            findings.push(problem.help("give it `nodes`, `tags` or `groups`".to_owned()), &[]);
+        }
+    }
 }

@@ -18,13 +18,14 @@ use crate::value::Step;
 ///
 /// A key whose `for` names it lets a host claim the name.
 #[derive(Clone, Debug, PartialEq, Describe)]
-#[describe(word = "node", plural = "nodes", within = "network", namespace = "names")]
+#[describe(word = "node", plural = "nodes", within = "network", namespace = "names", named_by("selector", "alias"))]
 pub struct Node {
     /// The IPv4 address that is reserved for it. Absent: it gets the lowest free one when it joins.
     pub ipv4: Option<Ipv4Addr>,
     /// The IPv6 address that is reserved for it. Absent: it gets the lowest free one when it joins.
     pub ipv6: Option<Ipv6Addr>,
-    /// Words that describe it, which `nmplan status` lists; those of its key are added at the join.
+    /// Words that selectors find it by, as `tag:WORD`, and that `nmplan status` lists; those of its key are
+    /// added at the join.
     pub tags: BTreeSet<Name>,
     /// Where the others reach it, for a node with a fixed public address or a port that is forwarded: an
     /// address or a name that it has outside of every network, not loopback, link-local or the like. Absent:
@@ -64,6 +65,10 @@ impl Rules for Node {
         let reserved = self.reserved().map(|(field, address)| (field, Claim::Reserved(address)));
         let endpoint = self.endpoint.iter().map(|endpoint| ("endpoint", Claim::Endpoint(endpoint.host.clone())));
         reserved.chain(endpoint).collect()
+    }
+
+    fn tags_given(&self) -> Option<&BTreeSet<Name>> {
+        Some(&self.tags)
     }
 }
 

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 
 use schema_derive::{Describe, Record};
 
-use super::Node;
+use super::allow::ports_without_protocol;
 use super::network::ListenPort;
+use super::{Group, Node};
 use crate::access::Protocol;
 use crate::attribute::{NonEmpty, Ref};
+use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
 use crate::scalars::Selector;
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::value::Step;
 
 /// What must hold of who reaches whom: a change after which it does not is refused. It is judged as if every
 /// declared node had joined, and two more with the tags of each key that lets others join.
@@ -71,5 +74,38 @@ pub struct Path {
 }
 
 impl Rules for Test {
-    fn check(&self, _: &ResourceId, _: &Snapshot, _: &mut Findings<'_>) {}
+    fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        let Self { reach, no_reach, path } = self;
+        if reach.is_empty() && no_reach.is_empty() && path.is_empty() {
+            let problem = Problem::new(Code::EmptyTest, format!("{id} asserts nothing"));
+            findings.push(problem.help("give it a `reach`, `no-reach` or `path`".to_owned()), &[]);
+        }
+        let reach = reach.iter().enumerate().map(|(index, it)| ("reach", index, it.proto, it.port));
+        let no_reach = no_reach.iter().enumerate().map(|(index, it)| ("no-reach", index, it.proto, it.port));
+        for (field, index, proto, port) in reach.chain(no_reach) {
+            if port.is_some() && proto.is_some_and(|proto| !proto.has_ports()) {
+                let path = [Step::Field(field), Step::Index(index), Step::Field("port")];
+                findings.push(ports_without_protocol(id, "port", proto), &path);
+            }
+        }
+        for (index, Path { from, to, via: _ }) in path.iter().enumerate() {
+            for (end, selector) in [("from", from), ("to", to)] {
+                let Some(several) = several(selector, id, world) else { continue };
+                let message = format!("`{end}` of a path in {id} is {several}, which may be several nodes");
+                let problem = Problem::new(Code::PathEnds, message);
+                let path = [Step::Field("path"), Step::Index(index), Step::Field(end)];
+                findings.push(problem.help("name one node, or write a range".to_owned()), &path);
+            }
+        }
+    }
+}
+
+/// What a selector is that may select several nodes by other than their addresses; nothing if it may not.
+fn several(selector: &Selector, id: &ResourceId, world: &Snapshot) -> Option<String> {
+    match selector {
+        Selector::Name(name) => world.named::<Group>(&id.network, name).map(|_| format!("the group {name}")),
+        Selector::Tag(tag) => Some(format!("the tag {tag}")),
+        Selector::Range(_) => None,
+        Selector::All => Some("every member".to_owned()),
+    }
 }

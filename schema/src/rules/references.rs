@@ -69,26 +69,27 @@ fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, finding
         Target::Kind(kind) => {
             format!("`{field}` of {id} names the {kind} {:?}, which is not declared", reference.name)
         }
-        Target::Namespace(_) => {
-            let text = reference.text;
+        Target::NamedBy(_) => {
+            let Reference { text, name, .. } = reference;
+            let words: Vec<_> = Kind::meant_by(reference.to).map(|kind| kind.to_string()).collect();
             let network = &id.network;
             format!(
-                "`{field}` of {id} is {text:?}, but network {network} has nothing named {:?}",
-                reference.name
+                "`{field}` of {id} is {text:?}, but network {network} has no {} {name:?}",
+                words.join(" or ")
             )
         }
     };
-    let help = help_for(id, reference, world, findings.may_suggest());
+    let help = match namesake(id, reference, world, findings) {
+        Some(namesake) => format!("{namesake} has that name, but {} belongs here", meant(reference.to)),
+        None => help_for(id, reference, world, findings.may_suggest()),
+    };
     let problem = Problem::new(Code::UnknownReference, message).at(place(id, reference, findings));
     findings.report.push(problem.help(help).about(id));
 }
 
 fn help_for(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, suggest: bool) -> String {
-    let declare = || {
-        let words = Kind::meant_by(reference.to).map(|kind| with_article(kind.descriptor().word));
-        let words: Vec<_> = words.collect();
-        format!("declare {} {:?} in network {}", words.join(" or "), reference.name, id.network)
-    };
+    let declare =
+        || format!("declare {} {:?} in network {}", meant(reference.to), reference.name, id.network);
     if !suggest {
         return declare();
     }
@@ -97,6 +98,31 @@ fn help_for(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, sugges
     let known: Vec<_> =
         known.filter(|known| *known != id).map(|known| format!("{}{rest}", known.name)).collect();
     did_you_mean(reference.text, known.iter().map(String::as_str)).unwrap_or_else(declare)
+}
+
+/// What a name may be of: `a node or a group`.
+fn meant(to: Target) -> String {
+    let words: Vec<_> = Kind::meant_by(to).map(|kind| with_article(kind.descriptor().word)).collect();
+    words.join(" or ")
+}
+
+/// An object that has the name, of a kind that is not meant.
+fn namesake(
+    id: &ResourceId,
+    reference: &Reference<'_>,
+    world: &Snapshot,
+    findings: &Findings<'_>,
+) -> Option<ResourceId> {
+    let inside = Kind::ALL.iter().filter(|kind| kind.descriptor().within == id.kind.descriptor().within);
+    let to = |kind: &Kind| {
+        target(
+            id,
+            &Reference { to: Target::Kind(kind.descriptor().word), ..reference.clone() },
+            world,
+            findings,
+        )
+    };
+    inside.filter_map(to).next()
 }
 
 /// One cycle for each set of objects that lead to each other: the shortest through the first of them,

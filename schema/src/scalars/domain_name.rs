@@ -34,7 +34,7 @@ impl Scalar for DomainName {
 
     fn reference(&self) -> Option<Reference<'_>> {
         let (name, network) = self.in_network()?;
-        let to = Target::Namespace("names");
+        let to = Target::NamedBy("alias");
         let network = Some(network);
         let text = self.as_str();
         Some(Reference { to, network, name, text, builds: true, path: Vec::new() })

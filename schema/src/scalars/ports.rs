@@ -26,13 +26,13 @@ impl Scalar for PortRange {
     const GOOD: &'static [&'static str] = &["5432", "8000-8999", "1", "65535", "1-65535"];
     const BAD: &'static [&'static str] = &[
         "", "0", "65536", "http", "80,443", "80:90", "90-80", "-80", "80-", "080", "1-65536", "80 - 90",
-        "1-2-3",
+        "1-2-3", "80, 443",
     ];
     const INTEGER: Option<fn(&Self) -> Option<i64>> =
         Some(|range| (range.first == range.last).then_some(i64::from(range.first)));
 
     fn meant(text: &str) -> Option<String> {
-        let (first, last) = text.split_once(['-', ':'])?;
+        let (first, last) = text.split_once(['-', ':', '\u{2013}'])?;
         let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         let meant = format!("{}-{}", first.min(last), first.max(last));
         meant.parse::<Self>().is_ok().then_some(meant)
@@ -47,6 +47,7 @@ impl FromStr for PortRange {
         match (decimal::<u16>(first), decimal::<u16>(last)) {
             (Some(first @ 1..), Some(last @ 1..)) if first <= last => Ok(Self { first, last }),
             (Some(1..), Some(1..)) => Err("its first port is greater than its last".into()),
+            _ if text.contains(',') => Err("it is several; write each as a value of its own".into()),
             _ => Err("it is neither a port from 1 to 65535 nor a range of ports such as 8000-8999".into()),
         }
     }

@@ -12,7 +12,7 @@ use crate::descriptor::{Reference, Target};
 /// One form of saying which members or addresses are meant.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
-    /// What has the name in its network: a node or a group of nodes.
+    /// The node of the name, or the members of the group of that name.
     Name(Name),
     /// Every member with the tag.
     Tag(Name),
@@ -27,8 +27,8 @@ const TAG: &str = "tag:";
 
 impl Scalar for Selector {
     const NAME: &'static str = "a selector";
-    const DOC: &'static str = "A name of the network; `tag:` and a tag, for all that have it; a range in CIDR notation (one \
-        address as `10.40.0.7/32`); or `*`, for every member.";
+    const DOC: &'static str = "A declared name; `tag:` and a tag, for every member that has it; a range in CIDR notation (one address \
+        as `10.40.0.7/32`); or `*`, for every member.";
     const GOOD: &'static [&'static str] =
         &["db-1", "tag:web", "192.168.10.0/24", "*", "0.0.0.0/0", "fd40::7/128"];
     const BAD: &'static [&'static str] = &[
@@ -43,7 +43,7 @@ impl Scalar for Selector {
         "**",
         "a/b",
     ];
-    const NAMESPACE: Option<&'static str> = Some("names");
+    const NAMES: Option<&'static str> = Some("selector");
 
     fn meant(text: &str) -> Option<String> {
         let meant = match (text.parse::<IpAddr>(), text.parse::<IpNet>(), text.strip_prefix(TAG)) {
@@ -58,7 +58,7 @@ impl Scalar for Selector {
 
     fn reference(&self) -> Option<Reference<'_>> {
         let Self::Name(name) = self else { return None };
-        let to = Target::Namespace("names");
+        let to = Target::NamedBy("selector");
         let name = name.as_str();
         Some(Reference { to, network: None, name, text: name, builds: false, path: Vec::new() })
     }

@@ -108,19 +108,19 @@ fn value(ty: &'static Type) -> BoxedStrategy<Value> {
         Type::Bool => any::<bool>().prop_map(|it| Data::Bool(it).into()).boxed(),
         Type::Integer { min, max } => (*min..=*max).prop_map(|it| Data::Integer(it).into()).boxed(),
         Type::Scalar(scalar) => {
-            let named = scalar
-                .namespace
-                .into_iter()
-                .flat_map(|namespace| Kind::meant_by(Target::Namespace(namespace)));
+            let named = scalar.names.into_iter().flat_map(|word| Kind::meant_by(Target::NamedBy(word)));
             let names = named.flat_map(names).copied();
-            select(scalar.good.iter().copied().chain(names).collect::<Vec<_>>()).prop_map(Value::text).boxed()
+            // An example of a name is that of nothing.
+            let is_name = |text: &&str| scalar.names.is_some() && text.parse::<Name>().is_ok();
+            let others = scalar.good.iter().copied().filter(|text| !is_name(text));
+            select(others.chain(names).collect::<Vec<_>>()).prop_map(Value::text).boxed()
         }
         Type::Choice(words) => {
             select(words.iter().map(|word| word.word).collect::<Vec<_>>()).prop_map(Value::text).boxed()
         }
         Type::Text => "\\PC{0,12}".prop_map(Value::text).boxed(),
-        Type::Reference(target) => {
-            let known: Vec<_> = Kind::meant_by(*target).flat_map(names).copied().collect();
+        Type::Reference(kind) => {
+            let known: Vec<_> = Kind::meant_by(Target::Kind(kind)).flat_map(names).copied().collect();
             select(known).prop_map(Value::text).boxed()
         }
         Type::Set(inner) | Type::List(inner) => {
@@ -161,6 +161,7 @@ fn hinted(id: &ResourceId, field: &'static Field) -> Option<BoxedStrategy<Value>
     Some(match (id.kind.descriptor().within, field.name) {
         (None, "ipv4") => texts(ipv4),
         (None, "ipv6") => texts(ipv6),
+        (None, "acl") => texts(&["deny", "deny", "allow"]),
         (Some(_), "ipv4") => {
             (0..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed()
         }
@@ -182,9 +183,16 @@ fn hinted(id: &ResourceId, field: &'static Field) -> Option<BoxedStrategy<Value>
 fn fields(id: &ResourceId) -> BoxedStrategy<Record> {
     let one = |field: &'static Field| {
         let value = hinted(id, field).unwrap_or_else(|| value(&field.ty));
-        let likely = if id.kind.descriptor().within.is_none() && field.name == "ipv4" { 0.9 } else { 0.4 };
-        option::weighted(likely, value)
-            .prop_map(|value| value.map(|value| (field.name.into(), FieldValue::from(value))))
+        let likely = match (id.kind.descriptor().within, field.name) {
+            (None, "ipv4" | "acl") => 0.9,
+            (_, _) => 0.4,
+        };
+        let value = if field.required {
+            value.prop_map(Some).boxed()
+        } else {
+            option::weighted(likely, value).boxed()
+        };
+        value.prop_map(|value| value.map(|value| (field.name.into(), FieldValue::from(value))))
     };
     let fields: Vec<_> = id.kind.descriptor().fields.iter().map(one).collect();
     fields.prop_map(|fields| fields.into_iter().flatten().collect()).boxed()
