@@ -1,16 +1,18 @@
 //! What every node of a network is sent: a pure function of the declarations and of what has joined.
 //!
-//! A [`Mesh`] holds what the Views of one network share; [`Mesh::view`] extracts one. A mesh is compiled once
-//! and then follows its network by [`Mesh::follow`], which compiles only what a change can affect and shares
-//! the rest with the mesh before, so that the Views before and after can be compared at the cost of the
-//! change. Most nodes are sent exactly the same difference; [`Mesh::step`] says which are, so that it is
-//! computed and encoded once for all of them.
+//! A [`Mesh`] holds what the Views of one network share: every member once, by [`Class`], and what each class
+//! may open at each other. [`audience`] cuts Views out of it. A mesh is compiled once and then follows its
+//! network by [`Mesh::follow`], which compiles only what a change can affect and shares the rest with the
+//! mesh before, so that the Views before and after can be compared at the cost of the change.
 
 pub mod allocate;
+pub mod audience;
+mod names;
+pub mod policy;
 pub mod reach;
 pub mod reconcile;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,56 +20,55 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
-use crate::access::ClassId;
+use crate::access::{Access, ClassId};
 use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
-use crate::kinds::{Dns, Kind, Network, Node};
+use crate::kinds::{Acl, Dns, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
+use crate::view::{Interface, Peer, Resolution, Route};
+use names::target;
+use policy::{Class, Policy};
 
-/// Members of a network that its rules do not distinguish, by the sides of rules that they are on.
-///
-/// A network without access rules has one class, which is on no side.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class(BTreeSet<Name>);
+/// Entries of a mesh that are sent to some of its classes, by the class that they are about.
+type ByClass<V> = OrdMap<ClassId, OrdMap<Name, Arc<V>>>;
 
 /// What the Views of one network have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mesh {
     name: NetworkName,
     network: Arc<Network>,
-    /// Every joined node once, as a peer of the others, by class.
-    members: OrdMap<Class, OrdMap<Name, Arc<Peer>>>,
+    policy: Arc<Policy>,
+    /// The classes that have members.
+    classes: OrdMap<ClassId, Class>,
+    /// Every joined node once, as a peer of the others.
+    members: ByClass<Peer>,
+    /// The same as they are sent to those that reach them through the hub; none unless the network has both a
+    /// hub and rules.
+    carried: ByClass<Peer>,
+    /// The class of each joined node.
+    class_of: OrdMap<Name, ClassId>,
+    /// The tags of each joined node that has any, and the nodes with each tag; none without rules.
+    tags_of: OrdMap<Name, Arc<BTreeSet<Name>>>,
+    tagged: OrdMap<Name, OrdSet<Name>>,
+    /// What each class lets others open at its members; those that may open nothing are absent.
+    access: OrdMap<ClassId, OrdMap<ClassId, Arc<Access>>>,
+    /// The classes that a class may open something at, or that may at it.
+    near: OrdMap<ClassId, OrdSet<ClassId>>,
     /// Every joined node's own side.
     interfaces: OrdMap<Name, Arc<Interface>>,
-    /// The routes through the hub that the others are sent; none without a hub, or before it has joined.
+    /// The routes through the hub that the others are sent in a network without rules; none without a hub, or
+    /// before it has joined.
     routes: OrdMap<IpNet, Arc<Route>>,
-    /// What each name resolves to, other than names of nodes that are `named`.
+    /// What each name resolves to that every node may know, other than names of nodes that are `named`.
     names: OrdMap<Name, Arc<Resolution>>,
+    /// What the other names resolve to, by the class of the node that they lead to.
+    names_of: ByClass<Resolution>,
+    /// Where each of those is.
+    homes: OrdMap<Name, ClassId>,
     /// The entries that lead to a node or another entry, by the name that they lead to.
     entries_to: OrdMap<Name, OrdSet<Name>>,
     /// Where each of these entries leads.
     targets: OrdMap<Name, Name>,
-}
-
-/// Which nodes are sent the same: nodes of one audience are sent the same of everything but themselves.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Audience {
-    /// A node that has all members as peers.
-    Class(Class),
-    /// A node that has the hub as its only peer.
-    Spoke,
-}
-
-/// What a node has to be sent to move from one mesh to a later one.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ViewStep {
-    /// What every node of this audience is sent; see [`Mesh::delta`].
-    Shared(Audience),
-    /// What this node alone is sent.
-    Own(ViewDelta),
-    /// Its whole View, since it had none.
-    Whole,
 }
 
 /// What differs between two moments: resources by id, and joined nodes by name.
@@ -104,13 +105,24 @@ impl Mesh {
     /// Compiles a network; nothing if it is not declared.
     pub fn compile(name: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> Option<Self> {
         let network = declared.network(name)?.clone();
+        let policy = Arc::new(Policy::compile(name, &network, declared));
         let mut mesh = Self {
             name: name.clone(),
             network,
+            policy,
+            classes: OrdMap::new(),
             members: OrdMap::new(),
+            carried: OrdMap::new(),
+            class_of: OrdMap::new(),
+            tags_of: OrdMap::new(),
+            tagged: OrdMap::new(),
+            access: OrdMap::new(),
+            near: OrdMap::new(),
             interfaces: OrdMap::new(),
             routes: OrdMap::new(),
             names: OrdMap::new(),
+            names_of: OrdMap::new(),
+            homes: OrdMap::new(),
             entries_to: OrdMap::new(),
             targets: OrdMap::new(),
         };
@@ -123,6 +135,7 @@ impl Mesh {
         for (id, _) in declared.all_in::<Dns>(name) {
             mesh.put_entry(&id.name, declared, inventory);
         }
+        mesh.judge();
         mesh.route_to_hub();
         Some(mesh)
     }
@@ -135,21 +148,28 @@ impl Mesh {
         if *network != self.network {
             return Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
         }
-        let joined = changed.nodes.iter().filter(|id| id.network == self.name).map(|id| &id.name);
-        let mut nodes: BTreeSet<&Name> = joined.collect();
-        let mut entries: BTreeSet<&Name> = BTreeSet::new();
+        let joined = changed.nodes.iter().filter(|id| id.network == self.name).map(|id| id.name.clone());
+        let mut nodes: BTreeSet<Name> = joined.collect();
+        let mut entries: BTreeSet<Name> = BTreeSet::new();
+        let mut rules = false;
         for id in changed.resources.iter().filter(|id| id.network == self.name) {
             match id.kind {
                 // Its fields are equal, or the network would have been compiled again.
                 Kind::Network => {}
-                Kind::Node => drop(nodes.insert(&id.name)),
+                Kind::Node => drop(nodes.insert(id.name.clone())),
                 // A key's tags were copied at the join.
                 Kind::AccessKey => {}
-                Kind::Dns => drop(entries.insert(&id.name)),
-                Kind::Group | Kind::Allow | Kind::Test => {}
+                Kind::Dns => drop(entries.insert(id.name.clone())),
+                Kind::Group | Kind::Allow => rules = true,
+                // It is judged, and sent to nobody.
+                Kind::Test => {}
             }
         }
         let mut mesh = self.clone();
+        if rules && self.policy.is_restricted() {
+            mesh.policy = Arc::new(Policy::compile(&self.name, network, declared));
+            nodes.extend(self.moved_by(&mesh.policy, inventory));
+        }
         for entry in &entries {
             let dns = declared.named::<Dns>(&self.name, entry);
             mesh.link_entry(entry, dns.and_then(|dns| target(dns, &self.name)));
@@ -162,11 +182,24 @@ impl Mesh {
             }
         }
         let leads = self.leading_to(nodes.union(&entries)).union(mesh.leading_to(nodes.union(&entries)));
-        for entry in leads.into_iter().chain(entries.into_iter().cloned()) {
+        for entry in leads.into_iter().chain(entries) {
             mesh.put_entry(&entry, declared, inventory);
         }
+        mesh.judge_after(self);
         mesh.route_to_hub();
         Some(mesh)
+    }
+
+    /// The joined nodes that other rules put into another class.
+    fn moved_by(&self, later: &Policy, inventory: &Inventory) -> BTreeSet<Name> {
+        let policy::Moved { names, tags, ranges } = later.moved_since(&self.policy);
+        let mut moved: BTreeSet<_> = names.into_iter().filter(|name| self.has(name)).collect();
+        moved.extend(tags.iter().filter_map(|tag| self.tagged.get(tag)).flatten().cloned());
+        for range in ranges {
+            let inside = inventory.addresses_from(&self.name, range.network());
+            moved.extend(inside.take_while(|(it, _)| range.contains(it)).map(|(_, name)| name.clone()));
+        }
+        moved
     }
 
     /// Whether it is an earlier mesh unchanged: a cheap test of whether they share everything, false for some
@@ -174,9 +207,13 @@ impl Mesh {
     pub fn same_as(&self, earlier: &Self) -> bool {
         self.network == earlier.network
             && self.members.ptr_eq(&earlier.members)
+            && self.carried.ptr_eq(&earlier.carried)
+            && self.access.ptr_eq(&earlier.access)
+            && self.near.ptr_eq(&earlier.near)
             && self.interfaces.ptr_eq(&earlier.interfaces)
             && self.routes.ptr_eq(&earlier.routes)
             && self.names.ptr_eq(&earlier.names)
+            && self.names_of.ptr_eq(&earlier.names_of)
     }
 
     /// The names of the joined nodes, in order.
@@ -204,94 +241,49 @@ impl Mesh {
         self.network.hub.as_ref().map(|hub| &hub.name)
     }
 
-    /// What a node is sent; nothing if it has not joined.
-    pub fn view(&self, node: &Name) -> Option<View> {
-        let interface = (**self.interfaces.get(node)?).clone();
-        let (peers, routes) = match self.audience(node) {
-            Audience::Class(class) => (self.near(&class).without(node), OrdMap::new()),
-            Audience::Spoke => (self.hub_as_peer(), self.routes.clone()),
-        };
-        let (network, node, names) = (self.name.clone(), node.clone(), self.names.clone());
-        let access = OrdMap::new();
-        Some(View { network, node, interface, peers, access, routes, names })
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
-    /// What a node that has its View of an earlier mesh has to be sent; nothing if it has not joined.
-    ///
-    /// Costs the same for any size of the network and of the difference where the node shares the step with
-    /// others.
-    pub fn step(&self, earlier: &Self, node: &Name) -> Option<ViewStep> {
-        let interface = self.interfaces.get(node)?;
-        let Some(before) = earlier.interfaces.get(node) else { return Some(ViewStep::Whole) };
-        let audience = self.audience(node);
-        // A node is not its own peer: the others are sent what changes of it, and it is not.
-        let shares = before == interface
-            && earlier.audience(node) == audience
-            && self.peer(node) == earlier.peer(node);
-        if shares {
-            return Some(ViewStep::Shared(audience));
-        }
-        Some(ViewStep::Own(ViewDelta::between(&earlier.view(node)?, &self.view(node)?)))
+    /// Which class a joined node is in.
+    pub fn class_of(&self, node: &Name) -> Option<ClassId> {
+        self.class_of.get(node).copied()
     }
 
-    /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.
-    pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
-        let (peers, routes) = match audience {
-            Audience::Class(class) => {
-                (Changes::between(&earlier.near(class), &self.near(class)), Changes::default())
-            }
-            Audience::Spoke => {
-                let peers = Changes::between(&earlier.hub_as_peer(), &self.hub_as_peer());
-                (peers, Changes::between(&earlier.routes, &self.routes))
-            }
-        };
-        let access = Changes::default();
-        ViewDelta {
-            interface: None,
-            peers,
-            access,
-            routes,
-            names: Changes::between(&earlier.names, &self.names),
-        }
+    /// The network.
+    pub fn name(&self) -> &NetworkName {
+        &self.name
     }
 
-    /// How much the View of a node of an audience holds.
-    pub fn counts(&self, audience: &Audience) -> Counts {
-        let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
-        let (peers, routes) = match audience {
-            // All but itself.
-            Audience::Class(class) => (self.near(class).len().saturating_sub(1), 0),
-            Audience::Spoke => (self.hub_as_peer().len(), self.routes.len()),
-        };
-        Counts { peers: count(peers), access: 0, routes: count(routes), names: count(self.names.len()) }
+    /// The members of a class.
+    pub fn members(&self, class: &ClassId) -> Option<&OrdMap<Name, Arc<Peer>>> {
+        self.members.get(class)
     }
 
-    /// Which audience a node belongs to.
-    pub fn audience(&self, node: &Name) -> Audience {
-        match self.hub() {
-            Some(hub) if hub != node => Audience::Spoke,
-            Some(_) | None => Audience::Class(Class::default()),
-        }
+    /// A class that has members.
+    pub fn class(&self, id: &ClassId) -> Option<&Class> {
+        self.classes.get(id)
     }
 
-    /// The members that a class may know: without access rules all.
-    fn near(&self, class: &Class) -> OrdMap<Name, Arc<Peer>> {
-        self.members.get(class).cloned().unwrap_or_default()
+    /// The classes that have members, each with them.
+    pub fn classes(&self) -> impl Iterator<Item = (&Class, &OrdMap<Name, Arc<Peer>>)> {
+        self.members.iter().filter_map(|(id, members)| Some((self.classes.get(id)?, members)))
     }
 
     fn peer(&self, node: &Name) -> Option<&Arc<Peer>> {
-        self.members.values().find_map(|members| members.get(node))
+        self.members.get(self.class_of.get(node)?)?.get(node)
     }
 
-    /// The hub as the only peer.
-    fn hub_as_peer(&self) -> OrdMap<Name, Arc<Peer>> {
-        let hub = self.hub().and_then(|hub| Some((hub.clone(), self.peer(hub)?.clone())));
-        hub.into_iter().collect()
+    /// Whether the network has rules, and its packets pass a hub: the others are then sent the peers that
+    /// they may know, without what only the hub needs.
+    fn hub_carries(&self) -> bool {
+        self.policy.is_restricted() && self.network.hub.is_some()
     }
 
     /// While the hub is there, everything in the network's ranges goes to it.
     fn route_to_hub(&mut self) {
-        let hub = self.hub().filter(|hub| self.has(hub)).cloned();
+        let hub = self.hub().filter(|hub| self.has(hub) && !self.policy.is_restricted()).cloned();
         let routes = hub
             .iter()
             .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: hub.clone() }))));
@@ -303,30 +295,191 @@ impl Mesh {
 
     fn put_node(&mut self, node: &Name, joined: &Joined, declared: &Snapshot) {
         let declaration = declared.named::<Node>(&self.name, node).map(|node| &**node);
+        let class = self.place(node, joined, declaration);
         let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
         // The other nodes around a hub do not have it as a peer, so its name is sent separately.
-        let named = resolves && self.network.hub.is_none();
+        let named = resolves && (self.network.hub.is_none() || self.hub_carries());
         let interface = self.interface(node, joined, &declaration, named);
-        let peer = self.peer_of(node, joined, &declaration, named);
-        let mut members = self.members.get(&Class::default()).cloned().unwrap_or_default();
-        put(&mut members, node, peer);
-        put_members(&mut self.members, Class::default(), members);
+        let peer = self.peer_of(node, joined, &declaration, class, named);
+        if self.hub_carries() {
+            let sent = if peer.via.is_some() {
+                Peer { public_key: None, endpoint: None, ..peer.clone() }
+            } else {
+                peer.clone()
+            };
+            put_in(&mut self.carried, class, node, sent);
+        }
+        put_in(&mut self.members, class, node, peer);
         put(&mut self.interfaces, node, interface);
         if resolves && !named {
             put(&mut self.names, node, Resolution::Addresses(joined.reachable()));
         } else if !self.is_entry(node, declared) {
-            self.names.remove(node);
+            self.forget_name(node);
+        }
+    }
+
+    /// Finds the class of a node, and takes it out of the one that it was in.
+    fn place(&mut self, node: &Name, joined: &Joined, declaration: Option<&Node>) -> ClassId {
+        if !self.policy.is_restricted() {
+            self.enter(node, Class::default());
+            return ClassId::default();
+        }
+        let tags = tags(Some(joined), declaration);
+        let class = self.policy.class(node, &tags, &joined.addresses);
+        self.tag(node, tags);
+        self.enter(node, class)
+    }
+
+    fn enter(&mut self, node: &Name, class: Class) -> ClassId {
+        let id = class.id();
+        let before = self.class_of.get(node).copied();
+        if before == Some(id) {
+            return id;
+        }
+        if before.is_some() {
+            self.take_out(node);
+        }
+        self.class_of.insert(node.clone(), id);
+        if !self.classes.contains_key(&id) {
+            self.classes.insert(id, class);
+        }
+        id
+    }
+
+    /// Takes a node out of its class, which goes with its last member.
+    fn take_out(&mut self, node: &Name) {
+        let Some(class) = self.class_of.remove(node) else { return };
+        remove_from(&mut self.members, class, node);
+        remove_from(&mut self.carried, class, node);
+        if !self.members.contains_key(&class) {
+            self.classes.remove(&class);
+        }
+    }
+
+    fn tag(&mut self, node: &Name, tags: BTreeSet<Name>) {
+        let before = self.tags_of.get(node).cloned().unwrap_or_default();
+        for tag in before.difference(&tags) {
+            let mut nodes = self.tagged.remove(tag).unwrap_or_default();
+            nodes.remove(node);
+            if !nodes.is_empty() {
+                self.tagged.insert(tag.clone(), nodes);
+            }
+        }
+        for tag in tags.difference(&before) {
+            self.tagged.entry(tag.clone()).or_default().insert(node.clone());
+        }
+        if tags.is_empty() {
+            self.tags_of.remove(node);
+        } else if tags != *before {
+            self.tags_of.insert(node.clone(), Arc::new(tags));
         }
     }
 
     fn remove_node(&mut self, node: &Name, declared: &Snapshot) {
-        let mut members = self.near(&Class::default());
-        members.remove(node);
-        put_members(&mut self.members, Class::default(), members);
+        self.take_out(node);
+        self.tag(node, BTreeSet::new());
         self.interfaces.remove(node);
         if !self.is_entry(node, declared) {
-            self.names.remove(node);
+            self.forget_name(node);
+        }
+    }
+
+    /// Judges what every class may open at every other.
+    fn judge(&mut self) {
+        if !self.policy.is_restricted() {
+            return;
+        }
+        let standings: Vec<_> =
+            self.classes.iter().map(|(id, class)| (*id, self.policy.standing(class))).collect();
+        let mut near: BTreeMap<ClassId, BTreeSet<ClassId>> = BTreeMap::new();
+        let mut access = OrdMap::new();
+        for (to, receives) in &standings {
+            let mut row = OrdMap::new();
+            for (from, opens) in &standings {
+                let may = self.policy.between(opens, receives);
+                if !may.is_nothing() {
+                    row.insert(*from, Arc::new(may));
+                    near.entry(*to).or_default().insert(*from);
+                    near.entry(*from).or_default().insert(*to);
+                }
+            }
+            if !row.is_empty() {
+                access.insert(*to, row);
+            }
+        }
+        self.access = access;
+        self.near = near.into_iter().map(|(class, near)| (class, OrdSet::from(near))).collect();
+    }
+
+    /// Judges again what a change since an earlier mesh can affect: classes that have appeared, and rules.
+    fn judge_after(&mut self, earlier: &Self) {
+        if !self.policy.is_restricted() {
+            return;
+        }
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        for item in earlier.classes.diff(&self.classes) {
+            match item {
+                DiffItem::Remove(id, _) => gone.push(*id),
+                DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } => new.push(*id),
+            }
+        }
+        gone.iter().for_each(|class| self.forget_class(*class));
+        let policy = self.policy.clone();
+        let rules = policy.changed_since(&earlier.policy);
+        if new.is_empty() && rules.is_empty() {
+            return;
+        }
+        let classes: Vec<_> =
+            self.classes.iter().map(|(id, it)| (*id, it.clone(), policy.standing(it))).collect();
+        for (to, to_class, receives) in &classes {
+            for (from, from_class, opens) in &classes {
+                if new.contains(to) || new.contains(from) || rules.concern(from_class, to_class) {
+                    self.set_access(*from, *to, policy.between(opens, receives));
+                }
+            }
+        }
+    }
+
+    fn set_access(&mut self, from: ClassId, to: ClassId, may: Access) {
+        let row = self.access.get(&to);
+        if row.and_then(|row| row.get(&from)).map_or(may.is_nothing(), |known| **known == may) {
+            return;
+        }
+        let mut row = row.cloned().unwrap_or_default();
+        if may.is_nothing() {
+            row.remove(&from);
+        } else {
+            row.insert(from, Arc::new(may));
+        }
+        if row.is_empty() {
+            self.access.remove(&to);
+        } else {
+            self.access.insert(to, row);
+        }
+        let may =
+            |from: &ClassId, to: &ClassId| self.access.get(to).is_some_and(|row| row.contains_key(from));
+        let near = may(&from, &to) || may(&to, &from);
+        for (one, other) in [(from, to), (to, from)] {
+            let mut classes = self.near.get(&one).cloned().unwrap_or_default();
+            if near {
+                classes.insert(other);
+            } else {
+                classes.remove(&other);
+            }
+            if classes.is_empty() {
+                self.near.remove(&one);
+            } else {
+                self.near.insert(one, classes);
+            }
+        }
+    }
+
+    /// Forgets what is judged of a class that has no member any more.
+    fn forget_class(&mut self, class: ClassId) {
+        for other in self.near.get(&class).cloned().unwrap_or_default() {
+            self.set_access(class, other, Access::default());
+            self.set_access(other, class, Access::default());
         }
     }
 
@@ -347,7 +500,7 @@ impl Mesh {
             ipv4: _,
             ipv6: _,
             hub,
-            acl: _,
+            acl,
             listen_port: _,
             mtu,
             keepalive: _,
@@ -368,76 +521,41 @@ impl Mesh {
             keepalive: declaration.keepalive,
             check_in: *check_in,
             forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
-            restricted: false,
+            restricted: *acl == Acl::Deny,
             named,
         }
     }
 
-    fn peer_of(&self, name: &Name, joined: &Joined, declaration: &Declaration<'_>, named: bool) -> Peer {
+    fn peer_of(
+        &self,
+        name: &Name,
+        joined: &Joined,
+        declaration: &Declaration<'_>,
+        class: ClassId,
+        named: bool,
+    ) -> Peer {
         Peer {
             public_key: Some(joined.public_key),
             endpoint: endpoint(declaration.endpoint, joined),
             addresses: joined.reachable(),
             via: self.hub().filter(|hub| *hub != name).cloned(),
-            class: ClassId::default(),
+            class,
             named,
-        }
-    }
-
-    /// Records where an entry leads; to nothing in the network if `target` is absent.
-    fn link_entry(&mut self, entry: &Name, target: Option<Name>) {
-        if self.targets.get(entry) == target.as_ref() {
-            return;
-        }
-        if let Some(old) = self.targets.remove(entry) {
-            let mut entries = self.entries_to.remove(&old).unwrap_or_default();
-            entries.remove(entry);
-            if !entries.is_empty() {
-                self.entries_to.insert(old, entries);
-            }
-        }
-        if let Some(target) = target {
-            self.entries_to.entry(target.clone()).or_default().insert(entry.clone());
-            self.targets.insert(entry.clone(), target);
-        }
-    }
-
-    /// The entries that lead to any of these names, directly or through other entries.
-    fn leading_to<'a>(&self, names: impl Iterator<Item = &'a &'a Name>) -> OrdSet<Name> {
-        let mut found = OrdSet::new();
-        let mut open: Vec<Name> = names.map(|name| (*name).clone()).collect();
-        while let Some(name) = open.pop() {
-            for entry in self.entries_to.get(&name).into_iter().flatten() {
-                if found.insert(entry.clone()).is_none() {
-                    open.push(entry.clone());
-                }
-            }
-        }
-        found
-    }
-
-    fn put_entry(&mut self, entry: &Name, declared: &Snapshot, inventory: &Inventory) {
-        if !self.is_entry(entry, declared) {
-            return;
-        }
-        let resolves = self.network.name_service;
-        match resolve(&self.name, entry, declared, inventory).filter(|_| resolves) {
-            Some(resolution) => put(&mut self.names, entry, resolution),
-            None => drop(self.names.remove(entry)),
         }
     }
 
     /// The same mesh, built on the maps of an earlier one wherever they agree.
     fn sharing_with(self, earlier: &Self) -> Self {
-        let class = |(class, members): (&Class, &OrdMap<Name, Arc<Peer>>)| {
-            let before = earlier.members.get(class).cloned().unwrap_or_default();
-            (class.clone(), shared(&before, members))
-        };
         Self {
-            members: self.members.iter().map(class).collect(),
+            classes: shared(&earlier.classes, &self.classes),
+            members: shared_within(&earlier.members, &self.members),
+            carried: shared_within(&earlier.carried, &self.carried),
+            access: shared_within(&earlier.access, &self.access),
+            near: shared(&earlier.near, &self.near),
             interfaces: shared(&earlier.interfaces, &self.interfaces),
             routes: shared(&earlier.routes, &self.routes),
             names: shared(&earlier.names, &self.names),
+            names_of: shared_within(&earlier.names_of, &self.names_of),
             ..self
         }
     }
@@ -485,52 +603,6 @@ fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     Some(endpoint).filter(|endpoint| endpoint.port != Some(0))
 }
 
-/// Where an entry leads inside of its network: to a node, or to another entry.
-fn target(entry: &Dns, network: &NetworkName) -> Option<Name> {
-    let node = entry.node.as_ref().map(|node| node.name.clone());
-    node.or_else(|| entry.inner_cname(network))
-}
-
-/// What an entry resolves to; nothing while the node that it ends at has not joined.
-fn resolve(
-    network: &NetworkName,
-    entry: &Name,
-    declared: &Snapshot,
-    inventory: &Inventory,
-) -> Option<Resolution> {
-    let mut name = entry.clone();
-    // The rules have refused cycles; one that slips through resolves to nothing.
-    for _ in 0..=declared.len() {
-        let Some(dns) = declared.named::<Dns>(network, &name) else {
-            let joined = inventory.node(&NodeId::of(network, &name))?;
-            return Some(Resolution::Addresses(joined.reachable()));
-        };
-        match target(dns, network) {
-            // `node` leads past an entry of that name.
-            Some(node) if dns.node.is_some() => {
-                let joined = inventory.node(&NodeId::of(network, &node))?;
-                return Some(Resolution::Addresses(joined.reachable()));
-            }
-            Some(target) => name = target,
-            None => return Some(outer(dns)),
-        }
-    }
-    None
-}
-
-/// What an entry resolves to that leads out of the network.
-fn outer(entry: &Dns) -> Resolution {
-    // The TTL is for name servers; agents replace what they wrote.
-    let Dns { a, aaaa, node: _, cname, ttl: _ } = entry;
-    match cname {
-        Some(name) => Resolution::Alias(name.clone()),
-        None => {
-            let ipv4 = a.iter().copied().map(IpAddr::from);
-            Resolution::Addresses(ipv4.chain(aaaa.iter().copied().map(IpAddr::from)).collect())
-        }
-    }
-}
-
 /// Puts an entry into a map, unless an equal one is there.
 fn put<T: PartialEq>(map: &mut OrdMap<Name, Arc<T>>, name: &Name, entry: T) {
     if map.get(name).is_none_or(|there| **there != entry) {
@@ -538,23 +610,31 @@ fn put<T: PartialEq>(map: &mut OrdMap<Name, Arc<T>>, name: &Name, entry: T) {
     }
 }
 
-/// Puts the members of a class, unless they are there already; a class without members does not exist.
-fn put_members(
-    classes: &mut OrdMap<Class, OrdMap<Name, Arc<Peer>>>,
-    class: Class,
-    members: OrdMap<Name, Arc<Peer>>,
-) {
-    if members.is_empty() {
-        classes.remove(&class);
-    } else if classes.get(&class).is_none_or(|there| !there.ptr_eq(&members)) {
-        classes.insert(class, members);
+/// The same for an entry that is about a class.
+fn put_in<T: PartialEq>(map: &mut ByClass<T>, class: ClassId, name: &Name, entry: T) {
+    let mut inner = map.get(&class).cloned().unwrap_or_default();
+    if inner.get(name).is_none_or(|there| **there != entry) {
+        inner.insert(name.clone(), Arc::new(entry));
+        map.insert(class, inner);
     }
 }
 
-fn shared<K: Ord + Clone, T: PartialEq>(
-    earlier: &OrdMap<K, Arc<T>>,
-    fresh: &OrdMap<K, Arc<T>>,
-) -> OrdMap<K, Arc<T>> {
+/// Removes an entry that is about a class, and the class with its last one.
+fn remove_from<T>(map: &mut ByClass<T>, class: ClassId, name: &Name) {
+    let Some(mut inner) = map.get(&class).cloned() else { return };
+    inner.remove(name);
+    if inner.is_empty() {
+        map.remove(&class);
+    } else {
+        map.insert(class, inner);
+    }
+}
+
+/// A map that equals `fresh`, built on an earlier one.
+fn shared<K: Ord + Clone, T: PartialEq + Clone>(
+    earlier: &OrdMap<K, T>,
+    fresh: &OrdMap<K, T>,
+) -> OrdMap<K, T> {
     let mut map = earlier.clone();
     for item in earlier.diff(fresh) {
         match item {
@@ -565,6 +645,18 @@ fn shared<K: Ord + Clone, T: PartialEq>(
         }
     }
     map
+}
+
+/// The same for maps of maps.
+fn shared_within<K: Ord + Clone, L: Ord + Clone, T: PartialEq + Clone>(
+    earlier: &OrdMap<K, OrdMap<L, T>>,
+    fresh: &OrdMap<K, OrdMap<L, T>>,
+) -> OrdMap<K, OrdMap<L, T>> {
+    let inner = |(key, fresh): (&K, &OrdMap<L, T>)| {
+        let map = earlier.get(key).map_or_else(|| fresh.clone(), |earlier| shared(earlier, fresh));
+        (key.clone(), map)
+    };
+    fresh.iter().map(inner).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use proto::convert::encode_delta;
 use proto::position::Position;
 use proto::sign::SignedBody;
 use schema::chain::ChainHash;
-use schema::compile::{Audience, Changed, Mesh, ViewStep};
+use schema::compile::audience::{Audience, ViewStep};
+use schema::compile::{Changed, Mesh};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Revision;
 use schema::view::{Counts, View, ViewDelta};
@@ -22,7 +23,7 @@ const REMEMBERED: usize = 1_024;
 /// How many encoded deltas of a network are kept for other nodes with the same base. Nodes with a stream all
 /// start from the previous revision, those that check in from a few; older ones are rare and may be as large
 /// as a View.
-const ENCODED: usize = 16;
+const BASES: usize = 16;
 
 /// How many hashes of the log are remembered, 32 bytes each; a node at an older revision is sent its whole
 /// View.
@@ -200,8 +201,8 @@ impl State {
         let Some((base, then)) = then else { return now.view(node).map(Pending::Full) };
         let body = match now.step(then, node)? {
             ViewStep::Whole => return now.view(node).map(Pending::Full),
-            ViewStep::Shared(audience) => history.shared(*base, then, now, audience),
-            ViewStep::Own(delta) => encode(&delta, now.counts(&now.audience(node))),
+            ViewStep::Shared(audience) => history.shared((*base, then), now, audience, node),
+            ViewStep::Own(delta) => encode(&delta, now.counts(node)),
         };
         Some(body.map_or(Pending::UpToDate, Pending::Delta))
     }
@@ -225,17 +226,23 @@ impl History {
         self.meshes.get(last)
     }
 
-    /// The delta from an earlier mesh to the current one for an audience, computed once.
-    fn shared(&self, base: Revision, then: &Mesh, now: &Mesh, audience: Audience) -> Option<SignedBody> {
+    /// The delta from an earlier mesh to the current one for an audience that a node is in, computed once.
+    fn shared(
+        &self,
+        (base, then): (Revision, &Mesh),
+        now: &Mesh,
+        audience: Audience,
+        node: &Name,
+    ) -> Option<SignedBody> {
         let cell = {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-            let cell = encoded.entry((base, audience.clone())).or_default().clone();
-            if encoded.len() > ENCODED {
+            let cell = encoded.entry((base, audience)).or_default().clone();
+            if encoded.len() > BASES * now.classes().count().max(1) {
                 encoded.pop_first();
             }
             cell
         };
-        cell.get_or_init(|| encode(&now.delta(then, &audience), now.counts(&audience))).clone()
+        cell.get_or_init(|| encode(&now.delta(then, audience), now.counts(node))).clone()
     }
 }
 
