@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 use schema::access::{Access, ClassId, Ports};
 use schema::view::{Peer, View, ViewDelta};
 
@@ -52,6 +53,8 @@ pub fn chain(class: &ClassId) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     interface: String,
+    /// The node's own addresses in the network.
+    own: BTreeSet<IpAddr>,
     /// Whether the host passes packets on between members, each of which judges what arrives there.
     forward: bool,
     /// What members of a class may open here.
@@ -93,6 +96,7 @@ impl Filter {
         let View { interface: own, access, .. } = view;
         own.restricted.then(|| Self {
             interface: interface.to_owned(),
+            own: own.addresses.iter().map(IpNet::addr).collect(),
             forward: own.forward,
             access: access.clone(),
             members: view.peers.values().flat_map(|peer| permitted(peer, access)).collect(),
@@ -126,6 +130,11 @@ impl Filter {
                 false => format!(" elements = {{ {} }}", elements.join(", ")),
             };
             writeln!(text, "  map {name} {{ type {ty} : verdict;{elements} }}").expect(TAKES_ALL);
+        }
+        for (name, ty, ipv4) in [("own4", "ipv4_addr", true), ("own6", "ipv6_addr", false)] {
+            let own = self.own.iter().filter(|address| address.is_ipv4() == ipv4);
+            let own = own.map(|address| format!(" elements = {{ {address} }}")).collect::<String>();
+            writeln!(text, "  set {name} {{ type {ty};{own} }}").expect(TAKES_ALL);
         }
         text.extend(self.access.iter().map(|(class, access)| class_text(class, access)));
         let between = if self.forward { HUB } else { "" };
@@ -321,8 +330,9 @@ const TAKES_ALL: &str = "a text takes everything";
 const HUB: &str = "    iifname \"INTERFACE\" oifname \"INTERFACE\" accept\n";
 
 /// `judge` looks at who opened the connection; errors about connections that are known come from routers as
-/// well. `in` is for what is meant for the host, `out` for what it sends, and `fwd` for what it passes on:
-/// what is published of its containers never meets `in`. What the host, or what is behind it, opens towards
+/// well. `in` is for what is meant for the host, `out` for what it sends, and `forward` for what it passes on:
+/// what is published of its containers never meets `in`. A class may open things at the node, so nothing of
+/// the network is passed on that was not asked for there. What the host, or what is behind it, opens towards
 /// the network is judged where it arrives.
 const CHAINS: &str = "  chain judge {
     ct state related meta l4proto { icmp, icmpv6 } accept
@@ -340,11 +350,13 @@ const CHAINS: &str = "  chain judge {
     oifname \"INTERFACE\" ct direction reply jump judge
     oifname \"INTERFACE\" ct state new meta l4proto tcp tcp flags & (syn | ack) != syn reject with tcp reset
   }
-  chain fwd {
+  chain forward {
     type filter hook forward priority filter; policy accept;
 HUB    oifname \"INTERFACE\" ct direction reply jump judge
     iifname \"INTERFACE\" ct direction reply accept
-    iifname \"INTERFACE\" jump judge
+    iifname \"INTERFACE\" ct original ip daddr @own4 jump judge
+    iifname \"INTERFACE\" ct original ip6 daddr @own6 jump judge
+    iifname \"INTERFACE\" counter drop comment \"not for this node\"
     oifname \"INTERFACE\" ct state { invalid, untracked } drop
   }
 ";
@@ -436,6 +448,8 @@ mod tests {
             "    ct original protocol != { tcp, udp, icmp, icmpv6 } accept\n".to_owned(),
             format!("10.9.0.1 : jump c_{web}"),
             format!("fd09::2 : jump c_{admin}"),
+            "  set own4 { type ipv4_addr; elements = { 10.9.255.1 } }\n  set own6 { type ipv6_addr; }\n"
+                .to_owned(),
             "    oifname \"wg0\" ct direction reply jump judge\n".to_owned(),
             "counter drop".to_owned(),
         ] {

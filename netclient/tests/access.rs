@@ -4,13 +4,14 @@ mod support;
 
 use std::time::Duration;
 
+use netclient::agent::Down;
 use netclient::daemon::{DaemonRequest, DaemonResponse};
 use netclient::filter::Filter;
 use support::{INTERFACE, Mesh, Node, eventually, pass};
 
 /// A network in which `a` may open SSH at `b`, and nobody anything else.
 const SSH: &str = r#"network "corp" {
-    ipv4 "10.0.0.0/24"; acl "deny"; access-key "k" uses="unlimited"
+    ipv4 "10.0.0.0/24"; acl "deny"; access-key "k" uses="unlimited" { for "a" "b" "c"; }
     allow "ssh" { from "a"; to "b"; proto "tcp"; ports 22; }
     node "a"
     node "b"
@@ -18,7 +19,7 @@ const SSH: &str = r#"network "corp" {
 }"#;
 /// The same, in which anybody may open anything.
 const OPEN: &str = r#"network "corp" {
-    ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited"
+    ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited" { for "a" "b" "c"; }
     node "a"
     node "b"
     node "c"
@@ -144,6 +145,20 @@ async fn a_table_that_is_refused_is_a_problem_and_whoever_it_would_restrict_is_n
     }
     b.host.refuse_access(false);
     eventually("all is well", || mesh.problems("b").is_empty() && b.peers() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_taken_off_its_host_takes_the_table_along_and_says_so() {
+    let (_mesh, [_a, mut b, _c]) = three(SSH).await;
+    eventually("b enforces the rule", || allowed(&b) == texts(&["tcp 22"])).await;
+    b.stop().await;
+    let mut down = Down::default();
+    b.agent.down(&mut down).await.expect("everything can be removed");
+    assert_eq!(allowed(&b), None);
+    let said = "the table inet nm-access-nm-corp of nftables";
+    assert!(down.removed.iter().any(|it| it == said), "{down:?}");
+    b.start().await;
+    eventually("b enforces the rule again", || allowed(&b) == texts(&["tcp 22"])).await;
 }
 
 #[tokio::test(start_paused = true)]

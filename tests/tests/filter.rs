@@ -179,6 +179,10 @@ fn a_table_changes_in_place_and_drift_is_found() {
                 anew.set_access(&filter(&ruled)).expect("it is repaired");
                 assert_eq!(sorted(&listed()), sorted(&right), "{drift}");
             }
+            let handles = || run("nft -a list table inet nm-access-eth0");
+            let before = handles();
+            anew.set_access(&filter(&ruled)).expect("it stands");
+            assert_eq!(handles(), before, "what stands is not replaced");
             let drifted = |system: &System, before: &View, after: &View| {
                 let refused = system.change_access("eth0", &changes(before, after));
                 assert!(matches!(refused, Err(FirewallError::Refused { .. })), "{refused:?}");
@@ -259,5 +263,60 @@ fn a_connection_is_judged_by_who_opened_it_and_ends_with_its_permission_in_both_
                 "{own}: what b opened goes on"
             );
         }
+    });
+}
+
+/// Whether a host can open a TCP connection.
+fn opens(from: &Host, to: SocketAddr) -> bool {
+    from.within(|| TcpStream::connect_timeout(&to, Duration::from_millis(300))).is_ok()
+}
+
+#[test]
+fn what_is_published_is_judged_by_the_port_that_was_asked_for_and_only_a_hub_passes_on() {
+    if !enter_test("what_is_published_is_judged_by_the_port_that_was_asked_for_and_only_a_hub_passes_on") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let hosts = [underlay.host("a").await, underlay.host("b").await, underlay.host("c").await];
+        let [a, b, c] = hosts.map(|host| host.expect("a host"));
+        let on = |host: &Host, line: &str| host.within(|| run(line));
+        // b publishes a port of c, and forwards what is for another address of c.
+        let _web = c.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))).expect("the port is free");
+        on(
+            &b,
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0",
+        );
+        on(&c, "ip address add 10.77.0.7/32 dev lo");
+        on(&b, &format!("ip route add 10.77.0.7/32 via {}", c.ipv4()));
+        on(&a, &format!("ip route add 10.77.0.7/32 via {}", b.ipv4()));
+        on(&b, "nft add table ip nat");
+        on(&b, "nft add chain ip nat pre { type nat hook prerouting priority dstnat ; }");
+        on(&b, "nft add chain ip nat post { type nat hook postrouting priority srcnat ; }");
+        on(&b, &format!("nft add rule ip nat pre tcp dport 8080 dnat to {}:80", c.ipv4()));
+        on(&b, "nft add rule ip nat post masquerade");
+
+        let system = System::default();
+        let set = |access: Access, forward| {
+            let mut view = restricted(&[("web", access)]);
+            view.interface.addresses = [IpAddr::from(b.ipv4()).into()].into();
+            view.interface.forward = forward;
+            put(&mut view, "a", "web", &[a.ipv4().into()]);
+            b.within(|| system.set_access(&filter(&view))).expect("it is set");
+        };
+        let published = SocketAddr::from((b.ipv4(), 8080));
+        let behind = SocketAddr::from(([10, 77, 0, 7], 80));
+        for (access, forward, reached) in [
+            (tcp(80), false, (false, false)),
+            (tcp(8080), false, (true, false)),
+            (Access::everything(), false, (true, false)),
+            (tcp(8080), true, (true, true)),
+        ] {
+            let what = access.to_string();
+            set(access, forward);
+            assert_eq!((opens(&a, published), opens(&a, behind)), reached, "{what}, {forward}");
+        }
+        b.within(|| system.remove_access("eth0")).expect("it is removed");
+        assert!(opens(&a, published) && opens(&a, behind), "without the table");
     });
 }
