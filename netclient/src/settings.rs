@@ -27,7 +27,8 @@ pub struct Settings {
     pub watch: bool,
     /// Whether the kernel may track connections (`connection_tracking`, true), as far as the agent has it do
     /// so. If not, the agent uses no packet filter: control traffic and tunnels are not kept outside of
-    /// networks.
+    /// networks, and access rules cannot be enforced, so that only nodes that may open everything here are
+    /// peers.
     pub connection_tracking: bool,
     /// The bit by which packets are marked that stay outside of networks (`mark`, 0x10): change it where
     /// another program uses that one.
