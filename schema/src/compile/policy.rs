@@ -289,6 +289,8 @@ impl Selected {
             match selector {
                 Selector::Name(name) => names.push(name.clone()),
                 Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
+                // The way to everything else selects no member.
+                Selector::Range(range) if range.prefix_len() == 0 => {}
                 Selector::Range(range) => drop(selected.ranges.insert(*range)),
                 Selector::All => {}
             }
