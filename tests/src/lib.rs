@@ -5,8 +5,10 @@
 //! Everything ends with the test.
 
 pub mod container;
+pub mod corp;
 pub mod cost;
 pub mod filter;
+pub mod forge;
 pub mod guest;
 pub mod load;
 pub mod loopback;

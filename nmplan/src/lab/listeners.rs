@@ -189,7 +189,7 @@ async fn serve_connection(
 async fn serve_udp(service: Service, socket: UdpSocket, log: Log) {
     let socket = Arc::new(socket);
     let mut pushing = JoinSet::new();
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     loop {
         // An error here is about an earlier packet, and reading it has cleared it.
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
