@@ -1,6 +1,7 @@
 //! What `--json` prints: one event per line. `schema/events.schema.json` describes them, and is generated
 //! from them.
 
+use schema::access::Protocol;
 use schema::api::{Finding, NodeStatus};
 use schema::diff::{self, Action, Change};
 use schema::plan::{NodeImpact, Plan, Summary};
@@ -158,14 +159,31 @@ pub struct Related<'a> {
 pub struct ReachEvent<'a> {
     /// The network.
     pub network: &'a NetworkName,
-    /// The node, or `*` for every one.
+    /// Who opens connections: what the rule selects, or the nodes where it is a few of those; `*` for every
+    /// node.
     pub from: &'a str,
-    /// `*`: every other node, or as many of them as `pairs` says; in both directions.
+    /// To whom, likewise.
     pub to: &'a str,
+    /// What: `everything`, `tcp 5432`, `everything but tcp 22`.
+    pub what: &'a str,
+    /// The protocol; null for all, or for several.
+    pub proto: Option<Protocol>,
+    /// The ports of the protocol, such as `80, 5000-5001`; null for all.
+    pub ports: Option<&'a str>,
     /// Whether it is gained or lost.
     pub direction: schema::compile::reach::Direction,
-    /// How many directed pairs of nodes that is: each direction counts.
+    /// Whether it holds only once nodes that are awaited have joined.
+    pub once_joined: bool,
+    /// Whether `to` opens the same at `from`; `pairs` then counts both.
+    pub both_ways: bool,
+    /// How many nodes are on the one side.
+    pub from_nodes: u64,
+    /// How many nodes are on the other side.
+    pub to_nodes: u64,
+    /// How many directed pairs of nodes that is.
     pub pairs: u64,
+    /// The rule that allows or allowed it; null in a network without rules.
+    pub rule: Option<Because<'a>>,
     /// The change that causes it; null if it is not a single one.
     pub because: Option<Because<'a>>,
 }
@@ -256,23 +274,27 @@ pub fn plan<'a>(
     summary: &'a Summary,
     declared: Option<(&SourceMap, &'a [Source], &Lines)>,
 ) -> Vec<Event<'a>> {
+    let declared_at = |id: &'a ResourceId| {
+        let location = declared
+            .and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
+        Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
+    };
     let reach = plan.reach.iter().map(|reach| {
-        let because = reach.because.as_ref().map(|id| {
-            let location = declared
-                .and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
-            Because {
-                id,
-                file: location.as_ref().map(|it| it.file),
-                line: location.as_ref().map(|it| it.line),
-            }
-        });
         Event::ReachChange(ReachEvent {
             network: &reach.network,
             from: &reach.from,
             to: &reach.to,
+            what: &reach.what,
+            proto: reach.proto,
+            ports: reach.ports.as_deref(),
             direction: reach.direction,
+            once_joined: reach.once_joined,
+            both_ways: reach.both_ways,
+            from_nodes: reach.from_nodes,
+            to_nodes: reach.to_nodes,
             pairs: reach.pairs,
-            because,
+            rule: reach.rule.as_ref().map(declared_at),
+            because: reach.because.as_ref().map(declared_at),
         })
     });
     let changes = plan.changes.iter().map(change);

@@ -8,13 +8,17 @@ use std::ops::RangeInclusive;
 
 use range_set_blaze::RangeSetBlaze;
 use schema_derive::Choice;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::attribute::Choice as _;
 
 /// A protocol that a rule or a test may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Choice)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Choice, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP (RFC 9293).
     Tcp,
@@ -173,6 +177,18 @@ impl Access {
             udp: Ports(&self.udp.0 - &other.udp.0),
             icmp: self.icmp && !other.icmp,
             others: self.others && !other.others,
+        }
+    }
+
+    /// Its only protocol and the ports of that, absent where it is every port; no protocol if it is several or
+    /// all.
+    pub fn single(&self) -> (Option<Protocol>, Option<String>) {
+        let ports = |ports: &Ports| Some(ports.to_string()).filter(|_| !ports.is_every());
+        match (self.tcp.is_empty(), self.udp.is_empty(), self.icmp, self.others) {
+            (false, true, false, false) => (Some(Protocol::Tcp), ports(&self.tcp)),
+            (true, false, false, false) => (Some(Protocol::Udp), ports(&self.udp)),
+            (true, true, true, false) => (Some(Protocol::Icmp), None),
+            _ => (None, None),
         }
     }
 

@@ -251,6 +251,21 @@ impl Mesh {
         self.class_of.get(node).copied()
     }
 
+    /// The network.
+    pub fn name(&self) -> &NetworkName {
+        &self.name
+    }
+
+    /// The members of a class.
+    pub fn members(&self, class: &ClassId) -> Option<&OrdMap<Name, Arc<Peer>>> {
+        self.members.get(class)
+    }
+
+    /// A class that has members.
+    pub fn class(&self, id: &ClassId) -> Option<&Class> {
+        self.classes.get(id)
+    }
+
     /// The classes that have members, each with them.
     pub fn classes(&self) -> impl Iterator<Item = (&Class, &OrdMap<Name, Arc<Peer>>)> {
         self.members.iter().filter_map(|(id, members)| Some((self.classes.get(id)?, members)))
@@ -415,7 +430,8 @@ impl Mesh {
         if new.is_empty() && rules.is_empty() {
             return;
         }
-        let classes: Vec<_> = self.classes.iter().map(|(id, it)| (*id, it.clone(), policy.standing(it))).collect();
+        let classes: Vec<_> =
+            self.classes.iter().map(|(id, it)| (*id, it.clone(), policy.standing(it))).collect();
         for (to, to_class, receives) in &classes {
             for (from, from_class, opens) in &classes {
                 if new.contains(to) || new.contains(from) || rules.concern(from_class, to_class) {
@@ -441,7 +457,8 @@ impl Mesh {
         } else {
             self.access.insert(to, row);
         }
-        let may = |from: &ClassId, to: &ClassId| self.access.get(to).is_some_and(|row| row.contains_key(from));
+        let may =
+            |from: &ClassId, to: &ClassId| self.access.get(to).is_some_and(|row| row.contains_key(from));
         let near = may(&from, &to) || may(&to, &from);
         for (one, other) in [(from, to), (to, from)] {
             let mut classes = self.near.get(&one).cloned().unwrap_or_default();
@@ -614,7 +631,10 @@ fn remove_from<T>(map: &mut ByClass<T>, class: ClassId, name: &Name) {
 }
 
 /// A map that equals `fresh`, built on an earlier one.
-fn shared<K: Ord + Clone, T: PartialEq + Clone>(earlier: &OrdMap<K, T>, fresh: &OrdMap<K, T>) -> OrdMap<K, T> {
+fn shared<K: Ord + Clone, T: PartialEq + Clone>(
+    earlier: &OrdMap<K, T>,
+    fresh: &OrdMap<K, T>,
+) -> OrdMap<K, T> {
     let mut map = earlier.clone();
     for item in earlier.diff(fresh) {
         match item {

@@ -13,7 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::access::{Access, ClassId};
 use crate::compile::allocate::Exhausted;
+use crate::compile::audience::{Audience, ViewStep};
 use crate::compile::reach::{self, Direction, Moment, ReachChange};
 use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh};
@@ -29,7 +31,7 @@ use crate::rules::source_map::SourceMap;
 use crate::scalars::{Identity, Name, NetworkName, WireGuardKey};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::value::Step;
-use crate::view::{Changes, Tunnel, View, ViewDelta, tunnel_changes};
+use crate::view::{Changes, Peer, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
 /// The version of the saved form; raised when an older reader would misread it, as after a change of a
@@ -119,6 +121,9 @@ pub struct NodeImpact {
     pub routes_added: u32,
     /// Ranges that it loses the route to.
     pub routes_removed: u32,
+    /// Whether what may be opened at it changes, by nodes that it knows before and afterwards.
+    #[serde(default)]
+    pub filter: bool,
     /// The addresses that it gains.
     pub readdressed: Vec<IpAddr>,
     /// Whether connections through the mesh break: it loses an address, or its port changes.
@@ -137,11 +142,14 @@ pub struct Summary {
     pub update: u64,
     /// Resources that are deleted.
     pub delete: u64,
-    /// Nodes that are affected.
+    /// Nodes that are affected, other than by their filter alone.
     pub nodes_changed: u64,
-    /// Ordered pairs of nodes that can reach each other only afterwards.
+    /// Nodes for which only what may be opened at them changes.
+    pub filters_changed: u64,
+    /// Ordered pairs of joined nodes of which the first can open more at the second afterwards, counted for
+    /// each line of `reach`.
     pub reach_gained: u64,
-    /// Ordered pairs of nodes that could reach each other only before.
+    /// Ordered pairs of joined nodes of which the first could open more at the second before.
     pub reach_lost: u64,
     /// The revision that the plan is based on.
     pub base_revision: Revision,
@@ -360,30 +368,50 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImp
             Some(was) => was.follow(new.0, new.1, &changed),
             None => Mesh::compile(network, new.0, new.1),
         };
-        let before = Moment { mesh: was.as_ref(), hidden: &was_hidden };
-        reach.extend(reach::between(network, before, Moment { mesh: is.as_ref(), hidden: &is_hidden }));
+        let before = Moment { declared: old.0, mesh: was.as_ref(), hidden: &was_hidden };
+        let after = Moment { declared: new.0, mesh: is.as_ref(), hidden: &is_hidden };
+        reach.extend(reach::between(network, before, after));
         impact.extend(impact_of(was.as_ref(), is.as_ref(), server));
     }
     (impact, reach)
 }
 
 fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<NodeImpact> {
-    let names: BTreeSet<&Name> = was.into_iter().chain(is).flat_map(Mesh::nodes).collect();
-    names.into_iter().filter_map(|node| node_impact(node, was?, is, server)).collect()
+    let Some(was) = was else { return Vec::new() };
+    // What nodes of one audience are sent is the same, and so is what it does to them.
+    let mut shared: BTreeMap<Audience, Option<NodeImpact>> = BTreeMap::new();
+    let impact = |node: &Name| {
+        let Some((is, step)) = is.and_then(|is| Some((is, is.step(was, node)?))) else {
+            return Some(removal(node, was));
+        };
+        match step {
+            ViewStep::Shared(audience) => {
+                let of_one = || node_impact(node, was, is, &is.delta(was, audience), server);
+                let impact = shared.entry(audience).or_insert_with(of_one).clone();
+                impact.map(|impact| NodeImpact { node: node.clone(), ..impact })
+            }
+            ViewStep::Own(delta) => node_impact(node, was, is, &delta, server),
+            // It had no View before, so nothing changes for it.
+            ViewStep::Whole => None,
+        }
+    };
+    was.nodes().filter_map(impact).collect()
 }
 
-/// How one node is affected; nothing if it is not.
-fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) -> Option<NodeImpact> {
-    let before = was.view(node)?;
-    let Some(after) = is.and_then(|is| is.view(node)) else { return Some(removal(&before)) };
-    let delta = ViewDelta::between(&before, &after);
-    if delta.is_empty() {
-        return None;
-    }
-    let peers = PeerCounts::of(&before, &tunnel_changes(&before, &after, &delta));
+/// How one node is affected by what it is sent; nothing if it is not.
+fn node_impact(
+    node: &Name,
+    was: &Mesh,
+    is: &Mesh,
+    delta: &ViewDelta,
+    server: &ServerInfo,
+) -> Option<NodeImpact> {
+    let named: BTreeSet<&Name> = delta.peers.keys().collect();
+    let (before, after) = (was.part(node, &named)?, is.part(node, &named)?);
+    let peers = PeerCounts::of(&before, &tunnel_changes(&before, &after, delta));
     let (had, has) = (ranges(&before), ranges(&after));
     let (old, new) = (addresses(&before), addresses(&after));
-    Some(NodeImpact {
+    let impact = NodeImpact {
         network: after.network.clone(),
         node: node.clone(),
         removed: false,
@@ -392,12 +420,37 @@ fn node_impact(node: &Name, was: &Mesh, is: Option<&Mesh>, server: &ServerInfo) 
         peers_changed: count(peers.changed),
         routes_added: count(has.difference(&had).count()),
         routes_removed: count(had.difference(&has).count()),
+        filter: filter_changes(&before, &after, delta, was, is),
         // An added address breaks nothing, and an address whose range grows stays as it is.
         readdressed: new.difference(&old).copied().collect(),
         sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
         keeps_server: !server_addresses(server)
             .any(|address| has.iter().any(|range| range.contains(&address))),
-    })
+    };
+    // That others are called another class by which they may open the same is nothing to it.
+    let settings = delta.interface.is_some() || !delta.names.is_empty() || !delta.routes.is_empty();
+    (settings || impact.changes_peers() || impact.filter).then_some(impact)
+}
+
+/// Whether what those may open at a node that it knows before and afterwards differs.
+fn filter_changes(before: &View, after: &View, delta: &ViewDelta, was: &Mesh, is: &Mesh) -> bool {
+    let open = |view: &View, peer: &Peer| {
+        if !view.interface.restricted {
+            return Access::everything();
+        }
+        view.access.get(&peer.class).map(|access| (**access).clone()).unwrap_or_default()
+    };
+    let both = |name: &Name| before.peers.get(name).zip(after.peers.get(name));
+    let named = delta.peers.keys().filter_map(both);
+    let mut differ = named.map(|(had, has)| open(before, had) != open(after, has));
+    let stays = |class: &ClassId| {
+        let other =
+            |mesh: &Mesh| mesh.members(class).is_some_and(|all| all.keys().any(|it| *it != after.node));
+        other(was) && other(is)
+    };
+    before.interface.restricted != after.interface.restricted
+        || differ.any(|differs| differs)
+        || delta.access.keys().any(stays)
 }
 
 /// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View
@@ -423,19 +476,35 @@ impl PeerCounts {
 }
 
 /// How a node is affected that the plan removes from the network.
-fn removal(before: &View) -> NodeImpact {
+fn removal(node: &Name, was: &Mesh) -> NodeImpact {
+    let before = was.part(node, &BTreeSet::new());
     NodeImpact {
-        network: before.network.clone(),
-        node: before.node.clone(),
+        network: was.name().clone(),
+        node: node.clone(),
         removed: true,
         peers_added: 0,
-        peers_removed: count(before.peers.len()),
+        peers_removed: was.counts(node).peers,
         peers_changed: 0,
         routes_added: 0,
-        routes_removed: count(before.interface.addresses.len()),
+        routes_removed: count(before.map_or(0, |view| view.interface.addresses.len())),
+        filter: false,
         readdressed: Vec::new(),
         sessions_break: true,
         keeps_server: true,
+    }
+}
+
+impl NodeImpact {
+    /// Whether peers, routes or addresses change, and not only what may be opened at it or its settings.
+    fn changes_peers(&self) -> bool {
+        let Self { peers_added, peers_removed, peers_changed, routes_added, routes_removed, .. } = self;
+        let counts = [peers_added, peers_removed, peers_changed, routes_added, routes_removed];
+        self.removed || counts.into_iter().any(|count| *count > 0) || !self.readdressed.is_empty()
+    }
+
+    /// Whether nothing changes for it but what may be opened at it.
+    pub fn is_filter_alone(&self) -> bool {
+        self.filter && !self.changes_peers() && !self.sessions_break && self.keeps_server
     }
 }
 
@@ -465,12 +534,19 @@ fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
 /// The one change that a change of reachability follows from, if there is one.
 fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
     let here = || changes.iter().filter(|change| change.id.network == reach.network);
-    let node = here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == reach.from);
+    let rule = here().find(|change| Some(&change.id) == reach.rule.as_ref());
+    let one_of =
+        |side: &str| here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == side);
+    let node = one_of(&reach.from).or_else(|| one_of(&reach.to));
     let network = || here().find(|change| change.id.kind == Kind::Network);
+    // What names, groups and rules say of who may talk to whom.
+    let of_rules = |change: &&Change| matches!(change.id.kind, Kind::Group | Kind::Allow | Kind::Node);
+    let mut others = here().filter(of_rules);
+    let only = || others.next().filter(|_| reach.rule.is_some() && others.next().is_none());
     // The range of another network may hide endpoints of this one.
     let mut networks = changes.iter().filter(|change| change.id.kind == Kind::Network);
     let elsewhere = || networks.next().filter(|_| networks.next().is_none());
-    node.or_else(network).or_else(elsewhere).map(|change| change.id.clone())
+    rule.or(node).or_else(network).or_else(only).or_else(elsewhere).map(|change| change.id.clone())
 }
 
 impl Plan {
@@ -505,13 +581,16 @@ impl Plan {
     pub fn summary(&self) -> Summary {
         let actions = |action| self.changes.iter().filter(|change| change.action == action).count() as u64;
         let pairs = |direction| {
-            self.reach.iter().filter(|change| change.direction == direction).map(|change| change.pairs).sum()
+            let now = |change: &&ReachChange| change.direction == direction && !change.once_joined;
+            self.reach.iter().filter(now).map(|change| change.pairs).sum()
         };
+        let filters_changed = self.impact.iter().filter(|impact| impact.is_filter_alone()).count();
         Summary {
             create: actions(Action::Create),
             update: actions(Action::Update),
             delete: actions(Action::Delete),
-            nodes_changed: self.impact.len() as u64,
+            nodes_changed: (self.impact.len() - filters_changed) as u64,
+            filters_changed: filters_changed as u64,
             reach_gained: pairs(Direction::Gained),
             reach_lost: pairs(Direction::Lost),
             base_revision: self.server.revision,

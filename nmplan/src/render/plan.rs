@@ -46,7 +46,9 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
         text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
     text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
-    text += &section("Who can reach whom", reach(&plan.reach, shown.full));
+    text += &section("Who can reach whom", reach(&plan.reach, false, shown.full));
+    let later = "Who can reach whom once the nodes that are awaited have joined";
+    text += &section(later, reach(&plan.reach, true, shown.full));
     text += &awaiting(&shown.awaiting, shown.full);
     text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
@@ -77,7 +79,7 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     if plan.changes.is_empty() {
         return format!("{}: the server has what is declared.\n", "No changes".green().bold());
     }
-    let Summary { create, update, delete, nodes_changed, reach_gained, reach_lost, .. } = summary;
+    let Summary { create, update, delete, nodes_changed, filters_changed, .. } = summary;
     let parts = [(*create, "to create"), (*update, "to update"), (*delete, "to delete")];
     let parts: Vec<_> = parts
         .iter()
@@ -91,21 +93,32 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         let _ = write!(text, "; {}", everything.red().bold());
     }
     text += ".\n";
-    text += &match nodes_changed {
-        0 => "No joined node is affected.\n".to_owned(),
-        1 => "1 node is reconfigured".to_owned(),
-        many => format!("{} are reconfigured", count(*many, "node")),
+    text += &match (*nodes_changed, *filters_changed) {
+        (0, 0) => "No joined node is affected".to_owned(),
+        (0, filters) => format!("At {} only what may be opened changes", count(filters, "node")),
+        (nodes, 0) => reconfigured(nodes),
+        (nodes, filters) => {
+            format!(
+                "{}, and at {} only what may be opened changes",
+                reconfigured(nodes),
+                count(filters, "more node")
+            )
+        }
     };
-    if *nodes_changed > 0 {
-        let changes =
-            [(*reach_gained, "gain"), (*reach_lost, "lose")].into_iter().filter(|(pairs, _)| *pairs > 0);
-        let changes: Vec<_> = changes.map(|(pairs, verb)| reachability(pairs, verb)).collect();
+    if *nodes_changed + *filters_changed > 0 {
+        let changes = [(summary.reach_gained, "gain"), (summary.reach_lost, "lose")];
+        let changes: Vec<_> = changes
+            .into_iter()
+            .filter(|(pairs, _)| *pairs > 0)
+            .map(|(pairs, verb)| reachability(pairs, verb))
+            .collect();
         text += &if changes.is_empty() {
-            "; reachability stays the same.\n".to_owned()
+            "; reachability stays the same".to_owned()
         } else {
-            format!("; {}.\n", changes.join(", "))
+            format!("; {}", changes.join(", "))
         };
     }
+    text += ".\n";
     let cut_off = plan.impact.iter().filter(|impact| !impact.keeps_server).count();
     if cut_off > 0 {
         let nodes = count(cut_off as u64, "node").red().bold().to_string();
@@ -114,6 +127,14 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         );
     }
     text
+}
+
+fn reconfigured(nodes: u64) -> String {
+    if nodes == 1 {
+        "1 node is reconfigured".into()
+    } else {
+        format!("{} are reconfigured", count(nodes, "node"))
+    }
 }
 
 /// How many pairs gain or lose reachability; each direction of two nodes counts as a pair.
@@ -222,7 +243,9 @@ fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
 
 /// How one node is affected, the worst first.
 fn effects(impact: &NodeImpact) -> String {
-    let NodeImpact { network: _, node: _, removed, readdressed, sessions_break, keeps_server, .. } = impact;
+    let NodeImpact {
+        network: _, node: _, removed, readdressed, sessions_break, keeps_server, filter, ..
+    } = impact;
     if *removed {
         return format!("{} leaves the network", "-".red());
     }
@@ -238,6 +261,9 @@ fn effects(impact: &NodeImpact) -> String {
         parts.push("connections break".yellow().to_string());
     }
     parts.extend(numbers(impact));
+    if *filter {
+        parts.push("what may be opened at it changes".into());
+    }
     if parts.is_empty() { "settings or names only".into() } else { parts.join("; ") }
 }
 
@@ -254,10 +280,12 @@ fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
     peers.into_iter().chain(routes)
 }
 
-fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
+/// What nodes gain and lose, either now or once those that are awaited have joined.
+fn reach(reach: &[ReachChange], once_joined: bool, full: bool) -> Vec<String> {
+    let reach: Vec<_> = reach.iter().filter(|change| change.once_joined == once_joined).collect();
     let width = reach.iter().map(|it| it.network.as_str().len()).max().unwrap_or_default();
-    let lines = reach.iter().map(|change| {
-        let ReachChange { network, from, to, direction, pairs, because } = change;
+    let line = |change: &&ReachChange| {
+        let ReachChange { network, from, to, what, direction, both_ways, pairs, rule, because, .. } = change;
         let sign = match direction {
             Direction::Gained => "+".green().to_string(),
             Direction::Lost => "-".red().to_string(),
@@ -265,19 +293,19 @@ fn reach(reach: &[ReachChange], full: bool) -> Vec<String> {
         let who = if from == "*" { "every node" } else { from };
         let whom = match (&**from, &**to) {
             ("*", "*") => "every other node",
-            (_, "*") => "other nodes",
+            (_, "*") if *both_ways => "other nodes",
+            (_, "*") => "every node",
             (_, to) => to,
         };
-        let because = because.as_ref().map(|id| format!(", because of {id}")).unwrap_or_default();
-        (
-            format!(
-                "  {network:width$}  {sign} {who} <-> {whom} ({}){because}",
-                count(*pairs, "directed pair")
-            ),
-            false,
-        )
-    });
-    fold(lines.collect(), full)
+        let arrow = if *both_ways { "<->" } else { "->" };
+        let what = if *both_ways { String::new() } else { format!(" {}", what.bold()) };
+        let by = rule.as_ref().map(|rule| format!(", by {rule}")).unwrap_or_default();
+        let because = because.as_ref().filter(|because| Some(*because) != rule.as_ref());
+        let because = because.map(|id| format!(", because of {id}")).unwrap_or_default();
+        let pairs = count(*pairs, "directed pair");
+        (format!("  {network:width$}  {sign} {who} {arrow} {whom}{what} ({pairs}){by}{because}"), false)
+    };
+    fold(reach.iter().map(line).collect(), full)
 }
 
 fn awaiting(nodes: &[NodeId], full: bool) -> String {

@@ -3,7 +3,7 @@
 //! Nodes of one [`Audience`] are sent the same of everything but themselves, so that a difference is computed
 //! and encoded once for all of them; [`Mesh::step`] says which those are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -76,6 +76,29 @@ impl Mesh {
             access: self.access_at(audience),
             routes: self.routes_of(audience),
             names: whole(self.names_of(audience, self.own_names(node))),
+        })
+    }
+
+    /// The View of a node with only those of its peers that are named here or that carry traffic for it, and
+    /// without names: at the cost of what is named.
+    pub fn part(&self, node: &Name, named: &BTreeSet<&Name>) -> Option<View> {
+        let interface = (**self.interfaces.get(node)?).clone();
+        let audience = self.audience(node);
+        let parts = self.peers_of(audience);
+        let peer = |name: &Name| {
+            let of_class = parts.get(&self.class_of(name)).and_then(|part| part.get(name));
+            Some((name.clone(), of_class.or_else(|| parts.get(&None)?.get(name))?.clone()))
+        };
+        let carriers = self.hub().filter(|_| matches!(audience, Audience::Spoke(_)));
+        let peers = named.iter().copied().chain(carriers).filter(|name| *name != node).filter_map(peer);
+        Some(View {
+            network: self.name.clone(),
+            node: node.clone(),
+            interface,
+            peers: peers.collect(),
+            access: self.access_at(audience),
+            routes: self.routes_of(audience),
+            names: OrdMap::new(),
         })
     }
 
@@ -240,11 +263,12 @@ fn between<V: PartialEq>(before: &Parts<V>, after: &Parts<V>) -> Changes<Name, A
     let (mut put, mut lost) = (BTreeMap::new(), BTreeMap::new());
     let classes = before.keys().chain(after.keys().filter(|class| !before.contains_key(class)));
     for class in classes {
-        let (before, after) =
-            (before.get(class).unwrap_or(&nothing), after.get(class).unwrap_or(&nothing));
+        let (before, after) = (before.get(class).unwrap_or(&nothing), after.get(class).unwrap_or(&nothing));
         let Changes { put: new, lost: gone } = Changes::between(before, after);
         put.extend(new);
-        lost.extend(gone.into_iter().map(|name| (before.get(&name).cloned(), name)).map(|(was, name)| (name, was)));
+        lost.extend(
+            gone.into_iter().map(|name| (before.get(&name).cloned(), name)).map(|(was, name)| (name, was)),
+        );
     }
     // What went from one part into another is there all the time.
     put.retain(|name, is| lost.remove(name).flatten().is_none_or(|was| was != *is));

@@ -115,4 +115,3 @@ fn outer(entry: &Dns) -> Resolution {
         }
     }
 }
-

@@ -153,14 +153,21 @@ impl Policy {
 
     /// The rules by which members of a class may open anything at members of another, each with what it adds;
     /// none in a network that is not restricted.
-    pub fn reasons<'a>(
-        &'a self,
-        from: &'a Class,
-        to: &'a Class,
-    ) -> impl Iterator<Item = (&'a Name, &'a Access)> {
-        let on = |class: &Class, side: Option<Side>| side.is_none_or(|side| class.0.contains(&side));
-        let applies = move |rule: &Rule| on(from, rule.from) && on(to, rule.to);
-        self.rules.iter().filter(move |(_, rule)| applies(rule)).map(|(name, rule)| (name, &*rule.access))
+    pub fn reasons(&self, from: &Class, to: &Class) -> Vec<(&Name, &Access)> {
+        self.applying(&self.standing(from), &self.standing(to)).collect()
+    }
+
+    /// The same, given their standings.
+    pub fn applying(&self, from: &Standing, to: &Standing) -> impl Iterator<Item = (&Name, &Access)> {
+        let places: Vec<_> = from.from.intersection(&to.to).collect();
+        let rules: Vec<_> = self.rules.iter().collect();
+        places.into_iter().map(move |place| (rules[place].0, &*rules[place].1.access))
+    }
+
+    /// Whether members of a class are on a side of a rule: on that of `to` if `right`, else on that of `from`.
+    pub fn is_on(&self, rule: &Name, class: &Class, right: bool) -> bool {
+        let side = self.rules.get(rule).map(|rule| if right { rule.to } else { rule.from });
+        side.is_some_and(|side| side.is_none_or(|side| class.0.contains(&side)))
     }
 
     /// Which rules a class is on a side of.
@@ -181,9 +188,7 @@ impl Policy {
         if !self.restricted {
             return Access::everything();
         }
-        let rules: Vec<_> = self.rules.values().collect();
-        let applies = from.from.intersection(&to.to);
-        applies.fold(Access::default(), |access, place| access.or(&rules[place].access))
+        self.applying(from, to).fold(Access::default(), |access, (_, more)| access.or(more))
     }
 
     /// What of members' names, tags and addresses puts them on other sides than by earlier rules.

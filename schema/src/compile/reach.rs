@@ -1,21 +1,24 @@
-//! Who can reach whom: reported by network and node, never as a list of pairs.
+//! Who can reach whom: reported by rules and sides, or by network and node, never as a list of pairs.
 //!
-//! In a network without access rules every joined node reaches every other, directly or through the hub, as
-//! long as packets find the way: not while the hub has not joined, and not to an endpoint that a range hides.
-//! A host that has joined a network with a range around the endpoint of a peer has a route into the mesh for
-//! it, and so has the peer's answer; [`hidden`] finds those endpoints. Nodes that see and are seen alike are
-//! one [`Standing`], so that a change is found on pairs of standings of before and after.
+//! In a network without rules every joined node reaches every other, directly or through the hub; with rules
+//! each opens at others what a rule says. Either holds as long as packets find the way: not while the hub has
+//! not joined, and not to an endpoint that a range hides. A host that has joined a network with a range around
+//! the endpoint of a peer has a route into the mesh for it, and so has the peer's answer; [`hidden`] finds
+//! those endpoints. Nodes that are judged and seen alike are one [`Standing`], so that a change is found on
+//! pairs of standings of before and after. What will hold once awaited nodes have joined is reported apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Mesh;
+use super::policy::{self, Class, Policy};
+use crate::access::{Access, Protocol};
 use crate::inventory::{Inventory, NodeId};
-use crate::kinds::Node;
-use crate::scalars::{EndpointHost, Identity, Name, NetworkName};
+use crate::kinds::{Allow, Node};
+use crate::scalars::{EndpointHost, Identity, Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 
 /// Whether reachability is gained or lost.
@@ -28,19 +31,37 @@ pub enum Direction {
     Lost,
 }
 
-/// Nodes of a network that gain or lose the ability to reach each other.
+/// Nodes of a network that gain or lose the ability to open connections to others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReachChange {
     /// The network.
     pub network: NetworkName,
-    /// The node, or `*` for every one.
+    /// Who opens connections: what the rule selects, or the nodes where it is a few of those; `*` for every
+    /// node.
     pub from: String,
-    /// `*`: every other node, or as many of them as `pairs` says; in both directions.
+    /// To whom, likewise.
     pub to: String,
+    /// What: `everything`, `tcp 5432`, `everything but tcp 22`.
+    pub what: String,
+    /// The protocol; null for all, or for several.
+    pub proto: Option<Protocol>,
+    /// The ports of the protocol, such as `80, 5000-5001`; null for all.
+    pub ports: Option<String>,
     /// Whether they gain or lose it.
     pub direction: Direction,
+    /// Whether it holds only once nodes that are awaited have joined.
+    #[serde(default)]
+    pub once_joined: bool,
+    /// Whether `to` opens the same at `from`; `pairs` then counts both.
+    pub both_ways: bool,
+    /// How many nodes are on the one side.
+    pub from_nodes: u64,
+    /// How many nodes are on the other side.
+    pub to_nodes: u64,
     /// How many ordered pairs of nodes that is.
     pub pairs: u64,
+    /// The rule that allows or allowed it; null in a network without rules.
+    pub rule: Option<ResourceId>,
     /// The change that causes it; null unless it is a single one.
     pub because: Option<ResourceId>,
 }
@@ -48,6 +69,8 @@ pub struct ReachChange {
 /// A network at one moment, and what hides its nodes from each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment<'a> {
+    /// What is declared.
+    pub declared: &'a Snapshot,
     /// The network; absent: it is not declared.
     pub mesh: Option<&'a Mesh>,
     /// What is hidden then, in all networks.
@@ -103,10 +126,14 @@ pub fn hidden(declared: &Snapshot, inventory: &Inventory) -> Hidden {
 /// What decides which other nodes of a network a node reaches: those of one standing reach the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Standing {
+    /// What the rules make of it.
+    class: Class,
     /// The networks with a range around its endpoint.
     behind: BTreeSet<NetworkName>,
     /// The networks of its host with a range around any endpoint.
     inside: BTreeSet<NetworkName>,
+    /// Whether it, or the hub that all its packets pass, is declared and has not joined.
+    awaited: bool,
 }
 
 impl Standing {
@@ -116,102 +143,293 @@ impl Standing {
     }
 }
 
-/// The nodes of a network that reach any other, each with its standing.
-fn reaching(network: &NetworkName, Moment { mesh, hidden }: Moment<'_>) -> BTreeMap<Name, Standing> {
+/// The nodes of a network that reach any other or will, each with its standing.
+fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Standing> {
+    let Moment { declared, mesh, hidden } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
     let standing = |node: &Name| {
         let id = NodeId::of(network, node);
+        let class = mesh.class_of(node).and_then(|class| mesh.class(&class)).cloned().unwrap_or_default();
         let behind = hidden.behind.get(&id).cloned().unwrap_or_default();
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
-        Standing { behind, inside: inside.cloned().unwrap_or_default() }
+        Standing { class, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
     };
     let mut nodes: BTreeMap<Name, Standing> =
         mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
+    for (id, node) in declared.all_in::<Node>(network).filter(|(id, _)| !mesh.has(&id.name)) {
+        let reserved = node.reserved().map(|(_, address)| address).collect();
+        let class = mesh.policy().class(&id.name, &super::tags(None, Some(node)), &reserved);
+        nodes.insert(id.name.clone(), Standing { class, awaited: true, ..Standing::default() });
+    }
     if let Some(hub) = mesh.hub() {
         // All packets pass the hub, so that only the ways to it count.
         let at_hub = nodes.get(hub).cloned();
         nodes.retain(|node, standing| node == hub || at_hub.as_ref().is_some_and(|hub| hub.sees(standing)));
-        nodes.values_mut().for_each(|standing| *standing = Standing::default());
-        if at_hub.is_none() || nodes.len() < 2 {
-            nodes.clear();
+        for standing in nodes.values_mut() {
+            standing.awaited |= at_hub.as_ref().is_none_or(|hub| hub.awaited);
+            (standing.behind, standing.inside) = Default::default();
         }
     }
     nodes
 }
 
-/// Nodes that stand alike before, and alike after; absent: they reach nobody then.
+/// Nodes that stand alike before, and alike after; absent: they are not there then.
 type Group<'a> = (Option<&'a Standing>, Option<&'a Standing>);
 
-/// The reachability that a change of one network gains and loses.
+/// What may be opened between groups at one moment.
+struct Judge<'a> {
+    policy: Option<&'a Policy>,
+    /// Which side of a group counts.
+    of: fn(&Group<'a>) -> Option<&'a Standing>,
+    standings: BTreeMap<&'a Class, policy::Standing>,
+    known: HashMap<(&'a Class, &'a Class), Access>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(
+        moment: Moment<'a>,
+        of: fn(&Group<'a>) -> Option<&'a Standing>,
+        nodes: &'a BTreeMap<Name, Standing>,
+    ) -> Self {
+        let policy = moment.mesh.map(Mesh::policy);
+        let standings = nodes.values().map(|standing| &standing.class);
+        let standings = policy
+            .into_iter()
+            .flat_map(|policy| standings.clone().map(|class| (class, policy.standing(class))));
+        Self { policy, of, standings: standings.collect(), known: HashMap::new() }
+    }
+
+    fn is_restricted(&self) -> bool {
+        self.policy.is_some_and(Policy::is_restricted)
+    }
+
+    /// What the nodes of a group may open at those of another; `awaited`: only if either has not joined, or
+    /// only if both have.
+    fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Access {
+        let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy) else {
+            return Access::default();
+        };
+        if (from.awaited || to.awaited) != awaited || !from.sees(to) {
+            return Access::default();
+        }
+        let standings = &self.standings;
+        let judge = || policy.between(&standings[&from.class], &standings[&to.class]);
+        self.known.entry((&from.class, &to.class)).or_insert_with(judge).clone()
+    }
+
+    /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
+    fn is_on(&self, rule: &Name, group: &Group<'a>, right: bool) -> bool {
+        let class = (self.of)(group).map(|standing| &standing.class);
+        let policy = self.policy.zip(class).map(|(policy, class)| policy.is_on(rule, class, right));
+        policy.unwrap_or_default()
+    }
+
+    /// The rules by which they may, each with what it adds; none in a network without rules.
+    fn reasons(&self, from: &Group<'a>, to: &Group<'a>) -> Vec<(&'a Name, &'a Access)> {
+        let (Some(from), Some(to), Some(policy)) = ((self.of)(from), (self.of)(to), self.policy) else {
+            return Vec::new();
+        };
+        policy.applying(&self.standings[&from.class], &self.standings[&to.class]).collect()
+    }
+}
+
+/// The reachability that a change of one network gains and loses: what holds now, then what will once awaited
+/// nodes have joined.
 pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> Vec<ReachChange> {
     let (was, is) = (reaching(network, before), reaching(network, after));
     let mut groups: BTreeMap<Group<'_>, BTreeSet<&Name>> = BTreeMap::new();
     for node in was.keys().chain(is.keys()) {
         groups.entry((was.get(node), is.get(node))).or_default().insert(node);
     }
-    let see = |one: Option<&Standing>, other: Option<&Standing>| {
-        one.zip(other).is_some_and(|(one, other)| one.sees(other))
+    let mut then = Judge::new(before, |group| group.0, &was);
+    let mut now = Judge::new(after, |group| group.1, &is);
+    let same_rules = before.mesh.zip(after.mesh).map(|(was, is)| (was.policy(), is.policy()));
+    let changed = same_rules
+        .filter(|(was, is)| was.is_restricted() == is.is_restricted())
+        .map(|(was, is)| is.changed_since(was));
+    // What is neither of another standing nor concerned by a rule that changed is as it was.
+    let stays = |group: &Group<'_>| group.0 == group.1;
+    let as_it_was = |from: &Group<'_>, to: &Group<'_>| {
+        let classes = from.1.zip(to.1).map(|(from, to)| (&from.class, &to.class));
+        let concerned =
+            classes.zip(changed.as_ref()).is_none_or(|((from, to), rules)| rules.concern(from, to));
+        stays(from) && stays(to) && !concerned
     };
-    let saw = |one: &Group<'_>, other: &Group<'_>| see(one.0, other.0);
-    let sees = |one: &Group<'_>, other: &Group<'_>| see(one.1, other.1);
-    let mut changes = moved(network, Direction::Lost, &groups, &saw, &sees);
-    changes.extend(moved(network, Direction::Gained, &groups, &sees, &saw));
+    let mut changes = Vec::new();
+    for once_joined in [false, true] {
+        for direction in [Direction::Lost, Direction::Gained] {
+            let mut moved = Vec::new();
+            for from in groups.keys() {
+                for to in groups.keys().filter(|to| !as_it_was(from, to)) {
+                    let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
+                    let differs = match direction {
+                        Direction::Lost => was.without(&is),
+                        Direction::Gained => is.without(&was),
+                    };
+                    if !differs.is_nothing() {
+                        moved.push((from, to, differs));
+                    }
+                }
+            }
+            let (here, moment) = match direction {
+                Direction::Lost => (&then, before),
+                Direction::Gained => (&now, after),
+            };
+            let lines = if then.is_restricted() || now.is_restricted() {
+                by_rules(network, moment, here, &groups, moved)
+            } else {
+                by_nodes(network, here, &groups, &moved)
+            };
+            changes.extend(lines.into_iter().map(|line| ReachChange { direction, once_joined, ..line }));
+        }
+    }
     changes
 }
 
-/// Whether nodes of two groups reach each other at one moment.
-type Sees<'a> = &'a dyn Fn(&Group<'_>, &Group<'_>) -> bool;
+/// A line in which direction and cause are not decided yet.
+fn line(network: &NetworkName, from: String, to: String, what: &Access) -> ReachChange {
+    let (proto, ports) = what.single();
+    ReachChange {
+        network: network.clone(),
+        from,
+        to,
+        what: what.to_string(),
+        proto,
+        ports,
+        direction: Direction::Gained,
+        once_joined: false,
+        both_ways: false,
+        from_nodes: 0,
+        to_nodes: 0,
+        pairs: 0,
+        rule: None,
+        because: None,
+    }
+}
 
-/// What is reached at one moment and not at the other.
-fn moved(
+/// How many nodes are named in place of what a rule selects, if they are a part of it.
+const NAMED: usize = 3;
+
+/// What moved, told in the words of the rules that allow or allowed it.
+fn by_rules<'a>(
     network: &NetworkName,
-    direction: Direction,
-    groups: &BTreeMap<Group<'_>, BTreeSet<&Name>>,
-    here: Sees<'_>,
-    there: Sees<'_>,
+    moment: Moment<'a>,
+    here: &Judge<'a>,
+    groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
+    moved: Vec<(&Group<'a>, &Group<'a>, Access)>,
 ) -> Vec<ReachChange> {
-    let change = |from: String, pairs| {
-        let (network, to) = (network.clone(), "*".to_owned());
-        ReachChange { network, from, to, direction, pairs, because: None }
-    };
-    // How many others a node of a group reaches only here.
-    let others =
-        |group: &Group<'_>, other: &Group<'_>| groups[other].len() as u64 - u64::from(group == other);
-    let count = |holds: &dyn Fn(&Group<'_>, &Group<'_>) -> bool| {
-        let all = |group: &Group<'_>| {
-            groups.keys().filter(|other| holds(group, other)).map(|other| others(group, other)).sum::<u64>()
+    let mut lines: BTreeMap<(Option<&Name>, Access), Vec<(&Group<'a>, &Group<'a>)>> = BTreeMap::new();
+    for (from, to, mut left) in moved {
+        if !here.is_restricted() {
+            lines.entry((None, left)).or_default().push((from, to));
+            continue;
+        }
+        for (rule, access) in here.reasons(from, to) {
+            let part = left.and(access);
+            if !part.is_nothing() {
+                left = left.without(&part);
+                lines.entry((Some(rule), part)).or_default().push((from, to));
+            }
+        }
+    }
+    let there: usize =
+        groups.iter().filter(|(group, _)| (here.of)(group).is_some()).map(|(_, all)| all.len()).sum();
+    let told = |((rule, what), pairs): ((Option<&Name>, Access), Vec<(&Group<'a>, &Group<'a>)>)| {
+        let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
+        let [froms, tos] = [0, 1].map(|side| {
+            let of = pairs.iter().map(|(from, to)| if side == 0 { *from } else { *to });
+            of.flat_map(|group| &groups[group]).copied().collect::<BTreeSet<&Name>>()
+        });
+        let whole = |right: bool| match rule {
+            None => there,
+            Some(rule) => {
+                let on = groups.iter().filter(|(group, _)| here.is_on(rule, group, right));
+                on.map(|(_, nodes)| nodes.len()).sum()
+            }
         };
-        groups.iter().map(|(group, nodes)| nodes.len() as u64 * all(group)).sum::<u64>()
+        let words = |nodes: &BTreeSet<&Name>, right: bool, selectors: Option<&BTreeSet<Selector>>| {
+            if nodes.len() <= NAMED && nodes.len() < whole(right) {
+                return join(nodes.iter());
+            }
+            selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()))
+        };
+        let from = words(&froms, false, declared.map(|allow| &*allow.from));
+        let to = words(&tos, true, declared.map(|allow| &*allow.to));
+        let size = |group: &Group<'a>| groups[group].len() as u64;
+        let between = |(from, to): &(&Group<'a>, &Group<'a>)| {
+            size(from) * if from == to { size(to) - 1 } else { size(to) }
+        };
+        let id = |rule: &Name| ResourceId {
+            network: network.clone(),
+            kind: crate::kinds::Kind::Allow,
+            name: rule.clone(),
+        };
+        ReachChange {
+            from_nodes: froms.len() as u64,
+            to_nodes: tos.len() as u64,
+            pairs: pairs.iter().map(between).sum(),
+            rule: rule.map(id),
+            ..line(network, from, to, &what)
+        }
     };
-    let only_here = |one: &Group<'_>, other: &Group<'_>| here(one, other) && !there(one, other);
-    let pairs = count(&only_here);
+    lines.into_iter().map(told).filter(|line| line.pairs > 0).collect()
+}
+
+fn join(words: impl Iterator<Item = impl ToString>) -> String {
+    words.map(|word| word.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What moved in a network without rules, where it is everything and in both directions: by nodes.
+fn by_nodes<'a>(
+    network: &NetworkName,
+    here: &Judge<'a>,
+    groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
+    moved: &[(&Group<'a>, &Group<'a>, Access)],
+) -> Vec<ReachChange> {
+    let everything = Access::everything();
+    let mut against: BTreeMap<&Group<'a>, BTreeSet<&Group<'a>>> = BTreeMap::new();
+    for (from, to, _) in moved {
+        against.entry(*from).or_default().insert(*to);
+    }
+    // How many others a node of a group reaches only here.
+    let others = |group: &Group<'a>| {
+        let with = |other: &&Group<'a>| groups[*other].len() as u64 - u64::from(group == *other);
+        against.get(group).map_or(0, |others| others.iter().map(with).sum::<u64>())
+    };
+    let size = |group: &Group<'a>| groups[group].len() as u64;
+    let pairs: u64 = against.keys().map(|group| size(group) * others(group)).sum();
     if pairs == 0 {
         return Vec::new();
     }
-    if pairs == count(here) {
-        return vec![change("*".into(), pairs)];
+    let there: u64 = groups.keys().filter(|group| (here.of)(group).is_some()).map(size).sum();
+    let both = |from: String, from_nodes: u64, to_nodes: u64, pairs: u64| ReachChange {
+        both_ways: true,
+        from_nodes,
+        to_nodes,
+        pairs,
+        ..line(network, from, "*".into(), &everything)
+    };
+    if pairs == there * (there - 1) {
+        return vec![both("*".into(), there, there - 1, pairs)];
     }
     // Each pair is reported once, with the first of its two nodes; groups that move against most others go
     // first, so that few nodes are named.
-    let mut left: Vec<_> = groups.keys().collect();
-    let total = |group: &Group<'_>| {
-        groups.keys().filter(|other| only_here(group, other)).map(|other| others(group, other)).sum::<u64>()
-    };
-    left.sort_by_key(|group| std::cmp::Reverse(total(group)));
-    let mut done: BTreeSet<&Group<'_>> = BTreeSet::new();
+    let mut left: Vec<_> = against.keys().copied().collect();
+    left.sort_by_key(|group| std::cmp::Reverse(others(group)));
+    let mut done: BTreeSet<&Group<'a>> = BTreeSet::new();
     let mut lines = Vec::new();
     for group in left {
-        let against: u64 = groups
-            .keys()
-            .filter(|other| *other != group && !done.contains(other) && only_here(group, other))
-            .map(|other| groups[other].len() as u64)
+        let rest: u64 = against[group]
+            .iter()
+            .filter(|other| **other != group && !done.contains(*other))
+            .map(|other| size(other))
             .sum();
-        let within = if only_here(group, group) { groups[group].len() as u64 - 1 } else { 0 };
+        let within = if against[group].contains(group) { size(group) - 1 } else { 0 };
         done.insert(group);
         for (place, node) in groups[group].iter().enumerate() {
-            let pairs = 2 * (against + within.saturating_sub(place as u64));
-            if pairs > 0 {
-                lines.push(change(node.to_string(), pairs));
+            let to = rest + within.saturating_sub(place as u64);
+            if to > 0 {
+                lines.push(both(node.to_string(), 1, to, 2 * to));
             }
         }
     }
