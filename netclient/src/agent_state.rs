@@ -21,9 +21,10 @@ use crate::backoff::Backoff;
 
 /// How often the host is compared with what it should be while nothing happens.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long after a change by others the host is looked at, and how often at most.
+/// How long after a change by others the host is looked at, and how often at most: what keeps others out of it
+/// is back within a second, also where it is taken away right after a look.
 const SETTLE: Duration = Duration::from_millis(100);
-const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+const REPAIR_INTERVAL: Duration = Duration::from_millis(500);
 /// How often at most a new address or carrier of the host makes it ask again, and within which time: a switch
 /// connects many hosts at once.
 const CONNECTED_INTERVAL: Duration = Duration::from_secs(10);

@@ -6,11 +6,11 @@
 
 pub mod fake;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
@@ -18,7 +18,9 @@ use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
+use crate::filter::{self, Filter, FilterChanges, FilterStep};
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
+use crate::system::elements;
 use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
@@ -71,6 +73,14 @@ pub trait Host: Send + Sync {
         gone: &BTreeSet<IpAddr>,
         new: &BTreeSet<IpAddr>,
     ) -> Result<(), FirewallError>;
+    /// Keeps the table of a network with access rules as it should be; where anything is in doubt it is
+    /// replaced whole. Blocks the caller.
+    fn set_access(&self, filter: &Filter) -> Result<(), FirewallError>;
+    /// Changes the table of an interface; [`FirewallError::Refused`] if it does not stand as it was set, even
+    /// where nothing changes. Blocks the caller.
+    fn change_access(&self, interface: &str, changes: &FilterChanges) -> Result<(), FirewallError>;
+    /// Removes the table of an interface; whether there was one. Blocks the caller.
+    fn remove_access(&self, interface: &str) -> Result<bool, FirewallError>;
     /// Brings the agent's routes and rules to what they should be.
     fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing)
     -> BoxFuture<'a, Result<(), RoutingError>>;
@@ -109,15 +119,29 @@ pub struct System {
     /// Where agents of this host leave which slot each has.
     pub slots: PathBuf,
     /// The table of the packet filter as this process set it last.
-    filter: Arc<Mutex<Option<Filter>>>,
+    filter: Arc<Mutex<Option<Standing<Outside>>>>,
+    /// The tables of networks with access rules, by interface; absent in turn: there is none.
+    access: Arc<Mutex<BTreeMap<String, Option<Standing<Filter>>>>>,
 }
 
 /// A table as it was set.
 #[derive(Debug)]
-struct Filter {
-    outside: Outside,
+struct Standing<T> {
+    content: T,
     /// How nft listed it then.
     structure: Option<String>,
+}
+
+impl<T> Standing<T> {
+    /// A table that was set right now.
+    fn new(table: &str, content: T) -> Self {
+        Self { content, structure: firewall::structure(table) }
+    }
+
+    /// Whether its chains and rules are those that were set.
+    fn stands(&self, table: &str) -> bool {
+        self.structure.is_some() && self.structure == firewall::structure(table)
+    }
 }
 
 impl Default for System {
@@ -129,6 +153,7 @@ impl Default for System {
             device: None,
             slots: "/run/netclient".into(),
             filter: Arc::default(),
+            access: Arc::default(),
         }
     }
 }
@@ -143,21 +168,30 @@ impl System {
     fn load_filter(&self, table: &str, mark: Mark, outside: &Outside) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outside = outside.clone();
-        if let Some(Filter { outside: known, structure }) = &*filter {
+        if let Some(standing) = &*filter {
             if outside.unread {
-                outside.absorb(known);
+                outside.absorb(&standing.content);
             }
-            if known.same_filter(&outside) && structure.is_some() && *structure == firewall::structure(table)
-            {
+            if standing.content.same_filter(&outside) && standing.stands(table) {
                 return Ok(());
             }
         }
         // What stands of a network that cannot be read stays, whichever process set it.
         let load = if outside.unread { firewall::load_over } else { firewall::load };
         load(table, &outside.filter(mark))?;
-        *filter = Some(Filter { outside, structure: firewall::structure(table) });
+        *filter = Some(Standing::new(table, outside));
         Ok(())
     }
+
+    fn access(&self) -> MutexGuard<'_, BTreeMap<String, Option<Standing<Filter>>>> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the maps of a table hold what they should; in doubt they do not.
+fn holds(table: &str, filter: &Filter) -> bool {
+    let wanted = filter.members().iter().map(|(address, class)| (*address, Some(filter::chain(class))));
+    elements::list(table).is_ok_and(|found| found.into_iter().eq(wanted))
 }
 
 impl Host for System {
@@ -240,11 +274,68 @@ impl Host for System {
         firewall::change(&slot.filter(), &filter_members(slot, gone, new)).inspect_err(|_| *filter = None)?;
         if let Some(filter) = &mut *filter {
             for member in gone {
-                filter.outside.members.remove(member);
+                filter.content.members.remove(member);
             }
-            filter.outside.members.extend(new);
+            filter.content.members.extend(new);
         }
         Ok(())
+    }
+
+    fn set_access(&self, filter: &Filter) -> Result<(), FirewallError> {
+        let table = filter::table(filter.interface());
+        let mut access = self.access();
+        let standing = access.get(filter.interface()).and_then(Option::as_ref);
+        let stands = |it: &Standing<Filter>| it.content == *filter && it.stands(&table);
+        if standing.is_some_and(stands) && holds(&table, filter) {
+            return Ok(());
+        }
+        access.remove(filter.interface());
+        firewall::load(&table, &filter.text())?;
+        access.insert(filter.interface().to_owned(), Some(Standing::new(&table, filter.clone())));
+        Ok(())
+    }
+
+    fn change_access(&self, interface: &str, changes: &FilterChanges) -> Result<(), FirewallError> {
+        let table = filter::table(interface);
+        let mut access = self.access();
+        // What is not put back is not known, and replaced the next time.
+        let standing = access.remove(interface).flatten();
+        let Standing { mut content, mut structure } =
+            standing.ok_or_else(|| FirewallError::drifted(&table))?;
+        let steps = content.steps(changes);
+        content.apply(changes);
+        for step in steps {
+            match step {
+                FilterStep::Table => firewall::load(&table, &content.text())?,
+                FilterStep::Commands(commands) => firewall::change(&table, &commands)?,
+                FilterStep::Elements { gone, new } => {
+                    elements::change(&table, &gone, &new).map_err(|error| {
+                        let reason = error.to_string();
+                        FirewallError::Refused { table: table.clone(), reason }
+                    })?;
+                    continue;
+                }
+            }
+            structure = firewall::structure(&table);
+        }
+        access.insert(interface.to_owned(), Some(Standing { content, structure }));
+        Ok(())
+    }
+
+    fn remove_access(&self, interface: &str) -> Result<bool, FirewallError> {
+        let table = filter::table(interface);
+        let mut access = self.access();
+        if let Some(None) = access.get(interface) {
+            return Ok(false);
+        }
+        // Making a table to delete it would be heard as a change of it.
+        let there = firewall::is_there(&table);
+        if there {
+            access.remove(interface);
+            firewall::remove(&table)?;
+        }
+        access.insert(interface.to_owned(), None);
+        Ok(there)
     }
 
     fn set_routing<'a>(

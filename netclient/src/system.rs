@@ -1,6 +1,7 @@
 //! The host around a device: links, routes, forwarding, firewall, names. Each part takes the whole wanted
 //! state, may be applied twice, and changes nothing that is not the agent's own.
 
+pub mod elements;
 pub mod firewall;
 pub mod forwarding;
 pub mod hosts;

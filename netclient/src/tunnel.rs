@@ -204,7 +204,7 @@ impl NetworkTunnel {
         changes: TunnelChanges,
     ) -> Result<(), TunnelError> {
         let View { network, interface, .. } = &membership.view;
-        let TunnelChanges { tunnels, names: names_changed, members: _ } = changes;
+        let TunnelChanges { tunnels, names: names_changed, members: _, filter: _ } = changes;
         let gone: Vec<_> =
             tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
         let put = tunnels.into_iter().filter_map(|(key, tunnel)| Some((key, tunnel?))).collect();
@@ -220,6 +220,18 @@ impl NetworkTunnel {
             self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
         }
         Ok(())
+    }
+
+    /// Takes the peers away that the device has and that none of these tunnels is for.
+    pub async fn keep_only(&mut self, tunnels: &BTreeMap<WireGuardKey, Tunnel>) -> Result<(), DeviceError> {
+        let Some(observed) = self.observe().await? else { return Ok(()) };
+        let gone = observed.peers.into_keys().filter(|key| !tunnels.contains_key(key));
+        self.apply(gone.map(DeviceStep::RemovePeer).collect()).await
+    }
+
+    /// Its interface.
+    pub fn interface(&self) -> &str {
+        &self.interface
     }
 
     async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {

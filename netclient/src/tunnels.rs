@@ -13,6 +13,7 @@ use schema::view::{Peer, Tunnel, View, ViewDelta, tunnel_changes};
 
 use crate::addresses::{Addresses, choose};
 use crate::device::state::{Kind, PeerSettings};
+use crate::filter::FilterChanges;
 
 /// Where the names of peers' endpoints lead: what is known is used at once, and what is looked up meanwhile
 /// is a change of its own.
@@ -125,6 +126,8 @@ pub struct TunnelChanges {
     pub names: bool,
     /// The addresses that other members have now (true), or have no longer.
     pub members: BTreeMap<IpAddr, bool>,
+    /// What members may open at the node.
+    pub filter: FilterChanges,
 }
 
 impl TunnelChanges {
@@ -151,7 +154,15 @@ impl TunnelChanges {
         let changes = tunnel_changes(before, after, &delta);
         let lost = changes.lost.into_iter().map(|key| (key, None));
         let tunnels = lost.chain(changes.put.into_iter().map(|(key, tunnel)| (key, Some(tunnel)))).collect();
-        Some(Self { tunnels, names, members })
+        let filter = FilterChanges::between(before, after, &delta);
+        Some(Self { tunnels, names, members, filter })
+    }
+
+    /// Takes out the tunnels that are gone, as changes of their own.
+    #[must_use]
+    pub fn split_gone(&mut self) -> Self {
+        let gone = self.tunnels.extract_if(.., |_, tunnel| tunnel.is_none()).collect();
+        Self { tunnels: gone, ..Self::default() }
     }
 
     /// Tunnels that lead elsewhere.
@@ -174,7 +185,8 @@ impl TunnelChanges {
 
     /// Adds what has changed since.
     pub fn extend(&mut self, later: Self) {
-        let Self { tunnels, names, members } = later;
+        let Self { tunnels, names, members, filter } = later;
+        self.filter.extend(filter);
         self.tunnels.extend(tunnels);
         self.members.extend(members);
         self.names |= names;

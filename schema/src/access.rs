@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use range_set_blaze::RangeSetBlaze;
 use schema_derive::Choice;
@@ -224,7 +225,7 @@ impl fmt::Display for Access {
 /// The identity of a class of members on the wire and in packet filters: 128 bits of the SHA-256 of which
 /// sides of rules it is on. The default is that of members that are on none, as all are in a network without
 /// rules.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub [u8; 16]);
 
 impl ClassId {
@@ -240,6 +241,31 @@ impl ClassId {
 impl fmt::Display for ClassId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for ClassId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let malformed = "a class is 32 hexadecimal digits";
+        let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let id = u128::from_str_radix(text, 16).map_err(|_| malformed)?;
+        if plain { Ok(Self(id.to_be_bytes())) } else { Err(malformed) }
+    }
+}
+
+/// As its digits: a map of what classes may open is a JSON object.
+impl Serialize for ClassId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ClassId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -267,6 +293,21 @@ mod tests {
         let json = serde_json::to_string(&together).expect("it can be written");
         assert_eq!(json, "[[80,95],[443,443]]");
         assert_eq!(serde_json::from_str::<Ports>(&json).expect("it reads back"), together);
+    }
+
+    #[test]
+    fn what_classes_may_open_can_be_stored() {
+        let class = ClassId::of(b"web");
+        let access = std::collections::BTreeMap::from([(class, Access::everything())]);
+        let json = serde_json::to_string(&access).expect("it can be written");
+        assert!(json.contains(&class.to_string()), "{json}");
+        assert_eq!(
+            serde_json::from_str::<std::collections::BTreeMap<_, _>>(&json).expect("it reads"),
+            access
+        );
+        for text in ["", "+0000000000000000000000000000000", "00", "g0000000000000000000000000000000"] {
+            assert!(text.parse::<ClassId>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

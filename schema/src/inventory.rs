@@ -96,6 +96,9 @@ impl NodeProblem {
     pub const RANGE_HOLDS_SERVER: &str = "range-holds-server";
     /// Control traffic and tunnels are not kept outside of networks.
     pub const NO_FILTER: &str = "no-filter";
+    /// The host cannot enforce the access rules of the network: it has no peers that it would have to
+    /// restrict.
+    pub const RULES_NOT_ENFORCED: &str = "rules-not-enforced";
     /// The kernel drops what is marked where it filters reverse paths strictly.
     pub const MARKS_UNHEEDED: &str = "marks-unheeded";
     /// The WireGuard device does not answer: known to the host alone.

@@ -3,8 +3,11 @@
 //! Routes, rules and the packet filter belong to all networks of the agent, whoever looks after them; so they
 //! are computed from what all processes of the agent keep on the disk, by one at a time. Killed between any
 //! two steps, the host is as safe as before: the filter comes before the tunnel and goes after it, routes and
-//! rules come after it and go before it.
+//! rules come after it and go before it. A network with access rules has a table of its own, which comes
+//! before its first peer and goes after its last one: who gains a permission has it before being a peer, and
+//! who loses it is no peer any more.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::pin;
@@ -16,13 +19,14 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
 use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
-use schema::view::Tunnel;
+use schema::view::{Tunnel, View};
 
 use super::{Agent, AgentError, canonical, error_chain};
 use crate::addresses::Addresses;
 use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
+use crate::filter as access;
 use crate::membership::{Membership, ServerAddress};
 use crate::outside::{self, Outside};
 use crate::server_names::{RESOLVE, ServerNames};
@@ -38,11 +42,18 @@ impl Agent {
         tunnel: &mut NetworkTunnel,
         membership: &Membership,
     ) -> Result<BroughtUp, TunnelError> {
-        let kept = {
+        let kept = async {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_outside(self.outside(Some(membership), None)?).await?
+            self.keep_outside(self.outside(Some(membership), None)?).await
         };
-        let mut brought = tunnel.reconcile(membership, kept.filtered()).await?;
+        let kept = kept.await;
+        let enforcement = self.enforce(tunnel, membership).await;
+        let kept = kept?;
+        let mut brought = tunnel.reconcile(&enforcement.membership, kept.filtered()).await?;
+        brought.problems.extend(enforcement.problem);
+        if enforcement.ends {
+            self.end_access(&membership.interface).await?;
+        }
         let servers = self.spared(&kept, Some(membership), None).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
@@ -79,6 +90,48 @@ impl Agent {
         }
         brought.problems.sort();
         Ok(brought)
+    }
+
+    /// Has what arrives be judged by the access rules of a network before anything may, and says what there is
+    /// of the network here. Without judgement there are no peers that would have to be restricted.
+    async fn enforce<'a>(&self, tunnel: &mut NetworkTunnel, membership: &'a Membership) -> Enforcement<'a> {
+        let whole = Enforcement { membership: Cow::Borrowed(membership), problem: None, ends: false };
+        let Some(filter) = access::Filter::of(&membership.interface, &membership.view) else {
+            return Enforcement { ends: true, ..whole };
+        };
+        // Who is gone has no part in what an address may do from now on, or a class.
+        self.keep_only(tunnel, &membership.view).await;
+        let wanted = self.settings.connection_tracking;
+        let host = self.host.clone();
+        let why = match wanted {
+            false => Some(Filter::Unwanted),
+            true => blocking(move || host.set_access(&filter)).await.err().map(|it| Filter::absent(&it)),
+        };
+        let Some(why) = why else { return whole };
+        let view = access::without_filter(&membership.view);
+        self.keep_only(tunnel, &view).await;
+        let message = format!(
+            "the access rules of {} cannot be enforced on this host, so it has no connection, in either direction, to nodes              that may not open everything at it: {}",
+            membership.network,
+            why.remedy()
+        );
+        let problem = NodeProblem::new(NodeProblem::RULES_NOT_ENFORCED, message);
+        let membership = Cow::Owned(Membership { view, ..membership.clone() });
+        // What an earlier setting left goes.
+        Enforcement { membership, problem: Some(problem), ends: !wanted }
+    }
+
+    async fn keep_only(&self, tunnel: &mut NetworkTunnel, view: &View) {
+        if let Err(error) = tunnel.keep_only(&view.tunnels()).await {
+            // What follows asks the device as well, and fails.
+            tracing::debug!(error = error_chain(&error), "peers that are gone stay for now");
+        }
+    }
+
+    /// Removes the table of a network without access rules, or without a device.
+    async fn end_access(&self, interface: &str) -> Result<bool, TunnelError> {
+        let (host, interface) = (self.host.clone(), interface.to_owned());
+        Ok(blocking(move || host.remove_access(&interface)).await?)
     }
 
     /// The same for a network that nobody looks after: what the names of its peers resolve to comes with it.
@@ -149,13 +202,21 @@ impl Agent {
         &self,
         tunnel: &mut NetworkTunnel,
         membership: &Membership,
-        changes: TunnelChanges,
+        mut changes: TunnelChanges,
     ) -> Result<(), TunnelError> {
         let has = |there: bool| move |(address, has): (&IpAddr, &bool)| (*has == there).then_some(*address);
         let new = changes.members.iter().filter_map(has(true)).collect();
         let gone = changes.members.iter().filter_map(has(false)).collect();
         // Known before it is a peer, and for as long as it is one.
         self.change_members(Default::default(), new).await?;
+        if membership.view.interface.restricted {
+            // Who is gone has no part in what an address may do from now on; who is new is judged from the
+            // first packet.
+            tunnel.follow(membership, changes.split_gone()).await?;
+            let (host, interface) = (self.host.clone(), membership.interface.clone());
+            let filter = std::mem::take(&mut changes.filter);
+            blocking(move || host.change_access(&interface, &filter)).await?;
+        }
         tunnel.follow(membership, changes).await?;
         self.change_members(gone, Default::default()).await
     }
@@ -177,8 +238,14 @@ impl Agent {
     ) -> Result<(), TunnelError> {
         let routes = self.take_routes(network).await;
         let mut removed = Ok(());
+        let mut tables = Vec::new();
         for tunnel in tunnels {
-            removed = tunnel.remove().await.and(removed);
+            let gone = tunnel.remove().await;
+            // It stays as long as the device may.
+            if gone.is_ok() {
+                tables.push(self.end_access(tunnel.interface()).await);
+            }
+            removed = gone.and(removed);
         }
         let filter = async {
             // It stays as long as the device may.
@@ -196,7 +263,8 @@ impl Agent {
         };
         // Neither keeps a host in a network; the next look of another network, or the next leave, tries
         // again.
-        for error in [routes.err(), filter.await.err()].into_iter().flatten() {
+        let tables = tables.into_iter().filter_map(Result::err);
+        for error in routes.err().into_iter().chain(tables).chain(filter.await.err()) {
             tracing::warn!(error = error_chain(&error), %network, "something of the network stays: see ip rule and nft list tables");
         }
         removed
@@ -248,12 +316,17 @@ impl Agent {
         for interface in interfaces {
             let mut tunnel = self.tunnel_knowing(&interface, Addresses::default());
             let there = tunnel.observe().await.is_ok_and(|state| state.is_some());
-            match tunnel.remove().await {
-                Ok(()) if there => {
-                    removed.push(format!("the WireGuard device {interface} with its routes and names"))
-                }
-                Ok(()) => {}
-                // The others go; the filter stays as long as a device may.
+            // The others go; the filter stays as long as a device may.
+            if let Err(error) = tunnel.remove().await {
+                outcome = outcome.and(Err(error));
+                continue;
+            }
+            if there {
+                removed.push(format!("the WireGuard device {interface} with its routes and names"));
+            }
+            match self.end_access(&interface).await {
+                Ok(true) => removed.push(format!("the table inet {} of nftables", access::table(&interface))),
+                Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -450,18 +523,18 @@ impl Kept {
 
     /// What to do, so that it is so.
     fn remedy(&self) -> String {
-        match &self.filter {
-            Filter::Kept => {
-                "set net.ipv4.conf.all.src_valid_mark to 1, or rp_filter to 2 where it is strict, with sysctl"
-                    .to_owned()
-            }
-            Filter::Absent(why) => why.clone(),
-            Filter::Unwanted => {
-                "remove connection_tracking = false from netclient.toml, and NETCLIENT_CONNECTION_TRACKING"
-                    .to_owned()
-            }
-        }
+        self.filter.remedy()
     }
+}
+
+/// What there is of a network on a host that enforces its access rules, or cannot.
+struct Enforcement<'a> {
+    /// The membership, with the peers that there may be.
+    membership: Cow<'a, Membership>,
+    /// Why not all of them are.
+    problem: Option<NodeProblem>,
+    /// Whether the table goes, if there is one.
+    ends: bool,
 }
 
 /// A packet filter that keeps marks.
@@ -485,6 +558,21 @@ impl Filter {
             }
             FirewallError::Missing | FirewallError::Broken { .. } => error_chain(error),
         })
+    }
+
+    /// What to do about it; where it is kept, so that marks are looked at.
+    fn remedy(&self) -> String {
+        match self {
+            Self::Kept => {
+                "set net.ipv4.conf.all.src_valid_mark to 1, or rp_filter to 2 where it is strict, with sysctl"
+                    .to_owned()
+            }
+            Self::Absent(why) => why.clone(),
+            Self::Unwanted => {
+                "remove connection_tracking = false from netclient.toml, and NETCLIENT_CONNECTION_TRACKING"
+                    .to_owned()
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use schema::scalars::WireGuardKey;
 
 use super::{Basics, Device, DeviceError, DeviceState, DeviceStep, Kind, PeerSettings, PeerState, Refusal};
@@ -29,6 +30,23 @@ struct Inner {
     stays: bool,
     is_process: bool,
     taken: BTreeSet<u16>,
+    journal: Journal,
+}
+
+/// What became of a host, in order, in a line each; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Journal(Arc<Mutex<Vec<String>>>);
+
+impl Journal {
+    /// Adds a line.
+    pub fn push(&self, line: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.into());
+    }
+
+    /// Takes the lines that came since the last call.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The port that a device has the kernel choose.
@@ -40,6 +58,13 @@ impl FakeDevice {
         let device = Self::default();
         device.lock().is_process = kind == Kind::Userspace;
         device
+    }
+
+    /// Has its peers that come and go be written to a journal as well.
+    #[must_use]
+    pub fn writing(self, journal: Journal) -> Self {
+        self.lock().journal = journal;
+        self
     }
 
     /// Has another program listen on a port from now on, or no longer.
@@ -149,6 +174,15 @@ impl Device for FakeDevice {
         }
         inner.state.carry_out(steps)?;
         inner.applied.extend_from_slice(steps);
+        for step in steps {
+            match step {
+                DeviceStep::PutPeer(_, PeerSettings { allowed_ips, .. }) => {
+                    inner.journal.push(format!("put a peer with {}", joined(allowed_ips)));
+                }
+                DeviceStep::RemovePeer(_) => inner.journal.push("remove a peer"),
+                DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => {}
+            }
+        }
         Ok(())
     }
 
@@ -173,6 +207,10 @@ impl Device for FakeDevice {
         inner.removed = true;
         Ok(())
     }
+}
+
+fn joined(ranges: &BTreeSet<IpNet>) -> String {
+    ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl DeviceState {
@@ -202,7 +240,9 @@ impl DeviceState {
 
     fn put(&mut self, key: WireGuardKey, mut settings: PeerSettings) {
         for other in self.peers.values_mut() {
-            other.settings.allowed_ips.retain(|range| !settings.allowed_ips.contains(range));
+            if !other.settings.allowed_ips.is_disjoint(&settings.allowed_ips) {
+                other.settings.allowed_ips.retain(|range| !settings.allowed_ips.contains(range));
+            }
         }
         match self.peers.get_mut(&key) {
             Some(peer) => {

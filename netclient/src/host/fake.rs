@@ -14,8 +14,9 @@ use schema::scalars::Endpoint;
 use tokio::sync::{mpsc, watch};
 
 use super::Host;
-use crate::device::fake::FakeDevice;
+use crate::device::fake::{FakeDevice, Journal};
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
+use crate::filter::{self, Filter, FilterChanges, FilterStep};
 use crate::outside::{Outside, Routing, Slot};
 use crate::system::firewall::FirewallError;
 use crate::system::forwarding::{Forwarding, ForwardingError};
@@ -42,6 +43,10 @@ struct Inner {
     forwarding: BTreeMap<String, Forwarding>,
     names: BTreeMap<String, Vec<String>>,
     filter: Option<Outside>,
+    access: BTreeMap<String, Filter>,
+    journal: Journal,
+    no_nftables: bool,
+    access_refused: bool,
     routing: Routing,
     connected: Vec<(String, IpNet)>,
     routed_elsewhere: Option<String>,
@@ -94,6 +99,27 @@ impl FakeHost {
         self.lock().filter.clone()
     }
 
+    /// The table of a network with access rules, by its interface; absent: there is none.
+    pub fn access(&self, interface: &str) -> Option<Filter> {
+        self.lock().access.get(interface).cloned()
+    }
+
+    /// Takes what was done to tables of networks with access rules, to peers and to links since the last
+    /// call, in order.
+    pub fn take_journal(&self) -> Vec<String> {
+        self.lock().journal.take()
+    }
+
+    /// Has the host be without nftables from now on, or with it.
+    pub fn lack_nftables(&self, lacking: bool) {
+        self.lock().no_nftables = lacking;
+    }
+
+    /// Has the packet filter refuse the tables of networks with access rules from now on, or none.
+    pub fn refuse_access(&self, refused: bool) {
+        self.lock().access_refused = refused;
+    }
+
     /// Routes and rules.
     pub fn routing(&self) -> Routing {
         self.lock().routing.clone()
@@ -131,6 +157,7 @@ impl FakeHost {
     pub fn flush(&self) {
         let mut inner = self.lock();
         inner.filter = None;
+        inner.access.clear();
         inner.routing = Routing::default();
         inner.watchers.retain(|watcher| watcher.send(HostEvent::Filter).is_ok());
     }
@@ -217,7 +244,7 @@ impl Host for FakeHost {
         let kind = device::first_offered(device::kinds_wanted(inner.wanted), |kind| {
             Ok(offered(kind).then_some(kind))
         })?;
-        let device = FakeDevice::of(kind);
+        let device = FakeDevice::of(kind).writing(inner.journal.clone());
         let mtu = if kind == Kind::Kernel { MTU } else { TUN_MTU };
         inner.devices.insert(interface.to_owned(), device.clone());
         inner.links.insert(interface.to_owned(), LinkState { mtu: mtu.into(), ..LinkState::default() });
@@ -238,7 +265,7 @@ impl Host for FakeHost {
         steps: &'a [LinkStep],
     ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async move {
-            let mut inner = self.lock();
+            let inner = &mut *self.lock();
             let missing = || LinkError::Missing { interface: interface.to_owned() };
             let no_ipv6 = inner.no_ipv6;
             let device = inner.devices.get(interface).cloned().ok_or_else(missing)?;
@@ -254,6 +281,9 @@ impl Host for FakeHost {
                     return Err(LinkError::NoIpv6 { interface: interface.to_owned(), address: *address });
                 }
                 carry_out(link, step);
+                if *step == LinkStep::Up {
+                    inner.journal.push("link up");
+                }
             }
             Ok(())
         })
@@ -274,7 +304,45 @@ impl Host for FakeHost {
     }
 
     fn has_filter(&self) -> bool {
-        true
+        !self.lock().no_nftables
+    }
+
+    fn set_access(&self, filter: &Filter) -> Result<(), FirewallError> {
+        let mut inner = self.lock();
+        inner.access_works(filter.interface())?;
+        if inner.access.get(filter.interface()) != Some(filter) {
+            inner.journal.push("set the table");
+            inner.access.insert(filter.interface().to_owned(), filter.clone());
+        }
+        Ok(())
+    }
+
+    fn change_access(&self, interface: &str, changes: &FilterChanges) -> Result<(), FirewallError> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.access_works(interface)?;
+        let filter = inner.access.get_mut(interface);
+        let filter = filter.ok_or_else(|| FirewallError::drifted(&filter::table(interface)))?;
+        for step in filter.steps(changes) {
+            inner.journal.push(match step {
+                FilterStep::Table => "set the table".to_owned(),
+                FilterStep::Commands(_) => "change classes".to_owned(),
+                FilterStep::Elements { gone, new } => {
+                    format!("elements: {} gone, {} new", gone.len(), new.len())
+                }
+            });
+        }
+        filter.apply(changes);
+        Ok(())
+    }
+
+    fn remove_access(&self, interface: &str) -> Result<bool, FirewallError> {
+        let mut inner = self.lock();
+        let there = inner.access.remove(interface).is_some();
+        if there {
+            inner.journal.push("remove the table");
+        }
+        Ok(there)
     }
 
     fn set_filter(&self, slot: Slot, outside: &Outside) -> Result<(), FirewallError> {
@@ -379,6 +447,19 @@ impl Host for FakeHost {
 
     fn executable(&self) -> &Path {
         Path::new("/nonexistent")
+    }
+}
+
+impl Inner {
+    fn access_works(&self, interface: &str) -> Result<(), FirewallError> {
+        if self.no_nftables {
+            return Err(FirewallError::Missing);
+        }
+        if self.access_refused || self.filter_refused {
+            let reason = "Error: Could not process rule: Operation not supported".to_owned();
+            return Err(FirewallError::Refused { table: filter::table(interface), reason });
+        }
+        Ok(())
     }
 }
 

@@ -41,6 +41,13 @@ pub enum FirewallError {
     },
 }
 
+impl FirewallError {
+    /// A table that others changed, or that was never set: it has to be replaced whole.
+    pub fn drifted(table: &str) -> Self {
+        Self::Refused { table: table.to_owned(), reason: "it is not as it was set".to_owned() }
+    }
+}
+
 /// Makes or replaces the table `inet TABLE` with these chains, written in nft(8)'s language; both must come
 /// from this program and never from a user or a server, since they are not quoted. Blocks the caller.
 /// Counters and sets of the table begin anew.

@@ -61,6 +61,18 @@ pub(super) fn table_of(route: &RouteMessage) -> u32 {
     route.attributes.iter().find_map(stated).unwrap_or_else(|| route.header.table.into())
 }
 
+/// The messages in what was received at once: each begins with its length, and is padded to four bytes
+/// (netlink(7)).
+pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+        let message = rest.get(..length.max(16))?;
+        rest = rest.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
 pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
     Errno::from_io_error(error) == Some(errno)
 }

@@ -19,7 +19,8 @@ use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 
 use super::link::address_of;
-use super::netlink::name_of;
+use super::netlink::{messages, name_of};
+use crate::filter;
 use crate::outside::Slot;
 
 /// What somebody did.
@@ -186,10 +187,11 @@ fn filter_socket() -> io::Result<TokioSocket> {
 }
 
 async fn filter(slot: Slot, socket: TokioSocket, events: mpsc::UnboundedSender<HostEvent>) {
-    let table = slot.filter();
+    // The name of its own table ends with NUL in a message; of those of networks, all agents' are heard of.
+    let tables = [format!("{}\0", slot.filter()), filter::TABLES.to_owned()];
     loop {
         let gone = match socket.recv_from_full().await {
-            Ok((bytes, _)) => messages(&bytes).any(|message| takes_away(message, &table)),
+            Ok((bytes, _)) => messages(&bytes).any(|message| takes_away(message, &tables)),
             Err(error) => {
                 // More came than the kernel could queue: anything may have happened.
                 tracing::debug!(%error, "messages of the packet filter were lost");
@@ -203,29 +205,15 @@ async fn filter(slot: Slot, socket: TokioSocket, events: mpsc::UnboundedSender<H
     }
 }
 
-/// The messages in what was received at once: each begins with its length, and is padded to four bytes
-/// (netlink(7)).
-fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
-        let message = rest.get(..length.max(16))?;
-        rest = rest.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
-}
-
-/// Whether a message says that a table of this name, or a part of it, is gone.
-fn takes_away(message: &[u8], table: &str) -> bool {
+/// Whether a message says that a table whose name has such a text in it, or a part of it, is gone.
+fn takes_away(message: &[u8], tables: &[String]) -> bool {
     let Some(kind) = message.get(4..6).and_then(|kind| Some(u16::from_ne_bytes(kind.try_into().ok()?)))
     else {
         return false;
     };
-    // The name is an attribute, which ends with NUL.
-    let name: Vec<u8> = table.bytes().chain([0]).collect();
     kind >> 8 == SUBSYSTEM
         && GONE.contains(&(kind & 0xff))
-        && message[16..].windows(name.len()).any(|window| window == name)
+        && tables.iter().any(|table| message[16..].windows(table.len()).any(|it| it == table.as_bytes()))
 }
 
 #[cfg(test)]
@@ -293,15 +281,17 @@ mod tests {
     fn only_what_takes_a_table_of_ours_away_counts() {
         let of = |kind: u16, name: &str| {
             let bytes = message(SUBSYSTEM << 8 | kind, name.as_bytes());
-            messages(&bytes).any(|message| takes_away(message, "nm-own"))
+            let tables = ["nm-own\0".to_owned(), filter::TABLES.to_owned()];
+            messages(&bytes).any(|message| takes_away(message, &tables))
         };
         assert!(of(2, "xnm-own\0") && of(5, "nm-own\0") && of(8, "nm-own\0"));
         assert!(!of(0, "nm-own\0"), "it is made");
         assert!(!of(2, "nm-own-3\0"), "another agent's");
         assert!(!of(14, "nm-own\0"), "an element");
+        assert!(of(2, "nm-access-nm-corp\0") && of(8, "nm-access-wg0\0"), "of a network");
         let two =
             [message(SUBSYSTEM << 8 | 2, b"other\0"), message(SUBSYSTEM << 8 | 2, b"nm-own\0")].concat();
-        assert_eq!(messages(&two).filter(|message| takes_away(message, "nm-own")).count(), 1);
+        assert_eq!(messages(&two).filter(|message| takes_away(message, &["nm-own\0".to_owned()])).count(), 1);
         assert_eq!(messages(&[0; 7]).count(), 0);
     }
 }

@@ -1,5 +1,7 @@
 //! The cost of changes to a membership, and its state after a crash.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -20,6 +22,7 @@ use crate::control::Opener;
 use crate::device::PrivateKey;
 use crate::directory::{Directory, NamesOf};
 use crate::files::{Disk, RealDisk};
+use crate::filter::Filter;
 use crate::host::fake::FakeHost;
 use crate::membership::ServerAddress;
 use crate::outside::Routing;

@@ -1,0 +1,202 @@
+//! Elements of a table's maps, changed and listed by netlink: a change costs the same in a map of any size,
+//! where a run of nft(8) reads the whole table first.
+//!
+//! One batch is one transaction in the kernel, which carries out all of it or nothing. It acts in the network
+//! namespace of the calling thread and blocks until the kernel has answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_netfilter::nftables::{
+    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList, SetElementMessage,
+    Verdict, VerdictAttribute,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
+};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::sys::Socket;
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use schema::access::ClassId;
+
+use super::netlink::messages;
+use crate::filter::{MAPS, chain, map};
+
+/// How many elements one attribute holds: its length is a number of 16 bits, and an element of IPv6 with the
+/// chain of a class has less than 100 bytes.
+const AT_ONCE: usize = 500;
+
+/// Takes elements out of the maps of a table, and adds others, each an address that leads to the chain of a
+/// class. An error, if one of them is not there, or one is there already: the table is not what the caller
+/// takes it for, and is as it was.
+pub fn change(table: &str, gone: &BTreeSet<IpAddr>, new: &BTreeMap<IpAddr, ClassId>) -> io::Result<()> {
+    let gone = gone.iter().map(|address| (address, vec![key(address)]));
+    let new = new.iter().map(|(address, class)| (address, vec![key(address), jump(class)]));
+    let mut messages = Vec::new();
+    for (map, elements) in by_map(gone) {
+        let inner = NfTablesMessage::DeleteSetElement(of_map(table, map, elements));
+        messages.push((inner, 0));
+    }
+    for (map, elements) in by_map(new) {
+        let inner = NfTablesMessage::NewSetElement(of_map(table, map, elements));
+        messages.push((inner, NLM_F_CREATE | NLM_F_EXCL));
+    }
+    if messages.is_empty() {
+        return Ok(());
+    }
+    send(messages)
+}
+
+/// The addresses in the maps of a table, each with the chain that it leads to; absent: it leads to none.
+pub fn list(table: &str) -> io::Result<BTreeMap<IpAddr, Option<String>>> {
+    let mut all = BTreeMap::new();
+    for map in MAPS {
+        let message = NfTablesMessage::GetSetElement(of_map(table, map, Vec::new()));
+        let socket = open()?;
+        socket.send(&encode(message.into(), NetfilterProtoFamily::Inet, 0, NLM_F_DUMP, 0), 0)?;
+        'more: loop {
+            let (bytes, _) = socket.recv_from_full()?;
+            for answer in messages(&bytes) {
+                let payload = decode(answer)?.payload;
+                if let NetlinkPayload::InnerMessage(message) = payload {
+                    all.extend(elements(message));
+                } else if let NetlinkPayload::Error(error) = payload {
+                    return Err(error.to_io());
+                } else {
+                    break 'more;
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What a part of a listing holds.
+fn elements(message: NetfilterMessage) -> Vec<(IpAddr, Option<String>)> {
+    let NetfilterMessageInner::NfTables(NfTablesMessage::NewSetElement(message)) = message.inner else {
+        return Vec::new();
+    };
+    let mut all = Vec::new();
+    for attribute in message.attributes {
+        let SetElementList::Elements(elements) = attribute else { continue };
+        for element in elements {
+            let ListAttribute::Element(element) = element else { continue };
+            let (mut address, mut chain) = (None, None);
+            for attribute in element {
+                if let SetElementAttribute::Key(DataAttribute::Value(octets)) = attribute {
+                    let ipv4 = <[u8; 4]>::try_from(&octets[..]).map(IpAddr::from);
+                    address = ipv4.or_else(|_| <[u8; 16]>::try_from(&octets[..]).map(IpAddr::from)).ok();
+                } else if let SetElementAttribute::Data(DataAttribute::Verdict(verdict)) = attribute {
+                    chain = verdict.into_iter().find_map(|it| {
+                        if let VerdictAttribute::Chain(name) = it { Some(name) } else { None }
+                    });
+                }
+            }
+            all.extend(address.map(|address| (address, chain)));
+        }
+    }
+    all
+}
+
+type Element = Vec<SetElementAttribute>;
+
+/// Elements, as many of one map at once as fit.
+fn by_map<'a>(
+    elements: impl Iterator<Item = (&'a IpAddr, Element)>,
+) -> impl Iterator<Item = (&'static str, Vec<Element>)> {
+    let mut maps: BTreeMap<&str, Vec<Vec<Element>>> = BTreeMap::new();
+    for (address, element) in elements {
+        let parts = maps.entry(map(address)).or_default();
+        match parts.last_mut().filter(|part| part.len() < AT_ONCE) {
+            Some(part) => part.push(element),
+            None => parts.push(vec![element]),
+        }
+    }
+    maps.into_iter().flat_map(|(map, parts)| parts.into_iter().map(move |part| (map, part)))
+}
+
+fn key(address: &IpAddr) -> SetElementAttribute {
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    SetElementAttribute::Key(DataAttribute::Value(octets))
+}
+
+fn jump(class: &ClassId) -> SetElementAttribute {
+    let verdict = vec![VerdictAttribute::Code(Verdict::Jump), VerdictAttribute::Chain(chain(class))];
+    SetElementAttribute::Data(DataAttribute::Verdict(verdict))
+}
+
+fn of_map(table: &str, map: &str, elements: Vec<Element>) -> SetElementMessage {
+    let mut attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.to_owned())];
+    if !elements.is_empty() {
+        let elements = elements.into_iter().map(ListAttribute::Element).collect();
+        attributes.push(SetElementList::Elements(elements));
+    }
+    SetElementMessage { attributes }
+}
+
+/// Sends messages, each with its flags, as one transaction.
+fn send(content: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+    let last = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let subsystem = u8::from(NetfilterSubsystem::NfTables).into();
+    let border = |message: ControlMessage, number| {
+        encode(message.into(), NetfilterProtoFamily::Unspec, subsystem, 0, number)
+    };
+    let mut bytes = border(ControlMessage::BatchBegin, 0);
+    for (number, (message, flags)) in (1..).zip(content) {
+        // The last one is answered once all are carried out; one that fails is answered in any case.
+        let flags = if number == last { flags | NLM_F_ACK } else { flags };
+        bytes.extend(encode(message.into(), NetfilterProtoFamily::Inet, 0, flags, number));
+    }
+    bytes.extend(border(ControlMessage::BatchEnd, last + 1));
+    let socket = open()?;
+    socket.send(&bytes, 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        for answer in messages(&bytes) {
+            let answer = decode(answer)?;
+            let NetlinkPayload::Error(error) = answer.payload else { continue };
+            if error.code.is_some() {
+                return Err(error.to_io());
+            }
+            if answer.header.sequence_number == last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    // Without it an answer holds the whole message that failed.
+    socket.set_cap_ack(true)?;
+    Ok(socket)
+}
+
+fn encode(
+    inner: NetfilterMessageInner,
+    family: NetfilterProtoFamily,
+    resource: u16,
+    flags: u16,
+    number: u32,
+) -> Vec<u8> {
+    let header = NetfilterHeader::new(family, 0, resource);
+    let mut message = NetlinkMessage::from(NetfilterMessage::new(header, inner));
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.header.sequence_number = number;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> io::Result<NetlinkMessage<NetfilterMessage>> {
+    NetlinkMessage::deserialize(bytes).map_err(io::Error::other)
+}
