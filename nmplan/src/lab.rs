@@ -13,14 +13,15 @@
 //! 4. [`Host::listen`] opens [`Service`]s at it, [`Host::probe`] tries whether another host may open one, and
 //!    [`Host::flow`] keeps traffic going while something changes.
 //!
-//! `nmplan lab` derives the participants from the declarations ([`roster`]), runs them ([`run`]) and renders
-//! which nodes reached each other ([`verdict`]).
+//! `nmplan lab` derives the participants from the declarations ([`roster`]), and what packets between them must
+//! show ([`claims`]), runs them ([`run`]) and renders what they showed ([`verdict`]).
 //!
 //! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end
 //! of every process, interface, mount and file made here.
 
 mod agent;
 mod cable;
+pub mod claims;
 mod enter;
 mod flow;
 mod host;

@@ -115,11 +115,16 @@ impl Corp {
         address(self.nodes.keys().position(|name| *name == node).expect("there is such a node"))
     }
 
-    /// Opens a service of one node from another at both its addresses: the worse of what comes of it.
-    pub async fn probe(&self, from: &str, to: &str, service: Service) -> Outcome {
+    /// Opens a service of one node from another at both its addresses.
+    pub async fn probe(&self, from: &str, to: &str, service: Service) -> [Outcome; 2] {
         let probes = self.addresses(to).map(|to| Probe { to, service });
         let outcomes = self.host(from).probe_all(&probes, LIMIT * patience()).await.expect("sockets");
-        outcomes.into_iter().min().expect("there are two")
+        [outcomes[0], outcomes[1]]
+    }
+
+    /// Whether a service of one node answers another at both its addresses.
+    pub async fn opens(&self, from: &str, to: &str, service: Service) -> bool {
+        self.probe(from, to, service).await.iter().all(|outcome| outcome.agrees(true))
     }
 
     /// Waits until packets show that each node may open at each other what is said here, and nothing else.

@@ -14,12 +14,14 @@ use std::time::Duration;
 use end_to_end::container::container;
 use end_to_end::corp::{APPLIED, Corp, INTERFACE, SERVICES, TRAFFIC};
 use end_to_end::filter::{forget_connections, nft};
-use end_to_end::{addresses, eventually, in_runtime, patience, run, run_all};
+use end_to_end::{eventually, in_runtime, patience, run, run_all};
 use nmplan::lab::{Host, Outcome, Pattern, Service, enter_test};
 use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// At both addresses of a node.
+const NOTHING: [Outcome; 2] = [Outcome::Nothing; 2];
 
 /// What `a` may open at `b` in most of these tests, and `b` at `c`.
 const RULES: &str = r#"acl "deny"
@@ -73,7 +75,7 @@ fn rules_open_what_they_say_one_way_and_nothing_else() {
             .declare(&format!("{RULES}\nallow \"more\" from=\"c\" to=\"a\" proto=\"udp\" ports=54"))
             .await;
         let opened = async {
-            while !matches!(corp.probe("c", "a", Service::Udp(54)).await, Outcome::Answered(_)) {}
+            while !corp.opens("c", "a", Service::Udp(54)).await {}
             change.elapsed()
         };
         let took = tokio::time::timeout(20 * SECOND, opened).await.expect("it passes at last");
@@ -103,8 +105,12 @@ fn what_is_asked_is_answered_also_by_a_refusal() {
         let corp = Corp::start(&["a", "b"], "acl \"deny\"\nallow \"all\" from=\"b\" to=\"a\"").await;
         corp.assert_allowed(|from, _, _| from == "b").await;
         for service in [Service::Tcp(9), Service::Udp(9)] {
-            assert_eq!(corp.probe("b", "a", service).await, Outcome::Refused, "nothing listens at {service}");
-            assert_eq!(corp.probe("a", "b", service).await, Outcome::Nothing);
+            assert_eq!(
+                corp.probe("b", "a", service).await,
+                [Outcome::Refused; 2],
+                "nothing listens at {service}"
+            );
+            assert_eq!(corp.probe("a", "b", service).await, NOTHING);
         }
     });
 }
@@ -308,8 +314,8 @@ fn no_rules_of_another_program_open_what_ours_close() {
         ] {
             nft(b, &["-f", "-"], &format!("table inet other {{ {chains} }}"));
             for service in SERVICES.into_iter().filter(|service| !by_rules("a", "b", *service)) {
-                assert_eq!(corp.probe("a", "b", service).await, Outcome::Nothing, "{what}: {service}");
-                assert_eq!(corp.probe("c", "b", service).await, Outcome::Nothing, "{what}: {service}");
+                assert_eq!(corp.probe("a", "b", service).await, NOTHING, "{what}: {service}");
+                assert_eq!(corp.probe("c", "b", service).await, NOTHING, "{what}: {service}");
             }
             nft(b, &["delete", "table", "inet", "other"], "");
             corp.assert_allowed(by_rules).await;
@@ -330,8 +336,7 @@ fn what_others_take_away_of_the_filter_is_back_within_a_second() {
         for taking in ["nft flush ruleset", "ip link set nm-corp down"] {
             run(b, taking).await;
             let took = eventually("it is back", APPLIED, async || {
-                run(b, "nft list tables").await == tables
-                    && matches!(corp.probe("a", "b", Service::Udp(53)).await, Outcome::Answered(_))
+                run(b, "nft list tables").await == tables && corp.opens("a", "b", Service::Udp(53)).await
             })
             .await;
             assert!(took < APPLIED * patience(), "{taking}: {took:?}");
@@ -402,12 +407,12 @@ fn a_published_port_is_judged_as_the_port_that_was_asked() {
         corp.assert_allowed(|from, _, service| (from, service) == ("b", Service::Udp(53))).await;
         // The port of the container is not the port that is asked.
         corp.declare(&inside).await;
-        let open = async |service| matches!(corp.probe("a", "b", service).await, Outcome::Answered(_));
+        let open = async |service| corp.opens("a", "b", service).await;
         eventually("the rule holds", 10 * SECOND, async || open(Service::Tcp(80)).await).await;
-        assert_eq!(corp.probe("a", "b", Service::Tcp(8080)).await, Outcome::Nothing);
+        assert_eq!(corp.probe("a", "b", Service::Tcp(8080)).await, NOTHING);
         corp.declare(&published).await;
         eventually("the rule holds", 10 * SECOND, async || open(Service::Tcp(8080)).await).await;
-        assert_eq!(corp.probe("a", "b", Service::Tcp(80)).await, Outcome::Nothing);
+        assert_eq!(corp.probe("a", "b", Service::Tcp(80)).await, NOTHING);
         // And it ends with its permission, also while the container sends.
         let tcp = [(Service::Tcp(8080), Pattern::Asked), (Service::Tcp(8080), Pattern::Pushed)];
         let flows = corp.flows("a", "b", &tcp).await;
@@ -481,7 +486,7 @@ fn an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so() {
         agent.host().write(settings, "connection_tracking = false\n").expect("it is written");
         agent.start_daemon(&[]).expect("the agent starts");
         eventually("nothing passes", 10 * SECOND, async || {
-            corp.probe("a", "b", Service::Tcp(80)).await == Outcome::Nothing
+            corp.probe("a", "b", Service::Tcp(80)).await == NOTHING
         })
         .await;
         corp.assert_allowed(|_, _, _| false).await;
@@ -521,9 +526,9 @@ fn a_change_holds_at_the_next_check_in_and_at_first_contact() {
         wait(SECOND).await;
         corp.host("b").link_up().await.expect("the cable is in");
         let contact = Instant::now();
+        eventually("b is back", 20 * SECOND, async || corp.opens("c", "b", Service::Udp(53)).await).await;
         eventually("b hears of it", 20 * SECOND, async || {
-            addresses(corp.agent("b"), "corp").await.len() == 2
-                && corp.probe("a", "b", Service::Udp(53)).await == Outcome::Nothing
+            corp.probe("a", "b", Service::Udp(53)).await == NOTHING
         })
         .await;
         let heard = Instant::now();

@@ -8,16 +8,19 @@
 //! counted at `b`: what comes from the tunnel, and what of it is left when every filter has been asked.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use end_to_end::container::container;
 use end_to_end::corp::{Corp, INTERFACE};
 use end_to_end::forge::{Ends, Segment, echo_reply, send, tcp, too_big, udp};
-use end_to_end::{eventually, filter, in_runtime, run, run_all};
+use end_to_end::{eventually, filter, in_runtime, run, run_all, text_of};
 use etherparse::IpNumber;
 use nmplan::lab::{Outcome, Service, enter_test};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// At both addresses of a node.
+const NOTHING: [Outcome; 2] = [Outcome::Nothing; 2];
 
 const RULES: &str = r#"acl "deny"
     allow "web" from="c" to="b" proto="tcp" ports=80
@@ -41,6 +44,13 @@ async fn attacked() -> Corp {
     corp.agent_mut("c").kill_daemon().await.expect("it is killed");
     run(corp.host("c"), "nft flush ruleset").await;
     corp
+}
+
+/// Asks or changes the routes of the underlay itself.
+fn underlay(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    text_of(&output.stdout)
 }
 
 /// Sends packets from `c`, waits until `b` has got them out of the tunnel, and returns how many passed.
@@ -167,7 +177,7 @@ fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
         for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
             assert_eq!(
                 corp.probe("c", "a", service).await,
-                Outcome::Nothing,
+                NOTHING,
                 "{service}: a does not know it"
             );
         }
@@ -193,20 +203,35 @@ fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
             }
         }
         assert!(!corp.listeners("b").has_heard(b"as somebody else"));
-        // By the cable to an address of the network, past the tunnel.
-        let [b4, b6] = corp.addresses("b");
-        run_all(
-            c,
-            &[
-                &format!("ip rule add pref 1 to {b4} lookup 77"),
-                &format!("ip -6 rule add pref 1 to {b6} lookup 77"),
-                &format!("ip route add {b4} via 198.18.0.1 dev eth0 onlink table 77"),
-                &format!("ip -6 route add {b6} dev eth0 table 77"),
-            ],
-        )
-        .await;
+        // By the cable to an address of the network, past the tunnel, on a way that leads there and back.
+        for ((b_mesh, c_mesh), v6) in
+            corp.addresses("b").into_iter().zip(corp.addresses("c")).zip([false, true])
+        {
+            let [b_cable, c_cable]: [IpAddr; 2] =
+                [b, c].map(|host| if v6 { host.ipv6().into() } else { host.ipv4().into() });
+            let port_of = |at: IpAddr| {
+                let listed = underlay(&["-o", "route", "get", &at.to_string()]);
+                listed
+                    .split_whitespace()
+                    .skip_while(|word| *word != "dev")
+                    .nth(1)
+                    .expect("a route")
+                    .to_owned()
+            };
+            underlay(&["route", "add", &b_mesh.to_string(), "dev", &port_of(b_cable)]);
+            underlay(&["route", "add", &c_mesh.to_string(), "dev", &port_of(c_cable)]);
+            let (ip, router) = if v6 { ("ip -6", "2001:2::1") } else { ("ip", "198.18.0.1") };
+            run_all(
+                c,
+                &[
+                    &format!("{ip} rule add pref 1 to {b_mesh} lookup 77"),
+                    &format!("{ip} route add {b_mesh} via {router} dev eth0 onlink table 77"),
+                ],
+            )
+            .await;
+        }
         for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
-            assert_eq!(corp.probe("c", "b", service).await, Outcome::Nothing, "{service}: by the cable");
+            assert_eq!(corp.probe("c", "b", service).await, NOTHING, "{service}: by the cable");
         }
     });
 }
