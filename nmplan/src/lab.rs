@@ -9,19 +9,25 @@
 //! 1. [`Underlay::new`] makes the network that connects the hosts,
 //! 2. [`Underlay::host`] makes a [`Host`]: network, mounts, files and name of its own,
 //! 3. [`Host::start`] runs a [`Process`] inside it, [`Host::within`] a closure, [`Host::ping`] and
-//!    [`Host::pinger`] send packets from it.
+//!    [`Host::pinger`] send packets from it,
+//! 4. [`Host::listen`] opens [`Service`]s at it, [`Host::probe`] tries whether another host may open one, and
+//!    [`Host::flow`] keeps traffic going while something changes.
 //!
-//! `nmplan lab` derives the participants from the declarations ([`roster`]), runs them ([`run`]) and renders
-//! which nodes reached each other ([`verdict`]).
+//! `nmplan lab` derives the participants from the declarations ([`roster`]), and what packets between them must
+//! show ([`claims`]), runs them ([`run`]) and renders what they showed ([`verdict`]).
 //!
 //! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end
 //! of every process, interface, mount and file made here.
 
 mod agent;
 mod cable;
+pub mod claims;
 mod enter;
+mod flow;
 mod host;
+mod listeners;
 mod ping;
+mod probe;
 mod process;
 mod programs;
 pub mod roster;
@@ -35,8 +41,11 @@ use std::io;
 pub use agent::Agent;
 pub use cable::Impairment;
 pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
+pub use flow::{Flow, PACE, Pattern, Timeline};
 pub use host::Host;
+pub use listeners::{Heard, Listeners, Service};
 pub use ping::{PingCount, Pinger};
+pub use probe::{Outcome, Probe};
 pub use process::Process;
 pub use programs::Programs;
 pub use server::Server;

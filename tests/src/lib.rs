@@ -4,8 +4,11 @@
 //! something, and puts agents on further hosts. Conditions are polled ([`eventually`]), never slept for.
 //! Everything ends with the test.
 
+pub mod container;
+pub mod corp;
 pub mod cost;
 pub mod filter;
+pub mod forge;
 pub mod guest;
 pub mod load;
 pub mod loopback;
@@ -188,6 +191,31 @@ pub fn kill(process: u32) {
 /// Bytes that a program printed, as text.
 pub fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a program on a host to its end, given as words with one space between them; returns what it printed.
+///
+/// # Panics
+///
+/// When it fails.
+pub async fn run(host: &Host, line: &str) -> String {
+    let mut words = line.split(' ');
+    let mut command = host.command(words.next().expect("a program"));
+    command.args(words);
+    let output = host.run(command).await.expect("it is installed");
+    assert!(output.status.success(), "{line}: {}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+/// Runs programs on a host, one after the other.
+///
+/// # Panics
+///
+/// When one fails.
+pub async fn run_all(host: &Host, lines: &[&str]) {
+    for line in lines {
+        run(host, line).await;
+    }
 }
 
 /// The addresses in a network that an agent reports.

@@ -44,6 +44,8 @@ const ALL: &[Suite] = &[
     ("changes", &[]),
     ("faults", &[]),
     ("outside", &[]),
+    ("access", &[]),
+    ("attacks", &[]),
     ("register", &[]),
     ("client_mode", &[]),
     ("netem", &[]),

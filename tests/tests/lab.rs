@@ -130,6 +130,41 @@ fn a_project_comes_up_from_within_its_directory() {
 }
 
 #[test]
+fn tests_and_what_they_do_not_name_are_tried_with_packets() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"network "corp" {
+        ipv4 "10.0.0.0/24"; ipv6 "fd40::/64"; acl "deny"
+        node "web" { tags "front" }; node "db"; node "ops"
+        allow "sql" from="tag:front" to="db" proto="tcp" ports=5432
+        allow "ping" from="ops" to="*" proto="icmp"
+        test "db" {
+            reach from="web" to="db" port=5432
+            no-reach from="*" to="db" port=22
+        }
+        test "ops" { reach from="ops" to="tag:front" proto="icmp" }
+    }"#;
+    std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
+    let directory = folder.path().display().to_string();
+    let output = lab(&[&directory, "--json"]).output().expect("it runs");
+    assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let network = &verdict["networks"][0];
+    // Each at two addresses: one pair that must pass and two that must not; and one that pings.
+    assert_eq!((&network["tests"]["db"]["tried"], &network["tests"]["ops"]["tried"]), (&6.into(), &2.into()));
+    // TCP at 9, 5432 and 5433 and UDP at 9, of six pairs, but for the one that a test names.
+    assert_eq!(network["sample"]["tried"], 2 * (6 * 4 - 1));
+    for probes in [&network["tests"]["db"], &network["tests"]["ops"], &network["sample"]] {
+        assert_eq!(probes["failed"], serde_json::json!([]), "{verdict}");
+    }
+    let allowed = network["pairs"].as_array().into_iter().flatten().filter(|pair| pair["allowed"] == true);
+    assert_eq!(allowed.count(), 2);
+    let shown = lab(&[&directory]).output().expect("it runs");
+    let shown = text_of(&shown.stdout);
+    assert!(shown.contains("corp: 2 of the 2 pairs ping each other that may, of 6"), "{shown}");
+    assert!(shown.contains("  test db: 6 probes show what must hold\n"), "{shown}");
+}
+
+#[test]
 fn problems_and_a_network_without_nodes_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let printed = |text: &str| {

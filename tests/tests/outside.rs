@@ -17,7 +17,8 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, text_of};
+use end_to_end::container::container;
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, run, run_all, text_of};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
@@ -117,21 +118,6 @@ fn wide() -> String {
     text("10.40", 16, "fd40:40::", "20s")
 }
 
-async fn run(host: &Host, line: &str) -> String {
-    let mut words = line.split(' ');
-    let mut command = host.command(words.next().expect("a program"));
-    command.args(words);
-    let output = host.run(command).await.expect("it is installed");
-    assert!(output.status.success(), "{line}: {}", text_of(&output.stderr));
-    text_of(&output.stdout)
-}
-
-async fn run_all(host: &Host, lines: &[&str]) {
-    for line in lines {
-        run(host, line).await;
-    }
-}
-
 /// Asks or changes the routes of the underlay itself.
 fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
@@ -167,51 +153,6 @@ async fn two(mesh: &Mesh, text: &str) -> Vec<Agent> {
     }
     all_ping_all(&agents, "corp").await;
     agents
-}
-
-/// A host that is behind another one like a container: on a bridge of its own, 172.17.0.0/24 and fd17::/64,
-/// whose addresses are masqueraded and whose port 80 is published as 8080.
-async fn container(mesh: &Mesh, of: &Host) -> Host {
-    let inner = mesh.underlay.host("box").await.expect("a host");
-    let mut sleep = inner.command("sleep");
-    sleep.arg("60");
-    let mut holder = inner.start("sleep", sleep).expect("it starts");
-    let pid = holder.id().expect("it runs");
-    let outer = [
-        "ip link add docker0 type bridge",
-        "ip address add 172.17.0.1/24 dev docker0",
-        "ip address add fd17::1/64 dev docker0 nodad",
-        "ip link set docker0 up",
-        "ip link add veth0 type veth peer name veth1",
-        "ip link set veth0 master docker0",
-        "ip link set veth0 up",
-        &format!("ip link set veth1 netns {pid}"),
-        "nft add table inet nat",
-        "nft add chain inet nat post { type nat hook postrouting priority srcnat ; }",
-        "nft add rule inet nat post ip saddr 172.17.0.0/24 oifname != docker0 masquerade",
-        "nft add rule inet nat post ip6 saddr fd17::/64 oifname != docker0 masquerade",
-        "nft add chain inet nat pre { type nat hook prerouting priority dstnat ; }",
-        "nft add rule inet nat pre meta nfproto ipv4 fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80",
-        "nft add rule inet nat pre meta nfproto ipv6 fib daddr type local tcp dport 8080 dnat ip6 to [fd17::2]:80",
-    ];
-    run_all(of, &outer).await;
-    let own = [
-        "ip link set eth0 down",
-        "ip address add 172.17.0.2/24 dev veth1",
-        "ip address add fd17::2/64 dev veth1 nodad",
-        "ip link set veth1 up",
-        "ip route replace default via 172.17.0.1",
-        "ip -6 route replace default via fd17::1",
-    ];
-    run_all(&inner, &own).await;
-    holder.kill().await.expect("it is killed");
-    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        of.write(format!("/proc/sys/net/{switch}"), "1").expect("it can be written");
-    }
-    for name in ["docker0", "veth0"] {
-        of.write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1").expect("it can be written");
-    }
-    inner
 }
 
 /// How many packets a counter of the table `inet watch` has counted on a host.
@@ -629,7 +570,7 @@ async fn assert_containers(family: Family) {
     let agents = two(&mesh, &apart()).await;
     let operator = mesh.underlay.host("o").await.expect("a host");
     let a = agents[0].host();
-    let inner = container(&mesh, a).await;
+    let inner = container(&mesh.underlay, a).await;
     filter_strictly_in_ipv6(a).await;
     assert_container(&mesh, &agents, &inner, &operator, (family, true)).await;
     mesh.apply_past("cut-off", &family.holding("20s")).await;

@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
@@ -24,14 +24,19 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use rtnetlink::Handle;
+use socket2::{Domain, Socket, Type};
 
 use super::cable::{Impairment, Port, configure_host, connect, index_of};
+use super::flow::{Flow, Pattern};
+use super::listeners::{self, Bound, Listeners, Service};
 use super::ping::{Echo, Pinger};
+use super::probe::{self, Outcome, Probe, Sockets};
 use super::{DIRECTORY, Error, Process, outside_pid, system};
 
 /// A virtual machine in all but the kernel: network, mounts, files and name of its own.
@@ -271,6 +276,84 @@ impl Host {
     /// When the sockets cannot be made.
     pub fn pinger(&self, to: IpAddr, interval: Duration) -> io::Result<Pinger> {
         Ok(Pinger::start(self.echo()?, to, interval))
+    }
+
+    /// Opens services at addresses of the host, of which an unspecified one stands for all of its family;
+    /// needs a tokio runtime. They answer probes and flows until they are closed or dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] with the service and the address, where another program has the port, or where the
+    /// host does not have the address.
+    pub fn listen(
+        &self,
+        at: &[IpAddr],
+        services: impl IntoIterator<Item = Service>,
+    ) -> Result<Listeners, Error> {
+        let services = listeners::distinct(services);
+        let all = at.iter().flat_map(|at| services.iter().map(move |service| (*at, *service)));
+        let all: Vec<_> = all.collect();
+        let bound: Result<Vec<_>, Error> = self.within(|| {
+            let bind = |(at, service): (IpAddr, Service)| {
+                let attempt = format!("listen on {service} at {at} of the host `{}`", self.name);
+                Bound::new(service, at).map_err(system(attempt)).transpose()
+            };
+            all.into_iter().filter_map(bind).collect()
+        });
+        Listeners::serve(bound?).map_err(system(format!("serve at the host `{}`", self.name)))
+    }
+
+    /// Tries to open a service at an address, for as long as `limit` if nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// When this computer lacks what a socket needs; what happens to packets is an [`Outcome`].
+    pub async fn probe(&self, to: IpAddr, service: Service, limit: Duration) -> io::Result<Outcome> {
+        Ok(self.probe_all(&[Probe { to, service }], limit).await?.pop().unwrap_or(Outcome::Nothing))
+    }
+
+    /// Carries out probes, all at the same time; returns their outcomes in the same order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Host::probe`].
+    pub async fn probe_all(&self, probes: &[Probe], limit: Duration) -> io::Result<Vec<Outcome>> {
+        let echo = self.echo()?;
+        let sockets: io::Result<Vec<_>> =
+            self.within(|| probes.iter().map(|probe| Sockets::new(*probe, &echo)).collect());
+        let probing = sockets?.into_iter().zip(probes);
+        future::try_join_all(probing.map(|(sockets, probe)| probe::probe(sockets, *probe, limit))).await
+    }
+
+    /// Starts traffic to a service of another host's [`Listeners`], or, with ICMP, echo requests; the host asks,
+    /// or the service sends by itself. Returns once the first message has arrived.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be made, or no message arrives within `limit`.
+    pub async fn flow(
+        &self,
+        to: IpAddr,
+        service: Service,
+        pattern: Pattern,
+        limit: Duration,
+    ) -> io::Result<Flow> {
+        let make = |kind| {
+            self.within(|| {
+                let socket = Socket::new(Domain::for_address(SocketAddr::new(to, 0)), kind, None)?;
+                socket.set_nonblocking(true)?;
+                Ok::<_, io::Error>(socket)
+            })
+        };
+        let flow = match service {
+            Service::Tcp(port) => Flow::tcp(make(Type::STREAM)?, SocketAddr::new(to, port), pattern),
+            Service::Udp(port) => {
+                let socket = tokio::net::UdpSocket::from_std(make(Type::DGRAM)?.into())?;
+                Flow::udp(socket, SocketAddr::new(to, port), pattern)
+            }
+            Service::Icmp => Flow::icmp(self.echo()?, to),
+        };
+        flow.begun(limit).await
     }
 
     /// The command with which a user outside the lab enters this host, while this process runs.

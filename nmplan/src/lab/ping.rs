@@ -218,14 +218,14 @@ impl Echo {
     }
 
     /// Registers a function to call when the answer arrives, and returns the ticket to send.
-    fn expect(&self, from: IpAddr, answered: impl FnOnce(u32, Instant) + Send + 'static) -> u32 {
+    pub(super) fn expect(&self, from: IpAddr, answered: impl FnOnce(u32, Instant) + Send + 'static) -> u32 {
         let ticket = self.requests.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.requests.waiting).insert(ticket, Waiting { from, answered: Box::new(answered) });
         ticket
     }
 
     /// Sends a request. If it cannot be sent, it simply gets no answer.
-    async fn send(&self, to: IpAddr, ticket: u32) {
+    pub(super) async fn send(&self, to: IpAddr, ticket: u32) {
         let (family, socket) = match to {
             IpAddr::V4(_) => (Family::V4, &self.requests.v4),
             IpAddr::V6(_) => (Family::V6, &self.requests.v6),
@@ -236,7 +236,7 @@ impl Echo {
         }
     }
 
-    fn forget(&self, ticket: u32) {
+    pub(super) fn forget(&self, ticket: u32) {
         lock(&self.requests.waiting).remove(&ticket);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`run`] starts a server and every participant of the [`Roster`], and lets them join. [`Running::judge`]
 //! sends packets between all nodes, including the server's own host if it is declared, until all have
-//! answered or time is up. The result is a [`Verdict`]: data, which [`super::verdict`] renders.
+//! answered that may, or time is up; then nothing else may. What may pass, declared tests and the compiler say
+//! ([`super::claims`]). The result is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,18 +12,19 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::secret::Secret;
-use schema::kinds::Dns;
+use schema::kinds::{AccessKey, Dns, Node};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Snapshot;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::claims::{self, Claim, Claims};
 use super::roster::{Participant, Roster};
-use super::{Agent, Error, Host, Programs, Server, Underlay, system};
+use super::{Agent, Error, Host, Listeners, Outcome, Programs, Server, Service, Underlay, system};
 
 /// How many nodes join at the same time.
 const AT_ONCE: usize = 8;
-/// How many pings are under way at the same time.
+/// How many pings or probes are under way at the same time.
 const PINGS: usize = 128;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -55,6 +57,50 @@ pub struct NetworkVerdict {
     pub nodes: Vec<NodeVerdict>,
     /// Every directed pair of nodes.
     pub pairs: Vec<Pair>,
+    /// What packets showed of its tests, by name.
+    pub tests: BTreeMap<Name, ProbesVerdict>,
+    /// What they showed of pairs and services that no test names.
+    pub sample: ProbesVerdict,
+    /// Services that were not tried, by node: another program of its host has the port.
+    pub untried: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// What probes showed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ProbesVerdict {
+    /// How many were tried: each service at each address.
+    pub tried: usize,
+    /// Those that did not show what must be.
+    pub failed: Vec<FailedProbe>,
+}
+
+/// A probe that did not show what must be.
+#[derive(Clone, Debug, Serialize)]
+pub struct FailedProbe {
+    /// The node that opened the service.
+    pub from: String,
+    /// The node whose service it is.
+    pub to: String,
+    /// The address that was tried.
+    pub at: IpAddr,
+    /// The service: `tcp 5432`, `udp 53`, `icmp`.
+    pub service: String,
+    /// Whether it may be opened.
+    pub allowed: bool,
+    /// What came of it.
+    pub outcome: FailedOutcome,
+}
+
+/// What came of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailedOutcome {
+    /// The service answered.
+    Answered,
+    /// Something else did.
+    Refused,
+    /// Nothing came back.
+    Nothing,
 }
 
 /// The result of one node.
@@ -79,6 +125,8 @@ pub struct Pair {
     pub from: String,
     /// The node that was pinged.
     pub to: String,
+    /// Whether the rules let the sender ping it.
+    pub allowed: bool,
     /// How long each address took to answer, in milliseconds; absent: it did not.
     pub answers: BTreeMap<IpAddr, Option<f64>>,
 }
@@ -88,13 +136,26 @@ impl Pair {
     pub fn is_reached(&self) -> bool {
         !self.answers.is_empty() && self.answers.values().all(Option::is_some)
     }
+
+    /// Whether packets showed what the rules say: every address answered, or none did.
+    pub fn agrees(&self) -> bool {
+        if self.allowed { self.is_reached() } else { self.answers.values().all(Option::is_none) }
+    }
 }
 
 impl Verdict {
-    /// Whether every node reached every other, and resolves every name.
+    /// Whether every node reached what it may and nothing else, and resolves every name.
     pub fn is_good(&self) -> bool {
-        let known = |network: &NetworkVerdict| network.nodes.iter().all(|node| node.missing.is_empty());
-        self.networks.iter().all(|network| network.pairs.iter().all(Pair::is_reached) && known(network))
+        self.networks.iter().all(NetworkVerdict::is_good)
+    }
+}
+
+impl NetworkVerdict {
+    fn is_good(&self) -> bool {
+        let probes = self.tests.values().chain([&self.sample]);
+        self.nodes.iter().all(|node| node.missing.is_empty())
+            && self.pairs.iter().all(Pair::agrees)
+            && probes.into_iter().all(|probes| probes.failed.is_empty())
     }
 }
 
@@ -237,16 +298,10 @@ impl Running {
         members: &[Member<'_>],
         deadline: Instant,
     ) -> Result<NetworkVerdict, Error> {
-        let everyone = members.iter().flat_map(|from| members.iter().map(move |to| (from, to)));
-        let others = everyone.filter(|(from, to)| from.name != to.name);
-        let pings = others.map(|(from, to)| async move {
-            let mut answers = BTreeMap::new();
-            for address in &to.addresses {
-                answers.insert(*address, ping_until(from.host, *address, deadline).await?);
-            }
-            Ok(Pair { from: from.name.to_string(), to: to.name.to_string(), answers })
-        });
-        let pairs = stream::iter(pings).buffered(PINGS).try_collect().await?;
+        let claims = claims::claims(name, &self.declared, &self.as_judged(name, members));
+        let pairs = ping_all(members, &claims, deadline).await?;
+        let probed = Probed::new(members, &claims)?;
+        let (tests, sample) = probed.judge(&claims, deadline).await?;
         let expected = self.names(name, members.iter().map(|member| member.name));
         let mut nodes = Vec::new();
         for Member { name, host, addresses, device } in members {
@@ -255,7 +310,26 @@ impl Running {
             let (name, addresses, device) = (name.to_string(), addresses.clone(), device.clone());
             nodes.push(NodeVerdict { name, addresses, device, names, missing });
         }
-        Ok(NetworkVerdict { name: name.clone(), nodes, pairs })
+        let untried = probed.untried;
+        Ok(NetworkVerdict { name: name.clone(), nodes, pairs, tests, sample, untried })
+    }
+
+    /// The members as the rules see them.
+    fn as_judged(&self, network: &NetworkName, members: &[Member<'_>]) -> Vec<claims::Member> {
+        let of_key = |name: &Name| {
+            let participants = self.agents.iter().map(|(participant, _)| participant);
+            let participant =
+                participants.into_iter().find(|it| it.network == *network && it.name == *name)?;
+            Some(self.declared.named::<AccessKey>(network, &participant.key.name)?.tags.clone())
+        };
+        let judged = members.iter().map(|member| {
+            let mut tags = of_key(member.name).unwrap_or_default();
+            let declaration = self.declared.named::<Node>(network, member.name);
+            tags.extend(declaration.into_iter().flat_map(|node| node.tags.iter().cloned()));
+            let addresses = member.addresses.iter().copied().collect();
+            claims::Member { name: member.name.clone(), tags, addresses }
+        });
+        judged.collect()
     }
 
     /// The names that should resolve in a network: those of its nodes, and of the DNS entries that do not
@@ -284,6 +358,127 @@ impl<'a> Member<'a> {
     fn of(name: &'a Name, host: &'a Host, status: &serde_json::Value, network: &NetworkName) -> Self {
         let device = of_network(status, network).and_then(|it| it["device"].as_str()).map(ToOwned::to_owned);
         Self { name, host, addresses: addresses(status, network), device }
+    }
+}
+
+/// Pings every member from every other: those that must answer until they do or time is up, then the others.
+async fn ping_all(members: &[Member<'_>], claims: &Claims, deadline: Instant) -> Result<Vec<Pair>, Error> {
+    let everyone = members.iter().flat_map(|from| members.iter().map(move |to| (from, to)));
+    let others = everyone.filter(|(from, to)| from.name != to.name);
+    let is_allowed =
+        |from: &Member<'_>, to: &Member<'_>| claims.pings.contains(&(from.name.clone(), to.name.clone()));
+    let (must, must_not): (Vec<_>, Vec<_>) = others.partition(|(from, to)| is_allowed(from, to));
+    let mut pairs = Vec::new();
+    for (allowed, some) in [(true, must), (false, must_not)] {
+        let pings = some.into_iter().map(|(from, to)| async move {
+            let mut answers = BTreeMap::new();
+            for address in &to.addresses {
+                let until = if allowed { deadline } else { Instant::now() };
+                answers.insert(*address, ping_until(from.host, *address, until).await?);
+            }
+            Ok::<_, Error>(Pair { from: from.name.to_string(), to: to.name.to_string(), allowed, answers })
+        });
+        let pinged: Vec<_> = stream::iter(pings).buffered(PINGS).try_collect().await?;
+        pairs.extend(pinged);
+    }
+    pairs.sort_by(|one, other| (&one.from, &one.to).cmp(&(&other.from, &other.to)));
+    Ok(pairs)
+}
+
+/// The services of members that are probed, open while this exists.
+struct Probed<'a> {
+    members: BTreeMap<&'a Name, &'a Member<'a>>,
+    untried: BTreeMap<String, BTreeSet<String>>,
+    open: Vec<Listeners>,
+}
+
+impl<'a> Probed<'a> {
+    fn new(members: &'a [Member<'a>], claims: &Claims) -> Result<Self, Error> {
+        let mut services: BTreeMap<&Name, BTreeSet<Service>> = BTreeMap::new();
+        for claim in claims.tests.values().flatten().chain(&claims.sample) {
+            services.entry(&claim.to).or_default().insert(claim.service);
+        }
+        let mut probed = Self { members: BTreeMap::new(), untried: BTreeMap::new(), open: Vec::new() };
+        for member in members {
+            probed.members.insert(member.name, member);
+            for service in services.remove(member.name).unwrap_or_default() {
+                match member.host.listen(&member.addresses, [service]) {
+                    Ok(listeners) => probed.open.push(listeners),
+                    Err(Error::System { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+                        let of_node = probed.untried.entry(member.name.to_string()).or_default();
+                        of_node.insert(service.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(probed)
+    }
+
+    /// What packets show of each test, and of the sample: of what must pass first, until it does or time is up,
+    /// then of what must not.
+    async fn judge(
+        &self,
+        claims: &Claims,
+        deadline: Instant,
+    ) -> Result<(BTreeMap<Name, ProbesVerdict>, ProbesVerdict), Error> {
+        let mut tests: BTreeMap<Name, ProbesVerdict> =
+            claims.tests.keys().map(|name| (name.clone(), ProbesVerdict::default())).collect();
+        let mut sample = ProbesVerdict::default();
+        for allowed in [true, false] {
+            let of_tests =
+                claims.tests.iter().flat_map(|(name, claims)| claims.iter().map(move |it| (Some(name), it)));
+            let all = of_tests.chain(claims.sample.iter().map(|claim| (None, claim)));
+            let all = all.filter(|(_, claim)| claim.allowed == allowed && !self.is_untried(claim));
+            let probes = all.flat_map(|(test, claim)| {
+                let to = self.members[&claim.to];
+                to.addresses.iter().map(move |at| async move {
+                    Ok::<_, Error>((test, self.probe(claim, *at, deadline).await?))
+                })
+            });
+            let mut probes = stream::iter(probes).buffered(PINGS);
+            while let Some((test, failed)) = probes.try_next().await? {
+                let verdict = match test {
+                    Some(name) => tests.entry(name.clone()).or_default(),
+                    None => &mut sample,
+                };
+                verdict.tried += 1;
+                verdict.failed.extend(failed);
+            }
+        }
+        Ok((tests, sample))
+    }
+
+    fn is_untried(&self, claim: &Claim) -> bool {
+        let of_node = self.untried.get(claim.to.as_str());
+        of_node.is_some_and(|services| services.contains(&claim.service.to_string()))
+    }
+
+    /// Tries what a claim says; until it is so or time is up, if the service must answer.
+    async fn probe(
+        &self,
+        claim: &Claim,
+        at: IpAddr,
+        deadline: Instant,
+    ) -> Result<Option<FailedProbe>, Error> {
+        let Claim { from, to, service, allowed } = claim;
+        let host = self.members[from].host;
+        loop {
+            let outcome = host.probe(at, *service, ANSWER).await.map_err(system("send a probe"))?;
+            if outcome.agrees(*allowed) {
+                return Ok(None);
+            }
+            if *allowed && Instant::now() <= deadline {
+                continue;
+            }
+            let outcome = match outcome {
+                Outcome::Answered(_) => FailedOutcome::Answered,
+                Outcome::Refused => FailedOutcome::Refused,
+                Outcome::Nothing => FailedOutcome::Nothing,
+            };
+            let (from, to, service) = (from.to_string(), to.to_string(), service.to_string());
+            return Ok(Some(FailedProbe { from, to, at, service, allowed: *allowed, outcome }));
+        }
     }
 }
 

@@ -274,6 +274,193 @@ fn sixty_hosts_come_up_and_all_reach_all() {
     });
 }
 
+const LIMIT: Duration = Duration::from_millis(300);
+const SERVICES: [Service; 3] = [Service::Tcp(80), Service::Udp(53), Service::Icmp];
+
+fn both(host: &Host) -> [IpAddr; 2] {
+    [host.ipv4().into(), host.ipv6().into()]
+}
+
+async fn nft(host: &Host, line: &str) {
+    let mut command = host.command("nft");
+    command.arg(line);
+    let output = host.run(command).await.expect("nftables is installed");
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_probe_tells_what_answers_from_what_is_dropped_and_what_is_refused() {
+    if !enter("a_probe_tells_what_answers_from_what_is_dropped_and_what_is_refused") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let a = underlay.host("a").await.expect("a host");
+        let b = underlay.host("b").await.expect("a host");
+        for address in both(&b) {
+            assert!(answers(&a, address).await);
+        }
+        let outcomes = async || {
+            let probes = both(&b).map(|to| SERVICES.map(|service| Probe { to, service }));
+            a.probe_all(probes.as_flattened(), LIMIT).await.expect("sockets")
+        };
+        let is_answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
+        let refused = [Outcome::Refused, Outcome::Refused];
+        let seen = outcomes().await;
+        assert!(seen[..2] == refused && is_answered(&seen[2]), "nothing listens: {seen:?}");
+        let listeners = b.listen(&both(&b), SERVICES).expect("the ports are free");
+        let taken = b.listen(&both(&b), [Service::Tcp(80)]).expect_err("the port is in use");
+        assert_eq!(
+            taken.to_string(),
+            format!("the lab could not listen on tcp 80 at {} of the host `b`", b.ipv4())
+        );
+        assert!(b.listen(&[a.ipv4().into()], [Service::Udp(53)]).is_err(), "not its address");
+        let seen = outcomes().await;
+        assert!(seen.iter().all(is_answered), "{seen:?}");
+        // One datagram of each family, unless it was tried twice.
+        let datagrams = listeners.heard().into_iter().filter(|heard| heard.service == Service::Udp(53));
+        assert!(datagrams.count() >= 2);
+
+        // What the receiver drops, and what only its answers meet: that the question came is known.
+        nft(&b, "add table inet test").await;
+        nft(&b, "add chain inet test in { type filter hook input priority 0 ; policy drop ; }").await;
+        let before = listeners.heard().len();
+        assert_eq!(outcomes().await, [Outcome::Nothing; 6]);
+        assert_eq!(listeners.heard().len(), before);
+        nft(&b, "delete table inet test").await;
+        nft(&b, "add table inet test").await;
+        nft(&b, "add chain inet test out { type filter hook output priority 0 ; policy drop ; }").await;
+        assert_eq!(outcomes().await, [Outcome::Nothing; 6]);
+        assert!(listeners.heard().len() > before);
+        nft(&b, "delete table inet test").await;
+        // A sender that may send nothing, or has no way.
+        nft(&a, "add table inet test").await;
+        nft(&a, "add chain inet test out { type filter hook output priority 0 ; policy drop ; }").await;
+        assert_eq!(outcomes().await, [Outcome::Nothing; 6]);
+        nft(&a, "delete table inet test").await;
+        // A filter that resets is no filter that lets nothing pass.
+        nft(&b, "add table inet test").await;
+        nft(&b, "add chain inet test in { type filter hook input priority 0 ; }").await;
+        nft(&b, "add rule inet test in tcp dport 80 reject with tcp reset").await;
+        assert_eq!(a.probe(b.ipv4().into(), SERVICES[0], LIMIT).await.expect("sockets"), Outcome::Refused);
+        nft(&b, "delete table inet test").await;
+        // Once closed, the ports are free at once.
+        listeners.close().await;
+        b.listen(&both(&b), SERVICES).expect("the ports are free").close().await;
+    });
+}
+
+#[test]
+fn twenty_hosts_probe_each_other_within_seconds() {
+    if !enter("twenty_hosts_probe_each_other_within_seconds") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let (mut hosts, mut listeners) = (Vec::new(), Vec::new());
+        for number in 0..20 {
+            let host = underlay.host(&format!("host-{number}")).await.expect("a host");
+            let everywhere = ["0.0.0.0", "::"].map(|any| any.parse().expect("an address"));
+            listeners.push(host.listen(&everywhere, SERVICES).expect("the ports are free"));
+            hosts.push(host);
+        }
+        for to in &hosts {
+            assert!(answers(&hosts[0], to.ipv6().into()).await && answers(to, hosts[0].ipv6().into()).await);
+        }
+        // The last one drops everything, so that every probe of it takes as long as it may.
+        let last = hosts.last().expect("there is one");
+        nft(last, "add table inet test").await;
+        nft(last, "add chain inet test in { type filter hook input priority 0 ; policy drop ; }").await;
+        let begin = Instant::now();
+        let probes: Vec<_> = hosts
+            .iter()
+            .flat_map(|to| both(to).map(|to| SERVICES.map(|service| Probe { to, service })))
+            .flatten()
+            .collect();
+        let matrix = hosts[..19].iter().map(|from| from.probe_all(&probes, 10 * LIMIT));
+        let outcomes = futures_util::future::try_join_all(matrix).await.expect("sockets");
+        println!("{} probes in {:?}", 19 * probes.len(), begin.elapsed());
+        assert!(begin.elapsed() < 10 * SECOND);
+        for (from, outcomes) in outcomes.iter().enumerate() {
+            for (probe, outcome) in probes.iter().zip(outcomes) {
+                let allowed = !both(last).contains(&probe.to);
+                assert!(outcome.agrees(allowed), "host-{from} {probe:?}: {outcome:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_flow_shows_what_a_change_stops_and_what_it_does_not_concern() {
+    if !enter("a_flow_shows_what_a_change_stops_and_what_it_does_not_concern") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let a = underlay.host("a").await.expect("a host");
+        let b = underlay.host("b").await.expect("a host");
+        let services =
+            [Service::Tcp(80), Service::Udp(53), Service::Icmp, Service::Tcp(81), Service::Udp(54)];
+        let _listeners = b.listen(&both(&b), services).expect("the ports are free");
+        let (mut stopped, mut others) = (Vec::new(), Vec::new());
+        for to in both(&b) {
+            assert!(answers(&a, to).await);
+            for (service, pattern) in [
+                (Service::Tcp(80), Pattern::Asked),
+                (Service::Udp(53), Pattern::Asked),
+                (Service::Icmp, Pattern::Asked),
+                (Service::Tcp(80), Pattern::Pushed),
+                (Service::Udp(53), Pattern::Pushed),
+            ] {
+                stopped.push(a.flow(to, service, pattern, SECOND).await.expect("it begins"));
+            }
+            for (service, pattern) in [
+                (Service::Tcp(81), Pattern::Asked),
+                (Service::Tcp(81), Pattern::Pushed),
+                (Service::Udp(54), Pattern::Asked),
+                (Service::Udp(54), Pattern::Pushed),
+            ] {
+                others.push(a.flow(to, service, pattern, SECOND).await.expect("it begins"));
+            }
+        }
+        tokio::time::sleep(SECOND / 2).await;
+        let change = tokio::time::Instant::now();
+        for line in [
+            "add table inet test",
+            "add chain inet test in { type filter hook input priority 0 ; }",
+            "add chain inet test out { type filter hook output priority 0 ; }",
+            "add rule inet test in meta l4proto { icmp, icmpv6 } drop",
+            "add rule inet test out tcp sport 80 drop",
+            "add rule inet test out udp sport 53 drop",
+        ] {
+            nft(&b, line).await;
+        }
+        tokio::time::sleep(SECOND).await;
+        let end = tokio::time::Instant::now();
+        tokio::time::sleep(SECOND / 2).await;
+        for flow in &stopped {
+            let timeline = flow.timeline();
+            assert!(timeline.last_heard().is_some_and(|at| at > change - SECOND / 5), "{timeline}");
+            assert!(timeline.last_heard().is_some_and(|at| at < end), "{timeline}");
+            assert!(timeline.lost_between(change, end, SECOND / 5) > 10, "{timeline}");
+        }
+        for flow in &others {
+            let timeline = flow.timeline();
+            assert_eq!(timeline.lost_between(change, end, SECOND / 5), 0, "{timeline}");
+        }
+        nft(&b, "delete table inet test").await;
+        let again = tokio::time::Instant::now();
+        tokio::time::sleep(2 * SECOND).await;
+        for flow in &stopped {
+            let timeline = flow.timeline();
+            assert!(timeline.heard_between(again, again + 2 * SECOND), "{timeline}");
+        }
+        let nobody =
+            a.flow("198.18.99.99".parse().expect("an address"), Service::Icmp, Pattern::Asked, LIMIT);
+        assert_eq!(nobody.await.expect_err("nothing answers").kind(), io::ErrorKind::TimedOut);
+    });
+}
+
 /// Runs inside when started by [`nothing_survives_a_kill`], and waits to be killed.
 #[test]
 fn victim() {

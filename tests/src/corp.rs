@@ -1,0 +1,296 @@
+//! A network with access rules, `corp`, whose nodes have services that answer, and what packets must show of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use nmplan::lab::{Agent, Flow, Host, Listeners, Outcome, Pattern, Probe, Service, Timeline};
+use tokio::time::Instant;
+
+use crate::{Mesh, addresses, eventually, patience};
+
+/// The interface of the network on its nodes.
+pub const INTERFACE: &str = "nm-corp";
+
+/// What answers on each node.
+pub const SERVICES: [Service; 9] = [
+    Service::Tcp(80),
+    Service::Tcp(81),
+    Service::Tcp(5000),
+    Service::Tcp(5001),
+    Service::Tcp(5002),
+    Service::Tcp(8080),
+    Service::Udp(53),
+    Service::Udp(54),
+    Service::Icmp,
+];
+
+/// How long a probe waits where nothing may pass.
+const LIMIT: Duration = Duration::from_millis(300);
+
+/// Within this time of a change a packet passes, or none does any more.
+pub const APPLIED: Duration = Duration::from_secs(1);
+
+/// Nodes of the network, up.
+pub struct Corp {
+    /// The server.
+    pub mesh: Mesh,
+    token: String,
+    nodes: BTreeMap<&'static str, Member>,
+}
+
+struct Member {
+    agent: Agent,
+    listeners: Listeners,
+}
+
+impl Corp {
+    /// Brings up nodes in a network with these fields, rules and other objects. In the order of their names,
+    /// in which they are to be given, they have the addresses 10.40.0.11 and fd40:40::11, 10.40.0.12 and
+    /// fd40:40::12, and so on.
+    pub async fn start(names: &[&'static str], body: &str) -> Self {
+        Self::start_with(names, body, &[]).await
+    }
+
+    /// The same, with agents that have these environment variables.
+    pub async fn start_with(names: &[&'static str], body: &str, variables: &[(&str, &str)]) -> Self {
+        assert!(names.is_sorted(), "names are in order");
+        let mesh = Mesh::start().await;
+        let mut tokens = mesh.apply(&text(names, body)).await;
+        let token = tokens.remove("corp/access-key/named").expect("it was made");
+        let mut corp = Self { mesh, token, nodes: BTreeMap::new() };
+        for name in names {
+            let mut agent = corp.mesh.agent(name).await;
+            agent.join(&corp.token, &[]).await.expect("it joins");
+            agent.start_daemon(variables).expect("the agent starts");
+            let everywhere = ["0.0.0.0", "::"].map(|any| any.parse().expect("an address"));
+            let listeners = agent.host().listen(&everywhere, SERVICES).expect("the ports are free");
+            corp.nodes.insert(name, Member { agent, listeners });
+        }
+        for Member { agent, .. } in corp.nodes.values() {
+            eventually("it has its addresses", Duration::from_secs(20), async || {
+                addresses(agent, "corp").await.len() == 2
+            })
+            .await;
+        }
+        corp
+    }
+
+    /// Declares other fields, rules and objects; returns when the server has applied them.
+    pub async fn declare(&self, body: &str) -> Instant {
+        let names: Vec<_> = self.nodes.keys().copied().collect();
+        self.mesh.apply(&text(&names, body)).await;
+        Instant::now()
+    }
+
+    /// A node's agent.
+    pub fn agent(&self, node: &str) -> &Agent {
+        &self.nodes[node].agent
+    }
+
+    /// A node's agent, to change it.
+    pub fn agent_mut(&mut self, node: &str) -> &mut Agent {
+        &mut self.nodes.get_mut(node).expect("there is such a node").agent
+    }
+
+    /// A node's host.
+    pub fn host(&self, node: &str) -> &Host {
+        self.nodes[node].agent.host()
+    }
+
+    /// Lets a node join again that has left.
+    pub async fn join(&self, node: &str) {
+        self.agent(node).join(&self.token, &[]).await.expect("it joins");
+    }
+
+    /// What answers on a node.
+    pub fn listeners(&self, node: &str) -> &Listeners {
+        &self.nodes[node].listeners
+    }
+
+    /// A node's addresses: IPv4, IPv6.
+    pub fn addresses(&self, node: &str) -> [IpAddr; 2] {
+        address(self.nodes.keys().position(|name| *name == node).expect("there is such a node"))
+    }
+
+    /// Opens a service of one node from another at both its addresses.
+    pub async fn probe(&self, from: &str, to: &str, service: Service) -> [Outcome; 2] {
+        let probes = self.addresses(to).map(|to| Probe { to, service });
+        let outcomes = self.host(from).probe_all(&probes, LIMIT * patience()).await.expect("sockets");
+        [outcomes[0], outcomes[1]]
+    }
+
+    /// Whether a service of one node answers another at both its addresses.
+    pub async fn opens(&self, from: &str, to: &str, service: Service) -> bool {
+        self.probe(from, to, service).await.iter().all(|outcome| outcome.agrees(true))
+    }
+
+    /// Waits until packets show that each node may open at each other what is said here, and nothing else.
+    ///
+    /// # Panics
+    ///
+    /// When something that is said is not so within 20 s, or when anything else passes then.
+    pub async fn assert_allowed(&self, is_allowed: impl Fn(&str, &str, Service) -> bool) {
+        let mut disagreements = String::new();
+        let deadline = Instant::now() + Duration::from_secs(20) * patience();
+        loop {
+            disagreements.clear();
+            let mut silent = false;
+            for (from, to, probe, outcome) in self.matrix().await {
+                let allowed = is_allowed(from, to, probe.service);
+                if !outcome.agrees(allowed) {
+                    silent |= allowed;
+                    let must = if allowed { "must" } else { "must not" };
+                    let Probe { to: at, service } = probe;
+                    let _ =
+                        writeln!(disagreements, "{from} {must} reach {to} at {at} by {service}: {outcome:?}");
+                }
+            }
+            // What passes and must not has no second chance, once all that must pass does.
+            if !silent || Instant::now() > deadline {
+                break;
+            }
+        }
+        assert!(disagreements.is_empty(), "\n{disagreements}");
+    }
+
+    /// What comes of opening each service of each node from each other, at both addresses.
+    async fn matrix(&self) -> Vec<(&str, &str, Probe, Outcome)> {
+        let all = self.nodes.keys().map(|from| async move {
+            let others = self.nodes.keys().filter(move |to| *to != from);
+            let targets: Vec<_> = others
+                .flat_map(|to| self.addresses(to).map(|at| (*to, at)))
+                .flat_map(|(to, at)| SERVICES.map(|service| (to, Probe { to: at, service })))
+                .collect();
+            let probes: Vec<_> = targets.iter().map(|(_, probe)| *probe).collect();
+            let outcomes = self.host(from).probe_all(&probes, LIMIT * patience()).await.expect("sockets");
+            let seen = targets.into_iter().zip(outcomes);
+            seen.map(|((to, probe), outcome)| (*from, to, probe, outcome)).collect::<Vec<_>>()
+        });
+        join_all(all).await.into_iter().flatten().collect()
+    }
+
+    /// Starts traffic from one node to services of another, at both its addresses.
+    ///
+    /// # Panics
+    ///
+    /// When it does not begin within 20 s.
+    pub async fn flows(&self, from: &str, to: &str, traffic: &[(Service, Pattern)]) -> Flows {
+        let mut flows = Vec::new();
+        for at in self.addresses(to) {
+            for (service, pattern) in traffic {
+                let what = format!("{from} to {to} at {at} by {service}, {pattern:?}");
+                let deadline = Instant::now() + Duration::from_secs(20) * patience();
+                let flow = loop {
+                    match self.host(from).flow(at, *service, *pattern, LIMIT * patience()).await {
+                        Ok(flow) => break flow,
+                        Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
+                    }
+                };
+                flows.push(Going { what, service: *service, flow });
+            }
+        }
+        Flows(flows)
+    }
+}
+
+/// Traffic that goes on, each with what it is.
+pub struct Flows(Vec<Going>);
+
+struct Going {
+    what: String,
+    service: Service,
+    flow: Flow,
+}
+
+impl Flows {
+    /// What has happened to each so far.
+    pub fn timelines(&self) -> impl Iterator<Item = (&str, Timeline)> {
+        self.0.iter().map(|going| (&*going.what, going.flow.timeline()))
+    }
+
+    /// Waits until messages have arrived for a while, so that all that follows is of a change.
+    pub async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let now = Instant::now();
+        for (what, timeline) in self.timelines() {
+            assert!(timeline.heard_between(now - Duration::from_millis(300), now), "{what} {timeline}");
+        }
+    }
+
+    /// Asserts that each arrived until a change, and that nothing has since [`APPLIED`] after it; ask a second
+    /// later at the earliest.
+    ///
+    /// # Panics
+    ///
+    /// When one did not, or has.
+    pub fn assert_stopped(&self, change: Instant) {
+        let limit = change + APPLIED * patience();
+        assert!(Instant::now() >= limit + Duration::from_secs(1), "it is too early to know");
+        for (what, timeline) in self.timelines() {
+            let last = timeline.last_heard().expect("it had begun");
+            assert!(last <= limit, "{what} arrived {:?} after the change: {timeline}", last - change);
+        }
+    }
+
+    /// Asserts that messages have arrived again within [`APPLIED`] after a change.
+    ///
+    /// # Panics
+    ///
+    /// When none has.
+    pub fn assert_resumed(&self, change: Instant) {
+        for (what, timeline) in self.timelines() {
+            assert!(timeline.heard_between(change, change + APPLIED * patience()), "{what} {timeline}");
+        }
+    }
+
+    /// Asserts that no message that was sent in an interval of time was lost, nor late, as one is that TCP had
+    /// to send again.
+    ///
+    /// # Panics
+    ///
+    /// When one was.
+    pub fn assert_lost_nothing(&self, from: Instant, until: Instant) {
+        for Going { what, service, flow } in &self.0 {
+            // TCP sends again after 200 ms at the earliest.
+            let limit = if matches!(service, Service::Tcp(_)) { 190 } else { 1_000 };
+            let timeline = flow.timeline();
+            let lost = timeline.lost_between(from, until, Duration::from_millis(limit) * patience());
+            assert_eq!(lost, 0, "{what} {timeline}");
+        }
+    }
+}
+
+/// TCP, UDP and echo requests, asked and pushed.
+pub const TRAFFIC: [(Service, Pattern); 5] = [
+    (Service::Tcp(80), Pattern::Asked),
+    (Service::Tcp(80), Pattern::Pushed),
+    (Service::Udp(53), Pattern::Asked),
+    (Service::Udp(53), Pattern::Pushed),
+    (Service::Icmp, Pattern::Asked),
+];
+
+fn address(number: usize) -> [IpAddr; 2] {
+    [format!("10.40.0.{}", 11 + number), format!("fd40:40::{}", 11 + number)]
+        .map(|address| address.parse().expect("an address"))
+}
+
+fn text(names: &[&str], body: &str) -> String {
+    let mut nodes = String::new();
+    for (number, name) in names.iter().enumerate() {
+        let [v4, v6] = address(number);
+        let _ = writeln!(nodes, "node {name:?} ipv4=\"{v4}\" ipv6=\"{v6}\"");
+    }
+    let key: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+    format!(
+        "network \"corp\" {{
+            ipv4 \"10.40.0.0/16\"; ipv6 \"fd40:40::/64\"; keepalive \"20s\"; check-in \"2s\"
+            access-key \"named\" {{ for {} }}
+            {nodes}
+            {body}
+        }}",
+        key.join(" ")
+    )
+}

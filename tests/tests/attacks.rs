@@ -1,0 +1,275 @@
+//! A member that does not keep to what it was sent gets nothing past the rules.
+//!
+//! ```text
+//! nmserver ==== underlay ==== a, b, c    and, behind b, a container
+//! ```
+//!
+//! The agent of `c` is stopped, its packet filter is gone, and it sends whatever it likes. Whether it passes is
+//! counted at `b`: what comes from the tunnel, and what of it is left when every filter has been asked.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use end_to_end::container::container;
+use end_to_end::corp::{Corp, INTERFACE};
+use end_to_end::forge::{Ends, Segment, echo_reply, send, tcp, too_big, udp};
+use end_to_end::{eventually, filter, in_runtime, run, run_all, text_of};
+use etherparse::IpNumber;
+use nmplan::lab::{Outcome, Service, enter_test};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// At both addresses of a node.
+const NOTHING: [Outcome; 2] = [Outcome::Nothing; 2];
+
+const RULES: &str = r#"acl "deny"
+    allow "web" from="c" to="b" proto="tcp" ports=80
+    allow "names" from="c" to="b" proto="udp" ports=53
+    allow "all" from="b" to="a"
+    allow "ping" from="a" to="b"
+"#;
+
+fn by_rules(from: &str, to: &str, service: Service) -> bool {
+    match (from, to) {
+        ("c", "b") => matches!(service, Service::Tcp(80) | Service::Udp(53)),
+        ("b", "a") | ("a", "b") => true,
+        _ => false,
+    }
+}
+
+/// The three nodes, `c` without its agent and its filters.
+async fn attacked() -> Corp {
+    let mut corp = Corp::start(&["a", "b", "c"], RULES).await;
+    corp.assert_allowed(by_rules).await;
+    corp.agent_mut("c").kill_daemon().await.expect("it is killed");
+    run(corp.host("c"), "nft flush ruleset").await;
+    corp
+}
+
+/// Asks or changes the routes of the underlay itself.
+fn underlay(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+/// Sends packets from `c`, waits until `b` has got them out of the tunnel, and returns how many passed.
+async fn passed(corp: &Corp, segment: &Segment, packets: &[Vec<u8>]) -> u64 {
+    let b = corp.host("b");
+    filter::watch(b, INTERFACE);
+    send(corp.host("c"), segment, packets);
+    let sent = packets.len() as u64;
+    eventually("they arrive", 5 * SECOND, async || filter::watched(b).0 >= sent).await;
+    let (_, passed) = filter::watched(b);
+    filter::forget(b);
+    passed
+}
+
+fn pairs(corp: &Corp) -> impl Iterator<Item = (IpAddr, IpAddr)> + use<> {
+    corp.addresses("c").into_iter().zip(corp.addresses("b"))
+}
+
+#[test]
+fn no_forged_answer_passes_without_a_question() {
+    if !enter_test("no_forged_answer_passes_without_a_question") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        for (c, b) in pairs(&corp) {
+            let at = |ip, port| SocketAddr::new(ip, port);
+            // What may pass does, so that the counts mean something.
+            for segment in [
+                tcp(at(c, 4_000), at(b, 80), |tcp| tcp.syn = true),
+                udp(at(c, 4_000), at(b, 53), b"a question"),
+            ] {
+                assert!(passed(&corp, &segment, &[segment.packet()]).await > 0, "{segment:?}");
+            }
+            let unknown = tcp(at(b, 81), at(c, 4_001), |tcp| tcp.ack = true);
+            for (what, segment) in [
+                ("a question", tcp(at(c, 4_001), at(b, 81), |tcp| tcp.syn = true)),
+                ("an acknowledgement", tcp(at(c, 80), at(b, 4_001), |tcp| tcp.ack = true)),
+                (
+                    "an answer to a question",
+                    tcp(at(c, 80), at(b, 4_002), |tcp| (tcp.syn, tcp.ack) = (true, true)),
+                ),
+                ("a reset", tcp(at(c, 80), at(b, 4_003), |tcp| tcp.rst = true)),
+                ("an end", tcp(at(c, 80), at(b, 4_004), |tcp| (tcp.fin, tcp.ack) = (true, true))),
+                ("nothing at all", tcp(at(c, 80), at(b, 4_005), |_| ())),
+                (
+                    "every flag",
+                    tcp(at(c, 80), at(b, 4_006), |tcp| (tcp.fin, tcp.psh, tcp.urg) = (true, true, true)),
+                ),
+                ("an answer by UDP", udp(at(c, 53), at(b, 4_007), b"an answer")),
+                ("an echo", echo_reply(Ends::new(c, b))),
+                ("too big", too_big(Ends::new(c, b), &unknown.packet())),
+            ] {
+                assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{what}: {segment:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn neither_fragments_nor_extension_headers_hide_a_port() {
+    if !enter_test("neither_fragments_nor_extension_headers_hide_a_port") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        for (c, b) in pairs(&corp) {
+            let at = |ip, port| SocketAddr::new(ip, port);
+            let (allowed, other) =
+                (udp(at(c, 5_000), at(b, 53), &[1; 64]), udp(at(c, 5_000), at(b, 54), &[2; 64]));
+            assert_eq!(passed(&corp, &allowed, &allowed.fragments(16)).await, 1, "{b}: put together");
+            for first in [8, 16] {
+                assert_eq!(passed(&corp, &other, &other.fragments(first)).await, 0, "{b}: {first}");
+            }
+            let [first, second] = other.fragments(16);
+            assert_eq!(passed(&corp, &other, &[second.clone(), first]).await, 0, "{b}: the wrong way round");
+            assert_eq!(passed(&corp, &other, &[second]).await, 0, "{b}: the second alone");
+            let split = tcp(at(c, 5_001), at(b, 81), |tcp| tcp.syn = true);
+            for first in [8, 16] {
+                assert_eq!(passed(&corp, &split, &split.fragments(first)).await, 0, "{b}: {first}");
+            }
+            if b.is_ipv4() {
+                continue;
+            }
+            let headers = [
+                vec![IpNumber::IPV6_HEADER_HOP_BY_HOP],
+                vec![IpNumber::IPV6_DESTINATION_OPTIONS],
+                vec![IpNumber::IPV6_ROUTE_HEADER],
+                vec![IpNumber::IPV6_DESTINATION_OPTIONS, IpNumber::IPV6_HEADER_HOP_BY_HOP],
+                vec![IpNumber::IPV6_ROUTE_HEADER, IpNumber::IPV6_DESTINATION_OPTIONS],
+            ];
+            for headers in headers {
+                let behind = |segment: Segment| headers.iter().fold(segment, |it, header| it.behind(*header));
+                let segment = behind(udp(at(c, 5_002), at(b, 53), b"allowed"));
+                assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 1, "{headers:?}");
+                for segment in [
+                    behind(udp(at(c, 5_002), at(b, 54), b"not allowed")),
+                    behind(tcp(at(c, 5_002), at(b, 81), |tcp| tcp.syn = true)),
+                    behind(echo_reply(Ends::new(c, b))),
+                ] {
+                    assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{headers:?}");
+                    let parts = segment.fragments(8);
+                    assert_eq!(passed(&corp, &segment, &parts).await, 0, "{headers:?} in parts");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
+    if !enter_test("a_member_gets_nothing_by_other_routes_keys_and_addresses") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        let (a, b, c) = (corp.host("a"), corp.host("b"), corp.host("c"));
+        // It has come to know the key and the endpoint of a, and takes everything to lie behind both.
+        let key = run(a, "wg show nm-corp public-key").await.trim().to_owned();
+        let port = run(a, "wg show nm-corp listen-port").await.trim().to_owned();
+        let [a4, a6] = corp.addresses("a");
+        run(c, &format!("wg set nm-corp peer {key} endpoint {}:{port} allowed-ips {a4},{a6}", a.ipv4()))
+            .await;
+        for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
+            assert_eq!(
+                corp.probe("c", "a", service).await,
+                NOTHING,
+                "{service}: a does not know it"
+            );
+        }
+        // With an address of a, which b would let in, or with one that nobody has.
+        for (from, to) in corp.addresses("a").into_iter().zip(corp.addresses("b")) {
+            let nobody: IpAddr =
+                if from.is_ipv4() { "10.40.0.99" } else { "fd40:40::99" }.parse().expect("good");
+            for from in [from, nobody] {
+                filter::watch(b, INTERFACE);
+                let segment = udp(SocketAddr::new(from, 6_000), SocketAddr::new(to, 54), b"as somebody else");
+                send(c, &segment, &[segment.packet()]);
+                // What comes after it has come: so it is not on its way any more.
+                let own = corp.addresses("c").into_iter().find(|own| own.is_ipv4() == to.is_ipv4());
+                let last = udp(
+                    SocketAddr::new(own.expect("it has both"), 6_000),
+                    SocketAddr::new(to, 53),
+                    b"as itself",
+                );
+                send(c, &last, &[last.packet()]);
+                eventually("the last one passes", 5 * SECOND, async || filter::watched(b).1 >= 1).await;
+                assert_eq!(filter::watched(b), (1, 1), "{} at {to}", segment.from());
+                filter::forget(b);
+            }
+        }
+        assert!(!corp.listeners("b").has_heard(b"as somebody else"));
+        // By the cable to an address of the network, past the tunnel, on a way that leads there and back.
+        for ((b_mesh, c_mesh), v6) in
+            corp.addresses("b").into_iter().zip(corp.addresses("c")).zip([false, true])
+        {
+            let [b_cable, c_cable]: [IpAddr; 2] =
+                [b, c].map(|host| if v6 { host.ipv6().into() } else { host.ipv4().into() });
+            let port_of = |at: IpAddr| {
+                let listed = underlay(&["-o", "route", "get", &at.to_string()]);
+                listed
+                    .split_whitespace()
+                    .skip_while(|word| *word != "dev")
+                    .nth(1)
+                    .expect("a route")
+                    .to_owned()
+            };
+            underlay(&["route", "add", &b_mesh.to_string(), "dev", &port_of(b_cable)]);
+            underlay(&["route", "add", &c_mesh.to_string(), "dev", &port_of(c_cable)]);
+            let (ip, router) = if v6 { ("ip -6", "2001:2::1") } else { ("ip", "198.18.0.1") };
+            run_all(
+                c,
+                &[
+                    &format!("{ip} rule add pref 1 to {b_mesh} lookup 77"),
+                    &format!("{ip} route add {b_mesh} via {router} dev eth0 onlink table 77"),
+                ],
+            )
+            .await;
+        }
+        for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
+            assert_eq!(corp.probe("c", "b", service).await, NOTHING, "{service}: by the cable");
+        }
+    });
+}
+
+#[test]
+fn what_is_behind_a_node_gets_no_stray_packets() {
+    if !enter_test("what_is_behind_a_node_gets_no_stray_packets") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        let inner = container(&corp.mesh.underlay, corp.host("b")).await;
+        filter::watch(&inner, "veth1");
+        // Its own addresses are led to b.
+        let key = run(corp.host("b"), "wg show nm-corp public-key").await.trim().to_owned();
+        let [b4, b6] = corp.addresses("b");
+        run_all(
+            corp.host("c"),
+            &[
+                &format!("wg set nm-corp peer {key} allowed-ips {b4},{b6},172.17.0.0/24,fd17::/64"),
+                "ip route add 172.17.0.0/24 dev nm-corp",
+                "ip -6 route add fd17::/64 dev nm-corp",
+            ],
+        )
+        .await;
+        for (c, container) in corp.addresses("c").into_iter().zip(["172.17.0.2", "fd17::2"]) {
+            let to: IpAddr = container.parse().expect("an address");
+            let at = |ip, port| SocketAddr::new(ip, port);
+            for (what, segment) in [
+                ("a question", tcp(at(c, 4_001), at(to, 80), |tcp| tcp.syn = true)),
+                ("an answer", tcp(at(c, 80), at(to, 4_002), |tcp| (tcp.syn, tcp.ack) = (true, true))),
+                ("a reset", tcp(at(c, 80), at(to, 4_003), |tcp| tcp.rst = true)),
+                ("a datagram", udp(at(c, 53), at(to, 4_004), b"stray")),
+                ("an echo", echo_reply(Ends::new(c, to))),
+            ] {
+                assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{what}: {segment:?}");
+            }
+        }
+        assert_eq!(filter::watched(&inner), (0, 0));
+    });
+}
