@@ -994,10 +994,9 @@ fn a_selector_that_selects_nothing_is_a_warning_to_whoever_reads_the_files() {
     let workspace = workspace();
     workspace.write("access/corp.kdl", &ACCESS.replace("TAG", "tag:wbe"));
     insta::assert_snapshot!(workspace.nmplan("validate -C @access").all());
-    for command in [
-        "plan -C @access --project acme",
-        "apply -C @access --project acme -y --keys-to @keys.json",
-    ] {
+    for command in
+        ["plan -C @access --project acme", "apply -C @access --project acme -y --keys-to @keys.json"]
+    {
         let run = workspace.nmplan(command);
         assert_eq!(run.exit, 0, "{}", run.all());
         assert!(run.stderr.contains("schema::selects_nothing"), "{}", run.all());
