@@ -23,7 +23,7 @@ use crate::report::{Code, Problem};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::value::Step;
+use crate::value::{Location, Step};
 use members::{Member, members};
 
 /// What became of one assertion of a test.
@@ -128,25 +128,38 @@ pub fn judge_all<'a>(
     networks.into_iter().flat_map(|network| judge(network, declared, inventory)).collect()
 }
 
+/// How many of the tests that verdicts are about hold, and how many there are.
+pub fn tally(verdicts: &[Verdict]) -> (u64, u64) {
+    let tests = verdicts.chunk_by(|one, other| one.id == other.id);
+    tests.fold((0, 0), |(hold, all), test| (hold + u64::from(!test.iter().any(Verdict::fails)), all + 1))
+}
+
 impl Verdict {
     /// What is wrong, at the assertion's place, and where the rules are that let it through; nothing if it
     /// holds.
     pub fn problem(&self, source_map: &SourceMap) -> Option<Problem> {
-        let Self { id, word, place, name, message, because, .. } = self;
+        let Self { id, name, message, because, .. } = self;
         let why = message.as_deref()?;
         let (code, says, help) = match self.outcome {
             Outcome::Holds => return None,
             Outcome::Warns => (Code::TestOfNobody, "proves nothing", "name members that exist, or remove it"),
-            Outcome::Fails => {
-                (Code::TestFails, "does not hold", "change the rules, or the test if it asks for the wrong thing")
-            }
+            Outcome::Fails => (
+                Code::TestFails,
+                "does not hold",
+                "change the rules, or the test if it asks for the wrong thing",
+            ),
         };
-        let at = source_map.location(id, &[Step::Field(word.word()), Step::Index(*place)]);
+        let at = self.at(source_map);
         let problem = Problem::new(code, format!("`{name}` of {id} {says}: {why}"));
         let problem = problem.at(at).about(id).help(help.to_owned());
         Some(because.iter().fold(problem, |problem, rule| {
             problem.see(source_map.location(rule, &[]), "this rule lets it through")
         }))
+    }
+
+    /// The place of the assertion.
+    pub fn at(&self, source_map: &SourceMap) -> Option<Location> {
+        source_map.location(&self.id, &[Step::Field(self.word.word()), Step::Index(self.place)])
     }
 
     /// Whether it fails.
@@ -194,7 +207,15 @@ fn assertions<'a>(test: &'a ResourceId, of: &'a Test) -> Vec<Assertion<'a>> {
     let path = path.iter().enumerate().map(|(place, it)| {
         let Path { from, to, via } = it;
         let (from, to) = ([from.clone()].into(), [to.clone()].into());
-        Assertion { test, word: Word::Path, place, from, to, except: BTreeSet::new(), asks: Asks::Path { via } }
+        Assertion {
+            test,
+            word: Word::Path,
+            place,
+            from,
+            to,
+            except: BTreeSet::new(),
+            asks: Asks::Path { via },
+        }
     });
     reach.chain(no_reach).chain(path).collect()
 }
@@ -292,13 +313,19 @@ impl<'a> Distinguished<'a> {
     }
 
     fn judge(&self, assertion: Assertion<'_>, sides: &[Option<Side>]) -> Verdict {
-        let [from_side, to_side, except_side] = *sides else { unreachable!("each assertion has three sides") };
+        let [from_side, to_side, except_side] = *sides else {
+            unreachable!("each assertion has three sides")
+        };
         let except: BTreeSet<_> = self.on(&assertion.except, except_side).map(|it| &it.class).collect();
         let from: Vec<_> =
             self.on(&assertion.from, from_side).filter(|it| !except.contains(&it.class)).collect();
         let to: Vec<_> = self.on(&assertion.to, to_side).collect();
         let nobody = if from.is_empty() {
-            Some(("from", listed(&assertion.from), if assertion.except.is_empty() { "" } else { " less except" }))
+            Some((
+                "from",
+                listed(&assertion.from),
+                if assertion.except.is_empty() { "" } else { " less except" },
+            ))
         } else {
             to.is_empty().then(|| ("to", listed(&assertion.to), ""))
         };
@@ -332,9 +359,7 @@ impl<'a> Distinguished<'a> {
         if let Some(broken) = broken(sides, &self.members, refused) {
             let open = self.policy.access(&broken.from.1.class, &broken.to.1.class);
             let only = if open.is_nothing() { "nothing".to_owned() } else { format!("only {open}") };
-            return self.fails(assertion, &broken, |from, to| {
-                format!("{from} may open {only} at {to}")
-            });
+            return self.fails(assertion, &broken, |from, to| format!("{from} may open {only} at {to}"));
         }
         let lost = |from: &Alike, to: &Alike| !from.is_hub && !to.is_hub;
         match &self.hub {
@@ -364,7 +389,8 @@ impl<'a> Distinguished<'a> {
         } else {
             format!("by {}", listed(&because))
         };
-        let verdict = self.fails(assertion, &broken, |from, to| format!("{from} may open {opens} at {to}, {by}"));
+        let verdict =
+            self.fails(assertion, &broken, |from, to| format!("{from} may open {opens} at {to}, {by}"));
         Verdict { because, ..verdict }
     }
 
@@ -430,7 +456,8 @@ impl<'a> Distinguished<'a> {
             Some(key) => format!("a node that joins with the key {key}"),
             None => name.to_string(),
         };
-        let to = if key(from).is_some() && key(from) == key(to) { "another one".to_owned() } else { words(to) };
+        let to =
+            if key(from).is_some() && key(from) == key(to) { "another one".to_owned() } else { words(to) };
         (words(from), to)
     }
 }

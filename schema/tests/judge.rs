@@ -92,18 +92,12 @@ fn what_is_asserted_holds_or_fails_with_a_counterexample() {
         ),
         (r#"reach from="tag:web" to="db-1" proto="icmp""#, "+"),
         // Without a protocol it asks for everything.
-        (
-            r#"reach from="tag:web" to="db-1""#,
-            "web-1 may open only tcp 5432, icmp at db-1 (and 1 more pair)",
-        ),
+        (r#"reach from="tag:web" to="db-1""#, "web-1 may open only tcp 5432, icmp at db-1 (and 1 more pair)"),
         (r#"reach from="ops" to="*""#, "+"),
         (r#"reach from="ops-1" to="10.40.0.0/24""#, "+"),
         (r#"reach from="*" to="tag:db" port=5432"#, "+"),
         // Rules are one way.
-        (
-            r#"no-reach from="tag:db" to="tag:web""#,
-            "+",
-        ),
+        (r#"no-reach from="tag:db" to="tag:web""#, "+"),
         (r#"reach from="db-1" to="web-1" port=80"#, "db-1 may open nothing at web-1"),
         // Without a protocol it asks for any.
         (
@@ -111,10 +105,7 @@ fn what_is_asserted_holds_or_fails_with_a_counterexample() {
             "web-1 may open tcp 5432, icmp at db-1, by corp/allow/ping, corp/allow/web-to-db (and 1 more pair)",
         ),
         (r#"no-reach from="tag:web" to="tag:db" port=22"#, "+"),
-        (
-            r#"no-reach from="*" to="tag:db" port=22"#,
-            "ops-1 may open tcp 22 at db-1, by corp/allow/ops",
-        ),
+        (r#"no-reach from="*" to="tag:db" port=22"#, "ops-1 may open tcp 22 at db-1, by corp/allow/ops"),
         (r#"no-reach from="*" to="tag:db" port=22 except="ops""#, "+"),
         (
             r#"no-reach from="*" to="tag:db" port=5432 { except "ops" "web-1" }"#,
@@ -169,10 +160,7 @@ fn packets_around_a_hub_pass_it_and_are_lost_without_it() {
         (r#"reach from="a" to="hub" without-any-gateway=#true"#, "+"),
         (r#"reach from="hub" to="c" without-any-gateway=#true"#, "+"),
         // What no rule allows fails for that reason.
-        (
-            r#"reach from="b" to="c" without-any-gateway=#true"#,
-            "b may open nothing at c",
-        ),
+        (r#"reach from="b" to="c" without-any-gateway=#true"#, "b may open nothing at c"),
         (r#"path from="a" to="b" via="hub""#, "+"),
         (r#"path from="a" to="b""#, "packets go from a to b via hub"),
         (r#"path from="a" to="hub""#, "+"),
@@ -198,7 +186,8 @@ fn a_key_stands_for_two_more_nodes_unless_it_may_be_used_once_or_claims_names() 
         let assertion = r#"no-reach from="tag:web" to="tag:web""#;
         outcomes("acl=\"deny\"", &world, assertion, &Inventory::default()).concat()
     };
-    let both = "a node that joins with the key k may open tcp at another one, by corp/allow/web (and 1 more pair)";
+    let both =
+        "a node that joins with the key k may open tcp at another one, by corp/allow/web (and 1 more pair)";
     assert_eq!(within(r#"access-key "k" uses=50 { tags "web" }"#), both);
     assert_eq!(within(r#"access-key "k" uses="unlimited" { tags "web" }"#), both);
     assert_eq!(within(r#"access-key "k" uses=1 { tags "web" }"#), "+", "nobody is counted against himself");
@@ -227,10 +216,7 @@ fn nodes_that_have_joined_count_with_the_tags_and_addresses_that_they_have() {
         found(&joined(&[("laptop", 7, &["lab"]), ("far", 20, &[])])),
         ["+", "laptop may open udp at db-1, by corp/allow/low"]
     );
-    assert_eq!(
-        found(&joined(&[("far", 20, &["lab"])])),
-        ["far may open nothing at db-1", "+"]
-    );
+    assert_eq!(found(&joined(&[("far", 20, &["lab"])])), ["far may open nothing at db-1", "+"]);
 }
 
 #[test]
@@ -275,10 +261,10 @@ fn a_verdict_says_where_the_assertion_and_the_rule_are() {
     let [problem] = &*problems else { panic!("{problems:#?}") };
     let line = |at: schema::value::Location| text[..at.span.start as usize].matches('\n').count() + 1;
     assert_eq!(problem.at.map(line), Some(7));
-    assert_eq!(problem.related.iter().map(|(at, what)| (line(*at), &**what)).collect::<Vec<_>>(), [(
-        3,
-        "this rule lets it through"
-    )]);
+    assert_eq!(
+        problem.related.iter().map(|(at, what)| (line(*at), &**what)).collect::<Vec<_>>(),
+        [(3, "this rule lets it through")]
+    );
     assert_eq!(
         problem.message,
         "`no-reach from * to b except b` of corp/test/t does not hold: a may open everything at b, by corp/allow/all"
@@ -346,7 +332,9 @@ fn a_name_is_looked_for_in_every_network_and_an_ambiguous_one_lists_all() {
         "corp/only and lab/x are in different networks, and nothing leads from one network to another"
     );
     let unknown = network_of(&asked("a"), &asked("onyl"), &world.snapshot, &Inventory::default());
-    assert!(matches!(&unknown, Err(Unresolved::Unknown { asked, known }) if asked == "onyl" && known.contains(&"only".into())));
+    assert!(
+        matches!(&unknown, Err(Unresolved::Unknown { asked, known }) if asked == "onyl" && known.contains(&"only".into()))
+    );
     assert!("Web".parse::<Asked>().is_err() && "corp/Web".parse::<Asked>().is_err());
     assert_eq!(asked("corp/10.40.0.7").to_string(), "corp/10.40.0.7/32");
 }

@@ -114,8 +114,13 @@ pub fn network_of(
     }
 }
 
-fn networks_with<'a>(asked: &Asked, declared: &'a Snapshot, inventory: &Inventory) -> BTreeSet<&'a NetworkName> {
-    let networks = declared.networks().filter(|(name, _)| asked.network.as_ref().is_none_or(|it| it == *name));
+fn networks_with<'a>(
+    asked: &Asked,
+    declared: &'a Snapshot,
+    inventory: &Inventory,
+) -> BTreeSet<&'a NetworkName> {
+    let networks =
+        declared.networks().filter(|(name, _)| asked.network.as_ref().is_none_or(|it| it == *name));
     let inside = |range: &IpNet| {
         declared.networks().any(|(_, network)| network.ranges().any(|other| overlap(&other, range)))
     };
@@ -129,7 +134,8 @@ fn networks_with<'a>(asked: &Asked, declared: &'a Snapshot, inventory: &Inventor
         Selector::Tag(tag) => members(name, declared, inventory).values().any(|it| it.tags.contains(tag)),
         // What is outside of every network is of each.
         Selector::Range(range) => {
-            let own = declared.network(name).is_some_and(|it| it.ranges().any(|other| overlap(&other, range)));
+            let own =
+                declared.network(name).is_some_and(|it| it.ranges().any(|other| overlap(&other, range)));
             own || !inside(range)
         }
     };
@@ -245,35 +251,23 @@ pub fn explain(
     let Some(_) = broken(sides, &all.members, |_, _| true) else {
         return Some(answer(Answer::No, Because::SameMember));
     };
-    let opens = |from: &Alike, to: &Alike| all.policy.between(&from.standing, &to.standing);
     let wanted = |access: &Access| match asked.is_everything() {
         true => !access.is_nothing(),
         false => access.contains(&usable(asked)),
     };
     let partly = |access: &Access| !access.and(asked).is_nothing();
-    let reached = broken(sides, &all.members, |from, to| partly(&opens(from, to)));
-    let missed = broken(sides, &all.members, |from, to| !wanted(&opens(from, to)));
-    let given = |of: (&[&Alike], &[&Alike]), access: &Access| {
-        let mut rules = BTreeMap::new();
-        let mut sum = Access::default();
-        for (one, other) in pairs(of) {
-            sum = sum.or(&opens(one, other));
-            let reasons = all.policy.applying(&one.standing, &other.standing);
-            rules.extend(reasons.filter(|(_, gives)| !gives.and(access).is_nothing()));
-        }
-        let reason = |(name, gives): (&Name, &Access)| Reason { id: rule(network, name), gives: gives.to_string() };
-        (sum, rules.into_iter().map(reason).collect::<Vec<_>>())
-    };
+    let reached = broken(sides, &all.members, |from, to| partly(&all.opens(from, to)));
+    let missed = broken(sides, &all.members, |from, to| !wanted(&all.opens(from, to)));
     let Some(reached) = reached else {
-        let (other, rules) = given(sides, &Access::everything());
+        let (other, rules) = all.given(sides, &Access::everything());
         if !other.is_nothing() {
             return Some(Explanation { opens: other, rules, ..answer(Answer::No, Because::OtherPorts) });
         }
-        let (back, rules) = given((sides.1, sides.0), &Access::everything());
+        let (back, rules) = all.given((sides.1, sides.0), &Access::everything());
         let because = if back.is_nothing() { Because::NoRule } else { Because::OtherDirection };
         return Some(Explanation { rules, ..answer(Answer::No, because) });
     };
-    let (sum, rules) = given(sides, asked);
+    let (sum, rules) = all.given(sides, asked);
     let because = if all.policy.is_restricted() { Because::Rules } else { Because::AclAllow };
     let whole = if missed.is_some() { Answer::Partly } else { Answer::Yes };
     let except = missed.map(|missed| {
@@ -282,6 +276,29 @@ pub fn explain(
     });
     let via = all.path(reached.from.1, reached.to.1).cloned();
     Some(Explanation { opens: sum, rules, via, except, ..answer(whole, because) })
+}
+
+impl Distinguished<'_> {
+    fn opens(&self, from: &Alike, to: &Alike) -> Access {
+        self.policy.between(&from.standing, &to.standing)
+    }
+
+    /// What some member of the one side may open at some member of the other, and the rules that give any of an
+    /// access.
+    fn given(&self, sides: (&[&Alike], &[&Alike]), access: &Access) -> (Access, Vec<Reason>) {
+        let mut rules = BTreeMap::new();
+        let mut opens = Access::default();
+        for (from, to) in pairs(sides) {
+            opens = opens.or(&self.opens(from, to));
+            let applying = self.policy.applying(&from.standing, &to.standing);
+            rules.extend(applying.filter(|(_, gives)| !gives.and(access).is_nothing()));
+        }
+        let reason = |(name, gives): (&Name, &Access)| Reason {
+            id: rule(self.network, name),
+            gives: gives.to_string(),
+        };
+        (opens, rules.into_iter().map(reason).collect())
+    }
 }
 
 /// The pairs of classes of two sides that have two members.

@@ -29,11 +29,7 @@ pub struct Member {
 
 /// The members of a network as tests see them: the nodes that have joined, the declared ones as if they had,
 /// and two more for each key without `for`, with its tags (one for a key that may be used once).
-pub fn members(
-    network: &NetworkName,
-    declared: &Snapshot,
-    inventory: &Inventory,
-) -> BTreeMap<Name, Member> {
+pub fn members(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> BTreeMap<Name, Member> {
     let mut all = BTreeMap::new();
     for (name, joined) in inventory.nodes_in(network) {
         let tags = tags(Some(joined), declared.named::<Node>(network, name).map(|node| &**node));
@@ -86,7 +82,8 @@ fn samples(
         let free = names.filter(|name| !taken.contains(name) && !joined.contains_key(name));
         for name in free.take(count as usize) {
             let key_name = Some(id.name.clone());
-            samples.insert(name, Member { tags: key.tags.clone(), addresses: BTreeSet::new(), key: key_name });
+            samples
+                .insert(name, Member { tags: key.tags.clone(), addresses: BTreeSet::new(), key: key_name });
         }
     }
     samples
