@@ -236,8 +236,8 @@ impl FilterChanges {
             .collect();
         let addresses = |view: &View| -> BTreeMap<IpAddr, ClassId> {
             let named = delta.peers.keys().filter_map(|name| view.peers.get(name));
-            let all = view.peers.values().filter(|peer| turned.contains(&peer.class));
-            let all = all.take(if turned.is_empty() { 0 } else { usize::MAX });
+            let whole = (!turned.is_empty()).then(|| view.peers.values());
+            let all = whole.into_iter().flatten().filter(|peer| turned.contains(&peer.class));
             named.chain(all).flat_map(|peer| permitted(peer, &view.access)).collect()
         };
         let (had, has) = (addresses(before), addresses(after));

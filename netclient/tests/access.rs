@@ -11,7 +11,7 @@ use support::{INTERFACE, Mesh, Node, eventually, pass};
 
 /// A network in which `a` may open SSH at `b`, and nobody anything else.
 const SSH: &str = r#"network "corp" {
-    ipv4 "10.0.0.0/24"; acl "deny"; access-key "k" uses="unlimited" { for "a" "b" "c"; }
+    ipv4 "10.0.0.0/24"; acl "deny"; access-key "k" { for "a" "b" "c"; }
     allow "ssh" { from "a"; to "b"; proto "tcp"; ports 22; }
     node "a"
     node "b"
@@ -19,7 +19,7 @@ const SSH: &str = r#"network "corp" {
 }"#;
 /// The same, in which anybody may open anything.
 const OPEN: &str = r#"network "corp" {
-    ipv4 "10.0.0.0/24"; access-key "k" uses="unlimited" { for "a" "b" "c"; }
+    ipv4 "10.0.0.0/24"; access-key "k" { for "a" "b" "c"; }
     node "a"
     node "b"
     node "c"

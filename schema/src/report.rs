@@ -112,7 +112,8 @@ impl Problem {
 
 /// `did you mean "x"?`, if one of the known words is close to the one that was written.
 pub fn did_you_mean<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let distance = |word: &&str| strsim::damerau_levenshtein(written, word);
+    let lower = written.to_lowercase();
+    let distance = |word: &&str| strsim::damerau_levenshtein(&lower, &word.to_lowercase());
     let nearest = known.into_iter().min_by_key(distance)?;
     let close = distance(&nearest) <= 1 + written.chars().count() / 4;
     close.then(|| format!("did you mean {nearest:?}?"))

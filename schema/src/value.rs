@@ -10,6 +10,8 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::text::count;
+
 /// A stretch of a file, in bytes; empty at 0 where there is no file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
@@ -164,7 +166,7 @@ impl Data {
             Self::Float(value) => format!("the number {value}"),
             Self::Text(value) => format!("the text {value:?}"),
             Self::List(items) if items.is_empty() => "an empty list".into(),
-            Self::List(items) => format!("a list of {} values", items.len()),
+            Self::List(items) => format!("a list of {}", count(items.len() as u64, "value")),
             Self::Record(_) => "a block of fields".into(),
         }
     }

@@ -13,13 +13,14 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use schema::decode::decode;
+use schema::descriptor::{Field, Fields};
 use schema::document::Document;
 use schema::kinds::Kind;
 use schema::project;
 use schema::reference::{components, file_schema, markdown, project_markdown};
 use schema::rules;
 use schema::syntax::{Language, Source, parse, print};
-use schema::value::SourceId;
+use schema::value::{Data, Record, SourceId};
 
 use worlds::{cases, documents, snapshots};
 
@@ -82,6 +83,32 @@ fn the_reference_of_the_project_file_is_fresh_and_its_example_shows_every_field(
     }
 }
 
+/// Every field, and those of the records in it: `reach`, `reach from`...
+fn all(fields: &Fields) -> Vec<String> {
+    let inside = |field: &'static Field| {
+        let inner = field.ty.record().map(all).unwrap_or_default();
+        inner.into_iter().map(|name| format!("{} {name}", field.name)).chain([field.name.to_owned()])
+    };
+    fields.iter().flat_map(inside).collect()
+}
+
+/// The same, of those that are written.
+fn shown(fields: &Fields, record: &Record) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, member) in record {
+        found.push(name.to_string());
+        let Some(inner) = fields.get(name).and_then(|field| field.ty.record()) else { continue };
+        let items = if let Data::List(items) = &member.value.data {
+            items.as_slice()
+        } else {
+            std::slice::from_ref(&member.value)
+        };
+        let records = items.iter().filter_map(|item| item.as_record());
+        found.extend(records.flat_map(|record| shown(inner, record)).map(|it| format!("{name} {it}")));
+    }
+    found
+}
+
 #[test]
 fn every_kind_has_an_example_that_shows_every_field() {
     for kind in Kind::ALL {
@@ -90,10 +117,9 @@ fn every_kind_has_an_example_that_shows_every_field() {
         let text = text.unwrap_or_else(|| panic!("{} is missing", path.display()));
         let documents = parsed(&name, &text);
         let own = documents.iter().filter(|document| document.descriptor.word == kind.descriptor().word);
-        let shown: BTreeSet<_> =
-            own.flat_map(|document| document.fields.keys().map(|name| &**name)).collect();
-        let all: BTreeSet<_> = kind.descriptor().fields.iter().map(|field| field.name).collect();
-        assert_eq!(shown, all, "{name}");
+        let fields = kind.descriptor().fields;
+        let shown: BTreeSet<_> = own.flat_map(|document| shown(fields, &document.fields)).collect();
+        assert_eq!(shown, all(fields).into_iter().collect(), "{name}");
         let (declared, mut report) = decode(documents.clone());
         report.append(rules::check(&declared.snapshot, &declared.source_map));
         report.append(rules::selectors::check(&declared.snapshot, &declared.source_map));

@@ -175,11 +175,7 @@ fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
         run(c, &format!("wg set nm-corp peer {key} endpoint {}:{port} allowed-ips {a4},{a6}", a.ipv4()))
             .await;
         for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
-            assert_eq!(
-                corp.probe("c", "a", service).await,
-                NOTHING,
-                "{service}: a does not know it"
-            );
+            assert_eq!(corp.probe("c", "a", service).await, NOTHING, "{service}: a does not know it");
         }
         // With an address of a, which b would let in, or with one that nobody has.
         for (from, to) in corp.addresses("a").into_iter().zip(corp.addresses("b")) {

@@ -412,6 +412,44 @@ fn nmserver_down_leaves_nothing_on_the_host_and_the_next_start_brings_everything
 }
 
 #[test]
+fn the_servers_host_enforces_access_rules_and_nmserver_down_removes_their_table() {
+    if !enter_test("the_servers_host_enforces_access_rules_and_nmserver_down_removes_their_table") {
+        return;
+    }
+    in_runtime(async {
+        let mut mesh = Mesh::start().await;
+        let rules = r#"network "corp" {
+            ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; check-in "1s"; acl "deny"
+            access-key "k" { for "a" "b"; }
+            node "netmaker"
+            node "a"
+            node "b"
+            allow "ping" { from "a"; to "netmaker"; proto "icmp"; }
+        }"#;
+        let tokens = mesh.apply(rules).await;
+        let [a, _b] = [joined(&mesh, &tokens, "a").await, joined(&mesh, &tokens, "b").await];
+        let own = own_addresses(&mesh.server).await;
+        for to in &own {
+            reach(a.host(), *to).await;
+        }
+        let patience = Duration::from_millis(500);
+        for to in addresses(&a, "corp").await {
+            let answer = mesh.server.host().ping(to, patience).await.expect("sockets");
+            assert_eq!(answer, None, "no rule lets the server's host open anything at {to}");
+        }
+        let peers = own_network(&mesh.server).await["peers"].as_array().cloned().unwrap_or_default();
+        let names: Vec<_> = peers.iter().map(|peer| peer["name"].as_str().unwrap_or_default()).collect();
+        assert_eq!(names, ["a"], "nobody else is known");
+
+        mesh.server.process().expect("it runs").stop(SOON).await.expect("it ends");
+        reach(a.host(), own[0]).await;
+        let (done, said) = down(&mesh).await;
+        assert!(done && said.contains("table inet nm-access-nm-corp"), "{said}");
+        assert_eq!(left(&mesh).await, Vec::<String>::new());
+    });
+}
+
+#[test]
 fn client_mode_and_a_netclient_on_the_same_host_do_not_interfere() {
     if !enter_test("client_mode_and_a_netclient_on_the_same_host_do_not_interfere") {
         return;

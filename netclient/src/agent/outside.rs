@@ -111,8 +111,7 @@ impl Agent {
         let view = access::without_filter(&membership.view);
         self.keep_only(tunnel, &view).await;
         let message = format!(
-            "the access rules of {} cannot be enforced on this host, so it has no connection, in either direction, to nodes \
-             that may not open everything at it: {}",
+            "the access rules of {} cannot be enforced here, so nodes that may not open everything here have no tunnel: {}",
             membership.network,
             why.remedy()
         );

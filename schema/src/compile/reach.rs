@@ -336,10 +336,16 @@ fn by_rules<'a>(
         groups.iter().filter(|(group, _)| (here.of)(group).is_some()).map(|(_, all)| all.len()).sum();
     let told = |((rule, what), pairs): ((Option<&Name>, Access), Vec<(&Group<'a>, &Group<'a>)>)| {
         let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
-        let [froms, tos] = [0, 1].map(|side| {
-            let of = pairs.iter().map(|(from, to)| if side == 0 { *from } else { *to });
+        let [from, to] = [false, true].map(|right| {
+            let of = pairs.iter().map(|(from, to)| if right { *to } else { *from });
             of.flat_map(|group| &groups[group]).copied().collect::<BTreeSet<&Name>>()
         });
+        // Whoever is alone on one side is not counted against himself on the other.
+        let others = |nodes: &BTreeSet<&'a Name>, against: &BTreeSet<&'a Name>| {
+            let alone = |node: &&&Name| against.len() == 1 && against.contains(**node);
+            nodes.iter().filter(|node| !alone(node)).copied().collect::<BTreeSet<_>>()
+        };
+        let (froms, tos) = (others(&from, &to), others(&to, &from));
         let whole = |right: bool| match rule {
             None => there,
             Some(rule) => {

@@ -24,7 +24,7 @@ pub struct Test {
     pub reach: Vec<Reach>,
     /// Who must not reach whom.
     pub no_reach: Vec<NoReach>,
-    /// Which way packets must take.
+    /// Which nodes packets must pass.
     pub path: Vec<Path>,
 }
 
@@ -62,12 +62,12 @@ pub struct NoReach {
     pub port: Option<ListenPort>,
 }
 
-/// Packets from one member to another take this way.
+/// Packets from one node or range to another pass these nodes.
 #[derive(Clone, Debug, PartialEq, Record)]
 pub struct Path {
-    /// The member that sends.
+    /// The node that sends, or a range.
     pub from: Selector,
-    /// The member that receives.
+    /// The node that receives, or a range.
     pub to: Selector,
     /// The nodes that pass them on, in order. Absent: none, packets go directly.
     pub via: Vec<Ref<Node>>,

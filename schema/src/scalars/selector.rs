@@ -28,7 +28,8 @@ const TAG: &str = "tag:";
 impl Scalar for Selector {
     const NAME: &'static str = "a selector";
     const DOC: &'static str = "A declared name; `tag:` and a tag, for every member that has it; a range in CIDR notation (one address \
-        as `10.40.0.7/32`); or `*`, for every member.";
+        as `10.40.0.7/32`), for every member with an address in it, but `0.0.0.0/0` and `::/0` for none; or `*`, \
+        for every member.";
     const GOOD: &'static [&'static str] =
         &["db-1", "tag:web", "192.168.10.0/24", "*", "0.0.0.0/0", "fd40::7/128"];
     const BAD: &'static [&'static str] = &[
@@ -72,7 +73,7 @@ impl FromStr for Selector {
             return Ok(Self::All);
         }
         if let Some(tag) = text.strip_prefix(TAG) {
-            return tag.parse().map(Self::Tag).map_err(|why| format!("of its tag: {why}"));
+            return tag.parse().map(Self::Tag).map_err(|why| format!("its tag is not a name: {why}"));
         }
         if text.parse::<IpAddr>().is_ok() {
             return Err("an address needs a prefix length".into());
@@ -138,10 +139,10 @@ mod tests {
                 Some("10.40.0.0/16"),
             ),
             ("10.40.0.0/33", "it is not written like 192.168.10.0/24 or fd40::/64", None),
-            ("tag:", "of its tag: it is empty", None),
+            ("tag:", "its tag is not a name: it is empty", None),
             (
                 "tag:Web_1",
-                "of its tag: 'W' is not allowed in it; lower-case letters, digits and inner hyphens are",
+                "its tag is not a name: 'W' is not allowed in it; lower-case letters, digits and inner hyphens are",
                 Some("tag:web-1"),
             ),
             ("DB", "'D' is not allowed in it; lower-case letters, digits and inner hyphens are", Some("db")),
