@@ -285,7 +285,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 };
                 self.no_commit = unknown.filter(|_| plan.applyable);
                 let map = &loaded.declared.source_map;
-                let about_nobody = plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
+                let about_nobody =
+                    plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
                 let mut warnings = ::schema::report::Report::default();
                 about_nobody.for_each(|it| warnings.push(it));
                 self.show(loaded, &warnings)?;
@@ -318,7 +319,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let all = (&after.snapshot, &after.inventory);
         let mut findings = guard::check(&world.snapshot, all, &info.addresses, map);
         if with_all_tests {
-            let changes = |network| plan.changes.iter().any(|change| change.id.network == *network);
+            let changes =
+                |network: &NetworkName| plan.changes.iter().any(|change| change.id.network == *network);
             let others: Vec<_> = plan.tests.iter().filter(|it| !changes(&it.id.network)).cloned().collect();
             findings.extend(guard::failing(&others, map));
         }
