@@ -1,6 +1,7 @@
 //! `nmplan lab` as a user runs it: what it prints, how it ends, and what it leaves.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -164,6 +165,31 @@ fn tests_and_what_they_do_not_name_are_tried_with_packets() {
     let shown = text_of(&shown.stdout);
     assert!(shown.contains("corp: 2 of the 2 pairs ping each other that may, of 6"), "{shown}");
     assert!(shown.contains("  test db: 6 probes show what must hold\n"), "{shown}");
+}
+
+#[test]
+fn a_pair_of_which_packets_show_something_else_is_named_and_fails_the_lab() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"network "corp" {
+        ipv4 "10.0.0.0/24"; acl "deny"
+        node "db" ipv4="10.0.0.1"; node "web" ipv4="10.0.0.2"
+        allow "sql" from="web" to="db" proto="tcp" ports=5432
+        test "db" { reach from="web" to="db" port=5432 }
+    }"#;
+    std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
+    // Agents whose nftables does not work drop what they would have to restrict.
+    let nft = folder.path().join("nft");
+    std::fs::write(&nft, "#!/bin/sh\nexit 1\n").expect("written");
+    std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let directory = folder.path().display().to_string();
+    let output = lab(&[&directory]).env("PATH", format!("{directory}:{path}")).output().expect("it runs");
+    let printed = text_of(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{printed}{}", text_of(&output.stderr));
+    let shown = "  test db: 1 of 1 probes show otherwise
+    web must reach db at 10.0.0.1 by tcp 5432: nothing came back
+";
+    assert!(printed.contains(shown), "{printed}");
 }
 
 #[test]
