@@ -156,6 +156,18 @@ impl Corp {
         assert!(disagreements.is_empty(), "\n{disagreements}");
     }
 
+    /// Asserts that nothing passes but what is said here, whether or not that passes.
+    ///
+    /// # Panics
+    ///
+    /// When anything else does; `when` says in which state.
+    pub async fn assert_nothing_else(&self, when: &str, is_allowed: impl Fn(&str, &str, Service) -> bool) {
+        for (from, to, probe, outcome) in self.matrix().await {
+            let closed = is_allowed(from, to, probe.service) || outcome.agrees(false);
+            assert!(closed, "{when}: {from} must not reach {to} by {probe:?}: {outcome:?}");
+        }
+    }
+
     /// What comes of opening each service of each node from each other, at both addresses.
     async fn matrix(&self) -> Vec<(&str, &str, Probe, Outcome)> {
         let all = self.nodes.keys().map(|from| async move {
