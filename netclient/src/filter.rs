@@ -125,9 +125,10 @@ impl Filter {
             let of_family = self.members.iter().filter(|(address, _)| map(address) == name);
             let elements: Vec<_> =
                 of_family.map(|(address, class)| format!("{address} : jump {}", chain(class))).collect();
-            let elements = match elements.is_empty() {
-                true => String::new(),
-                false => format!(" elements = {{ {} }}", elements.join(", ")),
+            let elements = if elements.is_empty() {
+                String::new()
+            } else {
+                format!(" elements = {{ {} }}", elements.join(", "))
             };
             writeln!(text, "  map {name} {{ type {ty} : verdict;{elements} }}").expect(TAKES_ALL);
         }
@@ -311,9 +312,10 @@ fn rules(class: &ClassId, access: &Access) -> Vec<String> {
         return vec!["accept".to_owned()];
     }
     let ports = |protocol: &str, letter: &str, ports: &Ports| {
-        let these = match ports.is_every() {
-            true => String::new(),
-            false => format!(" ct original proto-dst @{letter}_{class}"),
+        let these = if ports.is_every() {
+            String::new()
+        } else {
+            format!(" ct original proto-dst @{letter}_{class}")
         };
         (!ports.is_empty()).then(|| format!("meta l4proto {protocol}{these} accept"))
     };

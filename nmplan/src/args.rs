@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use schema::access::Protocol;
+use schema::attribute::Choice as _;
 use schema::guard::Guard;
 use schema::scalars::{Name, NetworkName, Seconds};
 
@@ -129,7 +131,9 @@ pub enum Verb {
     /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes
     /// reach each other.
     Lab(Lab),
-    /// Explains a problem code.
+    /// Judges what the tests in the files assert of who reaches whom, without a server.
+    Test(Test),
+    /// Says why one member reaches another, or not; with one argument it explains a problem code.
     Explain(Explain),
     /// Prints a JSON Schema: of the files, of the saved plan, or of the events.
     Schema(Schema),
@@ -163,7 +167,8 @@ pub struct Plan {
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Allowed {
     /// Lets the plan break this rule, once, which the log keeps; one that it does not break is accepted too.
-    /// cut-off: a range may hold an address of the server (needs the admin role). Repeatable.
+    /// cut-off: a range may hold an address of the server; test=ID: that test, such as corp/test/web-to-db, may
+    /// fail (both need the admin role). Repeatable.
     #[arg(long, value_name = "RULE", value_parser = str::parse::<Guard>)]
     pub allow: Vec<Guard>,
 }
@@ -171,7 +176,7 @@ pub struct Allowed {
 impl Allowed {
     /// The rules, each once.
     pub fn rules(&self) -> BTreeSet<Guard> {
-        self.allow.iter().copied().collect()
+        self.allow.iter().cloned().collect()
     }
 }
 
@@ -289,11 +294,31 @@ pub struct Lab {
     pub keep: bool,
 }
 
+/// What `test` takes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Test {
+    /// The only test to judge: NAME, NETWORK/NAME, or its resource id. Absent: all.
+    #[arg(value_name = "NAME")]
+    pub test: Option<String>,
+}
+
 /// What `explain` takes.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Explain {
-    /// The code, with or without what is before `::`, such as unknown_field. Absent: lists all codes.
-    pub code: Option<String>,
+    /// Who opens connections: a node, a group, tag:TAG, an address, a range or *, perhaps as NETWORK/NAME. Or,
+    /// without TO, a problem code, with or without what is before `::`, such as unknown_field. Absent: lists
+    /// all codes.
+    #[arg(value_name = "FROM|CODE")]
+    pub what: Option<String>,
+    /// To whom.
+    #[arg(value_name = "TO")]
+    pub to: Option<String>,
+    /// To which port; of TCP, unless --proto says udp.
+    #[arg(long, value_name = "PORT", requires = "to", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// With which protocol: tcp, udp or icmp. Absent: with any.
+    #[arg(long, value_name = "PROTOCOL", requires = "to", value_parser = protocol)]
+    pub proto: Option<Protocol>,
 }
 
 /// What `schema` takes.
@@ -318,6 +343,12 @@ pub enum SchemaOf {
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it is not of the form NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    let mut known = Protocol::ALL.iter().copied();
+    let words = || Protocol::ALL.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    known.find(|it| it.to_string() == text).ok_or_else(|| format!("the protocols are: {}", words()))
 }
 
 fn digest(text: &str) -> Result<String, String> {

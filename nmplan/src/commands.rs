@@ -13,6 +13,7 @@ pub mod plan;
 pub mod schema;
 pub mod show;
 pub mod status;
+pub mod test;
 pub mod validate;
 
 use std::collections::BTreeSet;
@@ -23,15 +24,16 @@ use std::sync::mpsc;
 use std::thread;
 
 use ::schema::api::{KeyState, key_states};
+use ::schema::decode::Declared;
 use ::schema::guard::{self, Guard, Judgement};
-use ::schema::inventory::NodeId;
+use ::schema::inventory::{Inventory, NodeId};
+use ::schema::judge::{self, Verdict};
 use ::schema::plan::Plan;
 use ::schema::report::Severity;
 use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
 use ::schema::scalars::NetworkName;
-use ::schema::snapshot::Provenance;
-use ::schema::snapshot::Snapshot;
+use ::schema::snapshot::{Provenance, ResourceId, Snapshot};
 use ::schema::source_map::SourceMap;
 use ::schema::syntax::Source;
 use ::schema::text::word as quoted;
@@ -153,7 +155,8 @@ pub async fn run<C: ControlPlane>(
         Verb::Node(node) => node::run(node, &mut run).await,
         Verb::Show(show) => show::run(show, &mut run).await,
         Verb::Lab(lab) => lab::run(lab, &mut run).await,
-        Verb::Explain(explain) => explain::run(explain, run.console),
+        Verb::Test(test) => test::run(test, &mut run),
+        Verb::Explain(explain) => explain::run(explain, &mut run).await,
         Verb::Schema(schema) => schema::run(schema, run.console),
     }
 }
@@ -281,6 +284,12 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                     Err(why) => (None, Some(why)),
                 };
                 self.no_commit = unknown.filter(|_| plan.applyable);
+                let map = &loaded.declared.source_map;
+                let about_nobody =
+                    plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
+                let mut warnings = ::schema::report::Report::default();
+                about_nobody.for_each(|it| warnings.push(it));
+                self.show(loaded, &warnings)?;
                 Ok(Plan { provenance, ..plan })
             }
             Err(report) => {
@@ -291,13 +300,15 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     }
 
     /// Judges a plan by the rules that it can be let through, and finds the state of the project's access
-    /// keys after it. A saved plan that breaks other rules is left to the server.
+    /// keys after it. A saved plan that breaks other rules is left to the server. Tests of networks in which
+    /// nothing changes count only `with_all_tests`: they refuse no change.
     fn judge(
         plan: &Plan,
         loaded: Option<&Loaded>,
         info: &ServerInfo,
         world: &World,
         allow: &BTreeSet<Guard>,
+        with_all_tests: bool,
     ) -> (Judgement, Vec<KeyState>) {
         let map = SourceMap::default();
         let map = loaded.map_or(&map, |loaded| &loaded.declared.source_map);
@@ -305,7 +316,14 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let Ok(after) = plan.apply(world, info, now) else {
             return (guard::judge(Vec::new(), allow), Vec::new());
         };
-        let findings = guard::check(&world.snapshot, &after.snapshot, &info.addresses, map);
+        let all = (&after.snapshot, &after.inventory);
+        let mut findings = guard::check(&world.snapshot, all, &info.addresses, map);
+        if with_all_tests {
+            let changes =
+                |network: &NetworkName| plan.changes.iter().any(|change| change.id.network == *network);
+            let others: Vec<_> = plan.tests.iter().filter(|it| !changes(&it.id.network)).cloned().collect();
+            findings.extend(guard::failing(&others, map));
+        }
         let mut keys = key_states(&after.snapshot, &after.inventory, now);
         let owner = plan.owner();
         keys.retain(|key| {
@@ -328,6 +346,28 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         }
         self.show_problems(loaded.map_or(&[], |loaded| &loaded.sources), refused)?;
         Err(Error::Guarded { by: by.clone() })
+    }
+
+    /// Judges the tests in files alone, or one of them, and shows what does not hold.
+    fn judge_files(
+        &mut self,
+        loaded: &Loaded,
+        meant: impl Fn(&ResourceId) -> bool,
+    ) -> Result<Vec<Verdict>, Error> {
+        let Declared { snapshot, source_map } = &loaded.declared;
+        let only = |network: &&NetworkName| self.only.as_ref().is_none_or(|only| only == *network);
+        let networks = snapshot.networks().map(|(network, _)| network).filter(only);
+        let mut verdicts = judge::judge_all(networks, snapshot, &Inventory::default());
+        verdicts.retain(|verdict| meant(&verdict.id));
+        let mut report = ::schema::report::Report::default();
+        verdicts.iter().filter_map(|it| it.problem(source_map)).for_each(|it| report.push(it));
+        if self.console.json {
+            let lines = Lines::default();
+            let declared = Some((source_map, &*loaded.sources, &lines));
+            events::assertions(&verdicts, declared).try_for_each(|event| self.console.event(&event))?;
+        }
+        self.show(loaded, &report)?;
+        Ok(verdicts)
     }
 
     /// Says why no commit is kept with a plan that is applied or saved.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use owo_colors::OwoColorize;
 use schema::api::{LogEntry, Moved};
 use schema::guard::Guard;
+use schema::judge::explain::Unresolved;
 use schema::plan::FORMAT;
 use schema::report::{Code, did_you_mean};
 use schema::scalars::{Name, NetworkName, Seconds};
@@ -85,6 +86,28 @@ pub enum Error {
         /// The rules.
         by: BTreeSet<Guard>,
     },
+    /// Tests in the files fail, which has been shown.
+    #[error("{}", tests_fail(*.0))]
+    TestsFail(u64),
+    /// There is no such test.
+    #[error("there is no test {asked}")]
+    NoTest {
+        /// What was asked for.
+        asked: String,
+        /// The tests that there are.
+        known: Vec<String>,
+    },
+    /// Who is asked for cannot be understood.
+    #[error("{asked:?} is neither a member nor a range: {why}")]
+    NotAsked {
+        /// What was asked for.
+        asked: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Who is asked for is in no network, or in several.
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
     /// A call to the server failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -302,6 +325,13 @@ fn problems(count: usize) -> String {
     }
 }
 
+fn tests_fail(count: u64) -> String {
+    match count {
+        1 => "1 test fails".into(),
+        count => format!("{count} tests fail"),
+    }
+}
+
 /// The state of tokens whose keys the server may have created.
 fn in_doubt(delivered: &Result<String, KeysError>) -> String {
     match delivered {
@@ -359,7 +389,7 @@ impl Error {
                 (Exit::NotAcknowledged, Some(true))
             }
             Self::Stale(_) | Self::Undone { .. } | Self::Unexpected { .. } => (Exit::Stale, Some(false)),
-            Self::Guarded { .. } => (Exit::Refused, Some(false)),
+            Self::Guarded { .. } | Self::TestsFail(_) => (Exit::Refused, Some(false)),
             Self::Control(ControlError::Refused { failure, .. }) => {
                 let exit = match failure.code.as_str() {
                     "stale" => Exit::Stale,
@@ -388,6 +418,9 @@ impl Error {
             | Self::UnknownNetwork { .. }
             | Self::NoRevision(_)
             | Self::NoCode(_)
+            | Self::NoTest { .. }
+            | Self::NotAsked { .. }
+            | Self::Unresolved(_)
             | Self::Exists(_)
             | Self::Enter(_)
             | Self::Lab(_)
@@ -402,6 +435,8 @@ impl Error {
             Self::Load(_) | Self::NoProject => "project",
             Self::Problems { .. } => "problems",
             Self::Guarded { .. } => "guarded",
+            Self::TestsFail(_) => "tests",
+            Self::NoTest { .. } | Self::NotAsked { .. } | Self::Unresolved(_) => "usage",
             Self::Control(error) => error.code(),
             Self::Version(_) => "version",
             Self::Keys(_) | Self::AfterCommit { .. } | Self::NotTakenBack { .. } => "keys",
@@ -476,6 +511,24 @@ impl Error {
                 let near = did_you_mean(asked, whole()).or_else(|| did_you_mean(asked, without()));
                 near.unwrap_or_else(|| "`nmplan explain` lists them".into())
             }
+            Self::TestsFail(_) => {
+                "`nmplan explain FROM TO` says by which rules one member reaches another".into()
+            }
+            Self::NoTest { known, .. } if known.is_empty() => "the files declare no test".into(),
+            Self::NoTest { asked, known } => {
+                let all = || format!("the tests are: {}", known.join(", "));
+                let short = known.iter().filter_map(|id| id.rsplit('/').next());
+                did_you_mean(asked, known.iter().map(String::as_str).chain(short)).unwrap_or_else(all)
+            }
+            Self::NotAsked { .. } => {
+                "give a node, a group, tag:TAG, an address, a range or *, perhaps as NETWORK/NAME".into()
+            }
+            Self::Unresolved(Unresolved::Unknown { asked, known }) => {
+                let near = did_you_mean(asked, known.iter().map(String::as_str));
+                near.unwrap_or_else(|| "`nmplan show` lists what the server has".into())
+            }
+            Self::Unresolved(Unresolved::Ambiguous { .. }) => "name one of these".into(),
+            Self::Unresolved(Unresolved::Apart { .. }) => return None,
             Self::Enter(error) => return error.help().map(str::to_owned),
             Self::NothingToBringUp => "declare a node in a network: node \"db-1\"".into(),
             Self::AppliedBefore { revision, .. } => {

@@ -4,6 +4,7 @@
 use schema::access::Protocol;
 use schema::api::{Finding, NodeStatus};
 use schema::diff::{self, Action, Change};
+use schema::judge::{Counterexample, Outcome, Verdict};
 use schema::plan::{NodeImpact, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
@@ -50,6 +51,8 @@ pub enum Event<'a> {
     NodeImpact(&'a NodeImpact),
     /// Nodes that reach each other only after the change, or only before it.
     ReachChange(ReachEvent<'a>),
+    /// What becomes of an assertion of a test.
+    Assertion(AssertionEvent<'a>),
     /// The totals of the plan.
     Summary(&'a Summary),
     /// The revision that an apply created.
@@ -188,7 +191,32 @@ pub struct ReachEvent<'a> {
     pub because: Option<Because<'a>>,
 }
 
-/// The change that causes something, and where its resource is declared.
+/// What becomes of an assertion of a test.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct AssertionEvent<'a> {
+    /// The test.
+    pub id: &'a ResourceId,
+    /// The assertion in words.
+    pub name: &'a str,
+    /// Whether it holds; `warns` is one that is about nobody.
+    pub outcome: Outcome,
+    /// Why it does not hold; null if it does.
+    pub message: Option<&'a str>,
+    /// Two members for which it does not hold; null if it holds, or there are none.
+    pub counterexample: Option<&'a Counterexample>,
+    /// How many ordered pairs of members it does not hold for.
+    pub pairs: u64,
+    /// The file; null if no file declares the test.
+    pub file: Option<&'a str>,
+    /// The line of the assertion, from 1; null if no file declares the test.
+    #[schemars(range(min = 1))]
+    pub line: Option<usize>,
+    /// The rules by which the two reach each other.
+    pub because: Vec<Because<'a>>,
+}
+
+/// The change or rule that causes something, and where its resource is declared.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Because<'a> {
     /// The resource.
@@ -268,17 +296,40 @@ fn source_location<'a>(at: Location, sources: &'a [Source], lines: &Lines) -> Op
     Some(SourceLocation { file: &source.name, line: start.line, column: start.column, end })
 }
 
+/// Where something is declared: what has the locations, and the files.
+pub type Places<'a, 'b> = Option<(&'b SourceMap, &'a [Source], &'b Lines)>;
+
+/// A resource, and where it is declared.
+pub fn because<'a>(id: &'a ResourceId, declared: Places<'a, '_>) -> Because<'a> {
+    let location =
+        declared.and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
+    Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
+}
+
+/// What becomes of tests as events.
+pub fn assertions<'a, 'b>(
+    verdicts: &'a [Verdict],
+    declared: Places<'a, 'b>,
+) -> impl Iterator<Item = Event<'a>> + use<'a, 'b> {
+    verdicts.iter().map(move |verdict| {
+        let at = declared.and_then(|(map, sources, lines)| source_location(verdict.at(map)?, sources, lines));
+        Event::Assertion(AssertionEvent {
+            id: &verdict.id,
+            name: &verdict.name,
+            outcome: verdict.outcome,
+            message: verdict.message.as_deref(),
+            counterexample: verdict.counterexample.as_ref(),
+            pairs: verdict.pairs,
+            file: at.as_ref().map(|it| it.file),
+            line: at.as_ref().map(|it| it.line),
+            because: verdict.because.iter().map(|id| because(id, declared)).collect(),
+        })
+    })
+}
+
 /// A plan as events. `declared` has the locations of resources.
-pub fn plan<'a>(
-    plan: &'a Plan,
-    summary: &'a Summary,
-    declared: Option<(&SourceMap, &'a [Source], &Lines)>,
-) -> Vec<Event<'a>> {
-    let declared_at = |id: &'a ResourceId| {
-        let location = declared
-            .and_then(|(map, sources, lines)| source_location(map.location(id, &[])?, sources, lines));
-        Because { id, file: location.as_ref().map(|it| it.file), line: location.as_ref().map(|it| it.line) }
-    };
+pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) -> Vec<Event<'a>> {
+    let declared_at = |id: &'a ResourceId| because(id, declared);
     let reach = plan.reach.iter().map(|reach| {
         Event::ReachChange(ReachEvent {
             network: &reach.network,
@@ -299,7 +350,8 @@ pub fn plan<'a>(
     });
     let changes = plan.changes.iter().map(change);
     let impact = plan.impact.iter().map(Event::NodeImpact);
-    changes.chain(impact).chain(reach).chain([Event::Summary(summary)]).collect()
+    let tests = assertions(&plan.tests, declared);
+    changes.chain(impact).chain(reach).chain(tests).chain([Event::Summary(summary)]).collect()
 }
 
 fn change(change: &Change) -> Event<'_> {

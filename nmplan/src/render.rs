@@ -4,22 +4,26 @@
 //! relies on colour: the symbols `+ ~ -` carry the meaning.
 
 mod difference;
+mod explanation;
 mod history;
 mod keys;
 mod plan;
 mod problems;
 mod status;
 mod table;
+mod verdicts;
 
 use owo_colors::OwoColorize;
 use schema::diff::Action;
 use schema::value::{Data, Value};
 
 pub use history::{HistoryEntry, RevisionState, history};
+pub use explanation::explanation;
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
 pub use status::{bans, declared, status};
+pub use verdicts::{tests_hold, verdicts};
 
 /// How a difference shows that there is no value.
 const NONE: &str = "(none)";

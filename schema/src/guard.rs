@@ -13,34 +13,32 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
+use crate::inventory::Inventory;
+use crate::judge::{self, Verdict};
+use crate::kinds::Kind;
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::rules::Claim;
 use crate::rules::source_map::SourceMap;
-use crate::snapshot::{Entry, Snapshot};
+use crate::snapshot::{Entry, ResourceId, Snapshot};
 use crate::value::Step;
 
 /// A rule that a change may be let through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Guard {
     /// No range that is made or changed holds an address of the server.
     CutOff,
+    /// The test of this id holds, in each network in which anything changes.
+    Test(ResourceId),
 }
 
 impl Guard {
-    /// Every rule.
-    pub const ALL: &'static [Self] = &[Self::CutOff];
-
-    /// Its name, as `--allow` takes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::CutOff => "cut-off",
-        }
-    }
+    /// How `--allow` takes each of them.
+    pub const FORMS: &'static [&'static str] = &["cut-off", "test=ID"];
 
     /// Whether only an admin may let a change through.
-    pub const fn needs_admin(self) -> bool {
+    pub const fn needs_admin(&self) -> bool {
         match self {
-            Self::CutOff => true,
+            Self::CutOff | Self::Test(_) => true,
         }
     }
 }
@@ -49,18 +47,32 @@ impl FromStr for Guard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names = || Self::ALL.iter().map(|guard| guard.name());
-        Self::ALL.iter().copied().find(|guard| guard.name() == text).ok_or_else(|| {
-            let all = || format!("the rules are: {}", names().collect::<Vec<_>>().join(", "));
-            let help = did_you_mean(text, names()).unwrap_or_else(all);
-            format!("there is no rule {text:?} that can be let through; {help}")
-        })
+        let (rule, of) = text.split_once('=').map_or((text, None), |(rule, of)| (rule, Some(of)));
+        match (rule, of) {
+            ("cut-off", None) => Ok(Self::CutOff),
+            ("test", Some(of)) => match of.parse::<ResourceId>() {
+                Ok(id) if id.kind == Kind::Test => Ok(Self::Test(id)),
+                Ok(_) | Err(_) => {
+                    Err(format!("{of:?} is not the id of a test, which is written like corp/test/web-to-db"))
+                }
+            },
+            _ => {
+                let rules = || Self::FORMS.iter().map(|form| form.split('=').next().unwrap_or(form));
+                let all = || format!("the rules are: {}", Self::FORMS.join(", "));
+                let near = did_you_mean(rule, rules()).filter(|_| !rules().any(|known| known == rule));
+                let help = near.unwrap_or_else(all);
+                Err(format!("there is no rule {text:?} that can be let through; {help}"))
+            }
+        }
     }
 }
 
 impl fmt::Display for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::CutOff => f.write_str("cut-off"),
+            Self::Test(id) => write!(f, "test={id}"),
+        }
     }
 }
 
@@ -85,8 +97,7 @@ impl JsonSchema for Guard {
         "Guard".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names: Vec<_> = Self::ALL.iter().map(|guard| guard.name()).collect();
-        json_schema!({ "type": "string", "enum": names })
+        json_schema!({ "type": "string", "pattern": "^(cut-off|test=[a-z0-9-]+/test/[a-z0-9-]+)$" })
     }
 }
 
@@ -99,9 +110,39 @@ pub struct Finding {
     pub problem: Problem,
 }
 
-/// Finds what the rules refuse of a change of the declarations. `server` are the addresses by which the
-/// server is reached; `source_map` has the places of what is in files.
-pub fn check(before: &Snapshot, after: &Snapshot, server: &[IpAddr], source_map: &SourceMap) -> Vec<Finding> {
+/// Finds what the rules refuse of a change of the declarations, after which this has joined. `server` are the
+/// addresses by which the server is reached; `source_map` has the places of what is in files.
+pub fn check(
+    before: &Snapshot,
+    (after, inventory): (&Snapshot, &Inventory),
+    server: &[IpAddr],
+    source_map: &SourceMap,
+) -> Vec<Finding> {
+    let mut findings = check_ranges(before, after, server, source_map);
+    let networks: BTreeSet<_> = before.differences(after).map(|(id, ..)| &id.network).collect();
+    findings.extend(failing(&judge::judge_all(networks, after, inventory), source_map));
+    findings
+}
+
+/// What the tests among some verdicts refuse.
+pub fn failing(verdicts: &[Verdict], source_map: &SourceMap) -> Vec<Finding> {
+    let finding = |verdict: &Verdict| {
+        let problem = verdict.problem(source_map).filter(|_| verdict.fails())?;
+        let guard = Guard::Test(verdict.id.clone());
+        let help = format!(
+            "change the rules, or the test if it asks for the wrong thing; an admin can let it through once with --allow {guard}"
+        );
+        Some(Finding { guard, problem: problem.help(help) })
+    };
+    verdicts.iter().filter_map(finding).collect()
+}
+
+fn check_ranges(
+    before: &Snapshot,
+    after: &Snapshot,
+    server: &[IpAddr],
+    source_map: &SourceMap,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, was, is) in before.differences(after) {
         let had = ranges(was);
@@ -174,7 +215,6 @@ pub fn judge(findings: Vec<Finding>, allow: &BTreeSet<Guard>) -> Judgement {
 mod tests {
     use super::*;
     use crate::decode::{Declared, decode};
-    use crate::kinds::Kind;
     use crate::syntax::{Language, Source, parse};
     use crate::value::SourceId;
 
@@ -189,7 +229,8 @@ mod tests {
     fn found(before: &str, after: &str, server: &[&str]) -> Vec<String> {
         let server: Vec<_> = server.iter().map(|address| address.parse().expect("good")).collect();
         let Declared { snapshot, source_map } = declared(after);
-        let findings = check(&declared(before).snapshot, &snapshot, &server, &source_map);
+        let before = declared(before).snapshot;
+        let findings = check(&before, (&snapshot, &Inventory::default()), &server, &source_map);
         let place = |finding: &Finding| {
             let span = finding.problem.at.expect("it is in the file").span;
             after[span.start as usize..span.end as usize].to_owned()
@@ -234,7 +275,8 @@ mod tests {
     fn what_is_let_through_is_recorded_and_what_needs_nothing_is_told() {
         let after = declared("network \"lan\" ipv4=\"192.0.2.8/29\"");
         let server = ["192.0.2.11".parse().expect("good")];
-        let findings = || check(&Snapshot::default(), &after.snapshot, &server, &after.source_map);
+        let none = Inventory::default();
+        let findings = || check(&Snapshot::default(), (&after.snapshot, &none), &server, &after.source_map);
         let all = BTreeSet::from([Guard::CutOff]);
         let refused = judge(findings(), &BTreeSet::new());
         assert_eq!((refused.refused.len(), &refused.by, refused.used.len()), (1, &all, 0));
@@ -245,13 +287,41 @@ mod tests {
     }
 
     #[test]
+    fn a_test_that_fails_is_refused_where_anything_of_its_network_changes() {
+        let world = |mtu: u32, more: &str| {
+            let test = "node \"a\"; node \"b\"; test \"apart\" { no-reach from=\"a\" to=\"b\" }";
+            declared(&format!("network \"corp\" ipv4=\"10.40.0.0/24\" mtu={mtu} {{ {test} }}\n{more}"))
+        };
+        let refused = |before: &Declared, after: &Declared, allow: &[&str]| {
+            let after = (&after.snapshot, &Inventory::default());
+            let findings = check(&before.snapshot, after, &[], &SourceMap::default());
+            let allow = allow.iter().map(|rule| rule.parse().expect("good")).collect();
+            let Judgement { by, used, needless, .. } = judge(findings, &allow);
+            [by, used, needless]
+                .map(|guards| guards.iter().map(Guard::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let (nothing, first, later) = (declared(""), world(1400, ""), world(1380, ""));
+        let apart = "test=corp/test/apart";
+        assert_eq!(refused(&nothing, &first, &[]), [apart, "", ""]);
+        assert_eq!(refused(&nothing, &first, &[apart]), ["", apart, ""]);
+        assert_eq!(refused(&nothing, &first, &["test=corp/test/other"]), [apart, "", "test=corp/test/other"]);
+        assert_eq!(refused(&first, &later, &[]), [apart, "", ""], "it was let through once");
+        let beside = world(1400, "network \"lab\" ipv4=\"10.50.0.0/24\"");
+        assert_eq!(refused(&first, &beside, &[apart]), ["", "", apart], "nothing of it changes");
+    }
+
+    #[test]
     fn a_mistyped_rule_is_reported_with_the_one_that_may_be_meant() {
         let error = "cut-of".parse::<Guard>().expect_err("there is none");
         assert!(error.contains("did you mean \"cut-off\"?"), "{error}");
         let error = "everything".parse::<Guard>().expect_err("there is none");
-        assert!(error.contains("the rules are: cut-off"), "{error}");
-        for guard in Guard::ALL {
-            assert_eq!(guard.name().parse(), Ok(*guard));
+        assert!(error.contains("the rules are: cut-off, test=ID"), "{error}");
+        let error = "test".parse::<Guard>().expect_err("it names none");
+        assert!(error.contains("the rules are: cut-off, test=ID"), "{error}");
+        let error = "test=corp/dns/x".parse::<Guard>().expect_err("it is no test");
+        assert!(error.contains("written like corp/test/web-to-db"), "{error}");
+        for text in ["cut-off", "test=corp/test/x"] {
+            assert_eq!(text.parse::<Guard>().map(|guard| guard.to_string()).as_deref(), Ok(text));
         }
     }
 }

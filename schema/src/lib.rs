@@ -22,6 +22,7 @@ pub mod diff;
 pub mod document;
 pub mod guard;
 pub mod inventory;
+pub mod judge;
 pub mod kinds;
 pub mod plan;
 pub mod project;

@@ -22,6 +22,7 @@ use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
 use crate::inventory::Inventory;
+use crate::judge::{self, Verdict};
 use crate::kinds::{AccessKey, Kind};
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
@@ -68,6 +69,9 @@ pub struct Plan {
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
+    /// What becomes of the tests in the networks that it declares or changes, each assertion.
+    #[serde(default)]
+    pub tests: Vec<Verdict>,
     /// Whether there is anything to apply.
     pub applyable: bool,
     /// Where the files came from, as far as the planner knows; absent if they are not in a git repository.
@@ -190,6 +194,10 @@ pub fn plan(
     for change in &mut reach {
         change.because = cause(change, &changes);
     }
+    let named = declared.snapshot.entries().map(|(id, _)| &id.network);
+    let named = named.filter(|network| only.is_none_or(|only| only == *network));
+    let networks: BTreeSet<_> = named.chain(changes.iter().map(|change| &change.id.network)).collect();
+    let tests = judge::judge_all(networks, &after.snapshot, &after.inventory);
     let revision = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
     let mut plan = Plan {
         format: FORMAT.into(),
@@ -204,6 +212,7 @@ pub fn plan(
         changes,
         impact,
         reach,
+        tests,
     };
     plan.digest = plan.digest_now();
     Ok(plan)

@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use schema::decode::decode;
+use schema::inventory::Inventory;
+use schema::judge;
 use schema::kinds::Kind;
 use schema::project;
 use schema::report::{Code, Problem, Report};
@@ -87,6 +89,11 @@ fn problems(source: &Source, in_project: bool) -> Vec<Problem> {
         found.append(rules::server::check_by_default(&declared.snapshot, &declared.source_map));
         if !report.has_errors() && !found.has_errors() {
             found.append(rules::selectors::check(&declared.snapshot, &declared.source_map));
+        }
+        if report.is_empty() && found.is_empty() {
+            let networks = declared.snapshot.networks().map(|(network, _)| network);
+            let verdicts = judge::judge_all(networks, &declared.snapshot, &Inventory::default());
+            verdicts.iter().filter_map(|it| it.problem(&declared.source_map)).for_each(|it| found.push(it));
         }
         found
     };

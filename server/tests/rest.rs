@@ -596,3 +596,37 @@ fn check_references(value: &Value, schemas: &Value) {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
+
+#[tokio::test]
+async fn a_change_after_which_a_test_fails_needs_an_admin_who_lets_it_through() {
+    let directory = support::folder();
+    let server = Running::reached_at(directory.path(), "192.0.2.11:50051").await;
+    let applier = token_beside(directory.path(), Role::Applier, &[], &[]);
+    let text = |rules: &str| {
+        let test = r#"test "apart" { no-reach from="a" to="b" port=22 }"#;
+        format!(r#"network "corp" ipv4="10.40.0.0/16" acl="deny" {{ node "a"; node "b"; {test}; {rules} }}"#)
+    };
+    let opens = r#"allow "all" from="*" to="*""#;
+    let allowed =
+        |plan| ApplyRequest { allow: ["test=corp/test/apart".parse().unwrap()].into(), ..request(plan) };
+
+    let plan = server.plan("acme/prod", &text("")).await;
+    assert_eq!(server.send(&applier, &request(plan)).await.status(), StatusCode::OK);
+    let plan = server.plan("acme/prod", &text(opens)).await;
+    assert!(plan.tests.iter().any(schema::judge::Verdict::fails), "{:#?}", plan.tests);
+    let refused = failure(server.send(&server.token, &request(plan.clone())).await).await;
+    assert_eq!((refused.0, &*refused.1), (422, "guarded"), "{}", refused.2);
+    assert!(refused.2.contains("a may open tcp 22 at b, by corp/allow/all"), "{}", refused.2);
+    assert_eq!(failure(server.send(&applier, &allowed(plan.clone())).await).await.1, "denied");
+    // What the sender says of tests counts for nothing.
+    let silent = schema::plan::Plan { tests: Vec::new(), ..plan.clone() };
+    assert_eq!(failure(server.send(&server.token, &request(silent)).await).await.1, "guarded");
+    assert_eq!(server.send(&server.token, &allowed(plan)).await.status(), StatusCode::OK);
+    let log: Value = server.get("/api/v1/revisions?after=1").await.json().await.unwrap();
+    assert_eq!(log[0]["allowed"], json!(["test=corp/test/apart"]));
+
+    let rule = server.call(Method::PUT, "/api/v1/corp/allow/more").bearer_auth(&server.token);
+    let rule = rule.header("if-none-match", "*").body(r#"{"from":["a"],"to":["b"]}"#);
+    let refused = failure(rule.send().await.unwrap()).await;
+    assert_eq!(refused.1, "guarded", "by hand as well: {}", refused.2);
+}

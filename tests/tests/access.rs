@@ -259,6 +259,10 @@ fn errors_about_answers_arrive_whoever_sends_them() {
         for at in corp.addresses("b") {
             assert!(downloads(&corp, &inner, at, 200_000), "{at}");
         }
+        for at in corp.addresses("a") {
+            let way = run(corp.host("b"), &format!("ip route get {at}")).await;
+            assert!(way.contains("mtu 1280"), "b heard of it: {way}");
+        }
     });
 }
 
@@ -300,15 +304,15 @@ fn no_rules_of_another_program_open_what_ours_close() {
         let pre = "chain pre { type filter hook prerouting priority raw;";
         let out = "chain out { type filter hook output priority raw;";
         for (what, chains) in [
-            ("untracked on the way in", format!("{pre} notrack; }}")),
-            ("untracked on the way out", format!("{out} notrack; }}")),
-            ("untracked", format!("{pre} notrack; }} {out} notrack; }}")),
-            ("a zone on the way in", format!("{pre} ct zone set 7; }}")),
-            ("a zone", format!("{pre} ct zone set 7; }} {out} ct zone set 7; }}")),
+            ("untracked on the way in", format!("{pre} notrack; }}\n")),
+            ("untracked on the way out", format!("{out} notrack; }}\n")),
+            ("untracked", format!("{pre} notrack; }}\n{out} notrack; }}\n")),
+            ("a zone on the way in", format!("{pre} ct zone set 7; }}\n")),
+            ("a zone", format!("{pre} ct zone set 7; }}\n{out} ct zone set 7; }}\n")),
             (
                 "accepted",
                 "chain in { type filter hook input priority -10; accept; }
-                 chain late { type filter hook input priority 10; ct state established accept; }"
+                 chain late { type filter hook input priority 10; ct state established accept; }\n"
                     .to_owned(),
             ),
         ] {

@@ -204,7 +204,7 @@ async fn powerless() -> Mesh {
     let underlay = Underlay::new().await.expect("an underlay");
     let wrapper = underlay.directory().join("powerless");
     let script = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set=-net_admin --inh-caps=-net_admin {} \"$@\"\n",
+        "#!/bin/sh\nexec /usr/bin/setpriv --bounding-set=-net_admin --inh-caps=-net_admin {} \"$@\"\n",
         programs.nmserver.display()
     );
     std::fs::write(&wrapper, script).expect("written");
@@ -395,11 +395,10 @@ fn nmserver_down_leaves_nothing_on_the_host_and_the_next_start_brings_everything
         mesh.server.serve().await.expect("it serves again");
         assert_eq!(own_addresses(&mesh.server).await, own, "it is the node that it was");
         reach(a.host(), own[0]).await;
-        // Its device processes were killed, and cannot say whose the rest is.
+        // Its devices are gone, and cannot say whose the rest is.
         mesh.server.kill().await.expect("it is killed");
-        for pid in mesh.server.host().processes() {
-            let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("small"));
-            let _ = rustix::process::kill_process(pid.expect("not 0"), rustix::process::Signal::KILL);
+        for interface in ["nm-comms", "nm-corp"] {
+            end_to_end::kill_device(mesh.server.host(), interface);
         }
         eventually("the devices are gone", SOON, async || {
             traces(mesh.server.host()).interfaces.iter().all(|name| !name.starts_with("nm-"))

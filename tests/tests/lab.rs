@@ -102,7 +102,7 @@ fn every_other_state_of_a_story_and_every_kind_comes_up() {
     for states in states() {
         states.split_last().into_iter().flat_map(|(_, others)| others).for_each(|state| comes_up(state));
     }
-    for kind in ["access-key", "dns", "network", "node"] {
+    for kind in ["access-key", "allow", "dns", "group", "network", "node", "test"] {
         let output = lab(&["-f", &example(&format!("kinds/{kind}.kdl"))]).output().expect("it runs");
         let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
         assert!(output.status.success(), "{kind}: {printed}");

@@ -87,3 +87,56 @@ fn an_apply_carries_out_what_was_reviewed_or_nothing() {
         );
     });
 }
+
+#[test]
+fn a_change_that_breaks_a_test_needs_an_admin_who_lets_it_through_once() {
+    if !enter_test("a_change_that_breaks_a_test_needs_an_admin_who_lets_it_through_once") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let network = |rules: &str| {
+            let nodes = r#"node "web" { tags "web" }; node "db"; node "laptop""#;
+            let test =
+                r#"test "db" { reach from="web" to="db" port=5432; no-reach from="*" to="db" except="web" }"#;
+            format!(r#"network "corp" ipv4="10.40.0.0/16" acl="deny" {{ {nodes}; {rules}; {test} }}"#)
+        };
+        let file = write(
+            &mesh.file("mesh.kdl"),
+            &network(r#"allow "web" from="tag:web" to="db" proto="tcp" ports="5432""#),
+        );
+        ends(&mesh, 0, &["-f", &file, "test"]).await;
+        ends(&mesh, 0, &["-f", &file, "apply", "-y"]).await;
+
+        // Somebody opens everything, to get on with it.
+        write(&mesh.file("mesh.kdl"), &network("allow \"all\" from=\"*\" to=\"*\""));
+        for command in [&["test"][..], &["validate"], &["plan", "--detailed-exitcode"], &["apply", "-y"]] {
+            let printed = ends(&mesh, 3, &[&["-f", &*file], command].concat()).await;
+            assert!(printed.contains("laptop may open everything at db, by corp/allow/all"), "{printed}");
+        }
+        let allow = ["--allow", "test=corp/test/db"];
+        let past = [&["-f", &*file, "apply", "-y"], &allow[..]].concat();
+        // The server judges by itself, and an applier lets nothing through.
+        let host = mesh.server.host();
+        let mut create = host.command(&mesh.programs.nmserver);
+        create.args(["token", "create", "--role", "applier"]).env("DATA_DIR", mesh.server.data());
+        let token = host.run(create).await.expect("it runs");
+        let token = text_of(&token.stdout).trim().to_owned();
+        let mut applier = std::process::Command::new(&mesh.programs.nmplan);
+        applier.args(["--project", "test"]).args(&past).envs(mesh.server.environment());
+        applier.env_remove("NMPLAN_TOKEN_FILE").env("NMPLAN_TOKEN", token);
+        let output = tokio::process::Command::from(applier).output().await.expect("it runs");
+        let printed = text_of(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("admin"), "{printed}");
+
+        ends(&mesh, 0, &past).await;
+        let shown = ends(&mesh, 0, &["show", "2"]).await;
+        assert!(shown.contains("let through the rule test=corp/test/db"), "{shown}");
+        let explained = ends(&mesh, 0, &["-f", &file, "explain", "laptop", "db", "--port", "22"]).await;
+        assert!(explained.contains("corp/allow/all"), "{explained}");
+        // Once: the next change of the network is refused again.
+        write(&mesh.file("mesh.kdl"), &network("allow \"everything\" from=\"*\" to=\"*\""));
+        ends(&mesh, 3, &["-f", &file, "apply", "-y"]).await;
+    });
+}

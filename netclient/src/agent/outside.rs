@@ -103,9 +103,10 @@ impl Agent {
         self.keep_only(tunnel, &membership.view).await;
         let wanted = self.settings.connection_tracking;
         let host = self.host.clone();
-        let why = match wanted {
-            false => Some(Filter::Unwanted),
-            true => blocking(move || host.set_access(&filter)).await.err().map(|it| Filter::absent(&it)),
+        let why = if wanted {
+            blocking(move || host.set_access(&filter)).await.err().map(|error| Filter::absent(&error))
+        } else {
+            Some(Filter::Unwanted)
         };
         let Some(why) = why else { return whole };
         let view = access::without_filter(&membership.view);

@@ -73,7 +73,7 @@ async fn apply<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Res
     };
     let allow = args.allowed.rules();
     let (judgement, keys) =
-        Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow);
+        Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow, false);
     show(&ready, keys, &server, args, run)?;
     if let Some(expected) = &args.expect
         && ready.plan.digest != *expected
@@ -341,7 +341,8 @@ fn again<C>(args: &args::Apply, ready: &Ready, allow: &BTreeSet<Guard>, run: &Ru
             let sink = plan::keys_to(&ready.plan, args.keys_to.as_ref());
             let mut verb = vec!["apply", &*path, "-y"];
             verb.extend(sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]));
-            verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
+            let allow: Vec<_> = allow.iter().map(Guard::to_string).collect();
+            verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.as_str()]));
             command(&run.place, None, &verb)
         }
     }

@@ -26,7 +26,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     let server = (run.connect)(loaded.server.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let plan = run.plan(&loaded, &info, &world)?;
-    let (judgement, keys) = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules());
+    let (judgement, keys) = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules(), true);
     if let Some(path) = &args.out {
         save(&plan, path)?;
     }
@@ -109,7 +109,8 @@ pub(super) fn next<C>(
         None => vec!["apply", "--expect", digest],
     };
     verb.extend(sink.iter().flat_map(|sink| ["--keys-to", sink.as_str()]));
-    verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.name()]));
+    let allow: Vec<_> = allow.iter().map(Guard::to_string).collect();
+    verb.extend(allow.iter().flat_map(|guard| ["--allow", guard.as_str()]));
     let mut place = run.place.clone();
     if saved.is_some() {
         // A saved plan names its project and env; only the server has to be found.

@@ -198,7 +198,7 @@ impl Inner {
         let outcome = outcome.map_err(|report| broken_rule("rules", &report))?;
         let findings = guard::check(
             &self.world.snapshot,
-            &outcome.snapshot,
+            (&outcome.snapshot, &outcome.inventory),
             &self.info.addresses,
             &SourceMap::default(),
         );

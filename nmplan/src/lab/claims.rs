@@ -8,11 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use schema::access::{Access, Protocol};
+use schema::compile::Mesh;
 use schema::compile::policy::{Policy, Selected};
+use schema::inventory::{Endpoints, Inventory, Joined};
 use schema::kinds::{Allow, NoReach, Reach, Test};
-use schema::scalars::{Name, NetworkName, Selector};
-use schema::snapshot::Snapshot;
+use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey};
+use schema::snapshot::{NodeId, Snapshot};
+use schema::view::Resolution;
 
 use super::Service;
 
@@ -58,6 +62,8 @@ pub struct Claims {
     pub sample: BTreeSet<Claim>,
     /// The pairs of which the first may ping the other, by the compiler.
     pub pings: BTreeSet<(Name, Name)>,
+    /// The names that must resolve on each member, by the compiler.
+    pub names: BTreeMap<Name, BTreeSet<String>>,
 }
 
 /// What packets must show of a network in which these members are.
@@ -89,7 +95,41 @@ pub fn claims(network: &NetworkName, declared: &Snapshot, members: &[Member]) ->
         }
     }
     let sample = spread(sample, SAMPLE).collect();
-    Claims { tests, sample, pings }
+    Claims { tests, sample, pings, names: names(network, declared, members) }
+}
+
+/// The names that must resolve on each member: those that it is sent with addresses.
+fn names(network: &NetworkName, declared: &Snapshot, members: &[Member]) -> BTreeMap<Name, BTreeSet<String>> {
+    let mut inventory = Inventory::default();
+    for Member { name, tags, addresses } in members {
+        inventory.put_node(NodeId::of(network, name), joined(tags, addresses));
+    }
+    let Some(mesh) = Mesh::compile(network, declared, &inventory) else { return BTreeMap::new() };
+    let views = members.iter().filter_map(|member| mesh.view(&member.name));
+    let resolving = views.map(|view| {
+        let all = view.resolutions().into_iter();
+        let with_addresses = all.filter(|(_, resolution)| matches!(resolution, Resolution::Addresses(_)));
+        let names = with_addresses.map(|(name, _)| format!("{name}.{network}")).collect();
+        (view.node.clone(), names)
+    });
+    resolving.collect()
+}
+
+/// A node of which only tags and addresses matter.
+fn joined(tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Joined {
+    Joined {
+        public_key: WireGuardKey([0; 32]),
+        identity: Identity([0; 32]),
+        addresses: addresses.clone(),
+        endpoints: Endpoints::default(),
+        listen_port: 0,
+        tags: tags.clone(),
+        key: None,
+        claimed: false,
+        joined: Timestamp::UNIX_EPOCH,
+        problems: Vec::new(),
+        os: Box::default(),
+    }
 }
 
 /// At most so many of a list, at equal distances.
@@ -279,6 +319,17 @@ mod tests {
         );
         assert!(shown(&claims.sample).contains(&"a does not reach b by udp 9000".to_owned()));
         assert!(shown(&claims.sample).contains(&"a reaches b by udp 8999".to_owned()));
+    }
+
+    #[test]
+    fn names_resolve_where_the_node_that_they_lead_to_is_known() {
+        let text = "dns \"api\" node=\"b\"";
+        let all = ["a.n", "api.n", "b.n", "c.n"].map(str::to_owned);
+        assert_eq!(of(text).names[&name("a")], BTreeSet::from(all));
+        let restricted = of(&format!("{text}; acl \"deny\"; allow \"one\" from=\"b\" to=\"c\""));
+        assert_eq!(restricted.names[&name("a")], BTreeSet::from(["a.n".to_owned()]));
+        let known = ["api.n", "b.n", "c.n"].map(str::to_owned);
+        assert_eq!(restricted.names[&name("c")], BTreeSet::from(known));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::secret::Secret;
-use schema::kinds::{AccessKey, Dns, Node};
+use schema::kinds::{AccessKey, Node};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Snapshot;
 use serde::Serialize;
@@ -302,10 +302,10 @@ impl Running {
         let pairs = ping_all(members, &claims, deadline).await?;
         let probed = Probed::new(members, &claims)?;
         let (tests, sample) = probed.judge(&claims, deadline).await?;
-        let expected = self.names(name, members.iter().map(|member| member.name));
-        let mut nodes = Vec::new();
+        let (mut nodes, none) = (Vec::new(), BTreeSet::new());
         for Member { name, host, addresses, device } in members {
-            let missing = missing_until(host, &expected, deadline).await?;
+            let expected = claims.names.get(*name).unwrap_or(&none);
+            let missing = missing_until(host, expected, deadline).await?;
             let names = expected.len() - missing.len();
             let (name, addresses, device) = (name.to_string(), addresses.clone(), device.clone());
             nodes.push(NodeVerdict { name, addresses, device, names, missing });
@@ -330,18 +330,6 @@ impl Running {
             claims::Member { name: member.name.clone(), tags, addresses }
         });
         judged.collect()
-    }
-
-    /// The names that should resolve in a network: those of its nodes, and of the DNS entries that do not
-    /// point outside it.
-    fn names<'a>(&self, network: &NetworkName, nodes: impl Iterator<Item = &'a Name>) -> BTreeSet<String> {
-        if !self.declared.network(network).is_some_and(|network| network.name_service) {
-            return BTreeSet::new();
-        }
-        let inside = |dns: &Dns| dns.cname.is_none() || dns.inner_cname(network).is_some();
-        let entries = self.declared.all_in::<Dns>(network).filter(|(_, dns)| inside(dns));
-        let entries = entries.map(|(id, _)| id.name.clone());
-        entries.chain(nodes.cloned()).map(|name| format!("{name}.{network}")).collect()
     }
 }
 

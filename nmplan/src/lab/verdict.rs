@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use schema::scalars::Name;
 
-use super::run::{FailedOutcome, FailedProbe, NetworkVerdict, Pair, ProbesVerdict, Verdict};
+use super::run::{FailedOutcome, FailedProbe, NetworkVerdict, NodeVerdict, Pair, ProbesVerdict, Verdict};
 
 /// The most nodes for which a table shows who reached whom; with more, only pairs without an answer are
 /// listed.
@@ -29,11 +29,7 @@ fn network(network: &NetworkVerdict) -> String {
         _ if allowed == 0 => format!("{name}: none of {} pairs may ping each other", pairs.len()),
         _ => format!("{name}: {reached} of the {allowed} pairs ping each other that may, of {}", pairs.len()),
     };
-    let names = nodes.iter().map(|node| node.names + node.missing.len()).max().unwrap_or(0);
-    let everywhere = names - nodes.iter().map(|node| node.missing.len()).max().unwrap_or(0);
-    if names > 0 {
-        let _ = write!(text, ", {everywhere} of {names} names resolve everywhere");
-    }
+    text.push_str(&names(nodes));
     text.push('\n');
     let width = nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
     for node in nodes {
@@ -61,6 +57,22 @@ fn network(network: &NetworkVerdict) -> String {
     }
     text.push_str(&probes(tests, sample, untried));
     text
+}
+
+/// How many names resolve. In a network with rules nodes do not know the same ones.
+fn names(nodes: &[NodeVerdict]) -> String {
+    let expected: BTreeSet<usize> = nodes.iter().map(|node| node.names + node.missing.len()).collect();
+    let missing = nodes.iter().map(|node| node.missing.len());
+    let most = expected.last().copied().unwrap_or(0);
+    match (most, expected.len()) {
+        (0, _) => String::new(),
+        (_, 1) => {
+            let everywhere = most - missing.max().unwrap_or(0);
+            format!(", {everywhere} of {most} names resolve everywhere")
+        }
+        _ if missing.sum::<usize>() == 0 => ", every name resolves where it should".to_owned(),
+        _ => ", not every name resolves where it should".to_owned(),
+    }
 }
 
 /// What probes showed, where there are tests, or where anything is not as it must be.
@@ -137,7 +149,6 @@ fn cell(pair: &Pair) -> String {
 mod tests {
     use std::net::IpAddr;
 
-    use super::super::run::NodeVerdict;
     use super::*;
 
     fn verdict(answer: Option<f64>) -> Verdict {
@@ -209,6 +220,11 @@ mod tests {
         assert_eq!(text(&verdict), [first, HEAD, rows].concat());
         verdict.networks[0].pairs[0].allowed = false;
         assert!(!verdict.is_good());
+        verdict.networks[0].nodes[0].names = 1;
+        assert!(
+            text(&verdict)
+                .starts_with("corp: none of 2 pairs may ping each other, every name resolves where")
+        );
         let last = "\n  a pinged db-1 at 10.0.0.2, which no rule lets it\n";
         assert!(text(&verdict).ends_with(last), "{}", text(&verdict));
     }

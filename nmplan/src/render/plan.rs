@@ -9,6 +9,7 @@ use schema::api::KeyState;
 use schema::compile::reach::{Direction, ReachChange};
 use schema::diff::{Action, Change};
 use schema::inventory::NodeId;
+use schema::judge;
 use schema::kinds::Kind;
 use schema::plan::{Bind, NodeImpact, Plan, Summary};
 use schema::scalars::NetworkName;
@@ -41,6 +42,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let summary = plan.summary();
     let mut text = title(plan, shown);
     text += &verdict(plan, &summary, shown.empties);
+    text += &tests(plan);
     for (network, changes) in by_network(&plan.changes) {
         let _ = writeln!(text, "\n{}", network.bold());
         text += &lines(change_lines(&changes, Some(plan), shown.full));
@@ -50,6 +52,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let later = "Who can reach whom once the nodes that are awaited have joined";
     text += &section(later, reach(&plan.reach, true, shown.full));
     text += &awaiting(&shown.awaiting, shown.full);
+    text += &section("Tests that fail", super::verdicts::failing(&plan.tests));
     text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
         let _ = writeln!(text, "\n{} {}", "digest".bold(), plan.digest);
@@ -134,6 +137,15 @@ fn reconfigured(nodes: u64) -> String {
         "1 node is reconfigured".into()
     } else {
         format!("{} are reconfigured", count(nodes, "node"))
+    }
+}
+
+/// How many of the tests hold afterwards; nothing if there are none.
+fn tests(plan: &Plan) -> String {
+    match judge::tally(&plan.tests) {
+        (_, 0) => String::new(),
+        (hold, tests) if hold == tests => format!("{}.\n", super::tests_hold(hold, tests)),
+        (hold, tests) => format!("{}.\n", super::tests_hold(hold, tests).red().bold()),
     }
 }
 

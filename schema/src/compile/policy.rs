@@ -47,7 +47,8 @@ impl Class {
         ClassId::of(&sides)
     }
 
-    fn is_on(&self, side: Option<Side>) -> bool {
+    /// Whether its members are on a side; absent: the side of every member.
+    pub(crate) fn is_on(&self, side: Option<Side>) -> bool {
         side.is_none_or(|side| self.0.contains(&side))
     }
 }
@@ -107,6 +108,16 @@ impl Standing {
     }
 }
 
+/// The rules that give some access, by their places in the order of names.
+#[derive(Clone, Debug)]
+pub(crate) struct Giving {
+    access: Access,
+    /// Those that give all of it.
+    all: FixedBitSet,
+    /// Those that give any of it.
+    any: FixedBitSet,
+}
+
 impl Policy {
     /// The rules of a network as it is declared.
     pub fn compile(name: &NetworkName, network: &Network, declared: &Snapshot) -> Self {
@@ -137,7 +148,9 @@ impl Policy {
         self.restricted
     }
 
-    fn put_side(
+    /// Distinguishes the members that selectors select from the others, as a rule with that side does: absent
+    /// for every member.
+    pub(crate) fn put_side(
         &mut self,
         selectors: &BTreeSet<Selector>,
         network: &NetworkName,
@@ -212,6 +225,32 @@ impl Policy {
             return Access::everything();
         }
         self.applying(from, to).fold(Access::default(), |access, (_, more)| access.or(more))
+    }
+
+    /// The rules that give an access, or a part of it.
+    pub(crate) fn giving(&self, access: &Access) -> Giving {
+        let places = |gives: &dyn Fn(&Access) -> bool| {
+            let mut places = FixedBitSet::with_capacity(self.rules.len());
+            let giving = self.rules.iter().enumerate().filter(|(_, (_, rule))| gives(&rule.access));
+            giving.for_each(|(place, _)| places.insert(place));
+            places
+        };
+        let all = places(&|rule| rule.contains(access));
+        Giving { access: access.clone(), all, any: places(&|rule| !rule.and(access).is_nothing()) }
+    }
+
+    /// Whether all of an access may be opened, at the cost of one pass over the rules' places mostly.
+    pub(crate) fn gives_all(&self, giving: &Giving, from: &Standing, to: &Standing) -> bool {
+        let applies = |rules: &FixedBitSet| from.from.intersection(&to.to).any(|place| rules.contains(place));
+        !self.restricted
+            || applies(&giving.all)
+            // Several rules may give it together.
+            || applies(&giving.any) && self.between(from, to).contains(&giving.access)
+    }
+
+    /// Whether any of an access may be opened.
+    pub(crate) fn gives_any(&self, giving: &Giving, from: &Standing, to: &Standing) -> bool {
+        !self.restricted || from.from.intersection(&to.to).any(|place| giving.any.contains(place))
     }
 
     /// What of members' names, tags and addresses puts them on other sides than by earlier rules.

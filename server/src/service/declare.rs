@@ -10,7 +10,7 @@ use schema::guard::{self, Guard, Judgement};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::{self, Plan};
-use schema::snapshot::{Entry, Provenance, ResourceId, Revision, Snapshot};
+use schema::snapshot::{Entry, Provenance, ResourceId, Revision};
 use schema::source_map::SourceMap;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
@@ -110,8 +110,8 @@ pub(super) fn apply(
     check_changes(&plan, world)?;
     let now = Timestamp::now();
     let outcome = plan.apply(world, server, now).map_err(Error::Rules)?;
-    let allowed = let_through(world, &outcome.snapshot, server, &allow, &caller.grant)?;
     let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
+    let allowed = let_through(world, &next, server, &allow, &caller.grant)?;
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("the verifier of the access key {id} is missing"));
         let verifier = *keys.get(id).ok_or_else(missing)?;
@@ -132,17 +132,17 @@ pub(super) fn apply(
 /// The rules that a change breaks and is let through; an error if there is one that it is not.
 fn let_through(
     world: &World,
-    after: &Snapshot,
+    after: &World,
     server: &ServerInfo,
     allow: &BTreeSet<Guard>,
     grant: &Grant,
 ) -> Result<BTreeSet<Guard>, Error> {
-    let findings = guard::check(&world.snapshot, after, &server.addresses, &SourceMap::default());
+    let findings = guard::check(&world.snapshot, after.parts(), &server.addresses, &SourceMap::default());
     let Judgement { refused, used, .. } = guard::judge(findings, allow);
     if !refused.is_empty() {
         return Err(Error::Guarded(refused));
     }
-    if used.iter().any(|guard| guard.needs_admin()) {
+    if used.iter().any(Guard::needs_admin) {
         grant.holds_role(Role::Admin)?;
     }
     Ok(used)
@@ -231,8 +231,8 @@ pub(super) fn put(
         Timestamp::now(),
     );
     let inventory = inventory.map_err(Error::Rules)?;
-    let_through(world, &snapshot, server, &BTreeSet::new(), &Grant::admin())?;
     let next = World { snapshot, inventory, ..world.clone() };
+    let_through(world, &next, server, &BTreeSet::new(), &Grant::admin())?;
     let action = if body.is_some() { "put" } else { "delete" };
     let audit = AuditInfo { actor, action, ..AuditInfo::default() };
     Ok(Proposal::changed(context.revision(), next, audit))

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use schema::api::LogEntry;
+use schema::guard::Guard;
 use schema::report::{Problem, Report};
 use schema::scalars::NetworkName;
 use schema::snapshot::Snapshot;
@@ -20,6 +21,10 @@ pub(super) fn entry(mut entry: LogEntry, grant: &Grant) -> Option<LogEntry> {
     }
     entry.changes.retain(|change| grant.holds_in(&change.id.network).is_ok());
     entry.nodes.retain(|node| grant.holds_in(&node.network).is_ok());
+    entry.allowed.retain(|guard| match guard {
+        Guard::CutOff => true,
+        Guard::Test(id) => grant.holds_in(&id.network).is_ok(),
+    });
     (!entry.changes.is_empty() || !entry.nodes.is_empty()).then_some(entry)
 }
 

@@ -86,8 +86,8 @@ fn arguments(system: System) -> Vec<String> {
             "--variant=extract",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             r#"--extract-hook=chroot "$1" /sbin/depmod "$(ls "$1/lib/modules")""#,
-            // wg-quick is a script of bash.
-            "--include=busybox-static,bash",
+            // wg-quick is a script of bash, and tests use setpriv(1) of util-linux.
+            "--include=busybox-static,bash,util-linux",
         ],
         System::Systemd => &[
             "--variant=minbase",
