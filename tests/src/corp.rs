@@ -201,7 +201,7 @@ impl Corp {
                         Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
                     }
                 };
-                flows.push(Going { what, service: *service, flow });
+                flows.push(Going { what, flow });
             }
         }
         Flows(flows)
@@ -213,7 +213,7 @@ pub struct Flows(Vec<Going>);
 
 struct Going {
     what: String,
-    service: Service,
+
     flow: Flow,
 }
 
