@@ -81,12 +81,17 @@ fn every_event_fits_its_schema() {
         "bad/a.kdl",
         "network \"corp\" {\n    ipv4 \"10.40.0.0/16\"\n    node \"x\"\n    node \"x\"\n    nod \"y\"\n}\n",
     );
+    workspace.write(
+        "judged/a.kdl",
+        "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"a\"; node \"b\"\n test \"t\" { reach from=\"a\" to=\"b\"; no-reach from=\"b\" to=\"a\" }\n}\n",
+    );
     workspace.server.set_nodes(vec![online("gw", Some(schema::snapshot::Revision(99)))]);
     let known = events();
     let mut types = std::collections::BTreeSet::new();
     for line in [
         "validate -C @bad --json".to_owned(),
         format!("validate -C {} --json", example("quickstart")),
+        "test -C @judged --json".into(),
         "plan -C @before -f /dev/null --project acme --json".into(),
         "plan -C @after --project acme --json".into(),
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),

@@ -9,8 +9,9 @@ pub fn tests_hold(hold: u64, tests: u64) -> String {
     match (hold, tests) {
         (_, 0) => "there are no tests".into(),
         (1, 1) => "1 test holds".into(),
+        (0, 1) => "1 test fails".into(),
         (hold, tests) if hold == tests => format!("{} hold", count(tests, "test")),
-        (hold, tests) => format!("{hold} of {} hold", count(tests, "test")),
+        (hold, tests) => format!("{hold} of {tests} tests hold"),
     }
 }
 
