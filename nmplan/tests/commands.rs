@@ -993,7 +993,9 @@ networks:
 fn a_selector_that_selects_nothing_is_a_warning_to_whoever_reads_the_files() {
     let workspace = workspace();
     // The test that notices the mistake as well is not the matter here.
-    let files = ACCESS.replace("TAG", "tag:wbe").replace("        reach from=\"tag:web\" to=\"db-1\" port=5432\n", "");
+    let files = ACCESS
+        .replace("TAG", "tag:wbe")
+        .replace("        reach from=\"tag:web\" to=\"db-1\" port=5432\n", "");
     workspace.write("access/corp.kdl", &files);
     insta::assert_snapshot!(workspace.nmplan("validate -C @access").all());
     for command in
