@@ -1,5 +1,6 @@
 //! Access rules from a file to what each host enforces: real agents and the real server, hosts in memory.
 
+#[expect(dead_code, reason = "the suite of the whole agent uses the rest")]
 mod support;
 
 use std::time::Duration;

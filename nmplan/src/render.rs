@@ -17,8 +17,8 @@ use owo_colors::OwoColorize;
 use schema::diff::Action;
 use schema::value::{Data, Value};
 
-pub use history::{HistoryEntry, RevisionState, history};
 pub use explanation::explanation;
+pub use history::{HistoryEntry, RevisionState, history};
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};

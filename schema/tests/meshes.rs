@@ -13,11 +13,10 @@ use proptest::prelude::*;
 
 use schema::access::{Access, Protocol};
 use schema::attribute::Choice as _;
+use schema::compile::Mesh;
 use schema::compile::allocate::Exhausted;
-use schema::compile::audience::ViewStep;
 use schema::compile::reach::{self, Direction};
 use schema::compile::reconcile::reconcile;
-use schema::compile::{Changed, Mesh};
 use schema::decode::decode;
 use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::kinds::{Acl, Dns, Kind, Network, Node};
@@ -26,32 +25,15 @@ use schema::scalars::{EndpointHost, Identity, Name, NetworkName};
 use schema::snapshot::Snapshot;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
-use schema::view::{View, ViewDelta, tunnel_changes};
+use schema::view::View;
 use schema::world::World;
 
-use worlds::{Moment, cases, edits, entrys, forbidden, histories, joined, worlds};
-
-fn networks(moments: &[Moment]) -> BTreeSet<NetworkName> {
-    moments.iter().flat_map(|moment| moment.world.snapshot.networks().map(|(name, _)| name.clone())).collect()
-}
-
-fn compiled(network: &NetworkName, world: &World) -> Option<Mesh> {
-    Mesh::compile(network, &world.snapshot, &world.inventory)
-}
-
-fn changed(before: &World, after: &World) -> Changed {
-    Changed::between((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory))
-}
+use worlds::following::{self, compiled, networks, views};
+use worlds::{Moment, cases, draws, edits, entrys, forbidden, histories, joined, small, worlds};
 
 /// The networks without rules, in which every node may open everything at every other.
 fn unrestricted(world: &World) -> impl Iterator<Item = (&NetworkName, &Arc<Network>)> {
     world.snapshot.networks().filter(|(_, network)| network.acl == Acl::Allow)
-}
-
-fn views(mesh: Option<&Mesh>) -> BTreeMap<Name, View> {
-    mesh.into_iter()
-        .flat_map(|mesh| mesh.nodes().map(|node| (node.clone(), mesh.view(node).unwrap())))
-        .collect()
 }
 
 /// Whether packets pass between two nodes, judged by their Views alone: each step needs both ends to know
@@ -204,72 +186,50 @@ fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::R
     )
 }
 
+/// Asserts that what is reported between each moment and the next is what Views gain and lose.
+fn views_have_what_is_reported(moments: &[Moment]) -> Result<(), TestCaseError> {
+    for network in networks(moments) {
+        for pair in moments.windows(2) {
+            let [before, after] = [&pair[0].world, &pair[1].world];
+            let [earlier, later] = [before, after].map(|world| compiled(&network, world));
+            let hidden = reach::Hidden::default();
+            let [was, is] = [(before, &earlier), (after, &later)].map(|(world, mesh)| reach::Moment {
+                declared: &world.snapshot,
+                mesh: mesh.as_ref(),
+                hidden: &hidden,
+            });
+            let reported = reach::between(&network, was, is);
+            reports(&reported, &pairs(earlier.as_ref()), &pairs(later.as_ref()))?;
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(draws(200))]
+
+    #[test]
+    fn reachability_that_is_reported_is_that_of_the_views_where_rules_meet(history in small::histories(6)) {
+        views_have_what_is_reported(&history.moments())?;
+    }
+}
+
 proptest! {
     #![proptest_config(cases(48))]
 
     #[test]
     fn a_mesh_that_follows_equals_one_that_is_compiled_afresh(moments in histories()) {
-        for network in networks(&moments) {
-            let mut followed = compiled(&network, &moments[0].world);
-            for pair in moments.windows(2) {
-                let (before, after) = (&pair[0].world, &pair[1].world);
-                let fresh = compiled(&network, after);
-                followed = match followed {
-                    Some(mesh) => mesh.follow(&after.snapshot, &after.inventory, &changed(before, after)),
-                    None => fresh.clone(),
-                };
-                prop_assert_eq!(&followed, &fresh, "{} after {:?}", network, changed(before, after));
-            }
-        }
+        following::a_mesh_that_follows_equals_one_that_is_compiled_afresh(&moments)?;
     }
 
     #[test]
     fn applying_what_differs_between_two_views_to_the_first_gives_the_second(moments in histories()) {
-        for network in networks(&moments) {
-            let (first, last) = (&moments[0].world, &moments[moments.len() - 1].world);
-            let steps = moments.windows(2).map(|pair| (&pair[0].world, &pair[1].world));
-            for (before, after) in steps.chain([(first, last)]) {
-                let (before, after) = (views(compiled(&network, before).as_ref()), views(compiled(&network, after).as_ref()));
-                for (node, view) in &before {
-                    let Some(later) = after.get(node) else { continue };
-                    let delta = ViewDelta::between(view, later);
-                    prop_assert_eq!(delta.is_empty(), view == later);
-                    let mut applied = view.clone();
-                    delta.apply(&mut applied);
-                    prop_assert_eq!(&applied, later);
-                }
-            }
-        }
+        following::applying_what_differs_between_two_views_to_the_first_gives_the_second(&moments)?;
     }
 
     #[test]
     fn a_step_leads_every_node_from_its_view_of_one_mesh_to_that_of_the_next(moments in histories()) {
-        for network in networks(&moments) {
-            let (first, last) = (&moments[0].world, &moments[moments.len() - 1].world);
-            let steps = moments.windows(2).map(|pair| (&pair[0].world, &pair[1].world));
-            for (before, after) in steps.chain([(first, last)]) {
-                let (Some(earlier), Some(later)) = (compiled(&network, before), compiled(&network, after)) else { continue };
-                for node in later.nodes() {
-                    let delta = match later.step(&earlier, node).unwrap() {
-                        ViewStep::Whole => {
-                            prop_assert!(!earlier.has(node));
-                            continue;
-                        }
-                        ViewStep::Shared(audience) => later.delta(&earlier, audience),
-                        ViewStep::Own(delta) => delta,
-                    };
-                    let (before, after) = (earlier.view(node).unwrap(), later.view(node).unwrap());
-                    prop_assert_eq!(later.counts(node), after.counts());
-                    prop_assert_eq!(&delta, &ViewDelta::between(&before, &after));
-                    let changes = tunnel_changes(&before, &after, &delta);
-                    let mut tunnels = before.tunnels();
-                    changes.lost.iter().for_each(|key| drop(tunnels.remove(key)));
-                    prop_assert!(changes.put.iter().all(|(key, tunnel)| tunnels.get(key) != Some(tunnel)), "only what differs");
-                    tunnels.extend(changes.put);
-                    prop_assert_eq!(tunnels, after.tunnels());
-                }
-            }
-        }
+        following::a_step_leads_every_node_from_its_view_of_one_mesh_to_that_of_the_next(&moments)?;
     }
 
     #[test]
@@ -309,17 +269,7 @@ proptest! {
 
     #[test]
     fn reachability_that_is_reported_is_the_reachability_of_the_views(moments in histories()) {
-        for network in networks(&moments) {
-            for pair in moments.windows(2) {
-                let (before, after) = (compiled(&network, &pair[0].world), compiled(&network, &pair[1].world));
-                let (was, is) = (pairs(before.as_ref()), pairs(after.as_ref()));
-                let hidden = reach::Hidden::default();
-                let [before, after] = [(&pair[0].world.snapshot, &before), (&pair[1].world.snapshot, &after)]
-                    .map(|(declared, mesh)| reach::Moment { declared, mesh: mesh.as_ref(), hidden: &hidden });
-                let reported = reach::between(&network, before, after);
-                reports(&reported, &was, &is)?;
-            }
-        }
+        views_have_what_is_reported(&moments)?;
     }
 
     #[test]

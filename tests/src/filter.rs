@@ -44,12 +44,13 @@ pub fn bytes(host: &Host) -> u64 {
 }
 
 /// Counts from now on, from 0, what comes to a host by an interface: before anything else sees it, and, of
-/// that, what is left for programs and for other hosts once every filter has been asked.
-pub fn watch(host: &Host, interface: &str) {
+/// that, what is left for programs and for other hosts once every filter has been asked; only what matches, as
+/// nft(8) writes it, if that is not empty.
+pub fn watch(host: &Host, interface: &str, what: &str) {
     let chain = |hook: &str, priority: i32, counter: &str| {
         format!(
             "chain {hook} {{ type filter hook {hook} priority {priority};
-                iifname {interface} counter name {counter}
+                iifname {interface} {what} counter name {counter}
             }}"
         )
     };

@@ -24,6 +24,8 @@ pub enum Ends {
 }
 
 impl Ends {
+    /// Those of two addresses.
+    ///
     /// # Panics
     ///
     /// When they are of different families.
@@ -32,13 +34,6 @@ impl Ends {
             (IpAddr::V4(from), IpAddr::V4(to)) => Self::V4(from, to),
             (IpAddr::V6(from), IpAddr::V6(to)) => Self::V6(from, to),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => panic!("{from} and {to}"),
-        }
-    }
-
-    fn from(self) -> IpAddr {
-        match self {
-            Self::V4(from, _) => from.into(),
-            Self::V6(from, _) => from.into(),
         }
     }
 
@@ -174,11 +169,6 @@ impl Segment {
                 [&header.to_bytes()[..], extension, bytes].concat()
             }
         }
-    }
-
-    /// Who is said to have sent it.
-    pub fn from(&self) -> IpAddr {
-        self.ends.from()
     }
 }
 

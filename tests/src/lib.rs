@@ -12,6 +12,7 @@ pub mod forge;
 pub mod guest;
 pub mod load;
 pub mod loopback;
+pub mod meshes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -274,24 +275,44 @@ async fn assert_devices(agents: impl Iterator<Item = &Agent>, network: &str) {
 ///
 /// When one does not within 20 seconds.
 pub async fn all_ping_all(agents: &[Agent], network: &str) {
-    each_pings_each(agents.iter(), network).await;
+    each_pings_whom_it_may(agents.iter(), network, |_, _| true).await;
 }
 
-/// The same for agents that are no slice.
-pub async fn each_pings_each<'a>(agents: impl Iterator<Item = &'a Agent> + Clone, network: &str) {
+/// Waits until every agent's host pings those of the others that it may, at each of their addresses in a
+/// network, and none that it may not.
+///
+/// # Panics
+///
+/// When one does not within 20 seconds, or when one still pings another within 5 seconds of that.
+pub async fn each_pings_whom_it_may<'a>(
+    agents: impl Iterator<Item = &'a Agent> + Clone,
+    network: &str,
+    may: impl Fn(&Agent, &Agent) -> bool,
+) {
     assert_devices(agents.clone(), network).await;
+    let mut refused = Vec::new();
     for to in agents.clone() {
         let addresses = addresses(to, network).await;
         assert!(!addresses.is_empty(), "{} is in {network}", to.host().name());
         for from in agents.clone() {
             for address in &addresses {
+                if from.host().name() != to.host().name() && !may(from, to) {
+                    refused.push((from, *address));
+                    continue;
+                }
                 let what = format!("{} pings {} at {address}", from.host().name(), to.host().name());
-                eventually(&what, Duration::from_secs(20), async || {
-                    let answer = from.host().ping(*address, Duration::from_millis(500)).await;
-                    answer.expect("sockets").is_some()
-                })
-                .await;
+                eventually(&what, Duration::from_secs(20), async || pings(from, *address).await).await;
             }
         }
     }
+    eventually("nobody pings whom it may not", Duration::from_secs(5), async || {
+        let asked = refused.iter().map(|(from, address)| pings(from, *address));
+        futures_util::future::join_all(asked).await.iter().all(|answered| !answered)
+    })
+    .await;
+}
+
+/// Whether an agent's host has an answer to a ping within half a second.
+async fn pings(agent: &Agent, address: IpAddr) -> bool {
+    agent.host().ping(address, Duration::from_millis(500)).await.expect("sockets").is_some()
 }

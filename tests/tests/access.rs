@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::time::Duration;
 
 use end_to_end::container::container;
-use end_to_end::corp::{APPLIED, Corp, INTERFACE, SERVICES, TRAFFIC};
+use end_to_end::corp::{APPLIED, Corp, INTERFACE, TRAFFIC};
 use end_to_end::filter::{forget_connections, nft};
 use end_to_end::{eventually, in_runtime, patience, run, run_all};
 use nmplan::lab::{Host, Outcome, Pattern, Service, enter_test};
@@ -317,10 +317,7 @@ fn no_rules_of_another_program_open_what_ours_close() {
             ),
         ] {
             nft(b, &["-f", "-"], &format!("table inet other {{ {chains} }}"));
-            for service in SERVICES.into_iter().filter(|service| !by_rules("a", "b", *service)) {
-                assert_eq!(corp.probe("a", "b", service).await, NOTHING, "{what}: {service}");
-                assert_eq!(corp.probe("c", "b", service).await, NOTHING, "{what}: {service}");
-            }
+            corp.assert_nothing_else(what, by_rules).await;
             nft(b, &["delete", "table", "inet", "other"], "");
             corp.assert_allowed(by_rules).await;
         }

@@ -39,7 +39,11 @@ fn by_rules(from: &str, to: &str, service: Service) -> bool {
 
 /// The three nodes, `c` without its agent and its filters.
 async fn attacked() -> Corp {
-    let mut corp = Corp::start(&["a", "b", "c"], RULES).await;
+    attacked_in(&["a", "b", "c"], RULES).await
+}
+
+async fn attacked_in(nodes: &[&'static str], body: &str) -> Corp {
+    let mut corp = Corp::start(nodes, body).await;
     corp.assert_allowed(by_rules).await;
     corp.agent_mut("c").kill_daemon().await.expect("it is killed");
     run(corp.host("c"), "nft flush ruleset").await;
@@ -49,7 +53,7 @@ async fn attacked() -> Corp {
 /// From now on `c` takes nothing from the tunnel, so that it sends only what a test sends, and no errors about
 /// answers that it did not wait for.
 fn deafen(corp: &Corp) {
-    let rules = "table inet deaf { chain in { type filter hook input priority 0; iifname nm-corp drop; } }";
+    let rules = "table inet deaf { chain in { type filter hook input priority 0; iifname nm-corp drop; }\n}";
     filter::nft(corp.host("c"), &["-f", "-"], rules);
 }
 
@@ -63,7 +67,7 @@ fn underlay(arguments: &[&str]) -> String {
 /// Sends packets from `c`, waits until `b` has got them out of the tunnel, and returns how many passed.
 async fn passed(corp: &Corp, segment: &Segment, packets: &[Vec<u8>]) -> u64 {
     let b = corp.host("b");
-    filter::watch(b, INTERFACE);
+    filter::watch(b, INTERFACE, "");
     send(corp.host("c"), segment, packets);
     let sent = packets.len() as u64;
     eventually("they arrive", 5 * SECOND, async || filter::watched(b).0 >= sent).await;
@@ -218,28 +222,46 @@ fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
         }
         run_all(c, &["ip rule del pref 1", "ip -6 rule del pref 1"]).await;
         deafen(&corp);
-        // With an address of a, which b would let in, or with one that nobody has.
-        for (from, to) in corp.addresses("a").into_iter().zip(corp.addresses("b")) {
-            let nobody: IpAddr =
-                if from.is_ipv4() { "10.40.0.99" } else { "fd40:40::99" }.parse().expect("good");
-            for from in [from, nobody] {
-                filter::watch(b, INTERFACE);
-                let segment = udp(SocketAddr::new(from, 6_000), SocketAddr::new(to, 54), b"as somebody else");
-                send(c, &segment, &[segment.packet()]);
-                // What comes after it has come: so it is not on its way any more.
-                let own = corp.addresses("c").into_iter().find(|own| own.is_ipv4() == to.is_ipv4());
-                let last = udp(
-                    SocketAddr::new(own.expect("it has both"), 6_000),
-                    SocketAddr::new(to, 53),
-                    b"as itself",
-                );
-                send(c, &last, &[last.packet()]);
-                eventually("the last one passes", 5 * SECOND, async || filter::watched(b).1 >= 1).await;
-                assert_eq!(filter::watched(b), (1, 1), "{} at {to}", segment.from());
-                filter::forget(b);
-            }
+        assert_sends_only_as_itself(&corp).await;
+    });
+}
+
+/// With an address of `a`, which `b` would let in, and with one that nobody has, nothing arrives at `b`.
+async fn assert_sends_only_as_itself(corp: &Corp) {
+    let (b, c) = (corp.host("b"), corp.host("c"));
+    for ((own, to), member) in pairs(corp).zip(corp.addresses("a")) {
+        let nobody = if to.is_ipv4() { "10.40.0.99" } else { "fd40:40::99" }.parse().expect("an address");
+        for from in [member, nobody] {
+            // A hub sends redirects as well, by ICMP.
+            filter::watch(b, INTERFACE, "meta l4proto udp");
+            let at = |ip, port| SocketAddr::new(ip, port);
+            let segment = udp(at(from, 6_000), at(to, 53), b"as somebody else");
+            send(c, &segment, &[segment.packet()]);
+            // What is sent after it has arrived: so it is not on its way any more.
+            let last = udp(at(own, 6_000), at(to, 53), b"as itself");
+            send(c, &last, &[last.packet()]);
+            eventually("the last one passes", 5 * SECOND, async || filter::watched(b).1 >= 1).await;
+            assert_eq!(filter::watched(b), (1, 1), "{from} at {to}");
+            filter::forget(b);
         }
-        assert!(!corp.listeners("b").has_heard(b"as somebody else"));
+    }
+    assert!(!corp.listeners("b").has_heard(b"as somebody else"));
+}
+
+#[test]
+fn behind_a_hub_a_member_sends_only_as_itself() {
+    if !enter_test("behind_a_hub_a_member_sends_only_as_itself") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked_in(&["a", "b", "c", "h"], &format!("hub \"h\"\n{RULES}")).await;
+        // Whatever it takes to lie behind the hub, the hub and who receives it judge.
+        for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
+            assert_eq!(corp.probe("c", "a", service).await, NOTHING, "{service}");
+            assert_eq!(corp.probe("c", "h", service).await, NOTHING, "{service}");
+        }
+        deafen(&corp);
+        assert_sends_only_as_itself(&corp).await;
     });
 }
 

@@ -307,7 +307,9 @@ fn what_is_published_is_judged_by_the_port_that_was_asked_for_and_nothing_else_i
         ];
         all(&c, &inner);
         holder.kill().await.expect("it is killed");
-        run(&format!("ip route add 172.17.0.0/24 via {}", b.ipv4()));
+        let listed = run(&format!("ip -o route get {}", b.ipv4()));
+        let cable = listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route");
+        run(&format!("ip route add 172.17.0.0/24 dev {cable}"));
         let _web = c.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))).expect("the port is free");
 
         let system = System::default();

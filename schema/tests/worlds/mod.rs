@@ -6,6 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "each suite uses its part")]
 
+pub mod following;
+pub mod reading;
+pub mod small;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -60,6 +64,12 @@ pub type Draft = (ResourceId, Option<Record>);
 pub fn cases(often: u32) -> ProptestConfig {
     let usual = ProptestConfig::default();
     ProptestConfig { cases: usual.cases * often / 256, failure_persistence: None, ..usual }
+}
+
+/// How often a law of small networks is tried: so often, or as often as CASES says.
+pub fn draws(often: u32) -> ProptestConfig {
+    let cases = std::env::var("CASES").map_or(often, |cases| cases.parse().unwrap());
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// A server that keeps nothing for itself.

@@ -1,0 +1,376 @@
+//! Small random networks with access rules, for the laws of who may open what at whom.
+//!
+//! A few nodes, declared and not, and more rules than they need, whose sides and ports overlap. [`History`] is
+//! what was drawn, in few words; [`History::moments`] are the worlds that follow from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use jiff::Timestamp;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use serde_json::{Map, Value, json};
+
+use schema::compile::reconcile::reconcile;
+use schema::inventory::{Joined, NodeId, NodeProblem};
+use schema::kinds::Kind;
+use schema::scalars::{Name, NetworkName, WireGuardKey};
+use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::value::{Record, Value as Field};
+use schema::world::World;
+
+use super::{Moment, joined, repaired};
+
+/// The one network.
+const NETWORK: &str = "corp";
+/// Nodes that files may declare.
+const DECLARED: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// Nodes that no file declares. One has the name of a group, and one of an entry: they may have joined before
+/// those were declared.
+const UNDECLARED: [&str; 3] = ["x", "ops", "www"];
+/// Groups, each of which may hold those after it.
+const GROUPS: [&str; 3] = ["ops", "web", "rest"];
+const TAGS: [&str; 3] = ["t", "u", "v"];
+const RULES: [&str; 5] = ["r1", "r2", "r3", "r4", "r5"];
+const ENTRIES: [&str; 4] = ["www", "alias", "second", "outer"];
+/// Parts of both ranges that hold few of the first addresses, all of them, and none; and what means the
+/// internet.
+const RANGES: [&str; 9] = [
+    "10.40.0.2/32",
+    "10.40.0.0/30",
+    "10.40.0.4/30",
+    "10.40.0.0/24",
+    "fd40::3/128",
+    "fd40::/126",
+    "192.168.9.0/24",
+    "0.0.0.0/0",
+    "::/0",
+];
+/// Sets of ports that overlap, touch, or contain each other.
+const PORTS: [&str; 6] = ["80", "81-90", "80-84", "85-443", "443", "1-65535"];
+
+/// One object as it is declared: its id and its body; absent: it is not declared.
+type Declared = (ResourceId, Option<Value>);
+
+/// Something that happens to a network.
+#[derive(Clone, Debug)]
+enum Event {
+    /// An object is declared otherwise, or not any more.
+    Declare(Declared),
+    /// A node joins, with the tags of its key, and as who claims its name or not.
+    Join { name: &'static str, tags: Vec<&'static str>, claims: bool },
+    /// A node leaves.
+    Leave(&'static str),
+    /// A node has a new key.
+    Rekey(&'static str),
+    /// A node's host has no IPv6, or has it again.
+    SwitchIpv6(&'static str),
+}
+
+/// A network with its nodes, and what happens to it.
+#[derive(Clone)]
+pub struct History {
+    declared: Vec<Declared>,
+    joins: Vec<Event>,
+    events: Vec<Event>,
+}
+
+/// One line for each object, node and event.
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let declared = self.declared.iter().filter(|(_, body)| body.is_some());
+        declared.map(|it| Event::Declare(it.clone())).try_for_each(|it| write!(f, "\n{it}"))?;
+        self.joins.iter().chain(&self.events).try_for_each(|it| write!(f, "\n{it}"))
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Declare((id, Some(body))) => write!(f, "{id} {body}"),
+            Self::Declare((id, None)) => write!(f, "{id} goes"),
+            Self::Join { name, tags, claims: _ } => write!(f, "{name} joins with tags {tags:?}"),
+            Self::Leave(name) => write!(f, "{name} leaves"),
+            Self::Rekey(name) => write!(f, "{name} has a new key"),
+            Self::SwitchIpv6(name) => write!(f, "{name} has no IPv6, or has it again"),
+        }
+    }
+}
+
+/// The network that small worlds have.
+pub fn network() -> NetworkName {
+    NETWORK.parse().unwrap()
+}
+
+/// Small networks, and up to so many things that happen to each.
+pub fn histories(most: usize) -> impl Strategy<Value = History> {
+    let nodes = [&DECLARED[..], &UNDECLARED[..]].concat();
+    let joins = subsequence(nodes, 2..=8)
+        .prop_flat_map(|names| names.into_iter().map(|name| join(Just(name))).collect::<Vec<_>>());
+    let declared = ids().into_iter().map(|id| object(id, 0.7)).collect::<Vec<_>>();
+    (declared, joins, vec(events(), 0..=most)).prop_map(|(declared, joins, events)| History {
+        declared,
+        joins,
+        events,
+    })
+}
+
+/// Every id that may be declared.
+fn ids() -> Vec<ResourceId> {
+    let of = |kind, names: &'static [&'static str]| {
+        let id = move |name: &&str| ResourceId { network: network(), kind, name: name.parse().unwrap() };
+        names.iter().map(id)
+    };
+    let nodes = std::iter::once(ResourceId::of_network(network())).chain(of(Kind::Node, &DECLARED));
+    let sides = nodes.chain(of(Kind::Group, &GROUPS)).chain(of(Kind::Allow, &RULES));
+    sides.chain(of(Kind::Dns, &ENTRIES)).collect()
+}
+
+fn object(id: ResourceId, likely: f64) -> BoxedStrategy<Declared> {
+    let body = match id.kind {
+        Kind::Network => network_body().boxed(),
+        Kind::Node => node_body().boxed(),
+        Kind::Group => {
+            let place = GROUPS.iter().position(|name| *name == id.name.as_str()).unwrap();
+            group_body(&GROUPS[place + 1..]).boxed()
+        }
+        Kind::Allow => rule_body().boxed(),
+        Kind::Dns => entry_body().boxed(),
+        Kind::AccessKey | Kind::Test => unreachable!("neither is in Views, and no draft has one"),
+    };
+    let body = match id.kind {
+        Kind::Network => body.prop_map(Some).boxed(),
+        _ => option::weighted(likely, body).boxed(),
+    };
+    body.prop_map(move |body| (id.clone(), body)).boxed()
+}
+
+fn network_body() -> impl Strategy<Value = Value> {
+    let (ipv4, ipv6) = (json!("10.40.0.0/24"), json!("fd40::/120"));
+    let ranges = select(vec![
+        (Some(ipv4.clone()), None),
+        (None, Some(ipv6.clone())),
+        (Some(ipv4), Some(ipv6.clone())),
+        (Some(json!("10.40.0.0/28")), Some(ipv6)),
+    ]);
+    let acl = prop_oneof![5 => Just("deny"), 1 => Just("allow")];
+    let hub = option::weighted(0.35, select(&DECLARED[..2]));
+    (ranges, acl, hub, prop::bool::weighted(0.9)).prop_map(|((ipv4, ipv6), acl, hub, names)| {
+        let hub = hub.map(Value::from);
+        body([
+            ("ipv4", ipv4),
+            ("ipv6", ipv6),
+            ("hub", hub),
+            ("acl", Some(acl.into())),
+            ("name-service", Some(names.into())),
+        ])
+    })
+}
+
+fn node_body() -> impl Strategy<Value = Value> {
+    let reserved = option::weighted(0.2, (1..9u8).prop_map(|last| json!(format!("10.40.0.{last}"))));
+    (some(&TAGS, 0..=2), reserved)
+        .prop_map(|(tags, reserved)| body([("tags", Some(tags)), ("ipv4", reserved)]))
+}
+
+fn group_body(later: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let groups = some(later, 0..=later.len().min(1));
+    (some(&DECLARED, 0..=2), some(&TAGS, 0..=1), groups).prop_map(|(nodes, tags, groups)| {
+        body([("nodes", Some(nodes)), ("tags", Some(tags)), ("groups", Some(groups))])
+    })
+}
+
+fn rule_body() -> impl Strategy<Value = Value> {
+    let ports = option::weighted(0.8, some(&PORTS, 1..=2));
+    let packets = prop_oneof![
+        2 => Just((None, None)),
+        1 => Just((Some("icmp"), None)),
+        6 => (select(&["tcp", "udp"][..]).prop_map(Some), ports),
+    ];
+    (vec(selector(), 1..=2), vec(selector(), 1..=2), packets).prop_map(|(from, to, (proto, ports))| {
+        body([
+            ("from", Some(from.into())),
+            ("to", Some(to.into())),
+            ("proto", proto.map(Value::from)),
+            ("ports", ports),
+        ])
+    })
+}
+
+fn selector() -> impl Strategy<Value = String> {
+    prop_oneof![
+        5 => select(&DECLARED[..]).prop_map(str::to_owned),
+        5 => select(&TAGS[..]).prop_map(|tag| format!("tag:{tag}")),
+        4 => select(&GROUPS[..]).prop_map(str::to_owned),
+        3 => select(&RANGES[..]).prop_map(str::to_owned),
+        1 => Just("*".to_owned()),
+    ]
+}
+
+fn entry_body() -> impl Strategy<Value = Value> {
+    let inside = select([&DECLARED[..], &UNDECLARED[..], &ENTRIES[..]].concat());
+    prop_oneof![
+        4 => select(&DECLARED[..]).prop_map(|node| json!({ "node": node })),
+        4 => inside.prop_map(|name| json!({ "cname": format!("{name}.{NETWORK}") })),
+        1 => Just(json!({ "cname": "example.org" })),
+        1 => Just(json!({ "a": ["192.0.2.1"] })),
+    ]
+}
+
+/// Any of these words, so many of them.
+fn some(
+    words: &'static [&'static str],
+    how_many: std::ops::RangeInclusive<usize>,
+) -> impl Strategy<Value = Value> {
+    subsequence(words, how_many).prop_map(|words| json!(words))
+}
+
+fn body<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
+    let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(given.collect::<Map<_, _>>())
+}
+
+fn join(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Event> {
+    (name, subsequence(&TAGS[..], 0..=2), any::<bool>()).prop_map(|(name, tags, claims)| Event::Join {
+        name,
+        tags,
+        claims,
+    })
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let node = || select([&DECLARED[..], &UNDECLARED[..]].concat());
+    let declare = select(ids()).prop_flat_map(|id| object(id, 0.8));
+    let of_network = object(ResourceId::of_network(network()), 0.0);
+    prop_oneof![
+        8 => declare.prop_map(Event::Declare),
+        2 => of_network.prop_map(Event::Declare),
+        4 => join(node()),
+        2 => node().prop_map(Event::Leave),
+        1 => node().prop_map(Event::Rekey),
+        1 => node().prop_map(Event::SwitchIpv6),
+    ]
+}
+
+impl History {
+    /// The same with `acl "allow"` throughout.
+    #[must_use]
+    pub fn without_rules(mut self) -> Self {
+        let declared = self.events.iter_mut().filter_map(|event| match event {
+            Event::Declare(declared) => Some(declared),
+            Event::Join { .. } | Event::Leave(_) | Event::Rekey(_) | Event::SwitchIpv6(_) => None,
+        });
+        for (id, body) in self.declared.iter_mut().chain(declared) {
+            if let Some(body) = body.as_mut().filter(|_| id.kind == Kind::Network) {
+                body["acl"] = "allow".into();
+            }
+        }
+        self
+    }
+
+    /// The worlds: the first has its first nodes, each further one what one event changed.
+    pub fn moments(&self) -> Vec<Moment> {
+        let mut state = State::new(&self.declared);
+        for join in &self.joins {
+            let _ = state.happens(join);
+        }
+        let mut moments = vec![state.moment()];
+        for event in &self.events {
+            if state.happens(event).is_some() {
+                moments.push(state.moment());
+            }
+        }
+        moments
+    }
+
+    /// The world after all that happened.
+    pub fn last(&self) -> World {
+        self.moments().pop().unwrap().world
+    }
+}
+
+/// A world, and what its files say: what breaks a rule now may be right again after a later event.
+struct State {
+    declared: BTreeMap<ResourceId, Option<Value>>,
+    world: World,
+}
+
+/// When all of it happens; no law here is about time.
+fn now() -> Timestamp {
+    "2026-11-24T12:00:00Z".parse().unwrap()
+}
+
+impl State {
+    fn new(declared: &[Declared]) -> Self {
+        let declared: BTreeMap<_, _> = declared.iter().cloned().collect();
+        let world = World { snapshot: snapshot(&declared), ..World::default() };
+        Self { declared, world }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { world: self.world.clone(), now: now() }
+    }
+
+    /// Lets it happen; nothing if it cannot.
+    fn happens(&mut self, event: &Event) -> Option<()> {
+        self.world.revision = Revision(self.world.revision.0 + 1);
+        let World { snapshot: files, inventory, revision, .. } = &mut self.world;
+        match event {
+            Event::Declare((id, body)) => {
+                self.declared.insert(id.clone(), body.clone());
+                let next = snapshot(&self.declared);
+                *inventory = reconcile(inventory, &next, &[], now()).ok()?;
+                *files = next;
+            }
+            Event::Join { name, tags, claims } => {
+                let id = id(name);
+                if inventory.node(&id).is_some() {
+                    return None;
+                }
+                let tags: BTreeSet<Name> = tags.iter().map(|tag| tag.parse().unwrap()).collect();
+                let joined = joined(&id, *claims, revision.0, files, inventory, now())?;
+                inventory.put_node(id, Joined { tags, ..joined });
+            }
+            Event::Leave(name) => drop(inventory.remove_node(&id(name), now())?),
+            Event::Rekey(name) => {
+                let joined = (**inventory.node(&id(name))?).clone();
+                let mut public_key = WireGuardKey([8; 32]);
+                public_key.0[..8].copy_from_slice(&revision.0.to_be_bytes());
+                inventory.put_node(id(name), Joined { public_key, ..joined });
+            }
+            Event::SwitchIpv6(name) => {
+                let joined = (**inventory.node(&id(name))?).clone();
+                let mut problems = joined.problems.clone();
+                match problems.pop() {
+                    Some(_) => {}
+                    None => problems.push(NodeProblem::new(NodeProblem::NO_IPV6, "")),
+                }
+                inventory.put_node(id(name), Joined { problems, ..joined });
+            }
+        }
+        Some(())
+    }
+}
+
+fn id(name: &str) -> NodeId {
+    NodeId { network: network(), name: name.parse().unwrap() }
+}
+
+/// What these files say, without what breaks a rule. A hub that is not declared is none: the network stays.
+fn snapshot(declared: &BTreeMap<ResourceId, Option<Value>>) -> Snapshot {
+    let is_declared = |hub: &Value| {
+        let mut nodes = declared.iter().filter(|(id, body)| id.kind == Kind::Node && body.is_some());
+        nodes.any(|(id, _)| hub == id.name.as_str())
+    };
+    let fields = |body: &Value| -> Record {
+        let mut body = body.clone();
+        if !body.get("hub").is_none_or(is_declared) {
+            body.as_object_mut().unwrap().remove("hub");
+        }
+        serde_json::from_value::<Field>(body).unwrap().as_record().unwrap().clone()
+    };
+    let drafts = declared.iter().map(|(id, body)| (id.clone(), body.as_ref().map(fields)));
+    repaired(Snapshot::default(), drafts.collect())
+}
