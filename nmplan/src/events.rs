@@ -162,8 +162,8 @@ pub struct Related<'a> {
 pub struct ReachEvent<'a> {
     /// The network.
     pub network: &'a NetworkName,
-    /// Who opens connections: what the rule selects, or the nodes where it is a few of those; `*` for every
-    /// node.
+    /// Who opens connections: what the rule selects, `*` for every node; the nodes where it is a few of those;
+    /// `* but db-1` where a few are missing, else how many: `40 of tag:web`.
     pub from: &'a str,
     /// To whom, likewise.
     pub to: &'a str,

@@ -302,12 +302,15 @@ fn reach(reach: &[ReachChange], once_joined: bool, full: bool) -> Vec<String> {
             Direction::Gained => "+".green().to_string(),
             Direction::Lost => "-".red().to_string(),
         };
-        let who = if from == "*" { "every node" } else { from };
+        let every = |text: &str| match text.strip_prefix('*') {
+            Some(but) => format!("every node{but}"),
+            None => text.to_owned(),
+        };
+        let who = every(from);
         let whom = match (&**from, &**to) {
-            ("*", "*") => "every other node",
-            (_, "*") if *both_ways => "other nodes",
-            (_, "*") => "every node",
-            (_, to) => to,
+            ("*", "*") => "every other node".to_owned(),
+            (_, "*") if *both_ways => "other nodes".to_owned(),
+            (_, to) => every(to),
         };
         let arrow = if *both_ways { "<->" } else { "->" };
         let what = if *both_ways { String::new() } else { format!(" {}", what.bold()) };

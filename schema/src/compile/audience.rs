@@ -112,9 +112,11 @@ impl Mesh {
         let (from, to) = (earlier.audience(node), self.audience(node));
         let (had, has) = (earlier.own_names(node), self.own_names(node));
         // A node is not its own peer: the others are sent what changes of it, and it is not.
+        // Where those of its class come to know each other, or no longer do, it is among them.
         let shares = before == interface
             && from == to
             && earlier.peer(node) == self.peer(node)
+            && earlier.knows_its_own(from) == self.knows_its_own(to)
             && had.is_empty()
             && has.is_empty();
         if shares {
@@ -180,6 +182,19 @@ impl Mesh {
         self.near.get(&class).into_iter().flatten().copied().collect()
     }
 
+    /// Whether the nodes of an audience have each other as peers.
+    fn knows_its_own(&self, audience: Audience) -> bool {
+        let class = audience.class();
+        match audience {
+            Audience::Hub(_) => true,
+            Audience::Class(_) | Audience::Spoke(_) if self.policy.is_restricted() => {
+                self.near.get(&class).is_some_and(|near| near.contains(&class))
+            }
+            Audience::Class(_) => true,
+            Audience::Spoke(_) => false,
+        }
+    }
+
     fn peers_of(&self, audience: Audience) -> Parts<Peer> {
         let part = |class: ClassId, of: &super::ByClass<Peer>| Some((Some(class), of.get(&class)?.clone()));
         match audience {
@@ -209,10 +224,13 @@ impl Mesh {
 
     fn names_of(&self, audience: Audience, own: Entries<Resolution>) -> Parts<Resolution> {
         let mut parts = BTreeMap::from([(None, self.names.clone())]);
-        if self.policy.is_restricted() {
-            let known = self.known_to(audience.class()).into_iter();
-            parts.extend(known.filter_map(|class| Some((Some(class), self.names_of.get(&class)?.clone()))));
-        }
+        // The hub has all nodes as peers, and so their names.
+        let known = match audience {
+            Audience::Hub(_) => self.names_of.keys().copied().collect(),
+            Audience::Class(class) | Audience::Spoke(class) => self.known_to(class),
+        };
+        let names = |class: ClassId| Some((Some(class), self.names_of.get(&class)?.clone()));
+        parts.extend(known.into_iter().filter_map(names));
         if !own.is_empty() {
             parts.insert(Some(audience.class()), own);
         }
@@ -223,11 +241,13 @@ impl Mesh {
     fn own_names(&self, node: &Name) -> Entries<Resolution> {
         let class = self.class_of(node).unwrap_or_default();
         let Some(names) = self.names_of.get(&class) else { return OrdMap::new() };
-        if self.known_to(class).contains(&class) {
-            return OrdMap::new();
-        }
-        let leading = self.leading_to(std::iter::once(node));
-        leading.into_iter().filter_map(|name| Some((name.clone(), names.get(&name)?.clone()))).collect()
+        let others_know = self.knows_its_own(self.audience(node));
+        let Some(peer) = self.peer(node).filter(|_| !others_know) else { return OrdMap::new() };
+        // An entry of the node's name leads elsewhere, and what leads to that entry does too.
+        let itself = Resolution::Addresses(peer.addresses.clone());
+        let leading = self.leading_to(std::iter::once(node)).into_iter();
+        let named = leading.filter_map(|name| Some((name.clone(), names.get(&name)?.clone())));
+        named.filter(|(_, resolution)| **resolution == itself).collect()
     }
 
     fn access_at(&self, audience: Audience) -> OrdMap<ClassId, Arc<Access>> {

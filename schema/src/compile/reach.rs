@@ -7,6 +7,8 @@
 //! those endpoints. Nodes that are judged and seen alike are one [`Standing`], so that a change is found on
 //! pairs of standings of before and after. What will hold once awaited nodes have joined is reported apart.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -36,8 +38,8 @@ pub enum Direction {
 pub struct ReachChange {
     /// The network.
     pub network: NetworkName,
-    /// Who opens connections: what the rule selects, or the nodes where it is a few of those; `*` for every
-    /// node.
+    /// Who opens connections: what the rule selects, `*` for every node; the nodes where it is a few of those;
+    /// `* but db-1` where a few are missing, else how many: `40 of tag:web`.
     pub from: String,
     /// To whom, likewise.
     pub to: String,
@@ -307,10 +309,14 @@ fn line(network: &NetworkName, from: String, to: String, what: &Access) -> Reach
     }
 }
 
-/// How many nodes are named in place of what a rule selects, if they are a part of it.
+/// How many nodes are named in place of what a rule selects, if they are a part of it, or are named as missing.
 const NAMED: usize = 3;
 
-/// What moved, told in the words of the rules that allow or allowed it.
+/// For each group the groups that it opens something at.
+type Against<'g, 'a> = BTreeMap<&'g Group<'a>, BTreeSet<&'g Group<'a>>>;
+
+/// What moved, told in the words of the rules that allow or allowed it: each node of one side at each of the
+/// other, other than itself.
 fn by_rules<'a>(
     network: &NetworkName,
     moment: Moment<'a>,
@@ -318,67 +324,100 @@ fn by_rules<'a>(
     groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
     moved: Vec<(&Group<'a>, &Group<'a>, Access)>,
 ) -> Vec<ReachChange> {
-    let mut lines: BTreeMap<(Option<&Name>, Access), Vec<(&Group<'a>, &Group<'a>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<(Option<&Name>, Access), Against<'_, 'a>> = BTreeMap::new();
     for (from, to, mut left) in moved {
         if !here.is_restricted() {
-            lines.entry((None, left)).or_default().push((from, to));
+            parts.entry((None, left)).or_default().entry(from).or_default().insert(to);
             continue;
         }
-        for (rule, access) in here.reasons(from, to) {
+        // What several rules allow is told of the one that allows most.
+        let mut reasons = here.reasons(from, to);
+        reasons.sort_by_key(|(_, access)| Reverse(breadth(access)));
+        for (rule, access) in reasons {
             let part = left.and(access);
             if !part.is_nothing() {
                 left = left.without(&part);
-                lines.entry((Some(rule), part)).or_default().push((from, to));
+                parts.entry((Some(rule), part)).or_default().entry(from).or_default().insert(to);
             }
         }
     }
-    let there: usize =
-        groups.iter().filter(|(group, _)| (here.of)(group).is_some()).map(|(_, all)| all.len()).sum();
-    let told = |((rule, what), pairs): ((Option<&Name>, Access), Vec<(&Group<'a>, &Group<'a>)>)| {
-        let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
-        let [from, to] = [false, true].map(|right| {
-            let of = pairs.iter().map(|(from, to)| if right { *to } else { *from });
-            of.flat_map(|group| &groups[group]).copied().collect::<BTreeSet<&Name>>()
-        });
-        // Whoever is alone on one side is not counted against himself on the other.
-        let others = |nodes: &BTreeSet<&'a Name>, against: &BTreeSet<&'a Name>| {
-            let alone = |node: &&&Name| against.len() == 1 && against.contains(**node);
-            nodes.iter().filter(|node| !alone(node)).copied().collect::<BTreeSet<_>>()
-        };
-        let (froms, tos) = (others(&from, &to), others(&to, &from));
-        let whole = |right: bool| match rule {
-            None => there,
-            Some(rule) => {
-                let on = groups.iter().filter(|(group, _)| here.is_on(rule, group, right));
-                on.map(|(_, nodes)| nodes.len()).sum()
-            }
-        };
-        let words = |nodes: &BTreeSet<&Name>, right: bool, selectors: Option<&BTreeSet<Selector>>| {
-            if nodes.len() <= NAMED && nodes.len() < whole(right) {
-                return join(nodes.iter());
-            }
-            selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()))
-        };
-        let from = words(&froms, false, declared.map(|allow| &*allow.from));
-        let to = words(&tos, true, declared.map(|allow| &*allow.to));
-        let size = |group: &Group<'a>| groups[group].len() as u64;
-        let between = |(from, to): &(&Group<'a>, &Group<'a>)| {
-            size(from) * if from == to { size(to) - 1 } else { size(to) }
-        };
-        let id = |rule: &Name| ResourceId {
-            network: network.clone(),
-            kind: crate::kinds::Kind::Allow,
-            name: rule.clone(),
-        };
-        ReachChange {
-            from_nodes: froms.len() as u64,
-            to_nodes: tos.len() as u64,
-            pairs: pairs.iter().map(between).sum(),
-            rule: rule.map(id),
-            ..line(network, from, to, &what)
+    let mut lines = Vec::new();
+    for ((rule, what), against) in parts {
+        let mut alike: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (from, to) in against {
+            alike.entry(to).or_default().push(from);
         }
-    };
-    lines.into_iter().map(told).filter(|line| line.pairs > 0).collect()
+        let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
+        let nodes_of = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&Name> {
+            some.flat_map(|group| &groups[group]).copied().collect()
+        };
+        let [all_from, all_to] = [false, true].map(|right| {
+            let is_on = |group: &&Group<'a>| match rule {
+                None => (here.of)(group).is_some(),
+                Some(rule) => here.is_on(rule, group, right),
+            };
+            nodes_of(&mut groups.keys().filter(is_on))
+        });
+        let size = |group: &Group<'a>| groups[group].len() as u64;
+        for (to, from) in alike {
+            let between = |(from, to): (&Group<'a>, &Group<'a>)| {
+                size(from) * if from == to { size(to) - 1 } else { size(to) }
+            };
+            let pairs = from.iter().flat_map(|from| to.iter().map(move |to| between((*from, *to)))).sum();
+            let (from, to) = (nodes_of(&mut from.into_iter()), nodes_of(&mut to.into_iter()));
+            let id = |rule: &Name| ResourceId {
+                network: network.clone(),
+                kind: crate::kinds::Kind::Allow,
+                name: rule.clone(),
+            };
+            let (froms, tos) = (others(&from, &to), others(&to, &from));
+            lines.push(ReachChange {
+                from_nodes: froms.len() as u64,
+                to_nodes: tos.len() as u64,
+                pairs,
+                rule: rule.map(id),
+                ..line(
+                    network,
+                    words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),
+                    words(&tos, &others(&all_to, &from), declared.map(|allow| &*allow.to)),
+                    &what,
+                )
+            });
+        }
+    }
+    lines.retain(|line| line.pairs > 0);
+    lines
+}
+
+/// Nodes, without whoever is alone on the other side: nobody is counted against himself.
+fn others<'a, 'n>(
+    nodes: &'a BTreeSet<&'n Name>,
+    against: &BTreeSet<&'n Name>,
+) -> Cow<'a, BTreeSet<&'n Name>> {
+    match against.first() {
+        Some(alone) if against.len() == 1 && nodes.contains(alone) => {
+            Cow::Owned(nodes.iter().copied().filter(|node| node != alone).collect())
+        }
+        _ => Cow::Borrowed(nodes),
+    }
+}
+
+/// Nodes in words: some of all that selectors select; these absent: of every node.
+fn words(some: &BTreeSet<&Name>, all: &BTreeSet<&Name>, selectors: Option<&BTreeSet<Selector>>) -> String {
+    let selected = selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()));
+    match all.len().saturating_sub(some.len()) {
+        0 => selected,
+        _ if some.len() <= NAMED => join(some.iter()),
+        1..=NAMED => format!("{selected} but {}", join(all.difference(some))),
+        _ if selected == "*" => format!("{} nodes", some.len()),
+        _ => format!("{} of {selected}", some.len()),
+    }
+}
+
+/// By which rules are told, those that allow most first.
+fn breadth(access: &Access) -> (bool, usize, bool) {
+    let ports = access.tcp.ranges().chain(access.udp.ranges());
+    (access.others, ports.map(|range| range.len()).sum(), access.icmp)
 }
 
 fn join(words: impl Iterator<Item = impl ToString>) -> String {
@@ -421,7 +460,7 @@ fn by_nodes<'a>(
     // Each pair is reported once, with the first of its two nodes; groups that move against most others go
     // first, so that few nodes are named.
     let mut left: Vec<_> = against.keys().copied().collect();
-    left.sort_by_key(|group| std::cmp::Reverse(others(group)));
+    left.sort_by_key(|group| Reverse(others(group)));
     let mut done: BTreeSet<&Group<'a>> = BTreeSet::new();
     let mut lines = Vec::new();
     for group in left {
