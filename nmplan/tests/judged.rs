@@ -139,7 +139,9 @@ fn a_plan_is_judged_with_what_has_joined_when_it_is_applied() {
     assert!(saved.stderr.contains("test::of_nobody"), "it is a warning: {}", saved.stderr);
     let tags = ["lab".parse().unwrap()].into();
     let id = NodeId::of(&"corp".parse().unwrap(), &"guest".parse().unwrap());
-    workspace.server.change_elsewhere(|world| world.inventory.put_node(id, Joined { tags, ..joined(9) }));
+    workspace
+        .server
+        .change_elsewhere(|world| world.inventory.put_node(id, Joined { tags, claimed: false, ..joined(9) }));
     let refused = workspace.nmplan("apply @plan.json -y");
     assert_eq!(refused.exit, 3, "{}", refused.all());
     assert!(refused.stderr.contains("guest may open tcp 5432 at db-1"), "{}", refused.stderr);

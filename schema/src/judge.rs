@@ -229,7 +229,7 @@ impl fmt::Display for Assertion<'_> {
             Asks::Reach { access, .. } | Asks::NoReach { access } if !access.is_everything() => {
                 write!(f, " on {access}")?;
             }
-            Asks::Path { via } if via.is_empty() => f.write_str(" directly")?,
+            Asks::Path { via: [] } => f.write_str(" directly")?,
             Asks::Path { via } => write!(f, " via {}", listed(via.iter().map(|node| &node.name)))?,
             Asks::Reach { .. } | Asks::NoReach { .. } => {}
         }
