@@ -65,20 +65,25 @@ impl Outcome {
     fn of(answer: io::Result<()>, took: Duration) -> io::Result<Self> {
         use io::ErrorKind as Kind;
         let Err(error) = answer else { return Ok(Self::Answered(took)) };
-        match error.kind() {
-            Kind::ConnectionRefused | Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof => {
-                Ok(Self::Refused)
-            }
-            // The filter of this host, or of one on the way that says so.
-            Kind::PermissionDenied
-            | Kind::HostUnreachable
-            | Kind::NetworkUnreachable
-            | Kind::NetworkDown
-            | Kind::TimedOut => Ok(Self::Nothing),
-            // WireGuard in the kernel has no peer with the address, or none whose endpoint it knows.
-            _ if matches!(error.raw_os_error(), Some(libc::ENOKEY | libc::EDESTADDRREQ)) => Ok(Self::Nothing),
-            _ => Err(error),
+        let kind = error.kind();
+        if matches!(
+            kind,
+            Kind::ConnectionRefused | Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof
+        ) {
+            return Ok(Self::Refused);
         }
+        // The filter of this host, or of one on the way that says so.
+        let no_way = matches!(
+            kind,
+            Kind::PermissionDenied
+                | Kind::HostUnreachable
+                | Kind::NetworkUnreachable
+                | Kind::NetworkDown
+                | Kind::TimedOut
+        );
+        // WireGuard in the kernel has no peer with the address, or none whose endpoint it knows.
+        let no_peer = matches!(error.raw_os_error(), Some(libc::ENOKEY | libc::EDESTADDRREQ));
+        if no_way || no_peer { Ok(Self::Nothing) } else { Err(error) }
     }
 }
 
