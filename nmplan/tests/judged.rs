@@ -1,5 +1,4 @@
 //! Tests in files: judged by `validate`, `test`, `plan` and `apply`; and what `explain` answers.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
 

@@ -15,9 +15,11 @@ use schema::scalars::{Name, NetworkName};
 use schema::world::World;
 use workspace::{Workspace, example, joined};
 
-/// Which nodes join in a story once its state of that number is applied: each with the last part of its
-/// addresses, and with the key that lets it join.
-const JOINS: &[(&str, usize, &[(&str, u8, &str)])] = &[
+/// A node that joins: its name, the last part of its addresses, and the key that lets it join.
+type Joining<'a> = (&'a str, u8, &'a str);
+
+/// Which nodes join in a story once its state of that number is applied.
+const JOINS: &[(&str, usize, &[Joining<'_>])] = &[
     ("first-mesh", 1, &[("gw", 1, "first"), ("db", 2, "first"), ("laptop", 3, "first")]),
     (
         "who-may-talk",
@@ -34,7 +36,7 @@ const JOINS: &[(&str, usize, &[(&str, u8, &str)])] = &[
 ];
 
 /// Lets nodes join the network corp, with addresses of its families and the tags of their keys.
-fn join(world: &mut World, nodes: &[(&str, u8, &str)]) {
+fn join(world: &mut World, nodes: &[Joining<'_>]) {
     let corp: NetworkName = "corp".parse().unwrap();
     let (_, network) = world.snapshot.networks().find(|(name, _)| **name == corp).unwrap();
     let has_ipv6 = network.ipv6.is_some();
@@ -71,7 +73,8 @@ fn every_story_is_planned_and_applied_state_by_state() {
             let file = state.display().to_string();
             let run = |verb: &str| workspace.nmplan(&format!("{verb} --project acme -f {file}"));
             let valid = run("validate").all();
-            assert!(valid.ends_with(": valid.\n[exit 0]"), "without problems and warnings: {valid}");
+            let warns = valid.contains("warning");
+            assert!(valid.ends_with("[exit 0]") && !warns, "without problems and warnings: {valid}");
             let plan = run("plan").all().replace(&file, "FILE");
             plans.push_str(&format!("=== {}\n\n{plan}\n\n", stem(state)));
             let applied = run("apply -y --keys-to @keys.json");

@@ -12,7 +12,7 @@ pub mod policy;
 pub mod reach;
 pub mod reconcile;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -395,7 +395,7 @@ impl Mesh {
             self.classes.iter().map(|(id, class)| (*id, self.policy.standing(class))).collect();
         let mut near = vec![FixedBitSet::with_capacity(standings.len()); standings.len()];
         // Few sets of rules meet, so that what they come to is computed once.
-        let mut known: HashMap<FixedBitSet, Arc<Access>> = HashMap::new();
+        let mut known: BTreeMap<FixedBitSet, Arc<Access>> = BTreeMap::new();
         for (to_place, (to, receives)) in standings.iter().enumerate() {
             let mut row = OrdMap::new();
             for (from_place, (from, opens)) in standings.iter().enumerate() {
@@ -420,6 +420,9 @@ impl Mesh {
     /// Judges again what a change since an earlier mesh can affect: classes that have appeared, and rules.
     fn judge_after(&mut self, earlier: &Self) {
         if !self.policy.is_restricted() {
+            return;
+        }
+        if self.classes.ptr_eq(&earlier.classes) && Arc::ptr_eq(&self.policy, &earlier.policy) {
             return;
         }
         let (mut gone, mut new) = (Vec::new(), BTreeSet::new());

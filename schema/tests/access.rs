@@ -2,7 +2,6 @@
 //!
 //! The compiler is compared with [`worlds::reading`], the naive reading of the same declarations. `CASES` says
 //! how often each law is tried (1,000 times by default).
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod worlds;
 

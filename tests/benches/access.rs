@@ -116,7 +116,7 @@ fn group(world: &mut World, place: u32, node: Option<u32>) {
 
 fn join(world: &mut World, number: u32) {
     let (role, site) = (number % ROLES, number / ROLES % SITES);
-    let cards = role < ROLES * 2 / 3 && number / (ROLES * SITES) % 2 == 0;
+    let cards = role < ROLES * 2 / 3 && (number / (ROLES * SITES)).is_multiple_of(2);
     let tags = [format!("role-{role}"), format!("site-{site}")];
     put_node(world, number, tags.iter().map(|text| tag(text)).chain(cards.then(|| tag("cards"))));
 }

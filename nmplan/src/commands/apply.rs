@@ -276,6 +276,7 @@ fn show<C: ControlPlane>(
         keys,
         next: None,
         empties: plan::empties(&ready.plan, &ready.world),
+        places: plan::places(&ready.plan, ready.loaded.as_ref()),
         full: run.console.verbose,
     };
     let text = render::plan(&ready.plan, &shown) + "\n";

@@ -1,10 +1,11 @@
 //! `nmplan plan`: shows what an apply would do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use schema::guard::Guard;
 use schema::plan::Plan;
+use schema::snapshot::ResourceId;
 use schema::text::path as shown;
 use schema::world::World;
 
@@ -43,6 +44,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
                     .is_empty()
                     .then(|| next(run, &loaded, &plan, &judgement.used, args.out.as_deref(), None)),
                 empties: empties(&plan, &world),
+                places: places(&plan, Some(&loaded)),
                 full: run.console.verbose,
             };
             run.console.stdout(&render::plan(&plan, &shown))?;
@@ -54,6 +56,17 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     }
     run.report_judgement(&judgement, Some(&loaded))?;
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
+}
+
+/// Where the rules are declared that a plan's reachability names.
+pub(super) fn places(plan: &Plan, loaded: Option<&Loaded>) -> BTreeMap<ResourceId, String> {
+    let lines = Lines::default();
+    let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));
+    let place = |rule: &ResourceId| {
+        let at = events::because(rule, declared);
+        Some((rule.clone(), format!("{}:{}", at.file?, at.line?)))
+    };
+    plan.reach.iter().filter_map(|change| place(change.rule.as_ref()?)).collect()
 }
 
 /// Whether the plan deletes everything that the project and env manage.

@@ -13,6 +13,7 @@ use schema::judge;
 use schema::kinds::Kind;
 use schema::plan::{Bind, NodeImpact, Plan, Summary};
 use schema::scalars::NetworkName;
+use schema::snapshot::ResourceId;
 use schema::text::{count, moment};
 use schema::value::Value;
 
@@ -33,6 +34,8 @@ pub struct Shown {
     pub next: Option<String>,
     /// Whether the plan deletes everything that the project and env manage.
     pub empties: bool,
+    /// Where rules of access are declared, as `FILE:LINE`.
+    pub places: BTreeMap<ResourceId, String>,
     /// Whether nothing is folded.
     pub full: bool,
 }
@@ -48,9 +51,9 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
         text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
     text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
-    text += &section("Who can reach whom", reach(&plan.reach, false, shown.full));
+    text += &section("Who can reach whom", reach(&plan.reach, false, shown));
     let later = "Who can reach whom once the nodes that are awaited have joined";
-    text += &section(later, reach(&plan.reach, true, shown.full));
+    text += &section(later, reach(&plan.reach, true, shown));
     text += &awaiting(&shown.awaiting, shown.full);
     text += &section("Tests that fail", super::verdicts::failing(&plan.tests));
     text += &section("Access keys that let nobody join", closed(&shown.keys));
@@ -98,11 +101,11 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     text += ".\n";
     text += &match (*nodes_changed, *filters_changed) {
         (0, 0) => "No joined node is affected".to_owned(),
-        (0, filters) => format!("At {} only what may be opened changes", count(filters, "node")),
+        (0, filters) => format!("At {} only the packet filter changes", count(filters, "node")),
         (nodes, 0) => reconfigured(nodes),
         (nodes, filters) => {
             format!(
-                "{}, and at {} only what may be opened changes",
+                "{}, and at {} only the packet filter changes",
                 reconfigured(nodes),
                 count(filters, "more node")
             )
@@ -274,7 +277,7 @@ fn effects(impact: &NodeImpact) -> String {
     }
     parts.extend(numbers(impact));
     if *filter {
-        parts.push("what may be opened at it changes".into());
+        parts.push("packet filter".into());
     }
     if parts.is_empty() { "settings or names only".into() } else { parts.join("; ") }
 }
@@ -293,7 +296,7 @@ fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
 }
 
 /// What nodes gain and lose, either now or once those that are awaited have joined.
-fn reach(reach: &[ReachChange], once_joined: bool, full: bool) -> Vec<String> {
+fn reach(reach: &[ReachChange], once_joined: bool, shown: &Shown) -> Vec<String> {
     let reach: Vec<_> = reach.iter().filter(|change| change.once_joined == once_joined).collect();
     let width = reach.iter().map(|it| it.network.as_str().len()).max().unwrap_or_default();
     let line = |change: &&ReachChange| {
@@ -314,13 +317,14 @@ fn reach(reach: &[ReachChange], once_joined: bool, full: bool) -> Vec<String> {
         };
         let arrow = if *both_ways { "<->" } else { "->" };
         let what = if *both_ways { String::new() } else { format!(" {}", what.bold()) };
-        let by = rule.as_ref().map(|rule| format!(", by {rule}")).unwrap_or_default();
+        let place = |rule| shown.places.get(rule).map(|place| format!(" ({place})")).unwrap_or_default();
+        let by = rule.as_ref().map(|rule| format!(", by {rule}{}", place(rule))).unwrap_or_default();
         let because = because.as_ref().filter(|because| Some(*because) != rule.as_ref());
         let because = because.map(|id| format!(", because of {id}")).unwrap_or_default();
         let pairs = count(*pairs, "directed pair");
         (format!("  {network:width$}  {sign} {who} {arrow} {whom}{what} ({pairs}){by}{because}"), false)
     };
-    fold(reach.iter().map(line).collect(), full)
+    fold(reach.iter().map(line).collect(), shown.full)
 }
 
 fn awaiting(nodes: &[NodeId], full: bool) -> String {

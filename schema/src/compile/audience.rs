@@ -40,7 +40,7 @@ pub enum ViewStep {
     /// What every node of this audience is sent; see [`Mesh::delta`].
     Shared(Audience),
     /// What this node alone is sent.
-    Own(ViewDelta),
+    Own(Box<ViewDelta>),
     /// Its whole View, since it had none.
     Whole,
 }
@@ -126,7 +126,7 @@ impl Mesh {
         delta.interface = (before != interface).then(|| (**interface).clone());
         delta.peers.put.retain(|(name, _)| name != node);
         delta.peers.lost.retain(|name| name != node);
-        Some(ViewStep::Own(delta))
+        Some(ViewStep::Own(Box::new(delta)))
     }
 
     /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.

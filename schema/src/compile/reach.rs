@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use schemars::JsonSchema;
@@ -130,6 +130,8 @@ pub fn hidden(declared: &Snapshot, inventory: &Inventory) -> Hidden {
 struct Standing {
     /// What the rules make of it.
     class: Class,
+    /// Whether it has IPv4 and IPv6 addresses that work.
+    families: [bool; 2],
     /// The networks with a range around its endpoint.
     behind: BTreeSet<NetworkName>,
     /// The networks of its host with a range around any endpoint.
@@ -139,8 +141,14 @@ struct Standing {
 }
 
 impl Standing {
-    /// Whether packets between two nodes stay outside of every mesh: each has a way to the other's endpoint.
+    /// Whether packets find the way between two nodes: both have addresses of a family, and each has a way to
+    /// the other's endpoint outside of every mesh.
     fn sees(&self, other: &Self) -> bool {
+        (0..2).any(|family| self.families[family] && other.families[family]) && self.finds(other)
+    }
+
+    /// Whether each has a way to the other's endpoint outside of every mesh.
+    fn finds(&self, other: &Self) -> bool {
         self.inside.is_disjoint(&other.behind) && other.inside.is_disjoint(&self.behind)
     }
 }
@@ -154,25 +162,34 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Standin
         let class = mesh.class_of(node).and_then(|class| mesh.class(&class)).cloned().unwrap_or_default();
         let behind = hidden.behind.get(&id).cloned().unwrap_or_default();
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
-        Standing { class, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
+        let peer = mesh.class_of(node).and_then(|class| mesh.members(&class)?.get(node));
+        let families = families(peer.into_iter().flat_map(|peer| &peer.addresses).copied());
+        Standing { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
     };
+    let both = declared.network(network).map(|it| families(it.ranges().map(|range| range.addr())));
     let mut nodes: BTreeMap<Name, Standing> =
         mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
     for (id, node) in declared.all_in::<Node>(network).filter(|(id, _)| !mesh.has(&id.name)) {
         let reserved = node.reserved().map(|(_, address)| address).collect();
         let class = mesh.policy().class(&id.name, &super::tags(None, Some(node)), &reserved);
-        nodes.insert(id.name.clone(), Standing { class, awaited: true, ..Standing::default() });
+        let families = both.unwrap_or_default();
+        nodes.insert(id.name.clone(), Standing { class, families, awaited: true, ..Standing::default() });
     }
     if let Some(hub) = mesh.hub() {
         // All packets pass the hub, so that only the ways to it count.
         let at_hub = nodes.get(hub).cloned();
-        nodes.retain(|node, standing| node == hub || at_hub.as_ref().is_some_and(|hub| hub.sees(standing)));
+        nodes.retain(|node, standing| node == hub || at_hub.as_ref().is_some_and(|hub| hub.finds(standing)));
         for standing in nodes.values_mut() {
             standing.awaited |= at_hub.as_ref().is_none_or(|hub| hub.awaited);
             (standing.behind, standing.inside) = Default::default();
         }
     }
     nodes
+}
+
+/// Whether there are IPv4 addresses among these, and IPv6 addresses.
+fn families(addresses: impl Iterator<Item = IpAddr>) -> [bool; 2] {
+    addresses.fold([false; 2], |[ipv4, ipv6], address| [ipv4 || address.is_ipv4(), ipv6 || address.is_ipv6()])
 }
 
 /// Nodes that stand alike before, and alike after; absent: they are not there then.
@@ -184,7 +201,7 @@ struct Judge<'a> {
     /// Which side of a group counts.
     of: fn(&Group<'a>) -> Option<&'a Standing>,
     standings: BTreeMap<&'a Class, policy::Standing>,
-    known: HashMap<(&'a Class, &'a Class), Access>,
+    known: BTreeMap<(&'a Class, &'a Class), Access>,
 }
 
 impl<'a> Judge<'a> {
@@ -198,7 +215,7 @@ impl<'a> Judge<'a> {
         let standings = policy
             .into_iter()
             .flat_map(|policy| standings.clone().map(|class| (class, policy.standing(class))));
-        Self { policy, of, standings: standings.collect(), known: HashMap::new() }
+        Self { policy, of, standings: standings.collect(), known: BTreeMap::new() }
     }
 
     fn is_restricted(&self) -> bool {

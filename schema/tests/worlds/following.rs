@@ -97,7 +97,7 @@ fn step_leads(earlier: &Mesh, later: &Mesh, node: &Name) -> Outcome {
             return Ok(());
         }
         ViewStep::Shared(audience) => later.delta(earlier, audience),
-        ViewStep::Own(delta) => delta,
+        ViewStep::Own(delta) => *delta,
     };
     let (before, after) = (earlier.view(node).unwrap(), later.view(node).unwrap());
     prop_assert_eq!(later.counts(node), after.counts());
