@@ -6,7 +6,6 @@
 //! counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges.
 
 pub mod explain;
-pub mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, Protocol};
 use crate::attribute::Ref;
+use crate::compile::members::{Member, members};
 use crate::compile::policy::{Class, Policy, Side, Standing};
 use crate::inventory::Inventory;
 use crate::kinds::{Allow, NoReach, Node, Path, Reach, Test};
@@ -24,7 +24,6 @@ use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::{Location, Step};
-use members::{Member, members};
 
 /// What became of one assertion of a test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

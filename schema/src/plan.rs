@@ -377,8 +377,8 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImp
             Some(was) => was.follow(new.0, new.1, &changed),
             None => Mesh::compile(network, new.0, new.1),
         };
-        let before = Moment { declared: old.0, mesh: was.as_ref(), hidden: &was_hidden };
-        let after = Moment { declared: new.0, mesh: is.as_ref(), hidden: &is_hidden };
+        let before = Moment { declared: old.0, inventory: old.1, mesh: was.as_ref(), hidden: &was_hidden };
+        let after = Moment { declared: new.0, inventory: new.1, mesh: is.as_ref(), hidden: &is_hidden };
         reach.extend(reach::between(network, before, after));
         impact.extend(impact_of(was.as_ref(), is.as_ref(), server));
     }

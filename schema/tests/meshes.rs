@@ -178,11 +178,21 @@ fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::R
     let [was, is] = [before, after].map(|world| compiled(network, world));
     let [was_hidden, is_hidden] =
         [before, after].map(|world| reach::hidden(&world.snapshot, &world.inventory));
-    let was = reach::Moment { declared: &before.snapshot, mesh: was.as_ref(), hidden: &was_hidden };
+    let was = reach::Moment {
+        declared: &before.snapshot,
+        inventory: &before.inventory,
+        mesh: was.as_ref(),
+        hidden: &was_hidden,
+    };
     reach::between(
         network,
         was,
-        reach::Moment { declared: &after.snapshot, mesh: is.as_ref(), hidden: &is_hidden },
+        reach::Moment {
+            declared: &after.snapshot,
+            inventory: &after.inventory,
+            mesh: is.as_ref(),
+            hidden: &is_hidden,
+        },
     )
 }
 
@@ -195,6 +205,7 @@ fn views_have_what_is_reported(moments: &[Moment]) -> Result<(), TestCaseError> 
             let hidden = reach::Hidden::default();
             let [was, is] = [(before, &earlier), (after, &later)].map(|(world, mesh)| reach::Moment {
                 declared: &world.snapshot,
+                inventory: &world.inventory,
                 mesh: mesh.as_ref(),
                 hidden: &hidden,
             });

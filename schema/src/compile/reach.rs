@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Mesh;
+use super::members::members;
 use super::policy::{self, Class, Policy};
 use crate::access::{Access, Protocol};
 use crate::inventory::{Inventory, NodeId};
@@ -73,6 +74,8 @@ pub struct ReachChange {
 pub struct Moment<'a> {
     /// What is declared.
     pub declared: &'a Snapshot,
+    /// What has joined.
+    pub inventory: &'a Inventory,
     /// The network; absent: it is not declared.
     pub mesh: Option<&'a Mesh>,
     /// What is hidden then, in all networks.
@@ -155,7 +158,7 @@ impl Standing {
 
 /// The nodes of a network that reach any other or will, each with its standing.
 fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Standing> {
-    let Moment { declared, mesh, hidden } = moment;
+    let Moment { declared, inventory, mesh, hidden } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
     let standing = |node: &Name| {
         let id = NodeId::of(network, node);
@@ -166,14 +169,14 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Standin
         let families = families(peer.into_iter().flat_map(|peer| &peer.addresses).copied());
         Standing { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
     };
-    let both = declared.network(network).map(|it| families(it.ranges().map(|range| range.addr())));
+
     let mut nodes: BTreeMap<Name, Standing> =
         mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
-    for (id, node) in declared.all_in::<Node>(network).filter(|(id, _)| !mesh.has(&id.name)) {
-        let reserved = node.reserved().map(|(_, address)| address).collect();
-        let class = mesh.policy().class(&id.name, &super::tags(None, Some(node)), &reserved);
-        let families = both.unwrap_or_default();
-        nodes.insert(id.name.clone(), Standing { class, families, awaited: true, ..Standing::default() });
+    let members = members(network, declared, inventory).into_iter();
+    for (name, member) in members.filter(|(name, member)| !mesh.has(name) && member.key.is_none()) {
+        let class = mesh.policy().class(&name, &member.tags, &member.addresses);
+        let families = families(member.addresses.into_iter());
+        nodes.insert(name, Standing { class, families, awaited: true, ..Standing::default() });
     }
     if let Some(hub) = mesh.hub() {
         // All packets pass the hub, so that only the ways to it count.

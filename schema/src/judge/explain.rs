@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::members::members;
 use super::{Alike, Counterexample, Distinguished, broken, rule, usable};
 use crate::access::Access;
+use crate::compile::members::members;
 use crate::inventory::{Inventory, NodeId};
 use crate::kinds::{Group, Node};
 use crate::scalars::{Name, NetworkName, Selector, overlap};

@@ -1,12 +1,12 @@
-//! The members of a network as tests see them.
+//! The members of a network as tests see them, and plans: those that have joined, and those that will.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use crate::compile::allocate::{Allocator, ReservedAddresses};
-use crate::compile::tags;
+use super::allocate::{Allocator, ReservedAddresses};
+use super::tags;
 use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
 use crate::kinds::{AccessKey, Node};
 use crate::scalars::{Identity, Name, NetworkName, Uses, WireGuardKey};
