@@ -163,9 +163,11 @@ impl<'a> Reading<'a> {
     /// those that a rule joins with it, and on the hub.
     pub fn resolves(&self, at: &Name, name: &Name) -> Option<Resolution> {
         let resolution = self.declaration().name_service.then(|| self.leads(name, 0))??;
+        // Around a hub without rules a node is sent its own name like those of all others.
+        let sent_alike = self.hub().is_some() && self.declaration().acl == Acl::Allow;
         match resolution {
             // Its own name leads a host to all its addresses, also to those that others do not reach.
-            Leads::To(node) if node == *at && node == *name => {
+            Leads::To(node) if node == *at && node == *name && !sent_alike => {
                 Some(Resolution::Addresses(self.joined(&node).unwrap().addresses.clone()))
             }
             Leads::To(node) => {

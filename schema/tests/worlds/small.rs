@@ -140,9 +140,10 @@ fn object(id: ResourceId, likely: f64) -> BoxedStrategy<Declared> {
         Kind::Dns => entry_body().boxed(),
         Kind::AccessKey | Kind::Test => unreachable!("neither is in Views, and no draft has one"),
     };
-    let body = match id.kind {
-        Kind::Network => body.prop_map(Some).boxed(),
-        _ => option::weighted(likely, body).boxed(),
+    let body = if id.kind == Kind::Network {
+        body.prop_map(Some).boxed()
+    } else {
+        option::weighted(likely, body).boxed()
     };
     body.prop_map(move |body| (id.clone(), body)).boxed()
 }
