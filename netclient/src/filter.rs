@@ -334,8 +334,9 @@ const HUB: &str = "    iifname \"INTERFACE\" oifname \"INTERFACE\" accept\n";
 /// `judge` looks at who opened the connection; errors about connections that are known come from routers as
 /// well. `in` is for what is meant for the host, `out` for what it sends, and `forward` for what it passes on:
 /// what is published of its containers never meets `in`. A class may open things at the node, so nothing of
-/// the network is passed on that was not asked for there. What the host, or what is behind it, opens towards
-/// the network is judged where it arrives.
+/// the network reaches another address of the host, or is passed on, that was not asked for there; and what
+/// asks for the node comes by the network alone, not by another one that the host is in. What the host, or
+/// what is behind it, opens towards the network is judged where it arrives.
 const CHAINS: &str = "  chain judge {
     ct state related meta l4proto { icmp, icmpv6 } accept
     ct original ip saddr vmap @who4
@@ -344,8 +345,13 @@ const CHAINS: &str = "  chain judge {
   }
   chain in {
     type filter hook input priority filter; policy accept;
+    iifname != { \"INTERFACE\", \"lo\" } ct direction original ip daddr @own4 counter drop comment \"asked elsewhere\"
+    iifname != { \"INTERFACE\", \"lo\" } ct direction original ip6 daddr @own6 counter drop comment \"asked elsewhere\"
     iifname \"INTERFACE\" ct direction reply accept
-    iifname \"INTERFACE\" jump judge
+    iifname \"INTERFACE\" ct state related meta l4proto { icmp, icmpv6 } accept
+    iifname \"INTERFACE\" ct original ip daddr @own4 jump judge
+    iifname \"INTERFACE\" ct original ip6 daddr @own6 jump judge
+    iifname \"INTERFACE\" counter drop comment \"not for this node\"
   }
   chain out {
     type filter hook output priority filter; policy accept;
@@ -354,6 +360,8 @@ const CHAINS: &str = "  chain judge {
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
+    iifname != \"INTERFACE\" ct direction original ct original ip daddr @own4 counter drop comment \"asked elsewhere\"
+    iifname != \"INTERFACE\" ct direction original ct original ip6 daddr @own6 counter drop comment \"asked elsewhere\"
 HUB    oifname \"INTERFACE\" ct direction reply jump judge
     iifname \"INTERFACE\" ct direction reply accept
     iifname \"INTERFACE\" ct original ip daddr @own4 jump judge

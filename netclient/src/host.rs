@@ -259,7 +259,7 @@ impl Host for System {
         if outside.is_empty() {
             *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
             // Making a table to delete it would be heard as a change of it by others, once and again.
-            return if firewall::is_there(&table) { firewall::remove(&table) } else { Ok(()) };
+            return if firewall::is_there(&table)? { firewall::remove(&table) } else { Ok(()) };
         }
         self.load_filter(&table, slot.mark(), outside)
     }
@@ -303,6 +303,11 @@ impl Host for System {
         let Standing { mut content, mut structure } =
             standing.ok_or_else(|| FirewallError::drifted(&table))?;
         let steps = content.steps(changes);
+        // What was damaged meanwhile must not be taken for what was set.
+        let commands = steps.iter().any(|step| matches!(step, FilterStep::Commands(_)));
+        if commands && (structure.is_none() || structure != firewall::structure(&table)) {
+            return Err(FirewallError::drifted(&table));
+        }
         content.apply(changes);
         for step in steps {
             match step {
@@ -329,7 +334,7 @@ impl Host for System {
             return Ok(false);
         }
         // Making a table to delete it would be heard as a change of it.
-        let there = firewall::is_there(&table);
+        let there = firewall::is_there(&table)?;
         if there {
             access.remove(interface);
             firewall::remove(&table)?;

@@ -3,7 +3,7 @@
 //! A thin shell around [`reconcile`](crate::reconcile): observe, compute, apply. It may be called at any
 //! time, by a new process as well, and does what is lacking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use schema::scalars::{Endpoint, WireGuardKey};
 use schema::view::{Tunnel, View};
 
 use crate::addresses::Addresses;
-use crate::device::{Device, DeviceError, DeviceState, DeviceStep, Kind, Refusal, blocking};
+use crate::device::{
+    Device, DeviceError, DeviceState, DeviceStep, Kind, PeerSettings, PeerState, Refusal, blocking,
+};
 use crate::directory::DirectoryError;
 use crate::errors::error_chain;
 use crate::files;
@@ -222,11 +224,18 @@ impl NetworkTunnel {
         Ok(())
     }
 
-    /// Takes the peers away that the device has and that none of these tunnels is for.
+    /// Takes away what the device has and these tunnels do not: peers, and of peers that stay the addresses
+    /// that are another's now.
     pub async fn keep_only(&mut self, tunnels: &BTreeMap<WireGuardKey, Tunnel>) -> Result<(), DeviceError> {
         let Some(observed) = self.observe().await? else { return Ok(()) };
-        let gone = observed.peers.into_keys().filter(|key| !tunnels.contains_key(key));
-        self.apply(gone.map(DeviceStep::RemovePeer).collect()).await
+        let less = |(key, peer): (WireGuardKey, PeerState)| {
+            let Some(tunnel) = tunnels.get(&key) else { return Some(DeviceStep::RemovePeer(key)) };
+            let PeerSettings { allowed_ips: had, keepalive, .. } = peer.settings;
+            let allowed_ips: BTreeSet<_> = had.intersection(&tunnel.allowed_ips).copied().collect();
+            let settings = PeerSettings { endpoint: None, allowed_ips, keepalive };
+            (settings.allowed_ips != had).then_some(DeviceStep::PutPeer(key, settings))
+        };
+        self.apply(observed.peers.into_iter().filter_map(less).collect()).await
     }
 
     /// Its interface.

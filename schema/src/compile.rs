@@ -204,8 +204,8 @@ impl Mesh {
         moved
     }
 
-    /// Whether it is an earlier mesh unchanged: a cheap test of whether they share everything, false for some
-    /// equal meshes.
+    /// Whether every node is sent the same as of an earlier mesh: a cheap test of whether they share it, false
+    /// for some equal meshes. What who joins later is judged by may differ.
     pub fn same_as(&self, earlier: &Self) -> bool {
         self.network == earlier.network
             && self.members.ptr_eq(&earlier.members)
@@ -266,6 +266,11 @@ impl Mesh {
     /// A class that has members.
     pub fn class(&self, id: &ClassId) -> Option<&Class> {
         self.classes.get(id)
+    }
+
+    /// How many classes have members.
+    pub fn class_count(&self) -> usize {
+        self.members.len()
     }
 
     /// The classes that have members, each with them.

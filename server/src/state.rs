@@ -157,10 +157,13 @@ impl State {
             };
             match mesh {
                 None => drop(networks.remove(name)),
-                Some(mesh) if before.is_some_and(|before| mesh.same_as(before)) => {}
                 Some(mesh) => {
                     let mut meshes = history.map(|history| history.meshes.clone()).unwrap_or_default();
-                    meshes.push_back((world.revision, Arc::new(mesh)));
+                    // Nobody is sent anything where it is the same, but who joins later is judged by it.
+                    let same = before.is_some_and(|before| mesh.same_as(before));
+                    let replaced = if same { meshes.pop_back() } else { None };
+                    let made = replaced.map_or(world.revision, |(made, _)| made);
+                    meshes.push_back((made, Arc::new(mesh)));
                     if meshes.len() > REMEMBERED {
                         meshes.pop_front();
                     }
@@ -237,7 +240,7 @@ impl History {
         let cell = {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
             let cell = encoded.entry((base, audience)).or_default().clone();
-            if encoded.len() > BASES * now.classes().count().max(1) {
+            if encoded.len() > BASES * now.class_count().max(1) {
                 encoded.pop_first();
             }
             cell
@@ -292,6 +295,36 @@ mod tests {
             Some(Pending::Delta(body)) => body,
             other => panic!("{node} at {at} is sent a delta, not {other:?}"),
         }
+    }
+
+    #[test]
+    fn who_joins_is_judged_by_the_rules_of_then_although_they_changed_nothing_for_anybody_before() {
+        let declared = |revision, allow: &[&str]| {
+            let mut world = world(revision, 1);
+            let mut put = |json: String| {
+                let document: ResourceDocument = serde_json::from_str(&json).expect("good");
+                world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+            };
+            put(r#"{"id":"corp","body":{"ipv4":"10.0.0.0/24","acl":"deny"}}"#.to_owned());
+            for name in allow {
+                put(format!(
+                    r#"{{"id":"corp/allow/{name}","body":{{"from":["n1"],"to":["n2"],"proto":"{name}"}}}}"#
+                ));
+            }
+            world
+        };
+        let knows = |world: World, later: &[&str]| {
+            let before = step(&start(world), declared(2, later));
+            let mut joins = declared(3, later);
+            joins.inventory.put_node(id("n2"), joined(2));
+            let after = step(&before, joins);
+            let NodeId { network, name } = id("n1");
+            let view = after.mesh(&network).and_then(|mesh| mesh.view(&name)).expect("it has joined");
+            view.peers.len()
+        };
+        assert_eq!(knows(declared(1, &["tcp"]), &[]), 0, "a rule that is gone");
+        assert_eq!(knows(declared(1, &[]), &["tcp"]), 1, "a rule that has come");
+        assert_eq!(knows(declared(1, &["tcp"]), &["udp"]), 1, "a rule in place of another");
     }
 
     #[test]

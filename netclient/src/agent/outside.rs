@@ -206,14 +206,19 @@ impl Agent {
         mut changes: TunnelChanges,
     ) -> Result<(), TunnelError> {
         let has = |there: bool| move |(address, has): (&IpAddr, &bool)| (*has == there).then_some(*address);
-        let new = changes.members.iter().filter_map(has(true)).collect();
+        let new: BTreeSet<IpAddr> = changes.members.iter().filter_map(has(true)).collect();
         let gone = changes.members.iter().filter_map(has(false)).collect();
         // Known before it is a peer, and for as long as it is one.
+        let moves = changes.filter.members.iter().any(|(it, class)| class.is_some() && !new.contains(it));
         self.change_members(Default::default(), new).await?;
         if membership.view.interface.restricted {
             // Who is gone has no part in what an address may do from now on; who is new is judged from the
             // first packet.
             tunnel.follow(membership, changes.split_gone()).await?;
+            // An address that another peer has from now on is nobody's until its class is.
+            if moves {
+                self.keep_only(tunnel, &membership.view).await;
+            }
             let (host, interface) = (self.host.clone(), membership.interface.clone());
             let filter = std::mem::take(&mut changes.filter);
             blocking(move || host.change_access(&interface, &filter)).await?;
@@ -334,7 +339,7 @@ impl Agent {
         outcome?;
         let host = self.host.clone();
         let filter = blocking(move || {
-            let there = host.has_filter() && firewall::is_there(&slot.filter());
+            let there = host.has_filter() && firewall::is_there(&slot.filter())?;
             if there { host.set_filter(slot, &nothing).map(|()| true) } else { Ok(false) }
         });
         let table = || format!("the table inet {} of nftables", slot.filter());

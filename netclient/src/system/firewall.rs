@@ -60,15 +60,21 @@ pub fn load_over(table: &str, chains: &str) -> Result<(), FirewallError> {
     run(table, &script(&format!("table inet {table} {{}}\nflush table inet {table}\n"), table, chains))
 }
 
-/// Whether the table `inet TABLE` is there; one that cannot be asked for counts as absent. Blocks the caller.
-pub fn is_there(table: &str) -> bool {
-    let Some(path) = find(env::var_os("PATH").as_deref(), Path::is_file) else { return false };
-    let mut nft = Command::new(path);
-    nft.args(["list", "table", "inet", table])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    nft.status().is_ok_and(|status| status.success())
+/// Whether the table `inet TABLE` is there; not where there is no nft(8), which alone makes one. Blocks the
+/// caller.
+pub fn is_there(table: &str) -> Result<bool, FirewallError> {
+    let Some(path) = find(env::var_os("PATH").as_deref(), Path::is_file) else { return Ok(false) };
+    let mut nft = Command::new(&path);
+    nft.args(["list", "table", "inet", table]).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
+    let output = nft.output().map_err(|source| FirewallError::Broken { path, source })?;
+    if output.status.success() {
+        return Ok(true);
+    }
+    // strerror(3) of ENOENT.
+    if String::from_utf8_lossy(&output.stderr).contains("No such file or directory") {
+        return Ok(false);
+    }
+    Err(FirewallError::Refused { table: table.to_owned(), reason: reason(&output) })
 }
 
 /// Changes the table `inet TABLE` by commands of nft(8), all or none of them. Blocks the caller.

@@ -94,7 +94,7 @@ impl TunnelHost {
         let there = blocking(move || {
             let device = device::attach(&interface, &socket);
             !matches!(device, Ok(None) | Err(DeviceError::Gone { .. }))
-                && firewall::is_there(&table(&interface))
+                && firewall::is_there(&table(&interface)).unwrap_or_default()
         });
         let link = link::observe(&self.interface).await;
         there.await
@@ -238,7 +238,7 @@ fn kept_of(interface: &str) -> Vec<String> {
     let mut kept =
         vec![format!("the interface {interface}, where the tunnels to agents were: {}", not_ours(interface))];
     let table = table(interface);
-    if firewall::is_there(&table) {
+    if firewall::is_there(&table).unwrap_or(true) {
         kept.push(format!(
             "the table inet {table} of nftables, which belongs to that interface; to remove it: nft delete table inet {table}"
         ));
@@ -249,7 +249,7 @@ fn kept_of(interface: &str) -> Vec<String> {
 /// Removes the table of the packet filter that belongs to an interface, if there.
 fn remove_table(interface: &str) -> Result<Option<String>, FirewallError> {
     let table = table(interface);
-    if !firewall::is_there(&table) {
+    if !firewall::is_there(&table)? {
         return Ok(None);
     }
     firewall::remove(&table)?;
