@@ -476,8 +476,10 @@ mod tests {
         assert!(!filter(&hub).text().contains(between));
         hub.interface.forward = true;
         let text = filter(&hub).text();
-        let first = text.split("hook forward").nth(1).and_then(|rules| rules.lines().nth(1));
-        assert_eq!(first.map(str::trim), Some(between), "before what judges\n{text}");
+        let forward = text.split("hook forward").nth(1).expect("there is one");
+        let at = |rule| forward.find(rule).expect("it is there");
+        assert!(at(between) < at("jump judge"), "before what judges\n{text}");
+        assert!(at("asked elsewhere") < at(between), "but not what comes by another interface\n{text}");
     }
 
     #[test]

@@ -226,6 +226,33 @@ fn a_member_gets_nothing_by_other_routes_keys_and_addresses() {
     });
 }
 
+#[test]
+fn no_other_address_of_a_host_is_asked_through_the_network() {
+    if !enter_test("no_other_address_of_a_host_is_asked_through_the_network") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        deafen(&corp);
+        let (b, c) = (corp.host("b"), corp.host("c"));
+        let others = ["172.31.7.7", "fd31::7"];
+        let key = run(b, "wg show nm-corp public-key").await.trim().to_owned();
+        let [b4, b6] = corp.addresses("b");
+        let ranges = format!("{b4},{b6},{}", others.join(","));
+        run(c, &format!("wg set nm-corp peer {key} allowed-ips {ranges}")).await;
+        for other in others {
+            run(b, &format!("ip address add {other} dev lo")).await;
+            run(c, &format!("ip route add {other} dev nm-corp")).await;
+        }
+        for ((own, mesh), other) in pairs(&corp).zip(others) {
+            for (to, passes) in [(mesh, 1), (other.parse().expect("an address"), 0)] {
+                let question = udp(SocketAddr::new(own, 6_100), SocketAddr::new(to, 53), b"a question");
+                assert_eq!(passed(&corp, &question, &[question.packet()]).await, passes, "{to}");
+            }
+        }
+    });
+}
+
 /// With an address of `a`, which `b` would let in, and with one that nobody has, nothing arrives at `b`.
 async fn assert_sends_only_as_itself(corp: &Corp) {
     let (b, c) = (corp.host("b"), corp.host("c"));

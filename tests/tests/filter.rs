@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use end_to_end::{in_runtime, text_of};
+use ipnet::IpNet;
 use netclient::filter::{Filter, FilterChanges};
 use netclient::host::{Host as _, System};
 use netclient::system::firewall::FirewallError;
@@ -236,7 +237,8 @@ fn a_connection_is_judged_by_who_opened_it_and_ends_with_its_permission_in_both_
         let (web, ssh) = (listen(&b, 80), listen(&b, 22));
         let at_a = listen(&a, 7000);
         let system = System::default();
-        let none = restricted(&[("web", tcp(80))]);
+        let mut none = restricted(&[("web", tcp(80))]);
+        none.interface.addresses = [IpAddr::from(b.ipv4()), b.ipv6().into()].map(IpNet::from).into();
         let mut known = none.clone();
         put(&mut known, "a", "web", &[a.ipv4().into(), a.ipv6().into()]);
         let set = |view: &View| b.within(|| system.set_access(&filter(view))).expect("it is set");
