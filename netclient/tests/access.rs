@@ -121,7 +121,14 @@ async fn a_node_without_nftables_has_no_peer_that_it_would_have_to_restrict_and_
     b.start().await;
     eventually("the server knows", || mesh.problems("b") == ["no-filter", "rules-not-enforced"]).await;
     assert_eq!((a.peers(), b.peers()), (1, 0));
-    assert!(b.problems().await.iter().any(|it| it.contains("rules-not-enforced")), "its status says so");
+    let status = async || b.problems().await.iter().any(|it| it.contains("rules-not-enforced"));
+    for _ in 0..50 {
+        if status().await {
+            break;
+        }
+        pass(Duration::from_millis(100)).await;
+    }
+    assert!(status().await, "its status says so");
     // Whom it need not restrict, it has.
     mesh.declare(&SSH.replace(r#"proto "tcp"; ports 22;"#, "")).await;
     eventually("a is a peer", || b.peers() == 1).await;

@@ -138,7 +138,7 @@ fn an_established_connection_ends_with_its_permission_and_others_lose_nothing() 
             others.settle().await;
             let before = Instant::now();
             let change = corp.declare(&without).await;
-            let after = wait(3 * SECOND * patience()).await;
+            let after = wait((APPLIED + 2 * SECOND) * patience()).await;
             ending.assert_stopped(change);
             others.assert_lost_nothing(before, after - SECOND);
             if without == BACK {

@@ -121,11 +121,7 @@ fn a_field_that_is_read_nowhere_does_not_compile() {
     assert!(!build.status.success(), "it compiled");
     let refusals = errors.matches("pattern does not mention field `unread`").count();
     assert_eq!(refusals, KINDS.len(), "the compiler asks for each of them what it means:\n{errors}");
-    assert_eq!(
-        errors.matches("schema/src/compile").count(),
-        KINDS.len(),
-        "where Views are made:\n{errors}"
-    );
+    assert_eq!(errors.matches("schema/src/compile").count(), KINDS.len(), "where Views are made:\n{errors}");
     assert_eq!(errors.matches("error[").count(), KINDS.len(), "and nothing else is wrong:\n{errors}");
 }
 

@@ -107,7 +107,7 @@ impl Device for Kernel {
             host::free_port(port)?;
         }
         let port = basics.listen_port;
-        let outcome = update(&basics, steps).apply(&self.name, Backend::Kernel);
+        let outcome = update(&basics, steps, &states_of(device.peers)).apply(&self.name, Backend::Kernel);
         match outcome {
             Ok(()) => self.endpoints.follow(steps),
             Err(_) => self.endpoints.invalidate(),
@@ -140,7 +140,10 @@ impl Device for Kernel {
     }
 }
 
-fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
+/// Which peers there are, by their keys.
+type Peers = BTreeMap<WireGuardKey, PeerState>;
+
+fn update(basics: &Basics<'_>, steps: &[DeviceStep], there: &Peers) -> DeviceUpdate {
     let mut update = DeviceUpdate::new();
     if let Some(mark) = basics.mark {
         update = update.set_fwmark(mark);
@@ -151,26 +154,34 @@ fn update(basics: &Basics<'_>, steps: &[DeviceStep]) -> DeviceUpdate {
     if let Some(port) = basics.listen_port {
         update = update.set_listen_port(port);
     }
-    let peers: Vec<PeerConfigBuilder> = steps.iter().flat_map(peer_changes).collect();
+    let peers: Vec<PeerConfigBuilder> = steps.iter().flat_map(|step| peer_changes(step, there)).collect();
     update.add_peers(&peers)
 }
 
-fn peer_changes(step: &DeviceStep) -> Vec<PeerConfigBuilder> {
+fn peer_changes(step: &DeviceStep, there: &Peers) -> Vec<PeerConfigBuilder> {
     match step {
         DeviceStep::SetMark(_) | DeviceStep::SetPrivateKey(_) | DeviceStep::SetListenPort(_) => Vec::new(),
         DeviceStep::RemovePeer(key) => vec![PeerConfigBuilder::new(&Key(key.0)).remove()],
-        DeviceStep::PutPeer(key, settings) => put(&Key(key.0), settings),
+        DeviceStep::PutPeer(key, settings) => {
+            // The kernel takes all ranges away before it gives them back: a packet in between is lost.
+            let stay =
+                there.get(key).is_some_and(|it| it.settings.allowed_ips.is_subset(&settings.allowed_ips));
+            put(&Key(key.0), settings, !stay)
+        }
     }
 }
 
-/// The entries that put a peer: the first has its settings, and those that follow have more ranges, if one
-/// message would not hold all of them.
+/// The entries that put a peer, in place of the ranges that it has or added to them: the first has its
+/// settings, and those that follow have more ranges, if one message would not hold all of them.
 fn put(
     key: &Key,
     PeerSettings { endpoint, allowed_ips, keepalive }: &PeerSettings,
+    replaces: bool,
 ) -> Vec<PeerConfigBuilder> {
-    let mut peer =
-        PeerConfigBuilder::new(key).replace_allowed_ips().set_persistent_keepalive_interval(*keepalive);
+    let mut peer = PeerConfigBuilder::new(key).set_persistent_keepalive_interval(*keepalive);
+    if replaces {
+        peer = peer.replace_allowed_ips();
+    }
     if let Some(endpoint) = endpoint {
         peer = peer.set_endpoint(*endpoint);
     }
@@ -251,7 +262,7 @@ mod tests {
     fn a_put_peer_replaces_its_ranges_and_keeps_an_unnamed_endpoint() {
         let allowed_ips = ["10.0.0.0/24", "fd00::/64"].map(|text| text.parse().expect("a good range"));
         let settings = PeerSettings { endpoint: None, allowed_ips: allowed_ips.into(), keepalive: 25 };
-        let built = put(&Key([1; 32]), &settings);
+        let built = put(&Key([1; 32]), &settings, true);
         let expected = PeerConfigBuilder::new(&Key([1; 32]))
             .replace_allowed_ips()
             .set_persistent_keepalive_interval(25)
@@ -261,13 +272,34 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_loses_no_range_keeps_them_while_it_is_put() {
+        let key = WireGuardKey([1; 32]);
+        let settings = |ranges: &[&str]| PeerSettings {
+            endpoint: None,
+            allowed_ips: ranges.iter().map(|range| range.parse().expect("a good range")).collect(),
+            keepalive: 7,
+        };
+        let there = |ranges| {
+            let state = PeerState { settings: settings(ranges), last_handshake: None, received: 0, sent: 0 };
+            Peers::from([(key, state)])
+        };
+        let step = DeviceStep::PutPeer(key, settings(&["10.0.0.1/32", "fd00::1/128"]));
+        let replaces = |there: &Peers| {
+            let [built] = &*peer_changes(&step, there) else { panic!("it is one") };
+            *built == put(&Key(key.0), &settings(&["10.0.0.1/32", "fd00::1/128"]), true)[0]
+        };
+        assert!(!replaces(&there(&["10.0.0.1/32"])) && !replaces(&there(&["10.0.0.1/32", "fd00::1/128"])));
+        assert!(replaces(&there(&["10.0.0.2/32"])) && replaces(&Peers::new()));
+    }
+
+    #[test]
     fn a_peer_of_very_many_ranges_is_put_in_several_entries_that_replace_them_once() {
         let ranges = (0..1_000_u32).map(|number| {
             let [_, _, high, low] = number.to_be_bytes();
             format!("10.{high}.{low}.0/24").parse().expect("a good range")
         });
         let settings = PeerSettings { endpoint: None, allowed_ips: ranges.collect(), keepalive: 0 };
-        let built = put(&Key([1; 32]), &settings);
+        let built = put(&Key([1; 32]), &settings, true);
         let key = PeerConfigBuilder::new(&Key([1; 32]));
         let expected: Vec<_> = settings
             .allowed_ips
