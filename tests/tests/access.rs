@@ -174,7 +174,7 @@ fn what_the_kernel_forgot_does_not_turn_a_connection_around() {
         let ended = corp.flows("a", "b", &tcp).await;
         ended.settle().await;
         let change = corp.declare(kept).await;
-        wait(SECOND * patience()).await;
+        wait(APPLIED * patience()).await;
         // b goes on sending; and nobody knows any more that a had opened it.
         forget_connections(corp.host("b"));
         wait(3 * SECOND * patience()).await;
@@ -419,7 +419,7 @@ fn a_published_port_is_judged_as_the_port_that_was_asked() {
         let flows = corp.flows("a", "b", &tcp).await;
         flows.settle().await;
         let change = corp.declare(&none).await;
-        wait(3 * SECOND * patience()).await;
+        wait((APPLIED + 2 * SECOND) * patience()).await;
         flows.assert_stopped(change);
         // What the container opens is judged where it goes to, as its host's.
         for at in corp.addresses("a") {
@@ -466,7 +466,7 @@ fn what_a_hub_carries_is_judged_by_who_receives_it() {
         others.settle().await;
         let before = Instant::now();
         let change = corp.declare(&rules("")).await;
-        let after = wait(3 * SECOND * patience()).await;
+        let after = wait((APPLIED + 2 * SECOND) * patience()).await;
         ending.assert_stopped(change);
         others.assert_lost_nothing(before, after - SECOND);
         corp.assert_allowed(by_rules).await;
@@ -516,7 +516,7 @@ fn a_change_holds_at_the_next_check_in_and_at_first_contact() {
         flows.settle().await;
         let change = corp.declare(BACK).await;
         // They check in every 2 s.
-        wait(4 * SECOND * patience()).await;
+        wait((APPLIED + 4 * SECOND) * patience()).await;
         flows.assert_stopped(change + 2 * SECOND * patience());
         // b is offline while the rule goes.
         corp.declare(&format!("{BACK}{FORTH}")).await;
@@ -533,7 +533,7 @@ fn a_change_holds_at_the_next_check_in_and_at_first_contact() {
         })
         .await;
         let heard = Instant::now();
-        wait(2 * SECOND * patience()).await;
+        wait((APPLIED + 2 * SECOND) * patience()).await;
         flows.assert_stopped(heard);
         assert!(heard - contact < 10 * SECOND * patience(), "it took {:?}", heard - contact);
         corp.assert_allowed(|from, to, service| {
