@@ -62,6 +62,8 @@ fn programs() -> BTreeMap<String, PathBuf> {
     let messages = output.stdout.split(|&byte| byte == b'\n');
     let built = messages.filter_map(|message| serde_json::from_slice::<serde_json::Value>(message).ok());
     built
+        // Programs of other crates have the same names.
+        .filter(|message| message["manifest_path"] == concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .filter(|message| message["target"]["kind"][0] == "test")
         .filter_map(|message| {
             let name = message["target"]["name"].as_str()?.to_owned();
