@@ -7,14 +7,14 @@
 //! The agent of `c` is stopped, its packet filter is gone, and it sends whatever it likes. Whether it passes is
 //! counted at `b`: what comes from the tunnel, and what of it is left when every filter has been asked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use end_to_end::container::container;
 use end_to_end::corp::{Corp, INTERFACE};
 use end_to_end::forge::{Ends, Segment, echo_reply, send, tcp, too_big, udp};
-use end_to_end::{eventually, filter, in_runtime, run, run_all, text_of};
+use end_to_end::{Mesh, addresses, eventually, filter, in_runtime, run, run_all, text_of};
 use etherparse::IpNumber;
 use nmplan::lab::{Outcome, Service, enter_test};
 
@@ -250,6 +250,44 @@ fn no_other_address_of_a_host_is_asked_through_the_network() {
                 assert_eq!(passed(&corp, &question, &[question.packet()]).await, passes, "{to}");
             }
         }
+    });
+}
+
+#[test]
+fn a_member_of_one_network_asks_for_nothing_in_another_that_the_host_is_in() {
+    if !enter_test("a_member_of_one_network_asks_for_nothing_in_another_that_the_host_is_in") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let network = |name: &str, number: u8, acl: &str| {
+            format!(
+                "network \"{name}\" {{ ipv4 \"10.{number}.0.0/24\"; acl \"{acl}\"; access-key \"k\" uses=9 }}\n"
+            )
+        };
+        let tokens = mesh.apply(&(network("open", 41, "allow") + &network("shut", 42, "deny"))).await;
+        let [a, mut b] = [mesh.agent("a").await, mesh.agent("b").await];
+        a.join(&tokens["open/access-key/k"], &[]).await.expect("it joins");
+        for name in ["open", "shut"] {
+            b.join(&tokens[&format!("{name}/access-key/k")], &[]).await.expect("it joins");
+        }
+        b.start_daemon(&[]).expect("the agent starts");
+        let [open, shut] = [addresses(&b, "open").await[0], addresses(&b, "shut").await[0]];
+        let _service = b.host().within(|| TcpListener::bind(("0.0.0.0", 4_022))).expect("the port is free");
+        let asked = |at: IpAddr| {
+            let at = SocketAddr::new(at, 4_022);
+            a.host().within(|| TcpStream::connect_timeout(&at, SECOND / 2)).is_ok()
+        };
+        a.netclient(&["pull", "--network", "open"]).await.expect("it runs");
+        eventually("it is asked where it may be", 10 * SECOND, async || asked(open)).await;
+        let key = run(b.host(), "wg show nm-open public-key").await.trim().to_owned();
+        run(a.host(), &format!("wg set nm-open peer {key} allowed-ips {open},{shut}")).await;
+        run(a.host(), &format!("ip route add {shut} dev nm-open")).await;
+        assert!(!asked(shut), "its network lets nobody in");
+        // The way there is one: without the table it is asked.
+        b.kill_daemon().await.expect("it is killed");
+        run(b.host(), "nft delete table inet nm-access-nm-shut").await;
+        assert!(asked(shut), "it would be");
     });
 }
 
