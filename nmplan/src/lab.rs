@@ -37,6 +37,7 @@ mod underlay;
 pub mod verdict;
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use agent::Agent;
 pub use cable::Impairment;
@@ -102,6 +103,25 @@ fn system(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 fn network(attempt: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
     let attempt = attempt.into();
     move |source| Error::Network { attempt, source }
+}
+
+/// What a lock protects; a thread that panicked with it has left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a text in KDL declares, which has no error.
+#[cfg(test)]
+fn declared(text: &str) -> schema::snapshot::Snapshot {
+    use schema::syntax::{Language, Source, parse};
+
+    let source = Source { name: "mesh.kdl".into(), text: text.into(), language: Language::Kdl };
+    let (documents, report) = parse(&source, schema::value::SourceId(0), schema::kinds::Kind::DESCRIPTORS);
+    assert!(report.is_empty(), "{report:?}");
+    let (declared, mut report) = schema::decode::decode(documents);
+    report.append(schema::rules::check(&declared.snapshot, &declared.source_map));
+    assert!(!report.has_errors(), "{report:?}");
+    declared.snapshot
 }
 
 #[cfg(test)]

@@ -992,7 +992,7 @@ networks:
 #[test]
 fn a_selector_that_selects_nothing_is_a_warning_to_whoever_reads_the_files() {
     let workspace = workspace();
-    // The test that notices the mistake as well is not the matter here.
+    // What tests say of the mistake is not the matter here.
     let files = ACCESS
         .replace("TAG", "tag:wbe")
         .replace("        reach from=\"tag:web\" to=\"db-1\" port=5432\n", "");

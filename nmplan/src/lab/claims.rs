@@ -224,23 +224,8 @@ impl Scope<'_> {
 
 #[cfg(test)]
 mod tests {
-    use schema::decode::decode;
-    use schema::kinds::Kind;
-    use schema::rules;
-    use schema::syntax::{Language, Source, parse};
-    use schema::value::SourceId;
-
+    use super::super::declared;
     use super::*;
-
-    fn declared(text: &str) -> Snapshot {
-        let source = Source { name: "mesh.kdl".into(), text: text.into(), language: Language::Kdl };
-        let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
-        assert!(report.is_empty(), "{report:?}");
-        let (declared, mut report) = decode(documents);
-        report.append(rules::check(&declared.snapshot, &declared.source_map));
-        assert!(!report.has_errors(), "{report:?}");
-        declared.snapshot
-    }
 
     fn member(name: &str, tags: &[&str], address: &str) -> Member {
         Member {

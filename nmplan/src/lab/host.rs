@@ -307,7 +307,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// When this computer lacks what a socket needs; what happens to packets is an [`Outcome`].
+    /// When this computer does not have what a socket needs; what happens to packets is an [`Outcome`].
     pub async fn probe(&self, to: IpAddr, service: Service, limit: Duration) -> io::Result<Outcome> {
         Ok(self.probe_all(&[Probe { to, service }], limit).await?.pop().unwrap_or(Outcome::Nothing))
     }

@@ -61,7 +61,7 @@ impl Outcome {
     ///
     /// # Errors
     ///
-    /// What says nothing of the way to the other host: that this computer lacks memory, ports or files.
+    /// What says nothing of the way to the other host: that this computer has no memory, ports or files left.
     fn of(answer: io::Result<()>, took: Duration) -> io::Result<Self> {
         use io::ErrorKind as Kind;
         let Err(error) = answer else { return Ok(Self::Answered(took)) };
@@ -213,7 +213,7 @@ mod tests {
             assert_eq!(of(error).expect("it counts"), Outcome::Nothing, "{error}");
         }
         for error in [libc::EMFILE, libc::EADDRNOTAVAIL, libc::ENOBUFS, libc::ENOMEM] {
-            of(error).expect_err("the computer lacks something");
+            of(error).expect_err("it is about this computer");
         }
     }
 }

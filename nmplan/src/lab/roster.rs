@@ -181,21 +181,8 @@ fn document((id, entry): (&ResourceId, &Entry)) -> Document {
 
 #[cfg(test)]
 mod tests {
-    use schema::decode::decode;
-    use schema::rules;
-    use schema::syntax::{Source, parse};
-
+    use super::super::declared;
     use super::*;
-
-    fn declared(text: &str) -> Snapshot {
-        let source = Source { name: "mesh.kdl".into(), text: text.into(), language: Language::Kdl };
-        let (documents, report) = parse(&source, SourceId(0), Kind::DESCRIPTORS);
-        assert!(report.is_empty(), "{report:?}");
-        let (declared, mut report) = decode(documents);
-        report.append(rules::check(&declared.snapshot, &declared.source_map));
-        assert!(!report.has_errors(), "{report:?}");
-        declared.snapshot
-    }
 
     fn listed(roster: &Roster) -> Vec<String> {
         roster

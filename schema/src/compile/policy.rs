@@ -263,19 +263,19 @@ impl Policy {
     }
 
     /// The rules that differ from earlier ones, as they are and as they were.
-    pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> Changed<'a> {
+    pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> ChangedRules<'a> {
         let differ = |name: &&Name| self.rule(name) != earlier.rule(name);
         let names = earlier.rules.iter().chain(&self.rules).map(|(name, _)| name);
         let names: BTreeSet<&Name> = names.filter(differ).collect();
         let both = |name: &Name| [earlier.rule(name), self.rule(name)].into_iter().flatten();
-        Changed(names.into_iter().flat_map(both).collect())
+        ChangedRules(names.into_iter().flat_map(both).collect())
     }
 }
 
 /// Rules that changed, as they are and as they were.
-pub struct Changed<'a>(Vec<&'a Rule>);
+pub struct ChangedRules<'a>(Vec<&'a Rule>);
 
-impl Changed<'_> {
+impl ChangedRules<'_> {
     /// Whether none did.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

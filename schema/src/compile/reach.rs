@@ -4,8 +4,8 @@
 //! each opens at others what a rule says. Either holds as long as packets find the way: not while the hub has
 //! not joined, and not to an endpoint that a range hides. A host that has joined a network with a range around
 //! the endpoint of a peer has a route into the mesh for it, and so has the peer's answer; [`hidden`] finds
-//! those endpoints. Nodes that are judged and seen alike are one [`Standing`], so that a change is found on
-//! pairs of standings of before and after. What will hold once awaited nodes have joined is reported apart.
+//! those endpoints. Nodes that are judged and seen alike are one [`Situation`], so that a change is found on
+//! pairs of situations of before and after. What will hold once awaited nodes have joined is reported apart.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -128,9 +128,9 @@ pub fn hidden(declared: &Snapshot, inventory: &Inventory) -> Hidden {
     hidden
 }
 
-/// What decides which other nodes of a network a node reaches: those of one standing reach the same.
+/// What decides which other nodes of a network a node reaches: those of one situation reach the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Standing {
+struct Situation {
     /// What the rules make of it.
     class: Class,
     /// Whether it has IPv4 and IPv6 addresses that work.
@@ -143,7 +143,7 @@ struct Standing {
     awaited: bool,
 }
 
-impl Standing {
+impl Situation {
     /// Whether packets find the way between two nodes: both have addresses of a family, and each has a way to
     /// the other's endpoint outside of every mesh.
     fn sees(&self, other: &Self) -> bool {
@@ -156,35 +156,36 @@ impl Standing {
     }
 }
 
-/// The nodes of a network that reach any other or will, each with its standing.
-fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Standing> {
+/// The nodes of a network that reach any other or will, each with its situation.
+fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Situation> {
     let Moment { declared, inventory, mesh, hidden } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
-    let standing = |node: &Name| {
+    let situation = |node: &Name| {
         let id = NodeId::of(network, node);
         let class = mesh.class_of(node).and_then(|class| mesh.class(&class)).cloned().unwrap_or_default();
         let behind = hidden.behind.get(&id).cloned().unwrap_or_default();
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
         let peer = mesh.class_of(node).and_then(|class| mesh.members(&class)?.get(node));
         let families = families(peer.into_iter().flat_map(|peer| &peer.addresses).copied());
-        Standing { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
+        Situation { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
     };
 
-    let mut nodes: BTreeMap<Name, Standing> =
-        mesh.nodes().map(|node| (node.clone(), standing(node))).collect();
+    let mut nodes: BTreeMap<Name, Situation> =
+        mesh.nodes().map(|node| (node.clone(), situation(node))).collect();
     let members = members(network, declared, inventory).into_iter();
     for (name, member) in members.filter(|(name, member)| !mesh.has(name) && member.key.is_none()) {
         let class = mesh.policy().class(&name, &member.tags, &member.addresses);
         let families = families(member.addresses.into_iter());
-        nodes.insert(name, Standing { class, families, awaited: true, ..Standing::default() });
+        nodes.insert(name, Situation { class, families, awaited: true, ..Situation::default() });
     }
     if let Some(hub) = mesh.hub() {
         // All packets pass the hub, so that only the ways to it count.
         let at_hub = nodes.get(hub).cloned();
-        nodes.retain(|node, standing| node == hub || at_hub.as_ref().is_some_and(|hub| hub.finds(standing)));
-        for standing in nodes.values_mut() {
-            standing.awaited |= at_hub.as_ref().is_none_or(|hub| hub.awaited);
-            (standing.behind, standing.inside) = Default::default();
+        nodes
+            .retain(|node, situation| node == hub || at_hub.as_ref().is_some_and(|hub| hub.finds(situation)));
+        for situation in nodes.values_mut() {
+            situation.awaited |= at_hub.as_ref().is_none_or(|hub| hub.awaited);
+            (situation.behind, situation.inside) = Default::default();
         }
     }
     nodes
@@ -196,13 +197,13 @@ fn families(addresses: impl Iterator<Item = IpAddr>) -> [bool; 2] {
 }
 
 /// Nodes that stand alike before, and alike after; absent: they are not there then.
-type Group<'a> = (Option<&'a Standing>, Option<&'a Standing>);
+type Group<'a> = (Option<&'a Situation>, Option<&'a Situation>);
 
 /// What may be opened between groups at one moment.
 struct Judge<'a> {
     policy: Option<&'a Policy>,
     /// Which side of a group counts.
-    of: fn(&Group<'a>) -> Option<&'a Standing>,
+    of: fn(&Group<'a>) -> Option<&'a Situation>,
     standings: BTreeMap<&'a Class, policy::Standing>,
     known: BTreeMap<(&'a Class, &'a Class), Access>,
 }
@@ -210,11 +211,11 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(
         moment: Moment<'a>,
-        of: fn(&Group<'a>) -> Option<&'a Standing>,
-        nodes: &'a BTreeMap<Name, Standing>,
+        of: fn(&Group<'a>) -> Option<&'a Situation>,
+        nodes: &'a BTreeMap<Name, Situation>,
     ) -> Self {
         let policy = moment.mesh.map(Mesh::policy);
-        let standings = nodes.values().map(|standing| &standing.class);
+        let standings = nodes.values().map(|situation| &situation.class);
         let standings = policy
             .into_iter()
             .flat_map(|policy| standings.clone().map(|class| (class, policy.standing(class))));
@@ -241,7 +242,7 @@ impl<'a> Judge<'a> {
 
     /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
     fn is_on(&self, rule: &Name, group: &Group<'a>, right: bool) -> bool {
-        let class = (self.of)(group).map(|standing| &standing.class);
+        let class = (self.of)(group).map(|situation| &situation.class);
         let policy = self.policy.zip(class).map(|(policy, class)| policy.is_on(rule, class, right));
         policy.unwrap_or_default()
     }
@@ -269,7 +270,7 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
     let changed = same_rules
         .filter(|(was, is)| was.is_restricted() == is.is_restricted())
         .map(|(was, is)| is.changed_since(was));
-    // What is neither of another standing nor concerned by a rule that changed is as it was.
+    // What is neither of another situation nor concerned by a rule that changed is as it was.
     let stays = |group: &Group<'_>| group.0 == group.1;
     let as_it_was = |from: &Group<'_>, to: &Group<'_>| {
         let classes = from.1.zip(to.1).map(|(from, to)| (&from.class, &to.class));
@@ -335,7 +336,7 @@ const NAMED: usize = 3;
 /// For each group the groups that it opens something at.
 type Against<'g, 'a> = BTreeMap<&'g Group<'a>, BTreeSet<&'g Group<'a>>>;
 
-/// What moved, told in the words of the rules that allow or allowed it: each node of one side at each of the
+/// What moved, in the words of the rules that allow or allowed it: each node of one side at each of the
 /// other, other than itself.
 fn by_rules<'a>(
     network: &NetworkName,
@@ -350,7 +351,7 @@ fn by_rules<'a>(
             parts.entry((None, left)).or_default().entry(from).or_default().insert(to);
             continue;
         }
-        // What several rules allow is told of the one that allows most.
+        // What several rules allow is reported of the one that allows most.
         let mut reasons = here.reasons(from, to);
         reasons.sort_by_key(|(_, access)| Reverse(breadth(access)));
         for (rule, access) in reasons {
@@ -434,7 +435,7 @@ fn words(some: &BTreeSet<&Name>, all: &BTreeSet<&Name>, selectors: Option<&BTree
     }
 }
 
-/// By which rules are told, those that allow most first.
+/// By which rules are reported, those that allow most first.
 fn breadth(access: &Access) -> (bool, usize, bool) {
     let ports = access.tcp.ranges().chain(access.udp.ranges());
     (access.others, ports.map(|range| range.len()).sum(), access.icmp)
