@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use prost::Message;
 use schema::access::{Access, ClassId, Ports};
 use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
-use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
+use schema::view::{
+    Changes, Counts, Forward, Guarded, Interface, Peer, Resolution, Route, View, ViewDelta,
+};
 
 use crate::position::Position;
 use crate::sign::{self, Invalid, verify_update};
@@ -53,13 +55,15 @@ pub enum Malformed {
 
 /// A View as a message body.
 pub fn encode_view(view: &View) -> Vec<u8> {
-    let View { network: _, node: _, interface, peers, access, routes, names } = view;
+    let View { network: _, node: _, interface, peers, access, routes, forwards, guarded, names } = view;
     let message = wire::View {
         interface: Some(from_interface(interface)),
         peers: peers.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
         names: names.iter().map(|(name, resolution)| from_resolution(name, resolution)).collect(),
         routes: routes.iter().map(|(range, route)| from_route(range, route)).collect(),
         access: access.iter().map(|(class, access)| from_access(class, access)).collect(),
+        forwards: forwards.iter().map(|(name, forward)| from_forward(name, forward)).collect(),
+        guarded: guarded.iter().map(|(class, guarded)| from_guarded(class, guarded)).collect(),
         counts: Some(from_counts(view.counts())),
     };
     message.encode_to_vec()
@@ -67,7 +71,7 @@ pub fn encode_view(view: &View) -> Vec<u8> {
 
 /// A delta as a message body; `after` is what the View holds afterwards.
 pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
-    let ViewDelta { interface, peers, access, routes, names } = delta;
+    let ViewDelta { interface, peers, access, routes, forwards, guarded, names } = delta;
     let message = wire::Delta {
         interface: interface.as_ref().map(from_interface),
         peers: peers.put.iter().map(|(name, peer)| from_peer(name, peer)).collect(),
@@ -78,6 +82,10 @@ pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
         lost_routes: routes.lost.iter().map(from_prefix).collect(),
         access: access.put.iter().map(|(class, access)| from_access(class, access)).collect(),
         lost_access: access.lost.iter().map(from_class).collect(),
+        forwards: forwards.put.iter().map(|(name, forward)| from_forward(name, forward)).collect(),
+        lost_forwards: forwards.lost.iter().map(ToString::to_string).collect(),
+        guarded: guarded.put.iter().map(|(class, guarded)| from_guarded(class, guarded)).collect(),
+        lost_guarded: guarded.lost.iter().map(from_class).collect(),
         counts: Some(from_counts(after)),
     };
     message.encode_to_vec()
@@ -123,7 +131,7 @@ pub fn accept_update(
 }
 
 fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, Malformed> {
-    let wire::View { interface, peers, names, routes, access, counts } =
+    let wire::View { interface, peers, names, routes, access, forwards, guarded, counts } =
         wire::View::decode(body).map_err(|_| Malformed::Encoding)?;
     let view = View {
         network: network.clone(),
@@ -132,6 +140,8 @@ fn decode_view(body: &[u8], network: &NetworkName, node: &Name) -> Result<View, 
         peers: peers.into_iter().map(to_peer).collect::<Result<_, _>>()?,
         access: access.into_iter().map(to_access).collect::<Result<_, _>>()?,
         routes: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
+        forwards: forwards.into_iter().map(to_forward).collect::<Result<_, _>>()?,
+        guarded: guarded.into_iter().map(to_guarded).collect::<Result<_, _>>()?,
         names: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
     };
     counted(view, to_counts(counts)?)
@@ -148,6 +158,10 @@ fn decode_delta(body: &[u8]) -> Result<(ViewDelta, Counts), Malformed> {
         lost_routes,
         access,
         lost_access,
+        forwards,
+        lost_forwards,
+        guarded,
+        lost_guarded,
         counts,
     } = wire::Delta::decode(body).map_err(|_| Malformed::Encoding)?;
     let delta = ViewDelta {
@@ -164,6 +178,14 @@ fn decode_delta(body: &[u8]) -> Result<(ViewDelta, Counts), Malformed> {
             put: routes.into_iter().map(to_route).collect::<Result<_, _>>()?,
             lost: lost_routes.iter().map(to_prefix).collect::<Result<_, _>>()?,
         },
+        forwards: Changes {
+            put: forwards.into_iter().map(to_forward).collect::<Result<_, _>>()?,
+            lost: to_names(&lost_forwards)?,
+        },
+        guarded: Changes {
+            put: guarded.into_iter().map(to_guarded).collect::<Result<_, _>>()?,
+            lost: lost_guarded.iter().map(|class| to_class(class)).collect::<Result<_, _>>()?,
+        },
         names: Changes {
             put: names.into_iter().map(to_resolution).collect::<Result<_, _>>()?,
             lost: to_names(&lost_names)?,
@@ -177,13 +199,14 @@ fn counted(view: View, announced: Counts) -> Result<View, Malformed> {
     if found == announced { Ok(view) } else { Err(Malformed::Incomplete { announced, found }) }
 }
 
-fn from_counts(Counts { peers, access, routes, names }: Counts) -> wire::Counts {
-    wire::Counts { peers, access, routes, names }
+fn from_counts(Counts { peers, access, routes, forwards, guarded, names }: Counts) -> wire::Counts {
+    wire::Counts { peers, access, routes, forwards, guarded, names }
 }
 
 fn to_counts(counts: Option<wire::Counts>) -> Result<Counts, Malformed> {
-    let wire::Counts { peers, access, routes, names } = counts.ok_or(Malformed::Field("counts"))?;
-    Ok(Counts { peers, access, routes, names })
+    let wire::Counts { peers, access, routes, forwards, guarded, names } =
+        counts.ok_or(Malformed::Field("counts"))?;
+    Ok(Counts { peers, access, routes, forwards, guarded, names })
 }
 
 fn to_names(names: &[String]) -> Result<Vec<Name>, Malformed> {
@@ -194,6 +217,11 @@ fn to_name(name: &str) -> Result<Name, Malformed> {
     name.parse().map_err(|_| Malformed::Field("name"))
 }
 
+/// A name that may be empty.
+fn to_optional_name(name: &str) -> Result<Option<Name>, Malformed> {
+    if name.is_empty() { Ok(None) } else { to_name(name).map(Some) }
+}
+
 fn from_interface(interface: &Interface) -> wire::Interface {
     let Interface {
         addresses,
@@ -202,6 +230,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         mtu,
         keepalive,
         check_in,
+        carrier,
         forward,
         restricted,
         named,
@@ -213,6 +242,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         mtu: u32::from(mtu.unwrap_or(0)),
         keepalive: keepalive.0,
         check_in: check_in.0,
+        carrier: carrier.as_ref().map(ToString::to_string).unwrap_or_default(),
         forward: *forward,
         restricted: *restricted,
         named: *named,
@@ -227,6 +257,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         mtu,
         keepalive,
         check_in,
+        carrier,
         forward,
         restricted,
         named,
@@ -243,6 +274,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         mtu: Some(mtu).filter(|mtu| *mtu > 0),
         keepalive: Seconds(keepalive),
         check_in: Seconds(check_in),
+        carrier: to_optional_name(&carrier)?,
         forward,
         restricted,
         named,
@@ -264,7 +296,7 @@ fn may_be_a_mesh(addresses: &BTreeSet<IpNet>) -> bool {
 }
 
 fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
-    let Peer { public_key, endpoint, addresses, via, class, named } = peer;
+    let Peer { public_key, endpoint, addresses, via, class, carries, named } = peer;
     wire::Peer {
         name: name.to_string(),
         public_key: public_key.map(|key| key.0.to_vec().into()).unwrap_or_default(),
@@ -273,11 +305,12 @@ fn from_peer(name: &Name, peer: &Peer) -> wire::Peer {
         named: *named,
         via: via.as_ref().map(ToString::to_string).unwrap_or_default(),
         class: from_class(class),
+        carries: *carries,
     }
 }
 
 fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
-    let wire::Peer { name, public_key, endpoint, addresses, named, via, class } = peer;
+    let wire::Peer { name, public_key, endpoint, addresses, named, via, class, carries } = peer;
     let endpoint = match &*endpoint {
         "" => None,
         endpoint => Some(endpoint.parse().map_err(|_| Malformed::Field("endpoint"))?),
@@ -286,13 +319,11 @@ fn to_peer(peer: wire::Peer) -> Result<(Name, Arc<Peer>), Malformed> {
         public_key: if public_key.is_empty() { None } else { Some(to_key(&public_key)?) },
         endpoint,
         addresses: to_addresses(&addresses)?,
-        via: if via.is_empty() { None } else { Some(to_name(&via)?) },
+        via: to_optional_name(&via)?,
         class: to_class(&class)?,
+        carries,
         named,
     };
-    if peer.public_key.is_none() && peer.via.is_none() {
-        return Err(Malformed::Field("public_key"));
-    }
     Ok((to_name(&name)?, Arc::new(peer)))
 }
 
@@ -339,14 +370,55 @@ fn to_ports(ports: &[wire::Ports]) -> Result<Ports, Malformed> {
     ports.iter().map(|ports| range(ports).ok_or(Malformed::Field("ports"))).collect()
 }
 
-fn from_route(range: &IpNet, Route { via }: &Route) -> wire::Route {
-    wire::Route { range: Some(from_prefix(range)), via: via.to_string() }
+fn from_route(range: &IpNet, Route { via, class }: &Route) -> wire::Route {
+    wire::Route {
+        range: Some(from_prefix(range)),
+        via: via.as_ref().map(ToString::to_string).unwrap_or_default(),
+        class: from_class(class),
+    }
 }
 
 fn to_route(route: wire::Route) -> Result<(IpNet, Arc<Route>), Malformed> {
-    let wire::Route { range, via } = route;
+    let wire::Route { range, via, class } = route;
     let range = to_prefix(&range.ok_or(Malformed::Field("range"))?)?;
-    Ok((range, Arc::new(Route { via: to_name(&via)? })))
+    Ok((range, Arc::new(Route { via: to_optional_name(&via)?, class: to_class(&class)? })))
+}
+
+fn from_forward(name: &Name, Forward { ranges, interface, nat }: &Forward) -> wire::Forward {
+    let range = |(range, class): (&IpNet, &ClassId)| wire::ClassedRange {
+        range: Some(from_prefix(range)),
+        class: from_class(class),
+    };
+    wire::Forward {
+        name: name.to_string(),
+        ranges: ranges.iter().map(range).collect(),
+        interface: interface.as_ref().map(ToString::to_string).unwrap_or_default(),
+        nat: *nat,
+    }
+}
+
+fn to_forward(forward: wire::Forward) -> Result<(Name, Arc<Forward>), Malformed> {
+    let wire::Forward { name, ranges, interface, nat } = forward;
+    let range = |wire::ClassedRange { range, class }: wire::ClassedRange| {
+        Ok((to_prefix(&range.ok_or(Malformed::Field("range"))?)?, to_class(&class)?))
+    };
+    let interface = match &*interface {
+        "" => None,
+        name => Some(name.parse().map_err(|_| Malformed::Field("interface"))?),
+    };
+    let ranges = ranges.into_iter().map(range).collect::<Result<_, Malformed>>()?;
+    Ok((to_name(&name)?, Arc::new(Forward { ranges, interface, nat })))
+}
+
+fn from_guarded(class: &ClassId, guarded: &Guarded) -> wire::Guarded {
+    let access = guarded.iter().map(|(class, access)| from_access(class, access)).collect();
+    wire::Guarded { class: from_class(class), access }
+}
+
+fn to_guarded(guarded: wire::Guarded) -> Result<(ClassId, Arc<Guarded>), Malformed> {
+    let wire::Guarded { class, access } = guarded;
+    let access = access.into_iter().map(|access| to_access(access).map(|(class, it)| (class, (*it).clone())));
+    Ok((to_class(&class)?, Arc::new(access.collect::<Result<_, _>>()?)))
 }
 
 /// 32 bytes as a key of the kind that the caller asks for.

@@ -163,6 +163,7 @@ impl Mesh {
                 Kind::AccessKey => {}
                 Kind::Dns => drop(entries.insert(id.name.clone())),
                 Kind::Group | Kind::Allow => rules = true,
+                Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay => {}
                 // It is judged, and sent to nobody.
                 Kind::Test => {}
             }
@@ -293,7 +294,7 @@ impl Mesh {
         let hub = self.hub().filter(|hub| self.has(hub) && !self.policy.is_restricted()).cloned();
         let routes = hub
             .iter()
-            .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: hub.clone() }))));
+            .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: Some(hub.clone()), class: ClassId::default() }))));
         let routes: OrdMap<_, _> = routes.collect();
         if routes != self.routes {
             self.routes = routes;
@@ -532,6 +533,7 @@ impl Mesh {
             mtu: mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
             keepalive: declaration.keepalive,
             check_in: *check_in,
+            carrier: None,
             forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
             restricted: *acl == Acl::Deny,
             named,
@@ -552,6 +554,7 @@ impl Mesh {
             addresses: joined.reachable(),
             via: self.hub().filter(|hub| *hub != name).cloned(),
             class,
+            carries: false,
             named,
         }
     }

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use imbl::ordmap::DiffItem;
+use imbl::ordset::DiffItem as SetItem;
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,9 @@ pub struct NodeProblem {
     pub code: Box<str>,
     /// What happened and what to do, for people.
     pub message: Box<str>,
+    /// The egress that the node cannot carry because of it; absent: it is about all of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Name>,
 }
 
 impl NodeProblem {
@@ -81,8 +85,10 @@ impl NodeProblem {
     pub const MTU: &str = "mtu";
     /// The file of names cannot be written.
     pub const NAMES: &str = "names";
-    /// The host does not forward packets that it should.
+    /// The host does not forward packets that it should: it carries nothing.
     pub const FORWARDING: &str = "forwarding";
+    /// The host cannot forward to an egress: its interface, or its route to a range, is missing.
+    pub const EGRESS: &str = "egress";
     /// Another interface of the host is connected to all of a range of the network, or is another network's
     /// of the same range.
     pub const RANGE_CONNECTED: &str = "range-connected";
@@ -112,7 +118,12 @@ impl NodeProblem {
 
     /// A problem of that code.
     pub fn new(code: &str, message: impl Into<Box<str>>) -> Self {
-        Self { code: code.into(), message: message.into() }
+        Self { code: code.into(), message: message.into(), egress: None }
+    }
+
+    /// The same, about an egress that the node cannot carry because of it.
+    pub fn of_egress(self, egress: Name) -> Self {
+        Self { egress: Some(egress), ..self }
     }
 }
 
@@ -122,6 +133,29 @@ impl Joined {
         let no_ipv6 = self.problems.iter().any(|problem| &*problem.code == NodeProblem::NO_IPV6);
         self.addresses.iter().copied().filter(|address| address.is_ipv4() || !no_ipv6).collect()
     }
+}
+
+/// The state of an external client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClientStatus {
+    /// Its addresses in the network: one of each family that the network has; none while it is not let in.
+    pub addresses: BTreeSet<IpAddr>,
+    /// When it was created.
+    #[schemars(with = "Time")]
+    pub created: Timestamp,
+    /// Whether it has expired.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+}
+
+/// What a node does not carry at present, though it is declared to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Away {
+    /// Whether it carries nothing: it is silent, or cannot forward.
+    pub everything: bool,
+    /// The egress that it cannot carry.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub egress: BTreeSet<Name>,
 }
 
 /// The state of an access key.
@@ -214,6 +248,10 @@ pub struct Inventory {
     former_keys: OrdMap<ResourceId, FormerKey>,
     quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
     barred: OrdMap<(NetworkName, Identity), Barred>,
+    clients: OrdMap<NodeId, Arc<ClientStatus>>,
+    away: OrdMap<NodeId, Away>,
+    /// The egress, by network and name, that a node has carried at least once.
+    carried: OrdSet<NodeId>,
 }
 
 /// How far a stored moment may lie in the future and still be right: clocks are corrected by a little all the
@@ -232,6 +270,12 @@ pub struct Differences<'a> {
     pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
     /// Identities that are barred.
     pub barred: Vec<DiffItem<'a, 'a, (NetworkName, Identity), Barred>>,
+    /// External clients.
+    pub clients: Vec<DiffItem<'a, 'a, NodeId, Arc<ClientStatus>>>,
+    /// Nodes that do not carry what they should.
+    pub away: Vec<DiffItem<'a, 'a, NodeId, Away>>,
+    /// Egress that were carried at least once.
+    pub carried: Vec<SetItem<'a, 'a, NodeId>>,
 }
 
 impl Members for Inventory {
@@ -345,6 +389,88 @@ impl Inventory {
         self.barred.remove(&(network.clone(), *identity));
     }
 
+    /// The state of an external client.
+    pub fn client(&self, id: &NodeId) -> Option<&Arc<ClientStatus>> {
+        self.clients.get(id)
+    }
+
+    /// Every external client of a network, by name.
+    pub fn clients_in<'a>(
+        &'a self,
+        network: &'a NetworkName,
+    ) -> impl Iterator<Item = (&'a Name, &'a Arc<ClientStatus>)> {
+        self.clients
+            .range(NodeId::of(network, &Name::lowest())..)
+            .take_while(move |(id, _)| id.network == *network)
+            .map(|(id, status)| (&id.name, status))
+    }
+
+    /// Every external client of every network.
+    pub fn clients(&self) -> impl Iterator<Item = (&NodeId, &Arc<ClientStatus>)> {
+        self.clients.iter()
+    }
+
+    /// Adds or replaces an external client; addresses that it had and has no longer are in quarantine from
+    /// `now` on.
+    pub fn put_client(&mut self, id: NodeId, status: ClientStatus, now: Timestamp) {
+        self.remove_client(&id, now);
+        for address in &status.addresses {
+            self.addresses.insert((id.network.clone(), *address), id.name.clone());
+            self.quarantine.remove(&(id.network.clone(), *address));
+        }
+        self.clients.insert(id, Arc::new(status));
+    }
+
+    /// Removes an external client; its addresses are in quarantine from now on.
+    pub fn remove_client(&mut self, id: &NodeId, now: Timestamp) -> Option<Arc<ClientStatus>> {
+        let status = self.clients.remove(id)?;
+        for address in &status.addresses {
+            let key = (id.network.clone(), *address);
+            self.addresses.remove(&key);
+            self.quarantine.insert(key, Quarantined { since: now, node: id.name.clone() });
+        }
+        Some(status)
+    }
+
+    /// Whether a node carries nothing at present, or not the given egress.
+    pub fn is_away(&self, id: &NodeId, egress: Option<&Name>) -> bool {
+        let away = self.away.get(id);
+        away.is_some_and(|away| away.everything || egress.is_some_and(|egress| away.egress.contains(egress)))
+    }
+
+    /// Every node that does not carry what it should.
+    pub fn away(&self) -> impl Iterator<Item = (&NodeId, &Away)> {
+        self.away.iter()
+    }
+
+    /// Says what a node does not carry; nothing: it carries everything.
+    pub fn set_away(&mut self, id: NodeId, away: Away) {
+        if away == Away::default() {
+            self.away.remove(&id);
+        } else {
+            self.away.insert(id, away);
+        }
+    }
+
+    /// Whether a node has carried an egress, at any time.
+    pub fn was_carried(&self, egress: &NodeId) -> bool {
+        self.carried.contains(egress)
+    }
+
+    /// Every egress that a node has carried, at any time: by network and name.
+    pub fn carried(&self) -> impl Iterator<Item = &NodeId> {
+        self.carried.iter()
+    }
+
+    /// Says whether a node has carried an egress.
+    pub fn set_carried(&mut self, egress: NodeId, carried: bool) {
+        if carried {
+            self.carried.insert(egress);
+        } else {
+            self.carried.remove(&egress);
+        }
+    }
+
     /// Adds or replaces a node.
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
@@ -452,12 +578,24 @@ impl Inventory {
 
     /// The nodes that differ between this inventory and a later one.
     pub fn changed_nodes(&self, later: &Self) -> BTreeSet<NodeId> {
-        let changed = self.nodes.diff(&later.nodes).map(|item| match item {
-            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => {
-                id.clone()
-            }
+        let nodes = self.nodes.diff(&later.nodes).map(|item| match item {
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
         });
-        changed.collect()
+        let clients = self.clients.diff(&later.clients).map(|item| match item {
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
+        });
+        nodes.chain(clients).cloned().collect()
+    }
+
+    /// The networks in which another node may carry something, between this inventory and a later one.
+    pub fn changed_carrying(&self, later: &Self) -> BTreeSet<NetworkName> {
+        let away = self.away.diff(&later.away).map(|item| match item {
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
+        });
+        let carried = self.carried.diff(&later.carried).map(|item| match item {
+            SetItem::Add(id) | SetItem::Remove(id) => id,
+        });
+        away.chain(carried).map(|id| id.network.clone()).collect()
     }
 
     /// The nodes whose host was barred or is no longer, between this inventory and a later one.
@@ -478,6 +616,9 @@ impl Inventory {
             former_keys: self.former_keys.diff(&later.former_keys).collect(),
             quarantine: self.quarantine.diff(&later.quarantine).collect(),
             barred: self.barred.diff(&later.barred).collect(),
+            clients: self.clients.diff(&later.clients).collect(),
+            away: self.away.diff(&later.away).collect(),
+            carried: self.carried.diff(&later.carried).collect(),
         }
     }
 }

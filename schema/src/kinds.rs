@@ -100,8 +100,12 @@ kinds! {
     node: Node,
     access_key: AccessKey,
     dns: Dns,
+    ingress: Ingress,
+    external_client: ExternalClient,
     group: Group,
     allow: Allow,
+    egress: Egress,
+    relay: Relay,
     test: Test,
 }
 pub use network::Acl;

@@ -17,7 +17,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, ClassId};
-use crate::scalars::{DomainName, Endpoint, Name, NetworkName, Seconds, WireGuardKey};
+use crate::scalars::{DomainName, Endpoint, InterfaceName, Name, NetworkName, Seconds, WireGuardKey};
+
+/// How many nodes may carry a packet one after the other: an ingress's, its relay, the hub, the relay and the
+/// ingress of who gets it; more would be a loop.
+const MOST_CARRIERS: usize = 8;
 
 /// What one node of one network is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +37,14 @@ pub struct View {
     /// What members of a class may open at it, of classes that may open anything; empty unless the interface
     /// is `restricted`.
     pub access: OrdMap<ClassId, Arc<Access>>,
-    /// The ranges that it reaches through a peer, besides the peers' own addresses.
+    /// The ranges that it reaches through a peer, besides the peers' own addresses; of ranges that overlap the
+    /// longest prefix goes first.
     pub routes: OrdMap<IpNet, Arc<Route>>,
+    /// What it forwards to outside of the network, by egress.
+    pub forwards: OrdMap<Name, Arc<Forward>>,
+    /// What may be opened at what runs no agent, by the class of that: the external clients that it carries,
+    /// and ranges that it forwards to. Only what is here may; empty unless the interface is `restricted`.
+    pub guarded: OrdMap<ClassId, Arc<Guarded>>,
     /// The names that resolve in this network besides those that `named` says of nodes, each the part before
     /// `.network`.
     pub names: OrdMap<Name, Arc<Resolution>>,
@@ -57,7 +67,10 @@ pub struct Interface {
     pub keepalive: Seconds,
     /// How often the agent checks in while nothing happens.
     pub check_in: Seconds,
-    /// Whether the node passes packets on between its peers.
+    /// The peer that all its packets to others go through: the hub, or the node's relay; absent: it reaches
+    /// them directly.
+    pub carrier: Option<Name>,
+    /// Whether the node passes packets on: between its peers, or to ranges outside of the network.
     pub forward: bool,
     /// Whether only what `access` says may be opened at it; otherwise everything may.
     pub restricted: bool,
@@ -66,8 +79,8 @@ pub struct Interface {
     pub named: bool,
 }
 
-/// Another node: facts that are the same in every View, save that what only its carrier needs (key, endpoint)
-/// is absent in those of others.
+/// Another member: facts that are the same in every View, save that what only those need who reach it directly
+/// (key, endpoint) is absent in those of others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its WireGuard key; absent: another node carries its traffic.
@@ -76,11 +89,13 @@ pub struct Peer {
     pub endpoint: Option<Endpoint>,
     /// Its addresses in the network: at most one of each family.
     pub addresses: BTreeSet<IpAddr>,
-    /// The node that carries its traffic; absent: it is reached directly. To that node itself it is a direct
-    /// peer.
+    /// The node that carries its traffic: its relay, or the node of its ingress; absent: none does. To that
+    /// node itself it is a direct peer.
     pub via: Option<Name>,
     /// Which members it is one of, for [`View::access`].
     pub class: ClassId,
+    /// Whether it may carry the traffic of others: as hub, relay, or node of an ingress or egress.
+    pub carries: bool,
     /// Whether its name resolves to its addresses; otherwise [`View::names`] says what it resolves to, if
     /// anything.
     pub named: bool,
@@ -89,9 +104,26 @@ pub struct Peer {
 /// A range that is reached through a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// The peer.
-    pub via: Name,
+    /// The peer; absent: nobody carries it at present, and what is sent there is refused.
+    pub via: Option<Name>,
+    /// Which members its addresses count as, for [`View::access`].
+    pub class: ClassId,
 }
+
+/// What a node forwards to outside of the network: an egress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The ranges, each with the class of its addresses for [`View::guarded`]; of those that overlap the
+    /// longest prefix goes first.
+    pub ranges: BTreeMap<IpNet, ClassId>,
+    /// The interface that they are behind; absent: where the host routes them itself.
+    pub interface: Option<InterfaceName>,
+    /// Whether what leaves has the node's own address as its source.
+    pub nat: bool,
+}
+
+/// What members of each class may open at addresses of one class; of classes that may open anything.
+pub type Guarded = BTreeMap<ClassId, Access>;
 
 /// What a name resolves to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,27 +148,42 @@ pub struct Tunnel {
 impl View {
     /// What WireGuard is given: a tunnel for each peer that is reached directly, by its key.
     ///
-    /// The addresses of a peer that another one carries are added to the carrier's tunnel, the range of a
-    /// route to the tunnel of its peer. What an absent peer carries is not reachable.
+    /// The addresses of a peer that others carry are added to the tunnel of the first of them on the way, the
+    /// range of a route to the tunnel that leads to its peer. What an absent peer carries is not reachable.
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
-        for (name, peer) in self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_none()) {
-            if let Some(key) = peer.public_key {
+        for (name, peer) in &self.peers {
+            if let Some(key) = peer.public_key.filter(|_| self.next_hop(name) == Some(name)) {
                 by_name.insert(name, (key, self.tunnel(name, peer)));
             }
         }
-        for peer in self.peers.values() {
-            let carried = self.carrier(peer).and_then(|carrier| by_name.get_mut(carrier));
-            if let Some((_, tunnel)) = carried {
+        for (name, peer) in &self.peers {
+            let carried = self.next_hop(name).filter(|hop| *hop != name);
+            if let Some((_, tunnel)) = carried.and_then(|hop| by_name.get_mut(hop)) {
                 tunnel.allowed_ips.extend(peer.addresses.iter().copied().map(IpNet::from));
             }
         }
         for (range, route) in &self.routes {
-            if let Some((_, tunnel)) = by_name.get_mut(&route.via) {
+            let hop = route.via.as_ref().and_then(|via| self.next_hop(via));
+            if let Some((_, tunnel)) = hop.and_then(|hop| by_name.get_mut(hop)) {
                 tunnel.allowed_ips.insert(*range);
             }
         }
         by_name.into_values().collect()
+    }
+
+    /// The peer whose tunnel leads to another one, which may be that one itself; absent: none does.
+    pub fn next_hop<'a>(&'a self, name: &'a Name) -> Option<&'a Name> {
+        let mut hop = name;
+        // A carrier may be carried itself: a client behind the node of an ingress that has a relay.
+        for _ in 0..MOST_CARRIERS {
+            match &self.peers.get(hop)?.via {
+                Some(via) if *via != self.node => hop = via,
+                Some(_) => return Some(hop),
+                None => return self.interface.carrier.as_ref().or(Some(hop)),
+            }
+        }
+        None
     }
 
     /// The tunnel of a peer that is reached directly, with the peer's own addresses alone.
@@ -146,11 +193,6 @@ impl View {
             endpoint: peer.endpoint.clone(),
             allowed_ips: peer.addresses.iter().copied().map(IpNet::from).collect(),
         }
-    }
-
-    /// The other node that carries a peer's traffic, if one does.
-    fn carrier<'a>(&self, peer: &'a Peer) -> Option<&'a Name> {
-        peer.via.as_ref().filter(|via| **via != self.node)
     }
 
     /// Every name that resolves and what it resolves to, by name: nodes' and others'.
@@ -172,6 +214,8 @@ impl View {
             peers: count(self.peers.len()),
             access: count(self.access.len()),
             routes: count(self.routes.len()),
+            forwards: count(self.forwards.len()),
+            guarded: count(self.guarded.len()),
             names: count(self.names.len()),
         }
     }
@@ -186,6 +230,10 @@ pub struct Counts {
     pub access: u32,
     /// Routes.
     pub routes: u32,
+    /// What is forwarded outside.
+    pub forwards: u32,
+    /// Classes of what runs no agent.
+    pub guarded: u32,
     /// Names besides those of nodes.
     pub names: u32,
 }
@@ -255,6 +303,10 @@ pub struct ViewDelta {
     pub access: Changes<ClassId, Arc<Access>>,
     /// Routes.
     pub routes: Changes<IpNet, Arc<Route>>,
+    /// What is forwarded outside.
+    pub forwards: Changes<Name, Arc<Forward>>,
+    /// What may be opened at what runs no agent.
+    pub guarded: Changes<ClassId, Arc<Guarded>>,
     /// Names.
     pub names: Changes<Name, Arc<Resolution>>,
 }
@@ -267,25 +319,35 @@ impl ViewDelta {
             peers: Changes::between(&before.peers, &after.peers),
             access: Changes::between(&before.access, &after.access),
             routes: Changes::between(&before.routes, &after.routes),
+            forwards: Changes::between(&before.forwards, &after.forwards),
+            guarded: Changes::between(&before.guarded, &after.guarded),
             names: Changes::between(&before.names, &after.names),
         }
     }
 
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        let Self { interface, peers, access, routes, names } = self;
-        interface.is_none() && peers.is_empty() && access.is_empty() && routes.is_empty() && names.is_empty()
+        let Self { interface, peers, access, routes, forwards, guarded, names } = self;
+        interface.is_none()
+            && peers.is_empty()
+            && access.is_empty()
+            && routes.is_empty()
+            && forwards.is_empty()
+            && guarded.is_empty()
+            && names.is_empty()
     }
 
     /// Applies the changes to a View. Applying `between(a, b)` to `a` results in `b`.
     pub fn apply(self, view: &mut View) {
-        let Self { interface, peers, access, routes, names } = self;
+        let Self { interface, peers, access, routes, forwards, guarded, names } = self;
         if let Some(interface) = interface {
             view.interface = interface;
         }
         peers.apply(&mut view.peers);
         access.apply(&mut view.access);
         routes.apply(&mut view.routes);
+        forwards.apply(&mut view.forwards);
+        guarded.apply(&mut view.guarded);
         names.apply(&mut view.names);
     }
 }
@@ -296,61 +358,48 @@ impl ViewDelta {
 /// Costs what the delta names, and a pass over all peers if a tunnel that changes carries others. The result
 /// equals that of comparing [`View::tunnels`] of the two, without computing either.
 pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes<WireGuardKey, Tunnel> {
-    let owners = owners_of(before, after, delta);
-    let mut keys = BTreeSet::new();
-    for owner in &owners {
-        keys.extend([before, after].into_iter().filter_map(|view| view.direct(owner)?.public_key));
-    }
-    let had = before.tunnels_of(&owners);
-    let has = after.tunnels_of(&owners);
+    let (had, has) = if before.interface.carrier == after.interface.carrier {
+        let owners = owners_of(before, after, delta);
+        (before.tunnels_of(&owners), after.tunnels_of(&owners))
+    } else {
+        (before.tunnels(), after.tunnels())
+    };
     let mut changes = Changes::default();
-    for key in keys {
-        match (had.get(&key), has.get(&key)) {
-            (had, Some(tunnel)) if had != Some(tunnel) => changes.put.push((key, tunnel.clone())),
-            (Some(_), None) => changes.lost.push(key),
-            (_, Some(_)) | (None, None) => {}
+    for (key, tunnel) in &has {
+        if had.get(key) != Some(tunnel) {
+            changes.put.push((*key, tunnel.clone()));
         }
     }
+    changes.lost = had.into_keys().filter(|key| !has.contains_key(key)).collect();
     changes
 }
 
-/// The peers whose tunnels a delta may change: those that it names, and those that carry what it names.
-fn owners_of(before: &View, after: &View, delta: &ViewDelta) -> BTreeSet<Name> {
-    let mut owners = BTreeSet::new();
+/// The peers whose tunnels a delta may change: those that it names, and those whose tunnels lead there.
+fn owners_of<'a>(before: &'a View, after: &'a View, delta: &'a ViewDelta) -> BTreeSet<&'a Name> {
+    let mut owners: BTreeSet<&Name> = delta.peers.keys().collect();
+    let is_carrier = |view: &View, name: &Name| view.peers.get(name).is_some_and(|peer| peer.carries);
+    // What a carrier carries moves where the carrier does.
+    if owners.iter().any(|name| is_carrier(before, name) || is_carrier(after, name)) {
+        return before.peers.keys().chain(after.peers.keys()).collect();
+    }
     for view in [before, after] {
-        for name in delta.peers.keys() {
-            let Some(peer) = view.peers.get(name) else { continue };
-            owners.insert(view.carrier(peer).unwrap_or(name).clone());
-        }
-        let routes = delta.routes.keys().filter_map(|range| view.routes.get(range));
-        owners.extend(routes.map(|route| route.via.clone()));
+        owners.extend(delta.peers.keys().filter_map(|name| view.next_hop(name)));
+        let routes = delta.routes.keys().filter_map(|range| view.routes.get(range)?.via.as_ref());
+        owners.extend(routes.filter_map(|via| view.next_hop(via)));
     }
     owners
 }
 
 impl View {
-    /// A peer that is reached directly.
-    fn direct(&self, name: &Name) -> Option<&Peer> {
-        self.peers.get(name).map(|peer| &**peer).filter(|peer| self.carrier(peer).is_none())
-    }
-
     /// The tunnels of some peers, whole.
-    fn tunnels_of(&self, owners: &BTreeSet<Name>) -> BTreeMap<WireGuardKey, Tunnel> {
-        let direct = owners.iter().filter_map(|name| Some((name.clone(), self.peers.get(name)?.clone())));
-        let mut part = View {
-            network: self.network.clone(),
-            node: self.node.clone(),
-            interface: self.interface.clone(),
-            peers: direct.filter(|(_, peer)| self.carrier(peer).is_none()).collect(),
-            access: OrdMap::new(),
-            routes: OrdMap::new(),
-            names: OrdMap::new(),
-        };
-        let carried =
-            self.peers.iter().filter(|(_, peer)| self.carrier(peer).is_some_and(|via| owners.contains(via)));
-        part.peers.extend(carried.map(|(name, peer)| (name.clone(), peer.clone())));
-        let routes = self.routes.iter().filter(|(_, route)| owners.contains(&route.via));
-        part.routes.extend(routes.map(|(range, route)| (*range, route.clone())));
-        part.tunnels()
+    fn tunnels_of(&self, owners: &BTreeSet<&Name>) -> BTreeMap<WireGuardKey, Tunnel> {
+        let carries = |name: &&Name| self.peers.get(*name).is_some_and(|peer| peer.carries);
+        if owners.iter().any(carries) {
+            let all = self.tunnels().into_iter();
+            return all.filter(|(_, tunnel)| owners.contains(&tunnel.peer)).collect();
+        }
+        let direct = owners.iter().filter(|name| self.next_hop(name) == Some(**name));
+        let peers = direct.filter_map(|name| Some((*name, self.peers.get(*name)?)));
+        peers.filter_map(|(name, peer)| Some((peer.public_key?, self.tunnel(name, peer)))).collect()
     }
 }

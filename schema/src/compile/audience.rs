@@ -75,6 +75,8 @@ impl Mesh {
             peers,
             access: self.access_at(audience),
             routes: self.routes_of(audience),
+            forwards: OrdMap::new(),
+            guarded: OrdMap::new(),
             names: whole(self.names_of(audience, self.own_names(node))),
         })
     }
@@ -98,6 +100,8 @@ impl Mesh {
             peers: peers.collect(),
             access: self.access_at(audience),
             routes: self.routes_of(audience),
+            forwards: OrdMap::new(),
+            guarded: OrdMap::new(),
             names: OrdMap::new(),
         })
     }
@@ -148,6 +152,8 @@ impl Mesh {
             peers: count(sum(&peers) - itself),
             access: count(self.access_at(audience).len()),
             routes: count(self.routes_of(audience).len()),
+            forwards: 0,
+            guarded: 0,
             names: count(sum(&self.names_of(audience, self.own_names(node)))),
         }
     }
@@ -170,6 +176,8 @@ impl Mesh {
             peers: between(&earlier.peers_of(from), &self.peers_of(to)),
             access: Changes::between(&earlier.access_at(from), &self.access_at(to)),
             routes: Changes::between(&earlier.routes_of(from), &self.routes_of(to)),
+            forwards: Changes::default(),
+            guarded: Changes::default(),
             names: between(&earlier.names_of(from, had), &self.names_of(to, has)),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use schema_derive::Describe;
 
-use super::Node;
+use super::{ExternalClient, Node};
 use crate::attribute::Ref;
 use crate::report::{Code, Problem};
 use crate::rules::{Findings, Rules};
@@ -21,14 +21,16 @@ pub struct Group {
     pub tags: BTreeSet<Name>,
     /// Groups whose members are in it.
     pub groups: BTreeSet<Ref<Group>>,
+    /// External clients that are in it.
+    pub external_clients: BTreeSet<Ref<ExternalClient>>,
 }
 
 impl Rules for Group {
     fn check(&self, id: &ResourceId, _: &Snapshot, findings: &mut Findings<'_>) {
-        let Self { nodes, tags, groups } = self;
-        if nodes.is_empty() && tags.is_empty() && groups.is_empty() {
+        let Self { nodes, tags, groups, external_clients } = self;
+        if nodes.is_empty() && tags.is_empty() && groups.is_empty() && external_clients.is_empty() {
             let problem = Problem::new(Code::EmptyGroup, format!("{id} has no field, so nobody is in it"));
-            findings.push(problem.help("give it `nodes`, `tags` or `groups`".to_owned()), &[]);
+            findings.push(problem.help("give it `nodes`, `tags`, `groups` or `external-clients`".to_owned()), &[]);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Address ranges of a network, and addresses.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -147,6 +147,63 @@ impl Scalar for Ipv6Range {
     fn meant(text: &str) -> Option<String> {
         Self::meant_by(text)
     }
+}
+
+/// A range outside of a mesh, of either family, with no bit set beyond its prefix: everything (`0.0.0.0/0`,
+/// `::/0`), or addresses that hosts of other links may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OuterRange(IpNet);
+
+impl OuterRange {
+    /// The range as the address library's type.
+    pub fn net(self) -> IpNet {
+        self.0
+    }
+}
+
+impl FromStr for OuterRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let written =
+            Ipv4Range::written(text).map(IpNet::from).or_else(|| Ipv6Range::written(text).map(IpNet::from));
+        let net = written.ok_or("it is not written like 192.168.10.0/24 or fd00:1::/64")?;
+        if net.trunc() != net {
+            return Err(format!("bits are set beyond its prefix; the range is {}", net.trunc()));
+        }
+        let reserved = Ipv4Range::RESERVED.iter().chain(Ipv6Range::RESERVED);
+        match reserved.into_iter().find(|(reserved, _)| net.prefix_len() > 0 && overlap(reserved, &net)) {
+            Some((reserved, what)) => Err(format!("it holds addresses of {reserved}, which are {what}")),
+            None => Ok(Self(net)),
+        }
+    }
+}
+
+impl fmt::Display for OuterRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Scalar for OuterRange {
+    const NAME: &'static str = "a range";
+    const DOC: &'static str = "An IPv4 or IPv6 range in CIDR notation; no bit may be set beyond the prefix.";
+    const GOOD: &'static [&'static str] =
+        &["192.168.10.0/24", "fd00:1::/64", "0.0.0.0/0", "::/0", "203.0.113.7/32"];
+    const BAD: &'static [&'static str] =
+        &["", "192.168.10.1/24", "192.168.10.1", "127.0.0.0/8", "fe80::/10", "0.0.0.0/8", "224.0.0.0/4", "::/8"];
+
+    fn meant(text: &str) -> Option<String> {
+        let address = text.parse::<IpAddr>().ok().map(|address| IpNet::from(address).to_string());
+        address.or_else(|| Ipv4Range::meant_by(text)).or_else(|| Ipv6Range::meant_by(text))
+    }
+}
+
+impl Scalar for IpAddr {
+    const NAME: &'static str = "an address";
+    const DOC: &'static str = "An IPv4 or IPv6 address.";
+    const GOOD: &'static [&'static str] = &["10.40.0.1", "fd40:40::1"];
+    const BAD: &'static [&'static str] = &["", "10.40.0.256", "10.40.000.3", "fd40:::1", "host"];
 }
 
 impl Scalar for Ipv4Addr {
