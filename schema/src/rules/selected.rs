@@ -16,7 +16,7 @@ pub struct Selected {
     pub names: BTreeSet<Name>,
     /// Tags.
     pub tags: BTreeSet<Name>,
-    /// Ranges of addresses.
+    /// Ranges of addresses; everything means what no egress has a narrower range for, and no member.
     pub ranges: BTreeSet<IpNet>,
 }
 
@@ -33,8 +33,6 @@ impl Selected {
             match selector {
                 Selector::Name(name) => names.push(name.clone()),
                 Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
-                // The way to everything else selects no member.
-                Selector::Range(range) if range.prefix_len() == 0 => {}
                 Selector::Range(range) => drop(selected.ranges.insert(*range)),
                 Selector::All => {}
             }
@@ -45,10 +43,11 @@ impl Selected {
             match declared.named::<Group>(network, &name) {
                 Some(_) if !seen.insert(name.clone()) => {}
                 Some(group) => {
-                    selected.names.extend(group.nodes.iter().map(|node| node.name.clone()));
-                    selected.names.extend(group.external_clients.iter().map(|client| client.name.clone()));
-                    selected.tags.extend(group.tags.iter().cloned());
-                    names.extend(group.groups.iter().map(|group| group.name.clone()));
+                    let Group { nodes, tags, groups, external_clients } = &**group;
+                    selected.names.extend(nodes.iter().map(|node| node.name.clone()));
+                    selected.names.extend(external_clients.iter().map(|client| client.name.clone()));
+                    selected.tags.extend(tags.iter().cloned());
+                    names.extend(groups.iter().map(|group| group.name.clone()));
                 }
                 None => drop(selected.names.insert(name)),
             }
@@ -61,7 +60,7 @@ impl Selected {
         let Self { names, tags: chosen, ranges } = self;
         names.contains(name)
             || !chosen.is_disjoint(tags)
-            || ranges.iter().any(|range| addresses.iter().any(|address| range.contains(address)))
+            || ranges.iter().any(|range| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it)))
     }
 }
 
