@@ -12,6 +12,7 @@ mod names;
 pub mod policy;
 pub mod reach;
 pub mod reconcile;
+pub mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -78,28 +79,31 @@ pub struct Mesh {
 pub struct Changed {
     /// Resources that were created, changed or deleted.
     pub resources: BTreeSet<ResourceId>,
-    /// Nodes that joined, left or changed.
+    /// Nodes that joined, left or changed, and external clients whose state did.
     pub nodes: BTreeSet<NodeId>,
+    /// Networks in which other nodes carry something.
+    pub carrying: BTreeSet<NetworkName>,
 }
 
 impl Changed {
     /// The networks in which anything was changed.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         let resources = self.resources.iter().map(|id| &id.network);
-        resources.chain(self.nodes.iter().map(|id| &id.network)).collect()
+        resources.chain(self.nodes.iter().map(|id| &id.network)).chain(&self.carrying).collect()
     }
 
     /// What differs between two moments.
     pub fn between(before: (&Snapshot, &Inventory), after: (&Snapshot, &Inventory)) -> Self {
         let resources = before.0.differences(after.0).map(|(id, ..)| id.clone()).collect();
         let nodes = before.1.changed_nodes(after.1);
-        Self { resources, nodes }
+        Self { resources, nodes, carrying: before.1.changed_carrying(after.1) }
     }
 
     /// Adds the differences of a later change.
     pub fn extend(&mut self, later: Self) {
         self.resources.extend(later.resources);
         self.nodes.extend(later.nodes);
+        self.carrying.extend(later.carrying);
     }
 }
 
@@ -292,9 +296,11 @@ impl Mesh {
     /// While the hub is there, everything in the network's ranges goes to it.
     fn route_to_hub(&mut self) {
         let hub = self.hub().filter(|hub| self.has(hub) && !self.policy.is_restricted()).cloned();
-        let routes = hub
-            .iter()
-            .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: Some(hub.clone()), class: ClassId::default() }))));
+        let routes = hub.iter().flat_map(|hub| {
+            self.network
+                .ranges()
+                .map(|range| (range, Arc::new(Route { via: Some(hub.clone()), class: ClassId::default() })))
+        });
         let routes: OrdMap<_, _> = routes.collect();
         if routes != self.routes {
             self.routes = routes;
