@@ -14,6 +14,7 @@ use nmserver::core::authorize::Role;
 use proto::wire;
 use schema::api::{CarrierState, LogEntry, StatusDocument};
 use schema::inventory::NodeProblem;
+use schema::scalars::{Name, WireGuardKey};
 use support::{Running, folder, token_beside};
 use test_agent::Agent;
 use tokio::time::Instant;
@@ -69,6 +70,12 @@ fn hold_clock() -> std::sync::mpsc::Sender<()> {
     clock
 }
 
+/// Lets a moment pass.
+async fn pass() {
+    tokio::task::spawn_blocking(|| std::thread::sleep(MOMENT)).await.unwrap();
+    tokio::time::advance(STEP).await;
+}
+
 impl Mesh {
     /// A server that declares this, and its nodes, which have joined.
     async fn on(server: Running, objects: &str) -> Self {
@@ -81,10 +88,14 @@ impl Mesh {
         mesh
     }
 
-    /// The same server after a restart.
+    /// The same server after it was down for long.
     async fn restarted(self, data: &std::path::Path) -> Self {
         let Self { server, mut agents, due } = self;
-        server.end().await;
+        let end = tokio::spawn(server.end());
+        while !end.is_finished() {
+            pass().await;
+        }
+        tokio::time::advance(INTERVAL * 1_000).await;
         let server = Running::on_disk(data).await;
         for (number, name) in (1..).zip(NODES) {
             agents.get_mut(name).unwrap().client = server.agent(name, number).client;
@@ -117,14 +128,13 @@ impl Mesh {
 
     async fn step(&mut self, calling: &[&'static str]) {
         let now = Instant::now();
-        for name in calling {
+        for name in calling.iter().copied() {
             if self.due.get(name).is_none_or(|due| *due <= now) {
                 self.due.insert(name, now + INTERVAL);
                 self.agents.get_mut(name).unwrap().check_in(None).await.unwrap();
             }
         }
-        tokio::task::spawn_blocking(|| std::thread::sleep(MOMENT)).await.unwrap();
-        tokio::time::advance(STEP).await;
+        pass().await;
     }
 
     /// A node reports problems.
@@ -176,8 +186,8 @@ async fn a_gateway_that_falls_silent_is_replaced_and_is_back_after_three_interva
     assert!(took > INTERVAL * 3 && took <= FAILOVER, "{took:?}");
     assert!(carries(&mesh.server, "corp/relay/hills", Some("gw-b")).await);
     let states = mesh.server.status().await.egress;
-    assert_eq!(states[0].candidates, ["gw-a", "gw-b"].map(|name| name.parse().unwrap()));
-    assert_eq!(states[0].away, ["gw-a".parse().unwrap()]);
+    assert_eq!(states[0].candidates, ["gw-a", "gw-b"].map(|name| name.parse::<Name>().unwrap()));
+    assert_eq!(states[0].away, ["gw-a".parse::<Name>().unwrap()]);
     mesh.live(&all_but("gw-a"), INTERVAL * 10).await;
     let back = async |server: &Running| carries(server, "corp/egress/office", Some("gw-a")).await;
     let took = mesh.live_until(&NODES, back).await;
@@ -235,8 +245,6 @@ async fn a_restart_keeps_who_carries_and_moves_nothing_for_three_intervals() {
         async move |server: &Running| carries(server, "corp/egress/exit", Some(node)).await
     };
     mesh.live_until(&all_but("gw-a"), by("gw-b")).await;
-    // However long the server is down.
-    tokio::time::advance(INTERVAL * 1_000).await;
     let mut mesh = mesh.restarted(data.path()).await;
     assert!(carries(&mesh.server, "corp/egress/exit", Some("gw-b")).await);
     assert!(mesh.server.service.state().world.inventory.carried().count() == 1, "it has been carried");
@@ -304,6 +312,47 @@ async fn what_cannot_be_stored_is_stored_when_there_is_room_again() {
     let took = mesh.live_until(&all_but("gw-a"), moved).await;
     assert!(took <= Duration::from_secs(1), "{took:?}");
     assert_eq!(mesh.history().await.len(), 1);
+}
+
+/// Clients, each with how long after it is created it expires.
+fn clients(clients: &[(&str, &str)]) -> String {
+    let client = |(number, (name, expires)): (u8, &(&str, &str))| {
+        let key = WireGuardKey([number; 32]);
+        format!(r#"external-client "{name}" via="front" public-key="{key}" expires="{expires}""#)
+    };
+    let clients: Vec<_> = (1..).zip(clients).map(client).collect();
+    format!("ingress \"front\" via=\"gw-a\"\n{}", clients.join("\n"))
+}
+
+/// How many clients have addresses, how many have expired, and how many addresses are in quarantine.
+fn let_in(server: &Running) -> (usize, usize, usize) {
+    let state = server.service.state();
+    let inventory = &state.world.inventory;
+    let clients = || inventory.clients().map(|(_, status)| status);
+    let addressed = clients().filter(|status| !status.addresses.is_empty()).count();
+    (addressed, clients().filter(|status| status.expired).count(), inventory.quarantined().count())
+}
+
+#[tokio::test(start_paused = true)]
+async fn external_clients_are_cut_off_when_they_expire_all_at_once_and_also_while_the_server_is_down() {
+    let _clock = hold_clock();
+    let data = folder();
+    let mut mesh = Mesh::on(Running::on_disk(data.path()).await, "").await;
+    mesh.server.declare(&corp(&clients(&[("alice", "30d"), ("bob", "30d")]))).await;
+    mesh.live(&NODES, INTERVAL).await;
+    assert_eq!((let_in(&mesh.server), mesh.history().await), ((2, 0, 0), Vec::new()));
+    // The clock of clients is that of the host.
+    mesh.server.declare(&corp(&clients(&[("alice", "1s"), ("bob", "1s")]))).await;
+    mesh.live_until(&NODES, async |server: &Running| let_in(server) == (0, 2, 2)).await;
+    assert_eq!(mesh.history().await, ["expire: alice, bob have expired"], "one revision");
+    mesh.server.declare(&corp(&clients(&[("alice", "1s"), ("bob", "1s"), ("carol", "2s")]))).await;
+    let (let_in_before, ..) = let_in(&mesh.server);
+    let mut mesh = mesh.restarted(data.path()).await;
+    mesh.live_until(&NODES, async |server: &Running| let_in(server) == (0, 3, 3)).await;
+    assert!(let_in_before > 0, "carol has just been created");
+    assert_eq!(mesh.history().await.last().unwrap(), "expire: carol has expired");
+    mesh.live(&NODES, INTERVAL * 5).await;
+    assert_eq!(mesh.history().await.len(), 2, "and that is all");
 }
 
 #[tokio::test(start_paused = true)]

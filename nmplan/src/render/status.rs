@@ -182,3 +182,40 @@ fn few(names: &[&str]) -> String {
 fn manager(owner: &Option<Owner>) -> String {
     owner.as_ref().map_or("nobody".into(), ToString::to_string)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_carries_what_is_shown_with_those_that_do_not() {
+        let node = |name: &str, state: &str| {
+            serde_json::json!({
+                "id": format!("corp/node/{name}"), "name": name, "tags": [], "addresses": [], "public_key": null,
+                "state": state, "last_check_in": null, "acknowledged": null, "control": "none", "problems": []
+            })
+        };
+        let document = serde_json::json!({
+            "epoch": 1, "revision": 7, "keys": [],
+            "nodes": [node("gw-a", "online"), node("gw-b", "online"), node("gw-c", "awaiting")],
+            "egress": [
+                {"id": "corp/egress/office", "carrier": "gw-b", "candidates": ["gw-a", "gw-b", "gw-c"], "away": ["gw-a"]}
+            ],
+            "relays": [{"id": "corp/relay/hills", "carrier": null, "candidates": ["gw-a"], "away": ["gw-a"]}],
+        });
+        let document: StatusDocument = serde_json::from_value(document).expect("a status");
+        let text = status(&document, "server", Timestamp::UNIX_EPOCH, None);
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let lines: Vec<_> = lines.skip_while(|line| !line.contains("CARRIED BY")).collect();
+        assert_eq!(
+            lines,
+            [
+                "NETWORK KIND NAME CARRIED BY CANDIDATES",
+                "corp egress office gw-b gw-a (away), gw-b, gw-c (awaiting)",
+                "corp relay hills nobody gw-a (away)"
+            ]
+        );
+        let none = StatusDocument { egress: Vec::new(), relays: Vec::new(), ..document };
+        assert!(!status(&none, "server", Timestamp::UNIX_EPOCH, None).contains("CARRIED BY"));
+    }
+}
