@@ -399,6 +399,7 @@ mod tests {
             addresses: [address(&format!("10.9.0.{number}")), address(&format!("fd09::{number}"))].into(),
             via: None,
             class: class(of),
+            carries: false,
             named: true,
         })
     }
@@ -573,7 +574,7 @@ mod tests {
         all.peers.insert("n6".parse().expect("a name"), carried_by(6, "n1", "web"));
         all.peers.insert("n7".parse().expect("a name"), carried_by(7, "n1", "admin"));
         all.peers.insert("n8".parse().expect("a name"), carried_by(8, "n2", "admin"));
-        let route = Route { via: "n1".parse().expect("a name") };
+        let route = Route { via: "n1".parse().ok(), class: Default::default() };
         all.routes.insert("192.168.7.0/24".parse().expect("a range"), Arc::new(route));
         let tunnels = without_filter(&all).tunnels();
         let allowed: BTreeSet<_> =

@@ -593,6 +593,7 @@ mod tests {
             addresses: [address.parse().expect("an address")].into(),
             via: None,
             class: Default::default(),
+            carries: false,
             named: true,
         };
         let mut view = crate::tunnels::tests::view("corp", "10.40.0.1/24");

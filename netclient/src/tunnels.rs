@@ -250,6 +250,7 @@ pub(crate) mod tests {
             mtu: None,
             keepalive: Seconds(20),
             check_in: Seconds(15),
+            carrier: None,
             forward: false,
             restricted: false,
             named: true,
@@ -261,6 +262,8 @@ pub(crate) mod tests {
             peers: Default::default(),
             access: Default::default(),
             routes: Default::default(),
+            forwards: Default::default(),
+            guarded: Default::default(),
             names: Default::default(),
         }
     }
@@ -321,6 +324,7 @@ pub(crate) mod tests {
             addresses: ["10.40.0.2".parse().expect("good")].into(),
             via: None,
             class: Default::default(),
+            carries: false,
             named: true,
         };
         let mut view = view("corp", "10.40.0.1/24");

@@ -41,6 +41,7 @@ fn restricted(access: &[(&str, Access)]) -> View {
         mtu: None,
         keepalive: Seconds(20),
         check_in: Seconds(15),
+        carrier: None,
         forward: false,
         restricted: true,
         named: true,
@@ -52,6 +53,8 @@ fn restricted(access: &[(&str, Access)]) -> View {
         peers: Default::default(),
         access: access.iter().map(|(name, access)| (class(name), Arc::new(access.clone()))).collect(),
         routes: Default::default(),
+        forwards: Default::default(),
+        guarded: Default::default(),
         names: Default::default(),
     }
 }
@@ -63,6 +66,7 @@ fn put(view: &mut View, name: &str, of: &str, addresses: &[IpAddr]) {
         addresses: addresses.iter().copied().collect(),
         via: None,
         class: class(of),
+        carries: false,
         named: true,
     };
     view.peers.insert(name.parse().expect("good"), Arc::new(peer));
