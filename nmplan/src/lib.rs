@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod client;
 pub mod commands;
 pub mod console;
 pub mod control;
