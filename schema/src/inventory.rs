@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::AccessKey;
+use crate::kinds::{AccessKey, ExternalClient};
 use crate::rules::endpoints::Members;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Time, Verifier, WireGuardKey};
 pub use crate::snapshot::NodeId;
@@ -146,6 +146,13 @@ pub struct ClientStatus {
     /// Whether it has expired.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+}
+
+impl ClientStatus {
+    /// When the client is cut off; absent: never.
+    pub fn expires(&self, client: &ExternalClient) -> Option<Timestamp> {
+        client.expires.map(|expires| expires.moment(self.created))
+    }
 }
 
 /// What a node does not carry at present, though it is declared to.
@@ -568,6 +575,9 @@ impl Inventory {
         for (id, status) in self.keys.iter().filter(|(_, status)| status.created > latest) {
             right.keys.insert(id.clone(), Arc::new(KeyStatus { created: now, ..(**status).clone() }));
         }
+        for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
+            right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
+        }
         for (place, quarantined) in
             self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest)
         {
@@ -669,6 +679,8 @@ pub(crate) mod tests {
             all.put_node(NodeId::of(&network, &name), joined);
             let key = KeyStatus { verifier: Verifier([1; 32]), created: moment, used: 0 };
             all.put_key("corp/access-key/k".parse().expect("good"), key);
+            let client = ClientStatus { addresses: BTreeSet::new(), created: moment, expired: false };
+            all.put_client(NodeId::of(&network, &"phone".parse().expect("good")), client, moment);
             all.put_quarantined(network.clone(), address(2), Quarantined { since: moment, node: name });
             all
         };

@@ -14,7 +14,8 @@ use fixedbitset::FixedBitSet;
 use ipnet::IpNet;
 
 use crate::access::{Access, ClassId};
-use crate::kinds::{Acl, Allow, Egress, ExternalClient, Group, Network};
+use crate::kinds::{Acl, Allow, Egress, ExternalClient, Network};
+pub use crate::rules::selected::Selected;
 use crate::scalars::{Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 
@@ -428,59 +429,4 @@ impl ChangedRules<'_> {
 fn differing<K: Ord + Clone, V: PartialEq>(earlier: &BTreeMap<K, V>, later: &BTreeMap<K, V>) -> BTreeSet<K> {
     let keys = earlier.keys().chain(later.keys());
     keys.filter(|key| earlier.get(key) != later.get(key)).cloned().collect()
-}
-
-/// What selectors come to, groups taken apart; `*` is not among it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
-    /// Names of members, declared or not.
-    pub names: BTreeSet<Name>,
-    /// Tags.
-    pub tags: BTreeSet<Name>,
-    /// Ranges of addresses; everything means what no egress has a narrower range for, and no member.
-    pub ranges: BTreeSet<IpNet>,
-}
-
-impl Selected {
-    /// Takes selectors of a network apart.
-    pub fn by<'a>(
-        selectors: impl IntoIterator<Item = &'a Selector>,
-        network: &NetworkName,
-        declared: &Snapshot,
-    ) -> Self {
-        let mut selected = Self::default();
-        let mut names = Vec::new();
-        for selector in selectors {
-            match selector {
-                Selector::Name(name) => names.push(name.clone()),
-                Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
-                Selector::Range(range) => drop(selected.ranges.insert(*range)),
-                Selector::All => {}
-            }
-        }
-        // The rules have refused groups that hold themselves; each is taken apart once.
-        let mut seen = BTreeSet::new();
-        while let Some(name) = names.pop() {
-            match declared.named::<Group>(network, &name) {
-                Some(_) if !seen.insert(name.clone()) => {}
-                Some(group) => {
-                    let Group { nodes, tags: _, groups: _, external_clients } = &**group;
-                    selected.names.extend(nodes.iter().map(|node| node.name.clone()));
-                    selected.names.extend(external_clients.iter().map(|client| client.name.clone()));
-                    selected.tags.extend(group.tags.iter().cloned());
-                    names.extend(group.groups.iter().map(|group| group.name.clone()));
-                }
-                None => drop(selected.names.insert(name)),
-            }
-        }
-        selected
-    }
-
-    /// Whether it holds a member.
-    pub fn holds(&self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> bool {
-        let Self { names, tags: chosen, ranges } = self;
-        names.contains(name)
-            || !chosen.is_disjoint(tags)
-            || ranges.iter().any(|range| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it)))
-    }
 }
