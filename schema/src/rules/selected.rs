@@ -43,10 +43,11 @@ impl Selected {
             match declared.named::<Group>(network, &name) {
                 Some(_) if !seen.insert(name.clone()) => {}
                 Some(group) => {
-                    selected.names.extend(group.nodes.iter().map(|node| node.name.clone()));
-                    selected.names.extend(group.external_clients.iter().map(|client| client.name.clone()));
-                    selected.tags.extend(group.tags.iter().cloned());
-                    names.extend(group.groups.iter().map(|group| group.name.clone()));
+                    let Group { nodes, tags, groups, external_clients } = &**group;
+                    selected.names.extend(nodes.iter().map(|node| node.name.clone()));
+                    selected.names.extend(external_clients.iter().map(|client| client.name.clone()));
+                    selected.tags.extend(tags.iter().cloned());
+                    names.extend(groups.iter().map(|group| group.name.clone()));
                 }
                 None => drop(selected.names.insert(name)),
             }

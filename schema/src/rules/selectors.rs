@@ -210,12 +210,18 @@ mod tests {
 
     /// The problems of a selector in a network of both families.
     fn found(selector: &str) -> Vec<Code> {
+        found_with(selector, "")
+    }
+
+    /// The same, where more is declared.
+    fn found_with(selector: &str, more: &str) -> Vec<Code> {
         let text = format!(
             r#"network "corp" acl="deny" ipv4="10.40.0.0/16" ipv6="fd40::/64" {{
                 node "a" {{ tags "of-node"; }}
                 access-key "k" {{ tags "of-key"; }}
                 group "g" tags="of-key"
                 allow "x" from="a" to={selector:?}
+                {more}
             }}
             network "lab" ipv4="10.41.0.0/16" {{ node "b" {{ tags "elsewhere"; }}; }}"#
         );
@@ -259,6 +265,27 @@ mod tests {
         }
         for wide in ["10.0.0.0/8", "0.0.0.0/1", "fd00::/8"] {
             assert_eq!(found(wide), [Code::RangeHoldsNetwork], "{wide}");
+        }
+    }
+
+    #[test]
+    fn a_range_outside_of_the_network_selects_what_an_egress_forwards_to() {
+        let egress = |ranges: &str| format!("egress \"e\" via=\"a\" {{ ranges {ranges}; }}");
+        let (office, both) = (egress("\"192.168.0.0/16\""), egress("\"192.168.0.0/16\" \"0.0.0.0/0\""));
+        for good in ["192.168.0.0/16", "192.168.7.0/24", "192.0.0.0/8", "192.168.7.9/32"] {
+            assert_eq!(found_with(good, &office), [], "{good}");
+        }
+        for bad in ["10.41.0.0/16", "0.0.0.0/0", "::/0", "fd41::/64"] {
+            assert_eq!(found_with(bad, &office), [Code::SelectsNothing], "{bad}");
+        }
+        for good in ["0.0.0.0/0", "203.0.113.0/24"] {
+            assert_eq!(found_with(good, &both), [], "{good}");
+        }
+        assert_eq!(found_with("::/0", &both), [Code::SelectsNothing]);
+        let only_for = |of: &str| format!("egress \"f\" via=\"a\" ranges=\"172.16.0.0/24\" for={of:?};{both}");
+        assert_eq!(found_with("a", &only_for("tag:of-key")), []);
+        for outside in ["192.168.7.0/24", "0.0.0.0/0"] {
+            assert_eq!(found_with("a", &only_for(outside)), [Code::SelectsNothing], "no member is in {outside}");
         }
     }
 }
