@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::claims::{self, Behind, Claim, Claims, End, Party};
 use super::roster::{ClientParticipant, Participant, Roster};
-use super::surroundings::{Surroundings, everything, surroundings};
+use super::surroundings::{Exit, Surroundings, surroundings};
 use super::{
     Agent, Around, Client, Error, Host, Listeners, Outcome, Programs, Server, Service, Underlay, system,
 };
@@ -428,8 +428,8 @@ impl Running {
 
     /// What is behind the gateways of a network: each address of a host is an end of its own.
     fn behind(&self, network: &NetworkName) -> Vec<Present<'_>> {
-        let at = |address: IpAddr, host, range: IpNet, gateways: &BTreeSet<Name>, opens| {
-            let behind = Behind { range, gateways: gateways.clone(), opens };
+        let at = |address: IpAddr, host, (egress, range): (&Name, IpNet), gateways: &BTreeSet<Name>, opens| {
+            let behind = Behind { egress: egress.clone(), range, gateways: gateways.clone(), opens };
             let (addresses, tags) = (BTreeSet::from([address]), BTreeSet::new());
             let end = End { party: Party::Behind(address), tags, addresses, behind: Some(behind) };
             Present { end, host, role: Role::Behind }
@@ -439,18 +439,18 @@ impl Running {
             let gateways = lan.gateways.iter().map(|(node, _)| node.name.clone()).collect();
             // What it opens has its first address.
             let numbered = lan.addresses.iter().zip(0..);
-            present.extend(
-                numbered.map(|(address, number)| at(*address, host, lan.range, &gateways, number == 0)),
-            );
+            present.extend(numbered.map(|(address, number)| {
+                at(*address, host, (&lan.egress, lan.range), &gateways, number == 0)
+            }));
         }
         let Some(host) = &self.around.internet else { return present };
-        for ipv4 in [true, false] {
-            let range = everything(ipv4);
-            let exits = self.surroundings.exits.iter().filter(|exit| exit.ranges.contains(&range));
-            let gateways = exits.flat_map(|exit| &exit.gateways).filter(|node| node.network == *network);
-            let gateways: BTreeSet<_> = gateways.map(|node| node.name.clone()).collect();
-            let address = if ipv4 { host.ipv4().into() } else { host.ipv6().into() };
-            present.extend((!gateways.is_empty()).then(|| at(address, host, range, &gateways, false)));
+        let exits = self.surroundings.exits.iter().filter(|exit| exit.network == *network);
+        for Exit { network: _, egress, gateways, ranges } in exits {
+            let gateways = gateways.iter().map(|node| node.name.clone()).collect();
+            present.extend(ranges.iter().map(|range| {
+                let address = if range.addr().is_ipv4() { host.ipv4().into() } else { host.ipv6().into() };
+                at(address, host, (egress, *range), &gateways, false)
+            }));
         }
         present
     }
@@ -617,8 +617,9 @@ impl<'a> Probed<'a> {
             let all = of_tests.chain(claims.sample.iter().map(|claim| (None, claim)));
             let all = all.filter(|(_, claim)| claim.allowed == allowed && !self.is_untried(claim));
             let probes = all.flat_map(|(test, claim)| {
-                let to = &self.present[&claim.to].end;
-                to.addresses.iter().map(move |at| async move {
+                let (from, to) = (&self.present[&claim.from].end, &self.present[&claim.to].end);
+                let reachable = |at: &&IpAddr| from.addresses.iter().any(|own| own.is_ipv4() == at.is_ipv4());
+                to.addresses.iter().filter(reachable).map(move |at| async move {
                     Ok::<_, Error>((test, self.probe(claim, *at, deadline).await?))
                 })
             });

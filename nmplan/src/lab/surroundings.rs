@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use schema::compile::policy::Selected;
 use schema::kinds::{Allow, Egress, NoReach, Path, Reach, Relay, Test};
 use schema::scalars::{Name, NetworkName, Selector};
-use schema::snapshot::{NodeId, Snapshot};
+use schema::snapshot::{NodeId, ResourceId, Snapshot};
 
 /// The name of the host beyond all gateways to the internet; no node can have it.
 pub const INTERNET: &str = "the_internet";
@@ -23,7 +23,7 @@ pub const INTERNET: &str = "the_internet";
 pub struct Surroundings {
     /// What is behind egress, without default routes.
     pub lans: Vec<Lan>,
-    /// The gateways to the internet.
+    /// The egress to the internet.
     pub exits: Vec<Exit>,
     /// The nodes that cannot be reached directly.
     pub relayed: Vec<Relayed>,
@@ -34,6 +34,8 @@ pub struct Surroundings {
 pub struct Lan {
     /// The network whose egress it is.
     pub network: NetworkName,
+    /// The egress.
+    pub egress: Name,
     /// The range.
     pub range: IpNet,
     /// The name of the host; no node can have it.
@@ -44,9 +46,13 @@ pub struct Lan {
     pub gateways: Vec<(NodeId, Option<IpAddr>)>,
 }
 
-/// The gateways of a network to the internet.
+/// An egress to the internet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
+    /// The network.
+    pub network: NetworkName,
+    /// The egress.
+    pub egress: Name,
     /// The gateways, in order of preference.
     pub gateways: Vec<NodeId>,
     /// What leads there: one of the default routes, or both.
@@ -67,16 +73,17 @@ pub fn surroundings(declared: &Snapshot, nodes: &BTreeMap<NodeId, BTreeSet<Name>
     let mut all = Surroundings::default();
     for (network, _) in declared.networks() {
         let node = |name: &Name| NodeId::of(network, name);
-        for (_, egress) in declared.all_in::<Egress>(network) {
+        for (id, egress) in declared.all_in::<Egress>(network) {
             let gateways: Vec<_> = egress.via.iter().map(|via| node(&via.name)).collect();
             let ranges = || egress.ranges.iter().map(|range| range.net());
             let exits: BTreeSet<_> = ranges().filter(is_default).collect();
             for range in ranges().filter(|range| !is_default(range)) {
                 let number = all.lans.len() + 1;
-                all.lans.push(lan(network, range, number, &gateways, declared));
+                all.lans.push(lan(id, range, number, &gateways, declared));
             }
             if !exits.is_empty() {
-                all.exits.push(Exit { gateways, ranges: exits });
+                let (network, egress) = (network.clone(), id.name.clone());
+                all.exits.push(Exit { network, egress, gateways, ranges: exits });
             }
         }
         for (_, relay) in declared.all_in::<Relay>(network) {
@@ -98,7 +105,8 @@ pub fn is_default(range: &IpNet) -> bool {
     range.prefix_len() == 0
 }
 
-fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], declared: &Snapshot) -> Lan {
+fn lan(id: &ResourceId, range: IpNet, number: usize, gateways: &[NodeId], declared: &Snapshot) -> Lan {
+    let ResourceId { network, name: egress, .. } = id;
     let own = last_but_one(range);
     let first = first_of(range).take_while(|address| *address != own).map(Some);
     let gateways = gateways.iter().cloned().zip(first.chain(std::iter::repeat(None)));
@@ -116,7 +124,8 @@ fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], 
             addresses.push(address);
         }
     }
-    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, gateways }
+    let (network, egress) = (network.clone(), egress.clone());
+    Lan { network, egress, range, host: format!("lan_{number}"), addresses, gateways }
 }
 
 /// The ranges that rules and tests name.
@@ -162,11 +171,6 @@ fn first_of(range: IpNet) -> impl Iterator<Item = IpAddr> {
         };
         range.contains(&address).then_some(address)
     })
-}
-
-/// A range of one family that holds everything.
-pub fn everything(ipv4: bool) -> IpNet {
-    if ipv4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() }
 }
 
 #[cfg(test)]
@@ -242,7 +246,8 @@ mod tests {
             relay "r" {{ via "a" "b"; for "tag:away" "a" }}"#
         ));
         assert_eq!((all.lans.len(), names(&all.exits[0].gateways)), (1, vec!["b", "a"]));
-        assert_eq!(all.exits[0].ranges, BTreeSet::from([everything(true), everything(false)]));
+        let exits: Vec<_> = all.exits[0].ranges.iter().map(ToString::to_string).collect();
+        assert_eq!(exits, ["0.0.0.0/0", "::/0"]);
         let relayed: Vec<_> =
             all.relayed.iter().map(|it| (it.node.name.as_str(), names(&it.relays))).collect();
         assert_eq!(relayed, [("c", vec!["a", "b"])], "a relay is relayed by nobody");

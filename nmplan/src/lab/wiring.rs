@@ -61,7 +61,7 @@ impl Around {
         }
         if !surroundings.exits.is_empty() {
             let internet = underlay.host(INTERNET).await?;
-            let gateways = surroundings.exits.iter().flat_map(|Exit { gateways, ranges: _ }| gateways);
+            let gateways = surroundings.exits.iter().flat_map(|Exit { gateways, .. }| gateways);
             let gateways: Vec<_> = gateways.filter_map(&node).collect();
             hide_behind(&internet, &gateways, mesh).await?;
             around.internet = Some(internet);
