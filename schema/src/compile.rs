@@ -9,6 +9,7 @@ pub mod allocate;
 pub mod audience;
 pub mod members;
 mod names;
+pub mod paths;
 pub mod policy;
 pub mod reach;
 pub mod reconcile;
@@ -262,11 +263,11 @@ impl Mesh {
             return;
         }
         if self.policy.is_restricted() {
-            let before: BTreeSet<_> = self.ways.ranges().map(|(_, way)| way.class_id()).collect();
-            let after: BTreeSet<_> = ways.ranges().map(|(_, way)| way.class_id()).collect();
+            let before: BTreeSet<_> = self.ways.ranges().map(|(_, way)| way.id).collect();
+            let after: BTreeSet<_> = ways.ranges().map(|(_, way)| way.id).collect();
             before.difference(&after).for_each(|gone| drop(self.classes.remove(gone)));
-            for (_, way) in ways.ranges().filter(|(_, way)| !before.contains(&way.class_id())) {
-                self.classes.insert(way.class_id(), way.class.clone());
+            for (_, way) in ways.ranges().filter(|(_, way)| !before.contains(&way.id)) {
+                self.classes.insert(way.id, way.class.clone());
             }
         }
         self.ways = ways;

@@ -166,7 +166,7 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Situati
         let behind = hidden.behind.get(&id).cloned().unwrap_or_default();
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
         let peer = mesh.class_of(node).and_then(|class| mesh.members(&class)?.get(node));
-        let families = families(peer.into_iter().flat_map(|peer| &peer.addresses).copied());
+        let families = families(peer.into_iter().flat_map(|peer| &peer.addresses));
         Situation { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
     };
 
@@ -175,7 +175,7 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Situati
     let members = members(network, declared, inventory).into_iter();
     for (name, member) in members.filter(|(name, member)| !mesh.has(name) && member.key.is_none()) {
         let class = mesh.policy().class(&name, &member.tags, &member.addresses);
-        let families = families(member.addresses.into_iter());
+        let families = families(member.addresses.iter());
         nodes.insert(name, Situation { class, families, awaited: true, ..Situation::default() });
     }
     if let Some(hub) = mesh.hub() {
@@ -192,7 +192,7 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Situati
 }
 
 /// Whether there are IPv4 addresses among these, and IPv6 addresses.
-fn families(addresses: impl Iterator<Item = IpAddr>) -> [bool; 2] {
+pub(crate) fn families<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> [bool; 2] {
     addresses.fold([false; 2], |[ipv4, ipv6], address| [ipv4 || address.is_ipv4(), ipv6 || address.is_ipv6()])
 }
 
