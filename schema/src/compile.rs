@@ -776,7 +776,7 @@ impl<'a> Declaration<'a> {
 /// Where the others reach a node: the declared endpoint, else the one that its operator configured, else
 /// where the server saw it, else its own address as the agent reports it. Absent: it must send first, as must
 /// a node whose port is not chosen yet.
-fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
+pub(crate) fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     let Endpoints { configured, seen, local } = &joined.endpoints;
     let named = declared.or(configured.as_ref()).cloned();
     let endpoint = named.or_else(|| seen.or(*local).map(Endpoint::from))?.or_port(joined.listen_port);
