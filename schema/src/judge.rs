@@ -18,7 +18,7 @@ use crate::attribute::Ref;
 use crate::compile::members::{Member, members};
 use crate::compile::policy::{Class, Policy, Side, Standing};
 use crate::inventory::Inventory;
-use crate::kinds::{Allow, NoReach, Node, Path, Reach, Test};
+use crate::kinds::{NoReach, Node, Path, Reach, Test};
 use crate::report::{Code, Problem};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, Selector};
@@ -424,7 +424,7 @@ impl<'a> Distinguished<'a> {
     fn rules(&self, from: &Alike, to: &Alike, access: &Access) -> Vec<ResourceId> {
         let reasons = self.policy.applying(&from.standing, &to.standing);
         let giving = reasons.filter(|(_, gives)| !gives.and(access).is_nothing());
-        giving.map(|(name, _)| rule(self.network, name)).collect()
+        giving.map(|(rule, _)| rule.clone()).collect()
     }
 
     fn fails(
@@ -459,11 +459,6 @@ impl<'a> Distinguished<'a> {
             if key(from).is_some() && key(from) == key(to) { "another one".to_owned() } else { words(to) };
         (words(from), to)
     }
-}
-
-/// The id of a rule.
-fn rule(network: &NetworkName, name: &Name) -> ResourceId {
-    ResourceId::of::<Allow>(network, name)
 }
 
 /// Which members are named first.

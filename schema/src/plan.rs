@@ -395,8 +395,8 @@ fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<
         };
         match step {
             ViewStep::Shared(audience) => {
-                let of_one = || node_impact(node, was, is, &is.delta(was, audience), server);
-                let impact = shared.entry(audience).or_insert_with(of_one).clone();
+                let of_one = || node_impact(node, was, is, &is.delta(was, &audience), server);
+                let impact = shared.entry(audience.clone()).or_insert_with(of_one).clone();
                 impact.map(|impact| NodeImpact { node: node.clone(), ..impact })
             }
             ViewStep::Own(delta) => node_impact(node, was, is, &delta, server),

@@ -20,7 +20,7 @@ use super::members::members;
 use super::policy::{self, Class, Policy};
 use crate::access::{Access, Protocol};
 use crate::inventory::{Inventory, NodeId};
-use crate::kinds::{Allow, Node};
+use crate::kinds::{Allow, Kind, Node};
 use crate::scalars::{EndpointHost, Identity, Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 
@@ -241,14 +241,14 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
-    fn is_on(&self, rule: &Name, group: &Group<'a>, right: bool) -> bool {
+    fn is_on(&self, rule: &ResourceId, group: &Group<'a>, right: bool) -> bool {
         let class = (self.of)(group).map(|situation| &situation.class);
         let policy = self.policy.zip(class).map(|(policy, class)| policy.is_on(rule, class, right));
         policy.unwrap_or_default()
     }
 
     /// The rules by which they may, each with what it adds; none in a network without rules.
-    fn reasons(&self, from: &Group<'a>, to: &Group<'a>) -> Vec<(&'a Name, &'a Access)> {
+    fn reasons(&self, from: &Group<'a>, to: &Group<'a>) -> Vec<(&'a ResourceId, &'a Access)> {
         let (Some(from), Some(to), Some(policy)) = ((self.of)(from), (self.of)(to), self.policy) else {
             return Vec::new();
         };
@@ -345,7 +345,7 @@ fn by_rules<'a>(
     groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
     moved: Vec<(&Group<'a>, &Group<'a>, Access)>,
 ) -> Vec<ReachChange> {
-    let mut parts: BTreeMap<(Option<&Name>, Access), Against<'_, 'a>> = BTreeMap::new();
+    let mut parts: BTreeMap<(Option<&ResourceId>, Access), Against<'_, 'a>> = BTreeMap::new();
     for (from, to, mut left) in moved {
         if !here.is_restricted() {
             parts.entry((None, left)).or_default().entry(from).or_default().insert(to);
@@ -368,7 +368,8 @@ fn by_rules<'a>(
         for (from, to) in against {
             alike.entry(to).or_default().push(from);
         }
-        let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
+        let declared = rule.filter(|rule| rule.kind == Kind::Allow);
+        let declared = declared.and_then(|rule| moment.declared.named::<Allow>(network, &rule.name));
         let nodes_of = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&Name> {
             some.flat_map(|group| &groups[group]).copied().collect()
         };
@@ -386,17 +387,12 @@ fn by_rules<'a>(
             };
             let pairs = from.iter().flat_map(|from| to.iter().map(move |to| between((*from, *to)))).sum();
             let (from, to) = (nodes_of(&mut from.into_iter()), nodes_of(&mut to.into_iter()));
-            let id = |rule: &Name| ResourceId {
-                network: network.clone(),
-                kind: crate::kinds::Kind::Allow,
-                name: rule.clone(),
-            };
             let (froms, tos) = (others(&from, &to), others(&to, &from));
             lines.push(ReachChange {
                 from_nodes: froms.len() as u64,
                 to_nodes: tos.len() as u64,
                 pairs,
-                rule: rule.map(id),
+                rule: rule.cloned(),
                 ..line(
                     network,
                     words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Alike, Counterexample, Distinguished, broken, rule, usable};
+use super::{Alike, Counterexample, Distinguished, broken, usable};
 use crate::access::Access;
 use crate::compile::members::members;
 use crate::inventory::{Inventory, NodeId};
@@ -293,10 +293,7 @@ impl Distinguished<'_> {
             let applying = self.policy.applying(&from.standing, &to.standing);
             rules.extend(applying.filter(|(_, gives)| !gives.and(access).is_nothing()));
         }
-        let reason = |(name, gives): (&Name, &Access)| Reason {
-            id: rule(self.network, name),
-            gives: gives.to_string(),
-        };
+        let reason = |(id, gives): (&ResourceId, &Access)| Reason { id: id.clone(), gives: gives.to_string() };
         (opens, rules.into_iter().map(reason).collect())
     }
 }
