@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
 use crate::filter::{self, Filter, FilterChanges, FilterStep};
+use crate::forwarding::{Switch, Switches};
+use crate::gateways::Exit;
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::elements;
 use crate::system::firewall::{self, FirewallError};
@@ -93,10 +95,19 @@ pub trait Host: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
     /// The interface by which packets to an address leave; see [`link::exit`].
     fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>>;
+    /// The route by which packets to an address leave past every network; see [`link::way_out`].
+    fn way_out(&self, to: IpAddr, mark: Mark) -> BoxFuture<'_, Result<Option<Exit>, LinkError>>;
+    /// Its interfaces, each with whether it is up and has a carrier.
+    fn carriers(&self) -> BoxFuture<'_, Result<BTreeMap<String, bool>, LinkError>>;
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
-    /// Makes the kernel forward packets that come in by an interface, or not.
+    /// Makes the kernel forward packets that come in by a network's interface, or not; see
+    /// [`forwarding::set`].
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError>;
+    /// The kernel's switches of forwarding.
+    fn switches(&self) -> Switches;
+    /// Sets one of them.
+    fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError>;
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
     /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
@@ -366,12 +377,28 @@ impl Host for System {
         Box::pin(link::exit(to))
     }
 
+    fn way_out(&self, to: IpAddr, mark: Mark) -> BoxFuture<'_, Result<Option<Exit>, LinkError>> {
+        Box::pin(link::way_out(to, mark))
+    }
+
+    fn carriers(&self) -> BoxFuture<'_, Result<BTreeMap<String, bool>, LinkError>> {
+        Box::pin(link::carriers())
+    }
+
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
         watch::watch(slot)
     }
 
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
         forwarding::set(interface, forwarding)
+    }
+
+    fn switches(&self) -> Switches {
+        forwarding::observe()
+    }
+
+    fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError> {
+        forwarding::set_switch(switch, value)
     }
 
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {

@@ -3,14 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
 use schema::inventory::NodeProblem;
-use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
+use schema::scalars::{Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::Tunnel;
+use schema::view::{Forward, Route, Tunnel};
 use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
@@ -85,8 +86,40 @@ pub struct NetworkStatus {
     pub addresses: BTreeSet<IpAddr>,
     /// The ranges of the network: one of each family that it has.
     pub ranges: BTreeSet<IpNet>,
+    /// The peer that all its packets to others go through: the hub, or its relay; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Name>,
+    /// The ranges that it reaches through peers, besides their own addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteStatus>,
+    /// What it may forward to outside of the network, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardStatus>,
     /// The peers, by name.
     pub peers: Vec<PeerStatus>,
+}
+
+/// A range that is reached through a peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct RouteStatus {
+    /// The range.
+    pub range: IpNet,
+    /// The peer; absent: nobody carries it at present, and packets to it are refused.
+    pub via: Option<Name>,
+}
+
+/// What a node may forward to outside of its network: an egress that has it as a gateway, whether or not
+/// another one carries it at present.
+#[derive(Clone, Debug, Serialize)]
+pub struct ForwardStatus {
+    /// The egress.
+    pub egress: Name,
+    /// The ranges.
+    pub ranges: BTreeSet<IpNet>,
+    /// The interface that was declared; absent: where the host routes the ranges.
+    pub interface: Option<InterfaceName>,
+    /// Whether what leaves has the node's own address as its source.
+    pub nat: bool,
 }
 
 /// The state of a peer.
@@ -161,6 +194,14 @@ impl Agent {
             };
             let mut peers: Vec<_> = view.tunnels().into_iter().map(peer).collect();
             peers.sort_by(|one, other| one.name.cmp(&other.name));
+            let route =
+                |(range, route): (&IpNet, &Arc<Route>)| RouteStatus { range: *range, via: route.via.clone() };
+            let forward = |(egress, forward): (&Name, &Arc<Forward>)| ForwardStatus {
+                egress: egress.clone(),
+                ranges: forward.ranges.keys().copied().collect(),
+                interface: forward.interface.clone(),
+                nat: forward.nat,
+            };
             networks.push(NetworkStatus {
                 name: network,
                 node,
@@ -173,6 +214,9 @@ impl Agent {
                 problems,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
+                carrier: view.interface.carrier.clone(),
+                routes: view.routes.iter().map(route).collect(),
+                forwards: view.forwards.iter().map(forward).collect(),
                 peers,
             });
         }

@@ -4,8 +4,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rustix::io::Errno;
@@ -45,6 +46,24 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
         if let RouteAddress::Inet6(to) = to { Some(IpAddr::V6(*to)) } else { None }
     };
     IpNet::new(route.attributes.iter().find_map(address)?, route.header.destination_prefix_length).ok()
+}
+
+/// The range that a route leads to, a default route's as well.
+pub(super) fn range_of(route: &RouteMessage) -> Option<IpNet> {
+    destination(route).or_else(|| {
+        everything(route.header.address_family).filter(|_| route.header.destination_prefix_length == 0)
+    })
+}
+
+/// Every address of a family.
+pub(super) fn everything(family: AddressFamily) -> Option<IpNet> {
+    if family == AddressFamily::Inet {
+        Some(Ipv4Net::default().into())
+    } else if family == AddressFamily::Inet6 {
+        Some(Ipv6Net::default().into())
+    } else {
+        None
+    }
 }
 
 /// How far a route is preferred: the lower, the more. Absent in a message: 0.

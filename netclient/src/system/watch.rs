@@ -1,4 +1,5 @@
-//! Hears what others do to what an agent stands on: links, addresses, routes, rules, the packet filter.
+//! Hears what others do to what an agent stands on, or forwards to: links, addresses, routes, rules, the packet
+//! filter.
 //!
 //! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do.
 //! What the kernel could not queue is reported as everything at once.
@@ -12,6 +13,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -33,6 +35,8 @@ pub enum HostEvent {
     /// A route or a rule of the agent's is gone, or a rule of another program's came or went, which may lead
     /// packets elsewhere.
     Routing,
+    /// An interface's carrier, or a route of the host's own, came or went: what an egress is behind may have.
+    Surroundings,
     /// A table of the agent's, or a part of one, is gone from the packet filter.
     Filter,
 }
@@ -123,25 +127,26 @@ impl Links {
         known
     }
 
-    /// Its name, and whether it has a carrier that it did not have.
-    fn learn(&mut self, link: &LinkMessage) -> Option<(String, bool)> {
+    /// Its name, and whether it has come to have a carrier (true), or to have none.
+    fn learn(&mut self, link: &LinkMessage) -> Option<(String, Option<bool>)> {
         let (index, name) = (link.header.index, name_of(link)?.to_owned());
         self.names.insert(index, name.clone());
-        if link.header.flags.contains(LinkFlags::Up | LinkFlags::Running) {
-            return Some((name, self.running.insert(index)));
-        }
-        self.running.remove(&index);
-        Some((name, false))
+        let runs = link.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+        let changed = if runs { self.running.insert(index) } else { self.running.remove(&index) };
+        Some((name, changed.then_some(runs)))
     }
 
     fn read(&mut self, slot: Slot, message: RouteNetlinkMessage) -> Option<HostEvent> {
         if let RouteNetlinkMessage::NewLink(link) = message {
-            let (name, plugged_in) = self.learn(&link)?;
+            let (name, carrier) = self.learn(&link)?;
             let has_address = self.addresses.iter().any(|&(index, _)| index == link.header.index);
-            if plugged_in && has_address {
+            if carrier == Some(true) && has_address {
                 return Some(HostEvent::Connected(name));
             }
-            (!link.header.flags.contains(LinkFlags::Up)).then_some(HostEvent::Link(name))
+            if !link.header.flags.contains(LinkFlags::Up) {
+                return Some(HostEvent::Link(name));
+            }
+            carrier.map(|_| HostEvent::Surroundings)
         } else if let RouteNetlinkMessage::DelLink(link) = message {
             let index = link.header.index;
             self.running.remove(&index);
@@ -157,7 +162,11 @@ impl Links {
             self.addresses.retain(|&(of, known)| (of, Some(known)) != (index, address_of(&address)));
             self.names.get(&index).cloned().map(HostEvent::Link)
         } else if let RouteNetlinkMessage::DelRoute(route) = message {
-            (u8::from(route.header.protocol) == slot.protocol()).then_some(HostEvent::Routing)
+            let ours = u8::from(route.header.protocol) == slot.protocol();
+            if ours { Some(HostEvent::Routing) } else { surroundings(&route) }
+        } else if let RouteNetlinkMessage::NewRoute(route) = message {
+            let ours = u8::from(route.header.protocol) == slot.protocol();
+            if ours { None } else { surroundings(&route) }
         } else if let RouteNetlinkMessage::DelRule(_) = message {
             Some(HostEvent::Routing)
         } else if let RouteNetlinkMessage::NewRule(rule) = message {
@@ -167,6 +176,11 @@ impl Links {
             None
         }
     }
+}
+
+/// What a route of others says; nothing, if it leads to an address of the host itself.
+fn surroundings(route: &RouteMessage) -> Option<HostEvent> {
+    (route.header.kind == RouteType::Unicast).then_some(HostEvent::Surroundings)
 }
 
 /// The interface and the address, if connections may come from that: it is not the link's or the host's only,
@@ -260,14 +274,14 @@ mod tests {
         let changed = Some(HostEvent::Link("eth0".to_owned()));
         let mut links = Links::default();
         for (what, message, event) in [
-            ("a carrier without an address", link(running), None),
+            ("a carrier without an address", link(running), Some(HostEvent::Surroundings)),
             ("an address for the link only", new(AddressScope::Link, plain), None),
             ("one that may be another's", new(AddressScope::Universe, AddressHeaderFlags::Tentative), None),
             ("an address", new(AddressScope::Universe, plain), connected.clone()),
             ("the same, announced again", new(AddressScope::Universe, plain), None),
             ("it is gone", gone, changed.clone()),
             ("it is there again", new(AddressScope::Universe, plain), connected.clone()),
-            ("the cable is out", link(up), None),
+            ("the cable is out", link(up), Some(HostEvent::Surroundings)),
             ("it is in", link(running), connected),
             ("another message of that", link(running), None),
             ("the interface is down", link(LinkFlags::empty()), changed),
