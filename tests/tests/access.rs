@@ -14,7 +14,7 @@ use std::time::Duration;
 use end_to_end::container::container;
 use end_to_end::corp::{APPLIED, Corp, INTERFACE, TRAFFIC};
 use end_to_end::filter::{forget_connections, nft};
-use end_to_end::{eventually, in_runtime, patience, run, run_all};
+use end_to_end::{eventually, filter, in_runtime, patience, run, run_all};
 use nmplan::lab::{Host, Outcome, Pattern, Service, enter_test};
 use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
@@ -517,6 +517,29 @@ fn an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so() {
         agent.host().write(settings, "").expect("it is written");
         agent.start_daemon(&[]).expect("the agent starts");
         corp.assert_allowed(by_rules).await;
+    });
+}
+
+#[test]
+fn a_hub_sends_nobody_elsewhere() {
+    if !enter_test("a_hub_sends_nobody_elsewhere") {
+        return;
+    }
+    in_runtime(async {
+        let corp = Corp::start(&["a", "b", "h"], "hub \"h\"").await;
+        corp.assert_allowed(|_, _, _| true).await;
+        // The kernel would: what leaves by the interface that it came in by has a nearer way.
+        let held_back = run(corp.host("h"), "nft list chain inet nm-own redirects").await;
+        let counts = held_back.lines().filter(|line| line.contains("redirect counter"));
+        assert!(counts.clone().any(|line| !line.contains("packets 0 ")), "{held_back}");
+        for redirect in ["icmp type redirect", "icmpv6 type nd-redirect"] {
+            filter::watch(corp.host("a"), INTERFACE, redirect);
+            for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
+                assert!(corp.opens("a", "b", service).await, "{service}");
+            }
+            assert_eq!(filter::watched(corp.host("a")), (0, 0), "{redirect}");
+            filter::forget(corp.host("a"));
+        }
     });
 }
 
