@@ -490,6 +490,14 @@ fn what_a_hub_carries_is_judged_by_who_receives_it() {
     });
 }
 
+/// Starts a node's agent anew with other settings.
+async fn start_with(corp: &mut Corp, node: &str, settings: &str) {
+    let agent = corp.agent_mut(node);
+    agent.kill_daemon().await.expect("it is killed");
+    agent.host().write("/etc/netclient/netclient.toml", settings).expect("it is written");
+    agent.start_daemon(&[]).expect("the agent starts");
+}
+
 #[test]
 fn an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so() {
     if !enter_test("an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so") {
@@ -498,11 +506,7 @@ fn an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so() {
     in_runtime(async {
         let mut corp = Corp::start(&["a", "b", "c"], RULES).await;
         corp.assert_allowed(by_rules).await;
-        let agent = corp.agent_mut("b");
-        agent.kill_daemon().await.expect("it is killed");
-        let settings = "/etc/netclient/netclient.toml";
-        agent.host().write(settings, "connection_tracking = false\n").expect("it is written");
-        agent.start_daemon(&[]).expect("the agent starts");
+        start_with(&mut corp, "b", "connection_tracking = false\n").await;
         eventually("nothing passes", 10 * SECOND, async || {
             corp.probe("a", "b", Service::Tcp(80)).await == NOTHING
         })
@@ -512,11 +516,56 @@ fn an_agent_that_cannot_enforce_lets_nothing_pass_and_says_so() {
         let problems = status["networks"][0]["problems"].as_array().cloned().unwrap_or_default();
         assert!(!problems.is_empty(), "{status}");
         // It enforces again once it can.
-        let agent = corp.agent_mut("b");
-        agent.kill_daemon().await.expect("it is killed");
-        agent.host().write(settings, "").expect("it is written");
-        agent.start_daemon(&[]).expect("the agent starts");
+        start_with(&mut corp, "b", "").await;
         corp.assert_allowed(by_rules).await;
+    });
+}
+
+#[test]
+fn behind_a_hub_a_node_that_cannot_enforce_keeps_those_that_may_open_everything() {
+    if !enter_test("behind_a_hub_a_node_that_cannot_enforce_keeps_those_that_may_open_everything") {
+        return;
+    }
+    in_runtime(async {
+        let rules = |hub: &str| {
+            format!(
+                "hub \"h\"; acl \"deny\"
+                 allow \"all\" from=\"a\" to=\"b\"
+                 allow \"back\" from=\"b\" to=\"a\" proto=\"udp\" ports=53
+                 allow \"some\" from=\"c\" to=\"b\" proto=\"tcp\" ports=80
+                 allow \"hub\" from=\"h\" to=\"b\" {hub}"
+            )
+        };
+        let mut corp = Corp::start(&["a", "b", "c", "h"], &rules("proto=\"icmp\"")).await;
+        let unrestricted = |from: &str, to: &str, service| match (from, to) {
+            ("a", "b") => true,
+            ("b", "a") => service == Service::Udp(53),
+            _ => false,
+        };
+        corp.assert_allowed(|from, to, service| {
+            let more =
+                matches!((from, to, service), ("c", "b", Service::Tcp(80)) | ("h", "b", Service::Icmp));
+            more || unrestricted(from, to, service)
+        })
+        .await;
+        start_with(&mut corp, "b", "connection_tracking = false\n").await;
+        for (from, service) in [("c", Service::Tcp(80)), ("h", Service::Icmp)] {
+            eventually("who may not open everything is cut off", 10 * SECOND, async || {
+                corp.probe(from, "b", service).await == NOTHING
+            })
+            .await;
+        }
+        corp.assert_allowed(unrestricted).await;
+        let [v4, v6] = corp.addresses("a");
+        let allowed = run(corp.host("b"), "wg show nm-corp allowed-ips").await;
+        let hub = run(corp.host("h"), "wg show nm-corp public-key").await;
+        let hub = hub.trim();
+        let ways = [format!("{hub}\t{v4}/32 {v6}/128\n"), format!("{hub}\t{v6}/128 {v4}/32\n")];
+        assert!(ways.contains(&allowed), "{allowed}");
+        // So is the hub, once it may.
+        corp.declare(&rules("")).await;
+        corp.assert_allowed(|from, to, service| (from, to) == ("h", "b") || unrestricted(from, to, service))
+            .await;
     });
 }
 
