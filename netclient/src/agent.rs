@@ -44,7 +44,9 @@ pub use error::AgentError;
 pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use outside::{Down, not_ours};
 pub use register::Registered;
-pub use status::{DamagedNetwork, DriverStatus, NetworkStatus, PeerStatus, RegistrationStatus, Status};
+pub use status::{
+    DamagedNetwork, DriverStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status,
+};
 
 /// The agent.
 #[derive(Clone)]

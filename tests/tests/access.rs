@@ -15,6 +15,7 @@ use end_to_end::container::container;
 use end_to_end::corp::{APPLIED, Corp, INTERFACE, TRAFFIC};
 use end_to_end::filter::{forget_connections, nft};
 use end_to_end::{eventually, filter, in_runtime, patience, run, run_all};
+use ipnet::IpNet;
 use nmplan::lab::{Host, Outcome, Pattern, Service, enter_test};
 use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
@@ -474,6 +475,10 @@ fn what_a_hub_carries_is_judged_by_who_receives_it() {
         // Nobody but the hub has keys of others.
         let peers = run(corp.host("a"), "wg show nm-corp peers").await;
         assert_eq!(peers, run(corp.host("h"), "wg show nm-corp public-key").await);
+        let status = corp.agent("a").status().await.expect("it answers");
+        let reaches = &status["networks"][0]["reaches"];
+        let ranges = corp.addresses("b").map(|address| IpNet::from(address).to_string());
+        assert_eq!(*reaches, serde_json::json!([{ "name": "b", "ranges": ranges, "via": "h" }]));
         // A rule that goes and comes, beside traffic that it does not concern.
         let others = corp.flows("b", "c", &TRAFFIC).await;
         let with = rules("allow \"more\" from=\"c\" to=\"a\"");
