@@ -243,15 +243,37 @@ fn downloads(corp: &Corp, by: &Host, at: IpAddr, bytes: usize) -> bool {
     received.len() == bytes
 }
 
+/// Sends so many bytes from `b` to the service of a container that another node publishes; returns whether all
+/// arrived.
+fn uploads(corp: &Corp, inner: &Host, at: IpAddr, bytes: usize) -> bool {
+    let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let listener = inner.within(|| TcpListener::bind((any, 80)).expect("the port is free"));
+    let opened = corp.host("b").within(|| TcpStream::connect_timeout(&(at, 8_080).into(), 5 * SECOND));
+    let Ok(mut stream) = opened else { return false };
+    let (mut received, _) = listener.accept().expect("a connection");
+    received.set_read_timeout(Some(5 * SECOND * patience())).expect("a timeout");
+    std::thread::spawn(move || stream.write_all(&vec![7; bytes]));
+    let mut all = Vec::new();
+    let _ = received.read_to_end(&mut all);
+    all.len() == bytes
+}
+
 #[test]
-fn errors_about_answers_arrive_whoever_sends_them() {
-    if !enter_test("errors_about_answers_arrive_whoever_sends_them") {
+fn errors_about_connections_arrive_whoever_sends_them() {
+    if !enter_test("errors_about_connections_arrive_whoever_sends_them") {
         return;
     }
     in_runtime(async {
-        let rules = "acl \"deny\"\nallow \"web\" from=\"a\" to=\"b\" proto=\"tcp\" ports=7000\nallow \"x\" from=\"a\" to=\"b\" proto=\"udp\" ports=53";
+        let rules = r#"acl "deny"
+            allow "web" from="a" to="b" proto="tcp" ports=7000
+            allow "x" from="a" to="b" proto="udp" ports=53
+            allow "up" from="b" to="a" proto="tcp" ports=8080
+        "#;
         let corp = Corp::start(&["a", "b"], rules).await;
-        corp.assert_allowed(|from, _, service| from == "a" && service == Service::Udp(53)).await;
+        corp.assert_allowed(|from, _, service| {
+            matches!((from, service), ("a", Service::Udp(53)) | ("b", Service::Tcp(8080)))
+        })
+        .await;
         // A container behind a, by a link that takes smaller packets than the network: a says so to b, by ICMP,
         // which it may not open.
         let inner = container(&corp.mesh.underlay, corp.host("a")).await;
@@ -260,10 +282,19 @@ fn errors_about_answers_arrive_whoever_sends_them() {
         for at in corp.addresses("b") {
             assert!(downloads(&corp, &inner, at, 200_000), "{at}");
         }
+        let heard = async || {
+            for at in corp.addresses("a") {
+                let way = run(corp.host("b"), &format!("ip route get {at}")).await;
+                assert!(way.contains("mtu 1280"), "b heard of it: {way}");
+            }
+        };
+        heard().await;
+        // The same about what b itself opens, once it has forgotten.
+        run_all(corp.host("b"), &["ip route flush cache", "ip -6 route flush cache"]).await;
         for at in corp.addresses("a") {
-            let way = run(corp.host("b"), &format!("ip route get {at}")).await;
-            assert!(way.contains("mtu 1280"), "b heard of it: {way}");
+            assert!(uploads(&corp, &inner, at, 200_000), "{at}");
         }
+        heard().await;
     });
 }
 
