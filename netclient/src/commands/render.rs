@@ -11,7 +11,9 @@ use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, RouteStatus, Status, not_ours};
+use crate::agent::{
+    NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, RouteStatus, Status, not_ours,
+};
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
@@ -134,7 +136,21 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, now)]);
     }
     text.extend(lines(&table).map(|line| format!("  {line}")));
+    if !network.reaches.is_empty() {
+        text.push(String::new());
+        text.extend(lines(&reaches(&network.reaches)).map(|line| format!("  {line}")));
+    }
     text
+}
+
+/// What has no tunnel of its own, and who carries it.
+fn reaches(all: &[ReachStatus]) -> Table {
+    let mut table = table(&["REACHES", "ADDRESSES", "VIA"]);
+    for ReachStatus { name, ranges, via } in all {
+        let name = name.as_ref().map_or_else(|| "a range".to_owned(), ToString::to_string);
+        table.add_row([name, joined(ranges), via.to_string()]);
+    }
+    table
 }
 
 /// The tunnel to a server, on a line.
@@ -208,6 +224,7 @@ mod tests {
             routes: Vec::new(),
             forwards: Vec::new(),
             peers: Vec::new(),
+            reaches: Vec::new(),
         }
     }
 
@@ -240,6 +257,31 @@ mod tests {
                 "  0.0.0.0/0 is refused, since no gateway carries it at present",
                 "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
             ]
+        );
+    }
+
+    #[test]
+    fn what_others_carry_is_listed_below_the_peers_with_who_carries_it() {
+        let mut network = network();
+        let hub = PeerStatus {
+            name: "hub".parse().expect("good"),
+            public_key: schema::scalars::WireGuardKey([1; 32]),
+            endpoint: None,
+            allowed_ips: ["10.40.0.9/32"].map(|range| range.parse().expect("good")).into(),
+            last_handshake: None,
+        };
+        network.peers.push(hub);
+        let reach = |name: Option<&str>, range: &str| ReachStatus {
+            name: name.map(|name| name.parse().expect("good")),
+            ranges: [range.parse().expect("good")].into(),
+            via: "hub".parse().expect("good"),
+        };
+        network.reaches = vec![reach(Some("b"), "10.40.0.2/32"), reach(None, "192.168.7.0/24")];
+        let text = network_lines(&network, Timestamp::UNIX_EPOCH).join("\n");
+        let below = text.split_once("hub").expect("it is a peer").1.split_once("\n").expect("more lines").1;
+        assert_eq!(
+            below,
+            "\n  REACHES  ADDRESSES       VIA\n  b        10.40.0.2/32    hub\n  a range  192.168.7.0/24  hub"
         );
     }
 
