@@ -194,7 +194,7 @@ fn encoded(earlier: &Mesh, later: &Mesh) -> Vec<(Name, SignedBody)> {
             ViewStep::Whole => None,
             ViewStep::Own(delta) => encode(&delta),
             ViewStep::Shared(audience) => {
-                shared.entry(audience).or_insert_with(|| encode(&later.delta(earlier, audience))).clone()
+                shared.entry(audience.clone()).or_insert_with(|| encode(&later.delta(earlier, &audience))).clone()
             }
         };
         Some((node.clone(), body?))
