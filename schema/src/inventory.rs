@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetItem;
+use imbl::{OrdMap, OrdSet};
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
