@@ -265,7 +265,9 @@ mod tests {
     #[test]
     fn a_range_that_is_forwarded_to_is_judged_likewise_and_default_routes_are_not() {
         let world = |ranges: &str, more: &str| {
-            format!("network \"corp\" ipv4=\"10.40.0.0/24\" {{ node \"gw\"; egress \"out\" via=\"gw\" {more} {{ ranges {ranges}; }}; }}")
+            format!(
+                "network \"corp\" ipv4=\"10.40.0.0/24\" {{ node \"gw\"; egress \"out\" via=\"gw\" {more} {{ ranges {ranges}; }}; }}"
+            )
         };
         let server = ["192.0.2.11", "2001:db8::1"];
         let both = world("\"0.0.0.0/0\" \"::/0\" \"192.0.2.0/24\" \"198.51.100.0/24\"", "");

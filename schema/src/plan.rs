@@ -311,10 +311,13 @@ fn joined_as_nodes(declared: &Snapshot, inventory: &Inventory, source_map: &Sour
             let of_key = client.public_key.and_then(|key| inventory.holder_of_key(network, &key));
             let of_key = of_key.filter(|name| stays(&NodeId::of(network, name)));
             let (message, field) = match of_key {
-                _ if stays(&id.node()) => {
-                    (format!("a node has joined network {network} as {}, so that {id} has no name", id.name), None)
+                _ if stays(&id.node()) => (
+                    format!("a node has joined network {network} as {}, so that {id} has no name", id.name),
+                    None,
+                ),
+                Some(node) => {
+                    (format!("the node {node} of network {network} has the key of {id}"), Some("public-key"))
                 }
-                Some(node) => (format!("the node {node} of network {network} has the key of {id}"), Some("public-key")),
                 None => continue,
             };
             let path = field.map(Step::Field);

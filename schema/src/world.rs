@@ -211,8 +211,7 @@ impl World {
             name: id.name.clone(),
             away: away.clone(),
         };
-        let carried =
-            |id: &NodeId| CarriedDocument { network: id.network.clone(), egress: id.name.clone() };
+        let carried = |id: &NodeId| CarriedDocument { network: id.network.clone(), egress: id.name.clone() };
         let keys = self
             .inventory
             .keys()

@@ -15,6 +15,7 @@ use schema::access::{Access, Protocol};
 use schema::attribute::Choice as _;
 use schema::compile::Mesh;
 use schema::compile::allocate::Exhausted;
+use schema::compile::members::{Member, members};
 use schema::compile::reach::{self, Direction};
 use schema::compile::reconcile::reconcile;
 use schema::decode::decode;
@@ -543,7 +544,8 @@ fn had(clients: &[(&str, &str)]) -> Vec<(String, Vec<String>)> {
 #[test]
 fn clients_get_addresses_of_their_pool_in_the_order_of_names_and_nodes_get_none_of_it() {
     let client = |name: &str, more: &str| format!("external-client {name:?} via=\"in\" {more};");
-    let all = [client("d", ""), client("b", "ipv4=\"10.40.0.10\""), client("a", ""), client("c", "")].concat();
+    let all =
+        [client("d", ""), client("b", "ipv4=\"10.40.0.10\""), client("a", ""), client("c", "")].concat();
     let declared = with_clients(&all);
     let mut inventory = reconcile(&Inventory::default(), &declared, &[], at(0)).unwrap();
     let given = [("a", "10.40.0.9"), ("b", "10.40.0.10"), ("c", "10.40.0.11"), ("d", "10.40.0.12")];
@@ -559,7 +561,9 @@ fn clients_get_addresses_of_their_pool_in_the_order_of_names_and_nodes_get_none_
 
 #[test]
 fn a_client_that_is_not_let_in_gives_up_its_addresses_and_gets_them_back() {
-    let two = |of_a: &str| with_clients(&format!("external-client \"a\" via=\"in\" {of_a}; external-client \"b\" via=\"in\""));
+    let two = |of_a: &str| {
+        with_clients(&format!("external-client \"a\" via=\"in\" {of_a}; external-client \"b\" via=\"in\""))
+    };
     let start = reconcile(&Inventory::default(), &two("expires=\"2h\""), &[], at(0)).unwrap();
     assert_eq!(clients(&start), had(&[("a", "10.40.0.9"), ("b", "10.40.0.10")]));
     let both = |declared: &Snapshot, minutes| {
@@ -568,11 +572,19 @@ fn a_client_that_is_not_let_in_gives_up_its_addresses_and_gets_them_back() {
         (now.client(&id("a")).unwrap().addresses.len(), expired, now)
     };
     assert_eq!(both(&two("expires=\"2h\""), 119).0, 1);
-    let gone = [both(&two("enabled=#false"), 1), both(&two("expires=\"2h\""), 120), both(&two("expires=\"1h\""), 60)];
+    let gone = [
+        both(&two("enabled=#false"), 1),
+        both(&two("expires=\"2h\""), 120),
+        both(&two("expires=\"1h\""), 60),
+    ];
     for (place, (addresses, expired, now)) in gone.into_iter().enumerate() {
         assert_eq!((addresses, expired), (0, place > 0));
         assert_eq!(now.holder(&id("a").network, "10.40.0.9".parse().unwrap()), None);
-        let more = |text: &str| with_clients(&format!("{text}; external-client \"b\" via=\"in\"; external-client \"c\" via=\"in\""));
+        let more = |text: &str| {
+            with_clients(&format!(
+                "{text}; external-client \"b\" via=\"in\"; external-client \"c\" via=\"in\""
+            ))
+        };
         let later = reconcile(&now, &more("external-client \"a\" via=\"in\""), &[], at(200)).unwrap();
         assert_eq!(clients(&later), had(&[("a", "10.40.0.9"), ("b", "10.40.0.10"), ("c", "10.40.0.11")]));
         assert_eq!(later.client(&id("a")).unwrap().created, at(0), "it is the same one");
@@ -607,19 +619,51 @@ fn a_pool_moves_nobody_but_clients_of_another_ingress() {
     let pooled = reconcile(&inventory, &of(pool, &client("in")), &[], at(1)).unwrap();
     assert_eq!(pooled, inventory, "the node keeps what it has, and the client is in its own pool");
     let moved = reconcile(&pooled, &of(pool, &client("other")), &[], at(2)).unwrap();
-    assert_eq!(holders(&moved), ["gw 10.40.0.2", "phone 10.40.0.8"], "it may not stay in the pool of the first");
+    assert_eq!(
+        holders(&moved),
+        ["gw 10.40.0.2", "phone 10.40.0.8"],
+        "it may not stay in the pool of the first"
+    );
     let outside = reconcile(&moved, &of(pool, &client("in")), &[], at(3)).unwrap();
     assert_eq!(outside, moved, "an address that no other ingress has for its clients stays");
 }
 
 #[test]
+fn tests_see_every_client_that_is_enabled_with_the_addresses_that_it_has_or_gets_before_any_node() {
+    let all = "external-client \"a\" via=\"in\" expires=\"1h\" { tags \"phone\"; }; external-client \"b\" via=\"open\";
+        external-client \"c\" via=\"in\" enabled=#false; ingress \"open\" via=\"gw\"";
+    let declared = with_clients(all);
+    let network = id("gw").network;
+    let seen = |inventory: &Inventory| {
+        let one = |(name, member): (Name, Member)| {
+            let addresses: Vec<_> = member.addresses.iter().map(ToString::to_string).collect();
+            let tags: Vec<_> = member.tags.iter().map(ToString::to_string).collect();
+            format!("{name} {} {}", addresses.join(" "), tags.join(" ")).trim_end().to_owned()
+        };
+        members(&network, &declared, inventory).into_iter().map(one).collect::<Vec<_>>()
+    };
+    let before = ["a 10.40.0.9 phone", "b 10.40.0.1", "gw 10.40.0.2"];
+    assert_eq!(seen(&Inventory::default()), before);
+    let applied = reconcile(&Inventory::default(), &declared, &[], at(0)).unwrap();
+    assert_eq!(seen(&applied), before);
+    let expired = reconcile(&applied, &declared, &[], at(60)).unwrap();
+    assert!(expired.client(&id("a")).unwrap().expired);
+    assert_eq!(seen(&expired), before, "a verdict does not change with the clock");
+}
+
+#[test]
 fn what_is_known_of_gateways_goes_with_what_it_is_about() {
     let of = |ranges: &str| {
-        declared(&format!("{SIX} {{ node \"gw\"; egress \"out\" via=\"gw\" {{ ranges {ranges}; }}; egress \"lan\" via=\"gw\" ranges=\"192.168.1.0/24\" }}"))
+        declared(&format!(
+            "{SIX} {{ node \"gw\"; egress \"out\" via=\"gw\" {{ ranges {ranges}; }}; egress \"lan\" via=\"gw\" ranges=\"192.168.1.0/24\" }}"
+        ))
     };
     let mut inventory = Inventory::default();
     join(&mut inventory, &of("\"0.0.0.0/0\""), "gw", 0);
-    let away = |egress: &[&str]| Away { everything: true, egress: egress.iter().map(|name| name.parse().unwrap()).collect() };
+    let away = |egress: &[&str]| Away {
+        everything: true,
+        egress: egress.iter().map(|name| name.parse().unwrap()).collect(),
+    };
     inventory.set_away(id("gw"), away(&["out", "lan", "gone"]));
     inventory.set_away(id("left"), away(&[]));
     inventory.set_carried(id("out"), true);
@@ -638,10 +682,18 @@ fn what_is_known_of_gateways_goes_with_what_it_is_about() {
 #[test]
 fn a_limit_counts_no_clients_and_a_client_is_no_node() {
     let world = |more: &str| {
-        with_clients(&format!("node-limit 1; external-client \"a\" via=\"in\"; external-client \"b\" via=\"in\" {more}"))
+        with_clients(&format!(
+            "node-limit 1; external-client \"a\" via=\"in\"; external-client \"b\" via=\"in\" {more}"
+        ))
     };
     let codes = |declared: &Snapshot, inventory: &Inventory| {
-        let done = schema::plan::check_and_reconcile(declared, inventory, &Default::default(), &worlds::server(), at(1));
+        let done = schema::plan::check_and_reconcile(
+            declared,
+            inventory,
+            &Default::default(),
+            &worlds::server(),
+            at(1),
+        );
         done.map_or_else(|report| report.problems().map(|it| it.code).collect(), |_| Vec::new())
     };
     let mut inventory = Inventory::default();
@@ -664,7 +716,13 @@ fn clients_that_do_not_fit_are_an_error_that_names_their_pool() {
     let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.40.0.8/29".parse().unwrap() };
     assert_eq!(reconcile(&Inventory::default(), &declared, &server, at(1)), Err(exhausted));
     let info = schema::world::ServerInfo { addresses: server, ..worlds::server() };
-    let report = schema::plan::check_and_reconcile(&declared, &Inventory::default(), &Default::default(), &info, at(1));
+    let report = schema::plan::check_and_reconcile(
+        &declared,
+        &Inventory::default(),
+        &Default::default(),
+        &info,
+        at(1),
+    );
     let report = report.map(|_| ()).unwrap_err();
     let problem = report.problems().next().unwrap();
     assert_eq!((problem.code, problem.id.as_deref()), (Code::RangeExhausted, Some("n/ingress/in")));

@@ -141,7 +141,8 @@ impl<'a> Allocator<'a> {
                 && self.reserved.free_for(*address, claimant)
                 && holder.is_none_or(|holder| holder == claimant.name)
         };
-        let left = || self.left.get(claimant.name).into_iter().flatten().copied().filter(same_family).find(free);
+        let left =
+            || self.left.get(claimant.name).into_iter().flatten().copied().filter(same_family).find(free);
         if let Some(address) = reserved.or_else(kept).or_else(left) {
             return Ok(address);
         }

@@ -54,8 +54,8 @@ pub fn reconcile(
     }
     free_clients(&mut reconciled, declared, &reserved, now);
     readdress(&mut reconciled, &moving, declared, &reserved, now)?;
-    for network in reserved.keys() {
-        address_clients(&mut reconciled, network, declared, &reserved[network], now)?;
+    for (network, reserved) in &reserved {
+        address_clients(&mut reconciled, network, declared, reserved, now)?;
     }
     forget(&mut reconciled, declared);
     Ok(reconciled)

@@ -85,7 +85,8 @@ fn check_routes(ranges: &[Claimed<'_>], routes: &[Claimed<'_>], findings: &mut F
 fn check_pools(pools: &[Claimed<'_>], world: &Snapshot, findings: &mut Findings<'_>) {
     for (place, pool) in pools.iter().enumerate() {
         let Claimed { id, range, .. } = *pool;
-        let mut others = pools[..place].iter().filter(|other| other.id.network == id.network && other.id != id);
+        let mut others =
+            pools[..place].iter().filter(|other| other.id.network == id.network && other.id != id);
         if let Some(other) = others.find(|other| overlap(&other.range, &range)) {
             let message = format!("the pool {range} of {id} overlaps {}, that of {}", other.range, other.id);
             let problem = pool.problem(Code::PoolTaken, message, findings);
@@ -135,7 +136,9 @@ fn check_public_keys(network: &NetworkName, world: &Snapshot, findings: &mut Fin
             continue;
         };
         let path = [Step::Field("public-key")];
-        let message = format!("{other} and {id} have the same WireGuard key, so the second to connect takes over from the first");
+        let message = format!(
+            "{other} and {id} have the same WireGuard key, so the second to connect takes over from the first"
+        );
         let problem = Problem::new(Code::PublicKeyTaken, message).about(id).at(findings.location(id, &path));
         let problem = problem.see(findings.location(other, &path), "the same key");
         let help = format!(

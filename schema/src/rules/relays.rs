@@ -52,7 +52,9 @@ pub(super) fn check(world: &Snapshot, findings: &mut Findings<'_>) {
                 }
             }
             let clients = relay.r#for.iter().filter_map(|selector| match selector {
-                Selector::Name(name) => world.named::<ExternalClient>(network, name).map(|_| name.to_string()),
+                Selector::Name(name) => {
+                    world.named::<ExternalClient>(network, name).map(|_| name.to_string())
+                }
                 Selector::Tag(_) | Selector::Range(_) | Selector::All => None,
             });
             for client in clients {
@@ -86,7 +88,8 @@ fn subjects<'a>(
 fn report(id: &ResourceId, why: Refused<'_>, subjects: &[Subject], findings: &mut Findings<'_>) {
     let [first, more @ ..] = subjects else { return };
     let who = if more.is_empty() { first.clone() } else { format!("{first} and {} more", more.len()) };
-    let others = "select the others, by name or by a tag of theirs; what carries everybody is the `hub` of a network";
+    let others =
+        "select the others, by name or by a tag of theirs; what carries everybody is the `hub` of a network";
     let (why, place, help) = match why {
         Refused::Relays(relay) => {
             let place = (relay.clone(), "via", "it relays here");
@@ -101,7 +104,8 @@ fn report(id: &ResourceId, why: Refused<'_>, subjects: &[Subject], findings: &mu
         }
         Refused::Twice(relay) => {
             let place = (relay.clone(), "for", "relayed here first");
-            let help = "let one of the two select it; several nodes in `via` of one relay take over from each other";
+            let help =
+                "let one of the two select it; several nodes in `via` of one relay take over from each other";
             (format!("{relay} is for as well: a node has one relay"), Some(place), help)
         }
     };
@@ -112,4 +116,73 @@ fn report(id: &ResourceId, why: Refused<'_>, subjects: &[Subject], findings: &mu
         problem = problem.see(findings.location(&other, &[Step::Field(field)]), label);
     }
     findings.report.push(problem);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::decode::decode;
+    use crate::kinds::Kind;
+    use crate::rules;
+    use crate::syntax::{Language, Source, parse};
+    use crate::value::SourceId;
+
+    /// What is wrong with relays in a network with a hub, four nodes and two keys.
+    fn found(relays: &str) -> Vec<String> {
+        let text = format!(
+            r#"network "n" ipv4="10.40.0.0/16" hub="hub" {{
+                node "hub"; node "r1" ipv4="10.40.1.1"; node "r2" {{ tags "of-r2"; }}
+                node "a" {{ tags "x"; }}; node "b" ipv4="10.40.8.1"
+                access-key "open" {{ tags "y" "z"; }}; access-key "of-b" for="b" tags="w"
+                group "g" nodes="a" groups="h" external-clients="c"; group "h" tags="y"
+                ingress "in" via="r1"; external-client "c" via="in" {{ tags "x"; }}
+                {relays}
+            }}"#
+        );
+        let source = Source { name: "a.kdl".into(), text: text.into(), language: Language::Kdl };
+        let (declared, mut report) = decode(parse(&source, SourceId(0), Kind::DESCRIPTORS).0);
+        assert!(report.is_empty(), "{report:#?}");
+        report.append(rules::check(&declared.snapshot, &declared.source_map));
+        let who = |message: &str| message.split_once("selects ").expect("whom it selects").1.to_owned();
+        report.problems().map(|problem| who(&problem.message)).collect()
+    }
+
+    #[test]
+    fn one_relay_is_for_each_node_and_none_for_those_who_carry() {
+        let two = |one: &str, other: &str| {
+            found(&format!(
+                "relay \"p\" via=\"r1\" {{ for {one}; }}; relay \"q\" via=\"r2\" {{ for {other}; }}"
+            ))
+        };
+        let twice = |who: &str| [format!("{who}, which n/relay/p is for as well: a node has one relay")];
+        for (one, other) in
+            [("\"a\"", "\"b\""), ("\"tag:x\"", "\"tag:w\""), ("\"g\"", "\"b\""), ("\"tag:v\"", "\"tag:v\"")]
+        {
+            assert_eq!(two(one, other), [""; 0], "{one} {other}");
+        }
+        for (one, other, who) in [
+            ("\"a\"", "\"tag:x\"", "a"),
+            ("\"b\"", "\"tag:w\"", "b"),
+            ("\"10.40.8.0/24\"", "\"b\"", "b"),
+            ("\"tag:y\"", "\"tag:z\"", "who joins with n/access-key/open"),
+            ("\"tag:y\"", "\"g\"", "who joins with n/access-key/open"),
+            ("\"a\" \"b\"", "\"tag:x\" \"tag:w\"", "a and 1 more"),
+        ] {
+            assert_eq!(two(one, other), twice(who), "{one} {other}");
+        }
+        let relays = |relay: &str| {
+            format!("which n/relay/{relay} has in `via`: a node that relays is relayed by nobody")
+        };
+        assert_eq!(two("\"r1\"", "\"b\""), [format!("r1, {}", relays("p"))]);
+        assert_eq!(two("\"tag:of-r2\" \"b\"", "\"a\""), [format!("r2, {}", relays("q"))]);
+        assert_eq!(two("\"10.40.1.0/24\"", "\"a\""), [format!("r1, {}", relays("p"))]);
+        assert_eq!(two("\"hub\"", "\"a\""), ["hub, which is the hub of the network, which nobody relays"]);
+        assert_eq!(two("\"c\"", "\"a\""), ["c, which is an external client, which its ingress carries"]);
+        assert_eq!(
+            found("relay \"p\" via=\"r1\" for=\"*\""),
+            [
+                format!("r1, {}", relays("p")),
+                "hub, which is the hub of the network, which nobody relays".to_owned()
+            ]
+        );
+    }
 }

@@ -60,7 +60,9 @@ impl Selected {
         let Self { names, tags: chosen, ranges } = self;
         names.contains(name)
             || !chosen.is_disjoint(tags)
-            || ranges.iter().any(|range| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it)))
+            || ranges
+                .iter()
+                .any(|range| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it)))
     }
 }
 

@@ -147,7 +147,10 @@ fn doubt(
             let before = text.strip_suffix(tag.as_str()).unwrap_or_default();
             let known = if findings.may_suggest() { tags.iter().collect() } else { Vec::new() };
             let known: Vec<_> = known.into_iter().map(|tag| format!("{before}{tag}")).collect();
-            let give = || "give a node, an external client or an access key that tag, or select something else".to_owned();
+            let give = || {
+                "give a node, an external client or an access key that tag, or select something else"
+                    .to_owned()
+            };
             let message = format!(
                 "{selects}, but no declared node or external client has that tag, and no access key gives it"
             );
@@ -282,10 +285,15 @@ mod tests {
             assert_eq!(found_with(good, &both), [], "{good}");
         }
         assert_eq!(found_with("::/0", &both), [Code::SelectsNothing]);
-        let only_for = |of: &str| format!("egress \"f\" via=\"a\" ranges=\"172.16.0.0/24\" for={of:?};{both}");
+        let only_for =
+            |of: &str| format!("egress \"f\" via=\"a\" ranges=\"172.16.0.0/24\" for={of:?};{both}");
         assert_eq!(found_with("a", &only_for("tag:of-key")), []);
         for outside in ["192.168.7.0/24", "0.0.0.0/0"] {
-            assert_eq!(found_with("a", &only_for(outside)), [Code::SelectsNothing], "no member is in {outside}");
+            assert_eq!(
+                found_with("a", &only_for(outside)),
+                [Code::SelectsNothing],
+                "no member is in {outside}"
+            );
         }
     }
 }

@@ -199,6 +199,18 @@ mod tests {
     }
 
     #[test]
+    fn no_egress_forwards_to_a_part_of_the_range_that_the_server_keeps() {
+        let text = "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"gw\"\n egress \"e\" via=\"gw\" { ranges \"10.0.0.0/8\" \"10.101.0.0/16\" \"10.101.7.0/24\" \"0.0.0.0/0\"; }\n}\n";
+        let at = |code, range: &str| (code, format!("{range:?}"));
+        let both = |code| [at(code, "10.101.0.0/16"), at(code, "10.101.7.0/24")];
+        assert_eq!(found(text, &server(Some("10.101.0.0/16"), None)), both(Code::CommsOverlap));
+        assert_eq!(found(text, &server(Some("10.102.0.0/16"), None)), []);
+        assert_eq!(found(text, &server(None, None)), []);
+        let Declared { snapshot, source_map } = declared(text);
+        assert_eq!(at_texts(text, &check_by_default(&snapshot, &source_map)), both(Code::DefaultCommsRange));
+    }
+
+    #[test]
     fn no_key_may_claim_the_name_of_the_servers_own_host() {
         let own = || (Code::OwnNode, "\"netmaker\"".to_owned());
         let kept = Some("10.101.0.0/16");

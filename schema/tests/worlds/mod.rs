@@ -344,7 +344,8 @@ pub fn histories() -> impl Strategy<Value = Vec<Moment>> {
     drawn.prop_filter_map("its external clients find no room", |(snapshot, events)| {
         let start: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
         let inventory = reconcile(&Inventory::default(), &snapshot, &[], start).ok()?;
-        let mut moments = vec![Moment { world: World { snapshot, inventory, ..World::default() }, now: start }];
+        let mut moments =
+            vec![Moment { world: World { snapshot, inventory, ..World::default() }, now: start }];
         for event in &events {
             let mut next = moments.last().unwrap().clone();
             if happens(&mut next, event).is_some() {
