@@ -276,7 +276,7 @@ fn consequences(node: &NodeId, before: &World, after: &World) -> String {
 }
 
 /// Keeps what is known of carriers in these networks in step with a change of the world: who is away is a node
-/// that may carry something, and every egress to everywhere that has a carrier has been carried from now on.
+/// that may carry something, and every egress for default routes that has a carrier has been carried from now on.
 /// Returns whether anything differed.
 pub fn settle(world: &mut World, networks: &BTreeSet<&NetworkName>) -> bool {
     let mut differs = false;
@@ -298,11 +298,11 @@ pub fn settle(world: &mut World, networks: &BTreeSet<&NetworkName>) -> bool {
     let stale: Vec<NodeId> = world
         .inventory
         .carried()
-        .filter(|id| networks.contains(&id.network) && !leads_everywhere(&world.snapshot, id))
+        .filter(|id| networks.contains(&id.network) && !is_default_route(&world.snapshot, id))
         .cloned()
         .collect();
     let carried: Vec<NodeId> =
-        networks.iter().flat_map(|network| carried_everywhere(world, network)).collect();
+        networks.iter().flat_map(|network| newly_carried(world, network)).collect();
     differs |= !stale.is_empty() || !carried.is_empty();
     stale.into_iter().for_each(|id| world.inventory.set_carried(id, false));
     carried.into_iter().for_each(|id| world.inventory.set_carried(id, true));
@@ -314,19 +314,15 @@ fn away_in(world: &World, networks: &BTreeSet<&NetworkName>) -> Vec<NodeId> {
     away.filter(|id| networks.contains(&id.network)).cloned().collect()
 }
 
-/// Whether an egress is one to everywhere.
-fn leads_everywhere(declared: &Snapshot, egress: &NodeId) -> bool {
-    declared.named::<Egress>(&egress.network, &egress.name).is_some_and(|egress| is_everywhere(egress))
+/// Whether an egress is declared, and for a default route.
+fn is_default_route(declared: &Snapshot, egress: &NodeId) -> bool {
+    declared.named::<Egress>(&egress.network, &egress.name).is_some_and(|egress| egress.is_default_route())
 }
 
-fn is_everywhere(egress: &Egress) -> bool {
-    egress.ranges.iter().any(|range| range.net().prefix_len() == 0)
-}
-
-/// The egress to everywhere that a node carries, and none has carried so far.
-fn carried_everywhere(world: &World, network: &NetworkName) -> Vec<NodeId> {
+/// The egress for default routes that a node carries, and none has carried so far.
+fn newly_carried(world: &World, network: &NetworkName) -> Vec<NodeId> {
     let World { snapshot, inventory, .. } = world;
-    let egress = snapshot.all_in::<Egress>(network).filter(|(_, egress)| is_everywhere(egress));
+    let egress = snapshot.all_in::<Egress>(network).filter(|(_, egress)| egress.is_default_route());
     let new = egress.filter(|(id, egress)| {
         !inventory.was_carried(&id.node())
             && carrier(network, &egress.via, Some(&id.name), inventory).is_some()
@@ -675,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_to_everywhere_has_been_carried_from_the_first_carrier_on_until_it_goes() {
+    fn a_default_route_has_been_carried_from_the_first_carrier_on_until_it_goes() {
         let mut corp = Simulation::new(&[]);
         let carried = |corp: &Simulation| corp.world.inventory.was_carried(&id("exit"));
         for name in ["gw-a", "gw-b"] {
@@ -690,7 +686,7 @@ mod tests {
         assert!(!corp.settle() && carried(&corp), "it stays so");
         assert!(!corp.world.inventory.was_carried(&id("office")), "of any other egress it is not noted");
         corp.declare(&EXIT.replace("0.0.0.0/0", "192.168.40.0/24"));
-        assert!(!carried(&corp), "it is no way to everywhere any more");
+        assert!(!carried(&corp), "it is no default route any more");
         corp.world.inventory.put_node(id("gw-b"), joined(2));
         corp.declare(EXIT);
         assert!(carried(&corp));

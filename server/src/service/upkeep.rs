@@ -99,8 +99,7 @@ fn by_itself(next: World, action: &'static str, why: String) -> Proposal<()> {
 /// When the next external client expires; nothing: none does.
 fn next_expiry(World { snapshot, inventory, .. }: &World) -> Option<Timestamp> {
     let moments = inventory.clients().filter(|(_, status)| !status.expired).filter_map(|(id, status)| {
-        let client = snapshot.named::<ExternalClient>(&id.network, &id.name)?;
-        Some(client.expires?.moment(status.created))
+        status.expires(snapshot.named::<ExternalClient>(&id.network, &id.name)?)
     });
     moments.min()
 }
