@@ -46,7 +46,7 @@ pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use outside::{Down, not_ours};
 pub use register::Registered;
 pub use status::{
-    DamagedNetwork, DriverStatus, ForwardStatus, NetworkStatus, PeerStatus, RegistrationStatus, RouteStatus,
+    DamagedNetwork, DriverStatus, ForwardStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus,
     Status,
 };
 

@@ -521,14 +521,18 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
 }
 
 /// `guard` comes before routing and connection tracking's helpers, and drops what pretends; the other chains but
-/// `forward` and `opened` keep the mark. Interfaces of ours are those of the set, and by their group those of
-/// other agents on the host.
+/// `forward`, `opened` and `redirects` keep the mark. Interfaces of ours are those of the set, and by their
+/// group those of other agents on the host.
 ///
 /// `forward` lets through, where the host forwards nothing of a network to outside, what containers opened, and
 /// what is published of them at the host's own addresses in the network; a network with ranges outside has
 /// those judged by its own table. Where an interface leads to everything, only a forwarded range is let into
 /// networks from there, since members let every address in by their way to the internet. What comes in where
 /// the host forwards for networks alone goes nowhere else (`opened`).
+///
+/// `redirects` holds back the kernel's advice to whoever sends through this host that the receiver is nearer,
+/// since peers are near each other in name only (the switch `send_redirects` of an interface does nothing while
+/// that of all interfaces is on, and IPv6 has none).
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept
@@ -564,6 +568,11 @@ const CHAINS: &str = "  chain guard {
     ct status dnat ct original ip daddr @own4 accept
     ct status dnat ct original ip6 daddr @own6 accept
     counter drop comment \"from a network, through a host that forwards nothing\"
+  }
+  chain redirects {
+    type filter hook output priority filter; policy accept;
+    oifname @ours icmp type redirect counter drop comment \"a redirect into a network\"
+    oifname @ours icmpv6 type nd-redirect counter drop comment \"a redirect into a network\"
   }
   chain arrive {
     ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
@@ -1013,6 +1022,7 @@ mod tests {
             "    iifgroup 28269 accept\n",
             "    ct status dnat ct original ip daddr @own4 accept\n",
             "    ct status dnat ct original ip6 daddr @own6 accept\n",
+            "    oifname @ours icmp type redirect counter drop",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -9,6 +9,7 @@ pub mod allocate;
 pub mod audience;
 pub mod members;
 mod names;
+pub mod paths;
 pub mod policy;
 pub mod reach;
 pub mod reconcile;
@@ -262,11 +263,11 @@ impl Mesh {
             return;
         }
         if self.policy.is_restricted() {
-            let before: BTreeSet<_> = self.ways.ranges().map(|(_, way)| way.class_id()).collect();
-            let after: BTreeSet<_> = ways.ranges().map(|(_, way)| way.class_id()).collect();
+            let before: BTreeSet<_> = self.ways.ranges().map(|(_, way)| way.id).collect();
+            let after: BTreeSet<_> = ways.ranges().map(|(_, way)| way.id).collect();
             before.difference(&after).for_each(|gone| drop(self.classes.remove(gone)));
-            for (_, way) in ways.ranges().filter(|(_, way)| !before.contains(&way.class_id())) {
-                self.classes.insert(way.class_id(), way.class.clone());
+            for (_, way) in ways.ranges().filter(|(_, way)| !before.contains(&way.id)) {
+                self.classes.insert(way.id, way.class.clone());
             }
         }
         self.ways = ways;
@@ -415,7 +416,13 @@ impl Mesh {
     }
 
     /// Adds or changes an external client that is let in.
-    fn put_client(&mut self, name: &Name, client: &ExternalClient, status: &ClientStatus, declared: &Snapshot) {
+    fn put_client(
+        &mut self,
+        name: &Name,
+        client: &ExternalClient,
+        status: &ClientStatus,
+        declared: &Snapshot,
+    ) {
         let ClientStatus { addresses, created: _, expired: _ } = status;
         let ExternalClient { public_key, tags, .. } = client;
         let through = ways::through(client);
@@ -769,7 +776,7 @@ impl<'a> Declaration<'a> {
 /// Where the others reach a node: the declared endpoint, else the one that its operator configured, else
 /// where the server saw it, else its own address as the agent reports it. Absent: it must send first, as must
 /// a node whose port is not chosen yet.
-fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
+pub(crate) fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     let Endpoints { configured, seen, local } = &joined.endpoints;
     let named = declared.or(configured.as_ref()).cloned();
     let endpoint = named.or_else(|| seen.or(*local).map(Endpoint::from))?.or_port(joined.listen_port);

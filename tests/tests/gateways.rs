@@ -205,7 +205,7 @@ fn hosts_behind_two_gateways_reach_each_other() {
         // Who is connected to such a range keeps it.
         let status = agents[0].status().await.expect("it answers");
         assert_eq!(status["networks"][0]["problems"], serde_json::Value::Null, "{status}");
-        assert!(status["networks"][0]["routes"].to_string().contains("192.168.51.0/24"), "{status}");
+        assert_eq!(carrier(&agents[0], "192.168.51.0/24").await.as_deref(), Some("gw-2"), "{status}");
         assert!(status["networks"][0]["forwards"].to_string().contains("192.168.50.0/24"), "{status}");
     });
 }
@@ -342,9 +342,9 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
 /// Who carries a range for an agent, as it was sent; absent: nobody.
 async fn carrier(agent: &Agent, range: &str) -> Option<String> {
     let status = agent.status().await.expect("it answers");
-    let routes = status["networks"][0]["routes"].as_array().cloned().unwrap_or_default();
-    let route = routes.into_iter().find(|route| route["range"] == range)?;
-    route["via"].as_str().map(ToOwned::to_owned)
+    let reaches = status["networks"][0]["reaches"].as_array().cloned().unwrap_or_default();
+    let found = reaches.into_iter().find(|reached| reached["ranges"].to_string().contains(range))?;
+    found["via"].as_str().map(ToOwned::to_owned)
 }
 
 #[test]
@@ -387,7 +387,8 @@ fn another_gateway_takes_over_and_the_first_one_is_back_later() {
         lan.plug(0, false).await;
         lan.plug(1, false).await;
         eventually("nobody carries it", Duration::from_secs(5), async || {
-            carrier(&agents[0], range).await.is_none()
+            let status = agents[0].status().await.expect("it answers");
+            status["networks"][0]["refused"].to_string().contains(range)
         })
         .await;
         let refused = agents[0].host().within(|| {

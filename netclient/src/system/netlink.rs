@@ -103,3 +103,24 @@ pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
         io::Error::other(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_received_at_once_is_taken_apart_however_it_is_cut_off() {
+        let message = |content: &[u8]| {
+            let mut bytes = u32::try_from(16 + content.len()).expect("short").to_ne_bytes().to_vec();
+            bytes.extend([0; 12]);
+            bytes.extend(content);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let both = [message(b"one"), message(b"other")].concat();
+        let found: Vec<_> = messages(&both).map(|it| &it[16..]).collect();
+        assert_eq!(found, [&b"one"[..], b"other"]);
+        assert_eq!(messages(&both[..both.len() - 8]).count(), 1);
+        assert_eq!(messages(&[0; 7]).count(), 0);
+    }
+}

@@ -14,7 +14,8 @@ use fixedbitset::FixedBitSet;
 use ipnet::IpNet;
 
 use crate::access::{Access, ClassId};
-use crate::kinds::{Acl, Allow, Egress, ExternalClient, Group, Network};
+use crate::kinds::{Acl, Allow, Egress, ExternalClient, Network};
+pub use crate::rules::selected::Selected;
 use crate::scalars::{Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 
@@ -177,12 +178,11 @@ impl Policy {
             }
         } else if !rules.is_empty() {
             policy.restricted = true;
-            let everything =
-                Rule { from: End::Anything, to: End::Anything, access: Access::everything() };
+            let everything = Rule { from: End::Anything, to: End::Anything, access: Access::everything() };
             rules.push((ResourceId::of_network(name.clone()), everything));
         }
         for (_, egress) in declared.all_in::<Egress>(name) {
-            for selectors in &egress.r#for {
+            if let Some(selectors) = &egress.r#for {
                 policy.put_side(selectors, name, declared);
             }
         }
@@ -297,7 +297,9 @@ impl Policy {
     /// Whether members of a class are on a side of a rule: on that of `to` if `right`, else on that of `from`.
     pub fn is_on(&self, rule: &ResourceId, class: &Class, right: bool) -> bool {
         let rule = self.rule(rule);
-        rule.is_some_and(|rule| if right { Self::meets(rule.to, class) } else { self.begins(rule.from, class) })
+        rule.is_some_and(
+            |rule| if right { Self::meets(rule.to, class) } else { self.begins(rule.from, class) },
+        )
     }
 
     /// Whether members of a class are on the `to` of a rule.
@@ -406,9 +408,8 @@ impl ChangedRules<'_> {
 
     /// Whether any of them is about what members of a class may open at members of another.
     pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        let concerns = |(policy, rule): &(&Policy, &Rule)| {
-            policy.begins(rule.from, from) && Policy::meets(rule.to, to)
-        };
+        let concerns =
+            |(policy, rule): &(&Policy, &Rule)| policy.begins(rule.from, from) && Policy::meets(rule.to, to);
         self.0.iter().any(concerns)
     }
 
@@ -428,59 +429,4 @@ impl ChangedRules<'_> {
 fn differing<K: Ord + Clone, V: PartialEq>(earlier: &BTreeMap<K, V>, later: &BTreeMap<K, V>) -> BTreeSet<K> {
     let keys = earlier.keys().chain(later.keys());
     keys.filter(|key| earlier.get(key) != later.get(key)).cloned().collect()
-}
-
-/// What selectors come to, groups taken apart; `*` is not among it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
-    /// Names of members, declared or not.
-    pub names: BTreeSet<Name>,
-    /// Tags.
-    pub tags: BTreeSet<Name>,
-    /// Ranges of addresses; everything means what no egress has a narrower range for, and no member.
-    pub ranges: BTreeSet<IpNet>,
-}
-
-impl Selected {
-    /// Takes selectors of a network apart.
-    pub fn by<'a>(
-        selectors: impl IntoIterator<Item = &'a Selector>,
-        network: &NetworkName,
-        declared: &Snapshot,
-    ) -> Self {
-        let mut selected = Self::default();
-        let mut names = Vec::new();
-        for selector in selectors {
-            match selector {
-                Selector::Name(name) => names.push(name.clone()),
-                Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
-                Selector::Range(range) => drop(selected.ranges.insert(*range)),
-                Selector::All => {}
-            }
-        }
-        // The rules have refused groups that hold themselves; each is taken apart once.
-        let mut seen = BTreeSet::new();
-        while let Some(name) = names.pop() {
-            match declared.named::<Group>(network, &name) {
-                Some(_) if !seen.insert(name.clone()) => {}
-                Some(group) => {
-                    let Group { nodes, tags: _, groups: _, external_clients } = &**group;
-                    selected.names.extend(nodes.iter().map(|node| node.name.clone()));
-                    selected.names.extend(external_clients.iter().map(|client| client.name.clone()));
-                    selected.tags.extend(group.tags.iter().cloned());
-                    names.extend(group.groups.iter().map(|group| group.name.clone()));
-                }
-                None => drop(selected.names.insert(name)),
-            }
-        }
-        selected
-    }
-
-    /// Whether it holds a member.
-    pub fn holds(&self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> bool {
-        let Self { names, tags: chosen, ranges } = self;
-        names.contains(name)
-            || !chosen.is_disjoint(tags)
-            || ranges.iter().any(|range| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it)))
-    }
 }

@@ -38,6 +38,8 @@ pub enum Through {
     Relay(Name),
     /// An ingress, by its name.
     Ingress(Name),
+    /// An egress, by its name: of a range behind it.
+    Egress(Name),
 }
 
 /// Who carries what in a network.
@@ -82,8 +84,10 @@ pub struct RangeWay {
     pub egress: Name,
     /// The nodes that may carry it, in order of preference.
     pub via: Vec<Name>,
-    /// What its addresses are judged as; in a network that is not restricted the class of all.
+    /// What its addresses are judged as.
     pub class: Class,
+    /// The id of that; in a network that is not restricted the one of every class.
+    pub id: ClassId,
     /// Who gets the route; absent: every member.
     pub side: Option<Side>,
     /// How it is reached; absent: by no way of this network.
@@ -130,10 +134,11 @@ impl Ways {
         }
         for (range, of) in cut(whole, network, policy) {
             let Some(egress) = declared.named::<Egress>(name, &of) else { continue };
-            let class = if policy.is_restricted() { policy.class_of_range(&range) } else { Class::default() };
-            let route = route(name, (&of, egress), &range, &class, inventory);
+            let class = policy.class_of_range(&range);
+            let id = if policy.is_restricted() { class.id() } else { ClassId::default() };
+            let route = route(name, (&of, egress), &range, id, inventory);
             let side = egress.r#for.as_ref().and_then(|selectors| Policy::side(selectors));
-            let way = RangeWay { via: names(&egress.via), egress: of, class, side, route };
+            let way = RangeWay { via: names(&egress.via), egress: of, class, id, side, route };
             ways.ranges.insert(range, way);
         }
         ways.never_relayed.extend(network.hub.iter().map(|hub| hub.name.clone()));
@@ -178,7 +183,12 @@ impl Ways {
     }
 
     /// The relay that carries a node's traffic, the first by name; absent: none does.
-    pub fn relay_of(&self, node: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Option<&Name> {
+    pub fn relay_of(
+        &self,
+        node: &Name,
+        tags: &BTreeSet<Name>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Option<&Name> {
         if self.never_relayed.contains(node) {
             return None;
         }
@@ -191,6 +201,10 @@ impl Ways {
         match through {
             Through::Relay(name) => self.relays.get(name).map(|way| &way.carrier),
             Through::Ingress(name) => self.ingress.get(name),
+            Through::Egress(name) => {
+                let ranges = self.ranges.values().filter(|way| way.egress == *name);
+                ranges.filter_map(|way| way.route.as_ref()?.via.as_ref()).next()
+            }
         }
     }
 
@@ -199,6 +213,7 @@ impl Ways {
         match through {
             Through::Relay(name) => self.relays.get(name).map_or(&[], |way| &way.via),
             Through::Ingress(name) => self.ingress.get(name).map_or(&[], std::slice::from_ref),
+            Through::Egress(name) => self.egress.get(name).map_or(&[], |way| &way.via),
         }
     }
 
@@ -215,7 +230,7 @@ impl Ways {
         let own = self.egress.iter().filter(|(_, way)| way.via.contains(node));
         own.map(|(name, EgressWay { via: _, interface, nat })| {
             let ranges = self.ranges.iter().filter(|(_, way)| way.egress == *name);
-            let ranges = ranges.map(|(range, way)| (*range, way.class_id())).collect();
+            let ranges = ranges.map(|(range, way)| (*range, way.id)).collect();
             (name, Forward { ranges, interface: interface.clone(), nat: *nat })
         })
     }
@@ -228,13 +243,6 @@ impl RelayWay {
     }
 }
 
-impl RangeWay {
-    /// The id of its class.
-    pub fn class_id(&self) -> ClassId {
-        self.class.id()
-    }
-}
-
 /// What carries an external client's traffic.
 pub fn through(client: &ExternalClient) -> Through {
     Through::Ingress(client.via.name.clone())
@@ -242,12 +250,10 @@ pub fn through(client: &ExternalClient) -> Through {
 
 /// The ranges with the parts of them that anything selects, each with its egress.
 fn cut(whole: BTreeMap<IpNet, Name>, network: &Network, policy: &Policy) -> BTreeMap<IpNet, Name> {
-    if whole.is_empty() || !policy.is_restricted() {
-        return whole;
-    }
     let mut parts = whole.clone();
     // Members are selected by ranges inside of the network's own.
-    let outside = |range: &&IpNet| range.prefix_len() > 0 && !network.ranges().any(|own| own.contains(*range));
+    let outside =
+        |range: &&IpNet| range.prefix_len() > 0 && !network.ranges().any(|own| own.contains(*range));
     for selected in policy.selected_ranges().filter(outside) {
         let around = whole.iter().filter(|(range, _)| range.contains(selected));
         if let Some((_, egress)) = around.max_by_key(|(range, _)| range.prefix_len()) {
@@ -262,15 +268,15 @@ fn route(
     network: &NetworkName,
     (name, egress): (&Name, &Arc<Egress>),
     range: &IpNet,
-    class: &Class,
+    class: ClassId,
     inventory: &Inventory,
 ) -> Option<Route> {
-    let class = class.id();
     if let Some(carrier) = carrier(network, &egress.via, Some(name), inventory) {
         return Some(Route { via: Some(carrier.clone()), class });
     }
     // Parts of a way to everything are carried and refused with it.
-    let everything = egress.ranges.iter().any(|whole| whole.net().prefix_len() == 0 && whole.net().contains(range));
+    let everything =
+        egress.ranges.iter().any(|whole| whole.net().prefix_len() == 0 && whole.net().contains(range));
     if everything {
         let refused = !egress.fallback && inventory.was_carried(&NodeId::of(network, name));
         return refused.then_some(Route { via: None, class });
