@@ -14,9 +14,9 @@ use std::time::Duration;
 use end_to_end::container::container;
 use end_to_end::corp::{APPLIED, Corp, INTERFACE, TRAFFIC};
 use end_to_end::filter::{forget_connections, nft};
-use end_to_end::{eventually, filter, in_runtime, patience, run, run_all};
+use end_to_end::{eventually, filter, guest, in_runtime, patience, run, run_all};
 use ipnet::IpNet;
-use nmplan::lab::{Host, Outcome, Pattern, Service, enter_test};
+use nmplan::lab::{self, Host, Outcome, Pattern, Service, enter_test};
 use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
 
@@ -627,6 +627,90 @@ fn a_hub_sends_nobody_elsewhere() {
             assert_eq!(filter::watched(corp.host("a")), (0, 0), "{redirect}");
             filter::forget(corp.host("a"));
         }
+    });
+}
+
+/// How many connections the kernel tracks at most in each network. A lab sees it, and cannot change it, since it
+/// holds everywhere.
+const MOST_CONNECTIONS: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+/// A file by which a test in a lab says what it should be.
+const WANTED: &str = "/tmp/most-connections";
+
+/// Outside of the lab: sets how many connections a guest's kernel tracks at most, as the test in the lab says.
+struct Setter;
+
+impl Setter {
+    /// # Panics
+    ///
+    /// Outside of a guest, where others need connections as well.
+    fn of_guest() -> Self {
+        assert!(guest::inside(), "this concerns the whole kernel, so it only runs in a guest: make guest");
+        std::fs::create_dir_all("/tmp").expect("a folder");
+        std::thread::spawn(|| {
+            loop {
+                Self::set();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self
+    }
+
+    fn set() {
+        if let Ok(wanted) = std::fs::read_to_string(WANTED) {
+            std::fs::write(MOST_CONNECTIONS, wanted).expect("root may");
+        }
+    }
+}
+
+impl Drop for Setter {
+    fn drop(&mut self) {
+        // What the test wanted last, however it ended.
+        Self::set();
+    }
+}
+
+/// In the lab: how many connections are tracked at most otherwise, which holds again when this is dropped.
+struct Limited(String);
+
+impl Limited {
+    async fn to(most: &str) -> Self {
+        let shown = || std::fs::read_to_string(MOST_CONNECTIONS).expect("the kernel tracks connections");
+        let usual = Self(shown());
+        std::fs::write(WANTED, most).expect("it is written");
+        eventually("it is set", 5 * SECOND, async || shown().trim() == most).await;
+        usual
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        std::fs::write(WANTED, &self.0).expect("it is written");
+    }
+}
+
+#[test]
+#[ignore = "it changes what holds for the whole kernel, so it only runs in a guest: make guest"]
+fn where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on() {
+    let name = "where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on";
+    let _setter = (!lab::inside()).then(Setter::of_guest);
+    if !enter_test(name) {
+        return;
+    }
+    in_runtime(async {
+        let corp = Corp::start(&["a", "b", "c"], RULES).await;
+        corp.assert_allowed(by_rules).await;
+        let standing = corp.flows("a", "b", &[(Service::Tcp(80), Pattern::Asked)]).await;
+        standing.settle().await;
+        let limited = Limited::to("1").await;
+        let full = Instant::now();
+        corp.assert_allowed(|_, _, _| false).await;
+        let after = wait(2 * SECOND * patience()).await;
+        for (what, timeline) in standing.timelines() {
+            assert!(timeline.ended().is_none(), "{what} {timeline}");
+            assert!(timeline.heard_between(full + SECOND, after), "{what} {timeline}");
+        }
+        drop(limited);
+        corp.assert_allowed(by_rules).await;
     });
 }
 

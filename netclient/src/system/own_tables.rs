@@ -54,7 +54,8 @@ impl OwnTables {
     }
 
     /// What the socket of this number is about to change is this process's own doing, until the end of the
-    /// transaction is heard of.
+    /// transaction is heard of. Where that message is lost with others, the next transaction of a socket of
+    /// this number counts as well.
     pub(super) fn begin(&self, socket: u32) {
         if let Some(sockets) = &mut self.lock().sockets {
             sockets.insert(socket);
