@@ -12,6 +12,7 @@ pub mod forge;
 pub mod guest;
 pub mod load;
 pub mod loopback;
+pub mod matrix;
 pub mod meshes;
 
 use std::collections::BTreeMap;
