@@ -132,10 +132,12 @@ pub struct TunnelChanges {
 
 impl TunnelChanges {
     /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names
-    /// differs.
+    /// differs, as where a range comes or goes. One that another peer carries is a matter of tunnels.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);
-        if delta.interface.is_some() {
+        let is_carried = |view: &View, range| view.routes.get(range).map(|route| route.via.is_some());
+        let rerouted = delta.routes.keys().any(|range| is_carried(before, range) != is_carried(after, range));
+        if delta.interface.is_some() || rerouted || !delta.forwards.is_empty() {
             return None;
         }
         let named = |view: &View, name| {
@@ -250,6 +252,7 @@ pub(crate) mod tests {
             mtu: None,
             keepalive: Seconds(20),
             check_in: Seconds(15),
+            carrier: None,
             forward: false,
             restricted: false,
             named: true,
@@ -261,6 +264,8 @@ pub(crate) mod tests {
             peers: Default::default(),
             access: Default::default(),
             routes: Default::default(),
+            forwards: Default::default(),
+            guarded: Default::default(),
             names: Default::default(),
         }
     }
@@ -321,6 +326,7 @@ pub(crate) mod tests {
             addresses: ["10.40.0.2".parse().expect("good")].into(),
             via: None,
             class: Default::default(),
+            carries: false,
             named: true,
         };
         let mut view = view("corp", "10.40.0.1/24");

@@ -80,6 +80,7 @@ fn view() -> View {
         mtu: None,
         keepalive: Seconds(20),
         check_in: Seconds(15),
+        carrier: None,
         forward: false,
         restricted: false,
         named: true,
@@ -92,6 +93,8 @@ fn view() -> View {
         peers: Default::default(),
         access: Default::default(),
         routes: Default::default(),
+        forwards: Default::default(),
+        guarded: Default::default(),
         names: Default::default(),
     }
 }

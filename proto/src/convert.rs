@@ -9,9 +9,7 @@ use ipnet::IpNet;
 use prost::Message;
 use schema::access::{Access, ClassId, Ports};
 use schema::scalars::{Identity, Ipv4Range, Ipv6Range, Name, NetworkName, Scalar, Seconds, SigningKey};
-use schema::view::{
-    Changes, Counts, Forward, Guarded, Interface, Peer, Resolution, Route, View, ViewDelta,
-};
+use schema::view::{Changes, Counts, Forward, Guarded, Interface, Peer, Resolution, Route, View, ViewDelta};
 
 use crate::position::Position;
 use crate::sign::{self, Invalid, verify_update};

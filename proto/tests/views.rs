@@ -17,7 +17,7 @@ use schema::access::{Access, ClassId, Ports};
 use schema::chain::ChainHash;
 use schema::scalars::{Identity, Name, NetworkName, Seconds, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::{Changes, Counts, Interface, Peer, Resolution, Route, View, ViewDelta};
+use schema::view::{Changes, Counts, Forward, Guarded, Interface, Peer, Resolution, Route, View, ViewDelta};
 
 fn network() -> NetworkName {
     "corp".parse().unwrap()
@@ -31,13 +31,28 @@ fn server() -> ed25519::SigningKey {
     sign::from_seed(&[9; 32])
 }
 
-fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
+fn ranges() -> impl Strategy<Value = IpNet> {
     let ipv4 =
         (any::<[u8; 4]>(), 0u8..=32).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
     let ipv6 =
         (any::<[u8; 16]>(), 0u8..=128).prop_map(|(at, length)| IpNet::new(IpAddr::from(at), length).unwrap());
-    let via = (0u8..8).prop_map(|number| Arc::new(Route { via: format!("n{number}").parse().unwrap() }));
-    prop::collection::btree_map(prop_oneof![ipv4, ipv6], via, 0..3)
+    prop_oneof![ipv4, ipv6]
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    (0u8..8).prop_map(|number| format!("n{number}").parse().unwrap())
+}
+
+fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
+    let route = (prop::option::weighted(0.8, name()), classes())
+        .prop_map(|(via, class)| Arc::new(Route { via, class }));
+    prop::collection::btree_map(ranges(), route, 0..3)
+}
+
+fn forwards() -> impl Strategy<Value = Forward> {
+    let interface = prop::option::of(Just("eth1".parse().unwrap()));
+    (prop::collection::btree_map(ranges(), classes(), 0..3), interface, any::<bool>())
+        .prop_map(|(ranges, interface, nat)| Forward { ranges, interface, nat })
 }
 
 /// The addresses of a node: one of each family at most.
@@ -52,8 +67,7 @@ fn own() -> impl Strategy<Value = BTreeSet<IpNet>> {
 }
 
 fn names<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = BTreeMap<Name, Arc<T>>> {
-    let name = (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap());
-    prop::collection::btree_map(name, of.prop_map(Arc::new), 0..8)
+    prop::collection::btree_map(name(), of.prop_map(Arc::new), 0..8)
 }
 
 fn peers() -> impl Strategy<Value = Peer> {
@@ -63,23 +77,21 @@ fn peers() -> impl Strategy<Value = Peer> {
         "[2001:db8::1]:9",
     ]));
     let addresses = prop::collection::btree_set(any::<IpAddr>(), 0..3);
-    let via = prop::option::weighted(
-        0.2,
-        (0u8..8).prop_map(|number| format!("n{number}").parse::<Name>().unwrap()),
-    );
+    let via = prop::option::weighted(0.2, name());
     // Below 2^254, and so a key in its one form.
     let key = any::<[u8; 32]>().prop_map(|mut key| {
         key[31] &= 0x3f;
         key
     });
     // Only what another node carries has no key.
-    (prop::option::weighted(0.8, key), endpoint, addresses, via, classes(), any::<bool>()).prop_map(
-        |(key, endpoint, addresses, via, class, named)| Peer {
+    (prop::option::weighted(0.8, key), endpoint, addresses, via, classes(), any::<[bool; 2]>()).prop_map(
+        |(key, endpoint, addresses, via, class, [carries, named])| Peer {
             public_key: key.or_else(|| via.is_none().then_some([7; 32])).map(WireGuardKey),
             endpoint: endpoint.map(|it| it.parse().unwrap()),
             addresses,
             via,
             class,
+            carries,
             named,
         },
     )
@@ -89,16 +101,23 @@ fn classes() -> impl Strategy<Value = ClassId> {
     prop_oneof![Just(ClassId::default()), (1u8..5).prop_map(|number| ClassId([number; 16]))]
 }
 
-fn access() -> impl Strategy<Value = BTreeMap<ClassId, Arc<Access>>> {
+fn access() -> impl Strategy<Value = Access> {
     let ports = || {
         let ranges = prop::collection::vec((any::<u16>(), any::<u16>()), 0..4);
         let range = |(one, other): (u16, u16)| one.min(other)..=one.max(other);
         prop_oneof![Just(Ports::every()), ranges.prop_map(move |all| all.into_iter().map(range).collect())]
     };
-    let access = (ports(), ports(), any::<bool>(), any::<bool>())
+    (ports(), ports(), any::<bool>(), any::<bool>())
         .prop_map(|(tcp, udp, icmp, others)| Access { tcp, udp, icmp, others })
-        .prop_filter("a class that may open nothing has no entry", |access| !access.is_nothing());
-    prop::collection::btree_map(classes(), access.prop_map(Arc::new), 0..4)
+        .prop_filter("a class that may open nothing has no entry", |access| !access.is_nothing())
+}
+
+fn by_class<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = BTreeMap<ClassId, T>> {
+    prop::collection::btree_map(classes(), of, 0..4)
+}
+
+fn guarded() -> impl Strategy<Value = Guarded> {
+    by_class(access())
 }
 
 fn resolutions() -> impl Strategy<Value = Resolution> {
@@ -108,14 +127,15 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (own(), numbers, any::<[bool; 4]>()).prop_map(
-        |(addresses, (listen_port, mtu, keepalive, check_in), flags)| Interface {
+    (own(), numbers, prop::option::of(name()), any::<[bool; 4]>()).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), carrier, flags)| Interface {
             addresses,
             listen_port,
             listen_port_fixed: flags[0],
             mtu,
             keepalive: Seconds(keepalive),
             check_in: Seconds(check_in),
+            carrier,
             forward: flags[1],
             restricted: flags[2],
             named: flags[3],
@@ -124,14 +144,17 @@ fn interfaces() -> impl Strategy<Value = Interface> {
 }
 
 fn views() -> impl Strategy<Value = View> {
-    (interfaces(), names(peers()), access(), routes(), names(resolutions())).prop_map(
-        |(interface, peers, access, routes, names)| View {
+    let rules = (by_class(access().prop_map(Arc::new)), by_class(guarded().prop_map(Arc::new)));
+    (interfaces(), names(peers()), rules, routes(), names(forwards()), names(resolutions())).prop_map(
+        |(interface, peers, (access, guarded), routes, forwards, names)| View {
             network: network(),
             node: node(),
             interface,
             peers: peers.into_iter().collect(),
             access: access.into_iter().collect(),
             routes: routes.into_iter().collect(),
+            forwards: forwards.into_iter().collect(),
+            guarded: guarded.into_iter().collect(),
             names: names.into_iter().collect(),
         },
     )
@@ -194,11 +217,14 @@ proptest! {
     }
 
     #[test]
-    fn a_view_that_lost_anything_on_the_way_is_refused(view in views(), which in 0u8..3) {
+    fn a_view_that_lost_anything_on_the_way_is_refused(view in views(), which in 0u8..6) {
         let mut message = wire::View::decode(&*encode_view(&view)).unwrap();
         let lost = match which {
             0 => message.peers.pop().is_some(),
             1 => message.routes.pop().is_some(),
+            2 => message.access.pop().is_some(),
+            3 => message.forwards.pop().is_some(),
+            4 => message.guarded.pop().is_some(),
             _ => message.names.pop().is_some(),
         };
         prop_assume!(lost);
@@ -242,12 +268,14 @@ fn a_node_takes_no_address_that_no_mesh_has() {
             mtu: None,
             keepalive: Seconds(0),
             check_in: Seconds(1),
+            carrier: None,
             forward: false,
             restricted: false,
             named: true,
         };
-        let (peers, access, routes, names) = Default::default();
-        let view = View { network: network(), node: node(), interface, peers, access, routes, names };
+        let (peers, access, routes, forwards, guarded, names) = Default::default();
+        let (network, node) = (network(), node());
+        let view = View { network, node, interface, peers, access, routes, forwards, guarded, names };
         accept(&signed(0, 1, SignedBody::whole(encode_view(&view))), None)
     };
     assert!(with(&["10.40.0.1/16", "fd40::1/64"]).is_ok());
@@ -273,11 +301,13 @@ fn what_a_peer_is_called_is_said_once() {
         addresses: ["10.40.0.2".parse().unwrap(), "fd40::2".parse().unwrap()].into(),
         via: None,
         class: ClassId([7; 16]),
+        carries: false,
         named: true,
     };
     let peers = Changes { put: vec![(name.clone(), Arc::new(peer))], lost: Vec::new() };
     let delta = ViewDelta { peers, ..ViewDelta::default() };
-    let body = encode_delta(&delta, Counts { peers: 10_000, access: 50, routes: 2, names: 1_000 });
+    let after = Counts { peers: 10_000, access: 50, routes: 2, forwards: 2, guarded: 10, names: 1_000 };
+    let body = encode_delta(&delta, after);
     assert_eq!(String::from_utf8_lossy(&body).matches(name.as_str()).count(), 1);
     let update =
         Update { epoch: 4_000_000_000, ..signed(4_000_000_000, 4_000_000_001, SignedBody::delta(body)) };

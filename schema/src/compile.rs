@@ -416,7 +416,13 @@ impl Mesh {
     }
 
     /// Adds or changes an external client that is let in.
-    fn put_client(&mut self, name: &Name, client: &ExternalClient, status: &ClientStatus, declared: &Snapshot) {
+    fn put_client(
+        &mut self,
+        name: &Name,
+        client: &ExternalClient,
+        status: &ClientStatus,
+        declared: &Snapshot,
+    ) {
         let ClientStatus { addresses, created: _, expired: _ } = status;
         let ExternalClient { public_key, tags, .. } = client;
         let through = ways::through(client);

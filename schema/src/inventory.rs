@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetItem;
+use imbl::{OrdMap, OrdSet};
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -445,6 +445,11 @@ impl Inventory {
         away.is_some_and(|away| away.everything || egress.is_some_and(|egress| away.egress.contains(egress)))
     }
 
+    /// What a node does not carry at present; absent: it carries everything.
+    pub fn away_of(&self, id: &NodeId) -> Option<&Away> {
+        self.away.get(id)
+    }
+
     /// Every node that does not carry what it should.
     pub fn away(&self) -> impl Iterator<Item = (&NodeId, &Away)> {
         self.away.iter()
@@ -583,6 +588,9 @@ impl Inventory {
         {
             right.quarantine.insert(place.clone(), Quarantined { since: now, ..quarantined.clone() });
         }
+        for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
+            right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
+        }
         (right != *self).then_some(right)
     }
 
@@ -599,13 +607,11 @@ impl Inventory {
 
     /// The networks in which another node may carry something, between this inventory and a later one.
     pub fn changed_carrying(&self, later: &Self) -> BTreeSet<NetworkName> {
-        let away = self.away.diff(&later.away).map(|item| match item {
-            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
-        });
+        let away = self.changed_away(later).into_iter().map(|id| id.network);
         let carried = self.carried.diff(&later.carried).map(|item| match item {
             SetItem::Add(id) | SetItem::Remove(id) => id,
         });
-        away.chain(carried).map(|id| id.network.clone()).collect()
+        away.chain(carried.map(|id| id.network.clone())).collect()
     }
 
     /// The nodes whose host was barred or is no longer, between this inventory and a later one.
@@ -616,6 +622,14 @@ impl Inventory {
             | DiffItem::Update { new: ((network, _), barred), .. } => NodeId::of(network, &barred.node),
         });
         changed.collect()
+    }
+
+    /// The nodes that carry something else, between this inventory and a later one.
+    pub fn changed_away(&self, later: &Self) -> BTreeSet<NodeId> {
+        let away = self.away.diff(&later.away).map(|item| match item {
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
+        });
+        away.cloned().collect()
     }
 
     /// What differs between this inventory and a later one.
@@ -682,6 +696,10 @@ pub(crate) mod tests {
             let client = ClientStatus { addresses: BTreeSet::new(), created: moment, expired: false };
             all.put_client(NodeId::of(&network, &"phone".parse().expect("good")), client, moment);
             all.put_quarantined(network.clone(), address(2), Quarantined { since: moment, node: name });
+            let client = NodeId::of(&network, &"phone".parse().expect("good"));
+            let status =
+                ClientStatus { addresses: BTreeSet::from([address(3)]), created: moment, expired: false };
+            all.put_client(client, status, now);
             all
         };
         for right in [Timestamp::UNIX_EPOCH, now, soon] {

@@ -10,14 +10,13 @@ pub mod explain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, Protocol};
 use crate::attribute::Ref;
 use crate::compile::members::{Member, members};
-use crate::compile::paths::{Paths, Place};
+use crate::compile::paths::{Party, Paths, Place};
 use crate::compile::policy::{Class, Policy, Side, Standing};
 use crate::compile::reach::families;
 use crate::compile::ways::{Through, Ways, through};
@@ -283,23 +282,6 @@ struct At {
     behind: Option<Name>,
 }
 
-/// A member, or a range behind a gateway.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Party {
-    Member(Name),
-    Range(IpNet),
-}
-
-/// As files write it.
-impl fmt::Display for Party {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Member(name) => name.fmt(f),
-            Self::Range(range) => range.fmt(f),
-        }
-    }
-}
-
 /// Pairs that something is not true of: the two of such a pair with their classes, and how many there are.
 struct Broken<'a> {
     from: (&'a Party, &'a Alike),
@@ -352,7 +334,8 @@ impl<'a> Distinguished<'a> {
     /// The ways while one node is away, or while all are there that will have joined.
     fn paths<'s>(&'s self, away: Option<&'s Name>) -> Paths<'s> {
         let carriers = self.carriers.iter().map(|(name, (_, through))| (name.clone(), through.clone()));
-        let is_there = move |node: &Name, _: Option<&Name>| self.members.contains_key(node) && Some(node) != away;
+        let is_there =
+            move |node: &Name, _: Option<&Name>| self.members.contains_key(node) && Some(node) != away;
         Paths::new(&self.ways, self.hub.as_ref(), carriers.collect(), is_there)
     }
 
@@ -387,7 +370,10 @@ impl<'a> Distinguished<'a> {
         if everywhere(from) {
             return Some("since a way to the internet lets nobody in".into());
         }
-        paths.between(&from.at.place, &to.at.place).is_none().then(|| "since no node carries them there".into())
+        paths
+            .between(&from.at.place, &to.at.place)
+            .is_none()
+            .then(|| "since no node carries them there".into())
     }
 
     /// The node that carries an egress while all are there.
@@ -553,7 +539,8 @@ impl<'a> Distinguished<'a> {
         if let Some(verdict) = self.without_way(assertion, sides) {
             return verdict;
         }
-        let other = |from: &Alike, to: &Alike| !self.path(from, to).iter().eq(via.iter().map(|node| &node.name));
+        let other =
+            |from: &Alike, to: &Alike| !self.path(from, to).iter().eq(via.iter().map(|node| &node.name));
         let Some(broken) = self.broken(sides, other) else { return assertion.holds() };
         let path = match &*self.path(broken.from.1, broken.to.1) {
             [] => "directly".to_owned(),

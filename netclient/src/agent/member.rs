@@ -96,9 +96,10 @@ impl Member {
     pub fn facts(&self) -> Facts {
         let Membership { endpoint, .. } = &self.membership;
         let endpoint = endpoint.as_ref().or(self.agent.settings.endpoint.as_ref());
-        let problem = |NodeProblem { code, message }: &NodeProblem| wire::Problem {
+        let problem = |NodeProblem { code, message, egress }: &NodeProblem| wire::Problem {
             code: code.to_string(),
             message: message.to_string(),
+            egress: egress.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
         let problems = self.problems.iter().take(NodeProblem::MOST).map(problem).collect();
         Facts { problems, ..self.control.facts(self.membership.wanted_port(), endpoint) }
@@ -196,8 +197,9 @@ impl Member {
         }
         let BroughtUp { port_fallback, problems } = up?;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            let NodeProblem { code, message } = problem;
-            tracing::warn!(%code, message, network = %self.membership.network, "something on this host is not as it should be");
+            let NodeProblem { code, message, egress } = problem;
+            let (network, egress) = (&self.membership.network, egress.as_ref().map(tracing::field::display));
+            tracing::warn!(%code, message, %network, egress, "something on this host is not as it should be");
         }
         self.problems = problems;
         self.done(port_fallback);

@@ -21,12 +21,15 @@ use schema::inventory::NodeProblem;
 use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
 use schema::view::{Tunnel, View};
 
+use super::forwarding::Needed;
 use super::{Agent, AgentError, canonical, error_chain};
 use crate::addresses::Addresses;
 use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
 use crate::filter as access;
+use crate::forwarding::Needs;
+use crate::gateways;
 use crate::membership::{Membership, ServerAddress};
 use crate::outside::{self, Outside};
 use crate::server_names::{RESOLVE, ServerNames};
@@ -44,7 +47,7 @@ impl Agent {
     ) -> Result<BroughtUp, TunnelError> {
         let kept = async {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_outside(self.outside(Some(membership), None)?).await
+            self.keep_outside(self.needed(Some(membership), None).await?.outside).await
         };
         let kept = kept.await;
         let enforcement = self.enforce(tunnel, membership).await;
@@ -57,7 +60,18 @@ impl Agent {
         let servers = self.spared(&kept, Some(membership), None).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
-        let mut outside = self.outside(Some(membership), None)?;
+        let Needed { mut outside, needs, problems } = self.needed(Some(membership), None).await?;
+        if kept.filtered() {
+            brought.problems.extend(self.forward(&needs));
+            brought.problems.extend(problems);
+        } else {
+            // What is let through to ranges outside is the packet filter's decision.
+            let needs = Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), ..needs };
+            brought.problems.extend(self.forward(&needs));
+            let View { network, forwards, .. } = &membership.view;
+            let unfiltered = |egress| gateways::unfiltered(network, egress, &kept.remedy());
+            brought.problems.extend(forwards.keys().map(unfiltered));
+        }
         if let Some(error) = &kept.unheeded {
             brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(error)));
         }
@@ -259,7 +273,7 @@ impl Agent {
                 return Ok(());
             }
             let _turn = self.directory.lock_outside().await?;
-            let outside = self.outside(None, Some(network))?;
+            let outside = self.needed(None, Some(network)).await?.outside;
             let ends = outside.is_empty() && !outside.unread;
             self.keep_filter(outside).await?;
             if ends {
@@ -283,17 +297,19 @@ impl Agent {
         let own = own.ok().flatten();
         let kept = {
             let _turn = self.directory.lock_outside().await?;
-            let outside = self.outside(own.as_ref(), Some(network))?;
+            let outside = self.needed(own.as_ref(), Some(network)).await?.outside;
             self.keep_outside(Outside { unread: unread || outside.unread, ..outside }).await?
         };
         let servers = self.spared(&kept, own.as_ref(), Some(network)).await?;
         let _turn = self.directory.lock_outside().await?;
-        let mut outside = self.outside(None, Some(network))?;
+        let Needed { mut outside, needs, .. } = self.needed(None, Some(network)).await?;
         if !kept.outside() {
             spare_servers(&mut outside, &servers, &kept.remedy());
         }
         let slot = self.slot()?;
-        Ok(self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?)
+        self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
+        // The packet filter still knows what was turned on for networks alone.
+        self.try_forward(&needs)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
@@ -314,6 +330,7 @@ impl Agent {
         let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
         self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
+        self.try_forward(&Needs::default())?;
         kept.retain(|interface| !interfaces.contains(interface));
         let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
         down.kept.extend(kept);
@@ -381,7 +398,7 @@ impl Agent {
 
     /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be
     /// read.
-    fn others(
+    pub(super) fn others(
         &self,
         own: Option<&Membership>,
         without: Option<&NetworkName>,
@@ -583,9 +600,10 @@ impl Filter {
 }
 
 /// Without rules that spare what is marked, a range that holds the server's address would cut the host off
-/// from it: it is not routed.
+/// from it, and a default route would lead tunnels into themselves: it is not routed.
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
-    let holds = |range: &&IpNet| servers.iter().any(|address| range.contains(address));
+    let holds =
+        |range: &&IpNet| outside::is_default(range) || servers.iter().any(|address| range.contains(address));
     let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {

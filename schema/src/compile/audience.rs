@@ -13,9 +13,7 @@ use super::Mesh;
 use super::ways::{RangeWay, Through};
 use crate::access::{Access, ClassId};
 use crate::scalars::Name;
-use crate::view::{
-    Changes, Counts, Forward, Guarded, Peer, Resolution, Route, View, ViewDelta,
-};
+use crate::view::{Changes, Counts, Forward, Guarded, Peer, Resolution, Route, View, ViewDelta};
 
 /// Which nodes are sent the same: nodes of one audience are sent the same of everything but themselves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +66,8 @@ impl Peers {
     }
 
     fn len(&self) -> usize {
-        let more = self.instead.keys().filter(|name| !self.parts.values().any(|part| part.contains_key(*name)));
+        let more =
+            self.instead.keys().filter(|name| !self.parts.values().any(|part| part.contains_key(*name)));
         self.parts.values().map(OrdMap::len).sum::<usize>() + more.count()
     }
 
@@ -88,7 +87,9 @@ impl Peers {
         changes.lost.retain(|name| !special.contains(name));
         for name in special {
             match (self.get(name), after.get(name)) {
-                (before, Some(peer)) if before != Some(peer) => changes.put.push((name.clone(), peer.clone())),
+                (before, Some(peer)) if before != Some(peer) => {
+                    changes.put.push((name.clone(), peer.clone()))
+                }
                 (Some(_), None) => changes.lost.push(name.clone()),
                 (_, Some(_)) | (None, None) => {}
             }
@@ -105,7 +106,9 @@ impl Mesh {
         let class = self.class_of(node).unwrap_or_default();
         let behind = match self.through(node) {
             Some(Through::Relay(relay)) => Some(Behind::Relay(relay.clone())),
-            Some(Through::Ingress(_) | Through::Egress(_)) | None => self.hub().filter(|hub| *hub != node).map(|_| Behind::Hub),
+            Some(Through::Ingress(_) | Through::Egress(_)) | None => {
+                self.hub().filter(|hub| *hub != node).map(|_| Behind::Hub)
+            }
         };
         Audience { class, behind, carrier: Some(node).filter(|node| self.ways().carries(node)).cloned() }
     }
@@ -140,7 +143,9 @@ impl Mesh {
         let gateways = routes.values().filter_map(|route| route.via.as_ref());
         let mut open: Vec<&Name> = named.iter().copied().chain(all.instead.keys()).chain(gateways).collect();
         while let Some(name) = open.pop() {
-            let Some(peer) = all.get(name).filter(|_| name != node && !peers.contains_key(name)) else { continue };
+            let Some(peer) = all.get(name).filter(|_| name != node && !peers.contains_key(name)) else {
+                continue;
+            };
             peers.insert(name.clone(), peer.clone());
             open.extend(&peer.via);
         }
@@ -258,12 +263,18 @@ impl Mesh {
     /// The classes of the members whose traffic an audience carries, or may carry.
     fn carried_by(&self, audience: &Audience) -> BTreeSet<ClassId> {
         let served = audience.carrier.iter().flat_map(|node| self.ways().served_by(node));
-        served.filter_map(|through| self.loads.get(&through)).flat_map(|loads| loads.keys().copied()).collect()
+        served
+            .filter_map(|through| self.loads.get(&through))
+            .flat_map(|loads| loads.keys().copied())
+            .collect()
     }
 
     /// The ranges outside of the network that are reached through an audience's node: as their gateway, or on
     /// the way to it.
-    fn ranges_through<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
+    fn ranges_through<'a>(
+        &'a self,
+        audience: &'a Audience,
+    ) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
         let carrier = audience.carrier.as_ref();
         let served: Vec<_> = carrier.iter().flat_map(|node| self.ways().served_by(node)).collect();
         let leads = move |node: &Name| {
@@ -306,11 +317,17 @@ impl Mesh {
                 let meets = |loads: &OrdMap<ClassId, u32>| loads.keys().any(|class| known.contains(class));
                 let through = self.loads.iter().filter(|(_, loads)| meets(loads)).map(|(through, _)| through);
                 let gateways = self.reached_by(audience).flat_map(|(_, way)| &way.via).cloned();
-                through.flat_map(|through| self.ways().candidates_of(through)).cloned().chain(gateways).collect()
+                through
+                    .flat_map(|through| self.ways().candidates_of(through))
+                    .cloned()
+                    .chain(gateways)
+                    .collect()
             }
         };
         while let Some(name) = open.pop() {
-            let Some(peer) = self.peer(&name).filter(|_| Some(&name) != audience.carrier.as_ref()) else { continue };
+            let Some(peer) = self.peer(&name).filter(|_| Some(&name) != audience.carrier.as_ref()) else {
+                continue;
+            };
             if audience.behind.is_none() {
                 open.extend(self.through(&name).iter().flat_map(|it| self.ways().candidates_of(it)).cloned());
             }
@@ -391,7 +408,8 @@ impl Mesh {
     /// Whether the route to a range is for a gateway, so that what is behind it reaches that.
     fn is_for_ranges_of(&self, gateway: &Name, way: &RangeWay) -> bool {
         let Some(member) = self.class_of(gateway) else { return false };
-        let behind = self.ways().ranges().filter(|(_, it)| it.egress != way.egress && it.via.contains(gateway));
+        let behind =
+            self.ways().ranges().filter(|(_, it)| it.egress != way.egress && it.via.contains(gateway));
         behind.into_iter().any(|(_, it)| self.is_for(way, member, it.id))
     }
 

@@ -2,9 +2,31 @@
 //! its members and ranges.
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use ipnet::IpNet;
 
 use super::ways::{Through, Ways};
 use crate::scalars::Name;
+
+/// A member, or a range behind a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// A node or an external client.
+    Member(Name),
+    /// A range, or a part of one.
+    Range(IpNet),
+}
+
+/// As files write it.
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(name) => name.fmt(f),
+            Self::Range(range) => range.fmt(f),
+        }
+    }
+}
 
 /// Where somebody is in a network: packets of those of one place take the same ways.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +123,9 @@ impl<'a> Paths<'a> {
             };
             carrier.carrier.as_ref().is_some_and(may)
         };
-        let open = |place: &Place| place.through.is_none() && (self.hub.is_none() || place.carrier.as_ref() == self.hub);
+        let open = |place: &Place| {
+            place.through.is_none() && (self.hub.is_none() || place.carrier.as_ref() == self.hub)
+        };
         open(one) && open(other) || carries(one, other) || carries(other, one)
     }
 }

@@ -178,12 +178,11 @@ impl Policy {
             }
         } else if !rules.is_empty() {
             policy.restricted = true;
-            let everything =
-                Rule { from: End::Anything, to: End::Anything, access: Access::everything() };
+            let everything = Rule { from: End::Anything, to: End::Anything, access: Access::everything() };
             rules.push((ResourceId::of_network(name.clone()), everything));
         }
         for (_, egress) in declared.all_in::<Egress>(name) {
-            for selectors in &egress.r#for {
+            if let Some(selectors) = &egress.r#for {
                 policy.put_side(selectors, name, declared);
             }
         }
@@ -298,7 +297,9 @@ impl Policy {
     /// Whether members of a class are on a side of a rule: on that of `to` if `right`, else on that of `from`.
     pub fn is_on(&self, rule: &ResourceId, class: &Class, right: bool) -> bool {
         let rule = self.rule(rule);
-        rule.is_some_and(|rule| if right { Self::meets(rule.to, class) } else { self.begins(rule.from, class) })
+        rule.is_some_and(
+            |rule| if right { Self::meets(rule.to, class) } else { self.begins(rule.from, class) },
+        )
     }
 
     /// Whether members of a class are on the `to` of a rule.
@@ -407,9 +408,8 @@ impl ChangedRules<'_> {
 
     /// Whether any of them is about what members of a class may open at members of another.
     pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        let concerns = |(policy, rule): &(&Policy, &Rule)| {
-            policy.begins(rule.from, from) && Policy::meets(rule.to, to)
-        };
+        let concerns =
+            |(policy, rule): &(&Policy, &Rule)| policy.begins(rule.from, from) && Policy::meets(rule.to, to);
         self.0.iter().any(concerns)
     }
 

@@ -183,7 +183,12 @@ impl Ways {
     }
 
     /// The relay that carries a node's traffic, the first by name; absent: none does.
-    pub fn relay_of(&self, node: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Option<&Name> {
+    pub fn relay_of(
+        &self,
+        node: &Name,
+        tags: &BTreeSet<Name>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Option<&Name> {
         if self.never_relayed.contains(node) {
             return None;
         }
@@ -247,7 +252,8 @@ pub fn through(client: &ExternalClient) -> Through {
 fn cut(whole: BTreeMap<IpNet, Name>, network: &Network, policy: &Policy) -> BTreeMap<IpNet, Name> {
     let mut parts = whole.clone();
     // Members are selected by ranges inside of the network's own.
-    let outside = |range: &&IpNet| range.prefix_len() > 0 && !network.ranges().any(|own| own.contains(*range));
+    let outside =
+        |range: &&IpNet| range.prefix_len() > 0 && !network.ranges().any(|own| own.contains(*range));
     for selected in policy.selected_ranges().filter(outside) {
         let around = whole.iter().filter(|(range, _)| range.contains(selected));
         if let Some((_, egress)) = around.max_by_key(|(range, _)| range.prefix_len()) {
@@ -269,7 +275,8 @@ fn route(
         return Some(Route { via: Some(carrier.clone()), class });
     }
     // Parts of a way to everything are carried and refused with it.
-    let everything = egress.ranges.iter().any(|whole| whole.net().prefix_len() == 0 && whole.net().contains(range));
+    let everything =
+        egress.ranges.iter().any(|whole| whole.net().prefix_len() == 0 && whole.net().contains(range));
     if everything {
         let refused = !egress.fallback && inventory.was_carried(&NodeId::of(network, name));
         return refused.then_some(Route { via: None, class });

@@ -141,7 +141,8 @@ fn networks_with<'a>(
         Selector::Range(range) => {
             let own =
                 declared.network(name).is_some_and(|it| it.ranges().any(|other| overlap(&other, range)));
-            own || behind(name, range) || !inside(range) && !declared.networks().any(|(it, _)| behind(it, range))
+            own || behind(name, range)
+                || !inside(range) && !declared.networks().any(|(it, _)| behind(it, range))
         }
     };
     networks.map(|(name, _)| name).filter(|name| has(name)).collect()
@@ -312,12 +313,15 @@ impl Distinguished<'_> {
             let applying = self.policy.applying(&from.standing, &to.standing);
             rules.extend(applying.filter(|(_, gives)| !gives.and(access).is_nothing()));
         }
-        let reason = |(id, gives): (&ResourceId, &Access)| Reason { id: id.clone(), gives: gives.to_string() };
+        let reason =
+            |(id, gives): (&ResourceId, &Access)| Reason { id: id.clone(), gives: gives.to_string() };
         (opens, rules.into_iter().map(reason).collect())
     }
 }
 
 /// The pairs of classes of two sides.
-fn all_pairs<'a>((from, to): (&'a [&'a Alike], &'a [&'a Alike])) -> impl Iterator<Item = (&'a Alike, &'a Alike)> {
+fn all_pairs<'a>(
+    (from, to): (&'a [&'a Alike], &'a [&'a Alike]),
+) -> impl Iterator<Item = (&'a Alike, &'a Alike)> {
     from.iter().flat_map(move |one| to.iter().map(move |other| (*one, *other)))
 }

@@ -81,8 +81,10 @@ pub fn read(
         seen: usable(seen, before.and_then(|before| before.seen)),
         local: usable(local, before.and_then(|before| before.local)),
     };
-    let problem =
-        |problem: &wire::Problem| NodeProblem::new(&shortened(&problem.code), cut(&problem.message, LONGEST));
+    let problem = |wire::Problem { code, message, egress }: &wire::Problem| NodeProblem {
+        egress: egress.parse().ok(),
+        ..NodeProblem::new(&shortened(code), cut(message, LONGEST))
+    };
     let mut problems: Vec<_> = problems.iter().take(NodeProblem::MOST).map(problem).collect();
     problems.sort();
     // What cannot be read is passed over: all that this does is to spare a host a join that leads to nothing.

@@ -45,7 +45,8 @@ fn peer(number: u32, version: u8) -> Arc<Peer> {
     let addresses = [format!("10.9.{high}.{low}").parse().expect("good")].into();
     let endpoint = Some(format!("198.18.{high}.{low}:51821").parse().expect("good"));
     let public_key = Some(WireGuardKey(key));
-    Arc::new(Peer { public_key, endpoint, addresses, via: None, class: Default::default(), named: true })
+    let (via, class) = Default::default();
+    Arc::new(Peer { public_key, endpoint, addresses, via, class, carries: false, named: true })
 }
 
 /// A View with the peers of these numbers, each with its name.
