@@ -47,7 +47,7 @@ pub use outside::{Down, not_ours};
 pub use register::Registered;
 pub use status::{
     DamagedNetwork, DriverStatus, ForwardStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus,
-    RouteStatus, Status,
+    Status,
 };
 
 /// The agent.

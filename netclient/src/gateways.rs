@@ -127,7 +127,8 @@ fn way(range: &IpNet, forward: &Forward, host: &Surroundings) -> Result<String, 
         };
     }
     let answers = addresses_in(range).into_iter().filter_map(|address| host.exits.get(&address)?.as_ref());
-    let exit = answers.into_iter().find(|exit| exit.forwards);
+    // It may be connected to a part of it alone.
+    let exit = answers.filter(|exit| exit.forwards).max_by_key(|exit| exit.range.prefix_len());
     let private = PRIVATE.iter().any(|private| private.contains(range));
     match exit {
         None => Err(format!(

@@ -52,7 +52,10 @@ impl Agent {
         let kept = kept.await;
         let enforcement = self.enforce(tunnel, membership).await;
         let kept = kept?;
-        let mut brought = tunnel.reconcile(&enforcement.membership, kept.filtered()).await?;
+        // Why nothing is forwarded to outside, which the packet filter has to decide.
+        let unjudged = if kept.filtered() { enforcement.unjudged } else { Some(kept.remedy()) };
+        let decided = kept.filtered() && (unjudged.is_none() || membership.view.forwards.is_empty());
+        let mut brought = tunnel.reconcile(&enforcement.membership, decided).await?;
         brought.problems.extend(enforcement.problem);
         if enforcement.ends {
             self.end_access(&membership.interface).await?;
@@ -61,17 +64,19 @@ impl Agent {
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
         let Needed { mut outside, needs, problems } = self.needed(Some(membership), None).await?;
-        if kept.filtered() {
-            brought.problems.extend(self.forward(&needs));
-            brought.problems.extend(problems);
+        let needs = if kept.filtered() {
+            needs
         } else {
-            // What is let through to ranges outside is the packet filter's decision.
-            let needs = Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), ..needs };
-            brought.problems.extend(self.forward(&needs));
-            let View { network, forwards, .. } = &membership.view;
-            let unfiltered = |egress| gateways::unfiltered(network, egress, &kept.remedy());
-            brought.problems.extend(forwards.keys().map(unfiltered));
-        }
+            Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), ..needs }
+        };
+        brought.problems.extend(self.forward(&needs));
+        brought.problems.extend(match &unjudged {
+            None => problems,
+            Some(remedy) => {
+                let View { network, forwards, .. } = &membership.view;
+                forwards.keys().map(|egress| gateways::unfiltered(network, egress, remedy)).collect()
+            }
+        });
         if let Some(error) = &kept.unheeded {
             brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(error)));
         }
@@ -109,7 +114,8 @@ impl Agent {
     /// Has what arrives be judged by the access rules of a network before anything may, and says what there is
     /// of the network here. Without judgement there are no peers that would have to be restricted.
     async fn enforce<'a>(&self, tunnel: &mut NetworkTunnel, membership: &'a Membership) -> Enforcement<'a> {
-        let whole = Enforcement { membership: Cow::Borrowed(membership), problem: None, ends: false };
+        let whole =
+            Enforcement { membership: Cow::Borrowed(membership), problem: None, unjudged: None, ends: false };
         let Some(filter) = access::Filter::of(&membership.interface, &membership.view) else {
             return Enforcement { ends: true, ..whole };
         };
@@ -123,17 +129,22 @@ impl Agent {
             Some(Filter::Unwanted)
         };
         let Some(why) = why else { return whole };
-        let view = access::without_filter(&membership.view);
+        let mut view = access::without_filter(&membership.view);
         self.keep_only(tunnel, &view).await;
-        let message = format!(
-            "the access rules of {} cannot be enforced here, so nodes that may not open everything here have no tunnel: {}",
-            membership.network,
-            why.remedy()
-        );
-        let problem = NodeProblem::new(NodeProblem::RULES_NOT_ENFORCED, message);
+        // Nothing says what may be forwarded to outside.
+        view.interface.forward &= view.forwards.is_empty();
+        let message = || {
+            format!(
+                "the access rules of {} cannot be enforced here, so nodes that may not open everything here have no tunnel: {}",
+                membership.network,
+                why.remedy()
+            )
+        };
+        let problem = view.interface.restricted.then(message);
+        let problem = problem.map(|message| NodeProblem::new(NodeProblem::RULES_NOT_ENFORCED, message));
         let membership = Cow::Owned(Membership { view, ..membership.clone() });
         // What an earlier setting left goes.
-        Enforcement { membership, problem: Some(problem), ends: !wanted }
+        Enforcement { membership, problem, unjudged: Some(why.remedy()), ends: !wanted }
     }
 
     async fn keep_only(&self, tunnel: &mut NetworkTunnel, view: &View) {
@@ -225,7 +236,7 @@ impl Agent {
         // Known before it is a peer, and for as long as it is one.
         let moves = changes.filter.members.iter().any(|(it, class)| class.is_some() && !new.contains(it));
         self.change_members(Default::default(), new).await?;
-        if membership.view.interface.restricted {
+        if membership.view.interface.restricted || !membership.view.forwards.is_empty() {
             // Who is gone has no part in what an address may do from now on; who is new is judged from the
             // first packet.
             tunnel.follow(membership, changes.split_gone()).await?;
@@ -556,6 +567,8 @@ struct Enforcement<'a> {
     membership: Cow<'a, Membership>,
     /// Why not all of them are.
     problem: Option<NodeProblem>,
+    /// What to do, where nothing judges what is forwarded or arrives; absent: it is judged.
+    unjudged: Option<String>,
     /// Whether the table goes, if there is one.
     ends: bool,
 }

@@ -11,7 +11,7 @@ use schema::api;
 use schema::inventory::NodeProblem;
 use schema::scalars::{Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::{Forward, Route, Tunnel, View};
+use schema::view::{Forward, Tunnel, View};
 use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
@@ -86,12 +86,9 @@ pub struct NetworkStatus {
     pub addresses: BTreeSet<IpAddr>,
     /// The ranges of the network: one of each family that it has.
     pub ranges: BTreeSet<IpNet>,
-    /// The peer that all its packets to others go through: the hub, or its relay; absent: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub carrier: Option<Name>,
-    /// The ranges that it reaches through peers, besides their own addresses.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub routes: Vec<RouteStatus>,
+    /// The ranges that nobody carries at present: what is sent there is refused.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub refused: BTreeSet<IpNet>,
     /// What it may forward to outside of the network, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<ForwardStatus>,
@@ -99,15 +96,6 @@ pub struct NetworkStatus {
     pub peers: Vec<PeerStatus>,
     /// What is reached through a peer, besides the peer itself: nodes by name, then ranges.
     pub reaches: Vec<ReachStatus>,
-}
-
-/// A range that is reached through a peer.
-#[derive(Clone, Debug, Serialize)]
-pub struct RouteStatus {
-    /// The range.
-    pub range: IpNet,
-    /// The peer; absent: nobody carries it at present, and packets to it are refused.
-    pub via: Option<Name>,
 }
 
 /// What a node may forward to outside of its network: an egress that has it as a gateway, whether or not
@@ -209,8 +197,7 @@ impl Agent {
             let reaches = reaches(&view, &tunnels);
             let mut peers: Vec<_> = tunnels.into_iter().map(peer).collect();
             peers.sort_by(|one, other| one.name.cmp(&other.name));
-            let route =
-                |(range, route): (&IpNet, &Arc<Route>)| RouteStatus { range: *range, via: route.via.clone() };
+            let refused = view.routes.iter().filter(|(_, route)| route.via.is_none());
             let forward = |(egress, forward): (&Name, &Arc<Forward>)| ForwardStatus {
                 egress: egress.clone(),
                 ranges: forward.ranges.keys().copied().collect(),
@@ -229,8 +216,7 @@ impl Agent {
                 problems,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
-                carrier: view.interface.carrier.clone(),
-                routes: view.routes.iter().map(route).collect(),
+                refused: refused.map(|(range, _)| *range).collect(),
                 forwards: view.forwards.iter().map(forward).collect(),
                 peers,
                 reaches,

@@ -11,9 +11,7 @@ use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{
-    NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, RouteStatus, Status, not_ours,
-};
+use crate::agent::{NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, not_ours};
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
@@ -109,11 +107,9 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         format!("  device {}", device.map_or_else(|| "none".to_owned(), |kind| kind.to_string())),
         format!("  revision {revision}, control traffic by {}", transport(network.control)),
     ];
-    text.extend(network.carrier.iter().map(|carrier| format!("  everything goes through {carrier}")));
-    text.extend(network.routes.iter().map(|RouteStatus { range, via }| match via {
-        Some(via) => format!("  {range} through {via}"),
-        None => format!("  {range} is refused, since no gateway carries it at present"),
-    }));
+    if !network.refused.is_empty() {
+        text.push(format!("  refused, since nobody carries it at present: {}", joined(&network.refused)));
+    }
     text.extend(network.forwards.iter().map(|forward| {
         let by = forward.interface.as_ref().map(|interface| format!(" by {interface}"));
         let nat = if forward.nat { ", with its own address as the source" } else { "" };
@@ -220,8 +216,7 @@ mod tests {
             problems: vec![NodeProblem::new(NodeProblem::NAMES, "the file of names is read-only")],
             addresses: ["10.40.0.1", "fd40::1"].map(|address| address.parse().expect("good")).into(),
             ranges: ["10.40.0.0/24", "fd40::/64"].map(|range| range.parse().expect("good")).into(),
-            carrier: None,
-            routes: Vec::new(),
+            refused: BTreeSet::new(),
             forwards: Vec::new(),
             peers: Vec::new(),
             reaches: Vec::new(),
@@ -229,12 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reached_through_gateways_and_what_the_node_forwards_to_is_shown() {
+    fn what_nobody_carries_and_what_the_node_forwards_to_is_shown() {
         let range = |text: &str| text.parse().expect("good");
-        let route = |text: &str, via: Option<&str>| RouteStatus {
-            range: range(text),
-            via: via.map(|name| name.parse().expect("good")),
-        };
         let forward = ForwardStatus {
             egress: "lab".parse().expect("good"),
             ranges: ["192.168.50.0/24", "fd50::/64"].map(range).into(),
@@ -242,19 +233,16 @@ mod tests {
             nat: true,
         };
         let network = NetworkStatus {
-            carrier: "hub-1".parse().ok(),
-            routes: vec![route("192.168.10.0/24", Some("gw-fra")), route("0.0.0.0/0", None)],
+            refused: ["192.168.10.0/24", "::/0"].map(range).into(),
             forwards: vec![forward],
             problems: Vec::new(),
             ..network()
         };
         let lines = network_lines(&network, Timestamp::UNIX_EPOCH);
         assert_eq!(
-            lines[4..8],
+            lines[4..6],
             [
-                "  everything goes through hub-1",
-                "  192.168.10.0/24 through gw-fra",
-                "  0.0.0.0/0 is refused, since no gateway carries it at present",
+                "  refused, since nobody carries it at present: 192.168.10.0/24, ::/0",
                 "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
             ]
         );
