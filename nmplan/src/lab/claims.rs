@@ -466,7 +466,8 @@ mod tests {
         ];
         assert_eq!(of_test, expected);
         let sample = shown(&claims.sample);
-        let open: Vec<_> = sample.iter().filter(|line| line.contains(" reaches ") && line.ends_with("tcp 22")).collect();
+        let open: Vec<_> =
+            sample.iter().filter(|line| line.contains(" reaches ") && line.ends_with("tcp 22")).collect();
         let expected = [
             "a reaches 192.168.2.254 by tcp 22",
             "c reaches 192.168.1.7 by tcp 22",
@@ -475,7 +476,10 @@ mod tests {
         assert_eq!(open, expected, "c has no route to the plant: {sample:#?}");
         let from = |who: &str| sample.iter().any(|line| line.starts_with(&format!("{who} ")));
         assert!(from("192.168.1.254") && !from("192.168.1.7"), "a host sends with its first address");
-        assert!(!sample.iter().any(|line| line.starts_with("a ") && line.contains(" 192.168.1.")), "it is a gateway");
+        assert!(
+            !sample.iter().any(|line| line.starts_with("a ") && line.contains(" 192.168.1.")),
+            "it is a gateway"
+        );
     }
 
     #[test]

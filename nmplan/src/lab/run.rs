@@ -439,9 +439,9 @@ impl Running {
             let gateways = lan.gateways.iter().map(|(node, _)| node.name.clone()).collect();
             // What it opens has its first address.
             let numbered = lan.addresses.iter().zip(0..);
-            present.extend(numbered.map(|(address, number)| {
-                at(*address, host, lan.range, &gateways, number == 0)
-            }));
+            present.extend(
+                numbered.map(|(address, number)| at(*address, host, lan.range, &gateways, number == 0)),
+            );
         }
         let Some(host) = &self.around.internet else { return present };
         let exits = self.surroundings.exits.iter().filter(|exit| exit.network == *network);
