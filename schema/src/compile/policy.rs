@@ -281,11 +281,6 @@ impl ChangedRules<'_> {
         self.0.is_empty()
     }
 
-    /// Whether any of them is about what members of a class may open at members of another.
-    pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        self.0.iter().any(|rule| from.is_on(rule.from) && to.is_on(rule.to))
-    }
-
     /// For each of them the classes on the side of `from`, and those on the side of `to`.
     pub fn sides<'b, K: Copy>(
         &'b self,
