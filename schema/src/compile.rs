@@ -304,7 +304,8 @@ impl Mesh {
         let declaration = declared.named::<Node>(&self.name, node).map(|node| &**node);
         let class = self.place(node, joined, declaration);
         let declaration = Declaration::of(declaration, &self.network);
-        let resolves = self.network.name_service && !self.is_entry(node, declared);
+        let is_entry = self.is_entry(node, declared);
+        let resolves = self.network.name_service && !is_entry;
         // The other nodes around a hub do not have it as a peer, so its name is sent separately.
         let named = resolves && (self.network.hub.is_none() || self.hub_carries());
         let interface = self.interface(node, joined, &declaration, named);
@@ -321,7 +322,7 @@ impl Mesh {
         put(&mut self.interfaces, node, interface);
         if resolves && !named {
             put(&mut self.names, node, Resolution::Addresses(joined.reachable()));
-        } else if !self.is_entry(node, declared) {
+        } else if !is_entry {
             self.forget_name(node);
         }
     }
@@ -405,12 +406,11 @@ impl Mesh {
         for (to_place, (to, receives)) in standings.iter().enumerate() {
             let mut row = OrdMap::new();
             for (from_place, (from, opens)) in standings.iter().enumerate() {
-                let rules = opens.shared_with(receives);
-                if rules.is_clear() {
+                if !opens.shares_with(receives) {
                     continue;
                 }
                 let judge = || Arc::new(self.policy.between(opens, receives));
-                row.insert(*from, known.entry(rules).or_insert_with(judge).clone());
+                row.insert(*from, known.entry(opens.shared_with(receives)).or_insert_with(judge).clone());
                 near[to_place].insert(from_place);
                 near[from_place].insert(to_place);
             }
@@ -575,8 +575,9 @@ impl Mesh {
 
 /// A node's tags: those of the key that it joined with, as they were then, and those of its declaration.
 pub fn tags(joined: Option<&Joined>, declaration: Option<&Node>) -> BTreeSet<Name> {
-    let own = joined.iter().flat_map(|joined| &joined.tags);
-    own.chain(declaration.iter().flat_map(|node| &node.tags)).cloned().collect()
+    let mut tags = joined.map(|joined| joined.tags.clone()).unwrap_or_default();
+    tags.extend(declaration.iter().flat_map(|node| &node.tags).cloned());
+    tags
 }
 
 /// What is declared of a node: its own settings, else its network's.

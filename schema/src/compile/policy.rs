@@ -100,6 +100,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Whether there are any [`Self::shared_with`] another: cheaper than asking which.
+    pub fn shares_with(&self, to: &Self) -> bool {
+        !self.from.is_disjoint(&to.to)
+    }
+
     /// The rules by which members of this standing may open something at those of another.
     pub fn shared_with(&self, to: &Self) -> FixedBitSet {
         let mut rules = self.from.clone();
