@@ -49,9 +49,6 @@ pub struct Mesh {
     carried: ByClass<Peer>,
     /// The class of each joined node.
     class_of: OrdMap<Name, ClassId>,
-    /// The tags of each joined node that has any, and the nodes with each tag; none without rules.
-    tags_of: OrdMap<Name, Arc<BTreeSet<Name>>>,
-    tagged: OrdMap<Name, OrdSet<Name>>,
     /// What each class lets others open at its members; those that may open nothing are absent.
     access: OrdMap<ClassId, OrdMap<ClassId, Arc<Access>>>,
     /// The classes that a class may open something at, or that may at it.
@@ -116,8 +113,6 @@ impl Mesh {
             members: OrdMap::new(),
             carried: OrdMap::new(),
             class_of: OrdMap::new(),
-            tags_of: OrdMap::new(),
-            tagged: OrdMap::new(),
             access: OrdMap::new(),
             near: OrdMap::new(),
             interfaces: OrdMap::new(),
@@ -170,7 +165,7 @@ impl Mesh {
         let mut mesh = self.clone();
         if rules && self.policy.is_restricted() {
             mesh.policy = Arc::new(Policy::compile(&self.name, network, declared));
-            nodes.extend(self.moved_by(&mesh.policy, inventory));
+            nodes.extend(self.moved_by(&mesh.policy, declared, inventory));
         }
         for entry in &entries {
             let dns = declared.named::<Dns>(&self.name, entry);
@@ -192,11 +187,19 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// The joined nodes that other rules put into another class.
-    fn moved_by(&self, later: &Policy, inventory: &Inventory) -> BTreeSet<Name> {
+    /// The joined nodes that other rules put into another class. Those with a tag are looked for among all: to
+    /// keep a map from tags to nodes would cost each join more than this costs now and then.
+    fn moved_by(&self, later: &Policy, declared: &Snapshot, inventory: &Inventory) -> BTreeSet<Name> {
         let policy::Moved { names, tags, ranges } = later.moved_since(&self.policy);
-        let mut moved: BTreeSet<_> = names.into_iter().filter(|name| self.has(name)).collect();
-        moved.extend(tags.iter().filter_map(|tag| self.tagged.get(tag)).flatten().cloned());
+        let is_tagged = |with: &BTreeSet<Name>| tags.iter().any(|tag| with.contains(tag));
+        let mut moved = names;
+        if !tags.is_empty() {
+            let joined = inventory.nodes_in(&self.name).filter(|(_, joined)| is_tagged(&joined.tags));
+            moved.extend(joined.map(|(name, _)| name.clone()));
+            let nodes = declared.all_in::<Node>(&self.name).filter(|(_, node)| is_tagged(&node.tags));
+            moved.extend(nodes.map(|(id, _)| id.name.clone()));
+        }
+        moved.retain(|name| self.has(name));
         for range in ranges {
             let inside = inventory.addresses_from(&self.name, range.network());
             moved.extend(inside.take_while(|(it, _)| range.contains(it)).map(|(_, name)| name.clone()));
@@ -335,7 +338,6 @@ impl Mesh {
         }
         let tags = tags(Some(joined), declaration);
         let class = self.policy.class(node, &tags, &joined.addresses);
-        self.tag(node, tags);
         self.enter(node, class)
     }
 
@@ -365,28 +367,8 @@ impl Mesh {
         }
     }
 
-    fn tag(&mut self, node: &Name, tags: BTreeSet<Name>) {
-        let before = self.tags_of.get(node).cloned().unwrap_or_default();
-        for tag in before.difference(&tags) {
-            let Some(nodes) = self.tagged.get_mut(tag) else { continue };
-            nodes.remove(node);
-            if nodes.is_empty() {
-                self.tagged.remove(tag);
-            }
-        }
-        for tag in tags.difference(&before) {
-            self.tagged.entry(tag.clone()).or_default().insert(node.clone());
-        }
-        if tags.is_empty() {
-            self.tags_of.remove(node);
-        } else if tags != *before {
-            self.tags_of.insert(node.clone(), Arc::new(tags));
-        }
-    }
-
     fn remove_node(&mut self, node: &Name, declared: &Snapshot) {
         self.take_out(node);
-        self.tag(node, BTreeSet::new());
         self.interfaces.remove(node);
         if !self.is_entry(node, declared) {
             self.forget_name(node);
