@@ -5,6 +5,7 @@
 //! [driver](crate::driver)'s task.
 
 mod error;
+mod forwarding;
 mod join;
 mod keys;
 mod leave;
@@ -44,7 +45,10 @@ pub use error::AgentError;
 pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use outside::{Down, not_ours};
 pub use register::Registered;
-pub use status::{DamagedNetwork, DriverStatus, NetworkStatus, PeerStatus, RegistrationStatus, Status};
+pub use status::{
+    DamagedNetwork, DriverStatus, ForwardStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus,
+    Status,
+};
 
 /// The agent.
 #[derive(Clone)]
@@ -140,8 +144,17 @@ impl Agent {
                     let sender = sender.clone();
                     tokio::spawn(async move {
                         while let Some(event) = events.recv().await {
-                            // Nobody may be listening just now.
-                            let _ = sender.send(event);
+                            // Of many at once, as when routes are loaded, each kind counts once.
+                            let mut all = vec![event];
+                            while let Ok(event) = events.try_recv() {
+                                if !all.contains(&event) {
+                                    all.push(event);
+                                }
+                            }
+                            for event in all {
+                                // Nobody may be listening just now.
+                                let _ = sender.send(event);
+                            }
                         }
                     });
                 }

@@ -9,6 +9,7 @@
 //! network-NAME.log      what the server sent since that was written (see journal)
 //! network-NAME.names    what the names of its peers' endpoints resolved to last
 //! network-NAME.lock     held by the process that looks after that network
+//! forwarding.json       what was turned on of the host's forwarding, to be put back (see forwarding)
 //! device-INTERFACE.sock the device process (see device)
 //! agent.sock            the daemon
 //! *.lock                held by the process that uses something
@@ -33,6 +34,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::addresses::Addresses;
 use crate::files::{self, Disk, Exposed, Lock, RealDisk};
+use crate::forwarding::Changed;
 use crate::journal::Journal;
 use crate::membership::Membership;
 use crate::registration::Registration;
@@ -109,6 +111,12 @@ pub(crate) enum NamesOf<'a> {
     Server(&'a SigningKey),
     /// The endpoints' of a network's peers.
     Network(&'a NetworkName),
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredForwarding {
+    lifetime: String,
+    changed: Changed,
 }
 
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -331,6 +339,31 @@ impl Directory {
         Self::wait_for(self.path.join("comms.lock")).await
     }
 
+    /// What was turned on of the host's forwarding and is to be put back; nothing of what ended with an earlier
+    /// lifetime of its switches.
+    pub(crate) fn forwarding(&self, lifetime: &str) -> Result<Changed, DirectoryError> {
+        match self.read::<StoredForwarding>(&self.forwarding_path()) {
+            Ok(stored) => {
+                let stored = stored.filter(|stored| stored.lifetime == lifetime);
+                Ok(stored.map(|stored| stored.changed).unwrap_or_default())
+            }
+            Err(DirectoryError::Damaged { path, why }) => {
+                tracing::warn!(path = %path.display(), why, "what the host forwarded before is not known any more, and stays as it is");
+                Ok(Changed::default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores what was turned on of the host's forwarding, or is about to be.
+    pub(crate) fn keep_forwarding(&self, lifetime: &str, changed: &Changed) -> Result<(), DirectoryError> {
+        let path = self.forwarding_path();
+        if changed.is_empty() {
+            return self.disk.remove(&path).map_err(failed("remove", &path));
+        }
+        self.write(&path, &StoredForwarding { lifetime: lifetime.to_owned(), changed: changed.clone() })
+    }
+
     /// The right to change what all networks of the agent share on the host: routes, rules, the packet
     /// filter.
     pub(crate) async fn lock_outside(&self) -> Result<Lock, DirectoryError> {
@@ -352,6 +385,10 @@ impl Directory {
     pub fn remove_if_empty(&self) {
         // It stays if the operator put something there.
         let _ = fs::remove_dir(&self.path);
+    }
+
+    fn forwarding_path(&self) -> PathBuf {
+        self.path.join("forwarding.json")
     }
 
     fn identity_path(&self, server: &SigningKey) -> PathBuf {

@@ -119,14 +119,16 @@ impl Driver {
 
     /// Takes in what somebody did to the host, as far as it touches this network.
     fn hear(&mut self, event: Result<HostEvent, broadcast::error::RecvError>) {
+        let membership = self.member.membership();
+        let (own, forwards) = (&membership.interface, !membership.view.forwards.is_empty());
         let touches = match &event {
-            Ok(HostEvent::Link(name)) => *name == self.member.membership().interface,
-            Ok(HostEvent::Connected(name)) => {
-                if *name != self.member.membership().interface {
-                    self.state.handle(Input::HostConnected, now());
-                }
-                false
+            Ok(HostEvent::Link(name)) => name == own || forwards,
+            Ok(HostEvent::Connected(name)) if name == own => false,
+            Ok(HostEvent::Connected(_)) => {
+                self.state.handle(Input::HostConnected, now());
+                forwards
             }
+            Ok(HostEvent::Surroundings) => forwards,
             // Too much to keep up with: anything may have happened.
             Ok(HostEvent::Routing | HostEvent::Filter) | Err(broadcast::error::RecvError::Lagged(_)) => true,
             Err(broadcast::error::RecvError::Closed) => false,

@@ -352,23 +352,34 @@ fn address(number: u128, ipv6: bool) -> IpAddr {
 
 /// What is left of a View on a host that cannot judge what arrives: the peers that may open everything here,
 /// and of ranges none, since nothing says who is in them. WireGuard is given nobody else, in neither
-/// direction: what answers this host could not be told from what is opened at it. What runs no agent is judged
-/// nowhere else, so a gateway passes nothing on.
+/// direction: what answers this host could not be told from what is opened at it. A node that carries for some
+/// of them keeps its tunnel, by which nothing comes from its own addresses unless it may open everything as
+/// well. What runs no agent is judged nowhere else, so a gateway passes nothing on.
 pub fn without_filter(view: &View) -> View {
     if !view.interface.restricted {
         return view.clone();
     }
     let everything = |peer: &Peer| view.access.get(&peer.class).is_some_and(|it| it.is_everything());
+    // WireGuard takes from a tunnel only what has an address of its allowed IPs.
+    let silenced = |peer: &Peer| Peer { addresses: BTreeSet::new(), named: false, ..peer.clone() };
+    let peers = view.peers.iter().map(|(name, peer)| {
+        let kept = if everything(peer) { peer.clone() } else { Arc::new(silenced(peer)) };
+        (name.clone(), kept)
+    });
     let forward = view.interface.forward && view.forwards.is_empty() && view.guarded.is_empty();
-    let peers = view.peers.iter().filter(|(_, peer)| everything(peer));
-    View {
-        peers: peers.map(|(name, peer)| (name.clone(), peer.clone())).collect(),
+    let left = View {
+        peers: peers.collect(),
         routes: OrdMap::new(),
         forwards: OrdMap::new(),
         guarded: OrdMap::new(),
         interface: Interface { forward, ..view.interface.clone() },
         ..view.clone()
-    }
+    };
+    let tunnels = left.tunnels().into_values().filter(|tunnel| !tunnel.allowed_ips.is_empty());
+    let carrying: BTreeSet<Name> = tunnels.map(|tunnel| tunnel.peer).collect();
+    let peers = left.peers.into_iter();
+    let peers = peers.filter(|(name, peer)| everything(peer) || carrying.contains(name)).collect();
+    View { peers, ..left }
 }
 
 #[cfg(test)]
@@ -791,12 +802,22 @@ mod tests {
         all.peers.insert("n8".parse().expect("a name"), carried_by(8, "n2", "admin"));
         let route = Route { via: "n1".parse().ok(), class: Default::default() };
         all.routes.insert("192.168.7.0/24".parse().expect("a range"), Arc::new(route));
-        let tunnels = without_filter(&all).tunnels();
-        let allowed: BTreeSet<_> =
-            tunnels.into_values().flat_map(|it| it.allowed_ips).map(|range| range.to_string()).collect();
-        let expected =
-            ["10.9.0.1/32", "10.9.0.5/32", "10.9.0.7/32", "fd09::1/128", "fd09::5/128", "fd09::7/128"];
-        assert!(allowed.iter().eq(expected), "{allowed:?}");
+        let left = without_filter(&all);
+        let allowed = |tunnel: schema::view::Tunnel| {
+            let allowed: Vec<_> = tunnel.allowed_ips.iter().map(ToString::to_string).collect();
+            (tunnel.peer.to_string(), allowed.join(" "))
+        };
+        let tunnels: BTreeMap<_, _> = left.tunnels().into_values().map(allowed).collect();
+        // n2 carries for one that may open everything, and may not itself.
+        let expected = [
+            ("n1", "10.9.0.1/32 10.9.0.7/32 fd09::1/128 fd09::7/128"),
+            ("n2", "10.9.0.8/32 fd09::8/128"),
+            ("n5", "10.9.0.5/32 fd09::5/128"),
+        ];
+        let expected = expected.map(|(peer, allowed)| (peer.to_owned(), allowed.to_owned()));
+        assert_eq!(tunnels, expected.into());
+        let names: Vec<_> = left.resolutions().into_keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["a", "n1", "n5", "n7", "n8"], "whom no packet reaches has no name here");
     }
 
     /// A table as the kernel has it, and what it refuses.

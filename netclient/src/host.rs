@@ -19,12 +19,15 @@ use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
 use crate::filter::{self, Filter, FilterChanges, FilterStep, Interval};
+use crate::forwarding::{Switch, Switches};
+use crate::gateways::Exit;
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
 use crate::system::elements;
 use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
+use crate::system::own_tables::OwnTables;
 use crate::system::routing::{self, RoutingError};
 use crate::system::rp_filter::{self, MarksUnheeded};
 use crate::system::slots::{self, SlotsTaken};
@@ -93,10 +96,19 @@ pub trait Host: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<(String, IpNet)>, LinkError>>;
     /// The interface by which packets to an address leave; see [`link::exit`].
     fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>>;
+    /// The route by which packets to an address leave past every network; see [`link::way_out`].
+    fn way_out(&self, to: IpAddr, mark: Mark) -> BoxFuture<'_, Result<Option<Exit>, LinkError>>;
+    /// Its interfaces, each with whether it is up and has a carrier.
+    fn carriers(&self) -> BoxFuture<'_, Result<BTreeMap<String, bool>, LinkError>>;
     /// Reports what others do to what the agent stands on, until the receiver is dropped.
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>>;
-    /// Makes the kernel forward packets that come in by an interface, or not.
+    /// Makes the kernel forward packets that come in by a network's interface, or not; see
+    /// [`forwarding::set`].
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError>;
+    /// The kernel's switches of forwarding.
+    fn switches(&self) -> Switches;
+    /// Sets one of them.
+    fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError>;
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
     /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
@@ -122,6 +134,8 @@ pub struct System {
     filter: Arc<Mutex<Option<Standing<Outside>>>>,
     /// The tables of networks with access rules, by interface; absent in turn: there is none.
     access: Arc<Mutex<BTreeMap<String, Option<Standing<Filter>>>>>,
+    /// What others did to all of these.
+    own: OwnTables,
 }
 
 /// A table as it was set.
@@ -130,17 +144,34 @@ struct Standing<T> {
     content: T,
     /// How nft listed it then.
     structure: Option<String>,
+    /// How often others had changed it before.
+    changes_by_others: u64,
 }
 
 impl<T> Standing<T> {
-    /// A table that was set right now.
-    fn new(table: &str, content: T) -> Self {
-        Self { content, structure: firewall::structure(table) }
+    /// Sets a table.
+    fn load(
+        own: &OwnTables,
+        table: &str,
+        content: T,
+        load: impl FnOnce(&T) -> Result<(), FirewallError>,
+    ) -> Result<Self, FirewallError> {
+        // What is changed while it is set may be gone or not, so it counts.
+        let changes_by_others = own.changes_by_others(table);
+        load(&content)?;
+        Ok(Self { content, structure: firewall::structure(table), changes_by_others })
     }
 
-    /// Whether its chains and rules are those that were set.
-    fn stands(&self, table: &str) -> bool {
-        self.structure.is_some() && self.structure == firewall::structure(table)
+    /// Whether nobody else is known to have changed it, and its chains and rules are those that were set.
+    fn stands(&self, own: &OwnTables, table: &str) -> bool {
+        self.is_untouched(own, table)
+            && self.structure.is_some()
+            && self.structure == firewall::structure(table)
+    }
+
+    /// Whether nobody else is known to have changed it.
+    fn is_untouched(&self, own: &OwnTables, table: &str) -> bool {
+        self.changes_by_others == own.changes_by_others(table)
     }
 }
 
@@ -154,6 +185,7 @@ impl Default for System {
             slots: "/run/netclient".into(),
             filter: Arc::default(),
             access: Arc::default(),
+            own: OwnTables::default(),
         }
     }
 }
@@ -172,14 +204,14 @@ impl System {
             if outside.unread {
                 outside.absorb(&standing.content);
             }
-            if standing.content.same_filter(&outside) && standing.stands(table) {
+            if standing.content.same_filter(&outside) && standing.stands(&self.own, table) {
                 return Ok(());
             }
         }
         // What stands of a network that cannot be read stays, whichever process set it.
         let load = if outside.unread { firewall::load_over } else { firewall::load };
-        load(table, &outside.filter(mark))?;
-        *filter = Some(Standing::new(table, outside));
+        let text = outside.filter(mark);
+        *filter = Some(Standing::load(&self.own, table, outside, |_| load(&self.own, table, &text))?);
         Ok(())
     }
 
@@ -263,7 +295,8 @@ impl Host for System {
         if outside.is_empty() {
             *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = None;
             // Making a table to delete it would be heard as a change of it by others, once and again.
-            return if firewall::is_there(&table)? { firewall::remove(&table) } else { Ok(()) };
+            self.own.forget(&table);
+            return if firewall::is_there(&table)? { firewall::remove(&self.own, &table) } else { Ok(()) };
         }
         self.load_filter(&table, slot.mark(), outside)
     }
@@ -275,7 +308,8 @@ impl Host for System {
         new: &BTreeSet<IpAddr>,
     ) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        firewall::change(&slot.filter(), &filter_members(slot, gone, new)).inspect_err(|_| *filter = None)?;
+        let commands = filter_members(slot, gone, new);
+        firewall::change(&self.own, &slot.filter(), &commands).inspect_err(|_| *filter = None)?;
         if let Some(filter) = &mut *filter {
             for member in gone {
                 filter.content.members.remove(member);
@@ -289,13 +323,14 @@ impl Host for System {
         let table = filter::table(filter.interface());
         let mut access = self.access();
         let standing = access.get(filter.interface()).and_then(Option::as_ref);
-        let stands = |it: &Standing<Filter>| it.content == *filter && it.stands(&table);
+        let stands = |it: &Standing<Filter>| it.content == *filter && it.stands(&self.own, &table);
         if standing.is_some_and(stands) && holds(&table, filter) {
             return Ok(());
         }
         access.remove(filter.interface());
-        firewall::load(&table, &filter.text())?;
-        access.insert(filter.interface().to_owned(), Some(Standing::new(&table, filter.clone())));
+        let load = |filter: &Filter| firewall::load(&self.own, &table, &filter.text());
+        let standing = Standing::load(&self.own, &table, filter.clone(), load)?;
+        access.insert(filter.interface().to_owned(), Some(standing));
         Ok(())
     }
 
@@ -304,7 +339,8 @@ impl Host for System {
         let mut access = self.access();
         // What is not put back is not known, and replaced the next time.
         let standing = access.remove(interface).flatten();
-        let Standing { mut content, mut structure } =
+        let standing = standing.filter(|standing| standing.is_untouched(&self.own, &table));
+        let Standing { mut content, mut structure, changes_by_others } =
             standing.ok_or_else(|| FirewallError::drifted(&table))?;
         let step = content.step(changes);
         // What was damaged meanwhile must not be taken for what was set.
@@ -316,21 +352,21 @@ impl Host for System {
         match step {
             None => {}
             Some(FilterStep::Elements { gone, new }) => {
-                elements::change(&table, &gone, &new).map_err(|error| {
+                elements::change(&self.own, &table, &gone, &new).map_err(|error| {
                     let reason = error.to_string();
                     FirewallError::Refused { table: table.clone(), reason }
                 })?;
             }
             Some(FilterStep::Table) => {
-                firewall::load(&table, &content.text())?;
+                firewall::load(&self.own, &table, &content.text())?;
                 structure = firewall::structure(&table);
             }
             Some(FilterStep::Commands(commands)) => {
-                firewall::change(&table, &commands)?;
+                firewall::change(&self.own, &table, &commands)?;
                 structure = firewall::structure(&table);
             }
         }
-        access.insert(interface.to_owned(), Some(Standing { content, structure }));
+        access.insert(interface.to_owned(), Some(Standing { content, structure, changes_by_others }));
         Ok(())
     }
 
@@ -344,7 +380,8 @@ impl Host for System {
         let there = firewall::is_there(&table)?;
         if there {
             access.remove(interface);
-            firewall::remove(&table)?;
+            self.own.forget(&table);
+            firewall::remove(&self.own, &table)?;
         }
         access.insert(interface.to_owned(), None);
         Ok(there)
@@ -373,12 +410,28 @@ impl Host for System {
         Box::pin(link::exit(to))
     }
 
+    fn way_out(&self, to: IpAddr, mark: Mark) -> BoxFuture<'_, Result<Option<Exit>, LinkError>> {
+        Box::pin(link::way_out(to, mark))
+    }
+
+    fn carriers(&self) -> BoxFuture<'_, Result<BTreeMap<String, bool>, LinkError>> {
+        Box::pin(link::carriers())
+    }
+
     fn watch(&self, slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
-        watch::watch(slot)
+        watch::watch(slot, self.own.clone())
     }
 
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
         forwarding::set(interface, forwarding)
+    }
+
+    fn switches(&self) -> Switches {
+        forwarding::observe()
+    }
+
+    fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError> {
+        forwarding::set_switch(switch, value)
     }
 
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {

@@ -3,7 +3,7 @@
 //! [`agent`] is what commands and other programs hold; [`driver`] keeps one network current continuously.
 //! Decisions are pure: [`agent_state`] (when to call), [`membership`] (what to accept), [`tunnels`] and
 //! [`reconcile`] (what to change), [`filter`] (who may open what here), [`outside`] (what stays out of the mesh),
-//! [`backoff`] (when to try again).
+//! [`gateways`] and [`forwarding`] (what the host forwards), [`backoff`] (when to try again).
 //! What acts is thin: [`control`] (the server), [`tunnel`] (device, links, names), [`host`] (the host),
 //! [`directory`] (the disk).
 #![deny(unsafe_code)]
@@ -24,6 +24,8 @@ pub mod driver;
 mod errors;
 pub mod files;
 pub mod filter;
+pub mod forwarding;
+pub mod gateways;
 pub mod host;
 mod journal;
 pub mod membership;

@@ -19,15 +19,21 @@
 //! p+1  to RANGE fwmark 0/MARK lookup TABLE              what carries no mark goes into the mesh
 //! p+2  to RANGE fwmark 0/MARK unreachable               without a link it goes nowhere, and never in the clear
 //! ```
+//!
+//! A range that nobody carries at present has a route that refuses. A default route (an internet gateway) has
+//! the first two rules alone, last before the main table is looked into as a whole: so what the main table has
+//! besides a default route, such as the host's own LAN, stays there. In the table stands a second default
+//! route, which refuses once the link is gone; and what never leaves a link is left to the main table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schema::inventory::NodeProblem;
+use schema::scalars::{Name, NetworkName};
 use schema::view::View;
 
 /// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from
@@ -42,6 +48,29 @@ pub const METRIC: u32 = 5_182;
 const PREFERENCE: u32 = 4_700;
 /// How many preferences one agent has: three for each length that an IPv6 range can have, rounded up.
 const PREFERENCES: u32 = 400;
+/// The first of the preferences of a default route: after those of well-known programs, and before those that
+/// the kernel and wg-quick(8) have (32764 to 32767).
+const LAST_PREFERENCE: u32 = 32_000;
+/// How many preferences one agent has for default routes.
+const LAST_PREFERENCES: u32 = 4;
+/// The metric of the default route that refuses, after every other one in the table.
+pub const LAST_METRIC: u32 = 0xff00_0000;
+/// What a default route leaves to the main table: multicast and broadcast addresses, and those of one link.
+const ASIDE: [IpNet; 5] = [
+    ipv4([224, 0, 0, 0], 4),
+    ipv4([255; 4], 32),
+    ipv4([169, 254, 0, 0], 16),
+    ipv6(0xfe80, 10),
+    ipv6(0xff00, 8),
+];
+
+const fn ipv4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
+}
+
+const fn ipv6(first: u16, prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix))
+}
 /// The agent's own routing table.
 const TABLE: u32 = 5_182;
 /// What routes and rules say that they come from (rtnetlink(7)): numbers that /etc/iproute2/rt_protos gives
@@ -137,8 +166,11 @@ impl Slot {
         }
     }
 
-    /// The first of the three rules of a range.
+    /// The first of the rules of a range.
     fn preference(self, range: &IpNet) -> u32 {
+        if is_default(range) {
+            return LAST_PREFERENCE + LAST_PREFERENCES * u32::from(self.number);
+        }
         let host = u32::from(range.max_prefix_len() - range.prefix_len());
         PREFERENCE - PREFERENCES * u32::from(self.number) + 3 * host
     }
@@ -149,41 +181,86 @@ impl Slot {
 pub struct Outside {
     /// The interfaces of the networks.
     pub interfaces: BTreeSet<String>,
-    /// Those of networks in which the host forwards nothing.
+    /// Those of networks whose packets the host forwards to no range outside of them.
     pub closed: BTreeSet<String>,
+    /// Those of networks between whose peers the host passes packets on.
+    pub between: BTreeSet<String>,
     /// The host's own addresses in them.
     pub own: BTreeSet<IpAddr>,
     /// The addresses of the other members.
     pub members: BTreeSet<IpAddr>,
-    /// The ranges, each with the interface that it is routed to.
-    pub ranges: BTreeMap<IpNet, String>,
+    /// The ranges that are routed, each with its way: the networks' own, and what is reached through them.
+    pub ranges: BTreeMap<IpNet, Way>,
+    /// What the host forwards to outside of its networks.
+    pub forwarded: BTreeSet<IpNet>,
+    /// The interfaces by which the host forwards to everything: what comes from there has any address.
+    pub exits: BTreeSet<String>,
+    /// The interfaces from which the host forwards IPv4, and IPv6, for its networks alone.
+    pub opened: [BTreeSet<String>; 2],
     /// Whether the state of a network could not be read. What stands of it is not known, so nothing is taken
     /// away.
     pub unread: bool,
 }
 
+/// What becomes of packets to a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// They are sent into the network of this interface.
+    Into(String),
+    /// They are refused, and their sender is sent an error: nobody carries the range at present.
+    Refused,
+    /// They are left to the tables that come after the agent's own.
+    Aside,
+}
+
+impl Way {
+    /// The interface that it leads to; absent: it leads to none.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Into(interface) => Some(interface),
+            Self::Refused | Self::Aside => None,
+        }
+    }
+}
+
+/// Whether a range is everything: its route is a default route.
+pub fn is_default(range: &IpNet) -> bool {
+    range.prefix_len() == 0
+}
+
 impl Outside {
-    /// What these networks need, each with its interface. Of two that hold the same range the first has it.
+    /// What these networks need, each with its interface. Of two that hold the same range the first has it, and
+    /// a network's own range goes before what is reached through another one.
     pub fn of<'a>(networks: impl IntoIterator<Item = (&'a str, &'a View)>) -> Self {
         let mut outside = Self::default();
+        let mut through = Vec::new();
         for (interface, view) in networks {
             outside.interfaces.insert(interface.to_owned());
-            if !view.interface.forward {
+            if view.forwards.is_empty() {
                 outside.closed.insert(interface.to_owned());
+            }
+            if view.interface.forward {
+                outside.between.insert(interface.to_owned());
             }
             outside.own.extend(view.interface.addresses.iter().map(IpNet::addr));
             outside.members.extend(members(view));
-            for range in view.interface.addresses.iter().map(IpNet::trunc) {
-                outside.ranges.entry(range).or_insert_with(|| interface.to_owned());
+            outside.forwarded.extend(view.forwards.values().flat_map(|forward| forward.ranges.keys()));
+            for range in own_ranges(view) {
+                outside.ranges.entry(range).or_insert_with(|| Way::Into(interface.to_owned()));
             }
+            through.extend(view.routes.iter().map(|(range, route)| (*range, route.via.is_some(), interface)));
+        }
+        for (range, carried, interface) in through {
+            let way = || if carried { Way::Into(interface.to_owned()) } else { Way::Refused };
+            outside.ranges.entry(range).or_insert_with(way);
         }
         outside
     }
 
-    /// The ranges of networks whose route leads to another interface than this.
+    /// The ranges whose route leads to the interface of another network than this.
     pub fn led_elsewhere(&self, interface: &str) -> Vec<(String, IpNet)> {
-        let others = self.ranges.iter().filter(|(_, by)| *by != interface);
-        others.map(|(range, by)| (by.clone(), *range)).collect()
+        let others = self.ranges.iter().filter_map(|(range, way)| Some((way.interface()?, range)));
+        others.filter(|(by, _)| *by != interface).map(|(by, range)| (by.to_owned(), *range)).collect()
     }
 
     /// The table of the packet filter, in nft(8)'s language.
@@ -198,17 +275,32 @@ impl Outside {
             };
             writeln!(text, "  set {name} {{ type {ty};{elements} }}").expect("a text takes everything");
         };
-        for (name, interfaces) in [("ours", &self.interfaces), ("closed", &self.closed)] {
+        let [opened4, opened6] = &self.opened;
+        for (name, interfaces) in [
+            ("ours", &self.interfaces),
+            ("closed", &self.closed),
+            ("exits", &self.exits),
+            ("opened4", opened4),
+            ("opened6", opened6),
+        ] {
             set(name, "ifname", &mut interfaces.iter().map(|name| format!("\"{name}\"")));
         }
+        let pairs = &mut self.between.iter().map(|name| format!("\"{name}\" . \"{name}\""));
+        set("between", "ifname . ifname", pairs);
         for (name, ipv4, addresses) in sets(&self.own, &self.members) {
             let of_family = addresses.iter().filter(|address| address.is_ipv4() == ipv4);
             set(name, if ipv4 { "ipv4_addr" } else { "ipv6_addr" }, &mut of_family.map(ToString::to_string));
         }
         // Elements of a set must not overlap: not here, and not with what stands and stays (`unread`), which the
         // kernel merges.
-        let ranges = IpNet::aggregate(&self.ranges.keys().copied().collect());
-        for (name, ty, ipv4) in [("ranges4", "ipv4_addr", true), ("ranges6", "ipv6_addr", false)] {
+        let behind = self.forwarded.iter().filter(|range| !is_default(range));
+        let (ranges, behind) = (disjoint(self.ranges.keys()), disjoint(behind));
+        for (name, ty, ipv4, ranges) in [
+            ("ranges4", "ipv4_addr", true, &ranges),
+            ("ranges6", "ipv6_addr", false, &ranges),
+            ("behind4", "ipv4_addr", true, &behind),
+            ("behind6", "ipv6_addr", false, &behind),
+        ] {
             let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == ipv4);
             set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(ToString::to_string));
         }
@@ -217,22 +309,34 @@ impl Outside {
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, closed, own, members, ranges, unread: _ } = self;
+        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
+            self;
         *interfaces == other.interfaces
             && *closed == other.closed
+            && *between == other.between
             && *own == other.own
             && *members == other.members
             && ranges.keys().eq(other.ranges.keys())
+            && *forwarded == other.forwarded
+            && *exits == other.exits
+            && *opened == other.opened
     }
 
     /// Takes in what another one needs of the packet filter.
     pub fn absorb(&mut self, other: &Self) {
-        let Self { interfaces, closed, own, members, ranges, unread: _ } = other;
+        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
+            other;
         self.closed.extend(closed.iter().cloned());
-        self.ranges.extend(ranges.iter().map(|(range, interface)| (*range, interface.clone())));
+        self.between.extend(between.iter().cloned());
+        self.ranges.extend(ranges.iter().map(|(range, way)| (*range, way.clone())));
         self.interfaces.extend(interfaces.iter().cloned());
         self.own.extend(own);
         self.members.extend(members);
+        self.forwarded.extend(forwarded);
+        self.exits.extend(exits.iter().cloned());
+        for (own, other) in self.opened.iter_mut().zip(opened) {
+            own.extend(other.iter().cloned());
+        }
     }
 
     /// Whether it needs nothing: the agent is in no network.
@@ -243,61 +347,142 @@ impl Outside {
     /// The routes and rules; with or without a filter that keeps marks.
     pub fn routing(&self, slot: Slot, filtered: bool) -> Routing {
         let table = if filtered { slot.table() } else { MAIN };
-        let routes =
-            self.ranges.iter().map(|(range, interface)| ((table, *range), interface.clone())).collect();
+        let place = |range: IpNet| Place { table, range, last: false };
+        let mut routes: BTreeMap<_, _> =
+            self.ranges.iter().map(|(range, way)| (place(*range), way.clone())).collect();
+        for range in self.ranges.keys().filter(|range| filtered && is_default(range)) {
+            routes.insert(Place { last: true, ..place(*range) }, Way::Refused);
+            let aside = ASIDE.iter().filter(|aside| range.contains(*aside));
+            routes.extend(aside.map(|aside| (place(*aside), Way::Aside)));
+        }
         let rules =
             self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
         Routing { routes, rules, unread: self.unread }
     }
 }
 
-/// What is wrong with the ranges of a network on a host whose other interfaces are connected to these.
+/// The network's own ranges.
+fn own_ranges(view: &View) -> impl Iterator<Item = IpNet> {
+    view.interface.addresses.iter().map(IpNet::trunc)
+}
+
+/// Ranges without those that lie in others.
+fn disjoint<'a>(ranges: impl Iterator<Item = &'a IpNet>) -> Vec<IpNet> {
+    let ranges: Vec<IpNet> = ranges.copied().collect();
+    // What ends with the last address of all is not what ipnet is good at.
+    let (all, some): (Vec<IpNet>, Vec<IpNet>) = ranges.into_iter().partition(is_default);
+    let rest = some.into_iter().filter(|range| !all.iter().any(|all| all.contains(range))).collect();
+    [all, IpNet::aggregate(&rest)].concat()
+}
+
+/// What is wrong with the ranges of a network, and with those that are reached through it, on a host whose
+/// other interfaces are connected to these. What is connected keeps its packets; beside a default route that is
+/// as it should be.
 pub fn range_problems(view: &View, connected: &[(String, IpNet)]) -> Vec<NodeProblem> {
-    let network = &view.network;
+    let own: BTreeMap<IpNet, Option<&Name>> = own_ranges(view).map(|range| (range, None)).collect();
+    let through = view.routes.iter().filter_map(|(range, route)| Some((*range, Some(route.via.as_ref()?))));
+    let all: BTreeMap<IpNet, Option<&Name>> = through.chain(own).collect();
     let mut problems = Vec::new();
-    for range in view.interface.addresses.iter().map(IpNet::trunc) {
-        for (interface, other) in connected {
-            if *other == range {
-                let message = format!(
-                    "the interface {interface} of this host is connected to {range}, the range of {network}, so packets go \
-                     there; change one of the two ranges"
-                );
-                problems.push(NodeProblem::new(NodeProblem::RANGE_CONNECTED, message));
-            } else if range.contains(other) {
-                let message = format!(
-                    "the interface {interface} of this host is connected to {other}, a part of {range}: nodes of {network} with \
-                     these addresses are not reached"
-                );
-                problems.push(NodeProblem::new(NodeProblem::RANGE_SHADOWED, message));
-            }
+    for (interface, other) in connected {
+        // Of ranges that lie in each other, the longest has the packets.
+        let holding = all.iter().filter(|(range, _)| range.contains(other));
+        let Some((range, via)) = holding.max_by_key(|(range, _)| range.prefix_len()) else { continue };
+        if range == other {
+            problems.push(NodeProblem::new(
+                NodeProblem::RANGE_CONNECTED,
+                connected_message(&view.network, *range, *via, interface),
+            ));
+        } else if !is_default(range) {
+            problems.push(NodeProblem::new(
+                NodeProblem::RANGE_SHADOWED,
+                shadowed_message(&view.network, *range, *via, interface, *other),
+            ));
         }
     }
     problems
 }
 
-/// For each range that is routed to a network's interface, an address of a member by which to find out where
-/// packets to the range leave; none that another interface is connected to.
+fn connected_message(network: &NetworkName, range: IpNet, via: Option<&Name>, interface: &str) -> String {
+    match via {
+        None => format!(
+            "the interface {interface} of this host is connected to {range}, the range of {network}, so packets go there; \
+             change one of the two ranges"
+        ),
+        Some(via) => format!(
+            "the interface {interface} of this host is connected to {range}, which {network} reaches through {via}, so \
+             packets go there and not to {via}; if that is another place with the same range, change one of the two"
+        ),
+    }
+}
+
+fn shadowed_message(
+    network: &NetworkName,
+    range: IpNet,
+    via: Option<&Name>,
+    interface: &str,
+    part: IpNet,
+) -> String {
+    let lost = match via {
+        None => format!("nodes of {network} with these addresses are not reached"),
+        Some(via) => format!("hosts with these addresses are not reached through {via}, a node of {network}"),
+    };
+    format!("the interface {interface} of this host is connected to {part}, a part of {range}: {lost}")
+}
+
+/// For each range that is routed to a network's interface, an address by which to find out where packets to
+/// the range leave: a member's, or any behind a gateway; none that another interface is connected to, or that
+/// a longer range has.
 pub fn samples<'a>(
     view: &'a View,
     outside: &'a Outside,
     interface: &'a str,
     connected: &'a [(String, IpNet)],
 ) -> impl Iterator<Item = (IpNet, IpAddr)> + use<'a> {
-    let ranges = view.interface.addresses.iter().map(IpNet::trunc);
-    let routed = ranges.filter(move |range| outside.ranges.get(range).is_some_and(|by| by == interface));
-    routed.filter_map(move |range| {
-        let connected = move |address: &IpAddr| connected.iter().any(|(_, other)| other.contains(address));
-        let sample = members(view).find(|address| range.contains(address) && !connected(address))?;
+    let is_free = move |range: &IpNet, address: &IpAddr| {
+        let longer = |other: &&IpNet| other.prefix_len() > range.prefix_len() && other.contains(address);
+        !connected.iter().any(|(_, other)| !is_default(other) && other.contains(address))
+            && !outside.ranges.keys().any(|other| longer(&other))
+    };
+    let own = own_ranges(view).filter_map(move |range| {
+        let sample = members(view).find(|address| range.contains(address) && is_free(&range, address))?;
         Some((range, sample))
-    })
+    });
+    let through =
+        view.routes.iter().filter(|(_, route)| route.via.is_some()).filter_map(move |(range, _)| {
+            Some((*range, addresses_in(range).into_iter().find(|address| is_free(range, address))?))
+        });
+    let routed = move |(range, _): &(IpNet, IpAddr)| {
+        outside.ranges.get(range).and_then(Way::interface) == Some(interface)
+    };
+    own.chain(through).filter(routed)
 }
 
-/// What is wrong where packets to a member of a network leave by this interface, which is not the network's.
+/// Some addresses of a range that a host in it may have; of everything, those for documentation (RFC 5737, RFC
+/// 3849), which only a default route leads to.
+pub fn addresses_in(range: &IpNet) -> Vec<IpAddr> {
+    if is_default(range) {
+        return vec![match range {
+            IpNet::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+            IpNet::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        }];
+    }
+    // The first ones are often a router's, which may be this host.
+    let mut hosts = range.hosts();
+    let first: Vec<_> = hosts.by_ref().take(3).collect();
+    let last = hosts.next_back();
+    last.into_iter().chain(first.into_iter().rev()).collect()
+}
+
+/// What is wrong where packets to an address of a range leave by this interface, which is not the network's.
 pub fn routed_elsewhere(view: &View, range: IpNet, sample: IpAddr, exit: &str) -> NodeProblem {
+    let network = &view.network;
+    let what = match view.routes.get(&range).and_then(|route| route.via.as_ref()) {
+        Some(via) => format!("which {network} reaches through {via}"),
+        None => format!("a member of {network}"),
+    };
     let message = format!(
-        "packets to {sample}, a member of {}, leave this host by {exit}, and so may others in {range}: a route or a rule of \
-         another program comes first (see ip rule and ip route); stop that program, or have it leave out {range}",
-        view.network
+        "packets to {sample}, {what}, leave this host by {exit}, and so may others in {range}: a route or a rule of \
+         another program comes first (see ip rule and ip route); stop that program, or have it leave out {range}"
     );
     NodeProblem::new(NodeProblem::RANGE_ROUTED_ELSEWHERE, message)
 }
@@ -335,10 +520,19 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
     text
 }
 
-/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; `forward` lets
-/// through, where the host forwards nothing else, what containers opened, and what is published of them at
-/// the host's own addresses in the network; the other chains keep the mark. Interfaces of ours are those of
-/// the set, and by their group those of other agents on the host.
+/// `guard` comes before routing and connection tracking's helpers, and drops what pretends; the other chains but
+/// `forward`, `opened` and `redirects` keep the mark. Interfaces of ours are those of the set, and by their
+/// group those of other agents on the host.
+///
+/// `forward` lets through, where the host forwards nothing of a network to outside, what containers opened, and
+/// what is published of them at the host's own addresses in the network; a network with ranges outside has
+/// those judged by its own table. Where an interface leads to everything, only a forwarded range is let into
+/// networks from there, since members let every address in by their way to the internet. What comes in where
+/// the host forwards for networks alone goes nowhere else (`opened`).
+///
+/// `redirects` holds back the kernel's advice to whoever sends through this host that the receiver is nearer,
+/// since peers are near each other in name only (the switch `send_redirects` of an interface does nothing while
+/// that of all interfaces is on, and IPv6 has none).
 const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority -155; policy accept;
     iifname @ours accept
@@ -350,14 +544,35 @@ const CHAINS: &str = "  chain guard {
     ip saddr @members4 counter drop comment \"an address of the mesh, forged outside\"
     ip6 saddr @members6 counter drop comment \"an address of the mesh, forged outside\"
   }
+  chain opened {
+    oifname @ours accept
+    oifgroup GROUP accept
+    ct status dnat accept
+    counter drop comment \"not for a network, where the host forwards for networks alone\"
+  }
+  chain enter {
+    ip saddr @behind4 return
+    ip6 saddr @behind6 return
+    ct status dnat return
+    counter drop comment \"into a network, from outside of what is forwarded\"
+  }
   chain forward {
     type filter hook forward priority filter; policy accept;
-    iifname != @closed accept
     ct direction reply accept
     ct state related accept
+    iifname . oifname @between accept
+    iifname @exits oifname @ours jump enter
+    meta nfproto ipv4 iifname @opened4 jump opened
+    meta nfproto ipv6 iifname @opened6 jump opened
+    iifname != @closed accept
     ct status dnat ct original ip daddr @own4 accept
     ct status dnat ct original ip6 daddr @own6 accept
     counter drop comment \"from a network, through a host that forwards nothing\"
+  }
+  chain redirects {
+    type filter hook output priority filter; policy accept;
+    oifname @ours icmp type redirect counter drop comment \"a redirect into a network\"
+    oifname @ours icmpv6 type nd-redirect counter drop comment \"a redirect into a network\"
   }
   chain arrive {
     ct direction reply ct mark & MARK == MARK meta mark set meta mark | MARK
@@ -391,12 +606,23 @@ const CHAINS: &str = "  chain guard {
 /// Routes and rules of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
-    /// The interface that each range leads to, by table.
-    pub routes: BTreeMap<(u32, IpNet), String>,
+    /// The way of each range, by where its route stands.
+    pub routes: BTreeMap<Place, Way>,
     /// The rules, in the order in which the kernel asks them.
     pub rules: BTreeSet<Rule>,
     /// See [`Outside::unread`].
     pub unread: bool,
+}
+
+/// Where a route stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The table.
+    pub table: u32,
+    /// The range.
+    pub range: IpNet,
+    /// Whether it comes after every other route of the range.
+    pub last: bool,
 }
 
 /// A rule that says in which table the way to a range is looked for (ip-rule(8)).
@@ -424,13 +650,17 @@ pub enum Act {
 }
 
 impl Rule {
-    fn all(slot: Slot, range: IpNet) -> [Self; 3] {
+    fn all(slot: Slot, range: IpNet) -> Vec<Self> {
         let (preference, unmarked) = (slot.preference(&range), slot.mark().bits());
-        [
+        let mut rules = vec![
             Self { preference, to: range, act: Act::Main, unmarked: 0 },
             Self { preference: preference + 1, to: range, act: Act::Own, unmarked },
-            Self { preference: preference + 2, to: range, act: Act::Unreachable, unmarked },
-        ]
+        ];
+        // After a default route, it would refuse what that leaves aside.
+        if !is_default(&range) {
+            rules.push(Self { preference: preference + 2, to: range, act: Act::Unreachable, unmarked });
+        }
+        rules
     }
 }
 
@@ -440,9 +670,9 @@ pub enum RoutingStep {
     /// Removes a rule, if there.
     RemoveRule(Rule),
     /// Removes a route, if there.
-    RemoveRoute(u32, IpNet),
+    RemoveRoute(Place),
     /// Makes a route, or has it lead elsewhere.
-    PutRoute(u32, IpNet, String),
+    PutRoute(Place, Way),
     /// Adds a rule.
     AddRule(Rule),
 }
@@ -456,11 +686,9 @@ pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
     let gone = observed.rules.iter().rev().filter(|rule| goes && !wanted.rules.contains(rule));
     steps.extend(gone.map(|rule| RoutingStep::RemoveRule(*rule)));
     let gone = observed.routes.keys().filter(|route| goes && !wanted.routes.contains_key(route));
-    steps.extend(gone.map(|(table, range)| RoutingStep::RemoveRoute(*table, *range)));
-    let new = wanted.routes.iter().filter(|(route, interface)| observed.routes.get(route) != Some(interface));
-    steps.extend(
-        new.map(|((table, range), interface)| RoutingStep::PutRoute(*table, *range, interface.clone())),
-    );
+    steps.extend(gone.map(|place| RoutingStep::RemoveRoute(*place)));
+    let new = wanted.routes.iter().filter(|(place, way)| observed.routes.get(place) != Some(way));
+    steps.extend(new.map(|(place, way)| RoutingStep::PutRoute(*place, way.clone())));
     let new = wanted.rules.difference(&observed.rules);
     steps.extend(new.map(|rule| RoutingStep::AddRule(*rule)));
     steps
@@ -470,11 +698,16 @@ pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
 mod tests {
     use super::*;
 
-    fn ranges(texts: &[(&str, &str)]) -> BTreeMap<IpNet, String> {
-        texts
-            .iter()
-            .map(|(range, interface)| (range.parse().expect("a range"), (*interface).to_owned()))
-            .collect()
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a range")
+    }
+
+    fn into(interface: &str) -> Way {
+        Way::Into(interface.to_owned())
+    }
+
+    fn ranges(texts: &[(&str, &str)]) -> BTreeMap<IpNet, Way> {
+        texts.iter().map(|(range, interface)| (net(range), into(interface))).collect()
     }
 
     fn outside(texts: &[(&str, &str)]) -> Outside {
@@ -506,16 +739,117 @@ mod tests {
                 "4894 fd40::/64 Unreachable",
             ]
         );
-        assert!(routing.routes.keys().all(|(table, _)| *table == 5_182));
+        assert!(routing.routes.keys().all(|place| place.table == 5_182));
     }
 
     #[test]
     fn without_a_filter_routes_stand_in_the_main_table_without_rules() {
         let routing = outside(&[("10.40.0.0/16", "a")]).routing(DEFAULT, false);
         assert_eq!(
-            (routing.rules.len(), routing.routes.keys().next().map(|(table, _)| *table)),
+            (routing.rules.len(), routing.routes.keys().next().map(|place| place.table)),
             (0, Some(MAIN))
         );
+    }
+
+    #[test]
+    fn a_default_route_comes_last_refuses_without_a_link_and_leaves_links_to_the_main_table() {
+        let routing = outside(&[("0.0.0.0/0", "a"), ("10.40.0.0/16", "a")]).routing(DEFAULT, true);
+        let rules: Vec<_> =
+            routing.rules.iter().map(|rule| (rule.preference, rule.to.to_string(), rule.act)).collect();
+        assert_eq!(
+            rules[3..],
+            [(32_000, "0.0.0.0/0".to_owned(), Act::Main), (32_001, "0.0.0.0/0".to_owned(), Act::Own)],
+            "and no rule refuses what it leaves aside"
+        );
+        let place = |range: &str, last| Place { table: 5_182, range: net(range), last };
+        let expected = [
+            (place("0.0.0.0/0", false), into("a")),
+            (place("0.0.0.0/0", true), Way::Refused),
+            (place("10.40.0.0/16", false), into("a")),
+            (place("169.254.0.0/16", false), Way::Aside),
+            (place("224.0.0.0/4", false), Way::Aside),
+            (place("255.255.255.255/32", false), Way::Aside),
+        ];
+        assert_eq!(routing.routes, expected.into());
+        let ipv6 = outside(&[("::/0", "a")]).routing(DEFAULT, true);
+        let aside = ipv6.routes.iter().filter(|(_, way)| **way == Way::Aside);
+        assert!(aside.map(|(place, _)| place.range).eq(["fe80::/10", "ff00::/8"].map(net)));
+    }
+
+    /// A View of a network with the range of its address, which reaches others: each through a gateway, or
+    /// through none at present.
+    fn reaching(network: &str, address: &str, routes: &[(&str, Option<&str>)]) -> View {
+        let mut view = crate::tunnels::tests::view(network, address);
+        for (range, via) in routes {
+            let via = via.map(|name| name.parse().expect("a name"));
+            let route = schema::view::Route { via, class: Default::default() };
+            view.routes.insert(net(range), route.into());
+        }
+        view
+    }
+
+    #[test]
+    fn what_nobody_carries_is_refused_and_of_two_networks_the_first_has_a_range() {
+        let routes = [("192.168.10.0/24", Some("gw")), ("192.168.11.0/24", None), ("10.41.0.0/24", None)];
+        let (one, two) = (reaching("one", "10.40.0.1/24", &routes), reaching("two", "10.41.0.1/24", &routes));
+        let all = Outside::of([("nm-one", &one), ("nm-two", &two)]);
+        let ways: Vec<_> = all.ranges.iter().map(|(range, way)| (range.to_string(), way.clone())).collect();
+        let expected = [
+            ("10.40.0.0/24", into("nm-one")),
+            ("10.41.0.0/24", into("nm-two")),
+            ("192.168.10.0/24", into("nm-one")),
+            ("192.168.11.0/24", Way::Refused),
+        ];
+        assert_eq!(ways, expected.map(|(range, way)| (range.to_owned(), way)));
+        let routing = all.routing(DEFAULT, true);
+        let refused = Place { table: 5_182, range: net("192.168.11.0/24"), last: false };
+        assert_eq!(routing.routes[&refused], Way::Refused, "by a route, whatever a shorter one leads to");
+        let carried = outside(&[("192.168.11.0/24", "a")]).routing(DEFAULT, true);
+        let mut gone = outside(&[]);
+        gone.ranges.insert(net("192.168.11.0/24"), Way::Refused);
+        let steps = routing_steps(&gone.routing(DEFAULT, true), &carried);
+        assert_eq!(steps, [RoutingStep::PutRoute(refused, Way::Refused)], "and never in the clear meanwhile");
+    }
+
+    #[test]
+    fn what_the_host_is_connected_to_of_what_is_reached_through_others_is_named() {
+        let routes =
+            [("10.0.0.0/8", Some("gw-a")), ("10.1.0.0/16", Some("gw-b")), ("0.0.0.0/0", Some("gw-c"))];
+        let view = reaching("corp", "10.40.0.1/24", &routes);
+        let problems = |connected: &str| {
+            let found = range_problems(&view, &[("eth1".to_owned(), net(connected))]);
+            found.into_iter().map(|it| (it.code.to_string(), it.message.to_string())).collect::<Vec<_>>()
+        };
+        for (connected, code, words) in [
+            ("10.1.0.0/16", NodeProblem::RANGE_CONNECTED, "10.1.0.0/16, which corp reaches through gw-b"),
+            ("10.1.2.0/24", NodeProblem::RANGE_SHADOWED, "10.1.2.0/24, a part of 10.1.0.0/16"),
+            ("10.2.0.0/16", NodeProblem::RANGE_SHADOWED, "not reached through gw-a"),
+            ("10.40.0.0/24", NodeProblem::RANGE_CONNECTED, "10.40.0.0/24, the range of corp"),
+        ] {
+            let [(found, message)] = &problems(connected)[..] else { panic!("one problem: {connected}") };
+            assert!(found == code && message.contains(words), "{connected}: {found} {message}");
+        }
+        for beside in ["192.168.1.0/24", "8.0.0.0/5"] {
+            assert_eq!(problems(beside), [], "beside a default route: {beside}");
+        }
+    }
+
+    #[test]
+    fn where_a_range_behind_a_gateway_leads_is_found_by_an_address_that_only_it_has() {
+        let routes = [
+            ("10.0.0.0/8", Some("gw")),
+            ("10.255.0.0/16", Some("gw")),
+            ("10.9.0.0/16", None),
+            ("::/0", Some("gw")),
+        ];
+        let view = reaching("corp", "10.40.0.1/24", &routes);
+        let all = Outside::of([("nm-corp", &view)]);
+        let connected = [("eth0".to_owned(), net("10.255.255.0/24"))];
+        let found = samples(&view, &all, "nm-corp", &connected).map(|(range, to)| format!("{range} {to}"));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found, ["10.0.0.0/8 10.0.0.3", "10.255.0.0/16 10.255.0.3", "::/0 2001:db8::1"]);
+        let problem = routed_elsewhere(&view, net("10.0.0.0/8"), [10, 0, 0, 3].into(), "wg0");
+        assert!(problem.message.contains("10.0.0.3, which corp reaches through gw, leave this host by wg0"));
     }
 
     #[test]
@@ -536,6 +870,11 @@ mod tests {
             let of = |text: &str| slot.preference(&text.parse().expect("a range"));
             let (first, last) = (of("10.0.0.1/32"), of("2000::/3") + 2);
             assert!(first > 1_000 && last < first + PREFERENCES && last < 5_210, "{slot:?} {first} {last}");
+            let default = of("::/0");
+            assert!(
+                (32_000..32_764).contains(&(default + 1)) && default % LAST_PREFERENCES == 0,
+                "{default}"
+            );
         }
     }
 
@@ -621,7 +960,7 @@ mod tests {
         assert!(matches!(
             &*up,
             [
-                RoutingStep::PutRoute(5_182, ..),
+                RoutingStep::PutRoute(Place { table: 5_182, .. }, _),
                 RoutingStep::AddRule(Rule { act: Act::Main, .. }),
                 RoutingStep::AddRule(Rule { act: Act::Own, .. }),
                 RoutingStep::AddRule(Rule { act: Act::Unreachable, .. }),
@@ -634,7 +973,7 @@ mod tests {
                 RoutingStep::RemoveRule(Rule { act: Act::Unreachable, .. }),
                 RoutingStep::RemoveRule(Rule { act: Act::Own, .. }),
                 RoutingStep::RemoveRule(Rule { act: Act::Main, .. }),
-                RoutingStep::RemoveRoute(5_182, _),
+                RoutingStep::RemoveRoute(Place { table: 5_182, .. }),
             ]
         ));
         assert_eq!(routing_steps(&wanted, &wanted), []);
@@ -642,7 +981,7 @@ mod tests {
         assert_eq!(routing_steps(&unread, &wanted), [], "what is not known to be gone stays");
         let moved = outside(&[("10.40.0.0/16", "b")]).routing(DEFAULT, true);
         let steps = routing_steps(&moved, &wanted);
-        assert!(matches!(&*steps, [RoutingStep::PutRoute(_, _, interface)] if interface == "b"), "{steps:?}");
+        assert!(matches!(&*steps, [RoutingStep::PutRoute(_, way)] if *way == into("b")), "{steps:?}");
     }
 
     #[test]
@@ -651,6 +990,10 @@ mod tests {
         let outside = Outside {
             interfaces: ["nm-corp".to_owned()].into(),
             closed: ["nm-corp".to_owned()].into(),
+            between: ["nm-lab".to_owned()].into(),
+            forwarded: [net("192.168.10.0/24"), net("0.0.0.0/0")].into(),
+            exits: ["eth0".to_owned()].into(),
+            opened: [["eth0".to_owned(), "eth1".to_owned()].into(), BTreeSet::new()],
             own: [address("10.40.0.1"), address("fd40::1")].into(),
             members: [address("10.40.0.2"), address("10.40.0.3")].into(),
             ranges: ranges(&[
@@ -664,6 +1007,11 @@ mod tests {
         for line in [
             "  set ours { type ifname; elements = { \"nm-corp\" } }\n",
             "  set closed { type ifname; elements = { \"nm-corp\" } }\n",
+            "  set between { type ifname . ifname; elements = { \"nm-lab\" . \"nm-lab\" } }\n",
+            "  set exits { type ifname; elements = { \"eth0\" } }\n",
+            "  set opened4 { type ifname; elements = { \"eth0\", \"eth1\" } }\n",
+            "  set opened6 { type ifname; }\n",
+            "  set behind4 { type ipv4_addr; flags interval; auto-merge; elements = { 192.168.10.0/24 } }\n",
             "  set own4 { type ipv4_addr; elements = { 10.40.0.1 } }\n",
             "  set own6 { type ipv6_addr; elements = { fd40::1 } }\n",
             "  set members4 { type ipv4_addr; elements = { 10.40.0.2, 10.40.0.3 } }\n",
@@ -674,10 +1022,20 @@ mod tests {
             "    iifgroup 28269 accept\n",
             "    ct status dnat ct original ip daddr @own4 accept\n",
             "    ct status dnat ct original ip6 daddr @own6 accept\n",
+            "    oifname @ours icmp type redirect counter drop",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
-        assert!(!text.contains("ct status dnat accept"), "what is published on other addresses\n{text}");
+        let last = text.split("iifname != @closed accept").nth(1).expect("what is of networks");
+        assert!(!last.contains("ct status dnat accept"), "what is published on other addresses\n{text}");
+        let all = Outside {
+            ranges: ranges(&[("10.40.0.0/16", "a"), ("0.0.0.0/0", "a"), ("::/0", "a")]),
+            ..outside.clone()
+        };
+        let text = all.filter(DEFAULT.mark());
+        for line in ["auto-merge; elements = { 0.0.0.0/0 } }", "auto-merge; elements = { ::/0 } }"] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
         assert!(!text.contains('*'), "no wildcard: others' interfaces may be called alike\n{text}");
         let mut other = outside.clone();
         other.ranges.clear();

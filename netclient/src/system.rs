@@ -7,6 +7,7 @@ pub mod forwarding;
 pub mod hosts;
 pub mod link;
 mod netlink;
+pub mod own_tables;
 pub mod routing;
 pub mod rp_filter;
 pub mod slots;

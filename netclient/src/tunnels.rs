@@ -132,10 +132,12 @@ pub struct TunnelChanges {
 
 impl TunnelChanges {
     /// The changes from one View to another, at the cost of what differs; absent: more than tunnels and names
-    /// differs.
+    /// differs, as where a range comes or goes. One that another peer carries is a matter of tunnels.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);
-        if delta.interface.is_some() {
+        let is_carried = |view: &View, range| view.routes.get(range).map(|route| route.via.is_some());
+        let rerouted = delta.routes.keys().any(|range| is_carried(before, range) != is_carried(after, range));
+        if delta.interface.is_some() || rerouted || !delta.forwards.is_empty() {
             return None;
         }
         let named = |view: &View, name| {

@@ -283,7 +283,9 @@ async fn ranges_are_routed_past_what_is_marked_and_members_are_known() {
     let routing = a.host.routing();
     let range = "10.0.0.0/24".parse().expect("a range");
     assert!(
-        routing.routes.iter().all(|((table, to), by)| *table != MAIN && *to == range && by == INTERFACE),
+        routing.routes.iter().all(|(place, way)| {
+            place.table != MAIN && place.range == range && way.interface() == Some(INTERFACE)
+        }),
         "{routing:?}"
     );
     assert_eq!((routing.routes.len(), routing.rules.len()), (1, 3));
@@ -640,7 +642,7 @@ async fn a_table_that_the_packet_filter_refuses_is_a_problem_and_costs_no_networ
     assert!(!message.contains("install nftables"), "it is there: {message}");
     let routing = a.host.routing();
     assert!(
-        routing.rules.is_empty() && routing.routes.keys().all(|(table, _)| *table == MAIN),
+        routing.rules.is_empty() && routing.routes.keys().all(|place| place.table == MAIN),
         "{routing:?}"
     );
     assert_eq!(routing.routes.len(), 1, "the network works all the same");

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Su
 use schema::access::Protocol;
 use schema::attribute::Choice as _;
 use schema::guard::Guard;
+use schema::kinds::Kind;
 use schema::scalars::{Name, NetworkName, Seconds};
 
 use crate::keys::Sink;
@@ -90,8 +91,8 @@ pub struct Global {
     /// Prints long lists in full.
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Prints one JSON event per line instead of text; with `status`, `history`, `node`, `show`, `explain`
-    /// and `lab` one document.
+    /// Prints one JSON event per line instead of text; with `status`, `history`, `node`, `client`, `show`,
+    /// `explain` and `lab` one document.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -126,6 +127,9 @@ pub enum Verb {
     /// Removes nodes that have joined, bars their hosts, and lets them join again.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Configures external clients: hosts with WireGuard and without an agent, such as phones.
+    #[command(subcommand)]
+    Client(ClientVerb),
     /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
     Show(Show),
     /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes
@@ -265,13 +269,65 @@ impl std::str::FromStr for NodeArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts: Vec<_> = text.split('/').collect();
-        let (network, name) = match *parts {
-            [name] => (None, name),
-            [network, name] | [network, "node", name] => (Some(network.parse()?), name),
-            _ => return Err("it is not of the form NETWORK/NAME, such as corp/db-1".into()),
-        };
-        Ok(Self { network, name: name.parse()? })
+        let (network, name) = named(text, Kind::Node)?;
+        Ok(Self { network, name })
+    }
+}
+
+/// The network, if it is typed, and the name of an object of that kind.
+fn named(text: &str, kind: Kind) -> Result<(Option<NetworkName>, Name), String> {
+    let parts: Vec<_> = text.split('/').collect();
+    match *parts {
+        [name] => Ok((None, name.parse()?)),
+        [network, name] => Ok((Some(network.parse()?), name.parse()?)),
+        [network, word, name] if word == kind.descriptor().word => {
+            Ok((Some(network.parse()?), name.parse()?))
+        }
+        _ => Err("it is not of the form NETWORK/NAME, such as corp/db-1".into()),
+    }
+}
+
+/// What `client` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClientVerb {
+    /// Prints the WireGuard configuration of a client, for wg-quick or an app. It makes the private key, which
+    /// is sent nowhere, and writes the public one into the file that declares the client.
+    Conf(ClientConf),
+}
+
+/// What `client conf` takes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ClientConf {
+    /// The client: NAME, or NETWORK/NAME where several networks have one of that name.
+    #[arg(value_name = "NAME")]
+    pub client: ClientArg,
+    /// The file of its private key, made with mode 0600 if it does not exist. Absent: a key is made that only
+    /// the configuration has, unless the files declare its public key already.
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Prints the configuration as a QR code, for the camera of a phone.
+    #[arg(long, conflicts_with = "png")]
+    pub qr: bool,
+    /// Draws the configuration as a QR code in this file as well, made with mode 0600.
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+}
+
+/// An external client as it is typed: `alice-phone`, `corp/alice-phone`, or its resource id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientArg {
+    /// The network, if it is typed here.
+    pub network: Option<NetworkName>,
+    /// The name.
+    pub name: Name,
+}
+
+impl std::str::FromStr for ClientArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (network, name) = named(text, Kind::ExternalClient)?;
+        Ok(Self { network, name })
     }
 }
 

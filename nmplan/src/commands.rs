@@ -4,6 +4,7 @@
 //! reached, and where to print.
 
 pub mod apply;
+pub mod client;
 pub mod explain;
 pub mod history;
 pub mod init;
@@ -153,6 +154,7 @@ pub async fn run<C: ControlPlane>(
         Verb::Status => status::run(&mut run).await,
         Verb::History(history) => history::run(history, &mut run).await,
         Verb::Node(node) => node::run(node, &mut run).await,
+        Verb::Client(client) => client::run(client, &mut run).await,
         Verb::Show(show) => show::run(show, &mut run).await,
         Verb::Lab(lab) => lab::run(lab, &mut run).await,
         Verb::Test(test) => test::run(test, &mut run),

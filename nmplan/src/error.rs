@@ -15,6 +15,7 @@ use schema::report::{Code, did_you_mean};
 use schema::scalars::{Name, NetworkName, Seconds};
 use schema::snapshot::Revision;
 
+use crate::client::ClientError;
 use crate::control::ControlError;
 use crate::keys::KeysError;
 use crate::lab::EnterError;
@@ -239,6 +240,9 @@ pub enum Error {
         /// The nodes that have joined.
         known: Vec<String>,
     },
+    /// The configuration of an external client could not be written.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The project has no name.
     #[error(
         "the directory has no project file, and an apply needs the name of the project that manages the resources"
@@ -410,6 +414,7 @@ impl Error {
             | Self::Declined
             | Self::RemovalNotApproved { .. }
             | Self::NotJoined { .. }
+            | Self::Client(_)
             | Self::NoProject
             | Self::PlanFile { .. }
             | Self::OtherPlan { .. }
@@ -453,6 +458,7 @@ impl Error {
                 "not_acknowledged"
             }
             Self::NotJoined { .. } => "not_joined",
+            Self::Client(_) => "client",
             Self::Enter(_) | Self::Lab(_) | Self::NothingToBringUp => "lab",
             Self::Output(_) | Self::Unreported { .. } => "output",
         }
@@ -464,6 +470,7 @@ impl Error {
             Self::Load(error) => return error.help(),
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
+            Self::Client(error) => return error.help(),
             Self::Stale(_) | Self::Undone { .. } | Self::Unexpected { .. } => {
                 "review a new plan:\n\n    nmplan plan".into()
             }

@@ -13,8 +13,9 @@
 //! 4. [`Host::listen`] opens [`Service`]s at it, [`Host::probe`] tries whether another host may open one, and
 //!    [`Host::flow`] keeps traffic going while something changes.
 //!
-//! `nmplan lab` derives the participants from the declarations ([`roster`]), and what packets between them must
-//! show ([`claims`]), runs them ([`run`]) and renders what they showed ([`verdict`]).
+//! `nmplan lab` derives the participants from the declarations ([`roster`]), what is around them
+//! ([`surroundings`]), and what packets between them must show ([`claims`]), runs them ([`run`]) and renders what
+//! they showed ([`verdict`]).
 //!
 //! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end
 //! of every process, interface, mount and file made here.
@@ -22,6 +23,7 @@
 mod agent;
 mod cable;
 pub mod claims;
+mod client;
 mod enter;
 mod flow;
 mod host;
@@ -33,14 +35,17 @@ mod programs;
 pub mod roster;
 pub mod run;
 mod server;
+pub mod surroundings;
 mod underlay;
 pub mod verdict;
+mod wiring;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use agent::Agent;
 pub use cable::Impairment;
+pub use client::Client;
 pub use enter::{DIRECTORY, EnterError, Step, enter, enter_test, inside, outside_pid};
 pub use flow::{Flow, PACE, Pattern, Timeline};
 pub use host::Host;
@@ -51,6 +56,7 @@ pub use process::Process;
 pub use programs::Programs;
 pub use server::Server;
 pub use underlay::Underlay;
+pub use wiring::Around;
 
 /// Why something could not be made in the lab.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,11 @@
 //! A [command](commands) gathers input, calls `schema`, and renders the result: the files come from
 //! [`project`], the server's world from a [`ControlPlane`](control::ControlPlane), the plan from
 //! [`schema::plan`], its text from [`render`]. The secrets of access keys are created in [`keys`] and go to
-//! their sink and nowhere else. [`error`] maps failures to exit codes.
+//! their sink and nowhere else; those of external clients are made in [`client`]. [`error`] maps failures to exit codes.
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod client;
 pub mod commands;
 pub mod console;
 pub mod control;

@@ -33,6 +33,25 @@ const JOINS: &[(&str, usize, &[Joining<'_>])] = &[
         ],
     ),
     ("who-may-talk", 5, &[("voice-1", 6, "voice"), ("runner-1", 7, "runner")]),
+    ("two-offices", 1, &[("gw-fra", 1, "first"), ("gw-muc", 2, "first"), ("laptop-ana", 3, "first")]),
+    ("two-offices", 3, &[("gw-fra-2", 4, "second")]),
+    ("road-warriors", 1, &[("db-1", 1, "first"), ("gw-fra", 2, "first"), ("web-1", 3, "first")]),
+    (
+        "exit",
+        1,
+        &[
+            ("exit-fra", 1, "first"),
+            ("laptop-ana", 2, "first"),
+            ("laptop-ben", 3, "first"),
+            ("server-1", 4, "first"),
+        ],
+    ),
+    ("exit", 3, &[("exit-muc", 5, "second")]),
+    (
+        "behind-nat",
+        1,
+        &[("hq-1", 1, "first"), ("hq-2", 2, "first"), ("till-1", 3, "first"), ("branches-1", 4, "branches")],
+    ),
 ];
 
 /// Lets nodes join the network corp, with addresses of its families and the tags of their keys.

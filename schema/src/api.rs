@@ -10,11 +10,13 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::attribute::Ref;
 use crate::chain::ChainHash;
+use crate::compile::ways::carrier;
 use crate::diff::Change;
 use crate::guard::Guard;
 use crate::inventory::{Admission, Inventory, KeyStatus, NodeId, NodeProblem};
-use crate::kinds::AccessKey;
+use crate::kinds::{AccessKey, Egress, Node, Relay};
 use crate::plan::Plan;
 use crate::published::Time;
 use crate::scalars::{Identity, Name, Verifier, WireGuardKey};
@@ -72,7 +74,7 @@ pub struct LogEntry {
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
     /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `ban`, `lift-ban`, `check-in`,
-    /// `upgrade`, `epoch`, `clock`.
+    /// `upgrade`, `epoch`, `clock`, `failover`, `expire`.
     pub action: String,
     /// The project and env of the declarations.
     pub owner: Option<Owner>,
@@ -87,7 +89,8 @@ pub struct LogEntry {
     pub allowed: BTreeSet<Guard>,
     /// What changed among the declarations.
     pub changes: Vec<Change>,
-    /// The nodes that joined, left or changed, or whose host was barred or may join again.
+    /// The nodes that joined, left or changed, whose host was barred or may join again, or that carry something
+    /// else; and the external clients that changed.
     pub nodes: Vec<NodeId>,
     /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which
     /// it covers, does not have it.
@@ -108,6 +111,51 @@ pub struct StatusDocument {
     /// The access keys.
     #[serde(default)]
     pub keys: Vec<KeyState>,
+    /// The egress.
+    #[serde(default)]
+    pub egress: Vec<CarrierState>,
+    /// The relays.
+    #[serde(default)]
+    pub relays: Vec<CarrierState>,
+}
+
+/// Which node carries an egress or a relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CarrierState {
+    /// Its resource id.
+    pub id: ResourceId,
+    /// The node that carries it: the first candidate that has joined and is not away. Absent: none is there.
+    pub carrier: Option<Name>,
+    /// The nodes that may carry it, in order of preference.
+    pub candidates: Vec<Name>,
+    /// Those of them that do not carry it at present whatever the others do: they are silent, report that they
+    /// cannot, or are not back for long enough.
+    pub away: Vec<Name>,
+}
+
+/// Which nodes carry every egress that is declared.
+pub fn egress_states(snapshot: &Snapshot, inventory: &Inventory) -> Vec<CarrierState> {
+    let states = snapshot.networks().flat_map(|(network, _)| snapshot.all_in::<Egress>(network));
+    states.map(|(id, egress)| carrier_state(id, &egress.via, Some(&id.name), inventory)).collect()
+}
+
+/// Which nodes carry every relay that is declared.
+pub fn relay_states(snapshot: &Snapshot, inventory: &Inventory) -> Vec<CarrierState> {
+    let states = snapshot.networks().flat_map(|(network, _)| snapshot.all_in::<Relay>(network));
+    states.map(|(id, relay)| carrier_state(id, &relay.via, None, inventory)).collect()
+}
+
+fn carrier_state(
+    id: &ResourceId,
+    via: &[Ref<Node>],
+    egress: Option<&Name>,
+    inventory: &Inventory,
+) -> CarrierState {
+    let candidates: Vec<Name> = via.iter().map(|node| node.name.clone()).collect();
+    let is_away = |name: &&Name| inventory.is_away(&NodeId::of(&id.network, name), egress);
+    let away = candidates.iter().filter(is_away).cloned().collect();
+    let carrier = carrier(&id.network, via, egress, inventory).cloned();
+    CarrierState { id: id.clone(), carrier, candidates, away }
 }
 
 /// The state of an access key.

@@ -9,9 +9,11 @@ pub mod allocate;
 pub mod audience;
 pub mod members;
 mod names;
+pub mod paths;
 pub mod policy;
 pub mod reach;
 pub mod reconcile;
+pub mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,13 +25,14 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use crate::access::{Access, ClassId};
-use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
-use crate::kinds::{Acl, Dns, Kind, Network, Node};
+use crate::inventory::{ClientStatus, Endpoints, Inventory, Joined, NodeId};
+use crate::kinds::{Dns, ExternalClient, Kind, Network, Node};
 use crate::scalars::{Endpoint, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::view::{Interface, Peer, Resolution, Route};
+use crate::view::{Interface, Peer, Resolution};
 use names::target;
 use policy::{Class, Policy};
+use ways::{Through, Ways};
 
 /// Entries of a mesh that are sent to some of its classes, by the class that they are about.
 type ByClass<V> = OrdMap<ClassId, OrdMap<Name, Arc<V>>>;
@@ -40,16 +43,16 @@ pub struct Mesh {
     name: NetworkName,
     network: Arc<Network>,
     policy: Arc<Policy>,
-    /// The classes that have members.
+    /// The classes that have members, and those of ranges behind an egress.
     classes: OrdMap<ClassId, Class>,
-    /// Every joined node once, as a peer of the others.
+    /// Every member once, as a peer of those that reach others directly.
     members: ByClass<Peer>,
-    /// The same as they are sent to those that reach them through the hub; none unless the network has both a
-    /// hub and rules.
+    /// The same as they are sent to those that reach others through the hub or a relay; see
+    /// [`Mesh::keeps_carried`].
     carried: ByClass<Peer>,
-    /// The class of each joined node.
+    /// The class of each member.
     class_of: OrdMap<Name, ClassId>,
-    /// The tags of each joined node that has any, and the nodes with each tag; none without rules.
+    /// The tags of each member that has any, and the members with each tag; none if nothing distinguishes them.
     tags_of: OrdMap<Name, Arc<BTreeSet<Name>>>,
     tagged: OrdMap<Name, OrdSet<Name>>,
     /// What each class lets others open at its members; those that may open nothing are absent.
@@ -58,9 +61,14 @@ pub struct Mesh {
     near: OrdMap<ClassId, OrdSet<ClassId>>,
     /// Every joined node's own side.
     interfaces: OrdMap<Name, Arc<Interface>>,
-    /// The routes through the hub that the others are sent in a network without rules; none without a hub, or
-    /// before it has joined.
-    routes: OrdMap<IpNet, Arc<Route>>,
+    /// Who carries what for others.
+    ways: Arc<Ways>,
+    /// What carries each member that a relay or an ingress does.
+    through: OrdMap<Name, Through>,
+    /// These members, by what carries them, with the key and the endpoint that only their carriers need.
+    full: OrdMap<Through, OrdMap<Name, Arc<Peer>>>,
+    /// How many of them are of each class.
+    loads: OrdMap<Through, OrdMap<ClassId, u32>>,
     /// What each name resolves to that every node may know, other than names of nodes that are `named`.
     names: OrdMap<Name, Arc<Resolution>>,
     /// What the other names resolve to, by the class of the node that they lead to.
@@ -78,28 +86,31 @@ pub struct Mesh {
 pub struct Changed {
     /// Resources that were created, changed or deleted.
     pub resources: BTreeSet<ResourceId>,
-    /// Nodes that joined, left or changed.
+    /// Nodes that joined, left or changed, and external clients whose state did.
     pub nodes: BTreeSet<NodeId>,
+    /// Networks in which other nodes carry something.
+    pub carrying: BTreeSet<NetworkName>,
 }
 
 impl Changed {
     /// The networks in which anything was changed.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         let resources = self.resources.iter().map(|id| &id.network);
-        resources.chain(self.nodes.iter().map(|id| &id.network)).collect()
+        resources.chain(self.nodes.iter().map(|id| &id.network)).chain(&self.carrying).collect()
     }
 
     /// What differs between two moments.
     pub fn between(before: (&Snapshot, &Inventory), after: (&Snapshot, &Inventory)) -> Self {
         let resources = before.0.differences(after.0).map(|(id, ..)| id.clone()).collect();
         let nodes = before.1.changed_nodes(after.1);
-        Self { resources, nodes }
+        Self { resources, nodes, carrying: before.1.changed_carrying(after.1) }
     }
 
     /// Adds the differences of a later change.
     pub fn extend(&mut self, later: Self) {
         self.resources.extend(later.resources);
         self.nodes.extend(later.nodes);
+        self.carrying.extend(later.carrying);
     }
 }
 
@@ -108,6 +119,7 @@ impl Mesh {
     pub fn compile(name: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> Option<Self> {
         let network = declared.network(name)?.clone();
         let policy = Arc::new(Policy::compile(name, &network, declared));
+        let ways = Arc::new(Ways::compile(name, &network, &policy, declared, inventory));
         let mut mesh = Self {
             name: name.clone(),
             network,
@@ -121,7 +133,10 @@ impl Mesh {
             access: OrdMap::new(),
             near: OrdMap::new(),
             interfaces: OrdMap::new(),
-            routes: OrdMap::new(),
+            ways: Arc::default(),
+            through: OrdMap::new(),
+            full: OrdMap::new(),
+            loads: OrdMap::new(),
             names: OrdMap::new(),
             names_of: OrdMap::new(),
             homes: OrdMap::new(),
@@ -131,14 +146,17 @@ impl Mesh {
         for (id, dns) in declared.all_in::<Dns>(name) {
             mesh.link_entry(&id.name, target(dns, name));
         }
+        mesh.set_ways(ways);
         for (node, joined) in inventory.nodes_in(name) {
             mesh.put_node(node, joined, declared);
+        }
+        for (client, _) in inventory.clients_in(name) {
+            mesh.put_member(client, declared, inventory);
         }
         for (id, _) in declared.all_in::<Dns>(name) {
             mesh.put_entry(&id.name, declared, inventory);
         }
         mesh.judge();
-        mesh.route_to_hub();
         Some(mesh)
     }
 
@@ -147,8 +165,9 @@ impl Mesh {
     /// The result equals what [`Mesh::compile`] would return.
     pub fn follow(&self, declared: &Snapshot, inventory: &Inventory, changed: &Changed) -> Option<Self> {
         let network = declared.network(&self.name)?;
+        let anew = || Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
         if *network != self.network {
-            return Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
+            return anew();
         }
         let joined = changed.nodes.iter().filter(|id| id.network == self.name).map(|id| id.name.clone());
         let mut nodes: BTreeSet<Name> = joined.collect();
@@ -162,16 +181,32 @@ impl Mesh {
                 // A key's tags were copied at the join.
                 Kind::AccessKey => {}
                 Kind::Dns => drop(entries.insert(id.name.clone())),
+                Kind::ExternalClient => {
+                    nodes.insert(id.name.clone());
+                    rules = true;
+                }
                 Kind::Group | Kind::Allow => rules = true,
-                Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay => {}
+                // Who carries anything is in many places, and changes seldom.
+                Kind::Egress | Kind::Ingress | Kind::Relay => return anew(),
                 // It is judged, and sent to nobody.
                 Kind::Test => {}
             }
         }
         let mut mesh = self.clone();
-        if rules && self.policy.is_restricted() {
-            mesh.policy = Arc::new(Policy::compile(&self.name, network, declared));
-            nodes.extend(self.moved_by(&mesh.policy, inventory));
+        if rules {
+            let policy = Policy::compile(&self.name, network, declared);
+            if policy.is_restricted() != self.policy.is_restricted() {
+                return anew();
+            }
+            if policy != *self.policy {
+                mesh.policy = Arc::new(policy);
+                nodes.extend(self.moved_by(&mesh.policy, inventory));
+            }
+        }
+        if !self.ways.is_empty() {
+            let ways = Ways::compile(&self.name, network, &mesh.policy, declared, inventory);
+            nodes.extend(self.carried_otherwise(&ways, inventory));
+            mesh.set_ways(Arc::new(ways));
         }
         for entry in &entries {
             let dns = declared.named::<Dns>(&self.name, entry);
@@ -179,26 +214,72 @@ impl Mesh {
         }
         // The name of a node that is also an entry's resolves to what the entry says.
         for node in nodes.union(&entries) {
-            match inventory.node(&NodeId::of(&self.name, node)) {
-                Some(joined) => mesh.put_node(node, joined, declared),
-                None => mesh.remove_node(node, declared),
-            }
+            mesh.put_member(node, declared, inventory);
         }
         let leads = self.leading_to(nodes.union(&entries)).union(mesh.leading_to(nodes.union(&entries)));
         for entry in leads.into_iter().chain(entries) {
             mesh.put_entry(&entry, declared, inventory);
         }
         mesh.judge_after(self);
-        mesh.route_to_hub();
         Some(mesh)
     }
 
-    /// The joined nodes that other rules put into another class.
+    /// Adds, changes or removes whoever has a name: a node that has joined, or an external client that is let
+    /// in.
+    fn put_member(&mut self, name: &Name, declared: &Snapshot, inventory: &Inventory) {
+        let id = NodeId::of(&self.name, name);
+        if let Some(joined) = inventory.node(&id) {
+            return self.put_node(name, joined, declared);
+        }
+        let client = declared.named::<ExternalClient>(&self.name, name).cloned();
+        match client.zip(inventory.client(&id)) {
+            Some((client, status)) if is_let_in(&client, status) => {
+                self.interfaces.remove(name);
+                self.put_client(name, &client, status, declared);
+            }
+            _ => self.remove_member(name, declared),
+        }
+    }
+
+    /// The members that other rules, or others who are there, give another carrier.
+    fn carried_otherwise(&self, later: &Ways, inventory: &Inventory) -> BTreeSet<Name> {
+        let mut members = BTreeSet::new();
+        for (relay, way) in self.ways.relays() {
+            if later.relay(relay) == Some(way) {
+                continue;
+            }
+            if later.relay(relay).is_none_or(|later| !later.is_for_the_same_as(way)) {
+                return inventory.nodes_in(&self.name).map(|(name, _)| name.clone()).collect();
+            }
+            let carried = self.full.get(&Through::Relay(relay.clone()));
+            members.extend(carried.into_iter().flat_map(OrdMap::keys).cloned());
+        }
+        members
+    }
+
+    /// Sets who carries what, and makes the ranges outside of the network known to the rules.
+    fn set_ways(&mut self, ways: Arc<Ways>) {
+        if ways == self.ways {
+            return;
+        }
+        if self.policy.is_restricted() {
+            let before: BTreeSet<_> = self.ways.ranges().map(|(_, way)| way.id).collect();
+            let after: BTreeSet<_> = ways.ranges().map(|(_, way)| way.id).collect();
+            before.difference(&after).for_each(|gone| drop(self.classes.remove(gone)));
+            for (_, way) in ways.ranges().filter(|(_, way)| !before.contains(&way.id)) {
+                self.classes.insert(way.id, way.class.clone());
+            }
+        }
+        self.ways = ways;
+    }
+
+    /// The members that other rules put into another class.
     fn moved_by(&self, later: &Policy, inventory: &Inventory) -> BTreeSet<Name> {
         let policy::Moved { names, tags, ranges } = later.moved_since(&self.policy);
-        let mut moved: BTreeSet<_> = names.into_iter().filter(|name| self.has(name)).collect();
+        let is_member = |name: &Name| self.class_of.contains_key(name);
+        let mut moved: BTreeSet<_> = names.into_iter().filter(is_member).collect();
         moved.extend(tags.iter().filter_map(|tag| self.tagged.get(tag)).flatten().cloned());
-        for range in ranges {
+        for range in ranges.into_iter().filter(|range| range.prefix_len() > 0) {
             let inside = inventory.addresses_from(&self.name, range.network());
             moved.extend(inside.take_while(|(it, _)| range.contains(it)).map(|(_, name)| name.clone()));
         }
@@ -214,7 +295,8 @@ impl Mesh {
             && self.access.ptr_eq(&earlier.access)
             && self.near.ptr_eq(&earlier.near)
             && self.interfaces.ptr_eq(&earlier.interfaces)
-            && self.routes.ptr_eq(&earlier.routes)
+            && (Arc::ptr_eq(&self.ways, &earlier.ways) || self.ways == earlier.ways)
+            && self.full.ptr_eq(&earlier.full)
             && self.names.ptr_eq(&earlier.names)
             && self.names_of.ptr_eq(&earlier.names_of)
     }
@@ -244,12 +326,22 @@ impl Mesh {
         self.network.hub.as_ref().map(|hub| &hub.name)
     }
 
+    /// Who carries what for others.
+    pub fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    /// What carries a member's traffic; absent: nothing but the hub, if there is one.
+    pub fn through(&self, member: &Name) -> Option<&Through> {
+        self.through.get(member)
+    }
+
     /// The rules.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Which class a joined node is in.
+    /// Which class a member is in.
     pub fn class_of(&self, node: &Name) -> Option<ClassId> {
         self.class_of.get(node).copied()
     }
@@ -283,60 +375,142 @@ impl Mesh {
         self.members.get(self.class_of.get(node)?)?.get(node)
     }
 
-    /// Whether the network has rules, and its packets pass a hub: the others are then sent the peers that
-    /// they may know, without what only the hub needs.
-    fn hub_carries(&self) -> bool {
-        self.policy.is_restricted() && self.network.hub.is_some()
+    /// Whether there are nodes that know others without what it takes to reach them directly: around a hub in
+    /// a network with rules, and behind a relay.
+    fn keeps_carried(&self) -> bool {
+        self.ways.has_relays() || self.is_restricted_hub()
     }
 
-    /// While the hub is there, everything in the network's ranges goes to it.
-    fn route_to_hub(&mut self) {
-        let hub = self.hub().filter(|hub| self.has(hub) && !self.policy.is_restricted()).cloned();
-        let routes = hub
-            .iter()
-            .flat_map(|hub| self.network.ranges().map(|range| (range, Arc::new(Route { via: Some(hub.clone()), class: ClassId::default() }))));
-        let routes: OrdMap<_, _> = routes.collect();
-        if routes != self.routes {
-            self.routes = routes;
-        }
+    /// Whether the network has rules, and its packets pass a hub: the others are then sent the peers that
+    /// they may know, without what only the hub needs.
+    fn is_restricted_hub(&self) -> bool {
+        self.policy.is_restricted() && self.network.hub.is_some()
     }
 
     fn put_node(&mut self, node: &Name, joined: &Joined, declared: &Snapshot) {
         let declaration = declared.named::<Node>(&self.name, node).map(|node| &**node);
-        let class = self.place(node, joined, declaration);
+        let plain = !self.policy.is_restricted() && self.policy.is_plain() && !self.ways.has_relays();
+        let tags = if plain { BTreeSet::new() } else { tags(Some(joined), declaration) };
+        let through = self.ways.relay_of(node, &tags, &joined.addresses).cloned().map(Through::Relay);
+        let class = self.place(node, tags, &joined.addresses);
         let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
-        // The other nodes around a hub do not have it as a peer, so its name is sent separately.
-        let named = resolves && (self.network.hub.is_none() || self.hub_carries());
-        let interface = self.interface(node, joined, &declaration, named);
-        let peer = self.peer_of(node, joined, &declaration, class, named);
-        if self.hub_carries() {
-            let sent = if peer.via.is_some() {
-                Peer { public_key: None, endpoint: None, ..peer.clone() }
-            } else {
-                peer.clone()
-            };
-            put_in(&mut self.carried, class, node, sent);
-        }
-        put_in(&mut self.members, class, node, peer);
+        let named = resolves && self.says_names_with_peers();
+        let carrier = match &through {
+            Some(relay) => self.ways.carrier_of(relay),
+            None => self.hub().filter(|hub| *hub != node),
+        };
+        let interface = self.interface(node, joined, &declaration, carrier.cloned(), named);
+        let peer = Peer {
+            public_key: Some(joined.public_key),
+            endpoint: endpoint(declaration.endpoint, joined),
+            addresses: joined.reachable(),
+            via: through.as_ref().and_then(|relay| self.ways.carrier_of(relay)).cloned(),
+            class,
+            carries: self.ways.carries(node),
+            named,
+        };
+        self.put_peer(node, peer, through);
         put(&mut self.interfaces, node, interface);
+        self.put_name(node, resolves, named, joined.reachable(), declared);
+    }
+
+    /// Adds or changes an external client that is let in.
+    fn put_client(
+        &mut self,
+        name: &Name,
+        client: &ExternalClient,
+        status: &ClientStatus,
+        declared: &Snapshot,
+    ) {
+        let ClientStatus { addresses, created: _, expired: _ } = status;
+        let ExternalClient { public_key, tags, .. } = client;
+        let through = ways::through(client);
+        let class = self.place(name, tags.clone(), addresses);
+        let resolves = self.network.name_service && !self.is_entry(name, declared);
+        let named = resolves && self.says_names_with_peers();
+        let peer = Peer {
+            public_key: *public_key,
+            // It must send first, wherever it is.
+            endpoint: None,
+            addresses: addresses.clone(),
+            via: self.ways.carrier_of(&through).cloned(),
+            class,
+            carries: false,
+            named,
+        };
+        self.put_peer(name, peer, Some(through));
+        self.put_name(name, resolves, named, addresses.clone(), declared);
+    }
+
+    /// Whether peers say that their names resolve to their addresses. Nodes around a hub do not have each other
+    /// as peers in a network without rules, so that names are sent separately there.
+    fn says_names_with_peers(&self) -> bool {
+        self.network.hub.is_none() || self.policy.is_restricted()
+    }
+
+    fn put_name(
+        &mut self,
+        member: &Name,
+        resolves: bool,
+        named: bool,
+        addresses: BTreeSet<IpAddr>,
+        declared: &Snapshot,
+    ) {
         if resolves && !named {
-            put(&mut self.names, node, Resolution::Addresses(joined.reachable()));
-        } else if !self.is_entry(node, declared) {
-            self.forget_name(node);
+            put(&mut self.names, member, Resolution::Addresses(addresses));
+        } else if !self.is_entry(member, declared) {
+            self.forget_name(member);
         }
     }
 
-    /// Finds the class of a node, and takes it out of the one that it was in.
-    fn place(&mut self, node: &Name, joined: &Joined, declaration: Option<&Node>) -> ClassId {
-        if !self.policy.is_restricted() {
-            self.enter(node, Class::default());
-            return ClassId::default();
+    /// Adds or changes a member whose class is known, as others see it.
+    fn put_peer(&mut self, name: &Name, peer: Peer, through: Option<Through>) {
+        let class = peer.class;
+        if self.through.get(name) != through.as_ref() {
+            self.unload(name);
         }
-        let tags = tags(Some(joined), declaration);
-        let class = self.policy.class(node, &tags, &joined.addresses);
-        self.tag(node, tags);
-        self.enter(node, class)
+        let carried = Peer { public_key: None, endpoint: None, ..peer.clone() };
+        if self.keeps_carried() {
+            put_in(&mut self.carried, class, name, carried.clone());
+        }
+        let Some(through) = through else { return put_in(&mut self.members, class, name, peer) };
+        put_in(&mut self.members, class, name, carried);
+        let there = self.full.get(&through).and_then(|members| members.get(name)).cloned();
+        if there.as_deref() == Some(&peer) {
+            return;
+        }
+        if there.is_none_or(|there| there.class != class) {
+            self.unload(name);
+            *self.loads.entry(through.clone()).or_default().entry(class).or_insert(0) += 1;
+        }
+        self.full.entry(through.clone()).or_default().insert(name.clone(), Arc::new(peer));
+        self.through.insert(name.clone(), through);
+    }
+
+    /// Takes a member away from what carries it.
+    fn unload(&mut self, name: &Name) {
+        let Some(through) = self.through.remove(name) else { return };
+        let Some(members) = self.full.get_mut(&through) else { return };
+        let class = members.remove(name).map(|peer| peer.class).unwrap_or_default();
+        if members.is_empty() {
+            self.full.remove(&through);
+        }
+        let Some(loads) = self.loads.get_mut(&through) else { return };
+        match loads.get(&class) {
+            Some(1) | None => drop(loads.remove(&class)),
+            Some(more) => drop(loads.insert(class, more - 1)),
+        }
+        if loads.is_empty() {
+            self.loads.remove(&through);
+        }
+    }
+
+    /// Finds the class of a member, and takes it out of the one that it was in.
+    fn place(&mut self, name: &Name, tags: BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> ClassId {
+        let class = self.policy.class(name, &tags, addresses);
+        self.tag(name, tags);
+        self.enter(name, class)
     }
 
     fn enter(&mut self, node: &Name, class: Class) -> ClassId {
@@ -357,6 +531,7 @@ impl Mesh {
 
     /// Takes a node out of its class, which goes with its last member.
     fn take_out(&mut self, node: &Name) {
+        self.unload(node);
         let Some(class) = self.class_of.remove(node) else { return };
         remove_from(&mut self.members, class, node);
         remove_from(&mut self.carried, class, node);
@@ -384,7 +559,7 @@ impl Mesh {
         }
     }
 
-    fn remove_node(&mut self, node: &Name, declared: &Snapshot) {
+    fn remove_member(&mut self, node: &Name, declared: &Snapshot) {
         self.take_out(node);
         self.tag(node, BTreeSet::new());
         self.interfaces.remove(node);
@@ -507,13 +682,14 @@ impl Mesh {
         name: &Name,
         joined: &Joined,
         declaration: &Declaration<'_>,
+        carrier: Option<Name>,
         named: bool,
     ) -> Interface {
         let Network {
             ipv4: _,
             ipv6: _,
-            hub,
-            acl,
+            hub: _,
+            acl: _,
             listen_port: _,
             mtu,
             keepalive: _,
@@ -533,28 +709,9 @@ impl Mesh {
             mtu: mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
             keepalive: declaration.keepalive,
             check_in: *check_in,
-            carrier: None,
-            forward: hub.as_ref().is_some_and(|hub| hub.name == *name),
-            restricted: *acl == Acl::Deny,
-            named,
-        }
-    }
-
-    fn peer_of(
-        &self,
-        name: &Name,
-        joined: &Joined,
-        declaration: &Declaration<'_>,
-        class: ClassId,
-        named: bool,
-    ) -> Peer {
-        Peer {
-            public_key: Some(joined.public_key),
-            endpoint: endpoint(declaration.endpoint, joined),
-            addresses: joined.reachable(),
-            via: self.hub().filter(|hub| *hub != name).cloned(),
-            class,
-            carries: false,
+            carrier,
+            forward: self.ways.carries(name),
+            restricted: self.policy.is_restricted(),
             named,
         }
     }
@@ -568,12 +725,20 @@ impl Mesh {
             access: shared_within(&earlier.access, &self.access),
             near: shared(&earlier.near, &self.near),
             interfaces: shared(&earlier.interfaces, &self.interfaces),
-            routes: shared(&earlier.routes, &self.routes),
+            ways: if self.ways == earlier.ways { earlier.ways.clone() } else { self.ways },
+            through: shared(&earlier.through, &self.through),
+            full: shared_within(&earlier.full, &self.full),
+            loads: shared_within(&earlier.loads, &self.loads),
             names: shared(&earlier.names, &self.names),
             names_of: shared_within(&earlier.names_of, &self.names_of),
             ..self
         }
     }
+}
+
+/// Whether an external client is a member: let in, with a key and addresses.
+pub fn is_let_in(client: &ExternalClient, status: &ClientStatus) -> bool {
+    client.enabled && client.public_key.is_some() && !status.expired && !status.addresses.is_empty()
 }
 
 /// A node's tags: those of the key that it joined with, as they were then, and those of its declaration.
@@ -611,7 +776,7 @@ impl<'a> Declaration<'a> {
 /// Where the others reach a node: the declared endpoint, else the one that its operator configured, else
 /// where the server saw it, else its own address as the agent reports it. Absent: it must send first, as must
 /// a node whose port is not chosen yet.
-fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
+pub(crate) fn endpoint(declared: Option<&Endpoint>, joined: &Joined) -> Option<Endpoint> {
     let Endpoints { configured, seen, local } = &joined.endpoints;
     let named = declared.or(configured.as_ref()).cloned();
     let endpoint = named.or_else(|| seen.or(*local).map(Endpoint::from))?.or_port(joined.listen_port);

@@ -155,7 +155,7 @@ fn check_ranges(
             let message = format!(
                 "{range} of {id} holds {held}, by which the server is reached: programs of hosts that join would look for it inside of the mesh"
             );
-            let at = source_map.location(id, &[Step::Field(field)]);
+            let at = source_map.element_or_field(id, &[Step::Field(field)], &range.to_string());
             let help = "choose a range without it, or let it through once with --allow cut-off (by an admin)"
                 .to_owned();
             let problem = Problem::new(Code::CutOff, message).at(at).about(id).help(help);
@@ -171,11 +171,12 @@ fn held(range: IpNet, server: &[IpAddr]) -> impl Iterator<Item = &IpAddr> {
     server.iter().filter(move |address| range.prefix_len() > 0 && range.contains(*address))
 }
 
+/// The ranges that hosts are led into the mesh for: those of networks, and those that are forwarded to.
 fn ranges(entry: Option<&Entry>) -> Vec<(&'static str, IpNet)> {
     let claims = entry.map(|entry| entry.object.claims()).unwrap_or_default();
     let range = |(field, claim)| match claim {
-        Claim::Range(range) => Some((field, range)),
-        Claim::Reserved(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+        Claim::Range(range) | Claim::Route(range) => Some((field, range)),
+        Claim::Pool(_) | Claim::Reserved(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
     };
     claims.into_iter().filter_map(range).collect()
 }
@@ -259,6 +260,21 @@ mod tests {
         assert_eq!(found("", &other, &server), [""; 0]);
         assert_eq!(found("", &tight, &[]), [""; 0]);
         assert_eq!(found("", "network \"six\" ipv6=\"2001:db8::/64\"", &server), ["\"2001:db8::/64\""]);
+    }
+
+    #[test]
+    fn a_range_that_is_forwarded_to_is_judged_likewise_and_default_routes_are_not() {
+        let world = |ranges: &str, more: &str| {
+            format!(
+                "network \"corp\" ipv4=\"10.40.0.0/24\" {{ node \"gw\"; egress \"out\" via=\"gw\" {more} {{ ranges {ranges}; }}; }}"
+            )
+        };
+        let server = ["192.0.2.11", "2001:db8::1"];
+        let both = world("\"0.0.0.0/0\" \"::/0\" \"192.0.2.0/24\" \"198.51.100.0/24\"", "");
+        assert_eq!(found("", &both, &server), ["\"192.0.2.0/24\""]);
+        assert_eq!(found(&both, &world("\"192.0.2.0/24\"", "nat=#false"), &server), [""; 0], "it was there");
+        assert_eq!(found(&both, &world("\"192.0.2.0/25\"", ""), &server), ["\"192.0.2.0/25\""]);
+        assert_eq!(found("", &world("\"0.0.0.0/0\" \"::/0\"", ""), &server), [""; 0]);
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetItem;
+use imbl::{OrdMap, OrdSet};
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::AccessKey;
+use crate::kinds::{AccessKey, ExternalClient};
 use crate::rules::endpoints::Members;
 use crate::scalars::{Endpoint, Identity, Name, NetworkName, Time, Verifier, WireGuardKey};
 pub use crate::snapshot::NodeId;
@@ -146,6 +146,13 @@ pub struct ClientStatus {
     /// Whether it has expired.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+}
+
+impl ClientStatus {
+    /// When the client is cut off; absent: never.
+    pub fn expires(&self, client: &ExternalClient) -> Option<Timestamp> {
+        client.expires.map(|expires| expires.moment(self.created))
+    }
 }
 
 /// What a node does not carry at present, though it is declared to.
@@ -438,6 +445,11 @@ impl Inventory {
         away.is_some_and(|away| away.everything || egress.is_some_and(|egress| away.egress.contains(egress)))
     }
 
+    /// What a node does not carry at present; absent: it carries everything.
+    pub fn away_of(&self, id: &NodeId) -> Option<&Away> {
+        self.away.get(id)
+    }
+
     /// Every node that does not carry what it should.
     pub fn away(&self) -> impl Iterator<Item = (&NodeId, &Away)> {
         self.away.iter()
@@ -568,10 +580,16 @@ impl Inventory {
         for (id, status) in self.keys.iter().filter(|(_, status)| status.created > latest) {
             right.keys.insert(id.clone(), Arc::new(KeyStatus { created: now, ..(**status).clone() }));
         }
+        for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
+            right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
+        }
         for (place, quarantined) in
             self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest)
         {
             right.quarantine.insert(place.clone(), Quarantined { since: now, ..quarantined.clone() });
+        }
+        for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
+            right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
         }
         (right != *self).then_some(right)
     }
@@ -589,13 +607,11 @@ impl Inventory {
 
     /// The networks in which another node may carry something, between this inventory and a later one.
     pub fn changed_carrying(&self, later: &Self) -> BTreeSet<NetworkName> {
-        let away = self.away.diff(&later.away).map(|item| match item {
-            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
-        });
+        let away = self.changed_away(later).into_iter().map(|id| id.network);
         let carried = self.carried.diff(&later.carried).map(|item| match item {
             SetItem::Add(id) | SetItem::Remove(id) => id,
         });
-        away.chain(carried).map(|id| id.network.clone()).collect()
+        away.chain(carried.map(|id| id.network.clone())).collect()
     }
 
     /// The nodes whose host was barred or is no longer, between this inventory and a later one.
@@ -606,6 +622,14 @@ impl Inventory {
             | DiffItem::Update { new: ((network, _), barred), .. } => NodeId::of(network, &barred.node),
         });
         changed.collect()
+    }
+
+    /// The nodes that carry something else, between this inventory and a later one.
+    pub fn changed_away(&self, later: &Self) -> BTreeSet<NodeId> {
+        let away = self.away.diff(&later.away).map(|item| match item {
+            DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id,
+        });
+        away.cloned().collect()
     }
 
     /// What differs between this inventory and a later one.
@@ -669,7 +693,13 @@ pub(crate) mod tests {
             all.put_node(NodeId::of(&network, &name), joined);
             let key = KeyStatus { verifier: Verifier([1; 32]), created: moment, used: 0 };
             all.put_key("corp/access-key/k".parse().expect("good"), key);
+            let client = ClientStatus { addresses: BTreeSet::new(), created: moment, expired: false };
+            all.put_client(NodeId::of(&network, &"phone".parse().expect("good")), client, moment);
             all.put_quarantined(network.clone(), address(2), Quarantined { since: moment, node: name });
+            let client = NodeId::of(&network, &"phone".parse().expect("good"));
+            let status =
+                ClientStatus { addresses: BTreeSet::from([address(3)]), created: moment, expired: false };
+            all.put_client(client, status, now);
             all
         };
         for right in [Timestamp::UNIX_EPOCH, now, soon] {

@@ -1,9 +1,9 @@
 //! Whether what tests assert holds, and why members reach each other or not. Pure: from the declarations and
 //! what has joined.
 //!
-//! Tests are judged on [`members`], which have joined or are taken to have. Those that no rule and no test
-//! distinguishes are of one [class](Class), and pairs of classes are judged, never pairs of members: only a
-//! counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges.
+//! Tests are judged on [`members`], which have joined or are taken to have, and on ranges behind gateways. Those
+//! that no rule, no test and no [way](Paths) distinguishes are alike, and pairs of these are judged, never pairs
+//! of members: only a counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges.
 
 pub mod explain;
 
@@ -16,9 +16,12 @@ use serde::{Deserialize, Serialize};
 use crate::access::{Access, Protocol};
 use crate::attribute::Ref;
 use crate::compile::members::{Member, members};
+use crate::compile::paths::{Party, Paths, Place};
 use crate::compile::policy::{Class, Policy, Side, Standing};
+use crate::compile::reach::families;
+use crate::compile::ways::{Through, Ways, through};
 use crate::inventory::Inventory;
-use crate::kinds::{Allow, NoReach, Node, Path, Reach, Test};
+use crate::kinds::{ExternalClient, NoReach, Node, Path, Reach, Test};
 use crate::report::{Code, Problem};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, Selector};
@@ -246,32 +249,43 @@ fn listed<T: fmt::Display>(of: impl IntoIterator<Item = T>) -> String {
     of.into_iter().map(|it| it.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The members of a network, in classes that also some sides of tests distinguish, and the hub alone.
+/// The members of a network and the ranges behind its gateways, as some sides of tests distinguish them.
 struct Distinguished<'a> {
     network: &'a NetworkName,
     policy: Policy,
+    ways: Ways,
+    hub: Option<Name>,
     members: BTreeMap<Name, Member>,
+    /// The class of each node that carries traffic of others, and what carries its own.
+    carriers: BTreeMap<Name, (Class, Option<Through>)>,
     /// None is empty.
     classes: Vec<Alike>,
     /// The sides that were asked for, in that order; absent: that of every member.
     sides: Vec<Option<Side>>,
-    /// The node that all traffic passes; absent: none, or it is no member.
-    hub: Option<Name>,
 }
 
-/// Members of one class: those that have joined or are declared first, then by name.
+/// Members or ranges that are judged alike: those that have joined or are declared first, then by name.
 struct Alike {
     class: Class,
     standing: Standing,
-    names: Vec<Name>,
-    is_hub: bool,
+    at: At,
+    parties: Vec<Party>,
 }
 
-/// Pairs that something is not true of: two members of such a pair with their classes, and how many there
-/// are.
+/// What decides which way packets take.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct At {
+    place: Place,
+    /// Whether there are IPv4 and IPv6 addresses.
+    families: [bool; 2],
+    /// The egress that a range is behind; absent: they are members.
+    behind: Option<Name>,
+}
+
+/// Pairs that something is not true of: the two of such a pair with their classes, and how many there are.
 struct Broken<'a> {
-    from: (&'a Name, &'a Alike),
-    to: (&'a Name, &'a Alike),
+    from: (&'a Party, &'a Alike),
+    to: (&'a Party, &'a Alike),
     pairs: u64,
 }
 
@@ -286,29 +300,127 @@ impl<'a> Distinguished<'a> {
         let members = members(network, declared, inventory);
         let mut policy = Policy::compile(network, settings, declared);
         let sides = sides.map(|side| policy.put_side(side, network, declared)).collect();
-        let hub = settings.hub.as_ref().map(|hub| hub.name.clone()).filter(|hub| members.contains_key(hub));
-        if let Some(hub) = &hub {
-            policy.put_side(&[Selector::Name(hub.clone())].into(), network, declared);
-        }
-        let mut by_class: BTreeMap<Class, Vec<&Name>> = BTreeMap::new();
+        let ways = Ways::compile(network, settings, &policy, declared, inventory);
+        let through = |name: &Name, member: &Member| match declared.named::<ExternalClient>(network, name) {
+            Some(client) => Some(through(client)),
+            None => ways.relay_of(name, &member.tags, &member.addresses).cloned().map(Through::Relay),
+        };
+        let mut alike: BTreeMap<(Class, At), Vec<Party>> = BTreeMap::new();
+        let mut carriers = BTreeMap::new();
         for (name, member) in &members {
             let class = policy.class(name, &member.tags, &member.addresses);
-            by_class.entry(class).or_default().push(name);
+            let carrier = Some(name).filter(|name| ways.carries(name)).cloned();
+            let place = Place { carrier: carrier.clone(), through: through(name, member) };
+            carriers.extend(carrier.map(|name| (name, (class.clone(), place.through.clone()))));
+            let families = families(member.addresses.iter());
+            let at = At { place, families, behind: None };
+            alike.entry((class, at)).or_default().push(Party::Member(name.clone()));
         }
-        let alike = |(class, mut names): (Class, Vec<&Name>)| {
-            names.sort_by_key(|name| rank(name, &members));
-            let is_hub = hub.is_some() && names.first().copied() == hub.as_ref();
-            let names = names.into_iter().cloned().collect();
-            Alike { standing: policy.standing(&class), class, names, is_hub }
+        for (range, way) in ways.ranges() {
+            let place = Place { carrier: None, through: Some(Through::Egress(way.egress.clone())) };
+            let families = families([range.addr()].iter());
+            let at = At { place, families, behind: Some(way.egress.clone()) };
+            alike.entry((way.class.clone(), at)).or_default().push(Party::Range(*range));
+        }
+        let class = |((class, at), mut parties): ((Class, At), Vec<Party>)| {
+            parties.sort_by(|one, other| rank(one, &members).cmp(&rank(other, &members)));
+            Alike { standing: policy.standing(&class), class, at, parties }
         };
-        let classes = by_class.into_iter().map(alike).collect();
-        Some(Self { network, policy, members, classes, sides, hub })
+        let classes = alike.into_iter().map(class).collect();
+        let hub = settings.hub.as_ref().map(|hub| hub.name.clone());
+        Some(Self { network, policy, ways, hub, members, carriers, classes, sides })
+    }
+
+    /// The ways while one node is away, or while all are there that will have joined.
+    fn paths<'s>(&'s self, away: Option<&'s Name>) -> Paths<'s> {
+        let carriers = self.carriers.iter().map(|(name, (_, through))| (name.clone(), through.clone()));
+        let is_there =
+            move |node: &Name, _: Option<&Name>| self.members.contains_key(node) && Some(node) != away;
+        Paths::new(&self.ways, self.hub.as_ref(), carriers.collect(), is_there)
     }
 
     /// The classes on a side; none for the side of no selector.
     fn on(&self, selectors: &BTreeSet<Selector>, side: Option<Side>) -> impl Iterator<Item = &Alike> {
         let any = !selectors.is_empty();
         self.classes.iter().filter(move |it| any && it.class.is_on(side))
+    }
+
+    /// Why packets do not get from one to another, whatever the rules say, in words that follow their names;
+    /// nothing if they do.
+    fn obstacle(&self, from: &Alike, to: &Alike, paths: &Paths<'_>) -> Option<String> {
+        if (0..2).all(|family| !from.at.families[family] || !to.at.families[family]) {
+            return Some("since they have no addresses of the same family".into());
+        }
+        for (member, outer) in [(from, to), (to, from)] {
+            let Some(egress) = &outer.at.behind else { continue };
+            let way = self.ways.ranges().find(|(_, way)| way.egress == *egress)?.1;
+            // What is behind a gateway itself goes by what is for that gateway.
+            let class = match &member.at.behind {
+                None => Some(&member.class),
+                Some(other) => self.gateway_of(other).and_then(|node| Some(&self.carriers.get(node)?.0)),
+            };
+            if !class.is_some_and(|class| class.is_on(way.side)) {
+                return Some(format!("since {egress} is not for {}", member.parties[0]));
+            }
+        }
+        let everywhere = |side: &Alike| match side.parties[0] {
+            Party::Range(range) => range.prefix_len() == 0,
+            Party::Member(_) => false,
+        };
+        if everywhere(from) {
+            return Some("since a way to the internet lets nobody in".into());
+        }
+        paths
+            .between(&from.at.place, &to.at.place)
+            .is_none()
+            .then(|| "since no node carries them there".into())
+    }
+
+    /// The node that carries an egress while all are there.
+    fn gateway_of(&self, egress: &Name) -> Option<&Name> {
+        let via = self.ways.candidates_of(&Through::Egress(egress.clone())).iter();
+        via.into_iter().find(|node| self.members.contains_key(*node))
+    }
+
+    /// How many pairs there are of two classes. Nobody is paired with himself, nor with what is behind him.
+    fn pairs(&self, from: &Alike, to: &Alike) -> u64 {
+        let (ours, theirs) = (from.parties.len() as u64, to.parties.len() as u64);
+        let behind = |one: &Alike, other: &Alike| {
+            let egress = other.at.behind.as_ref();
+            let via = egress.map(|egress| self.ways.candidates_of(&Through::Egress(egress.clone())));
+            let own = via.zip(one.at.place.carrier.as_ref()).is_some_and(|(via, node)| via.contains(node));
+            own || egress.is_some() && egress == one.at.behind.as_ref()
+        };
+        if behind(from, to) || behind(to, from) {
+            return 0;
+        }
+        ours * (theirs - u64::from(std::ptr::eq(from, to)))
+    }
+
+    /// The pairs of two sides that something breaks.
+    fn broken<'s>(
+        &'s self,
+        (from, to): (&[&'s Alike], &[&'s Alike]),
+        breaks: impl Fn(&Alike, &Alike) -> bool,
+    ) -> Option<Broken<'s>> {
+        let mut first: Option<Broken<'s>> = None;
+        let mut total = 0;
+        for one in from {
+            for other in to {
+                let pairs = self.pairs(one, other);
+                if pairs == 0 || !breaks(one, other) {
+                    continue;
+                }
+                total += pairs;
+                let same = std::ptr::eq(*one, *other);
+                let pair = ((&one.parties[0], *one), (&other.parties[usize::from(same)], *other));
+                let rank = |from, to| (rank(from, &self.members), rank(to, &self.members));
+                if first.as_ref().is_none_or(|it| rank(pair.0.0, pair.1.0) < rank(it.from.0, it.to.0)) {
+                    first = Some(Broken { from: pair.0, to: pair.1, pairs: 0 });
+                }
+            }
+        }
+        first.map(|first| Broken { pairs: total, ..first })
     }
 
     fn judge(&self, assertion: Assertion<'_>, sides: &[Option<Side>]) -> Verdict {
@@ -355,21 +467,36 @@ impl<'a> Distinguished<'a> {
         let giving = self.policy.giving(&usable(access));
         let refused =
             |from: &Alike, to: &Alike| !self.policy.gives_all(&giving, &from.standing, &to.standing);
-        if let Some(broken) = broken(sides, &self.members, refused) {
+        if let Some(broken) = self.broken(sides, refused) {
             let open = self.policy.access(&broken.from.1.class, &broken.to.1.class);
             let only = if open.is_nothing() { "nothing".to_owned() } else { format!("only {open}") };
             return self.fails(assertion, &broken, |from, to| format!("{from} may open {only} at {to}"));
         }
-        let lost = |from: &Alike, to: &Alike| !from.is_hub && !to.is_hub;
-        match &self.hub {
-            Some(hub) if without_any_gateway => match broken(sides, &self.members, lost) {
-                Some(broken) => self.fails(assertion, &broken, |from, to| {
-                    format!("{from} does not reach {to} while the hub {hub} is away")
-                }),
-                None => assertion.holds(),
-            },
-            Some(_) | None => assertion.holds(),
+        if let Some(verdict) = self.without_way(assertion, sides) {
+            return verdict;
         }
+        let all = without_any_gateway.then_some(self.carriers.keys()).into_iter().flatten();
+        for away in all {
+            let paths = self.paths(Some(away));
+            let is = |side: &Alike| side.at.place.carrier.as_ref() == Some(away);
+            let lost =
+                |from: &Alike, to: &Alike| !is(from) && !is(to) && self.obstacle(from, to, &paths).is_some();
+            if let Some(broken) = self.broken(sides, lost) {
+                let what = if self.hub.as_ref() == Some(away) { "the hub " } else { "" };
+                return self.fails(assertion, &broken, |from, to| {
+                    format!("{from} does not reach {to} while {what}{away} is away")
+                });
+            }
+        }
+        assertion.holds()
+    }
+
+    /// The verdict that packets of some pair, which rules let pass, have no way; nothing if all have.
+    fn without_way(&self, assertion: &Assertion<'_>, sides: (&[&Alike], &[&Alike])) -> Option<Verdict> {
+        let paths = self.paths(None);
+        let broken = self.broken(sides, |from, to| self.obstacle(from, to, &paths).is_some())?;
+        let why = self.obstacle(broken.from.1, broken.to.1, &paths).unwrap_or_default();
+        Some(self.fails(assertion, &broken, |from, to| format!("{from} does not reach {to}, {why}")))
     }
 
     fn judge_no_reach(
@@ -379,8 +506,12 @@ impl<'a> Distinguished<'a> {
         access: &Access,
     ) -> Verdict {
         let giving = self.policy.giving(access);
-        let given = |from: &Alike, to: &Alike| self.policy.gives_any(&giving, &from.standing, &to.standing);
-        let Some(broken) = broken(sides, &self.members, given) else { return assertion.holds() };
+        let paths = self.paths(None);
+        let given = |from: &Alike, to: &Alike| {
+            self.policy.gives_any(&giving, &from.standing, &to.standing)
+                && self.obstacle(from, to, &paths).is_none()
+        };
+        let Some(broken) = self.broken(sides, given) else { return assertion.holds() };
         let because = self.rules(broken.from.1, broken.to.1, access);
         let opens = self.policy.access(&broken.from.1.class, &broken.to.1.class).and(access);
         let by = if because.is_empty() {
@@ -402,29 +533,32 @@ impl<'a> Distinguished<'a> {
         let giving = self.policy.giving(&Access::everything());
         let refused =
             |from: &Alike, to: &Alike| !self.policy.gives_any(&giving, &from.standing, &to.standing);
-        if let Some(broken) = broken(sides, &self.members, refused) {
+        if let Some(broken) = self.broken(sides, refused) {
             return self.fails(assertion, &broken, |from, to| format!("{from} may open nothing at {to}"));
         }
+        if let Some(verdict) = self.without_way(assertion, sides) {
+            return verdict;
+        }
         let other =
-            |from: &Alike, to: &Alike| !self.path(from, to).into_iter().eq(via.iter().map(|node| &node.name));
-        let Some(broken) = broken(sides, &self.members, other) else { return assertion.holds() };
-        let path = match self.path(broken.from.1, broken.to.1) {
-            Some(hub) => format!("via {hub}"),
-            None => "directly".to_owned(),
+            |from: &Alike, to: &Alike| !self.path(from, to).iter().eq(via.iter().map(|node| &node.name));
+        let Some(broken) = self.broken(sides, other) else { return assertion.holds() };
+        let path = match &*self.path(broken.from.1, broken.to.1) {
+            [] => "directly".to_owned(),
+            nodes => format!("via {}", listed(nodes)),
         };
         self.fails(assertion, &broken, |from, to| format!("packets go from {from} to {to} {path}"))
     }
 
-    /// The node that packets between members of two classes pass; absent: none, they go directly.
-    fn path(&self, from: &Alike, to: &Alike) -> Option<&Name> {
-        self.hub.as_ref().filter(|_| !from.is_hub && !to.is_hub)
+    /// The nodes that pass packets on between two classes; none: they go directly.
+    fn path(&self, from: &Alike, to: &Alike) -> Vec<Name> {
+        self.paths(None).between(&from.at.place, &to.at.place).unwrap_or_default()
     }
 
     /// The rules by which members of a class may open any of an access at members of another.
     fn rules(&self, from: &Alike, to: &Alike, access: &Access) -> Vec<ResourceId> {
         let reasons = self.policy.applying(&from.standing, &to.standing);
         let giving = reasons.filter(|(_, gives)| !gives.and(access).is_nothing());
-        giving.map(|(name, _)| rule(self.network, name)).collect()
+        giving.map(|(rule, _)| rule.clone()).collect()
     }
 
     fn fails(
@@ -448,12 +582,15 @@ impl<'a> Distinguished<'a> {
         }
     }
 
-    /// Two members, one of which may be one that joins later.
-    fn in_words(&self, from: &Name, to: &Name) -> (String, String) {
-        let key = |name: &Name| self.members.get(name).and_then(|member| member.key.as_ref());
-        let words = |name: &Name| match key(name) {
+    /// Two members or ranges, each of which may be one that joins later.
+    fn in_words(&self, from: &Party, to: &Party) -> (String, String) {
+        let key = |party: &Party| match party {
+            Party::Member(name) => self.members.get(name).and_then(|member| member.key.as_ref()),
+            Party::Range(_) => None,
+        };
+        let words = |party: &Party| match key(party) {
             Some(key) => format!("a node that joins with the key {key}"),
-            None => name.to_string(),
+            None => party.to_string(),
         };
         let to =
             if key(from).is_some() && key(from) == key(to) { "another one".to_owned() } else { words(to) };
@@ -461,40 +598,13 @@ impl<'a> Distinguished<'a> {
     }
 }
 
-/// The id of a rule.
-fn rule(network: &NetworkName, name: &Name) -> ResourceId {
-    ResourceId::of::<Allow>(network, name)
-}
-
 /// Which members are named first.
-fn rank<'n>(name: &'n Name, members: &BTreeMap<Name, Member>) -> (bool, &'n Name) {
-    (members.get(name).is_some_and(|member| member.key.is_some()), name)
-}
-
-/// The pairs of members of two sides that something breaks; nobody is paired with himself.
-fn broken<'a>(
-    (from, to): (&[&'a Alike], &[&'a Alike]),
-    members: &BTreeMap<Name, Member>,
-    breaks: impl Fn(&Alike, &Alike) -> bool,
-) -> Option<Broken<'a>> {
-    let mut first: Option<Broken<'a>> = None;
-    let mut total = 0;
-    for one in from {
-        for other in to {
-            let same = std::ptr::eq(*one, *other);
-            let pairs = one.names.len() as u64 * (other.names.len() as u64 - u64::from(same));
-            if pairs == 0 || !breaks(one, other) {
-                continue;
-            }
-            total += pairs;
-            let pair = ((&one.names[0], *one), (&other.names[usize::from(same)], *other));
-            let rank = |from, to| (rank(from, members), rank(to, members));
-            if first.as_ref().is_none_or(|it| rank(pair.0.0, pair.1.0) < rank(it.from.0, it.to.0)) {
-                first = Some(Broken { from: pair.0, to: pair.1, pairs: 0 });
-            }
-        }
-    }
-    first.map(|first| Broken { pairs: total, ..first })
+fn rank<'n>(party: &'n Party, members: &BTreeMap<Name, Member>) -> (bool, &'n Party) {
+    let is_awaited = match party {
+        Party::Member(name) => members.get(name).is_some_and(|member| member.key.is_some()),
+        Party::Range(_) => false,
+    };
+    (is_awaited, party)
 }
 
 impl Assertion<'_> {

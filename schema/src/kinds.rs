@@ -81,6 +81,11 @@ macro_rules! kinds {
             pub fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
                 match self { $(Self::$kind(it) => it.check(id, world, findings),)+ }
             }
+
+            /// Reports what it hardly means, though no rule is broken.
+            pub fn doubt(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+                match self { $(Self::$kind(it) => it.doubt(id, world, findings),)+ }
+            }
         }
 
         $(impl Resource for $kind {

@@ -15,6 +15,7 @@ pub mod access;
 pub mod api;
 pub mod attribute;
 pub mod chain;
+pub mod client;
 pub mod compile;
 pub mod decode;
 pub mod descriptor;

@@ -21,9 +21,9 @@ use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, NodeId};
 use crate::judge::{self, Verdict};
-use crate::kinds::{AccessKey, Kind};
+use crate::kinds::{AccessKey, ExternalClient, Ingress, Kind, Node};
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
@@ -276,13 +276,14 @@ pub fn check_and_reconcile(
 ) -> Result<Inventory, Report> {
     let mut report = rules::check(declared, source_map);
     report.append(rules::server::check(declared, source_map, server));
+    report.append(joined_as_nodes(declared, inventory, source_map));
     if report.has_errors() {
         return Err(report);
     }
     let reconciled = match reconcile::reconcile(inventory, declared, &server.addresses, now) {
         Ok(reconciled) => reconciled,
         Err(exhausted) => {
-            report.push(no_room(&exhausted, source_map));
+            report.push(no_room(&exhausted, declared, source_map));
             return Err(report);
         }
     };
@@ -295,6 +296,38 @@ pub fn check_and_reconcile(
         }
     }
     if report.has_errors() { Err(report) } else { Ok(reconciled) }
+}
+
+/// The external clients of which a node has the name or the WireGuard key. A node that its declaration takes
+/// along when it goes makes room for one.
+fn joined_as_nodes(declared: &Snapshot, inventory: &Inventory, source_map: &SourceMap) -> Report {
+    let mut report = Report::default();
+    let stays = |id: &NodeId| {
+        let joined = inventory.node(id);
+        joined.is_some_and(|node| !node.claimed || declared.named::<Node>(&id.network, &id.name).is_some())
+    };
+    for (network, _) in declared.networks() {
+        for (id, client) in declared.all_in::<ExternalClient>(network) {
+            let of_key = client.public_key.and_then(|key| inventory.holder_of_key(network, &key));
+            let of_key = of_key.filter(|name| stays(&NodeId::of(network, name)));
+            let (message, field) = match of_key {
+                _ if stays(&id.node()) => (
+                    format!("a node has joined network {network} as {}, so that {id} has no name", id.name),
+                    None,
+                ),
+                Some(node) => {
+                    (format!("the node {node} of network {network} has the key of {id}"), Some("public-key"))
+                }
+                None => continue,
+            };
+            let path = field.map(Step::Field);
+            let at = source_map.location(id, path.as_slice());
+            let help = "give the client another name, and a key of its own, or remove the node first";
+            let problem = Problem::new(Code::JoinedAsNode, message).at(at).about(id);
+            report.push(problem.help(help.to_owned()));
+        }
+    }
+    report
 }
 
 fn over_the_limit(network: &NetworkName, nodes: usize, limit: i64, source_map: &SourceMap) -> Problem {
@@ -315,12 +348,19 @@ fn taken(id: &ResourceId, source_map: &SourceMap, code: Code, why: String) -> Pr
         .help("give the declared one another name".to_owned())
 }
 
-fn no_room(exhausted: &Exhausted, source_map: &SourceMap) -> Problem {
+fn no_room(exhausted: &Exhausted, declared: &Snapshot, source_map: &SourceMap) -> Problem {
     let Exhausted { network, range } = exhausted;
-    let id = ResourceId::of_network(network.clone());
-    let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
-    Problem::new(Code::RangeExhausted, format!("the nodes of network {network} do not fit into {range}"))
-        .at(source_map.location(&id, &[Step::Field(field)]))
+    let mut ingress = declared.all_in::<Ingress>(network);
+    let pool = ingress.find(|(_, ingress)| ingress.pool_in(*range) == Some(*range));
+    let (id, field, who) = match pool {
+        Some((id, _)) => (id.clone(), "pool", format!("clients of {id}")),
+        None => {
+            let field = if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
+            (ResourceId::of_network(network.clone()), field, format!("members of network {network}"))
+        }
+    };
+    Problem::new(Code::RangeExhausted, format!("the {who} do not fit into {range}"))
+        .at(source_map.element_or_field(&id, &[Step::Field(field)], &range.to_string()))
         .about(id)
         .help("use a shorter prefix".to_owned())
 }
@@ -395,8 +435,8 @@ fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<
         };
         match step {
             ViewStep::Shared(audience) => {
-                let of_one = || node_impact(node, was, is, &is.delta(was, audience), server);
-                let impact = shared.entry(audience).or_insert_with(of_one).clone();
+                let of_one = || node_impact(node, was, is, &is.delta(was, &audience), server);
+                let impact = shared.entry(audience.clone()).or_insert_with(of_one).clone();
                 impact.map(|impact| NodeImpact { node: node.clone(), ..impact })
             }
             ViewStep::Own(delta) => node_impact(node, was, is, &delta, server),

@@ -3,10 +3,13 @@
 //! Run on files by `validate` and `plan`, and again by the server on what an apply would leave. Rules that
 //! hold for every kind loop over descriptors; a kind's own are in its file; what depends on the server is in
 //! [`server`]; which endpoints a node may have is in [`endpoints`]. All that [`check`] finds are errors; what
-//! files hardly mean is in [`selectors`].
+//! files hardly mean is found by [`selectors`].
 
 pub mod endpoints;
+mod gateways;
 mod references;
+mod relays;
+pub mod selected;
 pub mod selectors;
 pub mod server;
 pub mod source_map;
@@ -27,6 +30,8 @@ use crate::value::{Location, Step};
 pub trait Rules {
     /// Reports what is wrong with one object in its world.
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>);
+    /// Reports what an object hardly means, though it breaks no rule: warnings.
+    fn doubt(&self, _id: &ResourceId, _world: &Snapshot, _findings: &mut Findings<'_>) {}
     /// The addresses that the object claims, each with the field that does.
     fn claims(&self) -> Vec<(&'static str, Claim)> {
         Vec::new()
@@ -42,6 +47,10 @@ pub trait Rules {
 pub enum Claim {
     /// The range that members of its network get their addresses from; no other network overlaps it.
     Range(IpNet),
+    /// A range outside of every network, that members are led to through a node.
+    Route(IpNet),
+    /// A part of its network's range that nodes get no address of.
+    Pool(IpNet),
     /// The address of the member of its name: no other member gets it, and no other object reserves it.
     Reserved(IpAddr),
     /// An address that it resolves to, whoever has it: a member that does not have it already is not given
@@ -71,6 +80,13 @@ impl Findings<'_> {
         self.report.push(Problem { id, ..problem }.at(at));
     }
 
+    /// The same at one text of a field that holds several.
+    pub fn push_at(&mut self, problem: Problem, field: &str, text: &str) {
+        let at = self.id.and_then(|id| self.source_map.element_or_field(id, &[Step::Field(field)], text));
+        let id = self.id.map(ToString::to_string);
+        self.report.push(Problem { id, ..problem }.at(at));
+    }
+
     /// Whether one more problem gets a suggestion; each call counts.
     pub fn may_suggest(&self) -> bool {
         self.suggestions.replace(self.suggestions.get().saturating_add(1)) < SUGGESTIONS
@@ -95,6 +111,8 @@ pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     check_networks(world, &mut findings);
     check_names(world, &mut findings);
     check_claims(world, &mut findings);
+    gateways::check(world, &mut findings);
+    relays::check(world, &mut findings);
     findings.report
 }
 
@@ -157,7 +175,7 @@ fn check_claims(world: &Snapshot, findings: &mut Findings<'_>) {
                     Some(first) => report_taken((id, field, address), *first, findings),
                     None => drop(reserved.insert((&id.network, address), (id, field))),
                 },
-                Claim::Meant(_) => {}
+                Claim::Route(_) | Claim::Pool(_) | Claim::Meant(_) => {}
                 Claim::Endpoint(host) => endpoints::check_file((id, field, &host), world, findings),
             }
         }

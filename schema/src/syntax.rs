@@ -4,6 +4,7 @@
 //! fields collect repeated blocks (`reach` twice in one test); what a field holds, the decoder judges. Input
 //! is bounded: its size and nesting are checked before a parser that recurses sees it.
 
+mod insert;
 mod kdl;
 mod variables;
 mod yaml;
@@ -16,6 +17,7 @@ use crate::document::{Document, Spanned};
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::value::{Location, Record, SourceId, Span};
 
+pub use insert::insert;
 pub use variables::{Variables, substitute};
 
 /// The largest file, in bytes.

@@ -173,17 +173,19 @@ impl View {
     }
 
     /// The peer whose tunnel leads to another one, which may be that one itself; absent: none does.
+    ///
+    /// Who has a key here is reached directly; else through what carries it, else through what carries this node.
     pub fn next_hop<'a>(&'a self, name: &'a Name) -> Option<&'a Name> {
         let mut hop = name;
-        // A carrier may be carried itself: a client behind the node of an ingress that has a relay.
+        // A carrier may be carried itself: a client is by the node of an ingress, and that by a relay.
         for _ in 0..MOST_CARRIERS {
-            match &self.peers.get(hop)?.via {
-                Some(via) if *via != self.node => hop = via,
-                Some(_) => return Some(hop),
-                None => return self.interface.carrier.as_ref().or(Some(hop)),
+            match self.peers.get(hop).map(|peer| &**peer) {
+                Some(peer) if peer.public_key.is_some() => return Some(hop),
+                Some(Peer { via: Some(via), .. }) if *via != self.node => hop = via,
+                Some(_) | None => break,
             }
         }
-        None
+        self.interface.carrier.as_ref().filter(|carrier| self.peers.contains_key(*carrier))
     }
 
     /// The tunnel of a peer that is reached directly, with the peer's own addresses alone.

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
-use crate::inventory::{Barred, Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use crate::inventory::{Away, Barred, ClientStatus, Inventory, Joined, KeyStatus, NodeId, Quarantined};
 use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{Identity, Name, NetworkName};
@@ -54,6 +55,15 @@ pub struct WorldDocument {
     /// The identities that may not join again.
     #[serde(default)]
     pub barred: Vec<BarredDocument>,
+    /// The external clients.
+    #[serde(default)]
+    pub clients: Vec<ClientDocument>,
+    /// The nodes that do not carry what they are declared to.
+    #[serde(default)]
+    pub away: Vec<AwayDocument>,
+    /// The egress that a node has carried, at any time.
+    #[serde(default)]
+    pub carried: Vec<CarriedDocument>,
 }
 
 /// A resource, who manages it, and the revision that wrote it.
@@ -124,6 +134,43 @@ pub struct BarredDocument {
     pub barred: Barred,
 }
 
+/// The state of an external client.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Client")]
+pub struct ClientDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// Its name there.
+    pub name: Name,
+    /// The rest.
+    #[serde(flatten)]
+    pub status: ClientStatus,
+}
+
+/// A node that does not carry what it is declared to: it is silent, or reports that it cannot.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Away")]
+pub struct AwayDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// The node.
+    pub name: Name,
+    /// The rest.
+    #[serde(flatten)]
+    pub away: Away,
+}
+
+/// An egress to everything that a node has carried, at any time: while none does, traffic is refused.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Carried")]
+pub struct CarriedDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// The egress.
+    pub egress: Name,
+}
+
 impl World {
     /// What [`compile`](crate::compile) makes Views of: the declarations, and what has joined.
     pub fn parts(&self) -> (&Snapshot, &Inventory) {
@@ -154,6 +201,17 @@ impl World {
             identity: *identity,
             barred: barred.clone(),
         };
+        let client = |(id, status): (&NodeId, &std::sync::Arc<ClientStatus>)| ClientDocument {
+            network: id.network.clone(),
+            name: id.name.clone(),
+            status: (**status).clone(),
+        };
+        let away = |(id, away): (&NodeId, &Away)| AwayDocument {
+            network: id.network.clone(),
+            name: id.name.clone(),
+            away: away.clone(),
+        };
+        let carried = |id: &NodeId| CarriedDocument { network: id.network.clone(), egress: id.name.clone() };
         let keys = self
             .inventory
             .keys()
@@ -166,6 +224,9 @@ impl World {
             keys: keys.collect(),
             quarantine: self.inventory.quarantined().map(quarantined).collect(),
             barred: self.inventory.barred().map(barred).collect(),
+            clients: self.inventory.clients().map(client).collect(),
+            away: self.inventory.away().map(away).collect(),
+            carried: self.inventory.carried().map(carried).collect(),
         }
     }
 }
@@ -189,6 +250,15 @@ impl WorldDocument {
         }
         for BarredDocument { network, identity, barred } in &self.barred {
             world.inventory.bar(network.clone(), *identity, barred.clone());
+        }
+        for ClientDocument { network, name, status } in &self.clients {
+            world.inventory.put_client(NodeId::of(network, name), status.clone(), Timestamp::UNIX_EPOCH);
+        }
+        for AwayDocument { network, name, away } in &self.away {
+            world.inventory.set_away(NodeId::of(network, name), away.clone());
+        }
+        for CarriedDocument { network, egress } in &self.carried {
+            world.inventory.set_carried(NodeId::of(network, egress), true);
         }
         Ok(world)
     }

@@ -145,11 +145,12 @@ proptest! {
             let whole = !reading.has_rules() && hub.is_some_and(|hub| hub != name);
             let known = all.iter().filter(|other| if whole { Some(*other) == hub } else { reading.knows(name, other) });
             prop_assert_eq!(view.peers.keys().collect::<Vec<_>>(), known.collect::<Vec<_>>(), "peers of {}", name);
+            prop_assert_eq!(view.interface.carrier.as_ref(), hub.filter(|hub| *hub != name), "of {}", name);
             for (other, peer) in &view.peers {
                 let joined = reading.joined(other).unwrap();
-                let via = hub.filter(|hub| *hub != other);
-                prop_assert_eq!(peer.via.as_ref(), via, "{} in the View of {}", other, name);
-                let key = via.is_none_or(|via| via == name).then_some(joined.public_key);
+                prop_assert_eq!(peer.via.as_ref(), None, "{} in the View of {}", other, name);
+                let direct = hub.is_none_or(|hub| hub == name || hub == other);
+                let key = direct.then_some(joined.public_key);
                 prop_assert_eq!(peer.public_key, key, "the key of {} in the View of {}", other, name);
                 prop_assert!(peer.public_key.is_some() || peer.endpoint.is_none(), "{} in the View of {}", other, name);
                 prop_assert_eq!(&peer.addresses, &joined.reachable());

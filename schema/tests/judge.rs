@@ -289,7 +289,7 @@ fn an_explanation_names_the_rules_or_why_there_is_none() {
     let said = |from: &str, to: &str, port| {
         let Explanation { answer, because, opens, rules, via, .. } = answer(&world, from, to, port);
         let rules: Vec<_> = rules.iter().map(|rule| format!("{} {}", rule.id.name, rule.gives)).collect();
-        let via = via.map(|via| via.to_string()).unwrap_or_default();
+        let via = via.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         format!("{answer:?} {because:?} [{opens}] [{}] {via}", rules.join("; "))
     };
     for (from, to, port, expected) in [

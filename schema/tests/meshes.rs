@@ -15,11 +15,13 @@ use schema::access::{Access, Protocol};
 use schema::attribute::Choice as _;
 use schema::compile::Mesh;
 use schema::compile::allocate::Exhausted;
+use schema::compile::members::{Member, members};
 use schema::compile::reach::{self, Direction};
 use schema::compile::reconcile::reconcile;
 use schema::decode::decode;
-use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
-use schema::kinds::{Acl, Dns, Kind, Network, Node};
+use schema::inventory::{Away, Endpoints, Inventory, Joined, NodeId};
+use schema::kinds::{Acl, Dns, ExternalClient, Ingress, Kind, Network, Node};
+use schema::report::Code;
 use schema::rules;
 use schema::scalars::{EndpointHost, Identity, Name, NetworkName};
 use schema::snapshot::Snapshot;
@@ -31,9 +33,10 @@ use schema::world::World;
 use worlds::following::{self, compiled, networks, views};
 use worlds::{Moment, cases, draws, edits, entrys, forbidden, histories, joined, small, worlds};
 
-/// The networks without rules, in which every node may open everything at every other.
+/// The networks without rules and gateways, in which every node may open everything at every other.
 fn unrestricted(world: &World) -> impl Iterator<Item = (&NetworkName, &Arc<Network>)> {
-    world.snapshot.networks().filter(|(_, network)| network.acl == Acl::Allow)
+    let plain = |name: &NetworkName| !has_gateways(&compiled(name, world));
+    world.snapshot.networks().filter(move |(name, network)| network.acl == Acl::Allow && plain(name))
 }
 
 /// Whether packets pass between two nodes, judged by their Views alone: each step needs both ends to know
@@ -173,6 +176,11 @@ fn outside_pairs(network: &NetworkName, world: &World) -> Opens {
     pairs(mesh.as_ref()).into_iter().filter(|((from, to), _)| way(from, to)).collect()
 }
 
+/// Whether anybody but a hub carries traffic of others: what is reported of that, `worlds/reading.rs` says apart.
+fn has_gateways(mesh: &Option<Mesh>) -> bool {
+    mesh.as_ref().is_some_and(|mesh| !mesh.ways().is_empty())
+}
+
 /// What a plan reports of a network between two worlds.
 fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::ReachChange> {
     let [was, is] = [before, after].map(|world| compiled(network, world));
@@ -202,6 +210,9 @@ fn views_have_what_is_reported(moments: &[Moment]) -> Result<(), TestCaseError> 
         for pair in moments.windows(2) {
             let [before, after] = [&pair[0].world, &pair[1].world];
             let [earlier, later] = [before, after].map(|world| compiled(&network, world));
+            if [&earlier, &later].into_iter().any(has_gateways) {
+                continue;
+            }
             let hidden = reach::Hidden::default();
             let [was, is] = [(before, &earlier), (after, &later)].map(|(world, mesh)| reach::Moment {
                 declared: &world.snapshot,
@@ -293,6 +304,9 @@ proptest! {
             worlds.iter().flat_map(|world| world.snapshot.networks().map(|(name, _)| name.clone())).collect();
         for network in &names {
             for pair in worlds.windows(2) {
+                if [&pair[0], &pair[1]].iter().any(|world| has_gateways(&compiled(network, world))) {
+                    continue;
+                }
                 let [was, is] = [&pair[0], &pair[1]].map(|world| outside_pairs(network, world));
                 let reported = reached(network, &pair[0], &pair[1]);
                 reports(&reported, &was, &is)?;
@@ -303,6 +317,7 @@ proptest! {
     #[test]
     fn no_address_is_had_twice_or_by_whom_it_is_not_for(moments in histories()) {
         let mut before = &Inventory::default();
+        let mut quarantined: BTreeSet<(NodeId, IpAddr)> = BTreeSet::new();
         for Moment { world: World { snapshot, inventory, .. }, .. } in &moments {
             let mut had = BTreeSet::new();
             for (id, joined) in inventory.nodes() {
@@ -319,9 +334,36 @@ proptest! {
                     prop_assert!(joined.addresses.contains(&reserved), "{} has what is reserved for it", id.name);
                 }
             }
+            for (id, status) in inventory.clients() {
+                let client = snapshot.named::<ExternalClient>(&id.network, &id.name).unwrap();
+                let ingress = snapshot.named::<Ingress>(&id.network, &client.via.name).unwrap();
+                let ranges = snapshot.network(&id.network).unwrap().ranges();
+                let let_in = client.enabled && !status.expired;
+                prop_assert_eq!(status.addresses.len(), if let_in { ranges.count() } else { 0 });
+                for address in &status.addresses {
+                    prop_assert!(had.insert((id.network.clone(), *address)), "{address} is had once");
+                    prop_assert!(!forbidden(id, *address, snapshot), "{address} is not for {}", id.name);
+                    prop_assert_eq!(inventory.holder(&id.network, *address), Some(&id.name));
+                    let given = before.client(id).is_none_or(|before| !before.addresses.contains(address));
+                    let range = snapshot.network(&id.network).unwrap().range_of(*address).unwrap();
+                    let reserved = client.reserved().any(|(_, reserved)| reserved == *address);
+                    let left = quarantined.contains(&(id.clone(), *address));
+                    let pool = ingress.pool_in(range);
+                    let in_pool = pool.is_none_or(|pool| pool.contains(address));
+                    prop_assert!(!given || reserved || left || in_pool, "{address} is not in the pool of {}", id.name);
+                    let mut others = snapshot.all_in::<Ingress>(&id.network).filter(|(other, _)| other.name != client.via.name);
+                    let others = others.any(|(_, other)| other.pool.iter().any(|pool| pool.net().contains(address)));
+                    prop_assert!(reserved || !others, "{address} of {} is in the pool of another ingress", id.name);
+                }
+                let missing = client.reserved().find(|(_, reserved)| let_in && !status.addresses.contains(reserved));
+                prop_assert_eq!(missing, None, "{} has what is reserved for it", id.name);
+            }
+            let declared = snapshot.networks().flat_map(|(name, _)| snapshot.all_in::<ExternalClient>(name));
+            prop_assert_eq!(declared.count(), inventory.clients().count());
             for ((network, address), _) in inventory.quarantined() {
                 prop_assert!(!had.contains(&(network.clone(), *address)), "{address} is in quarantine");
             }
+            quarantined = inventory.quarantined().map(|((network, address), it)| (NodeId::of(network, &it.node), *address)).collect();
             before = inventory;
         }
     }
@@ -476,6 +518,214 @@ fn a_limit_counts_who_has_joined_and_who_is_awaited() {
             .is_ok()
     };
     assert!(reconcile(3) && !reconcile(2), "a and b have joined, c is awaited");
+}
+
+/// A network with a pool of six addresses, two of its fourteen given to nodes, and these clients of an
+/// ingress: in both blocks.
+fn with_clients(clients: &str) -> Snapshot {
+    declared(&format!(
+        "network \"n\" ipv4=\"10.40.0.0/28\" {{ node \"gw\"; ingress \"in\" via=\"gw\" pool=\"10.40.0.8/29\"; {clients} }}"
+    ))
+}
+
+/// Every external client with its addresses.
+fn clients(inventory: &Inventory) -> Vec<(String, Vec<String>)> {
+    let one = |(id, status): (&NodeId, &Arc<schema::inventory::ClientStatus>)| {
+        (id.name.to_string(), status.addresses.iter().map(ToString::to_string).collect())
+    };
+    inventory.clients().map(one).collect()
+}
+
+fn had(clients: &[(&str, &str)]) -> Vec<(String, Vec<String>)> {
+    let addresses = |it: &str| it.split_whitespace().map(str::to_owned).collect();
+    clients.iter().map(|(name, address)| ((*name).to_owned(), addresses(address))).collect()
+}
+
+#[test]
+fn clients_get_addresses_of_their_pool_in_the_order_of_names_and_nodes_get_none_of_it() {
+    let client = |name: &str, more: &str| format!("external-client {name:?} via=\"in\" {more};");
+    let all =
+        [client("d", ""), client("b", "ipv4=\"10.40.0.10\""), client("a", ""), client("c", "")].concat();
+    let declared = with_clients(&all);
+    let mut inventory = reconcile(&Inventory::default(), &declared, &[], at(0)).unwrap();
+    let given = [("a", "10.40.0.9"), ("b", "10.40.0.10"), ("c", "10.40.0.11"), ("d", "10.40.0.12")];
+    assert_eq!(clients(&inventory), had(&given));
+    for (place, name) in ["e", "f", "g", "h", "i", "j", "k"].iter().enumerate() {
+        assert_eq!(join(&mut inventory, &declared, name, 0), Some(vec![format!("10.40.0.{}", place + 1)]));
+    }
+    assert_eq!(join(&mut inventory, &declared, "l", 0), None, "what is left is in the pool");
+    let six = with_clients(&(all.clone() + &client("x", "") + &client("y", "")));
+    let six = reconcile(&inventory, &six, &[], at(0)).unwrap();
+    assert_eq!(clients(&six)[4..], had(&[("x", "10.40.0.13"), ("y", "10.40.0.14")]));
+}
+
+#[test]
+fn a_client_that_is_not_let_in_gives_up_its_addresses_and_gets_them_back() {
+    let two = |of_a: &str| {
+        with_clients(&format!("external-client \"a\" via=\"in\" {of_a}; external-client \"b\" via=\"in\""))
+    };
+    let start = reconcile(&Inventory::default(), &two("expires=\"2h\""), &[], at(0)).unwrap();
+    assert_eq!(clients(&start), had(&[("a", "10.40.0.9"), ("b", "10.40.0.10")]));
+    let both = |declared: &Snapshot, minutes| {
+        let now = reconcile(&start, declared, &[], at(minutes)).unwrap();
+        let expired = now.client(&id("a")).unwrap().expired;
+        (now.client(&id("a")).unwrap().addresses.len(), expired, now)
+    };
+    assert_eq!(both(&two("expires=\"2h\""), 119).0, 1);
+    let gone = [
+        both(&two("enabled=#false"), 1),
+        both(&two("expires=\"2h\""), 120),
+        both(&two("expires=\"1h\""), 60),
+    ];
+    for (place, (addresses, expired, now)) in gone.into_iter().enumerate() {
+        assert_eq!((addresses, expired), (0, place > 0));
+        assert_eq!(now.holder(&id("a").network, "10.40.0.9".parse().unwrap()), None);
+        let more = |text: &str| {
+            with_clients(&format!(
+                "{text}; external-client \"b\" via=\"in\"; external-client \"c\" via=\"in\""
+            ))
+        };
+        let later = reconcile(&now, &more("external-client \"a\" via=\"in\""), &[], at(200)).unwrap();
+        assert_eq!(clients(&later), had(&[("a", "10.40.0.9"), ("b", "10.40.0.10"), ("c", "10.40.0.11")]));
+        assert_eq!(later.client(&id("a")).unwrap().created, at(0), "it is the same one");
+    }
+    let without = with_clients("external-client \"b\" via=\"in\"");
+    let deleted = reconcile(&start, &without, &[], at(1)).unwrap();
+    assert_eq!(clients(&deleted), had(&[("b", "10.40.0.10")]));
+    assert_eq!(deleted.quarantined().count(), 1);
+    let again = reconcile(&deleted, &two(""), &[], at(2)).unwrap();
+    assert_eq!((clients(&again), again.client(&id("a")).unwrap().created), (clients(&start), at(2)));
+    let no_network = reconcile(&deleted, &Snapshot::default(), &[], at(3)).unwrap();
+    assert_eq!(no_network, Inventory::default());
+}
+
+#[test]
+fn a_pool_moves_nobody_but_clients_of_another_ingress() {
+    let of = |ingress: &str, clients: &str| {
+        declared(&format!(
+            "network \"n\" ipv4=\"10.40.0.0/28\" {{ node \"gw\"; {ingress}; ingress \"other\" via=\"gw\"; {clients} }}"
+        ))
+    };
+    let client = |via: &str| format!("external-client \"phone\" via={via:?}");
+    let (open, pool) = ("ingress \"in\" via=\"gw\"", "ingress \"in\" via=\"gw\" pool=\"10.40.0.0/29\"");
+    let mut inventory = reconcile(&Inventory::default(), &of(open, &client("in")), &[], at(0)).unwrap();
+    join(&mut inventory, &of(open, &client("in")), "gw", 0);
+    let holders = |inventory: &Inventory| {
+        let network = id("gw").network;
+        let used = inventory.addresses_from(&network, "10.40.0.0".parse().unwrap());
+        used.map(|(address, name)| format!("{name} {address}")).collect::<Vec<_>>()
+    };
+    assert_eq!(holders(&inventory), ["phone 10.40.0.1", "gw 10.40.0.2"]);
+    let pooled = reconcile(&inventory, &of(pool, &client("in")), &[], at(1)).unwrap();
+    assert_eq!(pooled, inventory, "the node keeps what it has, and the client is in its own pool");
+    let moved = reconcile(&pooled, &of(pool, &client("other")), &[], at(2)).unwrap();
+    assert_eq!(
+        holders(&moved),
+        ["gw 10.40.0.2", "phone 10.40.0.8"],
+        "it may not stay in the pool of the first"
+    );
+    let outside = reconcile(&moved, &of(pool, &client("in")), &[], at(3)).unwrap();
+    assert_eq!(outside, moved, "an address that no other ingress has for its clients stays");
+}
+
+#[test]
+fn tests_see_every_client_that_is_enabled_with_the_addresses_that_it_has_or_gets_before_any_node() {
+    let all = "external-client \"a\" via=\"in\" expires=\"1h\" { tags \"phone\"; }; external-client \"b\" via=\"open\";
+        external-client \"c\" via=\"in\" enabled=#false; ingress \"open\" via=\"gw\"";
+    let declared = with_clients(all);
+    let network = id("gw").network;
+    let seen = |inventory: &Inventory| {
+        let one = |(name, member): (Name, Member)| {
+            let addresses: Vec<_> = member.addresses.iter().map(ToString::to_string).collect();
+            let tags: Vec<_> = member.tags.iter().map(ToString::to_string).collect();
+            format!("{name} {} {}", addresses.join(" "), tags.join(" ")).trim_end().to_owned()
+        };
+        members(&network, &declared, inventory).into_iter().map(one).collect::<Vec<_>>()
+    };
+    let before = ["a 10.40.0.9 phone", "b 10.40.0.1", "gw 10.40.0.2"];
+    assert_eq!(seen(&Inventory::default()), before);
+    let applied = reconcile(&Inventory::default(), &declared, &[], at(0)).unwrap();
+    assert_eq!(seen(&applied), before);
+    let expired = reconcile(&applied, &declared, &[], at(60)).unwrap();
+    assert!(expired.client(&id("a")).unwrap().expired);
+    assert_eq!(seen(&expired), before, "a verdict does not change with the clock");
+}
+
+#[test]
+fn what_is_known_of_gateways_goes_with_what_it_is_about() {
+    let of = |ranges: &str| {
+        declared(&format!(
+            "{SIX} {{ node \"gw\"; egress \"out\" via=\"gw\" {{ ranges {ranges}; }}; egress \"lan\" via=\"gw\" ranges=\"192.168.1.0/24\" }}"
+        ))
+    };
+    let mut inventory = Inventory::default();
+    join(&mut inventory, &of("\"0.0.0.0/0\""), "gw", 0);
+    let away = |egress: &[&str]| Away {
+        everything: true,
+        egress: egress.iter().map(|name| name.parse().unwrap()).collect(),
+    };
+    inventory.set_away(id("gw"), away(&["out", "lan", "gone"]));
+    inventory.set_away(id("left"), away(&[]));
+    inventory.set_carried(id("out"), true);
+    inventory.set_carried(id("gone"), true);
+    let all = |ranges: &str| {
+        let reconciled = reconcile(&inventory, &of(ranges), &[], at(1)).unwrap();
+        let away: Vec<_> = reconciled.away().map(|(id, away)| (id.clone(), away.clone())).collect();
+        (away, reconciled.carried().cloned().collect::<Vec<_>>())
+    };
+    let known = vec![(id("gw"), away(&["lan", "out"]))];
+    assert_eq!(all("\"0.0.0.0/0\""), (known.clone(), vec![id("out")]));
+    assert_eq!(all("\"192.168.2.0/24\""), (known, Vec::new()), "it is no way to the internet any more");
+    assert_eq!(reconcile(&inventory, &Snapshot::default(), &[], at(1)).unwrap().away().count(), 0);
+}
+
+#[test]
+fn a_limit_counts_no_clients_and_a_client_is_no_node() {
+    let world = |more: &str| {
+        with_clients(&format!(
+            "node-limit 1; external-client \"a\" via=\"in\"; external-client \"b\" via=\"in\" {more}"
+        ))
+    };
+    let codes = |declared: &Snapshot, inventory: &Inventory| {
+        let done = schema::plan::check_and_reconcile(
+            declared,
+            inventory,
+            &Default::default(),
+            &worlds::server(),
+            at(1),
+        );
+        done.map_or_else(|report| report.problems().map(|it| it.code).collect(), |_| Vec::new())
+    };
+    let mut inventory = Inventory::default();
+    join(&mut inventory, &world(""), "gw", 0);
+    assert_eq!(codes(&world(""), &inventory), []);
+    let key = inventory.node(&id("gw")).unwrap().public_key;
+    assert_eq!(codes(&world(&format!("public-key=\"{key}\"")), &inventory), [Code::JoinedAsNode]);
+    let named = with_clients("external-client \"laptop\" via=\"in\"");
+    join(&mut inventory, &world(""), "laptop", 0);
+    assert_eq!(codes(&named, &inventory), [Code::JoinedAsNode]);
+    let joined = (**inventory.node(&id("laptop")).unwrap()).clone();
+    inventory.put_node(id("laptop"), Joined { claimed: true, ..joined });
+    assert_eq!(codes(&named, &inventory), [], "the node goes with its declaration");
+}
+
+#[test]
+fn clients_that_do_not_fit_are_an_error_that_names_their_pool() {
+    let declared = with_clients("external-client \"a\" via=\"in\"");
+    let server: Vec<IpAddr> = (9..15).map(|last| IpAddr::from([10, 40, 0, last])).collect();
+    let exhausted = Exhausted { network: "n".parse().unwrap(), range: "10.40.0.8/29".parse().unwrap() };
+    assert_eq!(reconcile(&Inventory::default(), &declared, &server, at(1)), Err(exhausted));
+    let info = schema::world::ServerInfo { addresses: server, ..worlds::server() };
+    let report = schema::plan::check_and_reconcile(
+        &declared,
+        &Inventory::default(),
+        &Default::default(),
+        &info,
+        at(1),
+    );
+    let report = report.map(|_| ()).unwrap_err();
+    let problem = report.problems().next().unwrap();
+    assert_eq!((problem.code, problem.id.as_deref()), (Code::RangeExhausted, Some("n/ingress/in")));
 }
 
 /// A world of these declarations, with a node for each host of a network: its name, the number of the host,

@@ -32,6 +32,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::CommsOverlap, "needs a server that keeps a range"),
     (Code::OwnNode, "needs a server whose host is a node"),
     (Code::RangeExhausted, "needs nodes that have joined"),
+    (Code::JoinedAsNode, "needs nodes that have joined"),
     (Code::ProjectPath, "needs a directory that is not there"),
     (Code::NothingDeclared, "needs a directory without declarations"),
 ];

@@ -21,6 +21,7 @@ use schema::snapshot::{Owner, Revision};
 use schema::world::World;
 use tokio::sync::{oneshot, watch};
 
+use crate::core::carriers;
 use crate::error::Error;
 use crate::mark::{Mark, Served};
 use crate::state::State;
@@ -229,8 +230,11 @@ impl Writer {
             let Ok(Outcome { next, answer }) = outcome else { continue };
             answers.push(answer);
             if let Some((next, audit)) = next {
-                let next = World { revision, ..next };
-                let here = Changed::between(world.parts(), next.parts());
+                let mut next = World { revision, ..next };
+                let mut here = Changed::between(world.parts(), next.parts());
+                if carriers::settle(&mut next, &here.networks()) {
+                    here = Changed::between(world.parts(), next.parts());
+                }
                 let before = batches.last().map_or(state.chain.head(), |batch: &Batch| &batch.hash);
                 let batch = batch(before, &world, &next, &here, audit);
                 batches.push(batch);
@@ -285,7 +289,14 @@ fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, aud
         provenance,
         allowed,
         changes: diff(&before.snapshot, &after.snapshot),
-        nodes: (&changed.nodes | &before.inventory.changed_bars(&after.inventory)).into_iter().collect(),
+        nodes: [
+            before.inventory.changed_bars(&after.inventory),
+            before.inventory.changed_away(&after.inventory),
+        ]
+        .iter()
+        .fold(changed.nodes.clone(), |all, more| &all | more)
+        .into_iter()
+        .collect(),
         hash: None,
     };
     Batch::new(hash, after.epoch, entry, puts, deletes)

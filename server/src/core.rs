@@ -1,6 +1,7 @@
 //! Decisions, apart from everything that acts on them.
 
 pub mod authorize;
+pub mod carriers;
 pub mod clones;
 pub mod enrol;
 pub mod facts;

@@ -57,7 +57,7 @@ use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
 use crate::mark::{Mark, Served};
 use crate::readers::Readers;
-use crate::service::{Parts, Service};
+use crate::service::{Parts, Service, Upkeep};
 use crate::state::State;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Store, StoreError, Stored};
@@ -68,6 +68,9 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const FIRST_TOKEN: &str = "admin";
 /// How often the server's own names are resolved.
 const RESOLVE: Duration = Duration::from_secs(60);
+/// How often the server looks which nodes carry what they should, and which external clients have expired: much
+/// more often than any of them checks in.
+const LOOK: Duration = Duration::from_millis(500);
 /// How often the times of the nodes' last calls are stored.
 const STORE_SEEN: Duration = Duration::from_secs(60);
 
@@ -161,7 +164,7 @@ pub async fn open_with(
         );
     }
     let tls = if settings.tls { Some(listen::tls(certificate)?) } else { None };
-    let last_seen = LastSeen::new(seen, served, &world.inventory);
+    let last_seen = LastSeen::new(seen, served, &world.inventory, info.own_node.clone());
     let log = store::recent_log(&mut *store, world.revision)?;
     let since = store::unchanged_since(&log, world.revision);
     let chain = store::chain(&log, world.revision, hash)?;
@@ -314,8 +317,9 @@ impl Server {
         let own_node = async { drop(own_node.await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
         let resolve = keep_resolved(service.clone(), shutdown.clone());
+        let look = keep_looking(service.clone(), shutdown.clone());
         let rest = serve(rest, rest::router(service.clone(), clients.max_body, behind_proxy), shares.rest);
-        tokio::join!(rest, agents, tunnels, own_node, keep, resolve);
+        tokio::join!(rest, agents, tunnels, own_node, keep, resolve, look);
     }
 }
 
@@ -327,6 +331,13 @@ async fn keep_seen(service: Service, mut shutdown: watch::Receiver<bool>) {
         if let Err(error) = service.store_seen(end).await {
             tracing::warn!(%error, "cannot store when nodes last called; trying again in a minute");
         }
+    }
+}
+
+async fn keep_looking(service: Service, mut shutdown: watch::Receiver<bool>) {
+    let mut upkeep = Upkeep::default();
+    while tokio::time::timeout(LOOK, shutdown.wait_for(|end| *end)).await.is_err() {
+        service.keep_up(&mut upkeep).await;
     }
 }
 

@@ -6,20 +6,32 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use schema::api::Control;
 use schema::inventory::{Inventory, NodeId};
+use schema::scalars::{Name, NetworkName};
 use schema::snapshot::Revision;
+use tokio::time::Instant;
 
+use crate::core::carriers::Calls;
 use crate::core::clones::Clones;
 use crate::store::Seen;
 
 /// When and how every node last called.
 #[derive(Debug, Default)]
 pub struct LastSeen {
-    all: Mutex<BTreeMap<NodeId, Contact>>,
+    calls: Mutex<AllCalls>,
+    /// The node that is the server's own host, if there is one: its calls say nothing about the way to others.
+    own_node: Option<Name>,
+}
+
+#[derive(Debug, Default)]
+struct AllCalls {
+    nodes: BTreeMap<NodeId, Contact>,
+    /// When any other node than the server's own last called.
+    networks: BTreeMap<NetworkName, Instant>,
 }
 
 #[derive(Debug)]
@@ -74,8 +86,13 @@ pub struct Unstored {
 
 impl LastSeen {
     /// Starts with what was stored by a server that served until `served`. A node of which nothing was stored
-    /// was last seen when it joined.
-    pub fn new(stored: Vec<(NodeId, Seen)>, served: Option<Timestamp>, inventory: &Inventory) -> Self {
+    /// was last seen when it joined. `own_node` is what the server's own host is called.
+    pub fn new(
+        stored: Vec<(NodeId, Seen)>,
+        served: Option<Timestamp>,
+        inventory: &Inventory,
+        own_node: Option<Name>,
+    ) -> Self {
         let since = Instant::now();
         let contact = |(id, seen): (NodeId, Seen)| {
             let before =
@@ -88,7 +105,8 @@ impl LastSeen {
             let seen = Seen { time: joined.joined, epoch: 0, revision: Revision(0) };
             (id.clone(), seen)
         });
-        Self { all: Mutex::new(joined.chain(stored).map(contact).collect()) }
+        let nodes = joined.chain(stored).map(contact).collect();
+        Self { calls: Mutex::new(AllCalls { nodes, networks: BTreeMap::new() }), own_node }
     }
 
     /// Records a call of a node: the epoch and revision that it has, the transport of the call, and the
@@ -98,27 +116,32 @@ impl LastSeen {
         let (epoch, revision) = at;
         let seen = Seen { time: Timestamp::now(), epoch, revision };
         let since = Instant::now();
-        let mut all = self.all();
-        let (streams, mut clones, sent) = match all.get_mut(id) {
+        let mut calls = self.calls();
+        let AllCalls { nodes, networks } = &mut *calls;
+        let (streams, mut clones, sent) = match nodes.get_mut(id) {
             Some(Contact { streams, clones, sent, .. }) => {
                 (std::mem::take(streams), std::mem::take(clones), *sent)
             }
             None => Default::default(),
         };
-        let before = clones.evident(since);
-        clones.heard(from, Arc::strong_count(&streams) - 1, since);
-        let evident = clones.evident(since);
+        let moment = since.into_std();
+        let before = clones.evident(moment);
+        clones.heard(from, Arc::strong_count(&streams) - 1, moment);
+        let evident = clones.evident(moment);
         let before_that = Duration::ZERO;
         let sent = sent.filter(|sent| *sent > at);
         let heard =
             Contact { seen, since, before: before_that, transport, streams, clones, sent, stored: false };
-        all.insert(id.clone(), heard);
+        nodes.insert(id.clone(), heard);
+        if self.own_node.as_ref() != Some(&id.name) {
+            networks.insert(id.network.clone(), since);
+        }
         evident && !before
     }
 
     /// Records that a node was sent the View of an epoch and revision.
     pub fn sent(&self, id: &NodeId, position: (u64, Revision)) {
-        if let Some(contact) = self.all().get_mut(id) {
+        if let Some(contact) = self.calls().nodes.get_mut(id) {
             contact.sent = contact.sent.max(Some(position));
         }
     }
@@ -128,16 +151,17 @@ impl LastSeen {
     pub fn stream(&self, id: &NodeId, transport: Control) -> Option<Stream> {
         let Seen { epoch, revision, .. } = self.of(id)?.seen;
         self.record(id, (epoch, revision), transport, None);
-        self.all().get(id).map(|contact| Stream { _held: Arc::clone(&contact.streams) })
+        self.calls().nodes.get(id).map(|contact| Stream { _held: Arc::clone(&contact.streams) })
     }
 
     /// When and how a node last called; nothing if never.
     pub fn of(&self, id: &NodeId) -> Option<Liveness> {
-        let all = self.all();
-        let Contact { seen, since, before, transport, streams, clones, sent, stored: _ } = all.get(id)?;
-        let silence = *before + since.elapsed();
+        let calls = self.calls();
+        let contact = calls.nodes.get(id)?;
+        let Contact { seen, since: _, before: _, transport, streams, clones, sent, stored: _ } = contact;
+        let silence = contact.silence();
         let streams = Arc::strong_count(streams) > 1;
-        let cloned = clones.evident(Instant::now());
+        let cloned = clones.evident(Instant::now().into_std());
         let in_doubt = sent.is_some();
         Some(Liveness { seen: *seen, silence, transport: *transport, streams, cloned, in_doubt })
     }
@@ -145,7 +169,9 @@ impl LastSeen {
     /// What is to be stored now; nodes that are gone from the inventory are forgotten.
     pub fn take_unstored(&self, inventory: &Inventory) -> Unstored {
         let mut unstored = Unstored::default();
-        self.all().retain(|id, contact| {
+        let mut calls = self.calls();
+        calls.networks.retain(|network, _| inventory.nodes_in(network).next().is_some());
+        calls.nodes.retain(|id, contact| {
             let there = inventory.node(id).is_some();
             if !there {
                 unstored.gone.push(id.clone());
@@ -159,17 +185,33 @@ impl LastSeen {
 
     /// Takes back what could not be stored.
     pub fn put_back(&self, unstored: &Unstored) {
-        let mut all = self.all();
+        let mut calls = self.calls();
         for (id, _) in &unstored.fresh {
-            if let Some(contact) = all.get_mut(id) {
+            if let Some(contact) = calls.nodes.get_mut(id) {
                 contact.stored = false;
             }
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Contact>> {
-        // A panic elsewhere leaves the map consistent: every change of it is one insertion.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> MutexGuard<'_, AllCalls> {
+        // A panic elsewhere leaves the maps consistent: every change of one is one insertion.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Contact {
+    fn silence(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
+}
+
+impl Calls for LastSeen {
+    fn silence(&self, node: &NodeId) -> Option<Duration> {
+        self.calls().nodes.get(node).map(Contact::silence)
+    }
+
+    fn latest(&self, network: &NetworkName) -> Option<Duration> {
+        self.calls().networks.get(network).map(Instant::elapsed)
     }
 }
 
@@ -211,7 +253,7 @@ mod tests {
         let mut inventory = Inventory::default();
         inventory.put_node(id("new"), node("1970-01-01T00:16:00Z"));
         inventory.put_node(id("silent"), node("1970-01-01T00:00:00Z"));
-        let last_seen = LastSeen::new(stored, Some(served), &inventory);
+        let last_seen = LastSeen::new(stored, Some(served), &inventory, None);
         let silence = |name| last_seen.of(&id(name)).expect("it has called").silence.as_secs();
         assert_eq!((silence("late"), silence("silent")), (10, 600), "whatever the time is now");
         assert_eq!(silence("new"), 40, "it was last seen when it joined");
@@ -234,6 +276,21 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_the_servers_own_host_say_nothing_about_the_way_to_others() {
+        let own = "netmaker".parse().ok();
+        let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default(), own);
+        let heard = || last_seen.latest(&id("a").network);
+        assert_eq!(heard(), None, "it called another process of the server");
+        last_seen.record(&id("netmaker"), (1, Revision(1)), Control::Tls, None);
+        assert_eq!(heard(), None);
+        assert!(last_seen.silence(&id("netmaker")).is_some());
+        last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, None);
+        assert!(heard().is_some());
+        last_seen.take_unstored(&Inventory::default());
+        assert_eq!(heard(), None, "nobody is in the network any more");
+    }
+
+    #[test]
     fn two_hosts_with_one_identity_are_noticed_once() {
         let last_seen = LastSeen::default();
         let from = |number: u8| Some(IpAddr::from([192, 0, 2, number % 2]));
@@ -247,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_transport_is_that_of_the_last_call_and_a_start_knows_none() {
-        let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default());
+        let last_seen = LastSeen::new(vec![(id("a"), seen(990))], None, &Inventory::default(), None);
         let transport = || last_seen.of(&id("a")).expect("it has called").transport;
         assert_eq!(transport(), Control::None, "it called another process of the server");
         last_seen.record(&id("a"), (1, Revision(1)), Control::Tls, None);

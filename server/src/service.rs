@@ -1,12 +1,14 @@
 //! The operations, each once. Knows neither HTTP nor gRPC.
 //!
-//! Here are those of admins; [`agents`] has those of nodes, [`declare`] has the changes of declarations.
+//! Here are those of admins; [`agents`] has those of nodes, [`declare`] has the changes of declarations, and
+//! [`upkeep`] what the server does by itself.
 
 mod agents;
 mod declare;
 mod documents;
 mod scope;
 mod status;
+mod upkeep;
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -18,7 +20,7 @@ use jiff::Timestamp;
 use netclient::device::boottime;
 use proto::position::Position;
 use proto::secret::Secret;
-use schema::api::{Applied, ApplyRequest, Removed, StatusDocument, key_states};
+use schema::api::{Applied, ApplyRequest, Removed, StatusDocument, egress_states, key_states, relay_states};
 use schema::inventory::{Barred, Inventory, NodeId};
 use schema::kinds::Node;
 use schema::scalars::{Identity, Name, NetworkName};
@@ -43,6 +45,7 @@ use crate::readers::{Readers, off_thread};
 use crate::state::State;
 use crate::tally::Tally;
 use documents::Documents;
+pub use upkeep::Upkeep;
 
 /// The most entries of the log that one call returns.
 const MOST_ENTRIES: usize = 1_000;
@@ -268,7 +271,12 @@ impl Service {
         let nodes = visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
         let mut keys = key_states(snapshot, inventory, Timestamp::now());
         keys.retain(|key| caller.grant.holds_in(&key.id.network).is_ok());
-        StatusDocument { epoch: *epoch, revision: *revision, nodes, keys }
+        let (mut egress, mut relays) =
+            (egress_states(snapshot, inventory), relay_states(snapshot, inventory));
+        for states in [&mut egress, &mut relays] {
+            states.retain(|state| caller.grant.holds_in(&state.id.network).is_ok());
+        }
+        StatusDocument { epoch: *epoch, revision: *revision, nodes, keys, egress, relays }
     }
 
     /// The log above a revision, as JSON.

@@ -239,13 +239,13 @@ impl History {
     ) -> Option<SignedBody> {
         let cell = {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-            let cell = encoded.entry((base, audience)).or_default().clone();
+            let cell = encoded.entry((base, audience.clone())).or_default().clone();
             if encoded.len() > BASES * now.class_count().max(1) {
                 encoded.pop_first();
             }
             cell
         };
-        cell.get_or_init(|| encode(&now.delta(then, audience), now.counts(node))).clone()
+        cell.get_or_init(|| encode(&now.delta(then, &audience), now.counts(node))).clone()
     }
 }
 

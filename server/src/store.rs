@@ -79,6 +79,10 @@ const UPGRADE: &str = "upgrade";
 pub const EPOCH: &str = "epoch";
 /// The action in the log for moments that were stored while the clock was ahead.
 pub const CLOCK: &str = "clock";
+/// The action in the log for a node that no longer carries what it may, or carries it again.
+pub const FAILOVER: &str = "failover";
+/// The action in the log for external clients that have expired.
+pub const EXPIRE: &str = "expire";
 /// The actor in the log for what the server does by itself.
 pub const SERVER: &str = "nmserver";
 /// How far back the log is searched at a start.
@@ -410,6 +414,8 @@ mod tests {
 
 #[cfg(test)]
 mod conformance {
+    use schema::inventory::{Away, ClientStatus};
+
     use super::*;
 
     /// A batch that follows what a store has, as if the head were at the revision before this one.
@@ -506,6 +512,26 @@ mod conformance {
         assert_eq!(store.applied("apply-2").expect("it reads"), Some(Revision(2)));
         assert_eq!(store.applied("apply-9").expect("it reads"), None);
 
+        let mut later = three.world.clone();
+        let node =
+            |name: &str| NodeId { network: "b".parse().expect("good"), name: name.parse().expect("good") };
+        let client = ClientStatus {
+            addresses: ["10.0.0.9".parse().expect("good")].into(),
+            created: Timestamp::UNIX_EPOCH,
+            expired: false,
+        };
+        later.inventory.put_client(node("phone"), client, Timestamp::UNIX_EPOCH);
+        later.inventory.set_away(node("gw"), Away { everything: true, egress: [node("office").name].into() });
+        later.inventory.set_carried(node("exit"), true);
+        let (puts, deletes) = rows::between(&three.world, &later);
+        let fourth = batch(store, 4, puts, deletes);
+        store.commit(&[fourth]).expect("it commits");
+        assert_eq!(store.load().expect("it loads").world.inventory, later.inventory);
+        let (puts, deletes) = rows::between(&later, &three.world);
+        let fifth = batch(store, 5, puts, deletes);
+        store.commit(&[fifth]).expect("it commits");
+        assert_eq!(store.load().expect("it loads").world.inventory, three.world.inventory);
+
         let token = StoredToken {
             id: "t1".into(),
             name: "ci".parse().ok(),
@@ -515,7 +541,7 @@ mod conformance {
             expires: None,
         };
         let mut reader = store.reader().expect("it opens");
-        assert_eq!(revisions(reader.log(Revision(1), 10).expect("the log reads")), [2, 3]);
+        assert_eq!(revisions(reader.log(Revision(1), 10).expect("the log reads")), [2, 3, 4, 5]);
         assert_eq!(reader.token("t1").expect("it reads"), None);
         store.put_token(&token).expect("a token is kept");
         assert_eq!(
@@ -538,7 +564,7 @@ mod conformance {
         assert_eq!(store.load().expect("it loads").seen, []);
         assert_eq!(
             store.load().expect("it loads").world.revision,
-            Revision(3),
+            Revision(5),
             "and none of this makes a revision"
         );
     }

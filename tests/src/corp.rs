@@ -225,10 +225,11 @@ impl Flows {
 
     /// Waits until messages have arrived for a while, so that all that follows is of a change.
     pub async fn settle(&self) {
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(400) * patience()).await;
         let now = Instant::now();
+        let lately = now - Duration::from_millis(300) * patience();
         for (what, timeline) in self.timelines() {
-            assert!(timeline.heard_between(now - Duration::from_millis(300), now), "{what} {timeline}");
+            assert!(timeline.heard_between(lately, now), "{what} {timeline}");
         }
     }
 

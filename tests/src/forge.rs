@@ -121,6 +121,22 @@ impl Segment {
         Self { ends: self.ends, protocol: header, bytes }
     }
 
+    /// The same with a checksum that is wrong.
+    ///
+    /// # Panics
+    ///
+    /// When it is neither TCP nor UDP.
+    #[must_use]
+    pub fn damaged(mut self) -> Self {
+        let checksum = match self.protocol {
+            IpNumber::TCP => 16,
+            IpNumber::UDP => 6,
+            other => panic!("no checksum of {other:?} is known here"),
+        };
+        self.bytes[checksum] ^= 0x55;
+        self
+    }
+
     /// The packet.
     pub fn packet(&self) -> Vec<u8> {
         self.part(None)

@@ -10,6 +10,7 @@ pub mod cost;
 pub mod filter;
 pub mod forge;
 pub mod guest;
+pub mod lan;
 pub mod load;
 pub mod loopback;
 pub mod meshes;

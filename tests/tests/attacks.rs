@@ -7,14 +7,14 @@
 //! The agent of `c` is stopped, its packet filter is gone, and it sends whatever it likes. Whether it passes is
 //! counted at `b`: what comes from the tunnel, and what of it is left when every filter has been asked.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use end_to_end::container::container;
 use end_to_end::corp::{Corp, INTERFACE};
 use end_to_end::forge::{Ends, Segment, echo_reply, send, tcp, too_big, udp};
-use end_to_end::{Mesh, addresses, eventually, filter, in_runtime, run, run_all, text_of};
+use end_to_end::{Mesh, addresses, eventually, filter, in_runtime, link_kind, run, run_all, text_of};
 use etherparse::IpNumber;
 use nmplan::lab::{Outcome, Service, enter_test};
 
@@ -118,6 +118,72 @@ fn no_forged_answer_passes_without_a_question() {
             ] {
                 assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{what}: {segment:?}");
             }
+        }
+    });
+}
+
+#[test]
+fn what_belongs_to_no_connection_passes_nowhere_also_where_its_sender_may_open_one() {
+    let name = "what_belongs_to_no_connection_passes_nowhere_also_where_its_sender_may_open_one";
+    if !enter_test(name) {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        deafen(&corp);
+        // WireGuard of the kernel vouches for checksums, since it has authenticated the whole packet.
+        let is_checked = link_kind(corp.host("b"), INTERFACE).await == "tun";
+        for (c, b) in pairs(&corp) {
+            let at = |ip, port| SocketAddr::new(ip, port);
+            let opening = |port| tcp(at(c, 4_100), at(b, port), |tcp| tcp.syn = true);
+            let question = |port| udp(at(c, 4_100), at(b, port), b"a question");
+            for segment in [opening(80), question(53)] {
+                assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 1, "{segment:?}");
+            }
+            for (allowed, other) in [(opening(80), opening(81)), (question(53), question(54))] {
+                let [allowed, other] = [allowed, other].map(Segment::damaged);
+                assert_eq!(passed(&corp, &other, &[other.packet()]).await, 0, "{other:?}");
+                let count = passed(&corp, &allowed, &[allowed.packet()]).await;
+                assert_eq!(count, u64::from(!is_checked), "{allowed:?}");
+            }
+            for (what, segment) in [
+                (
+                    "every flag",
+                    tcp(at(c, 4_101), at(b, 80), |tcp| (tcp.fin, tcp.psh, tcp.urg) = (true, true, true)),
+                ),
+                ("no flag", tcp(at(c, 4_102), at(b, 80), |_| ())),
+                (
+                    "an opening that ends",
+                    tcp(at(c, 4_103), at(b, 80), |tcp| (tcp.syn, tcp.fin) = (true, true)),
+                ),
+                ("a reset", tcp(at(c, 4_104), at(b, 80), |tcp| tcp.rst = true)),
+            ] {
+                assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{what}: {segment:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_question_is_answered_from_where_it_was_asked_and_to_where_it_came_from() {
+    if !enter_test("a_question_is_answered_from_where_it_was_asked_and_to_where_it_came_from") {
+        return;
+    }
+    in_runtime(async {
+        let corp = attacked().await;
+        deafen(&corp);
+        for (c, b) in pairs(&corp) {
+            let at = |ip, port| SocketAddr::new(ip, port);
+            let socket = corp.host("b").within(|| {
+                let socket = UdpSocket::bind((b, 7_100)).expect("the port is free");
+                socket.send_to(b"a question", at(c, 54)).expect("it is sent");
+                socket
+            });
+            for (from, to, passes) in [(54, 7_100, 1), (55, 7_100, 0), (54, 7_101, 0), (54, 7_100, 1)] {
+                let answer = udp(at(c, from), at(b, to), b"an answer");
+                assert_eq!(passed(&corp, &answer, &[answer.packet()]).await, passes, "{answer:?}");
+            }
+            drop(socket);
         }
     });
 }
@@ -297,8 +363,7 @@ async fn assert_sends_only_as_itself(corp: &Corp) {
     for ((own, to), member) in pairs(corp).zip(corp.addresses("a")) {
         let nobody = if to.is_ipv4() { "10.40.0.99" } else { "fd40:40::99" }.parse().expect("an address");
         for from in [member, nobody] {
-            // A hub sends redirects as well, by ICMP.
-            filter::watch(b, INTERFACE, "meta l4proto udp");
+            filter::watch(b, INTERFACE, "");
             let at = |ip, port| SocketAddr::new(ip, port);
             let segment = udp(at(from, 6_000), at(to, 53), b"as somebody else");
             send(c, &segment, &[segment.packet()]);
@@ -319,7 +384,7 @@ fn behind_a_hub_a_member_sends_only_as_itself() {
         return;
     }
     in_runtime(async {
-        let corp = attacked_in(&["a", "b", "c", "h"], &format!("hub \"h\"\n{RULES}")).await;
+        let mut corp = attacked_in(&["a", "b", "c", "h"], &format!("hub \"h\"\n{RULES}")).await;
         // Whatever it takes to lie behind the hub, the hub and who receives it judge.
         for service in [Service::Tcp(80), Service::Udp(53), Service::Icmp] {
             assert_eq!(corp.probe("c", "a", service).await, NOTHING, "{service}");
@@ -327,6 +392,25 @@ fn behind_a_hub_a_member_sends_only_as_itself() {
         }
         deafen(&corp);
         assert_sends_only_as_itself(&corp).await;
+        // A hub that gives it an address that no member has, and passes on what comes from there; no agent puts
+        // it right meanwhile.
+        for node in ["b", "h"] {
+            corp.agent_mut(node).kill_daemon().await.expect("it is killed");
+        }
+        let (b, c, h) = (corp.host("b"), corp.host("c"), corp.host("h"));
+        let nobody = ["10.40.0.77", "fd40:40::77"];
+        for (host, peer, more) in [(h, c, corp.addresses("c")), (b, h, corp.addresses("a"))] {
+            let key = run(peer, "wg show nm-corp public-key").await.trim().to_owned();
+            let ranges = more.iter().map(ToString::to_string).chain(nobody.map(str::to_owned));
+            let ranges = ranges.collect::<Vec<_>>().join(",");
+            run(host, &format!("wg set nm-corp peer {key} allowed-ips {ranges}")).await;
+        }
+        for (nobody, to) in nobody.into_iter().zip(corp.addresses("b")) {
+            let from = SocketAddr::new(nobody.parse().expect("an address"), 6_000);
+            let segment = udp(from, SocketAddr::new(to, 53), b"as nobody");
+            assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{nobody}");
+        }
+        assert!(!corp.listeners("b").has_heard(b"as nobody"));
     });
 }
 

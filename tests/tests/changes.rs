@@ -319,9 +319,45 @@ struct Lived {
 
 const LIVED: &[Lived] = &[
     Lived {
+        story: "behind-nat",
+        joins: &[
+            (1, "hq-1", "first"),
+            (1, "hq-2", "first"),
+            (1, "till-1", "first"),
+            (1, "branches-1", "branches"),
+        ],
+        pings: |state, _, _| state < 4,
+    },
+    Lived {
+        story: "exit",
+        joins: &[
+            (1, "exit-fra", "first"),
+            (1, "laptop-ana", "first"),
+            (1, "laptop-ben", "first"),
+            (1, "server-1", "first"),
+            (3, "exit-muc", "second"),
+        ],
+        pings: |state, _, _| state < 4,
+    },
+    Lived {
         story: "first-mesh",
         joins: &[(1, "gw", "first"), (1, "db", "first"), (1, "laptop", "first")],
         pings: |_, _, _| true,
+    },
+    Lived {
+        story: "road-warriors",
+        joins: &[(1, "gw-fra", "first"), (1, "db-1", "first"), (1, "web-1", "first")],
+        pings: |state, _, _| state < 4,
+    },
+    Lived {
+        story: "two-offices",
+        joins: &[
+            (1, "gw-fra", "first"),
+            (1, "gw-muc", "first"),
+            (1, "laptop-ana", "first"),
+            (3, "gw-fra-2", "second"),
+        ],
+        pings: |state, _, _| state < 4,
     },
     Lived {
         story: "who-may-talk",

@@ -16,11 +16,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use end_to_end::{in_runtime, text_of};
+use end_to_end::{eventually, in_runtime, text_of};
 use ipnet::IpNet;
 use netclient::filter::{Filter, FilterChanges};
 use netclient::host::{Host as _, System};
+use netclient::outside::{Mark, Slot};
 use netclient::system::firewall::FirewallError;
+use netclient::system::watch::HostEvent;
 use nmplan::lab::{Flow, Host, Listeners, Outcome, Pattern, Probe, Process, Service, Underlay, enter_test};
 use schema::access::{Access, ClassId, Ports, Protocol};
 use schema::scalars::{Name, Seconds, WireGuardKey};
@@ -158,15 +160,6 @@ fn a_table_changes_in_place_and_drift_is_found() {
             // What is followed is what is set at once, and what is listed reads back.
             let anew = System::default();
             anew.set_access(&filter(&ruled)).expect("it is set");
-            let sorted = |text: &str| {
-                let mut words: Vec<_> = text
-                    .split([' ', ',', '\n', '\t'])
-                    .filter(|it| !it.is_empty())
-                    .map(String::from)
-                    .collect();
-                words.sort();
-                words
-            };
             assert_eq!(sorted(&listed()), sorted(&changed));
             let kept = run("nft list ruleset");
             std::fs::write(&file, &kept).expect("written");
@@ -208,6 +201,105 @@ fn a_table_changes_in_place_and_drift_is_found() {
             assert!(!anew.remove_access("eth0").expect("there is none"));
             assert_eq!(run("nft list ruleset"), "");
         });
+    });
+}
+
+/// The words of a listing, in an order that does not depend on how it came about.
+fn sorted(text: &str) -> Vec<&str> {
+    let mut words: Vec<_> = text.split([' ', ',', '\n', '\t']).filter(|it| !it.is_empty()).collect();
+    words.sort_unstable();
+    words
+}
+
+#[test]
+fn whatever_others_change_of_a_table_is_heard_of_at_once_and_what_was_set_is_not() {
+    let name = "whatever_others_change_of_a_table_is_heard_of_at_once_and_what_was_set_is_not";
+    if !enter_test(name) {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let host = underlay.host("b").await.expect("a host");
+        let system = System::default();
+        let runtime = tokio::runtime::Handle::current();
+        let slot = Slot::candidates("/d".as_ref(), "/d".as_ref(), Mark::default())[0];
+        let mut events = host.within(|| {
+            let _runtime = runtime.enter();
+            system.watch(slot).expect("the kernel tells")
+        });
+        let changes_of_filter = |events: &mut tokio::sync::mpsc::UnboundedReceiver<HostEvent>| {
+            let all = std::iter::from_fn(|| events.try_recv().ok());
+            all.filter(|event| *event == HostEvent::Filter).count()
+        };
+
+        // Tables, classes and members come and go, and nothing is heard of it.
+        let none = restricted(&[("web", tcp(80))]);
+        let mut many = none.clone();
+        put_many(&mut many, 480);
+        let mut ruled = none.clone();
+        ruled.access.insert(class("web"), Arc::new(tcp(443)));
+        host.within(|| {
+            for _ in 0..5 {
+                system.set_access(&filter(&none)).expect("it is set");
+                for (before, after) in [(&none, &many), (&many, &none), (&none, &ruled), (&ruled, &none)] {
+                    system.change_access("eth0", &changes(before, after)).expect("it is changed");
+                }
+                // One that is refused, and so never ends.
+                let clash = "192.0.2.1".parse().expect("good");
+                let mut more = none.clone();
+                put(&mut more, "later", "web", &[clash]);
+                run("nft add element inet nm-access-eth0 who4 { 192.0.2.1 : drop }");
+                system.change_access("eth0", &changes(&none, &more)).expect_err("it is there");
+                system.set_access(&filter(&none)).expect("it is set");
+                assert!(system.remove_access("eth0").expect("it is removed"));
+            }
+            system.set_access(&filter(&none)).expect("it is set");
+        });
+        // Each report comes after those of what was done before: this is the last one.
+        let heard = async |events: &mut _, taking: &str| {
+            host.within(|| run(taking));
+            let mut count = 0;
+            eventually(taking, Duration::from_secs(1), async || {
+                count += changes_of_filter(events);
+                count > 0
+            })
+            .await;
+            count
+        };
+        let count = heard(&mut events, "nft add element inet nm-access-eth0 own4 { 10.9.7.7 }").await;
+        assert_eq!(count, 6, "five for what was foreign in between, and this one");
+
+        let web = class("web");
+        for taking in [
+            "nft add table inet nm-access-eth0 { flags dormant ; }".to_owned(),
+            "nft insert rule inet nm-access-eth0 in accept".to_owned(),
+            "nft insert rule inet nm-access-eth0 judge accept".to_owned(),
+            "nft add chain inet nm-access-eth0 more { type filter hook input priority -1 ; }".to_owned(),
+            format!("nft add element inet nm-access-eth0 t_{web} {{ 22 }}"),
+            "nft delete element inet nm-access-eth0 own4 { 10.9.255.1 }".to_owned(),
+            "nft add element inet nm-access-eth0 who4 { 10.9.200.1 : accept }".to_owned(),
+            "nft flush chain inet nm-access-eth0 judge".to_owned(),
+            "nft delete table inet nm-access-eth0".to_owned(),
+            "nft flush ruleset".to_owned(),
+        ] {
+            host.within(|| system.set_access(&filter(&none))).expect("it is repaired");
+            let right = host.within(listed);
+            heard(&mut events, &taking).await;
+            host.within(|| {
+                system.change_access("eth0", &FilterChanges::default()).expect_err("it is not what was set");
+                system.set_access(&filter(&none)).expect("it is repaired");
+            });
+            assert_eq!(sorted(&host.within(listed)), sorted(&right), "{taking}");
+        }
+        // What others do to their own tables is nobody's business.
+        heard(&mut events, "nft add element inet nm-access-eth0 own4 { 10.9.7.8 }").await;
+        host.within(|| {
+            run("nft add table inet other");
+            run("nft add chain inet other in { type filter hook input priority 0 ; }");
+            run("nft add table ip nm-access-eth0");
+            run("nft add table inet nm-access-eth1");
+        });
+        assert_eq!(heard(&mut events, "nft add element inet nm-access-eth0 own4 { 10.9.7.9 }").await, 1);
     });
 }
 

@@ -142,6 +142,8 @@ fn in_a_small_network_and_through_a_hub_all_reach_all() {
         let status = star[0].status().await.expect("the agent answers");
         let peers = status["networks"][0]["peers"].as_array().cloned().unwrap_or_default();
         assert_eq!(peers.len(), 1, "the hub is the only peer: {peers:?}");
+        let reaches = status["networks"][0]["reaches"].as_array().cloned().unwrap_or_default();
+        assert!(!reaches.is_empty() && reaches.iter().all(|it| it["via"] == "hub"), "{reaches:?}");
     });
 }
 

@@ -1,7 +1,7 @@
 //! The suites that depend on a kernel, once more in a guest whose kernel has WireGuard.
 //!
 //! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all`
-//! runs all of them, as `make soak` does: emulated, they take long.
+//! runs all of them, as `make soak` does: emulated, they take long. `GUEST=access,attacks` runs these two alone.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ const SUITES: &[Suite] = &[
     ("faults", &["killing_agent_and_server_loses_no_ping"]),
     ("register", &["without_tun_both_ends_of_the_tunnel_are_the_kernels"]),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
+    ("gateways", &["a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays"]),
+    ("access", &["where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
 ];
@@ -44,6 +46,7 @@ const ALL: &[Suite] = &[
     ("changes", &[]),
     ("faults", &[]),
     ("outside", &[]),
+    ("gateways", &[]),
     ("access", &[]),
     ("attacks", &[]),
     ("register", &[]),
@@ -72,8 +75,15 @@ fn programs() -> BTreeMap<String, PathBuf> {
         .collect()
 }
 
-fn is_all() -> bool {
-    std::env::var("GUEST").as_deref() == Ok("all")
+/// What `GUEST` asks for instead of [`SUITES`]; absent: nothing.
+fn asked() -> Option<Vec<Suite>> {
+    let names = std::env::var("GUEST").ok()?;
+    if names == "all" {
+        return Some(ALL.to_vec());
+    }
+    let named =
+        |name| *ALL.iter().find(|(suite, _)| *suite == name).expect("GUEST names suites that run there");
+    Some(names.split(',').map(named).collect())
 }
 
 /// Runs suites in a guest, one after the other.
@@ -110,13 +120,17 @@ fn run(system: System, suites: &[Suite], limit: Duration) {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "there are guests for x86-64 only")]
 fn services_run_under_systemd() {
-    let suites = if is_all() { &[("systemd", &[][..])][..] } else { SERVICES };
-    run(System::Systemd, suites, Duration::from_secs(60 * 8));
+    match std::env::var("GUEST").as_deref() {
+        Ok("all") => run(System::Systemd, &[("systemd", &[])], Duration::from_secs(60 * 8)),
+        _ => run(System::Systemd, SERVICES, Duration::from_secs(60 * 8)),
+    }
 }
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "there are guests for x86-64 only")]
 fn suites_pass_on_the_kernels_wireguard() {
-    let (suites, minutes) = if is_all() { (ALL, 120) } else { (SUITES, 15) };
-    run(System::Small, suites, Duration::from_secs(60 * minutes));
+    match asked() {
+        Some(suites) => run(System::Small, &suites, Duration::from_secs(60 * 120)),
+        None => run(System::Small, SUITES, Duration::from_secs(60 * 15)),
+    }
 }

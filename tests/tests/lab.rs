@@ -59,8 +59,9 @@ fn nodes_of(output: &Output) -> serde_json::Value {
     }
     let count = nodes.as_array().map_or(0, Vec::len);
     assert!(count >= 2, "{verdict}");
-    let pairs = verdict["networks"][0]["pairs"].as_array().map(Vec::len);
-    assert_eq!(pairs, Some(count * (count - 1)), "{verdict}");
+    let clients = verdict["networks"][0]["clients"].as_array().map_or(0, Vec::len);
+    let (members, pairs) = (count + clients, verdict["networks"][0]["pairs"].as_array().map(Vec::len));
+    assert_eq!(pairs, Some(members * (members - 1)), "{verdict}");
     nodes
 }
 
@@ -105,7 +106,20 @@ fn every_other_state_of_a_story_and_every_kind_comes_up() {
     for states in states() {
         states.split_last().into_iter().flat_map(|(_, others)| others).for_each(|state| comes_up(state));
     }
-    for kind in ["access-key", "allow", "dns", "group", "network", "node", "test"] {
+    let kinds = [
+        "access-key",
+        "allow",
+        "dns",
+        "egress",
+        "external-client",
+        "group",
+        "ingress",
+        "network",
+        "node",
+        "relay",
+        "test",
+    ];
+    for kind in kinds {
         let output = lab(&["-f", &example(&format!("kinds/{kind}.kdl"))]).output().expect("it runs");
         let printed = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
         assert!(output.status.success(), "{kind}: {printed}");

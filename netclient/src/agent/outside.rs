@@ -21,12 +21,15 @@ use schema::inventory::NodeProblem;
 use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
 use schema::view::{Tunnel, View};
 
+use super::forwarding::Needed;
 use super::{Agent, AgentError, canonical, error_chain};
 use crate::addresses::Addresses;
 use crate::comms;
 use crate::device::blocking;
 use crate::directory::{DirectoryError, NamesOf};
 use crate::filter as access;
+use crate::forwarding::Needs;
+use crate::gateways;
 use crate::membership::{Membership, ServerAddress};
 use crate::outside::{self, Outside};
 use crate::server_names::{RESOLVE, ServerNames};
@@ -44,12 +47,15 @@ impl Agent {
     ) -> Result<BroughtUp, TunnelError> {
         let kept = async {
             let _turn = self.directory.lock_outside().await?;
-            self.keep_outside(self.outside(Some(membership), None)?).await
+            self.keep_outside(self.needed(Some(membership), None).await?.outside).await
         };
         let kept = kept.await;
         let enforcement = self.enforce(tunnel, membership).await;
         let kept = kept?;
-        let mut brought = tunnel.reconcile(&enforcement.membership, kept.filtered()).await?;
+        // Why nothing is forwarded to outside, which the packet filter has to decide.
+        let unjudged = if kept.filtered() { enforcement.unjudged } else { Some(kept.remedy()) };
+        let decided = kept.filtered() && (unjudged.is_none() || membership.view.forwards.is_empty());
+        let mut brought = tunnel.reconcile(&enforcement.membership, decided).await?;
         brought.problems.extend(enforcement.problem);
         if enforcement.ends {
             self.end_access(&membership.interface).await?;
@@ -57,7 +63,20 @@ impl Agent {
         let servers = self.spared(&kept, Some(membership), None).await?;
         let _turn = self.directory.lock_outside().await?;
         let slot = self.slot()?;
-        let mut outside = self.outside(Some(membership), None)?;
+        let Needed { mut outside, needs, problems } = self.needed(Some(membership), None).await?;
+        let needs = if kept.filtered() {
+            needs
+        } else {
+            Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), ..needs }
+        };
+        brought.problems.extend(self.forward(&needs));
+        brought.problems.extend(match &unjudged {
+            None => problems,
+            Some(remedy) => {
+                let View { network, forwards, .. } = &membership.view;
+                forwards.keys().map(|egress| gateways::unfiltered(network, egress, remedy)).collect()
+            }
+        });
         if let Some(error) = &kept.unheeded {
             brought.problems.push(NodeProblem::new(NodeProblem::MARKS_UNHEEDED, error_chain(error)));
         }
@@ -95,7 +114,8 @@ impl Agent {
     /// Has what arrives be judged by the access rules of a network before anything may, and says what there is
     /// of the network here. Without judgement there are no peers that would have to be restricted.
     async fn enforce<'a>(&self, tunnel: &mut NetworkTunnel, membership: &'a Membership) -> Enforcement<'a> {
-        let whole = Enforcement { membership: Cow::Borrowed(membership), problem: None, ends: false };
+        let whole =
+            Enforcement { membership: Cow::Borrowed(membership), problem: None, unjudged: None, ends: false };
         let Some(filter) = access::Filter::of(&membership.interface, &membership.view) else {
             return Enforcement { ends: true, ..whole };
         };
@@ -109,17 +129,22 @@ impl Agent {
             Some(Filter::Unwanted)
         };
         let Some(why) = why else { return whole };
-        let view = access::without_filter(&membership.view);
+        let mut view = access::without_filter(&membership.view);
         self.keep_only(tunnel, &view).await;
-        let message = format!(
-            "the access rules of {} cannot be enforced here, so nodes that may not open everything here have no tunnel: {}",
-            membership.network,
-            why.remedy()
-        );
-        let problem = NodeProblem::new(NodeProblem::RULES_NOT_ENFORCED, message);
+        // Nothing says what may be forwarded to outside.
+        view.interface.forward &= view.forwards.is_empty();
+        let message = || {
+            format!(
+                "the access rules of {} cannot be enforced here, so nodes that may not open everything here have no tunnel: {}",
+                membership.network,
+                why.remedy()
+            )
+        };
+        let problem = view.interface.restricted.then(message);
+        let problem = problem.map(|message| NodeProblem::new(NodeProblem::RULES_NOT_ENFORCED, message));
         let membership = Cow::Owned(Membership { view, ..membership.clone() });
         // What an earlier setting left goes.
-        Enforcement { membership, problem: Some(problem), ends: !wanted }
+        Enforcement { membership, problem, unjudged: Some(why.remedy()), ends: !wanted }
     }
 
     async fn keep_only(&self, tunnel: &mut NetworkTunnel, view: &View) {
@@ -211,7 +236,7 @@ impl Agent {
         // Known before it is a peer, and for as long as it is one.
         let moves = changes.filter.members.iter().any(|(it, class)| class.is_some() && !new.contains(it));
         self.change_members(Default::default(), new).await?;
-        if membership.view.interface.restricted {
+        if membership.view.interface.restricted || !membership.view.forwards.is_empty() {
             // Who is gone has no part in what an address may do from now on; who is new is judged from the
             // first packet.
             tunnel.follow(membership, changes.split_gone()).await?;
@@ -259,7 +284,7 @@ impl Agent {
                 return Ok(());
             }
             let _turn = self.directory.lock_outside().await?;
-            let outside = self.outside(None, Some(network))?;
+            let outside = self.needed(None, Some(network)).await?.outside;
             let ends = outside.is_empty() && !outside.unread;
             self.keep_filter(outside).await?;
             if ends {
@@ -283,17 +308,19 @@ impl Agent {
         let own = own.ok().flatten();
         let kept = {
             let _turn = self.directory.lock_outside().await?;
-            let outside = self.outside(own.as_ref(), Some(network))?;
+            let outside = self.needed(own.as_ref(), Some(network)).await?.outside;
             self.keep_outside(Outside { unread: unread || outside.unread, ..outside }).await?
         };
         let servers = self.spared(&kept, own.as_ref(), Some(network)).await?;
         let _turn = self.directory.lock_outside().await?;
-        let mut outside = self.outside(None, Some(network))?;
+        let Needed { mut outside, needs, .. } = self.needed(None, Some(network)).await?;
         if !kept.outside() {
             spare_servers(&mut outside, &servers, &kept.remedy());
         }
         let slot = self.slot()?;
-        Ok(self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?)
+        self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
+        // The packet filter still knows what was turned on for networks alone.
+        self.try_forward(&needs)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
@@ -314,6 +341,7 @@ impl Agent {
         let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
         self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
+        self.try_forward(&Needs::default())?;
         kept.retain(|interface| !interfaces.contains(interface));
         let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
         down.kept.extend(kept);
@@ -381,7 +409,7 @@ impl Agent {
 
     /// The memberships on the disk but for one that is in hand, and but for one; and whether any could not be
     /// read.
-    fn others(
+    pub(super) fn others(
         &self,
         own: Option<&Membership>,
         without: Option<&NetworkName>,
@@ -539,6 +567,8 @@ struct Enforcement<'a> {
     membership: Cow<'a, Membership>,
     /// Why not all of them are.
     problem: Option<NodeProblem>,
+    /// What to do, where nothing judges what is forwarded or arrives; absent: it is judged.
+    unjudged: Option<String>,
     /// Whether the table goes, if there is one.
     ends: bool,
 }
@@ -583,9 +613,10 @@ impl Filter {
 }
 
 /// Without rules that spare what is marked, a range that holds the server's address would cut the host off
-/// from it: it is not routed.
+/// from it, and a default route would lead tunnels into themselves: it is not routed.
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
-    let holds = |range: &&IpNet| servers.iter().any(|address| range.contains(address));
+    let holds =
+        |range: &&IpNet| outside::is_default(range) || servers.iter().any(|address| range.contains(address));
     let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {

@@ -1,16 +1,17 @@
 //! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status`
 //! print.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
 use schema::inventory::NodeProblem;
-use schema::scalars::{Endpoint, Name, NetworkName, WireGuardKey};
+use schema::scalars::{Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
-use schema::view::Tunnel;
+use schema::view::{Forward, Tunnel, View};
 use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
@@ -85,8 +86,30 @@ pub struct NetworkStatus {
     pub addresses: BTreeSet<IpAddr>,
     /// The ranges of the network: one of each family that it has.
     pub ranges: BTreeSet<IpNet>,
+    /// The ranges that nobody carries at present: what is sent there is refused.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub refused: BTreeSet<IpNet>,
+    /// What it may forward to outside of the network, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardStatus>,
     /// The peers, by name.
     pub peers: Vec<PeerStatus>,
+    /// What is reached through a peer, besides the peer itself: nodes by name, then ranges.
+    pub reaches: Vec<ReachStatus>,
+}
+
+/// What a node may forward to outside of its network: an egress that has it as a gateway, whether or not
+/// another one carries it at present.
+#[derive(Clone, Debug, Serialize)]
+pub struct ForwardStatus {
+    /// The egress.
+    pub egress: Name,
+    /// The ranges.
+    pub ranges: BTreeSet<IpNet>,
+    /// The interface that was declared; absent: where the host routes the ranges.
+    pub interface: Option<InterfaceName>,
+    /// Whether what leaves has the node's own address as its source.
+    pub nat: bool,
 }
 
 /// The state of a peer.
@@ -102,6 +125,17 @@ pub struct PeerStatus {
     pub allowed_ips: BTreeSet<IpNet>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Timestamp>,
+}
+
+/// A node or a range without a tunnel of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReachStatus {
+    /// The node; absent: a range in which there is no telling who has an address.
+    pub name: Option<Name>,
+    /// The node's addresses, or the range.
+    pub ranges: BTreeSet<IpNet>,
+    /// The peer that carries what is sent there.
+    pub via: Name,
 }
 
 /// How a network is, as whoever keeps it current knows.
@@ -159,8 +193,17 @@ impl Agent {
                     last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
                 }
             };
-            let mut peers: Vec<_> = view.tunnels().into_iter().map(peer).collect();
+            let tunnels = view.tunnels();
+            let reaches = reaches(&view, &tunnels);
+            let mut peers: Vec<_> = tunnels.into_iter().map(peer).collect();
             peers.sort_by(|one, other| one.name.cmp(&other.name));
+            let refused = view.routes.iter().filter(|(_, route)| route.via.is_none());
+            let forward = |(egress, forward): (&Name, &Arc<Forward>)| ForwardStatus {
+                egress: egress.clone(),
+                ranges: forward.ranges.keys().copied().collect(),
+                interface: forward.interface.clone(),
+                nat: forward.nat,
+            };
             networks.push(NetworkStatus {
                 name: network,
                 node,
@@ -173,7 +216,10 @@ impl Agent {
                 problems,
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
+                refused: refused.map(|(range, _)| *range).collect(),
+                forwards: view.forwards.iter().map(forward).collect(),
                 peers,
+                reaches,
             });
         }
         Ok(Status { daemon, networks, damaged, registrations: self.registrations().await? })
@@ -199,5 +245,77 @@ impl Agent {
             });
         }
         Ok(all)
+    }
+}
+
+/// What these tunnels carry besides their own ends: the nodes of a View without a tunnel, and ranges. What no
+/// tunnel takes is not reached, and left out.
+fn reaches(view: &View, tunnels: &BTreeMap<WireGuardKey, Tunnel>) -> Vec<ReachStatus> {
+    let ends: BTreeSet<&Name> = tunnels.values().map(|tunnel| &tunnel.peer).collect();
+    let carried: BTreeMap<IpNet, &Name> = tunnels
+        .values()
+        .flat_map(|tunnel| tunnel.allowed_ips.iter().map(|range| (range.trunc(), &tunnel.peer)))
+        .collect();
+    // The longest range decides, as in WireGuard: mostly the address itself, and there are few others.
+    let wide: Vec<_> =
+        carried.iter().filter(|(range, _)| range.prefix_len() < range.max_prefix_len()).collect();
+    let via = |address: IpAddr| {
+        let wider = || {
+            wide.iter()
+                .filter(|(range, _)| range.contains(&address))
+                .max_by_key(|(range, _)| range.prefix_len())
+        };
+        carried.get(&IpNet::from(address)).copied().or_else(|| wider().map(|(_, peer)| **peer))
+    };
+    let nodes = view.peers.iter().filter(|(name, _)| !ends.contains(name)).filter_map(|(name, peer)| {
+        let via = peer.addresses.iter().find_map(|address| via(*address))?.clone();
+        let ranges = peer.addresses.iter().copied().map(IpNet::from).collect();
+        Some(ReachStatus { name: Some(name.clone()), ranges, via })
+    });
+    let ranges = view.routes.keys().filter_map(|range| {
+        let via = (*carried.get(range)?).clone();
+        Some(ReachStatus { name: None, ranges: [*range].into(), via })
+    });
+    nodes.chain(ranges).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schema::view::{Peer, Route};
+
+    use super::*;
+
+    #[test]
+    fn what_a_peer_carries_is_reached_through_it_and_what_nobody_carries_is_not() {
+        let mut view = crate::tunnels::tests::view("corp", "10.9.0.1/16");
+        let via = |name: &str| Some(name.parse().expect("a name"));
+        for (number, via) in [(2u8, None), (3, via("n2")), (4, via("gone")), (5, via("a"))] {
+            let direct = via.as_ref().is_none_or(|via: &Name| via.as_str() == "a");
+            let peer = Peer {
+                public_key: direct.then_some(WireGuardKey([number; 32])),
+                endpoint: None,
+                addresses: [[10, 9, 0, number].into(), format!("fd09::{number}").parse().expect("good")]
+                    .into(),
+                via,
+                class: Default::default(),
+                named: true,
+            };
+            view.peers.insert(format!("n{number}").parse().expect("a name"), Arc::new(peer));
+        }
+        for (range, via) in [("192.168.7.0/24", "n5"), ("192.168.8.0/24", "gone")] {
+            let route = Route { via: via.parse().expect("a name") };
+            view.routes.insert(range.parse().expect("a range"), Arc::new(route));
+        }
+        let found: Vec<_> = reaches(&view, &view.tunnels())
+            .into_iter()
+            .map(|ReachStatus { name, ranges, via }| {
+                let name = name.map_or_else(|| "-".to_owned(), |name| name.to_string());
+                let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+                format!("{name} {} via {via}", ranges.join(" "))
+            })
+            .collect();
+        assert_eq!(found, ["n3 10.9.0.3/32 fd09::3/128 via n2", "- 192.168.7.0/24 via n5"]);
     }
 }

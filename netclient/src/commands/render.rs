@@ -11,7 +11,7 @@ use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{NetworkStatus, PeerStatus, RegistrationStatus, Status, not_ours};
+use crate::agent::{NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, not_ours};
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
@@ -107,6 +107,19 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         format!("  device {}", device.map_or_else(|| "none".to_owned(), |kind| kind.to_string())),
         format!("  revision {revision}, control traffic by {}", transport(network.control)),
     ];
+    if !network.refused.is_empty() {
+        text.push(format!("  refused, since nobody carries it at present: {}", joined(&network.refused)));
+    }
+    text.extend(network.forwards.iter().map(|forward| {
+        let by = forward.interface.as_ref().map(|interface| format!(" by {interface}"));
+        let nat = if forward.nat { ", with its own address as the source" } else { "" };
+        format!(
+            "  forwards to {}{}{nat} ({})",
+            joined(&forward.ranges),
+            by.unwrap_or_default(),
+            forward.egress
+        )
+    }));
     let problems = network.problems.iter();
     text.extend(problems.map(|problem| format!("  problem: {} ({})", problem.message, problem.code)));
     if network.peers.is_empty() {
@@ -119,7 +132,21 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         table.add_row([name.to_string(), joined(allowed_ips), at, ago(*last_handshake, now)]);
     }
     text.extend(lines(&table).map(|line| format!("  {line}")));
+    if !network.reaches.is_empty() {
+        text.push(String::new());
+        text.extend(lines(&reaches(&network.reaches)).map(|line| format!("  {line}")));
+    }
     text
+}
+
+/// What has no tunnel of its own, and who carries it.
+fn reaches(all: &[ReachStatus]) -> Table {
+    let mut table = table(&["REACHES", "ADDRESSES", "VIA"]);
+    for ReachStatus { name, ranges, via } in all {
+        let name = name.as_ref().map_or_else(|| "a range".to_owned(), ToString::to_string);
+        table.add_row([name, joined(ranges), via.to_string()]);
+    }
+    table
 }
 
 /// The tunnel to a server, on a line.
@@ -173,7 +200,7 @@ mod tests {
     use schema::snapshot::Revision;
 
     use super::*;
-    use crate::agent::DamagedNetwork;
+    use crate::agent::{DamagedNetwork, ForwardStatus};
     use crate::device::Kind;
 
     fn network() -> NetworkStatus {
@@ -189,8 +216,61 @@ mod tests {
             problems: vec![NodeProblem::new(NodeProblem::NAMES, "the file of names is read-only")],
             addresses: ["10.40.0.1", "fd40::1"].map(|address| address.parse().expect("good")).into(),
             ranges: ["10.40.0.0/24", "fd40::/64"].map(|range| range.parse().expect("good")).into(),
+            refused: BTreeSet::new(),
+            forwards: Vec::new(),
             peers: Vec::new(),
+            reaches: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_nobody_carries_and_what_the_node_forwards_to_is_shown() {
+        let range = |text: &str| text.parse().expect("good");
+        let forward = ForwardStatus {
+            egress: "lab".parse().expect("good"),
+            ranges: ["192.168.50.0/24", "fd50::/64"].map(range).into(),
+            interface: "eth1".parse().ok(),
+            nat: true,
+        };
+        let network = NetworkStatus {
+            refused: ["192.168.10.0/24", "::/0"].map(range).into(),
+            forwards: vec![forward],
+            problems: Vec::new(),
+            ..network()
+        };
+        let lines = network_lines(&network, Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            lines[4..6],
+            [
+                "  refused, since nobody carries it at present: 192.168.10.0/24, ::/0",
+                "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_others_carry_is_listed_below_the_peers_with_who_carries_it() {
+        let mut network = network();
+        let hub = PeerStatus {
+            name: "hub".parse().expect("good"),
+            public_key: schema::scalars::WireGuardKey([1; 32]),
+            endpoint: None,
+            allowed_ips: ["10.40.0.9/32"].map(|range| range.parse().expect("good")).into(),
+            last_handshake: None,
+        };
+        network.peers.push(hub);
+        let reach = |name: Option<&str>, range: &str| ReachStatus {
+            name: name.map(|name| name.parse().expect("good")),
+            ranges: [range.parse().expect("good")].into(),
+            via: "hub".parse().expect("good"),
+        };
+        network.reaches = vec![reach(Some("b"), "10.40.0.2/32"), reach(None, "192.168.7.0/24")];
+        let text = network_lines(&network, Timestamp::UNIX_EPOCH).join("\n");
+        let below = text.split_once("hub").expect("it is a peer").1.split_once("\n").expect("more lines").1;
+        assert_eq!(
+            below,
+            "\n  REACHES  ADDRESSES       VIA\n  b        10.40.0.2/32    hub\n  a range  192.168.7.0/24  hub"
+        );
     }
 
     #[test]

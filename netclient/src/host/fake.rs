@@ -17,7 +17,9 @@ use super::Host;
 use crate::device::fake::{FakeDevice, Journal};
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
 use crate::filter::{self, Filter, FilterChanges, FilterStep};
-use crate::outside::{Outside, Routing, Slot};
+use crate::forwarding::{self, Key, Switch, Switches};
+use crate::gateways::Exit;
+use crate::outside::{Mark, Outside, Routing, Slot, Way};
 use crate::system::firewall::FirewallError;
 use crate::system::forwarding::{Forwarding, ForwardingError};
 use crate::system::hosts::HostsError;
@@ -32,15 +34,34 @@ const MTU: u16 = 1420;
 /// What a TUN begins with.
 const TUN_MTU: u16 = 1500;
 
-/// A host in memory.
-#[derive(Clone, Debug, Default)]
+/// A host in memory: with the interfaces `eth0`, which its default routes lead to, and `eth1`.
+#[derive(Clone, Debug)]
 pub struct FakeHost(Arc<Mutex<Inner>>);
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        let host = Self(Arc::default());
+        for interface in [forwarding::ALL, forwarding::DEFAULT] {
+            host.lock().switches.extend(Key::ALL.map(|key| (Switch::of(interface, key), 0)));
+            host.lock().switches.insert(Switch::of(interface, Key::Advertisements), 1);
+        }
+        ["eth0", "eth1"].into_iter().for_each(|interface| host.plug(interface));
+        for range in ["0.0.0.0/0", "::/0"] {
+            host.route(range.parse().expect("a range"), Some("eth0"));
+        }
+        host
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     devices: BTreeMap<String, FakeDevice>,
     links: BTreeMap<String, LinkState>,
     forwarding: BTreeMap<String, Forwarding>,
+    switches: Switches,
+    switches_fail: bool,
+    carriers: BTreeMap<String, bool>,
+    main: BTreeMap<IpNet, String>,
     names: BTreeMap<String, Vec<String>>,
     filter: Option<Outside>,
     access: BTreeMap<String, Filter>,
@@ -73,6 +94,46 @@ pub enum Lookup {
 }
 
 impl FakeHost {
+    /// One whose kernel has one switch of IPv6 for all interfaces.
+    pub fn with_kernel_before_6_17() -> Self {
+        let host = Self::default();
+        host.lock().switches.retain(|switch, _| switch.key != Key::Ipv6Forced);
+        host
+    }
+
+    /// Adds an interface with a carrier.
+    pub fn plug(&self, interface: &str) {
+        let mut inner = self.lock();
+        inner.carriers.insert(interface.to_owned(), true);
+        let begin = inner.switches.iter().filter(|(switch, _)| switch.interface == forwarding::DEFAULT);
+        let begin: Vec<_> =
+            begin.map(|(switch, value)| (Switch::of(interface, switch.key), *value)).collect();
+        inner.switches.extend(begin);
+    }
+
+    /// Has an interface have a carrier from now on, or none; and reports it.
+    pub fn set_carrier(&self, interface: &str, carrier: bool) {
+        let mut inner = self.lock();
+        inner.carriers.insert(interface.to_owned(), carrier);
+        let event = HostEvent::Surroundings;
+        inner.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+    }
+
+    /// Routes a range to an interface in the main table, or no longer; and reports it.
+    pub fn route(&self, range: IpNet, interface: Option<&str>) {
+        let mut inner = self.lock();
+        match interface {
+            Some(interface) => drop(inner.main.insert(range, interface.to_owned())),
+            None => drop(inner.main.remove(&range)),
+        }
+        inner.watchers.retain(|watcher| watcher.send(HostEvent::Surroundings).is_ok());
+    }
+
+    /// Has the kernel's switches be read-only from now on, or not.
+    pub fn protect_switches(&self, protected: bool) {
+        self.lock().switches_fail = protected;
+    }
+
     /// The device of an interface; absent: there is none, or it has ended.
     pub fn device(&self, interface: &str) -> Option<FakeDevice> {
         self.lock().devices.get(interface).filter(|device| !device.is_removed()).cloned()
@@ -390,7 +451,10 @@ impl Host for FakeHost {
     }
 
     fn routed<'a>(&'a self, _slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>> {
-        Box::pin(async { Ok(self.lock().routing.routes.values().cloned().collect()) })
+        let inner = self.lock();
+        let routed = inner.routing.routes.values().filter_map(Way::interface).map(ToOwned::to_owned);
+        let routed = routed.collect();
+        Box::pin(async { Ok(routed) })
     }
 
     fn connected<'a>(
@@ -403,11 +467,27 @@ impl Host for FakeHost {
     fn exit(&self, to: IpAddr) -> BoxFuture<'_, Result<Option<String>, LinkError>> {
         let inner = self.lock();
         let ours = || {
-            let mut routes = inner.routing.routes.iter();
-            routes.find_map(|((_, range), interface)| range.contains(&to).then(|| interface.clone()))
+            let routes = inner.routing.routes.iter().filter(|(place, _)| place.range.contains(&to));
+            let first = routes.max_by_key(|(place, _)| (place.range.prefix_len(), !place.last));
+            first.and_then(|(_, way)| way.interface().map(ToOwned::to_owned))
         };
         let exit = inner.routed_elsewhere.clone().or_else(ours);
         Box::pin(async { Ok(exit) })
+    }
+
+    fn way_out(&self, to: IpAddr, _mark: Mark) -> BoxFuture<'_, Result<Option<Exit>, LinkError>> {
+        let inner = self.lock();
+        let routes = inner.main.iter().filter(|(range, _)| range.contains(&to));
+        let exit = routes.max_by_key(|(range, _)| range.prefix_len()).map(|(range, interface)| Exit {
+            interface: interface.clone(),
+            range: *range,
+            forwards: true,
+        });
+        Box::pin(async { Ok(exit) })
+    }
+
+    fn carriers(&self) -> BoxFuture<'_, Result<BTreeMap<String, bool>, LinkError>> {
+        Box::pin(async { Ok(self.lock().carriers.clone()) })
     }
 
     fn watch(&self, _slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
@@ -418,6 +498,19 @@ impl Host for FakeHost {
 
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError> {
         self.lock().forwarding.insert(interface.to_owned(), forwarding);
+        Ok(())
+    }
+
+    fn switches(&self) -> Switches {
+        self.lock().switches.clone()
+    }
+
+    fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError> {
+        let mut inner = self.lock();
+        if inner.switches_fail {
+            return Err(ForwardingError::read_only(switch));
+        }
+        inner.turn(switch, value);
         Ok(())
     }
 
@@ -451,6 +544,24 @@ impl Host for FakeHost {
 }
 
 impl Inner {
+    /// As the kernel does: what holds for all interfaces is set on each of them.
+    fn turn(&mut self, switch: &Switch, value: u8) {
+        if !self.switches.contains_key(switch) {
+            return;
+        }
+        self.switches.insert(switch.clone(), value);
+        if switch.interface != forwarding::ALL || switch.key == Key::Advertisements {
+            return;
+        }
+        for (other, is) in &mut self.switches {
+            if other.key == switch.key {
+                *is = value;
+            } else if (switch.key, value, other.key) == (Key::Ipv6, 0, Key::Ipv6Forced) {
+                *is = 0;
+            }
+        }
+    }
+
     fn access_works(&self, interface: &str) -> Result<(), FirewallError> {
         if self.no_nftables {
             return Err(FirewallError::Missing);

@@ -24,6 +24,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use schema::access::ClassId;
 
 use super::netlink::messages;
+use super::own_tables::OwnTables;
 use crate::filter::{Interval, MAPS, chain, map};
 
 /// How many elements one attribute holds: its length is a number of 16 bits, and an element of IPv6 with the
@@ -33,7 +34,13 @@ const AT_ONCE: usize = 500;
 /// Takes elements out of the maps of a table, and adds others, each an address that leads to the chain of a
 /// class. An error, if one of them is not there, or one is there already: the table is not what the caller
 /// takes it for, and is as it was.
-pub fn change(table: &str, gone: &BTreeSet<IpAddr>, new: &BTreeMap<IpAddr, ClassId>) -> io::Result<()> {
+/// `own` is shared with whoever watches the tables, if anybody does.
+pub fn change(
+    own: &OwnTables,
+    table: &str,
+    gone: &BTreeSet<IpAddr>,
+    new: &BTreeMap<IpAddr, ClassId>,
+) -> io::Result<()> {
     let gone = gone.iter().map(|address| (address, vec![key(address)]));
     let new = new.iter().map(|(address, class)| (address, vec![key(address), jump(class)]));
     let mut messages = Vec::new();
@@ -48,7 +55,9 @@ pub fn change(table: &str, gone: &BTreeSet<IpAddr>, new: &BTreeMap<IpAddr, Class
     if messages.is_empty() {
         return Ok(());
     }
-    send(messages)
+    let (socket, number) = open()?;
+    own.begin(number);
+    send(&socket, messages).inspect_err(|_| own.abandon(number))
 }
 
 /// The addresses in the maps of a table, each with the chain that it leads to; absent: it leads to none.
@@ -115,7 +124,7 @@ struct Listed {
 fn listed(table: &str, set: &str) -> io::Result<Vec<Listed>> {
     let mut all = Vec::new();
     let message = NfTablesMessage::GetSetElement(of_map(table, set, Vec::new()));
-    let socket = open()?;
+    let (socket, _) = open()?;
     socket.send(&encode(message.into(), NetfilterProtoFamily::Inet, 0, NLM_F_DUMP, 0), 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -201,7 +210,7 @@ fn of_map(table: &str, map: &str, elements: Vec<Element>) -> SetElementMessage {
 }
 
 /// Sends messages, each with its flags, as one transaction.
-fn send(content: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+fn send(socket: &Socket, content: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     let last = u32::try_from(content.len()).unwrap_or(u32::MAX);
     let subsystem = u8::from(NetfilterSubsystem::NfTables).into();
     let border = |message: ControlMessage, number| {
@@ -214,7 +223,6 @@ fn send(content: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
         bytes.extend(encode(message.into(), NetfilterProtoFamily::Inet, 0, flags, number));
     }
     bytes.extend(border(ControlMessage::BatchEnd, last + 1));
-    let socket = open()?;
     socket.send(&bytes, 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -231,12 +239,13 @@ fn send(content: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket, and its number.
+fn open() -> io::Result<(Socket, u32)> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
+    let number = socket.bind_auto()?.port_number();
     // Without it an answer holds the whole message that failed.
     socket.set_cap_ack(true)?;
-    Ok(socket)
+    Ok((socket, number))
 }
 
 fn encode(

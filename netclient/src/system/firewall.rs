@@ -11,6 +11,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use super::own_tables::OwnTables;
+
 /// Where `nft` is if PATH does not have it: services and cron often have one without these.
 const USUAL: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// How much of what nft printed is shown, in characters.
@@ -50,14 +52,14 @@ impl FirewallError {
 
 /// Makes or replaces the table `inet TABLE` with these chains, written in nft(8)'s language; both must come
 /// from this program and never from a user or a server, since they are not quoted. Blocks the caller.
-/// Counters and sets of the table begin anew.
-pub fn load(table: &str, chains: &str) -> Result<(), FirewallError> {
-    run(table, &script(&without(table), table, chains))
+/// Counters and sets of the table begin anew. `own` is shared with whoever watches the tables, if anybody does.
+pub fn load(own: &OwnTables, table: &str, chains: &str) -> Result<(), FirewallError> {
+    run(own, table, &script(&without(table), table, chains))
 }
 
 /// The same, but what the sets of a table that is there hold stays in them.
-pub fn load_over(table: &str, chains: &str) -> Result<(), FirewallError> {
-    run(table, &script(&format!("table inet {table} {{}}\nflush table inet {table}\n"), table, chains))
+pub fn load_over(own: &OwnTables, table: &str, chains: &str) -> Result<(), FirewallError> {
+    run(own, table, &script(&format!("table inet {table} {{}}\nflush table inet {table}\n"), table, chains))
 }
 
 /// Whether the table `inet TABLE` is there; not where there is no nft(8), which alone makes one. Blocks the
@@ -78,8 +80,8 @@ pub fn is_there(table: &str) -> Result<bool, FirewallError> {
 }
 
 /// Changes the table `inet TABLE` by commands of nft(8), all or none of them. Blocks the caller.
-pub fn change(table: &str, commands: &str) -> Result<(), FirewallError> {
-    run(table, commands)
+pub fn change(own: &OwnTables, table: &str, commands: &str) -> Result<(), FirewallError> {
+    run(own, table, commands)
 }
 
 /// The chains and rules of the table `inet TABLE` as nft lists them with their handles, which tell a table
@@ -114,8 +116,8 @@ pub fn is_available() -> bool {
 }
 
 /// Removes the table `inet TABLE`; it is not an error if it is absent. Blocks the caller.
-pub fn remove(table: &str) -> Result<(), FirewallError> {
-    run(table, &without(table))
+pub fn remove(own: &OwnTables, table: &str) -> Result<(), FirewallError> {
+    run(own, table, &without(table))
 }
 
 /// A table after what comes before it, in one transaction.
@@ -128,10 +130,10 @@ fn without(table: &str) -> String {
     format!("table inet {table} {{}}\ndelete table inet {table}\n")
 }
 
-fn run(table: &str, script: &str) -> Result<(), FirewallError> {
+fn run(own: &OwnTables, table: &str, script: &str) -> Result<(), FirewallError> {
     let path = find(env::var_os("PATH").as_deref(), Path::is_file).ok_or(FirewallError::Missing)?;
     let output =
-        feed(Command::new(&path), script).map_err(|source| FirewallError::Broken { path, source })?;
+        feed(own, Command::new(&path), script).map_err(|source| FirewallError::Broken { path, source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -145,13 +147,20 @@ fn find(path: Option<&OsStr>, exists: impl Fn(&Path) -> bool) -> Option<PathBuf>
     named.chain(USUAL.map(PathBuf::from)).map(|folder| folder.join("nft")).find(|file| exists(file))
 }
 
-fn feed(mut nft: Command, script: &str) -> io::Result<Output> {
+fn feed(own: &OwnTables, mut nft: Command, script: &str) -> io::Result<Output> {
     let mut child =
         nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // The kernel gives the one socket of a process the process's number (netlink(7)), and nft opens it before
+    // it has read what to do.
+    let socket = child.id();
+    own.begin(socket);
     // Dropped at once, which ends what nft reads; an nft that ended before it read everything reports why
     // itself.
     let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(script.as_bytes()));
     let output = child.wait_with_output()?;
+    if !output.status.success() {
+        own.abandon(socket);
+    }
     match written {
         Err(error) if output.status.success() => Err(error),
         _ => Ok(output),
@@ -238,14 +247,14 @@ mod tests {
         let nft = stand_in(&format!("echo \"$@\" > '{0}' && cat >> '{0}'", seen.display()));
         // More than a pipe holds.
         let long = "# a comment\n".repeat(20_000);
-        assert!(feed(nft, &long).expect("it runs").status.success());
+        assert!(feed(&OwnTables::default(), nft, &long).expect("it runs").status.success());
         assert_eq!(std::fs::read_to_string(seen).expect("it was written"), format!("-f -\n{long}"));
     }
 
     #[test]
     fn a_program_that_ends_before_it_read_everything_still_says_why() {
         let nft = stand_in("echo no room >&2; exit 1");
-        let output = feed(nft, &"# a comment\n".repeat(20_000)).expect("it runs");
+        let output = feed(&OwnTables::default(), nft, &"# a comment\n".repeat(20_000)).expect("it runs");
         assert!(!output.status.success());
         assert_eq!(reason(&output), "no room");
     }

@@ -13,15 +13,18 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric};
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteType,
+};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use schema::scalars::overlap;
 
 pub use state::{LinkState, LinkStep};
 
-use super::netlink::{destination, exits, is, metric_of, name_of, to_io};
-use crate::outside::GROUP;
+use super::netlink::{destination, exits, is, metric_of, name_of, range_of, to_io};
+use crate::gateways::Exit;
+use crate::outside::{GROUP, Mark};
 
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
@@ -149,6 +152,39 @@ pub async fn exit(to: IpAddr) -> Result<Option<String>, LinkError> {
     let links = links(&handle).await?;
     let link = links.iter().find(|link| Some(link.header.index) == index);
     Ok(link.and_then(name_of).map(ToOwned::to_owned))
+}
+
+/// The route by which packets to an address leave this host past every network; absent: they are refused.
+pub async fn way_out(to: IpAddr, mark: Mark) -> Result<Option<Exit>, LinkError> {
+    let handle = connect()?;
+    let mut question = match to {
+        IpAddr::V4(to) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).mark(mark.bits()).build()
+        }
+        IpAddr::V6(to) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).mark(mark.bits()).build()
+        }
+    };
+    // The route itself, not what follows from it for one packet.
+    question.header.flags = RouteFlags::FibMatch;
+    let routes: Vec<RouteMessage> =
+        handle.route().get(question).execute().try_collect().await.unwrap_or_default();
+    let Some(route) = routes.first() else { return Ok(None) };
+    let links = links(&handle).await?;
+    let exits = exits(route);
+    let link = links.iter().find(|link| exits.first() == Some(&link.header.index));
+    let Some(interface) = link.and_then(name_of).map(ToOwned::to_owned) else { return Ok(None) };
+    let range = range_of(route).unwrap_or_else(|| IpNet::from(to));
+    let forwards = route.header.kind == RouteType::Unicast;
+    Ok(Some(Exit { interface, range, forwards }))
+}
+
+/// The interfaces of this host, each with whether it is up and has a carrier.
+pub async fn carriers() -> Result<BTreeMap<String, bool>, LinkError> {
+    let handle = connect()?;
+    let links = links(&handle).await?;
+    let runs = |link: &LinkMessage| link.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+    Ok(links.iter().filter_map(|link| Some((name_of(link)?.to_owned(), runs(link)))).collect())
 }
 
 /// Every address of this host, each with the name of its interface, but for interfaces of agents and servers.

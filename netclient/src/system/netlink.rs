@@ -4,8 +4,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rustix::io::Errno;
@@ -47,6 +48,24 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     IpNet::new(route.attributes.iter().find_map(address)?, route.header.destination_prefix_length).ok()
 }
 
+/// The range that a route leads to, a default route's as well.
+pub(super) fn range_of(route: &RouteMessage) -> Option<IpNet> {
+    destination(route).or_else(|| {
+        everything(route.header.address_family).filter(|_| route.header.destination_prefix_length == 0)
+    })
+}
+
+/// Every address of a family.
+pub(super) fn everything(family: AddressFamily) -> Option<IpNet> {
+    if family == AddressFamily::Inet {
+        Some(Ipv4Net::default().into())
+    } else if family == AddressFamily::Inet6 {
+        Some(Ipv6Net::default().into())
+    } else {
+        None
+    }
+}
+
 /// How far a route is preferred: the lower, the more. Absent in a message: 0.
 pub(super) fn metric_of(route: &RouteMessage) -> u32 {
     let stated =
@@ -82,5 +101,26 @@ pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
         message.to_io()
     } else {
         io::Error::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_received_at_once_is_taken_apart_however_it_is_cut_off() {
+        let message = |content: &[u8]| {
+            let mut bytes = u32::try_from(16 + content.len()).expect("short").to_ne_bytes().to_vec();
+            bytes.extend([0; 12]);
+            bytes.extend(content);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let both = [message(b"one"), message(b"other")].concat();
+        let found: Vec<_> = messages(&both).map(|it| &it[16..]).collect();
+        assert_eq!(found, [&b"one"[..], b"other"]);
+        assert_eq!(messages(&both[..both.len() - 8]).count(), 1);
+        assert_eq!(messages(&[0; 7]).count(), 0);
     }
 }

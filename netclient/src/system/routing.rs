@@ -11,13 +11,15 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope};
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 
-use super::netlink::{connect, destination, exits, is, metric_of, name_of, table_of, to_io};
-use crate::outside::{Act, METRIC, Routing, RoutingStep, Rule, Slot};
+use super::netlink::{connect, everything, exits, is, metric_of, name_of, range_of, table_of, to_io};
+use crate::outside::{Act, LAST_METRIC, MAIN, METRIC, Place, Routing, RoutingStep, Rule, Slot, Way};
 
 /// Why routes or rules could not be observed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +62,8 @@ pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
 pub async fn interfaces(slot: Slot) -> Result<BTreeSet<String>, RoutingError> {
     let handle = connect().map_err(|source| RoutingError::Read { what: "routes", source })?;
     let links = links(&handle).await?;
-    Ok(observe(&handle, slot, &links).await?.routes.into_values().collect())
+    let routes = observe(&handle, slot, &links).await?.routes;
+    Ok(routes.values().filter_map(|way| Some(way.interface()?.to_owned())).collect())
 }
 
 /// The interfaces of the host that are up, by index.
@@ -86,13 +89,10 @@ async fn observe(
             handle.route().get(all).execute().try_collect().await.map_err(unread("routes"))?;
         let ours = routes.iter().filter(|route| {
             let table = table_of(route);
-            let made = table == slot.table() || table == crate::outside::MAIN && metric_of(route) == METRIC;
+            let made = table == slot.table() || table == MAIN && metric_of(route) == METRIC;
             made && u8::from(route.header.protocol) == slot.protocol()
         });
-        routing.routes.extend(ours.filter_map(|route| {
-            let interface = links.get(exits(route).first()?)?;
-            Some(((table_of(route), destination(route)?), interface.clone()))
-        }));
+        routing.routes.extend(ours.filter_map(|route| read_route(route, links)));
         // A kernel without policy routing, or without IPv6, has none.
         let rules: Vec<RuleMessage> =
             handle.rule().get(version).execute().try_collect().await.unwrap_or_else(|error| {
@@ -104,9 +104,28 @@ async fn observe(
     Ok(routing)
 }
 
+/// A route of ours; absent: it leads to an interface that is down, or is not one that is ever made: then it is
+/// not known, and stays.
+fn read_route(route: &RouteMessage, links: &BTreeMap<u32, String>) -> Option<(Place, Way)> {
+    let kind = route.header.kind;
+    let way = if kind == RouteType::Unicast {
+        Way::Into(links.get(exits(route).first()?)?.clone())
+    } else if kind == RouteType::Unreachable {
+        Way::Refused
+    } else if kind == RouteType::Throw {
+        Way::Aside
+    } else {
+        return None;
+    };
+    let last = metric_of(route) == LAST_METRIC;
+    Some((Place { table: table_of(route), range: range_of(route)?, last }, way))
+}
+
 /// A rule of ours; absent: it is none, or not one that is ever made: then it is not known, and stays.
 fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
-    let (mut preference, mut to, mut ours, mut unmarked) = (0, None, false, 0);
+    // A rule for everything has no destination.
+    let (mut preference, mut ours, mut unmarked) = (0, false, 0);
+    let mut to = everything(message.header.family).filter(|_| message.header.dst_len == 0);
     for attribute in &message.attributes {
         if let RuleAttribute::Priority(number) = attribute {
             preference = *number;
@@ -118,7 +137,7 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
             unmarked = *mask;
         }
     }
-    let main = u32::from(message.header.table) == crate::outside::MAIN;
+    let main = u32::from(message.header.table) == MAIN;
     let act = if message.header.action == RuleAction::Unreachable {
         Act::Unreachable
     } else if message.header.action == RuleAction::ToTable {
@@ -144,15 +163,31 @@ async fn apply(
         RoutingStep::RemoveRule(rule) => {
             absent_is_fine(handle.rule().del(rule_message(slot, rule)).execute().await, &[Errno::NOENT])
         }
-        RoutingStep::PutRoute(table, range, interface) => {
-            let Some((index, _)) = links.iter().find(|(_, name)| *name == interface) else { return Ok(()) };
-            let message = route_message(slot, *table, *range, Some(*index));
+        RoutingStep::PutRoute(place, way) => {
+            let mut message = route_message(slot, *place);
+            message.header.kind = match way {
+                Way::Into(_) => RouteType::Unicast,
+                Way::Refused => RouteType::Unreachable,
+                Way::Aside => RouteType::Throw,
+            };
+            if let Some(interface) = way.interface() {
+                let Some((index, _)) = links.iter().find(|(_, name)| *name == interface) else {
+                    return Ok(());
+                };
+                message.attributes.push(RouteAttribute::Oif(*index));
+                if place.range.addr().is_ipv4() {
+                    message.header.scope = RouteScope::Link;
+                }
+            }
             // It may go down, or away, at any moment.
             let outcome = handle.route().add(message).replace().execute().await;
-            absent_is_fine(outcome, &with_no_ipv6(*range, Errno::NETDOWN))
+            absent_is_fine(outcome, &with_no_ipv6(place.range, Errno::NETDOWN))
         }
-        RoutingStep::RemoveRoute(table, range) => {
-            let message = route_message(slot, *table, *range, None);
+        RoutingStep::RemoveRoute(place) => {
+            // Of whatever kind and scope it is (ip-route(8) deletes like this).
+            let mut message = route_message(slot, *place);
+            message.header.kind = RouteType::Unspec;
+            message.header.scope = RouteScope::NoWhere;
             absent_is_fine(handle.route().del(message).execute().await, &[Errno::SRCH, Errno::NOENT])
         }
     }
@@ -207,14 +242,13 @@ fn rule_message(slot: Slot, Rule { preference, to, act, unmarked }: &Rule) -> Ru
     message
 }
 
-fn route_message(slot: Slot, table: u32, range: IpNet, exit: Option<u32>) -> RouteMessage {
+fn route_message(slot: Slot, Place { table, range, last }: Place) -> RouteMessage {
     let protocol = RouteProtocol::from(slot.protocol());
     let mut message = match range {
         IpNet::V4(range) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(range.network(), range.prefix_len())
             .table_id(table)
             .protocol(protocol)
-            .scope(RouteScope::Link)
             .build(),
         IpNet::V6(range) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(range.network(), range.prefix_len())
@@ -222,12 +256,8 @@ fn route_message(slot: Slot, table: u32, range: IpNet, exit: Option<u32>) -> Rou
             .protocol(protocol)
             .build(),
     };
-    if table == crate::outside::MAIN {
-        message.attributes.push(RouteAttribute::Priority(METRIC));
-    }
-    if let Some(index) = exit {
-        message.attributes.push(RouteAttribute::Oif(index));
-    }
+    let metric = if last { Some(LAST_METRIC) } else { (table == MAIN).then_some(METRIC) };
+    message.attributes.extend(metric.map(RouteAttribute::Priority));
     message
 }
 
@@ -247,8 +277,16 @@ fn attempt(step: &RoutingStep) -> String {
         RoutingStep::RemoveRule(rule) => {
             format!("remove the routing rule for {} at preference {}", rule.to, rule.preference)
         }
-        RoutingStep::PutRoute(_, range, interface) => format!("route {range} to {interface}"),
-        RoutingStep::RemoveRoute(_, range) => format!("remove the route to {range}"),
+        RoutingStep::PutRoute(Place { range, .. }, Way::Into(interface)) => {
+            format!("route {range} to {interface}")
+        }
+        RoutingStep::PutRoute(Place { range, .. }, Way::Refused) => {
+            format!("add the route that refuses {range}")
+        }
+        RoutingStep::PutRoute(Place { range, .. }, Way::Aside) => {
+            format!("add the route that leaves {range} to the main table")
+        }
+        RoutingStep::RemoveRoute(Place { range, .. }) => format!("remove the route to {range}"),
     }
 }
 
@@ -262,12 +300,32 @@ mod tests {
         let slot_of =
             |directory: &str| Slot::candidates(std::path::Path::new(directory), usual, Default::default())[0];
         let slot = slot_of("/etc/netclient");
-        for range in ["10.40.0.0/16", "fd40::/64"] {
+        for range in ["10.40.0.0/16", "fd40::/64", "0.0.0.0/0", "::/0"] {
             for (act, unmarked) in [(Act::Main, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)] {
                 let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act, unmarked };
                 assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
                 let foreign = slot_of("/elsewhere");
                 assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_reads_back_as_it_is_written() {
+        let usual = std::path::Path::new("/etc/netclient");
+        let slot = Slot::candidates(usual, usual, Default::default())[0];
+        let links = BTreeMap::from([(7, "nm-corp".to_owned())]);
+        for range in ["10.40.0.0/16", "fd40::/64", "0.0.0.0/0", "::/0"] {
+            for (kind, last, way) in [
+                (RouteType::Unicast, false, Way::Into("nm-corp".into())),
+                (RouteType::Unreachable, true, Way::Refused),
+                (RouteType::Throw, false, Way::Aside),
+            ] {
+                let place = Place { table: slot.table(), range: range.parse().expect("a range"), last };
+                let mut message = route_message(slot, place);
+                message.header.kind = kind;
+                message.attributes.push(RouteAttribute::Oif(7));
+                assert_eq!(read_route(&message, &links), Some((place, way)));
             }
         }
     }

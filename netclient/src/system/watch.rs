@@ -1,7 +1,9 @@
-//! Hears what others do to what an agent stands on: links, addresses, routes, rules, the packet filter.
+//! Hears what others do to what an agent stands on, or forwards to: links, addresses, routes, rules, the packet
+//! filter.
 //!
-//! It hears of the agent's own changes as well: an event only starts a comparison, which finds nothing to do.
-//! What the kernel could not queue is reported as everything at once.
+//! Of links, addresses, routes and rules it hears of the agent's own changes as well: an event only starts a
+//! comparison, which finds nothing to do. Of the packet filter, whose tables are large, it tells the agent's
+//! own changes from others' ([`OwnTables`]). What the kernel could not queue is reported as everything at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,6 +14,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -20,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::link::address_of;
 use super::netlink::{messages, name_of};
-use crate::filter;
+use super::own_tables::OwnTables;
 use crate::outside::Slot;
 
 /// What somebody did.
@@ -33,7 +36,9 @@ pub enum HostEvent {
     /// A route or a rule of the agent's is gone, or a rule of another program's came or went, which may lead
     /// packets elsewhere.
     Routing,
-    /// A table of the agent's, or a part of one, is gone from the packet filter.
+    /// An interface's carrier, or a route of the host's own, came or went: what an egress is behind may have.
+    Surroundings,
+    /// Somebody else changed something in a table of the packet filter that the agent has set.
     Filter,
 }
 
@@ -49,21 +54,23 @@ const GROUPS: [MulticastGroup; 7] = [
 ];
 /// Changes of the packet filter (NFNLGRP_NFTABLES; linux/netfilter/nfnetlink.h).
 const NFTABLES: u32 = 7;
-/// The part of a message's type that says nftables, and the messages by which tables, chains and rules go
-/// (linux/netfilter/nfnetlink.h, nf_tables.h).
-const SUBSYSTEM: u16 = 10;
-const GONE: [u16; 3] = [2, 5, 8];
+/// How many bytes of them the kernel may keep until they are read. The agent hears of what it sets itself, too:
+/// a table of 10,000 members is 20,000 elements, each a message of less than 200 bytes.
+const QUEUE: usize = 8 << 20;
 
-/// Watches the network namespace of the calling thread for an agent, until the receiver is dropped. Needs a
-/// runtime.
-pub fn watch(slot: Slot) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
+/// Watches the network namespace of the calling thread for an agent, until the receiver is dropped; what `own`
+/// is shared with for its changes of the packet filter is not reported of it. Needs a runtime.
+pub fn watch(slot: Slot, own: OwnTables) -> io::Result<mpsc::UnboundedReceiver<HostEvent>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let (connection, handle, messages) = new_multicast_connection(&GROUPS)?;
     tokio::spawn(connection);
     tokio::spawn(routing(slot, handle, messages, sender.clone()));
     // A kernel without nftables has nothing of it to watch.
     match filter_socket() {
-        Ok(socket) => drop(tokio::spawn(filter(slot, socket, sender))),
+        Ok(socket) => {
+            own.watched();
+            tokio::spawn(filter(own, socket, sender));
+        }
         Err(error) => tracing::debug!(%error, "the packet filter is not watched"),
     }
     Ok(receiver)
@@ -123,25 +130,26 @@ impl Links {
         known
     }
 
-    /// Its name, and whether it has a carrier that it did not have.
-    fn learn(&mut self, link: &LinkMessage) -> Option<(String, bool)> {
+    /// Its name, and whether it has come to have a carrier (true), or to have none.
+    fn learn(&mut self, link: &LinkMessage) -> Option<(String, Option<bool>)> {
         let (index, name) = (link.header.index, name_of(link)?.to_owned());
         self.names.insert(index, name.clone());
-        if link.header.flags.contains(LinkFlags::Up | LinkFlags::Running) {
-            return Some((name, self.running.insert(index)));
-        }
-        self.running.remove(&index);
-        Some((name, false))
+        let runs = link.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+        let changed = if runs { self.running.insert(index) } else { self.running.remove(&index) };
+        Some((name, changed.then_some(runs)))
     }
 
     fn read(&mut self, slot: Slot, message: RouteNetlinkMessage) -> Option<HostEvent> {
         if let RouteNetlinkMessage::NewLink(link) = message {
-            let (name, plugged_in) = self.learn(&link)?;
+            let (name, carrier) = self.learn(&link)?;
             let has_address = self.addresses.iter().any(|&(index, _)| index == link.header.index);
-            if plugged_in && has_address {
+            if carrier == Some(true) && has_address {
                 return Some(HostEvent::Connected(name));
             }
-            (!link.header.flags.contains(LinkFlags::Up)).then_some(HostEvent::Link(name))
+            if !link.header.flags.contains(LinkFlags::Up) {
+                return Some(HostEvent::Link(name));
+            }
+            carrier.map(|_| HostEvent::Surroundings)
         } else if let RouteNetlinkMessage::DelLink(link) = message {
             let index = link.header.index;
             self.running.remove(&index);
@@ -157,7 +165,11 @@ impl Links {
             self.addresses.retain(|&(of, known)| (of, Some(known)) != (index, address_of(&address)));
             self.names.get(&index).cloned().map(HostEvent::Link)
         } else if let RouteNetlinkMessage::DelRoute(route) = message {
-            (u8::from(route.header.protocol) == slot.protocol()).then_some(HostEvent::Routing)
+            let ours = u8::from(route.header.protocol) == slot.protocol();
+            if ours { Some(HostEvent::Routing) } else { surroundings(&route) }
+        } else if let RouteNetlinkMessage::NewRoute(route) = message {
+            let ours = u8::from(route.header.protocol) == slot.protocol();
+            if ours { None } else { surroundings(&route) }
         } else if let RouteNetlinkMessage::DelRule(_) = message {
             Some(HostEvent::Routing)
         } else if let RouteNetlinkMessage::NewRule(rule) = message {
@@ -167,6 +179,11 @@ impl Links {
             None
         }
     }
+}
+
+/// What a route of others says; nothing, if it leads to an address of the host itself.
+fn surroundings(route: &RouteMessage) -> Option<HostEvent> {
+    (route.header.kind == RouteType::Unicast).then_some(HostEvent::Surroundings)
 }
 
 /// The interface and the address, if connections may come from that: it is not the link's or the host's only,
@@ -182,16 +199,19 @@ fn usable(message: &AddressMessage) -> Option<(u32, IpNet)> {
 fn filter_socket() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     socket.socket_mut().bind_auto()?;
+    // Without the privilege there is less room: what is lost is reported as everything.
+    if let Err(error) = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.socket_mut(), QUEUE) {
+        tracing::debug!(%error, "the queue for messages of the packet filter keeps its size");
+    }
     socket.socket_mut().add_membership(NFTABLES)?;
     Ok(socket)
 }
 
-async fn filter(slot: Slot, socket: TokioSocket, events: mpsc::UnboundedSender<HostEvent>) {
-    // The name of its own table ends with NUL in a message; of those of networks, all agents' are heard of.
-    let tables = [format!("{}\0", slot.filter()), filter::TABLES.to_owned()];
+async fn filter(own: OwnTables, socket: TokioSocket, events: mpsc::UnboundedSender<HostEvent>) {
     loop {
-        let gone = match socket.recv_from_full().await {
-            Ok((bytes, _)) => messages(&bytes).any(|message| takes_away(message, &tables)),
+        let changed = match socket.recv_from_full().await {
+            // Each is taken in, whatever those before it said.
+            Ok((bytes, _)) => messages(&bytes).filter(|message| own.hear(message)).count() > 0,
             Err(error) => {
                 // More came than the kernel could queue: anything may have happened.
                 tracing::debug!(%error, "messages of the packet filter were lost");
@@ -199,21 +219,10 @@ async fn filter(slot: Slot, socket: TokioSocket, events: mpsc::UnboundedSender<H
                 true
             }
         };
-        if gone && events.send(HostEvent::Filter).is_err() || events.is_closed() {
+        if changed && events.send(HostEvent::Filter).is_err() || events.is_closed() {
             return;
         }
     }
-}
-
-/// Whether a message says that a table whose name has such a text in it, or a part of it, is gone.
-fn takes_away(message: &[u8], tables: &[String]) -> bool {
-    let Some(kind) = message.get(4..6).and_then(|kind| Some(u16::from_ne_bytes(kind.try_into().ok()?)))
-    else {
-        return false;
-    };
-    kind >> 8 == SUBSYSTEM
-        && GONE.contains(&(kind & 0xff))
-        && tables.iter().any(|table| message[16..].windows(table.len()).any(|it| it == table.as_bytes()))
 }
 
 #[cfg(test)]
@@ -223,16 +232,6 @@ mod tests {
 
     use super::*;
     use crate::outside::Mark;
-
-    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(16 + body.len()).expect("short");
-        let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend([0; 10]);
-        bytes.extend(body);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     #[test]
     fn a_new_address_or_carrier_connects_once_and_again_after_it_was_gone() {
@@ -260,14 +259,14 @@ mod tests {
         let changed = Some(HostEvent::Link("eth0".to_owned()));
         let mut links = Links::default();
         for (what, message, event) in [
-            ("a carrier without an address", link(running), None),
+            ("a carrier without an address", link(running), Some(HostEvent::Surroundings)),
             ("an address for the link only", new(AddressScope::Link, plain), None),
             ("one that may be another's", new(AddressScope::Universe, AddressHeaderFlags::Tentative), None),
             ("an address", new(AddressScope::Universe, plain), connected.clone()),
             ("the same, announced again", new(AddressScope::Universe, plain), None),
             ("it is gone", gone, changed.clone()),
             ("it is there again", new(AddressScope::Universe, plain), connected.clone()),
-            ("the cable is out", link(up), None),
+            ("the cable is out", link(up), Some(HostEvent::Surroundings)),
             ("it is in", link(running), connected),
             ("another message of that", link(running), None),
             ("the interface is down", link(LinkFlags::empty()), changed),
@@ -275,23 +274,5 @@ mod tests {
         ] {
             assert_eq!(links.read(slot, message), event, "{what}");
         }
-    }
-
-    #[test]
-    fn only_what_takes_a_table_of_ours_away_counts() {
-        let of = |kind: u16, name: &str| {
-            let bytes = message(SUBSYSTEM << 8 | kind, name.as_bytes());
-            let tables = ["nm-own\0".to_owned(), filter::TABLES.to_owned()];
-            messages(&bytes).any(|message| takes_away(message, &tables))
-        };
-        assert!(of(2, "xnm-own\0") && of(5, "nm-own\0") && of(8, "nm-own\0"));
-        assert!(!of(0, "nm-own\0"), "it is made");
-        assert!(!of(2, "nm-own-3\0"), "another agent's");
-        assert!(!of(14, "nm-own\0"), "an element");
-        assert!(of(2, "nm-access-nm-corp\0") && of(8, "nm-access-wg0\0"), "of a network");
-        let two =
-            [message(SUBSYSTEM << 8 | 2, b"other\0"), message(SUBSYSTEM << 8 | 2, b"nm-own\0")].concat();
-        assert_eq!(messages(&two).filter(|message| takes_away(message, &["nm-own\0".to_owned()])).count(), 1);
-        assert_eq!(messages(&[0; 7]).count(), 0);
     }
 }

@@ -57,7 +57,7 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
 async fn keep(running: &Running, console: &mut Console) -> Result<(), Error> {
     console.stderr("\nThe lab runs until Ctrl-C. To enter a host, as root:\n\n");
     let hosts = running.agents.iter().map(|(_, agent)| agent.host());
-    for host in [running.server.host()].into_iter().chain(hosts) {
+    for host in [running.server.host()].into_iter().chain(hosts).chain(running.other_hosts()) {
         console.stderr(&format!("  # {}\n  {} bash\n", host.name(), host.how_to_enter()));
     }
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -16,6 +16,8 @@ pub async fn run<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
     if let Some(only) = &run.only {
         status.nodes.retain(|node| node.id.split('/').next() == Some(only.as_str()));
         status.keys.retain(|key| key.id.network == *only);
+        status.egress.retain(|egress| egress.id.network == *only);
+        status.relays.retain(|relay| relay.id.network == *only);
     }
     // A network without nodes and an unknown network look the same in a status.
     if run.only.is_some() && status.nodes.is_empty() {

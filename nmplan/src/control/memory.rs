@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schema::api::{
     Applied, ApplyRequest, Committed, Failure, Finding, LogEntry, Moved, NodeStatus, Removed, StatusDocument,
-    key_states,
+    egress_states, key_states, relay_states,
 };
 use schema::decode::decode_body;
 use schema::guard::{self, Judgement};
@@ -355,6 +355,8 @@ impl ControlPlane for Memory {
             revision: inner.world.revision,
             nodes: inner.nodes.clone(),
             keys: key_states(&inner.world.snapshot, &inner.world.inventory, Timestamp::now()),
+            egress: egress_states(&inner.world.snapshot, &inner.world.inventory),
+            relays: relay_states(&inner.world.snapshot, &inner.world.inventory),
         })
     }
 

@@ -82,7 +82,8 @@ impl Port {
         done.map_err(network(format!("change the interface {}", self.name())))
     }
 
-    fn name(&self) -> String {
+    /// The name of its interface.
+    pub(super) fn name(&self) -> String {
         format!("h{}", self.number)
     }
 }

@@ -1,24 +1,28 @@
 //! What must packets show of a network, given what is declared?
 //!
-//! Pure. A [`Claim`] says of a service of one member whether another may open it. Those of a declared test are
-//! what the test demands; besides, some are sampled of pairs that no test names, and there the compiler says what
-//! must hold. So that limits of rules are seen, ports are the first and the last of each range that a rule
+//! Pure. A [`Claim`] says of a service of one [`Party`], a member or a host behind gateways, whether another may open
+//! it. Those of a declared test are what the test demands; besides, some are sampled of pairs that no test names, and
+//! there the compiler says what must hold. So that limits of rules are seen, ports are the first and the last of each range that a rule
 //! names, and the next one that it does not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::access::{Access, Protocol};
+use schema::client::is_for;
 use schema::compile::Mesh;
-use schema::compile::policy::{Policy, Selected};
-use schema::inventory::{Endpoints, Inventory, Joined};
-use schema::kinds::{Allow, NoReach, Reach, Test};
+use schema::compile::policy::{Class, Policy, Selected};
+use schema::inventory::{ClientStatus, Endpoints, Inventory, Joined};
+use schema::kinds::{Allow, Egress, ExternalClient, NoReach, Reach, Test};
 use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey};
 use schema::snapshot::{NodeId, Snapshot};
 use schema::view::Resolution;
 
 use super::Service;
+use super::surroundings::is_default;
 
 /// How many claims are sampled of a network at most, beside those of its tests.
 const SAMPLE: usize = 400;
@@ -28,24 +32,57 @@ const PORTS: usize = 6;
 /// host of the lab.
 const SOME_PORT: u16 = 9;
 
-/// A member of a network, as the rules see it.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// Its name.
-    pub name: Name,
-    /// Its tags, of its key and of its declaration.
-    pub tags: BTreeSet<Name>,
-    /// Its addresses in the network.
-    pub addresses: BTreeSet<IpAddr>,
+/// Who sends or receives packets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// A member, by its name.
+    Member(Name),
+    /// A host behind gateways, by its address.
+    Behind(IpAddr),
 }
 
-/// Whether one member may open a service of another.
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(name) => name.fmt(f),
+            Self::Behind(address) => address.fmt(f),
+        }
+    }
+}
+
+/// A party of a network, as the rules see it.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// Who it is.
+    pub party: Party,
+    /// Its tags, of its key and of its declaration.
+    pub tags: BTreeSet<Name>,
+    /// Its addresses: of a member those in the network.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Where it is, if it is no member.
+    pub behind: Option<Behind>,
+}
+
+/// Where a host is that is no member.
+#[derive(Clone, Debug)]
+pub struct Behind {
+    /// The egress that leads to it.
+    pub egress: Name,
+    /// The range of the egress that it is in.
+    pub range: IpNet,
+    /// The gateways of that egress.
+    pub gateways: BTreeSet<Name>,
+    /// Whether what it sends has this address, so that it is tried from there.
+    pub opens: bool,
+}
+
+/// Whether one party may open a service of another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
     /// Who opens it.
-    pub from: Name,
+    pub from: Party,
     /// Whose service it is.
-    pub to: Name,
+    pub to: Party,
     /// The service.
     pub service: Service,
     /// Whether it may.
@@ -60,66 +97,87 @@ pub struct Claims {
     /// What the compiler says of pairs and services that no test names, without ICMP; none in a network without
     /// rules.
     pub sample: BTreeSet<Claim>,
-    /// The pairs of which the first may ping the other, by the compiler.
-    pub pings: BTreeSet<(Name, Name)>,
-    /// The names that must resolve on each member, by the compiler.
-    pub names: BTreeMap<Name, BTreeSet<String>>,
+    /// The pairs of members of which the first may ping the other, by the compiler.
+    pub pings: BTreeSet<(Party, Party)>,
+    /// The names that must resolve on each node, by the compiler.
+    pub names: BTreeMap<Party, BTreeSet<String>>,
 }
 
-/// What packets must show of a network in which these members are.
-pub fn claims(network: &NetworkName, declared: &Snapshot, members: &[Member]) -> Claims {
+/// What packets must show of a network in which these parties are.
+pub fn claims(network: &NetworkName, declared: &Snapshot, ends: &[End]) -> Claims {
     let Some(settings) = declared.network(network) else { return Claims::default() };
-    let policy = Policy::compile(network, settings, declared);
     let rules: Vec<Access> = declared.all_in::<Allow>(network).map(|(_, allow)| allow.access()).collect();
-    let scope = Scope { network, declared, members, ports: ports(&rules) };
+    let inventory = inventory(network, declared, ends);
+    let policy = Policy::compile(network, settings, declared);
+    let scope = Scope { network, declared, ends, ports: ports(&rules), policy, inventory };
     let tests: BTreeMap<Name, BTreeSet<Claim>> =
         declared.all_in::<Test>(network).map(|(id, test)| (id.name.clone(), scope.of_test(test))).collect();
     let named: BTreeSet<_> =
         tests.values().flatten().map(|claim| (&claim.from, &claim.to, claim.service)).collect();
     let (mut sample, mut pings) = (Vec::new(), BTreeSet::new());
     for (from, to) in scope.pairs() {
-        let class = |member: &Member| policy.class(&member.name, &member.tags, &member.addresses);
-        let access = policy.access(&class(from), &class(to));
+        let access = scope.access(from, to);
+        let is_outside = from.behind.is_some() || to.behind.is_some();
         for service in scope.services(None, None) {
             let allowed = match service {
                 Service::Tcp(port) => access.tcp.contains(port),
                 Service::Udp(port) => access.udp.contains(port),
+                Service::Icmp if is_outside => access.icmp,
                 Service::Icmp => {
-                    pings.extend(access.icmp.then(|| (from.name.clone(), to.name.clone())));
+                    pings.extend(access.icmp.then(|| (from.party.clone(), to.party.clone())));
                     continue;
                 }
             };
-            if policy.is_restricted() && !named.contains(&(&from.name, &to.name, service)) {
+            let is_sampled = is_outside || scope.policy.is_restricted();
+            if is_sampled && !named.contains(&(&from.party, &to.party, service)) {
                 sample.push(scope.claim(from, to, service, allowed));
             }
         }
     }
     let sample = spread(sample, SAMPLE).collect();
-    Claims { tests, sample, pings, names: names(network, declared, members) }
+    Claims { tests, sample, pings, names: names(network, declared, &scope.inventory) }
 }
 
-/// The names that must resolve on each member: those that it is sent with addresses.
-fn names(network: &NetworkName, declared: &Snapshot, members: &[Member]) -> BTreeMap<Name, BTreeSet<String>> {
-    let mut inventory = Inventory::default();
-    for Member { name, tags, addresses } in members {
-        inventory.put_node(NodeId::of(network, name), joined(tags, addresses));
-    }
-    let Some(mesh) = Mesh::compile(network, declared, &inventory) else { return BTreeMap::new() };
-    let views = members.iter().filter_map(|member| mesh.view(&member.name));
+/// The names that must resolve on each node: those that it is sent with addresses.
+fn names(
+    network: &NetworkName,
+    declared: &Snapshot,
+    inventory: &Inventory,
+) -> BTreeMap<Party, BTreeSet<String>> {
+    let Some(mesh) = Mesh::compile(network, declared, inventory) else { return BTreeMap::new() };
+    let views = inventory.nodes_in(network).filter_map(|(name, _)| mesh.view(name));
     let resolving = views.map(|view| {
         let all = view.resolutions().into_iter();
         let with_addresses = all.filter(|(_, resolution)| matches!(resolution, Resolution::Addresses(_)));
         let names = with_addresses.map(|(name, _)| format!("{name}.{network}")).collect();
-        (view.node.clone(), names)
+        (Party::Member(view.node.clone()), names)
     });
     resolving.collect()
 }
 
-/// A node of which only tags and addresses matter.
-fn joined(tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Joined {
+/// What the server knows of the members, as far as it matters.
+fn inventory(network: &NetworkName, declared: &Snapshot, ends: &[End]) -> Inventory {
+    let mut inventory = Inventory::default();
+    for End { party, tags, addresses, behind: _ } in ends {
+        let Party::Member(name) = party else { continue };
+        let id = NodeId::of(network, name);
+        if declared.named::<ExternalClient>(network, name).is_some() {
+            let (addresses, created) = (addresses.clone(), Timestamp::UNIX_EPOCH);
+            inventory.put_client(id, ClientStatus { addresses, created, expired: false }, created);
+        } else {
+            inventory.put_node(id, joined(name, tags, addresses));
+        }
+    }
+    inventory
+}
+
+/// A node of which only tags and addresses matter, with keys of its own.
+fn joined(name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Joined {
+    let mut key = [0; 32];
+    key.iter_mut().zip(name.as_str().bytes()).for_each(|(key, byte)| *key = byte);
     Joined {
-        public_key: WireGuardKey([0; 32]),
-        identity: Identity([0; 32]),
+        public_key: WireGuardKey(key),
+        identity: Identity(key),
         addresses: addresses.clone(),
         endpoints: Endpoints::default(),
         listen_port: 0,
@@ -152,18 +210,64 @@ fn ports(rules: &[Access]) -> BTreeMap<Protocol, Vec<u16>> {
 struct Scope<'a> {
     network: &'a NetworkName,
     declared: &'a Snapshot,
-    members: &'a [Member],
+    ends: &'a [End],
     ports: BTreeMap<Protocol, Vec<u16>>,
+    policy: Policy,
+    inventory: Inventory,
 }
 
 impl Scope<'_> {
-    fn pairs(&self) -> impl Iterator<Item = (&Member, &Member)> {
-        let all = self.members.iter().flat_map(|from| self.members.iter().map(move |to| (from, to)));
-        all.filter(|(from, to)| from.name != to.name)
+    /// The pairs of which the lab can show something. A gateway reaches what is behind it without the mesh, and a
+    /// host there does not reach its own gateway by the mesh.
+    fn pairs(&self) -> impl Iterator<Item = (&End, &End)> {
+        let all = self.ends.iter().flat_map(|from| self.ends.iter().map(move |to| (from, to)));
+        let is_apart = |one: &End, other: &End| match (&one.behind, &other.behind) {
+            (None, None) => one.party != other.party,
+            (Some(behind), None) => !is_gateway(behind, other),
+            (None, Some(behind)) => !is_gateway(behind, one),
+            (Some(one), Some(other)) => one.gateways.is_disjoint(&other.gateways),
+        };
+        let opens = |from: &End| from.behind.as_ref().is_none_or(|behind| behind.opens);
+        all.filter(move |(from, to)| is_apart(from, to) && opens(from) && share_a_family(from, to))
     }
 
-    fn claim(&self, from: &Member, to: &Member, service: Service, allowed: bool) -> Claim {
-        Claim { from: from.name.clone(), to: to.name.clone(), service, allowed }
+    /// What one may open at another, by the compiler. What no route leads to, in both directions, is reached by no
+    /// rule.
+    fn access(&self, from: &End, to: &End) -> Access {
+        if self.gets_route(from, to) && self.gets_route(to, from) {
+            return self.policy.access(&self.class(from), &self.class(to));
+        }
+        Access::default()
+    }
+
+    fn class(&self, end: &End) -> Class {
+        match (&end.party, &end.behind) {
+            (Party::Member(name), _) => self.policy.class(name, &end.tags, &end.addresses),
+            (Party::Behind(_), Some(Behind { range, .. })) if is_default(range) => self.policy.class_of_range(range),
+            (Party::Behind(at), _) => self.policy.class_of_range(&IpNet::from(*at)),
+        }
+    }
+
+    /// Whether one has the route to another: members to each other do, and to a host behind gateways those that its
+    /// egress is for. What a host sends has the route of its gateway.
+    fn gets_route(&self, end: &End, to: &End) -> bool {
+        let Some(Behind { egress, .. }) = &to.behind else { return true };
+        let Some(egress) = self.declared.named::<Egress>(self.network, egress) else { return false };
+        let is_for = |end: &End| match &end.party {
+            Party::Member(name) => {
+                let id = NodeId::of(self.network, name);
+                is_for(egress, &id, (&end.tags, &end.addresses), self.declared)
+            }
+            Party::Behind(_) => false,
+        };
+        match &end.behind {
+            None => is_for(end),
+            Some(behind) => self.ends.iter().filter(|other| is_gateway(behind, other)).all(is_for),
+        }
+    }
+
+    fn claim(&self, from: &End, to: &End, service: Service, allowed: bool) -> Claim {
+        Claim { from: from.party.clone(), to: to.party.clone(), service, allowed }
     }
 
     fn of_test(&self, test: &Test) -> BTreeSet<Claim> {
@@ -189,19 +293,30 @@ impl Scope<'_> {
     ) -> Vec<Claim> {
         let [from, except, to] = [from, except, to].map(|selectors| self.selected(selectors));
         let pairs = self.pairs().filter(|(one, other)| {
-            from.contains(&one.name) && !except.contains(&one.name) && to.contains(&other.name)
+            from.contains(&one.party) && !except.contains(&one.party) && to.contains(&other.party)
         });
         pairs
             .flat_map(|(one, other)| services.iter().map(|it| self.claim(one, other, *it, allowed)))
             .collect()
     }
 
-    fn selected(&self, selectors: &BTreeSet<Selector>) -> BTreeSet<&Name> {
+    fn selected(&self, selectors: &BTreeSet<Selector>) -> BTreeSet<&Party> {
         let everybody = selectors.contains(&Selector::All);
-        let selected = Selected::by(selectors, self.network, self.declared);
-        let holds =
-            |member: &&Member| everybody || selected.holds(&member.name, &member.tags, &member.addresses);
-        self.members.iter().filter(holds).map(|member| &member.name).collect()
+        let (defaults, others): (BTreeSet<_>, BTreeSet<_>) = selectors
+            .iter()
+            .partition(|selector| matches!(selector, Selector::Range(range) if is_default(range)));
+        let ranges = |selectors: &BTreeSet<&Selector>, at: IpAddr| {
+            let holds =
+                |selector: &&Selector| matches!(selector, Selector::Range(range) if range.contains(&at));
+            selectors.iter().any(|selector| holds(&selector))
+        };
+        let selected = Selected::by(others.iter().copied(), self.network, self.declared);
+        let holds = |end: &&End| match (&end.party, &end.behind) {
+            (Party::Member(name), _) => everybody || selected.holds(name, &end.tags, &end.addresses),
+            (Party::Behind(at), Some(behind)) if is_default(&behind.range) => ranges(&defaults, *at),
+            (Party::Behind(at), _) => ranges(&others, *at),
+        };
+        self.ends.iter().filter(holds).map(|end| &end.party).collect()
     }
 
     /// The services to try for a protocol and a port, as a test names them.
@@ -222,17 +337,32 @@ impl Scope<'_> {
     }
 }
 
+fn is_gateway(behind: &Behind, end: &End) -> bool {
+    matches!(&end.party, Party::Member(name) if behind.gateways.contains(name))
+}
+
+/// Whether two have addresses of one family.
+fn share_a_family(one: &End, other: &End) -> bool {
+    let mut addresses = one.addresses.iter();
+    addresses.any(|one| other.addresses.iter().any(|other| one.is_ipv4() == other.is_ipv4()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::declared;
     use super::*;
 
-    fn member(name: &str, tags: &[&str], address: &str) -> Member {
-        Member {
-            name: name.parse().expect("a name"),
+    fn member(name: &str, tags: &[&str], address: &str) -> End {
+        End {
+            party: party(name),
             tags: tags.iter().map(|tag| tag.parse().expect("a name")).collect(),
             addresses: BTreeSet::from([address.parse().expect("an address")]),
+            behind: None,
         }
+    }
+
+    fn party(text: &str) -> Party {
+        text.parse().map_or_else(|_| Party::Member(name(text)), Party::Behind)
     }
 
     fn shown(claims: &BTreeSet<Claim>) -> Vec<String> {
@@ -247,7 +377,7 @@ mod tests {
         text.parse().expect("a name")
     }
 
-    fn three() -> [Member; 3] {
+    fn three() -> [End; 3] {
         [
             member("a", &["web"], "10.0.0.1"),
             member("b", &["db"], "10.0.0.2"),
@@ -310,11 +440,59 @@ mod tests {
     fn names_resolve_where_the_node_that_they_lead_to_is_known() {
         let text = "dns \"api\" node=\"b\"";
         let all = ["a.n", "api.n", "b.n", "c.n"].map(str::to_owned);
-        assert_eq!(of(text).names[&name("a")], BTreeSet::from(all));
+        assert_eq!(of(text).names[&party("a")], BTreeSet::from(all));
         let restricted = of(&format!("{text}; acl \"deny\"; allow \"one\" from=\"b\" to=\"c\""));
-        assert_eq!(restricted.names[&name("a")], BTreeSet::from(["a.n".to_owned()]));
+        assert_eq!(restricted.names[&party("a")], BTreeSet::from(["a.n".to_owned()]));
         let known = ["api.n", "b.n", "c.n"].map(str::to_owned);
-        assert_eq!(restricted.names[&name("c")], BTreeSet::from(known));
+        assert_eq!(restricted.names[&party("c")], BTreeSet::from(known));
+    }
+
+    #[test]
+    fn what_is_behind_gateways_is_reached_by_rules_and_routes_from_where_it_can_be_shown() {
+        let behind = |at: &str, egress: &str, range: &str, gateway: &str, opens| End {
+            party: party(at),
+            tags: BTreeSet::new(),
+            addresses: BTreeSet::from([at.parse().expect("an address")]),
+            behind: Some(Behind {
+                egress: name(egress),
+                range: range.parse().expect("a range"),
+                gateways: BTreeSet::from([name(gateway)]),
+                opens,
+            }),
+        };
+        let mut ends = three().to_vec();
+        ends.push(behind("192.168.1.254", "office", "192.168.1.0/24", "a", true));
+        ends.push(behind("192.168.1.7", "office", "192.168.1.0/24", "a", false));
+        ends.push(behind("192.168.2.254", "plant", "192.168.2.0/24", "b", true));
+        ends.push(behind("198.18.0.9", "exit", "0.0.0.0/0", "b", false));
+        let text = r#"network "n" { ipv4 "10.0.0.0/24"; acl "deny"; node "a"; node "b"; node "c"
+            egress "office" via="a" { ranges "192.168.1.0/24" }
+            egress "plant" via="b" for="a" { ranges "192.168.2.0/24" }
+            egress "exit" via="b" { ranges "0.0.0.0/0" }
+            allow "part" from="c" to="192.168.1.0/28" proto="tcp" ports=22
+            allow "plant" from="*" to="192.168.2.0/24" proto="tcp" ports=22
+            allow "sites" from="192.168.1.0/24" to="192.168.2.0/24" proto="tcp" ports=22
+            allow "web" from="c" to="0.0.0.0/0" proto="tcp" ports=22
+            test "t" { no-reach from="*" to="0.0.0.0/0" port=25; reach from="192.168.1.0/24" to="192.168.2.0/24" port=22 } }"#;
+        let claims = claims(&name("n").as_str().parse().expect("a name"), &declared(text), &ends);
+        let of_test = shown(&claims.tests[&name("t")]);
+        let expected = [
+            "a does not reach 198.18.0.9 by tcp 25",
+            "c does not reach 198.18.0.9 by tcp 25",
+            "192.168.1.254 reaches 192.168.2.254 by tcp 22",
+        ];
+        assert_eq!(of_test, expected);
+        let sample = shown(&claims.sample);
+        let open: Vec<_> = sample.iter().filter(|line| line.contains(" reaches ") && line.ends_with("tcp 22")).collect();
+        let expected = [
+            "a reaches 192.168.2.254 by tcp 22",
+            "c reaches 192.168.1.7 by tcp 22",
+            "c reaches 198.18.0.9 by tcp 22",
+        ];
+        assert_eq!(open, expected, "c has no route to the plant: {sample:#?}");
+        let from = |who: &str| sample.iter().any(|line| line.starts_with(&format!("{who} ")));
+        assert!(from("192.168.1.254") && !from("192.168.1.7"), "a host sends with its first address");
+        assert!(!sample.iter().any(|line| line.starts_with("a ") && line.contains(" 192.168.1.")), "it is a gateway");
     }
 
     #[test]

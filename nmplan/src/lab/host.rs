@@ -75,6 +75,16 @@ impl Host {
         self.port.plug().await
     }
 
+    /// The lab's end of its cable.
+    pub(super) fn cable(&self) -> String {
+        self.port.name()
+    }
+
+    /// The file that its network namespace is entered by, for programs that this process starts.
+    pub(super) fn network_file(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespaces.network.as_raw_fd())
+    }
+
     /// Opens a netlink socket of the host.
     fn links(&self) -> Result<Handle, Error> {
         let runtime = tokio::runtime::Handle::current();

@@ -1,17 +1,18 @@
-//! Which nodes take part in the lab, and with which keys do they join?
+//! Which nodes and external clients take part in the lab, and with which keys do nodes join?
 //!
 //! Pure. Each declared node takes part; each access key without `for` lets some sample nodes take part, as
 //! far as the network has room. A declared node without a key gets one that exists in the lab only. The node
-//! of the server's own host ([`OWN_NODE`]) is joined by the server itself, so it needs no key.
+//! of the server's own host ([`OWN_NODE`]) is joined by the server itself, so it needs no key. Each external client
+//! that is enabled takes part, with a key of its own that the lab makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use schema::attribute::Ref;
 use schema::document::{Document, Spanned};
-use schema::kinds::{AccessKey, Kind, Network, Node, Object};
-use schema::scalars::{Name, NetworkName};
-use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
+use schema::kinds::{AccessKey, Egress, ExternalClient, Ingress, Kind, Network, Node, Object};
+use schema::scalars::{Name, NetworkName, WireGuardKey};
+use schema::snapshot::{Entry, NodeId, ResourceId, Revision, Snapshot};
 use schema::syntax::{Language, print};
 use schema::value::SourceId;
 
@@ -28,6 +29,17 @@ pub struct Roster {
     pub declared: Snapshot,
     /// The participants, by network and name.
     pub participants: Vec<Participant>,
+    /// The external clients, by network and name.
+    pub clients: Vec<ClientParticipant>,
+}
+
+/// An external client that takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientParticipant {
+    /// The client.
+    pub id: ResourceId,
+    /// The name of its host, as a node's.
+    pub host: String,
 }
 
 /// A node that takes part.
@@ -45,37 +57,59 @@ pub struct Participant {
 
 /// The roster for what is declared.
 pub fn roster(declared: &Snapshot) -> Roster {
-    let mut roster = Roster { declared: fit(declared), participants: Vec::new() };
+    let mut roster = Roster { declared: fit(declared), participants: Vec::new(), clients: Vec::new() };
     for (network, settings) in declared.networks() {
         roster.nodes(network, declared);
         roster.samples(network, settings, declared);
+        let clients = declared.all_in::<ExternalClient>(network).filter(|(_, client)| client.enabled);
+        let clients = clients.map(|(id, _)| ClientParticipant { id: id.clone(), host: String::new() });
+        roster.clients.extend(clients);
     }
     let mut names: BTreeMap<Name, u32> = BTreeMap::new();
-    for participant in &roster.participants {
-        *names.entry(participant.name.clone()).or_default() += 1;
+    let nodes = roster.participants.iter().map(|participant| &participant.name);
+    for name in nodes.chain(roster.clients.iter().map(|client| &client.id.name)) {
+        *names.entry(name.clone()).or_default() += 1;
     }
+    let host = |network: &NetworkName, name: &Name| {
+        let twice = names.get(name).is_some_and(|count| *count > 1);
+        if twice { format!("{name}.{network}") } else { name.to_string() }
+    };
     for participant in &mut roster.participants {
-        let twice = names.get(&participant.name).is_some_and(|count| *count > 1);
-        participant.host = if twice {
-            format!("{}.{}", participant.name, participant.network)
-        } else {
-            participant.name.to_string()
-        };
+        participant.host = host(&participant.network, &participant.name);
+    }
+    for client in &mut roster.clients {
+        client.host = host(&client.id.network, &client.id.name);
     }
     roster
 }
 
-/// What is declared, without what is true only outside the lab: the endpoints of nodes, and the expiry of
-/// keys.
+/// What is declared, without what is true only outside the lab: the endpoints of nodes and ingress, the interfaces
+/// of gateways, and the expiry of keys and clients.
 fn fit(declared: &Snapshot) -> Snapshot {
     let mut fit = declared.clone();
-    for (network, _) in declared.networks() {
-        for (id, node) in declared.all_in::<Node>(network).filter(|(_, node)| node.endpoint.is_some()) {
-            put(&mut fit, id, Object::Node(Arc::new(Node { endpoint: None, ..(**node).clone() })));
-        }
-        for (id, key) in declared.all_in::<AccessKey>(network).filter(|(_, key)| key.expires.is_some()) {
-            put(&mut fit, id, Object::AccessKey(Arc::new(AccessKey { expires: None, ..(**key).clone() })));
-        }
+    for (id, entry) in declared.entries() {
+        let object = match entry.object.clone() {
+            Object::Node(node) => Object::Node(Arc::new(Node { endpoint: None, ..(*node).clone() })),
+            Object::AccessKey(key) => {
+                Object::AccessKey(Arc::new(AccessKey { expires: None, ..(*key).clone() }))
+            }
+            Object::Ingress(ingress) => {
+                Object::Ingress(Arc::new(Ingress { endpoint: None, ..(*ingress).clone() }))
+            }
+            Object::Egress(egress) => {
+                Object::Egress(Arc::new(Egress { interface: None, ..(*egress).clone() }))
+            }
+            Object::ExternalClient(client) => {
+                Object::ExternalClient(Arc::new(ExternalClient { expires: None, ..(*client).clone() }))
+            }
+            other @ (Object::Network(_)
+            | Object::Group(_)
+            | Object::Allow(_)
+            | Object::Dns(_)
+            | Object::Relay(_)
+            | Object::Test(_)) => other,
+        };
+        put(&mut fit, id, object);
     }
     fit
 }
@@ -85,6 +119,32 @@ fn put(snapshot: &mut Snapshot, id: &ResourceId, object: Object) {
 }
 
 impl Roster {
+    /// Gives each client its key.
+    pub fn set_keys<'a>(&mut self, keys: impl Iterator<Item = (&'a ResourceId, WireGuardKey)>) {
+        for (id, key) in keys {
+            let Some(client) = self.declared.named::<ExternalClient>(&id.network, &id.name) else { continue };
+            let client = ExternalClient { public_key: Some(key), ..(**client).clone() };
+            put(&mut self.declared, id, Object::ExternalClient(Arc::new(client)));
+        }
+    }
+
+    /// The nodes that take part, each with its tags: those of the key that it joins with and of its declaration.
+    pub fn tags(&self) -> BTreeMap<NodeId, BTreeSet<Name>> {
+        let of_key = |key: &ResourceId| self.declared.named::<AccessKey>(&key.network, &key.name);
+        let joining = self.participants.iter().map(move |it| (&it.network, &it.name, of_key(&it.key)));
+        let own = self
+            .declared
+            .networks()
+            .filter_map(|(network, _)| Some((network, Self::own_node(&self.declared, network)?, None)));
+        let with_tags = joining.chain(own).map(|(network, name, key)| {
+            let declaration = self.declared.named::<Node>(network, name);
+            let tags = key.into_iter().flat_map(|key| &key.tags);
+            let tags = tags.chain(declaration.into_iter().flat_map(|node| &node.tags));
+            (NodeId::of(network, name), tags.cloned().collect())
+        });
+        with_tags.collect()
+    }
+
     /// What is declared, as a file in KDL.
     pub fn text(&self) -> String {
         let documents: Vec<_> = self.declared.entries().map(document).collect();
@@ -151,6 +211,7 @@ impl Roster {
 /// How many nodes a network has room for in addition to the declared ones.
 fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
     let nodes = declared.all_in::<Node>(network).count() as u64;
+    let clients = declared.all_in::<ExternalClient>(network).count() as u64;
     let limit = settings.node_limit.map_or(u64::MAX, |limit| limit.number().unsigned_abs());
     let hosts = settings.ranges().map(|range| {
         let bits = range.max_prefix_len() - range.prefix_len();
@@ -159,7 +220,7 @@ fn room(network: &NetworkName, settings: &Network, declared: &Snapshot) -> u32 {
     });
     let entries: usize =
         declared.all_in::<schema::kinds::Dns>(network).map(|(_, dns)| dns.a.len() + dns.aaaa.len()).sum();
-    let addresses = hosts.min().unwrap_or(0).saturating_sub(entries as u64);
+    let addresses = hosts.min().unwrap_or(0).saturating_sub(entries as u64 + clients);
     u32::try_from(limit.min(addresses).saturating_sub(nodes)).unwrap_or(u32::MAX)
 }
 
@@ -257,6 +318,32 @@ mod tests {
         }"#;
         let text = roster(&declared(text)).text();
         assert!(!text.contains("endpoint") && !text.contains("expires"), "{text}");
+    }
+
+    #[test]
+    fn clients_take_part_with_keys_of_the_lab() {
+        let text = r#"network "one" {
+            ipv4 "10.0.0.0/24"
+            node "gw" { tags "front" }
+            access-key "k" { tags "away" }
+            ingress "in" via="gw" endpoint="gw.example.net:51821"
+            egress "out" via="gw" interface="eth1" { ranges "192.168.1.0/24" }
+            external-client "phone" via="in" expires="2001-01-01"
+            external-client "lost" via="in" enabled=#false
+        }
+        network "two" { ipv4 "10.1.0.0/24"; node "phone" }"#;
+        let mut roster = roster(&declared(text));
+        let hosts: Vec<_> = roster.clients.iter().map(|it| (it.id.to_string(), it.host.as_str())).collect();
+        assert_eq!(hosts, [("one/external-client/phone".to_owned(), "phone.one")]);
+        let id = roster.clients[0].id.clone();
+        roster.set_keys([(&id, WireGuardKey([1; 32]))].into_iter());
+        let text = roster.text();
+        assert!(!["endpoint", "expires", "interface"].iter().any(|field| text.contains(field)), "{text}");
+        let phone = roster.declared.named::<ExternalClient>(&id.network, &id.name).expect("it is there");
+        assert_eq!(phone.public_key, Some(WireGuardKey([1; 32])));
+        let tags: Vec<_> =
+            roster.tags().iter().map(|(node, tags)| (node.name.to_string(), tags.len())).collect();
+        assert_eq!(tags, [("gw".to_owned(), 1), ("k-1".to_owned(), 1), ("phone".to_owned(), 0)]);
     }
 
     #[test]

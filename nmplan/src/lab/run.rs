@@ -1,26 +1,33 @@
 //! How is a declared network tested?
 //!
-//! [`run`] starts a server and every participant of the [`Roster`], and lets them join. [`Running::judge`]
-//! sends packets between all nodes, including the server's own host if it is declared, until all have
-//! answered that may, or time is up; then nothing else may. What may pass, declared tests and the compiler say
+//! [`run`] starts a server and every participant of the [`Roster`], with what is around them, and lets them join.
+//! [`Running::judge`] sends packets between all members, including the server's own host if it is declared, and
+//! hosts behind gateways, until all have answered that may, or time is up; then nothing else may. What may pass, declared tests and the compiler say
 //! ([`super::claims`]). The result is a [`Verdict`]: data, which [`super::verdict`] renders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use ipnet::IpNet;
 use proto::secret::Secret;
-use schema::kinds::{AccessKey, Node};
+use schema::kinds::ExternalClient;
 use schema::scalars::{Name, NetworkName};
-use schema::snapshot::Snapshot;
+use schema::snapshot::{NodeId, Snapshot};
+use schema::text::count;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::claims::{self, Claim, Claims};
-use super::roster::{Participant, Roster};
-use super::{Agent, Error, Host, Listeners, Outcome, Programs, Server, Service, Underlay, system};
+use super::claims::{self, Behind, Claim, Claims, End, Party};
+use super::roster::{ClientParticipant, Participant, Roster};
+use super::surroundings::{Exit, Surroundings, surroundings};
+use super::{
+    Agent, Around, Client, Error, Host, Listeners, Outcome, Programs, Server, Service, Underlay, system,
+};
+use crate::client::{ClientError, PrivateKey};
 
 /// How many nodes join at the same time.
 const AT_ONCE: usize = 8;
@@ -39,6 +46,14 @@ pub struct Running {
     pub server: Server,
     /// The agents, each with its participant.
     pub agents: Vec<(Participant, Agent)>,
+    /// The external clients.
+    pub clients: Vec<(ClientParticipant, Client)>,
+    /// The hosts behind gateways.
+    pub around: Around,
+    /// What is around nodes.
+    surroundings: Surroundings,
+    /// The tags of nodes.
+    tags: BTreeMap<NodeId, BTreeSet<Name>>,
 }
 
 /// The result.
@@ -55,7 +70,11 @@ pub struct NetworkVerdict {
     pub name: NetworkName,
     /// Its nodes, by name.
     pub nodes: Vec<NodeVerdict>,
-    /// Every directed pair of nodes.
+    /// Its external clients, by name.
+    pub clients: Vec<ClientVerdict>,
+    /// The hosts behind its gateways.
+    pub behind: Vec<BehindVerdict>,
+    /// Every directed pair of nodes and clients.
     pub pairs: Vec<Pair>,
     /// What packets showed of its tests, by name.
     pub tests: BTreeMap<Name, ProbesVerdict>,
@@ -77,9 +96,9 @@ pub struct ProbesVerdict {
 /// A probe that did not show what must be.
 #[derive(Clone, Debug, Serialize)]
 pub struct FailedProbe {
-    /// The node that opened the service.
+    /// The member that opened the service, or the address of a host behind a gateway.
     pub from: String,
-    /// The node whose service it is.
+    /// The member whose service it is, or the address of such a host.
     pub to: String,
     /// The address that was tried.
     pub at: IpAddr,
@@ -118,12 +137,32 @@ pub struct NodeVerdict {
     pub missing: BTreeSet<String>,
 }
 
-/// Whether one node reached another.
+/// An external client.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClientVerdict {
+    /// Its name.
+    pub name: String,
+    /// Its addresses in the network.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A host behind gateways.
+#[derive(Clone, Debug, Serialize)]
+pub struct BehindVerdict {
+    /// The range that it is in.
+    pub range: IpNet,
+    /// Its addresses in that range.
+    pub addresses: Vec<IpAddr>,
+    /// The gateways, in order of preference.
+    pub gateways: Vec<String>,
+}
+
+/// Whether one member reached another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pair {
     /// The sender.
     pub from: String,
-    /// The node that was pinged.
+    /// The member that was pinged.
     pub to: String,
     /// Whether the rules let the sender ping it.
     pub allowed: bool,
@@ -169,14 +208,67 @@ pub async fn run(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Runn
     let underlay = Underlay::new().await?;
     let server = Server::start(&underlay, &programs, &[]).await?;
     progress("the server is running");
-    let tokens = apply(roster, &underlay, &programs, &server).await?;
+    let (roster, keys) = with_keys(roster, &underlay)?;
+    let tokens = apply(&roster, &underlay, &programs, &server).await?;
     progress(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
+    let tags = roster.tags();
+    let mut agents = Vec::new();
+    for participant in &roster.participants {
+        agents.push((participant.clone(), Agent::new(&underlay, &programs, &participant.host).await?));
+    }
+    // Before they join, so that gateways find what they forward to.
+    let surroundings = surroundings(&roster.declared, &tags);
+    let around = connect(&surroundings, &underlay, &roster.declared, (&agents, &server)).await?;
     let start = Instant::now();
-    let joins =
-        roster.participants.iter().map(|participant| join(participant, &tokens, &underlay, &programs));
+    let joins = agents.into_iter().map(|(participant, agent)| join(participant, agent, &tokens));
     let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
     progress(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
-    Ok(Running { declared: roster.declared.clone(), server, agents })
+    let mut clients = Vec::new();
+    for (client, key) in roster.clients.iter().zip(&keys) {
+        let configuration = configuration(client, key, &underlay, &programs, &server).await?;
+        let started = Client::start(&underlay, &programs, &client.host, &configuration).await?;
+        clients.push((client.clone(), started));
+    }
+    if !clients.is_empty() {
+        progress(&format!("{} configured", count(clients.len() as u64, "external client")));
+    }
+    Ok(Running { declared: roster.declared, server, agents, clients, around, surroundings, tags })
+}
+
+/// The file of what is declared.
+fn declared_file(underlay: &Underlay) -> PathBuf {
+    underlay.directory().join("declared.kdl")
+}
+
+/// Makes a key for each client; returns the files of the private ones.
+fn with_keys(roster: &Roster, underlay: &Underlay) -> Result<(Roster, Vec<PathBuf>), Error> {
+    let (mut with_keys, mut public, mut files) = (roster.clone(), Vec::new(), Vec::new());
+    for ClientParticipant { id, host } in &roster.clients {
+        let file = underlay.directory().join(format!("{host}.key"));
+        let failed = |error: ClientError| Error::Refused(format!("no key could be made for {host}: {error}"));
+        let key = PrivateKey::make().map_err(failed)?;
+        key.store(&file).map_err(failed)?;
+        public.push((id, key.public()));
+        files.push(file);
+    }
+    with_keys.set_keys(public.into_iter());
+    Ok((with_keys, files))
+}
+
+/// Connects what is around nodes to them.
+async fn connect(
+    surroundings: &Surroundings,
+    underlay: &Underlay,
+    declared: &Snapshot,
+    (agents, server): (&[(Participant, Agent)], &Server),
+) -> Result<Around, Error> {
+    let node = |id: &NodeId| {
+        let mut here = agents.iter().filter(|(it, _)| it.network == id.network && it.name == id.name);
+        let own = || (Roster::own_node(declared, &id.network) == Some(&id.name)).then(|| server.host());
+        here.next().map(|(_, agent)| agent.host()).or_else(own)
+    };
+    let mesh = declared.networks().flat_map(|(_, network)| network.ranges()).collect();
+    Around::connect(surroundings, underlay, node, (server.host(), &mesh)).await
 }
 
 /// Applies what is declared with nmplan; returns the tokens of the keys by their ids.
@@ -186,20 +278,11 @@ async fn apply(
     programs: &Programs,
     server: &Server,
 ) -> Result<BTreeMap<String, Secret<String>>, Error> {
-    let [file, keys] = ["declared.kdl", "keys.json"].map(|name| underlay.directory().join(name));
+    let (file, keys) = (declared_file(underlay), underlay.directory().join("keys.json"));
     std::fs::write(&file, roster.text()).map_err(system("write what is declared"))?;
-    let mut command = Command::new(&programs.nmplan);
-    // The project and the variables of the caller do not apply to the lab.
-    command.args(["apply", "--project", "lab", "-y", "-q", "-C"]).arg(underlay.directory());
-    command.arg("-f").arg(&file).arg("--keys-to").arg(&keys);
-    std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NMPLAN_")).for_each(
-        |(name, _)| {
-            command.env_remove(name);
-        },
-    );
-    // Nor does a proxy: the lab's server is reached inside of it only.
-    command.envs(server.environment()).env("NO_PROXY", "0.0.0.0/0,::/0,*").stdin(Stdio::null());
-    let output = tokio::process::Command::from(command).output().await.map_err(system("run nmplan"))?;
+    let mut command = nmplan(underlay, programs, server);
+    command.args(["apply", "-y", "-q"]).arg("--keys-to").arg(&keys);
+    let output = output_of(command).await?;
     if !output.status.success() {
         let printed = [output.stdout, output.stderr].concat();
         let printed = String::from_utf8_lossy(&printed).trim().to_owned();
@@ -215,26 +298,64 @@ async fn apply(
     }
 }
 
-async fn join(
-    participant: &Participant,
-    tokens: &BTreeMap<String, Secret<String>>,
+/// nmplan, for what the lab declares and its server.
+fn nmplan(underlay: &Underlay, programs: &Programs, server: &Server) -> Command {
+    let mut command = Command::new(&programs.nmplan);
+    // The project and the variables of the caller do not apply to the lab.
+    command.args(["--project", "lab", "-C"]).arg(underlay.directory()).arg("-f").arg(declared_file(underlay));
+    let of_caller = std::env::vars_os().map(|(name, _)| name);
+    of_caller.filter(|name| name.to_string_lossy().starts_with("NMPLAN_")).for_each(|name| {
+        command.env_remove(name);
+    });
+    // Nor does a proxy: the lab's server is reached inside of it only.
+    command.envs(server.environment()).env("NO_PROXY", "0.0.0.0/0,::/0,*").stdin(Stdio::null());
+    command
+}
+
+async fn output_of(command: Command) -> Result<Output, Error> {
+    tokio::process::Command::from(command).output().await.map_err(system("run nmplan"))
+}
+
+/// What `nmplan client conf` writes for a client.
+async fn configuration(
+    client: &ClientParticipant,
+    key: &Path,
     underlay: &Underlay,
     programs: &Programs,
+    server: &Server,
+) -> Result<Secret<String>, Error> {
+    let ClientParticipant { id, host } = client;
+    let mut command = nmplan(underlay, programs, server);
+    command.args(["client", "conf", &id.to_string(), "-q", "--key"]).arg(key);
+    let output = output_of(command).await?;
+    let printed = Secret::new(output.stdout);
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::Refused(format!("{host} could not be configured; nmplan printed:\n{why}\n")));
+    }
+    let text = String::from_utf8(printed.expose().clone());
+    text.map(Secret::new).map_err(|error| Error::Refused(error.to_string()))
+}
+
+async fn join(
+    participant: Participant,
+    mut agent: Agent,
+    tokens: &BTreeMap<String, Secret<String>>,
 ) -> Result<(Participant, Agent), Error> {
     let failed =
         |why: &dyn std::fmt::Display| Error::Refused(format!("{} could not join: {why}", participant.host));
     let token = tokens.get(&participant.key.to_string()).ok_or_else(|| failed(&"its key has no token"))?;
-    let mut agent = Agent::new(underlay, programs, &participant.host).await?;
     agent
         .join(token.expose(), &["--name", participant.name.as_str()])
         .await
         .map_err(|error| failed(&error))?;
     agent.start_daemon(&[])?;
-    Ok((participant.clone(), agent))
+    Ok((participant, agent))
 }
 
 impl Running {
-    /// Sends packets from each node to every other of its network until all have answered, or time is up.
+    /// Sends packets between all members and hosts behind gateways of each network until all have answered that
+    /// may, or time is up.
     ///
     /// # Errors
     ///
@@ -243,37 +364,95 @@ impl Running {
         let deadline = Instant::now() + CONVERGE;
         let mut networks = Vec::new();
         for (name, _) in self.declared.networks() {
-            let members = self.members(name, deadline).await?;
-            if !members.is_empty() {
-                networks.push(self.judge_network(name, &members, deadline).await?);
+            let present = self.present(name, deadline).await?;
+            if present.iter().any(Present::is_member) {
+                networks.push(self.judge_network(name, &present, deadline).await?);
             }
         }
         Ok(Verdict { networks })
     }
 
-    /// The members of a network, by name.
-    async fn members(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Member<'_>>, Error> {
+    /// Every host but the server's and those of agents, to enter it.
+    pub fn other_hosts(&self) -> impl Iterator<Item = &Host> {
+        self.clients.iter().map(|(_, client)| client.host()).chain(self.around.hosts())
+    }
+
+    /// The members of a network, by name, then the hosts behind its gateways.
+    async fn present(&self, network: &NetworkName, deadline: Instant) -> Result<Vec<Present<'_>>, Error> {
         let families = self.declared.network(network).map_or(0, |network| network.ranges().count());
-        let mut members = Vec::new();
+        let mut present = Vec::new();
         for (participant, agent) in
             self.agents.iter().filter(|(participant, _)| participant.network == *network)
         {
             let status = agent.status().await?;
-            members.push(Member::of(&participant.name, agent.host(), &status, network));
+            present.push(self.node(network, &participant.name, agent.host(), &status));
         }
         if let Some(name) = Roster::own_node(&self.declared, network) {
             let status = self.own_status(network, families, deadline).await?;
-            members.push(Member::of(name, self.server.host(), &status, network));
+            present.push(self.node(network, name, self.server.host(), &status));
         }
-        for Member { name, addresses, .. } in &members {
-            if addresses.len() != families {
-                let why =
-                    format!("{name} has {} addresses in {network} instead of {families}", addresses.len());
+        let clients = self.clients.iter().filter(|(participant, _)| participant.id.network == *network);
+        present.extend(clients.map(|(ClientParticipant { id, .. }, client)| {
+            let declaration = self.declared.named::<ExternalClient>(network, &id.name);
+            let tags = declaration.map(|client| client.tags.clone()).unwrap_or_default();
+            let addresses = client.addresses().iter().copied().collect();
+            let end = End { party: Party::Member(id.name.clone()), tags, addresses, behind: None };
+            Present { end, host: client.host(), role: Role::Client }
+        }));
+        for Present { end, .. } in &present {
+            if end.addresses.len() != families {
+                let (name, count) = (&end.party, end.addresses.len());
+                let why = format!("{name} has {count} addresses in {network} instead of {families}");
                 return Err(Error::Refused(why));
             }
         }
-        members.sort_by(|one, other| one.name.cmp(other.name));
-        Ok(members)
+        present.sort_by(|one, other| one.end.party.cmp(&other.end.party));
+        present.extend(self.behind(network));
+        Ok(present)
+    }
+
+    /// A node whose agent has this status.
+    fn node<'a>(
+        &self,
+        network: &NetworkName,
+        name: &Name,
+        host: &'a Host,
+        status: &serde_json::Value,
+    ) -> Present<'a> {
+        let device = of_network(status, network).and_then(|it| it["device"].as_str()).map(ToOwned::to_owned);
+        let addresses = addresses(status, network).into_iter().collect();
+        let tags = self.tags.get(&NodeId::of(network, name)).cloned().unwrap_or_default();
+        let end = End { party: Party::Member(name.clone()), tags, addresses, behind: None };
+        Present { end, host, role: Role::Node { device } }
+    }
+
+    /// What is behind the gateways of a network: each address of a host is an end of its own.
+    fn behind(&self, network: &NetworkName) -> Vec<Present<'_>> {
+        let at = |address: IpAddr, host, (egress, range): (&Name, IpNet), gateways: &BTreeSet<Name>, opens| {
+            let behind = Behind { egress: egress.clone(), range, gateways: gateways.clone(), opens };
+            let (addresses, tags) = (BTreeSet::from([address]), BTreeSet::new());
+            let end = End { party: Party::Behind(address), tags, addresses, behind: Some(behind) };
+            Present { end, host, role: Role::Behind }
+        };
+        let mut present = Vec::new();
+        for (lan, host) in self.around.lans.iter().filter(|(lan, _)| lan.network == *network) {
+            let gateways = lan.gateways.iter().map(|(node, _)| node.name.clone()).collect();
+            // What it opens has its first address.
+            let numbered = lan.addresses.iter().zip(0..);
+            present.extend(numbered.map(|(address, number)| {
+                at(*address, host, (&lan.egress, lan.range), &gateways, number == 0)
+            }));
+        }
+        let Some(host) = &self.around.internet else { return present };
+        let exits = self.surroundings.exits.iter().filter(|exit| exit.network == *network);
+        for Exit { network: _, egress, gateways, ranges } in exits {
+            let gateways = gateways.iter().map(|node| node.name.clone()).collect();
+            present.extend(ranges.iter().map(|range| {
+                let address = if range.addr().is_ipv4() { host.ipv4().into() } else { host.ipv6().into() };
+                at(address, host, (egress, *range), &gateways, false)
+            }));
+        }
+        present
     }
 
     /// The status of the server's own host, once it has all addresses in a network or time is up.
@@ -295,76 +474,93 @@ impl Running {
     async fn judge_network(
         &self,
         name: &NetworkName,
-        members: &[Member<'_>],
+        present: &[Present<'_>],
         deadline: Instant,
     ) -> Result<NetworkVerdict, Error> {
-        let claims = claims::claims(name, &self.declared, &self.as_judged(name, members));
-        let pairs = ping_all(members, &claims, deadline).await?;
-        let probed = Probed::new(members, &claims)?;
+        let ends: Vec<_> = present.iter().map(|it| it.end.clone()).collect();
+        let claims = claims::claims(name, &self.declared, &ends);
+        let pairs = ping_all(present, &claims, deadline).await?;
+        let probed = Probed::new(present, &claims)?;
         let (tests, sample) = probed.judge(&claims, deadline).await?;
-        let (mut nodes, none) = (Vec::new(), BTreeSet::new());
-        for Member { name, host, addresses, device } in members {
-            let expected = claims.names.get(*name).unwrap_or(&none);
-            let missing = missing_until(host, expected, deadline).await?;
-            let names = expected.len() - missing.len();
-            let (name, addresses, device) = (name.to_string(), addresses.clone(), device.clone());
-            nodes.push(NodeVerdict { name, addresses, device, names, missing });
+        let (mut nodes, mut clients, none) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for Present { end: End { party, addresses, .. }, host, role } in present {
+            let (name, addresses) = (party.to_string(), addresses.iter().copied().collect());
+            match role {
+                Role::Node { device } => {
+                    let expected = claims.names.get(party).unwrap_or(&none);
+                    let missing = missing_until(host, expected, deadline).await?;
+                    let names = expected.len() - missing.len();
+                    nodes.push(NodeVerdict { name, addresses, device: device.clone(), names, missing });
+                }
+                Role::Client => clients.push(ClientVerdict { name, addresses }),
+                Role::Behind => {}
+            }
         }
-        let untried = probed.untried;
-        Ok(NetworkVerdict { name: name.clone(), nodes, pairs, tests, sample, untried })
-    }
-
-    /// The members as the rules see them.
-    fn as_judged(&self, network: &NetworkName, members: &[Member<'_>]) -> Vec<claims::Member> {
-        let of_key = |name: &Name| {
-            let participants = self.agents.iter().map(|(participant, _)| participant);
-            let participant =
-                participants.into_iter().find(|it| it.network == *network && it.name == *name)?;
-            Some(self.declared.named::<AccessKey>(network, &participant.key.name)?.tags.clone())
-        };
-        let judged = members.iter().map(|member| {
-            let mut tags = of_key(member.name).unwrap_or_default();
-            let declaration = self.declared.named::<Node>(network, member.name);
-            tags.extend(declaration.into_iter().flat_map(|node| node.tags.iter().cloned()));
-            let addresses = member.addresses.iter().copied().collect();
-            claims::Member { name: member.name.clone(), tags, addresses }
-        });
-        judged.collect()
+        let (behind, untried) = (behind_verdicts(&ends), probed.untried);
+        Ok(NetworkVerdict { name: name.clone(), nodes, clients, behind, pairs, tests, sample, untried })
     }
 }
 
-/// A node of a network.
-struct Member<'a> {
-    name: &'a Name,
+/// The hosts behind gateways, by range.
+fn behind_verdicts(ends: &[End]) -> Vec<BehindVerdict> {
+    let mut ranges: BTreeMap<IpNet, BehindVerdict> = BTreeMap::new();
+    for End { addresses, behind, .. } in ends {
+        let Some(Behind { range, gateways, .. }) = behind else { continue };
+        let gateways = || gateways.iter().map(ToString::to_string).collect();
+        let new = || BehindVerdict { range: *range, addresses: Vec::new(), gateways: gateways() };
+        ranges.entry(*range).or_insert_with(new).addresses.extend(addresses);
+    }
+    ranges.into_values().collect()
+}
+
+/// Who sends or receives, and on which host.
+struct Present<'a> {
+    end: End,
     host: &'a Host,
-    addresses: Vec<IpAddr>,
-    device: Option<String>,
+    role: Role,
 }
 
-impl<'a> Member<'a> {
-    /// The member whose agent has this status.
-    fn of(name: &'a Name, host: &'a Host, status: &serde_json::Value, network: &NetworkName) -> Self {
-        let device = of_network(status, network).and_then(|it| it["device"].as_str()).map(ToOwned::to_owned);
-        Self { name, host, addresses: addresses(status, network), device }
+/// What a host is.
+enum Role {
+    /// A node.
+    Node {
+        /// Where its WireGuard device runs.
+        device: Option<String>,
+    },
+    /// An external client.
+    Client,
+    /// A host behind gateways.
+    Behind,
+}
+
+impl Present<'_> {
+    fn is_member(&self) -> bool {
+        match self.role {
+            Role::Node { .. } | Role::Client => true,
+            Role::Behind => false,
+        }
     }
 }
 
 /// Pings every member from every other: those that must answer until they do or time is up, then the others.
-async fn ping_all(members: &[Member<'_>], claims: &Claims, deadline: Instant) -> Result<Vec<Pair>, Error> {
-    let everyone = members.iter().flat_map(|from| members.iter().map(move |to| (from, to)));
-    let others = everyone.filter(|(from, to)| from.name != to.name);
-    let is_allowed =
-        |from: &Member<'_>, to: &Member<'_>| claims.pings.contains(&(from.name.clone(), to.name.clone()));
+async fn ping_all(present: &[Present<'_>], claims: &Claims, deadline: Instant) -> Result<Vec<Pair>, Error> {
+    let members: Vec<_> = present.iter().filter(|it| it.is_member()).collect();
+    let everyone = members.iter().flat_map(|from| members.iter().map(move |to| (*from, *to)));
+    let others = everyone.filter(|(from, to)| from.end.party != to.end.party);
+    let is_allowed = |from: &Present<'_>, to: &Present<'_>| {
+        claims.pings.contains(&(from.end.party.clone(), to.end.party.clone()))
+    };
     let (must, must_not): (Vec<_>, Vec<_>) = others.partition(|(from, to)| is_allowed(from, to));
     let mut pairs = Vec::new();
     for (allowed, some) in [(true, must), (false, must_not)] {
         let pings = some.into_iter().map(|(from, to)| async move {
             let mut answers = BTreeMap::new();
-            for address in &to.addresses {
+            for address in &to.end.addresses {
                 let until = if allowed { deadline } else { Instant::now() };
                 answers.insert(*address, ping_until(from.host, *address, until).await?);
             }
-            Ok::<_, Error>(Pair { from: from.name.to_string(), to: to.name.to_string(), allowed, answers })
+            let (from, to) = (from.end.party.to_string(), to.end.party.to_string());
+            Ok::<_, Error>(Pair { from, to, allowed, answers })
         });
         let pinged: Vec<_> = stream::iter(pings).buffered(PINGS).try_collect().await?;
         pairs.extend(pinged);
@@ -373,27 +569,29 @@ async fn ping_all(members: &[Member<'_>], claims: &Claims, deadline: Instant) ->
     Ok(pairs)
 }
 
-/// The services of members that are probed, open while this exists.
+/// The services that are probed, open while this exists.
 struct Probed<'a> {
-    members: BTreeMap<&'a Name, &'a Member<'a>>,
+    present: BTreeMap<&'a Party, &'a Present<'a>>,
     untried: BTreeMap<String, BTreeSet<String>>,
     open: Vec<Listeners>,
 }
 
 impl<'a> Probed<'a> {
-    fn new(members: &'a [Member<'a>], claims: &Claims) -> Result<Self, Error> {
-        let mut services: BTreeMap<&Name, BTreeSet<Service>> = BTreeMap::new();
+    fn new(present: &'a [Present<'a>], claims: &Claims) -> Result<Self, Error> {
+        let mut services: BTreeMap<&Party, BTreeSet<Service>> = BTreeMap::new();
         for claim in claims.tests.values().flatten().chain(&claims.sample) {
             services.entry(&claim.to).or_default().insert(claim.service);
         }
-        let mut probed = Self { members: BTreeMap::new(), untried: BTreeMap::new(), open: Vec::new() };
-        for member in members {
-            probed.members.insert(member.name, member);
-            for service in services.remove(member.name).unwrap_or_default() {
-                match member.host.listen(&member.addresses, [service]) {
+        let mut probed = Self { present: BTreeMap::new(), untried: BTreeMap::new(), open: Vec::new() };
+        for here in present {
+            let party = &here.end.party;
+            let addresses: Vec<_> = here.end.addresses.iter().copied().collect();
+            probed.present.insert(party, here);
+            for service in services.remove(party).unwrap_or_default() {
+                match here.host.listen(&addresses, [service]) {
                     Ok(listeners) => probed.open.push(listeners),
                     Err(Error::System { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-                        let of_node = probed.untried.entry(member.name.to_string()).or_default();
+                        let of_node = probed.untried.entry(party.to_string()).or_default();
                         of_node.insert(service.to_string());
                     }
                     Err(error) => return Err(error),
@@ -419,8 +617,9 @@ impl<'a> Probed<'a> {
             let all = of_tests.chain(claims.sample.iter().map(|claim| (None, claim)));
             let all = all.filter(|(_, claim)| claim.allowed == allowed && !self.is_untried(claim));
             let probes = all.flat_map(|(test, claim)| {
-                let to = self.members[&claim.to];
-                to.addresses.iter().map(move |at| async move {
+                let (from, to) = (&self.present[&claim.from].end, &self.present[&claim.to].end);
+                let reachable = |at: &&IpAddr| from.addresses.iter().any(|own| own.is_ipv4() == at.is_ipv4());
+                to.addresses.iter().filter(reachable).map(move |at| async move {
                     Ok::<_, Error>((test, self.probe(claim, *at, deadline).await?))
                 })
             });
@@ -438,7 +637,7 @@ impl<'a> Probed<'a> {
     }
 
     fn is_untried(&self, claim: &Claim) -> bool {
-        let of_node = self.untried.get(claim.to.as_str());
+        let of_node = self.untried.get(&claim.to.to_string());
         of_node.is_some_and(|services| services.contains(&claim.service.to_string()))
     }
 
@@ -450,7 +649,7 @@ impl<'a> Probed<'a> {
         deadline: Instant,
     ) -> Result<Option<FailedProbe>, Error> {
         let Claim { from, to, service, allowed } = claim;
-        let host = self.members[from].host;
+        let host = self.present[from].host;
         loop {
             let outcome = host.probe(at, *service, ANSWER).await.map_err(system("send a probe"))?;
             if outcome.agrees(*allowed) {

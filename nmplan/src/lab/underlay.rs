@@ -91,6 +91,17 @@ impl Underlay {
         Ok(host)
     }
 
+    /// Makes a host that nothing is connected to: it has no interface but the loopback, and its addresses in the
+    /// underlay are nobody's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Underlay::host`].
+    pub async fn host_apart(&self, name: &str) -> Result<Host, Error> {
+        let number = self.register(name)?;
+        Host::new(name, ipv4(number), ipv6(number), Port::new(self.links.clone(), number))
+    }
+
     fn register(&self, name: &str) -> Result<u16, Error> {
         let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(fit) || name.len() > 63

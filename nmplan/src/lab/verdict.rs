@@ -7,7 +7,10 @@ use std::fmt::Write;
 
 use schema::scalars::Name;
 
-use super::run::{FailedOutcome, FailedProbe, NetworkVerdict, NodeVerdict, Pair, ProbesVerdict, Verdict};
+use super::run::{
+    BehindVerdict, ClientVerdict, FailedOutcome, FailedProbe, NetworkVerdict, NodeVerdict, Pair,
+    ProbesVerdict, Verdict,
+};
 
 /// The most nodes for which a table shows who reached whom; with more, only pairs without an answer are
 /// listed.
@@ -20,10 +23,10 @@ pub fn text(verdict: &Verdict) -> String {
 }
 
 fn network(network: &NetworkVerdict) -> String {
-    let NetworkVerdict { name, nodes, pairs, tests, sample, untried } = network;
+    let NetworkVerdict { name, nodes, clients, behind, pairs, tests, sample, untried } = network;
     let reached = pairs.iter().filter(|pair| pair.is_reached()).count();
     let allowed = pairs.iter().filter(|pair| pair.allowed).count();
-    let mut text = match nodes.len() {
+    let mut text = match nodes.len() + clients.len() {
         1 => format!("{name}: one node, no other to reach"),
         _ if allowed == pairs.len() => format!("{name}: {reached} of {} pairs reach each other", pairs.len()),
         _ if allowed == 0 => format!("{name}: none of {} pairs may ping each other", pairs.len()),
@@ -31,12 +34,19 @@ fn network(network: &NetworkVerdict) -> String {
     };
     text.push_str(&names(nodes));
     text.push('\n');
-    let width = nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
-    for node in nodes {
-        let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
-        let _ = writeln!(text, "  {:width$}  {}", node.name, addresses.join("  "));
+    let of_nodes = nodes.iter().map(|node| (node.name.clone(), &node.addresses, String::new()));
+    let of_clients =
+        clients.iter().map(|ClientVerdict { name, addresses }| (name.clone(), addresses, String::new()));
+    let of_hosts = behind.iter().map(|BehindVerdict { range, addresses, gateways }| {
+        (range.to_string(), addresses, format!("  behind {}", gateways.join(", ")))
+    });
+    let all: Vec<_> = of_nodes.chain(of_clients).chain(of_hosts).collect();
+    let width = all.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+    for (name, addresses, more) in all {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {name:width$}  {}{more}", addresses.join("  "));
     }
-    if (2..=TABLE).contains(&nodes.len()) {
+    if (2..=TABLE).contains(&(nodes.len() + clients.len())) {
         text.push('\n');
         text.push_str(&table(network));
     }
@@ -119,7 +129,8 @@ fn line(what: &str, ProbesVerdict { tried, failed }: &ProbesVerdict) -> String {
 
 /// Who reached whom, with the time of the slowest address in milliseconds.
 fn table(network: &NetworkVerdict) -> String {
-    let names: Vec<&str> = network.nodes.iter().map(|node| &*node.name).collect();
+    let nodes = network.nodes.iter().map(|node| &*node.name);
+    let names: Vec<&str> = nodes.chain(network.clients.iter().map(|client| &*client.name)).collect();
     let first = names.iter().map(|name| name.len()).chain(["from \\ to".len()]).max().unwrap_or(0);
     let mut text = format!("  {:first$}", "from \\ to");
     for name in &names {
@@ -169,6 +180,8 @@ mod tests {
         let network = NetworkVerdict {
             name: "corp".parse().expect("a good name"),
             nodes: vec![node("a", 1), node("db-1", 2)],
+            clients: Vec::new(),
+            behind: Vec::new(),
             pairs: vec![pair("a", "db-1", 2, Some(0.42)), pair("db-1", "a", 1, answer)],
             tests: BTreeMap::new(),
             sample: ProbesVerdict::default(),

@@ -27,10 +27,13 @@ pub fn explanation(
     if let Some(pair) = &explained.except {
         text += &format!("Not reached, for example: {} by {}.\n", pair.to, pair.from);
     }
-    match (explained.answer, &explained.via) {
+    match (explained.answer, &*explained.via) {
         (Answer::No, _) => {}
-        (Answer::Yes | Answer::Partly, None) => text += "Packets go directly.\n",
-        (Answer::Yes | Answer::Partly, Some(hub)) => text += &format!("Packets go via {hub}.\n"),
+        (Answer::Yes | Answer::Partly, []) => text += "Packets go directly.\n",
+        (Answer::Yes | Answer::Partly, nodes) => {
+            let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
+            text += &format!("Packets go via {}.\n", nodes.join(", then "));
+        }
     }
     if !with_joined {
         text += "This is of the files alone, as if every declared node had joined.\n";
@@ -63,6 +66,10 @@ fn answer(explained: &Explanation) -> String {
             )
         }
         Because::NoRule => format!("no rule of network {network} lets {from} open anything at {to}"),
+        Because::NoWay => {
+            let why = explained.obstacle.as_deref().unwrap_or("since no node carries packets there");
+            format!("{from} does not reach {to} in network {network}, {why}, though these rules would let it:")
+        }
         Because::SameMember => format!("{from} and {to} are one and the same member of network {network}"),
         Because::Nobody => format!("{from} or {to} selects no member of network {network}"),
     }

@@ -1,11 +1,13 @@
-//! The nodes and the declared resources of a server as tables.
+//! The nodes of a server, what they carry for others, and its declared resources as tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::Color;
 use jiff::Timestamp;
-use schema::api::{Control, KeyState, NodeStatus, Presence, StatusDocument};
-use schema::snapshot::{Owner, Revision, Snapshot};
+use schema::api::{CarrierState, Control, KeyState, NodeStatus, Presence, StatusDocument};
+use schema::kinds::Node;
+use schema::scalars::Name;
+use schema::snapshot::{Owner, ResourceId, Revision, Snapshot};
 use schema::text::{ago, count, moment};
 use schema::world::BarredDocument;
 
@@ -15,10 +17,13 @@ use super::table::{Entry, Table};
 
 /// The state of the nodes, as a table in lines of `columns`, and what is wrong with nodes and keys.
 pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: Option<usize>) -> String {
-    let StatusDocument { epoch: _, revision, nodes, keys } = document;
+    let StatusDocument { epoch: _, revision, nodes, keys, egress, relays } = document;
     let mut text = format!("{server}, revision {revision}: {}\n", counts(nodes));
     if !nodes.is_empty() {
         text += &format!("\n{}", table(nodes, *revision, now).text(columns));
+    }
+    if !egress.is_empty() || !relays.is_empty() {
+        text += &format!("\n{}", carriers(egress.iter().chain(relays), nodes).text(columns));
     }
     let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
     let problems =
@@ -40,6 +45,30 @@ fn table(nodes: &[NodeStatus], newest: Revision, now: Timestamp) -> Table {
             Entry::of(node.last_check_in.map(|time| ago(time, now)).unwrap_or_default()),
             Entry::of(node.acknowledged.map(|at| has(at, newest)).unwrap_or_default()),
             Entry::of(node.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        ]);
+    }
+    table
+}
+
+fn carriers<'a>(states: impl Iterator<Item = &'a CarrierState>, nodes: &[NodeStatus]) -> Table {
+    let awaited = nodes.iter().filter(|node| node.state == Presence::Awaiting);
+    let awaited: BTreeSet<&str> = awaited.map(|node| &*node.id).collect();
+    let mut table = Table::new(&["NETWORK", "KIND", "NAME", "CARRIED BY", "CANDIDATES"]);
+    for CarrierState { id, carrier, candidates, away } in states {
+        let candidate = |name: &Name| {
+            let joins = awaited.contains(&*ResourceId::of::<Node>(&id.network, name).to_string());
+            match (joins, away.contains(name)) {
+                (true, _) => format!("{name} (awaiting)"),
+                (false, true) => format!("{name} (away)"),
+                (false, false) => name.to_string(),
+            }
+        };
+        table.row([
+            Entry::of(&id.network),
+            Entry::of(id.kind),
+            Entry::of(&id.name),
+            carrier.as_ref().map_or_else(|| Entry::coloured("nobody", Color::Red), Entry::of),
+            Entry::of(candidates.iter().map(candidate).collect::<Vec<_>>().join(", ")),
         ]);
     }
     table
@@ -152,4 +181,41 @@ fn few(names: &[&str]) -> String {
 
 fn manager(owner: &Option<Owner>) -> String {
     owner.as_ref().map_or("nobody".into(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_carries_what_is_shown_with_those_that_do_not() {
+        let node = |name: &str, state: &str| {
+            serde_json::json!({
+                "id": format!("corp/node/{name}"), "name": name, "tags": [], "addresses": [], "public_key": null,
+                "state": state, "last_check_in": null, "acknowledged": null, "control": "none", "problems": []
+            })
+        };
+        let document = serde_json::json!({
+            "epoch": 1, "revision": 7, "keys": [],
+            "nodes": [node("gw-a", "online"), node("gw-b", "online"), node("gw-c", "awaiting")],
+            "egress": [
+                {"id": "corp/egress/office", "carrier": "gw-b", "candidates": ["gw-a", "gw-b", "gw-c"], "away": ["gw-a"]}
+            ],
+            "relays": [{"id": "corp/relay/hills", "carrier": null, "candidates": ["gw-a"], "away": ["gw-a"]}],
+        });
+        let document: StatusDocument = serde_json::from_value(document).expect("a status");
+        let text = status(&document, "server", Timestamp::UNIX_EPOCH, None);
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let lines: Vec<_> = lines.skip_while(|line| !line.contains("CARRIED BY")).collect();
+        assert_eq!(
+            lines,
+            [
+                "NETWORK KIND NAME CARRIED BY CANDIDATES",
+                "corp egress office gw-b gw-a (away), gw-b, gw-c (awaiting)",
+                "corp relay hills nobody gw-a (away)"
+            ]
+        );
+        let none = StatusDocument { egress: Vec::new(), relays: Vec::new(), ..document };
+        assert!(!status(&none, "server", Timestamp::UNIX_EPOCH, None).contains("CARRIED BY"));
+    }
 }

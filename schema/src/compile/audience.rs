@@ -10,28 +10,29 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::Mesh;
+use super::ways::{RangeWay, Through};
 use crate::access::{Access, ClassId};
 use crate::scalars::Name;
-use crate::view::{Changes, Counts, Peer, Resolution, Route, View, ViewDelta};
+use crate::view::{Changes, Counts, Forward, Guarded, Peer, Resolution, Route, View, ViewDelta};
 
 /// Which nodes are sent the same: nodes of one audience are sent the same of everything but themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Audience {
-    /// Nodes of a class that reach the others directly.
-    Class(ClassId),
-    /// Nodes of a class that reach the others through the hub.
-    Spoke(ClassId),
-    /// The hub, which has all others as peers.
-    Hub(ClassId),
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Audience {
+    /// The class of its nodes.
+    pub class: ClassId,
+    /// What their packets to others go through; absent: nothing, they reach them directly.
+    pub behind: Option<Behind>,
+    /// The node that is its only one, since it carries traffic of others; absent: they carry none.
+    pub carrier: Option<Name>,
 }
 
-impl Audience {
-    /// The class of its nodes.
-    pub fn class(self) -> ClassId {
-        match self {
-            Self::Class(class) | Self::Spoke(class) | Self::Hub(class) => class,
-        }
-    }
+/// What a node's packets to others go through.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Behind {
+    /// The hub.
+    Hub,
+    /// The relay of that name.
+    Relay(Name),
 }
 
 /// What a node has to be sent to move from one mesh to a later one.
@@ -51,33 +52,83 @@ type Entries<V> = OrdMap<Name, Arc<V>>;
 /// is in one of them at most.
 type Parts<V> = BTreeMap<Option<ClassId>, Entries<V>>;
 
+/// The peers of an audience: its parts, save that some are as `instead` says, or are there only.
+#[derive(Default)]
+struct Peers {
+    parts: Parts<Peer>,
+    instead: Entries<Peer>,
+}
+
+impl Peers {
+    fn get(&self, name: &Name) -> Option<&Arc<Peer>> {
+        let part = || self.parts.values().find_map(|part| part.get(name));
+        self.instead.get(name).or_else(part)
+    }
+
+    fn len(&self) -> usize {
+        let more =
+            self.instead.keys().filter(|name| !self.parts.values().any(|part| part.contains_key(*name)));
+        self.parts.values().map(OrdMap::len).sum::<usize>() + more.count()
+    }
+
+    fn whole(self) -> Entries<Peer> {
+        let mut all = whole(self.parts);
+        all.extend(self.instead);
+        all
+    }
+
+    fn changes_to(&self, after: &Self) -> Changes<Name, Arc<Peer>> {
+        let mut changes = between(&self.parts, &after.parts);
+        let special: BTreeSet<&Name> = self.instead.keys().chain(after.instead.keys()).collect();
+        if special.is_empty() {
+            return changes;
+        }
+        changes.put.retain(|(name, _)| !special.contains(name));
+        changes.lost.retain(|name| !special.contains(name));
+        for name in special {
+            match (self.get(name), after.get(name)) {
+                (before, Some(peer)) if before != Some(peer) => {
+                    changes.put.push((name.clone(), peer.clone()))
+                }
+                (Some(_), None) => changes.lost.push(name.clone()),
+                (_, Some(_)) | (None, None) => {}
+            }
+        }
+        changes.put.sort_by(|(one, _), (other, _)| one.cmp(other));
+        changes.lost.sort();
+        changes
+    }
+}
+
 impl Mesh {
     /// Which audience a node belongs to; that of nodes on no side of a rule if it has not joined.
     pub fn audience(&self, node: &Name) -> Audience {
         let class = self.class_of(node).unwrap_or_default();
-        match self.hub() {
-            None => Audience::Class(class),
-            Some(hub) if hub == node => Audience::Hub(class),
-            Some(_) => Audience::Spoke(class),
-        }
+        let behind = match self.through(node) {
+            Some(Through::Relay(relay)) => Some(Behind::Relay(relay.clone())),
+            Some(Through::Ingress(_) | Through::Egress(_)) | None => {
+                self.hub().filter(|hub| *hub != node).map(|_| Behind::Hub)
+            }
+        };
+        Audience { class, behind, carrier: Some(node).filter(|node| self.ways().carries(node)).cloned() }
     }
 
     /// What a node is sent; nothing if it has not joined.
     pub fn view(&self, node: &Name) -> Option<View> {
         let interface = (**self.interfaces.get(node)?).clone();
         let audience = self.audience(node);
-        let mut peers = whole(self.peers_of(audience));
+        let mut peers = self.peers_of(&audience).whole();
         peers.remove(node);
         Some(View {
             network: self.name.clone(),
             node: node.clone(),
             interface,
             peers,
-            access: self.access_at(audience),
-            routes: self.routes_of(audience),
-            forwards: OrdMap::new(),
-            guarded: OrdMap::new(),
-            names: whole(self.names_of(audience, self.own_names(node))),
+            access: self.access_at(&audience),
+            routes: self.routes_of(&audience),
+            forwards: self.forwards_of(&audience),
+            guarded: self.guarded_by(&audience),
+            names: whole(self.names_of(&audience, self.own_names(node))),
         })
     }
 
@@ -86,22 +137,27 @@ impl Mesh {
     pub fn part(&self, node: &Name, named: &BTreeSet<&Name>) -> Option<View> {
         let interface = (**self.interfaces.get(node)?).clone();
         let audience = self.audience(node);
-        let parts = self.peers_of(audience);
-        let peer = |name: &Name| {
-            let of_class = parts.get(&self.class_of(name)).and_then(|part| part.get(name));
-            Some((name.clone(), of_class.or_else(|| parts.get(&None)?.get(name))?.clone()))
-        };
-        let carriers = self.hub().filter(|_| matches!(audience, Audience::Spoke(_)));
-        let peers = named.iter().copied().chain(carriers).filter(|name| *name != node).filter_map(peer);
+        let all = self.peers_of(&audience);
+        let routes = self.routes_of(&audience);
+        let mut peers = OrdMap::new();
+        let gateways = routes.values().filter_map(|route| route.via.as_ref());
+        let mut open: Vec<&Name> = named.iter().copied().chain(all.instead.keys()).chain(gateways).collect();
+        while let Some(name) = open.pop() {
+            let Some(peer) = all.get(name).filter(|_| name != node && !peers.contains_key(name)) else {
+                continue;
+            };
+            peers.insert(name.clone(), peer.clone());
+            open.extend(&peer.via);
+        }
         Some(View {
             network: self.name.clone(),
             node: node.clone(),
             interface,
-            peers: peers.collect(),
-            access: self.access_at(audience),
-            routes: self.routes_of(audience),
-            forwards: OrdMap::new(),
-            guarded: OrdMap::new(),
+            peers,
+            access: self.access_at(&audience),
+            routes,
+            forwards: self.forwards_of(&audience),
+            guarded: self.guarded_by(&audience),
             names: OrdMap::new(),
         })
     }
@@ -120,13 +176,13 @@ impl Mesh {
         let shares = before == interface
             && from == to
             && earlier.peer(node) == self.peer(node)
-            && earlier.knows_its_own(from) == self.knows_its_own(to)
+            && earlier.knows_its_own(&from) == self.knows_its_own(&to)
             && had.is_empty()
             && has.is_empty();
         if shares {
             return Some(ViewStep::Shared(to));
         }
-        let mut delta = self.changes(earlier, (from, had), (to, has));
+        let mut delta = self.changes(earlier, (&from, had), (&to, has));
         delta.interface = (before != interface).then(|| (**interface).clone());
         delta.peers.put.retain(|(name, _)| name != node);
         delta.peers.lost.retain(|name| name != node);
@@ -134,113 +190,168 @@ impl Mesh {
     }
 
     /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.
-    pub fn delta(&self, earlier: &Self, audience: Audience) -> ViewDelta {
+    pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
         self.changes(earlier, (audience, OrdMap::new()), (audience, OrdMap::new()))
     }
 
     /// How much the View of a node holds; nodes that share a step have the same.
     pub fn counts(&self, node: &Name) -> Counts {
-        fn sum<V>(parts: &Parts<V>) -> usize {
-            parts.values().map(OrdMap::len).sum()
-        }
         let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
         let audience = self.audience(node);
-        let peers = self.peers_of(audience);
-        // Its own class is among those that it may know if its members may know each other.
-        let itself = usize::from(peers.contains_key(&self.class_of(node)));
+        let peers = self.peers_of(&audience);
+        let itself = usize::from(peers.get(node).is_some());
+        let names = self.names_of(&audience, self.own_names(node));
         Counts {
-            peers: count(sum(&peers) - itself),
-            access: count(self.access_at(audience).len()),
-            routes: count(self.routes_of(audience).len()),
-            forwards: 0,
-            guarded: 0,
-            names: count(sum(&self.names_of(audience, self.own_names(node)))),
+            peers: count(peers.len() - itself),
+            access: count(self.access_at(&audience).len()),
+            routes: count(self.routes_of(&audience).len()),
+            forwards: count(self.forwards_of(&audience).len()),
+            guarded: count(self.guarded_by(&audience).len()),
+            names: count(names.values().map(OrdMap::len).sum()),
         }
     }
 
     /// Whether a node has another one as a peer.
     pub fn knows(&self, node: &Name, other: &Name) -> bool {
-        node != other
-            && self.has(node)
-            && self.peers_of(self.audience(node)).values().any(|part| part.contains_key(other))
+        node != other && self.has(node) && self.peers_of(&self.audience(node)).get(other).is_some()
     }
 
     fn changes(
         &self,
         earlier: &Self,
-        (from, had): (Audience, Entries<Resolution>),
-        (to, has): (Audience, Entries<Resolution>),
+        (from, had): (&Audience, Entries<Resolution>),
+        (to, has): (&Audience, Entries<Resolution>),
     ) -> ViewDelta {
         ViewDelta {
             interface: None,
-            peers: between(&earlier.peers_of(from), &self.peers_of(to)),
+            peers: earlier.peers_of(from).changes_to(&self.peers_of(to)),
             access: Changes::between(&earlier.access_at(from), &self.access_at(to)),
             routes: Changes::between(&earlier.routes_of(from), &self.routes_of(to)),
-            forwards: Changes::default(),
-            guarded: Changes::default(),
+            forwards: Changes::between(&earlier.forwards_of(from), &self.forwards_of(to)),
+            guarded: Changes::between(&earlier.guarded_by(from), &self.guarded_by(to)),
             names: between(&earlier.names_of(from, had), &self.names_of(to, has)),
         }
     }
 
     /// The classes that members of one may know: those that may open something at it, or it at them.
-    fn known_to(&self, class: ClassId) -> Vec<ClassId> {
+    fn near_to(&self, class: ClassId) -> Vec<ClassId> {
         if !self.policy.is_restricted() {
-            return vec![ClassId::default()];
+            return self.members.keys().copied().collect();
         }
         self.near.get(&class).into_iter().flatten().copied().collect()
     }
 
-    /// Whether the nodes of an audience have each other as peers.
-    fn knows_its_own(&self, audience: Audience) -> bool {
-        let class = audience.class();
-        match audience {
-            Audience::Hub(_) => true,
-            Audience::Class(_) | Audience::Spoke(_) if self.policy.is_restricted() => {
-                self.near.get(&class).is_some_and(|near| near.contains(&class))
-            }
-            Audience::Class(_) => true,
-            Audience::Spoke(_) => false,
+    /// The classes whose members an audience knows: those that it may, and those whose traffic it carries or
+    /// may carry, with those whom they may know.
+    fn known_to(&self, audience: &Audience) -> BTreeSet<ClassId> {
+        let everybody = !self.policy.is_restricted() || audience.carrier.as_ref() == self.hub();
+        if everybody && (audience.carrier.is_some() || !self.policy.is_restricted()) {
+            return self.members.keys().copied().collect();
         }
+        let mut known: BTreeSet<ClassId> = self.near_to(audience.class).into_iter().collect();
+        for class in self.carried_by(audience) {
+            known.insert(class);
+            known.extend(self.near_to(class));
+        }
+        for (_, way) in self.ranges_through(audience) {
+            let near = self.near_to(way.id).into_iter();
+            known.extend(near.filter(|class| self.class(class).is_some_and(|class| class.is_on(way.side))));
+        }
+        known
     }
 
-    fn peers_of(&self, audience: Audience) -> Parts<Peer> {
-        let part = |class: ClassId, of: &super::ByClass<Peer>| Some((Some(class), of.get(&class)?.clone()));
-        match audience {
-            Audience::Class(class) => {
-                self.known_to(class).into_iter().filter_map(|class| part(class, &self.members)).collect()
-            }
-            Audience::Hub(_) => self.members.keys().filter_map(|class| part(*class, &self.members)).collect(),
-            Audience::Spoke(_) if !self.policy.is_restricted() => {
-                let hub = self.hub().and_then(|hub| Some((hub.clone(), self.peer(hub)?.clone())));
-                BTreeMap::from([(None, hub.into_iter().collect())])
-            }
-            Audience::Spoke(class) => {
-                let known = self.known_to(class);
-                let mut parts: Parts<Peer> =
-                    known.into_iter().filter_map(|class| part(class, &self.carried)).collect();
-                // The way to the others leads through the hub, also for those that may not talk to it.
-                if let Some((hub, peer)) = self.hub().and_then(|hub| Some((hub, self.peer(hub)?)))
-                    && !parts.contains_key(&Some(peer.class))
-                {
-                    let unnamed = Peer { named: false, ..(**peer).clone() };
-                    parts.insert(None, [(hub.clone(), Arc::new(unnamed))].into_iter().collect());
-                }
-                parts
-            }
-        }
+    /// The classes of the members whose traffic an audience carries, or may carry.
+    fn carried_by(&self, audience: &Audience) -> BTreeSet<ClassId> {
+        let served = audience.carrier.iter().flat_map(|node| self.ways().served_by(node));
+        served
+            .filter_map(|through| self.loads.get(&through))
+            .flat_map(|loads| loads.keys().copied())
+            .collect()
     }
 
-    fn names_of(&self, audience: Audience, own: Entries<Resolution>) -> Parts<Resolution> {
-        let mut parts = BTreeMap::from([(None, self.names.clone())]);
-        // The hub has all nodes as peers, and so their names.
-        let known = match audience {
-            Audience::Hub(_) => self.names_of.keys().copied().collect(),
-            Audience::Class(class) | Audience::Spoke(class) => self.known_to(class),
+    /// The ranges outside of the network that are reached through an audience's node: as their gateway, or on
+    /// the way to it.
+    fn ranges_through<'a>(
+        &'a self,
+        audience: &'a Audience,
+    ) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
+        let carrier = audience.carrier.as_ref();
+        let served: Vec<_> = carrier.iter().flat_map(|node| self.ways().served_by(node)).collect();
+        let leads = move |node: &Name| {
+            Some(node) == carrier || self.through(node).is_some_and(|through| served.contains(through))
         };
+        self.ways().ranges().filter(move |(_, way)| carrier.is_some() && way.via.iter().any(&leads))
+    }
+
+    /// Whether the nodes of an audience have each other as peers.
+    fn knows_its_own(&self, audience: &Audience) -> bool {
+        let restricted = self.policy.is_restricted();
+        let near = || self.near.get(&audience.class).is_some_and(|near| near.contains(&audience.class));
+        match &audience.carrier {
+            Some(_) => self.knows_by_parts(audience) && self.known_to(audience).contains(&audience.class),
+            None => self.knows_by_parts(audience) && (!restricted || near()),
+        }
+    }
+
+    /// Whether an audience is sent the members whom it may know; otherwise the ranges of the network lead to the
+    /// hub.
+    fn knows_by_parts(&self, audience: &Audience) -> bool {
+        audience.behind.is_none() || self.network.hub.is_none() || self.policy.is_restricted()
+    }
+
+    fn peers_of(&self, audience: &Audience) -> Peers {
+        let known = self.known_to(audience);
+        let from = if audience.behind.is_some() { &self.carried } else { &self.members };
+        let mut peers = Peers::default();
+        if self.knows_by_parts(audience) {
+            let part = |class: &ClassId| Some((Some(*class), from.get(class)?.clone()));
+            peers.parts = known.iter().filter_map(part).collect();
+        }
+        // Its carriers, and those of whom it knows or reaches, are tunnels for those that may not talk to them.
+        let mut open: Vec<Name> = match &audience.behind {
+            Some(Behind::Hub) => self.hub().cloned().into_iter().collect(),
+            Some(Behind::Relay(relay)) => {
+                self.ways().relay(relay).map(|way| way.via.clone()).unwrap_or_default()
+            }
+            None => {
+                let meets = |loads: &OrdMap<ClassId, u32>| loads.keys().any(|class| known.contains(class));
+                let through = self.loads.iter().filter(|(_, loads)| meets(loads)).map(|(through, _)| through);
+                let gateways = self.reached_by(audience).flat_map(|(_, way)| &way.via).cloned();
+                through
+                    .flat_map(|through| self.ways().candidates_of(through))
+                    .cloned()
+                    .chain(gateways)
+                    .collect()
+            }
+        };
+        while let Some(name) = open.pop() {
+            let Some(peer) = self.peer(&name).filter(|_| Some(&name) != audience.carrier.as_ref()) else {
+                continue;
+            };
+            if audience.behind.is_none() {
+                open.extend(self.through(&name).iter().flat_map(|it| self.ways().candidates_of(it)).cloned());
+            }
+            let named = peer.named && known.contains(&peer.class) && self.knows_by_parts(audience);
+            let whole = Peer { named, ..(**peer).clone() };
+            if !peers.instead.contains_key(&name) && peers.get(&name).is_none_or(|there| **there != whole) {
+                peers.instead.insert(name, Arc::new(whole));
+            }
+        }
+        // Whose traffic it carries it reaches directly.
+        for through in audience.carrier.iter().flat_map(|node| self.ways().served_by(node)) {
+            for (name, peer) in self.full.get(&through).into_iter().flatten() {
+                peers.instead.insert(name.clone(), peer.clone());
+            }
+        }
+        peers
+    }
+
+    fn names_of(&self, audience: &Audience, own: Entries<Resolution>) -> Parts<Resolution> {
+        let mut parts = BTreeMap::from([(None, self.names.clone())]);
         let names = |class: ClassId| Some((Some(class), self.names_of.get(&class)?.clone()));
-        parts.extend(known.into_iter().filter_map(names));
+        parts.extend(self.known_to(audience).into_iter().filter_map(names));
         if !own.is_empty() {
-            parts.insert(Some(audience.class()), own);
+            parts.insert(Some(audience.class), own);
         }
         parts
     }
@@ -249,7 +360,7 @@ impl Mesh {
     fn own_names(&self, node: &Name) -> Entries<Resolution> {
         let class = self.class_of(node).unwrap_or_default();
         let Some(names) = self.names_of.get(&class) else { return OrdMap::new() };
-        let others_know = self.knows_its_own(self.audience(node));
+        let others_know = self.knows_its_own(&self.audience(node));
         let Some(peer) = self.peer(node).filter(|_| !others_know) else { return OrdMap::new() };
         // An entry of the node's name leads elsewhere, and what leads to that entry does too.
         let itself = Resolution::Addresses(peer.addresses.clone());
@@ -258,15 +369,85 @@ impl Mesh {
         named.filter(|(_, resolution)| **resolution == itself).collect()
     }
 
-    fn access_at(&self, audience: Audience) -> OrdMap<ClassId, Arc<Access>> {
-        self.access.get(&audience.class()).cloned().unwrap_or_default()
+    fn access_at(&self, audience: &Audience) -> OrdMap<ClassId, Arc<Access>> {
+        self.access.get(&audience.class).cloned().unwrap_or_default()
     }
 
-    fn routes_of(&self, audience: Audience) -> OrdMap<IpNet, Arc<Route>> {
-        match audience {
-            Audience::Class(_) | Audience::Hub(_) => OrdMap::new(),
-            Audience::Spoke(_) => self.routes.clone(),
+    /// The ranges outside of the network that an audience reaches, for itself or for whom it carries.
+    fn reached_by<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
+        let carried = self.carried_by(audience);
+        let is_hub = audience.carrier.is_some() && audience.carrier.as_ref() == self.hub();
+        let through: BTreeSet<IpNet> = self.ranges_through(audience).map(|(range, _)| *range).collect();
+        let gateways: Vec<&Name> = self.gateways_of(audience).collect();
+        let reaches = move |range: &IpNet, way: &RangeWay| {
+            is_hub
+                || through.contains(range)
+                || self.is_for(way, audience.class, audience.class)
+                || carried.iter().any(|class| self.is_for(way, *class, *class))
+                || gateways.iter().any(|gateway| self.is_for_ranges_of(gateway, way))
+        };
+        let own = |way: &RangeWay| audience.carrier.as_ref().is_some_and(|node| way.via.contains(node));
+        self.ways().ranges().filter(move |(range, way)| !own(way) && reaches(range, way))
+    }
+
+    /// An audience's node, and the nodes whose traffic it carries, as far as they carry others.
+    fn gateways_of<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = &'a Name> {
+        let served = audience.carrier.iter().flat_map(|node| self.ways().served_by(node));
+        let carried = served.filter_map(|through| self.full.get(&through)).flatten();
+        audience.carrier.iter().chain(carried.filter(|(_, peer)| peer.carries).map(|(name, _)| name))
+    }
+
+    /// Whether the route to a range is for members of a class, who or behind whom (`class`) either may open
+    /// anything at the other.
+    fn is_for(&self, way: &RangeWay, member: ClassId, class: ClassId) -> bool {
+        let is_on = || self.class(&member).is_some_and(|member| member.is_on(way.side));
+        let near = || self.near.get(&class).is_some_and(|near| near.contains(&way.id));
+        is_on() && (!self.policy.is_restricted() || near())
+    }
+
+    /// Whether the route to a range is for a gateway, so that what is behind it reaches that.
+    fn is_for_ranges_of(&self, gateway: &Name, way: &RangeWay) -> bool {
+        let Some(member) = self.class_of(gateway) else { return false };
+        let behind =
+            self.ways().ranges().filter(|(_, it)| it.egress != way.egress && it.via.contains(gateway));
+        behind.into_iter().any(|(_, it)| self.is_for(way, member, it.id))
+    }
+
+    fn routes_of(&self, audience: &Audience) -> OrdMap<IpNet, Arc<Route>> {
+        let outside = self.reached_by(audience).filter_map(|(range, way)| Some((*range, way.route.clone()?)));
+        let mut routes: OrdMap<_, _> = outside.map(|(range, route)| (range, Arc::new(route))).collect();
+        if !self.knows_by_parts(audience) {
+            let via = match &audience.behind {
+                Some(Behind::Relay(relay)) => self.ways().relay(relay).map(|way| &way.carrier),
+                Some(Behind::Hub) | None => self.hub(),
+            };
+            if let Some(via) = via.filter(|via| self.has(via)) {
+                let route = Arc::new(Route { via: Some(via.clone()), class: ClassId::default() });
+                routes.extend(self.network.ranges().map(|range| (range, route.clone())));
+            }
         }
+        routes
+    }
+
+    fn forwards_of(&self, audience: &Audience) -> OrdMap<Name, Arc<Forward>> {
+        let own = audience.carrier.iter().flat_map(|node| self.ways().forwards_of(node));
+        own.map(|(egress, forward)| (egress.clone(), Arc::new(forward))).collect()
+    }
+
+    /// What may be opened at what runs no agent and is behind an audience's node.
+    fn guarded_by(&self, audience: &Audience) -> OrdMap<ClassId, Arc<Guarded>> {
+        let Some(node) = audience.carrier.as_ref().filter(|_| self.policy.is_restricted()) else {
+            return OrdMap::new();
+        };
+        let clients = self.ways().served_by(node).filter(|through| matches!(through, Through::Ingress(_)));
+        let loads: Vec<_> = clients.filter_map(|through| self.loads.get(&through)).collect();
+        let ranges = self.ways().ranges().filter(|(_, way)| way.via.contains(node));
+        let classes = loads.into_iter().flat_map(|loads| loads.keys().copied());
+        let row = |class: ClassId| {
+            let access = self.access.get(&class).into_iter().flatten();
+            (class, Arc::new(access.map(|(from, access)| (*from, (**access).clone())).collect()))
+        };
+        classes.chain(ranges.map(|(_, way)| way.id)).map(row).collect()
     }
 }
 

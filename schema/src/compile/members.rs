@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use super::allocate::{Allocator, ReservedAddresses};
 use super::tags;
 use crate::inventory::{Endpoints, Inventory, Joined, NodeId};
-use crate::kinds::{AccessKey, Node};
+use crate::kinds::{AccessKey, ExternalClient, Node};
+use crate::rules::selected;
 use crate::scalars::{Identity, Name, NetworkName, Uses, WireGuardKey};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{ResourceId, Snapshot};
 
 /// How many more nodes a key that claims no name stands for, so that rules from its tags to themselves are
 /// judged.
@@ -28,19 +29,34 @@ pub struct Member {
 }
 
 /// The members of a network as tests see them: the nodes that have joined, the declared ones as if they had,
-/// and two more for each key without `for`, with its tags (one for a key that may be used once).
+/// the external clients that are enabled as if each had a key and none had expired, and two more nodes for
+/// each key without `for`, with its tags (one for a key that may be used once).
 pub fn members(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> BTreeMap<Name, Member> {
     let mut all = BTreeMap::new();
     for (name, joined) in inventory.nodes_in(network) {
         let tags = tags(Some(joined), declared.named::<Node>(network, name).map(|node| &**node));
         all.insert(name.clone(), Member { tags, addresses: joined.addresses.clone(), key: None });
     }
+    let mut clients = clients(network, declared, inventory);
     let mut awaited = awaited(network, declared, &all);
-    let samples = samples(network, declared, &all);
-    awaited.extend(samples);
-    join(network, declared, inventory, &mut awaited);
+    awaited.extend(samples(network, declared, &all));
+    // An apply gives addresses to the clients that it creates, before anybody joins.
+    address(network, declared, inventory, [&mut clients, &mut awaited]);
+    all.extend(clients);
     all.extend(awaited);
     all
+}
+
+/// The external clients that are enabled. When one expires is no matter: a test that holds does not fail by
+/// the passing of time.
+fn clients(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) -> BTreeMap<Name, Member> {
+    let clients = declared.all_in::<ExternalClient>(network).filter(|(_, client)| client.enabled);
+    let member = |id: &ResourceId, client: &ExternalClient| {
+        let status = inventory.client(&id.node());
+        let addresses = status.map(|status| status.addresses.clone()).unwrap_or_default();
+        Member { tags: client.tags.clone(), addresses, key: None }
+    };
+    clients.map(|(id, client)| (id.name.clone(), member(id, client))).collect()
 }
 
 /// The declared nodes that have not joined: each will have the tags of the keys whose `for` names it as well.
@@ -49,19 +65,9 @@ fn awaited(
     declared: &Snapshot,
     joined: &BTreeMap<Name, Member>,
 ) -> BTreeMap<Name, Member> {
-    let mut by_key: BTreeMap<&Name, BTreeSet<Name>> = BTreeMap::new();
-    for (_, key) in declared.all_in::<AccessKey>(network) {
-        for node in &key.r#for {
-            by_key.entry(&node.name).or_default().extend(key.tags.iter().cloned());
-        }
-    }
-    let nodes = declared.all_in::<Node>(network).filter(|(id, _)| !joined.contains_key(&id.name));
-    let member = |node: &Node, name: &Name| {
-        let mut tags = tags(None, Some(node));
-        tags.extend(by_key.get(name).into_iter().flatten().cloned());
-        Member { tags, addresses: BTreeSet::new(), key: None }
-    };
-    nodes.map(|(id, node)| (id.name.clone(), member(node, &id.name))).collect()
+    let nodes = selected::nodes(network, declared).filter(|(id, ..)| !joined.contains_key(&id.name));
+    let member = |tags| Member { tags, addresses: BTreeSet::new(), key: None };
+    nodes.map(|(id, _, tags)| (id.name.clone(), member(tags))).collect()
 }
 
 /// The nodes that keys without `for` stand for, under names that nobody has.
@@ -89,19 +95,19 @@ fn samples(
     samples
 }
 
-/// Gives addresses to nodes as if they joined in the order of their names, each quarantine being over. A node
-/// for which the network has no room has none.
-fn join(
+/// Gives addresses to those who have none, as if they came one group after the other and in the order of their
+/// names, each quarantine being over. A member for which the network has no room has none.
+fn address(
     network: &NetworkName,
     declared: &Snapshot,
     inventory: &Inventory,
-    awaited: &mut BTreeMap<Name, Member>,
+    groups: [&mut BTreeMap<Name, Member>; 2],
 ) {
     let mut inventory = inventory.clone();
     let reserved = ReservedAddresses::of(network, declared, &[]);
     let mut allocator = Allocator::new(network, declared, &reserved, &inventory, Timestamp::MAX);
-    for (name, member) in awaited {
-        let Ok(addresses) = allocator.addresses(name, &BTreeSet::new(), &inventory) else { continue };
+    for (name, member) in groups.into_iter().flatten() {
+        let Ok(addresses) = allocator.addresses(name, &member.addresses, &inventory) else { continue };
         member.addresses = addresses.clone();
         inventory.put_node(NodeId::of(network, name), stand_in(addresses));
     }

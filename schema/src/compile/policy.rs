@@ -1,10 +1,11 @@
 //! Which members a network's rules distinguish, and what they may open at each other. Pure, and about no host
 //! in particular.
 //!
-//! What a rule names as `from` or as `to` is a [`Side`]; a [`Class`] is the set of sides that a member is on,
-//! so that members of one class are judged alike. Both are known by what they hold and not by a number: the
-//! same declarations lead to the same classes, however they came about. A side is what a file names, groups
-//! by their names: so a group that changes moves those members alone that it gains or loses.
+//! What a rule names as `from` or as `to`, or an egress as `for`, is a [`Side`]; a [`Class`] is the set of
+//! sides that a member is on, so that members of one class are judged alike. Both are known by what they hold
+//! and not by a number: the same declarations lead to the same classes, however they came about. A side is
+//! what a file names, groups by their names: so a group that changes moves those members alone that it gains
+//! or loses. Ranges behind an egress have classes as members do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,9 +14,10 @@ use fixedbitset::FixedBitSet;
 use ipnet::IpNet;
 
 use crate::access::{Access, ClassId};
-use crate::kinds::{Acl, Allow, Group, Network};
+use crate::kinds::{Acl, Allow, Egress, ExternalClient, Network};
+pub use crate::rules::selected::Selected;
 use crate::scalars::{Name, NetworkName, Selector};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{ResourceId, Snapshot};
 
 /// Selectors that a rule names together, by a digest of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,36 +32,69 @@ impl Side {
         let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
         Some(Self(ClassId::of(text.join(" ").as_bytes())))
     }
+
+    /// The external clients that may open only these.
+    fn bound_to(selectors: &BTreeSet<Selector>) -> Self {
+        let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
+        Self(ClassId::of(format!("allow-to {}", text.join(" ")).as_bytes()))
+    }
 }
 
 /// Members that the rules of a network do not distinguish: the sides that they are on. The default is on
 /// none, as every member is of a network without rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class(BTreeSet<Side>);
+pub struct Class {
+    sides: BTreeSet<Side>,
+    /// Whether they are addresses of a range behind an egress, and no members.
+    outer: bool,
+}
 
 impl Class {
     /// Its identity: equal classes have equal ones.
     pub fn id(&self) -> ClassId {
-        if self.0.is_empty() {
+        if self.sides.is_empty() && !self.outer {
             return ClassId::default();
         }
-        let sides: Vec<u8> = self.0.iter().flat_map(|Side(id)| id.0).collect();
-        ClassId::of(&sides)
+        let kind = self.outer.then_some(&b"range"[..]).unwrap_or_default();
+        let sides = self.sides.iter().flat_map(|Side(id)| id.0);
+        ClassId::of(&kind.iter().copied().chain(sides).collect::<Vec<u8>>())
     }
 
     /// Whether its members are on a side; absent: the side of every member.
     pub(crate) fn is_on(&self, side: Option<Side>) -> bool {
-        side.is_none_or(|side| self.0.contains(&side))
+        match side {
+            Some(side) => self.sides.contains(&side),
+            None => !self.outer,
+        }
+    }
+
+    /// Whether it is of a range behind an egress.
+    pub fn is_outer(&self) -> bool {
+        self.outer
+    }
+}
+
+/// Whom a rule is about, as one of its two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    /// Every member and every range.
+    Anything,
+    /// Every member.
+    Members,
+    Side(Side),
+}
+
+impl End {
+    fn of(side: Option<Side>) -> Self {
+        side.map_or(Self::Members, Self::Side)
     }
 }
 
 /// A rule as it is judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
-    /// Absent: every member.
-    from: Option<Side>,
-    /// Absent: every member.
-    to: Option<Side>,
+    from: End,
+    to: End,
     access: Access,
 }
 
@@ -68,11 +103,14 @@ struct Rule {
 pub struct Policy {
     /// Whether members may open only what a rule says; otherwise everything.
     restricted: bool,
-    /// In the order of names.
-    rules: Vec<(Name, Rule)>,
-    /// The places of the rules that are about each side as `from`, and as `to`; absent: every member's.
-    from: BTreeMap<Option<Side>, FixedBitSet>,
-    to: BTreeMap<Option<Side>, FixedBitSet>,
+    /// In the order of ids: of an `allow`; of an external client with `allow-to`, the first of those that have
+    /// the same; of the network, if what it lets members open is restricted for such clients alone.
+    rules: Vec<(ResourceId, Rule)>,
+    /// The places of the rules that are about each end as `from`, and as `to`.
+    from: BTreeMap<End, FixedBitSet>,
+    to: BTreeMap<End, FixedBitSet>,
+    /// The sides whose members may open only what a rule from such a side says.
+    bound: BTreeSet<Side>,
     /// The sides that a member is on by its name.
     names: BTreeMap<Name, BTreeSet<Side>>,
     /// The sides that a member is on by a tag.
@@ -121,26 +159,64 @@ pub(crate) struct Giving {
 impl Policy {
     /// The rules of a network as it is declared.
     pub fn compile(name: &NetworkName, network: &Network, declared: &Snapshot) -> Self {
-        let restricted = network.acl == Acl::Deny;
         let mut policy = Self {
-            restricted,
+            restricted: network.acl == Acl::Deny,
             rules: Vec::new(),
             from: BTreeMap::new(),
             to: BTreeMap::new(),
+            bound: BTreeSet::new(),
             names: BTreeMap::new(),
             tags: BTreeMap::new(),
             ranges: BTreeMap::new(),
         };
-        let rules: Vec<_> = declared.all_in::<Allow>(name).filter(|_| restricted).collect();
-        let none = || FixedBitSet::with_capacity(rules.len());
-        for (place, (id, allow)) in rules.iter().enumerate() {
-            let from = policy.put_side(&allow.from, name, declared);
-            let to = policy.put_side(&allow.to, name, declared);
-            policy.from.entry(from).or_insert_with(none).insert(place);
-            policy.to.entry(to).or_insert_with(none).insert(place);
-            policy.rules.push((id.name.clone(), Rule { from, to, access: allow.access() }));
+        let mut rules = policy.bind_clients(name, declared);
+        if policy.restricted {
+            for (id, allow) in declared.all_in::<Allow>(name) {
+                let from = End::of(policy.put_side(&allow.from, name, declared));
+                let to = End::of(policy.put_side(&allow.to, name, declared));
+                rules.push((id.clone(), Rule { from, to, access: allow.access() }));
+            }
+        } else if !rules.is_empty() {
+            policy.restricted = true;
+            let everything = Rule { from: End::Anything, to: End::Anything, access: Access::everything() };
+            rules.push((ResourceId::of_network(name.clone()), everything));
         }
+        for (_, egress) in declared.all_in::<Egress>(name) {
+            if let Some(selectors) = &egress.r#for {
+                policy.put_side(selectors, name, declared);
+            }
+        }
+        rules.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let none = || FixedBitSet::with_capacity(rules.len());
+        for (place, (_, rule)) in rules.iter().enumerate() {
+            policy.from.entry(rule.from).or_insert_with(none).insert(place);
+            policy.to.entry(rule.to).or_insert_with(none).insert(place);
+        }
+        policy.rules = rules;
         policy
+    }
+
+    /// Puts external clients with an `allow-to` of their own on a side for each, and returns its rules.
+    fn bind_clients(&mut self, network: &NetworkName, declared: &Snapshot) -> Vec<(ResourceId, Rule)> {
+        let mut rules = Vec::new();
+        for (id, client) in declared.all_in::<ExternalClient>(network) {
+            let Some(selectors) = &client.allow_to else { continue };
+            let side = Side::bound_to(selectors);
+            self.names.entry(id.name.clone()).or_default().insert(side);
+            if !self.bound.insert(side) {
+                continue;
+            }
+            // Of those who may open nothing there is a rule all the same: it is what says so.
+            let to = self.put_side(selectors, network, declared);
+            let access = if selectors.is_empty() { Access::default() } else { Access::everything() };
+            rules.push((id.clone(), Rule { from: End::Side(side), to: End::of(to), access }));
+        }
+        rules
+    }
+
+    /// Whether it distinguishes no members.
+    pub fn is_plain(&self) -> bool {
+        self.names.is_empty() && self.tags.is_empty() && self.ranges.is_empty()
     }
 
     /// Whether members may open only what a rule says.
@@ -175,9 +251,30 @@ impl Policy {
         let mut sides = BTreeSet::new();
         sides.extend(self.names.get(name).into_iter().flatten());
         sides.extend(tags.iter().filter_map(|tag| self.tags.get(tag)).flatten());
-        let inside = |range: &IpNet| addresses.iter().any(|address| range.contains(address));
+        let inside = |range: &IpNet| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it));
         sides.extend(self.ranges.iter().filter(|(range, _)| inside(range)).flat_map(|(_, sides)| sides));
-        Class(sides)
+        Class { sides, outer: false }
+    }
+
+    /// The class of a range behind an egress, which no selector selects a part of.
+    pub fn class_of_range(&self, range: &IpNet) -> Class {
+        // The selector of everything means what no other egress has.
+        let within = |selected: &IpNet| match selected.prefix_len() {
+            0 => selected == range,
+            _ => selected.contains(range),
+        };
+        let sides = self.ranges.iter().filter(|(selected, _)| within(selected)).flat_map(|(_, sides)| sides);
+        Class { sides: sides.copied().collect(), outer: true }
+    }
+
+    /// The ranges by which members and addresses are told apart, in order.
+    pub fn selected_ranges(&self) -> impl Iterator<Item = &IpNet> {
+        self.ranges.keys()
+    }
+
+    /// The side of selectors that a rule, an egress or [`Policy::put_side`] names; absent: every member.
+    pub(crate) fn side(selectors: &BTreeSet<Selector>) -> Option<Side> {
+        Side::of(selectors)
     }
 
     /// What members of a class may open at members of another, or of the same.
@@ -187,35 +284,60 @@ impl Policy {
 
     /// The rules by which members of a class may open anything at members of another, each with what it adds;
     /// none in a network that is not restricted.
-    pub fn reasons(&self, from: &Class, to: &Class) -> Vec<(&Name, &Access)> {
+    pub fn reasons(&self, from: &Class, to: &Class) -> Vec<(&ResourceId, &Access)> {
         self.applying(&self.standing(from), &self.standing(to)).collect()
     }
 
     /// The same, given their standings.
-    pub fn applying(&self, from: &Standing, to: &Standing) -> impl Iterator<Item = (&Name, &Access)> {
+    pub fn applying(&self, from: &Standing, to: &Standing) -> impl Iterator<Item = (&ResourceId, &Access)> {
         let places: Vec<_> = from.from.intersection(&to.to).collect();
         places.into_iter().map(|place| (&self.rules[place].0, &self.rules[place].1.access))
     }
 
     /// Whether members of a class are on a side of a rule: on that of `to` if `right`, else on that of `from`.
-    pub fn is_on(&self, rule: &Name, class: &Class, right: bool) -> bool {
+    pub fn is_on(&self, rule: &ResourceId, class: &Class, right: bool) -> bool {
         let rule = self.rule(rule);
-        rule.is_some_and(|rule| class.is_on(if right { rule.to } else { rule.from }))
+        rule.is_some_and(
+            |rule| if right { Self::meets(rule.to, class) } else { self.begins(rule.from, class) },
+        )
+    }
+
+    /// Whether members of a class are on the `to` of a rule.
+    fn meets(end: End, class: &Class) -> bool {
+        match end {
+            End::Anything => true,
+            End::Members => class.is_on(None),
+            End::Side(side) => class.is_on(Some(side)),
+        }
+    }
+
+    /// Whether members of a class are on the `from` of a rule: not those who may open only what their own says.
+    fn begins(&self, end: End, class: &Class) -> bool {
+        let own = matches!(end, End::Side(side) if self.bound.contains(&side));
+        Self::meets(end, class) && (own || !self.is_bound(class))
+    }
+
+    fn is_bound(&self, class: &Class) -> bool {
+        !self.bound.is_empty() && !self.bound.is_disjoint(&class.sides)
     }
 
     /// Which rules a class is on a side of.
     pub fn standing(&self, class: &Class) -> Standing {
-        let sides = || class.0.iter().copied().map(Some).chain([None]);
-        let all = |rules: &BTreeMap<Option<Side>, FixedBitSet>| {
+        let wide = [Some(End::Anything), (!class.outer).then_some(End::Members)].into_iter().flatten();
+        let ends: Vec<_> = wide.chain(class.sides.iter().copied().map(End::Side)).collect();
+        let all = |rules: &BTreeMap<End, FixedBitSet>, counts: &dyn Fn(End) -> bool| {
             let mut all = FixedBitSet::with_capacity(self.rules.len());
-            sides().filter_map(|side| rules.get(&side)).for_each(|places| all.union_with(places));
+            let counting = ends.iter().filter(|end| counts(**end));
+            counting.filter_map(|end| rules.get(end)).for_each(|places| all.union_with(places));
             all
         };
-        Standing { from: all(&self.from), to: all(&self.to) }
+        let bound = self.is_bound(class);
+        let begins = |end: End| !bound || matches!(end, End::Side(side) if self.bound.contains(&side));
+        Standing { from: all(&self.from, &begins), to: all(&self.to, &|_| true) }
     }
 
-    fn rule(&self, name: &Name) -> Option<&Rule> {
-        let place = self.rules.binary_search_by(|(rule, _)| rule.cmp(name)).ok()?;
+    fn rule(&self, id: &ResourceId) -> Option<&Rule> {
+        let place = self.rules.binary_search_by(|(rule, _)| rule.cmp(id)).ok()?;
         Some(&self.rules[place].1)
     }
 
@@ -264,16 +386,19 @@ impl Policy {
 
     /// The rules that differ from earlier ones, as they are and as they were.
     pub fn changed_since<'a>(&'a self, earlier: &'a Self) -> ChangedRules<'a> {
-        let differ = |name: &&Name| self.rule(name) != earlier.rule(name);
-        let names = earlier.rules.iter().chain(&self.rules).map(|(name, _)| name);
-        let names: BTreeSet<&Name> = names.filter(differ).collect();
-        let both = |name: &Name| [earlier.rule(name), self.rule(name)].into_iter().flatten();
-        ChangedRules(names.into_iter().flat_map(both).collect())
+        let differ = |id: &&ResourceId| self.rule(id) != earlier.rule(id);
+        let ids = earlier.rules.iter().chain(&self.rules).map(|(id, _)| id);
+        let ids: BTreeSet<&ResourceId> = ids.filter(differ).collect();
+        let both = |id: &ResourceId| {
+            let of = |policy: &'a Self| Some((policy, policy.rule(id)?));
+            [of(earlier), of(self)].into_iter().flatten()
+        };
+        ChangedRules(ids.into_iter().flat_map(both).collect())
     }
 }
 
-/// Rules that changed, as they are and as they were.
-pub struct ChangedRules<'a>(Vec<&'a Rule>);
+/// Rules that changed, as they are and as they were, each with those that it is one of.
+pub struct ChangedRules<'a>(Vec<(&'a Policy, &'a Rule)>);
 
 impl ChangedRules<'_> {
     /// Whether none did.
@@ -283,7 +408,9 @@ impl ChangedRules<'_> {
 
     /// Whether any of them is about what members of a class may open at members of another.
     pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        self.0.iter().any(|rule| from.is_on(rule.from) && to.is_on(rule.to))
+        let concerns =
+            |(policy, rule): &(&Policy, &Rule)| policy.begins(rule.from, from) && Policy::meets(rule.to, to);
+        self.0.iter().any(concerns)
     }
 
     /// For each of them the classes on the side of `from`, and those on the side of `to`.
@@ -291,70 +418,15 @@ impl ChangedRules<'_> {
         &'b self,
         classes: impl Iterator<Item = (K, &'b Class)> + Clone + 'b,
     ) -> impl Iterator<Item = (Vec<K>, Vec<K>)> + 'b {
-        let on = move |side: Option<Side>| {
-            let members = classes.clone().filter(move |(_, class)| class.is_on(side));
-            members.map(|(key, _)| key).collect()
-        };
-        self.0.iter().map(move |rule| (on(rule.from), on(rule.to)))
+        self.0.iter().map(move |(policy, rule)| {
+            let from = classes.clone().filter(|(_, class)| policy.begins(rule.from, class));
+            let to = classes.clone().filter(|(_, class)| Policy::meets(rule.to, class));
+            (from.map(|(key, _)| key).collect(), to.map(|(key, _)| key).collect())
+        })
     }
 }
 
 fn differing<K: Ord + Clone, V: PartialEq>(earlier: &BTreeMap<K, V>, later: &BTreeMap<K, V>) -> BTreeSet<K> {
     let keys = earlier.keys().chain(later.keys());
     keys.filter(|key| earlier.get(key) != later.get(key)).cloned().collect()
-}
-
-/// What selectors come to, groups taken apart; `*` is not among it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
-    /// Names of members, declared or not.
-    pub names: BTreeSet<Name>,
-    /// Tags.
-    pub tags: BTreeSet<Name>,
-    /// Ranges of addresses.
-    pub ranges: BTreeSet<IpNet>,
-}
-
-impl Selected {
-    /// Takes selectors of a network apart.
-    pub fn by<'a>(
-        selectors: impl IntoIterator<Item = &'a Selector>,
-        network: &NetworkName,
-        declared: &Snapshot,
-    ) -> Self {
-        let mut selected = Self::default();
-        let mut names = Vec::new();
-        for selector in selectors {
-            match selector {
-                Selector::Name(name) => names.push(name.clone()),
-                Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
-                // The way to everything else selects no member.
-                Selector::Range(range) if range.prefix_len() == 0 => {}
-                Selector::Range(range) => drop(selected.ranges.insert(*range)),
-                Selector::All => {}
-            }
-        }
-        // The rules have refused groups that hold themselves; each is taken apart once.
-        let mut seen = BTreeSet::new();
-        while let Some(name) = names.pop() {
-            match declared.named::<Group>(network, &name) {
-                Some(_) if !seen.insert(name.clone()) => {}
-                Some(group) => {
-                    selected.names.extend(group.nodes.iter().map(|node| node.name.clone()));
-                    selected.tags.extend(group.tags.iter().cloned());
-                    names.extend(group.groups.iter().map(|group| group.name.clone()));
-                }
-                None => drop(selected.names.insert(name)),
-            }
-        }
-        selected
-    }
-
-    /// Whether it holds a member.
-    pub fn holds(&self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> bool {
-        let Self { names, tags: chosen, ranges } = self;
-        names.contains(name)
-            || !chosen.is_disjoint(tags)
-            || ranges.iter().any(|range| addresses.iter().any(|address| range.contains(address)))
-    }
 }

@@ -1,8 +1,8 @@
 //! Who can reach whom: reported by rules and sides, or by network and node, never as a list of pairs.
 //!
-//! In a network without rules every joined node reaches every other, directly or through the hub; with rules
-//! each opens at others what a rule says. Either holds as long as packets find the way: not while the hub has
-//! not joined, and not to an endpoint that a range hides. A host that has joined a network with a range around
+//! In a network without rules every member reaches every other, and the ranges that are for it; with rules each
+//! opens at others what a rule says. Either holds as long as packets find the [way](Paths): not while a hub, a
+//! relay or a gateway that would carry them has not joined or is away, and not to an endpoint that a range hides. A host that has joined a network with a range around
 //! the endpoint of a peer has a route into the mesh for it, and so has the peer's answer; [`hidden`] finds
 //! those endpoints. Nodes that are judged and seen alike are one [`Situation`], so that a change is found on
 //! pairs of situations of before and after. What will hold once awaited nodes have joined is reported apart.
@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Mesh;
 use super::members::members;
+use super::paths::{Party, Paths, Place};
 use super::policy::{self, Class, Policy};
+use super::ways::{self, Through};
 use crate::access::{Access, Protocol};
-use crate::inventory::{Inventory, NodeId};
-use crate::kinds::{Allow, Node};
+use crate::inventory::{Away, Inventory, NodeId};
+use crate::kinds::{Allow, ExternalClient, Kind, Node};
 use crate::scalars::{EndpointHost, Identity, Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::view::Peer;
 
 /// Whether reachability is gained or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -128,26 +131,29 @@ pub fn hidden(declared: &Snapshot, inventory: &Inventory) -> Hidden {
     hidden
 }
 
-/// What decides which other nodes of a network a node reaches: those of one situation reach the same.
+/// What decides whom a node or a range of a network reaches: those of one situation reach the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Situation {
     /// What the rules make of it.
     class: Class,
+    /// Which ways its packets take.
+    place: Place,
     /// Whether it has IPv4 and IPv6 addresses that work.
     families: [bool; 2],
     /// The networks with a range around its endpoint.
     behind: BTreeSet<NetworkName>,
     /// The networks of its host with a range around any endpoint.
     inside: BTreeSet<NetworkName>,
-    /// Whether it, or the hub that all its packets pass, is declared and has not joined.
+    /// Whether it is declared and has not joined.
     awaited: bool,
+    /// Whether it is everything that a way to the internet leads to, which lets nobody in.
+    internet: bool,
 }
 
 impl Situation {
-    /// Whether packets find the way between two nodes: both have addresses of a family, and each has a way to
-    /// the other's endpoint outside of every mesh.
-    fn sees(&self, other: &Self) -> bool {
-        (0..2).any(|family| self.families[family] && other.families[family]) && self.finds(other)
+    /// Whether both have addresses of a family.
+    fn speaks_to(&self, other: &Self) -> bool {
+        (0..2).any(|family| self.families[family] && other.families[family])
     }
 
     /// Whether each has a way to the other's endpoint outside of every mesh.
@@ -156,83 +162,151 @@ impl Situation {
     }
 }
 
-/// The nodes of a network that reach any other or will, each with its situation.
-fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Name, Situation> {
+/// The members and ranges of a network, those that have joined and those that will, each with its situation.
+fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Party, Situation> {
     let Moment { declared, inventory, mesh, hidden } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
-    let situation = |node: &Name| {
-        let id = NodeId::of(network, node);
-        let class = mesh.class_of(node).and_then(|class| mesh.class(&class)).cloned().unwrap_or_default();
+    let ways = mesh.ways();
+    let place = |name: &Name, through: Option<Through>| Place {
+        carrier: Some(name).filter(|name| ways.carries(name)).cloned(),
+        through,
+    };
+    let situation = |name: &Name, peer: &Peer| {
+        let id = NodeId::of(network, name);
+        let class = mesh.class(&peer.class).cloned().unwrap_or_default();
         let behind = hidden.behind.get(&id).cloned().unwrap_or_default();
         let inside = hidden.identities.get(&id).and_then(|identity| hidden.inside.get(identity));
-        let peer = mesh.class_of(node).and_then(|class| mesh.members(&class)?.get(node));
-        let families = families(peer.into_iter().flat_map(|peer| &peer.addresses).copied());
-        Situation { class, families, behind, inside: inside.cloned().unwrap_or_default(), awaited: false }
-    };
-
-    let mut nodes: BTreeMap<Name, Situation> =
-        mesh.nodes().map(|node| (node.clone(), situation(node))).collect();
-    let members = members(network, declared, inventory).into_iter();
-    for (name, member) in members.filter(|(name, member)| !mesh.has(name) && member.key.is_none()) {
-        let class = mesh.policy().class(&name, &member.tags, &member.addresses);
-        let families = families(member.addresses.into_iter());
-        nodes.insert(name, Situation { class, families, awaited: true, ..Situation::default() });
-    }
-    if let Some(hub) = mesh.hub() {
-        // All packets pass the hub, so that only the ways to it count.
-        let at_hub = nodes.get(hub).cloned();
-        nodes
-            .retain(|node, situation| node == hub || at_hub.as_ref().is_some_and(|hub| hub.finds(situation)));
-        for situation in nodes.values_mut() {
-            situation.awaited |= at_hub.as_ref().is_none_or(|hub| hub.awaited);
-            (situation.behind, situation.inside) = Default::default();
+        Situation {
+            class,
+            place: place(name, mesh.through(name).cloned()),
+            families: families(peer.addresses.iter()),
+            behind,
+            inside: inside.cloned().unwrap_or_default(),
+            awaited: false,
+            internet: false,
         }
+    };
+    let there = mesh.classes().flat_map(|(_, members)| members);
+    let mut parties: BTreeMap<Party, Situation> =
+        there.map(|(name, peer)| (Party::Member(name.clone()), situation(name, peer))).collect();
+    let members = members(network, declared, inventory).into_iter();
+    for (name, member) in members.filter(|(_, member)| member.key.is_none()) {
+        let new = || {
+            let class = mesh.policy().class(&name, &member.tags, &member.addresses);
+            let through = match declared.named::<ExternalClient>(network, &name) {
+                Some(client) => Some(ways::through(client)),
+                None => ways.relay_of(&name, &member.tags, &member.addresses).cloned().map(Through::Relay),
+            };
+            let (place, families) = (place(&name, through), families(member.addresses.iter()));
+            Situation { class, place, families, awaited: true, ..Situation::default() }
+        };
+        parties.entry(Party::Member(name.clone())).or_insert_with(new);
     }
-    nodes
+    for (range, way) in ways.ranges() {
+        let place = Place { carrier: None, through: Some(Through::Egress(way.egress.clone())) };
+        let families = families([range.addr()].iter());
+        let internet = range.prefix_len() == 0;
+        let situation =
+            Situation { class: way.class.clone(), place, families, internet, ..Situation::default() };
+        parties.insert(Party::Range(*range), situation);
+    }
+    parties
 }
 
 /// Whether there are IPv4 addresses among these, and IPv6 addresses.
-fn families(addresses: impl Iterator<Item = IpAddr>) -> [bool; 2] {
+pub(crate) fn families<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> [bool; 2] {
     addresses.fold([false; 2], |[ipv4, ipv6], address| [ipv4 || address.is_ipv4(), ipv6 || address.is_ipv6()])
 }
 
-/// Nodes that stand alike before, and alike after; absent: they are not there then.
+/// Members or ranges that stand alike before, and alike after; absent: they are not there then.
 type Group<'a> = (Option<&'a Situation>, Option<&'a Situation>);
+
+/// The groups, each with who is in it.
+type Groups<'a> = BTreeMap<Group<'a>, BTreeSet<&'a Party>>;
 
 /// What may be opened between groups at one moment.
 struct Judge<'a> {
-    policy: Option<&'a Policy>,
+    mesh: Option<&'a Mesh>,
     /// Which side of a group counts.
     of: fn(&Group<'a>) -> Option<&'a Situation>,
+    parties: &'a BTreeMap<Party, Situation>,
     standings: BTreeMap<&'a Class, policy::Standing>,
     known: BTreeMap<(&'a Class, &'a Class), Access>,
+    /// The ways while those are there who are, and once all are who are declared.
+    paths: Option<[Paths<'a>; 2]>,
+    passed: BTreeMap<(&'a Place, &'a Place), [Option<Vec<Name>>; 2]>,
+    /// The nodes of the network that do not carry what they should.
+    away: BTreeMap<&'a NodeId, &'a Away>,
 }
 
 impl<'a> Judge<'a> {
     fn new(
+        network: &'a NetworkName,
         moment: Moment<'a>,
         of: fn(&Group<'a>) -> Option<&'a Situation>,
-        nodes: &'a BTreeMap<Name, Situation>,
+        parties: &'a BTreeMap<Party, Situation>,
     ) -> Self {
         let policy = moment.mesh.map(Mesh::policy);
-        let standings = nodes.values().map(|situation| &situation.class);
+        let classes = parties.values().map(|situation| &situation.class);
         let standings = policy
             .into_iter()
-            .flat_map(|policy| standings.clone().map(|class| (class, policy.standing(class))));
-        Self { policy, of, standings: standings.collect(), known: BTreeMap::new() }
+            .flat_map(|policy| classes.clone().map(|class| (class, policy.standing(class))));
+        let situation = |name: &Name| parties.get(&Party::Member(name.clone()));
+        let paths = moment.mesh.map(|mesh| {
+            let carriers = || {
+                let carriers = parties.values().filter_map(|it| Some((it.place.carrier.clone()?, &it.place)));
+                carriers.map(|(name, place)| (name, place.through.clone())).collect()
+            };
+            let is_there = move |node: &Name, egress: Option<&Name>| {
+                let id = NodeId::of(network, node);
+                mesh.has(node) && !moment.inventory.is_away(&id, egress)
+            };
+            let will_be = move |node: &Name, _: Option<&Name>| situation(node).is_some();
+            [
+                Paths::new(mesh.ways(), mesh.hub(), carriers(), is_there),
+                Paths::new(mesh.ways(), mesh.hub(), carriers(), will_be),
+            ]
+        });
+        Self {
+            mesh: moment.mesh,
+            of,
+            parties,
+            standings: standings.collect(),
+            known: BTreeMap::new(),
+            paths,
+            passed: BTreeMap::new(),
+            away: moment.inventory.away().filter(|(id, _)| id.network == *network).collect(),
+        }
+    }
+
+    /// Whether the same nodes carry the same as at another moment, and are reached as then.
+    fn carries_as(&self, other: &Self) -> bool {
+        let (Some(mesh), Some(theirs)) = (self.mesh, other.mesh) else { return false };
+        let carriers = |judge: &Self| -> BTreeMap<Party, Situation> {
+            let carry = judge.parties.iter().filter(|(_, situation)| situation.place.carrier.is_some());
+            carry.map(|(party, situation)| (party.clone(), situation.clone())).collect()
+        };
+        mesh.hub() == theirs.hub()
+            && mesh.ways() == theirs.ways()
+            && self.away == other.away
+            && carriers(self) == carriers(other)
+    }
+
+    fn policy(&self) -> Option<&'a Policy> {
+        self.mesh.map(Mesh::policy)
     }
 
     fn is_restricted(&self) -> bool {
-        self.policy.is_some_and(Policy::is_restricted)
+        self.policy().is_some_and(Policy::is_restricted)
     }
 
-    /// What the nodes of a group may open at those of another; `awaited`: only if either has not joined, or
-    /// only if both have.
+    /// What those of a group may open at those of another; `awaited`: only if somebody on the way, or either
+    /// of them, is not there, or only if all are.
     fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Access {
-        let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy) else {
+        let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy()) else {
             return Access::default();
         };
-        if (from.awaited || to.awaited) != awaited || !from.sees(to) {
+        if from.internet || !from.speaks_to(to) || !self.is_for(from, to) || !self.finds(from, to, awaited) {
             return Access::default();
         }
         let standings = &self.standings;
@@ -240,16 +314,58 @@ impl<'a> Judge<'a> {
         self.known.entry((&from.class, &to.class)).or_insert_with(judge).clone()
     }
 
+    /// Whether packets find their way between two.
+    fn finds(&mut self, from: &'a Situation, to: &'a Situation, awaited: bool) -> bool {
+        let Some(paths) = &self.paths else { return false };
+        let places = (&from.place, &to.place);
+        let both = || [0, 1].map(|at| paths[at].between(places.0, places.1));
+        let [now, later] = self.passed.entry(places).or_insert_with(both);
+        let is_there = !from.awaited && !to.awaited && now.is_some();
+        let path = match (awaited, is_there) {
+            (false, true) => now,
+            (true, false) => later,
+            (true, true) | (false, false) => return false,
+        };
+        let Some(path) = path else { return false };
+        let on_the_way = path.iter().filter_map(|name| self.parties.get(&Party::Member(name.clone())));
+        let steps: Vec<_> = std::iter::once(from).chain(on_the_way).chain([to]).collect();
+        steps.windows(2).all(|step| step[0].finds(step[1]))
+    }
+
+    /// Whether a range is for whoever is at the other end, who is not what it is behind.
+    fn is_for(&self, from: &Situation, to: &Situation) -> bool {
+        let Some(ways) = self.mesh.map(Mesh::ways) else { return false };
+        let egress = |situation: &Situation| match &situation.place.through {
+            Some(Through::Egress(name)) => Some(name.clone()),
+            Some(Through::Relay(_) | Through::Ingress(_)) | None => None,
+        };
+        [(from, to), (to, from)].into_iter().all(|(other, range)| {
+            let Some(name) = egress(range) else { return true };
+            let Some((_, way)) = ways.ranges().find(|(_, way)| way.egress == name) else { return false };
+            let gateway = |egress: &Name| {
+                let via = ways.candidates_of(&Through::Egress(egress.clone())).first()?;
+                Some(&self.parties.get(&Party::Member(via.clone()))?.class)
+            };
+            let class = match egress(other) {
+                None => Some(&other.class),
+                Some(egress) if egress == name => None,
+                Some(egress) => gateway(&egress),
+            };
+            let behind = other.place.carrier.as_ref().is_some_and(|node| way.via.contains(node));
+            !behind && class.is_some_and(|class| class.is_on(way.side))
+        })
+    }
+
     /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
-    fn is_on(&self, rule: &Name, group: &Group<'a>, right: bool) -> bool {
+    fn is_on(&self, rule: &ResourceId, group: &Group<'a>, right: bool) -> bool {
         let class = (self.of)(group).map(|situation| &situation.class);
-        let policy = self.policy.zip(class).map(|(policy, class)| policy.is_on(rule, class, right));
+        let policy = self.policy().zip(class).map(|(policy, class)| policy.is_on(rule, class, right));
         policy.unwrap_or_default()
     }
 
     /// The rules by which they may, each with what it adds; none in a network without rules.
-    fn reasons(&self, from: &Group<'a>, to: &Group<'a>) -> Vec<(&'a Name, &'a Access)> {
-        let (Some(from), Some(to), Some(policy)) = ((self.of)(from), (self.of)(to), self.policy) else {
+    fn reasons(&self, from: &Group<'a>, to: &Group<'a>) -> Vec<(&'a ResourceId, &'a Access)> {
+        let (Some(from), Some(to), Some(policy)) = ((self.of)(from), (self.of)(to), self.policy()) else {
             return Vec::new();
         };
         policy.applying(&self.standings[&from.class], &self.standings[&to.class]).collect()
@@ -260,15 +376,15 @@ impl<'a> Judge<'a> {
 /// nodes have joined.
 pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> Vec<ReachChange> {
     let (was, is) = (reaching(network, before), reaching(network, after));
-    let mut groups: BTreeMap<Group<'_>, BTreeSet<&Name>> = BTreeMap::new();
+    let mut groups: Groups<'_> = BTreeMap::new();
     for node in was.keys().chain(is.keys()) {
         groups.entry((was.get(node), is.get(node))).or_default().insert(node);
     }
-    let mut then = Judge::new(before, |group| group.0, &was);
-    let mut now = Judge::new(after, |group| group.1, &is);
+    let mut then = Judge::new(network, before, |group| group.0, &was);
+    let mut now = Judge::new(network, after, |group| group.1, &is);
     let same_rules = before.mesh.zip(after.mesh).map(|(was, is)| (was.policy(), is.policy()));
     let changed = same_rules
-        .filter(|(was, is)| was.is_restricted() == is.is_restricted())
+        .filter(|(was, is)| was.is_restricted() == is.is_restricted() && then.carries_as(&now))
         .map(|(was, is)| is.changed_since(was));
     // What is neither of another situation nor concerned by a rule that changed is as it was.
     let stays = |group: &Group<'_>| group.0 == group.1;
@@ -298,15 +414,47 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
                 Direction::Lost => (&then, before),
                 Direction::Gained => (&now, after),
             };
-            let lines = if then.is_restricted() || now.is_restricted() {
-                by_rules(network, moment, here, &groups, moved)
-            } else {
-                by_nodes(network, here, &groups, &moved)
-            };
+            let restricted = then.is_restricted() || now.is_restricted();
+            let is_outer = |group: &Group<'_>| group.0.or(group.1).is_some_and(|it| it.class.is_outer());
+            let mut kinds: BTreeMap<[bool; 2], Vec<_>> = BTreeMap::new();
+            for (from, to, access) in moved {
+                kinds.entry([is_outer(from), is_outer(to)]).or_default().push((from, to, access));
+            }
+            let mut lines = Vec::new();
+            for (outer, moved) in kinds {
+                if restricted || outer.contains(&true) {
+                    lines.extend(by_rules(network, moment, here, &groups, moved, outer));
+                } else {
+                    lines.extend(by_nodes(network, here, &groups, &moved));
+                }
+            }
+            if !restricted {
+                join_directions(&mut lines);
+            }
             changes.extend(lines.into_iter().map(|line| ReachChange { direction, once_joined, ..line }));
         }
     }
     changes
+}
+
+/// Makes one line of two that say the same of both directions.
+fn join_directions(lines: &mut Vec<ReachChange>) {
+    let mut joined: Vec<ReachChange> = Vec::new();
+    for line in lines.drain(..) {
+        let mirrored = |it: &&mut ReachChange| {
+            !it.both_ways
+                && !line.both_ways
+                && (&it.from, &it.to, &it.what) == (&line.to, &line.from, &line.what)
+        };
+        match joined.iter_mut().find(mirrored) {
+            Some(other) => {
+                other.both_ways = true;
+                other.pairs += line.pairs;
+            }
+            None => joined.push(line),
+        }
+    }
+    *lines = joined;
 }
 
 /// A line in which direction and cause are not decided yet.
@@ -342,10 +490,11 @@ fn by_rules<'a>(
     network: &NetworkName,
     moment: Moment<'a>,
     here: &Judge<'a>,
-    groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
+    groups: &Groups<'a>,
     moved: Vec<(&Group<'a>, &Group<'a>, Access)>,
+    outer: [bool; 2],
 ) -> Vec<ReachChange> {
-    let mut parts: BTreeMap<(Option<&Name>, Access), Against<'_, 'a>> = BTreeMap::new();
+    let mut parts: BTreeMap<(Option<&ResourceId>, Access), Against<'_, 'a>> = BTreeMap::new();
     for (from, to, mut left) in moved {
         if !here.is_restricted() {
             parts.entry((None, left)).or_default().entry(from).or_default().insert(to);
@@ -368,14 +517,16 @@ fn by_rules<'a>(
         for (from, to) in against {
             alike.entry(to).or_default().push(from);
         }
-        let declared = rule.and_then(|rule| moment.declared.named::<Allow>(network, rule));
-        let nodes_of = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&Name> {
+        let declared = rule.filter(|rule| rule.kind == Kind::Allow);
+        let declared = declared.and_then(|rule| moment.declared.named::<Allow>(network, &rule.name));
+        let nodes_of = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&Party> {
             some.flat_map(|group| &groups[group]).copied().collect()
         };
         let [all_from, all_to] = [false, true].map(|right| {
-            let is_on = |group: &&Group<'a>| match rule {
-                None => (here.of)(group).is_some(),
-                Some(rule) => here.is_on(rule, group, right),
+            let is_on = |group: &&Group<'a>| {
+                let outer = outer[usize::from(right)];
+                let there = (here.of)(group).is_some_and(|it| it.class.is_outer() == outer);
+                there && rule.is_none_or(|rule| here.is_on(rule, group, right))
             };
             nodes_of(&mut groups.keys().filter(is_on))
         });
@@ -386,17 +537,12 @@ fn by_rules<'a>(
             };
             let pairs = from.iter().flat_map(|from| to.iter().map(move |to| between((*from, *to)))).sum();
             let (from, to) = (nodes_of(&mut from.into_iter()), nodes_of(&mut to.into_iter()));
-            let id = |rule: &Name| ResourceId {
-                network: network.clone(),
-                kind: crate::kinds::Kind::Allow,
-                name: rule.clone(),
-            };
             let (froms, tos) = (others(&from, &to), others(&to, &from));
             lines.push(ReachChange {
                 from_nodes: froms.len() as u64,
                 to_nodes: tos.len() as u64,
                 pairs,
-                rule: rule.map(id),
+                rule: rule.cloned(),
                 ..line(
                     network,
                     words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),
@@ -412,9 +558,9 @@ fn by_rules<'a>(
 
 /// Nodes, without whoever is alone on the other side: nobody is counted against himself.
 fn others<'a, 'n>(
-    nodes: &'a BTreeSet<&'n Name>,
-    against: &BTreeSet<&'n Name>,
-) -> Cow<'a, BTreeSet<&'n Name>> {
+    nodes: &'a BTreeSet<&'n Party>,
+    against: &BTreeSet<&'n Party>,
+) -> Cow<'a, BTreeSet<&'n Party>> {
     match against.first() {
         Some(alone) if against.len() == 1 && nodes.contains(alone) => {
             Cow::Owned(nodes.iter().copied().filter(|node| node != alone).collect())
@@ -424,7 +570,11 @@ fn others<'a, 'n>(
 }
 
 /// Nodes in words: some of all that selectors select; these absent: of every node.
-fn words(some: &BTreeSet<&Name>, all: &BTreeSet<&Name>, selectors: Option<&BTreeSet<Selector>>) -> String {
+fn words(some: &BTreeSet<&Party>, all: &BTreeSet<&Party>, selectors: Option<&BTreeSet<Selector>>) -> String {
+    let is_range = |party: &&Party| matches!(party, Party::Range(_));
+    if selectors.is_none() && some.iter().any(|party| is_range(party)) {
+        return if some.len() <= NAMED { join(some.iter()) } else { format!("{} ranges", some.len()) };
+    }
     let selected = selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()));
     match all.len().saturating_sub(some.len()) {
         0 => selected,
@@ -449,7 +599,7 @@ fn join(words: impl Iterator<Item = impl ToString>) -> String {
 fn by_nodes<'a>(
     network: &NetworkName,
     here: &Judge<'a>,
-    groups: &BTreeMap<Group<'a>, BTreeSet<&'a Name>>,
+    groups: &Groups<'a>,
     moved: &[(&Group<'a>, &Group<'a>, Access)],
 ) -> Vec<ReachChange> {
     let everything = Access::everything();

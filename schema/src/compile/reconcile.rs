@@ -1,24 +1,26 @@
 //! The inventory after a change of the declarations: the server commits it, and a plan shows it, by the same
 //! call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::allocate::{Allocator, Exhausted, ReservedAddresses};
-use crate::inventory::{Inventory, Joined, NodeId};
-use crate::kinds::{AccessKey, Node};
-use crate::scalars::NetworkName;
+use super::allocate::{Allocator, Claimant, Exhausted, ReservedAddresses};
+use crate::inventory::{Away, ClientStatus, Inventory, Joined, NodeId};
+use crate::kinds::{AccessKey, Egress, ExternalClient, Node};
+use crate::scalars::{Name, NetworkName};
 use crate::snapshot::Snapshot;
 
 /// Returns the inventory that fits these declarations.
 ///
 /// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs, and
 /// their secrets are remembered while their network is there. A node whose address no longer fits gets the
-/// reserved one, or the lowest that is free. Addresses that are given up are in quarantine from `now` on. No
-/// node is given one of the addresses of the `server`. Fails if a range has too few addresses.
+/// reserved one, or the lowest that is free. External clients get theirs, in the order of their names, and
+/// lose them while they are disabled, once they have expired, and with their declaration. Addresses that are
+/// given up are in quarantine from `now` on. No member is given one of the addresses of the `server`. Fails
+/// if a range has too few addresses.
 pub fn reconcile(
     inventory: &Inventory,
     declared: &Snapshot,
@@ -34,11 +36,6 @@ pub fn reconcile(
     for (id, _) in reconciled.clone().former_keys().filter(|(id, _)| !is_declared(&id.network, declared)) {
         reconciled.forget_former_key(id);
     }
-    for ((network, address), _) in
-        inventory.quarantined().filter(|((network, _), _)| !is_declared(network, declared))
-    {
-        reconciled.end_quarantine(network, *address);
-    }
     for ((network, identity), _) in
         inventory.barred().filter(|((network, _), _)| !is_declared(network, declared))
     {
@@ -50,21 +47,87 @@ pub fn reconcile(
     let mut moving = Vec::new();
     for (id, joined) in inventory.nodes() {
         match fate(id, joined, declared, reserved.get(&id.network)) {
-            Fate::Removed => {
-                reconciled.remove_node(id, now);
-                if !is_declared(&id.network, declared) {
-                    joined
-                        .addresses
-                        .iter()
-                        .for_each(|address| reconciled.end_quarantine(&id.network, *address));
-                }
-            }
+            Fate::Removed => drop(reconciled.remove_node(id, now)),
             Fate::Readdressed => moving.push((id, joined)),
             Fate::Kept => {}
         }
     }
+    free_clients(&mut reconciled, declared, &reserved, now);
     readdress(&mut reconciled, &moving, declared, &reserved, now)?;
+    for (network, reserved) in &reserved {
+        address_clients(&mut reconciled, network, declared, reserved, now)?;
+    }
+    forget(&mut reconciled, declared);
     Ok(reconciled)
+}
+
+/// Forgets what was known of networks and objects that are not declared any more.
+fn forget(inventory: &mut Inventory, declared: &Snapshot) {
+    let before = inventory.clone();
+    for ((network, address), _) in before.quarantined().filter(|((of, _), _)| !is_declared(of, declared)) {
+        inventory.end_quarantine(network, *address);
+    }
+    let egress = |network: &NetworkName, name: &Name| declared.named::<Egress>(network, name);
+    for (id, away) in before.away() {
+        let carries = |name: &&Name| egress(&id.network, name).is_some();
+        let egress = away.egress.iter().filter(carries).cloned().collect();
+        let stays = Away { everything: away.everything, egress };
+        inventory.set_away(id.clone(), before.node(id).map(|_| stays).unwrap_or_default());
+    }
+    for id in before.carried() {
+        if !egress(&id.network, &id.name).is_some_and(|egress| egress.is_default_route()) {
+            inventory.set_carried(id.clone(), false);
+        }
+    }
+}
+
+/// Frees the addresses of external clients that have them no longer, and removes those that are not declared.
+fn free_clients(
+    inventory: &mut Inventory,
+    declared: &Snapshot,
+    reserved: &BTreeMap<NetworkName, ReservedAddresses>,
+    now: Timestamp,
+) {
+    for (id, status) in inventory.clone().clients() {
+        let client = declared.named::<ExternalClient>(&id.network, &id.name);
+        let (Some(client), Some(reserved)) = (client, reserved.get(&id.network)) else {
+            inventory.remove_client(id, now);
+            continue;
+        };
+        let expired = status.expires(client).is_some_and(|end| end <= now);
+        let keeps = |address: &&IpAddr| client.enabled && !expired && fits(id, **address, declared, reserved);
+        let addresses = status.addresses.iter().filter(keeps).copied().collect();
+        let next = ClientStatus { addresses, created: status.created, expired };
+        if next != **status {
+            inventory.put_client(id.clone(), next, now);
+        }
+    }
+}
+
+/// Gives the external clients of a network that are let in what addresses they lack, in the order of their
+/// names; who is new is created now.
+fn address_clients(
+    inventory: &mut Inventory,
+    network: &NetworkName,
+    declared: &Snapshot,
+    reserved: &ReservedAddresses,
+    now: Timestamp,
+) -> Result<(), Exhausted> {
+    let mut allocator = Allocator::new(network, declared, reserved, inventory, now);
+    for (id, client) in declared.all_in::<ExternalClient>(network) {
+        let known = inventory.client(&id.node()).cloned();
+        let created = known.as_ref().map_or(now, |status| status.created);
+        let mut next = ClientStatus { addresses: BTreeSet::new(), created, expired: false };
+        next.expired = next.expires(client).is_some_and(|end| end <= now);
+        if client.enabled && !next.expired {
+            let kept = known.as_ref().map(|status| status.addresses.clone()).unwrap_or_default();
+            next.addresses = allocator.addresses(&id.name, &kept, inventory)?;
+        }
+        if known.is_none_or(|status| *status != next) {
+            inventory.put_client(id.node(), next, now);
+        }
+    }
+    Ok(())
 }
 
 /// How many nodes a network has, joined and expected together: what its `node-limit` counts.
@@ -89,7 +152,8 @@ fn fate(id: &NodeId, joined: &Joined, declared: &Snapshot, reserved: Option<&Res
     }
     let complete =
         network.ranges().all(|range| joined.addresses.iter().any(|address| range.contains(address)));
-    let fit = joined.addresses.iter().all(|address| fits(id, *address, declared, reserved));
+    let claimant = Claimant::of(&id.network, &id.name, declared);
+    let fit = joined.addresses.iter().all(|address| claimant.keeps(*address, network, reserved));
     if complete && fit { Fate::Kept } else { Fate::Readdressed }
 }
 
@@ -113,9 +177,7 @@ fn readdress(
             .collect();
         inventory.put_node((*id).clone(), Joined { addresses: kept, ..(***joined).clone() });
     }
-    let reserves = |id: &NodeId| {
-        declared.named::<Node>(&id.network, &id.name).is_some_and(|node| node.reserved().next().is_some())
-    };
+    let reserves = |id: &NodeId| Claimant::of(&id.network, &id.name, declared).has_reserved();
     let (first, then): (Vec<_>, Vec<_>) = moving.iter().partition(|(id, _)| reserves(id));
     let mut allocators: BTreeMap<&NetworkName, Allocator<'_>> = BTreeMap::new();
     for (id, joined) in first.into_iter().chain(then) {
@@ -133,17 +195,8 @@ fn is_declared(network: &NetworkName, declared: &Snapshot) -> bool {
     declared.network(network).is_some()
 }
 
-/// Whether a node may keep an address: in the range, not reserved or used for something else, and the one
-/// that is reserved for it if one is.
+/// Whether a member may keep an address.
 fn fits(id: &NodeId, address: IpAddr, declared: &Snapshot, others: &ReservedAddresses) -> bool {
-    let NodeId { network, name } = id;
-    let own = declared.named::<Node>(network, name);
-    let reserved = own.and_then(|node| node.reserved().find(|(_, own)| own.is_ipv4() == address.is_ipv4()));
-    match reserved {
-        Some((_, reserved)) => reserved == address,
-        None => {
-            declared.network(network).is_some_and(|it| it.has_room_at(address))
-                && others.leaves(address, name)
-        }
-    }
+    let claimant = Claimant::of(&id.network, &id.name, declared);
+    declared.network(&id.network).is_some_and(|network| claimant.keeps(address, network, others))
 }

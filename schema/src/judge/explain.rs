@@ -9,11 +9,11 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Alike, Counterexample, Distinguished, broken, rule, usable};
+use super::{Alike, Counterexample, Distinguished, usable};
 use crate::access::Access;
 use crate::compile::members::members;
 use crate::inventory::{Inventory, NodeId};
-use crate::kinds::{Group, Node};
+use crate::kinds::{Egress, ExternalClient, Group, Node};
 use crate::scalars::{Name, NetworkName, Selector, overlap};
 use crate::snapshot::{ResourceId, Snapshot};
 
@@ -124,19 +124,25 @@ fn networks_with<'a>(
     let inside = |range: &IpNet| {
         declared.networks().any(|(_, network)| network.ranges().any(|other| overlap(&other, range)))
     };
+    let behind = |name: &NetworkName, range: &IpNet| {
+        let ranges = declared.all_in::<Egress>(name).flat_map(|(_, egress)| egress.ranges.iter());
+        ranges.map(|it| it.net()).any(|it| overlap(&it, range))
+    };
     let has = |name: &NetworkName| match &asked.selector {
         Selector::All => true,
         Selector::Name(it) => {
             declared.named::<Node>(name, it).is_some()
                 || declared.named::<Group>(name, it).is_some()
+                || declared.named::<ExternalClient>(name, it).is_some()
                 || inventory.node(&NodeId::of(name, it)).is_some()
         }
         Selector::Tag(tag) => members(name, declared, inventory).values().any(|it| it.tags.contains(tag)),
-        // What is outside of every network is of each.
+        // What is outside of every network, and behind no gateway of one, is of each.
         Selector::Range(range) => {
             let own =
                 declared.network(name).is_some_and(|it| it.ranges().any(|other| overlap(&other, range)));
-            own || !inside(range)
+            own || behind(name, range)
+                || !inside(range) && !declared.networks().any(|(it, _)| behind(it, range))
         }
     };
     networks.map(|(name, _)| name).filter(|name| has(name)).collect()
@@ -147,8 +153,9 @@ fn known(declared: &Snapshot, inventory: &Inventory) -> Vec<String> {
     let of = |network: &NetworkName| {
         let nodes = declared.all_in::<Node>(network).map(|(id, _)| id.name.clone());
         let groups = declared.all_in::<Group>(network).map(|(id, _)| id.name.clone());
+        let clients = declared.all_in::<ExternalClient>(network).map(|(id, _)| id.name.clone());
         let joined = inventory.nodes_in(network).map(|(name, _)| name.clone());
-        let names: BTreeSet<Name> = nodes.chain(groups).chain(joined).collect();
+        let names: BTreeSet<Name> = nodes.chain(groups).chain(clients).chain(joined).collect();
         names.into_iter().flat_map(|name| [name.to_string(), format!("{network}/{name}")]).collect::<Vec<_>>()
     };
     declared.networks().flat_map(|(network, _)| of(network)).collect()
@@ -184,6 +191,8 @@ pub enum Because {
     SameMember,
     /// One side selects nobody.
     Nobody,
+    /// Rules allow it, but packets find no way.
+    NoWay,
 }
 
 /// A rule, and what it gives.
@@ -214,8 +223,11 @@ pub struct Explanation {
     pub opens: Access,
     /// The rules that it rests on; for another direction those of it.
     pub rules: Vec<Reason>,
-    /// The node that packets pass, for a pair that is reached; absent: they go directly, or nobody is reached.
-    pub via: Option<Name>,
+    /// The nodes that packets pass, in order, for a pair that is reached; none: they go directly, or nobody is
+    /// reached.
+    pub via: Vec<Name>,
+    /// Why packets find no way, though rules let them pass, in words after the two names.
+    pub obstacle: Option<String>,
     /// A pair that is not reached, where some are.
     pub except: Option<Counterexample>,
 }
@@ -242,13 +254,14 @@ pub fn explain(
         because,
         opens: Access::default(),
         rules: Vec::new(),
-        via: None,
+        via: Vec::new(),
+        obstacle: None,
         except: None,
     };
     if from_classes.is_empty() || to_classes.is_empty() {
         return Some(answer(Answer::No, Because::Nobody));
     }
-    let Some(_) = broken(sides, &all.members, |_, _| true) else {
+    let Some(_) = all.broken(sides, |_, _| true) else {
         return Some(answer(Answer::No, Because::SameMember));
     };
     let wanted = |access: &Access| match asked.is_everything() {
@@ -256,9 +269,16 @@ pub fn explain(
         false => access.contains(&usable(asked)),
     };
     let partly = |access: &Access| !access.and(asked).is_nothing();
-    let reached = broken(sides, &all.members, |from, to| partly(&all.opens(from, to)));
-    let missed = broken(sides, &all.members, |from, to| !wanted(&all.opens(from, to)));
+    let paths = all.paths(None);
+    let finds = |from: &Alike, to: &Alike| all.obstacle(from, to, &paths).is_none();
+    let reached = all.broken(sides, |from, to| partly(&all.opens(from, to)) && finds(from, to));
+    let missed = all.broken(sides, |from, to| !wanted(&all.opens(from, to)) || !finds(from, to));
     let Some(reached) = reached else {
+        if let Some(lost) = all.broken(sides, |from, to| partly(&all.opens(from, to))) {
+            let obstacle = all.obstacle(lost.from.1, lost.to.1, &paths);
+            let (_, rules) = all.given(sides, asked);
+            return Some(Explanation { rules, obstacle, ..answer(Answer::No, Because::NoWay) });
+        }
         let (other, rules) = all.given(sides, &Access::everything());
         if !other.is_nothing() {
             return Some(Explanation { opens: other, rules, ..answer(Answer::No, Because::OtherPorts) });
@@ -274,7 +294,7 @@ pub fn explain(
         let (from, to) = all.in_words(missed.from.0, missed.to.0);
         Counterexample { from, to }
     });
-    let via = all.path(reached.from.1, reached.to.1).cloned();
+    let via = all.path(reached.from.1, reached.to.1);
     Some(Explanation { opens: sum, rules, via, except, ..answer(whole, because) })
 }
 
@@ -288,21 +308,20 @@ impl Distinguished<'_> {
     fn given(&self, sides: (&[&Alike], &[&Alike]), access: &Access) -> (Access, Vec<Reason>) {
         let mut rules = BTreeMap::new();
         let mut opens = Access::default();
-        for (from, to) in pairs(sides) {
+        for (from, to) in all_pairs(sides).filter(|(from, to)| self.pairs(from, to) > 0) {
             opens = opens.or(&self.opens(from, to));
             let applying = self.policy.applying(&from.standing, &to.standing);
             rules.extend(applying.filter(|(_, gives)| !gives.and(access).is_nothing()));
         }
-        let reason = |(name, gives): (&Name, &Access)| Reason {
-            id: rule(self.network, name),
-            gives: gives.to_string(),
-        };
+        let reason =
+            |(id, gives): (&ResourceId, &Access)| Reason { id: id.clone(), gives: gives.to_string() };
         (opens, rules.into_iter().map(reason).collect())
     }
 }
 
-/// The pairs of classes of two sides that have two members.
-fn pairs<'a>((from, to): (&'a [&'a Alike], &'a [&'a Alike])) -> impl Iterator<Item = (&'a Alike, &'a Alike)> {
-    let both = from.iter().flat_map(move |one| to.iter().map(move |other| (*one, *other)));
-    both.filter(|(one, other)| !std::ptr::eq(*one, *other) || one.names.len() > 1)
+/// The pairs of classes of two sides.
+fn all_pairs<'a>(
+    (from, to): (&'a [&'a Alike], &'a [&'a Alike]),
+) -> impl Iterator<Item = (&'a Alike, &'a Alike)> {
+    from.iter().flat_map(move |one| to.iter().map(move |other| (*one, *other)))
 }

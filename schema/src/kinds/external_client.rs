@@ -26,9 +26,11 @@ pub struct ExternalClient {
     pub via: Ref<Ingress>,
     /// Its WireGuard key, which `nmplan client conf` writes here. Absent: the client is awaited.
     pub public_key: Option<WireGuardKey>,
-    /// The IPv4 address that is reserved for it. Absent: it gets the lowest free one when it is created.
+    /// The IPv4 address that is reserved for it, in the pool of its ingress or elsewhere in the network. Absent:
+    /// it gets the lowest free one, of the pool if there is one, when it is created.
     pub ipv4: Option<Ipv4Addr>,
-    /// The IPv6 address that is reserved for it. Absent: it gets the lowest free one when it is created.
+    /// The IPv6 address that is reserved for it, likewise. Absent: it gets the lowest free one, of the pool if
+    /// there is one, when it is created.
     pub ipv6: Option<Ipv6Addr>,
     /// Words that selectors find it by, as `tag:WORD`.
     pub tags: BTreeSet<Name>,
@@ -37,7 +39,8 @@ pub struct ExternalClient {
     pub allow_to: Option<BTreeSet<Selector>>,
     /// When it is cut off: a duration after it was created, or a day. Absent: never.
     pub expires: Option<Expiry>,
-    /// Whether it is let in.
+    /// Whether it is let in. While it is not, its addresses are in quarantine, and it gets them back afterwards
+    /// unless they were needed.
     #[field(default = true)]
     pub enabled: bool,
 }
@@ -51,7 +54,11 @@ impl ExternalClient {
 }
 
 impl Rules for ExternalClient {
-    fn check(&self, _: &ResourceId, _: &Snapshot, _: &mut Findings<'_>) {}
+    fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        if let Some(network) = world.network(&id.network) {
+            network.check_reserved(id, self.reserved(), findings);
+        }
+    }
 
     fn claims(&self) -> Vec<(&'static str, Claim)> {
         self.reserved().map(|(field, address)| (field, Claim::Reserved(address))).collect()

@@ -1,15 +1,15 @@
 //! A network: one mesh, its addresses and what its nodes have in common.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use schema_derive::{Choice, Describe};
 
-use super::Node;
+use super::{ExternalClient, Ingress, Node};
 use crate::attribute::{Bounded, Ref};
 use crate::report::{Code, Problem};
 use crate::rules::{Claim, Findings, Rules};
-use crate::scalars::{Ipv4Range, Ipv6Range, Seconds};
+use crate::scalars::{Ipv4Range, Ipv6Range, NetworkName, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
@@ -96,7 +96,7 @@ impl Rules for Network {
         within(findings, "check-in", self.check_in, Seconds(1), Seconds::hours(1));
         within(findings, "keepalive", self.keepalive, Seconds(0), Seconds::hours(18));
         let declared = world.all_in::<Node>(&id.network).count() as u128;
-        self.check_room(id, declared, findings);
+        self.check_room(id, declared, world, findings);
         let limit = self.node_limit.map(|limit| limit.number() as u128);
         if let Some(limit) = limit.filter(|limit| declared > *limit) {
             let message = format!("network {id} declares {declared} nodes, but allows only {limit}");
@@ -112,21 +112,76 @@ impl Rules for Network {
 }
 
 impl Network {
-    fn check_room(&self, id: &ResourceId, declared: u128, findings: &mut Findings<'_>) {
-        let needed = declared.max(2);
-        let ipv4 = self.ipv4.map(|range| ("ipv4", 32, range.net().prefix_len(), 2));
-        let ipv6 = self.ipv6.map(|range| ("ipv6", 128, range.net().prefix_len(), 1));
-        for (field, width, prefix, lost) in ipv4.into_iter().chain(ipv6) {
-            let hosts = 1u128.checked_shl(width - u32::from(prefix)).unwrap_or(u128::MAX).saturating_sub(lost);
+    fn check_room(&self, id: &ResourceId, nodes: u128, world: &Snapshot, findings: &mut Findings<'_>) {
+        for range in self.ranges() {
+            let (field, width) = if range.network().is_ipv4() { ("ipv4", 32) } else { ("ipv6", 128) };
+            let (pooled, clients) = pooled(range, &id.network, world);
+            let needed = (nodes + clients).max(2);
+            let hosts = hosts(range).saturating_sub(pooled);
             if hosts < needed {
+                let pools = if pooled == 0 { "" } else { ", besides those in pools of clients" };
                 let message =
-                    format!("the {field} range of network {id} has {hosts} addresses for nodes; it needs room for {needed}");
-                let longest = width - (needed + lost).next_power_of_two().trailing_zeros();
+                    format!("the {field} range of network {id} has {hosts} addresses for nodes{pools}; it needs room for {needed}");
+                let all = needed.saturating_add(pooled).saturating_add(2);
+                let longest = width - all.checked_next_power_of_two().map_or(width, u128::trailing_zeros);
                 let problem = Problem::new(Code::RangeTooSmall, message);
                 findings.push(problem.help(format!("use a prefix of /{longest} or shorter")), &[Step::Field(field)]);
             }
         }
     }
+
+    /// Reports addresses that are reserved for a member and that no member can have.
+    pub(super) fn check_reserved(
+        &self,
+        id: &ResourceId,
+        reserved: impl Iterator<Item = (&'static str, IpAddr)>,
+        findings: &mut Findings<'_>,
+    ) {
+        for (field, address) in reserved {
+            if let Some(why) = self.outside(address) {
+                let message = format!("{address} cannot be reserved for {id}: {why}");
+                let help = self.range_of(address).map_or_else(
+                    || format!("give the network an {field} range, or remove the address"),
+                    |range| format!("choose a free address of {range}"),
+                );
+                findings.push(Problem::new(Code::OutsideRange, message).help(help), &[Step::Field(field)]);
+            }
+        }
+    }
+
+    /// Why a member of the network cannot have that address; nothing if it can.
+    fn outside(&self, address: IpAddr) -> Option<String> {
+        let kind = if address.is_ipv4() { Ipv4Addr::NAME } else { Ipv6Addr::NAME };
+        match self.range_of(address) {
+            None => Some(format!("the network has no range for {kind}")),
+            Some(range) if !range.contains(&address) => Some(format!("it is outside of {range}")),
+            Some(range) if range.network() == address => Some(format!("it is the address of {range} itself")),
+            Some(range) if address.is_ipv4() && range.broadcast() == address => {
+                Some(format!("it is the broadcast address of {range}"))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// How many addresses of a range members get: all but its own first and, in IPv4, its last.
+pub(super) fn hosts(range: IpNet) -> u128 {
+    let bits = range.max_prefix_len() - range.prefix_len();
+    let lost = if range.network().is_ipv4() { 2 } else { 1 };
+    1u128.checked_shl(bits.into()).unwrap_or(u128::MAX).saturating_sub(lost)
+}
+
+/// How many addresses of a network's range are in pools of clients, and how many clients get theirs outside
+/// of pools.
+fn pooled(range: IpNet, network: &NetworkName, world: &Snapshot) -> (u128, u128) {
+    let pool = |ingress: &Ingress| ingress.pool_in(range);
+    let pools = world.all_in::<Ingress>(network).filter_map(|(_, ingress)| pool(ingress));
+    let clients = world.all_in::<ExternalClient>(network).filter(|(_, client)| {
+        world.named::<Ingress>(network, &client.via.name).is_none_or(|ingress| pool(ingress).is_none())
+    });
+    let size = |pool: IpNet| 1u128.checked_shl((pool.max_prefix_len() - pool.prefix_len()).into());
+    let pooled = pools.map(|pool| size(pool).unwrap_or(u128::MAX)).fold(0, u128::saturating_add);
+    (pooled, clients.count() as u128)
 }
 
 /// Reports a duration of an object that lies outside of what works.

@@ -5,13 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use schema_derive::Describe;
 
-use super::Network;
 use super::network::{ListenPort, within};
-use crate::report::{Code, Problem};
 use crate::rules::{Claim, Findings, Rules};
-use crate::scalars::{Endpoint, Name, Scalar, Seconds};
+use crate::scalars::{Endpoint, Name, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::value::Step;
 
 /// A declared node: a host that is expected under this name, and how its node is configured once it has
 /// joined.
@@ -49,13 +46,7 @@ impl Node {
 impl Rules for Node {
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
         let Some(network) = world.network(&id.network) else { return };
-        for (field, address) in self.reserved() {
-            if let Some(why) = outside(network, address) {
-                let message = format!("{address} cannot be reserved for {id}: {why}");
-                let help = help_for_address(network, field, address);
-                findings.push(Problem::new(Code::OutsideRange, message).help(help), &[Step::Field(field)]);
-            }
-        }
+        network.check_reserved(id, self.reserved(), findings);
         if let Some(keepalive) = self.keepalive {
             within(findings, "keepalive", keepalive, Seconds(0), Seconds::hours(18));
         }
@@ -69,26 +60,5 @@ impl Rules for Node {
 
     fn tags_given(&self) -> Option<&BTreeSet<Name>> {
         Some(&self.tags)
-    }
-}
-
-fn help_for_address(network: &Network, field: &str, address: IpAddr) -> String {
-    network.range_of(address).map_or_else(
-        || format!("give the network an {field} range, or remove the address"),
-        |range| format!("choose a free address of {range}"),
-    )
-}
-
-/// Why a node of the network cannot have that address; nothing if it can.
-fn outside(network: &Network, address: IpAddr) -> Option<String> {
-    let kind = if address.is_ipv4() { Ipv4Addr::NAME } else { Ipv6Addr::NAME };
-    match network.range_of(address) {
-        None => Some(format!("the network has no range for {kind}")),
-        Some(range) if !range.contains(&address) => Some(format!("it is outside of {range}")),
-        Some(range) if range.network() == address => Some(format!("it is the address of {range} itself")),
-        Some(range) if address.is_ipv4() && range.broadcast() == address => {
-            Some(format!("it is the broadcast address of {range}"))
-        }
-        Some(_) => None,
     }
 }

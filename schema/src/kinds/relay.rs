@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schema_derive::Describe;
 
 use super::Node;
+use super::egress::check_via;
 use crate::attribute::{NonEmpty, Ref};
 use crate::rules::{Findings, Rules};
 use crate::scalars::Selector;
@@ -21,5 +22,7 @@ pub struct Relay {
 }
 
 impl Rules for Relay {
-    fn check(&self, _: &ResourceId, _: &Snapshot, _: &mut Findings<'_>) {}
+    fn check(&self, id: &ResourceId, _: &Snapshot, findings: &mut Findings<'_>) {
+        check_via(&self.via, id, findings);
+    }
 }

@@ -1,4 +1,5 @@
-//! One law for endpoints: at which addresses and by which names other nodes may be sent to reach a node.
+//! One law for endpoints: at which addresses and by which names others may be sent to reach a node, be they
+//! nodes or the clients of an ingress.
 //!
 //! Everybody who takes an endpoint asks here: the rules for files ([`check_file`], [`check`]), the server for
 //! what agents report ([`Meshes::refuses`]), and an agent for what the name of a peer resolves to
@@ -15,7 +16,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Claim, Findings};
-use crate::kinds::Node;
 use crate::report::{Code, Problem, Report};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{EndpointHost, Name, NetworkName};
@@ -23,7 +23,7 @@ use crate::server_info::ServerInfo;
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::value::Step;
 
-/// Why other nodes cannot reach a node at an endpoint. The text is the end of the sentence "other nodes
+/// Why other hosts cannot reach a node at an endpoint. The text is the end of the sentence "other nodes
 /// cannot use X: ...".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -38,7 +38,7 @@ pub enum Refused {
     Member {
         /// The network.
         network: NetworkName,
-        /// The node that has the address, or for which it is reserved.
+        /// The member that has the address, or for which it is reserved.
         name: Name,
     },
     /// The address lies in a range of a network.
@@ -108,7 +108,7 @@ pub fn host_refused_everywhere(host: &EndpointHost) -> Option<Refused> {
 
 /// Who has which address.
 pub trait Members: fmt::Debug {
-    /// The node that has an address in a network.
+    /// The member that has an address in a network.
     fn holder(&self, network: &NetworkName, address: IpAddr) -> Option<&Name>;
 }
 
@@ -170,10 +170,9 @@ impl<'a> Meshes<'a> {
     }
 
     fn reserving(&self, network: &NetworkName, address: IpAddr) -> Option<&'a Name> {
-        let nodes = self.declared.all_in::<Node>(network);
-        let mut reserving =
-            nodes.filter(|(_, node)| node.reserved().any(|(_, reserved)| reserved == address));
-        reserving.next().map(|(id, _)| &id.name)
+        let reserves = |(_, claim)| claim == Claim::Reserved(address);
+        let mut reserving = self.declared.entries_in(network);
+        reserving.find(|(_, entry)| entry.object.claims().into_iter().any(reserves)).map(|(id, _)| &id.name)
     }
 }
 
@@ -227,8 +226,41 @@ fn check_as(code: Code, meshes: Meshes<'_>, source_map: &SourceMap) -> Report {
     report
 }
 
+/// Warns of ranges outside of networks that hold a declared endpoint: where a host cannot keep WireGuard's own
+/// packets out of the mesh, the route leads them astray. Default routes hold every one, and are no reason.
+pub(super) fn check_hidden(declared: &Snapshot, source_map: &SourceMap) -> Report {
+    let (mut endpoints, mut routes) = (Vec::new(), Vec::new());
+    for (id, entry) in declared.entries() {
+        for (field, claim) in entry.object.claims() {
+            match claim {
+                Claim::Endpoint(EndpointHost::Address(address)) => {
+                    endpoints.push((address.to_canonical(), id, field));
+                }
+                Claim::Route(range) if range.prefix_len() > 0 => routes.push((range, id, field)),
+                Claim::Endpoint(EndpointHost::Domain(_)) | Claim::Route(_) => {}
+                Claim::Range(_) | Claim::Pool(_) | Claim::Reserved(_) | Claim::Meant(_) => {}
+            }
+        }
+    }
+    let mut report = Report::default();
+    for (range, id, field) in routes {
+        let hidden: Vec<_> = endpoints.iter().filter(|(address, ..)| range.contains(address)).collect();
+        let [(address, first, its_field), more @ ..] = &hidden[..] else { continue };
+        let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
+        let message = format!(
+            "{range} of {id} holds {address}, the endpoint of {first}{more}: hosts without nftables that get the route do not reach it"
+        );
+        let at = source_map.element_or_field(id, &[Step::Field(field)], &range.to_string());
+        let see = source_map.location(first, &[Step::Field(its_field)]);
+        let problem = Problem::new(Code::EndpointHidden, message).at(at).about(id).see(see, "this endpoint");
+        let help = "forward to ranges without it, or declare an endpoint outside of them";
+        report.push(problem.help(help.to_owned()));
+    }
+    report
+}
+
 fn problem(code: Code, (id, host): (&ResourceId, &EndpointHost), why: &Refused) -> Problem {
-    let message = format!("other nodes cannot reach {id} at {host}: {why}");
+    let message = format!("other hosts cannot reach {id} at {host}: {why}");
     let help = "give an address or a name that it has outside of the mesh, or remove the endpoint";
     Problem::new(code, message).about(id).help(help.to_owned())
 }

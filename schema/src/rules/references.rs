@@ -59,8 +59,7 @@ fn target(
 }
 
 fn place(id: &ResourceId, reference: &Reference<'_>, findings: &Findings<'_>) -> Option<Location> {
-    let element = findings.source_map.element(id, &reference.path, reference.text);
-    element.or_else(|| findings.location(id, &reference.path))
+    findings.source_map.element_or_field(id, &reference.path, reference.text)
 }
 
 fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, findings: &mut Findings<'_>) {

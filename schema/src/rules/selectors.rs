@@ -1,5 +1,5 @@
-//! Selectors that hardly mean what their author thinks: those that select nothing, as far as files can say,
-//! and ranges that hold the network's own.
+//! What hardly means what its author thinks: selectors that select nothing, as far as files can say, ranges
+//! that hold the network's own, endpoints that a range hides, and what a kind doubts of its own objects.
 //!
 //! All that [`check`] finds are warnings. It is for whoever reads files; who is selected at the moment
 //! depends on who has joined, and is for a plan to say.
@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::Findings;
+use super::{Claim, Findings, endpoints};
 use crate::descriptor::{Fields, Type};
 use crate::kinds::{Group, Network, Resource};
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::rules::source_map::SourceMap;
-use crate::scalars::{Name, Scalar, Selector};
+use crate::scalars::{Name, Scalar, Selector, overlap};
 use crate::snapshot::{Entry, ResourceId, Snapshot};
 use crate::value::{Data, Step, Value};
 
@@ -34,17 +34,40 @@ pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     for (name, network) in world.networks() {
         let given = world.entries_in(name).filter_map(|(_, entry)| entry.object.tags_given());
         let tags: BTreeSet<&Name> = given.flatten().collect();
+        let claims = world.entries_in(name).flat_map(|(_, entry)| entry.object.claims());
+        let routes = claims.filter_map(|(_, claim)| route(claim)).collect();
+        let known = Known { network, tags, routes };
         for (id, entry) in world.entries_in(name) {
             selections(entry, &mut |selection| {
-                if let Some(problem) = doubt(&selection, id, network, &tags, &findings) {
+                if let Some(problem) = doubt(&selection, id, &known, &findings) {
                     let Selection { text, path, .. } = &selection;
-                    let at = source_map.element(id, path, text).or_else(|| source_map.location(id, path));
-                    findings.report.push(problem.at(at).about(id));
+                    findings.report.push(problem.at(source_map.element_or_field(id, path, text)).about(id));
                 }
             });
         }
     }
+    for (id, entry) in world.entries() {
+        findings.id = Some(id);
+        entry.object.doubt(id, world, &mut findings);
+    }
+    findings.report.append(endpoints::check_hidden(world, source_map));
     findings.report
+}
+
+/// What selectors of a network may select.
+struct Known<'a> {
+    network: &'a Network,
+    /// The tags that somebody has, or will have.
+    tags: BTreeSet<&'a Name>,
+    /// The ranges outside of it that are forwarded to.
+    routes: Vec<IpNet>,
+}
+
+fn route(claim: Claim) -> Option<IpNet> {
+    match claim {
+        Claim::Route(range) => Some(range),
+        Claim::Range(_) | Claim::Pool(_) | Claim::Reserved(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+    }
 }
 
 /// Visits all that an object selects.
@@ -110,10 +133,10 @@ fn walk(ty: &Type, value: &Value, path: &mut Vec<Step<'static>>, visit: &mut dyn
 fn doubt(
     selection: &Selection<'_>,
     id: &ResourceId,
-    network: &Network,
-    tags: &BTreeSet<&Name>,
+    known: &Known<'_>,
     findings: &Findings<'_>,
 ) -> Option<Problem> {
+    let tags = &known.tags;
     let Selection { selector, text, path } = selection;
     let field = path.iter().rev().find_map(|step| step.field()).unwrap_or_default();
     let selects = format!("`{field}` of {id} selects {text:?}");
@@ -124,21 +147,31 @@ fn doubt(
             let before = text.strip_suffix(tag.as_str()).unwrap_or_default();
             let known = if findings.may_suggest() { tags.iter().collect() } else { Vec::new() };
             let known: Vec<_> = known.into_iter().map(|tag| format!("{before}{tag}")).collect();
-            let give = || "give a node or an access key that tag, or select something else".to_owned();
-            let message = format!("{selects}, but no declared node has that tag, and no access key gives it");
+            let give = || {
+                "give a node, an external client or an access key that tag, or select something else"
+                    .to_owned()
+            };
+            let message = format!(
+                "{selects}, but no declared node or external client has that tag, and no access key gives it"
+            );
             let help = did_you_mean(text, known.iter().map(String::as_str)).unwrap_or_else(give);
             Some(Problem::new(Code::SelectsNothing, message).help(help))
         }
-        Selector::Range(range) => doubtful_range(&selects, *range, network),
+        Selector::Range(range) => doubtful_range(&selects, *range, known, field == "for"),
     }
 }
 
-fn doubtful_range(selects: &str, range: IpNet, network: &Network) -> Option<Problem> {
+/// The same of a range; `members` are all that may be meant where hosts outside of the network are not.
+fn doubtful_range(selects: &str, range: IpNet, known: &Known<'_>, members: bool) -> Option<Problem> {
+    let Known { network, routes, .. } = known;
+    let reached = |reaches: &dyn Fn(&IpNet) -> bool| !members && routes.iter().any(reaches);
     let nothing = |why: &str| Problem::new(Code::SelectsNothing, format!("{selects}, {why}"));
     let single = range.prefix_len() == range.max_prefix_len();
     match network.range_of(range.network()) {
+        _ if range.prefix_len() == 0 && reached(&|route| *route == range) => None,
         _ if range.prefix_len() == 0 => {
-            let problem = nothing("which means a gateway to the internet, and the network has none");
+            let why = if members { "and no member is there" } else { "and the network has none" };
+            let problem = nothing(&format!("which means a gateway to the internet, {why}"));
             Some(problem.help("write \"*\" for every member".to_owned()))
         }
         Some(own) if own.contains(&range) => (single && !network.has_room_at(range.network())).then(|| {
@@ -152,15 +185,21 @@ fn doubtful_range(selects: &str, range: IpNet, network: &Network) -> Option<Prob
             let help = format!("write \"*\" for every member, or only what lies outside of {own}");
             Some(Problem::new(Code::RangeHoldsNetwork, message).help(help))
         }
+        Some(_) | None if reached(&|route| overlap(route, &range)) => None,
+        Some(_) | None if members => {
+            let problem = nothing("which lies outside of the network, where no member is");
+            Some(problem.help(select_members(network)))
+        }
         Some(_) | None => {
-            let own: Vec<_> = network.ranges().map(|range| range.to_string()).collect();
-            let problem = nothing("which lies outside of the network, and nothing forwards to it");
-            Some(problem.help(format!(
-                "select members: by name, by tag, or by a range inside of {}",
-                own.join(" or ")
-            )))
+            let problem = nothing("which lies outside of the network, and no egress forwards to it");
+            Some(problem.help(format!("declare an egress for it, or {}", select_members(network))))
         }
     }
+}
+
+fn select_members(network: &Network) -> String {
+    let own: Vec<_> = network.ranges().map(|range| range.to_string()).collect();
+    format!("select members: by name, by tag, or by a range inside of {}", own.join(" or "))
 }
 
 #[cfg(test)]
@@ -174,12 +213,18 @@ mod tests {
 
     /// The problems of a selector in a network of both families.
     fn found(selector: &str) -> Vec<Code> {
+        found_with(selector, "")
+    }
+
+    /// The same, where more is declared.
+    fn found_with(selector: &str, more: &str) -> Vec<Code> {
         let text = format!(
             r#"network "corp" acl="deny" ipv4="10.40.0.0/16" ipv6="fd40::/64" {{
                 node "a" {{ tags "of-node"; }}
                 access-key "k" {{ tags "of-key"; }}
                 group "g" tags="of-key"
                 allow "x" from="a" to={selector:?}
+                {more}
             }}
             network "lab" ipv4="10.41.0.0/16" {{ node "b" {{ tags "elsewhere"; }}; }}"#
         );
@@ -223,6 +268,32 @@ mod tests {
         }
         for wide in ["10.0.0.0/8", "0.0.0.0/1", "fd00::/8"] {
             assert_eq!(found(wide), [Code::RangeHoldsNetwork], "{wide}");
+        }
+    }
+
+    #[test]
+    fn a_range_outside_of_the_network_selects_what_an_egress_forwards_to() {
+        let egress = |ranges: &str| format!("egress \"e\" via=\"a\" {{ ranges {ranges}; }}");
+        let (office, both) = (egress("\"192.168.0.0/16\""), egress("\"192.168.0.0/16\" \"0.0.0.0/0\""));
+        for good in ["192.168.0.0/16", "192.168.7.0/24", "192.0.0.0/8", "192.168.7.9/32"] {
+            assert_eq!(found_with(good, &office), [], "{good}");
+        }
+        for bad in ["10.41.0.0/16", "0.0.0.0/0", "::/0", "fd41::/64"] {
+            assert_eq!(found_with(bad, &office), [Code::SelectsNothing], "{bad}");
+        }
+        for good in ["0.0.0.0/0", "203.0.113.0/24"] {
+            assert_eq!(found_with(good, &both), [], "{good}");
+        }
+        assert_eq!(found_with("::/0", &both), [Code::SelectsNothing]);
+        let only_for =
+            |of: &str| format!("egress \"f\" via=\"a\" ranges=\"172.16.0.0/24\" for={of:?};{both}");
+        assert_eq!(found_with("a", &only_for("tag:of-key")), []);
+        for outside in ["192.168.7.0/24", "0.0.0.0/0"] {
+            assert_eq!(
+                found_with("a", &only_for(outside)),
+                [Code::SelectsNothing],
+                "no member is in {outside}"
+            );
         }
     }
 }

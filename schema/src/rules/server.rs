@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Claim, endpoints};
 use crate::kinds::AccessKey;
@@ -27,6 +27,12 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
                 "{range} of network {network} overlaps {kept}, which the server reserves for its tunnels to agents"
             );
             report.push(at_range(Problem::new(Code::CommsOverlap, message), network, source_map));
+        }
+        for (id, field, range) in routes_inside(world, kept) {
+            let message = format!(
+                "{range} of {id} is inside of {kept}, which the server reserves for its tunnels to agents"
+            );
+            report.push(at_route(Problem::new(Code::CommsOverlap, message), (id, field, range), source_map));
         }
     }
     for (id, field, address) in reserved(world).filter(|(.., address)| server.addresses.contains(address)) {
@@ -52,6 +58,12 @@ pub fn check_by_default(world: &Snapshot, source_map: &SourceMap) -> Report {
         );
         report.push(at_range(Problem::new(Code::DefaultCommsRange, message), network, source_map));
     }
+    for (id, field, range) in routes_inside(world, kept) {
+        let message = format!(
+            "{range} of {id} is inside of {kept}, which servers reserve for their tunnels to agents by default"
+        );
+        report.push(at_route(Problem::new(Code::DefaultCommsRange, message), (id, field, range), source_map));
+    }
     report.append(endpoints::check_by_default(world, source_map));
     report
 }
@@ -62,13 +74,28 @@ fn overlaps(world: &Snapshot, kept: Ipv4Net) -> impl Iterator<Item = (&NetworkNa
     ranges.filter(move |(_, range)| overlap(&(*range).into(), &kept.into()))
 }
 
+/// What is forwarded to inside of a range: a wider one leaves the range's own addresses where they are.
+fn routes_inside(
+    world: &Snapshot,
+    kept: Ipv4Net,
+) -> impl Iterator<Item = (&ResourceId, &'static str, IpNet)> {
+    world.entries().flat_map(move |(id, entry)| {
+        let claims = entry.object.claims().into_iter();
+        claims.filter_map(move |(field, claim)| match claim {
+            Claim::Route(range) if IpNet::from(kept).contains(&range) => Some((id, field, range)),
+            Claim::Range(_) | Claim::Route(_) | Claim::Pool(_) => None,
+            Claim::Reserved(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+        })
+    })
+}
+
 /// The addresses that the declarations reserve.
 fn reserved(world: &Snapshot) -> impl Iterator<Item = (&ResourceId, &'static str, IpAddr)> {
     world.entries().flat_map(|(id, entry)| {
         let claims = entry.object.claims().into_iter();
         claims.filter_map(move |(field, claim)| match claim {
             Claim::Reserved(address) => Some((id, field, address)),
-            Claim::Range(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
+            Claim::Range(_) | Claim::Route(_) | Claim::Pool(_) | Claim::Meant(_) | Claim::Endpoint(_) => None,
         })
     })
 }
@@ -77,6 +104,15 @@ fn at_range(problem: Problem, network: &NetworkName, source_map: &SourceMap) -> 
     let id = ResourceId::of_network(network.clone());
     let at = source_map.location(&id, &[Step::Field("ipv4")]);
     problem.at(at).about(id).help("choose another range, or set COMMS_RANGE on the server".to_owned())
+}
+
+fn at_route(
+    problem: Problem,
+    (id, field, range): (&ResourceId, &str, IpNet),
+    source_map: &SourceMap,
+) -> Problem {
+    let at = source_map.element_or_field(id, &[Step::Field(field)], &range.to_string());
+    problem.at(at).about(id).help("forward to other ranges, or set COMMS_RANGE on the server".to_owned())
 }
 
 /// The access keys that let a host claim a name.
@@ -160,6 +196,18 @@ mod tests {
             assert_eq!(found(LAB, &server(kept, Some("netmaker"))), expected, "{kept:?}");
         }
         assert_eq!(found("network \"six\" ipv6=\"fd40::/64\"", &server(Some("10.0.0.0/8"), None)), []);
+    }
+
+    #[test]
+    fn no_egress_forwards_to_a_part_of_the_range_that_the_server_keeps() {
+        let text = "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"gw\"\n egress \"e\" via=\"gw\" { ranges \"10.0.0.0/8\" \"10.101.0.0/16\" \"10.101.7.0/24\" \"0.0.0.0/0\"; }\n}\n";
+        let at = |code, range: &str| (code, format!("{range:?}"));
+        let both = |code| [at(code, "10.101.0.0/16"), at(code, "10.101.7.0/24")];
+        assert_eq!(found(text, &server(Some("10.101.0.0/16"), None)), both(Code::CommsOverlap));
+        assert_eq!(found(text, &server(Some("10.102.0.0/16"), None)), []);
+        assert_eq!(found(text, &server(None, None)), []);
+        let Declared { snapshot, source_map } = declared(text);
+        assert_eq!(at_texts(text, &check_by_default(&snapshot, &source_map)), both(Code::DefaultCommsRange));
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl SourceMap {
         self.documents.get(id)?.element(path, text)
     }
 
+    /// The same, or where the text is written in another form, that of the whole value.
+    pub fn element_or_field(&self, id: &ResourceId, path: &[Step<'_>], text: &str) -> Option<Location> {
+        self.element(id, path, text).or_else(|| self.location(id, path))
+    }
+
     /// The place of the name of the network that holds a resource.
     pub fn parent(&self, id: &ResourceId) -> Option<Location> {
         let document = self.documents.get(id)?;

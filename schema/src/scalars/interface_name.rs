@@ -22,8 +22,7 @@ impl InterfaceName {
 
 impl Scalar for InterfaceName {
     const NAME: &'static str = "an interface name";
-    const DOC: &'static str =
-        "The name of a network interface of a host: 1 to 15 characters of printable ASCII, without `/`, `:`, quotes, \
+    const DOC: &'static str = "The name of a network interface of a host: 1 to 15 characters of printable ASCII, without `/`, `:`, quotes, \
         backslashes and spaces.";
     const GOOD: &'static [&'static str] = &["eth0", "enp3s0f1", "br-lan", "eth0.100", "wlan_0"];
     const BAD: &'static [&'static str] =
@@ -40,7 +39,9 @@ impl FromStr for InterfaceName {
             "" => Err("it is empty".into()),
             "." | ".." => Err("no interface has this name".into()),
             _ if text.len() > 15 => Err("it has more than 15 characters".into()),
-            _ if text.contains(bad) => Err("it has a character that no name of an interface should have".into()),
+            _ if text.contains(bad) => {
+                Err("it has a character that no name of an interface should have".into())
+            }
             _ => Ok(Self(text.into())),
         }
     }

@@ -190,8 +190,16 @@ impl Scalar for OuterRange {
     const DOC: &'static str = "An IPv4 or IPv6 range in CIDR notation; no bit may be set beyond the prefix.";
     const GOOD: &'static [&'static str] =
         &["192.168.10.0/24", "fd00:1::/64", "0.0.0.0/0", "::/0", "203.0.113.7/32"];
-    const BAD: &'static [&'static str] =
-        &["", "192.168.10.1/24", "192.168.10.1", "127.0.0.0/8", "fe80::/10", "0.0.0.0/8", "224.0.0.0/4", "::/8"];
+    const BAD: &'static [&'static str] = &[
+        "",
+        "192.168.10.1/24",
+        "192.168.10.1",
+        "127.0.0.0/8",
+        "fe80::/10",
+        "0.0.0.0/8",
+        "224.0.0.0/4",
+        "::/8",
+    ];
 
     fn meant(text: &str) -> Option<String> {
         let address = text.parse::<IpAddr>().ok().map(|address| IpNet::from(address).to_string());

@@ -506,7 +506,8 @@ fn is_keyword(name: &str) -> bool {
     matches!(name, "true" | "false" | "null" | "inf" | "nan")
 }
 
-fn quoted(text: &str) -> String {
+/// A text in quotes.
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {

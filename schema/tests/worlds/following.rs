@@ -96,7 +96,7 @@ fn step_leads(earlier: &Mesh, later: &Mesh, node: &Name) -> Outcome {
             prop_assert!(!earlier.has(node));
             return Ok(());
         }
-        ViewStep::Shared(audience) => later.delta(earlier, audience),
+        ViewStep::Shared(audience) => later.delta(earlier, &audience),
         ViewStep::Own(delta) => *delta,
     };
     let (before, after) = (earlier.view(node).unwrap(), later.view(node).unwrap());

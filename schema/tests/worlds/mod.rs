@@ -25,7 +25,7 @@ use schema::decode::decode_body;
 use schema::descriptor::{Field, Fields, Target, Type};
 use schema::document::{Document, Spanned};
 use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
-use schema::kinds::{Dns, Kind, Node};
+use schema::kinds::{Dns, ExternalClient, Ingress, Kind, Node};
 use schema::report::Severity;
 use schema::rules;
 use schema::scalars::{Identity, Name, NetworkName, SigningKey, WireGuardKey};
@@ -181,6 +181,14 @@ fn hinted(id: &ResourceId, field: &'static Field) -> Option<BoxedStrategy<Value>
         (Some(_), "a") => {
             (1..18u8).prop_map(move |last| Value::text(format!("10.{second}.0.{last}"))).boxed()
         }
+        (Some(_), "pool") => {
+            let pools: &'static [&'static str] = match name {
+                &"corp" => &["10.40.0.8/30", "10.40.0.12/30", "fd40::10/124"],
+                _ => &["10.41.0.4/30", "fd41::10/124"],
+            };
+            let some = prop::collection::vec(select(pools), 1..3);
+            some.prop_map(|pools| Value::list(pools.into_iter().map(Value::text))).boxed()
+        }
         (Some(_), "cname") => {
             let inside = select(&["true", "gw", "www", "off", "12-30"][..]);
             let inside = inside.prop_map(move |inner| Value::text(format!("{inner}.{name}")));
@@ -332,9 +340,12 @@ pub struct Moment {
 
 /// The moments of a world, one after each thing that happens to it.
 pub fn histories() -> impl Strategy<Value = Vec<Moment>> {
-    (snapshots(), prop::collection::vec(events(), 0..24)).prop_map(|(snapshot, events)| {
+    let drawn = (snapshots(), prop::collection::vec(events(), 0..24));
+    drawn.prop_filter_map("its external clients find no room", |(snapshot, events)| {
         let start: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
-        let mut moments = vec![Moment { world: World { snapshot, ..World::default() }, now: start }];
+        let inventory = reconcile(&Inventory::default(), &snapshot, &[], start).ok()?;
+        let mut moments =
+            vec![Moment { world: World { snapshot, inventory, ..World::default() }, now: start }];
         for event in &events {
             let mut next = moments.last().unwrap().clone();
             if happens(&mut next, event).is_some() {
@@ -342,7 +353,7 @@ pub fn histories() -> impl Strategy<Value = Vec<Moment>> {
                 moments.push(next);
             }
         }
-        moments
+        Some(moments)
     })
 }
 
@@ -379,7 +390,11 @@ fn happens(moment: &mut Moment, event: &Event) -> Option<()> {
             let endpoints = Endpoints { configured, ..Endpoints::default() };
             inventory.put_node(id, Joined { endpoints, listen_port: *port, ..joined });
         }
-        Event::Wait(seconds) => *now = now.checked_add(SignedDuration::from_secs(*seconds)).ok()?,
+        Event::Wait(seconds) => {
+            *now = now.checked_add(SignedDuration::from_secs(*seconds)).ok()?;
+            // Clients expire.
+            *inventory = reconcile(inventory, snapshot, &[], *now).ok()?;
+        }
     }
     Some(())
 }
@@ -429,11 +444,15 @@ pub fn forbidden(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     if !range.contains(&address) || address == range.network() || last {
         return true;
     }
-    let others = declared.all_in::<Node>(&id.network).filter(|(other, _)| other.name != id.name);
-    others.flat_map(|(_, node)| node.reserved().map(|(_, it)| it)).any(|taken| taken == address)
+    let nodes = declared.all_in::<Node>(&id.network).map(|(id, it)| (id, it.reserved().collect::<Vec<_>>()));
+    let clients = declared.all_in::<ExternalClient>(&id.network);
+    let clients = clients.map(|(id, it)| (id, it.reserved().collect::<Vec<_>>()));
+    let mut others = nodes.chain(clients).filter(|(other, _)| other.name != id.name);
+    others.any(|(_, reserved)| reserved.iter().any(|(_, taken)| *taken == address))
 }
 
-/// What a node may keep and is never given: an address of an entry that is not reserved for the node.
+/// What a node may keep and is never given: an address in a pool, or one of an entry that is not reserved for
+/// the node.
 pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     let own = declared.named::<Node>(&id.network, &id.name);
     if own.is_some_and(|node| node.reserved().any(|(_, reserved)| reserved == address)) {
@@ -442,5 +461,6 @@ pub fn entrys(id: &NodeId, address: IpAddr, declared: &Snapshot) -> bool {
     let mut entries = declared.all_in::<Dns>(&id.network).flat_map(|(_, dns)| {
         dns.a.iter().copied().map(IpAddr::from).chain(dns.aaaa.iter().copied().map(IpAddr::from))
     });
-    entries.any(|taken| taken == address)
+    let mut pools = declared.all_in::<Ingress>(&id.network).flat_map(|(_, ingress)| &ingress.pool);
+    entries.any(|taken| taken == address) || pools.any(|pool| pool.net().contains(&address))
 }

@@ -138,7 +138,9 @@ fn object(id: ResourceId, likely: f64) -> BoxedStrategy<Declared> {
         }
         Kind::Allow => rule_body().boxed(),
         Kind::Dns => entry_body().boxed(),
-        Kind::AccessKey | Kind::Test => unreachable!("neither is in Views, and no draft has one"),
+        Kind::AccessKey | Kind::Test | Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay => {
+            unreachable!("neither is in Views, and no draft has one")
+        }
     };
     let body = if id.kind == Kind::Network {
         body.prop_map(Some).boxed()

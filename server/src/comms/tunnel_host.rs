@@ -16,6 +16,7 @@ use netclient::outside::Mark;
 use netclient::reconcile::{AppliedEndpoints, Wanted, WantedLink, device_steps, link_steps};
 use netclient::system::firewall::{self, FirewallError};
 use netclient::system::link::{self, LinkError};
+use netclient::system::own_tables::OwnTables;
 use netclient::system::rp_filter;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -106,7 +107,7 @@ impl TunnelHost {
         if self.attach()?.is_none() {
             device::check_free(&self.interface, None).map_err(DeviceError::from)?;
         }
-        Ok(firewall::load(&table(&self.interface), &self.chains())?)
+        Ok(firewall::load(&OwnTables::default(), &table(&self.interface), &self.chains())?)
     }
 
     /// Attaches to the device, or creates it, and adds what it lacks. One with another key or port is created
@@ -252,7 +253,7 @@ fn remove_table(interface: &str) -> Result<Option<String>, FirewallError> {
     if !firewall::is_there(&table)? {
         return Ok(None);
     }
-    firewall::remove(&table)?;
+    firewall::remove(&OwnTables::default(), &table)?;
     Ok(Some(format!("the table inet {table} of nftables")))
 }
 

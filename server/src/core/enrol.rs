@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
 use schema::compile::reconcile::joined_and_awaited;
 use schema::inventory::{Admission, Inventory, Joined, KeyStatus, NodeId};
-use schema::kinds::{AccessKey, Kind, Node};
+use schema::kinds::{AccessKey, ExternalClient, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Snapshot};
 use schema::text::{count, moment};
@@ -106,7 +106,7 @@ pub enum Refused {
     #[error("{0} has that name already; join with another --name")]
     NameInUse(ResourceId),
     /// Another host has the WireGuard key.
-    #[error("another node of {0} has this WireGuard key; remove its key file and join again")]
+    #[error("another member of {0} has this WireGuard key; remove the key file of this host and join again")]
     PublicKeyTaken(NetworkName),
     /// The host is connected to the network's range by another interface.
     #[error(
@@ -296,10 +296,13 @@ fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
 
 /// Whether no node of another name has the WireGuard key.
 fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
-    match world.inventory.holder_of_key(&candidate.network, &candidate.public_key) {
-        Some(holder) if holder != name => Err(Refused::PublicKeyTaken(candidate.network.clone())),
-        Some(_) | None => Ok(()),
+    let Candidate { network, public_key, .. } = candidate;
+    let node = world.inventory.holder_of_key(network, public_key).is_some_and(|holder| holder != name);
+    let mut clients = world.snapshot.all_in::<ExternalClient>(network);
+    if node || clients.any(|(_, client)| client.public_key == Some(*public_key)) {
+        return Err(Refused::PublicKeyTaken(network.clone()));
     }
+    Ok(())
 }
 
 fn check_key(id: &ResourceId, key: &AccessKey, status: &KeyStatus, now: Timestamp) -> Result<(), Refused> {
@@ -520,6 +523,20 @@ pub(crate) mod tests {
         let stolen = Candidate { public_key: WireGuardKey([101; 32]), ..candidate("b", 2) };
         let again = by_key(&mut world, stolen, Timestamp::UNIX_EPOCH);
         assert!(matches!(again, Err(Refused::PublicKeyTaken(_))), "{again:?}");
+    }
+
+    #[test]
+    fn nobody_joins_with_the_name_or_the_wireguard_key_of_an_external_client() {
+        let mut world = world(r#"{"uses":3}"#);
+        let (id, key) = ("corp/external-client/phone", WireGuardKey([101; 32]));
+        let json = format!(r#"{{"id":"{id}","body":{{"via":"front","public-key":"{key}"}}}}"#);
+        let document: ResourceDocument = serde_json::from_str(&json).expect("good");
+        world.snapshot.put(document.id.clone(), document.entry().expect("good"));
+        let before = world.clone();
+        assert!(matches!(enter(&mut world, "a", 1), Err(Refused::PublicKeyTaken(_))));
+        assert!(matches!(enter(&mut world, "phone", 2), Err(Refused::NameInUse(_))));
+        assert_eq!(world, before);
+        assert_eq!(enter(&mut world, "b", 2).as_deref(), Ok("b"));
     }
 
     #[test]

@@ -10,12 +10,10 @@ use schema::scalars::Seconds;
 use schema::snapshot::{ResourceId, Revision};
 use schema::world::World;
 
+use crate::core::carriers::MISSED;
 use crate::liveness::Liveness;
 use crate::state::{Pending, State};
 use crate::store::Seen;
-
-/// How many check-ins a node may miss before it counts as silent.
-const MISSED: u32 = 3;
 
 const CLONED: &str =
     "two hosts use the identity of this node; delete /etc/netclient on the copy, and join there with a token";

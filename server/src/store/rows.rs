@@ -6,7 +6,10 @@
 use std::net::IpAddr;
 
 use imbl::ordmap::DiffItem;
-use schema::inventory::{Barred, FormerKey, Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use imbl::ordset::DiffItem as SetItem;
+use schema::inventory::{
+    Away, Barred, ClientStatus, FormerKey, Inventory, Joined, KeyStatus, NodeId, Quarantined,
+};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -26,6 +29,9 @@ const KEY: &str = "@key";
 const FORMER_KEY: &str = "@former-key";
 const QUARANTINED: &str = "@quarantine";
 const BARRED: &str = "@barred";
+const CLIENT: &str = "@client";
+const AWAY: &str = "@away";
+const CARRIED: &str = "@carried";
 
 /// The key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +108,21 @@ impl Writes {
         for item in changes.barred {
             self.item(item, |(network, identity)| key(network, BARRED, &identity.to_string()));
         }
+        for item in changes.clients {
+            self.item(item, |id| key(&id.network, CLIENT, id.name.as_str()));
+        }
+        for item in changes.away {
+            self.item(item, |id| key(&id.network, AWAY, id.name.as_str()));
+        }
+        for item in changes.carried {
+            match item {
+                SetItem::Add(id) => {
+                    let row = self.row(key(&id.network, CARRIED, id.name.as_str()), &());
+                    self.puts.push(row);
+                }
+                SetItem::Remove(id) => self.deletes.push(key(&id.network, CARRIED, id.name.as_str())),
+            }
+        }
     }
 
     fn item<K, V: Serialize>(&mut self, item: DiffItem<'_, '_, K, V>, key: impl Fn(&K) -> RowKey) {
@@ -137,8 +158,7 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     match kind.as_str() {
         JOINED => {
             let joined: Joined = json(row)?;
-            let name = name.parse().map_err(|why| unreadable(row, why))?;
-            world.inventory.put_node(NodeId { network, name }, joined);
+            world.inventory.put_node(node_id(row)?, joined);
         }
         KEY => {
             let status: KeyStatus = json(row)?;
@@ -159,6 +179,16 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
             let identity = name.parse().map_err(|why| unreadable(row, why))?;
             world.inventory.bar(network, identity, barred);
         }
+        CLIENT => {
+            let status: ClientStatus = json(row)?;
+            let created = status.created;
+            world.inventory.put_client(node_id(row)?, status, created);
+        }
+        AWAY => {
+            let away: Away = json(row)?;
+            world.inventory.set_away(node_id(row)?, away);
+        }
+        CARRIED => world.inventory.set_carried(node_id(row)?, true),
         kind => {
             let id = if kind == "network" { name.clone() } else { format!("{network}/{kind}/{name}") };
             let id: ResourceId = id.parse().map_err(|why| unreadable(row, why))?;
@@ -171,6 +201,13 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// The node that a row is about, or what else has its name in the network.
+fn node_id(row: &Row) -> Result<NodeId, StoreError> {
+    let RowKey { network, name, kind: _ } = &row.key;
+    let network = network.parse().map_err(|why| unreadable(row, why))?;
+    Ok(NodeId { network, name: name.parse().map_err(|why| unreadable(row, why))? })
 }
 
 /// The access key that a row is about.
@@ -242,6 +279,30 @@ mod tests {
         assert_eq!(read, later);
         let (puts, deletes) = between(&later, &world());
         assert_eq!((puts.len(), deletes.len()), (0, 1));
+    }
+
+    #[test]
+    fn clients_and_who_carries_what_are_stored_and_read_back() {
+        let id =
+            |name: &str| NodeId { network: "corp".parse().expect("good"), name: name.parse().expect("good") };
+        let created = jiff::Timestamp::UNIX_EPOCH;
+        let client = |addresses: &[&str], expired| ClientStatus {
+            addresses: addresses.iter().map(|address| address.parse().expect("good")).collect(),
+            created,
+            expired,
+        };
+        let mut later = world();
+        later.inventory.put_client(id("phone"), client(&["10.0.0.9"], false), created);
+        later.inventory.put_client(id("old"), client(&[], true), created);
+        later.inventory.set_away(id("a"), Away { everything: true, egress: [id("office").name].into() });
+        later.inventory.set_carried(id("exit"), true);
+        let (puts, deletes) = between(&world(), &later);
+        assert_eq!((puts.len(), deletes.len()), (4, 0));
+        let mut read = world();
+        puts.iter().for_each(|row| restore(row, &mut read).expect("it can be read"));
+        assert_eq!(read, later);
+        let (puts, deletes) = between(&later, &world());
+        assert_eq!((puts.len(), deletes.len()), (0, 4), "{deletes:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The cost of changes to a membership, and its state after a crash.
 
 mod access;
+mod gateways;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,0 +1,131 @@
+//! Which nodes packets pass on their way, and whether there is one. Pure, on what a network distinguishes of
+//! its members and ranges.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::ways::{Through, Ways};
+use crate::scalars::Name;
+
+/// A member, or a range behind a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// A node or an external client.
+    Member(Name),
+    /// A range, or a part of one.
+    Range(IpNet),
+}
+
+/// As files write it.
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(name) => name.fmt(f),
+            Self::Range(range) => range.fmt(f),
+        }
+    }
+}
+
+/// Where somebody is in a network: packets of those of one place take the same ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The node itself, if it carries traffic of others; absent: it does not, or it is no node.
+    pub carrier: Option<Name>,
+    /// What carries its traffic; absent: nothing but the hub, if there is one.
+    pub through: Option<Through>,
+}
+
+/// The ways of a network while some nodes are there.
+pub struct Paths<'a> {
+    ways: &'a Ways,
+    hub: Option<&'a Name>,
+    /// What carries the nodes that carry others.
+    carriers: BTreeMap<Name, Option<Through>>,
+    /// Whether a node carries what it should; of an egress (its name given) or of everything else.
+    is_there: Box<dyn Fn(&Name, Option<&Name>) -> bool + 'a>,
+}
+
+impl<'a> Paths<'a> {
+    /// The ways of a network, given what carries the nodes that carry others, and which of these are there.
+    pub fn new(
+        ways: &'a Ways,
+        hub: Option<&'a Name>,
+        carriers: BTreeMap<Name, Option<Through>>,
+        is_there: impl Fn(&Name, Option<&Name>) -> bool + 'a,
+    ) -> Self {
+        Self { ways, hub, carriers, is_there: Box::new(is_there) }
+    }
+
+    /// The place of a member.
+    pub fn place(&self, name: &Name, through: Option<Through>) -> Place {
+        Place { carrier: Some(name).filter(|name| self.ways.carries(name)).cloned(), through }
+    }
+
+    /// The nodes that pass packets on between two places, in order; absent: there is no way, since one that
+    /// would is not there.
+    pub fn between(&self, from: &Place, to: &Place) -> Option<Vec<Name>> {
+        let (out, back) = (self.chain(from)?, self.chain(to)?);
+        // Each end, and what carries it, outwards; the two chains meet as early as they can.
+        for (at, one) in out.iter().enumerate() {
+            for (place, other) in back.iter().enumerate() {
+                let same = one.carrier.is_some() && one.carrier == other.carrier;
+                if !same && !self.are_joined(one, other) {
+                    continue;
+                }
+                let ahead = out[1..=at].iter();
+                let last = if same && at > 0 { place } else { place + 1 };
+                let behind = back[1.min(last)..last].iter().rev();
+                let between = ahead.chain(behind).filter_map(|place| place.carrier.clone());
+                let ends = [&from.carrier, &to.carrier];
+                return Some(between.filter(|node| !ends.contains(&&Some(node.clone()))).collect());
+            }
+        }
+        None
+    }
+
+    /// A place, the node that carries its traffic, the one that carries that one's, and so on; absent: one of
+    /// them is not there.
+    fn chain(&self, place: &Place) -> Option<Vec<Place>> {
+        let mut chain = vec![place.clone()];
+        loop {
+            let last = chain.last()?;
+            let next = match &last.through {
+                Some(through) => {
+                    let egress = match through {
+                        Through::Egress(name) => Some(name),
+                        Through::Relay(_) | Through::Ingress(_) => None,
+                    };
+                    let candidates = self.ways.candidates_of(through).iter();
+                    candidates.clone().find(|node| (self.is_there)(node, egress))?
+                }
+                None => match self.hub {
+                    Some(hub) if last.carrier.as_ref() != Some(hub) => {
+                        Some(hub).filter(|hub| (self.is_there)(hub, None))?
+                    }
+                    Some(_) | None => return Some(chain),
+                },
+            };
+            let through = self.carriers.get(next).cloned().flatten();
+            chain.push(Place { carrier: Some(next.clone()), through });
+        }
+    }
+
+    /// Whether packets go from one place to another directly.
+    fn are_joined(&self, one: &Place, other: &Place) -> bool {
+        let carries = |carrier: &Place, carried: &Place| {
+            let may = |node: &Name| match &carried.through {
+                // What another gateway could carry as well takes the one that does.
+                Some(Through::Egress(_)) => false,
+                Some(through) => self.ways.candidates_of(through).contains(node),
+                None => self.hub == Some(node),
+            };
+            carrier.carrier.as_ref().is_some_and(may)
+        };
+        let open = |place: &Place| {
+            place.through.is_none() && (self.hub.is_none() || place.carrier.as_ref() == self.hub)
+        };
+        open(one) && open(other) || carries(one, other) || carries(other, one)
+    }
+}
