@@ -30,7 +30,7 @@ fn in_use() -> Workspace {
     let workspace = Workspace::new(World { epoch: 7, ..World::default() });
     workspace.write("mesh/corp.kdl", MESH);
     apply(&workspace);
-    join(&workspace.server, &[("gw", 1)]);
+    join(&workspace.server, &[("gw", 9)]);
     workspace
 }
 
@@ -70,9 +70,9 @@ fn a_configuration_is_printed_and_its_public_key_written_where_the_client_is_dec
     let ran = conf(&workspace, "");
     let private = field(&ran.stdout, "PrivateKey").to_owned();
     let public_key = public(&private);
-    let key = STANDARD.encode([1; 32]);
+    let key = STANDARD.encode([9; 32]);
     let expected = format!(
-        "[Interface]\nPrivateKey = {private}\nAddress = 10.40.0.2/32\nDNS = 10.40.0.53\n\n[Peer]\nPublicKey = {key}\n\
+        "[Interface]\nPrivateKey = {private}\nAddress = 10.40.0.1/32\nDNS = 10.40.0.53\n\n[Peer]\nPublicKey = {key}\n\
          Endpoint = gw.example.net:51821\nAllowedIPs = 10.40.0.0/16\nPersistentKeepalive = 20\n"
     );
     assert_eq!((ran.exit, &*ran.stdout), (0, &*expected), "{}", ran.all());
@@ -252,7 +252,7 @@ fn files_that_declare_a_client_otherwise_than_it_was_applied_are_mentioned() {
         "{}",
         ran.all()
     );
-    assert_eq!(field(&ran.stdout, "Address"), "10.40.0.2/32");
+    assert_eq!(field(&ran.stdout, "Address"), "10.40.0.1/32");
 }
 
 /// What an independent decoder reads of pixels; those are dark or not.

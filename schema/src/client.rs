@@ -160,16 +160,16 @@ impl Configuration {
     }
 }
 
-/// Whether a member gets the route to what is behind an egress.
-pub fn is_for(
+/// Whether a client gets the route to what is behind an egress.
+fn is_for(
     egress: &Egress,
-    member: &NodeId,
+    client: &NodeId,
     (tags, addresses): (&BTreeSet<Name>, &BTreeSet<IpAddr>),
     declared: &Snapshot,
 ) -> bool {
     let Some(selectors) = &egress.r#for else { return true };
     selectors.contains(&Selector::All)
-        || Selected::by(selectors.iter(), &member.network, declared).holds(&member.name, tags, addresses)
+        || Selected::by(selectors.iter(), &client.network, declared).holds(&client.name, tags, addresses)
 }
 
 fn list(items: impl Iterator<Item = impl Display>) -> String {

@@ -32,12 +32,6 @@ fn pairs(members: &BTreeSet<Name>) -> impl Iterator<Item = (&Name, &Name)> {
     members.iter().flat_map(|from| members.iter().map(move |to| (from, to))).filter(|(from, to)| from != to)
 }
 
-/// Packets to ports at both sides of every edge of the rules.
-fn packets(reading: &Reading<'_>) -> BTreeSet<Packet> {
-    let ranges = reading.rules().flat_map(|rule| rule.ports.iter().flat_map(|ports| ports.iter()));
-    Packet::samples(ranges.flat_map(|range| [*range.ports().start(), *range.ports().end()]))
-}
-
 fn holds(access: &Access, packet: Packet) -> bool {
     match packet.protocol {
         Some(Protocol::Tcp) => access.tcp.contains(packet.port),
@@ -116,7 +110,7 @@ proptest! {
         let reading = Reading::of(network(), &world);
         let views = views_of(&world);
         let hosts = Hosts::of(&views, &world);
-        let packets = packets(&reading);
+        let packets = reading.packets();
         for (from, to) in pairs(&reading.members()) {
             for source in reading.joined(from).unwrap().reachable() {
                 let of_family = |address: &IpAddr| address.is_ipv4() == source.is_ipv4();

@@ -5,10 +5,10 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use nmplan::lab::{Agent, Flow, Host, Listeners, Outcome, Pattern, Probe, Service, Timeline};
 use tokio::time::Instant;
 
+use crate::matrix::{LIMIT, Node, Trial, disagreements, matrix};
 use crate::{Mesh, addresses, eventually, patience};
 
 /// The interface of the network on its nodes.
@@ -26,9 +26,6 @@ pub const SERVICES: [Service; 9] = [
     Service::Udp(54),
     Service::Icmp,
 ];
-
-/// How long a probe waits where nothing may pass.
-const LIMIT: Duration = Duration::from_millis(300);
 
 /// Within this time of a change a packet passes, or none does any more. It is a second where nothing else runs;
 /// tests run beside each other, and a probe takes its time as well.
@@ -134,26 +131,7 @@ impl Corp {
     ///
     /// When something that is said is not so within 20 s, or when anything else passes then.
     pub async fn assert_allowed(&self, is_allowed: impl Fn(&str, &str, Service) -> bool) {
-        let mut disagreements = String::new();
-        let deadline = Instant::now() + Duration::from_secs(20) * patience();
-        loop {
-            disagreements.clear();
-            let mut silent = false;
-            for (from, to, probe, outcome) in self.matrix().await {
-                let allowed = is_allowed(from, to, probe.service);
-                if !outcome.agrees(allowed) {
-                    silent |= allowed;
-                    let must = if allowed { "must" } else { "must not" };
-                    let Probe { to: at, service } = probe;
-                    let _ =
-                        writeln!(disagreements, "{from} {must} reach {to} at {at} by {service}: {outcome:?}");
-                }
-            }
-            // What passes and must not has no second chance, once all that must pass does.
-            if !silent || Instant::now() > deadline {
-                break;
-            }
-        }
+        let disagreements = disagreements(&self.reached(), &SERVICES, is_allowed).await;
         assert!(disagreements.is_empty(), "\n{disagreements}");
     }
 
@@ -163,26 +141,20 @@ impl Corp {
     ///
     /// When anything else does; `when` says in which state.
     pub async fn assert_nothing_else(&self, when: &str, is_allowed: impl Fn(&str, &str, Service) -> bool) {
-        for (from, to, probe, outcome) in self.matrix().await {
+        for Trial { from, to, probe, outcome } in matrix(&self.reached(), &SERVICES).await {
             let closed = is_allowed(from, to, probe.service) || outcome.agrees(false);
             assert!(closed, "{when}: {from} must not reach {to} by {probe:?}: {outcome:?}");
         }
     }
 
-    /// What comes of opening each service of each node from each other, at both addresses.
-    async fn matrix(&self) -> Vec<(&str, &str, Probe, Outcome)> {
-        let all = self.nodes.keys().map(|from| async move {
-            let others = self.nodes.keys().filter(move |to| *to != from);
-            let targets: Vec<_> = others
-                .flat_map(|to| self.addresses(to).map(|at| (*to, at)))
-                .flat_map(|(to, at)| SERVICES.map(|service| (to, Probe { to: at, service })))
-                .collect();
-            let probes: Vec<_> = targets.iter().map(|(_, probe)| *probe).collect();
-            let outcomes = self.host(from).probe_all(&probes, LIMIT * patience()).await.expect("sockets");
-            let seen = targets.into_iter().zip(outcomes);
-            seen.map(|((to, probe), outcome)| (*from, to, probe, outcome)).collect::<Vec<_>>()
-        });
-        join_all(all).await.into_iter().flatten().collect()
+    /// The nodes, as packets reach them.
+    fn reached(&self) -> Vec<Node<'_>> {
+        let node = |name: &&'static str| Node {
+            name,
+            host: self.host(name),
+            addresses: self.addresses(name).to_vec(),
+        };
+        self.nodes.keys().map(node).collect()
     }
 
     /// Starts traffic from one node to services of another, at both its addresses.

@@ -13,6 +13,7 @@ pub mod guest;
 pub mod lan;
 pub mod load;
 pub mod loopback;
+pub mod matrix;
 pub mod meshes;
 
 use std::collections::BTreeMap;

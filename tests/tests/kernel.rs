@@ -49,6 +49,7 @@ const ALL: &[Suite] = &[
     ("gateways", &[]),
     ("access", &[]),
     ("attacks", &[]),
+    ("worlds", &[]),
     ("register", &[]),
     ("client_mode", &[]),
     ("netem", &[]),
@@ -108,7 +109,7 @@ fn run(system: System, suites: &[Suite], limit: Duration) {
     }
     script.push("exit $failed".to_owned());
     let command = ["/bin/sh", "-c", &script.join("\n")].map(str::to_owned).to_vec();
-    let mut job = guest::job(command, files, &["ROUNDS", "RUST_BACKTRACE"], limit);
+    let mut job = guest::job(command, files, &["ROUNDS", "DRAWS", "SEED", "RUST_BACKTRACE"], limit);
     // A guest has all that a test needs: none is skipped there.
     let own = [("CI", "true"), ("PATIENCE", "5"), ("NETCLIENT_DEVICE", "kernel")];
     job.environment.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));

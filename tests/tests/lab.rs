@@ -182,6 +182,49 @@ fn tests_and_what_they_do_not_name_are_tried_with_packets() {
 }
 
 #[test]
+fn clients_and_what_is_behind_gateways_are_tried_with_packets() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"network "corp" {
+        ipv4 "10.0.0.0/24"; ipv6 "fd40::/64"; acl "deny"
+        node "gw"; node "db"; node "ops"; node "till"
+        ingress "front" via="gw" endpoint="gw.example.net"
+        external-client "phone" via="front"
+        external-client "lost" via="front" enabled=#false
+        egress "office" via="gw" interface="eth7" { ranges "192.168.10.0/24" "fd10::/64" }
+        egress "exit" via="gw" for="ops" { ranges "0.0.0.0/0" }
+        relay "tills" via="gw" for="till"
+        allow "phone" from="phone" to="db" proto="tcp" ports=5432
+        allow "part" from="ops" to="192.168.10.0/25" proto="tcp" ports=22
+        allow "pages" from="ops" to="0.0.0.0/0" proto="tcp" ports=443
+        allow "till" from="till" to="db" proto="icmp"
+        test "outside" {
+            reach from="phone" to="db" port=5432
+            reach from="ops" to="192.168.10.0/25" port=22
+            reach from="ops" to="0.0.0.0/0" port=443
+            no-reach from="*" { to "192.168.10.128/25" "fd10::/64" }
+        }
+    }"#;
+    std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
+    let output = lab(&[&folder.path().display().to_string(), "--json"]).output().expect("it runs");
+    assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let network = &verdict["networks"][0];
+    let names = |list: &str, field: &str| -> Vec<String> {
+        let items = network[list].as_array().cloned().unwrap_or_default();
+        items.iter().map(|item| item[field].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(names("clients", "name"), ["phone"]);
+    assert_eq!(names("behind", "range"), ["0.0.0.0/0", "192.168.10.0/24", "fd10::/64"]);
+    let of_range = &network["behind"][1];
+    // The upper half of the range has the address of the whole.
+    assert_eq!(of_range["addresses"], serde_json::json!(["192.168.10.126", "192.168.10.254"]));
+    let tried = |probes: &serde_json::Value| probes["tried"].as_u64().unwrap_or_default();
+    assert!(tried(&network["tests"]["outside"]) > 10 && tried(&network["sample"]) > 50, "{verdict}");
+    let allowed = network["pairs"].as_array().into_iter().flatten().filter(|pair| pair["allowed"] == true);
+    assert_eq!(allowed.count(), 1, "till pings db, through its relay: {verdict}");
+}
+
+#[test]
 fn a_pair_of_which_packets_show_something_else_is_named_and_fails_the_lab() {
     let folder = tempfile::tempdir().expect("a folder");
     let text = r#"network "corp" {

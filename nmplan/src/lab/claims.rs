@@ -12,11 +12,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::access::{Access, Protocol};
-use schema::client::is_for;
 use schema::compile::Mesh;
-use schema::compile::policy::{Class, Policy, Selected};
+use schema::compile::policy::{Policy, Selected};
 use schema::inventory::{ClientStatus, Endpoints, Inventory, Joined};
-use schema::kinds::{Allow, Egress, ExternalClient, NoReach, Reach, Test};
+use schema::judge::explain::explain;
+use schema::kinds::{Allow, ExternalClient, NoReach, Reach, Test};
 use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey};
 use schema::snapshot::{NodeId, Snapshot};
 use schema::view::Resolution;
@@ -66,8 +66,6 @@ pub struct End {
 /// Where a host is that is no member.
 #[derive(Clone, Debug)]
 pub struct Behind {
-    /// The egress that leads to it.
-    pub egress: Name,
     /// The range of the egress that it is in.
     pub range: IpNet,
     /// The gateways of that egress.
@@ -231,39 +229,16 @@ impl Scope<'_> {
         all.filter(move |(from, to)| is_apart(from, to) && opens(from) && share_a_family(from, to))
     }
 
-    /// What one may open at another, by the compiler. What no route leads to, in both directions, is reached by no
-    /// rule.
+    /// What one may open at another, by the compiler.
     fn access(&self, from: &End, to: &End) -> Access {
-        if self.gets_route(from, to) && self.gets_route(to, from) {
-            return self.policy.access(&self.class(from), &self.class(to));
+        if let (Party::Member(one), Party::Member(other)) = (&from.party, &to.party) {
+            let class = |name: &Name, end: &End| self.policy.class(name, &end.tags, &end.addresses);
+            return self.policy.access(&class(one, from), &class(other, to));
         }
-        Access::default()
-    }
-
-    fn class(&self, end: &End) -> Class {
-        match (&end.party, &end.behind) {
-            (Party::Member(name), _) => self.policy.class(name, &end.tags, &end.addresses),
-            (Party::Behind(_), Some(Behind { range, .. })) if is_default(range) => self.policy.class_of_range(range),
-            (Party::Behind(at), _) => self.policy.class_of_range(&IpNet::from(*at)),
-        }
-    }
-
-    /// Whether one has the route to another: members to each other do, and to a host behind gateways those that its
-    /// egress is for. What a host sends has the route of its gateway.
-    fn gets_route(&self, end: &End, to: &End) -> bool {
-        let Some(Behind { egress, .. }) = &to.behind else { return true };
-        let Some(egress) = self.declared.named::<Egress>(self.network, egress) else { return false };
-        let is_for = |end: &End| match &end.party {
-            Party::Member(name) => {
-                let id = NodeId::of(self.network, name);
-                is_for(egress, &id, (&end.tags, &end.addresses), self.declared)
-            }
-            Party::Behind(_) => false,
-        };
-        match &end.behind {
-            None => is_for(end),
-            Some(behind) => self.ends.iter().filter(|other| is_gateway(behind, other)).all(is_for),
-        }
+        // Rules are not all: whoever has no route to a range reaches nothing there.
+        let (from, to, all) = (selector(from), selector(to), Access::everything());
+        let explained = explain(self.network, (&from, &to), &all, self.declared, &self.inventory);
+        explained.map(|explained| explained.opens).unwrap_or_default()
     }
 
     fn claim(&self, from: &End, to: &End, service: Service, allowed: bool) -> Claim {
@@ -339,6 +314,15 @@ impl Scope<'_> {
 
 fn is_gateway(behind: &Behind, end: &End) -> bool {
     matches!(&end.party, Party::Member(name) if behind.gateways.contains(name))
+}
+
+/// The selector that means exactly this party.
+fn selector(end: &End) -> Selector {
+    match (&end.party, &end.behind) {
+        (Party::Member(name), _) => Selector::Name(name.clone()),
+        (Party::Behind(_), Some(Behind { range, .. })) if is_default(range) => Selector::Range(*range),
+        (Party::Behind(at), _) => Selector::Range(IpNet::from(*at)),
+    }
 }
 
 /// Whether two have addresses of one family.
@@ -449,22 +433,21 @@ mod tests {
 
     #[test]
     fn what_is_behind_gateways_is_reached_by_rules_and_routes_from_where_it_can_be_shown() {
-        let behind = |at: &str, egress: &str, range: &str, gateway: &str, opens| End {
+        let behind = |at: &str, range: &str, gateway: &str, opens| End {
             party: party(at),
             tags: BTreeSet::new(),
             addresses: BTreeSet::from([at.parse().expect("an address")]),
             behind: Some(Behind {
-                egress: name(egress),
                 range: range.parse().expect("a range"),
                 gateways: BTreeSet::from([name(gateway)]),
                 opens,
             }),
         };
         let mut ends = three().to_vec();
-        ends.push(behind("192.168.1.254", "office", "192.168.1.0/24", "a", true));
-        ends.push(behind("192.168.1.7", "office", "192.168.1.0/24", "a", false));
-        ends.push(behind("192.168.2.254", "plant", "192.168.2.0/24", "b", true));
-        ends.push(behind("198.18.0.9", "exit", "0.0.0.0/0", "b", false));
+        ends.push(behind("192.168.1.254", "192.168.1.0/24", "a", true));
+        ends.push(behind("192.168.1.7", "192.168.1.0/24", "a", false));
+        ends.push(behind("192.168.2.254", "192.168.2.0/24", "b", true));
+        ends.push(behind("198.18.0.9", "0.0.0.0/0", "b", false));
         let text = r#"network "n" { ipv4 "10.0.0.0/24"; acl "deny"; node "a"; node "b"; node "c"
             egress "office" via="a" { ranges "192.168.1.0/24" }
             egress "plant" via="b" for="a" { ranges "192.168.2.0/24" }
@@ -483,7 +466,8 @@ mod tests {
         ];
         assert_eq!(of_test, expected);
         let sample = shown(&claims.sample);
-        let open: Vec<_> = sample.iter().filter(|line| line.contains(" reaches ") && line.ends_with("tcp 22")).collect();
+        let open: Vec<_> =
+            sample.iter().filter(|line| line.contains(" reaches ") && line.ends_with("tcp 22")).collect();
         let expected = [
             "a reaches 192.168.2.254 by tcp 22",
             "c reaches 192.168.1.7 by tcp 22",
@@ -492,7 +476,10 @@ mod tests {
         assert_eq!(open, expected, "c has no route to the plant: {sample:#?}");
         let from = |who: &str| sample.iter().any(|line| line.starts_with(&format!("{who} ")));
         assert!(from("192.168.1.254") && !from("192.168.1.7"), "a host sends with its first address");
-        assert!(!sample.iter().any(|line| line.starts_with("a ") && line.contains(" 192.168.1.")), "it is a gateway");
+        assert!(
+            !sample.iter().any(|line| line.starts_with("a ") && line.contains(" 192.168.1.")),
+            "it is a gateway"
+        );
     }
 
     #[test]

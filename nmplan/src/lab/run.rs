@@ -428,8 +428,8 @@ impl Running {
 
     /// What is behind the gateways of a network: each address of a host is an end of its own.
     fn behind(&self, network: &NetworkName) -> Vec<Present<'_>> {
-        let at = |address: IpAddr, host, (egress, range): (&Name, IpNet), gateways: &BTreeSet<Name>, opens| {
-            let behind = Behind { egress: egress.clone(), range, gateways: gateways.clone(), opens };
+        let at = |address: IpAddr, host, range: IpNet, gateways: &BTreeSet<Name>, opens| {
+            let behind = Behind { range, gateways: gateways.clone(), opens };
             let (addresses, tags) = (BTreeSet::from([address]), BTreeSet::new());
             let end = End { party: Party::Behind(address), tags, addresses, behind: Some(behind) };
             Present { end, host, role: Role::Behind }
@@ -439,17 +439,17 @@ impl Running {
             let gateways = lan.gateways.iter().map(|(node, _)| node.name.clone()).collect();
             // What it opens has its first address.
             let numbered = lan.addresses.iter().zip(0..);
-            present.extend(numbered.map(|(address, number)| {
-                at(*address, host, (&lan.egress, lan.range), &gateways, number == 0)
-            }));
+            present.extend(
+                numbered.map(|(address, number)| at(*address, host, lan.range, &gateways, number == 0)),
+            );
         }
         let Some(host) = &self.around.internet else { return present };
         let exits = self.surroundings.exits.iter().filter(|exit| exit.network == *network);
-        for Exit { network: _, egress, gateways, ranges } in exits {
+        for Exit { network: _, gateways, ranges } in exits {
             let gateways = gateways.iter().map(|node| node.name.clone()).collect();
             present.extend(ranges.iter().map(|range| {
                 let address = if range.addr().is_ipv4() { host.ipv4().into() } else { host.ipv6().into() };
-                at(address, host, (egress, *range), &gateways, false)
+                at(address, host, *range, &gateways, false)
             }));
         }
         present

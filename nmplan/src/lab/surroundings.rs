@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use schema::compile::policy::Selected;
 use schema::kinds::{Allow, Egress, NoReach, Path, Reach, Relay, Test};
 use schema::scalars::{Name, NetworkName, Selector};
-use schema::snapshot::{NodeId, ResourceId, Snapshot};
+use schema::snapshot::{NodeId, Snapshot};
 
 /// The name of the host beyond all gateways to the internet; no node can have it.
 pub const INTERNET: &str = "the_internet";
@@ -34,8 +34,6 @@ pub struct Surroundings {
 pub struct Lan {
     /// The network whose egress it is.
     pub network: NetworkName,
-    /// The egress.
-    pub egress: Name,
     /// The range.
     pub range: IpNet,
     /// The name of the host; no node can have it.
@@ -51,8 +49,6 @@ pub struct Lan {
 pub struct Exit {
     /// The network.
     pub network: NetworkName,
-    /// The egress.
-    pub egress: Name,
     /// The gateways, in order of preference.
     pub gateways: Vec<NodeId>,
     /// What leads there: one of the default routes, or both.
@@ -73,17 +69,16 @@ pub fn surroundings(declared: &Snapshot, nodes: &BTreeMap<NodeId, BTreeSet<Name>
     let mut all = Surroundings::default();
     for (network, _) in declared.networks() {
         let node = |name: &Name| NodeId::of(network, name);
-        for (id, egress) in declared.all_in::<Egress>(network) {
+        for (_, egress) in declared.all_in::<Egress>(network) {
             let gateways: Vec<_> = egress.via.iter().map(|via| node(&via.name)).collect();
             let ranges = || egress.ranges.iter().map(|range| range.net());
             let exits: BTreeSet<_> = ranges().filter(is_default).collect();
             for range in ranges().filter(|range| !is_default(range)) {
                 let number = all.lans.len() + 1;
-                all.lans.push(lan(id, range, number, &gateways, declared));
+                all.lans.push(lan(network, range, number, &gateways, declared));
             }
             if !exits.is_empty() {
-                let (network, egress) = (network.clone(), id.name.clone());
-                all.exits.push(Exit { network, egress, gateways, ranges: exits });
+                all.exits.push(Exit { network: network.clone(), gateways, ranges: exits });
             }
         }
         for (_, relay) in declared.all_in::<Relay>(network) {
@@ -105,8 +100,7 @@ pub fn is_default(range: &IpNet) -> bool {
     range.prefix_len() == 0
 }
 
-fn lan(id: &ResourceId, range: IpNet, number: usize, gateways: &[NodeId], declared: &Snapshot) -> Lan {
-    let ResourceId { network, name: egress, .. } = id;
+fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], declared: &Snapshot) -> Lan {
     let own = last_but_one(range);
     let first = first_of(range).take_while(|address| *address != own).map(Some);
     let gateways = gateways.iter().cloned().zip(first.chain(std::iter::repeat(None)));
@@ -124,8 +118,7 @@ fn lan(id: &ResourceId, range: IpNet, number: usize, gateways: &[NodeId], declar
             addresses.push(address);
         }
     }
-    let (network, egress) = (network.clone(), egress.clone());
-    Lan { network, egress, range, host: format!("lan_{number}"), addresses, gateways }
+    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, gateways }
 }
 
 /// The ranges that rules and tests name.

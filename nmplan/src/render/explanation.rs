@@ -66,11 +66,12 @@ fn answer(explained: &Explanation) -> String {
             )
         }
         Because::NoRule => format!("no rule of network {network} lets {from} open anything at {to}"),
-        Because::NoWay => {
-            let why = explained.obstacle.as_deref().unwrap_or("since no node carries packets there");
-            format!("{from} does not reach {to} in network {network}, {why}, though these rules would let it:")
-        }
         Because::SameMember => format!("{from} and {to} are one and the same member of network {network}"),
         Because::Nobody => format!("{from} or {to} selects no member of network {network}"),
+        Because::NoWay => {
+            let obstacle = explained.obstacle.as_deref().unwrap_or("since there is no way");
+            let rules = if explained.rules.is_empty() { "" } else { "; these rules would allow it:" };
+            format!("{from} reaches nothing at {to} in network {network}, {obstacle}{rules}")
+        }
     }
 }

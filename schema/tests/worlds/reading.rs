@@ -61,6 +61,12 @@ impl<'a> Reading<'a> {
         self.world.snapshot.all_in::<Allow>(&self.network).map(|(_, rule)| &**rule)
     }
 
+    /// Packets to ports at both sides of every edge of the rules.
+    pub fn packets(&self) -> BTreeSet<Packet> {
+        let ranges = self.rules().flat_map(|rule| rule.ports.iter().flat_map(|ports| ports.iter()));
+        Packet::samples(ranges.flat_map(|range| [*range.ports().start(), *range.ports().end()]))
+    }
+
     /// The hub that is declared.
     pub fn hub(&self) -> Option<&'a Name> {
         self.declaration().hub.as_ref().map(|hub| &hub.name)

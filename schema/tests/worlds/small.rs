@@ -59,14 +59,42 @@ type Declared = (ResourceId, Option<Value>);
 enum Event {
     /// An object is declared otherwise, or not any more.
     Declare(Declared),
-    /// A node joins, with the tags of its key, and as who claims its name or not.
-    Join { name: &'static str, tags: Vec<&'static str>, claims: bool },
+    /// A node joins.
+    Join(Member),
     /// A node leaves.
     Leave(&'static str),
     /// A node has a new key.
     Rekey(&'static str),
     /// A node's host has no IPv6, or has it again.
     SwitchIpv6(&'static str),
+}
+
+/// A node that joins.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The name that it joins under.
+    pub name: &'static str,
+    /// The tags of its key.
+    pub tags: Vec<&'static str>,
+    /// Whether it claims its name, where that is declared.
+    claims: bool,
+}
+
+impl Member {
+    /// Whether it claims a name that files may declare.
+    pub fn claims_a_name(&self) -> bool {
+        self.claims && DECLARED.contains(&self.name)
+    }
+}
+
+/// A few nodes that have joined, and what files then declare of their network, one after the other. Nodes that
+/// claim their names are always declared.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// The nodes.
+    pub members: Vec<Member>,
+    /// What is declared.
+    pub declared: Vec<Snapshot>,
 }
 
 /// A network with its nodes, and what happens to it.
@@ -91,7 +119,7 @@ impl fmt::Display for Event {
         match self {
             Self::Declare((id, Some(body))) => write!(f, "{id} {body}"),
             Self::Declare((id, None)) => write!(f, "{id} goes"),
-            Self::Join { name, tags, claims: _ } => write!(f, "{name} joins with tags {tags:?}"),
+            Self::Join(Member { name, tags, claims: _ }) => write!(f, "{name} joins with tags {tags:?}"),
             Self::Leave(name) => write!(f, "{name} leaves"),
             Self::Rekey(name) => write!(f, "{name} has a new key"),
             Self::SwitchIpv6(name) => write!(f, "{name} has no IPv6, or has it again"),
@@ -107,14 +135,37 @@ pub fn network() -> NetworkName {
 /// Small networks, and up to so many things that happen to each.
 pub fn histories(most: usize) -> impl Strategy<Value = History> {
     let nodes = [&DECLARED[..], &UNDECLARED[..]].concat();
-    let joins = subsequence(nodes, 2..=8)
-        .prop_flat_map(|names| names.into_iter().map(|name| join(Just(name))).collect::<Vec<_>>());
-    let declared = ids().into_iter().map(|id| object(id, 0.7)).collect::<Vec<_>>();
+    let joins = subsequence(nodes, 2..=8).prop_flat_map(|names| each(names, |name| join(Just(name))));
+    let declared = each(ids(), |id| object(id, 0.7));
     (declared, joins, vec(events(), 0..=most)).prop_map(|(declared, joins, events)| History {
         declared,
         joins,
         events,
     })
+}
+
+/// Three or four nodes, of which one may be the hub, in so many networks. They have fewer rules than others,
+/// so that some nodes may not talk to each other, or to the hub.
+pub fn series(length: usize) -> impl Strategy<Value = Series> {
+    let others = [&DECLARED[3..], &UNDECLARED[..]].concat();
+    let members = (subsequence(&DECLARED[..3], 2..=3), subsequence(others, 1))
+        .prop_flat_map(|(some, other)| each([some, other].concat(), |name| member(Just(name))));
+    members.prop_flat_map(move |members| {
+        let always: Vec<_> = members.iter().filter(|it| it.claims_a_name()).map(|it| it.name).collect();
+        let likely = |id: &ResourceId| match id.kind {
+            Kind::Node if always.contains(&id.name.as_str()) => 1.0,
+            Kind::Allow => 0.4,
+            Kind::Network | Kind::Node | Kind::Group | Kind::Dns | Kind::AccessKey | Kind::Test => 0.7,
+        };
+        let declared = each(ids(), |id| object(id.clone(), likely(&id)));
+        let declared = declared.prop_map(|declared| snapshot(&declared.into_iter().collect()));
+        (Just(members), vec(declared, length)).prop_map(|(members, declared)| Series { members, declared })
+    })
+}
+
+/// All of these.
+fn each<T, S>(of: Vec<T>, strategy: impl Fn(T) -> S) -> Vec<S> {
+    of.into_iter().map(strategy).collect()
 }
 
 /// Every id that may be declared.
@@ -142,7 +193,7 @@ fn object(id: ResourceId, likely: f64) -> BoxedStrategy<Declared> {
             unreachable!("neither is in Views, and no draft has one")
         }
     };
-    let body = if id.kind == Kind::Network {
+    let body = if id.kind == Kind::Network || likely >= 1.0 {
         body.prop_map(Some).boxed()
     } else {
         option::weighted(likely, body).boxed()
@@ -159,7 +210,7 @@ fn network_body() -> impl Strategy<Value = Value> {
         (Some(json!("10.40.0.0/28")), Some(ipv6)),
     ]);
     let acl = prop_oneof![5 => Just("deny"), 1 => Just("allow")];
-    let hub = option::weighted(0.35, select(&DECLARED[..2]));
+    let hub = option::weighted(0.5, select(&DECLARED[..2]));
     (ranges, acl, hub, prop::bool::weighted(0.9)).prop_map(|((ipv4, ipv6), acl, hub, names)| {
         let hub = hub.map(Value::from);
         body([
@@ -236,11 +287,12 @@ fn body<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
 }
 
 fn join(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Event> {
-    (name, subsequence(&TAGS[..], 0..=2), any::<bool>()).prop_map(|(name, tags, claims)| Event::Join {
-        name,
-        tags,
-        claims,
-    })
+    member(name).prop_map(Event::Join)
+}
+
+fn member(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Member> {
+    let rest = (subsequence(&TAGS[..], 0..=2), any::<bool>());
+    (name, rest).prop_map(|(name, (tags, claims))| Member { name, tags, claims })
 }
 
 fn events() -> impl Strategy<Value = Event> {
@@ -263,7 +315,7 @@ impl History {
     pub fn without_rules(mut self) -> Self {
         let declared = self.events.iter_mut().filter_map(|event| match event {
             Event::Declare(declared) => Some(declared),
-            Event::Join { .. } | Event::Leave(_) | Event::Rekey(_) | Event::SwitchIpv6(_) => None,
+            Event::Join(_) | Event::Leave(_) | Event::Rekey(_) | Event::SwitchIpv6(_) => None,
         });
         for (id, body) in self.declared.iter_mut().chain(declared) {
             if let Some(body) = body.as_mut().filter(|_| id.kind == Kind::Network) {
@@ -327,7 +379,7 @@ impl State {
                 *inventory = reconcile(inventory, &next, &[], now()).ok()?;
                 *files = next;
             }
-            Event::Join { name, tags, claims } => {
+            Event::Join(Member { name, tags, claims }) => {
                 let id = id(name);
                 if inventory.node(&id).is_some() {
                     return None;
