@@ -72,10 +72,7 @@ fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, finding
             let Reference { text, name, .. } = reference;
             let words: Vec<_> = Kind::meant_by(reference.to).map(|kind| kind.to_string()).collect();
             let network = &id.network;
-            format!(
-                "`{field}` of {id} is {text:?}, but network {network} has no {} {name:?}",
-                listed(&words)
-            )
+            format!("`{field}` of {id} is {text:?}, but network {network} has no {} {name:?}", listed(&words))
         }
     };
     let help = match namesake(id, reference, world, findings) {
