@@ -300,12 +300,13 @@ mod tests {
                     .into(),
                 via,
                 class: Default::default(),
+                carries: false,
                 named: true,
             };
             view.peers.insert(format!("n{number}").parse().expect("a name"), Arc::new(peer));
         }
         for (range, via) in [("192.168.7.0/24", "n5"), ("192.168.8.0/24", "gone")] {
-            let route = Route { via: via.parse().expect("a name") };
+            let route = Route { via: via.parse().ok(), class: Default::default() };
             view.routes.insert(range.parse().expect("a range"), Arc::new(route));
         }
         let found: Vec<_> = reaches(&view, &view.tunnels())
