@@ -52,9 +52,6 @@ pub struct Mesh {
     carried: ByClass<Peer>,
     /// The class of each member.
     class_of: OrdMap<Name, ClassId>,
-    /// The tags of each member that has any, and the members with each tag; none if nothing distinguishes them.
-    tags_of: OrdMap<Name, Arc<BTreeSet<Name>>>,
-    tagged: OrdMap<Name, OrdSet<Name>>,
     /// What each class lets others open at its members; those that may open nothing are absent.
     access: OrdMap<ClassId, OrdMap<ClassId, Arc<Access>>>,
     /// The classes that a class may open something at, or that may at it.
@@ -128,8 +125,6 @@ impl Mesh {
             members: OrdMap::new(),
             carried: OrdMap::new(),
             class_of: OrdMap::new(),
-            tags_of: OrdMap::new(),
-            tagged: OrdMap::new(),
             access: OrdMap::new(),
             near: OrdMap::new(),
             interfaces: OrdMap::new(),
@@ -200,7 +195,7 @@ impl Mesh {
             }
             if policy != *self.policy {
                 mesh.policy = Arc::new(policy);
-                nodes.extend(self.moved_by(&mesh.policy, inventory));
+                nodes.extend(self.moved_by(&mesh.policy, declared, inventory));
             }
         }
         if !self.ways.is_empty() {
@@ -273,12 +268,20 @@ impl Mesh {
         self.ways = ways;
     }
 
-    /// The members that other rules put into another class.
-    fn moved_by(&self, later: &Policy, inventory: &Inventory) -> BTreeSet<Name> {
+    /// The members that other rules put into another class. Those with a tag are looked for among all: to keep a
+    /// map from tags to members would cost each join more than this costs now and then.
+    fn moved_by(&self, later: &Policy, declared: &Snapshot, inventory: &Inventory) -> BTreeSet<Name> {
         let policy::Moved { names, tags, ranges } = later.moved_since(&self.policy);
-        let is_member = |name: &Name| self.class_of.contains_key(name);
-        let mut moved: BTreeSet<_> = names.into_iter().filter(is_member).collect();
-        moved.extend(tags.iter().filter_map(|tag| self.tagged.get(tag)).flatten().cloned());
+        let is_tagged = |with: &BTreeSet<Name>| tags.iter().any(|tag| with.contains(tag));
+        let mut moved = names;
+        if !tags.is_empty() {
+            let joined = inventory.nodes_in(&self.name).filter(|(_, joined)| is_tagged(&joined.tags));
+            moved.extend(joined.map(|(name, _)| name.clone()));
+            let declared = declared.entries_in(&self.name);
+            let given = declared.filter(|(_, entry)| entry.object.tags_given().is_some_and(is_tagged));
+            moved.extend(given.map(|(id, _)| id.name.clone()));
+        }
+        moved.retain(|name| self.class_of.contains_key(name));
         for range in ranges.into_iter().filter(|range| range.prefix_len() > 0) {
             let inside = inventory.addresses_from(&self.name, range.network());
             moved.extend(inside.take_while(|(it, _)| range.contains(it)).map(|(_, name)| name.clone()));
@@ -392,7 +395,7 @@ impl Mesh {
         let plain = !self.policy.is_restricted() && self.policy.is_plain() && !self.ways.has_relays();
         let tags = if plain { BTreeSet::new() } else { tags(Some(joined), declaration) };
         let through = self.ways.relay_of(node, &tags, &joined.addresses).cloned().map(Through::Relay);
-        let class = self.place(node, tags, &joined.addresses);
+        let class = self.place(node, &tags, &joined.addresses);
         let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
         let named = resolves && self.says_names_with_peers();
@@ -426,7 +429,7 @@ impl Mesh {
         let ClientStatus { addresses, created: _, expired: _ } = status;
         let ExternalClient { public_key, tags, .. } = client;
         let through = ways::through(client);
-        let class = self.place(name, tags.clone(), addresses);
+        let class = self.place(name, tags, addresses);
         let resolves = self.network.name_service && !self.is_entry(name, declared);
         let named = resolves && self.says_names_with_peers();
         let peer = Peer {
@@ -507,9 +510,8 @@ impl Mesh {
     }
 
     /// Finds the class of a member, and takes it out of the one that it was in.
-    fn place(&mut self, name: &Name, tags: BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> ClassId {
-        let class = self.policy.class(name, &tags, addresses);
-        self.tag(name, tags);
+    fn place(&mut self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> ClassId {
+        let class = self.policy.class(name, tags, addresses);
         self.enter(name, class)
     }
 
@@ -540,28 +542,8 @@ impl Mesh {
         }
     }
 
-    fn tag(&mut self, node: &Name, tags: BTreeSet<Name>) {
-        let before = self.tags_of.get(node).cloned().unwrap_or_default();
-        for tag in before.difference(&tags) {
-            let Some(nodes) = self.tagged.get_mut(tag) else { continue };
-            nodes.remove(node);
-            if nodes.is_empty() {
-                self.tagged.remove(tag);
-            }
-        }
-        for tag in tags.difference(&before) {
-            self.tagged.entry(tag.clone()).or_default().insert(node.clone());
-        }
-        if tags.is_empty() {
-            self.tags_of.remove(node);
-        } else if tags != *before {
-            self.tags_of.insert(node.clone(), Arc::new(tags));
-        }
-    }
-
     fn remove_member(&mut self, node: &Name, declared: &Snapshot) {
         self.take_out(node);
-        self.tag(node, BTreeSet::new());
         self.interfaces.remove(node);
         if !self.is_entry(node, declared) {
             self.forget_name(node);
@@ -581,12 +563,11 @@ impl Mesh {
         for (to_place, (to, receives)) in standings.iter().enumerate() {
             let mut row = OrdMap::new();
             for (from_place, (from, opens)) in standings.iter().enumerate() {
-                let rules = opens.shared_with(receives);
-                if rules.is_clear() {
+                if !opens.shares_with(receives) {
                     continue;
                 }
                 let judge = || Arc::new(self.policy.between(opens, receives));
-                row.insert(*from, known.entry(rules).or_insert_with(judge).clone());
+                row.insert(*from, known.entry(opens.shared_with(receives)).or_insert_with(judge).clone());
                 near[to_place].insert(from_place);
                 near[from_place].insert(to_place);
             }
@@ -743,8 +724,9 @@ pub fn is_let_in(client: &ExternalClient, status: &ClientStatus) -> bool {
 
 /// A node's tags: those of the key that it joined with, as they were then, and those of its declaration.
 pub fn tags(joined: Option<&Joined>, declaration: Option<&Node>) -> BTreeSet<Name> {
-    let own = joined.iter().flat_map(|joined| &joined.tags);
-    own.chain(declaration.iter().flat_map(|node| &node.tags)).cloned().collect()
+    let mut tags = joined.map(|joined| joined.tags.clone()).unwrap_or_default();
+    tags.extend(declaration.iter().flat_map(|node| &node.tags).cloned());
+    tags
 }
 
 /// What is declared of a node: its own settings, else its network's.

@@ -43,49 +43,47 @@ fn main() {
     let networks = ["allow", "deny"].map(|acl| world(acl, nodes, rules));
     let meshes = networks.each_ref().map(compile);
     println!("{nodes} nodes, {rules} rules, {} classes\n", meshes[1].classes().count());
-    println!("| | `acl \"allow\"` | `acl \"deny\"` |");
-    println!("| --- | --- | --- |");
-    row(
-        "compiling",
-        networks.each_ref().map(|world| Some(median((0..11).map(|_| timed(|| compile(world))).collect()))),
-    );
+    println!("| | `acl \"allow\"` | `acl \"deny\"` | limit |");
+    println!("| --- | --- | --- | --- |");
+    let compiling = |world: &World| Some(median((0..11).map(|_| timed(|| compile(world))).collect()));
+    row("compiling", networks.each_ref().map(compiling), "60 ms");
     let joins: Change = |world, round| join(world, 20_000 + round);
-    let changes: [(&str, bool, Change); 6] = [
-        ("a node joins", true, joins),
-        ("a node joins as the first of its class", false, |world, round| {
+    let changes: [(&str, bool, &str, Change); 6] = [
+        ("a node joins", true, "10 µs", joins),
+        ("a node joins as the first of its class", false, "", |world, round| {
             put_node(world, 20_000 + round, [tag("role-0"), tag("role-1"), tag("role-2")]);
         }),
-        ("a rule between known sides", false, |world, round| {
+        ("a rule between known sides", false, "2 ms", |world, round| {
             rule(world, "more", [&side(3 + round % 20), &side(30 + round % 17)], 1);
         }),
-        ("a rule with a side that is new", false, |world, round| {
+        ("a rule with a side that is new", false, "", |world, round| {
             rule(world, "more", [&format!("n{round}"), &side(30 + round % 17)], 1);
         }),
-        ("a group gets one more node", false, |world, round| group(world, round % GROUPS, Some(round))),
-        ("a group gets one more role", false, |world, round| {
+        ("a group gets one more node", false, "", |world, round| group(world, round % GROUPS, Some(round))),
+        ("a group gets one more role", false, "", |world, round| {
             let (place, role) = (round % GROUPS, (round * 3 + 7) % ROLES);
             let tags =
                 [place * 3, place * 3 + 1, place * 3 + 2, role].map(|role| format!(r#""role-{role}""#));
             declare(world, &format!("corp/group/g{place}"), &format!(r#"{{"tags":[{}]}}"#, tags.join(",")));
         }),
     ];
-    for (what, both, change) in changes {
+    for (what, both, limit, change) in changes {
         let change = |world: &mut World, round: usize| change(world, u32::try_from(round).expect("few"));
         let cost = |place: usize| Some(followed(&meshes[place], &networks[place], change));
-        row(&format!("following: {what}"), [both.then(|| cost(0)).flatten(), cost(1)]);
+        row(&format!("following: {what}"), [both.then(|| cost(0)).flatten(), cost(1)], limit);
     }
-    row("a plan of one more rule, with reachability", [None, Some(planned(&networks[1]))]);
+    row("a plan of one more rule, with reachability", [None, Some(planned(&networks[1]))], "1 s");
     sent("every node's update after", &networks[1], &meshes[1], &changes);
-    println!("\n{kept} kept for each of {REMEMBERED} remembered joins");
+    println!("\nKept for {REMEMBERED} remembered joins: {kept}");
 }
 
-fn row(what: &str, times: [Option<Duration>; 2]) {
+fn row(what: &str, times: [Option<Duration>; 2], limit: &str) {
     let cell = |time: Option<Duration>| match time.map(|time| time.as_secs_f64() * 1e3) {
         Some(millis) if millis >= 1.0 => format!("{millis:.1} ms"),
         Some(millis) => format!("{:.1} µs", millis * 1e3),
         None => String::new(),
     };
-    println!("| {what} | {} | {} |", cell(times[0]), cell(times[1]));
+    println!("| {what} | {} | {} | {limit} |", cell(times[0]), cell(times[1]));
 }
 
 fn tag(text: &str) -> Name {
@@ -166,10 +164,10 @@ fn planned(world: &World) -> Duration {
 
 /// Prints what nodes are sent after each change: how many hear of it, and the largest update as it travels,
 /// signature included.
-fn sent(what: &str, before: &World, mesh: &Mesh, changes: &[(&str, bool, Change)]) {
+fn sent(what: &str, before: &World, mesh: &Mesh, changes: &[(&str, bool, &str, Change)]) {
     println!("\n| {what} | nodes that hear of it | bytes, median | bytes, at most | encoding all |");
     println!("| --- | --- | --- | --- | --- |");
-    for (what, _, change) in changes {
+    for (what, _, _, change) in changes {
         let mut after = before.clone();
         change(&mut after, 1);
         let later = follow(mesh, before, &after);
@@ -210,7 +208,7 @@ fn signed(node: &Name, body: SignedBody) -> usize {
     body.sign(header, &from_seed(&[1; 32])).encoded_len()
 }
 
-/// What following joins one after the other adds to this program's memory for each mesh that is kept.
+/// What following joins one after the other adds to this program's memory, where each mesh is kept.
 fn remembered(world: &World) -> String {
     let (mut world, mut meshes) = (world.clone(), vec![compile(world)]);
     let before = resident();
@@ -221,9 +219,9 @@ fn remembered(world: &World) -> String {
         world = after;
     }
     let kept = resident() - before;
-    let each = kept / u64::from(REMEMBERED);
     drop(meshes);
-    format!("{:.1} KiB", each as f64 / 1024.0)
+    let kibibytes = kept as f64 / 1024.0;
+    format!("{:.1} MiB, {:.1} KiB for each", kibibytes / 1024.0, kibibytes / f64::from(REMEMBERED))
 }
 
 /// The resident set of this program, in bytes.

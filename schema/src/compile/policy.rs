@@ -138,6 +138,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Whether there are any [`Self::shared_with`] another: cheaper than asking which.
+    pub fn shares_with(&self, to: &Self) -> bool {
+        !self.from.is_disjoint(&to.to)
+    }
+
     /// The rules by which members of this standing may open something at those of another.
     pub fn shared_with(&self, to: &Self) -> FixedBitSet {
         let mut rules = self.from.clone();
@@ -404,13 +409,6 @@ impl ChangedRules<'_> {
     /// Whether none did.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// Whether any of them is about what members of a class may open at members of another.
-    pub fn concern(&self, from: &Class, to: &Class) -> bool {
-        let concerns =
-            |(policy, rule): &(&Policy, &Rule)| policy.begins(rule.from, from) && Policy::meets(rule.to, to);
-        self.0.iter().any(concerns)
     }
 
     /// For each of them the classes on the side of `from`, and those on the side of `to`.

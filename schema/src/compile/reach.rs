@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Mesh;
 use super::members::members;
 use super::paths::{Party, Paths, Place};
-use super::policy::{self, Class, Policy};
+use super::policy::{self, ChangedRules, Class, Policy};
 use super::ways::{self, Through};
 use crate::access::{Access, Protocol};
 use crate::inventory::{Away, Inventory, NodeId};
@@ -386,28 +386,19 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
     let changed = same_rules
         .filter(|(was, is)| was.is_restricted() == is.is_restricted() && then.carries_as(&now))
         .map(|(was, is)| is.changed_since(was));
-    // What is neither of another situation nor concerned by a rule that changed is as it was.
-    let stays = |group: &Group<'_>| group.0 == group.1;
-    let as_it_was = |from: &Group<'_>, to: &Group<'_>| {
-        let classes = from.1.zip(to.1).map(|(from, to)| (&from.class, &to.class));
-        let concerned =
-            classes.zip(changed.as_ref()).is_none_or(|((from, to), rules)| rules.concern(from, to));
-        stays(from) && stays(to) && !concerned
-    };
+    let pairs = concerned(&groups, changed.as_ref());
     let mut changes = Vec::new();
     for once_joined in [false, true] {
         for direction in [Direction::Lost, Direction::Gained] {
             let mut moved = Vec::new();
-            for from in groups.keys() {
-                for to in groups.keys().filter(|to| !as_it_was(from, to)) {
-                    let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
-                    let differs = match direction {
-                        Direction::Lost => was.without(&is),
-                        Direction::Gained => is.without(&was),
-                    };
-                    if !differs.is_nothing() {
-                        moved.push((from, to, differs));
-                    }
+            for (from, to) in &pairs {
+                let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
+                let differs = match direction {
+                    Direction::Lost => was.without(&is),
+                    Direction::Gained => is.without(&was),
+                };
+                if !differs.is_nothing() {
+                    moved.push((*from, *to, differs));
                 }
             }
             let (here, moment) = match direction {
@@ -455,6 +446,26 @@ fn join_directions(lines: &mut Vec<ReachChange>) {
         }
     }
     *lines = joined;
+}
+
+/// The pairs of groups between which anything can differ, in order: either is of another situation than
+/// before, or a rule that changed is about them; absent: any rule may have.
+fn concerned<'g, 'a>(
+    groups: &'g Groups<'a>,
+    changed: Option<&ChangedRules<'_>>,
+) -> Vec<(&'g Group<'a>, &'g Group<'a>)> {
+    let all: Vec<&Group<'_>> = groups.keys().collect();
+    let every = || 0..all.len();
+    // By their places, since to compare situations costs more.
+    let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for moved in every().filter(|place| changed.is_none() || all[*place].0 != all[*place].1) {
+        pairs.extend(every().flat_map(|other| [(moved, other), (other, moved)]));
+    }
+    let classes = all.iter().enumerate().filter_map(|(place, group)| Some((place, &group.1?.class)));
+    for (from, to) in changed.into_iter().flat_map(|rules| rules.sides(classes.clone())) {
+        pairs.extend(from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))));
+    }
+    pairs.into_iter().map(|(from, to)| (all[from], all[to])).collect()
 }
 
 /// A line in which direction and cause are not decided yet.

@@ -8,6 +8,7 @@ use schema::view::{Forward, Route};
 
 use super::*;
 use crate::forwarding::{ALL, Key, Switch, Switches};
+use crate::host::Host as _;
 
 /// A View of a gateway, to 192.168.10.0/24 and to everything.
 fn gateway() -> View {
