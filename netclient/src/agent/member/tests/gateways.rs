@@ -1,7 +1,6 @@
 //! A node that forwards to what is outside of its network: what its host is switched to, what it says that it does
 //! not carry, and that everything is put back.
 
-use crate::host::Host as _;
 use std::collections::BTreeSet;
 
 use schema::view::{Forward, Route};
