@@ -260,7 +260,7 @@ fn object(id: ResourceId, likely: f64, names: &'static [&'static str]) -> BoxedS
             group_body(&GROUPS[place + 1..], &names[DECLARED.len()..]).boxed()
         }
         Kind::Allow => rule_body(names).boxed(),
-        Kind::Dns => entry_body().boxed(),
+        Kind::Dns => entry_body(names).boxed(),
         Kind::Egress => egress_body(names).boxed(),
         Kind::Ingress => ingress_body().boxed(),
         Kind::ExternalClient => client_body(place(&CLIENTS, &id), names).boxed(),
@@ -409,8 +409,8 @@ fn selector(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     ]
 }
 
-fn entry_body() -> impl Strategy<Value = Value> {
-    let inside = select([&DECLARED[..], &UNDECLARED[..], &ENTRIES[..]].concat());
+fn entry_body(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let inside = select([names, &UNDECLARED[..], &ENTRIES[..]].concat());
     prop_oneof![
         4 => select(&DECLARED[..]).prop_map(|node| json!({ "node": node })),
         4 => inside.prop_map(|name| json!({ "cname": format!("{name}.{NETWORK}") })),
