@@ -190,7 +190,7 @@ impl Mesh {
         let mut mesh = self.clone();
         if rules {
             let policy = Policy::compile(&self.name, network, declared);
-            if policy.is_restricted() != self.policy.is_restricted() {
+            if policy.is_restricted() != self.policy.is_restricted() || policy.moves_everybody(&self.policy) {
                 return anew();
             }
             if policy != *self.policy {

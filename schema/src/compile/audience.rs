@@ -241,8 +241,8 @@ impl Mesh {
         self.near.get(&class).into_iter().flatten().copied().collect()
     }
 
-    /// The classes whose members an audience knows: those that it may, and those whose traffic it carries or
-    /// may carry, with those whom they may know.
+    /// The classes whose members an audience knows: those that it may, and those whom they may know whose traffic
+    /// it carries or may carry.
     fn known_to(&self, audience: &Audience) -> BTreeSet<ClassId> {
         let everybody = !self.policy.is_restricted() || audience.carrier.as_ref() == self.hub();
         if everybody && (audience.carrier.is_some() || !self.policy.is_restricted()) {
@@ -250,7 +250,6 @@ impl Mesh {
         }
         let mut known: BTreeSet<ClassId> = self.near_to(audience.class).into_iter().collect();
         for class in self.carried_by(audience) {
-            known.insert(class);
             known.extend(self.near_to(class));
         }
         for (_, way) in self.ranges_through(audience) {
