@@ -18,7 +18,7 @@ use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
-use crate::filter::{self, Filter, FilterChanges, FilterStep};
+use crate::filter::{self, Filter, FilterChanges, FilterStep, Interval};
 use crate::forwarding::{Switch, Switches};
 use crate::gateways::Exit;
 use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
@@ -76,7 +76,7 @@ pub trait Host: Send + Sync {
         gone: &BTreeSet<IpAddr>,
         new: &BTreeSet<IpAddr>,
     ) -> Result<(), FirewallError>;
-    /// Keeps the table of a network with access rules as it should be; where anything is in doubt it is
+    /// Keeps the table of a network, of which there is a [`Filter`], as it should be; where anything is in doubt it is
     /// replaced whole. Blocks the caller.
     fn set_access(&self, filter: &Filter) -> Result<(), FirewallError>;
     /// Changes the table of an interface; [`FirewallError::Refused`] if it does not stand as it was set, even
@@ -220,10 +220,14 @@ impl System {
     }
 }
 
-/// Whether the maps of a table hold what they should; in doubt they do not.
+/// Whether the maps and sets of addresses of a table hold what they should; in doubt they do not.
 fn holds(table: &str, filter: &Filter) -> bool {
     let wanted = filter.members().iter().map(|(address, class)| (*address, Some(filter::chain(class))));
+    let holds = |(set, wanted): (&String, &Vec<Interval>)| {
+        elements::intervals(table, set).is_ok_and(|found| found == *wanted)
+    };
     elements::list(table).is_ok_and(|found| found.into_iter().eq(wanted))
+        && filter.intervals().iter().all(holds)
 }
 
 impl Host for System {
@@ -338,26 +342,29 @@ impl Host for System {
         let standing = standing.filter(|standing| standing.is_untouched(&self.own, &table));
         let Standing { mut content, mut structure, changes_by_others } =
             standing.ok_or_else(|| FirewallError::drifted(&table))?;
-        let steps = content.steps(changes);
+        let step = content.step(changes);
         // What was damaged meanwhile must not be taken for what was set.
-        let commands = steps.iter().any(|step| matches!(step, FilterStep::Commands(_)));
+        let commands = matches!(step, Some(FilterStep::Commands(_)));
         if commands && (structure.is_none() || structure != firewall::structure(&table)) {
             return Err(FirewallError::drifted(&table));
         }
         content.apply(changes);
-        for step in steps {
-            match step {
-                FilterStep::Table => firewall::load(&self.own, &table, &content.text())?,
-                FilterStep::Commands(commands) => firewall::change(&self.own, &table, &commands)?,
-                FilterStep::Elements { gone, new } => {
-                    elements::change(&self.own, &table, &gone, &new).map_err(|error| {
-                        let reason = error.to_string();
-                        FirewallError::Refused { table: table.clone(), reason }
-                    })?;
-                    continue;
-                }
+        match step {
+            None => {}
+            Some(FilterStep::Elements { gone, new }) => {
+                elements::change(&self.own, &table, &gone, &new).map_err(|error| {
+                    let reason = error.to_string();
+                    FirewallError::Refused { table: table.clone(), reason }
+                })?;
             }
-            structure = firewall::structure(&table);
+            Some(FilterStep::Table) => {
+                firewall::load(&self.own, &table, &content.text())?;
+                structure = firewall::structure(&table);
+            }
+            Some(FilterStep::Commands(commands)) => {
+                firewall::change(&self.own, &table, &commands)?;
+                structure = firewall::structure(&table);
+            }
         }
         access.insert(interface.to_owned(), Some(Standing { content, structure, changes_by_others }));
         Ok(())

@@ -183,15 +183,19 @@ impl PrivateKey {
         if metadata.mode() & 0o077 != 0 {
             return Err(ClientError::Open(path.into()));
         }
-        let not_key = || ClientError::NotKey(path.into());
         let text = Secret::new(fs::read(path).map_err(failed)?);
-        let decoded = Secret::new(STANDARD.decode(text.expose().trim_ascii()).map_err(|_| not_key())?);
+        Self::of_text(text.expose()).map(Some).ok_or_else(|| ClientError::NotKey(path.into()))
+    }
+
+    /// Reads a key as `wg genkey` prints it; nothing if it is none.
+    pub fn of_text(text: &[u8]) -> Option<Self> {
+        let decoded = Secret::new(STANDARD.decode(text.trim_ascii()).ok()?);
         let mut key = Secret::new([0; 32]);
         if decoded.expose().len() != key.expose().len() {
-            return Err(not_key());
+            return None;
         }
         key.expose_mut().copy_from_slice(decoded.expose());
-        Ok(Some(Self(key)))
+        Some(Self(key))
     }
 
     /// Writes the key into a new file that only its owner may use.
@@ -210,6 +214,11 @@ impl PrivateKey {
     pub fn public(&self) -> WireGuardKey {
         let secret = x25519_dalek::StaticSecret::from(*self.0.expose());
         WireGuardKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        self.0.expose()
     }
 
     /// The key as `wg genkey` prints it.

@@ -2,7 +2,9 @@
 //! to packets.
 //!
 //! ```text
-//! a ==== underlay ==== b
+//! a ==== underlay ==== b ---- lan 192.168.50.2, .9, fd50::2, fd50::1:9
+//!                      |  `-- other 192.168.60.2
+//!                      x, y: what they send goes through b
 //! ```
 //!
 //! The interface that b judges is that of the underlay: who opens what at whom needs no WireGuard. The whole
@@ -12,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use end_to_end::{eventually, in_runtime, text_of};
 use ipnet::IpNet;
@@ -21,10 +23,10 @@ use netclient::host::{Host as _, System};
 use netclient::outside::{Mark, Slot};
 use netclient::system::firewall::FirewallError;
 use netclient::system::watch::HostEvent;
-use nmplan::lab::{Host, Underlay, enter_test};
+use nmplan::lab::{Flow, Host, Listeners, Outcome, Pattern, Probe, Process, Service, Underlay, enter_test};
 use schema::access::{Access, ClassId, Ports, Protocol};
-use schema::scalars::{Seconds, WireGuardKey};
-use schema::view::{Interface, Peer, View, ViewDelta};
+use schema::scalars::{Name, Seconds, WireGuardKey};
+use schema::view::{Forward, Interface, Peer, Route, View, ViewDelta};
 
 fn class(name: &str) -> ClassId {
     ClassId::of(name.as_bytes())
@@ -432,5 +434,518 @@ fn what_is_published_is_judged_by_the_port_that_was_asked_for_and_nothing_else_i
         }
         b.within(|| system.remove_access("eth0")).expect("it is removed");
         assert!(opens(&a, published) && opens(&a, behind), "without the table");
+    });
+}
+
+/// How long a packet may take; what does not arrive by then does not.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// What every host answers.
+const SERVICES: [Service; 4] = [Service::Tcp(80), Service::Tcp(22), Service::Udp(53), Service::Icmp];
+
+fn udp(port: u16) -> Access {
+    Access::of(Some(Protocol::Udp), Some(Ports::from_iter([port..=port])))
+}
+
+fn range(text: &str) -> IpNet {
+    text.parse().expect("a range")
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// A View of b as a gateway: its own addresses are of the range of the underlay.
+fn gateway(b: &Host, access: &[(&str, Access)]) -> View {
+    let mut view = restricted(access);
+    let own = [(IpAddr::from(b.ipv4()), 16), (b.ipv6().into(), 48)];
+    view.interface.addresses = own.map(|(it, length)| IpNet::new(it, length).expect("a length")).into();
+    view.interface.forward = true;
+    view
+}
+
+fn forward(view: &mut View, egress: &str, nat: bool, ranges: &[(&str, &str)]) {
+    let ranges = ranges.iter().map(|(it, of)| (range(it), class(of))).collect();
+    let name: Name = egress.parse().expect("a name");
+    view.forwards.insert(name, Arc::new(Forward { ranges, interface: None, nat }));
+}
+
+fn guard(view: &mut View, of: &str, from: &[(&str, Access)]) {
+    let from = from.iter().map(|(from, access)| (class(from), access.clone())).collect();
+    view.guarded.insert(class(of), Arc::new(from));
+}
+
+fn put_host(view: &mut View, host: &Host, of: &str) {
+    put(view, host.name(), of, &[host.ipv4().into(), host.ipv6().into()]);
+}
+
+/// Has b carry a host as an external client.
+fn put_client(view: &mut View, host: &Host, of: &str) {
+    put_host(view, host, of);
+    let name: Name = host.name().parse().expect("good");
+    let client = Peer { via: Some(view.node.clone()), ..(*view.peers[&name]).clone() };
+    view.peers.insert(name, Arc::new(client));
+}
+
+/// The interface of the lab that leads to a host.
+fn cable(host: &Host) -> String {
+    let listed = run(&format!("ip -o route get {}", host.ipv4()));
+    listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned()
+}
+
+fn all(host: &Host, lines: &[&str]) {
+    host.within(|| lines.iter().for_each(|line| drop(run(line))));
+}
+
+/// Puts a host behind b, by an interface of b, with the first of these addresses of each family at b.
+async fn behind(b: &Host, host: &Host, interface: &str, at_b: [&str; 2], addresses: &[&str]) {
+    let mut sleep = host.command("sleep");
+    sleep.arg("60");
+    let mut holder: Process = host.start("sleep", sleep).expect("it starts");
+    let end = format!("{interface}-end");
+    let pid = holder.id().expect("it runs");
+    let cable = cable(b);
+    let mut outer = vec![format!("ip link add {interface} type veth peer name {end} netns {pid}")];
+    outer.extend(at_b.iter().map(|it| format!("ip address add {it} dev {interface} {}", nodad(it))));
+    outer.push(format!("ip link set {interface} up"));
+    let mut inner = vec!["ip link set eth0 down".to_owned()];
+    inner.extend(addresses.iter().map(|it| format!("ip address add {it} dev {end} {}", nodad(it))));
+    inner.push(format!("ip link set {end} up"));
+    for it in at_b {
+        let gateway = it.split('/').next().expect("an address");
+        inner.push(format!("ip route replace default via {gateway}"));
+        run(&format!("ip route add {} dev {cable}", range(it).trunc()));
+    }
+    let texts = |lines: &[String], host: &Host| {
+        all(host, &lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>());
+    };
+    texts(&outer, b);
+    texts(&inner, host);
+    holder.kill().await.expect("it is killed");
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        b.write(format!("/proc/sys/net/{switch}"), "1").expect("it can be written");
+    }
+}
+
+fn nodad(address: &str) -> &str {
+    if address.contains(':') { "nodad" } else { "" }
+}
+
+/// The network behind b that is forwarded to, and another one that is not.
+async fn two_networks(b: &Host, lan: &Host, other: &Host) -> [Listeners; 2] {
+    let addresses = ["192.168.50.2/24", "192.168.50.9/24", "fd50::2/64", "fd50::1:9/64"];
+    behind(b, lan, "eth1", ["192.168.50.1/24", "fd50::1/64"], &addresses).await;
+    behind(b, other, "eth2", ["192.168.60.1/24", "fd60::1/64"], &["192.168.60.2/24", "fd60::2/64"]).await;
+    [serve(lan), serve(other)]
+}
+
+/// Has a host answer.
+fn serve(host: &Host) -> Listeners {
+    host.listen(&[ip("0.0.0.0"), ip("::")], SERVICES).expect("it listens")
+}
+
+/// What of [`SERVICES`] a host may open at an address, in their order: `1` or `0`.
+async fn opened(from: &Host, to: IpAddr) -> String {
+    let probes = SERVICES.map(|service| Probe { to, service });
+    let outcomes = from.probe_all(&probes, PATIENCE).await.expect("it has sockets");
+    let digit = |outcome: Outcome| match outcome {
+        Outcome::Answered(_) => '1',
+        Outcome::Nothing => '0',
+        Outcome::Refused => 'R',
+    };
+    outcomes.into_iter().map(digit).collect()
+}
+
+/// Traffic of both protocols that is asked for, and that is sent unasked.
+async fn flows(from: &Host, to: IpAddr) -> Vec<Flow> {
+    let mut all = Vec::new();
+    for service in [Service::Tcp(80), Service::Udp(53)] {
+        for pattern in [Pattern::Asked, Pattern::Pushed] {
+            let flow = from.flow(to, service, pattern, 4 * PATIENCE).await;
+            all.push(flow.unwrap_or_else(|error| panic!("{service} {pattern:?} to {to}: {error}")));
+        }
+    }
+    all
+}
+
+/// Whether each of them goes on, from a moment on.
+async fn go_on(flows: &[Flow], since: Instant) -> Vec<bool> {
+    // What was on its way has arrived by then.
+    let from = since + PATIENCE / 5;
+    tokio::time::sleep(2 * PATIENCE).await;
+    flows.iter().map(|flow| flow.timeline().heard_between(from, Instant::now())).collect()
+}
+
+#[test]
+fn a_gateway_judges_what_is_opened_at_its_ranges_and_is_no_way_into_others() {
+    if !enter_test("a_gateway_judges_what_is_opened_at_its_ranges_and_is_no_way_into_others") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let mut hosts = Vec::new();
+        for name in ["a", "b", "stranger", "lan", "other"] {
+            hosts.push(underlay.host(name).await.expect("a host"));
+        }
+        let [a, b, stranger, lan, other] = &hosts[..] else { panic!("five hosts") };
+        let [heard, _other] = two_networks(b, lan, other).await;
+        let _a = serve(a);
+        let foreign = "table inet foreign {\n  chain post { type nat hook postrouting priority srcnat; \
+                       policy accept; }\n  chain pass { type filter hook forward priority filter; policy \
+                       accept; iifname \"eth9\" drop\n }\n}\n";
+        let file = b.directory().join("foreign");
+        std::fs::write(&file, foreign).expect("written");
+        all(b, &[&format!("nft -f {}", file.display())]);
+        let listed = || b.within(|| run("nft list table inet foreign"));
+        let untouched = listed();
+        let system = System::default();
+        for nat in [true, false] {
+            let mut view = gateway(b, &[]);
+            put_host(&mut view, a, "web");
+            let ranges = [
+                ("192.168.50.0/24", "lan"),
+                ("192.168.50.8/29", "printers"),
+                ("fd50::/64", "lan"),
+                ("fd50::1:0/112", "printers"),
+            ];
+            forward(&mut view, "office", nat, &ranges);
+            guard(&mut view, "lan", &[("web", tcp(80).or(&udp(53)))]);
+            let printers = tcp(22).or(&Access::of(Some(Protocol::Icmp), None));
+            guard(&mut view, "printers", &[("web", printers)]);
+            b.within(|| system.set_access(&filter(&view))).expect("it is set");
+            for (to, expected) in [
+                ("192.168.50.2", "1010"),
+                ("192.168.50.9", "0101"),
+                ("fd50::2", "1010"),
+                ("fd50::1:9", "0101"),
+                // Its own address there, and what it does not forward to.
+                ("192.168.50.1", "0000"),
+                ("fd50::1", "0000"),
+                ("192.168.60.2", "0000"),
+                ("fd60::2", "0000"),
+            ] {
+                assert_eq!(opened(a, ip(to)).await, expected, "{to}, nat {nat}");
+                assert_eq!(opened(stranger, ip(to)).await, "0000", "{to} by a stranger, nat {nat}");
+            }
+            let from: Vec<_> = heard.heard().iter().map(|it| it.from.ip()).collect();
+            let seen = |it: IpAddr| from.contains(&it);
+            assert!(seen(ip("192.168.50.1")) && seen(ip("fd50::1")), "{from:?}");
+            assert_eq!(seen(a.ipv4().into()) && seen(a.ipv6().into()), !nat, "{from:?}");
+            // What is behind the gateway opens at members is judged by them.
+            assert_eq!(opened(lan, a.ipv4().into()).await, "1111");
+            assert_eq!(opened(other, a.ipv6().into()).await, "1111");
+
+            for to in ["192.168.50.2", "fd50::2"] {
+                let flows = flows(a, ip(to)).await;
+                let mut revoked = view.clone();
+                guard(&mut revoked, "lan", &[]);
+                b.within(|| system.change_access("eth0", &changes(&view, &revoked))).expect("it is changed");
+                assert_eq!(go_on(&flows, Instant::now()).await, [false; 4], "{to}, nat {nat}");
+                assert_eq!(opened(a, ip("192.168.50.9")).await, "0101", "another part of the range");
+                b.within(|| system.change_access("eth0", &changes(&revoked, &view))).expect("it is changed");
+                assert_eq!(opened(a, ip(to)).await, "1010", "{to}, nat {nat}");
+            }
+
+            // What nobody knows the opener of does not go on by what the other side sends.
+            let pushed = a.flow(ip("192.168.50.2"), Service::Tcp(80), Pattern::Pushed, 4 * PATIENCE).await;
+            let pushed = [pushed.expect("it begins")];
+            guard(&mut view, "lan", &[]);
+            b.within(|| system.set_access(&filter(&view))).expect("it is set");
+            end_to_end::filter::forget_connections(b);
+            assert_eq!(go_on(&pushed, Instant::now()).await, [false], "nat {nat}");
+
+            // Without access rules everything may be opened there, and nothing elsewhere.
+            view.interface.restricted = false;
+            view.guarded.clear();
+            b.within(|| system.set_access(&filter(&view))).expect("it is set");
+            for (to, expected) in [
+                ("192.168.50.2", "1111"),
+                ("fd50::1:9", "1111"),
+                ("192.168.60.2", "0000"),
+                ("fd60::2", "0000"),
+            ] {
+                assert_eq!(opened(a, ip(to)).await, expected, "{to}, nat {nat}");
+            }
+            // The route of the host decides where no interface is named; another one is none of the egress.
+            let elsewhere = Forward { interface: "eth2".parse().ok(), ..(*view.forwards[&office()]).clone() };
+            view.forwards.insert(office(), Arc::new(elsewhere));
+            b.within(|| system.set_access(&filter(&view))).expect("it is set");
+            assert_eq!(opened(a, ip("192.168.50.2")).await, "0000");
+        }
+        assert_eq!(listed(), untouched);
+        assert!(b.within(|| system.remove_access("eth0")).expect("it is removed"));
+        assert_eq!(b.within(|| run("nft list ruleset")), untouched);
+    });
+}
+
+fn office() -> Name {
+    "office".parse().expect("a name")
+}
+
+#[test]
+fn hosts_of_a_range_are_judged_by_who_they_open_at_as_of_the_longest_range() {
+    if !enter_test("hosts_of_a_range_are_judged_by_who_they_open_at_as_of_the_longest_range") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let mut hosts = Vec::new();
+        for name in ["a", "b", "lan", "other"] {
+            hosts.push(underlay.host(name).await.expect("a host"));
+        }
+        let [a, b, lan, other] = &hosts[..] else { panic!("four hosts") };
+        let _served = two_networks(b, lan, other).await;
+        let _a = serve(a);
+        let system = System::default();
+        let mut view = gateway(a, &[("lan", tcp(80).or(&udp(53)))]);
+        view.interface.forward = false;
+        for (it, of) in [
+            ("192.168.50.0/24", "lan"),
+            ("192.168.50.8/29", "printers"),
+            ("fd50::/64", "lan"),
+            ("fd50::1:0/112", "printers"),
+            ("0.0.0.0/0", "lan"),
+        ] {
+            let route = Route { via: "b".parse().ok(), class: class(of) };
+            view.routes.insert(range(it), Arc::new(route));
+        }
+        a.within(|| system.set_access(&filter(&view))).expect("it is set");
+        let own: [IpAddr; 2] = [a.ipv4().into(), a.ipv6().into()];
+        for own in own {
+            assert_eq!(opened(lan, own).await, "1010", "{own}");
+            assert_eq!(opened(other, own).await, "0000", "{own}: a way to everything is no source");
+        }
+        let mut going = flows(lan, own[0]).await;
+        going.extend(flows(lan, own[1]).await);
+        let mut revoked = view.clone();
+        revoked.access.clear();
+        a.within(|| system.change_access("eth0", &changes(&view, &revoked))).expect("it is changed");
+        assert_eq!(go_on(&going, Instant::now()).await, [false; 8]);
+        a.within(|| system.change_access("eth0", &changes(&revoked, &view))).expect("it is changed");
+
+        // The same host by its addresses in the part.
+        all(lan, &["ip route replace default via 192.168.50.1 src 192.168.50.9"]);
+        all(lan, &["ip route replace default via fd50::1 src fd50::1:9"]);
+        for own in own {
+            assert_eq!(opened(lan, own).await, "0000", "{own}");
+        }
+        let mut moved = view.clone();
+        for it in ["192.168.50.8/29", "fd50::1:0/112"] {
+            moved.routes.remove(&range(it));
+        }
+        a.within(|| system.change_access("eth0", &changes(&view, &moved))).expect("it is changed");
+        for own in own {
+            assert_eq!(opened(lan, own).await, "1010", "{own}: it is of the wider range now");
+        }
+    });
+}
+
+#[test]
+fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
+    if !enter_test("an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let mut hosts = Vec::new();
+        for name in ["a", "b", "lan", "other", "x", "y"] {
+            hosts.push(underlay.host(name).await.expect("a host"));
+        }
+        let [a, b, lan, other, x, y] = &hosts[..] else { panic!("six hosts") };
+        let _served = two_networks(b, lan, other).await;
+        let _all = [a, x, y].map(serve);
+        // What these hosts send goes through b, which sends it back by the interface that it came from.
+        let through = cable(b);
+        for family in ["-4", "-6"] {
+            run(&format!("ip {family} route add default dev {through} table 100"));
+            for host in [a, x, y] {
+                run(&format!("ip {family} rule add iif {} lookup 100", cable(host)));
+            }
+        }
+        let filters = |interface: &str| format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+        for interface in ["all", &*through] {
+            std::fs::write(filters(interface), "0").expect("it can be written");
+        }
+        for interface in ["all", "eth0"] {
+            let redirects = format!("/proc/sys/net/ipv4/conf/{interface}/send_redirects");
+            b.write(redirects, "0").expect("it can be written");
+        }
+
+        let system = System::default();
+        let mut view = gateway(b, &[("web", tcp(22))]);
+        put_host(&mut view, a, "web");
+        put_client(&mut view, x, "phone");
+        let ranges = [("192.168.50.0/24", "lan"), ("fd50::/64", "lan")];
+        forward(&mut view, "office", true, &ranges);
+        guard(&mut view, "phone", &[("web", tcp(80).or(&udp(53))), ("phone", udp(53)), ("lan", tcp(22))]);
+        guard(&mut view, "lan", &[("phone", tcp(80))]);
+        b.within(|| system.set_access(&filter(&view))).expect("it is set");
+        // One more client.
+        let mut more = view.clone();
+        put_client(&mut more, y, "phone");
+        b.within(|| system.change_access("eth0", &changes(&view, &more))).expect("it is changed");
+        let of = |host: &Host| -> [IpAddr; 2] { [host.ipv4().into(), host.ipv6().into()] };
+        for (from, at, expected) in [
+            (a, of(x), "1010"),
+            (a, of(y), "1010"),
+            (x, of(y), "0010"),
+            (y, of(x), "0010"),
+            (lan, of(x), "0100"),
+            (other, of(x), "0000"),
+            // Judged where it arrives.
+            (x, of(a), "1111"),
+            (x, [ip("192.168.50.2"), ip("fd50::2")], "1000"),
+            (x, [ip("192.168.60.2"), ip("fd60::2")], "0000"),
+            (a, [ip("192.168.50.2"), ip("fd50::2")], "0000"),
+            // At the node itself.
+            (x, of(b), "0000"),
+        ] {
+            for to in at {
+                assert_eq!(opened(from, to).await, expected, "{} to {to}", from.name());
+            }
+        }
+
+        for family in [0, 1] {
+            let judged = flows(a, of(x)[family]).await;
+            let arriving = flows(x, of(a)[family]).await;
+            let mut revoked = more.clone();
+            guard(&mut revoked, "phone", &[("phone", udp(53))]);
+            b.within(|| system.change_access("eth0", &changes(&more, &revoked))).expect("it is changed");
+            let since = Instant::now();
+            assert_eq!(go_on(&judged, since).await, [false; 4]);
+            assert_eq!(go_on(&arriving, since).await, [true; 4], "what the client opened goes on");
+            b.within(|| system.change_access("eth0", &changes(&revoked, &more))).expect("it is changed");
+        }
+
+        // A client goes: so does what it opened at the range.
+        let flow = x.flow(ip("192.168.50.2"), Service::Tcp(80), Pattern::Asked, 4 * PATIENCE).await;
+        let flow = [flow.expect("it begins")];
+        let mut without = more.clone();
+        without.peers.remove(&"x".parse::<Name>().expect("a name"));
+        b.within(|| system.change_access("eth0", &changes(&more, &without))).expect("it is changed");
+        assert_eq!(go_on(&flow, Instant::now()).await, [false]);
+        assert_eq!(opened(y, ip("192.168.50.2")).await, "1000", "the other client");
+    });
+}
+
+#[test]
+fn a_gateway_s_table_changes_in_place_and_drift_is_found() {
+    if !enter_test("a_gateway_s_table_changes_in_place_and_drift_is_found") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let b = underlay.host("b").await.expect("a host");
+        let file = b.directory().join("ruleset");
+        b.within(|| {
+            let mut views = vec![gateway(&b, &[("web", tcp(80))])];
+            let then = |views: &mut Vec<View>, change: &dyn Fn(&mut View)| {
+                let mut view = views.last().expect("there is one").clone();
+                change(&mut view);
+                views.push(view);
+            };
+            let client = |view: &mut View, name: &str, address: &str| {
+                put(view, name, "phone", &[ip(address)]);
+                let name: Name = name.parse().expect("good");
+                let client = Peer { via: Some(view.node.clone()), ..(*view.peers[&name]).clone() };
+                view.peers.insert(name, Arc::new(client));
+            };
+            let route = |view: &mut View, it: &str, of: &str| {
+                view.routes.insert(range(it), Arc::new(Route { via: "r".parse().ok(), class: class(of) }));
+            };
+            then(&mut views, &|view| put(view, "m", "web", &[ip("198.18.7.7"), ip("2001:2::7:7")]));
+            then(&mut views, &|view| {
+                forward(view, "office", true, &[("192.168.50.0/24", "lan"), ("fd50::/64", "lan")]);
+                guard(view, "lan", &[("web", tcp(22)), ("ops", Access::everything())]);
+            });
+            then(&mut views, &|view| put(view, "o", "ops", &[ip("198.18.7.8")]));
+            then(&mut views, &|view| {
+                guard(view, "phone", &[("web", Access::everything().without(&tcp(22)))]);
+                client(view, "x", "198.18.9.1");
+            });
+            then(&mut views, &|view| client(view, "y", "198.18.9.2"));
+            then(&mut views, &|view| client(view, "z", "198.18.9.3"));
+            then(&mut views, &|view| drop(view.peers.remove(&"y".parse::<Name>().expect("a name"))));
+            then(&mut views, &|view| route(view, "10.0.0.0/8", "web"));
+            then(&mut views, &|view| route(view, "10.1.0.0/16", "nobody"));
+            then(&mut views, &|view| route(view, "10.1.2.0/24", "ops"));
+            then(&mut views, &|view| route(view, "fd77::/16", "web"));
+            then(&mut views, &|view| {
+                forward(
+                    view,
+                    "office",
+                    true,
+                    &[("192.168.50.0/24", "lan"), ("192.168.50.8/29", "printers"), ("fd50::/64", "lan")],
+                );
+                guard(view, "printers", &[("web", tcp(631))]);
+            });
+            then(&mut views, &|view| {
+                forward(view, "exit", false, &[("0.0.0.0/0", "world"), ("::/0", "world")])
+            });
+            then(&mut views, &|view| {
+                guard(view, "world", &[("ops", Access::everything()), ("web", tcp(443))])
+            });
+            then(&mut views, &|view| drop(view.routes.remove(&range("10.1.0.0/16"))));
+            then(&mut views, &|view| drop(view.access.remove(&class("web"))));
+            then(&mut views, &|view| drop(view.guarded.remove(&class("world"))));
+            let whole = views.len() - 1;
+            then(&mut views, &|view| {
+                view.forwards.clear();
+                view.guarded.clear();
+                view.routes.clear();
+            });
+            let there_and_back: Vec<_> = views.iter().chain(views.iter().rev().skip(1)).collect();
+
+            let sorted = |text: &str| {
+                let split = text.split([' ', ',', '\n', '\t']).filter(|it| !it.is_empty());
+                let mut words: Vec<_> = split.map(String::from).collect();
+                words.sort();
+                words
+            };
+            let [system, anew] = [System::default(), System::default()];
+            system.set_access(&filter(&views[0])).expect("it is set");
+            for (number, pair) in there_and_back.windows(2).enumerate() {
+                let [before, after] = pair else { panic!("two") };
+                system
+                    .change_access("eth0", &changes(before, after))
+                    .unwrap_or_else(|error| panic!("change {number}: {error}"));
+                let followed = listed();
+                let handles = run("nft -a list table inet nm-access-eth0");
+                system.set_access(&filter(after)).expect("it stands");
+                let stands = run("nft -a list table inet nm-access-eth0");
+                assert_eq!(stands, handles, "change {number}: what stands is not replaced");
+                run("nft delete table inet nm-access-eth0");
+                anew.set_access(&filter(after)).expect("it is set");
+                assert_eq!(sorted(&listed()), sorted(&followed), "change {number}");
+                system.set_access(&filter(after)).expect("it is set");
+            }
+
+            let view = &views[whole];
+            system.set_access(&filter(view)).expect("it is set");
+            let kept = run("nft list ruleset");
+            std::fs::write(&file, &kept).expect("written");
+            run("nft flush ruleset");
+            run(&format!("nft -f {}", file.display()));
+            assert_eq!(run("nft list ruleset"), kept, "a user's nftables.conf may hold it");
+            let lan = class("lan");
+            for drift in [
+                "nft delete element inet nm-access-eth0 clients4 { 198.18.9.3 }".to_owned(),
+                "nft add element inet nm-access-eth0 clients4 { 198.18.9.4 }".to_owned(),
+                "nft flush set inet nm-access-eth0 out4_exit".to_owned(),
+                "nft add element inet nm-access-eth0 out4_exit { 198.18.0.0/16 }".to_owned(),
+                format!("nft delete element inet nm-access-eth0 to6_{lan} {{ fd50::/64 }}"),
+                "nft flush map inet nm-access-eth0 ranges4".to_owned(),
+                "nft add element inet nm-access-eth0 ranges6 { fd99::/16 : drop }".to_owned(),
+                "nft flush chain inet nm-access-eth0 masq".to_owned(),
+            ] {
+                system.set_access(&filter(view)).expect("it is set");
+                let right = listed();
+                run(&drift);
+                assert_ne!(sorted(&listed()), sorted(&right), "{drift}");
+                system.set_access(&filter(view)).expect("it is repaired");
+                assert_eq!(sorted(&listed()), sorted(&right), "{drift}");
+            }
+            assert!(system.remove_access("eth0").expect("it is removed"));
+            assert_eq!(run("nft list ruleset"), "");
+        });
     });
 }

@@ -1,4 +1,4 @@
-//! Elements of a table's maps, changed and listed by netlink: a change costs the same in a map of any size,
+//! Elements of a table's maps, changed and listed by netlink, and of its other sets, listed: a change costs the same in a map of any size,
 //! where a run of nft(8) reads the whole table first.
 //!
 //! One batch is one transaction in the kernel, which carries out all of it or nothing. It acts in the network
@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList, SetElementMessage,
-    Verdict, VerdictAttribute,
+    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags, SetElementList,
+    SetElementMessage, Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -25,7 +25,7 @@ use schema::access::ClassId;
 
 use super::netlink::messages;
 use super::own_tables::OwnTables;
-use crate::filter::{MAPS, chain, map};
+use crate::filter::{Interval, MAPS, chain, map};
 
 /// How many elements one attribute holds: its length is a number of 16 bits, and an element of IPv6 with the
 /// chain of a class has less than 100 bytes.
@@ -64,28 +64,85 @@ pub fn change(
 pub fn list(table: &str) -> io::Result<BTreeMap<IpAddr, Option<String>>> {
     let mut all = BTreeMap::new();
     for map in MAPS {
-        let message = NfTablesMessage::GetSetElement(of_map(table, map, Vec::new()));
-        let (socket, _) = open()?;
-        socket.send(&encode(message.into(), NetfilterProtoFamily::Inet, 0, NLM_F_DUMP, 0), 0)?;
-        'more: loop {
-            let (bytes, _) = socket.recv_from_full()?;
-            for answer in messages(&bytes) {
-                let payload = decode(answer)?.payload;
-                if let NetlinkPayload::InnerMessage(message) = payload {
-                    all.extend(elements(message));
-                } else if let NetlinkPayload::Error(error) = payload {
-                    return Err(error.to_io());
-                } else {
-                    break 'more;
-                }
-            }
+        all.extend(listed(table, map)?.into_iter().map(|Listed { address, chain, .. }| (address, chain)));
+    }
+    Ok(all)
+}
+
+/// What a set or map of intervals of a table holds, in order. An error also where it leads to what no filter
+/// does.
+pub fn intervals(table: &str, set: &str) -> io::Result<Vec<Interval>> {
+    let mut listed = listed(table, set)?;
+    // Where one ends and the next begins, the end comes first.
+    listed.sort_by_key(|it| (it.address, !it.is_end));
+    let mut all: Vec<Interval> = Vec::new();
+    let mut open = false;
+    for Listed { address, is_end, chain: to } in listed {
+        if let Some(interval) = all.last_mut().filter(|_| open) {
+            interval.last = before(address);
+        }
+        open = !is_end;
+        if open {
+            let class = to.map(|to| class_of(&to).ok_or_else(|| io::Error::other(to))).transpose()?;
+            all.push(Interval { first: address, last: last_of_all(address), class });
         }
     }
     Ok(all)
 }
 
+/// The class of a chain; absent: it is of none.
+fn class_of(chain: &str) -> Option<ClassId> {
+    chain.strip_prefix("c_")?.parse().ok()
+}
+
+/// The address before another one, which is none of the first: an interval that begins there has no end.
+fn before(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from(u32::from(address).saturating_sub(1)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address).saturating_sub(1)).into(),
+    }
+}
+
+/// The last address of a family.
+fn last_of_all(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::BROADCAST.into(),
+        IpAddr::V6(_) => Ipv6Addr::from(u128::MAX).into(),
+    }
+}
+
+/// An element as the kernel lists it.
+struct Listed {
+    address: IpAddr,
+    /// Whether it is the first address after an interval.
+    is_end: bool,
+    /// The chain that it leads to.
+    chain: Option<String>,
+}
+
+/// The elements of a set or a map, in no order.
+fn listed(table: &str, set: &str) -> io::Result<Vec<Listed>> {
+    let mut all = Vec::new();
+    let message = NfTablesMessage::GetSetElement(of_map(table, set, Vec::new()));
+    let (socket, _) = open()?;
+    socket.send(&encode(message.into(), NetfilterProtoFamily::Inet, 0, NLM_F_DUMP, 0), 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        for answer in messages(&bytes) {
+            let payload = decode(answer)?.payload;
+            if let NetlinkPayload::InnerMessage(message) = payload {
+                all.extend(elements(message));
+            } else if let NetlinkPayload::Error(error) = payload {
+                return Err(error.to_io());
+            } else {
+                return Ok(all);
+            }
+        }
+    }
+}
+
 /// What a part of a listing holds.
-fn elements(message: NetfilterMessage) -> Vec<(IpAddr, Option<String>)> {
+fn elements(message: NetfilterMessage) -> Vec<Listed> {
     let NetfilterMessageInner::NfTables(NfTablesMessage::NewSetElement(message)) = message.inner else {
         return Vec::new();
     };
@@ -94,7 +151,7 @@ fn elements(message: NetfilterMessage) -> Vec<(IpAddr, Option<String>)> {
         let SetElementList::Elements(elements) = attribute else { continue };
         for element in elements {
             let ListAttribute::Element(element) = element else { continue };
-            let (mut address, mut chain) = (None, None);
+            let (mut address, mut chain, mut is_end) = (None, None, false);
             for attribute in element {
                 if let SetElementAttribute::Key(DataAttribute::Value(octets)) = attribute {
                     let ipv4 = <[u8; 4]>::try_from(&octets[..]).map(IpAddr::from);
@@ -103,9 +160,11 @@ fn elements(message: NetfilterMessage) -> Vec<(IpAddr, Option<String>)> {
                     chain = verdict.into_iter().find_map(|it| {
                         if let VerdictAttribute::Chain(name) = it { Some(name) } else { None }
                     });
+                } else if let SetElementAttribute::Flags(flags) = attribute {
+                    is_end = flags.contains(SetElementFlags::IntervalEnd);
                 }
             }
-            all.extend(address.map(|address| (address, chain)));
+            all.extend(address.map(|address| Listed { address, is_end, chain }));
         }
     }
     all

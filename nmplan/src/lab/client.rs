@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::wiring::ip;
 use super::{Error, Host, Process, Programs, Underlay, system};
+use crate::client::PrivateKey;
 
 /// The name of its interface.
 const INTERFACE: &str = "wg0";
@@ -75,7 +76,7 @@ impl Client {
 
 /// What a configuration says.
 struct Wanted {
-    private_key: Secret<[u8; 32]>,
+    private_key: PrivateKey,
     addresses: Vec<IpNet>,
     mtu: u16,
     public_key: WireGuardKey,
@@ -95,7 +96,7 @@ impl Wanted {
             field(name)?.split(", ").map(|range| range.parse().ok()).collect()
         };
         Some(Self {
-            private_key: Secret::new(field("PrivateKey")?.parse::<WireGuardKey>().ok()?.0),
+            private_key: PrivateKey::of_text(field("PrivateKey")?.as_bytes())?,
             addresses: ranges("Address")?,
             mtu: field("MTU").map_or(Some(MTU), |mtu| mtu.parse().ok())?,
             public_key: field("PublicKey")?.parse().ok()?,
@@ -111,7 +112,7 @@ impl Wanted {
         let mut text = format!(
             "set=1\nprivate_key={}\nreplace_peers=true\npublic_key={}\nendpoint={endpoint}\n\
              persistent_keepalive_interval={keepalive}\nreplace_allowed_ips=true\n",
-            hexadecimal(private_key.expose()),
+            hexadecimal(private_key.bytes()),
             hexadecimal(&public_key.0),
         );
         for range in allowed_ips {
@@ -181,13 +182,13 @@ mod tests {
 
     #[test]
     fn a_configuration_is_done_as_wg_quick_does() {
-        let key = WireGuardKey([0xa1; 32]);
+        let key = WireGuardKey([0x21; 32]);
         let text = format!(
             "[Interface]\nPrivateKey = {key}\nAddress = 10.40.0.2/32, fd40::2/128\nDNS = 10.40.0.53\nMTU = 1380\n\n[Peer]\n\
              PublicKey = {key}\nEndpoint = 198.18.0.3:51821\nAllowedIPs = 0.0.0.0/0, fd40::/64\nPersistentKeepalive = 25\n"
         );
         let wanted = Wanted::read(&text).expect("it reads");
-        let hexadecimal = "a1".repeat(32);
+        let hexadecimal = "21".repeat(32);
         assert_eq!(
             *wanted.request().expose(),
             format!(
