@@ -7,6 +7,7 @@
 
 pub mod allocate;
 pub mod audience;
+pub mod carrying;
 pub mod members;
 mod names;
 pub mod paths;
