@@ -580,9 +580,6 @@ impl Inventory {
         for (id, status) in self.keys.iter().filter(|(_, status)| status.created > latest) {
             right.keys.insert(id.clone(), Arc::new(KeyStatus { created: now, ..(**status).clone() }));
         }
-        for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
-            right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
-        }
         for (place, quarantined) in
             self.quarantine.iter().filter(|(_, quarantined)| quarantined.since > latest)
         {
@@ -693,8 +690,6 @@ pub(crate) mod tests {
             all.put_node(NodeId::of(&network, &name), joined);
             let key = KeyStatus { verifier: Verifier([1; 32]), created: moment, used: 0 };
             all.put_key("corp/access-key/k".parse().expect("good"), key);
-            let client = ClientStatus { addresses: BTreeSet::new(), created: moment, expired: false };
-            all.put_client(NodeId::of(&network, &"phone".parse().expect("good")), client, moment);
             all.put_quarantined(network.clone(), address(2), Quarantined { since: moment, node: name });
             let client = NodeId::of(&network, &"phone".parse().expect("good"));
             let status =

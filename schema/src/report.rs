@@ -234,7 +234,7 @@ codes! {
         "Two egress of one network have the same range, so which gateway carries it could not be determined. Ranges inside of each other are allowed: the longer prefix goes first."
     NamedTwice "schema::named_twice" Error "node named twice"
         "`via` is in order of preference, so that a node has one place in it."
-    PoolRange "schema::pool_range" Error "pool outside of the network"
+    PoolRange "schema::pool_range" Error "pool not valid"
         "A pool is a part of its network's range of that family, and an ingress has one of each family at most."
     PoolTaken "schema::pool_taken" Error "pool that is not for clients alone"
         "Only external clients get addresses of a pool: no other pool overlaps it, no node has a reserved address in it, and no DNS entry leads into it but to an address that is reserved for a client."

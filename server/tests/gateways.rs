@@ -150,6 +150,17 @@ impl Mesh {
         agent.check_in(Some(facts)).await.unwrap();
     }
 
+    /// The node through which another reaches a range, by the View that it has.
+    fn route(&self, node: &str, range: &str) -> Option<String> {
+        let view = self.agents[node].view.as_ref().unwrap();
+        view.routes
+            .get(&range.parse::<ipnet::IpNet>().unwrap())
+            .unwrap()
+            .via
+            .as_ref()
+            .map(ToString::to_string)
+    }
+
     /// What the server has done by itself, oldest first.
     async fn history(&self) -> Vec<String> {
         let log: Vec<LogEntry> = self.server.get("/api/v1/revisions?limit=1000").await.json().await.unwrap();
@@ -189,10 +200,12 @@ async fn a_gateway_that_falls_silent_is_replaced_and_is_back_after_three_interva
     assert_eq!(states[0].candidates, ["gw-a", "gw-b"].map(|name| name.parse::<Name>().unwrap()));
     assert_eq!(states[0].away, ["gw-a".parse::<Name>().unwrap()]);
     mesh.live(&all_but("gw-a"), INTERVAL * 10).await;
+    assert_eq!(mesh.route("near", "192.168.10.0/24").as_deref(), Some("gw-b"), "it is sent that");
     let back = async |server: &Running| carries(server, "corp/egress/office", Some("gw-a")).await;
     let took = mesh.live_until(&NODES, back).await;
     assert!(took >= INTERVAL * 3 && took <= FAILOVER, "{took:?}");
     mesh.live(&NODES, INTERVAL * 10).await;
+    assert_eq!(mesh.route("near", "192.168.10.0/24").as_deref(), Some("gw-a"), "it is sent that too");
     assert_eq!(
         mesh.history().await,
         [

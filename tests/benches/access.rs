@@ -191,9 +191,10 @@ fn encoded(earlier: &Mesh, later: &Mesh) -> Vec<(Name, SignedBody)> {
         let body = match later.step(earlier, node)? {
             ViewStep::Whole => None,
             ViewStep::Own(delta) => encode(&delta),
-            ViewStep::Shared(audience) => {
-                shared.entry(audience.clone()).or_insert_with(|| encode(&later.delta(earlier, &audience))).clone()
-            }
+            ViewStep::Shared(audience) => shared
+                .entry(audience.clone())
+                .or_insert_with(|| encode(&later.delta(earlier, &audience)))
+                .clone(),
         };
         Some((node.clone(), body?))
     });

@@ -173,9 +173,11 @@ impl Rules {
     fn class(&self, class: &ClassId, sets: &mut BTreeMap<String, Set>) -> Vec<String> {
         let mut all = Vec::new();
         for (of, from) in &self.guarded {
-            let is_here =
-                FAMILIES.iter().any(|family| sets.contains_key(&format!("to{}_{of}", family.digit)));
-            let Some(access) = from.get(class).filter(|_| is_here) else { continue };
+            let Some(access) = from.get(class) else { continue };
+            let is_here = |family: &Family| sets.contains_key(&format!("to{}_{of}", family.digit));
+            if !FAMILIES.iter().any(is_here) {
+                continue;
+            }
             let name = format!("{class}_{of}");
             sets.extend(port_sets(access, &name));
             for rule in rules(access, &name) {

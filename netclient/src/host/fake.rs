@@ -384,7 +384,7 @@ impl Host for FakeHost {
         inner.access_works(interface)?;
         let filter = inner.access.get_mut(interface);
         let filter = filter.ok_or_else(|| FirewallError::drifted(&filter::table(interface)))?;
-        for step in filter.step(changes) {
+        if let Some(step) = filter.step(changes) {
             inner.journal.push(match step {
                 FilterStep::Table => "set the table".to_owned(),
                 FilterStep::Commands(_) => "change classes".to_owned(),

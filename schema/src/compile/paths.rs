@@ -37,6 +37,9 @@ pub struct Place {
     pub through: Option<Through>,
 }
 
+/// Whether a node carries what it should.
+type Presence<'a> = dyn Fn(&Name, Option<&Name>) -> bool + 'a;
+
 /// The ways of a network while some nodes are there.
 pub struct Paths<'a> {
     ways: &'a Ways,
@@ -44,7 +47,7 @@ pub struct Paths<'a> {
     /// What carries the nodes that carry others.
     carriers: BTreeMap<Name, Option<Through>>,
     /// Whether a node carries what it should; of an egress (its name given) or of everything else.
-    is_there: Box<dyn Fn(&Name, Option<&Name>) -> bool + 'a>,
+    is_there: Box<Presence<'a>>,
 }
 
 impl<'a> Paths<'a> {

@@ -55,7 +55,7 @@ impl Class {
         if self.sides.is_empty() && !self.outer {
             return ClassId::default();
         }
-        let kind = self.outer.then_some(&b"range"[..]).unwrap_or_default();
+        let kind = if self.outer { &b"range"[..] } else { &[] };
         let sides = self.sides.iter().flat_map(|Side(id)| id.0);
         ClassId::of(&kind.iter().copied().chain(sides).collect::<Vec<u8>>())
     }

@@ -583,7 +583,7 @@ fn others<'a, 'n>(
 /// Nodes in words: some of all that selectors select; these absent: of every node.
 fn words(some: &BTreeSet<&Party>, all: &BTreeSet<&Party>, selectors: Option<&BTreeSet<Selector>>) -> String {
     let is_range = |party: &&Party| matches!(party, Party::Range(_));
-    if selectors.is_none() && some.iter().any(|party| is_range(party)) {
+    if selectors.is_none() && some.iter().any(is_range) {
         return if some.len() <= NAMED { join(some.iter()) } else { format!("{} ranges", some.len()) };
     }
     let selected = selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()));

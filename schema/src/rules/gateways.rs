@@ -95,13 +95,9 @@ fn check_pools(pools: &[Claimed<'_>], world: &Snapshot, findings: &mut Findings<
         }
         let taken = taken_in(pool, world);
         if let [(address, other, field), more @ ..] = &taken[..] {
-            let more = if more.is_empty() {
-                String::new()
-            } else {
-                format!(", and {} more of its addresses are taken", more.len())
-            };
+            let more = if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
             let message = format!(
-                "the pool {range} of {id} holds {address}, which {other} has{more}: its addresses are for external clients"
+                "the pool {range} of {id} holds {address}, which {other} has{more}, but its addresses are for external clients alone"
             );
             let problem = pool.problem(Code::PoolTaken, message, findings);
             let problem = problem.see(findings.location(other, &[Step::Field(field)]), "this address");

@@ -72,10 +72,7 @@ fn unknown(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, finding
             let Reference { text, name, .. } = reference;
             let words: Vec<_> = Kind::meant_by(reference.to).map(|kind| kind.to_string()).collect();
             let network = &id.network;
-            format!(
-                "`{field}` of {id} is {text:?}, but network {network} has no {} {name:?}",
-                words.join(" or ")
-            )
+            format!("`{field}` of {id} is {text:?}, but network {network} has no {} {name:?}", listed(&words))
         }
     };
     let help = match namesake(id, reference, world, findings) {
@@ -102,7 +99,16 @@ fn help_for(id: &ResourceId, reference: &Reference<'_>, world: &Snapshot, sugges
 /// What a name may be of: `a node or a group`.
 fn meant(to: Target) -> String {
     let words: Vec<_> = Kind::meant_by(to).map(|kind| with_article(kind.descriptor().word)).collect();
-    words.join(" or ")
+    listed(&words)
+}
+
+/// `a, b or c`.
+fn listed(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.clone(),
+        [others @ .., last] => format!("{} or {last}", others.join(", ")),
+    }
 }
 
 /// An object that has the name, of a kind that is not meant.

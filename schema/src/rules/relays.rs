@@ -97,10 +97,10 @@ fn report(id: &ResourceId, why: Refused<'_>, subjects: &[Subject], findings: &mu
         }
         Refused::Hub => {
             let place = (ResourceId::of_network(id.network.clone()), "hub", "it is the hub");
-            ("is the hub of the network, which nobody relays".to_owned(), Some(place), others)
+            ("is the hub of the network: nobody relays it".to_owned(), Some(place), others)
         }
         Refused::Client => {
-            ("is an external client, which its ingress carries".to_owned(), None, "select nodes alone")
+            ("is an external client: its ingress carries it".to_owned(), None, "select nodes alone")
         }
         Refused::Twice(relay) => {
             let place = (relay.clone(), "for", "relayed here first");
@@ -175,13 +175,13 @@ mod tests {
         assert_eq!(two("\"r1\"", "\"b\""), [format!("r1, {}", relays("p"))]);
         assert_eq!(two("\"tag:of-r2\" \"b\"", "\"a\""), [format!("r2, {}", relays("q"))]);
         assert_eq!(two("\"10.40.1.0/24\"", "\"a\""), [format!("r1, {}", relays("p"))]);
-        assert_eq!(two("\"hub\"", "\"a\""), ["hub, which is the hub of the network, which nobody relays"]);
-        assert_eq!(two("\"c\"", "\"a\""), ["c, which is an external client, which its ingress carries"]);
+        assert_eq!(two("\"hub\"", "\"a\""), ["hub, which is the hub of the network: nobody relays it"]);
+        assert_eq!(two("\"c\"", "\"a\""), ["c, which is an external client: its ingress carries it"]);
         assert_eq!(
             found("relay \"p\" via=\"r1\" for=\"*\""),
             [
                 format!("r1, {}", relays("p")),
-                "hub, which is the hub of the network, which nobody relays".to_owned()
+                "hub, which is the hub of the network: nobody relays it".to_owned()
             ]
         );
     }

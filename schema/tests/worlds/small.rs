@@ -155,7 +155,16 @@ pub fn series(length: usize) -> impl Strategy<Value = Series> {
         let likely = |id: &ResourceId| match id.kind {
             Kind::Node if always.contains(&id.name.as_str()) => 1.0,
             Kind::Allow => 0.4,
-            _ => 0.7,
+            Kind::Network
+            | Kind::Node
+            | Kind::AccessKey
+            | Kind::Dns
+            | Kind::Ingress
+            | Kind::ExternalClient
+            | Kind::Group
+            | Kind::Egress
+            | Kind::Relay
+            | Kind::Test => 0.7,
         };
         let declared = each(ids(), |id| object(id.clone(), likely(&id)));
         let declared = declared.prop_map(|declared| snapshot(&declared.into_iter().collect()));

@@ -301,8 +301,7 @@ pub fn settle(world: &mut World, networks: &BTreeSet<&NetworkName>) -> bool {
         .filter(|id| networks.contains(&id.network) && !is_default_route(&world.snapshot, id))
         .cloned()
         .collect();
-    let carried: Vec<NodeId> =
-        networks.iter().flat_map(|network| newly_carried(world, network)).collect();
+    let carried: Vec<NodeId> = networks.iter().flat_map(|network| newly_carried(world, network)).collect();
     differs |= !stale.is_empty() || !carried.is_empty();
     stale.into_iter().for_each(|id| world.inventory.set_carried(id, false));
     carried.into_iter().for_each(|id| world.inventory.set_carried(id, true));

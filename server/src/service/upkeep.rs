@@ -98,9 +98,10 @@ fn by_itself(next: World, action: &'static str, why: String) -> Proposal<()> {
 
 /// When the next external client expires; nothing: none does.
 fn next_expiry(World { snapshot, inventory, .. }: &World) -> Option<Timestamp> {
-    let moments = inventory.clients().filter(|(_, status)| !status.expired).filter_map(|(id, status)| {
-        status.expires(snapshot.named::<ExternalClient>(&id.network, &id.name)?)
-    });
+    let moments = inventory
+        .clients()
+        .filter(|(_, status)| !status.expired)
+        .filter_map(|(id, status)| status.expires(snapshot.named::<ExternalClient>(&id.network, &id.name)?));
     moments.min()
 }
 
