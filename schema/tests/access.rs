@@ -88,15 +88,17 @@ impl<'a> Hosts<'a> {
     }
 
     /// Where a host sends what is for an address; absent: nowhere. Of tunnels, what is refused, and what it
-    /// forwards to the longest prefix goes first.
+    /// forwards to the longest prefix goes first; what is for the network's own ranges goes into tunnels alone.
     fn next(&self, host: &Name, address: IpAddr) -> Option<Hop<'_>> {
         let view = &self.views[host];
+        let within = view.interface.addresses.iter().any(|own| own.trunc().contains(&address));
         let tunnels = self.allowed(host).map(|(range, peer)| (range, Some(Hop::Tunnel(peer))));
         let refused =
             view.routes.iter().filter(|(_, route)| route.via.is_none()).map(|(range, _)| (*range, None));
         let outside = view.forwards.values().flat_map(|forward| &forward.ranges);
         let outside = outside.map(|(range, class)| (*range, Some(Hop::Outside(*class))));
-        let all = tunnels.chain(refused).chain(outside).filter(|(range, _)| range.contains(&address));
+        let beyond = refused.chain(outside).filter(|_| !within);
+        let all = tunnels.chain(beyond).filter(|(range, _)| range.contains(&address));
         all.max_by_key(|(range, _)| range.prefix_len())?.1
     }
 
@@ -114,7 +116,8 @@ impl<'a> Hosts<'a> {
             self.views[node].interface.addresses.iter().any(|own| own.addr() == address)
         };
         for _ in 0..20 {
-            if from.is_some_and(|from| self.source(at, source) != Some(from)) {
+            // A host takes nothing that has an address of its own as the source.
+            if from.is_some_and(|from| self.source(at, source) != Some(from) || own(at, source)) {
                 return None;
             }
             if own(at, destination) {
