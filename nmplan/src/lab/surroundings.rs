@@ -40,6 +40,8 @@ pub struct Lan {
     pub host: String,
     /// The addresses of the host: in the range itself first, then in each part of it that is named.
     pub addresses: Vec<IpAddr>,
+    /// The ranges of other egress in it, which hosts reach through the gateways all the same.
+    pub inner: Vec<IpNet>,
     /// The gateways in order of preference, each with its address in the range; absent: there is none left.
     pub gateways: Vec<(NodeId, Option<IpAddr>)>,
 }
@@ -107,18 +109,18 @@ fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], 
     let gateways: Vec<_> = gateways.collect();
     let mut addresses = vec![own];
     let others = declared.all_in::<Egress>(network).flat_map(|(_, egress)| egress.ranges.iter());
-    let others: Vec<_> =
-        others.map(|other| other.net()).filter(|other| *other != range && range.contains(other)).collect();
+    let others = others.map(|other| other.net());
+    let inner: Vec<_> = others.filter(|other| *other != range && range.contains(other)).collect();
     for part in named(network, declared).into_iter().filter(|part| range.contains(part)) {
         let address = last_but_one(part);
         let is_taken = addresses.contains(&address)
             || gateways.iter().any(|(_, taken)| *taken == Some(address))
-            || others.iter().any(|other| other.contains(&address));
+            || inner.iter().any(|other| other.contains(&address));
         if !is_taken {
             addresses.push(address);
         }
     }
-    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, gateways }
+    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, inner, gateways }
 }
 
 /// The ranges that rules and tests name.
@@ -229,6 +231,8 @@ mod tests {
                 ("lan_2", expected(&["192.168.7.254", "192.168.7.9"])),
             ]
         );
+        let inner: Vec<_> = all.lans.iter().map(|lan| lan.inner.len()).collect();
+        assert_eq!(inner, [1, 0]);
     }
 
     #[test]

@@ -88,7 +88,7 @@ async fn connect_lan(
     gateways: &[(&Host, Option<IpAddr>)],
     underlay: &Underlay,
 ) -> Result<Host, Error> {
-    let Lan { range, host: name, addresses, .. } = lan;
+    let Lan { network: _, range, host: name, addresses, inner, gateways: _ } = lan;
     let host = underlay.host_apart(name).await?;
     let mut here = format!("link add {name} type bridge mcast_snooping 0\nlink set {name} up\n");
     let ends = gateways.iter().map(|(gateway, _)| (*gateway, name.as_str())).chain([(&host, "eth0")]);
@@ -119,7 +119,10 @@ async fn connect_lan(
             (IpNet::V4(_), Some(address)) => address.to_string(),
             (IpNet::V4(_), None) => gateway.ipv4().to_string(),
         };
-        let _ = writeln!(own, "route add default via {next} dev eth0 onlink");
+        let there = inner.iter().map(ToString::to_string).chain(["default".to_owned()]);
+        for range in there {
+            let _ = writeln!(own, "route add {range} via {next} dev eth0 onlink");
+        }
     }
     ip(Some(&host), &own).await?;
     Ok(host)
