@@ -51,7 +51,7 @@ impl Around {
         surroundings: &Surroundings,
         underlay: &Underlay,
         node: impl Fn(&NodeId) -> Option<&'a Host>,
-        (server, mesh): (&'a Host, &BTreeSet<IpNet>),
+        (server, mesh): (&Host, &BTreeSet<IpNet>),
     ) -> Result<Self, Error> {
         let mut around = Self::default();
         for lan in &surroundings.lans {
@@ -66,9 +66,12 @@ impl Around {
             hide_behind(&internet, &gateways, mesh).await?;
             around.internet = Some(internet);
         }
-        let relayed = surroundings.relayed.iter().filter_map(|Relayed { node: id, relays }| {
-            Some((node(id)?, relays.iter().filter_map(&node).chain([server]).collect::<Vec<_>>()))
+        // The server is reached by everybody, also where its host is a node.
+        let apart = |id: &NodeId| node(id).filter(|host| host.cable() != server.cable());
+        let relayed = surroundings.relayed.iter().filter_map(|Relayed { node: id, apart: others }| {
+            Some((node(id)?, others.iter().filter_map(apart).collect::<Vec<_>>()))
         });
+        let relayed = relayed.filter(|(_, others)| !others.is_empty());
         let relayed: Vec<_> = relayed.collect();
         if !relayed.is_empty() {
             isolate(&relayed).await?;
@@ -163,7 +166,7 @@ async fn hide_behind(host: &Host, gateways: &[&Host], mesh: &BTreeSet<IpNet>) ->
     Ok(())
 }
 
-/// Drops datagrams between hosts and all but those that are listed with each.
+/// Drops datagrams between hosts and those that are listed with each.
 async fn isolate(relayed: &[(&Host, Vec<&Host>)]) -> Result<(), Error> {
     let mut rules =
         "add table inet lab\nadd chain inet lab forward { type filter hook forward priority 0; }\n"
@@ -178,8 +181,8 @@ async fn isolate(relayed: &[(&Host, Vec<&Host>)]) -> Result<(), Error> {
         {
             let _ = writeln!(
                 rules,
-                "add rule inet lab forward iifname {cable} meta l4proto udp {family} daddr != {{ {list} }} drop\n\
-                 add rule inet lab forward oifname {cable} meta l4proto udp {family} saddr != {{ {list} }} drop"
+                "add rule inet lab forward iifname {cable} meta l4proto udp {family} daddr {{ {list} }} drop\n\
+                 add rule inet lab forward oifname {cable} meta l4proto udp {family} saddr {{ {list} }} drop"
             );
         }
     }
