@@ -3,8 +3,8 @@
 //!
 //! Pure. Behind each range of an egress there is one host, at its last but one address, on a [`Lan`] with the
 //! nodes of `via`, which have the first addresses in their order. What a rule or a test names of a range has an
-//! address too. Behind `0.0.0.0/0` and `::/0` there is one host, [`INTERNET`], that only gateways to them reach. Of
-//! a node in the `for` of a relay, [`Relayed`], datagrams to others than its relays are dropped.
+//! address too. Behind `0.0.0.0/0` and `::/0` there is one host, [`INTERNET`], that only gateways to them reach. A
+//! node in the `for` of a relay, [`Relayed`], exchanges no datagrams with other nodes than its relays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -40,6 +40,8 @@ pub struct Lan {
     pub host: String,
     /// The addresses of the host: in the range itself first, then in each part of it that is named.
     pub addresses: Vec<IpAddr>,
+    /// The ranges of other egress in it, which hosts reach through the gateways all the same.
+    pub inner: Vec<IpNet>,
     /// The gateways in order of preference, each with its address in the range; absent: there is none left.
     pub gateways: Vec<(NodeId, Option<IpAddr>)>,
 }
@@ -60,8 +62,8 @@ pub struct Exit {
 pub struct Relayed {
     /// The node.
     pub node: NodeId,
-    /// Its relays, in order of preference.
-    pub relays: Vec<NodeId>,
+    /// The other nodes of the network but its relays: it exchanges no datagrams with them.
+    pub apart: Vec<NodeId>,
 }
 
 /// Derives the surroundings of nodes with these tags.
@@ -85,11 +87,16 @@ pub fn surroundings(declared: &Snapshot, nodes: &BTreeMap<NodeId, BTreeSet<Name>
             let relays: Vec<_> = relay.via.iter().map(|via| node(&via.name)).collect();
             let everybody = relay.r#for.contains(&Selector::All);
             let selected = Selected::by(relay.r#for.iter(), network, declared);
-            let here = nodes.iter().filter(|(id, _)| id.network == *network && !relays.contains(id));
-            let relayed =
-                here.filter(|(id, tags)| everybody || selected.holds(&id.name, tags, &BTreeSet::new()));
-            all.relayed
-                .extend(relayed.map(|(node, _)| Relayed { node: node.clone(), relays: relays.clone() }));
+            let others: Vec<_> =
+                nodes.iter().filter(|(id, _)| id.network == *network && !relays.contains(id)).collect();
+            let is_relayed = |id: &NodeId, tags: &BTreeSet<Name>| {
+                everybody || selected.holds(&id.name, tags, &BTreeSet::new())
+            };
+            let relayed = others.iter().filter(|(id, tags)| is_relayed(id, tags));
+            all.relayed.extend(relayed.map(|(node, _)| {
+                let apart = others.iter().map(|(other, _)| *other).filter(|other| other != node);
+                Relayed { node: (*node).clone(), apart: apart.cloned().collect() }
+            }));
         }
     }
     all
@@ -107,18 +114,18 @@ fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], 
     let gateways: Vec<_> = gateways.collect();
     let mut addresses = vec![own];
     let others = declared.all_in::<Egress>(network).flat_map(|(_, egress)| egress.ranges.iter());
-    let others: Vec<_> =
-        others.map(|other| other.net()).filter(|other| *other != range && range.contains(other)).collect();
+    let others = others.map(|other| other.net());
+    let inner: Vec<_> = others.filter(|other| *other != range && range.contains(other)).collect();
     for part in named(network, declared).into_iter().filter(|part| range.contains(part)) {
         let address = last_but_one(part);
         let is_taken = addresses.contains(&address)
             || gateways.iter().any(|(_, taken)| *taken == Some(address))
-            || others.iter().any(|other| other.contains(&address));
+            || inner.iter().any(|other| other.contains(&address));
         if !is_taken {
             addresses.push(address);
         }
     }
-    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, gateways }
+    Lan { network: network.clone(), range, host: format!("lan_{number}"), addresses, inner, gateways }
 }
 
 /// The ranges that rules and tests name.
@@ -229,20 +236,22 @@ mod tests {
                 ("lan_2", expected(&["192.168.7.254", "192.168.7.9"])),
             ]
         );
+        let inner: Vec<_> = all.lans.iter().map(|lan| lan.inner.len()).collect();
+        assert_eq!(inner, [1, 0]);
     }
 
     #[test]
-    fn gateways_to_the_internet_have_no_range_and_relays_are_all_that_some_nodes_reach() {
+    fn gateways_to_the_internet_have_no_range_and_of_nodes_some_reach_their_relays_alone() {
         let all = of(&format!(
             r#"{NODES}
             egress "e" {{ via "b" "a"; ranges "0.0.0.0/0" "::/0" "192.168.1.0/24" }}
-            relay "r" {{ via "a" "b"; for "tag:away" }}"#
+            relay "r" {{ via "a"; for "tag:away" }}"#
         ));
         assert_eq!((all.lans.len(), names(&all.exits[0].gateways)), (1, vec!["b", "a"]));
         let exits: Vec<_> = all.exits[0].ranges.iter().map(ToString::to_string).collect();
         assert_eq!(exits, ["0.0.0.0/0", "::/0"]);
         let relayed: Vec<_> =
-            all.relayed.iter().map(|it| (it.node.name.as_str(), names(&it.relays))).collect();
-        assert_eq!(relayed, [("c", vec!["a", "b"])]);
+            all.relayed.iter().map(|it| (it.node.name.as_str(), names(&it.apart))).collect();
+        assert_eq!(relayed, [("c", vec!["b"])]);
     }
 }

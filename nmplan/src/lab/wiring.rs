@@ -51,7 +51,7 @@ impl Around {
         surroundings: &Surroundings,
         underlay: &Underlay,
         node: impl Fn(&NodeId) -> Option<&'a Host>,
-        (server, mesh): (&'a Host, &BTreeSet<IpNet>),
+        (server, mesh): (&Host, &BTreeSet<IpNet>),
     ) -> Result<Self, Error> {
         let mut around = Self::default();
         for lan in &surroundings.lans {
@@ -66,9 +66,12 @@ impl Around {
             hide_behind(&internet, &gateways, mesh).await?;
             around.internet = Some(internet);
         }
-        let relayed = surroundings.relayed.iter().filter_map(|Relayed { node: id, relays }| {
-            Some((node(id)?, relays.iter().filter_map(&node).chain([server]).collect::<Vec<_>>()))
+        // The server is reached by everybody, also where its host is a node.
+        let apart = |id: &NodeId| node(id).filter(|host| host.cable() != server.cable());
+        let relayed = surroundings.relayed.iter().filter_map(|Relayed { node: id, apart: others }| {
+            Some((node(id)?, others.iter().filter_map(apart).collect::<Vec<_>>()))
         });
+        let relayed = relayed.filter(|(_, others)| !others.is_empty());
         let relayed: Vec<_> = relayed.collect();
         if !relayed.is_empty() {
             isolate(&relayed).await?;
@@ -88,7 +91,7 @@ async fn connect_lan(
     gateways: &[(&Host, Option<IpAddr>)],
     underlay: &Underlay,
 ) -> Result<Host, Error> {
-    let Lan { range, host: name, addresses, .. } = lan;
+    let Lan { network: _, range, host: name, addresses, inner, gateways: _ } = lan;
     let host = underlay.host_apart(name).await?;
     let mut here = format!("link add {name} type bridge mcast_snooping 0\nlink set {name} up\n");
     let ends = gateways.iter().map(|(gateway, _)| (*gateway, name.as_str())).chain([(&host, "eth0")]);
@@ -119,7 +122,10 @@ async fn connect_lan(
             (IpNet::V4(_), Some(address)) => address.to_string(),
             (IpNet::V4(_), None) => gateway.ipv4().to_string(),
         };
-        let _ = writeln!(own, "route add default via {next} dev eth0 onlink");
+        let there = inner.iter().map(ToString::to_string).chain(["default".to_owned()]);
+        for range in there {
+            let _ = writeln!(own, "route add {range} via {next} dev eth0 onlink");
+        }
     }
     ip(Some(&host), &own).await?;
     Ok(host)
@@ -160,7 +166,7 @@ async fn hide_behind(host: &Host, gateways: &[&Host], mesh: &BTreeSet<IpNet>) ->
     Ok(())
 }
 
-/// Drops datagrams between hosts and all but those that are listed with each.
+/// Drops datagrams between hosts and those that are listed with each.
 async fn isolate(relayed: &[(&Host, Vec<&Host>)]) -> Result<(), Error> {
     let mut rules =
         "add table inet lab\nadd chain inet lab forward { type filter hook forward priority 0; }\n"
@@ -175,8 +181,8 @@ async fn isolate(relayed: &[(&Host, Vec<&Host>)]) -> Result<(), Error> {
         {
             let _ = writeln!(
                 rules,
-                "add rule inet lab forward iifname {cable} meta l4proto udp {family} daddr != {{ {list} }} drop\n\
-                 add rule inet lab forward oifname {cable} meta l4proto udp {family} saddr != {{ {list} }} drop"
+                "add rule inet lab forward iifname {cable} meta l4proto udp {family} daddr {{ {list} }} drop\n\
+                 add rule inet lab forward oifname {cable} meta l4proto udp {family} saddr {{ {list} }} drop"
             );
         }
     }
