@@ -82,7 +82,8 @@ fn asked() -> Option<Vec<Suite>> {
     if names == "all" {
         return Some(ALL.to_vec());
     }
-    let named = |name| *ALL.iter().find(|(suite, _)| *suite == name).expect("GUEST names suites that run there");
+    let named =
+        |name| *ALL.iter().find(|(suite, _)| *suite == name).expect("GUEST names suites that run there");
     Some(names.split(',').map(named).collect())
 }
 
