@@ -137,8 +137,8 @@ fn a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays() 
         // What others have there, throughout.
         let theirs = [
             "nft add table inet theirs",
-            "nft add chain inet theirs all { type filter hook forward priority 5 ; }",
-            "nft add rule inet theirs all ip daddr 203.0.113.7 drop",
+            "nft add chain inet theirs forward { type filter hook forward priority 5 ; }",
+            "nft add rule inet theirs forward ip daddr 203.0.113.7 drop",
             "ip route add 203.0.113.0/24 dev lan",
             "ip rule add pref 20000 to 203.0.113.0/24 lookup main",
         ];
