@@ -198,6 +198,26 @@ pub fn histories(most: usize) -> impl Strategy<Value = History> {
     })
 }
 
+/// Two relays, each with a node of its own, that take over from each other; one is away, and comes back.
+pub fn relays_that_take_over_from_each_other() -> History {
+    let object = |(kind, name, body): (Kind, &'static str, Value)| {
+        (ResourceId { network: network(), kind, name: name.parse().unwrap() }, Some(body))
+    };
+    let network = (ResourceId::of_network(network()), Some(json!({ "ipv4": "10.40.0.0/24" })));
+    let nodes = ["a", "b", "c", "d"];
+    let declared = nodes.map(|name| (Kind::Node, name, json!({})));
+    let near = (Kind::Relay, "near", json!({ "via": ["a", "b"], "for": ["c"] }));
+    let far = (Kind::Relay, "far", json!({ "via": ["b", "a"], "for": ["d"] }));
+    let declared = declared.into_iter().chain([near, far]).map(object);
+    let join = |name| Event::Join(Member { name, tags: Vec::new(), claims: true });
+    let away = Event::SwitchAway("a", None);
+    History {
+        declared: std::iter::once(network).chain(declared).collect(),
+        joins: nodes.into_iter().chain(["x"]).map(join).collect(),
+        events: vec![away.clone(), away],
+    }
+}
+
 /// Three or four nodes, of which one may be the hub, in so many networks. They have fewer rules than others,
 /// so that some nodes may not talk to each other, or to the hub.
 pub fn series(length: usize) -> impl Strategy<Value = Series> {
