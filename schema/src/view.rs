@@ -104,7 +104,8 @@ pub struct Peer {
 /// A range that is reached through a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// The peer; absent: nobody carries it at present, and what is sent there is refused.
+    /// The peer; absent: what is sent there is refused, since nobody carries it at present, or since it lies in a
+    /// wider range that this node reaches and is none that it does.
     pub via: Option<Name>,
     /// Which members its addresses count as, for [`View::access`]; of those in a range of the network's own, which
     /// are members' alone, none do: a member that this node does not know comes through a gateway to everything
