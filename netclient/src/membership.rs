@@ -101,7 +101,7 @@ impl Membership {
         let view = match decoded {
             DecodedUpdate::Removed if position.epoch > self.position.epoch => return Ok(Accepted::Forgotten),
             DecodedUpdate::Removed => return Ok(Accepted::Removed),
-            DecodedUpdate::View(view) => view,
+            DecodedUpdate::View(view) => *view,
         };
         self.position = position;
         if view == self.view {

@@ -3,6 +3,8 @@
 
 use schema::access::Protocol;
 use schema::api::{Finding, NodeStatus};
+use schema::client::ClientChange;
+use schema::compile::carrying::CarryingChange;
 use schema::diff::{self, Action, Change};
 use schema::judge::{Counterexample, Outcome, Verdict};
 use schema::plan::{NodeImpact, Plan, Summary};
@@ -51,6 +53,10 @@ pub enum Event<'a> {
     NodeImpact(&'a NodeImpact),
     /// Nodes that reach each other only after the change, or only before it.
     ReachChange(ReachEvent<'a>),
+    /// Another node carries traffic for others, or a node carries something else.
+    Carrying(&'a CarryingChange),
+    /// What becomes of the configuration of an external client.
+    ClientChange(&'a ClientChange),
     /// What becomes of an assertion of a test.
     Assertion(AssertionEvent<'a>),
     /// The totals of the plan.
@@ -351,7 +357,10 @@ pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) 
     let changes = plan.changes.iter().map(change);
     let impact = plan.impact.iter().map(Event::NodeImpact);
     let tests = assertions(&plan.tests, declared);
-    changes.chain(impact).chain(reach).chain(tests).chain([Event::Summary(summary)]).collect()
+    let carrying = plan.carrying.iter().map(Event::Carrying);
+    let clients = plan.clients.iter().map(Event::ClientChange);
+    let effects = impact.chain(carrying).chain(clients).chain(reach);
+    changes.chain(effects).chain(tests).chain([Event::Summary(summary)]).collect()
 }
 
 fn change(change: &Change) -> Event<'_> {

@@ -3,6 +3,7 @@
 //! The text is styled throughout; the console removes the styles where they would not be shown. Nothing
 //! relies on colour: the symbols `+ ~ -` carry the meaning.
 
+mod carrying;
 mod difference;
 mod explanation;
 mod history;

@@ -285,7 +285,7 @@ fn a_code_is_the_same_configuration_on_a_terminal_and_as_a_picture() {
     let is_dark = |x: usize, y: usize| match lines[y / 4 / 2][x / 4] {
         '█' => false,
         '▀' => y / 4 % 2 == 1,
-        '▄' => y / 4 % 2 == 0,
+        '▄' => (y / 4).is_multiple_of(2),
         ' ' => true,
         other => panic!("{other:?}"),
     };

@@ -93,7 +93,7 @@ pub fn encode_delta(delta: &ViewDelta, after: Counts) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodedUpdate {
     /// It has this View.
-    View(View),
+    View(Box<View>),
     /// It is not, or no longer, a node of the network.
     Removed,
 }
@@ -111,7 +111,7 @@ pub fn accept_update(
 ) -> Result<(DecodedUpdate, Position), Malformed> {
     verify_update(update, network, node, server)?;
     let decoded = match update.body.as_ref().ok_or(Malformed::Field("body"))? {
-        Body::Whole(body) => DecodedUpdate::View(decode_view(body, network, node)?),
+        Body::Whole(body) => DecodedUpdate::View(Box::new(decode_view(body, network, node)?)),
         Body::Delta(body) => {
             let from = sign::from(update);
             let found = at.map(|(_, at)| at).unwrap_or_default();
@@ -120,7 +120,7 @@ pub fn accept_update(
             let (delta, announced) = decode_delta(body)?;
             let mut view = base.clone();
             delta.apply(&mut view);
-            DecodedUpdate::View(counted(view, announced)?)
+            DecodedUpdate::View(Box::new(counted(view, announced)?))
         }
         Body::Removed(of) if **of == identity.0 => DecodedUpdate::Removed,
         Body::Removed(_) => return Err(Malformed::Field("removed")),

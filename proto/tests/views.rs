@@ -187,7 +187,7 @@ fn accept_at(update: &Update, at: Option<(&View, Position)>) -> Result<View, Mal
     let (decoded, position) = accept_update(update, &network, &node, &Identity([1; 32]), &server, at)?;
     assert_eq!(position, self::at("a", update.to));
     match decoded {
-        DecodedUpdate::View(view) => Ok(view),
+        DecodedUpdate::View(view) => Ok(*view),
         DecodedUpdate::Removed => panic!("nothing here removes"),
     }
 }

@@ -4,6 +4,8 @@
 //! from what was handed out has to be handed out anew. It holds everything but the private key, which only
 //! [`Configuration::text`] is given.
 
+mod changes;
+
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -16,6 +18,8 @@ use crate::inventory::{Inventory, NodeId};
 use crate::kinds::{Egress, ExternalClient, Ingress, Network, Node};
 use crate::scalars::{Endpoint, Name, Seconds, Selector, WireGuardKey};
 use crate::snapshot::{ResourceId, Snapshot};
+
+pub use changes::{ClientChange, ClientOutcome, FieldChange, between};
 
 /// The configuration of an external client, without its private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,21 +146,35 @@ impl Configuration {
 
     /// The configuration as wg-quick(8) reads it; the private key is written as `wg genkey` prints it.
     pub fn text(&self, private_key: &str) -> String {
-        let Self { addresses, dns, mtu, public_key, endpoint, allowed_ips, keepalive } = self;
-        let line = |field: &str, value: &dyn Display| format!("{field} = {value}\n");
+        let line = |(field, values): (&str, Vec<String>)| format!("{field} = {}\n", values.join(", "));
+        let key = ("PrivateKey", vec![private_key.to_owned()]);
+        let own: String = [key].into_iter().chain(self.own()).map(line).collect();
+        let peer: String = self.peer().into_iter().map(line).collect();
+        format!("[Interface]\n{own}\n[Peer]\n{peer}")
+    }
+
+    /// What stands in it of the client itself, by the fields of wg-quick(8), without its private key.
+    fn own(&self) -> Vec<(&'static str, Vec<String>)> {
+        let Self { addresses, dns, mtu, .. } = self;
         let own = [
-            line("PrivateKey", &private_key),
-            line("Address", &list(addresses.iter().copied().map(IpNet::from))),
-            if dns.is_empty() { String::new() } else { line("DNS", &list(dns.iter())) },
-            mtu.map(|mtu| line("MTU", &mtu)).unwrap_or_default(),
+            ("Address", list(addresses.iter().copied().map(IpNet::from))),
+            ("DNS", list(dns.iter())),
+            ("MTU", list(mtu.iter())),
         ];
+        own.into_iter().filter(|(_, values)| !values.is_empty()).collect()
+    }
+
+    /// What stands in it of the node that it is connected to, likewise.
+    fn peer(&self) -> Vec<(&'static str, Vec<String>)> {
+        let Self { public_key, endpoint, allowed_ips, keepalive, .. } = self;
+        let keepalive = Some(keepalive.0).filter(|seconds| *seconds > 0);
         let peer = [
-            line("PublicKey", public_key),
-            line("Endpoint", endpoint),
-            line("AllowedIPs", &list(allowed_ips.iter())),
-            if *keepalive == Seconds(0) { String::new() } else { line("PersistentKeepalive", &keepalive.0) },
+            ("PublicKey", vec![public_key.to_string()]),
+            ("Endpoint", vec![endpoint.to_string()]),
+            ("AllowedIPs", list(allowed_ips.iter())),
+            ("PersistentKeepalive", list(keepalive.iter())),
         ];
-        format!("[Interface]\n{}\n[Peer]\n{}", own.concat(), peer.concat())
+        peer.into_iter().filter(|(_, values)| !values.is_empty()).collect()
     }
 }
 
@@ -172,8 +190,8 @@ fn is_for(
         || Selected::by(selectors.iter(), &client.network, declared).holds(&client.name, tags, addresses)
 }
 
-fn list(items: impl Iterator<Item = impl Display>) -> String {
-    items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+fn list(items: impl Iterator<Item = impl Display>) -> Vec<String> {
+    items.map(|item| item.to_string()).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 pub mod allocate;
 pub mod audience;
+pub mod carrying;
 pub mod members;
 mod names;
 pub mod paths;
@@ -190,7 +191,7 @@ impl Mesh {
         let mut mesh = self.clone();
         if rules {
             let policy = Policy::compile(&self.name, network, declared);
-            if policy.is_restricted() != self.policy.is_restricted() {
+            if policy.is_restricted() != self.policy.is_restricted() || policy.moves_everybody(&self.policy) {
                 return anew();
             }
             if policy != *self.policy {

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::access::{Access, ClassId};
+use crate::client::{self, ClientChange, ClientOutcome};
 use crate::compile::allocate::Exhausted;
 use crate::compile::audience::{Audience, ViewStep};
+use crate::compile::carrying::{self, CarryingChange, Part};
 use crate::compile::reach::{self, Direction, Moment, ReachChange};
 use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh};
@@ -32,7 +34,7 @@ use crate::rules::source_map::SourceMap;
 use crate::scalars::{Identity, Name, NetworkName, WireGuardKey};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::value::Step;
-use crate::view::{Changes, Peer, Tunnel, View, ViewDelta, tunnel_changes};
+use crate::view::{Changes, Peer, Route, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
 /// The version of the saved form; raised when an older reader would misread it, as after a change of a
@@ -69,6 +71,12 @@ pub struct Plan {
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
+    /// Who carries traffic for others, where that changes.
+    #[serde(default)]
+    pub carrying: Vec<CarryingChange>,
+    /// The external clients that have to be configured, anew or for the first time, and those that are cut off.
+    #[serde(default)]
+    pub clients: Vec<ClientChange>,
     /// What becomes of the tests in the networks that it declares or changes, each assertion.
     #[serde(default)]
     pub tests: Vec<Verdict>,
@@ -125,6 +133,15 @@ pub struct NodeImpact {
     pub routes_added: u32,
     /// Ranges that it loses the route to.
     pub routes_removed: u32,
+    /// Ranges that it reaches through another node than before.
+    #[serde(default)]
+    pub routes_changed: u32,
+    /// Where what it sends to the internet goes, by family, where that changes.
+    #[serde(default)]
+    pub internet: Vec<InternetChange>,
+    /// What it begins or ceases to carry for others.
+    #[serde(default)]
+    pub carries: Vec<PartChange>,
     /// Whether what may be opened at it changes, by nodes that it knows before and afterwards.
     #[serde(default)]
     pub filter: bool,
@@ -134,6 +151,43 @@ pub struct NodeImpact {
     pub sessions_break: bool,
     /// Whether its path to the server stays outside of the mesh.
     pub keeps_server: bool,
+}
+
+/// What a node sends to the internet goes another way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct InternetChange {
+    /// The family: `0.0.0.0/0` or `::/0`.
+    #[schemars(with = "String")]
+    pub range: IpNet,
+    /// Where it went.
+    pub before: Internet,
+    /// Where it goes.
+    pub after: Internet,
+}
+
+/// Where what a node sends to the internet goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Internet {
+    /// Where the host itself routes it, outside of the network.
+    Own,
+    /// Through this node.
+    Through(Name),
+    /// Nowhere: the nodes that would carry it are away.
+    Refused,
+}
+
+/// A node does something else for what is carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct PartChange {
+    /// The egress, ingress or relay; the network, of its hub.
+    pub id: ResourceId,
+    /// What it did; null: nothing.
+    pub before: Option<Part>,
+    /// What it does; null: nothing.
+    pub after: Option<Part>,
 }
 
 /// How much a plan does.
@@ -150,6 +204,12 @@ pub struct Summary {
     pub nodes_changed: u64,
     /// Nodes for which only what may be opened at them changes.
     pub filters_changed: u64,
+    /// External clients whose configuration has to be handed out anew.
+    #[serde(default)]
+    pub clients_anew: u64,
+    /// External clients that are cut off.
+    #[serde(default)]
+    pub clients_cut_off: u64,
     /// Ordered pairs of joined nodes of which the first can open more at the second afterwards, counted for
     /// each line of `reach`.
     pub reach_gained: u64,
@@ -190,7 +250,7 @@ pub fn plan(
         return Err(over);
     }
     let after = Outcome { snapshot: desired, inventory };
-    let (impact, mut reach) = effects(world, &after, server);
+    let Effects { impact, mut reach, carrying, clients } = effects(world, &after, server);
     for change in &mut reach {
         change.because = cause(change, &changes);
     }
@@ -212,6 +272,8 @@ pub fn plan(
         changes,
         impact,
         reach,
+        carrying,
+        clients,
         tests,
     };
     plan.digest = plan.digest_now();
@@ -400,11 +462,19 @@ fn concerns_a_node(change: &Change) -> bool {
     change.id.kind == Kind::Node && matches!(change.action, Action::Create | Action::Delete)
 }
 
-/// How nodes are affected, and what reachability changes, between two worlds.
-fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImpact>, Vec<ReachChange>) {
+/// What differs for nodes and external clients between two worlds.
+#[derive(Default)]
+struct Effects {
+    impact: Vec<NodeImpact>,
+    reach: Vec<ReachChange>,
+    carrying: Vec<CarryingChange>,
+    clients: Vec<ClientChange>,
+}
+
+fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
     let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
     let changed = Changed::between(old, new);
-    let (mut impact, mut reach) = (Vec::new(), Vec::new());
+    let mut effects = Effects::default();
     let (was_hidden, is_hidden) = (reach::hidden(old.0, old.1), reach::hidden(new.0, new.1));
     let mut networks = changed.networks();
     if was_hidden != is_hidden {
@@ -419,27 +489,35 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> (Vec<NodeImp
         };
         let before = Moment { declared: old.0, inventory: old.1, mesh: was.as_ref(), hidden: &was_hidden };
         let after = Moment { declared: new.0, inventory: new.1, mesh: is.as_ref(), hidden: &is_hidden };
-        reach.extend(reach::between(network, before, after));
-        impact.extend(impact_of(was.as_ref(), is.as_ref(), server));
+        let carrying = carrying::between(network, before, after);
+        effects.reach.extend(reach::between(network, before, after));
+        effects.impact.extend(impact_of(was.as_ref(), is.as_ref(), &carrying, server));
+        effects.carrying.extend(carrying);
+        effects.clients.extend(client::between(network, old, new));
     }
-    (impact, reach)
+    effects
 }
 
-fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<NodeImpact> {
+fn impact_of(
+    was: Option<&Mesh>,
+    is: Option<&Mesh>,
+    carrying: &[CarryingChange],
+    server: &ServerInfo,
+) -> Vec<NodeImpact> {
     let Some(was) = was else { return Vec::new() };
     // What nodes of one audience are sent is the same, and so is what it does to them.
     let mut shared: BTreeMap<Audience, Option<NodeImpact>> = BTreeMap::new();
     let impact = |node: &Name| {
         let Some((is, step)) = is.and_then(|is| Some((is, is.step(was, node)?))) else {
-            return Some(removal(node, was));
+            return Some(removal(node, was, carrying));
         };
         match step {
             ViewStep::Shared(audience) => {
-                let of_one = || node_impact(node, was, is, &is.delta(was, &audience), server);
+                let of_one = || node_impact(node, (was, is), &is.delta(was, &audience), carrying, server);
                 let impact = shared.entry(audience.clone()).or_insert_with(of_one).clone();
                 impact.map(|impact| NodeImpact { node: node.clone(), ..impact })
             }
-            ViewStep::Own(delta) => node_impact(node, was, is, &delta, server),
+            ViewStep::Own(delta) => node_impact(node, (was, is), &delta, carrying, server),
             // It had no View before, so nothing changes for it.
             ViewStep::Whole => None,
         }
@@ -450,15 +528,15 @@ fn impact_of(was: Option<&Mesh>, is: Option<&Mesh>, server: &ServerInfo) -> Vec<
 /// How one node is affected by what it is sent; nothing if it is not.
 fn node_impact(
     node: &Name,
-    was: &Mesh,
-    is: &Mesh,
+    (was, is): (&Mesh, &Mesh),
     delta: &ViewDelta,
+    carrying: &[CarryingChange],
     server: &ServerInfo,
 ) -> Option<NodeImpact> {
     let named: BTreeSet<&Name> = delta.peers.keys().collect();
     let (before, after) = (was.part(node, &named)?, is.part(node, &named)?);
     let peers = PeerCounts::of(&before, &tunnel_changes(&before, &after, delta));
-    let (had, has) = (ranges(&before), ranges(&after));
+    let routes = RouteCounts::of(&before, &after, delta);
     let (old, new) = (addresses(&before), addresses(&after));
     let impact = NodeImpact {
         network: after.network.clone(),
@@ -467,17 +545,19 @@ fn node_impact(
         peers_added: count(peers.added),
         peers_removed: count(peers.removed),
         peers_changed: count(peers.changed),
-        routes_added: count(has.difference(&had).count()),
-        routes_removed: count(had.difference(&has).count()),
+        routes_added: count(routes.added),
+        routes_removed: count(routes.removed),
+        routes_changed: count(routes.changed),
+        internet: internet_changes(&before, &after, delta),
+        carries: parts(node, carrying),
         filter: filter_changes(&before, &after, delta, was, is),
         // An added address breaks nothing, and an address whose range grows stays as it is.
         readdressed: new.difference(&old).copied().collect(),
         sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
-        keeps_server: !server_addresses(server)
-            .any(|address| has.iter().any(|range| range.contains(&address))),
+        keeps_server: !server_addresses(server).any(|address| leads_into_mesh(&after, address)),
     };
     // That others are called another class by which they may open the same is nothing to it.
-    let settings = delta.interface.is_some() || !delta.names.is_empty() || !delta.routes.is_empty();
+    let settings = delta.interface.is_some() || !delta.names.is_empty() || !delta.forwards.is_empty();
     (settings || impact.changes_peers() || impact.filter).then_some(impact)
 }
 
@@ -497,9 +577,73 @@ fn filter_changes(before: &View, after: &View, delta: &ViewDelta, was: &Mesh, is
             |mesh: &Mesh| mesh.members(class).is_some_and(|all| all.keys().any(|it| *it != after.node));
         other(was) && other(is)
     };
+    // What of it is about classes that are there all the time.
+    let guards = |class: &ClassId| {
+        let is_there = |class: &ClassId| was.class(class).is_some() && is.class(class).is_some();
+        let rows = |view: &View| -> BTreeMap<ClassId, Access> {
+            let rows = view.guarded.get(class).into_iter().flat_map(|rows| rows.iter());
+            rows.filter(|(from, _)| is_there(from)).map(|(from, access)| (*from, access.clone())).collect()
+        };
+        is_there(class) && rows(before) != rows(after)
+    };
     before.interface.restricted != after.interface.restricted
         || differ.any(|differs| differs)
         || delta.access.keys().any(stays)
+        || delta.guarded.keys().any(guards)
+}
+
+/// How many of the ranges that a node reaches through others a change affects, and of those that its network
+/// has.
+struct RouteCounts {
+    added: usize,
+    removed: usize,
+    changed: usize,
+}
+
+impl RouteCounts {
+    fn of(before: &View, after: &View, delta: &ViewDelta) -> Self {
+        let (had, has) = (ranges(before), ranges(after));
+        // Which members its addresses count as is of no matter to a route.
+        let via = |view: &View, range: &IpNet| view.routes.get(range).map(|route| route.via.clone());
+        let moves = || delta.routes.keys().map(|range| (via(before, range), via(after, range)));
+        Self {
+            added: has.difference(&had).count() + moves().filter(|(had, _)| had.is_none()).count(),
+            removed: had.difference(&has).count() + moves().filter(|(_, has)| has.is_none()).count(),
+            changed: moves().filter(|(had, has)| had.is_some() && has.is_some() && had != has).count(),
+        }
+    }
+}
+
+/// Where what a node sends to the internet goes, where that changes.
+fn internet_changes(before: &View, after: &View, delta: &ViewDelta) -> Vec<InternetChange> {
+    let leads = |view: &View, range: &IpNet| match view.routes.get(range).map(|route| &**route) {
+        None => Internet::Own,
+        Some(Route { via: Some(via), .. }) => Internet::Through(via.clone()),
+        Some(Route { via: None, .. }) => Internet::Refused,
+    };
+    let families: BTreeSet<&IpNet> = delta.routes.keys().filter(|range| range.prefix_len() == 0).collect();
+    let changes = families.into_iter().map(|range| InternetChange {
+        range: *range,
+        before: leads(before, range),
+        after: leads(after, range),
+    });
+    changes.filter(|change| change.before != change.after).collect()
+}
+
+/// What a node begins or ceases to carry.
+fn parts(node: &Name, carrying: &[CarryingChange]) -> Vec<PartChange> {
+    let change = |CarryingChange { id, before, after, .. }: &CarryingChange| {
+        let [before, after] = [before, after].map(|state| state.as_ref().and_then(|it| it.part_of(node)));
+        (before != after).then(|| PartChange { id: id.clone(), before, after })
+    };
+    carrying.iter().filter_map(change).collect()
+}
+
+/// Whether what a node's host sends to an address goes into the mesh. A route to everything does not count: the
+/// agent's own packets stay outside of it, and others reach the server by way of the gateway.
+fn leads_into_mesh(view: &View, address: IpAddr) -> bool {
+    let routes = view.routes.keys().filter(|range| range.prefix_len() > 0).copied();
+    ranges(view).into_iter().chain(routes).any(|range| range.contains(&address))
 }
 
 /// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View
@@ -525,8 +669,9 @@ impl PeerCounts {
 }
 
 /// How a node is affected that the plan removes from the network.
-fn removal(node: &Name, was: &Mesh) -> NodeImpact {
+fn removal(node: &Name, was: &Mesh, carrying: &[CarryingChange]) -> NodeImpact {
     let before = was.part(node, &BTreeSet::new());
+    let routes = before.map_or(0, |view| view.interface.addresses.len() + view.routes.len());
     NodeImpact {
         network: was.name().clone(),
         node: node.clone(),
@@ -535,7 +680,10 @@ fn removal(node: &Name, was: &Mesh) -> NodeImpact {
         peers_removed: was.counts(node).peers,
         peers_changed: 0,
         routes_added: 0,
-        routes_removed: count(before.map_or(0, |view| view.interface.addresses.len())),
+        routes_removed: count(routes),
+        routes_changed: 0,
+        internet: Vec::new(),
+        carries: parts(node, carrying),
         filter: false,
         readdressed: Vec::new(),
         sessions_break: true,
@@ -544,11 +692,14 @@ fn removal(node: &Name, was: &Mesh) -> NodeImpact {
 }
 
 impl NodeImpact {
-    /// Whether peers, routes or addresses change, and not only what may be opened at it or its settings.
+    /// Whether peers, routes, addresses or what it carries change, and not only what may be opened at it or its settings.
     fn changes_peers(&self) -> bool {
-        let Self { peers_added, peers_removed, peers_changed, routes_added, routes_removed, .. } = self;
-        let counts = [peers_added, peers_removed, peers_changed, routes_added, routes_removed];
-        self.removed || counts.into_iter().any(|count| *count > 0) || !self.readdressed.is_empty()
+        let Self { peers_added, peers_removed, peers_changed, .. } = self;
+        let Self { routes_added, routes_removed, routes_changed, .. } = self;
+        let peers = [peers_added, peers_removed, peers_changed];
+        let routes = [routes_added, routes_removed, routes_changed];
+        let changes = peers.into_iter().chain(routes).any(|count| *count > 0);
+        self.removed || changes || !self.readdressed.is_empty() || !self.carries.is_empty()
     }
 
     /// Whether nothing changes for it but what may be opened at it.
@@ -588,10 +739,13 @@ fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
         |side: &str| here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == side);
     let node = one_of(&reach.from).or_else(|| one_of(&reach.to));
     let network = || here().find(|change| change.id.kind == Kind::Network);
-    // What names, groups and rules say of who may talk to whom.
-    let of_rules = |change: &&Change| matches!(change.id.kind, Kind::Group | Kind::Allow | Kind::Node);
-    let mut others = here().filter(of_rules);
-    let only = || others.next().filter(|_| reach.rule.is_some() && others.next().is_none());
+    // What names, groups and rules say of who may talk to whom, and what carries it there.
+    let carries = |change: &Change| {
+        matches!(change.id.kind, Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay)
+    };
+    let of_rules = |change: &Change| matches!(change.id.kind, Kind::Group | Kind::Allow | Kind::Node);
+    let mut others = here().filter(|change| carries(change) || reach.rule.is_some() && of_rules(change));
+    let only = || others.next().filter(|_| others.next().is_none());
     // The range of another network may hide endpoints of this one.
     let mut networks = changes.iter().filter(|change| change.id.kind == Kind::Network);
     let elsewhere = || networks.next().filter(|_| networks.next().is_none());
@@ -633,6 +787,7 @@ impl Plan {
             let now = |change: &&ReachChange| change.direction == direction && !change.once_joined;
             self.reach.iter().filter(now).map(|change| change.pairs).sum()
         };
+        let clients = |outcome| self.clients.iter().filter(|client| client.outcome == outcome).count() as u64;
         let filters_changed = self.impact.iter().filter(|impact| impact.is_filter_alone()).count();
         Summary {
             create: actions(Action::Create),
@@ -640,6 +795,8 @@ impl Plan {
             delete: actions(Action::Delete),
             nodes_changed: (self.impact.len() - filters_changed) as u64,
             filters_changed: filters_changed as u64,
+            clients_anew: clients(ClientOutcome::Anew),
+            clients_cut_off: clients(ClientOutcome::CutOff),
             reach_gained: pairs(Direction::Gained),
             reach_lost: pairs(Direction::Lost),
             base_revision: self.server.revision,

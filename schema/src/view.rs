@@ -106,7 +106,9 @@ pub struct Peer {
 pub struct Route {
     /// The peer; absent: nobody carries it at present, and what is sent there is refused.
     pub via: Option<Name>,
-    /// Which members its addresses count as, for [`View::access`].
+    /// Which members its addresses count as, for [`View::access`]; of those in a range of the network's own, which
+    /// are members' alone, none do: a member that this node does not know comes through a gateway to everything
+    /// too.
     pub class: ClassId,
 }
 
@@ -146,14 +148,14 @@ pub struct Tunnel {
 }
 
 impl View {
-    /// What WireGuard is given: a tunnel for each peer that is reached directly, by its key.
+    /// What WireGuard is given: a tunnel for each peer whose key is known, by that.
     ///
-    /// The addresses of a peer that others carry are added to the tunnel of the first of them on the way, the
+    /// Each peer that is reached directly has its own addresses. The addresses of a peer that others carry are added to the tunnel of the first of them on the way, the
     /// range of a route to the tunnel that leads to its peer. What an absent peer carries is not reachable.
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
         for (name, peer) in &self.peers {
-            if let Some(key) = peer.public_key.filter(|_| self.next_hop(name) == Some(name)) {
+            if let Some(key) = peer.public_key {
                 by_name.insert(name, (key, self.tunnel(name, peer)));
             }
         }
@@ -174,26 +176,30 @@ impl View {
 
     /// The peer whose tunnel leads to another one, which may be that one itself; absent: none does.
     ///
-    /// Who has a key here is reached directly; else through what carries it, else through what carries this node.
+    /// What this node carries it reaches directly. Everything else goes to what carries this node, or if nothing
+    /// does, to what carries the other. Who only may come to carry one of the two is no way between them: the
+    /// other of its ends would not take what comes from there.
     pub fn next_hop<'a>(&'a self, name: &'a Name) -> Option<&'a Name> {
         let mut hop = name;
         // A carrier may be carried itself: a client is by the node of an ingress, and that by a relay.
         for _ in 0..MOST_CARRIERS {
-            match self.peers.get(hop).map(|peer| &**peer) {
-                Some(peer) if peer.public_key.is_some() => return Some(hop),
-                Some(Peer { via: Some(via), .. }) if *via != self.node => hop = via,
-                Some(_) | None => break,
+            match self.peers.get(hop).and_then(|peer| peer.via.as_ref()) {
+                Some(via) if *via == self.node => return Some(hop),
+                Some(via) => hop = via,
+                None => break,
             }
         }
-        self.interface.carrier.as_ref().filter(|carrier| self.peers.contains_key(*carrier))
+        let hop = self.interface.carrier.as_ref().unwrap_or(hop);
+        Some(hop).filter(|hop| self.peers.get(*hop).is_some_and(|peer| peer.public_key.is_some()))
     }
 
-    /// The tunnel of a peer that is reached directly, with the peer's own addresses alone.
+    /// The tunnel of a peer whose key is known, with the peer's own addresses alone, if it leads to these.
     fn tunnel(&self, name: &Name, peer: &Peer) -> Tunnel {
+        let own = peer.addresses.iter().filter(|_| self.next_hop(name) == Some(name));
         Tunnel {
             peer: name.clone(),
             endpoint: peer.endpoint.clone(),
-            allowed_ips: peer.addresses.iter().copied().map(IpNet::from).collect(),
+            allowed_ips: own.copied().map(IpNet::from).collect(),
         }
     }
 
@@ -400,8 +406,7 @@ impl View {
             let all = self.tunnels().into_iter();
             return all.filter(|(_, tunnel)| owners.contains(&tunnel.peer)).collect();
         }
-        let direct = owners.iter().filter(|name| self.next_hop(name) == Some(**name));
-        let peers = direct.filter_map(|name| Some((*name, self.peers.get(*name)?)));
+        let peers = owners.iter().filter_map(|name| Some((*name, self.peers.get(*name)?)));
         peers.filter_map(|(name, peer)| Some((peer.public_key?, self.tunnel(name, peer)))).collect()
     }
 }

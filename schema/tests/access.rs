@@ -1,4 +1,5 @@
-//! What holds for all small networks with access rules: what packets pass, who knows whom, what a change costs.
+//! What holds for all small networks with access rules, gateways, relays and external clients: what packets
+//! pass, who knows whom, what a change costs.
 //!
 //! The compiler is compared with [`worlds::reading`], the naive reading of the same declarations. `CASES` says
 //! how often each law is tried (1,000 times by default).
@@ -13,15 +14,15 @@ use proptest::prelude::*;
 
 use schema::access::{Access, ClassId, Protocol};
 use schema::inventory::NodeId;
-use schema::kinds::Kind;
+use schema::kinds::{Egress, Kind};
 use schema::scalars::{Name, WireGuardKey};
-use schema::view::{Tunnel, View};
+use schema::view::{Resolution, Tunnel, View};
 use schema::world::World;
 
 use worlds::draws;
 use worlds::following::{self, compiled, views};
-use worlds::reading::{Packet, Reading};
-use worlds::small::{histories, network};
+use worlds::reading::{Packet, Party, Reading};
+use worlds::small::{self, histories, network};
 
 fn views_of(world: &World) -> BTreeMap<Name, View> {
     views(compiled(&network(), world).as_ref())
@@ -41,7 +42,7 @@ fn holds(access: &Access, packet: Packet) -> bool {
     }
 }
 
-/// What agents do of their Views: WireGuard and the packet filter of each host.
+/// What agents do of their Views: WireGuard, routes and the packet filter of each host.
 struct Hosts<'a> {
     views: &'a BTreeMap<Name, View>,
     tunnels: BTreeMap<&'a Name, BTreeMap<WireGuardKey, Tunnel>>,
@@ -49,40 +50,235 @@ struct Hosts<'a> {
     keys: BTreeMap<WireGuardKey, Name>,
 }
 
+/// Where a packet leaves the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Exit {
+    /// At the node that has its destination.
+    Node,
+    /// From a node to the external client that it is for.
+    Client(Name),
+    /// From a gateway to a range behind it, of this class.
+    Outside(ClassId),
+}
+
+/// What a host does with a packet.
+enum Hop<'a> {
+    Tunnel(&'a Name),
+    Outside(ClassId),
+}
+
 impl<'a> Hosts<'a> {
-    fn of(views: &'a BTreeMap<Name, View>, world: &World) -> Self {
+    fn of(views: &'a BTreeMap<Name, View>, reading: &Reading<'_>) -> Self {
         let tunnels = views.iter().map(|(name, view)| (name, view.tunnels())).collect();
-        let keys = world.inventory.nodes().map(|(id, joined)| (joined.public_key, id.name.clone())).collect();
+        let keys = reading.members().into_iter().map(|name| (reading.key(&name).unwrap(), name)).collect();
         Self { views, tunnels, keys }
     }
 
-    /// Where WireGuard of a host sends what is for an address, and from whom alone it takes what has that
-    /// source: the peer with the longest range around it.
-    fn leads(&self, host: &Name, address: IpAddr) -> Option<&Name> {
+    /// The ranges that WireGuard of a host takes for each of its peers.
+    fn allowed(&self, host: &Name) -> impl Iterator<Item = (IpNet, &Name)> {
         let tunnels = self.tunnels[host].iter();
-        let ranges =
-            tunnels.flat_map(|(key, tunnel)| tunnel.allowed_ips.iter().map(move |range| (range, key)));
-        let around = ranges.filter(|(range, _)| range.contains(&address));
-        let (_, key) = around.max_by_key(|(range, _)| range.prefix_len())?;
-        self.keys.get(key)
+        tunnels.flat_map(|(key, tunnel)| tunnel.allowed_ips.iter().map(|range| (*range, &self.keys[key])))
     }
 
-    /// Whether a packet arrives, from the source address on one host at the destination on another, directly
-    /// or by one that forwards.
-    fn carry(&self, from: &Name, source: IpAddr, to: &Name, destination: IpAddr) -> bool {
-        let step = |one: &Name, other: &Name| {
-            self.leads(one, destination) == Some(other) && self.leads(other, source) == Some(one)
-        };
-        let by = |hub: &Name| self.views[hub].interface.forward && step(from, hub) && step(hub, to);
-        step(from, to) || self.leads(from, destination).is_some_and(by)
+    /// From whom alone WireGuard of a host takes what has that source: the peer with the longest range around
+    /// it.
+    fn source(&self, host: &Name, address: IpAddr) -> Option<&Name> {
+        let around = self.allowed(host).filter(|(range, _)| range.contains(&address));
+        around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, peer)| peer)
     }
 
-    /// The packets that a host's filter lets open a connection, by the class of their source address.
-    fn accepts(&self, host: &Name, source: IpAddr) -> impl Fn(Packet) -> bool {
+    /// Where a host sends what is for an address; absent: nowhere. Of tunnels, what is refused, and what it
+    /// forwards to the longest prefix goes first; what is for the network's own ranges goes into tunnels alone.
+    fn next(&self, host: &Name, address: IpAddr) -> Option<Hop<'_>> {
         let view = &self.views[host];
-        let sender = view.peers.values().find(|peer| peer.addresses.contains(&source));
-        let access = sender.and_then(|peer| view.access.get(&peer.class));
+        let within = view.interface.addresses.iter().any(|own| own.trunc().contains(&address));
+        let tunnels = self.allowed(host).map(|(range, peer)| (range, Some(Hop::Tunnel(peer))));
+        let refused =
+            view.routes.iter().filter(|(_, route)| route.via.is_none()).map(|(range, _)| (*range, None));
+        let outside = view.forwards.values().flat_map(|forward| &forward.ranges);
+        let outside = outside.map(|(range, class)| (*range, Some(Hop::Outside(*class))));
+        let beyond = refused.chain(outside).filter(|_| !within);
+        let all = tunnels.chain(beyond).filter(|(range, _)| range.contains(&address));
+        all.max_by_key(|(range, _)| range.prefix_len())?.1
+    }
+
+    /// Where a packet leaves the mesh that enters it at a node: from the node itself or from what is behind it,
+    /// or from an external client; and the node at which it leaves. Absent: it is lost.
+    fn walk(
+        &self,
+        at: &Name,
+        client: Option<&Name>,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> Option<(Name, Exit)> {
+        let (mut at, mut from) = (self.views.get_key_value(at)?.0, client);
+        let own = |node: &Name, address: IpAddr| {
+            self.views[node].interface.addresses.iter().any(|own| own.addr() == address)
+        };
+        for _ in 0..20 {
+            // A host takes nothing that has an address of its own as the source.
+            if from.is_some_and(|from| self.source(at, source) != Some(from) || own(at, source)) {
+                return None;
+            }
+            if own(at, destination) {
+                return Some((at.clone(), Exit::Node));
+            }
+            let passes_on = from.is_some() || !own(at, source);
+            if passes_on && !self.views[at].interface.forward {
+                return None;
+            }
+            match self.next(at, destination)? {
+                Hop::Outside(class) => return Some((at.clone(), Exit::Outside(class))),
+                Hop::Tunnel(peer) => match self.views.get_key_value(peer) {
+                    Some((peer, _)) => (at, from) = (peer, Some(at)),
+                    None => {
+                        let has = self.views[at].peers[peer].addresses.contains(&destination);
+                        return has.then(|| (at.clone(), Exit::Client(peer.clone())));
+                    }
+                },
+            }
+        }
+        panic!(
+            "from {source} to {destination} there is a loop at {at}, {:#?} {:?}",
+            self.views, self.tunnels
+        );
+    }
+
+    /// The packets that the filter of the node where a packet leaves the mesh lets open a connection, by the
+    /// class of their source address: addresses of the network's own ranges are members' alone, whatever wider
+    /// range a route is for.
+    fn accepts(&self, at: &Name, exit: &Exit, source: IpAddr) -> impl Fn(Packet) -> bool {
+        let view = &self.views[at];
+        let peer = view.peers.values().find(|peer| peer.addresses.contains(&source)).map(|peer| peer.class);
+        let routes = view.routes.iter().map(|(range, route)| (range, route.class));
+        let behind = view.forwards.values().flat_map(|forward| &forward.ranges);
+        let ranges = routes.chain(behind.map(|(range, class)| (range, *class)));
+        let within = view.interface.addresses.iter().any(|own| own.trunc().contains(&source));
+        let around = ranges.filter(|(range, _)| !within && range.contains(&source));
+        let around = around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, class)| class);
+        let guard = match exit {
+            Exit::Node => None,
+            Exit::Client(client) => Some(view.peers[client].class),
+            Exit::Outside(class) => Some(*class),
+        };
+        let access = peer.or(around).and_then(|class| match guard {
+            None => view.access.get(&class).map(|access| &**access),
+            Some(guard) => view.guarded.get(&guard)?.get(&class),
+        });
         move |packet| !view.interface.restricted || access.is_some_and(|access| holds(access, packet))
+    }
+}
+
+/// Somebody with an address, and the node at which the mesh begins for it.
+struct End<'a> {
+    party: Party,
+    address: IpAddr,
+    /// The node itself, that of a client's ingress, or the gateway; absent: there is none.
+    node: Option<&'a Name>,
+    /// The client, if it is one.
+    client: Option<Name>,
+}
+
+/// Every member with each of its addresses, and the hosts outside.
+fn ends<'a>(reading: &Reading<'a>) -> Vec<End<'a>> {
+    let mut ends = Vec::new();
+    for name in reading.members() {
+        let client = reading.client(&name).map(|_| name.clone());
+        let node = reading.node(client.as_ref().and_then(|client| reading.carrier(client)).unwrap_or(&name));
+        for address in reading.addresses(&name) {
+            ends.push(End { party: Party::from(&name), address, node, client: client.clone() });
+        }
+    }
+    for address in small::HOSTS.map(|host| host.parse().unwrap()) {
+        if reading.outside(address).is_some() {
+            ends.push(End {
+                party: Party::Host(address),
+                address,
+                node: reading.gateway(address),
+                client: None,
+            });
+        }
+    }
+    ends
+}
+
+/// Whether packets have a way from one end to another and back; absent: that is not for the mesh alone to say,
+/// since one of the two is a host, and the other, or who carries its packets, is another of its gateways or
+/// does not get its route but that of a wider range.
+fn have_way(reading: &Reading<'_>, from: &End<'_>, to: &End<'_>) -> Option<bool> {
+    let way = reading.way(&from.party, &to.party);
+    for (host, other) in [(from, to), (to, from)] {
+        let Some(outside) = reading.outside(host.address) else { continue };
+        let candidates: Vec<&Name> = outside.egress.via.iter().map(|node| &node.name).collect();
+        let others = || way.iter().flatten().chain(&other.node).filter(|node| Some(**node) != host.node);
+        if others().any(|node| candidates.contains(node)) || other.node == host.node && other.client.is_none()
+        {
+            return None;
+        }
+        let gets = match &other.party {
+            Party::Member(name) => reading.is_for(outside.egress, name),
+            Party::Host(_) => other.node.is_some_and(|node| reading.is_for(outside.egress, node)),
+        };
+        if !gets || host.node.is_none() {
+            return None;
+        }
+    }
+    Some(way.is_some())
+}
+
+/// Asserts that a packet passes, and its answer has a way back, exactly where a rule lets it and there is a way.
+fn packets_pass_where_they_may(world: &World) -> Result<(), TestCaseError> {
+    let reading = Reading::of(network(), world);
+    let views = views_of(world);
+    let hosts = Hosts::of(&views, &reading);
+    let packets = reading.packets();
+    let ends = ends(&reading);
+    let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
+    for (from, to) in
+        pairs.filter(|(from, to)| from.party != to.party && from.address.is_ipv4() == to.address.is_ipv4())
+    {
+        let walk = |from: &End<'_>, to: &End<'_>| {
+            let (at, exit) = hosts.walk(from.node?, from.client.as_ref(), from.address, to.address)?;
+            let there = match (&to.party, &exit) {
+                (Party::Member(name), Exit::Node) => *name == at,
+                (Party::Member(name), Exit::Client(client)) => name == client,
+                (Party::Host(_), Exit::Outside(_)) => true,
+                (_, _) => false,
+            };
+            there.then_some((at, exit))
+        };
+        let words = || format!("{:?} at {} to {:?} at {}", from.party, from.address, to.party, to.address);
+        let (opens, near) = (reading.opens(&from.party, &to.party), reading.near(&from.party, &to.party));
+        let arrives = walk(from, to);
+        let way = have_way(&reading, from, to);
+        if let Some(way) = way.filter(|_| near) {
+            prop_assert_eq!(arrives.is_some(), way, "{} by their tunnels: {:?}", words(), arrives);
+            prop_assert_eq!(walk(to, from).is_some(), way, "answers to {}", words());
+        }
+        let Some((at, exit)) = arrives else { continue };
+        // What a host itself opens at what is behind it is for its own rules.
+        if from.node == Some(&at) && from.client.is_none() {
+            continue;
+        }
+        let accepts = hosts.accepts(&at, &exit, from.address);
+        for packet in &packets {
+            let passes = accepts(*packet);
+            prop_assert!(!passes || opens(*packet), "{}: {:?} passes", words(), packet);
+            prop_assert!(
+                passes || !opens(*packet) || way.is_none(),
+                "{}: {:?} does not pass",
+                words(),
+                packet
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn relays_that_take_over_from_each_other_carry_packets_between_their_nodes() {
+    for moment in small::relays_that_take_over_from_each_other().moments() {
+        packets_pass_where_they_may(&moment.world).expect("it holds");
     }
 }
 
@@ -106,25 +302,7 @@ proptest! {
 
     #[test]
     fn a_packet_passes_exactly_where_a_rule_lets_it(history in histories(3)) {
-        let world = history.last();
-        let reading = Reading::of(network(), &world);
-        let views = views_of(&world);
-        let hosts = Hosts::of(&views, &world);
-        let packets = reading.packets();
-        for (from, to) in pairs(&reading.members()) {
-            for source in reading.joined(from).unwrap().reachable() {
-                let of_family = |address: &IpAddr| address.is_ipv4() == source.is_ipv4();
-                let Some(destination) = reading.joined(to).unwrap().reachable().into_iter().find(of_family) else { continue };
-                let there = hosts.carry(from, source, to, destination);
-                prop_assert_eq!(there, reading.carries(from, to), "{} to {} by their tunnels", source, destination);
-                prop_assert_eq!(there, hosts.carry(to, destination, from, source), "answers of {} find {}", to, from);
-                let (accepts, opens) = (hosts.accepts(to, source), reading.opens(from, to));
-                for packet in &packets {
-                    let may = reading.carries(from, to) && opens(*packet);
-                    prop_assert_eq!(there && accepts(*packet), may, "{} at {} to {} at {}: {:?}", from, source, to, destination, packet);
-                }
-            }
-        }
+        packets_pass_where_they_may(&history.last())?;
     }
 
     #[test]
@@ -132,33 +310,86 @@ proptest! {
         let world = history.last();
         let reading = Reading::of(network(), &world);
         let views = views_of(&world);
-        prop_assert_eq!(views.keys().cloned().collect::<BTreeSet<_>>(), reading.members());
+        prop_assert_eq!(views.keys().cloned().collect::<BTreeSet<_>>(), reading.nodes());
         let hub = reading.hub();
+        let ends = ends(&reading);
         for (name, view) in &views {
-            let all = reading.members();
-            let whole = !reading.has_rules() && hub.is_some_and(|hub| hub != name);
-            let known = all.iter().filter(|other| if whole { Some(*other) == hub } else { reading.knows(name, other) });
-            prop_assert_eq!(view.peers.keys().collect::<Vec<_>>(), known.collect::<Vec<_>>(), "peers of {}", name);
-            prop_assert_eq!(view.interface.carrier.as_ref(), hub.filter(|hub| *hub != name), "of {}", name);
+            let (up, all) = (reading.carrier(name), reading.members());
+            prop_assert_eq!(view.interface.carrier.as_ref(), up, "of {}", name);
+            // Those behind a hub without rules, and behind a relay with them, are sent one route for all.
+            let whole = !reading.has_rules() && hub.is_some() && up.is_some();
+            let carried = |other: &Name| reading.carriers(other).contains(&name) || hub == Some(name);
+            let knows = |other: &Name| {
+                let through = |end: &End<'_>| {
+                    let egress = reading.outside(end.address).map(|outside| &outside.egress.via);
+                    let mut gateways = egress.into_iter().flat_map(|via| via.iter()).map(|node| &node.name);
+                    let is_carried = match &end.party {
+                        Party::Member(member) => carried(member),
+                        Party::Host(_) => gateways.any(|gateway| gateway == name || carried(gateway)),
+                    };
+                    is_carried && reading.near(&end.party, other)
+                };
+                reading.may_carry(other) || carried(other) || ends.iter().any(through)
+            };
+            for other in all.iter().filter(|other| *other != name) {
+                let sent = view.peers.contains_key(other);
+                let near = reading.near(name, other);
+                prop_assert!(sent || !near || whole, "{} does not know {}", name, other);
+                prop_assert!(!sent || near || knows(other), "{} knows {}", name, other);
+            }
             for (other, peer) in &view.peers {
-                let joined = reading.joined(other).unwrap();
-                prop_assert_eq!(peer.via.as_ref(), None, "{} in the View of {}", other, name);
-                let direct = hub.is_none_or(|hub| hub == name || hub == other);
-                let key = direct.then_some(joined.public_key);
+                prop_assert_eq!(peer.via.as_ref(), reading.via(other), "{} in the View of {}", other, name);
+                prop_assert_eq!(peer.carries, reading.may_carry(other), "{} in the View of {}", other, name);
+                let (mine, theirs) = (reading.carriers(name), reading.carriers(other));
+                let direct = mine.contains(&other) || theirs.contains(&name) || mine.is_empty() && theirs.is_empty();
+                let key = direct.then(|| reading.key(other).unwrap());
                 prop_assert_eq!(peer.public_key, key, "the key of {} in the View of {}", other, name);
                 prop_assert!(peer.public_key.is_some() || peer.endpoint.is_none(), "{} in the View of {}", other, name);
-                prop_assert_eq!(&peer.addresses, &joined.reachable());
+                prop_assert_eq!(&peer.addresses, &reading.addresses(other));
             }
         }
     }
 
     #[test]
-    fn who_is_known_knows(history in histories(3)) {
+    fn whose_key_is_known_knows_the_key(history in histories(3)) {
         let views = views_of(&history.last());
         for (name, view) in &views {
-            for other in view.peers.keys() {
-                prop_assert!(views[other].peers.contains_key(name), "{} knows {}", name, other);
+            let direct = view.peers.iter().filter(|(_, peer)| peer.public_key.is_some());
+            // Who only may come to carry for a node is sent its key when it does.
+            for (other, _) in direct.filter(|(_, peer)| !peer.carries) {
+                let Some(there) = views.get(other) else { continue };
+                let known = there.peers.get(name).map(|peer| peer.public_key.is_some());
+                prop_assert_eq!(known, Some(true), "{} knows the key of {}", name, other);
             }
+        }
+    }
+
+    #[test]
+    fn only_who_carries_is_sent_what_it_carries(history in histories(3)) {
+        let world = history.last();
+        let reading = Reading::of(network(), &world);
+        for (name, view) in &views_of(&world) {
+            let egress = world.snapshot.all_in::<Egress>(reading.name());
+            let own = egress.filter(|(_, egress)| egress.via.iter().any(|node| node.name == *name));
+            let own: BTreeMap<&Name, &Egress> = own.map(|(id, egress)| (&id.name, &**egress)).collect();
+            prop_assert_eq!(view.forwards.keys().collect::<Vec<_>>(), own.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!(view.interface.forward, reading.may_carry(name), "{}", name);
+            let mut guarded = BTreeSet::new();
+            for (egress, forward) in &view.forwards {
+                let declared = own[egress];
+                let whole: BTreeSet<IpNet> = declared.ranges.iter().map(|range| range.net()).collect();
+                prop_assert!(whole.iter().all(|range| forward.ranges.contains_key(range)), "{} at {}", egress, name);
+                prop_assert!(forward.ranges.keys().all(|part| whole.iter().any(|range| range.contains(part))));
+                prop_assert_eq!((forward.nat, &forward.interface), (declared.nat, &declared.interface));
+                prop_assert!(whole.iter().all(|range| !view.routes.contains_key(range)), "{} of its own {}", name, egress);
+                guarded.extend(forward.ranges.values().copied());
+            }
+            let carried = view.peers.iter().filter(|(other, _)| reading.client(other).is_some());
+            guarded.extend(carried.filter(|(other, _)| reading.carrier(other) == Some(name)).map(|(_, peer)| peer.class));
+            guarded.retain(|_| reading.has_rules());
+            prop_assert_eq!(view.guarded.keys().copied().collect::<BTreeSet<_>>(), guarded, "guarded at {}", name);
+            let nodes = reading.nodes();
+            prop_assert!(view.routes.values().filter_map(|route| route.via.as_ref()).all(|via| nodes.contains(via) && via != name));
         }
     }
 
@@ -194,14 +425,14 @@ proptest! {
             let earlier = compiled(&network(), before).unwrap();
             let later = earlier.follow(&after.snapshot, &after.inventory, &changed).unwrap();
             let node = |id: &NodeId| id.name.clone();
-            let declared = changed.resources.iter().filter(|id| id.kind == Kind::Node).map(|id| id.name.clone());
+            let declared = changed.resources.iter().filter(|id| matches!(id.kind, Kind::Node | Kind::ExternalClient)).map(|id| id.name.clone());
             let about: BTreeSet<Name> = changed.nodes.iter().map(node).chain(declared).collect();
             for (class, members) in later.classes() {
                 let Some((_, had)) = earlier.classes().find(|(other, _)| *other == class) else { continue };
                 let names: Vec<_> = members.keys().chain(had.keys()).collect();
                 let moved = |name: &Name| about.contains(name) || earlier.class_of(name) != later.class_of(name);
                 let same = members.ptr_eq(had);
-                prop_assert!(same || names.iter().any(|name| moved(name)), "{:?} after {:?}", names, changed);
+                prop_assert!(same || members != had || names.iter().any(|name| moved(name)), "{:?} after {:?}", names, changed);
             }
         }
     }
@@ -219,7 +450,7 @@ proptest! {
 
     #[test]
     fn in_a_network_without_rules_all_are_of_one_class_and_a_spoke_knows_its_hub_alone(history in histories(3)) {
-        let world = history.without_rules().last();
+        let world = history.without_rules().without_gateways().last();
         let reading = Reading::of(network(), &world);
         let views = views_of(&world);
         for (name, view) in &views {
@@ -243,7 +474,18 @@ proptest! {
         for (at, view) in &views_of(&world) {
             let read = |name: &Name| Some((name.clone(), reading.resolves(at, name)?));
             let resolutions: BTreeMap<Name, _> = view.resolutions().into_iter().map(|(name, to)| (name.clone(), to)).collect();
-            prop_assert_eq!(resolutions, names.iter().filter_map(read).collect::<BTreeMap<_, _>>(), "on {}", at);
+            let expected: BTreeMap<Name, Resolution> = names.iter().filter_map(read).collect();
+            if !reading.may_carry(at) {
+                prop_assert_eq!(&resolutions, &expected, "on {}", at);
+                continue;
+            }
+            // Who carries others knows whom those know.
+            let addresses = |name: &Name| Resolution::Addresses(reading.addresses(name));
+            let members: Vec<Resolution> = reading.members().iter().map(addresses).collect();
+            for (name, to) in &resolutions {
+                prop_assert!(expected.get(name).map_or(members.contains(to), |expected| expected == to), "{} on {}", name, at);
+            }
+            prop_assert!(expected.keys().all(|name| resolutions.contains_key(name)), "{:?} on {}", expected, at);
         }
     }
 }

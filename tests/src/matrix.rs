@@ -12,6 +12,8 @@ use crate::patience;
 
 /// How long a probe waits where nothing may pass.
 pub(crate) const LIMIT: Duration = Duration::from_millis(300);
+/// How many times as long it waits at most, where packets of many others are on the way.
+const SLOWEST: u32 = 8;
 
 /// A node, as packets reach it.
 pub struct Node<'a> {
@@ -41,13 +43,25 @@ pub struct Trial<'a> {
 ///
 /// When a host has no sockets left.
 pub async fn matrix<'a>(nodes: &[Node<'a>], services: &[Service]) -> Vec<Trial<'a>> {
+    part(nodes, services, LIMIT * patience(), |_, _, _| true).await
+}
+
+/// The same of those that are asked for, each for as long as `limit`.
+async fn part<'a>(
+    nodes: &[Node<'a>],
+    services: &[Service],
+    limit: Duration,
+    is_asked: impl Fn(&str, &str, Probe) -> bool,
+) -> Vec<Trial<'a>> {
+    let is_asked = &is_asked;
     let all = nodes.iter().map(|from| async move {
         let others = nodes.iter().filter(|to| to.name != from.name);
         let addresses = others.flat_map(|to| to.addresses.iter().map(move |at| (to.name, *at)));
         let probes = addresses
             .flat_map(|(name, to)| services.iter().map(move |it| (name, Probe { to, service: *it })));
-        let (names, probes): (Vec<_>, Vec<_>) = probes.unzip();
-        let outcomes = from.host.probe_all(&probes, LIMIT * patience()).await.expect("sockets");
+        let (names, probes): (Vec<_>, Vec<_>) =
+            probes.filter(|(name, probe)| is_asked(from.name, name, *probe)).unzip();
+        let outcomes = from.host.probe_all(&probes, limit).await.expect("sockets");
         let tried = names.into_iter().zip(probes).zip(outcomes);
         tried.map(|((to, probe), outcome)| Trial { from: from.name, to, probe, outcome }).collect::<Vec<_>>()
     });
@@ -57,26 +71,36 @@ pub async fn matrix<'a>(nodes: &[Node<'a>], services: &[Service]) -> Vec<Trial<'
 /// Waits until packets show that each node may open at each other what is said here, and nothing else. Returns
 /// a line for each of which they show something else; none: they agree.
 ///
-/// What may be opened is tried for 20 s. What may not has no second chance, once everything else can be.
+/// What may be opened is tried for 20 s, in each round what has not answered yet, and longer than in the one
+/// before: hundreds of probes through one hub may keep each other waiting, and would go on to if all of them were
+/// repeated. What may not is tried after that, once, and for as long as sufficed for the others.
 pub async fn disagreements(
     nodes: &[Node<'_>],
     services: &[Service],
     is_allowed: impl Fn(&str, &str, Service) -> bool,
 ) -> String {
     let deadline = Instant::now() + Duration::from_secs(20) * patience();
+    let shortest = LIMIT * patience();
+    let mut limit = shortest;
+    let allowed = |from: &str, to: &str, probe: Probe| is_allowed(from, to, probe.service);
+    let mut trials = part(nodes, services, limit, allowed).await;
     loop {
-        let mut disagreements = String::new();
-        let mut silent = false;
-        for Trial { from, to, probe: Probe { to: at, service }, outcome } in matrix(nodes, services).await {
-            let allowed = is_allowed(from, to, service);
-            if !outcome.agrees(allowed) {
-                silent |= allowed;
-                let must = if allowed { "must" } else { "must not" };
-                let _ = writeln!(disagreements, "{from} {must} reach {to} at {at} by {service}: {outcome:?}");
-            }
+        trials.retain(|trial| !trial.outcome.agrees(true));
+        if trials.is_empty() || Instant::now() > deadline {
+            break;
         }
-        if !silent || Instant::now() > deadline {
-            return disagreements;
-        }
+        limit = (limit * 2).min(shortest * SLOWEST);
+        let is_left = |from: &str, to: &str, probe: Probe| {
+            trials.iter().any(|trial| (trial.from, trial.to, trial.probe) == (from, to, probe))
+        };
+        trials = part(nodes, services, limit, is_left).await;
     }
+    let others = part(nodes, services, limit, |from, to, probe| !allowed(from, to, probe)).await;
+    let passed = others.into_iter().filter(|trial| !trial.outcome.agrees(false));
+    let all = trials.into_iter().map(|trial| ("must", trial)).chain(passed.map(|trial| ("must not", trial)));
+    let mut disagreements = String::new();
+    for (must, Trial { from, to, probe: Probe { to: at, service }, outcome }) in all {
+        let _ = writeln!(disagreements, "{from} {must} reach {to} at {at} by {service}: {outcome:?}");
+    }
+    disagreements
 }

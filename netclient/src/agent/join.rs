@@ -210,7 +210,7 @@ fn first_view(
     server: &ServerAddress,
 ) -> Result<(View, Position), AgentError> {
     match accept_update(update, network, node, identity, &server.signing_key, None)? {
-        (DecodedUpdate::View(view), position) => Ok((view, position)),
+        (DecodedUpdate::View(view), position) => Ok((*view, position)),
         (DecodedUpdate::Removed, _) => Err(AgentError::Removed(network.clone())),
     }
 }

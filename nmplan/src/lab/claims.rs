@@ -298,7 +298,7 @@ impl Scope<'_> {
         let ranges = |selectors: &BTreeSet<&Selector>, at: IpAddr| {
             let holds =
                 |selector: &&Selector| matches!(selector, Selector::Range(range) if range.contains(&at));
-            selectors.iter().any(|selector| holds(&selector))
+            selectors.iter().any(holds)
         };
         let selected = Selected::by(others.iter().copied(), self.network, self.declared);
         let holds = |end: &&End| match (&end.party, &end.behind) {

@@ -1,17 +1,18 @@
 //! A plan as text: the verdict first, then the changes, the nodes that are reconfigured, the changes of
 //! reachability, and what to type next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use owo_colors::OwoColorize;
 use schema::api::KeyState;
+use schema::compile::carrying::Part;
 use schema::compile::reach::{Direction, ReachChange};
 use schema::diff::{Action, Change};
 use schema::inventory::NodeId;
 use schema::judge;
 use schema::kinds::Kind;
-use schema::plan::{Bind, NodeImpact, Plan, Summary};
+use schema::plan::{Bind, Internet, NodeImpact, PartChange, Plan, Summary};
 use schema::scalars::NetworkName;
 use schema::snapshot::ResourceId;
 use schema::text::{count, moment};
@@ -51,6 +52,9 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
         text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
     text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
+    let carried = super::carrying::carrying(&plan.carrying, &plan.impact, shown.full);
+    text += &section("Who carries traffic for others", carried);
+    text += &section("External clients", super::carrying::clients(&plan.clients, shown.full));
     text += &section("Who can reach whom", reach(&plan.reach, false, shown));
     let later = "Who can reach whom once the nodes that are awaited have joined";
     text += &section(later, reach(&plan.reach, true, shown));
@@ -131,6 +135,14 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         text += &format!(
             "{nodes} would lose the server: its address is in a range that is routed into the mesh.\n"
         );
+    }
+    let clients = [
+        (summary.clients_anew, "needs a new configuration", "need a new configuration"),
+        (summary.clients_cut_off, "is cut off", "are cut off"),
+    ];
+    for (number, one, more) in clients.into_iter().filter(|(number, ..)| *number > 0) {
+        let what = if number == 1 { one } else { more };
+        text += &format!("{} {what}.\n", count(number, "external client").bold());
     }
     text
 }
@@ -259,7 +271,16 @@ fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
 /// How one node is affected, the worst first.
 fn effects(impact: &NodeImpact) -> String {
     let NodeImpact {
-        network: _, node: _, removed, readdressed, sessions_break, keeps_server, filter, ..
+        network: _,
+        node: _,
+        removed,
+        readdressed,
+        sessions_break,
+        keeps_server,
+        filter,
+        internet,
+        carries,
+        ..
     } = impact;
     if *removed {
         return format!("{} leaves the network", "-".red());
@@ -275,6 +296,17 @@ fn effects(impact: &NodeImpact) -> String {
     if *sessions_break {
         parts.push("connections break".yellow().to_string());
     }
+    let ways: BTreeSet<_> = internet.iter().map(|change| &change.after).collect();
+    parts.extend(ways.into_iter().map(|way| match way {
+        Internet::Own => "to the internet by its own route".to_owned(),
+        Internet::Through(node) => format!("to the internet through {node}"),
+        Internet::Refused => "not to the internet".yellow().to_string(),
+    }));
+    parts.extend(carries.iter().map(|PartChange { id, before: _, after }| match after {
+        Some(Part::Carries) => format!("carries {id}"),
+        Some(Part::StandsBy) => format!("stands by for {id}"),
+        None => format!("no longer for {id}"),
+    }));
     parts.extend(numbers(impact));
     if *filter {
         parts.push("packet filter".into());
@@ -283,7 +315,8 @@ fn effects(impact: &NodeImpact) -> String {
 }
 
 fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
-    let NodeImpact { peers_added, peers_removed, peers_changed, routes_added, routes_removed, .. } = *impact;
+    let NodeImpact { peers_added, peers_removed, peers_changed, .. } = *impact;
+    let NodeImpact { routes_added, routes_removed, routes_changed, .. } = *impact;
     let signed = |what: &str, counts: [(u32, &str); 3]| {
         let parts =
             counts.iter().filter(|(number, _)| *number > 0).map(|(number, sign)| format!(" {sign}{number}"));
@@ -291,7 +324,7 @@ fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
         (!parts.is_empty()).then(|| format!("{what}{parts}"))
     };
     let peers = signed("peers", [(peers_added, "+"), (peers_removed, "-"), (peers_changed, "~")]);
-    let routes = signed("routes", [(routes_added, "+"), (routes_removed, "-"), (0, "~")]);
+    let routes = signed("routes", [(routes_added, "+"), (routes_removed, "-"), (routes_changed, "~")]);
     peers.into_iter().chain(routes)
 }
 

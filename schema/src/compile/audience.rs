@@ -241,8 +241,8 @@ impl Mesh {
         self.near.get(&class).into_iter().flatten().copied().collect()
     }
 
-    /// The classes whose members an audience knows: those that it may, and those whose traffic it carries or
-    /// may carry, with those whom they may know.
+    /// The classes whose members an audience knows: those that it may, and those whom they may know whose traffic
+    /// it carries or may carry.
     fn known_to(&self, audience: &Audience) -> BTreeSet<ClassId> {
         let everybody = !self.policy.is_restricted() || audience.carrier.as_ref() == self.hub();
         if everybody && (audience.carrier.is_some() || !self.policy.is_restricted()) {
@@ -250,7 +250,6 @@ impl Mesh {
         }
         let mut known: BTreeSet<ClassId> = self.near_to(audience.class).into_iter().collect();
         for class in self.carried_by(audience) {
-            known.insert(class);
             known.extend(self.near_to(class));
         }
         for (_, way) in self.ranges_through(audience) {
@@ -416,6 +415,10 @@ impl Mesh {
     fn routes_of(&self, audience: &Audience) -> OrdMap<IpNet, Arc<Route>> {
         let outside = self.reached_by(audience).filter_map(|(range, way)| Some((*range, way.route.clone()?)));
         let mut routes: OrdMap<_, _> = outside.map(|(range, route)| (range, Arc::new(route))).collect();
+        for (range, way) in self.exceptions(audience) {
+            let refused = || Arc::new(Route { via: None, class: way.id });
+            routes.entry(*range).or_insert_with(refused);
+        }
         if !self.knows_by_parts(audience) {
             let via = match &audience.behind {
                 Some(Behind::Relay(relay)) => self.ways().relay(relay).map(|way| &way.carrier),
@@ -427,6 +430,21 @@ impl Mesh {
             }
         }
         routes
+    }
+
+    /// The ranges that an audience does not reach and that lie in one which it does, or forwards to: by the rules
+    /// of that one their hosts would be judged.
+    fn exceptions<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
+        let own = |way: &RangeWay| audience.carrier.as_ref().is_some_and(|node| way.via.contains(node));
+        let forwarded = self.ways().ranges().filter(move |(_, way)| own(way));
+        let wide = self.reached_by(audience).chain(forwarded).map(|(range, way)| (*range, way.id));
+        let wide: Vec<_> = wide.filter(|_| self.policy.is_restricted()).collect();
+        let is_one = move |range: &IpNet, way: &RangeWay| {
+            let around = wide.iter().filter(|(around, _)| around.contains(range));
+            let nearest = around.max_by_key(|(around, _)| around.prefix_len());
+            nearest.is_some_and(|(_, class)| *class != way.id)
+        };
+        self.ways().ranges().filter(move |(range, way)| !own(way) && is_one(range, way))
     }
 
     fn forwards_of(&self, audience: &Audience) -> OrdMap<Name, Arc<Forward>> {

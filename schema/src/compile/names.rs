@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use imbl::OrdSet;
 
-use super::{Mesh, put, put_in, remove_from};
+use super::{Mesh, is_let_in, put, put_in, remove_from};
 use crate::inventory::{Inventory, NodeId};
-use crate::kinds::Dns;
+use crate::kinds::{Dns, ExternalClient};
 use crate::scalars::{Name, NetworkName};
 use crate::snapshot::Snapshot;
 use crate::view::Resolution;
@@ -77,17 +77,24 @@ pub(super) fn target(entry: &Dns, network: &NetworkName) -> Option<Name> {
     node.or_else(|| entry.inner_cname(network))
 }
 
-/// What an entry resolves to, and the node that it ends at if it does not lead out of the network; nothing
-/// while that node has not joined.
+/// What an entry resolves to, and the member that it ends at if it does not lead out of the network; nothing
+/// while that is none.
 fn resolve(
     network: &NetworkName,
     entry: &Name,
     declared: &Snapshot,
     inventory: &Inventory,
 ) -> Option<(Resolution, Option<Name>)> {
-    let at = |node: Name| {
-        let joined = inventory.node(&NodeId::of(network, &node))?;
-        Some((Resolution::Addresses(joined.reachable()), Some(node)))
+    let at = |member: Name| {
+        let id = NodeId::of(network, &member);
+        let addresses = match (inventory.node(&id), declared.named::<ExternalClient>(network, &member)) {
+            (Some(joined), _) => joined.reachable(),
+            (None, Some(client)) => {
+                inventory.client(&id).filter(|status| is_let_in(client, status))?.addresses.clone()
+            }
+            (None, None) => return None,
+        };
+        Some((Resolution::Addresses(addresses), Some(member)))
     };
     let mut name = entry.clone();
     // The rules have refused cycles; one that slips through resolves to nothing.

@@ -115,20 +115,11 @@ impl<'a> Paths<'a> {
         }
     }
 
-    /// Whether packets go from one place to another directly.
+    /// Whether packets go from one place to another directly, neither of which carries the other.
     fn are_joined(&self, one: &Place, other: &Place) -> bool {
-        let carries = |carrier: &Place, carried: &Place| {
-            let may = |node: &Name| match &carried.through {
-                // What another gateway could carry as well takes the one that does.
-                Some(Through::Egress(_)) => false,
-                Some(through) => self.ways.candidates_of(through).contains(node),
-                None => self.hub == Some(node),
-            };
-            carrier.carrier.as_ref().is_some_and(may)
-        };
         let open = |place: &Place| {
             place.through.is_none() && (self.hub.is_none() || place.carrier.as_ref() == self.hub)
         };
-        open(one) && open(other) || carries(one, other) || carries(other, one)
+        open(one) && open(other)
     }
 }

@@ -24,9 +24,9 @@ use crate::snapshot::{ResourceId, Snapshot};
 pub struct Side(ClassId);
 
 impl Side {
-    /// Absent: every member, since one of them is `*`.
+    /// Absent: every member and nobody else, since one of them is `*` and none is a range.
     fn of(selectors: &BTreeSet<Selector>) -> Option<Self> {
-        if selectors.contains(&Selector::All) {
+        if selectors.contains(&Selector::All) && !selectors.iter().any(is_range) {
             return None;
         }
         let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
@@ -38,6 +38,11 @@ impl Side {
         let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
         Self(ClassId::of(format!("allow-to {}", text.join(" ")).as_bytes()))
     }
+}
+
+/// Whether a selector may select what is behind an egress, which `*` does not.
+fn is_range(selector: &Selector) -> bool {
+    matches!(selector, Selector::Range(_))
 }
 
 /// Members that the rules of a network do not distinguish: the sides that they are on. The default is on
@@ -111,6 +116,8 @@ pub struct Policy {
     to: BTreeMap<End, FixedBitSet>,
     /// The sides whose members may open only what a rule from such a side says.
     bound: BTreeSet<Side>,
+    /// The sides that every member is on, and ranges as well.
+    everybody: BTreeSet<Side>,
     /// The sides that a member is on by its name.
     names: BTreeMap<Name, BTreeSet<Side>>,
     /// The sides that a member is on by a tag.
@@ -170,6 +177,7 @@ impl Policy {
             from: BTreeMap::new(),
             to: BTreeMap::new(),
             bound: BTreeSet::new(),
+            everybody: BTreeSet::new(),
             names: BTreeMap::new(),
             tags: BTreeMap::new(),
             ranges: BTreeMap::new(),
@@ -221,7 +229,8 @@ impl Policy {
 
     /// Whether it distinguishes no members.
     pub fn is_plain(&self) -> bool {
-        self.names.is_empty() && self.tags.is_empty() && self.ranges.is_empty()
+        let Self { everybody, names, tags, ranges, .. } = self;
+        everybody.is_empty() && names.is_empty() && tags.is_empty() && ranges.is_empty()
     }
 
     /// Whether members may open only what a rule says.
@@ -239,6 +248,9 @@ impl Policy {
     ) -> Option<Side> {
         let side = Side::of(selectors)?;
         let Selected { names, tags, ranges } = Selected::by(selectors, network, declared);
+        if selectors.contains(&Selector::All) {
+            self.everybody.insert(side);
+        }
         for name in names {
             self.names.entry(name).or_default().insert(side);
         }
@@ -253,7 +265,7 @@ impl Policy {
 
     /// The class of a member.
     pub fn class(&self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> Class {
-        let mut sides = BTreeSet::new();
+        let mut sides = self.everybody.clone();
         sides.extend(self.names.get(name).into_iter().flatten());
         sides.extend(tags.iter().filter_map(|tag| self.tags.get(tag)).flatten());
         let inside = |range: &IpNet| range.prefix_len() > 0 && addresses.iter().any(|it| range.contains(it));
@@ -261,11 +273,12 @@ impl Policy {
         Class { sides, outer: false }
     }
 
-    /// The class of a range behind an egress, which no selector selects a part of.
-    pub fn class_of_range(&self, range: &IpNet) -> Class {
+    /// The class of a part of a range behind an egress (`whole`, or all of it), which no selector selects a part
+    /// of.
+    pub fn class_of_range(&self, range: &IpNet, whole: &IpNet) -> Class {
         // The selector of everything means what no other egress has.
         let within = |selected: &IpNet| match selected.prefix_len() {
-            0 => selected == range,
+            0 => selected == whole,
             _ => selected.contains(range),
         };
         let sides = self.ranges.iter().filter(|(selected, _)| within(selected)).flat_map(|(_, sides)| sides);
@@ -378,6 +391,11 @@ impl Policy {
     /// Whether any of an access may be opened.
     pub(crate) fn gives_any(&self, giving: &Giving, from: &Standing, to: &Standing) -> bool {
         !self.restricted || from.from.intersection(&to.to).any(|place| giving.any.contains(place))
+    }
+
+    /// Whether every member is on other sides than by earlier rules.
+    pub fn moves_everybody(&self, earlier: &Self) -> bool {
+        self.everybody != earlier.everybody
     }
 
     /// What of members' names, tags and addresses puts them on other sides than by earlier rules.

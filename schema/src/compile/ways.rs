@@ -132,11 +132,11 @@ impl Ways {
                 whole.entry(range.net()).or_insert_with(|| id.name.clone());
             }
         }
-        for (range, of) in cut(whole, network, policy) {
+        for (range, (of, whole)) in cut(whole, network, policy) {
             let Some(egress) = declared.named::<Egress>(name, &of) else { continue };
-            let class = policy.class_of_range(&range);
+            let class = policy.class_of_range(&range, &whole);
             let id = if policy.is_restricted() { class.id() } else { ClassId::default() };
-            let route = route(name, (&of, egress), &range, id, inventory);
+            let route = route(name, (&of, egress), &whole, id, inventory);
             let side = egress.r#for.as_ref().and_then(|selectors| Policy::side(selectors));
             let way = RangeWay { via: names(&egress.via), egress: of, class, id, side, route };
             ways.ranges.insert(range, way);
@@ -248,26 +248,27 @@ pub fn through(client: &ExternalClient) -> Through {
     Through::Ingress(client.via.name.clone())
 }
 
-/// The ranges with the parts of them that anything selects, each with its egress.
-fn cut(whole: BTreeMap<IpNet, Name>, network: &Network, policy: &Policy) -> BTreeMap<IpNet, Name> {
-    let mut parts = whole.clone();
+/// The ranges with the parts of them that anything selects, each with its egress and the range that it is of.
+fn cut(whole: BTreeMap<IpNet, Name>, network: &Network, policy: &Policy) -> BTreeMap<IpNet, (Name, IpNet)> {
+    let mut parts: BTreeMap<_, _> =
+        whole.iter().map(|(range, egress)| (*range, (egress.clone(), *range))).collect();
     // Members are selected by ranges inside of the network's own.
     let outside =
         |range: &&IpNet| range.prefix_len() > 0 && !network.ranges().any(|own| own.contains(*range));
     for selected in policy.selected_ranges().filter(outside) {
         let around = whole.iter().filter(|(range, _)| range.contains(selected));
-        if let Some((_, egress)) = around.max_by_key(|(range, _)| range.prefix_len()) {
-            parts.entry(*selected).or_insert_with(|| egress.clone());
+        if let Some((range, egress)) = around.max_by_key(|(range, _)| range.prefix_len()) {
+            parts.entry(*selected).or_insert_with(|| (egress.clone(), *range));
         }
     }
     parts
 }
 
-/// How a range of an egress is reached; absent: by no way of the network.
+/// How a range of an egress, or a part of it, is reached; absent: by no way of the network.
 fn route(
     network: &NetworkName,
     (name, egress): (&Name, &Arc<Egress>),
-    range: &IpNet,
+    whole: &IpNet,
     class: ClassId,
     inventory: &Inventory,
 ) -> Option<Route> {
@@ -275,9 +276,7 @@ fn route(
         return Some(Route { via: Some(carrier.clone()), class });
     }
     // Parts of a way to everything are carried and refused with it.
-    let everything =
-        egress.ranges.iter().any(|whole| whole.net().prefix_len() == 0 && whole.net().contains(range));
-    if everything {
+    if whole.prefix_len() == 0 {
         let refused = !egress.fallback && inventory.was_carried(&NodeId::of(network, name));
         return refused.then_some(Route { via: None, class });
     }

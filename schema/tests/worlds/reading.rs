@@ -1,15 +1,19 @@
-//! The naive reading of a network: who may open what at whom, and who must know whom.
+//! The naive reading of a network: who may open what at whom, by which nodes packets go, and who must know
+//! whom.
 //!
-//! Straight from the declarations and from who has joined, pair by pair and rule by rule. Nothing here is the
+//! Straight from the declarations and from who is there, pair by pair and rule by rule. Nothing here is the
 //! compiler's, so that the two agree only where both are right.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use schema::access::Protocol;
+use schema::attribute::Ref;
 use schema::inventory::{Joined, NodeId};
-use schema::kinds::{Acl, Allow, Dns, Group, Network, Node};
-use schema::scalars::{DomainName, Name, NetworkName, Selector};
+use schema::kinds::{Acl, Allow, Dns, Egress, ExternalClient, Group, Ingress, Network, Node, Relay};
+use schema::scalars::{DomainName, Name, NetworkName, Selector, WireGuardKey};
 use schema::view::Resolution;
 use schema::world::World;
 
@@ -17,6 +21,37 @@ use schema::world::World;
 pub struct Reading<'a> {
     network: NetworkName,
     world: &'a World,
+}
+
+/// Who may open a connection, or have one opened at it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// A member: a node, or an external client.
+    Member(Name),
+    /// A host outside of the network, which may be behind an egress.
+    Host(IpAddr),
+}
+
+impl From<&Name> for Party {
+    fn from(name: &Name) -> Self {
+        Self::Member(name.clone())
+    }
+}
+
+impl From<&Self> for Party {
+    fn from(party: &Self) -> Self {
+        party.clone()
+    }
+}
+
+/// A range behind an egress that a host is in.
+pub struct Outside<'a> {
+    /// The egress.
+    pub egress: &'a Egress,
+    /// Its name.
+    pub name: &'a Name,
+    /// The range, as it is declared.
+    pub range: IpNet,
 }
 
 /// What a packet that opens a connection is for.
@@ -44,13 +79,54 @@ impl<'a> Reading<'a> {
         Self { network, world }
     }
 
+    pub fn name(&self) -> &NetworkName {
+        &self.network
+    }
+
     pub fn declaration(&self) -> &'a Network {
         self.world.snapshot.network(&self.network).unwrap()
     }
 
-    /// Every member, by name.
+    /// Every member, by name: the nodes that have joined, and the external clients that are let in.
     pub fn members(&self) -> BTreeSet<Name> {
+        let clients =
+            self.world.snapshot.all_in::<ExternalClient>(&self.network).map(|(id, _)| id.name.clone());
+        let clients = clients.filter(|name| self.client(name).is_some());
+        self.nodes().into_iter().chain(clients).collect()
+    }
+
+    /// The nodes that have joined, by name.
+    pub fn nodes(&self) -> BTreeSet<Name> {
         self.world.inventory.nodes_in(&self.network).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The name, if a node has joined under it.
+    pub fn node(&self, name: &Name) -> Option<&'a Name> {
+        let id = NodeId::of(&self.network, name);
+        self.world.inventory.nodes().find(|(node, _)| **node == id).map(|(node, _)| &node.name)
+    }
+
+    /// An external client that is let in.
+    pub fn client(&self, name: &Name) -> Option<&'a ExternalClient> {
+        let client = self.world.snapshot.named::<ExternalClient>(&self.network, name)?;
+        let status = self.world.inventory.client(&NodeId::of(&self.network, name))?;
+        (client.enabled && client.public_key.is_some() && !status.expired).then_some(client)
+    }
+
+    /// The WireGuard key of a member.
+    pub fn key(&self, member: &Name) -> Option<WireGuardKey> {
+        self.joined(member).map(|joined| joined.public_key).or_else(|| self.client(member)?.public_key)
+    }
+
+    /// The addresses of a member that others reach; of nobody: none.
+    pub fn addresses(&self, member: &Name) -> BTreeSet<IpAddr> {
+        let client = || self.world.inventory.client(&NodeId::of(&self.network, member));
+        match self.joined(member) {
+            Some(joined) => joined.reachable(),
+            None => {
+                self.client(member).and_then(|_| client()).map(|it| it.addresses.clone()).unwrap_or_default()
+            }
+        }
     }
 
     pub fn joined(&self, member: &Name) -> Option<&'a Joined> {
@@ -78,29 +154,48 @@ impl<'a> Reading<'a> {
         self.members().into_iter().chain(entries).collect()
     }
 
-    /// Whether anything has to be allowed.
+    /// Whether anything has to be allowed: there are rules, or external clients that may not open everything.
     pub fn has_rules(&self) -> bool {
+        let mut clients = self.world.snapshot.all_in::<ExternalClient>(&self.network);
         match self.declaration().acl {
-            Acl::Allow => false,
+            Acl::Allow => clients.any(|(_, client)| client.allow_to.is_some()),
             Acl::Deny => true,
         }
     }
 
     fn tags(&self, member: &Name) -> BTreeSet<&'a Name> {
-        let declared = self.world.snapshot.named::<Node>(&self.network, member);
-        let declared = declared.into_iter().flat_map(|node| &node.tags);
-        self.joined(member).into_iter().flat_map(|joined| &joined.tags).chain(declared).collect()
+        let declared = self.world.snapshot.named::<Node>(&self.network, member).map(|node| &node.tags);
+        let tags = declared.or_else(|| Some(&self.client(member)?.tags));
+        let joined = self.joined(member).map(|joined| &joined.tags);
+        joined.into_iter().chain(tags).flatten().collect()
     }
 
-    /// Whether a selector selects a member.
-    pub fn selects(&self, selector: &Selector, member: &Name) -> bool {
+    /// Whether a selector selects somebody.
+    pub fn selects(&self, selector: &Selector, party: impl Into<Party>) -> bool {
+        match party.into() {
+            Party::Member(member) => self.selects_member(selector, &member),
+            // Names, tags and `*` select members alone.
+            Party::Host(host) => match selector {
+                Selector::Range(range) if range.prefix_len() == 0 => {
+                    self.outside(host).is_some_and(|outside| outside.range == *range)
+                }
+                Selector::Range(range) => range.contains(&host) && self.outside(host).is_some(),
+                Selector::All | Selector::Tag(_) | Selector::Name(_) => false,
+            },
+        }
+    }
+
+    fn selects_member(&self, selector: &Selector, member: &Name) -> bool {
         match selector {
             Selector::All => true,
             Selector::Tag(tag) => self.tags(member).contains(tag),
             Selector::Range(range) => {
-                let inside = |address: &IpAddr| range.contains(address);
+                let addresses = match self.joined(member) {
+                    Some(joined) => joined.addresses.clone(),
+                    None => self.addresses(member),
+                };
                 // A range of length 0 means the internet.
-                range.prefix_len() > 0 && self.joined(member).unwrap().addresses.iter().any(inside)
+                range.prefix_len() > 0 && addresses.iter().any(|address| range.contains(address))
             }
             Selector::Name(name) => match self.world.snapshot.named::<Group>(&self.network, name) {
                 Some(group) => self.is_in(group, member),
@@ -112,42 +207,86 @@ impl<'a> Reading<'a> {
     fn is_in(&self, group: &Group, member: &Name) -> bool {
         let inner = |group: &Name| self.world.snapshot.named::<Group>(&self.network, group).unwrap();
         group.nodes.iter().any(|node| node.name == *member)
+            || group.external_clients.iter().any(|client| client.name == *member)
             || group.tags.iter().any(|tag| self.tags(member).contains(tag))
             || group.groups.iter().any(|group| self.is_in(inner(&group.name), member))
     }
 
-    /// Whether a rule is about connections from one member to another.
-    fn joins(&self, rule: &Allow, from: &Name, to: &Name) -> bool {
-        rule.from.iter().any(|selector| self.selects(selector, from))
-            && rule.to.iter().any(|selector| self.selects(selector, to))
+    fn is_on(&self, side: &BTreeSet<Selector>, party: &Party) -> bool {
+        side.iter().any(|selector| self.selects(selector, party))
     }
 
-    /// Which sides of which rules a member is on, in the order of the rules: two that are on the same sides
-    /// have the same rights.
-    pub fn sides(&self, member: &Name) -> Vec<(bool, bool)> {
-        let on = |side: &BTreeSet<Selector>| side.iter().any(|selector| self.selects(selector, member));
-        if !self.has_rules() {
-            return Vec::new();
+    /// Which sides a member is on, in an order of its own: two that are on the same sides have the same rights.
+    pub fn sides(&self, member: &Name) -> Vec<bool> {
+        let member = Party::from(member);
+        let mut sides = Vec::new();
+        if self.declaration().acl == Acl::Deny {
+            let ends = self.rules().flat_map(|rule| [&*rule.from, &*rule.to]);
+            sides.extend(ends.map(|side| self.is_on(side, &member)));
         }
-        self.rules().map(|rule| (on(&rule.from), on(&rule.to))).collect()
+        let clients = self.world.snapshot.all_in::<ExternalClient>(&self.network);
+        for (_, client) in clients {
+            let Some(all) = &client.allow_to else { continue };
+            sides.extend([self.bound(&member) == Some(all), self.is_on(all, &member)]);
+        }
+        let egress = self.world.snapshot.all_in::<Egress>(&self.network);
+        sides.extend(egress.filter_map(|(_, egress)| Some(self.is_on(egress.r#for.as_deref()?, &member))));
+        sides
     }
 
-    /// Whether one member may open a connection to another with such a packet.
-    pub fn may(&self, from: &Name, to: &Name, packet: Packet) -> bool {
+    /// All that somebody may open, if it is an external client of which that is said.
+    fn bound(&self, party: &Party) -> Option<&'a BTreeSet<Selector>> {
+        match party {
+            Party::Member(name) => {
+                let client = self.world.snapshot.named::<ExternalClient>(&self.network, name)?;
+                client.allow_to.as_ref()
+            }
+            Party::Host(_) => None,
+        }
+    }
+
+    /// Whether a party may open a connection to another with such a packet.
+    pub fn may(&self, from: impl Into<Party>, to: impl Into<Party>, packet: Packet) -> bool {
         self.opens(from, to)(packet)
     }
 
-    /// The packets with which one member may open a connection to another.
-    pub fn opens(&self, from: &Name, to: &Name) -> impl Fn(Packet) -> bool + use<'a> {
-        let (itself, everything) = (from == to, !self.has_rules());
-        let rules: Vec<&Allow> = self.rules().filter(|rule| self.joins(rule, from, to)).collect();
-        move |packet| !itself && (everything || rules.iter().any(|rule| covers(rule, packet)))
+    /// The packets with which a party may open a connection to another.
+    pub fn opens<F: Into<Party>, T: Into<Party>>(
+        &self,
+        from: F,
+        to: T,
+    ) -> impl Fn(Packet) -> bool + use<'a, F, T> {
+        let (from, to) = (from.into(), to.into());
+        let (itself, judged) = (from == to, self.judged(&from, &to));
+        move |packet| {
+            let may = match &judged {
+                Judged::Everything(all) => *all,
+                Judged::Rules(rules) => rules.iter().any(|rule| covers(rule, packet)),
+            };
+            !itself && may
+        }
     }
 
-    /// Whether two members may talk in either direction.
-    pub fn near(&self, one: &Name, other: &Name) -> bool {
-        let either = |rule: &Allow| self.joins(rule, one, other) || self.joins(rule, other, one);
-        one != other && (!self.has_rules() || self.rules().any(either))
+    /// What says whether one party may open a connection to another.
+    fn judged(&self, from: &Party, to: &Party) -> Judged<'a> {
+        match (self.bound(from), self.declaration().acl) {
+            (Some(all), _) => Judged::Everything(self.is_on(all, to)),
+            (None, Acl::Allow) => Judged::Everything(true),
+            (None, Acl::Deny) => {
+                let joins = |rule: &&Allow| self.is_on(&rule.from, from) && self.is_on(&rule.to, to);
+                Judged::Rules(self.rules().filter(joins).collect())
+            }
+        }
+    }
+
+    /// Whether two parties may talk in either direction.
+    pub fn near(&self, one: impl Into<Party>, other: impl Into<Party>) -> bool {
+        let (one, other) = (one.into(), other.into());
+        let may = |from: &Party, to: &Party| match self.judged(from, to) {
+            Judged::Everything(all) => all,
+            Judged::Rules(rules) => !rules.is_empty(),
+        };
+        one != other && (may(&one, &other) || may(&other, &one))
     }
 
     /// Whether one of two members is the hub.
@@ -155,14 +294,138 @@ impl<'a> Reading<'a> {
         self.hub().is_some_and(|hub| hub == one || hub == other)
     }
 
-    /// Whether one member knows another: by a rule, or since one of them carries the other's traffic.
+    /// Whether one member knows another where nobody but a hub carries others: by a rule, or since one of them
+    /// carries the other's traffic.
     pub fn knows(&self, one: &Name, other: &Name) -> bool {
         one != other && (self.near(one, other) || self.is_hub(one, other))
     }
 
-    /// Whether packets have a way between two members: directly, or by the hub if it has joined.
+    /// Whether packets have a way between two members, one of which knows the other.
     pub fn carries(&self, one: &Name, other: &Name) -> bool {
-        self.hub().is_none_or(|hub| self.joined(hub).is_some()) && self.knows(one, other)
+        self.knows(one, other) && self.way(one, other).is_some()
+    }
+
+    /// The declared range behind an egress that a host is in: the one with the longest prefix.
+    pub fn outside(&self, host: IpAddr) -> Option<Outside<'a>> {
+        if self.declaration().ranges().any(|own| own.contains(&host)) {
+            return None;
+        }
+        let egress = self.world.snapshot.all_in::<Egress>(&self.network);
+        let ranges = egress.flat_map(|(id, egress)| {
+            egress.ranges.iter().map(move |range| Outside { egress, name: &id.name, range: range.net() })
+        });
+        ranges.filter(|it| it.range.contains(&host)).max_by_key(|it| it.range.prefix_len())
+    }
+
+    /// The node that carries the range that a host is in: the first that has joined and is not away; if there
+    /// is none, the first that has joined, but for the way to everything.
+    pub fn gateway(&self, host: IpAddr) -> Option<&'a Name> {
+        let Outside { egress, name, range } = self.outside(host)?;
+        let present = self.first_present(&egress.via, Some(name));
+        present.or_else(|| self.first_joined(&egress.via).filter(|_| range.prefix_len() > 0))
+    }
+
+    fn first_joined(&self, via: &'a [Ref<Node>]) -> Option<&'a Name> {
+        via.iter().map(|node| &node.name).find(|node| self.joined(node).is_some())
+    }
+
+    fn first_present(&self, via: &'a [Ref<Node>], egress: Option<&Name>) -> Option<&'a Name> {
+        let is_away = |node: &Name| {
+            let away = self.world.inventory.away_of(&NodeId::of(&self.network, node));
+            away.is_some_and(|away| {
+                away.everything || egress.is_some_and(|egress| away.egress.contains(egress))
+            })
+        };
+        let mut nodes = via.iter().map(|node| &node.name);
+        nodes.find(|node| self.joined(node).is_some() && !is_away(node))
+    }
+
+    /// Whether an egress gives its routes to a member.
+    pub fn is_for(&self, egress: &Egress, member: &Name) -> bool {
+        egress.r#for.as_ref().is_none_or(|selectors| self.is_on(selectors, &member.into()))
+    }
+
+    /// The relay that is for a node: the first by name; none is for a node that relays, or for the hub.
+    fn relay(&self, node: &Name) -> Option<&'a Relay> {
+        let relays = self.world.snapshot.all_in::<Relay>(&self.network);
+        let relays: Vec<&Relay> = relays.map(|(_, relay)| &**relay).collect();
+        let never = relays.iter().any(|relay| relay.via.iter().any(|via| via.name == *node));
+        if never || self.hub() == Some(node) || self.joined(node).is_none() {
+            return None;
+        }
+        relays.into_iter().find(|relay| relay.r#for.iter().any(|selector| self.selects(selector, node)))
+    }
+
+    /// The nodes that may carry a member's traffic: of its ingress, or of its relay; otherwise the hub.
+    pub fn carriers(&self, member: &Name) -> Vec<&'a Name> {
+        if let Some(client) = self.client(member) {
+            let ingress = self.world.snapshot.named::<Ingress>(&self.network, &client.via.name);
+            return ingress.map(|ingress| &ingress.via.name).into_iter().collect();
+        }
+        match self.relay(member) {
+            Some(relay) => relay.via.iter().map(|node| &node.name).collect(),
+            None => self.hub().filter(|hub| *hub != member).into_iter().collect(),
+        }
+    }
+
+    /// The one of them that does, there or not; absent: the member reaches others directly.
+    pub fn carrier(&self, member: &Name) -> Option<&'a Name> {
+        let first = self.carriers(member).first().copied();
+        let Some(relay) = self.relay(member) else { return first };
+        self.first_present(&relay.via, None).or_else(|| self.first_joined(&relay.via)).or(first)
+    }
+
+    /// Who carries a member's traffic other than a hub.
+    pub fn via(&self, member: &Name) -> Option<&'a Name> {
+        let carried = self.client(member).is_some() || self.relay(member).is_some();
+        self.carrier(member).filter(|_| carried)
+    }
+
+    /// Whether a node may carry anything for others.
+    pub fn may_carry(&self, node: &Name) -> bool {
+        let names = |via: &[Ref<Node>]| via.iter().any(|via| via.name == *node);
+        let snapshot = &self.world.snapshot;
+        self.hub() == Some(node)
+            || snapshot.all_in::<Relay>(&self.network).any(|(_, relay)| names(&relay.via))
+            || snapshot.all_in::<Egress>(&self.network).any(|(_, egress)| names(&egress.via))
+            || snapshot.all_in::<Ingress>(&self.network).any(|(_, ingress)| ingress.via.name == *node)
+    }
+
+    /// The nodes that a party's packets pass until one of them reaches others directly, that one included, and
+    /// the party itself if it is a node; and whether all of them are there: otherwise those before the first that
+    /// is not.
+    fn chain(&self, party: &Party) -> (Vec<&'a Name>, bool) {
+        let mut chain = Vec::new();
+        let mut next = match party {
+            Party::Member(name) => self.node(name).or_else(|| self.carrier(name)),
+            Party::Host(host) => self.gateway(*host),
+        };
+        while let Some(node) = next {
+            if self.joined(node).is_none() {
+                return (chain, false);
+            }
+            chain.push(node);
+            next = self.carrier(node);
+        }
+        let complete = !chain.is_empty();
+        (chain, complete)
+    }
+
+    /// The nodes that packets between two parties pass, in order, those that are nodes included; absent: there
+    /// is no way.
+    pub fn way(&self, from: impl Into<Party>, to: impl Into<Party>) -> Option<Vec<&'a Name>> {
+        let ((mut out, complete), (mut back, also)) = (self.chain(&from.into()), self.chain(&to.into()));
+        match out.iter().position(|node| back.contains(node)) {
+            Some(place) => {
+                out.truncate(place + 1);
+                back.truncate(back.iter().position(|node| *node == out[place])?);
+            }
+            // The last of each reach each other: there is no hub, or they would have met there.
+            None if complete && also => {}
+            None => return None,
+        }
+        out.extend(back.into_iter().rev());
+        Some(out)
     }
 
     /// What a name resolves to on a member; nothing if it does not: the name of a member does on itself, on
@@ -177,7 +440,7 @@ impl<'a> Reading<'a> {
                 Some(Resolution::Addresses(self.joined(&node).unwrap().addresses.clone()))
             }
             Leads::To(node) => {
-                let addresses = || Resolution::Addresses(self.joined(&node).unwrap().reachable());
+                let addresses = || Resolution::Addresses(self.addresses(&node));
                 let may = node == *at || self.near(at, &node) || self.hub() == Some(at);
                 may.then(addresses)
             }
@@ -186,7 +449,7 @@ impl<'a> Reading<'a> {
     }
 
     fn leads(&self, name: &Name, depth: usize) -> Option<Leads> {
-        let member = |name: &Name| self.joined(name).map(|_| Leads::To(name.clone()));
+        let member = |name: &Name| self.key(name).map(|_| Leads::To(name.clone()));
         let Some(entry) = self.world.snapshot.named::<Dns>(&self.network, name) else { return member(name) };
         if let Some(node) = &entry.node {
             return member(&node.name);
@@ -209,6 +472,14 @@ impl<'a> Reading<'a> {
             }
         }
     }
+}
+
+/// What says what one party may open at another.
+enum Judged<'a> {
+    /// Everything, or nothing.
+    Everything(bool),
+    /// What one of these rules lets it open, each of which does something.
+    Rules(Vec<&'a Allow>),
 }
 
 /// Where a name leads: to a member, or out of the network.

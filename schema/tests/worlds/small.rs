@@ -1,12 +1,13 @@
 //! Small random networks with access rules, for the laws of who may open what at whom.
 //!
-//! A few nodes, declared and not, and more rules than they need, whose sides and ports overlap. [`History`] is
-//! what was drawn, in few words; [`History::moments`] are the worlds that follow from it.
+//! A few nodes, declared and not, and more rules than they need, whose sides and ports overlap; relays, gateways
+//! to ranges that are nested, and external clients. [`History`] is what was drawn, in few words;
+//! [`History::moments`] are the worlds that follow from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -14,8 +15,8 @@ use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
 use schema::compile::reconcile::reconcile;
-use schema::inventory::{Joined, NodeId, NodeProblem};
-use schema::kinds::Kind;
+use schema::inventory::{Inventory, Joined, NodeId, NodeProblem};
+use schema::kinds::{Egress, Kind};
 use schema::scalars::{Name, NetworkName, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::value::{Record, Value as Field};
@@ -35,9 +36,45 @@ const GROUPS: [&str; 3] = ["ops", "web", "rest"];
 const TAGS: [&str; 3] = ["t", "u", "v"];
 const RULES: [&str; 5] = ["r1", "r2", "r3", "r4", "r5"];
 const ENTRIES: [&str; 4] = ["www", "alias", "second", "outer"];
-/// Parts of both ranges that hold few of the first addresses, all of them, and none; and what means the
-/// internet.
-const RANGES: [&str; 9] = [
+const EGRESS: [&str; 3] = ["office", "depot", "exit"];
+const INGRESS: [&str; 2] = ["door", "gate"];
+const CLIENTS: [&str; 3] = ["phone", "tablet", "printer"];
+const RELAYS: [&str; 2] = ["near", "far"];
+/// What may be behind an egress: nested ranges, one that holds the network's own, and everything.
+const OUTSIDE: [&str; 9] = [
+    "192.168.0.0/16",
+    "192.168.9.0/24",
+    "172.16.0.0/24",
+    "10.0.0.0/8",
+    "fd99::/48",
+    "fd99::/64",
+    "0.0.0.0/0",
+    "0.0.0.0/0",
+    "::/0",
+];
+/// Hosts that are outside of the network, where its own ranges are not around them: on both sides of the edges
+/// of what may be behind an egress, and of what rules select.
+pub const HOSTS: [&str; 16] = [
+    "192.168.9.7",
+    "192.168.9.130",
+    "192.168.7.7",
+    "172.16.0.9",
+    "172.16.0.99",
+    "10.9.9.9",
+    "10.40.0.1",
+    "10.40.0.2",
+    "10.40.0.5",
+    "10.40.0.200",
+    "203.0.113.9",
+    "fd40::1",
+    "fd40::3",
+    "fd99::9",
+    "fd99:0:0:5::9",
+    "2001:db8::9",
+];
+/// Parts of both ranges that hold few of the first addresses, all of them, and none; what means the internet;
+/// and parts of what is behind an egress.
+const RANGES: [&str; 13] = [
     "10.40.0.2/32",
     "10.40.0.0/30",
     "10.40.0.4/30",
@@ -47,6 +84,10 @@ const RANGES: [&str; 9] = [
     "192.168.9.0/24",
     "0.0.0.0/0",
     "::/0",
+    "192.168.0.0/16",
+    "192.168.9.128/25",
+    "172.16.0.8/29",
+    "fd99::/64",
 ];
 /// Sets of ports that overlap, touch, or contain each other.
 const PORTS: [&str; 6] = ["80", "81-90", "80-84", "85-443", "443", "1-65535"];
@@ -67,6 +108,12 @@ enum Event {
     Rekey(&'static str),
     /// A node's host has no IPv6, or has it again.
     SwitchIpv6(&'static str),
+    /// A node does not carry anything, or not an egress, or does so again.
+    SwitchAway(&'static str, Option<&'static str>),
+    /// A default route was carried once.
+    Carried(&'static str),
+    /// Hours pass.
+    Wait(i64),
 }
 
 /// A node that joins.
@@ -123,6 +170,9 @@ impl fmt::Display for Event {
             Self::Leave(name) => write!(f, "{name} leaves"),
             Self::Rekey(name) => write!(f, "{name} has a new key"),
             Self::SwitchIpv6(name) => write!(f, "{name} has no IPv6, or has it again"),
+            Self::SwitchAway(name, egress) => write!(f, "{name} is away, or back, for {egress:?}"),
+            Self::Carried(egress) => write!(f, "{egress} was carried"),
+            Self::Wait(hours) => write!(f, "{hours} hours pass"),
         }
     }
 }
@@ -136,12 +186,36 @@ pub fn network() -> NetworkName {
 pub fn histories(most: usize) -> impl Strategy<Value = History> {
     let nodes = [&DECLARED[..], &UNDECLARED[..]].concat();
     let joins = subsequence(nodes, 2..=8).prop_flat_map(|names| each(names, |name| join(Just(name))));
-    let declared = each(ids(), |id| object(id, 0.7));
+    let likely = |id: &ResourceId| match id.kind {
+        Kind::Egress | Kind::Ingress | Kind::Relay => 0.4,
+        _ => 0.7,
+    };
+    let declared = each(all_ids(), |id| object(id.clone(), likely(&id), &ALL_NAMES));
     (declared, joins, vec(events(), 0..=most)).prop_map(|(declared, joins, events)| History {
         declared,
         joins,
         events,
     })
+}
+
+/// Two relays, each with a node of its own, that take over from each other; one is away, and comes back.
+pub fn relays_that_take_over_from_each_other() -> History {
+    let object = |(kind, name, body): (Kind, &'static str, Value)| {
+        (ResourceId { network: network(), kind, name: name.parse().unwrap() }, Some(body))
+    };
+    let network = (ResourceId::of_network(network()), Some(json!({ "ipv4": "10.40.0.0/24" })));
+    let nodes = ["a", "b", "c", "d"];
+    let declared = nodes.map(|name| (Kind::Node, name, json!({})));
+    let near = (Kind::Relay, "near", json!({ "via": ["a", "b"], "for": ["c"] }));
+    let far = (Kind::Relay, "far", json!({ "via": ["b", "a"], "for": ["d"] }));
+    let declared = declared.into_iter().chain([near, far]).map(object);
+    let join = |name| Event::Join(Member { name, tags: Vec::new(), claims: true });
+    let away = Event::SwitchAway("a", None);
+    History {
+        declared: std::iter::once(network).chain(declared).collect(),
+        joins: nodes.into_iter().chain(["x"]).map(join).collect(),
+        events: vec![away.clone(), away],
+    }
 }
 
 /// Three or four nodes, of which one may be the hub, in so many networks. They have fewer rules than others,
@@ -166,7 +240,7 @@ pub fn series(length: usize) -> impl Strategy<Value = Series> {
             | Kind::Relay
             | Kind::Test => 0.7,
         };
-        let declared = each(ids(), |id| object(id.clone(), likely(&id)));
+        let declared = each(ids(), |id| object(id.clone(), likely(&id), &DECLARED));
         let declared = declared.prop_map(|declared| snapshot(&declared.into_iter().collect()));
         (Just(members), vec(declared, length)).prop_map(|(members, declared)| Series { members, declared })
     })
@@ -177,30 +251,50 @@ fn each<T, S>(of: Vec<T>, strategy: impl Fn(T) -> S) -> Vec<S> {
     of.into_iter().map(strategy).collect()
 }
 
-/// Every id that may be declared.
+/// Names of declared nodes and of external clients.
+const ALL_NAMES: [&str; DECLARED.len() + CLIENTS.len()] =
+    ["a", "b", "c", "d", "e", "phone", "tablet", "printer"];
+
+/// The ids of a kind.
+fn of(kind: Kind, names: &'static [&'static str]) -> impl Iterator<Item = ResourceId> {
+    names.iter().map(move |name| ResourceId { network: network(), kind, name: name.parse().unwrap() })
+}
+
+/// Every id that may be declared of members who carry nothing for others, unless one is the hub.
 fn ids() -> Vec<ResourceId> {
-    let of = |kind, names: &'static [&'static str]| {
-        let id = move |name: &&str| ResourceId { network: network(), kind, name: name.parse().unwrap() };
-        names.iter().map(id)
-    };
     let nodes = std::iter::once(ResourceId::of_network(network())).chain(of(Kind::Node, &DECLARED));
     let sides = nodes.chain(of(Kind::Group, &GROUPS)).chain(of(Kind::Allow, &RULES));
     sides.chain(of(Kind::Dns, &ENTRIES)).collect()
 }
 
-fn object(id: ResourceId, likely: f64) -> BoxedStrategy<Declared> {
+/// Every id that may be declared.
+fn all_ids() -> Vec<ResourceId> {
+    let gateways = of(Kind::Egress, &EGRESS).chain(of(Kind::Ingress, &INGRESS));
+    let carried = of(Kind::ExternalClient, &CLIENTS).chain(of(Kind::Relay, &RELAYS));
+    ids().into_iter().chain(gateways).chain(carried).collect()
+}
+
+/// Which of these names an object has.
+fn place(names: &[&str], id: &ResourceId) -> usize {
+    names.iter().position(|name| *name == id.name.as_str()).unwrap()
+}
+
+/// An object that selects members of these names.
+fn object(id: ResourceId, likely: f64, names: &'static [&'static str]) -> BoxedStrategy<Declared> {
     let body = match id.kind {
         Kind::Network => network_body().boxed(),
         Kind::Node => node_body().boxed(),
         Kind::Group => {
-            let place = GROUPS.iter().position(|name| *name == id.name.as_str()).unwrap();
-            group_body(&GROUPS[place + 1..]).boxed()
+            let place = place(&GROUPS, &id);
+            group_body(&GROUPS[place + 1..], &names[DECLARED.len()..]).boxed()
         }
-        Kind::Allow => rule_body().boxed(),
-        Kind::Dns => entry_body().boxed(),
-        Kind::AccessKey | Kind::Test | Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay => {
-            unreachable!("neither is in Views, and no draft has one")
-        }
+        Kind::Allow => rule_body(names).boxed(),
+        Kind::Dns => entry_body(names).boxed(),
+        Kind::Egress => egress_body(names).boxed(),
+        Kind::Ingress => ingress_body().boxed(),
+        Kind::ExternalClient => client_body(place(&CLIENTS, &id), names).boxed(),
+        Kind::Relay => relay_body().boxed(),
+        Kind::AccessKey | Kind::Test => unreachable!("neither is in Views, and no draft has one"),
     };
     let body = if id.kind == Kind::Network || likely >= 1.0 {
         body.prop_map(Some).boxed()
@@ -238,33 +332,105 @@ fn node_body() -> impl Strategy<Value = Value> {
         .prop_map(|(tags, reserved)| body([("tags", Some(tags)), ("ipv4", reserved)]))
 }
 
-fn group_body(later: &'static [&'static str]) -> impl Strategy<Value = Value> {
+fn group_body(
+    later: &'static [&'static str],
+    clients: &'static [&'static str],
+) -> impl Strategy<Value = Value> {
     let groups = some(later, 0..=later.len().min(1));
-    (some(&DECLARED, 0..=2), some(&TAGS, 0..=1), groups).prop_map(|(nodes, tags, groups)| {
-        body([("nodes", Some(nodes)), ("tags", Some(tags)), ("groups", Some(groups))])
-    })
+    let clients = some(clients, 0..=clients.len().min(1));
+    (some(&DECLARED, 0..=2), some(&TAGS, 0..=1), groups, clients).prop_map(
+        |(nodes, tags, groups, clients)| {
+            body([
+                ("nodes", Some(nodes)),
+                ("tags", Some(tags)),
+                ("groups", Some(groups)),
+                ("external-clients", Some(clients)),
+            ])
+        },
+    )
 }
 
-fn rule_body() -> impl Strategy<Value = Value> {
+/// One or two declared nodes, in any order.
+fn carriers() -> impl Strategy<Value = Value> {
+    subsequence(&DECLARED[..], 1..=2).prop_shuffle().prop_map(|nodes| json!(nodes))
+}
+
+fn egress_body(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let r#for = option::weighted(0.4, vec(selector(names), 1..=2));
+    let ranges = some(&OUTSIDE, 1..=2);
+    (carriers(), ranges, any::<bool>(), r#for, any::<bool>()).prop_map(
+        |(via, ranges, nat, r#for, fallback)| {
+            body([
+                ("via", Some(via)),
+                ("ranges", Some(ranges)),
+                ("nat", Some(nat.into())),
+                ("for", r#for.map(Value::from)),
+                ("fallback", Some(fallback.into())),
+            ])
+        },
+    )
+}
+
+fn ingress_body() -> impl Strategy<Value = Value> {
+    let pool = option::weighted(0.3, select(&["10.40.0.8/29", "fd40::10/124"][..]));
+    (select(&DECLARED[..]), pool)
+        .prop_map(|(via, pool)| body([("via", Some(via.into())), ("pool", pool.map(|pool| json!([pool])))]))
+}
+
+/// The client of that number, with one of two keys.
+fn client_body(number: usize, names: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let key = select(vec![100, 200]).prop_map(move |first| [first + u8::try_from(number).unwrap(); 32]);
+    let key = option::weighted(0.85, key.prop_map(|key| WireGuardKey(key).to_string()));
+    let allow_to = option::weighted(0.3, vec(selector(names), 0..=2));
+    let ends = (option::weighted(0.2, Just("1h")), prop::bool::weighted(0.85));
+    (select(&INGRESS[..]), key, some(&TAGS, 0..=2), allow_to, ends).prop_map(
+        |(via, key, tags, allow_to, (expires, enabled))| {
+            body([
+                ("via", Some(via.into())),
+                ("public-key", key.map(Value::from)),
+                ("tags", Some(tags)),
+                ("allow-to", allow_to.map(Value::from)),
+                ("expires", expires.map(Value::from)),
+                ("enabled", Some(enabled.into())),
+            ])
+        },
+    )
+}
+
+fn relay_body() -> impl Strategy<Value = Value> {
+    let whom = prop_oneof![
+        6 => select(&DECLARED[..]).prop_map(str::to_owned),
+        4 => select(&TAGS[..]).prop_map(|tag| format!("tag:{tag}")),
+        2 => select(&GROUPS[..]).prop_map(str::to_owned),
+        1 => select(&RANGES[..4]).prop_map(str::to_owned),
+        1 => Just("*".to_owned()),
+    ];
+    (carriers(), vec(whom, 1..=2))
+        .prop_map(|(via, whom)| body([("via", Some(via)), ("for", Some(whom.into()))]))
+}
+
+fn rule_body(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
     let ports = option::weighted(0.8, some(&PORTS, 1..=2));
     let packets = prop_oneof![
         2 => Just((None, None)),
         1 => Just((Some("icmp"), None)),
         6 => (select(&["tcp", "udp"][..]).prop_map(Some), ports),
     ];
-    (vec(selector(), 1..=2), vec(selector(), 1..=2), packets).prop_map(|(from, to, (proto, ports))| {
-        body([
-            ("from", Some(from.into())),
-            ("to", Some(to.into())),
-            ("proto", proto.map(Value::from)),
-            ("ports", ports),
-        ])
-    })
+    (vec(selector(names), 1..=2), vec(selector(names), 1..=2), packets).prop_map(
+        |(from, to, (proto, ports))| {
+            body([
+                ("from", Some(from.into())),
+                ("to", Some(to.into())),
+                ("proto", proto.map(Value::from)),
+                ("ports", ports),
+            ])
+        },
+    )
 }
 
-fn selector() -> impl Strategy<Value = String> {
+fn selector(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop_oneof![
-        5 => select(&DECLARED[..]).prop_map(str::to_owned),
+        5 => select(names).prop_map(str::to_owned),
         5 => select(&TAGS[..]).prop_map(|tag| format!("tag:{tag}")),
         4 => select(&GROUPS[..]).prop_map(str::to_owned),
         3 => select(&RANGES[..]).prop_map(str::to_owned),
@@ -272,8 +438,8 @@ fn selector() -> impl Strategy<Value = String> {
     ]
 }
 
-fn entry_body() -> impl Strategy<Value = Value> {
-    let inside = select([&DECLARED[..], &UNDECLARED[..], &ENTRIES[..]].concat());
+fn entry_body(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let inside = select([names, &UNDECLARED[..], &ENTRIES[..]].concat());
     prop_oneof![
         4 => select(&DECLARED[..]).prop_map(|node| json!({ "node": node })),
         4 => inside.prop_map(|name| json!({ "cname": format!("{name}.{NETWORK}") })),
@@ -306,27 +472,48 @@ fn member(name: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Me
 
 fn events() -> impl Strategy<Value = Event> {
     let node = || select([&DECLARED[..], &UNDECLARED[..]].concat());
-    let declare = select(ids()).prop_flat_map(|id| object(id, 0.8));
-    let of_network = object(ResourceId::of_network(network()), 0.0);
+    let declare = select(all_ids()).prop_flat_map(|id| object(id, 0.8, &ALL_NAMES));
+    let of_network = object(ResourceId::of_network(network()), 0.0, &ALL_NAMES);
+    let away = (node(), option::weighted(0.5, select(&EGRESS[..])));
     prop_oneof![
-        8 => declare.prop_map(Event::Declare),
+        10 => declare.prop_map(Event::Declare),
         2 => of_network.prop_map(Event::Declare),
         4 => join(node()),
         2 => node().prop_map(Event::Leave),
         1 => node().prop_map(Event::Rekey),
         1 => node().prop_map(Event::SwitchIpv6),
+        2 => away.prop_map(|(node, egress)| Event::SwitchAway(node, egress)),
+        1 => select(&EGRESS[..]).prop_map(Event::Carried),
+        1 => Just(Event::Wait(2)),
     ]
 }
 
 impl History {
-    /// The same with `acl "allow"` throughout.
-    #[must_use]
-    pub fn without_rules(mut self) -> Self {
+    /// Everything that is declared at any time.
+    fn all_declared(&mut self) -> impl Iterator<Item = &mut Declared> {
         let declared = self.events.iter_mut().filter_map(|event| match event {
             Event::Declare(declared) => Some(declared),
             Event::Join(_) | Event::Leave(_) | Event::Rekey(_) | Event::SwitchIpv6(_) => None,
+            Event::SwitchAway(..) | Event::Carried(_) | Event::Wait(_) => None,
         });
-        for (id, body) in self.declared.iter_mut().chain(declared) {
+        self.declared.iter_mut().chain(declared)
+    }
+
+    /// The same without relays, egress, ingress and external clients.
+    #[must_use]
+    pub fn without_gateways(mut self) -> Self {
+        for (id, body) in self.all_declared() {
+            if matches!(id.kind, Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay) {
+                *body = None;
+            }
+        }
+        self
+    }
+
+    /// The same with `acl "allow"` throughout.
+    #[must_use]
+    pub fn without_rules(mut self) -> Self {
+        for (id, body) in self.all_declared() {
             if let Some(body) = body.as_mut().filter(|_| id.kind == Kind::Network) {
                 body["acl"] = "allow".into();
             }
@@ -359,33 +546,37 @@ impl History {
 struct State {
     declared: BTreeMap<ResourceId, Option<Value>>,
     world: World,
+    now: Timestamp,
 }
 
-/// When all of it happens; no law here is about time.
-fn now() -> Timestamp {
+/// When all of it begins.
+fn start() -> Timestamp {
     "2026-11-24T12:00:00Z".parse().unwrap()
 }
 
 impl State {
     fn new(declared: &[Declared]) -> Self {
         let declared: BTreeMap<_, _> = declared.iter().cloned().collect();
-        let world = World { snapshot: snapshot(&declared), ..World::default() };
-        Self { declared, world }
+        let snapshot = snapshot(&declared);
+        // The range that the clients of so few files get is never too small.
+        let inventory = reconcile(&Inventory::default(), &snapshot, &[], start()).unwrap();
+        Self { declared, world: World { snapshot, inventory, ..World::default() }, now: start() }
     }
 
     fn moment(&self) -> Moment {
-        Moment { world: self.world.clone(), now: now() }
+        Moment { world: self.world.clone(), now: self.now }
     }
 
     /// Lets it happen; nothing if it cannot.
     fn happens(&mut self, event: &Event) -> Option<()> {
         self.world.revision = Revision(self.world.revision.0 + 1);
         let World { snapshot: files, inventory, revision, .. } = &mut self.world;
+        let now = self.now;
         match event {
             Event::Declare((id, body)) => {
                 self.declared.insert(id.clone(), body.clone());
                 let next = snapshot(&self.declared);
-                *inventory = reconcile(inventory, &next, &[], now()).ok()?;
+                *inventory = reconcile(inventory, &next, &[], now).ok()?;
                 *files = next;
             }
             Event::Join(Member { name, tags, claims }) => {
@@ -394,10 +585,10 @@ impl State {
                     return None;
                 }
                 let tags: BTreeSet<Name> = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-                let joined = joined(&id, *claims, revision.0, files, inventory, now())?;
+                let joined = joined(&id, *claims, revision.0, files, inventory, now)?;
                 inventory.put_node(id, Joined { tags, ..joined });
             }
-            Event::Leave(name) => drop(inventory.remove_node(&id(name), now())?),
+            Event::Leave(name) => drop(inventory.remove_node(&id(name), now)?),
             Event::Rekey(name) => {
                 let joined = (**inventory.node(&id(name))?).clone();
                 let mut public_key = WireGuardKey([8; 32]);
@@ -412,6 +603,30 @@ impl State {
                     None => problems.push(NodeProblem::new(NodeProblem::NO_IPV6, "")),
                 }
                 inventory.put_node(id(name), Joined { problems, ..joined });
+            }
+            Event::SwitchAway(name, egress) => {
+                let _joined = inventory.node(&id(name))?;
+                let mut away = inventory.away_of(&id(name)).cloned().unwrap_or_default();
+                match egress.map(|egress| egress.parse::<Name>().unwrap()) {
+                    None => away.everything = !away.everything,
+                    Some(egress) => {
+                        let _declared = files.named::<Egress>(&network(), &egress)?;
+                        if !away.egress.remove(&egress) {
+                            away.egress.insert(egress);
+                        }
+                    }
+                }
+                inventory.set_away(id(name), away);
+            }
+            Event::Carried(egress) => {
+                files
+                    .named::<Egress>(&network(), &egress.parse().unwrap())
+                    .filter(|it| it.is_default_route())?;
+                inventory.set_carried(id(egress), true);
+            }
+            Event::Wait(hours) => {
+                self.now += SignedDuration::from_hours(*hours);
+                *inventory = reconcile(inventory, files, &[], self.now).ok()?;
             }
         }
         Some(())

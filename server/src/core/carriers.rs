@@ -562,14 +562,14 @@ mod tests {
                 "corp/egress/lab, corp/egress/office, corp/relay/hills",
             ),
         ] {
-            corp.report("gw-a", &[problem.clone()]);
+            corp.report("gw-a", std::slice::from_ref(&problem));
             corp.pass(0.5, &ALL);
             let why = format!("gw-a reports that it cannot forward ({moves}): gw-b carries {carried}");
             assert_eq!(corp.happened(), [why]);
             corp.pass(100.0, &ALL);
             corp.report("gw-a", &[]);
             corp.pass(29.0, &ALL);
-            corp.report("gw-a", &[problem.clone()]);
+            corp.report("gw-a", std::slice::from_ref(&problem));
             corp.pass(5.0, &ALL);
             corp.report("gw-a", &[]);
             corp.pass(29.5, &ALL);

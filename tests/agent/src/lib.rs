@@ -295,7 +295,7 @@ impl Agent {
         let (decoded, at) = accept_update(update, &self.network, &self.name, &identity, &self.server, at)?;
         self.at = at;
         self.view = match decoded {
-            DecodedUpdate::View(view) => Some(view),
+            DecodedUpdate::View(view) => Some(*view),
             DecodedUpdate::Removed => None,
         };
         Ok(())
