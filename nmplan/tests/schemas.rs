@@ -85,6 +85,10 @@ fn every_event_fits_its_schema() {
         "judged/a.kdl",
         "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"a\"; node \"b\"\n test \"t\" { reach from=\"a\" to=\"b\"; no-reach from=\"b\" to=\"a\" }\n}\n",
     );
+    workspace.write(
+        "carried/a.kdl",
+        "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"gw\"; node \"old\"\n egress \"exit\" via=\"gw\" { ranges \"0.0.0.0/0\" }\n ingress \"front\" via=\"gw\"\n external-client \"phone\" via=\"front\"\n}\n",
+    );
     workspace.server.set_nodes(vec![online("gw", Some(schema::snapshot::Revision(99)))]);
     let known = events();
     let mut types = std::collections::BTreeSet::new();
@@ -93,6 +97,7 @@ fn every_event_fits_its_schema() {
         format!("validate -C {} --json", example("quickstart")),
         "test -C @judged --json".into(),
         "plan -C @before -f /dev/null --project acme --json".into(),
+        "plan -C @carried --project acme --json".into(),
         "plan -C @after --project acme --json".into(),
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
         "plan -C @after --project acme --json --network nowhere".into(),

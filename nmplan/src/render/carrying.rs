@@ -85,8 +85,9 @@ fn carrier(traffic: Traffic, before: Option<&Carrying>, after: &Carrying) -> Vec
         )),
         None => {}
     }
-    let (old, new) = (whom(traffic, before), whom(traffic, after));
+    let (old, new) = (whom(before), whom(after));
     if old != new {
+        let old = old.unwrap_or_else(|| "nobody".into());
         text.push(format!("{carrier} {verbs} {what}; before it was for {old}"));
     }
     text
@@ -134,30 +135,32 @@ fn verb(traffic: Traffic) -> (&'static str, &'static str) {
 
 /// What is carried, and for whom.
 fn what(traffic: Traffic, carrying: &Carrying) -> String {
-    let whom = whom(traffic, carrying);
+    let whom = whom(carrying);
     match traffic {
-        Traffic::Everything | Traffic::Clients => format!("all traffic of {whom}"),
+        Traffic::Everything => {
+            format!("all traffic of {}", whom.unwrap_or_else(|| "nodes, of which none has joined yet".into()))
+        }
+        Traffic::Clients => {
+            let nobody = || "external clients, of which none is let in yet".into();
+            format!("all traffic of {}", whom.unwrap_or_else(nobody))
+        }
         Traffic::Ranges => {
             let ranges = list(carrying.ranges.iter(), "range").unwrap_or_default();
             let nat = if carrying.nat == Some(true) { "with" } else { "without" };
-            format!("{ranges} {nat} NAT, for {whom}")
+            format!("{ranges} {nat} NAT{}", whom.map(|whom| format!(", for {whom}")).unwrap_or_default())
         }
     }
 }
 
-/// For whom something is carried.
-fn whom(traffic: Traffic, Carrying { nodes, clients, members, .. }: &Carrying) -> String {
-    match (*nodes, *clients) {
-        (0, 0) => match traffic {
-            Traffic::Clients => "external clients, of which none is let in yet".into(),
-            Traffic::Everything => "nodes of which none has joined yet".into(),
-            Traffic::Ranges => "members of which none has joined yet".into(),
-        },
+/// For whom something is carried; absent: for nobody at present.
+fn whom(Carrying { nodes, clients, members, .. }: &Carrying) -> Option<String> {
+    Some(match (*nodes, *clients) {
+        (0, 0) => return None,
         (nodes, clients) if nodes + clients <= members.len() as u64 => names(members.iter()),
         (nodes, 0) => count(nodes, "node"),
         (0, clients) => count(clients, "external client"),
         (nodes, clients) => format!("{} and {}", count(nodes, "node"), count(clients, "external client")),
-    }
+    })
 }
 
 /// The nodes whose traffic to the internet goes another way, by network.

@@ -164,9 +164,10 @@ fn tests(plan: &Plan) -> String {
     }
 }
 
-/// How many pairs gain or lose reachability; each direction of two nodes counts as a pair.
+/// How many pairs gain or lose reachability; each direction of two nodes, or of a node and a range, counts as a
+/// pair.
 fn reachability(pairs: u64, verb: &str) -> String {
-    format!("{} {verb}{} reachability", count(pairs, "directed node pair"), if pairs == 1 { "s" } else { "" })
+    format!("{} {verb}{} reachability", count(pairs, "directed pair"), if pairs == 1 { "s" } else { "" })
 }
 
 fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
