@@ -408,7 +408,17 @@ fn behind_a_hub_a_member_sends_only_as_itself() {
         for (nobody, to) in nobody.into_iter().zip(corp.addresses("b")) {
             let from = SocketAddr::new(nobody.parse().expect("an address"), 6_000);
             let segment = udp(from, SocketAddr::new(to, 53), b"as nobody");
-            assert_eq!(passed(&corp, &segment, &[segment.packet()]).await, 0, "{nobody}");
+            let family = if to.is_ipv4() { "ip" } else { "ip6" };
+            filter::watch(b, INTERFACE, &format!("{family} saddr {nobody}"));
+            // A userspace device loses the session of a peer that `wg set` changes: what is sent before the next
+            // handshake is lost.
+            eventually("it passes the hub", 5 * SECOND, async || {
+                send(c, &segment, &[segment.packet()]);
+                filter::watched(b).0 > 0
+            })
+            .await;
+            assert_eq!(filter::watched(b).1, 0, "{nobody}");
+            filter::forget(b);
         }
         assert!(!corp.listeners("b").has_heard(b"as nobody"));
     });

@@ -740,6 +740,77 @@ fn hosts_of_a_range_are_judged_by_who_they_open_at_as_of_the_longest_range() {
     });
 }
 
+/// Has everything that these hosts send go through b, which sends it back by the interface that it came from.
+fn lead_through(b: &Host, hosts: &[&Host]) {
+    let through = cable(b);
+    for family in ["-4", "-6"] {
+        run(&format!("ip {family} route add default dev {through} table 100"));
+        for host in hosts {
+            run(&format!("ip {family} rule add iif {} lookup 100", cable(host)));
+        }
+    }
+    let filters = |interface: &str| format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+    for interface in ["all", &*through] {
+        std::fs::write(filters(interface), "0").expect("it can be written");
+    }
+    for interface in ["all", "eth0"] {
+        let redirects = format!("/proc/sys/net/ipv4/conf/{interface}/send_redirects");
+        b.write(redirects, "0").expect("it can be written");
+    }
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        b.write(format!("/proc/sys/net/{switch}"), "1").expect("it can be written");
+    }
+}
+
+#[test]
+fn a_hub_passes_on_what_comes_from_and_goes_to_addresses_that_it_does_not_know() {
+    if !enter_test("a_hub_passes_on_what_comes_from_and_goes_to_addresses_that_it_does_not_know") {
+        return;
+    }
+    in_runtime(async {
+        let underlay = Underlay::new().await.expect("an underlay");
+        let mut hosts = Vec::new();
+        for name in ["a", "b", "x"] {
+            hosts.push(underlay.host(name).await.expect("a host"));
+        }
+        let [a, b, x] = &hosts[..] else { panic!("three hosts") };
+        let [at_a, _at_b, _at_x] = [a, b, x].map(serve);
+        lead_through(b, &[a, x]);
+        let system = System::default();
+        let mut view = gateway(b, &[("web", tcp(22))]);
+        put_host(&mut view, a, "web");
+        put_client(&mut view, x, "phone");
+        guard(&mut view, "phone", &[("web", tcp(80))]);
+        b.within(|| system.set_access(&filter(&view))).expect("it is set");
+        let of = |host: &Host| -> [IpAddr; 2] { [host.ipv4().into(), host.ipv6().into()] };
+        let others = ["198.18.77.77", "2001:2::77"].map(ip);
+        for (own, other) in of(x).into_iter().zip(others) {
+            assert_eq!(opened(a, own).await, "1000", "{own}: b judges for its client");
+            run(&format!("ip route add {other} dev {}", cable(x)));
+            all(x, &[&format!("ip address add {other} dev eth0 {}", nodad(&other.to_string()))]);
+            assert_eq!(opened(a, other).await, "1111", "{other}: x judges");
+        }
+        // From there as well.
+        for (router, other) in ["198.18.0.1", "2001:2::1"].into_iter().zip(others) {
+            all(x, &[&format!("ip route replace default via {router} dev eth0 onlink src {other}")]);
+        }
+        for (at, other) in of(a).into_iter().zip(others) {
+            assert_eq!(opened(x, at).await, "1111", "{other}: a judges");
+            assert!(at_a.heard().iter().any(|it| it.from.ip() == other), "{other}");
+        }
+        for at in of(b) {
+            assert_eq!(opened(a, at).await, "0100", "{at}: b judges for itself");
+            assert_eq!(opened(x, at).await, "0000", "{at}: b judges for itself");
+        }
+        // Whoever is no hub passes nothing on.
+        view.interface.forward = false;
+        b.within(|| system.set_access(&filter(&view))).expect("it is set");
+        for at in others {
+            assert_eq!(opened(a, at).await, "0000", "{at}");
+        }
+    });
+}
+
 #[test]
 fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
     if !enter_test("an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it") {
@@ -754,22 +825,7 @@ fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
         let [a, b, lan, other, x, y] = &hosts[..] else { panic!("six hosts") };
         let _served = two_networks(b, lan, other).await;
         let _all = [a, x, y].map(serve);
-        // What these hosts send goes through b, which sends it back by the interface that it came from.
-        let through = cable(b);
-        for family in ["-4", "-6"] {
-            run(&format!("ip {family} route add default dev {through} table 100"));
-            for host in [a, x, y] {
-                run(&format!("ip {family} rule add iif {} lookup 100", cable(host)));
-            }
-        }
-        let filters = |interface: &str| format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
-        for interface in ["all", &*through] {
-            std::fs::write(filters(interface), "0").expect("it can be written");
-        }
-        for interface in ["all", "eth0"] {
-            let redirects = format!("/proc/sys/net/ipv4/conf/{interface}/send_redirects");
-            b.write(redirects, "0").expect("it can be written");
-        }
+        lead_through(b, &[a, x, y]);
 
         let system = System::default();
         let mut view = gateway(b, &[("web", tcp(22))]);
