@@ -303,10 +303,14 @@ fn effects(impact: &NodeImpact) -> String {
         Internet::Through(node) => format!("to the internet through {node}"),
         Internet::Refused => "not to the internet".yellow().to_string(),
     }));
-    parts.extend(carries.iter().map(|PartChange { id, before: _, after }| match after {
-        Some(Part::Carries) => format!("carries {id}"),
-        Some(Part::StandsBy) => format!("stands by for {id}"),
-        None => format!("no longer for {id}"),
+    parts.extend(carries.iter().map(|PartChange { id, before: _, after }| {
+        // A network itself stands for all that its hub carries.
+        let whole = if id.kind.descriptor().within.is_none() { "all of " } else { "" };
+        match after {
+            Some(Part::Carries) => format!("carries {whole}{id}"),
+            Some(Part::StandsBy) => format!("stands by for {whole}{id}"),
+            None => format!("no longer carries {whole}{id}"),
+        }
     }));
     parts.extend(numbers(impact));
     if *filter {

@@ -259,9 +259,10 @@ impl Mesh {
         known
     }
 
-    /// The classes of the members whose traffic an audience carries, or may carry.
+    /// The classes of the members whose traffic an audience carries, or may carry: those of an ingress whose node
+    /// it carries among them.
     fn carried_by(&self, audience: &Audience) -> BTreeSet<ClassId> {
-        let served = audience.carrier.iter().flat_map(|node| self.ways().served_by(node));
+        let served = self.gateways_of(audience).flat_map(|node| self.ways().served_by(node));
         served
             .filter_map(|through| self.loads.get(&through))
             .flat_map(|loads| loads.keys().copied())
@@ -339,6 +340,14 @@ impl Mesh {
         // Whose traffic it carries it reaches directly.
         for through in audience.carrier.iter().flat_map(|node| self.ways().served_by(node)) {
             for (name, peer) in self.full.get(&through).into_iter().flatten() {
+                peers.instead.insert(name.clone(), peer.clone());
+            }
+        }
+        // And those that are carried by whom it carries, through them.
+        let behind = self.gateways_of(audience).skip(1).flat_map(|node| self.ways().served_by(node));
+        let clients = behind.filter_map(|through| self.full.get(&through)).flat_map(OrdMap::keys);
+        for (name, peer) in clients.filter_map(|name| Some((name, self.peer(name)?))) {
+            if peers.get(name).is_none() {
                 peers.instead.insert(name.clone(), peer.clone());
             }
         }

@@ -394,6 +394,8 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
             for (from, to) in &pairs {
                 let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
                 let differs = match direction {
+                    // What holds from now on need not be waited for.
+                    Direction::Lost if once_joined => was.without(&is).without(&now.opens(from, to, false)),
                     Direction::Lost => was.without(&is),
                     Direction::Gained => is.without(&was),
                 };
@@ -530,6 +532,10 @@ fn by_rules<'a>(
         }
         let declared = rule.filter(|rule| rule.kind == Kind::Allow);
         let declared = declared.and_then(|rule| moment.declared.named::<Allow>(network, &rule.name));
+        // Such a rule is about those clients alone that are bound by it.
+        let bound = rule.filter(|rule| rule.kind == Kind::ExternalClient);
+        let bound = bound.and_then(|rule| moment.declared.named::<ExternalClient>(network, &rule.name));
+        let to_selectors = declared.map(|allow| &*allow.to).or(bound.and_then(|it| it.allow_to.as_ref()));
         let nodes_of = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&Party> {
             some.flat_map(|group| &groups[group]).copied().collect()
         };
@@ -556,8 +562,12 @@ fn by_rules<'a>(
                 rule: rule.cloned(),
                 ..line(
                     network,
-                    words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),
-                    words(&tos, &others(&all_to, &from), declared.map(|allow| &*allow.to)),
+                    match bound {
+                        Some(_) if froms.len() <= NAMED => join(froms.iter()),
+                        Some(_) => format!("{} external clients", froms.len()),
+                        None => words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),
+                    },
+                    words(&tos, &others(&all_to, &from), to_selectors),
                     &what,
                 )
             });

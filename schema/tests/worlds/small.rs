@@ -186,10 +186,8 @@ pub fn network() -> NetworkName {
 pub fn histories(most: usize) -> impl Strategy<Value = History> {
     let nodes = [&DECLARED[..], &UNDECLARED[..]].concat();
     let joins = subsequence(nodes, 2..=8).prop_flat_map(|names| each(names, |name| join(Just(name))));
-    let likely = |id: &ResourceId| match id.kind {
-        Kind::Egress | Kind::Ingress | Kind::Relay => 0.4,
-        _ => 0.7,
-    };
+    let carries = |id: &ResourceId| matches!(id.kind, Kind::Egress | Kind::Ingress | Kind::Relay);
+    let likely = |id: &ResourceId| if carries(id) { 0.4 } else { 0.7 };
     let declared = each(all_ids(), |id| object(id.clone(), likely(&id), &ALL_NAMES));
     (declared, joins, vec(events(), 0..=most)).prop_map(|(declared, joins, events)| History {
         declared,
@@ -226,19 +224,11 @@ pub fn series(length: usize) -> impl Strategy<Value = Series> {
         .prop_flat_map(|(some, other)| each([some, other].concat(), |name| member(Just(name))));
     members.prop_flat_map(move |members| {
         let always: Vec<_> = members.iter().filter(|it| it.claims_a_name()).map(|it| it.name).collect();
-        let likely = |id: &ResourceId| match id.kind {
-            Kind::Node if always.contains(&id.name.as_str()) => 1.0,
-            Kind::Allow => 0.4,
-            Kind::Network
-            | Kind::Node
-            | Kind::AccessKey
-            | Kind::Dns
-            | Kind::Ingress
-            | Kind::ExternalClient
-            | Kind::Group
-            | Kind::Egress
-            | Kind::Relay
-            | Kind::Test => 0.7,
+        let is_there = |id: &ResourceId| id.kind == Kind::Node && always.contains(&id.name.as_str());
+        let likely = |id: &ResourceId| match is_there(id) {
+            true => 1.0,
+            false if id.kind == Kind::Allow => 0.4,
+            false => 0.7,
         };
         let declared = each(ids(), |id| object(id.clone(), likely(&id), &DECLARED));
         let declared = declared.prop_map(|declared| snapshot(&declared.into_iter().collect()));
