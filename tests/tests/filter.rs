@@ -99,7 +99,7 @@ fn changes(before: &View, after: &View) -> FilterChanges {
 
 /// Runs a program on the host of this thread.
 fn run(line: &str) -> String {
-    let mut words = line.split(' ');
+    let mut words = line.split_whitespace();
     let output =
         Command::new(words.next().expect("a program")).args(words).output().expect("it is installed");
     assert!(output.status.success(), "{line}: {}", text_of(&output.stderr));
@@ -513,7 +513,10 @@ async fn behind(b: &Host, host: &Host, interface: &str, at_b: [&str; 2], address
     inner.push(format!("ip link set {end} up"));
     for it in at_b {
         let gateway = it.split('/').next().expect("an address");
-        inner.push(format!("ip route replace default via {gateway}"));
+        // Of several addresses the first is its own: what it answers as, too.
+        let first = addresses.iter().find(|own| own.contains(':') == it.contains(':'));
+        let own = first.and_then(|own| own.split('/').next()).expect("one of each family");
+        inner.push(format!("ip route replace default via {gateway} src {own}"));
         run(&format!("ip route add {} dev {cable}", range(it).trunc()));
     }
     let texts = |lines: &[String], host: &Host| {

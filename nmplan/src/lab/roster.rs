@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use schema::attribute::Ref;
 use schema::document::{Document, Spanned};
-use schema::kinds::{AccessKey, Egress, ExternalClient, Ingress, Kind, Network, Node, Object};
+use schema::kinds::{AccessKey, Egress, ExternalClient, Ingress, Kind, Network, Node, Object, Resource as _};
 use schema::scalars::{Name, NetworkName, WireGuardKey};
 use schema::snapshot::{Entry, NodeId, ResourceId, Revision, Snapshot};
 use schema::syntax::{Language, print};
@@ -88,30 +88,27 @@ pub fn roster(declared: &Snapshot) -> Roster {
 fn fit(declared: &Snapshot) -> Snapshot {
     let mut fit = declared.clone();
     for (id, entry) in declared.entries() {
-        let object = match entry.object.clone() {
-            Object::Node(node) => Object::Node(Arc::new(Node { endpoint: None, ..(*node).clone() })),
-            Object::AccessKey(key) => {
-                Object::AccessKey(Arc::new(AccessKey { expires: None, ..(*key).clone() }))
-            }
-            Object::Ingress(ingress) => {
-                Object::Ingress(Arc::new(Ingress { endpoint: None, ..(*ingress).clone() }))
-            }
-            Object::Egress(egress) => {
-                Object::Egress(Arc::new(Egress { interface: None, ..(*egress).clone() }))
-            }
-            Object::ExternalClient(client) => {
-                Object::ExternalClient(Arc::new(ExternalClient { expires: None, ..(*client).clone() }))
-            }
-            other @ (Object::Network(_)
-            | Object::Group(_)
-            | Object::Allow(_)
-            | Object::Dns(_)
-            | Object::Relay(_)
-            | Object::Test(_)) => other,
-        };
-        put(&mut fit, id, object);
+        put(&mut fit, id, fitted(&entry.object).unwrap_or_else(|| entry.object.clone()));
     }
     fit
+}
+
+/// An object without that; absent: it has none of it.
+fn fitted(object: &Object) -> Option<Object> {
+    if let Some(node) = Node::of(object) {
+        return Some(Object::Node(Arc::new(Node { endpoint: None, ..(**node).clone() })));
+    }
+    if let Some(key) = AccessKey::of(object) {
+        return Some(Object::AccessKey(Arc::new(AccessKey { expires: None, ..(**key).clone() })));
+    }
+    if let Some(ingress) = Ingress::of(object) {
+        return Some(Object::Ingress(Arc::new(Ingress { endpoint: None, ..(**ingress).clone() })));
+    }
+    if let Some(egress) = Egress::of(object) {
+        return Some(Object::Egress(Arc::new(Egress { interface: None, ..(**egress).clone() })));
+    }
+    let client = ExternalClient::of(object)?;
+    Some(Object::ExternalClient(Arc::new(ExternalClient { expires: None, ..(**client).clone() })))
 }
 
 fn put(snapshot: &mut Snapshot, id: &ResourceId, object: Object) {
