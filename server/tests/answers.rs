@@ -44,7 +44,10 @@ async fn over_http2(
     let (head, mut incoming) = answer.await.unwrap_or_else(|error| panic!("{what}: {error}")).into_parts();
     let mut bytes = Vec::new();
     while let Some(chunk) = incoming.data().await {
-        bytes.extend_from_slice(&chunk.unwrap_or_else(|error| panic!("{what}: {error}")));
+        let chunk = chunk.unwrap_or_else(|error| panic!("{what}: {error}"));
+        // What is read makes room for more: an answer may be larger than the window.
+        incoming.flow_control().release_capacity(chunk.len()).unwrap();
+        bytes.extend_from_slice(&chunk);
     }
     let reset = std::future::poll_fn(|cx| body.poll_reset(cx)).now_or_never();
     assert!(reset.is_none(), "{what}: reset after the answer: {reset:?}");

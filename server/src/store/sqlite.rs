@@ -419,7 +419,7 @@ mod tests {
         let path = directory.path().join("nmserver.db");
         conformance::holds(&mut Sqlite::open(&path).expect("it opens"));
         let again = Sqlite::open(&path).expect("it opens again").load().expect("it loads");
-        assert_eq!((again.world.revision, again.world.snapshot.len()), (Revision(3), 1));
+        assert_eq!((again.world.revision, again.world.snapshot.len()), (Revision(5), 1));
     }
 
     #[test]
