@@ -542,9 +542,14 @@ async fn two_networks(b: &Host, lan: &Host, other: &Host) -> [Listeners; 2] {
     [serve(lan), serve(other)]
 }
 
-/// Has a host answer.
+/// Has a host answer at each of its addresses, as that: a socket of all answers as the kernel likes.
 fn serve(host: &Host) -> Listeners {
-    host.listen(&[ip("0.0.0.0"), ip("::")], SERVICES).expect("it listens")
+    let listed = host.within(|| run("ip -o address show scope global"));
+    let addresses: Vec<IpAddr> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok())
+        .collect();
+    host.listen(&addresses, SERVICES).expect("it listens")
 }
 
 /// What of [`SERVICES`] a host may open at an address, in their order: `1` or `0`.
@@ -787,10 +792,12 @@ fn a_hub_passes_on_what_comes_from_and_goes_to_addresses_that_it_does_not_know()
         b.within(|| system.set_access(&filter(&view))).expect("it is set");
         let of = |host: &Host| -> [IpAddr; 2] { [host.ipv4().into(), host.ipv6().into()] };
         let others = ["198.18.77.77", "2001:2::77"].map(ip);
+        let mut at_others = Vec::new();
         for (own, other) in of(x).into_iter().zip(others) {
             assert_eq!(opened(a, own).await, "1000", "{own}: b judges for its client");
             run(&format!("ip route add {other} dev {}", cable(x)));
             all(x, &[&format!("ip address add {other} dev eth0 {}", nodad(&other.to_string()))]);
+            at_others.push(x.listen(&[other], SERVICES).expect("it listens"));
             assert_eq!(opened(a, other).await, "1111", "{other}: x judges");
         }
         // From there as well.
