@@ -11,11 +11,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schema::inventory::NodeProblem;
-use schema::scalars::{Name, NetworkName};
+use schema::scalars::{Name, NetworkName, is_default};
 use schema::view::Forward;
 
 use crate::forwarding::Needs;
-use crate::outside::{addresses_in, is_default};
+use crate::outside::addresses_in;
 
 /// Ranges that are nobody's in the internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [IpNet; 5] = [

@@ -16,7 +16,7 @@ use crate::compile;
 use crate::compile::policy::Selected;
 use crate::inventory::{Inventory, NodeId};
 use crate::kinds::{Egress, ExternalClient, Ingress, Network, Node};
-use crate::scalars::{Endpoint, Name, Seconds, Selector, WireGuardKey};
+use crate::scalars::{Endpoint, Name, Seconds, WireGuardKey};
 use crate::snapshot::{ResourceId, Snapshot};
 
 pub use changes::{ClientChange, ClientOutcome, FieldChange, between};
@@ -98,7 +98,7 @@ impl Configuration {
     ///
     /// # Errors
     ///
-    /// What it lacks, the first of it.
+    /// The first thing that is missing.
     pub fn of(client: &NodeId, declared: &Snapshot, inventory: &Inventory) -> Result<Self, Unavailable> {
         let NodeId { network, name } = client;
         let id = || ResourceId::of::<ExternalClient>(network, name);
@@ -186,8 +186,7 @@ fn is_for(
     declared: &Snapshot,
 ) -> bool {
     let Some(selectors) = &egress.r#for else { return true };
-    selectors.contains(&Selector::All)
-        || Selected::by(selectors.iter(), &client.network, declared).holds(&client.name, tags, addresses)
+    Selected::by(selectors.iter(), &client.network, declared).holds(&client.name, tags, addresses)
 }
 
 fn list(items: impl Iterator<Item = impl Display>) -> Vec<String> {

@@ -400,16 +400,17 @@ impl Mesh {
         let declaration = Declaration::of(declaration, &self.network);
         let resolves = self.network.name_service && !self.is_entry(node, declared);
         let named = resolves && self.says_names_with_peers();
+        let via = through.as_ref().and_then(|relay| self.ways.carrier_of(relay)).cloned();
         let carrier = match &through {
-            Some(relay) => self.ways.carrier_of(relay),
-            None => self.hub().filter(|hub| *hub != node),
+            Some(_) => via.clone(),
+            None => self.hub().filter(|hub| *hub != node).cloned(),
         };
-        let interface = self.interface(node, joined, &declaration, carrier.cloned(), named);
+        let interface = self.interface(node, joined, &declaration, carrier, named);
         let peer = Peer {
             public_key: Some(joined.public_key),
             endpoint: endpoint(declaration.endpoint, joined),
             addresses: joined.reachable(),
-            via: through.as_ref().and_then(|relay| self.ways.carrier_of(relay)).cloned(),
+            via,
             class,
             carries: self.ways.carries(node),
             named,

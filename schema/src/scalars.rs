@@ -25,7 +25,7 @@ pub use interface_name::InterfaceName;
 pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};
 pub use ports::PortRange;
-pub use range::{Ipv4Range, Ipv6Range, OuterRange, overlap};
+pub use range::{Ipv4Range, Ipv6Range, OuterRange, is_default, overlap};
 pub use seconds::Seconds;
 pub use selector::Selector;
 pub use uses::Uses;

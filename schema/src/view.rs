@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::access::{Access, ClassId};
 use crate::scalars::{DomainName, Endpoint, InterfaceName, Name, NetworkName, Seconds, WireGuardKey};
 
-/// How many nodes may carry a packet one after the other: an ingress's, its relay, the hub, the relay and the
-/// ingress of who gets it; more would be a loop.
+/// How many nodes that carry each other are followed: a client's is the node of its ingress, and that one's a
+/// relay. A View in which more follow each other is not followed in a circle.
 const MOST_CARRIERS: usize = 8;
 
 /// What one node of one network is sent.

@@ -9,13 +9,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use end_to_end::filter::{bytes, count};
 use end_to_end::load::cpu_of;
-use end_to_end::{Mesh, device_of, in_runtime};
+use end_to_end::{Mesh, device_of, in_lab};
 use hyper_util::rt::TokioIo;
 use ipnet::{IpNet, Ipv4Net};
 use netclient::device::userspace::Userspace;
@@ -39,12 +38,7 @@ const SIZES: [u32; 3] = [10, 100, 1_000];
 const TIMES: u32 = 50;
 
 fn main() {
-    if lab::inside() {
-        return in_runtime(measure());
-    }
-    let own = std::env::current_exe().expect("this program has a file");
-    let status = lab::enter(Command::new(own)).expect("a lab");
-    assert!(status.success(), "it failed in the lab");
+    in_lab(measure());
 }
 
 async fn measure() {

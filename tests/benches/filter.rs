@@ -15,13 +15,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use end_to_end::in_runtime;
+use end_to_end::in_lab;
 use end_to_end::meshes::{ROUNDS, compile, declare, id, median, number, put_node, timed};
 use ipnet::Ipv4Net;
 use netclient::host::{Host as _, System};
 use netclient::outside::{Mark, Outside, Slot};
 use netclient::tunnels::TunnelChanges;
-use nmplan::lab::{self, Host, Underlay};
+use nmplan::lab::{Host, Underlay};
 use schema::inventory::Joined;
 use schema::view::{View, ViewDelta};
 use schema::world::World;
@@ -35,12 +35,7 @@ const TURNS: usize = 15;
 const PACKETS: usize = 2_000;
 
 fn main() {
-    if lab::inside() {
-        return in_runtime(measure());
-    }
-    let own = std::env::current_exe().expect("this program has a file");
-    let status = lab::enter(Command::new(own)).expect("a lab");
-    assert!(status.success(), "it failed in the lab");
+    in_lab(measure());
 }
 
 /// The node that is measured, in a network with or without rules.

@@ -384,7 +384,6 @@ fn what_is_published_is_judged_by_the_port_that_was_asked_for_and_nothing_else_i
         let underlay = Underlay::new().await.expect("an underlay");
         let hosts = [underlay.host("a").await, underlay.host("b").await, underlay.host("c").await];
         let [a, b, c] = hosts.map(|host| host.expect("a host"));
-        let all = |host: &Host, lines: &[&str]| host.within(|| lines.iter().for_each(|line| drop(run(line))));
         // c is behind b, which publishes a port of it, and forwards everything.
         let mut sleep = c.command("sleep");
         sleep.arg("60");
@@ -408,9 +407,7 @@ fn what_is_published_is_judged_by_the_port_that_was_asked_for_and_nothing_else_i
         ];
         all(&c, &inner);
         holder.kill().await.expect("it is killed");
-        let listed = run(&format!("ip -o route get {}", b.ipv4()));
-        let cable = listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route");
-        run(&format!("ip route add 172.17.0.0/24 dev {cable}"));
+        run(&format!("ip route add 172.17.0.0/24 dev {}", b.cable()));
         let _web = c.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))).expect("the port is free");
 
         let system = System::default();
@@ -487,12 +484,6 @@ fn put_client(view: &mut View, host: &Host, of: &str) {
     view.peers.insert(name, Arc::new(client));
 }
 
-/// The interface of the lab that leads to a host.
-fn cable(host: &Host) -> String {
-    let listed = run(&format!("ip -o route get {}", host.ipv4()));
-    listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned()
-}
-
 fn all(host: &Host, lines: &[&str]) {
     host.within(|| lines.iter().for_each(|line| drop(run(line))));
 }
@@ -504,7 +495,7 @@ async fn behind(b: &Host, host: &Host, interface: &str, at_b: [&str; 2], address
     let mut holder: Process = host.start("sleep", sleep).expect("it starts");
     let end = format!("{interface}-end");
     let pid = holder.id().expect("it runs");
-    let cable = cable(b);
+    let cable = b.cable();
     let mut outer = vec![format!("ip link add {interface} type veth peer name {end} netns {pid}")];
     outer.extend(at_b.iter().map(|it| format!("ip address add {it} dev {interface} {}", nodad(it))));
     outer.push(format!("ip link set {interface} up"));
@@ -750,11 +741,11 @@ fn hosts_of_a_range_are_judged_by_who_they_open_at_as_of_the_longest_range() {
 
 /// Has everything that these hosts send go through b, which sends it back by the interface that it came from.
 fn lead_through(b: &Host, hosts: &[&Host]) {
-    let through = cable(b);
+    let through = b.cable();
     for family in ["-4", "-6"] {
         run(&format!("ip {family} route add default dev {through} table 100"));
         for host in hosts {
-            run(&format!("ip {family} rule add iif {} lookup 100", cable(host)));
+            run(&format!("ip {family} rule add iif {} lookup 100", host.cable()));
         }
     }
     let filters = |interface: &str| format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
@@ -795,7 +786,7 @@ fn a_hub_passes_on_what_comes_from_and_goes_to_addresses_that_it_does_not_know()
         let mut at_others = Vec::new();
         for (own, other) in of(x).into_iter().zip(others) {
             assert_eq!(opened(a, own).await, "1000", "{own}: b judges for its client");
-            run(&format!("ip route add {other} dev {}", cable(x)));
+            run(&format!("ip route add {other} dev {}", x.cable()));
             all(x, &[&format!("ip address add {other} dev eth0 {}", nodad(&other.to_string()))]);
             at_others.push(x.listen(&[other], SERVICES).expect("it listens"));
             assert_eq!(opened(a, other).await, "1111", "{other}: x judges");

@@ -435,17 +435,13 @@ async fn assert_forgery_is_dropped(mesh: &Mesh, agents: &[Agent], family: Family
     let a = agents[0].host();
     let (own, member) = (family.in_mesh(&agents[0]).await, family.in_mesh(&agents[1]).await);
     let forger = mesh.underlay.host(family.by("forger", "forger6")).await.expect("a host");
-    let port_of = |host: &Host| {
-        let listed = ip(&["-o", "route", "get", &family.of(host).to_string()]);
-        listed.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a route").to_owned()
-    };
-    ip(&["route", "add", &own.to_string(), "dev", &port_of(a)]);
+    ip(&["route", "add", &own.to_string(), "dev", &a.cable()]);
     let listener = a.within(|| TcpListener::bind((family.unspecified(), 9)).expect("the port is free"));
     assert!(connects(&forger, (family.of(a), 9).into()), "as itself it connects");
     assert!(!pings(&forger, own).await, "asked from outside");
     assert!(!connects(&forger, (own, 9).into()), "asked from outside");
     run(&forger, &format!("ip address add {member} dev eth0{}", family.by("", " nodad"))).await;
-    ip(&["route", "add", &member.to_string(), "dev", &port_of(&forger)]);
+    ip(&["route", "add", &member.to_string(), "dev", &forger.cable()]);
     for to in [own, family.of(a)] {
         assert!(!connects_from(&forger, member, (to, 9).into()), "as a member, to {to}");
     }

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use ipnet::IpNet;
 use schema::inventory::NodeProblem;
-use schema::scalars::{NetworkName, SigningKey, WireGuardKey};
+use schema::scalars::{NetworkName, SigningKey, WireGuardKey, is_default};
 use schema::view::{Tunnel, View};
 
 use super::forwarding::Needed;
@@ -615,8 +615,7 @@ impl Filter {
 /// Without rules that spare what is marked, a range that holds the server's address would cut the host off
 /// from it, and a default route would lead tunnels into themselves: it is not routed.
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
-    let holds =
-        |range: &&IpNet| outside::is_default(range) || servers.iter().any(|address| range.contains(address));
+    let holds = |range: &&IpNet| is_default(range) || servers.iter().any(|address| range.contains(address));
     let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {

@@ -1,7 +1,7 @@
 //! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status`
 //! print.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -86,7 +86,8 @@ pub struct NetworkStatus {
     pub addresses: BTreeSet<IpAddr>,
     /// The ranges of the network: one of each family that it has.
     pub ranges: BTreeSet<IpNet>,
-    /// The ranges that nobody carries at present: what is sent there is refused.
+    /// The ranges to which what is sent is refused: nobody carries them at present, or they lie in a wider one
+    /// that the node reaches, and it does not reach them.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub refused: BTreeSet<IpNet>,
     /// What it may forward to outside of the network, by name.
@@ -193,9 +194,8 @@ impl Agent {
                     last_handshake: handshake.and_then(|at| Timestamp::from_second(at).ok()),
                 }
             };
-            let tunnels = view.tunnels();
-            let reaches = reaches(&view, &tunnels);
-            let mut peers: Vec<_> = tunnels.into_iter().map(peer).collect();
+            let reaches = reaches(&view);
+            let mut peers: Vec<_> = view.tunnels().into_iter().map(peer).collect();
             peers.sort_by(|one, other| one.name.cmp(&other.name));
             let refused = view.routes.iter().filter(|(_, route)| route.via.is_none());
             let forward = |(egress, forward): (&Name, &Arc<Forward>)| ForwardStatus {
@@ -248,32 +248,15 @@ impl Agent {
     }
 }
 
-/// What these tunnels carry besides their own ends: the nodes of a View without a tunnel, and ranges. What no
-/// tunnel takes is not reached, and left out.
-fn reaches(view: &View, tunnels: &BTreeMap<WireGuardKey, Tunnel>) -> Vec<ReachStatus> {
-    let ends: BTreeSet<&Name> = tunnels.values().map(|tunnel| &tunnel.peer).collect();
-    let carried: BTreeMap<IpNet, &Name> = tunnels
-        .values()
-        .flat_map(|tunnel| tunnel.allowed_ips.iter().map(|range| (range.trunc(), &tunnel.peer)))
-        .collect();
-    // The longest range decides, as in WireGuard: mostly the address itself, and there are few others.
-    let wide: Vec<_> =
-        carried.iter().filter(|(range, _)| range.prefix_len() < range.max_prefix_len()).collect();
-    let via = |address: IpAddr| {
-        let wider = || {
-            wide.iter()
-                .filter(|(range, _)| range.contains(&address))
-                .max_by_key(|(range, _)| range.prefix_len())
-        };
-        carried.get(&IpNet::from(address)).copied().or_else(|| wider().map(|(_, peer)| **peer))
-    };
-    let nodes = view.peers.iter().filter(|(name, _)| !ends.contains(name)).filter_map(|(name, peer)| {
-        let via = peer.addresses.iter().find_map(|address| via(*address))?.clone();
+/// What is reached through a peer, other than that itself: nodes, and ranges. What nothing carries is left out.
+fn reaches(view: &View) -> Vec<ReachStatus> {
+    let nodes = view.peers.iter().filter_map(|(name, peer)| {
+        let via = view.next_hop(name).filter(|hop| *hop != name)?.clone();
         let ranges = peer.addresses.iter().copied().map(IpNet::from).collect();
         Some(ReachStatus { name: Some(name.clone()), ranges, via })
     });
-    let ranges = view.routes.keys().filter_map(|range| {
-        let via = (*carried.get(range)?).clone();
+    let ranges = view.routes.iter().filter_map(|(range, route)| {
+        let via = view.next_hop(route.via.as_ref()?)?.clone();
         Some(ReachStatus { name: None, ranges: [*range].into(), via })
     });
     nodes.chain(ranges).collect()
@@ -309,7 +292,7 @@ mod tests {
             let route = Route { via: via.parse().ok(), class: Default::default() };
             view.routes.insert(range.parse().expect("a range"), Arc::new(route));
         }
-        let found: Vec<_> = reaches(&view, &view.tunnels())
+        let found: Vec<_> = reaches(&view)
             .into_iter()
             .map(|ReachStatus { name, ranges, via }| {
                 let name = name.map_or_else(|| "-".to_owned(), |name| name.to_string());

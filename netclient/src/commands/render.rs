@@ -108,7 +108,10 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         format!("  revision {revision}, control traffic by {}", transport(network.control)),
     ];
     if !network.refused.is_empty() {
-        text.push(format!("  refused, since nobody carries it at present: {}", joined(&network.refused)));
+        text.push(format!(
+            "  refused, as nobody carries it or it is not for this node: {}",
+            joined(&network.refused)
+        ));
     }
     text.extend(network.forwards.iter().map(|forward| {
         let by = forward.interface.as_ref().map(|interface| format!(" by {interface}"));
@@ -242,7 +245,7 @@ mod tests {
         assert_eq!(
             lines[4..6],
             [
-                "  refused, since nobody carries it at present: 192.168.10.0/24, ::/0",
+                "  refused, as nobody carries it or it is not for this node: 192.168.10.0/24, ::/0",
                 "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
             ]
         );

@@ -2,7 +2,7 @@
 //! filter.
 //!
 //! Of links, addresses, routes and rules it hears of the agent's own changes as well: an event only starts a
-//! comparison, which finds nothing to do. Of the packet filter, whose tables are large, it tells the agent's
+//! comparison, which finds nothing to do. Of the packet filter, whose tables are large, it distinguishes the agent's
 //! own changes from others' ([`OwnTables`]). What the kernel could not queue is reported as everything at once.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -17,12 +17,11 @@ use schema::compile::policy::{Policy, Selected};
 use schema::inventory::{ClientStatus, Endpoints, Inventory, Joined};
 use schema::judge::explain::explain;
 use schema::kinds::{Allow, ExternalClient, Ingress, NoReach, Reach, Test};
-use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey};
+use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey, is_default};
 use schema::snapshot::{NodeId, Snapshot};
 use schema::view::Resolution;
 
 use super::Service;
-use super::surroundings::is_default;
 
 /// How many claims are sampled of a network at most, beside those of its tests.
 const SAMPLE: usize = 400;
@@ -291,7 +290,6 @@ impl Scope<'_> {
     }
 
     fn selected(&self, selectors: &BTreeSet<Selector>) -> BTreeSet<&Party> {
-        let everybody = selectors.contains(&Selector::All);
         let (defaults, others): (BTreeSet<_>, BTreeSet<_>) = selectors
             .iter()
             .partition(|selector| matches!(selector, Selector::Range(range) if is_default(range)));
@@ -302,7 +300,7 @@ impl Scope<'_> {
         };
         let selected = Selected::by(others.iter().copied(), self.network, self.declared);
         let holds = |end: &&End| match (&end.party, &end.behind) {
-            (Party::Member(name), _) => everybody || selected.holds(name, &end.tags, &end.addresses),
+            (Party::Member(name), _) => selected.holds(name, &end.tags, &end.addresses),
             (Party::Behind(at), Some(behind)) if is_default(&behind.range) => ranges(&defaults, *at),
             (Party::Behind(at), _) => ranges(&others, *at),
         };

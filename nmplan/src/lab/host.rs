@@ -75,8 +75,9 @@ impl Host {
         self.port.plug().await
     }
 
-    /// The lab's end of its cable.
-    pub(super) fn cable(&self) -> String {
+    /// The lab's end of its cable: the interface of the lab that leads to the host.
+    #[must_use]
+    pub fn cable(&self) -> String {
         self.port.name()
     }
 

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use schema::compile::policy::Selected;
 use schema::kinds::{Allow, Egress, NoReach, Path, Reach, Relay, Test};
-use schema::scalars::{Name, NetworkName, Selector};
+use schema::scalars::{Name, NetworkName, Selector, is_default};
 use schema::snapshot::{NodeId, Snapshot};
 
 /// The name of the host beyond all gateways to the internet; no node can have it.
@@ -85,14 +85,10 @@ pub fn surroundings(declared: &Snapshot, nodes: &BTreeMap<NodeId, BTreeSet<Name>
         }
         for (_, relay) in declared.all_in::<Relay>(network) {
             let relays: Vec<_> = relay.via.iter().map(|via| node(&via.name)).collect();
-            let everybody = relay.r#for.contains(&Selector::All);
             let selected = Selected::by(relay.r#for.iter(), network, declared);
             let others: Vec<_> =
                 nodes.iter().filter(|(id, _)| id.network == *network && !relays.contains(id)).collect();
-            let is_relayed = |id: &NodeId, tags: &BTreeSet<Name>| {
-                everybody || selected.holds(&id.name, tags, &BTreeSet::new())
-            };
-            let relayed = others.iter().filter(|(id, tags)| is_relayed(id, tags));
+            let relayed = others.iter().filter(|(id, tags)| selected.holds(&id.name, tags, &BTreeSet::new()));
             all.relayed.extend(relayed.map(|(node, _)| {
                 let apart = others.iter().map(|(other, _)| *other).filter(|other| other != node);
                 Relayed { node: (*node).clone(), apart: apart.cloned().collect() }
@@ -100,11 +96,6 @@ pub fn surroundings(declared: &Snapshot, nodes: &BTreeMap<NodeId, BTreeSet<Name>
         }
     }
     all
-}
-
-/// Whether a range is everything of its family.
-pub fn is_default(range: &IpNet) -> bool {
-    range.prefix_len() == 0
 }
 
 fn lan(network: &NetworkName, range: IpNet, number: usize, gateways: &[NodeId], declared: &Snapshot) -> Lan {

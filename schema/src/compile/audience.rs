@@ -234,26 +234,27 @@ impl Mesh {
     }
 
     /// The classes that members of one may know: those that may open something at it, or it at them.
-    fn near_to(&self, class: ClassId) -> Vec<ClassId> {
-        if !self.policy.is_restricted() {
-            return self.members.keys().copied().collect();
-        }
-        self.near.get(&class).into_iter().flatten().copied().collect()
+    fn near_to(&self, class: ClassId) -> impl Iterator<Item = ClassId> {
+        self.near.get(&class).into_iter().flatten().copied()
+    }
+
+    /// Whether an audience's node is the hub.
+    fn is_hub(&self, audience: &Audience) -> bool {
+        audience.carrier.is_some() && audience.carrier.as_ref() == self.hub()
     }
 
     /// The classes whose members an audience knows: those that it may, and those whom they may know whose traffic
     /// it carries or may carry.
     fn known_to(&self, audience: &Audience) -> BTreeSet<ClassId> {
-        let everybody = !self.policy.is_restricted() || audience.carrier.as_ref() == self.hub();
-        if everybody && (audience.carrier.is_some() || !self.policy.is_restricted()) {
+        if !self.policy.is_restricted() || self.is_hub(audience) {
             return self.members.keys().copied().collect();
         }
-        let mut known: BTreeSet<ClassId> = self.near_to(audience.class).into_iter().collect();
+        let mut known: BTreeSet<ClassId> = self.near_to(audience.class).collect();
         for class in self.carried_by(audience) {
             known.extend(self.near_to(class));
         }
         for (_, way) in self.ranges_through(audience) {
-            let near = self.near_to(way.id).into_iter();
+            let near = self.near_to(way.id);
             known.extend(near.filter(|class| self.class(class).is_some_and(|class| class.is_on(way.side))));
         }
         known
@@ -384,7 +385,7 @@ impl Mesh {
     /// The ranges outside of the network that an audience reaches, for itself or for whom it carries.
     fn reached_by<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
         let carried = self.carried_by(audience);
-        let is_hub = audience.carrier.is_some() && audience.carrier.as_ref() == self.hub();
+        let is_hub = self.is_hub(audience);
         let through: BTreeSet<IpNet> = self.ranges_through(audience).map(|(range, _)| *range).collect();
         let gateways: Vec<&Name> = self.gateways_of(audience).collect();
         let reaches = move |range: &IpNet, way: &RangeWay| {
@@ -418,7 +419,7 @@ impl Mesh {
         let Some(member) = self.class_of(gateway) else { return false };
         let behind =
             self.ways().ranges().filter(|(_, it)| it.egress != way.egress && it.via.contains(gateway));
-        behind.into_iter().any(|(_, it)| self.is_for(way, member, it.id))
+        behind.map(|(_, it)| it).any(|it| self.is_for(way, member, it.id))
     }
 
     fn routes_of(&self, audience: &Audience) -> OrdMap<IpNet, Arc<Route>> {

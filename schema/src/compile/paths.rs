@@ -61,11 +61,6 @@ impl<'a> Paths<'a> {
         Self { ways, hub, carriers, is_there: Box::new(is_there) }
     }
 
-    /// The place of a member.
-    pub fn place(&self, name: &Name, through: Option<Through>) -> Place {
-        Place { carrier: Some(name).filter(|name| self.ways.carries(name)).cloned(), through }
-    }
-
     /// The nodes that pass packets on between two places, in order; absent: there is no way, since one that
     /// would is not there.
     pub fn between(&self, from: &Place, to: &Place) -> Option<Vec<Name>> {

@@ -29,15 +29,18 @@ impl Side {
         if selectors.contains(&Selector::All) && !selectors.iter().any(is_range) {
             return None;
         }
-        let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
-        Some(Self(ClassId::of(text.join(" ").as_bytes())))
+        Some(Self(ClassId::of(text(selectors).as_bytes())))
     }
 
     /// The external clients that may open only these.
     fn bound_to(selectors: &BTreeSet<Selector>) -> Self {
-        let text: Vec<_> = selectors.iter().map(ToString::to_string).collect();
-        Self(ClassId::of(format!("allow-to {}", text.join(" ")).as_bytes()))
+        Self(ClassId::of(format!("allow-to {}", text(selectors)).as_bytes()))
     }
+}
+
+/// Selectors as one text.
+fn text(selectors: &BTreeSet<Selector>) -> String {
+    selectors.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a selector may select what is behind an egress, which `*` does not.
@@ -247,8 +250,8 @@ impl Policy {
         declared: &Snapshot,
     ) -> Option<Side> {
         let side = Side::of(selectors)?;
-        let Selected { names, tags, ranges } = Selected::by(selectors, network, declared);
-        if selectors.contains(&Selector::All) {
+        let Selected { everybody, names, tags, ranges } = Selected::by(selectors, network, declared);
+        if everybody {
             self.everybody.insert(side);
         }
         for name in names {
@@ -285,7 +288,7 @@ impl Policy {
         Class { sides: sides.copied().collect(), outer: true }
     }
 
-    /// The ranges by which members and addresses are told apart, in order.
+    /// The ranges by which members and addresses are distinguished, in order.
     pub fn selected_ranges(&self) -> impl Iterator<Item = &IpNet> {
         self.ranges.keys()
     }
@@ -300,13 +303,8 @@ impl Policy {
         self.between(&self.standing(from), &self.standing(to))
     }
 
-    /// The rules by which members of a class may open anything at members of another, each with what it adds;
+    /// The rules by which those of one standing may open anything at those of another, each with what it adds;
     /// none in a network that is not restricted.
-    pub fn reasons(&self, from: &Class, to: &Class) -> Vec<(&ResourceId, &Access)> {
-        self.applying(&self.standing(from), &self.standing(to)).collect()
-    }
-
-    /// The same, given their standings.
     pub fn applying(&self, from: &Standing, to: &Standing) -> impl Iterator<Item = (&ResourceId, &Access)> {
         let places: Vec<_> = from.from.intersection(&to.to).collect();
         places.into_iter().map(|place| (&self.rules[place].0, &self.rules[place].1.access))

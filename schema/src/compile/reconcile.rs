@@ -104,7 +104,7 @@ fn free_clients(
     }
 }
 
-/// Gives the external clients of a network that are let in what addresses they lack, in the order of their
+/// Gives the external clients of a network that are let in the addresses that they do not have, in the order of their
 /// names; who is new is created now.
 fn address_clients(
     inventory: &mut Inventory,

@@ -12,7 +12,7 @@ use crate::access::ClassId;
 use crate::attribute::Ref;
 use crate::inventory::{Inventory, NodeId};
 use crate::kinds::{Egress, ExternalClient, Ingress, Network, Node, Relay};
-use crate::scalars::{InterfaceName, Name, NetworkName, Selector};
+use crate::scalars::{InterfaceName, Name, NetworkName};
 use crate::snapshot::Snapshot;
 use crate::view::{Forward, Route};
 
@@ -64,9 +64,8 @@ pub struct RelayWay {
     pub via: Vec<Name>,
     /// The node that does; if none is there the first of them that has joined, else the first.
     pub carrier: Name,
-    /// For whom; every node if `every`.
+    /// For whom.
     selected: Selected,
-    every: bool,
 }
 
 /// What a gateway forwards to.
@@ -112,10 +111,9 @@ impl Ways {
             let carrier = carrier(name, via, None, inventory).or_else(|| nodes.iter().find(joined));
             let carrier = carrier.or_else(|| nodes.first()).cloned();
             let Some(carrier) = carrier else { continue };
-            let every = r#for.contains(&Selector::All);
             let selected = Selected::by(r#for.iter(), name, declared);
             ways.never_relayed.extend(nodes.iter().cloned());
-            ways.relays.insert(id.name.clone(), RelayWay { via: nodes, carrier, selected, every });
+            ways.relays.insert(id.name.clone(), RelayWay { via: nodes, carrier, selected });
         }
         for (id, ingress) in declared.all_in::<Ingress>(name) {
             // What clients are given is for `nmplan client conf`.
@@ -167,11 +165,6 @@ impl Ways {
         self.relays.iter()
     }
 
-    /// The node of an ingress.
-    pub fn ingress(&self, name: &Name) -> Option<&Name> {
-        self.ingress.get(name)
-    }
-
     /// The ranges outside of the network, each with how it is reached.
     pub fn ranges(&self) -> impl Iterator<Item = (&IpNet, &RangeWay)> {
         self.ranges.iter()
@@ -192,7 +185,7 @@ impl Ways {
         if self.never_relayed.contains(node) {
             return None;
         }
-        let holds = |way: &RelayWay| way.every || way.selected.holds(node, tags, addresses);
+        let holds = |way: &RelayWay| way.selected.holds(node, tags, addresses);
         self.relays.iter().find(|(_, way)| holds(way)).map(|(name, _)| name)
     }
 
@@ -201,14 +194,12 @@ impl Ways {
         match through {
             Through::Relay(name) => self.relays.get(name).map(|way| &way.carrier),
             Through::Ingress(name) => self.ingress.get(name),
-            Through::Egress(name) => {
-                let ranges = self.ranges.values().filter(|way| way.egress == *name);
-                ranges.filter_map(|way| way.route.as_ref()?.via.as_ref()).next()
-            }
+            // Each of its ranges has its route.
+            Through::Egress(_) => None,
         }
     }
 
-    /// The nodes that may carry what goes through a relay or an ingress.
+    /// The nodes that may carry what goes through a relay, an ingress or an egress.
     pub fn candidates_of(&self, through: &Through) -> &[Name] {
         match through {
             Through::Relay(name) => self.relays.get(name).map_or(&[], |way| &way.via),
@@ -239,7 +230,7 @@ impl Ways {
 impl RelayWay {
     /// Whether it is for the same nodes as another, which may carry them likewise.
     pub fn is_for_the_same_as(&self, other: &Self) -> bool {
-        (&self.via, &self.selected, self.every) == (&other.via, &other.selected, other.every)
+        (&self.via, &self.selected) == (&other.via, &other.selected)
     }
 }
 

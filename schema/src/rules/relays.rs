@@ -73,14 +73,13 @@ fn subjects<'a>(
     relay: &Relay,
     world: &'a Snapshot,
 ) -> Vec<(Subject, Option<&'a Name>)> {
-    let all = relay.r#for.contains(&Selector::All);
     let selected = Selected::by(relay.r#for.iter(), network, world);
     let nodes = selected::nodes(network, world).filter(|(id, node, tags)| {
         let reserved: BTreeSet<_> = node.reserved().map(|(_, address)| address).collect();
-        all || selected.holds(&id.name, tags, &reserved)
+        selected.holds(&id.name, tags, &reserved)
     });
     let keys = world.all_in::<AccessKey>(network).filter(|(_, key)| key.r#for.is_empty());
-    let keys = keys.filter(|(_, key)| all || !key.tags.is_disjoint(&selected.tags));
+    let keys = keys.filter(|(_, key)| selected.everybody || !key.tags.is_disjoint(&selected.tags));
     let nodes = nodes.map(|(id, ..)| (id.name.to_string(), Some(&id.name)));
     nodes.chain(keys.map(|(id, _)| (format!("who joins with {id}"), None))).collect()
 }

@@ -9,9 +9,11 @@ use crate::kinds::{AccessKey, Group, Node};
 use crate::scalars::{Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
 
-/// What selectors come to, groups taken apart; `*` is not among it.
+/// What selectors come to, groups taken apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
+    /// Whether `*` is among them: every member.
+    pub everybody: bool,
     /// Names of members, declared or not.
     pub names: BTreeSet<Name>,
     /// Tags.
@@ -34,7 +36,7 @@ impl Selected {
                 Selector::Name(name) => names.push(name.clone()),
                 Selector::Tag(tag) => drop(selected.tags.insert(tag.clone())),
                 Selector::Range(range) => drop(selected.ranges.insert(*range)),
-                Selector::All => {}
+                Selector::All => selected.everybody = true,
             }
         }
         // The rules have refused groups that hold themselves; each is taken apart once.
@@ -57,8 +59,9 @@ impl Selected {
 
     /// Whether it holds a member.
     pub fn holds(&self, name: &Name, tags: &BTreeSet<Name>, addresses: &BTreeSet<IpAddr>) -> bool {
-        let Self { names, tags: chosen, ranges } = self;
-        names.contains(name)
+        let Self { everybody, names, tags: chosen, ranges } = self;
+        *everybody
+            || names.contains(name)
             || !chosen.is_disjoint(tags)
             || ranges
                 .iter()

@@ -111,6 +111,11 @@ const fn ipv6(first: u16, prefix: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix))
 }
 
+/// Whether a range is everything of its family: its route is a default route.
+pub fn is_default(range: &IpNet) -> bool {
+    range.prefix_len() == 0
+}
+
 /// Whether two ranges have an address in common.
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
