@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use nmplan::lab::{Agent, Host, Programs, Server, Underlay};
+use nmplan::lab::{self, Agent, Host, Programs, Server, Underlay};
 use proto::token::Token;
 use test_agent::KnownServer;
 
@@ -45,6 +45,20 @@ pub fn in_runtime<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(test)
 }
 
+/// Runs what a program is for in a lab, which the program enters by running itself again.
+///
+/// # Panics
+///
+/// When there can be no lab, or it failed there.
+pub fn in_lab(act: impl Future<Output = ()>) {
+    if lab::inside() {
+        return in_runtime(act);
+    }
+    let own = std::env::current_exe().expect("this program has a file");
+    let status = lab::enter(Command::new(own)).expect("a lab");
+    assert!(status.success(), "it failed in the lab");
+}
+
 /// Polls a condition until it holds; returns how long that took.
 ///
 /// # Panics
@@ -58,6 +72,23 @@ pub async fn eventually(what: &str, timeout: Duration, mut holds: impl AsyncFnMu
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     start.elapsed()
+}
+
+/// Cargo, as it runs this test. Without what it tells a test of its package: build scripts that look at that
+/// (ring's does) would run again, and nearly everything would be built anew.
+///
+/// # Panics
+///
+/// Where Cargo does not run the test.
+pub fn cargo() -> Command {
+    const OF_A_TEST: [&str; 4] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_CRATE_", "CARGO_BIN_"];
+    let mut command = Command::new(std::env::var_os("CARGO").expect("the test is run by Cargo"));
+    for (name, _) in std::env::vars_os() {
+        if OF_A_TEST.iter().any(|of| name.to_string_lossy().starts_with(of)) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// A token with its last character mistyped.

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use end_to_end::cargo;
 use end_to_end::loopback::Server;
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -303,9 +304,8 @@ fn edit(path: &Path, from: &str, to: &str) {
 /// Builds a copy as `make build` does. Its dependencies are already built, in this test's directory; its
 /// programs go elsewhere.
 fn build(copy: &Path) -> Output {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
-    Command::new(cargo)
+    cargo()
         .args(["build", "--quiet", "--offline", "--workspace", "--message-format", "short"])
         .current_dir(copy)
         .env("CARGO_BUILD_BUILD_DIR", target)

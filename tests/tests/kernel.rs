@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use end_to_end::{guest, text_of};
+use end_to_end::{cargo, guest, text_of};
 use vm::System;
 
 /// A suite, and those of its tests that run; none named: all.
@@ -57,9 +57,8 @@ const ALL: &[Suite] = &[
 /// The test programs of this crate, by their names. Cargo has just built them, and says where they are: if it is
 /// asked for what it was asked for before, and not for some of it, which may have other features.
 fn programs() -> BTreeMap<String, PathBuf> {
-    let cargo = std::env::var_os("CARGO").expect("the test is run by Cargo");
     let arguments = ["test", "--workspace", "--no-run", "--quiet", "--message-format=json"];
-    let output = Command::new(cargo).args(arguments).output().expect("Cargo runs");
+    let output = cargo().args(arguments).output().expect("Cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = output.stdout.split(|&byte| byte == b'\n');
     let built = messages.filter_map(|message| serde_json::from_slice::<serde_json::Value>(message).ok());
