@@ -123,6 +123,7 @@ impl Filter {
         let rules = || Rules {
             interface: interface.to_owned(),
             own: own.addresses.clone(),
+            class: own.class,
             forward: own.forward,
             restricted: own.restricted,
             access: access.clone(),

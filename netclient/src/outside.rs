@@ -24,7 +24,13 @@
 //! the first two rules alone, last before the main table is looked into as a whole: so what the main table has
 //! besides a default route, such as the host's own LAN, stays there. In the table stands a second default
 //! route, which refuses once the link is gone; and what never leaves a link is left to the main table.
+//!
+//! A range that the host reaches for those alone whose traffic it carries has such rules for what comes from
+//! the network (`iif`): its own packets, and so its own default route, stay where they were. They need no mark,
+//! and stand without nftables too; reverse paths are not filtered strictly on the network's interface then, since
+//! that look-up knows no `iif`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -191,6 +197,8 @@ pub struct Outside {
     pub members: BTreeSet<IpAddr>,
     /// The ranges that are routed, each with its way: the networks' own, and what is reached through them.
     pub ranges: BTreeMap<IpNet, Way>,
+    /// Of these the ones that only what comes from a network is sent to, each with the interface of that.
+    pub carried: BTreeMap<IpNet, String>,
     /// What the host forwards to outside of its networks.
     pub forwarded: BTreeSet<IpNet>,
     /// The interfaces by which the host forwards to everything: what comes from there has any address.
@@ -224,8 +232,9 @@ impl Way {
 }
 
 impl Outside {
-    /// What these networks need, each with its interface. Of two that hold the same range the first has it, and
-    /// a network's own range goes before what is reached through another one.
+    /// What these networks need, each with its interface. Of two that hold the same range the first has it;
+    /// a network's own range goes before what is reached through another one, and that before what is reached for
+    /// others alone.
     pub fn of<'a>(networks: impl IntoIterator<Item = (&'a str, &'a View)>) -> Self {
         let mut outside = Self::default();
         let mut through = Vec::new();
@@ -243,11 +252,16 @@ impl Outside {
             for range in own_ranges(view) {
                 outside.ranges.entry(range).or_insert_with(|| Way::Into(interface.to_owned()));
             }
-            through.extend(view.routes.iter().map(|(range, route)| (*range, route.via.is_some(), interface)));
+            through
+                .extend(view.routes.iter().map(|(range, route)| (route.carried, *range, route, interface)));
         }
-        for (range, carried, interface) in through {
-            let way = || if carried { Way::Into(interface.to_owned()) } else { Way::Refused };
-            outside.ranges.entry(range).or_insert_with(way);
+        through.sort_by_key(|(carried, ..)| *carried);
+        for (carried, range, route, interface) in through {
+            let Entry::Vacant(entry) = outside.ranges.entry(range) else { continue };
+            entry.insert(if route.via.is_some() { Way::Into(interface.to_owned()) } else { Way::Refused });
+            if carried {
+                outside.carried.insert(range, interface.to_owned());
+            }
         }
         outside
     }
@@ -304,8 +318,7 @@ impl Outside {
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
-            self;
+        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, .. } = self;
         *interfaces == other.interfaces
             && *closed == other.closed
             && *between == other.between
@@ -319,8 +332,7 @@ impl Outside {
 
     /// Takes in what another one needs of the packet filter.
     pub fn absorb(&mut self, other: &Self) {
-        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
-            other;
+        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, .. } = other;
         self.closed.extend(closed.iter().cloned());
         self.between.extend(between.iter().cloned());
         self.ranges.extend(ranges.iter().map(|(range, way)| (*range, way.clone())));
@@ -341,18 +353,24 @@ impl Outside {
 
     /// The routes and rules; with or without a filter that keeps marks.
     pub fn routing(&self, slot: Slot, filtered: bool) -> Routing {
-        let table = if filtered { slot.table() } else { MAIN };
-        let place = |range: IpNet| Place { table, range, last: false };
-        let mut routes: BTreeMap<_, _> =
-            self.ranges.iter().map(|(range, way)| (place(*range), way.clone())).collect();
-        for range in self.ranges.keys().filter(|range| filtered && is_default(range)) {
-            routes.insert(Place { last: true, ..place(*range) }, Way::Refused);
-            let aside = ASIDE.iter().filter(|aside| range.contains(*aside));
-            routes.extend(aside.map(|aside| (place(*aside), Way::Aside)));
+        let mut routing = Routing { unread: self.unread, ..Routing::default() };
+        for (range, way) in &self.ranges {
+            let from = self.carried.get(range);
+            let ruled = filtered || from.is_some();
+            let table = if ruled { slot.table() } else { MAIN };
+            let place = |range: IpNet| Place { table, range, last: false };
+            routing.routes.insert(place(*range), way.clone());
+            if !ruled {
+                continue;
+            }
+            if is_default(range) {
+                routing.routes.insert(Place { last: true, ..place(*range) }, Way::Refused);
+                let aside = ASIDE.iter().filter(|aside| range.contains(*aside));
+                routing.routes.extend(aside.map(|aside| (place(*aside), Way::Aside)));
+            }
+            routing.rules.extend(Rule::all(slot, *range, from));
         }
-        let rules =
-            self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
-        Routing { routes, rules, unread: self.unread }
+        routing
     }
 }
 
@@ -443,7 +461,8 @@ pub fn samples<'a>(
         Some((range, sample))
     });
     let through =
-        view.routes.iter().filter(|(_, route)| route.via.is_some()).filter_map(move |(range, _)| {
+        // Whether rules for what comes from the network are heeded is not asked.
+        view.routes.iter().filter(|(_, route)| route.via.is_some() && !route.carried).filter_map(move |(range, _)| {
             Some((*range, addresses_in(range).into_iter().find(|address| is_free(range, address))?))
         });
     let routed = move |(range, _): &(IpNet, IpAddr)| {
@@ -621,7 +640,7 @@ pub struct Place {
 }
 
 /// A rule that says in which table the way to a range is looked for (ip-rule(8)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// Its preference: the kernel asks the lower ones first.
     pub preference: u32,
@@ -631,6 +650,8 @@ pub struct Rule {
     pub act: Act,
     /// The bits that a packet must not have (fwmark 0/MASK); 0: it may have any.
     pub unmarked: u32,
+    /// The interface that a packet must come from (iif); absent: it may come from any, or be the host's own.
+    pub from: Option<String>,
 }
 
 /// What a rule does.
@@ -645,17 +666,14 @@ pub enum Act {
 }
 
 impl Rule {
-    fn all(slot: Slot, range: IpNet) -> Vec<Self> {
-        let (preference, unmarked) = (slot.preference(&range), slot.mark().bits());
-        let mut rules = vec![
-            Self { preference, to: range, act: Act::Main, unmarked: 0 },
-            Self { preference: preference + 1, to: range, act: Act::Own, unmarked },
-        ];
+    fn all(slot: Slot, range: IpNet, from: Option<&String>) -> impl Iterator<Item = Self> {
+        let preference = slot.preference(&range);
         // After a default route, it would refuse what that leaves aside.
-        if !is_default(&range) {
-            rules.push(Self { preference: preference + 2, to: range, act: Act::Unreachable, unmarked });
-        }
-        rules
+        let last = (!is_default(&range)).then_some(Act::Unreachable);
+        [Act::Main, Act::Own].into_iter().chain(last).zip(preference..).map(move |(act, preference)| {
+            let unmarked = if act == Act::Main { 0 } else { slot.mark().bits() };
+            Self { preference, to: range, act, unmarked, from: from.cloned() }
+        })
     }
 }
 
@@ -679,13 +697,13 @@ pub fn routing_steps(wanted: &Routing, observed: &Routing) -> Vec<RoutingStep> {
     let mut steps = Vec::new();
     let goes = !wanted.unread;
     let gone = observed.rules.iter().rev().filter(|rule| goes && !wanted.rules.contains(rule));
-    steps.extend(gone.map(|rule| RoutingStep::RemoveRule(*rule)));
+    steps.extend(gone.map(|rule| RoutingStep::RemoveRule(rule.clone())));
     let gone = observed.routes.keys().filter(|route| goes && !wanted.routes.contains_key(route));
     steps.extend(gone.map(|place| RoutingStep::RemoveRoute(*place)));
     let new = wanted.routes.iter().filter(|(place, way)| observed.routes.get(place) != Some(way));
     steps.extend(new.map(|(place, way)| RoutingStep::PutRoute(*place, way.clone())));
     let new = wanted.rules.difference(&observed.rules);
-    steps.extend(new.map(|rule| RoutingStep::AddRule(*rule)));
+    steps.extend(new.map(|rule| RoutingStep::AddRule(rule.clone())));
     steps
 }
 

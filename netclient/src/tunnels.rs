@@ -135,7 +135,8 @@ impl TunnelChanges {
     /// differs, as where a range comes or goes. One that another peer carries is a matter of tunnels.
     pub fn between(before: &View, after: &View) -> Option<Self> {
         let delta = ViewDelta::between(before, after);
-        let is_carried = |view: &View, range| view.routes.get(range).map(|route| route.via.is_some());
+        let is_carried =
+            |view: &View, range| view.routes.get(range).map(|route| (route.via.is_some(), route.carried));
         let rerouted = delta.routes.keys().any(|range| is_carried(before, range) != is_carried(after, range));
         if delta.interface.is_some() || rerouted || !delta.forwards.is_empty() {
             return None;
@@ -255,6 +256,7 @@ pub(crate) mod tests {
             carrier: None,
             forward: false,
             restricted: false,
+            class: Default::default(),
             named: true,
         };
         View {

@@ -83,6 +83,7 @@ fn view() -> View {
         carrier: None,
         forward: false,
         restricted: false,
+        class: Default::default(),
         named: true,
     };
     let [network, node] = ["corp", "a"];

@@ -231,6 +231,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         carrier,
         forward,
         restricted,
+        class,
         named,
     } = interface;
     wire::Interface {
@@ -243,6 +244,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         carrier: carrier.as_ref().map(ToString::to_string).unwrap_or_default(),
         forward: *forward,
         restricted: *restricted,
+        class: from_class(class),
         named: *named,
     }
 }
@@ -258,6 +260,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         carrier,
         forward,
         restricted,
+        class,
         named,
     } = interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
@@ -275,6 +278,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         carrier: to_optional_name(&carrier)?,
         forward,
         restricted,
+        class: to_class(&class)?,
         named,
     })
 }
@@ -368,18 +372,19 @@ fn to_ports(ports: &[wire::Ports]) -> Result<Ports, Malformed> {
     ports.iter().map(|ports| range(ports).ok_or(Malformed::Field("ports"))).collect()
 }
 
-fn from_route(range: &IpNet, Route { via, class }: &Route) -> wire::Route {
+fn from_route(range: &IpNet, Route { via, class, carried }: &Route) -> wire::Route {
     wire::Route {
         range: Some(from_prefix(range)),
         via: via.as_ref().map(ToString::to_string).unwrap_or_default(),
         class: from_class(class),
+        carried: *carried,
     }
 }
 
 fn to_route(route: wire::Route) -> Result<(IpNet, Arc<Route>), Malformed> {
-    let wire::Route { range, via, class } = route;
+    let wire::Route { range, via, class, carried } = route;
     let range = to_prefix(&range.ok_or(Malformed::Field("range"))?)?;
-    Ok((range, Arc::new(Route { via: to_optional_name(&via)?, class: to_class(&class)? })))
+    Ok((range, Arc::new(Route { via: to_optional_name(&via)?, class: to_class(&class)?, carried })))
 }
 
 fn from_forward(name: &Name, Forward { ranges, interface, nat }: &Forward) -> wire::Forward {

@@ -44,8 +44,8 @@ fn name() -> impl Strategy<Value = Name> {
 }
 
 fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Arc<Route>>> {
-    let route = (prop::option::weighted(0.8, name()), classes())
-        .prop_map(|(via, class)| Arc::new(Route { via, class }));
+    let route = (prop::option::weighted(0.8, name()), classes(), any::<bool>())
+        .prop_map(|(via, class, carried)| Arc::new(Route { via, class, carried }));
     prop::collection::btree_map(ranges(), route, 0..3)
 }
 
@@ -127,8 +127,8 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (own(), numbers, prop::option::of(name()), any::<[bool; 4]>()).prop_map(
-        |(addresses, (listen_port, mtu, keepalive, check_in), carrier, flags)| Interface {
+    (own(), numbers, prop::option::of(name()), classes(), any::<[bool; 4]>()).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), carrier, class, flags)| Interface {
             addresses,
             listen_port,
             listen_port_fixed: flags[0],
@@ -138,6 +138,7 @@ fn interfaces() -> impl Strategy<Value = Interface> {
             carrier,
             forward: flags[1],
             restricted: flags[2],
+            class,
             named: flags[3],
         },
     )
@@ -271,6 +272,7 @@ fn a_node_takes_no_address_that_no_mesh_has() {
             carrier: None,
             forward: false,
             restricted: false,
+            class: Default::default(),
             named: true,
         };
         let (peers, access, routes, forwards, guarded, names) = Default::default();

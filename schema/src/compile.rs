@@ -405,7 +405,7 @@ impl Mesh {
             Some(_) => via.clone(),
             None => self.hub().filter(|hub| *hub != node).cloned(),
         };
-        let interface = self.interface(node, joined, &declaration, carrier, named);
+        let interface = self.interface(node, joined, &declaration, carrier, class, named);
         let peer = Peer {
             public_key: Some(joined.public_key),
             endpoint: endpoint(declaration.endpoint, joined),
@@ -666,6 +666,7 @@ impl Mesh {
         joined: &Joined,
         declaration: &Declaration<'_>,
         carrier: Option<Name>,
+        class: ClassId,
         named: bool,
     ) -> Interface {
         let Network {
@@ -695,6 +696,7 @@ impl Mesh {
             carrier,
             forward: self.ways.carries(name),
             restricted: self.policy.is_restricted(),
+            class,
             named,
         }
     }

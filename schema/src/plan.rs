@@ -617,7 +617,7 @@ impl RouteCounts {
 /// Where what a node sends to the internet goes, where that changes.
 fn internet_changes(before: &View, after: &View, delta: &ViewDelta) -> Vec<InternetChange> {
     let leads = |view: &View, range: &IpNet| match view.routes.get(range).map(|route| &**route) {
-        None => Internet::Own,
+        None | Some(Route { carried: true, .. }) => Internet::Own,
         Some(Route { via: Some(via), .. }) => Internet::Through(via.clone()),
         Some(Route { via: None, .. }) => Internet::Refused,
     };

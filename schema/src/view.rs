@@ -74,6 +74,8 @@ pub struct Interface {
     pub forward: bool,
     /// Whether only what `access` says may be opened at it; otherwise everything may.
     pub restricted: bool,
+    /// Which members it is one of itself, for [`View::guarded`].
+    pub class: ClassId,
     /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if
     /// anything.
     pub named: bool,
@@ -111,6 +113,8 @@ pub struct Route {
     /// are members' alone, none do: a member that this node does not know comes through a gateway to everything
     /// too.
     pub class: ClassId,
+    /// Whether it is for what the node passes on alone: what the node sends itself goes where it went without it.
+    pub carried: bool,
 }
 
 /// What a node forwards to outside of the network: an egress.
@@ -151,8 +155,9 @@ pub struct Tunnel {
 impl View {
     /// What WireGuard is given: a tunnel for each peer whose key is known, by that.
     ///
-    /// Each peer that is reached directly has its own addresses. The addresses of a peer that others carry are added to the tunnel of the first of them on the way, the
-    /// range of a route to the tunnel that leads to its peer. What an absent peer carries is not reachable.
+    /// Each peer that is reached directly has its own addresses. The addresses of a peer that others carry are
+    /// added to the tunnel of the first of them on the way, the range of a route to the tunnel that leads to its
+    /// peer. What an absent peer carries is not reachable.
     pub fn tunnels(&self) -> BTreeMap<WireGuardKey, Tunnel> {
         let mut by_name: BTreeMap<&Name, (WireGuardKey, Tunnel)> = BTreeMap::new();
         for (name, peer) in &self.peers {

@@ -103,6 +103,16 @@ impl<'a> Hosts<'a> {
         all.max_by_key(|(range, _)| range.prefix_len())?.1
     }
 
+    /// Whether what a host sends itself to an address is for the mesh, and not for where the host would send it
+    /// without.
+    fn enters(&self, host: &Name, address: IpAddr) -> bool {
+        let view = &self.views[host];
+        let own = view.interface.addresses.iter().map(IpNet::trunc);
+        let routes = view.routes.iter().filter(|(_, route)| !route.carried).map(|(range, _)| *range);
+        let forwarded = view.forwards.values().flat_map(|forward| forward.ranges.keys().copied());
+        own.chain(routes).chain(forwarded).any(|range| range.contains(&address))
+    }
+
     /// Where a packet leaves the mesh that enters it at a node: from the node itself or from what is behind it,
     /// or from an external client; and the node at which it leaves. Absent: it is lost.
     fn walk(
@@ -116,6 +126,9 @@ impl<'a> Hosts<'a> {
         let own = |node: &Name, address: IpAddr| {
             self.views[node].interface.addresses.iter().any(|own| own.addr() == address)
         };
+        if from.is_none() && own(at, source) && !self.enters(at, destination) {
+            return None;
+        }
         for _ in 0..20 {
             // A host takes nothing that has an address of its own as the source.
             if from.is_some_and(|from| self.source(at, source) != Some(from) || own(at, source)) {
@@ -151,6 +164,8 @@ impl<'a> Hosts<'a> {
     /// range a route is for.
     fn accepts(&self, at: &Name, exit: &Exit, source: IpAddr) -> impl Fn(Packet) -> bool {
         let view = &self.views[at];
+        let own = view.interface.addresses.iter().any(|own| own.addr() == source);
+        let own = own.then_some(view.interface.class);
         let peer = view.peers.values().find(|peer| peer.addresses.contains(&source)).map(|peer| peer.class);
         let routes = view.routes.iter().map(|(range, route)| (range, route.class));
         let behind = view.forwards.values().flat_map(|forward| &forward.ranges);
@@ -163,7 +178,7 @@ impl<'a> Hosts<'a> {
             Exit::Client(client) => Some(view.peers[client].class),
             Exit::Outside(class) => Some(*class),
         };
-        let access = peer.or(around).and_then(|class| match guard {
+        let access = own.or(peer).or(around).and_then(|class| match guard {
             None => view.access.get(&class).map(|access| &**access),
             Some(guard) => view.guarded.get(&guard)?.get(&class),
         });
@@ -235,6 +250,8 @@ fn packets_pass_where_they_may(world: &World) -> Result<(), TestCaseError> {
     let hosts = Hosts::of(&views, &reading);
     let packets = reading.packets();
     let ends = ends(&reading);
+    // What is behind a gateway may have ways that the gateway has not itself.
+    let gateway = |name: &Name| !views[name].forwards.is_empty();
     let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
     for (from, to) in
         pairs.filter(|(from, to)| from.party != to.party && from.address.is_ipv4() == to.address.is_ipv4())
@@ -258,8 +275,14 @@ fn packets_pass_where_they_may(world: &World) -> Result<(), TestCaseError> {
             prop_assert_eq!(walk(to, from).is_some(), way, "answers to {}", words());
         }
         let Some((at, exit)) = arrives else { continue };
-        // What a host itself opens at what is behind it is for its own rules.
-        if from.node == Some(&at) && from.client.is_none() {
+        if let (Party::Member(name), None, Party::Host(_)) = (&from.party, &from.client, &to.party) {
+            let own = reading.egresses_around(to.address).any(|egress| {
+                reading.is_for(egress, name) || egress.via.iter().any(|node| node.name == *name)
+            });
+            prop_assert!(own || gateway(name), "{}: for itself it has no such way", words());
+        }
+        // What a host itself opens at what is behind it outside of the network is for its own rules.
+        if from.node == Some(&at) && from.client.is_none() && matches!(exit, Exit::Outside(_)) {
             continue;
         }
         let accepts = hosts.accepts(&at, &exit, from.address);

@@ -49,6 +49,7 @@ fn restricted(access: &[(&str, Access)]) -> View {
         carrier: None,
         forward: false,
         restricted: true,
+        class: Default::default(),
         named: true,
     };
     View {
@@ -705,7 +706,7 @@ fn hosts_of_a_range_are_judged_by_who_they_open_at_as_of_the_longest_range() {
             ("fd50::1:0/112", "printers"),
             ("0.0.0.0/0", "lan"),
         ] {
-            let route = Route { via: "b".parse().ok(), class: class(of) };
+            let route = Route { via: "b".parse().ok(), class: class(of), carried: false };
             view.routes.insert(range(it), Arc::new(route));
         }
         a.within(|| system.set_access(&filter(&view))).expect("it is set");
@@ -836,6 +837,7 @@ fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
         forward(&mut view, "office", true, &ranges);
         guard(&mut view, "phone", &[("web", tcp(80).or(&udp(53))), ("phone", udp(53)), ("lan", tcp(22))]);
         guard(&mut view, "lan", &[("phone", tcp(80))]);
+        view.interface.class = class("web");
         b.within(|| system.set_access(&filter(&view))).expect("it is set");
         // One more client.
         let mut more = view.clone();
@@ -854,8 +856,11 @@ fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
             (x, [ip("192.168.50.2"), ip("fd50::2")], "1000"),
             (x, [ip("192.168.60.2"), ip("fd60::2")], "0000"),
             (a, [ip("192.168.50.2"), ip("fd50::2")], "0000"),
-            // At the node itself.
+            // At the node itself, and what it opens.
             (x, of(b), "0000"),
+            (b, of(x), "1010"),
+            (b, of(y), "1010"),
+            (b, of(a), "1111"),
         ] {
             for to in at {
                 assert_eq!(opened(from, to).await, expected, "{} to {to}", from.name());
@@ -864,15 +869,25 @@ fn an_ingress_judges_what_is_opened_at_its_clients_whoever_opens_it() {
 
         for family in [0, 1] {
             let judged = flows(a, of(x)[family]).await;
+            let own = flows(b, of(x)[family]).await;
             let arriving = flows(x, of(a)[family]).await;
             let mut revoked = more.clone();
             guard(&mut revoked, "phone", &[("phone", udp(53))]);
             b.within(|| system.change_access("eth0", &changes(&more, &revoked))).expect("it is changed");
             let since = Instant::now();
             assert_eq!(go_on(&judged, since).await, [false; 4]);
+            assert_eq!(go_on(&own, since).await, [false; 4], "what the node itself opened");
             assert_eq!(go_on(&arriving, since).await, [true; 4], "what the client opened goes on");
             b.within(|| system.change_access("eth0", &changes(&revoked, &more))).expect("it is changed");
         }
+
+        let mut other = more.clone();
+        other.interface.class = class("none");
+        b.within(|| system.set_access(&filter(&other))).expect("it is set");
+        for (to, expected) in [(x, "0000"), (a, "1111")] {
+            assert_eq!(opened(b, of(to)[0]).await, expected, "a node of a class that may open nothing there");
+        }
+        b.within(|| system.set_access(&filter(&more))).expect("it is set");
 
         // A client goes: so does what it opened at the range.
         let flow = x.flow(ip("192.168.50.2"), Service::Tcp(80), Pattern::Asked, 4 * PATIENCE).await;
@@ -908,7 +923,10 @@ fn a_gateway_s_table_changes_in_place_and_drift_is_found() {
                 view.peers.insert(name, Arc::new(client));
             };
             let route = |view: &mut View, it: &str, of: &str| {
-                view.routes.insert(range(it), Arc::new(Route { via: "r".parse().ok(), class: class(of) }));
+                view.routes.insert(
+                    range(it),
+                    Arc::new(Route { via: "r".parse().ok(), class: class(of), carried: false }),
+                );
             };
             then(&mut views, &|view| put(view, "m", "web", &[ip("198.18.7.7"), ip("2001:2::7:7")]));
             then(&mut views, &|view| {

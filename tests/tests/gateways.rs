@@ -372,6 +372,47 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
 }
 
 /// Who carries a range for an agent, as it was sent; absent: nobody.
+#[test]
+fn a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there() {
+    if !enter_test("a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = vec![mesh.agent("a").await, mesh.agent("hub").await, mesh.agent("gw-1").await];
+        let operator = mesh.underlay.host("o").await.expect("a host");
+        let before = state(agents[1].host()).await;
+        let with = |body: &str| network(&["a", "hub", "gw-1"], &format!("hub \"hub\"\n{body}"));
+        let exit = |of: &str| {
+            with(&format!("egress \"out\" via=\"gw-1\" {{ ranges \"0.0.0.0/0\" \"::/0\"; for {of} }}"))
+        };
+        let agents = joined(&mesh, agents, &with("")).await;
+        let [a, hub, gw] = [&agents[0], &agents[1], &agents[2]].map(Agent::host);
+        mesh.apply(&exit("\"a\"")).await;
+        for (to, gateway, own) in [
+            (IpAddr::from(operator.ipv4()), IpAddr::from(gw.ipv4()), IpAddr::from(hub.ipv4())),
+            (operator.ipv6().into(), gw.ipv6().into(), hub.ipv6().into()),
+        ] {
+            eventually("as the gateway", APPLIED, async || seen_by(&operator, to, a) == Some(gateway)).await;
+            assert_eq!(seen_by(&operator, to, hub), Some(own), "the hub is not one that it is for");
+        }
+        assert_eq!(way(hub, "198.18.0.77").await, "eth0");
+        assert!(!problems(&agents[1]).await.contains("range-"), "{}", problems(&agents[1]).await);
+        // And where it is one, it is.
+        mesh.apply(&exit("\"a\" \"hub\"")).await;
+        eventually("for the hub too", APPLIED, async || {
+            seen_by(&operator, operator.ipv4().into(), hub) == Some(gw.ipv4().into())
+        })
+        .await;
+        mesh.apply(&with("")).await;
+        for agent in &agents[..2] {
+            comes_to_ping(agent.host(), operator.ipv4().into()).await;
+        }
+        leave(&agents[1]).await;
+        comes_to_be_as(hub, &before).await;
+    });
+}
+
 async fn carrier(agent: &Agent, range: &str) -> Option<String> {
     let status = agent.status().await.expect("it answers");
     let reaches = status["networks"][0]["reaches"].as_array().cloned().unwrap_or_default();

@@ -616,7 +616,9 @@ impl Filter {
 /// from it, and a default route would lead tunnels into themselves: it is not routed.
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
     let holds = |range: &&IpNet| is_default(range) || servers.iter().any(|address| range.contains(address));
-    let spared: Vec<IpNet> = outside.ranges.keys().filter(holds).copied().collect();
+    // What is for others alone has none of the host's own packets.
+    let own = outside.ranges.keys().filter(|range| !outside.carried.contains_key(*range));
+    let spared: Vec<IpNet> = own.filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {
         let message = format!(

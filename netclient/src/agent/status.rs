@@ -289,7 +289,7 @@ mod tests {
             view.peers.insert(format!("n{number}").parse().expect("a name"), Arc::new(peer));
         }
         for (range, via) in [("192.168.7.0/24", "n5"), ("192.168.8.0/24", "gone")] {
-            let route = Route { via: via.parse().ok(), class: Default::default() };
+            let route = Route { via: via.parse().ok(), class: Default::default(), carried: false };
             view.routes.insert(range.parse().expect("a range"), Arc::new(route));
         }
         let found: Vec<_> = reaches(&view)

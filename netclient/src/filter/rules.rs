@@ -20,6 +20,8 @@ pub(super) struct Rules {
     pub(super) interface: String,
     /// The node's own addresses in the network, each with the network's range.
     pub(super) own: BTreeSet<IpNet>,
+    /// Which members the node is one of itself.
+    pub(super) class: ClassId,
     /// Whether the host passes packets on between members, each of which judges what arrives there.
     pub(super) forward: bool,
     /// Whether anything is judged; otherwise the table is about what is forwarded to outside alone.
@@ -159,6 +161,12 @@ impl Rules {
             for (name, rules) in [("judge", JUDGE), ("in", IN), ("out", OUT)] {
                 script.chains.insert(name.to_owned(), self.lines(rules, &script.sets));
             }
+            if !self.clients.is_empty() {
+                let own = chain(&self.class);
+                let permitted = script.chains.contains_key(&own).then(|| format!("jump {own}"));
+                let rules = permitted.into_iter().chain([NOT_PERMITTED.to_owned()]).collect();
+                script.chains.insert("own".to_owned(), rules);
+            }
         }
         script.chains.insert("forward".to_owned(), self.forward(&script.sets));
         let masquerade = self.by_egress(MASQUERADE, |forward| forward.nat, &script.sets);
@@ -284,20 +292,26 @@ ct original IP saddr vmap @who#
 ct original IP saddr vmap @ranges#
 counter drop comment \"no access rule allows it\"";
 
+/// After what the class of the node itself may open at its external clients.
+const NOT_PERMITTED: &str = "counter drop comment \"no access rule allows it\"";
+
 /// For what is meant for the host. A class may open things at the node, so nothing of the network reaches
 /// another address of the host that was not asked for there; and what asks for the node comes by the network
 /// alone, not by another one that the host is in.
 const IN: &str = "type filter hook input priority filter; policy accept;
 iifname != { \"INTERFACE\", \"lo\" } ct direction original IP daddr @own# counter drop comment \"asked elsewhere\"
-iifname \"INTERFACE\" ct direction reply accept
 iifname \"INTERFACE\" ct state related meta l4proto { icmp, icmpv6 } accept
+iifname \"INTERFACE\" ct original IP daddr @clients# jump own
+iifname \"INTERFACE\" ct direction reply accept
 iifname \"INTERFACE\" ct original IP daddr @own# jump judge
 iifname \"INTERFACE\" counter drop comment \"not for this node\"";
 
-/// For what the host sends.
+/// For what the host sends. What it opens at its external clients is judged here, and the answers in `in`.
 const OUT: &str = "type filter hook output priority filter; policy accept;
+oifname \"INTERFACE\" ct state related meta l4proto { icmp, icmpv6 } accept
 oifname \"INTERFACE\" ct direction reply jump judge
-oifname \"INTERFACE\" ct state new meta l4proto tcp tcp flags & (syn | ack) != syn reject with tcp reset";
+oifname \"INTERFACE\" ct state new meta l4proto tcp tcp flags & (syn | ack) != syn reject with tcp reset
+oifname \"INTERFACE\" ct original IP daddr @clients# jump own";
 
 /// For what the host passes on: what is published of its containers never meets `in`. What the host, or what is
 /// behind it, opens towards the network is judged where it arrives.

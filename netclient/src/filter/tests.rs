@@ -263,7 +263,7 @@ fn who_is_in_a_range_is_judged_as_its_class_and_a_way_to_everything_is_no_source
     for (it, of) in
         [("0.0.0.0/0", "lan"), ("10.0.0.0/8", "lan"), ("10.1.0.0/16", "none"), ("fd77::/16", "lan")]
     {
-        let route = Route { via: Some(name("n1")), class: class(of) };
+        let route = Route { via: Some(name("n1")), class: class(of), carried: false };
         all.routes.insert(range(it), Arc::new(route));
     }
     let lan = class("lan");
@@ -348,6 +348,23 @@ fn an_ingress_judges_what_is_opened_at_its_clients_and_nothing_else_between_memb
         assert!(at(judged) < between, "{forward:?}");
     }
     assert!(lines(&ingress, "masq").is_empty() && !filter(&ingress).text().contains("masq"));
+    // What the node itself opens there is judged as well, and what comes back.
+    let own = |of: &str| {
+        let mut own = ingress.clone();
+        own.interface.class = class(of);
+        lines(&own, "own")
+    };
+    let dropped = "counter drop comment \"no access rule allows it\"".to_owned();
+    assert_eq!(own("web"), [format!("jump {}", chain(&class("web"))), dropped.clone()]);
+    assert_eq!(own("ops"), [dropped], "a class that may open nothing");
+    assert!(
+        lines(&ingress, "out")
+            .contains(&r#"oifname "wg0" ct original ip daddr @clients4 jump own"#.to_owned())
+    );
+    let arriving = lines(&ingress, "in");
+    let at = |rule: &str| arriving.iter().position(|line| line == rule).unwrap_or_else(|| panic!("{rule}"));
+    let answers = at(r#"iifname "wg0" ct direction reply accept"#);
+    assert!(at(r#"iifname "wg0" ct original ip daddr @clients4 jump own"#) < answers, "{arriving:?}");
 }
 
 #[test]
@@ -408,7 +425,7 @@ fn without_a_filter_only_who_may_open_everything_is_a_peer() {
     all.peers.insert("n6".parse().expect("a name"), carried_by(6, "n1", "web"));
     all.peers.insert("n7".parse().expect("a name"), carried_by(7, "n1", "admin"));
     all.peers.insert("n8".parse().expect("a name"), carried_by(8, "n2", "admin"));
-    let route = Route { via: "n1".parse().ok(), class: Default::default() };
+    let route = Route { via: "n1".parse().ok(), class: Default::default(), carried: false };
     all.routes.insert("192.168.7.0/24".parse().expect("a range"), Arc::new(route));
     let left = without_filter(&all);
     let allowed = |tunnel: schema::view::Tunnel| {
@@ -544,7 +561,8 @@ fn build(world: &World) -> View {
         view.peers.insert(name(&format!("n{number}")), Arc::new(peer));
     }
     for (number, class) in routes {
-        view.routes.insert(at(number), Arc::new(Route { via: Some(name("n1")), class: of(class) }));
+        view.routes
+            .insert(at(number), Arc::new(Route { via: Some(name("n1")), class: of(class), carried: false }));
     }
     for (number, (ranges, nat)) in forwards {
         let ranges = ranges.iter().map(|(number, class)| (at(number), of(class))).collect();

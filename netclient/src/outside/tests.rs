@@ -74,13 +74,44 @@ fn a_default_route_comes_last_refuses_without_a_link_and_leaves_links_to_the_mai
     assert!(aside.map(|(place, _)| place.range).eq(["fe80::/10", "ff00::/8"].map(net)));
 }
 
+#[test]
+fn what_is_carried_for_others_leaves_the_ways_of_the_host_itself_alone() {
+    let routes = [("0.0.0.0/0", Some("gw")), ("192.168.10.0/24", None), ("192.168.11.0/24", Some("gw"))];
+    let mut hub = reaching("one", "10.40.0.1/24", &routes);
+    for range in ["0.0.0.0/0", "192.168.10.0/24"].map(net) {
+        let route = schema::view::Route { carried: true, ..(*hub.routes[&range]).clone() };
+        hub.routes.insert(range, route.into());
+    }
+    let outside = Outside::of([("nm-one", &hub)]);
+    for filtered in [true, false] {
+        let routing = outside.routing(DEFAULT, filtered);
+        let from = |range: &str| -> Vec<_> {
+            let rules = routing.rules.iter().filter(|rule| rule.to == net(range));
+            rules.map(|rule| (rule.act, rule.from.as_deref())).collect()
+        };
+        let carried = [Act::Main, Act::Own, Act::Unreachable].map(|act| (act, Some("nm-one")));
+        assert_eq!(from("0.0.0.0/0"), carried[..2]);
+        assert_eq!(from("192.168.10.0/24"), carried);
+        let own = [Act::Main, Act::Own, Act::Unreachable].map(|act| (act, None));
+        assert_eq!(from("192.168.11.0/24"), own[..if filtered { 3 } else { 0 }]);
+        let table = |range: &str| routing.routes.keys().find(|it| it.range == net(range)).map(|it| it.table);
+        assert_eq!((table("0.0.0.0/0"), table("192.168.10.0/24")), (Some(5_182), Some(5_182)));
+        assert_eq!(table("192.168.11.0/24"), Some(if filtered { 5_182 } else { MAIN }));
+    }
+    // What the host reaches for itself through another network goes first.
+    let own = reaching("two", "10.41.0.1/24", &[("0.0.0.0/0", Some("gw"))]);
+    let both = Outside::of([("nm-one", &hub), ("nm-two", &own)]);
+    assert_eq!(both.ranges[&net("0.0.0.0/0")], into("nm-two"));
+    assert!(both.carried.keys().eq([&net("192.168.10.0/24")]));
+}
+
 /// A View of a network with the range of its address, which reaches others: each through a gateway, or
 /// through none at present.
 fn reaching(network: &str, address: &str, routes: &[(&str, Option<&str>)]) -> View {
     let mut view = crate::tunnels::tests::view(network, address);
     for (range, via) in routes {
         let via = via.map(|name| name.parse().expect("a name"));
-        let route = schema::view::Route { via, class: Default::default() };
+        let route = schema::view::Route { via, class: Default::default(), carried: false };
         view.routes.insert(net(range), route.into());
     }
     view

@@ -19,6 +19,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use rustix::io::Errno;
 
 use super::netlink::{connect, everything, exits, is, metric_of, name_of, range_of, table_of, to_io};
+use super::rp_filter;
 use crate::outside::{Act, LAST_METRIC, MAIN, METRIC, Place, Routing, RoutingStep, Rule, Slot, Way};
 
 /// Why routes or rules could not be observed or changed.
@@ -50,6 +51,7 @@ pub async fn bring(slot: Slot, wanted: &Routing) -> Result<(), RoutingError> {
     let handle = connect().map_err(|source| RoutingError::Read { what: "routes", source })?;
     let links = links(&handle).await?;
     let observed = observe(&handle, slot, &links).await?;
+    wanted.rules.iter().filter_map(|rule| rule.from.as_deref()).for_each(rp_filter::set_loose);
     for step in crate::outside::routing_steps(wanted, &observed) {
         apply(&handle, slot, &links, &step)
             .await
@@ -124,7 +126,7 @@ fn read_route(route: &RouteMessage, links: &BTreeMap<u32, String>) -> Option<(Pl
 /// A rule of ours; absent: it is none, or not one that is ever made: then it is not known, and stays.
 fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
     // A rule for everything has no destination.
-    let (mut preference, mut ours, mut unmarked) = (0, false, 0);
+    let (mut preference, mut ours, mut unmarked, mut from) = (0, false, 0, None);
     let mut to = everything(message.header.family).filter(|_| message.header.dst_len == 0);
     for attribute in &message.attributes {
         if let RuleAttribute::Priority(number) = attribute {
@@ -135,6 +137,8 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
             ours = u8::from(*protocol) == slot.protocol();
         } else if let RuleAttribute::FwMask(mask) = attribute {
             unmarked = *mask;
+        } else if let RuleAttribute::Iifname(interface) = attribute {
+            from = Some(interface.clone());
         }
     }
     let main = u32::from(message.header.table) == MAIN;
@@ -145,7 +149,7 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
     } else {
         return None;
     };
-    ours.then_some(Rule { preference, to: to?, act, unmarked })
+    ours.then_some(Rule { preference, to: to?, act, unmarked, from })
 }
 
 async fn apply(
@@ -210,7 +214,7 @@ fn absent_is_fine(outcome: Result<(), rtnetlink::Error>, fine: &[Errno]) -> io::
     }
 }
 
-fn rule_message(slot: Slot, Rule { preference, to, act, unmarked }: &Rule) -> RuleMessage {
+fn rule_message(slot: Slot, Rule { preference, to, act, unmarked, from }: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(to.addr());
     message.header.dst_len = to.prefix_len();
@@ -220,6 +224,7 @@ fn rule_message(slot: Slot, Rule { preference, to, act, unmarked }: &Rule) -> Ru
         RuleAttribute::Priority(*preference),
         RuleAttribute::Protocol(RouteProtocol::from(slot.protocol())),
     ];
+    message.attributes.extend(from.iter().map(|interface| RuleAttribute::Iifname(interface.clone())));
     let unmarked = [RuleAttribute::FwMark(0), RuleAttribute::FwMask(*unmarked)];
     match act {
         Act::Main => {
@@ -302,10 +307,13 @@ mod tests {
         let slot = slot_of("/etc/netclient");
         for range in ["10.40.0.0/16", "fd40::/64", "0.0.0.0/0", "::/0"] {
             for (act, unmarked) in [(Act::Main, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)] {
-                let rule = Rule { preference: 4_748, to: range.parse().expect("a range"), act, unmarked };
-                assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
-                let foreign = slot_of("/elsewhere");
-                assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
+                for from in [None, Some("nm-corp".to_owned())] {
+                    let to = range.parse().expect("a range");
+                    let rule = Rule { preference: 4_748, to, act, unmarked, from };
+                    let foreign = slot_of("/elsewhere");
+                    assert_eq!(read(foreign, &rule_message(slot, &rule)), None, "another agent's");
+                    assert_eq!(read(slot, &rule_message(slot, &rule)), Some(rule));
+                }
             }
         }
     }

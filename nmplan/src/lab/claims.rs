@@ -16,7 +16,7 @@ use schema::compile::Mesh;
 use schema::compile::policy::{Policy, Selected};
 use schema::inventory::{ClientStatus, Endpoints, Inventory, Joined};
 use schema::judge::explain::explain;
-use schema::kinds::{Allow, ExternalClient, Ingress, NoReach, Reach, Test};
+use schema::kinds::{Allow, ExternalClient, NoReach, Reach, Test};
 use schema::scalars::{Identity, Name, NetworkName, Selector, WireGuardKey, is_default};
 use schema::snapshot::{NodeId, Snapshot};
 use schema::view::Resolution;
@@ -230,9 +230,6 @@ impl Scope<'_> {
 
     /// What one may open at another, by the compiler.
     fn access(&self, from: &End, to: &End) -> Access {
-        if self.is_unjudged(from, to) {
-            return Access::everything();
-        }
         if let (Party::Member(one), Party::Member(other)) = (&from.party, &to.party) {
             let class = |name: &Name, end: &End| self.policy.class(name, &end.tags, &end.addresses);
             return self.policy.access(&class(one, from), &class(other, to));
@@ -241,15 +238,6 @@ impl Scope<'_> {
         let (from, to, all) = (selector(from), selector(to), Access::everything());
         let explained = explain(self.network, (&from, &to), &all, self.declared, &self.inventory);
         explained.map(|explained| explained.opens).unwrap_or_default()
-    }
-
-    /// Whether nobody judges what one opens at another: the node of an ingress at its own clients, which run no agent.
-    fn is_unjudged(&self, from: &End, to: &End) -> bool {
-        let (Party::Member(node), Party::Member(client)) = (&from.party, &to.party) else { return false };
-        let client = self.declared.named::<ExternalClient>(self.network, client);
-        let ingress =
-            client.and_then(|client| self.declared.named::<Ingress>(self.network, &client.via.name));
-        ingress.is_some_and(|ingress| ingress.via.name == *node)
     }
 
     fn claim(&self, from: &End, to: &End, service: Service, allowed: bool) -> Claim {
@@ -279,10 +267,7 @@ impl Scope<'_> {
     ) -> Vec<Claim> {
         let [from, except, to] = [from, except, to].map(|selectors| self.selected(selectors));
         let pairs = self.pairs().filter(|(one, other)| {
-            let named =
-                from.contains(&one.party) && !except.contains(&one.party) && to.contains(&other.party);
-            // What nobody judges passes, whatever a test says.
-            named && !self.is_unjudged(one, other)
+            from.contains(&one.party) && !except.contains(&one.party) && to.contains(&other.party)
         });
         pairs
             .flat_map(|(one, other)| services.iter().map(|it| self.claim(one, other, *it, allowed)))
@@ -496,24 +481,25 @@ mod tests {
     }
 
     #[test]
-    fn what_the_node_of_an_ingress_opens_at_its_clients_passes_and_nobody_judges_it() {
+    fn what_the_node_of_an_ingress_opens_at_its_clients_is_judged_too() {
         let text = r#"network "n" { ipv4 "10.0.0.0/24"; acl "deny"; node "a"; node "b"
             ingress "in" via="a"; external-client "c" via="in"
             allow "one" from="b" to="c" proto="tcp" ports=22
             test "t" { no-reach from="*" to="c" port=80 } }"#;
         let claims = claims(&"n".parse().expect("a name"), &declared(text), &three());
-        assert_eq!(shown(&claims.tests[&name("t")]), ["b does not reach c by tcp 80"]);
+        assert_eq!(
+            shown(&claims.tests[&name("t")]),
+            ["a does not reach c by tcp 80", "b does not reach c by tcp 80"]
+        );
         let sample = shown(&claims.sample);
         let to_client: Vec<_> = sample.iter().filter(|line| line.contains(" reaches ")).collect();
         let open = |line: &str| to_client.iter().any(|it| *it == line);
+        assert!(open("b reaches c by tcp 22") && !open("b reaches c by tcp 23"));
         assert!(
-            open("a reaches c by tcp 23") && open("b reaches c by tcp 22") && !open("b reaches c by tcp 23")
+            !to_client.iter().any(|line| line.starts_with("a ") || line.starts_with("c ")),
+            "the node of the ingress is judged like others: {to_client:?}"
         );
-        assert!(
-            !to_client.iter().any(|line| line.starts_with("c ")),
-            "the client itself is judged: {to_client:?}"
-        );
-        assert_eq!(claims.pings, BTreeSet::from([(party("a"), party("c"))]));
+        assert!(claims.pings.is_empty());
     }
 
     #[test]

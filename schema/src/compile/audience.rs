@@ -406,6 +406,13 @@ impl Mesh {
         audience.carrier.iter().chain(carried.filter(|(_, peer)| peer.carries).map(|(name, _)| name))
     }
 
+    /// Whether an audience's nodes reach a range for themselves, or for what is behind them: not only for members
+    /// whose traffic they carry.
+    fn is_for_itself(&self, audience: &Audience, way: &RangeWay) -> bool {
+        let gateway = |node: &Name| way.via.contains(node) || self.is_for_ranges_of(node, way);
+        self.is_for(way, audience.class, audience.class) || audience.carrier.as_ref().is_some_and(gateway)
+    }
+
     /// Whether the route to a range is for members of a class, who or behind whom (`class`) either may open
     /// anything at the other.
     fn is_for(&self, way: &RangeWay, member: ClassId, class: ClassId) -> bool {
@@ -423,10 +430,13 @@ impl Mesh {
     }
 
     fn routes_of(&self, audience: &Audience) -> OrdMap<IpNet, Arc<Route>> {
-        let outside = self.reached_by(audience).filter_map(|(range, way)| Some((*range, way.route.clone()?)));
-        let mut routes: OrdMap<_, _> = outside.map(|(range, route)| (range, Arc::new(route))).collect();
-        for (range, way) in self.exceptions(audience) {
-            let refused = || Arc::new(Route { via: None, class: way.id });
+        let carried = |way: &RangeWay| !self.is_for_itself(audience, way);
+        let outside = self.reached_by(audience).filter_map(|(range, way)| {
+            Some((*range, Arc::new(Route { carried: carried(way), ..way.route.clone()? })))
+        });
+        let mut routes: OrdMap<_, _> = outside.collect();
+        for (range, way, around) in self.exceptions(audience) {
+            let refused = || Arc::new(Route { via: None, class: way.id, carried: carried(around) });
             routes.entry(*range).or_insert_with(refused);
         }
         if !self.knows_by_parts(audience) {
@@ -435,7 +445,8 @@ impl Mesh {
                 Some(Behind::Hub) | None => self.hub(),
             };
             if let Some(via) = via.filter(|via| self.has(via)) {
-                let route = Arc::new(Route { via: Some(via.clone()), class: ClassId::default() });
+                let route =
+                    Arc::new(Route { via: Some(via.clone()), class: ClassId::default(), carried: false });
                 routes.extend(self.network.ranges().map(|range| (range, route.clone())));
             }
         }
@@ -443,18 +454,21 @@ impl Mesh {
     }
 
     /// The ranges that an audience does not reach and that lie in one which it does, or forwards to: by the rules
-    /// of that one their hosts would be judged.
-    fn exceptions<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay)> {
+    /// of that one, which is the last of the three, their hosts would be judged.
+    fn exceptions<'a>(
+        &'a self,
+        audience: &'a Audience,
+    ) -> impl Iterator<Item = (&'a IpNet, &'a RangeWay, &'a RangeWay)> {
         let own = |way: &RangeWay| audience.carrier.as_ref().is_some_and(|node| way.via.contains(node));
         let forwarded = self.ways().ranges().filter(move |(_, way)| own(way));
-        let wide = self.reached_by(audience).chain(forwarded).map(|(range, way)| (*range, way.id));
+        let wide = self.reached_by(audience).chain(forwarded);
         let wide: Vec<_> = wide.filter(|_| self.policy.is_restricted()).collect();
-        let is_one = move |range: &IpNet, way: &RangeWay| {
+        let others = self.ways().ranges().filter(move |(_, way)| !own(way));
+        others.filter_map(move |(range, way)| {
             let around = wide.iter().filter(|(around, _)| around.contains(range));
-            let nearest = around.max_by_key(|(around, _)| around.prefix_len());
-            nearest.is_some_and(|(_, class)| *class != way.id)
-        };
-        self.ways().ranges().filter(move |(range, way)| !own(way) && is_one(range, way))
+            let (_, nearest) = around.max_by_key(|(around, _)| around.prefix_len())?;
+            (nearest.id != way.id).then_some((range, way, *nearest))
+        })
     }
 
     fn forwards_of(&self, audience: &Audience) -> OrdMap<Name, Arc<Forward>> {

@@ -264,14 +264,14 @@ fn route(
     inventory: &Inventory,
 ) -> Option<Route> {
     if let Some(carrier) = carrier(network, &egress.via, Some(name), inventory) {
-        return Some(Route { via: Some(carrier.clone()), class });
+        return Some(Route { via: Some(carrier.clone()), class, carried: false });
     }
     // Parts of a way to everything are carried and refused with it.
     if whole.prefix_len() == 0 {
         let refused = !egress.fallback && inventory.was_carried(&NodeId::of(network, name));
-        return refused.then_some(Route { via: None, class });
+        return refused.then_some(Route { via: None, class, carried: false });
     }
     // A gateway that the server does not hear of may carry packets all the same.
     let joined = egress.via.iter().find(|node| inventory.node(&NodeId::of(network, &node.name)).is_some())?;
-    Some(Route { via: Some(joined.name.clone()), class })
+    Some(Route { via: Some(joined.name.clone()), class, carried: false })
 }

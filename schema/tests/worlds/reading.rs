@@ -305,6 +305,12 @@ impl<'a> Reading<'a> {
         self.knows(one, other) && self.way(one, other).is_some()
     }
 
+    /// Every egress with a range around a host.
+    pub fn egresses_around(&self, host: IpAddr) -> impl Iterator<Item = &'a Egress> {
+        let all = self.world.snapshot.all_in::<Egress>(&self.network).map(|(_, egress)| &**egress);
+        all.filter(move |egress| egress.ranges.iter().any(|range| range.net().contains(&host)))
+    }
+
     /// The declared range behind an egress that a host is in: the one with the longest prefix.
     pub fn outside(&self, host: IpAddr) -> Option<Outside<'a>> {
         if self.declaration().ranges().any(|own| own.contains(&host)) {

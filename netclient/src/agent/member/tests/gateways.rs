@@ -121,7 +121,7 @@ async fn a_range_is_rerouted_when_it_comes_goes_or_is_refused_and_not_when_anoth
     let with = |via: Option<Option<u32>>| {
         let mut view = view(1..3);
         if let Some(via) = via {
-            let route = Route { via: via.map(name), class: Default::default() };
+            let route = Route { via: via.map(name), class: Default::default(), carried: false };
             view.routes.insert("192.168.10.0/24".parse().expect("good"), Arc::new(route));
         }
         view
