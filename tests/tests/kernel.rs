@@ -1,7 +1,8 @@
 //! The suites that depend on a kernel, once more in a guest whose kernel has WireGuard.
 //!
 //! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all`
-//! runs all of them, as `make soak` does: emulated, they take long. `GUEST=access,attacks` runs these two alone.
+//! runs all of them, as `make soak` does: emulated, they take long. `GUEST=access,attacks` runs these two alone,
+//! and `GUEST=access/NAME` that test of a suite.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,8 +80,13 @@ fn asked() -> Option<Vec<Suite>> {
     if names == "all" {
         return Some(ALL.to_vec());
     }
-    let named =
-        |name| *ALL.iter().find(|(suite, _)| *suite == name).expect("GUEST names suites that run there");
+    let named = |name: &str| {
+        let (name, test) = name.split_once('/').map_or((name, None), |(name, test)| (name, Some(test)));
+        let found = ALL.iter().find(|(suite, _)| *suite == name);
+        let (suite, _) = *found.expect("GUEST names suites that run there");
+        let tests: Vec<&'static str> = test.map(|test| &*test.to_owned().leak()).into_iter().collect();
+        (suite, &*tests.leak())
+    };
     Some(names.split(',').map(named).collect())
 }
 
