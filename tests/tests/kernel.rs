@@ -28,6 +28,13 @@ const SUITES: &[Suite] = &[
     ("changes", &["every_setting_changes_in_place_and_costs_no_session"]),
     ("faults", &["killing_agent_and_server_loses_no_ping"]),
     ("register", &["without_tun_both_ends_of_the_tunnel_are_the_kernels"]),
+    (
+        "access",
+        &[
+            "an_established_connection_ends_with_its_permission_and_others_lose_nothing",
+            "where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on",
+        ],
+    ),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
