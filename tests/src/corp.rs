@@ -196,12 +196,20 @@ impl Flows {
     }
 
     /// Waits until messages have arrived for a while, so that all that follows is of a change.
+    ///
+    /// # Panics
+    ///
+    /// When one has sent none lately, for five seconds.
     pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(400) * patience()).await;
-        let now = Instant::now();
-        let lately = now - Duration::from_millis(300) * patience();
-        for (what, timeline) in self.timelines() {
-            assert!(timeline.heard_between(lately, now), "{what} {timeline}");
+        let deadline = Instant::now() + Duration::from_secs(5) * patience();
+        loop {
+            let now = Instant::now();
+            let lately = now - Duration::from_millis(300) * patience();
+            let silent = self.timelines().find(|(_, timeline)| !timeline.heard_between(lately, now));
+            let Some((what, timeline)) = silent else { return };
+            assert!(now < deadline, "{what} {timeline}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
