@@ -71,6 +71,7 @@ demo-tools:
 # Programs that the tests run.
 test-tools: demo-tools
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-tools"
+	@command -v wireguard-go >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-go"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="iproute2"
 
 # What boots the guest, and makes its file system.

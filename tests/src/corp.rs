@@ -163,13 +163,19 @@ impl Corp {
     ///
     /// When it does not begin within 20 s.
     pub async fn flows(&self, from: &str, to: &str, traffic: &[(Service, Pattern)]) -> Flows {
+        self.flows_of(self.host(from), to, traffic).await
+    }
+
+    /// The same from any host, which may be in no mesh.
+    pub async fn flows_of(&self, host: &Host, to: &str, traffic: &[(Service, Pattern)]) -> Flows {
+        let from = host.name();
         let mut flows = Vec::new();
         for at in self.addresses(to) {
             for (service, pattern) in traffic {
                 let what = format!("{from} to {to} at {at} by {service}, {pattern:?}");
                 let deadline = Instant::now() + Duration::from_secs(20) * patience();
                 let flow = loop {
-                    match self.host(from).flow(at, *service, *pattern, LIMIT * patience()).await {
+                    match host.flow(at, *service, *pattern, LIMIT * patience()).await {
                         Ok(flow) => break flow,
                         Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
                     }

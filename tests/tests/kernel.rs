@@ -35,6 +35,7 @@ const SUITES: &[Suite] = &[
             "where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on",
         ],
     ),
+    ("clients", &["a_client_on_another_implementation_is_in_until_its_end_and_in_again_with_the_same_file"]),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
@@ -54,6 +55,7 @@ const ALL: &[Suite] = &[
     ("outside", &[]),
     ("gateways", &[]),
     ("access", &[]),
+    ("clients", &[]),
     ("attacks", &[]),
     ("worlds", &[]),
     ("register", &[]),
@@ -142,6 +144,6 @@ fn services_run_under_systemd() {
 fn suites_pass_on_the_kernels_wireguard() {
     match asked() {
         Some(suites) => run(System::Small, &suites, Duration::from_secs(60 * 120)),
-        None => run(System::Small, SUITES, Duration::from_secs(60 * 15)),
+        None => run(System::Small, SUITES, Duration::from_secs(60 * 20)),
     }
 }
