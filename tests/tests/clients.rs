@@ -20,7 +20,7 @@ use end_to_end::corp::{Corp, Flows, SERVICES, TRAFFIC};
 use end_to_end::matrix::{Node, disagreements};
 use end_to_end::{eventually, in_runtime, link_kind, patience, run, text_of};
 use ipnet::IpNet;
-use nmplan::lab::{Host, Service, enter_test};
+use nmplan::lab::{Host, Listeners, Service, enter_test};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -73,6 +73,13 @@ async fn configured(corp: &Corp, client: &str) -> PathBuf {
     configuration
 }
 
+/// The field that was written into the file that was applied last.
+fn key_written(corp: &Corp) -> String {
+    let declared = fs::read_to_string(corp.mesh.file("mesh.kdl")).expect("it is there");
+    let (_, key) = declared.split_once("public-key=").expect("a key was written there");
+    format!("public-key={}", key.split_whitespace().next().expect("a value"))
+}
+
 /// The values of a field of a configuration, which is written `FIELD = A, B`.
 fn values(configuration: &Path, field: &str) -> Vec<String> {
     let text = fs::read_to_string(configuration).expect("it is there");
@@ -122,6 +129,12 @@ async fn assert_allowed(corp: &Corp, phone: &Host, at: &BTreeSet<IpAddr>) {
     assert!(disagreements.is_empty(), "\n{disagreements}");
 }
 
+/// Opens all services at every address of a host.
+fn listen(host: &Host) -> Listeners {
+    let everywhere = ["0.0.0.0", "::"].map(|any| any.parse().expect("an address"));
+    host.listen(&everywhere, SERVICES).expect("the ports are free")
+}
+
 /// Traffic of a phone that has gone on for a while.
 async fn traffic(corp: &Corp, phone: &Host) -> Flows {
     let flows = corp.flows_of(phone, "a", &TRAFFIC).await;
@@ -158,15 +171,12 @@ fn a_client_on_another_implementation_is_in_until_its_end_and_in_again_with_the_
     in_runtime(async {
         let corp = Corp::start(&["a", "gw"], INGRESS).await;
         let host = corp.mesh.underlay.host("phone").await.expect("a host");
-        let everywhere = ["0.0.0.0", "::"].map(|any| any.parse().expect("an address"));
-        let _listeners = host.listen(&everywhere, SERVICES).expect("the ports are free");
+        let _listeners = listen(&host);
         let earliest = Instant::now();
         let created = corp.declare(&phone("")).await;
         let file = configured(&corp, "phone").await;
         let text = fs::read_to_string(&file).expect("it is there");
-        let declared = fs::read_to_string(corp.mesh.file("mesh.kdl")).expect("it is there");
-        let (_, key) = declared.split_once("public-key=").expect("the key was written there");
-        let key = format!("public-key={}", key.split_whitespace().next().expect("a value"));
+        let key = key_written(&corp);
         corp.declare(&phone(&key)).await;
 
         // The name server is given to resolvconf(8), without which wg-quick sets nothing up.
@@ -230,5 +240,52 @@ fn a_client_on_another_implementation_is_in_until_its_end_and_in_again_with_the_
         assert_eq!(values(&file, "Endpoint"), [format!("[{v6}]:51821")]);
         done(&host, "up", &file).await;
         assert_allowed(&corp, &host, &at).await;
+    });
+}
+
+#[test]
+fn everything_of_a_client_on_another_implementation_goes_by_the_internet_gateway_that_is_for_it() {
+    let name = "everything_of_a_client_on_another_implementation_goes_by_the_internet_gateway_that_is_for_it";
+    if !enter_test(name) {
+        return;
+    }
+    in_runtime(async {
+        let corp = Corp::start(&["a", "gw"], "").await;
+        let host = corp.mesh.underlay.host("phone").await.expect("a host");
+        let outside = corp.mesh.underlay.host("o").await.expect("a host");
+        let listeners = listen(&outside);
+        let body = |key: &str| {
+            format!(
+                "ingress \"front\" via=\"gw\"\nexternal-client \"phone\" via=\"front\" {key}\n\
+                 egress \"out\" via=\"gw\" {{ ranges \"0.0.0.0/0\" \"::/0\"; for \"phone\" }}"
+            )
+        };
+        corp.declare(&body("")).await;
+        let file = configured(&corp, "phone").await;
+        corp.declare(&body(&key_written(&corp))).await;
+        let ranges: BTreeSet<_> = values(&file, "AllowedIPs").into_iter().collect();
+        assert!(ranges.contains("0.0.0.0/0") && ranges.contains("::/0"), "{ranges:?}");
+        let service = Service::Udp(53);
+        let seen = async |to: IpAddr| {
+            let answer = host.probe(to, service, SECOND * patience()).await.expect("sockets");
+            answer.agrees(true).then(|| listeners.heard().last().map(|heard| heard.from.ip()))?
+        };
+        let ends = |host: &Host| [IpAddr::from(host.ipv4()), host.ipv6().into()];
+        let [gateway, own] = [ends(corp.host("gw")), ends(&host)];
+        done(&host, "up", &file).await;
+        for (to, gateway) in ends(&outside).into_iter().zip(gateway) {
+            eventually("it comes from the gateway", 10 * SECOND, async || seen(to).await == Some(gateway))
+                .await;
+        }
+        for to in corp.addresses("a") {
+            assert!(
+                host.probe(to, service, SECOND * patience()).await.expect("sockets").agrees(true),
+                "{to}"
+            );
+        }
+        done(&host, "down", &file).await;
+        for (to, own) in ends(&outside).into_iter().zip(own) {
+            assert_eq!(seen(to).await, Some(own));
+        }
     });
 }

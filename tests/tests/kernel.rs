@@ -35,7 +35,7 @@ const SUITES: &[Suite] = &[
             "where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on",
         ],
     ),
-    ("clients", &["a_client_on_another_implementation_is_in_until_its_end_and_in_again_with_the_same_file"]),
+    ("clients", &[]),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
