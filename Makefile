@@ -16,7 +16,7 @@ help:
 	@echo "make soak    the tests that kill processes, 30 rounds each, the laws of access 10,000 times, 200 small networks"
 	@echo "             with packets, and every suite of the guests"
 	@echo "make guest   suites in guests with the kernel's WireGuard and systemd (QEMU); GUEST=all: every one,"
-	@echo "             GUEST=SUITE,...: these"
+	@echo "             GUEST=SUITE,SUITE/TEST,...: these"
 	@echo "make generated   refreshes what tests compare: references, schemas, snapshots"
 	@echo "make bench   the benchmarks of BENCHMARKS.md (release build)"
 	@echo "make dist    the programs to install, in $(DIST)/: stripped, with the tables for backtraces beside them"
@@ -71,6 +71,7 @@ demo-tools:
 # Programs that the tests run.
 test-tools: demo-tools
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-tools"
+	@command -v wireguard-go >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-go"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="iproute2"
 
 # What boots the guest, and makes its file system.

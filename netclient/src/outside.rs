@@ -544,6 +544,10 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
 /// networks from there, since members let every address in by their way to the internet. What comes in where
 /// the host forwards for networks alone goes nowhere else (`opened`).
 ///
+/// What the host sends itself came in by no interface, so it marks nothing: that a packet could not be sent (the
+/// kernel's WireGuard says so where it has no peer, or no endpoint of it) is an error of the connection that it is
+/// about, whose answers would leave by the cable from then on.
+///
 /// `redirects` holds back the kernel's advice to whoever sends through this host that the receiver is nearer,
 /// since peers are near each other in name only (the switch `send_redirects` of an interface does nothing while
 /// that of all interfaces is on, and IPv6 has none).
@@ -604,6 +608,7 @@ const CHAINS: &str = "  chain guard {
     type filter hook prerouting priority mangle; policy accept;
     iifname @ours accept
     iifgroup GROUP accept
+    iifname \"lo\" accept
     ip saddr @ranges4 jump arrive
     ip6 saddr @ranges6 jump arrive
     ip daddr @ranges4 jump answer

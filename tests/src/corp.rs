@@ -163,13 +163,19 @@ impl Corp {
     ///
     /// When it does not begin within 20 s.
     pub async fn flows(&self, from: &str, to: &str, traffic: &[(Service, Pattern)]) -> Flows {
+        self.flows_of(self.host(from), to, traffic).await
+    }
+
+    /// The same from any host, which may be in no mesh.
+    pub async fn flows_of(&self, host: &Host, to: &str, traffic: &[(Service, Pattern)]) -> Flows {
+        let from = host.name();
         let mut flows = Vec::new();
         for at in self.addresses(to) {
             for (service, pattern) in traffic {
                 let what = format!("{from} to {to} at {at} by {service}, {pattern:?}");
                 let deadline = Instant::now() + Duration::from_secs(20) * patience();
                 let flow = loop {
-                    match self.host(from).flow(at, *service, *pattern, LIMIT * patience()).await {
+                    match host.flow(at, *service, *pattern, LIMIT * patience()).await {
                         Ok(flow) => break flow,
                         Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
                     }
@@ -196,12 +202,20 @@ impl Flows {
     }
 
     /// Waits until messages have arrived for a while, so that all that follows is of a change.
+    ///
+    /// # Panics
+    ///
+    /// When one has sent none lately, for five seconds.
     pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(400) * patience()).await;
-        let now = Instant::now();
-        let lately = now - Duration::from_millis(300) * patience();
-        for (what, timeline) in self.timelines() {
-            assert!(timeline.heard_between(lately, now), "{what} {timeline}");
+        let deadline = Instant::now() + Duration::from_secs(5) * patience();
+        loop {
+            let now = Instant::now();
+            let lately = now - Duration::from_millis(300) * patience();
+            let silent = self.timelines().find(|(_, timeline)| !timeline.heard_between(lately, now));
+            let Some((what, timeline)) = silent else { return };
+            assert!(now < deadline, "{what} {timeline}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -1,7 +1,8 @@
 //! The suites that depend on a kernel, once more in a guest whose kernel has WireGuard.
 //!
 //! The tests are those of the other files, unchanged; here stands which of them run in the guest. `GUEST=all`
-//! runs all of them, as `make soak` does: emulated, they take long. `GUEST=access,attacks` runs these two alone.
+//! runs all of them, as `make soak` does: emulated, they take long. `GUEST=access,attacks` runs these two alone,
+//! and `GUEST=access/NAME` that test of a suite.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,6 +28,14 @@ const SUITES: &[Suite] = &[
     ("changes", &["every_setting_changes_in_place_and_costs_no_session"]),
     ("faults", &["killing_agent_and_server_loses_no_ping"]),
     ("register", &["without_tun_both_ends_of_the_tunnel_are_the_kernels"]),
+    (
+        "access",
+        &[
+            "an_established_connection_ends_with_its_permission_and_others_lose_nothing",
+            "where_no_more_connections_are_tracked_nothing_new_passes_and_what_stands_goes_on",
+        ],
+    ),
+    ("clients", &[]),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
@@ -46,6 +55,7 @@ const ALL: &[Suite] = &[
     ("outside", &[]),
     ("gateways", &[]),
     ("access", &[]),
+    ("clients", &[]),
     ("attacks", &[]),
     ("worlds", &[]),
     ("register", &[]),
@@ -79,8 +89,13 @@ fn asked() -> Option<Vec<Suite>> {
     if names == "all" {
         return Some(ALL.to_vec());
     }
-    let named =
-        |name| *ALL.iter().find(|(suite, _)| *suite == name).expect("GUEST names suites that run there");
+    let named = |name: &str| {
+        let (name, test) = name.split_once('/').map_or((name, None), |(name, test)| (name, Some(test)));
+        let found = ALL.iter().find(|(suite, _)| *suite == name);
+        let (suite, _) = *found.expect("GUEST names suites that run there");
+        let tests: Vec<&'static str> = test.map(|test| &*test.to_owned().leak()).into_iter().collect();
+        (suite, &*tests.leak())
+    };
     Some(names.split(',').map(named).collect())
 }
 
@@ -129,6 +144,6 @@ fn services_run_under_systemd() {
 fn suites_pass_on_the_kernels_wireguard() {
     match asked() {
         Some(suites) => run(System::Small, &suites, Duration::from_secs(60 * 120)),
-        None => run(System::Small, SUITES, Duration::from_secs(60 * 15)),
+        None => run(System::Small, SUITES, Duration::from_secs(60 * 20)),
     }
 }

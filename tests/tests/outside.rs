@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use end_to_end::container::container;
+use end_to_end::forge::{self, Ends};
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, run, run_all, text_of};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
@@ -633,6 +634,39 @@ fn marks_of_others_and_connections_outside_of_ranges_are_left_alone() {
             assert!(counts.0 == 0 && counts.1 > theirs, "{family:?} {counts:?}");
             theirs = counts.1;
             drop(listeners);
+        }
+    });
+}
+
+#[test]
+fn an_error_of_the_hosts_own_leads_no_connection_out_of_the_mesh() {
+    if !enter_test("an_error_of_the_hosts_own_leads_no_connection_out_of_the_mesh") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = two(&mesh, &apart()).await;
+        let [a, b] = [&agents[0], &agents[1]].map(Agent::host);
+        for family in Family::BOTH {
+            let (asks, answers) = (family.in_mesh(&agents[0]).await, family.in_mesh(&agents[1]).await);
+            let socket = |host: &Host, at| {
+                let socket = host.within(|| UdpSocket::bind(at)).expect("the port is free");
+                socket.set_read_timeout(Some(Duration::from_secs(2) * patience())).expect("a timeout");
+                socket
+            };
+            let (client, server) = (socket(a, (asks, 7_001)), socket(b, (answers, 7_002)));
+            let is_answered = || {
+                client.send_to(b"?", (answers, 7_002)).expect("it is sent");
+                let (_, from) = server.recv_from(&mut [0; 8]).expect("it arrives");
+                server.send_to(b"!", from).expect("it is sent");
+                client.recv_from(&mut [0; 8]).is_ok()
+            };
+            assert!(is_answered());
+            // As the kernel's WireGuard sends one while it has no such peer.
+            let answer = forge::udp((answers, 7_002).into(), (asks, 7_001).into(), b"!");
+            let error = forge::too_big(Ends::new(answers, answers), &answer.packet());
+            forge::send(b, &error, &[error.packet()]);
+            assert!(is_answered(), "{family:?}");
         }
     });
 }
