@@ -315,14 +315,13 @@ impl<'a> Judge<'a> {
         self.policy().is_some_and(Policy::is_restricted)
     }
 
-    /// What those of a group may open at those of another; `awaited`: only if somebody on the way, or either
-    /// of them, is not there, or only if all are.
+    /// What those of a group may open at those of another; `awaited`: only once all are there who are declared.
     fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Access {
         let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy()) else {
             return Access::default();
         };
-        let meet = !from.internet && from.speaks_to(to) && self.are_for(from, to, awaited);
-        if !meet || !self.finds(from, to, awaited) {
+        let meet = !from.internet && from.speaks_to(to) && self.meet(from, to, awaited);
+        if !meet || awaited && self.meet(from, to, false) {
             return Access::default();
         }
         let standings = &self.standings;
@@ -330,19 +329,18 @@ impl<'a> Judge<'a> {
         self.known.entry((&from.class, &to.class)).or_insert_with(judge).clone()
     }
 
+    /// Whether two have routes to each other on which packets find their way: at present, or once all are there.
+    fn meet(&mut self, from: &'a Situation, to: &'a Situation, all: bool) -> bool {
+        (all || !from.awaited && !to.awaited) && self.are_for(from, to, all) && self.finds(from, to, all)
+    }
+
     /// Whether packets find their way between two.
-    fn finds(&mut self, from: &'a Situation, to: &'a Situation, awaited: bool) -> bool {
+    fn finds(&mut self, from: &'a Situation, to: &'a Situation, all: bool) -> bool {
         let Some(paths) = &self.paths else { return false };
         let places = (&from.place, &to.place);
         let both = || [0, 1].map(|at| paths[at].between(places.0, places.1));
-        let [now, later] = self.passed.entry(places).or_insert_with(both);
-        let is_there = !from.awaited && !to.awaited && now.is_some();
-        let path = match (awaited, is_there) {
-            (false, true) => now,
-            (true, false) => later,
-            (true, true) | (false, false) => return false,
-        };
-        let Some(path) = path else { return false };
+        let found = self.passed.entry(places).or_insert_with(both);
+        let Some(path) = &found[usize::from(all)] else { return false };
         let on_the_way = path.iter().filter_map(|name| self.parties.get(&Party::Member(name.clone())));
         let steps: Vec<_> = std::iter::once(from).chain(on_the_way).chain([to]).collect();
         steps.windows(2).all(|step| step[0].finds(step[1]))
@@ -350,9 +348,9 @@ impl<'a> Judge<'a> {
 
     /// Whether each gets the route to the other, if that is a range, and does not reach it outside of the network:
     /// what is behind a gateway goes by what is for that gateway.
-    fn are_for(&self, from: &Situation, to: &Situation, awaited: bool) -> bool {
+    fn are_for(&self, from: &Situation, to: &Situation, all: bool) -> bool {
         let (Some(mesh), Some(paths)) = (self.mesh, &self.paths) else { return false };
-        let paths = &paths[usize::from(awaited)];
+        let paths = &paths[usize::from(all)];
         let side = |range: &Situation| match &range.place.through {
             Some(Through::Egress(name)) => {
                 mesh.ways().ranges().find(|(_, way)| way.egress == *name).map(|(_, way)| way.side)
