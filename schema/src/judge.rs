@@ -280,6 +280,8 @@ struct At {
     families: [bool; 2],
     /// The egress that a range is behind; absent: they are members.
     behind: Option<Name>,
+    /// Whether it is what a way to the internet leads to.
+    internet: bool,
 }
 
 /// Pairs that something is not true of: the two of such a pair with their classes, and how many there are.
@@ -313,13 +315,14 @@ impl<'a> Distinguished<'a> {
             let place = Place { carrier: carrier.clone(), through: through(name, member) };
             carriers.extend(carrier.map(|name| (name, (class.clone(), place.through.clone()))));
             let families = families(member.addresses.iter());
-            let at = At { place, families, behind: None };
+            let at = At { place, families, behind: None, internet: false };
             alike.entry((class, at)).or_default().push(Party::Member(name.clone()));
         }
         for (range, way) in ways.ranges() {
             let place = Place { carrier: None, through: Some(Through::Egress(way.egress.clone())) };
             let families = families([range.addr()].iter());
-            let at = At { place, families, behind: Some(way.egress.clone()) };
+            let (behind, internet) = (Some(way.egress.clone()), way.is_internet());
+            let at = At { place, families, behind, internet };
             alike.entry((way.class.clone(), at)).or_default().push(Party::Range(*range));
         }
         let class = |((class, at), mut parties): ((Class, At), Vec<Party>)| {
@@ -354,20 +357,19 @@ impl<'a> Distinguished<'a> {
         for (member, outer) in [(from, to), (to, from)] {
             let Some(egress) = &outer.at.behind else { continue };
             let way = self.ways.ranges().find(|(_, way)| way.egress == *egress)?.1;
-            // What is behind a gateway itself goes by what is for that gateway.
+            // What is behind a gateway itself goes by what is for that gateway, if one is there.
             let class = match &member.at.behind {
                 None => Some(&member.class),
-                Some(other) => self.gateway_of(other).and_then(|node| Some(&self.carriers.get(node)?.0)),
+                Some(other) => {
+                    let gateway = paths.carrier_of(&Through::Egress(other.clone()));
+                    gateway.and_then(|node| Some(&self.carriers.get(node)?.0))
+                }
             };
-            if !class.is_some_and(|class| class.is_on(way.side)) {
+            if class.is_some_and(|class| !class.is_on(way.side)) {
                 return Some(format!("since {egress} is not for {}", member.parties[0]));
             }
         }
-        let everywhere = |side: &Alike| match side.parties[0] {
-            Party::Range(range) => range.prefix_len() == 0,
-            Party::Member(_) => false,
-        };
-        if everywhere(from) {
+        if from.at.internet {
             return Some("since a way to the internet lets nobody in".into());
         }
         paths
@@ -376,24 +378,13 @@ impl<'a> Distinguished<'a> {
             .then(|| "since no node carries them there".into())
     }
 
-    /// The node that carries an egress while all are there.
-    fn gateway_of(&self, egress: &Name) -> Option<&Name> {
-        let via = self.ways.candidates_of(&Through::Egress(egress.clone())).iter();
-        via.into_iter().find(|node| self.members.contains_key(*node))
-    }
-
-    /// How many pairs there are of two classes. Nobody is paired with himself, nor with what is behind him.
+    /// How many pairs there are of two classes. Nobody is paired with himself, nor with what he reaches outside of
+    /// the network.
     fn pairs(&self, from: &Alike, to: &Alike) -> u64 {
-        let (ours, theirs) = (from.parties.len() as u64, to.parties.len() as u64);
-        let behind = |one: &Alike, other: &Alike| {
-            let egress = other.at.behind.as_ref();
-            let via = egress.map(|egress| self.ways.candidates_of(&Through::Egress(egress.clone())));
-            let own = via.zip(one.at.place.carrier.as_ref()).is_some_and(|(via, node)| via.contains(node));
-            own || egress.is_some() && egress == one.at.behind.as_ref()
-        };
-        if behind(from, to) || behind(to, from) {
+        if from.at.place.is_local_to(&to.at.place, &self.ways) {
             return 0;
         }
+        let (ours, theirs) = (from.parties.len() as u64, to.parties.len() as u64);
         ours * (theirs - u64::from(std::ptr::eq(from, to)))
     }
 

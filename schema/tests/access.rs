@@ -11,17 +11,23 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 use schema::access::{Access, ClassId, Protocol};
-use schema::inventory::NodeId;
-use schema::kinds::{Egress, Kind};
-use schema::scalars::{Name, WireGuardKey};
+use schema::compile::reach::Direction;
+use schema::inventory::{Away, Joined, NodeId};
+use schema::judge::explain::{Answer, Explanation, explain};
+use schema::judge::{Outcome, Word, judge};
+use schema::kinds::{Egress, Kind, NoReach, Object, Reach, Test};
+use schema::scalars::{Name, Selector, WireGuardKey};
+use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::view::{Resolution, Tunnel, View};
 use schema::world::World;
 
 use worlds::draws;
 use worlds::following::{self, compiled, views};
 use worlds::reading::{Packet, Party, Reading};
+use worlds::reported::{reached, said};
 use worlds::small::{self, histories, network};
 
 fn views_of(world: &World) -> BTreeMap<Name, View> {
@@ -300,6 +306,226 @@ fn packets_pass_where_they_may(world: &World) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// The parties of which plans and tests speak: members, and of each part of a range behind an egress one host,
+/// where any of the readings tells it from the others.
+fn parties(readings: &[&Reading<'_>]) -> Vec<Party> {
+    let mut parts = BTreeMap::new();
+    for host in small::HOSTS.iter().filter_map(|host| host.parse::<IpAddr>().ok()) {
+        let within: Vec<_> = readings.iter().map(|reading| reading.parts(host)).collect();
+        if within.iter().any(Option::is_some) {
+            parts.entry(within).or_insert(Party::Host(host));
+        }
+    }
+    let members: BTreeSet<Name> = readings.iter().flat_map(|reading| reading.members()).collect();
+    members.iter().map(Party::from).chain(parts.into_values()).collect()
+}
+
+/// Everything that a party may open at another, packet by packet, and has a way for.
+fn reached_in<'p>(
+    reading: &Reading<'_>,
+    parties: &'p [Party],
+    packets: &BTreeSet<Packet>,
+) -> BTreeSet<(Packet, &'p Party, &'p Party)> {
+    let members = reading.members();
+    let is_there = |party: &&Party| match party {
+        Party::Member(name) => members.contains(name),
+        Party::Host(host) => reading.outside(*host).is_some(),
+    };
+    let there: Vec<&Party> = parties.iter().filter(is_there).collect();
+    let mut reached = BTreeSet::new();
+    for (from, to) in there.iter().flat_map(|from| there.iter().map(move |to| (*from, *to))) {
+        let reaches = reading.reaches(from, to);
+        reached.extend(packets.iter().filter(|packet| reaches(**packet)).map(|packet| (*packet, from, to)));
+    }
+    reached
+}
+
+/// Asserts that a plan says of two worlds what differs between their readings: of what holds at once, and of what
+/// holds once everybody is there who is awaited.
+fn plans_say_what_differs(before: &World, after: &World) -> Result<(), TestCaseError> {
+    let worlds = [before, after].map(|world| (world, worlds::completed(world)));
+    let [was, is] = [0, 1].map(|at| {
+        let (now, later): &(&World, World) = &worlds[at];
+        [now, later].map(|world| Reading::of(network(), world).without_those_away())
+    });
+    let parties = parties(&[&was[0], &was[1], &is[0], &is[1]]);
+    let packets: BTreeSet<Packet> = was[0].packets().union(&is[0].packets()).copied().collect();
+    let reached_in = |reading: &Reading<'_>| reached_in(reading, &parties, &packets);
+    let [was, is] = [was, is].map(|[now, later]| {
+        let now = reached_in(&now);
+        let later: BTreeSet<_> = reached_in(&later).difference(&now).copied().collect();
+        [now, later]
+    });
+    let reported = reached(&network(), before, after);
+    for once_joined in [false, true] {
+        let at = usize::from(once_joined);
+        let lost: BTreeSet<_> = was[at].difference(&is[at]).copied().collect();
+        // What holds from now on need not be waited for.
+        let lost = if once_joined { lost.difference(&is[0]).copied().collect() } else { lost };
+        let gained = is[at].difference(&was[at]).copied().collect();
+        for (direction, differs) in [(Direction::Lost, lost), (Direction::Gained, gained)] {
+            for packet in &packets {
+                let lines =
+                    reported.iter().filter(|it| (it.direction, it.once_joined) == (direction, once_joined));
+                let lines: Vec<_> = lines.filter(|line| holds(&said(&line.what), *packet)).collect();
+                let pairs: Vec<_> =
+                    differs.iter().filter(|(it, ..)| it == packet).map(|(_, from, to)| (from, to)).collect();
+                let said = lines.iter().map(|line| line.pairs).sum::<u64>();
+                prop_assert_eq!(
+                    said,
+                    pairs.len() as u64,
+                    "{:?}, once joined {}: {:?} between {:?}, by {:#?}",
+                    direction,
+                    once_joined,
+                    packet,
+                    pairs,
+                    lines
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The world as tests and questions see it: everybody is there, and no host has a problem.
+fn as_tests_see_it(world: &World) -> World {
+    let mut world = worlds::completed(world);
+    let nodes: Vec<_> =
+        world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
+    for (id, joined) in nodes {
+        world.inventory.put_node(id, Joined { problems: Vec::new(), ..joined });
+    }
+    world
+}
+
+/// The range that selects a party alone; absent: there was no room for it.
+fn selector(reading: &Reading<'_>, party: &Party) -> Option<Selector> {
+    let address = match party {
+        Party::Member(name) => reading.addresses(name).first().copied(),
+        Party::Host(host) => Some(*host),
+    };
+    Some(Selector::Range(address?.into()))
+}
+
+/// Asserts that the answer to a question about two parties is what the reading says, with the nodes on the way.
+fn is_explained(world: &World, reading: &Reading<'_>, from: &Party, to: &Party) -> Result<(), TestCaseError> {
+    let (Some(one), Some(other)) = (selector(reading, from), selector(reading, to)) else { return Ok(()) };
+    let asked = Access::everything();
+    let explained = explain(reading.name(), (&one, &other), &asked, &world.snapshot, &world.inventory);
+    let Explanation { answer, opens, via, .. } = explained.expect("the network is declared");
+    let reaches = reading.reaches(from, to);
+    let mut any = false;
+    for packet in reading.packets() {
+        any |= reaches(packet);
+        let opened = answer != Answer::No && holds(&opens, packet);
+        prop_assert_eq!(opened, reaches(packet), "{:?} to {:?}: {:?} by {:?}", from, to, packet, opens);
+    }
+    let between = reading.way(from, to).filter(|_| any).unwrap_or_default();
+    let ends = [from, to];
+    let between = between.into_iter().filter(|node| !ends.contains(&&Party::from(*node)));
+    prop_assert_eq!(via.iter().collect::<Vec<_>>(), between.collect::<Vec<_>>(), "{:?} to {:?}", from, to);
+    Ok(())
+}
+
+/// What is asserted of two sides.
+struct Assertion<'a> {
+    from: &'a BTreeSet<Selector>,
+    to: &'a BTreeSet<Selector>,
+    except: &'a BTreeSet<Selector>,
+    packets: BTreeSet<Packet>,
+}
+
+impl<'a> Assertion<'a> {
+    /// What is asked for by a protocol and a port: a port alone is one of TCP, and port 0 is nobody's.
+    fn new(
+        reading: &Reading<'_>,
+        (from, to, except): (&'a BTreeSet<Selector>, &'a BTreeSet<Selector>, &'a BTreeSet<Selector>),
+        (protocol, port): (Option<Protocol>, Option<u16>),
+    ) -> Self {
+        let protocol = protocol.or(port.map(|_| Protocol::Tcp));
+        let all = reading.packets().into_iter().chain(Packet::samples(port));
+        let has_ports = |packet: &Packet| packet.protocol.is_some_and(Protocol::has_ports);
+        let all = all.filter(|packet| protocol.is_none() || packet.protocol == protocol);
+        let all = all
+            .filter(|packet| !has_ports(packet) || port.map_or(packet.port > 0, |port| packet.port == port));
+        Self { from, to, except, packets: all.collect() }
+    }
+
+    /// The pairs that it is about; absent: a side has nobody.
+    fn pairs(&self, reading: &Reading<'_>) -> Option<Vec<(Party, Party)>> {
+        let hosts = small::HOSTS.iter().filter_map(|host| host.parse().ok());
+        let hosts = hosts.filter(|host| reading.outside(*host).is_some()).map(Party::Host);
+        let all: Vec<Party> = reading.members().iter().map(Party::from).chain(hosts).collect();
+        let on = |side: &BTreeSet<Selector>, party: &Party| side.iter().any(|it| reading.selects(it, party));
+        let from: Vec<_> = all.iter().filter(|it| on(self.from, it) && !on(self.except, it)).collect();
+        let to: Vec<_> = all.iter().filter(|it| on(self.to, it)).collect();
+        let pairs = from.iter().flat_map(|from| to.iter().map(move |to| ((*from).clone(), (*to).clone())));
+        let pairs = pairs.filter(|(from, to)| from != to && !reading.is_local(from, to));
+        (!from.is_empty() && !to.is_empty()).then(|| pairs.collect())
+    }
+
+    /// Whether every pair is reached by every packet, also while any node is away that carries for others.
+    fn is_reached(&self, world: &World, reading: &Reading<'_>, without_any_gateway: bool) -> Outcome {
+        let Some(pairs) = self.pairs(reading) else { return Outcome::Fails };
+        let reached = |reading: &Reading<'_>, (from, to): &(Party, Party)| {
+            let reaches = reading.reaches(from, to);
+            self.packets.iter().all(|packet| reaches(*packet))
+        };
+        let mut holds = pairs.iter().all(|pair| reached(reading, pair));
+        let carrying =
+            reading.nodes().into_iter().filter(|node| without_any_gateway && reading.may_carry(node));
+        for node in carrying {
+            let mut world = world.clone();
+            let away = Away { everything: true, ..Away::default() };
+            world.inventory.set_away(NodeId::of(reading.name(), &node), away);
+            let reading = Reading::of(network(), &world).without_those_away();
+            let is_end = |(from, to): &&(Party, Party)| [from, to].contains(&&Party::from(&node));
+            holds &= pairs.iter().filter(|pair| !is_end(pair)).all(|pair| reached(&reading, pair));
+        }
+        if holds { Outcome::Holds } else { Outcome::Fails }
+    }
+
+    /// Whether no pair is reached by any packet.
+    fn is_not_reached(&self, reading: &Reading<'_>) -> Outcome {
+        let Some(pairs) = self.pairs(reading) else { return Outcome::Warns };
+        let reached = |(from, to): &(Party, Party)| {
+            let reaches = reading.reaches(from, to);
+            self.packets.iter().any(|packet| reaches(*packet))
+        };
+        if pairs.iter().any(reached) { Outcome::Fails } else { Outcome::Holds }
+    }
+}
+
+/// Asserts that what a test asserts holds exactly where the reading says so.
+fn is_judged(world: &World, test: &Test) -> Result<(), TestCaseError> {
+    let complete = as_tests_see_it(world);
+    let reading = Reading::of(network(), &complete);
+    let mut world = world.clone();
+    let id = ResourceId { network: network(), kind: Kind::Test, name: "test".parse().expect("a name") };
+    let object = Object::Test(test.clone().into());
+    world.snapshot.put(id, Entry { object, revision: Revision(0), owner: None });
+    let port = |port: Option<i64>| port.and_then(|port| u16::try_from(port).ok());
+    for verdict in judge(&network(), &world.snapshot, &world.inventory) {
+        let outcome = match verdict.word {
+            Word::Reach => {
+                let Reach { from, to, except, proto, port: at, without_any_gateway } =
+                    &test.reach[verdict.place];
+                let packets = (*proto, port(at.map(|at| at.number())));
+                let asserted = Assertion::new(&reading, (from, to, except), packets);
+                asserted.is_reached(&complete, &reading, *without_any_gateway)
+            }
+            Word::NoReach => {
+                let NoReach { from, to, except, proto, port: at } = &test.no_reach[verdict.place];
+                let packets = (*proto, port(at.map(|at| at.number())));
+                Assertion::new(&reading, (from, to, except), packets).is_not_reached(&reading)
+            }
+            Word::Path => unreachable!("none is drawn"),
+        };
+        prop_assert_eq!(verdict.outcome, outcome, "{}: {:?}", verdict.name, verdict.message);
+    }
+    Ok(())
+}
+
 #[test]
 fn relays_that_take_over_from_each_other_carry_packets_between_their_nodes() {
     for moment in small::relays_that_take_over_from_each_other().moments() {
@@ -328,6 +554,31 @@ proptest! {
     #[test]
     fn a_packet_passes_exactly_where_a_rule_lets_it(history in histories(3)) {
         packets_pass_where_they_may(&history.last())?;
+    }
+
+    #[test]
+    fn what_a_plan_says_is_gained_and_lost_is_what_differs_between_the_readings(history in histories(3)) {
+        for pair in history.moments().windows(2) {
+            plans_say_what_differs(&pair[0].world, &pair[1].world)?;
+        }
+    }
+
+    #[test]
+    fn what_is_explained_of_two_ends_is_what_the_reading_says(history in histories(3), picked: Index) {
+        let world = history.last();
+        let complete = as_tests_see_it(&world);
+        let reading = Reading::of(network(), &complete);
+        let parties = parties(&[&reading]);
+        let Some(one) = (!parties.is_empty()).then(|| picked.get(&parties)) else { return Ok(()) };
+        for other in parties.iter().filter(|other| *other != one) {
+            is_explained(&world, &reading, one, other)?;
+            is_explained(&world, &reading, other, one)?;
+        }
+    }
+
+    #[test]
+    fn what_a_test_asserts_holds_exactly_where_the_reading_says_so(history in histories(3), test in small::tests()) {
+        is_judged(&history.last(), &test)?;
     }
 
     #[test]

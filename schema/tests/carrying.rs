@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use schema::client::{ClientChange, ClientOutcome};
 use schema::compile::carrying::{Carrying, Part};
+use schema::compile::reach::ReachChange;
 use schema::decode::{Declared, decode};
 use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::kinds::Kind;
@@ -127,6 +128,41 @@ fn who_begins_to_forward_and_for_whom_is_in_the_plan() {
     assert_eq!(impact(&both, "gw-2").carries[0].after, Some(Part::StandsBy));
     let none = between("", OFFICE, &["a"]);
     assert_eq!(carriers(&none), [("corp/egress/office".into(), [None, None])]);
+}
+
+/// What a plan says is gained and lost, without the counts.
+fn reached(plan: &Plan) -> Vec<String> {
+    let line = |it: &ReachChange| format!("{:?} {} to {}: {}", it.direction, it.from, it.to, it.what);
+    plan.reach.iter().filter(|it| !it.once_joined).map(line).collect()
+}
+
+#[test]
+fn a_rule_that_names_a_part_of_a_range_says_nothing_of_who_reached_all_of_it() {
+    let rules = format!("acl \"deny\"\n{OFFICE}\nallow \"all\" from=\"a\" to=\"192.168.10.0/24\"");
+    let part = "allow \"print\" from=\"b\" to=\"192.168.10.64/26\" proto=\"tcp\" ports=631";
+    let (with, nodes) = (format!("{rules}\n{part}"), ["a", "b", "gw"]);
+    let print = "b to 192.168.10.64/26: tcp 631";
+    assert_eq!(reached(&between(&rules, &with, &nodes)), [format!("Gained {print}")]);
+    assert_eq!(reached(&between(&with, &rules, &nodes)), [format!("Lost {print}")]);
+}
+
+#[test]
+fn what_is_behind_a_gateway_goes_by_what_is_for_the_gateway_that_carries() {
+    let sites = |r#for: &str| {
+        format!(
+            "egress \"one\" via=\"gw\" ranges=\"192.168.10.0/24\"\negress \"two\" for={for:?} {{ via \"gw-2\" \"a\"; ranges \"192.168.20.0/24\" }}"
+        )
+    };
+    let plan = between(&sites("b"), &sites("gw"), &["a", "b", "gw", "gw-2"]);
+    assert!(
+        reached(&plan).contains(&"Gained 192.168.10.0/24 to 192.168.20.0/24: everything".to_owned()),
+        "{:#?}",
+        plan.reach
+    );
+    // One of the two that may carry the second range is the gateway of the first.
+    let shared = |r#for: &str| sites(r#for).replace("\"a\"", "\"gw\"");
+    let plan = between(&shared("b"), &shared("gw"), &["a", "b", "gw", "gw-2"]);
+    assert!(reached(&plan).iter().all(|line| !line.contains("192.168.10.0/24")), "{:#?}", plan.reach);
 }
 
 #[test]

@@ -180,6 +180,51 @@ fn packets_around_a_hub_pass_it_and_are_lost_without_it() {
 }
 
 #[test]
+fn a_node_and_its_relay_need_no_hub() {
+    let world = r#"
+        node "hub"; node "relay"; node "far"
+        relay "r" via="relay" for="far"
+        allow "all" from="*" to="*"
+    "#;
+    for (assertion, expected) in [
+        (r#"reach from="far" to="relay" without-any-gateway=#true"#, "+"),
+        (
+            r#"reach from="far" to="hub" without-any-gateway=#true"#,
+            "far does not reach hub while relay is away",
+        ),
+    ] {
+        let found = outcomes("acl=\"deny\" hub=\"hub\"", world, assertion, &Inventory::default());
+        assert_eq!(found, [expected], "{assertion}");
+    }
+}
+
+#[test]
+fn nobody_comes_from_the_internet_nor_from_a_part_of_it_and_what_one_gateway_has_is_no_pair() {
+    let world = r#"
+        node "gw"; node "gw-2"; node "a"
+        egress "exit" via="gw" { ranges "0.0.0.0/0" "192.168.1.0/24" }
+        egress "lab" via="gw" ranges="192.168.2.0/24"
+        egress "far" via="gw-2" ranges="192.168.3.0/24"
+        allow "in" to="a" { from "203.0.113.0/24" "192.168.1.0/24" }
+        allow "all" from="192.168.1.0/24" { to "192.168.2.0/24" "192.168.3.0/24" }
+    "#;
+    for (assertion, expected) in [
+        (r#"reach from="192.168.1.0/24" to="a""#, "+"),
+        (
+            r#"reach from="203.0.113.0/24" to="a""#,
+            "203.0.113.0/24 does not reach a, since a way to the internet lets nobody in",
+        ),
+        (r#"no-reach from="203.0.113.0/24" to="a""#, "+"),
+        (r#"reach from="192.168.1.0/24" to="192.168.3.0/24""#, "+"),
+        // What passes there does so outside of the network.
+        (r#"no-reach from="192.168.1.0/24" to="192.168.2.0/24""#, "+"),
+    ] {
+        let found = outcomes("acl=\"deny\"", world, assertion, &Inventory::default());
+        assert_eq!(found, [expected], "{assertion}");
+    }
+}
+
+#[test]
 fn a_key_stands_for_two_more_nodes_unless_it_may_be_used_once_or_claims_names() {
     let within = |keys: &str| {
         let world = format!("{keys}\nallow \"web\" from=\"tag:web\" to=\"tag:web\" proto=\"tcp\"");

@@ -12,7 +12,6 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use schema::access::{Access, Protocol};
-use schema::attribute::Choice as _;
 use schema::compile::Mesh;
 use schema::compile::allocate::Exhausted;
 use schema::compile::members::{Member, members};
@@ -31,6 +30,7 @@ use schema::view::View;
 use schema::world::World;
 
 use worlds::following::{self, compiled, networks, views};
+use worlds::reported::{reached, said};
 use worlds::{Moment, cases, draws, edits, entrys, forbidden, histories, joined, small, worlds};
 
 /// The networks without rules and gateways, in which every node may open everything at every other.
@@ -101,32 +101,6 @@ fn reports(reported: &[reach::ReachChange], was: &Opens, is: &Opens) -> Result<(
     Ok(())
 }
 
-/// What is meant by the words of a line.
-fn said(words: &str) -> Access {
-    if let Some(but) = words.strip_prefix("everything but ") {
-        return Access::everything().without(&said(but));
-    }
-    if words == "everything" {
-        return Access::everything();
-    }
-    let mut access = Access::default();
-    let mut protocol = None;
-    for part in words.split(", ") {
-        let (word, ports) = part.split_once(' ').unwrap_or(match part.as_bytes()[0].is_ascii_digit() {
-            true => ("", part),
-            false => (part, ""),
-        });
-        protocol = Protocol::ALL.iter().copied().find(|it| it.word() == word).or(protocol);
-        let range = |text: &str| {
-            let (first, last) = text.split_once('-').unwrap_or((text, text));
-            first.parse().unwrap()..=last.parse().unwrap()
-        };
-        let ports = (!ports.is_empty()).then(|| [range(ports)].into_iter().collect());
-        access = access.or(&Access::of(protocol, ports));
-    }
-    access
-}
-
 /// The world with hosts of several networks, which were seen inside of ranges and outside: the nodes of one
 /// place in each network are one host.
 fn with_endpoints(mut world: World, picks: &[usize]) -> World {
@@ -179,29 +153,6 @@ fn outside_pairs(network: &NetworkName, world: &World) -> Opens {
 /// Whether anybody but a hub carries traffic of others: what is reported of that, `worlds/reading.rs` says apart.
 fn has_gateways(mesh: &Option<Mesh>) -> bool {
     mesh.as_ref().is_some_and(|mesh| !mesh.ways().is_empty())
-}
-
-/// What a plan reports of a network between two worlds.
-fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reach::ReachChange> {
-    let [was, is] = [before, after].map(|world| compiled(network, world));
-    let [was_hidden, is_hidden] =
-        [before, after].map(|world| reach::hidden(&world.snapshot, &world.inventory));
-    let was = reach::Moment {
-        declared: &before.snapshot,
-        inventory: &before.inventory,
-        mesh: was.as_ref(),
-        hidden: &was_hidden,
-    };
-    reach::between(
-        network,
-        was,
-        reach::Moment {
-            declared: &after.snapshot,
-            inventory: &after.inventory,
-            mesh: is.as_ref(),
-            hidden: &is_hidden,
-        },
-    )
 }
 
 /// Asserts that what is reported between each moment and the next is what Views gain and lose.

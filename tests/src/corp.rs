@@ -131,6 +131,7 @@ impl Corp {
     ///
     /// When something that is said is not so within 20 s, or when anything else passes then.
     pub async fn assert_allowed(&self, is_allowed: impl Fn(&str, &str, Service) -> bool) {
+        let is_allowed = |from: &str, to: &str, service| Some(is_allowed(from, to, service));
         let disagreements = disagreements(&self.reached(), &SERVICES, is_allowed).await;
         assert!(disagreements.is_empty(), "\n{disagreements}");
     }

@@ -68,8 +68,9 @@ async fn part<'a>(
     join_all(all).await.into_iter().flatten().collect()
 }
 
-/// Waits until packets show that each node may open at each other what is said here, and nothing else. Returns
-/// a line for each of which they show something else; none: they agree.
+/// Waits until packets show that each node may open at each other what is said here, and not what may not be;
+/// what nothing is said of is not tried. Returns a line for each of which they show something else; none: they
+/// agree.
 ///
 /// What may be opened is tried for 20 s, in each round what has not answered yet, and longer than in the one
 /// before: hundreds of probes through one hub may keep each other waiting, and would go on to if all of them were
@@ -77,13 +78,16 @@ async fn part<'a>(
 pub async fn disagreements(
     nodes: &[Node<'_>],
     services: &[Service],
-    is_allowed: impl Fn(&str, &str, Service) -> bool,
+    is_allowed: impl Fn(&str, &str, Service) -> Option<bool>,
 ) -> String {
     let deadline = Instant::now() + Duration::from_secs(20) * patience();
     let shortest = LIMIT * patience();
     let mut limit = shortest;
-    let allowed = |from: &str, to: &str, probe: Probe| is_allowed(from, to, probe.service);
-    let mut trials = part(nodes, services, limit, allowed).await;
+    let is = |allowed: bool| {
+        let is_allowed = &is_allowed;
+        move |from: &str, to: &str, probe: Probe| is_allowed(from, to, probe.service) == Some(allowed)
+    };
+    let mut trials = part(nodes, services, limit, is(true)).await;
     loop {
         trials.retain(|trial| !trial.outcome.agrees(true));
         if trials.is_empty() || Instant::now() > deadline {
@@ -95,7 +99,7 @@ pub async fn disagreements(
         };
         trials = part(nodes, services, limit, is_left).await;
     }
-    let others = part(nodes, services, limit, |from, to, probe| !allowed(from, to, probe)).await;
+    let others = part(nodes, services, limit, is(false)).await;
     let passed = others.into_iter().filter(|trial| !trial.outcome.agrees(false));
     let all = trials.into_iter().map(|trial| ("must", trial)).chain(passed.map(|trial| ("must not", trial)));
     let mut disagreements = String::new();

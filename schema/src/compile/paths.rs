@@ -37,6 +37,24 @@ pub struct Place {
     pub through: Option<Through>,
 }
 
+impl Place {
+    /// Whether what two open at each other goes outside of the network: one may be the gateway of the other, or both
+    /// may have the same gateway.
+    pub fn is_local_to(&self, other: &Self, ways: &Ways) -> bool {
+        let theirs = other.gateways(ways);
+        let is_outer = |place: &Self| matches!(place.through, Some(Through::Egress(_)));
+        (is_outer(self) || is_outer(other)) && self.gateways(ways).iter().any(|node| theirs.contains(node))
+    }
+
+    /// The nodes that may be the gateway of a range; of a member that carries traffic of others: itself.
+    fn gateways<'p>(&'p self, ways: &'p Ways) -> &'p [Name] {
+        match &self.through {
+            Some(through @ Through::Egress(_)) => ways.candidates_of(through),
+            Some(Through::Relay(_) | Through::Ingress(_)) | None => self.carrier.as_slice(),
+        }
+    }
+}
+
 /// Whether a node carries what it should.
 type Presence<'a> = dyn Fn(&Name, Option<&Name>) -> bool + 'a;
 
@@ -64,7 +82,7 @@ impl<'a> Paths<'a> {
     /// The nodes that pass packets on between two places, in order; absent: there is no way, since one that
     /// would is not there.
     pub fn between(&self, from: &Place, to: &Place) -> Option<Vec<Name>> {
-        let (out, back) = (self.chain(from)?, self.chain(to)?);
+        let (out, back) = (self.chain(from), self.chain(to));
         // Each end, and what carries it, outwards; the two chains meet as early as they can.
         for (at, one) in out.iter().enumerate() {
             for (place, other) in back.iter().enumerate() {
@@ -83,30 +101,33 @@ impl<'a> Paths<'a> {
         None
     }
 
-    /// A place, the node that carries its traffic, the one that carries that one's, and so on; absent: one of
-    /// them is not there.
-    fn chain(&self, place: &Place) -> Option<Vec<Place>> {
+    /// The node that carries what goes through a relay, an ingress or an egress; absent: none of those that may is
+    /// there.
+    pub fn carrier_of(&self, through: &Through) -> Option<&'a Name> {
+        let egress = match through {
+            Through::Egress(name) => Some(name),
+            Through::Relay(_) | Through::Ingress(_) => None,
+        };
+        let mut candidates = self.ways.candidates_of(through).iter();
+        candidates.find(|node| (self.is_there)(node, egress))
+    }
+
+    /// A place, the node that carries its traffic, the one that carries that one's, and so on: as far as they are
+    /// there, which suffices for what is on this side of the first that is not.
+    fn chain(&self, place: &Place) -> Vec<Place> {
         let mut chain = vec![place.clone()];
-        loop {
-            let last = chain.last()?;
-            let next = match &last.through {
-                Some(through) => {
-                    let egress = match through {
-                        Through::Egress(name) => Some(name),
-                        Through::Relay(_) | Through::Ingress(_) => None,
-                    };
-                    let candidates = self.ways.candidates_of(through).iter();
-                    candidates.clone().find(|node| (self.is_there)(node, egress))?
-                }
-                None => match self.hub {
-                    Some(hub) if last.carrier.as_ref() != Some(hub) => {
-                        Some(hub).filter(|hub| (self.is_there)(hub, None))?
-                    }
-                    Some(_) | None => return Some(chain),
-                },
-            };
+        while let Some(next) = chain.last().and_then(|last| self.next(last)) {
             let through = self.carriers.get(next).cloned().flatten();
             chain.push(Place { carrier: Some(next.clone()), through });
+        }
+        chain
+    }
+
+    /// The node that carries the traffic of a place; absent: none does, or it is not there.
+    fn next(&self, place: &Place) -> Option<&'a Name> {
+        match &place.through {
+            Some(through) => self.carrier_of(through),
+            None => self.hub.filter(|hub| place.carrier.as_ref() != Some(hub) && (self.is_there)(hub, None)),
         }
     }
 

@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -146,7 +147,7 @@ struct Situation {
     inside: BTreeSet<NetworkName>,
     /// Whether it is declared and has not joined.
     awaited: bool,
-    /// Whether it is everything that a way to the internet leads to, which lets nobody in.
+    /// Whether it is what a way to the internet leads to, from where nobody is let in.
     internet: bool,
 }
 
@@ -162,8 +163,21 @@ impl Situation {
     }
 }
 
-/// The members and ranges of a network, those that have joined and those that will, each with its situation.
-fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Party, Situation> {
+/// What distinguishes addresses outside of a network at one moment: ranges behind gateways, the parts of them that
+/// rules name, and the network's own ranges.
+fn cuts(network: &NetworkName, moment: Moment<'_>) -> BTreeSet<IpNet> {
+    let outside = moment.mesh.into_iter().flat_map(|mesh| mesh.ways().ranges()).map(|(range, _)| *range);
+    let own = moment.declared.network(network).into_iter().flat_map(|network| network.ranges());
+    outside.chain(own).collect()
+}
+
+/// The members and ranges of a network, those that have joined and those that will, each with its situation. What
+/// a range is of is known of all these: those of another moment are cut out of those of this one.
+fn reaching(
+    network: &NetworkName,
+    moment: Moment<'_>,
+    ranges: &BTreeSet<IpNet>,
+) -> BTreeMap<Party, Situation> {
     let Moment { declared, inventory, mesh, hidden } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
     let ways = mesh.ways();
@@ -202,12 +216,13 @@ fn reaching(network: &NetworkName, moment: Moment<'_>) -> BTreeMap<Party, Situat
         };
         parties.entry(Party::Member(name.clone())).or_insert_with(new);
     }
-    for (range, way) in ways.ranges() {
+    let own: Vec<IpNet> = declared.network(network).into_iter().flat_map(|it| it.ranges()).collect();
+    let outside = ranges.iter().filter(|range| !own.iter().any(|own| own.contains(*range)));
+    for (range, way) in outside.filter_map(|range| Some((range, ways.around(range)?))) {
         let place = Place { carrier: None, through: Some(Through::Egress(way.egress.clone())) };
         let families = families([range.addr()].iter());
-        let internet = range.prefix_len() == 0;
-        let situation =
-            Situation { class: way.class.clone(), place, families, internet, ..Situation::default() };
+        let (class, internet) = (way.class.clone(), way.is_internet());
+        let situation = Situation { class, place, families, internet, ..Situation::default() };
         parties.insert(Party::Range(*range), situation);
     }
     parties
@@ -300,13 +315,13 @@ impl<'a> Judge<'a> {
         self.policy().is_some_and(Policy::is_restricted)
     }
 
-    /// What those of a group may open at those of another; `awaited`: only if somebody on the way, or either
-    /// of them, is not there, or only if all are.
+    /// What those of a group may open at those of another; `awaited`: only once all are there who are declared.
     fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Access {
         let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy()) else {
             return Access::default();
         };
-        if from.internet || !from.speaks_to(to) || !self.is_for(from, to) || !self.finds(from, to, awaited) {
+        let meet = !from.internet && from.speaks_to(to) && self.meet(from, to, awaited);
+        if !meet || awaited && self.meet(from, to, false) {
             return Access::default();
         }
         let standings = &self.standings;
@@ -314,46 +329,45 @@ impl<'a> Judge<'a> {
         self.known.entry((&from.class, &to.class)).or_insert_with(judge).clone()
     }
 
+    /// Whether two have routes to each other on which packets find their way: at present, or once all are there.
+    fn meet(&mut self, from: &'a Situation, to: &'a Situation, all: bool) -> bool {
+        (all || !from.awaited && !to.awaited) && self.are_for(from, to, all) && self.finds(from, to, all)
+    }
+
     /// Whether packets find their way between two.
-    fn finds(&mut self, from: &'a Situation, to: &'a Situation, awaited: bool) -> bool {
+    fn finds(&mut self, from: &'a Situation, to: &'a Situation, all: bool) -> bool {
         let Some(paths) = &self.paths else { return false };
         let places = (&from.place, &to.place);
         let both = || [0, 1].map(|at| paths[at].between(places.0, places.1));
-        let [now, later] = self.passed.entry(places).or_insert_with(both);
-        let is_there = !from.awaited && !to.awaited && now.is_some();
-        let path = match (awaited, is_there) {
-            (false, true) => now,
-            (true, false) => later,
-            (true, true) | (false, false) => return false,
-        };
-        let Some(path) = path else { return false };
+        let found = self.passed.entry(places).or_insert_with(both);
+        let Some(path) = &found[usize::from(all)] else { return false };
         let on_the_way = path.iter().filter_map(|name| self.parties.get(&Party::Member(name.clone())));
         let steps: Vec<_> = std::iter::once(from).chain(on_the_way).chain([to]).collect();
         steps.windows(2).all(|step| step[0].finds(step[1]))
     }
 
-    /// Whether a range is for whoever is at the other end, who is not what it is behind.
-    fn is_for(&self, from: &Situation, to: &Situation) -> bool {
-        let Some(ways) = self.mesh.map(Mesh::ways) else { return false };
-        let egress = |situation: &Situation| match &situation.place.through {
-            Some(Through::Egress(name)) => Some(name.clone()),
+    /// Whether each gets the route to the other, if that is a range, and does not reach it outside of the network:
+    /// what is behind a gateway goes by what is for that gateway.
+    fn are_for(&self, from: &Situation, to: &Situation, all: bool) -> bool {
+        let (Some(mesh), Some(paths)) = (self.mesh, &self.paths) else { return false };
+        let paths = &paths[usize::from(all)];
+        let side = |range: &Situation| match &range.place.through {
+            Some(Through::Egress(name)) => {
+                mesh.ways().ranges().find(|(_, way)| way.egress == *name).map(|(_, way)| way.side)
+            }
             Some(Through::Relay(_) | Through::Ingress(_)) | None => None,
         };
-        [(from, to), (to, from)].into_iter().all(|(other, range)| {
-            let Some(name) = egress(range) else { return true };
-            let Some((_, way)) = ways.ranges().find(|(_, way)| way.egress == name) else { return false };
-            let gateway = |egress: &Name| {
-                let via = ways.candidates_of(&Through::Egress(egress.clone())).first()?;
-                Some(&self.parties.get(&Party::Member(via.clone()))?.class)
-            };
-            let class = match egress(other) {
-                None => Some(&other.class),
-                Some(egress) if egress == name => None,
-                Some(egress) => gateway(&egress),
-            };
-            let behind = other.place.carrier.as_ref().is_some_and(|node| way.via.contains(node));
-            !behind && class.is_some_and(|class| class.is_on(way.side))
-        })
+        let class = |other: &Situation| match &other.place.through {
+            Some(through @ Through::Egress(_)) => {
+                let gateway = Party::Member(paths.carrier_of(through)?.clone());
+                self.parties.get(&gateway).map(|situation| situation.class.clone())
+            }
+            Some(Through::Relay(_) | Through::Ingress(_)) | None => Some(other.class.clone()),
+        };
+        let gets = |other: &Situation, range: &Situation| {
+            side(range).is_none_or(|side| class(other).is_some_and(|class| class.is_on(side)))
+        };
+        !from.place.is_local_to(&to.place, mesh.ways()) && gets(from, to) && gets(to, from)
     }
 
     /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
@@ -375,7 +389,8 @@ impl<'a> Judge<'a> {
 /// The reachability that a change of one network gains and loses: what holds now, then what will once awaited
 /// nodes have joined.
 pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> Vec<ReachChange> {
-    let (was, is) = (reaching(network, before), reaching(network, after));
+    let ranges = &cuts(network, before) | &cuts(network, after);
+    let (was, is) = (reaching(network, before, &ranges), reaching(network, after, &ranges));
     let mut groups: Groups<'_> = BTreeMap::new();
     for node in was.keys().chain(is.keys()) {
         groups.entry((was.get(node), is.get(node))).or_default().insert(node);

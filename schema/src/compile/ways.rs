@@ -81,6 +81,8 @@ struct EgressWay {
 pub struct RangeWay {
     /// The egress.
     pub egress: Name,
+    /// The range of it, as it is declared.
+    pub whole: IpNet,
     /// The nodes that may carry it, in order of preference.
     pub via: Vec<Name>,
     /// What its addresses are judged as.
@@ -136,7 +138,7 @@ impl Ways {
             let id = if policy.is_restricted() { class.id() } else { ClassId::default() };
             let route = route(name, (&of, egress), &whole, id, inventory);
             let side = egress.r#for.as_ref().and_then(|selectors| Policy::side(selectors));
-            let way = RangeWay { via: names(&egress.via), egress: of, class, id, side, route };
+            let way = RangeWay { via: names(&egress.via), egress: of, whole, class, id, side, route };
             ways.ranges.insert(range, way);
         }
         ways.never_relayed.extend(network.hub.iter().map(|hub| hub.name.clone()));
@@ -168,6 +170,13 @@ impl Ways {
     /// The ranges outside of the network, each with how it is reached.
     pub fn ranges(&self) -> impl Iterator<Item = (&IpNet, &RangeWay)> {
         self.ranges.iter()
+    }
+
+    /// How a range is reached, or that of which it is a part: the one with the longest prefix; absent: it is behind
+    /// no egress.
+    pub fn around(&self, part: &IpNet) -> Option<&RangeWay> {
+        let around = self.ranges.iter().filter(|(range, _)| range.contains(part));
+        around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, way)| way)
     }
 
     /// Whether a node may carry anything for others.
@@ -224,6 +233,14 @@ impl Ways {
             let ranges = ranges.map(|(range, way)| (*range, way.id)).collect();
             (name, Forward { ranges, interface: interface.clone(), nat: *nat })
         })
+    }
+}
+
+impl RangeWay {
+    /// Whether it is the way to the internet, or a part of it: members reach what is there, and nobody from there
+    /// reaches them.
+    pub fn is_internet(&self) -> bool {
+        self.whole.prefix_len() == 0
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod following;
 pub mod reading;
+pub mod reported;
 pub mod small;
 
 use std::collections::BTreeSet;
@@ -24,12 +25,12 @@ use schema::compile::reconcile::reconcile;
 use schema::decode::decode_body;
 use schema::descriptor::{Field, Fields, Target, Type};
 use schema::document::{Document, Spanned};
-use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
-use schema::kinds::{Dns, ExternalClient, Ingress, Kind, Node};
+use schema::inventory::{Away, Endpoints, Inventory, Joined, NodeId};
+use schema::kinds::{Dns, ExternalClient, Ingress, Kind, Node, Object};
 use schema::report::Severity;
 use schema::rules;
 use schema::scalars::{Identity, Name, NetworkName, SigningKey, WireGuardKey};
-use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::snapshot::{Entry, ResourceId, Revision, Snapshot};
 use schema::source_map::SourceMap;
 use schema::value::{Data, FieldValue, Record, SourceId, Span, Value};
 use schema::world::{ServerInfo, World};
@@ -290,7 +291,7 @@ fn weaken(snapshot: &mut Snapshot, id: &ResourceId) {
 /// The documents of a snapshot, as if read from a file.
 pub fn documents(snapshot: &Snapshot) -> Vec<Document> {
     let spanned = |text: &str| Spanned { text: text.into(), span: Span::default() };
-    let document = |(id, entry): (&ResourceId, &schema::snapshot::Entry)| Document {
+    let document = |(id, entry): (&ResourceId, &Entry)| Document {
         descriptor: id.kind.descriptor(),
         source: SourceId(0),
         name: spanned(id.name.as_str()),
@@ -417,9 +418,15 @@ pub fn joined(
     let reserved = ReservedAddresses::of(&id.network, declared, &[]);
     let mut allocator = Allocator::new(&id.network, declared, &reserved, inventory, now);
     let addresses = allocator.addresses(&id.name, &BTreeSet::new(), inventory).ok()?;
+    let claims = claimed && declared.named::<Node>(&id.network, &id.name).is_some();
+    Some(joined_at(addresses, claims, salt, now))
+}
+
+/// A node that has joined, with these addresses.
+fn joined_at(addresses: BTreeSet<IpAddr>, claimed: bool, salt: u64, now: Timestamp) -> Joined {
     let mut key = [7; 32];
     key[..8].copy_from_slice(&salt.to_be_bytes());
-    Some(Joined {
+    Joined {
         public_key: WireGuardKey(key),
         identity: Identity(key),
         addresses,
@@ -427,11 +434,46 @@ pub fn joined(
         listen_port: 51_821,
         tags: BTreeSet::new(),
         key: None,
-        claimed: claimed && declared.named::<Node>(&id.network, &id.name).is_some(),
+        claimed,
         joined: now,
         problems: Vec::new(),
         os: "".into(),
-    })
+    }
+}
+
+/// The world once everybody is there who is awaited: each declared node has joined, and each external client
+/// that is enabled has a key and does not expire. Nobody is away, and no address in quarantine. A node for which
+/// there is no room has no addresses.
+pub fn completed(world: &World) -> World {
+    let mut world = world.clone();
+    let World { snapshot, inventory, .. } = &mut world;
+    let networks: Vec<NetworkName> = snapshot.networks().map(|(name, _)| name.clone()).collect();
+    let clients: Vec<_> = networks
+        .iter()
+        .flat_map(|network| snapshot.all_in::<ExternalClient>(network))
+        .filter(|(_, client)| client.enabled)
+        .map(|(id, client)| (id.clone(), (**client).clone()))
+        .collect();
+    for ((id, client), number) in clients.into_iter().zip(1..) {
+        let public_key = client.public_key.or(Some(WireGuardKey([number; 32])));
+        let client = ExternalClient { public_key, expires: None, ..client };
+        let entry = snapshot.delete(&id).unwrap();
+        snapshot.put(id, Entry { object: Object::ExternalClient(client.into()), ..entry });
+    }
+    let later: Timestamp = "2100-01-01T00:00:00Z".parse().unwrap();
+    *inventory = reconcile(inventory, snapshot, &[], later).expect("there is room");
+    let nodes = networks.iter().flat_map(|network| snapshot.all_in::<Node>(network));
+    let nodes: Vec<NodeId> = nodes.map(|(id, _)| id.node()).collect();
+    for (id, number) in nodes.into_iter().zip(1_000..) {
+        if inventory.node(&id).is_none() {
+            let joined = joined(&id, true, number, snapshot, inventory, later);
+            let without = || joined_at(BTreeSet::new(), true, number, later);
+            inventory.put_node(id, joined.unwrap_or_else(without));
+        }
+    }
+    let away: Vec<_> = inventory.away().map(|(id, _)| id.clone()).collect();
+    away.into_iter().for_each(|id| inventory.set_away(id, Away::default()));
+    world
 }
 
 /// What a node may never have: the range's own first or, in IPv4, last address, or one that is reserved for

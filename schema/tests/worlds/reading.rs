@@ -21,6 +21,8 @@ use schema::world::World;
 pub struct Reading<'a> {
     network: NetworkName,
     world: &'a World,
+    /// Whether nodes that are away may carry something all the same, where nobody else does.
+    silent_may_carry: bool,
 }
 
 /// Who may open a connection, or have one opened at it.
@@ -76,7 +78,13 @@ impl Packet {
 
 impl<'a> Reading<'a> {
     pub fn of(network: NetworkName, world: &'a World) -> Self {
-        Self { network, world }
+        Self { network, world, silent_may_carry: true }
+    }
+
+    /// The same as plans have it: whoever is away carries nothing, so that what goes through him counts as lost.
+    #[must_use]
+    pub fn without_those_away(self) -> Self {
+        Self { silent_may_carry: false, ..self }
     }
 
     pub fn name(&self) -> &NetworkName {
@@ -331,19 +339,20 @@ impl<'a> Reading<'a> {
         present.or_else(|| self.first_joined(&egress.via).filter(|_| range.prefix_len() > 0))
     }
 
+    /// The first that has joined, if those count that are away.
     fn first_joined(&self, via: &'a [Ref<Node>]) -> Option<&'a Name> {
-        via.iter().map(|node| &node.name).find(|node| self.joined(node).is_some())
+        let mut nodes = via.iter().map(|node| &node.name);
+        nodes.find(|node| self.silent_may_carry && self.joined(node).is_some())
     }
 
     fn first_present(&self, via: &'a [Ref<Node>], egress: Option<&Name>) -> Option<&'a Name> {
-        let is_away = |node: &Name| {
-            let away = self.world.inventory.away_of(&NodeId::of(&self.network, node));
-            away.is_some_and(|away| {
-                away.everything || egress.is_some_and(|egress| away.egress.contains(egress))
-            })
-        };
         let mut nodes = via.iter().map(|node| &node.name);
-        nodes.find(|node| self.joined(node).is_some() && !is_away(node))
+        nodes.find(|node| self.joined(node).is_some() && !self.is_away(node, egress))
+    }
+
+    fn is_away(&self, node: &Name, egress: Option<&Name>) -> bool {
+        let away = self.world.inventory.away_of(&NodeId::of(&self.network, node));
+        away.is_some_and(|away| away.everything || egress.is_some_and(|egress| away.egress.contains(egress)))
     }
 
     /// Whether an egress gives its routes to a member.
@@ -407,7 +416,8 @@ impl<'a> Reading<'a> {
             Party::Host(host) => self.gateway(*host),
         };
         while let Some(node) = next {
-            if self.joined(node).is_none() {
+            let is_end = matches!(party, Party::Member(name) if name == node);
+            if self.joined(node).is_none() || !is_end && !self.silent_may_carry && self.is_away(node, None) {
                 return (chain, false);
             }
             chain.push(node);
@@ -432,6 +442,84 @@ impl<'a> Reading<'a> {
         }
         out.extend(back.into_iter().rev());
         Some(out)
+    }
+
+    /// The packets with which a party reaches another: by a rule, and as there are addresses of one family, routes
+    /// from each to the other, and a way. What a gateway and what is behind it open at each other goes outside of
+    /// the network, as it does between what is behind one gateway; and the internet opens nothing at anybody.
+    pub fn reaches<F: Into<Party>, T: Into<Party>>(
+        &self,
+        from: F,
+        to: T,
+    ) -> impl Fn(Packet) -> bool + use<'a, F, T> {
+        let (from, to) = (from.into(), to.into());
+        let internet = matches!(&from, Party::Host(host) if self.is_internet(*host));
+        let has_route = !internet && self.share_a_family(&from, &to) && !self.is_local(&from, &to);
+        let has_route = has_route && self.gets_route(&from, &to) && self.gets_route(&to, &from);
+        let (has_way, opens) = (has_route && self.way(&from, &to).is_some(), self.opens(from, to));
+        move |packet| has_way && opens(packet)
+    }
+
+    /// Whether a host is in a default route's range.
+    fn is_internet(&self, host: IpAddr) -> bool {
+        self.outside(host).is_some_and(|outside| outside.range.prefix_len() == 0)
+    }
+
+    fn share_a_family(&self, one: &Party, other: &Party) -> bool {
+        let addresses = |party: &Party| match party {
+            Party::Member(name) => self.addresses(name),
+            Party::Host(host) => BTreeSet::from([*host]),
+        };
+        let (ours, theirs) = (addresses(one), addresses(other));
+        ours.iter().any(|one| theirs.iter().any(|other| one.is_ipv4() == other.is_ipv4()))
+    }
+
+    /// Whether one of the two may be the gateway of the other, or both may have the same.
+    pub fn is_local(&self, one: &Party, other: &Party) -> bool {
+        let gateways = |party: &Party| match party {
+            Party::Member(name) => BTreeSet::from([name.clone()]),
+            Party::Host(host) => {
+                let via = self.outside(*host).map(|outside| &*outside.egress.via);
+                via.into_iter().flatten().map(|node| node.name.clone()).collect()
+            }
+        };
+        let is_host = |party: &Party| matches!(party, Party::Host(_));
+        (is_host(one) || is_host(other)) && !gateways(one).is_disjoint(&gateways(other))
+    }
+
+    /// Whether a party has the route to another: what is behind a gateway goes by what is for that gateway.
+    fn gets_route(&self, party: &Party, other: &Party) -> bool {
+        let Party::Host(host) = other else { return true };
+        let Some(Outside { egress, .. }) = self.outside(*host) else { return false };
+        match party {
+            Party::Member(name) => self.is_for(egress, name),
+            Party::Host(behind) => self.gateway(*behind).is_some_and(|node| self.is_for(egress, node)),
+        }
+    }
+
+    /// The ranges outside of the network that a host is in: declared ones, and those parts of them that something
+    /// names; absent: it is in the network, or behind no egress.
+    pub fn parts(&self, host: IpAddr) -> Option<BTreeSet<IpNet>> {
+        self.outside(host)?;
+        let snapshot = &self.world.snapshot;
+        let egress = || snapshot.all_in::<Egress>(&self.network).map(|(_, egress)| egress);
+        let declared: BTreeSet<IpNet> =
+            egress().flat_map(|egress| egress.ranges.iter().map(|range| range.net())).collect();
+        let rules = self.rules().filter(|_| self.declaration().acl == Acl::Deny);
+        let clients = snapshot.all_in::<ExternalClient>(&self.network);
+        let sides = rules.flat_map(|rule| [&*rule.from, &*rule.to]);
+        let sides = sides.chain(egress().filter_map(|egress| egress.r#for.as_deref()));
+        let sides = sides.chain(clients.filter_map(|(_, client)| client.allow_to.as_ref()));
+        let named = sides.flatten().filter_map(|selector| match selector {
+            Selector::Range(range) if range.prefix_len() > 0 => Some(*range),
+            Selector::Range(_) | Selector::All | Selector::Tag(_) | Selector::Name(_) => None,
+        });
+        let is_part = |part: &IpNet| {
+            let mut own = self.declaration().ranges();
+            declared.iter().any(|range| range.contains(part)) && !own.any(|own| own.contains(part))
+        };
+        let parts: BTreeSet<IpNet> = named.filter(is_part).collect();
+        Some(declared.union(&parts).copied().filter(|range| range.contains(&host)).collect())
     }
 
     /// What a name resolves to on a member; nothing if it does not: the name of a member does on itself, on

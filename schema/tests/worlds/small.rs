@@ -15,8 +15,9 @@ use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
 use schema::compile::reconcile::reconcile;
+use schema::decode::decode_body;
 use schema::inventory::{Inventory, Joined, NodeId, NodeProblem};
-use schema::kinds::{Egress, Kind};
+use schema::kinds::{Egress, Kind, Resource as _, Test};
 use schema::scalars::{Name, NetworkName, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::value::{Record, Value as Field};
@@ -54,7 +55,7 @@ const OUTSIDE: [&str; 9] = [
 ];
 /// Hosts that are outside of the network, where its own ranges are not around them: on both sides of the edges
 /// of what may be behind an egress, and of what rules select.
-pub const HOSTS: [&str; 16] = [
+pub const HOSTS: [&str; 18] = [
     "192.168.9.7",
     "192.168.9.130",
     "192.168.7.7",
@@ -64,10 +65,12 @@ pub const HOSTS: [&str; 16] = [
     "10.40.0.1",
     "10.40.0.2",
     "10.40.0.5",
+    "10.40.0.9",
     "10.40.0.200",
     "203.0.113.9",
     "fd40::1",
     "fd40::3",
+    "fd40::9",
     "fd99::9",
     "fd99:0:0:5::9",
     "2001:db8::9",
@@ -134,8 +137,7 @@ impl Member {
     }
 }
 
-/// A few nodes that have joined, and what files then declare of their network, one after the other. Nodes that
-/// claim their names are always declared.
+/// A few nodes that have joined, and what files then declare of their network, one after the other.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// The nodes.
@@ -220,19 +222,75 @@ pub fn relays_that_take_over_from_each_other() -> History {
 /// so that some nodes may not talk to each other, or to the hub.
 pub fn series(length: usize) -> impl Strategy<Value = Series> {
     let others = [&DECLARED[3..], &UNDECLARED[..]].concat();
-    let members = (subsequence(&DECLARED[..3], 2..=3), subsequence(others, 1))
-        .prop_flat_map(|(some, other)| each([some, other].concat(), |name| member(Just(name))));
+    let members = (subsequence(&DECLARED[..3], 2..=3), subsequence(others, 1));
+    let members = members.prop_map(|(some, other)| [some, other].concat());
+    let likely = |id: &ResourceId| if id.kind == Kind::Allow { 0.4 } else { 0.7 };
+    declared_of(members, length, move || each(ids(), |id| object(id.clone(), likely(&id), &DECLARED)).boxed())
+}
+
+/// A range with two parts that rules tell apart, and one of IPv6.
+pub const SITE: [&str; 2] = ["192.168.9.0/24", "fd99::/64"];
+
+/// Four nodes in so many networks, of which the first two carry for others: an egress to [`SITE`], an ingress
+/// with a client, and a relay for the third. Which of the two carries what is the same in all of the networks.
+pub fn sites(length: usize) -> impl Strategy<Value = Series> {
+    let carriers = || subsequence(&DECLARED[..2], 1..=2).prop_shuffle().prop_map(|nodes| json!(nodes));
+    let site = (carriers(), some(&SITE, 1..=2), select(&DECLARED[..2]), carriers());
+    site.prop_flat_map(move |site| {
+        let others = subsequence([&DECLARED[3..], &UNDECLARED[..]].concat(), 1);
+        let members = others.prop_map(|other| [&DECLARED[..3], &other].concat());
+        declared_of(members, length, move || of_site(site.clone()).boxed())
+    })
+}
+
+/// What may be declared of a site: who forwards to which ranges, who has the ingress, who relays.
+fn of_site(
+    (gateways, ranges, ingress, relays): (Value, Value, &'static str, Value),
+) -> impl Strategy<Value = Vec<Declared>> {
+    let parts = &["192.168.9.0/24", "192.168.9.128/25", "192.168.0.0/16", "fd99::/64"][..];
+    let gateway_ids = of(Kind::Egress, &EGRESS[..1]).chain(of(Kind::Ingress, &INGRESS[..1]));
+    let carried = of(Kind::ExternalClient, &CLIENTS[..1]).chain(of(Kind::Relay, &RELAYS[..1]));
+    let ids = ids().into_iter().chain(gateway_ids).chain(carried).collect();
+    let declared = each(ids, |id| object(id.clone(), 0.8, &ALL_NAMES[..=DECLARED.len()]));
+    (declared, vec(select(parts), 2)).prop_map(move |(mut declared, parts)| {
+        for (id, body) in &mut declared {
+            let Some(body) = body else { continue };
+            match id.kind {
+                Kind::Egress => (body["via"], body["ranges"]) = (gateways.clone(), ranges.clone()),
+                Kind::Ingress => body["via"] = ingress.into(),
+                Kind::ExternalClient => body["via"] = INGRESS[0].into(),
+                Kind::Relay => (body["via"], body["for"]) = (relays.clone(), json!([DECLARED[2]])),
+                // A rule to a part of it, and one from a part of it.
+                Kind::Allow if id.name.as_str() == RULES[0] => body["to"] = json!([parts[0]]),
+                Kind::Allow if id.name.as_str() == RULES[1] => body["from"] = json!([parts[1]]),
+                Kind::Network | Kind::Node | Kind::AccessKey | Kind::Dns | Kind::Group => {}
+                Kind::Allow | Kind::Test => {}
+            }
+        }
+        declared
+    })
+}
+
+/// Nodes of these names that have joined, and so many networks of what is drawn to be declared. Nodes that claim
+/// their names are in all of them.
+fn declared_of(
+    names: impl Strategy<Value = Vec<&'static str>>,
+    length: usize,
+    drawn: impl Fn() -> BoxedStrategy<Vec<Declared>> + 'static,
+) -> impl Strategy<Value = Series> {
+    let members = names.prop_flat_map(|names| each(names, |name| member(Just(name))));
     members.prop_flat_map(move |members| {
         let always: Vec<_> = members.iter().filter(|it| it.claims_a_name()).map(|it| it.name).collect();
-        let is_there = |id: &ResourceId| id.kind == Kind::Node && always.contains(&id.name.as_str());
-        let likely = |id: &ResourceId| match is_there(id) {
-            true => 1.0,
-            false if id.kind == Kind::Allow => 0.4,
-            false => 0.7,
+        let whole = move |mut declared: Vec<Declared>| {
+            for (id, body) in &mut declared {
+                if id.kind == Kind::Node && always.contains(&id.name.as_str()) {
+                    body.get_or_insert_with(|| json!({}));
+                }
+            }
+            snapshot(&declared.into_iter().collect())
         };
-        let declared = each(ids(), |id| object(id.clone(), likely(&id), &DECLARED));
-        let declared = declared.prop_map(|declared| snapshot(&declared.into_iter().collect()));
-        (Just(members), vec(declared, length)).prop_map(|(members, declared)| Series { members, declared })
+        (Just(members), vec(drawn().prop_map(whole), length))
+            .prop_map(|(members, declared)| Series { members, declared })
     })
 }
 
@@ -416,6 +474,41 @@ fn rule_body(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
             ])
         },
     )
+}
+
+/// A test that asserts a few things of members and ranges: what is reached, also while somebody is away who
+/// carries, and what is not.
+pub fn tests() -> impl Strategy<Value = Test> {
+    let side = |least| vec(selector(&ALL_NAMES), least..=2);
+    let except = prop_oneof![2 => Just(Vec::new()), 1 => side(1)];
+    let port = option::weighted(0.7, select(&[80, 84, 85, 443][..]));
+    let packets = prop_oneof![
+        2 => Just((None, None)),
+        1 => Just((Some("icmp"), None)),
+        4 => (option::weighted(0.7, select(&["tcp", "udp"][..])), port),
+    ];
+    let record = (side(1), side(1), except, packets);
+    let record = record
+        .prop_map(|(from, to, except, (proto, port))| {
+            body([
+                ("from", Some(from.into())),
+                ("to", Some(to.into())),
+                ("except", Some(except.into())),
+                ("proto", proto.map(Value::from)),
+                ("port", port.map(Value::from)),
+            ])
+        })
+        .boxed();
+    let reach = (record.clone(), any::<bool>()).prop_map(|(mut record, without_any_gateway)| {
+        record["without-any-gateway"] = without_any_gateway.into();
+        record
+    });
+    (vec(reach, 0..=4), vec(record, 0..=4)).prop_map(|(reach, no_reach)| {
+        let body = json!({ "reach": reach, "no-reach": no_reach });
+        let id = ResourceId { network: network(), kind: Kind::Test, name: "test".parse().unwrap() };
+        let entry = decode_body(&id, &serde_json::from_value(body).unwrap()).expect("it is one");
+        (**Test::of(&entry.object).unwrap()).clone()
+    })
 }
 
 fn selector(names: &'static [&'static str]) -> impl Strategy<Value = String> {
