@@ -20,6 +20,10 @@
 //! p+2  to RANGE fwmark 0/MARK unreachable               without a link it goes nowhere, and never in the clear
 //! ```
 //!
+//! What the host itself carries has one rule where it lies in a range that is routed: the main table has it, its
+//! default route too. A packet that comes out of a network for what the host forwards to goes back into none, where
+//! another gateway might send it here again (`held`).
+//!
 //! A range that nobody carries at present has a route that refuses. A default route (an internet gateway) has
 //! the first two rules alone, last before the main table is looked into as a whole: so what the main table has
 //! besides a default route, such as the host's own LAN, stays there. In the table stands a second default
@@ -35,6 +39,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schema::inventory::NodeProblem;
 use schema::scalars::{Name, NetworkName, is_default};
 use schema::view::View;
+
+use crate::filter::{Interval, by_longest_prefix};
 
 /// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from
 /// those of others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
@@ -191,8 +197,10 @@ pub struct Outside {
     pub members: BTreeSet<IpAddr>,
     /// The ranges that are routed, each with its way: the networks' own, and what is reached through them.
     pub ranges: BTreeMap<IpNet, Way>,
-    /// What the host forwards to outside of its networks.
+    /// What the host forwards to outside of its networks, or would if it could.
     pub forwarded: BTreeSet<IpNet>,
+    /// What of that it has a way to.
+    pub carried: BTreeSet<IpNet>,
     /// The interfaces by which the host forwards to everything: what comes from there has any address.
     pub exits: BTreeSet<String>,
     /// The interfaces from which the host forwards IPv4, and IPv6, for its networks alone.
@@ -299,13 +307,28 @@ impl Outside {
             let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == ipv4);
             set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(ToString::to_string));
         }
+        for (name, ty, ipv4) in [("held4", "ipv4_addr", true), ("held6", "ipv6_addr", false)] {
+            let of_family = self.held().filter(|held| held.first.is_ipv4() == ipv4);
+            set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(|it| it.to_string()));
+        }
         text + &CHAINS.replace("MARK", &mark.to_string()).replace("GROUP", &GROUP.to_string())
     }
 
     /// Whether it needs the same of the packet filter as another one.
     pub fn same_filter(&self, other: &Self) -> bool {
-        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
-            self;
+        let Self {
+            interfaces,
+            closed,
+            between,
+            own,
+            members,
+            ranges,
+            forwarded,
+            exits,
+            opened,
+            carried: _,
+            unread: _,
+        } = self;
         *interfaces == other.interfaces
             && *closed == other.closed
             && *between == other.between
@@ -319,8 +342,19 @@ impl Outside {
 
     /// Takes in what another one needs of the packet filter.
     pub fn absorb(&mut self, other: &Self) {
-        let Self { interfaces, closed, between, own, members, ranges, forwarded, exits, opened, unread: _ } =
-            other;
+        let Self {
+            interfaces,
+            closed,
+            between,
+            own,
+            members,
+            ranges,
+            forwarded,
+            exits,
+            opened,
+            carried: _,
+            unread: _,
+        } = other;
         self.closed.extend(closed.iter().cloned());
         self.between.extend(between.iter().cloned());
         self.ranges.extend(ranges.iter().map(|(range, way)| (*range, way.clone())));
@@ -350,9 +384,24 @@ impl Outside {
             let aside = ASIDE.iter().filter(|aside| range.contains(*aside));
             routes.extend(aside.map(|aside| (place(*aside), Way::Aside)));
         }
-        let rules =
+        let mut rules: BTreeSet<_> =
             self.ranges.keys().filter(|_| filtered).flat_map(|range| Rule::all(slot, *range)).collect();
+        rules.extend(self.kept().filter(|_| filtered).map(|range| Rule::keeping(slot, range)));
         Routing { routes, rules, unread: self.unread }
+    }
+
+    /// What the host carries that lies in a range which is routed.
+    fn kept(&self) -> impl Iterator<Item = IpNet> {
+        let lies_in = |range: &IpNet| self.ranges.keys().any(|other| other.contains(range));
+        self.carried.iter().filter(move |range| !self.ranges.contains_key(range) && lies_in(range)).copied()
+    }
+
+    /// The addresses that no longer range takes from what the host forwards to.
+    fn held(&self) -> impl Iterator<Item = Interval> {
+        let routed = self.ranges.keys().map(|range| (*range, None));
+        let all = routed.chain(self.forwarded.iter().map(|range| (*range, Some(()))));
+        let held = by_longest_prefix(all, &BTreeSet::new()).into_iter();
+        held.map(|((first, last), ())| Interval { first, last, class: None })
     }
 }
 
@@ -525,6 +574,10 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
 /// networks from there, since members let every address in by their way to the internet. What comes in where
 /// the host forwards for networks alone goes nowhere else (`opened`).
 ///
+/// What comes out of a network for what the host forwards to never goes back into one (`held`): two gateways of wide
+/// ranges, each without a route to an address in its own, would send packets for it to and fro. Answers are no
+/// exception.
+///
 /// `redirects` holds back the kernel's advice to whoever sends through this host that the receiver is nearer,
 /// since peers are near each other in name only (the switch `send_redirects` of an interface does nothing while
 /// that of all interfaces is on, and IPv6 has none).
@@ -553,6 +606,8 @@ const CHAINS: &str = "  chain guard {
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
+    iifname @ours oifname @ours ip daddr @held4 counter drop comment \"back into a network, for what is forwarded here\"
+    iifname @ours oifname @ours ip6 daddr @held6 counter drop comment \"back into a network, for what is forwarded here\"
     ct direction reply accept
     ct state related accept
     iifname . oifname @between accept
@@ -638,6 +693,8 @@ pub struct Rule {
 pub enum Act {
     /// Looks into the main table, for routes that are at least as long as the range.
     Main,
+    /// Looks into the main table, for any route.
+    WholeMain,
     /// Sends what has no mark to the agent's own table.
     Own,
     /// Refuses what has no mark.
@@ -645,6 +702,11 @@ pub enum Act {
 }
 
 impl Rule {
+    /// The rule of a range that the host forwards to itself.
+    fn keeping(slot: Slot, range: IpNet) -> Self {
+        Self { preference: slot.preference(&range), to: range, act: Act::WholeMain, unmarked: 0 }
+    }
+
     fn all(slot: Slot, range: IpNet) -> Vec<Self> {
         let (preference, unmarked) = (slot.preference(&range), slot.mark().bits());
         let mut rules = vec![

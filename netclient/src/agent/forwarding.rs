@@ -53,6 +53,7 @@ impl Agent {
                     gateways::ways(network, egress, forward, &self.surroundings(forward).await?);
                 ways.add_to(&mut needs);
                 outside.exits.extend(ways.everything);
+                outside.carried.extend(ways.ranges);
                 problems.extend(problem.filter(|_| own.is_some_and(|own| own.network == *network)));
             }
         }

@@ -74,6 +74,32 @@ fn a_default_route_comes_last_refuses_without_a_link_and_leaves_links_to_the_mai
     assert!(aside.map(|(place, _)| place.range).eq(["fe80::/10", "ff00::/8"].map(net)));
 }
 
+#[test]
+fn what_the_host_carries_itself_is_left_to_its_main_table_and_goes_back_into_no_network() {
+    let outside = Outside {
+        forwarded: ["10.0.0.0/8", "172.16.0.0/12", "192.168.10.0/24"].map(net).into(),
+        carried: ["10.0.0.0/8", "192.168.10.0/24"].map(net).into(),
+        ..outside(&[("8.0.0.0/6", "a"), ("10.40.0.0/16", "a"), ("10.1.0.0/16", "a")])
+    };
+    let kept = |outside: &Outside, filtered| -> Vec<_> {
+        let rules = outside.routing(DEFAULT, filtered).rules.into_iter();
+        rules
+            .filter(|rule| rule.act == Act::WholeMain)
+            .map(|rule| (rule.preference, rule.to.to_string()))
+            .collect()
+    };
+    assert_eq!(kept(&outside, true), [(4_772, "10.0.0.0/8".to_owned())], "no other is in a range");
+    assert_eq!(kept(&outside, false), []);
+    let text = outside.filter(DEFAULT.mark());
+    let held = "10.0.0.0-10.0.255.255, 10.2.0.0-10.39.255.255, 10.41.0.0-10.255.255.255, 172.16.0.0-172.31.255.255, \
+                192.168.10.0-192.168.10.255";
+    let line =
+        format!("  set held4 {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {held} }} }}\n");
+    assert!(text.contains(&line), "longer ranges are others'\n{text}");
+    let judged = text.find("oifname @ours ip daddr @held4 counter drop").expect("it is dropped");
+    assert!(Some(judged) < text.find("iifname . oifname @between accept"), "whatever else may pass\n{text}");
+}
+
 /// A View of a network with the range of its address, which reaches others: each through a gateway, or
 /// through none at present.
 fn reaching(network: &str, address: &str, routes: &[(&str, Option<&str>)]) -> View {
