@@ -66,6 +66,15 @@ pub async fn interfaces(slot: Slot) -> Result<BTreeSet<String>, RoutingError> {
     Ok(routes.values().filter_map(|way| Some(way.interface()?.to_owned())).collect())
 }
 
+/// Whether any routing rule of IPv4, whoever made it, asks for a packet's mark.
+pub async fn asks_for_marks() -> Result<bool, RoutingError> {
+    let handle = connect().map_err(|source| RoutingError::Read { what: "routing rules", source })?;
+    let asks = |rule: &RuleMessage| {
+        rule.attributes.iter().any(|it| matches!(it, RuleAttribute::FwMark(_) | RuleAttribute::FwMask(_)))
+    };
+    Ok(rules(&handle, IpVersion::V4).await.iter().any(asks))
+}
+
 /// The routing rules of a family; a kernel without policy routing, or without IPv6, has none.
 async fn rules(handle: &Handle, version: IpVersion) -> Vec<RuleMessage> {
     handle.rule().get(version).execute().try_collect().await.unwrap_or_else(|error| {
