@@ -88,20 +88,29 @@ impl Agent {
         outcome.err().map(|error| NodeProblem::new(NodeProblem::FORWARDING, error_chain(&error)))
     }
 
-    /// Has the kernel look at marks. Returns why it does not, where that matters.
+    /// Has the kernel look at marks. Returns why it does not, where that matters; what it did before need not be
+    /// stored, since that it goes on doing so harms nothing.
     pub(super) fn heed_marks(&self) -> Result<Option<MarksUnheeded>, DirectoryError> {
         let (lifetime, found) = (lifetime(), self.host.switches());
         let changed = self.directory.forwarding(&lifetime)?;
         let mut needs = Needs { marks: true, ..Needs::default() };
         needs.keep(&changed);
         let before = plan(&needs, &found, &changed).before;
+        let keep = |now: &Changed| {
+            if let Err(error) = self.directory.keep_forwarding(&lifetime, now) {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "src_valid_mark is not put back after the last network"
+                );
+            }
+        };
         if before != changed {
-            self.directory.keep_forwarding(&lifetime, &before)?;
+            keep(&before);
         }
         let unheeded = self.host.heed_marks().err();
         // What could not be set is set by the operator, and stays.
         if before != changed && self.host.switches() == found {
-            self.directory.keep_forwarding(&lifetime, &changed)?;
+            keep(&changed);
         }
         Ok(unheeded)
     }
