@@ -314,7 +314,7 @@ fn of_delta<K: Ord + Clone, V: Clone>(changes: &Changes<K, V>) -> BTreeMap<K, Op
 
 /// What addresses belong to, each to the longest of the ranges that hold it, in order; absent: to nothing
 /// that matters. To none of them belongs what is inside of `own`.
-fn by_longest_prefix<T: Clone + Eq>(
+pub(crate) fn by_longest_prefix<T: Clone + Eq>(
     ranges: impl IntoIterator<Item = (IpNet, Option<T>)>,
     own: &BTreeSet<IpNet>,
 ) -> Vec<((IpAddr, IpAddr), T)> {

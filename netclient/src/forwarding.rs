@@ -1,10 +1,14 @@
-//! Which switches of the kernel have a host forward packets for its networks, and what they were before.
+//! Which switches of the kernel have a host forward packets for its networks, and look at their marks, and what
+//! they were before.
 //!
 //! Pure. The switches are those below `/proc/sys/net` (Documentation/networking/ip-sysctl.rst). IPv4 is turned
 //! on for the interfaces that packets come in by, and so is IPv6 where the kernel can (`force_forwarding`, since
 //! Linux 6.17), which leaves router advertisements as they are. Before, IPv6 knows one switch for all
 //! interfaces, and a host that forwards no longer takes router advertisements, but for those of interfaces with
 //! `accept_ra` 2: these are set first, since turning forwarding on drops the routes that were advertised.
+//!
+//! Marks are looked at for all interfaces (`src_valid_mark`), for as long as a rule asks for one: ours, or, after the
+//! last network, somebody else's, who may have come to need it (wg-quick(8) sets it too, and leaves it on).
 //!
 //! [`Changed`] is what was changed, with what it was before; it is stored before anything is, so that whoever
 //! comes next, another process too, puts it back. What somebody else has changed since stays theirs: a switch
@@ -33,11 +37,13 @@ pub enum Key {
     Ipv6Forced,
     /// Whether router advertisements are taken: 0 never, 1 unless it is a router's, 2 always.
     Advertisements,
+    /// Whether a packet's mark counts when the kernel checks where its sender is.
+    Marks,
 }
 
 impl Key {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements];
+    pub const ALL: [Self; 5] = [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements, Self::Marks];
 
     /// The folder of its interfaces below `/proc/sys/net`, and the name of its file.
     pub fn place(self) -> (&'static str, &'static str) {
@@ -46,6 +52,7 @@ impl Key {
             Self::Ipv6 => ("ipv6/conf", "forwarding"),
             Self::Ipv6Forced => ("ipv6/conf", "force_forwarding"),
             Self::Advertisements => ("ipv6/conf", "accept_ra"),
+            Self::Marks => ("ipv4/conf", "src_valid_mark"),
         }
     }
 }
@@ -76,7 +83,7 @@ impl fmt::Display for Switch {
 /// Switches as they are found; one that the kernel does not have is absent.
 pub type Switches = BTreeMap<Switch, u8>;
 
-/// From where a host has to forward packets for its networks.
+/// From where a host has to forward packets for its networks, and what else they need of its switches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The interfaces of networks, which are nobody else's.
@@ -87,6 +94,8 @@ pub struct Needs {
     pub ipv6: BTreeSet<String>,
     /// Whether IPv6 that comes in by a network's interface is forwarded.
     pub ipv6_of_networks: bool,
+    /// Whether marks are looked at.
+    pub marks: bool,
 }
 
 impl Needs {
@@ -98,8 +107,13 @@ impl Needs {
     /// Has what was changed stay as it is.
     pub fn keep(&mut self, changed: &Changed) {
         for Single { switch, .. } in &changed.singles {
-            let of_family = if switch.key == Key::Ipv4 { &mut self.ipv4 } else { &mut self.ipv6 };
-            of_family.insert(switch.interface.clone());
+            match switch.key {
+                Key::Ipv4 => drop(self.ipv4.insert(switch.interface.clone())),
+                Key::Marks => self.marks = true,
+                Key::Ipv6 | Key::Ipv6Forced | Key::Advertisements => {
+                    self.ipv6.insert(switch.interface.clone());
+                }
+            }
         }
         self.ipv6_of_networks |= changed.whole.is_some();
     }
@@ -152,7 +166,9 @@ pub fn plan(needs: &Needs, found: &Switches, changed: &Changed) -> Plan {
     let ipv4 = needs.ipv4.iter().map(|interface| Switch::of(interface, Key::Ipv4));
     let ipv6 = needs.ipv6.iter().filter(|_| forced && !ipv6_by_host);
     let ipv6 = ipv6.map(|interface| Switch::of(interface, Key::Ipv6Forced));
-    let wanted: BTreeSet<Switch> = ipv4.chain(ipv6).filter(|switch| found.contains_key(switch)).collect();
+    let marks = needs.marks.then(|| Switch::of(ALL, Key::Marks));
+    let wanted = ipv4.chain(ipv6).chain(marks).filter(|switch| found.contains_key(switch));
+    let wanted: BTreeSet<Switch> = wanted.collect();
     for switch in &wanted {
         if on(switch) {
             continue;
@@ -222,6 +238,9 @@ fn put_back(befores: &BTreeMap<String, Before>, needs: &Needs, found: &Switches)
 impl Single {
     /// Whether the host has come to forward on all interfaces since.
     fn is_hosts(&self, found: &Switches) -> bool {
+        if self.switch.interface == ALL {
+            return false;
+        }
         let all = found.get(&Switch::of(ALL, self.switch.key)).copied().unwrap_or(0);
         self.all == 0 && all != 0
     }
@@ -260,6 +279,7 @@ mod tests {
             ipv4: set(ipv4),
             ipv6: set(ipv6),
             ipv6_of_networks: !ipv6.is_empty(),
+            marks: false,
         }
     }
 
@@ -349,8 +369,8 @@ mod tests {
         #[test]
         fn everything_is_put_back(
             old in any::<bool>(),
-            values in proptest::collection::vec((0usize..4, 0usize..4, 0u8..3), 0..8),
-            stories in proptest::collection::vec((0u8..8, 0u8..8), 1..6),
+            values in proptest::collection::vec((0usize..4, 0usize..Key::ALL.len(), 0u8..3), 0..8),
+            stories in proptest::collection::vec((0u8..8, 0u8..8, any::<bool>()), 1..6),
         ) {
             let host = if old { FakeHost::with_kernel_before_6_17() } else { FakeHost::default() };
             for (interface, key, value) in values {
@@ -363,8 +383,8 @@ mod tests {
             let (before, mut changed) = (host.switches(), Changed::default());
             let some = |bits: u8| ["eth0", "eth1"].into_iter().enumerate()
                 .filter(move |(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| name).collect::<Vec<_>>();
-            for (ipv4, ipv6) in stories {
-                let needs = needs(&some(ipv4), &some(ipv6));
+            for (ipv4, ipv6, marks) in stories {
+                let needs = Needs { marks, ..needs(&some(ipv4), &some(ipv6)) };
                 bring(&host, &needs, &mut changed);
                 prop_assert_eq!(plan(&needs, &host.switches(), &changed).sets, []);
                 let on = |name: &str, key| host.switches().get(&Switch::of(name, key)).is_some_and(|it| *it != 0);
@@ -374,6 +394,7 @@ mod tests {
                 for name in &needs.ipv6 {
                     prop_assert!(on(ALL, Key::Ipv6) || on(name, Key::Ipv6Forced));
                 }
+                prop_assert!(on(ALL, Key::Marks) || !marks);
             }
             bring(&host, &Needs::default(), &mut changed);
             prop_assert_eq!(host.switches(), before);

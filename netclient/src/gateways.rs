@@ -61,6 +61,8 @@ pub struct Ways {
     pub ipv6: BTreeSet<String>,
     /// Of both, those of default routes.
     pub everything: BTreeSet<String>,
+    /// The ranges that are behind one of them.
+    pub ranges: BTreeSet<IpNet>,
 }
 
 impl Ways {
@@ -85,6 +87,7 @@ pub fn ways(
     for range in forward.ranges.keys() {
         match way(range, forward, host) {
             Ok(interface) => {
+                ways.ranges.insert(*range);
                 if is_default(range) {
                     ways.everything.insert(interface.clone());
                 }

@@ -87,6 +87,8 @@ pub trait Host: Send + Sync {
     /// Brings the agent's routes and rules to what they should be.
     fn set_routing<'a>(&'a self, slot: Slot, routing: &'a Routing)
     -> BoxFuture<'a, Result<(), RoutingError>>;
+    /// Whether a routing rule asks for a packet's mark; see [`routing::asks_for_marks`].
+    fn asks_for_marks(&self) -> BoxFuture<'_, Result<bool, RoutingError>>;
     /// The interfaces that routes of a slot lead to; see [`routing::interfaces`].
     fn routed<'a>(&'a self, slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>>;
     /// The networks that its other interfaces are connected to; see [`link::connected`].
@@ -105,7 +107,7 @@ pub trait Host: Send + Sync {
     /// Makes the kernel forward packets that come in by a network's interface, or not; see
     /// [`forwarding::set`].
     fn set_forwarding(&self, interface: &str, forwarding: Forwarding) -> Result<(), ForwardingError>;
-    /// The kernel's switches of forwarding.
+    /// The kernel's switches; see [`forwarding`](crate::forwarding).
     fn switches(&self) -> Switches;
     /// Sets one of them.
     fn set_switch(&self, switch: &Switch, value: u8) -> Result<(), ForwardingError>;
@@ -393,6 +395,10 @@ impl Host for System {
         routing: &'a Routing,
     ) -> BoxFuture<'a, Result<(), RoutingError>> {
         Box::pin(routing::bring(slot, routing))
+    }
+
+    fn asks_for_marks(&self) -> BoxFuture<'_, Result<bool, RoutingError>> {
+        Box::pin(routing::asks_for_marks())
     }
 
     fn routed<'a>(&'a self, slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>> {

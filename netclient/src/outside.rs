@@ -20,6 +20,10 @@
 //! p+2  to RANGE fwmark 0/MARK unreachable               without a link it goes nowhere, and never in the clear
 //! ```
 //!
+//! What the host itself carries has one rule where it lies in a range that is routed: the main table has it, its
+//! default route too. A packet that comes out of a network for what the host forwards to goes back into none, where
+//! another gateway might send it here again (`held`).
+//!
 //! A range that nobody carries at present has a route that refuses. A default route (an internet gateway) has
 //! the first two rules alone, last before the main table is looked into as a whole: so what the main table has
 //! besides a default route, such as the host's own LAN, stays there. In the table stands a second default
@@ -41,6 +45,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schema::inventory::NodeProblem;
 use schema::scalars::{Name, NetworkName, is_default};
 use schema::view::View;
+
+use crate::filter::{Interval, by_longest_prefix};
 
 /// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from
 /// those of others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
@@ -198,9 +204,11 @@ pub struct Outside {
     /// The ranges that are routed, each with its way: the networks' own, and what is reached through them.
     pub ranges: BTreeMap<IpNet, Way>,
     /// Of these the ones that only what comes from a network is sent to, each with the interface of that.
-    pub carried: BTreeMap<IpNet, String>,
-    /// What the host forwards to outside of its networks.
+    pub passing: BTreeMap<IpNet, String>,
+    /// What the host forwards to outside of its networks, or would if it could.
     pub forwarded: BTreeSet<IpNet>,
+    /// What of that it has a way to.
+    pub reached: BTreeSet<IpNet>,
     /// The interfaces by which the host forwards to everything: what comes from there has any address.
     pub exits: BTreeSet<String>,
     /// The interfaces from which the host forwards IPv4, and IPv6, for its networks alone.
@@ -260,7 +268,7 @@ impl Outside {
             let Entry::Vacant(entry) = outside.ranges.entry(range) else { continue };
             entry.insert(if route.via.is_some() { Way::Into(interface.to_owned()) } else { Way::Refused });
             if carried {
-                outside.carried.insert(range, interface.to_owned());
+                outside.passing.insert(range, interface.to_owned());
             }
         }
         outside
@@ -313,6 +321,10 @@ impl Outside {
             let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == ipv4);
             set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(ToString::to_string));
         }
+        for (name, ty, ipv4) in [("held4", "ipv4_addr", true), ("held6", "ipv6_addr", false)] {
+            let of_family = self.held().filter(|held| held.first.is_ipv4() == ipv4);
+            set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(|it| it.to_string()));
+        }
         text + &CHAINS.replace("MARK", &mark.to_string()).replace("GROUP", &GROUP.to_string())
     }
 
@@ -355,7 +367,7 @@ impl Outside {
     pub fn routing(&self, slot: Slot, filtered: bool) -> Routing {
         let mut routing = Routing { unread: self.unread, ..Routing::default() };
         for (range, way) in &self.ranges {
-            let from = self.carried.get(range);
+            let from = self.passing.get(range);
             let ruled = filtered || from.is_some();
             let table = if ruled { slot.table() } else { MAIN };
             let place = |range: IpNet| Place { table, range, last: false };
@@ -370,7 +382,22 @@ impl Outside {
             }
             routing.rules.extend(Rule::all(slot, *range, from));
         }
+        routing.rules.extend(self.kept().filter(|_| filtered).map(|range| Rule::keeping(slot, range)));
         routing
+    }
+
+    /// What the host carries that lies in a range which is routed.
+    fn kept(&self) -> impl Iterator<Item = IpNet> {
+        let lies_in = |range: &IpNet| self.ranges.keys().any(|other| other.contains(range));
+        self.reached.iter().filter(move |range| !self.ranges.contains_key(range) && lies_in(range)).copied()
+    }
+
+    /// The addresses that no longer range takes from what the host forwards to.
+    fn held(&self) -> impl Iterator<Item = Interval> {
+        let routed = self.ranges.keys().map(|range| (*range, None));
+        let all = routed.chain(self.forwarded.iter().map(|range| (*range, Some(()))));
+        let held = by_longest_prefix(all, &BTreeSet::new()).into_iter();
+        held.map(|((first, last), ())| Interval { first, last, class: None })
     }
 }
 
@@ -548,6 +575,10 @@ pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr
 /// kernel's WireGuard says so where it has no peer, or no endpoint of it) is an error of the connection that it is
 /// about, whose answers would leave by the cable from then on.
 ///
+/// What comes out of a network for what the host forwards to never goes back into one (`held`): two gateways of wide
+/// ranges, each without a route to an address in its own, would send packets for it to and fro. Answers are no
+/// exception.
+///
 /// `redirects` holds back the kernel's advice to whoever sends through this host that the receiver is nearer,
 /// since peers are near each other in name only (the switch `send_redirects` of an interface does nothing while
 /// that of all interfaces is on, and IPv6 has none).
@@ -576,6 +607,8 @@ const CHAINS: &str = "  chain guard {
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
+    iifname @ours oifname @ours ip daddr @held4 counter drop comment \"back into a network, for what is forwarded here\"
+    iifname @ours oifname @ours ip6 daddr @held6 counter drop comment \"back into a network, for what is forwarded here\"
     ct direction reply accept
     ct state related accept
     iifname . oifname @between accept
@@ -664,6 +697,8 @@ pub struct Rule {
 pub enum Act {
     /// Looks into the main table, for routes that are at least as long as the range.
     Main,
+    /// Looks into the main table, for any route.
+    WholeMain,
     /// Sends what has no mark to the agent's own table.
     Own,
     /// Refuses what has no mark.
@@ -671,6 +706,11 @@ pub enum Act {
 }
 
 impl Rule {
+    /// The rule of a range that the host forwards to itself.
+    fn keeping(slot: Slot, range: IpNet) -> Self {
+        Self { preference: slot.preference(&range), to: range, act: Act::WholeMain, unmarked: 0, from: None }
+    }
+
     fn all(slot: Slot, range: IpNet, from: Option<&String>) -> impl Iterator<Item = Self> {
         let preference = slot.preference(&range);
         // After a default route, it would refuse what that leaves aside.

@@ -1,11 +1,10 @@
 //! A network behind hosts of the lab, such as an office's.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use nmplan::lab::{Host, Underlay};
 
-use crate::{eventually, run, run_all};
+use crate::{addresses_are_its_own, run, run_all};
 
 /// A network behind some hosts: 192.168.NUMBER.0/24 and fdNUMBER::/64. The hosts have the addresses that end with
 /// 1 and on, in their order, by an interface called `lan`; one more host, which is in no mesh, has those that end
@@ -46,10 +45,7 @@ impl Lan {
         run(inner, &format!("ip route replace default via {v4}")).await;
         run(inner, &format!("ip -6 route replace default via {v6}")).await;
         for host in of.iter().copied().chain([inner]) {
-            eventually("its addresses are its own", Duration::from_secs(5), async || {
-                run(host, "ip -6 address show tentative").await.is_empty()
-            })
-            .await;
+            addresses_are_its_own(host).await;
         }
         lan
     }

@@ -10,13 +10,14 @@ pub mod cost;
 pub mod filter;
 pub mod forge;
 pub mod guest;
+pub mod host_state;
 pub mod lan;
 pub mod load;
 pub mod loopback;
 pub mod matrix;
 pub mod meshes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -250,6 +251,42 @@ pub async fn run_all(host: &Host, lines: &[&str]) {
     for line in lines {
         run(host, line).await;
     }
+}
+
+/// Waits until every interface of a host that is up has the address that the kernel gives it, and IPv6 has found out
+/// that nobody else has those of the host.
+///
+/// # Panics
+///
+/// When it has not within 5 seconds.
+pub async fn addresses_are_its_own(host: &Host) {
+    let name = |line: &str| -> Option<String> {
+        Some(line.split_whitespace().nth(1)?.trim_end_matches(':').split('@').next()?.to_owned())
+    };
+    eventually("its addresses are its own", Duration::from_secs(5), async || {
+        let links = run(host, "ip -oneline link show up").await;
+        let mut links = links.lines().filter(|line| line.contains("LOWER_UP") && !line.contains("LOOPBACK"));
+        let given = run(host, "ip -6 -oneline address show scope link -tentative").await;
+        // What was added by hand is there at once.
+        let given: BTreeSet<_> = given.lines().filter(|line| !line.contains(" nodad ")).map(name).collect();
+        links.all(|link| given.contains(&name(link)))
+            && run(host, "ip -6 address show tentative").await.is_empty()
+    })
+    .await;
+}
+
+/// How many packets an interface of a host has received and sent.
+///
+/// # Panics
+///
+/// When there is no such interface.
+pub fn packets(host: &Host, interface: &str) -> u64 {
+    // That of the process would be of another network.
+    let listed = host.read("/proc/thread-self/net/dev").expect("the kernel counts packets");
+    let mut lines = listed.lines().filter_map(|line| line.trim().split_once(':'));
+    let (_, counts) = lines.find(|(name, _)| *name == interface).expect("there is such an interface");
+    let counts: Vec<u64> = counts.split_whitespace().map(|count| count.parse().expect("a number")).collect();
+    counts[1] + counts[9]
 }
 
 /// The addresses in a network that an agent reports.

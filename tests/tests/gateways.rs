@@ -12,15 +12,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use end_to_end::host_state::HostState;
 use end_to_end::lan::Lan;
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, run, run_all, text_of};
+use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, packets, run, run_all, text_of};
 use nmplan::lab::{Agent, Host, enter_test};
 use socket2::{Domain, Socket, Type};
 
 /// Within this time a change is applied by agents that are connected.
 const APPLIED: Duration = Duration::from_secs(10);
+
+/// More packets than a host sends and receives in some seconds in which agents only check in.
+const FEW: u64 = 200;
 
 /// A network of these nodes, each with the addresses that end with its place; `body` is what else is declared.
 fn network(nodes: &[&str], body: &str) -> String {
@@ -40,14 +44,29 @@ fn network(nodes: &[&str], body: &str) -> String {
     )
 }
 
-/// Agents that are in the network and know each other, whose hosts filter reverse paths strictly.
+/// Agents that are in no network yet, whose hosts filter reverse paths strictly.
+async fn agents<const N: usize>(mesh: &Mesh, names: [&str; N]) -> Vec<Agent> {
+    let mut agents = Vec::new();
+    for name in names {
+        let agent = mesh.agent(name).await;
+        filter_paths(agent.host(), "1");
+        agents.push(agent);
+    }
+    agents
+}
+
+/// Has a host filter reverse paths strictly (1), or not at all (0).
+fn filter_paths(host: &Host, how: &str) {
+    for interface in ["all", "default", "eth0"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+        host.write(path, how).expect("it can be written");
+    }
+}
+
+/// Agents that are in the network and know each other.
 async fn joined(mesh: &Mesh, mut agents: Vec<Agent>, text: &str) -> Vec<Agent> {
     let tokens = mesh.apply(text).await;
     for agent in &mut agents {
-        for name in ["all", "default", "eth0"] {
-            let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-            agent.host().write(path, "1").expect("it can be written");
-        }
         agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
         agent.start_daemon(&[]).expect("the agent starts");
     }
@@ -82,47 +101,6 @@ fn seen_by(to: &Host, at: IpAddr, from: &Host) -> Option<IpAddr> {
     Some(seen.ip().to_canonical())
 }
 
-/// Everything of a host's network that an agent may change, and what others have there beside it.
-async fn state(host: &Host) -> Vec<String> {
-    let mut lines = Vec::new();
-    for command in [
-        "ip -oneline link show",
-        "ip -oneline address show scope global",
-        "ip rule show",
-        "ip -6 rule show",
-        "ip route show table all",
-        "ip -6 route show table all",
-        "nft list ruleset",
-    ] {
-        lines.extend(run(host, command).await.lines().map(ToOwned::to_owned));
-    }
-    let switches = host.within(|| {
-        let all = netclient::system::forwarding::observe();
-        all.into_iter().map(|(switch, value)| format!("{switch} {value}")).collect::<Vec<_>>()
-    });
-    lines.extend(switches);
-    lines
-}
-
-/// Waits until a host is as it was.
-///
-/// # Panics
-///
-/// When it is not within [`APPLIED`], with what is missing and what is there instead.
-async fn comes_to_be_as(host: &Host, before: &[String]) {
-    let deadline = Instant::now() + APPLIED * patience();
-    let mut after = state(host).await;
-    while after != before && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        after = state(host).await;
-    }
-    let without = |these: &[String], those: &[String]| -> Vec<String> {
-        these.iter().filter(|line| !those.contains(line)).cloned().collect()
-    };
-    let (missing, new) = (without(before, &after), without(&after, before));
-    assert!(after == before, "{} is not as it was: missing {missing:#?}, new {new:#?}", host.name());
-}
-
 /// The problems that an agent reports, as its document has them.
 async fn problems(agent: &Agent) -> String {
     agent.status().await.expect("it answers")["networks"][0]["problems"].to_string()
@@ -151,7 +129,7 @@ fn a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays() 
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("gw-1").await];
+        let agents = agents(&mesh, ["a", "gw-1"]).await;
         let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[1].host()]).await;
         // What others have there, throughout.
         let theirs = [
@@ -162,7 +140,7 @@ fn a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays() 
             "ip rule add pref 20000 to 203.0.113.0/24 lookup main",
         ];
         run_all(agents[1].host(), &theirs).await;
-        let before = state(agents[1].host()).await;
+        let before = HostState::of(agents[1].host()).await;
         let text = |nat: &str| network(&["a", "gw-1"], &office(&lan, "\"gw-1\"", nat));
         let mut agents = joined(&mesh, agents, &text("nat=#false")).await;
         let [a, gw] = [&agents[0], &agents[1]].map(Agent::host);
@@ -194,7 +172,7 @@ fn a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays() 
         agents[1].kill_daemon().await.expect("it is killed");
         leave(&agents[1]).await;
         let gw = agents[1].host();
-        comes_to_be_as(gw, &before).await;
+        before.returns(gw, APPLIED).await;
     });
 }
 
@@ -205,7 +183,7 @@ fn hosts_behind_two_gateways_reach_each_other() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("gw-1").await, mesh.agent("gw-2").await];
+        let agents = agents(&mesh, ["gw-1", "gw-2"]).await;
         let one = Lan::new(&mesh.underlay, "one", 50, &[agents[0].host()]).await;
         let two = Lan::new(&mesh.underlay, "two", 51, &[agents[1].host()]).await;
         let egress = format!(
@@ -235,7 +213,7 @@ fn a_gateway_says_at_once_what_it_does_not_carry() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("gw-1").await];
+        let agents = agents(&mesh, ["a", "gw-1"]).await;
         let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[1].host()]).await;
         let text = network(&["a", "gw-1"], &office(&lan, "\"gw-1\"", "nat=#false"));
         let agents = joined(&mesh, agents, &text).await;
@@ -295,10 +273,10 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("gw-1").await];
+        let agents = agents(&mesh, ["a", "gw-1"]).await;
         let operator = mesh.underlay.host("o").await.expect("a host");
         let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[0].host()]).await;
-        let before = [state(agents[0].host()).await, state(agents[1].host()).await];
+        let before = HostState::of(agents[0].host()).await;
         let with = |body: &str| network(&["a", "gw-1"], body);
         let agents = joined(&mesh, agents, &with("")).await;
         let [a, gw] = [&agents[0], &agents[1]].map(Agent::host);
@@ -362,12 +340,8 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
         for (route, via) in [("ip route", "198.18.0.1"), ("ip -6 route", "2001:2::1")] {
             run(gw, &format!("{route} replace default via {via} dev eth0 onlink")).await;
         }
-        for (agent, before) in agents.iter().zip(&before) {
-            if agent.host().name() == "a" {
-                leave(agent).await;
-                comes_to_be_as(agent.host(), before).await;
-            }
-        }
+        leave(&agents[0]).await;
+        before.returns(a, APPLIED).await;
     });
 }
 
@@ -427,7 +401,7 @@ fn another_gateway_takes_over_and_the_first_one_is_back_later() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("gw-1").await, mesh.agent("gw-2").await];
+        let agents = agents(&mesh, ["a", "gw-1", "gw-2"]).await;
         let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[1].host(), agents[2].host()]).await;
         let text = network(&["a", "gw-1", "gw-2"], &office(&lan, "\"gw-1\" \"gw-2\"", ""));
         let mut agents = joined(&mesh, agents, &text).await;
@@ -456,5 +430,175 @@ fn another_gateway_takes_over_and_the_first_one_is_back_later() {
         agents[1].host().link_up().await.expect("it is plugged in");
         agents[1].start_daemon(&[]).expect("the agent starts");
         is_carried(&agents, "gw-1", 15).await;
+    });
+}
+
+/// Ranges that hold an address of either family, and nothing else.
+fn alone(v4: Ipv4Addr, v6: Ipv6Addr) -> String {
+    format!("\"{v4}/32\" \"{v6}/128\"")
+}
+
+#[test]
+fn a_forwarded_range_that_holds_server_endpoint_or_router_cuts_nobody_off() {
+    if !enter_test("a_forwarded_range_that_holds_server_endpoint_or_router_cuts_nobody_off") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = agents(&mesh, ["a", "b", "gw-1"]).await;
+        let text = |keepalive: usize, body: &str| {
+            network(&["a", "b", "gw-1"], body)
+                .replace("keepalive \"5s\"", &format!("keepalive \"{keepalive}s\""))
+        };
+        let agents = joined(&mesh, agents, &text(20, "")).await;
+        let [a, b, gw] = [&agents[0], &agents[1], &agents[2]].map(Agent::host);
+        let (server, router) = (mesh.server.host(), mesh.underlay.addresses());
+        let nobody: [IpAddr; 2] = ["198.18.0.99", "2001:2::99"].map(|text| text.parse().expect("an address"));
+        for (keepalive, ranges, held) in [
+            (21, alone(server.ipv4(), server.ipv6()), Some(server)),
+            (22, alone(b.ipv4(), b.ipv6()), Some(b)),
+            (23, alone(gw.ipv4(), gw.ipv6()), None),
+            (24, alone(router.0, router.1), None),
+            (25, "\"198.18.0.0/24\" \"2001:2::/112\"".to_owned(), Some(server)),
+        ] {
+            let egress = format!("egress \"under\" via=\"gw-1\" {{ ranges {ranges} }}");
+            mesh.apply_past("cut-off", &text(keepalive, &egress)).await;
+            for agent in &agents {
+                eventually("the range and what comes later is applied", APPLIED, async || {
+                    let keepalives = run(agent.host(), "wg show nm-corp persistent-keepalive").await;
+                    keepalives.contains(&format!("\t{keepalive}"))
+                })
+                .await;
+            }
+            let before: Vec<_> = agents.iter().map(|agent| packets(agent.host(), "eth0")).collect();
+            for (host, to) in agents.iter().flat_map(|agent| nobody.map(|to| (agent.host(), to))) {
+                assert!(!pings(host, to).await, "{to} is nobody's");
+            }
+            for (agent, before) in agents.iter().zip(before) {
+                let count = packets(agent.host(), "eth0") - before;
+                assert!(count < FEW, "{count} packets at {} with {ranges}", agent.host().name());
+            }
+            all_ping_all(&agents, "corp").await;
+            // What others send there takes the range's way.
+            for (to, gateway) in held.into_iter().flat_map(|held| {
+                [(IpAddr::from(held.ipv4()), IpAddr::from(gw.ipv4())), (held.ipv6().into(), gw.ipv6().into())]
+            }) {
+                let held = held.expect("a host");
+                eventually("by the gateway", APPLIED, async || seen_by(held, to, a) == Some(gateway)).await;
+            }
+        }
+        // The agents have checked in all the while, and the repair arrives.
+        let status = mesh.nmplan(&["status", "--json"]).await;
+        assert!(!text_of(&status.stdout).contains("\"away\":true"), "{}", text_of(&status.stdout));
+        mesh.apply(&text(20, "")).await;
+        eventually("it is repaired", APPLIED, async || way(a, &server.ipv4().to_string()).await == "eth0")
+            .await;
+        all_ping_all(&agents, "corp").await;
+    });
+}
+
+#[test]
+fn what_is_for_nobody_is_not_sent_to_and_fro_between_gateways() {
+    if !enter_test("what_is_for_nobody_is_not_sent_to_and_fro_between_gateways") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = agents(&mesh, ["gw-1", "gw-2"]).await;
+        // Else what comes back is dropped for its sender, who is behind another interface.
+        agents.iter().for_each(|agent| filter_paths(agent.host(), "0"));
+        let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[0].host()]).await;
+        // A part of the range is behind the first one; to the rest no route of its own leads.
+        run_all(
+            agents[0].host(),
+            &["ip address add 172.16.0.1/24 dev lan", "ip address add fd99::1/64 dev lan nodad"],
+        )
+        .await;
+        run_all(
+            &lan.inner,
+            &[
+                "ip address add 172.16.0.254/24 dev lan",
+                "ip address add fd99::fe/64 dev lan nodad",
+                "ip route add 172.0.0.0/8 via 172.16.0.1",
+                "ip route add fd98::/15 via fd99::1",
+            ],
+        )
+        .await;
+        let egress = r#"
+            egress "wide" via="gw-1" interface="lan" nat=#false { ranges "172.16.0.0/12" "fd99::/16" }
+            egress "wider" via="gw-2" interface="eth0" nat=#false { ranges "172.0.0.0/8" "fd98::/15" }"#;
+        let agents = joined(&mesh, agents, &network(&["gw-1", "gw-2"], egress)).await;
+        let hosts = [&agents[0], &agents[1]].map(Agent::host);
+        let (gw, nobody) = (hosts[0], ["172.20.0.9", "fd99:9::9"]);
+        for to in nobody {
+            assert_eq!(way(hosts[1], to).await, "nm-corp");
+            assert_eq!(way(gw, to).await, "eth0", "what it carries is sent into no network");
+        }
+        let assert_few = async |what: &str| {
+            let before = hosts.map(|host| packets(host, "nm-corp"));
+            for to in nobody {
+                assert!(!pings(&lan.inner, to.parse().expect("an address")).await, "{to} is nobody's");
+            }
+            for (host, before) in hosts.iter().zip(before) {
+                let count = packets(host, "nm-corp") - before;
+                assert!(count < 8, "{what}: {count} packets at {}", host.name());
+            }
+        };
+        assert_few("with default routes").await;
+        // Without a default route nothing but the other's range leads there.
+        for line in [
+            "ip route add 198.18.0.0/16 via 198.18.0.1 dev eth0 onlink",
+            "ip -6 route add 2001:2::/64 via 2001:2::1 dev eth0 onlink",
+            "ip route del default",
+            "ip -6 route del default",
+        ] {
+            run(gw, line).await;
+        }
+        for to in nobody {
+            assert_eq!(way(gw, to).await, "nm-corp");
+        }
+        let before = dropped(gw, "forward").await;
+        assert_few("without default routes").await;
+        assert!(dropped(gw, "forward").await >= before + 2, "both came back, and went no further");
+    });
+}
+
+#[test]
+fn a_gateway_that_uses_another_one_carries_what_is_its_own() {
+    if !enter_test("a_gateway_that_uses_another_one_carries_what_is_its_own") {
+        return;
+    }
+    in_runtime(async {
+        let mesh = Mesh::start().await;
+        let agents = agents(&mesh, ["a", "gw-1", "gw-2"]).await;
+        let operator = mesh.underlay.host("o").await.expect("a host");
+        let there: [IpAddr; 2] =
+            ["203.0.113.9", "2001:db8:9::9"].map(|text| text.parse().expect("an address"));
+        for to in there {
+            run(
+                &operator,
+                &format!("ip address add {to} dev eth0{}", if to.is_ipv6() { " nodad" } else { "" }),
+            )
+            .await;
+            ip(&["route", "add", &to.to_string(), "dev", &operator.cable()]);
+        }
+        let egress = r#"
+            egress "site" via="gw-1" { ranges "203.0.113.0/24" "2001:db8:9::/48" }
+            egress "out" via="gw-2" { ranges "0.0.0.0/0" "::/0" }"#;
+        let agents = joined(&mesh, agents, &network(&["a", "gw-1", "gw-2"], egress)).await;
+        let [a, gw, exit] = [&agents[0], &agents[1], &agents[2]].map(Agent::host);
+        let of = |host: &Host| [IpAddr::from(host.ipv4()), host.ipv6().into()];
+        for ((to, by), (elsewhere, exit)) in
+            there.into_iter().zip(of(gw)).zip(of(&operator).into_iter().zip(of(exit)))
+        {
+            for from in [a, gw] {
+                eventually("by its own gateway", APPLIED, async || seen_by(&operator, to, from) == Some(by))
+                    .await;
+                eventually("and all else by the other", APPLIED, async || {
+                    seen_by(&operator, elsewhere, from) == Some(exit)
+                })
+                .await;
+            }
+        }
     });
 }

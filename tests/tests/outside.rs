@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use end_to_end::container::container;
 use end_to_end::forge::{self, Ends};
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, run, run_all, text_of};
+use end_to_end::{
+    Mesh, addresses, all_ping_all, eventually, in_runtime, packets, patience, run, run_all, text_of,
+};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
@@ -28,6 +30,9 @@ use socket2::{Domain, Socket, Type};
 
 /// Within this time what others took away is back; a little more than the agent needs.
 const REPAIRED: Duration = Duration::from_secs(3);
+
+/// More packets than a host sends and receives in some seconds in which agents only check in.
+const FEW: u64 = 200;
 
 /// A version of IP, of which a test tries what holds for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +249,18 @@ async fn range_is_applied(agents: &[Agent], family: Family) {
     }
 }
 
+/// Nothing that is sent about goes round and round: of tunnels in tunnels there would be thousands of packets.
+async fn assert_nothing_loops(agents: &[Agent], nobody: IpAddr) {
+    let before: Vec<_> = agents.iter().map(|agent| packets(agent.host(), "eth0")).collect();
+    for agent in agents {
+        assert!(!pings(agent.host(), nobody).await, "{nobody} is nobody's");
+    }
+    for (agent, before) in agents.iter().zip(before) {
+        let count = packets(agent.host(), "eth0") - before;
+        assert!(count < FEW, "{count} packets at {}", agent.host().name());
+    }
+}
+
 /// The codes of the problems that an agent reports.
 async fn problems(agent: &Agent) -> String {
     let status = agent.status().await.expect("it answers");
@@ -291,6 +308,8 @@ async fn assert_nobody_is_cut_off(family: Family) {
         })
         .await;
     }
+    let nobody = format!("{}99", family.underlay()).parse().expect("an address");
+    assert_nothing_loops(&agents, nobody).await;
     // Whoever reaches the host by its cable is answered by it.
     let a = agents[0].host();
     let (cable, member) = (family.of(a), family.in_mesh(&agents[0]).await);

@@ -11,11 +11,13 @@ use schema::scalars::NetworkName;
 use schema::view::View;
 
 use super::{Agent, error_chain};
+use crate::directory::DirectoryError;
 use crate::forwarding::{Changed, Needs, Plan, plan};
 use crate::gateways::{self, Surroundings};
 use crate::membership::Membership;
 use crate::outside::Outside;
 use crate::system::forwarding::lifetime;
+use crate::system::rp_filter::MarksUnheeded;
 use crate::tunnel::TunnelError;
 
 /// What the agent's networks need of the host besides their tunnels.
@@ -42,7 +44,8 @@ impl Agent {
         let mut outside =
             Outside::of(all.iter().map(|membership| (&*membership.interface, &membership.view)));
         outside.unread = unread;
-        let mut needs = Needs { networks: outside.interfaces.clone(), ..Needs::default() };
+        let marks = !outside.interfaces.is_empty();
+        let mut needs = Needs { networks: outside.interfaces.clone(), marks, ..Needs::default() };
         let mut problems = Vec::new();
         for membership in all {
             let View { network, interface, forwards, .. } = &membership.view;
@@ -53,6 +56,7 @@ impl Agent {
                     gateways::ways(network, egress, forward, &self.surroundings(forward).await?);
                 ways.add_to(&mut needs);
                 outside.exits.extend(ways.everything);
+                outside.reached.extend(ways.ranges);
                 problems.extend(problem.filter(|_| own.is_some_and(|own| own.network == *network)));
             }
         }
@@ -82,6 +86,39 @@ impl Agent {
     pub(super) fn forward(&self, needs: &Needs) -> Option<NodeProblem> {
         let outcome = self.try_forward(needs);
         outcome.err().map(|error| NodeProblem::new(NodeProblem::FORWARDING, error_chain(&error)))
+    }
+
+    /// Has the kernel look at marks. Returns why it does not, where that matters; what it did before need not be
+    /// stored, since that it goes on doing so harms nothing.
+    pub(super) fn heed_marks(&self) -> Result<Option<MarksUnheeded>, DirectoryError> {
+        let (lifetime, found) = (lifetime(), self.host.switches());
+        let changed = self.directory.forwarding(&lifetime)?;
+        let mut needs = Needs { marks: true, ..Needs::default() };
+        needs.keep(&changed);
+        let before = plan(&needs, &found, &changed).before;
+        let keep = |now: &Changed| {
+            if let Err(error) = self.directory.keep_forwarding(&lifetime, now) {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "src_valid_mark is not put back after the last network"
+                );
+            }
+        };
+        if before != changed {
+            keep(&before);
+        }
+        let unheeded = self.host.heed_marks().err();
+        // What could not be set is set by the operator, and stays.
+        if before != changed && self.host.switches() == found {
+            keep(&changed);
+        }
+        Ok(unheeded)
+    }
+
+    /// What is needed once the agent's rules are gone: marks are looked at while a rule of others asks for one.
+    pub(super) async fn without_rules(&self, needs: Needs) -> Result<Needs, TunnelError> {
+        let marks = needs.marks || self.host.asks_for_marks().await?;
+        Ok(Needs { marks, ..needs })
     }
 
     pub(super) fn try_forward(&self, needs: &Needs) -> Result<(), TunnelError> {

@@ -67,7 +67,7 @@ impl Agent {
         let needs = if kept.filtered() {
             needs
         } else {
-            Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), ..needs }
+            Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), marks: false, ..needs }
         };
         brought.problems.extend(self.forward(&needs));
         brought.problems.extend(match &unjudged {
@@ -320,7 +320,7 @@ impl Agent {
         let slot = self.slot()?;
         self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
         // The packet filter still knows what was turned on for networks alone.
-        self.try_forward(&needs)
+        self.try_forward(&self.without_rules(needs).await?)
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of
@@ -341,7 +341,7 @@ impl Agent {
         let slot = self.slot().map_err(TunnelError::from)?;
         let nothing = Outside::default();
         self.host.set_routing(slot, &nothing.routing(slot, false)).await.map_err(TunnelError::from)?;
-        self.try_forward(&Needs::default())?;
+        self.try_forward(&self.without_rules(Needs::default()).await?)?;
         kept.retain(|interface| !interfaces.contains(interface));
         let kept = kept.iter().map(|interface| format!("the interface {interface}: {}", not_ours(interface)));
         down.kept.extend(kept);
@@ -471,7 +471,7 @@ impl Agent {
     /// Keeps the table of the packet filter, and has the kernel look at marks.
     async fn keep_outside(&self, outside: Outside) -> Result<Kept, TunnelError> {
         let filter = self.keep_filter(outside).await?;
-        let unheeded = if filter == Filter::Kept { self.host.heed_marks().err() } else { None };
+        let unheeded = if filter == Filter::Kept { self.heed_marks()? } else { None };
         Ok(Kept { filter, unheeded })
     }
 
@@ -617,7 +617,7 @@ impl Filter {
 fn spare_servers(outside: &mut Outside, servers: &BTreeSet<IpAddr>, remedy: &str) -> Vec<NodeProblem> {
     let holds = |range: &&IpNet| is_default(range) || servers.iter().any(|address| range.contains(address));
     // What is for others alone has none of the host's own packets.
-    let own = outside.ranges.keys().filter(|range| !outside.carried.contains_key(*range));
+    let own = outside.ranges.keys().filter(|range| !outside.passing.contains_key(*range));
     let spared: Vec<IpNet> = own.filter(holds).copied().collect();
     outside.ranges.retain(|range, _| !spared.contains(range));
     let problem = |range: &IpNet| {

@@ -361,7 +361,12 @@ impl Host for FakeHost {
     fn release(&self, _directory: &Path, _slot: Slot) {}
 
     fn heed_marks(&self) -> Result<(), MarksUnheeded> {
-        if self.lock().marks_unheeded { Err(MarksUnheeded::on("eth0")) } else { Ok(()) }
+        let mut inner = self.lock();
+        if inner.marks_unheeded {
+            return Err(MarksUnheeded::on("eth0"));
+        }
+        inner.turn(&Switch::of(forwarding::ALL, Key::Marks), 1);
+        Ok(())
     }
 
     fn has_filter(&self) -> bool {
@@ -448,6 +453,11 @@ impl Host for FakeHost {
             inner.routing.rules.extend(before.rules);
         }
         Box::pin(async { Ok(()) })
+    }
+
+    fn asks_for_marks(&self) -> BoxFuture<'_, Result<bool, RoutingError>> {
+        let asks = self.lock().routing.rules.iter().any(|rule| rule.unmarked != 0);
+        Box::pin(async move { Ok(asks) })
     }
 
     fn routed<'a>(&'a self, _slot: Slot) -> BoxFuture<'a, Result<BTreeSet<String>, RoutingError>> {
@@ -550,7 +560,7 @@ impl Inner {
             return;
         }
         self.switches.insert(switch.clone(), value);
-        if switch.interface != forwarding::ALL || switch.key == Key::Advertisements {
+        if switch.interface != forwarding::ALL || matches!(switch.key, Key::Advertisements | Key::Marks) {
             return;
         }
         for (other, is) in &mut self.switches {

@@ -102,7 +102,33 @@ fn what_is_carried_for_others_leaves_the_ways_of_the_host_itself_alone() {
     let own = reaching("two", "10.41.0.1/24", &[("0.0.0.0/0", Some("gw"))]);
     let both = Outside::of([("nm-one", &hub), ("nm-two", &own)]);
     assert_eq!(both.ranges[&net("0.0.0.0/0")], into("nm-two"));
-    assert!(both.carried.keys().eq([&net("192.168.10.0/24")]));
+    assert!(both.passing.keys().eq([&net("192.168.10.0/24")]));
+}
+
+#[test]
+fn what_the_host_carries_itself_is_left_to_its_main_table_and_goes_back_into_no_network() {
+    let outside = Outside {
+        forwarded: ["10.0.0.0/8", "172.16.0.0/12", "192.168.10.0/24"].map(net).into(),
+        reached: ["10.0.0.0/8", "192.168.10.0/24"].map(net).into(),
+        ..outside(&[("8.0.0.0/6", "a"), ("10.40.0.0/16", "a"), ("10.1.0.0/16", "a")])
+    };
+    let kept = |outside: &Outside, filtered| -> Vec<_> {
+        let rules = outside.routing(DEFAULT, filtered).rules.into_iter();
+        rules
+            .filter(|rule| rule.act == Act::WholeMain)
+            .map(|rule| (rule.preference, rule.to.to_string()))
+            .collect()
+    };
+    assert_eq!(kept(&outside, true), [(4_772, "10.0.0.0/8".to_owned())], "no other is in a range");
+    assert_eq!(kept(&outside, false), []);
+    let text = outside.filter(DEFAULT.mark());
+    let held = "10.0.0.0-10.0.255.255, 10.2.0.0-10.39.255.255, 10.41.0.0-10.255.255.255, 172.16.0.0-172.31.255.255, \
+                192.168.10.0-192.168.10.255";
+    let line =
+        format!("  set held4 {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {held} }} }}\n");
+    assert!(text.contains(&line), "longer ranges are others'\n{text}");
+    let judged = text.find("oifname @ours ip daddr @held4 counter drop").expect("it is dropped");
+    assert!(Some(judged) < text.find("iifname . oifname @between accept"), "whatever else may pass\n{text}");
 }
 
 /// A View of a network with the range of its address, which reaches others: each through a gateway, or

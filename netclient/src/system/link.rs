@@ -6,6 +6,7 @@
 pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -26,6 +27,10 @@ use super::netlink::{destination, exits, is, metric_of, name_of, range_of, to_io
 use crate::gateways::Exit;
 use crate::outside::{GROUP, Mark};
 
+/// Whether the host sends redirects by all interfaces (Documentation/networking/ip-sysctl.rst). The kernel's WireGuard
+/// turns it off for the whole host when an interface comes up (wg_open), and leaves it so. In our networks the packet
+/// filter holds redirects back (see [`outside`](crate::outside)), so elsewhere the host goes on as before.
+const SEND_REDIRECTS: &str = "/proc/sys/net/ipv4/conf/all/send_redirects";
 /// What WireGuard adds to a packet at most, in bytes: IPv6 40, UDP 8, WireGuard 32.
 const OVERHEAD: u32 = 80;
 /// The smallest MTU of a tunnel: what IPv6 demands of every link (RFC 8200, section 5).
@@ -243,6 +248,18 @@ pub async fn apply(interface: &str, steps: &[LinkStep]) -> Result<(), LinkError>
     Ok(())
 }
 
+/// Whether the host sends redirects by all interfaces.
+fn sends_redirects() -> bool {
+    fs::read_to_string(SEND_REDIRECTS).is_ok_and(|value| value.trim() == "1")
+}
+
+/// Has the host do so again.
+fn send_redirects() {
+    if let Err(error) = fs::write(SEND_REDIRECTS, "1") {
+        tracing::debug!(%error, "{SEND_REDIRECTS} stays off");
+    }
+}
+
 /// The MTU for a tunnel over the links that carry the default routes: what the narrower of IPv4's and IPv6's
 /// leaves after WireGuard's overhead, from 1280 to 1420. Without a default route: 1420.
 ///
@@ -304,7 +321,14 @@ async fn carry_out(handle: &Handle, index: u32, step: &LinkStep) -> io::Result<(
         LinkStep::SetMtu(mtu) => {
             handle.link().set(link().mtu((*mtu).into()).build()).execute().await.map_err(to_io)
         }
-        LinkStep::Up => handle.link().set(link().up().build()).execute().await.map_err(to_io),
+        LinkStep::Up => {
+            let redirects = sends_redirects();
+            let outcome = handle.link().set(link().up().build()).execute().await.map_err(to_io);
+            if redirects && !sends_redirects() {
+                send_redirects();
+            }
+            outcome
+        }
     }
 }
 

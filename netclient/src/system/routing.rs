@@ -68,6 +68,23 @@ pub async fn interfaces(slot: Slot) -> Result<BTreeSet<String>, RoutingError> {
     Ok(routes.values().filter_map(|way| Some(way.interface()?.to_owned())).collect())
 }
 
+/// Whether any routing rule of IPv4, whoever made it, asks for a packet's mark.
+pub async fn asks_for_marks() -> Result<bool, RoutingError> {
+    let handle = connect().map_err(|source| RoutingError::Read { what: "routing rules", source })?;
+    let asks = |rule: &RuleMessage| {
+        rule.attributes.iter().any(|it| matches!(it, RuleAttribute::FwMark(_) | RuleAttribute::FwMask(_)))
+    };
+    Ok(rules(&handle, IpVersion::V4).await.iter().any(asks))
+}
+
+/// The routing rules of a family; a kernel without policy routing, or without IPv6, has none.
+async fn rules(handle: &Handle, version: IpVersion) -> Vec<RuleMessage> {
+    handle.rule().get(version).execute().try_collect().await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "there are no routing rules");
+        Vec::new()
+    })
+}
+
 /// The interfaces of the host that are up, by index.
 async fn links(handle: &Handle) -> Result<BTreeMap<u32, String>, RoutingError> {
     let links: Vec<LinkMessage> =
@@ -95,13 +112,7 @@ async fn observe(
             made && u8::from(route.header.protocol) == slot.protocol()
         });
         routing.routes.extend(ours.filter_map(|route| read_route(route, links)));
-        // A kernel without policy routing, or without IPv6, has none.
-        let rules: Vec<RuleMessage> =
-            handle.rule().get(version).execute().try_collect().await.unwrap_or_else(|error| {
-                tracing::debug!(%error, "there are no routing rules");
-                Vec::new()
-            });
-        routing.rules.extend(rules.iter().filter_map(|rule| read(slot, rule)));
+        routing.rules.extend(rules(handle, version).await.iter().filter_map(|rule| read(slot, rule)));
     }
     Ok(routing)
 }
@@ -126,7 +137,8 @@ fn read_route(route: &RouteMessage, links: &BTreeMap<u32, String>) -> Option<(Pl
 /// A rule of ours; absent: it is none, or not one that is ever made: then it is not known, and stays.
 fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
     // A rule for everything has no destination.
-    let (mut preference, mut ours, mut unmarked, mut from) = (0, false, 0, None);
+    let (mut preference, mut ours, mut unmarked) = (0, false, 0);
+    let (mut suppresses, mut from) = (false, None);
     let mut to = everything(message.header.family).filter(|_| message.header.dst_len == 0);
     for attribute in &message.attributes {
         if let RuleAttribute::Priority(number) = attribute {
@@ -139,13 +151,20 @@ fn read(slot: Slot, message: &RuleMessage) -> Option<Rule> {
             unmarked = *mask;
         } else if let RuleAttribute::Iifname(interface) = attribute {
             from = Some(interface.clone());
+        } else if let RuleAttribute::SuppressPrefixLen(length) = attribute {
+            // The kernel says -1 where nothing is suppressed.
+            suppresses = *length != u32::MAX;
         }
     }
     let main = u32::from(message.header.table) == MAIN;
     let act = if message.header.action == RuleAction::Unreachable {
         Act::Unreachable
     } else if message.header.action == RuleAction::ToTable {
-        if main { Act::Main } else { Act::Own }
+        match main {
+            true if suppresses => Act::Main,
+            true => Act::WholeMain,
+            false => Act::Own,
+        }
     } else {
         return None;
     };
@@ -234,6 +253,10 @@ fn rule_message(slot: Slot, Rule { preference, to, act, unmarked, from }: &Rule)
                 .attributes
                 .push(RuleAttribute::SuppressPrefixLen(u32::from(to.prefix_len()).saturating_sub(1)));
         }
+        Act::WholeMain => {
+            message.header.action = RuleAction::ToTable;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+        }
         Act::Own => {
             message.header.action = RuleAction::ToTable;
             message.attributes.push(RuleAttribute::Table(slot.table()));
@@ -306,7 +329,9 @@ mod tests {
             |directory: &str| Slot::candidates(std::path::Path::new(directory), usual, Default::default())[0];
         let slot = slot_of("/etc/netclient");
         for range in ["10.40.0.0/16", "fd40::/64", "0.0.0.0/0", "::/0"] {
-            for (act, unmarked) in [(Act::Main, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)] {
+            for (act, unmarked) in 
+                [(Act::Main, 0), (Act::WholeMain, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)]
+            {
                 for from in [None, Some("nm-corp".to_owned())] {
                     let to = range.parse().expect("a range");
                     let rule = Rule { preference: 4_748, to, act, unmarked, from };

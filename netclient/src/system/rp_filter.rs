@@ -42,7 +42,8 @@ impl MarksUnheeded {
 
 /// Has the kernel look at a packet's mark when it checks where its sender is (`src_valid_mark`; the value for
 /// all interfaces counts everywhere). It only ever loosens, and does nothing where no rule asks for marks, so
-/// it is left on. Where it cannot be set and no interface checks strictly, that is no failure.
+/// it is left on while a rule asks for one. Where it cannot be set and no interface checks strictly, that is no
+/// failure.
 pub fn heed_marks() -> Result<(), MarksUnheeded> {
     heed_marks_in(Path::new("/proc/sys/net/ipv4/conf"))
 }

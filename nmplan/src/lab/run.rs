@@ -1,6 +1,7 @@
 //! How is a declared network tested?
 //!
-//! [`run`] starts a server and every participant of the [`Roster`], with what is around them, and lets them join.
+//! [`run`] starts a server and every participant of the [`Roster`], with what is around them, and lets them join;
+//! [`prepare`] does all of that but the last.
 //! [`Running::judge`] sends packets between all members, including the server's own host if it is declared, and
 //! hosts behind gateways, until all have answered that may, or time is up; then nothing else may. What may pass, declared tests and the compiler say
 //! ([`super::claims`]). The result is a [`Verdict`]: data, which [`super::verdict`] renders.
@@ -198,12 +199,35 @@ impl NetworkVerdict {
     }
 }
 
+/// A declared network whose server runs, and whose hosts are there and connected: no agent is in it.
+pub struct Prepared {
+    roster: Roster,
+    underlay: Underlay,
+    programs: Programs,
+    server: Server,
+    agents: Vec<(Participant, Agent)>,
+    around: Around,
+    surroundings: Surroundings,
+    /// The files of the clients' private keys.
+    keys: Vec<PathBuf>,
+    tokens: BTreeMap<String, Secret<String>>,
+}
+
 /// Brings a roster up; `progress` is called after each step.
 ///
 /// # Errors
 ///
 /// When the operating system, the server or an agent refuses something.
 pub async fn run(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Running, Error> {
+    prepare(roster, progress).await?.join(progress).await
+}
+
+/// Brings a roster up as far as it goes without agents; `progress` is called after each step.
+///
+/// # Errors
+///
+/// When the operating system or the server refuses something.
+pub async fn prepare(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Prepared, Error> {
     let programs = Programs::find()?;
     let underlay = Underlay::new().await?;
     let server = Server::start(&underlay, &programs, &[]).await?;
@@ -211,28 +235,54 @@ pub async fn run(roster: &Roster, progress: &mut dyn FnMut(&str)) -> Result<Runn
     let (roster, keys) = with_keys(roster, &underlay)?;
     let tokens = apply(&roster, &underlay, &programs, &server).await?;
     progress(&format!("applied: {} objects, {} keys", roster.declared.len(), tokens.len()));
-    let tags = roster.tags();
     let mut agents = Vec::new();
     for participant in &roster.participants {
         agents.push((participant.clone(), Agent::new(&underlay, &programs, &participant.host).await?));
     }
     // Before they join, so that gateways find what they forward to.
-    let surroundings = surroundings(&roster.declared, &tags);
+    let surroundings = surroundings(&roster.declared, &roster.tags());
     let around = connect(&surroundings, &underlay, &roster.declared, (&agents, &server)).await?;
-    let start = Instant::now();
-    let joins = agents.into_iter().map(|(participant, agent)| join(participant, agent, &tokens));
-    let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
-    progress(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
-    let mut clients = Vec::new();
-    for (client, key) in roster.clients.iter().zip(&keys) {
-        let configuration = configuration(client, key, &underlay, &programs, &server).await?;
-        let started = Client::start(&underlay, &programs, &client.host, &configuration).await?;
-        clients.push((client.clone(), started));
+    Ok(Prepared { roster, underlay, programs, server, agents, around, surroundings, keys, tokens })
+}
+
+impl Prepared {
+    /// Every host that there is: the server's, those of agents, and those behind gateways.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        all_hosts(&self.server, &self.agents, &self.around)
     }
-    if !clients.is_empty() {
-        progress(&format!("{} configured", count(clients.len() as u64, "external client")));
+
+    /// Has the agents join, and connects the external clients.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system, the server or an agent refuses something.
+    pub async fn join(self, progress: &mut dyn FnMut(&str)) -> Result<Running, Error> {
+        let Self { roster, underlay, programs, server, agents, around, surroundings, keys, tokens } = self;
+        let start = Instant::now();
+        let joins = agents.into_iter().map(|(participant, agent)| join(participant, agent, &tokens));
+        let agents: Vec<_> = stream::iter(joins).buffered(AT_ONCE).try_collect().await?;
+        progress(&format!("{} nodes joined in {:.1} s", agents.len(), start.elapsed().as_secs_f64()));
+        let mut clients = Vec::new();
+        for (client, key) in roster.clients.iter().zip(&keys) {
+            let configuration = configuration(client, key, &underlay, &programs, &server).await?;
+            let started = Client::start(&underlay, &programs, &client.host, &configuration).await?;
+            clients.push((client.clone(), started));
+        }
+        if !clients.is_empty() {
+            progress(&format!("{} configured", count(clients.len() as u64, "external client")));
+        }
+        let tags = roster.tags();
+        Ok(Running { declared: roster.declared, server, agents, clients, around, surroundings, tags })
     }
-    Ok(Running { declared: roster.declared, server, agents, clients, around, surroundings, tags })
+}
+
+fn all_hosts<'a>(
+    server: &'a Server,
+    agents: &'a [(Participant, Agent)],
+    around: &'a Around,
+) -> impl Iterator<Item = &'a Host> {
+    let agents = agents.iter().map(|(_, agent)| agent.host());
+    std::iter::once(server.host()).chain(agents).chain(around.hosts())
 }
 
 /// The file of what is declared.
@@ -370,6 +420,11 @@ impl Running {
             }
         }
         Ok(Verdict { networks })
+    }
+
+    /// Every host that was there before agents joined, in the order of [`Prepared::hosts`].
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        all_hosts(&self.server, &self.agents, &self.around)
     }
 
     /// Every host but the server's and those of agents, to enter it.
