@@ -6,6 +6,10 @@
 //! interfaces, and a host that forwards no longer takes router advertisements, but for those of interfaces with
 //! `accept_ra` 2: these are set first, since turning forwarding on drops the routes that were advertised.
 //!
+//! A gateway that carries again gets connections that went on through another one. The kernel takes TCP packets
+//! that are too far from those that it has seen for packets of no connection, unless a switch of connection
+//! tracking says otherwise (`nf_conntrack_tcp_be_liberal`, Documentation/networking/nf_conntrack-sysctl.rst).
+//!
 //! [`Changed`] is what was changed, with what it was before; it is stored before anything is, so that whoever
 //! comes next, another process too, puts it back. What somebody else has changed since stays theirs: a switch
 //! that is not as it was set, and one of an interface whose host has come to forward on all of them. Switches
@@ -33,19 +37,23 @@ pub enum Key {
     Ipv6Forced,
     /// Whether router advertisements are taken: 0 never, 1 unless it is a router's, 2 always.
     Advertisements,
+    /// Whether a TCP packet belongs to the connection that its addresses and ports say, wherever in it the packet
+    /// is. It is a switch of the whole host, as if of [`ALL`].
+    Liberal,
 }
 
 impl Key {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements];
+    /// Those that each interface has.
+    pub const OF_INTERFACES: [Self; 4] = [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements];
 
-    /// The folder of its interfaces below `/proc/sys/net`, and the name of its file.
+    /// The folder below `/proc/sys/net`, of its interfaces if they have one each, and the name of its file.
     pub fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::Ipv4 => ("ipv4/conf", "forwarding"),
             Self::Ipv6 => ("ipv6/conf", "forwarding"),
             Self::Ipv6Forced => ("ipv6/conf", "force_forwarding"),
             Self::Advertisements => ("ipv6/conf", "accept_ra"),
+            Self::Liberal => ("netfilter", "nf_conntrack_tcp_be_liberal"),
         }
     }
 }
@@ -69,7 +77,12 @@ impl Switch {
 impl fmt::Display for Switch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (folder, file) = self.key.place();
-        write!(f, "{folder}/{}/{file}", self.interface)
+        match self.key {
+            Key::Liberal => write!(f, "{folder}/{file}"),
+            Key::Ipv4 | Key::Ipv6 | Key::Ipv6Forced | Key::Advertisements => {
+                write!(f, "{folder}/{}/{file}", self.interface)
+            }
+        }
     }
 }
 
@@ -87,18 +100,29 @@ pub struct Needs {
     pub ipv6: BTreeSet<String>,
     /// Whether IPv6 that comes in by a network's interface is forwarded.
     pub ipv6_of_networks: bool,
+    /// Whether connections come here that went on elsewhere for a while: those of an egress, by another gateway.
+    /// Otherwise what comes next of them is of no connection, which is not let through.
+    pub connections_return: bool,
 }
 
 impl Needs {
     /// Whether the host need not forward for any network, but by their own interfaces.
     pub fn is_nothing(&self) -> bool {
-        self.ipv4.is_empty() && self.ipv6.is_empty() && !self.ipv6_of_networks
+        let Self { networks: _, ipv4, ipv6, ipv6_of_networks, connections_return } = self;
+        ipv4.is_empty() && ipv6.is_empty() && !ipv6_of_networks && !connections_return
     }
 
     /// Has what was changed stay as it is.
     pub fn keep(&mut self, changed: &Changed) {
         for Single { switch, .. } in &changed.singles {
-            let of_family = if switch.key == Key::Ipv4 { &mut self.ipv4 } else { &mut self.ipv6 };
+            let of_family = match switch.key {
+                Key::Liberal => {
+                    self.connections_return = true;
+                    continue;
+                }
+                Key::Ipv4 => &mut self.ipv4,
+                Key::Ipv6 | Key::Ipv6Forced | Key::Advertisements => &mut self.ipv6,
+            };
             of_family.insert(switch.interface.clone());
         }
         self.ipv6_of_networks |= changed.whole.is_some();
@@ -152,7 +176,9 @@ pub fn plan(needs: &Needs, found: &Switches, changed: &Changed) -> Plan {
     let ipv4 = needs.ipv4.iter().map(|interface| Switch::of(interface, Key::Ipv4));
     let ipv6 = needs.ipv6.iter().filter(|_| forced && !ipv6_by_host);
     let ipv6 = ipv6.map(|interface| Switch::of(interface, Key::Ipv6Forced));
-    let wanted: BTreeSet<Switch> = ipv4.chain(ipv6).filter(|switch| found.contains_key(switch)).collect();
+    let liberal = needs.connections_return.then(|| Switch::of(ALL, Key::Liberal));
+    let wanted = ipv4.chain(ipv6).chain(liberal);
+    let wanted: BTreeSet<Switch> = wanted.filter(|switch| found.contains_key(switch)).collect();
     for switch in &wanted {
         if on(switch) {
             continue;
@@ -223,7 +249,7 @@ impl Single {
     /// Whether the host has come to forward on all interfaces since.
     fn is_hosts(&self, found: &Switches) -> bool {
         let all = found.get(&Switch::of(ALL, self.switch.key)).copied().unwrap_or(0);
-        self.all == 0 && all != 0
+        self.switch.interface != ALL && self.all == 0 && all != 0
     }
 }
 
@@ -260,6 +286,7 @@ mod tests {
             ipv4: set(ipv4),
             ipv6: set(ipv6),
             ipv6_of_networks: !ipv6.is_empty(),
+            connections_return: false,
         }
     }
 
@@ -284,6 +311,20 @@ mod tests {
             [["eth1".to_owned()].into(), ["eth1".to_owned()].into()]
         );
         assert_eq!(bring(&host, &needs(&["eth1"], &["eth1"]), &mut changed), [""; 0]);
+        bring(&host, &Needs::default(), &mut changed);
+        assert_eq!((host.switches(), changed), (before, Changed::default()));
+    }
+
+    #[test]
+    fn connections_that_return_need_a_switch_of_the_host_and_forwarding_is_a_matter_of_its_own() {
+        let (host, mut changed) = (FakeHost::default(), Changed::default());
+        let before = host.switches();
+        let needs = Needs { connections_return: true, ..Needs::default() };
+        assert_eq!(bring(&host, &needs, &mut changed), ["netfilter/nf_conntrack_tcp_be_liberal=1"]);
+        assert_eq!(changed.opened(&host.switches()), [BTreeSet::new(), BTreeSet::new()]);
+        let mut kept = Needs::default();
+        kept.keep(&changed);
+        assert_eq!(kept, needs);
         bring(&host, &Needs::default(), &mut changed);
         assert_eq!((host.switches(), changed), (before, Changed::default()));
     }
@@ -350,21 +391,23 @@ mod tests {
         fn everything_is_put_back(
             old in any::<bool>(),
             values in proptest::collection::vec((0usize..4, 0usize..4, 0u8..3), 0..8),
-            stories in proptest::collection::vec((0u8..8, 0u8..8), 1..6),
+            liberal in 0u8..2,
+            stories in proptest::collection::vec((0u8..8, 0u8..8, any::<bool>()), 1..6),
         ) {
             let host = if old { FakeHost::with_kernel_before_6_17() } else { FakeHost::default() };
             for (interface, key, value) in values {
-                let switch = Switch::of([ALL, DEFAULT, "eth0", "eth1"][interface], Key::ALL[key]);
+                let switch = Switch::of([ALL, DEFAULT, "eth0", "eth1"][interface], Key::OF_INTERFACES[key]);
                 let value = if switch.key == Key::Advertisements { value } else { value.min(1) };
                 if host.switches().contains_key(&switch) {
                     host.set_switch(&switch, value).expect("set");
                 }
             }
+            host.set_switch(&Switch::of(ALL, Key::Liberal), liberal).expect("set");
             let (before, mut changed) = (host.switches(), Changed::default());
             let some = |bits: u8| ["eth0", "eth1"].into_iter().enumerate()
                 .filter(move |(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| name).collect::<Vec<_>>();
-            for (ipv4, ipv6) in stories {
-                let needs = needs(&some(ipv4), &some(ipv6));
+            for (ipv4, ipv6, connections_return) in stories {
+                let needs = Needs { connections_return, ..needs(&some(ipv4), &some(ipv6)) };
                 bring(&host, &needs, &mut changed);
                 prop_assert_eq!(plan(&needs, &host.switches(), &changed).sets, []);
                 let on = |name: &str, key| host.switches().get(&Switch::of(name, key)).is_some_and(|it| *it != 0);
@@ -374,6 +417,7 @@ mod tests {
                 for name in &needs.ipv6 {
                     prop_assert!(on(ALL, Key::Ipv6) || on(name, Key::Ipv6Forced));
                 }
+                prop_assert!(!connections_return || on(ALL, Key::Liberal));
             }
             bring(&host, &Needs::default(), &mut changed);
             prop_assert_eq!(host.switches(), before);

@@ -9,6 +9,7 @@ pub mod corp;
 pub mod cost;
 pub mod filter;
 pub mod forge;
+pub mod gateways;
 pub mod guest;
 pub mod lan;
 pub mod load;

@@ -10,50 +10,17 @@
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use end_to_end::gateways::{carrier, joined, network, seen_by};
 use end_to_end::lan::Lan;
-use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, patience, run, run_all, text_of};
+use end_to_end::{Mesh, addresses, eventually, in_runtime, patience, run, run_all, text_of};
 use nmplan::lab::{Agent, Host, enter_test};
-use socket2::{Domain, Socket, Type};
 
 /// Within this time a change is applied by agents that are connected.
 const APPLIED: Duration = Duration::from_secs(10);
-
-/// A network of these nodes, each with the addresses that end with its place; `body` is what else is declared.
-fn network(nodes: &[&str], body: &str) -> String {
-    let named: Vec<_> = nodes.iter().map(|name| format!("{name:?}")).collect();
-    let declared = nodes
-        .iter()
-        .zip(201..)
-        .map(|(name, end)| format!("node {name:?} ipv4=\"10.40.0.{end}\" ipv6=\"fd40:40::{end}\"\n"));
-    let (named, declared) = (named.join(" "), declared.collect::<String>());
-    format!(
-        r#"network "corp" {{
-            ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; keepalive "5s"; check-in "1s"
-            access-key "named" {{ for {named} }}
-            {declared}
-            {body}
-        }}"#
-    )
-}
-
-/// Agents that are in the network and know each other, whose hosts filter reverse paths strictly.
-async fn joined(mesh: &Mesh, mut agents: Vec<Agent>, text: &str) -> Vec<Agent> {
-    let tokens = mesh.apply(text).await;
-    for agent in &mut agents {
-        for name in ["all", "default", "eth0"] {
-            let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-            agent.host().write(path, "1").expect("it can be written");
-        }
-        agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
-        agent.start_daemon(&[]).expect("the agent starts");
-    }
-    all_ping_all(&agents, "corp").await;
-    agents
-}
 
 async fn pings(from: &Host, to: IpAddr) -> bool {
     from.ping(to, Duration::from_millis(500)).await.expect("sockets").is_some()
@@ -62,24 +29,6 @@ async fn pings(from: &Host, to: IpAddr) -> bool {
 async fn comes_to_ping(from: &Host, to: IpAddr) {
     let what = format!("{} pings {to}", from.name());
     eventually(&what, APPLIED, async || pings(from, to).await).await;
-}
-
-/// Who a connection from a host to an address of another one comes from, as the other one sees it; absent: there
-/// is none within two seconds.
-fn seen_by(to: &Host, at: IpAddr, from: &Host) -> Option<IpAddr> {
-    let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let listener = to.within(|| {
-        let socket =
-            Socket::new(Domain::for_address(SocketAddr::new(at, 0)), Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("it is known");
-        socket.bind(&SocketAddr::new(any, 80).into()).expect("the port is free");
-        socket.listen(1).expect("it listens");
-        TcpListener::from(socket)
-    });
-    let made = from.within(|| TcpStream::connect_timeout(&SocketAddr::new(at, 80), Duration::from_secs(2)));
-    made.ok()?;
-    let (_, seen) = listener.accept().expect("it came");
-    Some(seen.ip().to_canonical())
 }
 
 /// Everything of a host's network that an agent may change, and what others have there beside it.
@@ -368,52 +317,5 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
                 comes_to_be_as(agent.host(), before).await;
             }
         }
-    });
-}
-
-/// Who carries a range for an agent, as it was sent; absent: nobody.
-async fn carrier(agent: &Agent, range: &str) -> Option<String> {
-    let status = agent.status().await.expect("it answers");
-    let reaches = status["networks"][0]["reaches"].as_array().cloned().unwrap_or_default();
-    let found = reaches.into_iter().find(|reached| reached["ranges"].to_string().contains(range))?;
-    found["via"].as_str().map(ToOwned::to_owned)
-}
-
-#[test]
-fn another_gateway_takes_over_and_the_first_one_is_back_later() {
-    if !enter_test("another_gateway_takes_over_and_the_first_one_is_back_later") {
-        return;
-    }
-    in_runtime(async {
-        let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("gw-1").await, mesh.agent("gw-2").await];
-        let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[1].host(), agents[2].host()]).await;
-        let text = network(&["a", "gw-1", "gw-2"], &office(&lan, "\"gw-1\" \"gw-2\"", ""));
-        let mut agents = joined(&mesh, agents, &text).await;
-        let range = "192.168.50.0/24";
-        let is_carried = async |agents: &[Agent], by: &str, within: u64| {
-            let what = format!("{by} carries the range");
-            let took = eventually(&what, Duration::from_secs(within), async || {
-                carrier(&agents[0], range).await.as_deref() == Some(by)
-            })
-            .await;
-            for to in lan.addresses(254) {
-                comes_to_ping(agents[0].host(), to).await;
-            }
-            eprintln!("{what} after {took:?}");
-        };
-        is_carried(&agents, "gw-1", 10).await;
-        // Its agent goes on, and its LAN is gone.
-        lan.plug(0, false).await;
-        is_carried(&agents, "gw-2", 5).await;
-        lan.plug(0, true).await;
-        is_carried(&agents, "gw-1", 10).await;
-        // Power-off: three intervals of a second, and two seconds.
-        agents[1].kill_daemon().await.expect("it is killed");
-        agents[1].host().link_down().await.expect("it is unplugged");
-        is_carried(&agents, "gw-2", 8).await;
-        agents[1].host().link_up().await.expect("it is plugged in");
-        agents[1].start_daemon(&[]).expect("the agent starts");
-        is_carried(&agents, "gw-1", 15).await;
     });
 }

@@ -45,6 +45,7 @@ const ALL: &[Suite] = &[
     ("faults", &[]),
     ("outside", &[]),
     ("gateways", &[]),
+    ("failover", &[]),
     ("access", &[]),
     ("attacks", &[]),
     ("worlds", &[]),
