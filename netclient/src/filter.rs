@@ -24,6 +24,7 @@
 mod rules;
 mod script;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -94,13 +95,24 @@ pub enum FilterStep {
     Table,
     /// Runs these commands of nft(8), all at once.
     Commands(String),
-    /// Takes elements out of the maps, and adds others; what is in both changes its class.
+    /// Takes elements out of sets and maps, and adds others; an address that is in both changes its class.
     Elements {
-        /// The addresses that are taken out.
-        gone: BTreeSet<IpAddr>,
-        /// Those that are added, each with its class.
-        new: BTreeMap<IpAddr, ClassId>,
+        /// Those that are taken out.
+        gone: BTreeSet<Element>,
+        /// Those that are added.
+        new: BTreeSet<Element>,
     },
+}
+
+/// An element of a set or a map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Element {
+    /// The name of the set or map.
+    pub set: String,
+    /// Whether that holds intervals (`flags interval` in nft(8)), and not only addresses.
+    pub intervals: bool,
+    /// What it is.
+    pub interval: Interval,
 }
 
 /// Addresses from one to another, both in it, and of a map the class whose chain it leads to.
@@ -176,12 +188,17 @@ impl Filter {
         if gone.len() + new.len() > MOST_ELEMENTS {
             return Some(FilterStep::Table);
         }
-        if changes.are_of_members() {
-            let some = !gone.is_empty() || !new.is_empty();
-            return some.then_some(FilterStep::Elements { gone, new });
+        let mut rules = Cow::Borrowed(&self.rules);
+        if !changes.are_of_members() {
+            rules.to_mut().apply(changes);
         }
-        let mut rules = self.rules.clone();
-        rules.apply(changes);
+        if let Some((mut less, mut more)) = self.rules.elements(&rules, changes) {
+            let had = gone.iter().map(|address| (*address, self.members[address]));
+            less.extend(had.map(|(address, class)| Element::member(address, class)));
+            more.extend(new.into_iter().map(|(address, class)| Element::member(address, class)));
+            let some = !less.is_empty() || !more.is_empty();
+            return some.then_some(FilterStep::Elements { gone: less, new: more });
+        }
         let table = table(self.interface());
         let commands = self.rules.script().commands(&rules.script(), &table, &gone, &new);
         (!commands.is_empty()).then_some(FilterStep::Commands(commands))
@@ -196,6 +213,18 @@ impl Filter {
                 None => drop(self.members.remove(address)),
             }
         }
+    }
+}
+
+impl Element {
+    /// An address in a set of addresses, or that leads to the chain of a class in a map of them.
+    pub fn address(set: &str, address: IpAddr, class: Option<ClassId>) -> Self {
+        let interval = Interval { first: address, last: address, class };
+        Self { set: set.to_owned(), intervals: false, interval }
+    }
+
+    fn member(address: IpAddr, class: ClassId) -> Self {
+        Self::address(map(&address), address, Some(class))
     }
 }
 
@@ -242,14 +271,15 @@ impl FilterChanges {
         }
     }
 
-    /// Whether they are about members alone.
+    /// Whether they are about members alone, none of which is a client that the node carries.
     fn are_of_members(&self) -> bool {
-        let Self { access, members: _, routes, forwards, guarded, clients } = self;
-        access.is_empty()
-            && routes.is_empty()
-            && forwards.is_empty()
-            && guarded.is_empty()
-            && clients.is_empty()
+        self.clients.is_empty() && self.are_of_addresses()
+    }
+
+    /// Whether nobody may open anything else than before, but for those who come or go.
+    fn are_of_addresses(&self) -> bool {
+        let Self { access, members: _, routes, forwards, guarded, clients: _ } = self;
+        access.is_empty() && routes.is_empty() && forwards.is_empty() && guarded.is_empty()
     }
 
     /// Adds what has changed since.

@@ -10,6 +10,10 @@
 //! Marks are looked at for all interfaces (`src_valid_mark`), for as long as a rule asks for one: ours, or, after the
 //! last network, somebody else's, who may have come to need it (wg-quick(8) sets it too, and leaves it on).
 //!
+//! A gateway that carries again gets connections that went on through another one. The kernel takes TCP packets
+//! that are too far from those that it has seen for packets of no connection, unless a switch of connection
+//! tracking says otherwise (`nf_conntrack_tcp_be_liberal`, Documentation/networking/nf_conntrack-sysctl.rst).
+//!
 //! [`Changed`] is what was changed, with what it was before; it is stored before anything is, so that whoever
 //! comes next, another process too, puts it back. What somebody else has changed since stays theirs: a switch
 //! that is not as it was set, and one of an interface whose host has come to forward on all of them. Switches
@@ -39,13 +43,17 @@ pub enum Key {
     Advertisements,
     /// Whether a packet's mark counts when the kernel checks where its sender is.
     Marks,
+    /// Whether a TCP packet belongs to the connection that its addresses and ports say, wherever in it the packet
+    /// is. It is a switch of the whole host, as if of [`ALL`].
+    Liberal,
 }
 
 impl Key {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements, Self::Marks];
+    /// Those that each interface has.
+    pub const OF_INTERFACES: [Self; 5] =
+        [Self::Ipv4, Self::Ipv6, Self::Ipv6Forced, Self::Advertisements, Self::Marks];
 
-    /// The folder of its interfaces below `/proc/sys/net`, and the name of its file.
+    /// The folder below `/proc/sys/net`, of its interfaces if they have one each, and the name of its file.
     pub fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::Ipv4 => ("ipv4/conf", "forwarding"),
@@ -53,6 +61,7 @@ impl Key {
             Self::Ipv6Forced => ("ipv6/conf", "force_forwarding"),
             Self::Advertisements => ("ipv6/conf", "accept_ra"),
             Self::Marks => ("ipv4/conf", "src_valid_mark"),
+            Self::Liberal => ("netfilter", "nf_conntrack_tcp_be_liberal"),
         }
     }
 }
@@ -76,7 +85,12 @@ impl Switch {
 impl fmt::Display for Switch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (folder, file) = self.key.place();
-        write!(f, "{folder}/{}/{file}", self.interface)
+        match self.key {
+            Key::Liberal => write!(f, "{folder}/{file}"),
+            Key::Ipv4 | Key::Ipv6 | Key::Ipv6Forced | Key::Advertisements | Key::Marks => {
+                write!(f, "{folder}/{}/{file}", self.interface)
+            }
+        }
     }
 }
 
@@ -96,12 +110,16 @@ pub struct Needs {
     pub ipv6_of_networks: bool,
     /// Whether marks are looked at.
     pub marks: bool,
+    /// Whether connections come here that went on elsewhere for a while: those of an egress, by another gateway.
+    /// Otherwise what comes next of them is of no connection, which is not let through.
+    pub connections_return: bool,
 }
 
 impl Needs {
     /// Whether the host need not forward for any network, but by their own interfaces.
     pub fn is_nothing(&self) -> bool {
-        self.ipv4.is_empty() && self.ipv6.is_empty() && !self.ipv6_of_networks
+        let Self { networks: _, ipv4, ipv6, ipv6_of_networks, marks: _, connections_return } = self;
+        ipv4.is_empty() && ipv6.is_empty() && !ipv6_of_networks && !connections_return
     }
 
     /// Has what was changed stay as it is.
@@ -110,6 +128,7 @@ impl Needs {
             match switch.key {
                 Key::Ipv4 => drop(self.ipv4.insert(switch.interface.clone())),
                 Key::Marks => self.marks = true,
+                Key::Liberal => self.connections_return = true,
                 Key::Ipv6 | Key::Ipv6Forced | Key::Advertisements => {
                     self.ipv6.insert(switch.interface.clone());
                 }
@@ -167,8 +186,9 @@ pub fn plan(needs: &Needs, found: &Switches, changed: &Changed) -> Plan {
     let ipv6 = needs.ipv6.iter().filter(|_| forced && !ipv6_by_host);
     let ipv6 = ipv6.map(|interface| Switch::of(interface, Key::Ipv6Forced));
     let marks = needs.marks.then(|| Switch::of(ALL, Key::Marks));
-    let wanted = ipv4.chain(ipv6).chain(marks).filter(|switch| found.contains_key(switch));
-    let wanted: BTreeSet<Switch> = wanted.collect();
+    let liberal = needs.connections_return.then(|| Switch::of(ALL, Key::Liberal));
+    let wanted = ipv4.chain(ipv6).chain(marks).chain(liberal);
+    let wanted: BTreeSet<Switch> = wanted.filter(|switch| found.contains_key(switch)).collect();
     for switch in &wanted {
         if on(switch) {
             continue;
@@ -238,11 +258,8 @@ fn put_back(befores: &BTreeMap<String, Before>, needs: &Needs, found: &Switches)
 impl Single {
     /// Whether the host has come to forward on all interfaces since.
     fn is_hosts(&self, found: &Switches) -> bool {
-        if self.switch.interface == ALL {
-            return false;
-        }
         let all = found.get(&Switch::of(ALL, self.switch.key)).copied().unwrap_or(0);
-        self.all == 0 && all != 0
+        self.switch.interface != ALL && self.all == 0 && all != 0
     }
 }
 
@@ -280,6 +297,7 @@ mod tests {
             ipv6: set(ipv6),
             ipv6_of_networks: !ipv6.is_empty(),
             marks: false,
+            connections_return: false,
         }
     }
 
@@ -304,6 +322,20 @@ mod tests {
             [["eth1".to_owned()].into(), ["eth1".to_owned()].into()]
         );
         assert_eq!(bring(&host, &needs(&["eth1"], &["eth1"]), &mut changed), [""; 0]);
+        bring(&host, &Needs::default(), &mut changed);
+        assert_eq!((host.switches(), changed), (before, Changed::default()));
+    }
+
+    #[test]
+    fn connections_that_return_need_a_switch_of_the_host_and_forwarding_is_a_matter_of_its_own() {
+        let (host, mut changed) = (FakeHost::default(), Changed::default());
+        let before = host.switches();
+        let needs = Needs { connections_return: true, ..Needs::default() };
+        assert_eq!(bring(&host, &needs, &mut changed), ["netfilter/nf_conntrack_tcp_be_liberal=1"]);
+        assert_eq!(changed.opened(&host.switches()), [BTreeSet::new(), BTreeSet::new()]);
+        let mut kept = Needs::default();
+        kept.keep(&changed);
+        assert_eq!(kept, needs);
         bring(&host, &Needs::default(), &mut changed);
         assert_eq!((host.switches(), changed), (before, Changed::default()));
     }
@@ -369,22 +401,24 @@ mod tests {
         #[test]
         fn everything_is_put_back(
             old in any::<bool>(),
-            values in proptest::collection::vec((0usize..4, 0usize..Key::ALL.len(), 0u8..3), 0..8),
-            stories in proptest::collection::vec((0u8..8, 0u8..8, any::<bool>()), 1..6),
+            values in proptest::collection::vec((0usize..4, 0usize..Key::OF_INTERFACES.len(), 0u8..3), 0..8),
+            liberal in 0u8..2,
+            stories in proptest::collection::vec((0u8..8, 0u8..8, any::<bool>(), any::<bool>()), 1..6),
         ) {
             let host = if old { FakeHost::with_kernel_before_6_17() } else { FakeHost::default() };
             for (interface, key, value) in values {
-                let switch = Switch::of([ALL, DEFAULT, "eth0", "eth1"][interface], Key::ALL[key]);
+                let switch = Switch::of([ALL, DEFAULT, "eth0", "eth1"][interface], Key::OF_INTERFACES[key]);
                 let value = if switch.key == Key::Advertisements { value } else { value.min(1) };
                 if host.switches().contains_key(&switch) {
                     host.set_switch(&switch, value).expect("set");
                 }
             }
+            host.set_switch(&Switch::of(ALL, Key::Liberal), liberal).expect("set");
             let (before, mut changed) = (host.switches(), Changed::default());
             let some = |bits: u8| ["eth0", "eth1"].into_iter().enumerate()
                 .filter(move |(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| name).collect::<Vec<_>>();
-            for (ipv4, ipv6, marks) in stories {
-                let needs = Needs { marks, ..needs(&some(ipv4), &some(ipv6)) };
+            for (ipv4, ipv6, marks, connections_return) in stories {
+                let needs = Needs { marks, connections_return, ..needs(&some(ipv4), &some(ipv6)) };
                 bring(&host, &needs, &mut changed);
                 prop_assert_eq!(plan(&needs, &host.switches(), &changed).sets, []);
                 let on = |name: &str, key| host.switches().get(&Switch::of(name, key)).is_some_and(|it| *it != 0);
@@ -395,6 +429,7 @@ mod tests {
                     prop_assert!(on(ALL, Key::Ipv6) || on(name, Key::Ipv6Forced));
                 }
                 prop_assert!(on(ALL, Key::Marks) || !marks);
+                prop_assert!(!connections_return || on(ALL, Key::Liberal));
             }
             bring(&host, &Needs::default(), &mut changed);
             prop_assert_eq!(host.switches(), before);

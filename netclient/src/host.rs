@@ -18,11 +18,11 @@ use schema::scalars::Endpoint;
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
-use crate::filter::{self, Filter, FilterChanges, FilterStep, Interval};
+use crate::filter::{self, Element, Filter, FilterChanges, FilterStep, Interval};
 use crate::forwarding::{Switch, Switches};
 use crate::gateways::Exit;
-use crate::outside::{Mark, Outside, Routing, Slot, filter_members};
-use crate::system::elements;
+use crate::outside::{Mark, Outside, Routing, Slot, members_set};
+use crate::system::elements::{self, Known};
 use crate::system::firewall::{self, FirewallError};
 use crate::system::forwarding::{self, Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
@@ -217,6 +217,18 @@ impl System {
         Ok(())
     }
 
+    fn change_elements(
+        &self,
+        table: &str,
+        gone: &BTreeSet<Element>,
+        new: &BTreeSet<Element>,
+        known: Known,
+    ) -> Result<(), FirewallError> {
+        let refused =
+            |error: io::Error| FirewallError::Refused { table: table.to_owned(), reason: error.to_string() };
+        elements::change(&self.own, table, gone, new, known).map_err(refused)
+    }
+
     fn access(&self) -> MutexGuard<'_, BTreeMap<String, Option<Standing<Filter>>>> {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -310,8 +322,13 @@ impl Host for System {
         new: &BTreeSet<IpAddr>,
     ) -> Result<(), FirewallError> {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        let commands = filter_members(slot, gone, new);
-        firewall::change(&self.own, &slot.filter(), &commands).inspect_err(|_| *filter = None)?;
+        let elements = |addresses: &BTreeSet<IpAddr>| {
+            let all = addresses.iter().map(|address| Element::address(members_set(address), *address, None));
+            all.collect()
+        };
+        // It may be a member of another network as well.
+        self.change_elements(&slot.filter(), &elements(gone), &elements(new), Known::Stays)
+            .inspect_err(|_| *filter = None)?;
         if let Some(filter) = &mut *filter {
             for member in gone {
                 filter.content.members.remove(member);
@@ -354,10 +371,7 @@ impl Host for System {
         match step {
             None => {}
             Some(FilterStep::Elements { gone, new }) => {
-                elements::change(&self.own, &table, &gone, &new).map_err(|error| {
-                    let reason = error.to_string();
-                    FirewallError::Refused { table: table.clone(), reason }
-                })?;
+                self.change_elements(&table, &gone, &new, Known::Refused)?;
             }
             Some(FilterStep::Table) => {
                 firewall::load(&self.own, &table, &content.text())?;

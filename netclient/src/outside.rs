@@ -538,27 +538,16 @@ fn sets<'a>(
     own: &'a BTreeSet<IpAddr>,
     members: &'a BTreeSet<IpAddr>,
 ) -> [(&'static str, bool, &'a BTreeSet<IpAddr>); 4] {
-    [("own4", true, own), ("own6", false, own), ("members4", true, members), ("members6", false, members)]
+    let [members4, members6] = MEMBERS;
+    [("own4", true, own), ("own6", false, own), (members4, true, members), (members6, false, members)]
 }
 
-/// The commands of nft(8) by which the members of a filter change.
-pub fn filter_members(slot: Slot, gone: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) -> String {
-    let mut text = String::new();
-    for (verb, addresses) in [("delete", gone), ("add", new)] {
-        for (family, ipv4) in [("4", true), ("6", false)] {
-            let some: Vec<_> = addresses
-                .iter()
-                .filter(|address| address.is_ipv4() == ipv4)
-                .map(ToString::to_string)
-                .collect();
-            if !some.is_empty() {
-                let table = slot.filter();
-                writeln!(text, "{verb} element inet {table} members{family} {{ {} }}", some.join(", "))
-                    .expect("a text takes everything");
-            }
-        }
-    }
-    text
+/// The sets of members, of IPv4 and of IPv6.
+const MEMBERS: [&str; 2] = ["members4", "members6"];
+
+/// The set of the table that the address of a member is in.
+pub fn members_set(address: &IpAddr) -> &'static str {
+    MEMBERS[usize::from(address.is_ipv6())]
 }
 
 /// `guard` comes before routing and connection tracking's helpers, and drops what pretends; the other chains but

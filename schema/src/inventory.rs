@@ -107,6 +107,8 @@ impl NodeProblem {
     pub const RULES_NOT_ENFORCED: &str = "rules-not-enforced";
     /// The kernel drops what is marked where it filters reverse paths strictly.
     pub const MARKS_UNHEEDED: &str = "marks-unheeded";
+    /// The kernel takes packets of TCP connections that went on through another gateway for those of none.
+    pub const STRICT_CONNECTIONS: &str = "strict-connections";
     /// The WireGuard device does not answer: known to the host alone.
     pub const DEVICE: &str = "device";
     /// The WireGuard device is of another kind than the setting wants, since it existed before.

@@ -56,7 +56,10 @@ async fn measure() {
     println!("| --- | --- | --- |");
     let [allow, deny] = nodes.each_ref().map(|node| node.one_more(classes));
     row("one more peer: computing what changes", [Some(allow.computing), Some(deny.computing)]);
-    row("one more peer: its address in the table of the agent, by nft(8)", [Some(allow.own), Some(deny.own)]);
+    row(
+        "one more peer: its address in the table of the agent, by netlink",
+        [Some(allow.own), Some(deny.own)],
+    );
     row("one more peer: its class in the table of the network, by netlink", [None, deny.class]);
     row("the table of the agent, whole, by nft(8)", nodes.each_ref().map(|node| Some(node.own_table())));
     row("the table of the network, whole, by nft(8)", [None, Some(nodes[1].access_table())]);

@@ -20,7 +20,7 @@ const COMMANDS: [&str; 7] = [
 ];
 
 /// The state of a host's network, as lines: what [`COMMANDS`] print, every setting below `/proc/sys/net` of IPv4 and
-/// IPv6, and the names in `/etc/hosts`.
+/// IPv6, the one of connection tracking that agents change, and the names in `/etc/hosts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostState(Vec<String>);
 
@@ -39,6 +39,8 @@ impl HostState {
             for family in ["ipv4", "ipv6"] {
                 add_settings(&Path::new("/proc/sys/net").join(family), &mut lines);
             }
+            let liberal = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+            lines.push(format!("nf_conntrack_tcp_be_liberal: {}", liberal.unwrap_or_default().trim()));
             let names = fs::read_to_string("/etc/hosts").unwrap_or_default();
             lines.extend(names.lines().map(|line| format!("/etc/hosts: {line}")));
         });

@@ -9,6 +9,7 @@ pub mod corp;
 pub mod cost;
 pub mod filter;
 pub mod forge;
+pub mod gateways;
 pub mod guest;
 pub mod host_state;
 pub mod lan;
@@ -16,6 +17,7 @@ pub mod load;
 pub mod loopback;
 pub mod matrix;
 pub mod meshes;
+pub mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

@@ -10,69 +10,21 @@
 
 #![expect(clippy::print_stderr, reason = "figures of a run")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use end_to_end::gateways::{agents, filter_paths, joined, network, seen_by};
 use end_to_end::host_state::HostState;
 use end_to_end::lan::Lan;
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, packets, run, run_all, text_of};
 use nmplan::lab::{Agent, Host, enter_test};
-use socket2::{Domain, Socket, Type};
 
 /// Within this time a change is applied by agents that are connected.
 const APPLIED: Duration = Duration::from_secs(10);
 
 /// More packets than a host sends and receives in some seconds in which agents only check in.
 const FEW: u64 = 200;
-
-/// A network of these nodes, each with the addresses that end with its place; `body` is what else is declared.
-fn network(nodes: &[&str], body: &str) -> String {
-    let named: Vec<_> = nodes.iter().map(|name| format!("{name:?}")).collect();
-    let declared = nodes
-        .iter()
-        .zip(201..)
-        .map(|(name, end)| format!("node {name:?} ipv4=\"10.40.0.{end}\" ipv6=\"fd40:40::{end}\"\n"));
-    let (named, declared) = (named.join(" "), declared.collect::<String>());
-    format!(
-        r#"network "corp" {{
-            ipv4 "10.40.0.0/16"; ipv6 "fd40:40::/64"; keepalive "5s"; check-in "1s"
-            access-key "named" {{ for {named} }}
-            {declared}
-            {body}
-        }}"#
-    )
-}
-
-/// Agents that are in no network yet, whose hosts filter reverse paths strictly.
-async fn agents<const N: usize>(mesh: &Mesh, names: [&str; N]) -> Vec<Agent> {
-    let mut agents = Vec::new();
-    for name in names {
-        let agent = mesh.agent(name).await;
-        filter_paths(agent.host(), "1");
-        agents.push(agent);
-    }
-    agents
-}
-
-/// Has a host filter reverse paths strictly (1), or not at all (0).
-fn filter_paths(host: &Host, how: &str) {
-    for interface in ["all", "default", "eth0"] {
-        let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
-        host.write(path, how).expect("it can be written");
-    }
-}
-
-/// Agents that are in the network and know each other.
-async fn joined(mesh: &Mesh, mut agents: Vec<Agent>, text: &str) -> Vec<Agent> {
-    let tokens = mesh.apply(text).await;
-    for agent in &mut agents {
-        agent.join(&tokens["corp/access-key/named"], &[]).await.expect("it joins");
-        agent.start_daemon(&[]).expect("the agent starts");
-    }
-    all_ping_all(&agents, "corp").await;
-    agents
-}
 
 async fn pings(from: &Host, to: IpAddr) -> bool {
     from.ping(to, Duration::from_millis(500)).await.expect("sockets").is_some()
@@ -81,24 +33,6 @@ async fn pings(from: &Host, to: IpAddr) -> bool {
 async fn comes_to_ping(from: &Host, to: IpAddr) {
     let what = format!("{} pings {to}", from.name());
     eventually(&what, APPLIED, async || pings(from, to).await).await;
-}
-
-/// Who a connection from a host to an address of another one comes from, as the other one sees it; absent: there
-/// is none within two seconds.
-fn seen_by(to: &Host, at: IpAddr, from: &Host) -> Option<IpAddr> {
-    let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let listener = to.within(|| {
-        let socket =
-            Socket::new(Domain::for_address(SocketAddr::new(at, 0)), Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("it is known");
-        socket.bind(&SocketAddr::new(any, 80).into()).expect("the port is free");
-        socket.listen(1).expect("it listens");
-        TcpListener::from(socket)
-    });
-    let made = from.within(|| TcpStream::connect_timeout(&SocketAddr::new(at, 80), Duration::from_secs(2)));
-    made.ok()?;
-    let (_, seen) = listener.accept().expect("it came");
-    Some(seen.ip().to_canonical())
 }
 
 /// The problems that an agent reports, as its document has them.
@@ -345,7 +279,6 @@ fn an_internet_gateway_takes_what_is_for_nowhere_else() {
     });
 }
 
-/// Who carries a range for an agent, as it was sent; absent: nobody.
 #[test]
 fn a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there() {
     if !enter_test("a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there") {
@@ -353,9 +286,9 @@ fn a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there() {
     }
     in_runtime(async {
         let mesh = Mesh::start().await;
-        let agents = vec![mesh.agent("a").await, mesh.agent("hub").await, mesh.agent("gw-1").await];
+        let agents = agents(&mesh, ["a", "hub", "gw-1"]).await;
         let operator = mesh.underlay.host("o").await.expect("a host");
-        let before = state(agents[1].host()).await;
+        let before = HostState::of(agents[1].host()).await;
         let with = |body: &str| network(&["a", "hub", "gw-1"], &format!("hub \"hub\"\n{body}"));
         let exit = |of: &str| {
             with(&format!("egress \"out\" via=\"gw-1\" {{ ranges \"0.0.0.0/0\" \"::/0\"; for {of} }}"))
@@ -383,53 +316,7 @@ fn a_hub_carries_others_to_the_internet_and_keeps_its_own_way_there() {
             comes_to_ping(agent.host(), operator.ipv4().into()).await;
         }
         leave(&agents[1]).await;
-        comes_to_be_as(hub, &before).await;
-    });
-}
-
-async fn carrier(agent: &Agent, range: &str) -> Option<String> {
-    let status = agent.status().await.expect("it answers");
-    let reaches = status["networks"][0]["reaches"].as_array().cloned().unwrap_or_default();
-    let found = reaches.into_iter().find(|reached| reached["ranges"].to_string().contains(range))?;
-    found["via"].as_str().map(ToOwned::to_owned)
-}
-
-#[test]
-fn another_gateway_takes_over_and_the_first_one_is_back_later() {
-    if !enter_test("another_gateway_takes_over_and_the_first_one_is_back_later") {
-        return;
-    }
-    in_runtime(async {
-        let mesh = Mesh::start().await;
-        let agents = agents(&mesh, ["a", "gw-1", "gw-2"]).await;
-        let lan = Lan::new(&mesh.underlay, "inner", 50, &[agents[1].host(), agents[2].host()]).await;
-        let text = network(&["a", "gw-1", "gw-2"], &office(&lan, "\"gw-1\" \"gw-2\"", ""));
-        let mut agents = joined(&mesh, agents, &text).await;
-        let range = "192.168.50.0/24";
-        let is_carried = async |agents: &[Agent], by: &str, within: u64| {
-            let what = format!("{by} carries the range");
-            let took = eventually(&what, Duration::from_secs(within), async || {
-                carrier(&agents[0], range).await.as_deref() == Some(by)
-            })
-            .await;
-            for to in lan.addresses(254) {
-                comes_to_ping(agents[0].host(), to).await;
-            }
-            eprintln!("{what} after {took:?}");
-        };
-        is_carried(&agents, "gw-1", 10).await;
-        // Its agent goes on, and its LAN is gone.
-        lan.plug(0, false).await;
-        is_carried(&agents, "gw-2", 5).await;
-        lan.plug(0, true).await;
-        is_carried(&agents, "gw-1", 10).await;
-        // Power-off: three intervals of a second, and two seconds.
-        agents[1].kill_daemon().await.expect("it is killed");
-        agents[1].host().link_down().await.expect("it is unplugged");
-        is_carried(&agents, "gw-2", 8).await;
-        agents[1].host().link_up().await.expect("it is plugged in");
-        agents[1].start_daemon(&[]).expect("the agent starts");
-        is_carried(&agents, "gw-1", 15).await;
+        before.returns(hub, APPLIED).await;
     });
 }
 

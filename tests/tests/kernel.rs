@@ -56,6 +56,7 @@ const ALL: &[Suite] = &[
     ("outside", &[]),
     ("gateways", &[]),
     ("stories", &[]),
+    ("failover", &[]),
     ("access", &[]),
     ("clients", &[]),
     ("attacks", &[]),

@@ -12,11 +12,11 @@ use schema::view::View;
 
 use super::{Agent, error_chain};
 use crate::directory::DirectoryError;
-use crate::forwarding::{Changed, Needs, Plan, plan};
+use crate::forwarding::{Changed, Key, Needs, Plan, plan};
 use crate::gateways::{self, Surroundings};
 use crate::membership::Membership;
 use crate::outside::Outside;
-use crate::system::forwarding::lifetime;
+use crate::system::forwarding::{ForwardingError, lifetime};
 use crate::system::rp_filter::MarksUnheeded;
 use crate::tunnel::TunnelError;
 
@@ -51,6 +51,7 @@ impl Agent {
             let View { network, interface, forwards, .. } = &membership.view;
             let has_ipv6 = interface.addresses.iter().any(|address| address.addr().is_ipv6());
             needs.ipv6_of_networks |= interface.forward && has_ipv6;
+            needs.connections_return |= !forwards.is_empty();
             for (egress, forward) in forwards {
                 let (ways, problem) =
                     gateways::ways(network, egress, forward, &self.surroundings(forward).await?);
@@ -82,10 +83,19 @@ impl Agent {
     }
 
     /// Has the host forward from where it has to, and puts back what was turned on and need not be. Returns what
-    /// is wrong then: the host carries nothing.
+    /// is wrong then.
     pub(super) fn forward(&self, needs: &Needs) -> Option<NodeProblem> {
-        let outcome = self.try_forward(needs);
-        outcome.err().map(|error| NodeProblem::new(NodeProblem::FORWARDING, error_chain(&error)))
+        match self.try_forward(needs) {
+            // The host carries nothing.
+            Err(error) => Some(NodeProblem::new(NodeProblem::FORWARDING, error_chain(&error))),
+            Ok(strict) => strict.map(|error| {
+                let message = format!(
+                    "TCP connections that went on through another gateway break when this one carries again: {}",
+                    error_chain(&error)
+                );
+                NodeProblem::new(NodeProblem::STRICT_CONNECTIONS, message)
+            }),
+        }
     }
 
     /// Has the kernel look at marks. Returns why it does not, where that matters; what it did before need not be
@@ -121,21 +131,27 @@ impl Agent {
         Ok(Needs { marks, ..needs })
     }
 
-    pub(super) fn try_forward(&self, needs: &Needs) -> Result<(), TunnelError> {
+    /// The same; returns why connections that return are not let through, which nothing else depends on.
+    pub(super) fn try_forward(&self, needs: &Needs) -> Result<Option<ForwardingError>, TunnelError> {
         let lifetime = lifetime();
         let changed = self.directory.forwarding(&lifetime)?;
         if needs.is_nothing() && changed.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let Plan { before, sets, after } = plan(needs, &self.host.switches(), &changed);
         let keep = |was: &Changed, now: &Changed| {
             if was == now { Ok(()) } else { self.directory.keep_forwarding(&lifetime, now) }
         };
         keep(&changed, &before)?;
+        let mut strict = None;
         for (switch, value) in &sets {
             tracing::info!(%switch, value, "forwarding of the host");
-            self.host.set_switch(switch, *value)?;
+            match self.host.set_switch(switch, *value) {
+                Err(error) if switch.key == Key::Liberal => strict = Some(error),
+                outcome => outcome?,
+            }
         }
-        Ok(keep(&before, &after)?)
+        keep(&before, &after)?;
+        Ok(strict)
     }
 }

@@ -67,7 +67,8 @@ impl Agent {
         let needs = if kept.filtered() {
             needs
         } else {
-            Needs { ipv4: BTreeSet::new(), ipv6: BTreeSet::new(), marks: false, ..needs }
+            let (ipv4, ipv6) = Default::default();
+            Needs { ipv4, ipv6, marks: false, connections_return: false, ..needs }
         };
         brought.problems.extend(self.forward(&needs));
         brought.problems.extend(match &unjudged {
@@ -320,7 +321,8 @@ impl Agent {
         let slot = self.slot()?;
         self.host.set_routing(slot, &outside.routing(slot, kept.outside())).await?;
         // The packet filter still knows what was turned on for networks alone.
-        self.try_forward(&self.without_rules(needs).await?)
+        self.try_forward(&self.without_rules(needs).await?)?;
+        Ok(())
     }
 
     /// Removes every network from the host, and forgets none: whoever opens the agent again can bring all of

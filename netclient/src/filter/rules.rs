@@ -11,7 +11,7 @@ use schema::scalars::Name;
 use schema::view::{Forward, Guarded};
 
 use super::script::{Script, Set};
-use super::{FilterChanges, Interval, MAPS, by_longest_prefix, chain};
+use super::{Element, FilterChanges, Interval, MAPS, by_longest_prefix, chain};
 use crate::outside::GROUP;
 
 /// What a table says of everything but who the members are.
@@ -128,6 +128,28 @@ impl Rules {
         }
         all.values_mut().for_each(|intervals| intervals.sort());
         all
+    }
+
+    /// The elements that go and those that come with changes, after which the rules are the later ones; absent: they
+    /// change more than elements. Chains depend on which sets there are, and not on what these hold.
+    pub(super) fn elements(
+        &self,
+        later: &Self,
+        changes: &FilterChanges,
+    ) -> Option<(BTreeSet<Element>, BTreeSet<Element>)> {
+        if changes.are_of_members() {
+            return Some(Default::default());
+        }
+        if !changes.are_of_addresses() {
+            return None;
+        }
+        let (had, has) = (self.intervals(), later.intervals());
+        let elements = |sets: &BTreeMap<String, Vec<Interval>>| -> BTreeSet<Element> {
+            let all = sets.iter().flat_map(|(set, of)| of.iter().map(move |interval| (set, interval)));
+            all.map(|(set, it)| Element { set: set.clone(), intervals: true, interval: it.clone() }).collect()
+        };
+        let (before, after) = (elements(&had), elements(&has));
+        had.keys().eq(has.keys()).then(|| (&before - &after, &after - &before))
     }
 
     /// The classes that may open anything.

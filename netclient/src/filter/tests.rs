@@ -152,11 +152,11 @@ fn one_more_member_and_one_less_are_elements_of_their_own() {
     let access = [("web", tcp(80))];
     let (two, three) =
         (view(&[(1, "web"), (2, "web")], &access), view(&[(1, "web"), (2, "web"), (3, "web")], &access));
-    let three_addresses = peer(3, "web").addresses.clone();
-    let new = three_addresses.iter().map(|address| (*address, class("web"))).collect();
-    assert_eq!(step(&two, &three), Some(FilterStep::Elements { gone: BTreeSet::new(), new }));
-    let gone = three_addresses;
-    assert_eq!(step(&three, &two), Some(FilterStep::Elements { gone, new: BTreeMap::new() }));
+    let third: BTreeSet<_> =
+        peer(3, "web").addresses.iter().map(|address| Element::member(*address, class("web"))).collect();
+    let none = BTreeSet::new();
+    assert_eq!(step(&two, &three), Some(FilterStep::Elements { gone: none.clone(), new: third.clone() }));
+    assert_eq!(step(&three, &two), Some(FilterStep::Elements { gone: third, new: none }));
     assert_eq!(step(&two, &two), None);
 }
 
@@ -165,7 +165,44 @@ fn a_member_that_changes_its_class_is_in_one_of_them_at_any_time() {
     let access = [("web", tcp(80)), ("db", tcp(5432))];
     let step = step(&view(&[(1, "web")], &access), &view(&[(1, "db")], &access));
     let Some(FilterStep::Elements { gone, new }) = &step else { panic!("{step:?}") };
-    assert!(gone.iter().eq(new.keys()) && new.values().all(|it| *it == class("db")), "{step:?}");
+    let of = |elements: &BTreeSet<Element>, of: &str| -> Vec<_> {
+        assert!(elements.iter().all(|it| it.interval.class == Some(class(of))), "{step:?}");
+        elements.iter().map(|it| it.interval.first).collect()
+    };
+    assert_eq!(of(gone, "web"), of(new, "db"));
+}
+
+#[test]
+fn one_more_client_and_one_less_are_elements_unless_it_is_the_first_of_its_class() {
+    let with = |clients: &[u8]| {
+        let peers: Vec<_> = clients.iter().map(|number| (*number, "phone")).chain([(1, "web")]).collect();
+        let mut view = view(&peers, &[("phone", tcp(80))]);
+        for number in clients {
+            let client = view.peers.get_mut(&name(&format!("n{number}"))).expect("it is there");
+            *client = Arc::new(Peer { via: Some(view.node.clone()), ..(**client).clone() });
+        }
+        let from = [(class("web"), tcp(22))].into();
+        view.guarded.insert(class("phone"), Arc::new(from));
+        view
+    };
+    let (one, two) = (with(&[2]), with(&[2, 3]));
+    let Some(FilterStep::Elements { gone, new }) = step(&one, &two) else { panic!("{:?}", step(&one, &two)) };
+    let sets: Vec<_> = new.iter().map(|it| (&*it.set, it.intervals)).collect();
+    let of = |family: &str| format!("to{family}_{}", class("phone"));
+    let [to4, to6] = [of("4"), of("6")];
+    let expected = [
+        ("clients4", true),
+        ("clients6", true),
+        (&to4, true),
+        (&to6, true),
+        ("who4", false),
+        ("who6", false),
+    ];
+    assert_eq!((gone.len(), sets), (0, expected.to_vec()));
+    assert_eq!(step(&two, &one), Some(FilterStep::Elements { gone: new, new: gone }));
+    for (before, after) in [(with(&[]), &one), (one.clone(), &with(&[]))] {
+        assert!(matches!(step(&before, after), Some(FilterStep::Commands(_))), "rules come and go");
+    }
 }
 
 #[test]
@@ -611,12 +648,12 @@ proptest! {
             None => {}
             Some(FilterStep::Commands(commands)) => kernel.run(&commands),
             Some(FilterStep::Elements { gone, new }) => {
-                for address in &gone {
-                    kernel.run(&format!("delete element inet t {} {{ {address} }}", map(address)));
+                for Element { set, interval, .. } in gone {
+                    let key = Interval { class: None, ..interval };
+                    kernel.run(&format!("delete element inet t {set} {{ {key} }}"));
                 }
-                for (address, class) in &new {
-                    let element = format!("{address} : jump {}", chain(class));
-                    kernel.run(&format!("add element inet t {} {{ {element} }}", map(address)));
+                for Element { set, interval, .. } in &new {
+                    kernel.run(&format!("add element inet t {set} {{ {interval} }}"));
                 }
             }
             Some(FilterStep::Table) => prop_assert!(false, "so few change one by one"),

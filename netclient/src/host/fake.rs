@@ -42,9 +42,10 @@ impl Default for FakeHost {
     fn default() -> Self {
         let host = Self(Arc::default());
         for interface in [forwarding::ALL, forwarding::DEFAULT] {
-            host.lock().switches.extend(Key::ALL.map(|key| (Switch::of(interface, key), 0)));
+            host.lock().switches.extend(Key::OF_INTERFACES.map(|key| (Switch::of(interface, key), 0)));
             host.lock().switches.insert(Switch::of(interface, Key::Advertisements), 1);
         }
+        host.lock().switches.insert(Switch::of(forwarding::ALL, Key::Liberal), 0);
         ["eth0", "eth1"].into_iter().for_each(|interface| host.plug(interface));
         for range in ["0.0.0.0/0", "::/0"] {
             host.route(range.parse().expect("a range"), Some("eth0"));

@@ -1,5 +1,5 @@
-//! Elements of a table's maps, changed and listed by netlink, and of its other sets, listed: a change costs the same in a map of any size,
-//! where a run of nft(8) reads the whole table first.
+//! Elements of a table's sets and maps, changed and listed by netlink: a change costs the same in a map of any
+//! size, where a run of nft(8) reads the whole table first.
 //!
 //! One batch is one transaction in the kernel, which carries out all of it or nothing. It acts in the network
 //! namespace of the calling thread and blocks until the kernel has answered.
@@ -25,32 +25,39 @@ use schema::access::ClassId;
 
 use super::netlink::messages;
 use super::own_tables::OwnTables;
-use crate::filter::{Interval, MAPS, chain, map};
+use crate::filter::{Element, Interval, MAPS, chain};
 
 /// How many elements one attribute holds: its length is a number of 16 bits, and an element of IPv6 with the
 /// chain of a class has less than 100 bytes.
 const AT_ONCE: usize = 500;
 
-/// Takes elements out of the maps of a table, and adds others, each an address that leads to the chain of a
-/// class. An error, if one of them is not there, or one is there already: the table is not what the caller
-/// takes it for, and is as it was.
+/// What becomes of an element that is to be added and is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It stays.
+    Stays,
+    /// The table is not what the caller takes it for.
+    Refused,
+}
+
+/// Takes elements out of the sets and maps of a table, and adds others. An error, if one of them is not there, or
+/// one is there already and may not be, and the table is as it was.
 /// `own` is shared with whoever watches the tables, if anybody does.
 pub fn change(
     own: &OwnTables,
     table: &str,
-    gone: &BTreeSet<IpAddr>,
-    new: &BTreeMap<IpAddr, ClassId>,
+    gone: &BTreeSet<Element>,
+    new: &BTreeSet<Element>,
+    known: Known,
 ) -> io::Result<()> {
-    let gone = gone.iter().map(|address| (address, vec![key(address)]));
-    let new = new.iter().map(|(address, class)| (address, vec![key(address), jump(class)]));
+    let exclusive = if known == Known::Refused { NLM_F_EXCL } else { 0 };
     let mut messages = Vec::new();
-    for (map, elements) in by_map(gone) {
-        let inner = NfTablesMessage::DeleteSetElement(of_map(table, map, elements));
-        messages.push((inner, 0));
+    for (set, elements) in by_set(gone, |_| None) {
+        messages.push((NfTablesMessage::DeleteSetElement(of_set(table, set, elements)), 0));
     }
-    for (map, elements) in by_map(new) {
-        let inner = NfTablesMessage::NewSetElement(of_map(table, map, elements));
-        messages.push((inner, NLM_F_CREATE | NLM_F_EXCL));
+    for (set, elements) in by_set(new, |interval| interval.class.as_ref().map(jump)) {
+        messages
+            .push((NfTablesMessage::NewSetElement(of_set(table, set, elements)), NLM_F_CREATE | exclusive));
     }
     if messages.is_empty() {
         return Ok(());
@@ -103,6 +110,14 @@ fn before(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The address after another one; absent: it is the last of all.
+fn after(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => Some(Ipv4Addr::from(u32::from(address).checked_add(1)?).into()),
+        IpAddr::V6(address) => Some(Ipv6Addr::from(u128::from(address).checked_add(1)?).into()),
+    }
+}
+
 /// The last address of a family.
 fn last_of_all(address: IpAddr) -> IpAddr {
     match address {
@@ -123,7 +138,7 @@ struct Listed {
 /// The elements of a set or a map, in no order.
 fn listed(table: &str, set: &str) -> io::Result<Vec<Listed>> {
     let mut all = Vec::new();
-    let message = NfTablesMessage::GetSetElement(of_map(table, set, Vec::new()));
+    let message = NfTablesMessage::GetSetElement(of_set(table, set, Vec::new()));
     let (socket, _) = open()?;
     socket.send(&encode(message.into(), NetfilterProtoFamily::Inet, 0, NLM_F_DUMP, 0), 0)?;
     loop {
@@ -170,21 +185,29 @@ fn elements(message: NetfilterMessage) -> Vec<Listed> {
     all
 }
 
-type Element = Vec<SetElementAttribute>;
+/// An element as the kernel takes it.
+type Attributes = Vec<SetElementAttribute>;
 
-/// Elements, as many of one map at once as fit.
-fn by_map<'a>(
-    elements: impl Iterator<Item = (&'a IpAddr, Element)>,
-) -> impl Iterator<Item = (&'static str, Vec<Element>)> {
-    let mut maps: BTreeMap<&str, Vec<Vec<Element>>> = BTreeMap::new();
-    for (address, element) in elements {
-        let parts = maps.entry(map(address)).or_default();
-        match parts.last_mut().filter(|part| part.len() < AT_ONCE) {
-            Some(part) => part.push(element),
-            None => parts.push(vec![element]),
+/// Elements, as many of one set at once as fit, each with what it leads to. Of an interval the kernel keeps the
+/// first address, and the first one after it.
+fn by_set(
+    elements: &BTreeSet<Element>,
+    data: impl Fn(&Interval) -> Option<SetElementAttribute>,
+) -> impl Iterator<Item = (&str, Vec<Attributes>)> {
+    let mut sets: BTreeMap<&str, Vec<Vec<Attributes>>> = BTreeMap::new();
+    for Element { set, intervals, interval } in elements {
+        let first = [key(&interval.first)].into_iter().chain(data(interval)).collect();
+        let end = after(interval.last).filter(|_| *intervals);
+        let end = end.map(|end| vec![key(&end), SetElementAttribute::Flags(SetElementFlags::IntervalEnd)]);
+        for attributes in [first].into_iter().chain(end) {
+            let parts = sets.entry(set).or_default();
+            match parts.last_mut().filter(|part| part.len() < AT_ONCE) {
+                Some(part) => part.push(attributes),
+                None => parts.push(vec![attributes]),
+            }
         }
     }
-    maps.into_iter().flat_map(|(map, parts)| parts.into_iter().map(move |part| (map, part)))
+    sets.into_iter().flat_map(|(set, parts)| parts.into_iter().map(move |part| (set, part)))
 }
 
 fn key(address: &IpAddr) -> SetElementAttribute {
@@ -200,8 +223,8 @@ fn jump(class: &ClassId) -> SetElementAttribute {
     SetElementAttribute::Data(DataAttribute::Verdict(verdict))
 }
 
-fn of_map(table: &str, map: &str, elements: Vec<Element>) -> SetElementMessage {
-    let mut attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.to_owned())];
+fn of_set(table: &str, set: &str, elements: Vec<Attributes>) -> SetElementMessage {
+    let mut attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
     if !elements.is_empty() {
         let elements = elements.into_iter().map(ListAttribute::Element).collect();
         attributes.push(SetElementList::Elements(elements));

@@ -71,7 +71,9 @@ pub fn lifetime() -> String {
 /// The switches that there are, of every interface.
 pub fn observe() -> Switches {
     let mut found = Switches::new();
-    for key in Key::ALL {
+    let liberal = Switch::of(ALL, Key::Liberal);
+    found.extend(read(&liberal).map(|value| (liberal, value)));
+    for key in Key::OF_INTERFACES {
         let listed = fs::read_dir(Path::new(ROOT).join(key.place().0)).into_iter().flatten().flatten();
         let names: BTreeSet<_> = listed.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         let switches = names.into_iter().map(|interface| Switch { interface, key });

@@ -329,7 +329,7 @@ mod tests {
             |directory: &str| Slot::candidates(std::path::Path::new(directory), usual, Default::default())[0];
         let slot = slot_of("/etc/netclient");
         for range in ["10.40.0.0/16", "fd40::/64", "0.0.0.0/0", "::/0"] {
-            for (act, unmarked) in 
+            for (act, unmarked) in
                 [(Act::Main, 0), (Act::WholeMain, 0), (Act::Own, 0x10), (Act::Unreachable, 0x100)]
             {
                 for from in [None, Some("nm-corp".to_owned())] {

@@ -250,6 +250,17 @@ impl Timeline {
         never + usize::try_from(silent.as_millis() / PACE.as_millis()).unwrap_or(usize::MAX)
     }
 
+    /// The longest time within an interval of time in which no message arrived.
+    #[must_use]
+    pub fn longest_gap(&self, from: Instant, until: Instant) -> Duration {
+        let heard = self.messages.values().filter_map(|passage| passage.heard);
+        let mut heard: Vec<_> = heard.filter(|at| from < *at && *at < until).chain([until]).collect();
+        heard.sort();
+        let mut before = from;
+        let gap = |at| at - std::mem::replace(&mut before, at);
+        heard.into_iter().map(gap).max().unwrap_or_default()
+    }
+
     fn sent(&mut self, number: u64, at: Instant) {
         self.messages.insert(number, Passage { sent: at, heard: None });
     }
@@ -331,6 +342,8 @@ mod tests {
         };
         assert_eq!([lost(0, 1000), lost(0, 400), lost(400, 420), lost(600, 620)], [2, 0, 1, 1]);
         assert!(lost(0, 2000) > 2, "nothing more was sent");
+        let gap = |from, until| timeline.longest_gap(at(start, from), at(start, until)).as_millis();
+        assert_eq!([gap(0, 300), gap(390, 480), gap(990, 1000), gap(0, 2000)], [20, 40, 10, 1019]);
         assert_eq!(timeline.last_heard(), Some(at(start, 981)));
         assert_eq!(timeline.to_string(), ".....");
     }

@@ -55,6 +55,11 @@ async fn what_a_gateway_switches_on_is_put_back_whichever_process_does_it() {
     first.reconcile().await.expect("it is applied");
     let by = ["ipv4/conf/eth0/forwarding", "ipv4/conf/eth1/forwarding"];
     assert_eq!(on(&host.switches()), by);
+    assert_eq!(
+        host.switches()[&Switch::of(ALL, Key::Liberal)],
+        1,
+        "connections come back from another gateway"
+    );
     let filter = host.filter().expect("there is one");
     let both = BTreeSet::from(["eth0", "eth1"].map(ToOwned::to_owned));
     assert_eq!(filter.opened, [both, BTreeSet::new()]);
@@ -95,6 +100,18 @@ async fn a_gateway_says_what_it_does_not_carry_and_withdraws_it_once_it_does() {
     member.reconcile().await.expect("the tunnel works all the same");
     let codes: Vec<_> = member.problems().iter().map(|problem| &*problem.code).collect();
     assert_eq!(codes, [NodeProblem::FORWARDING]);
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_take_connections_back_says_so_and_carries() {
+    let (folder, host) = (private_folder(), FakeHost::default());
+    lan(&host, true);
+    host.set_switch(&Switch::of(ALL, Key::Ipv4), 1).expect("the host forwards by itself");
+    host.protect_switches(true);
+    let mut member = member(folder.path(), &host, &gateway(), Settings::default());
+    member.reconcile().await.expect("it is applied");
+    let codes: Vec<_> = member.problems().iter().map(|problem| &*problem.code).collect();
+    assert_eq!(codes, [NodeProblem::STRICT_CONNECTIONS]);
 }
 
 #[tokio::test]
