@@ -187,18 +187,17 @@ fn zone_file(network: &NetworkName) -> String {
 /// other names, which it asks others for on behalf of members alone.
 fn corefile(wanted: &Wanted<'_>, served: &[&NetworkName]) -> String {
     let file = |name: &str| quoted(&wanted.folder.join(name).display().to_string());
-    let hosts = |zones: &str| {
-        format!(
-            "    hosts {}{zones} {{\n        reload 1s\n        ttl {TTL}\n        fallthrough\n    }}\n",
-            file(HOSTS)
-        )
-    };
+    // For names of every zone, or those of addresses would be left out that lead into others.
+    let hosts = format!(
+        "    hosts {} . {{\n        reload 1s\n        ttl {TTL}\n        fallthrough\n    }}\n",
+        file(HOSTS)
+    );
     let mut text = String::new();
     for network in served {
         let zone = file(&zone_file(network));
         let _ = writeln!(text, "{network} {{\n    errors\n    file {zone} {{\n        reload 1s\n    }}\n}}");
         let ranges = words(wanted.ranges(network));
-        let _ = writeln!(text, "{ranges} {{\n    errors\n{}    file {}\n}}", hosts(""), file(NO_NAMES));
+        let _ = writeln!(text, "{ranges} {{\n    errors\n{hosts}    file {}\n}}", file(NO_NAMES));
     }
     let inside = words(wanted.meshes.iter().flat_map(|mesh| wanted.ranges(mesh.name())));
     text += ". {\n    errors\n    reload 2s 1s\n    acl {\n";
@@ -207,7 +206,7 @@ fn corefile(wanted: &Wanted<'_>, served: &[&NetworkName]) -> String {
         return text;
     }
     let _ = writeln!(text, "        allow net {inside}\n        block\n    }}");
-    text += &hosts(" in-addr.arpa ip6.arpa");
+    text += &hosts;
     let _ = writeln!(
         text,
         "    forward . {} {{\n        max_concurrent 1000\n    }}\n}}",
@@ -380,14 +379,14 @@ mod tests {
         );
         assert_eq!(ours(&folder, HOSTS), "10.40.0.9\tapi.corp\n");
         let hosts = "    hosts \"/var/lib/nm/dns/netmaker.hosts\"";
-        let lines = " {\n        reload 1s\n        ttl 60\n        fallthrough\n    }\n";
+        let lines = " . {\n        reload 1s\n        ttl 60\n        fallthrough\n    }\n";
         assert_eq!(
             ours(&folder, COREFILE),
             format!(
                 "corp {{\n    errors\n    file \"/var/lib/nm/dns/corp.zone\" {{\n        reload 1s\n    }}\n}}\n\
                  10.40.0.0/16 fd40::/64 {{\n    errors\n{hosts}{lines}    file \"/var/lib/nm/dns/no-such-address.zone\"\n}}\n\
                  . {{\n    errors\n    reload 2s 1s\n    acl {{\n        allow net 10.40.0.0/16 fd40::/64\n        block\n    }}\n\
-                 {hosts} in-addr.arpa ip6.arpa{lines}    forward . 192.0.2.53 {{\n        max_concurrent 1000\n    }}\n}}\n"
+                 {hosts}{lines}    forward . 192.0.2.53 {{\n        max_concurrent 1000\n    }}\n}}\n"
             )
         );
         let moved = ("corp/dns/api", r#"{"a":["10.40.0.8"],"ttl":"5m"}"#);
