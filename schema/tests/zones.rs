@@ -57,7 +57,7 @@ fn answer(records: &Records<'_>, name: &str) -> Option<Resolution> {
 }
 
 proptest! {
-    #![proptest_config(draws(1_000))]
+    #![proptest_config(draws(200))]
 
     #[test]
     fn a_zone_and_the_hosts_say_what_those_who_may_know_a_name_are_sent(history in histories(3)) {

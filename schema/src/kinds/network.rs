@@ -100,8 +100,8 @@ impl Rules for Network {
         if self.standing(id) == Some(Standing::Delegated) {
             let name = &id.network;
             let message = format!(
-                "names of nodes of network {name} end in .{name}, which is a public top-level domain: its members reach no public \
-                 name that ends in it"
+                "names of nodes of network {name} end in .{name}, which is a public top-level domain: its members may not reach public \
+                 names that end in it"
             );
             let help = format!("choose a name that is nobody's, such as \"{name}-net\", or set name-service to false");
             findings.push(Problem::new(Code::PublicNetworkName, message).help(help), &[]);
