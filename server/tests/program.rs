@@ -23,7 +23,9 @@ fn nmserver(directory: &Path) -> Command {
         .env("API_PORT", free_port())
         .env("GRPC_PORT", free_port())
         .env("COMMS", "off")
-        .env("CLIENT_MODE", "off");
+        .env("CLIENT_MODE", "off")
+        // This host may have no name server.
+        .env("DNS_FORWARD", "off");
     command
 }
 

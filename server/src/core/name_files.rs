@@ -129,17 +129,18 @@ pub fn pass(folder: &BTreeMap<String, Found>, wanted: &Wanted<'_>, now: Timestam
     let mut served = Vec::new();
     for mesh in wanted.zones() {
         let file = zone_file(mesh.name());
-        let next = |before: &str| zone::replacement(before, mesh, wanted.declared, now);
+        let next =
+            |before: Option<&str>| zone::replacement(before.unwrap_or_default(), mesh, wanted.declared, now);
         if pass.keep(folder, &file, ';', next) {
             served.push(mesh.name());
         }
     }
     let text = zone::empty();
-    pass.keep(folder, NO_NAMES, ';', |before| (before != text).then(|| text.clone()));
+    pass.keep(folder, NO_NAMES, ';', |before| (before != Some(&*text)).then(|| text.clone()));
     let text = zone::hosts(wanted.zones());
-    pass.keep(folder, HOSTS, '#', |before| (before != text).then(|| text.clone()));
+    pass.keep(folder, HOSTS, '#', |before| (before != Some(&*text)).then(|| text.clone()));
     let text = corefile(wanted, &served);
-    pass.keep(folder, COREFILE, '#', |before| (before != text).then(|| text.clone()));
+    pass.keep(folder, COREFILE, '#', |before| (before != Some(&*text)).then(|| text.clone()));
     let named = |file: &str| file == NO_NAMES || wanted.zones().any(|mesh| zone_file(mesh.name()) == file);
     for (file, found) in folder {
         let is_over = match found {
@@ -155,22 +156,22 @@ pub fn pass(folder: &BTreeMap<String, Found>, wanted: &Wanted<'_>, now: Timestam
 }
 
 impl Pass {
-    /// Writes what `next` returns for the text that a file holds, if it returns anything; whether the file is,
-    /// or becomes, nmserver's.
+    /// Writes what `next` returns for the text that a file holds, if there is one, and if it returns anything;
+    /// whether the file is, or becomes, nmserver's.
     fn keep(
         &mut self,
         folder: &BTreeMap<String, Found>,
         file: &str,
         comment: char,
-        next: impl FnOnce(&str) -> Option<String>,
+        next: impl FnOnce(Option<&str>) -> Option<String>,
     ) -> bool {
         let before = match folder.get(file) {
             Some(Found::Foreign(why)) => {
                 self.foreign.push((file.to_owned(), why.clone()));
                 return false;
             }
-            Some(Found::Ours(text)) => text,
-            Some(Found::Unfinished) | None => "",
+            Some(Found::Ours(text)) => Some(text.as_str()),
+            Some(Found::Unfinished) | None => None,
         };
         if let Some(text) = next(before) {
             self.steps.push(Step::Write(file.to_owned(), format!("{comment} {WRITTEN_BY}\n{text}")));
