@@ -1,5 +1,5 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
-# that has Rust.
+# that has Rust. Tests that ask a CoreDNS need Go from 1.24 on as well, to build it.
 
 # Where `make dist` puts the programs.
 DIST = target/dist
