@@ -1,14 +1,17 @@
 # The two commands of the quick start are `make demo` and `make test`; both do all the set-up on a fresh Debian machine
-# that has Rust.
+# that has Rust. Tests that ask a CoreDNS need Go from 1.24 on as well, to build it.
 
 # Where `make dist` puts the programs.
 DIST = target/dist
+# The CoreDNS that tests ask for names, and where it is built.
+COREDNS_VERSION = v1.14.7
+COREDNS = target/coredns/$(COREDNS_VERSION)
 # The path of a program, or of several, that was built: cargo knows where that is, by CARGO_TARGET_DIR or its
 # configuration.
 path_of = cargo build --workspace --message-format json-render-diagnostics $(2) | \
   sed -n 's|.*"executable":"\([^"]*/'"$(1)"'\)".*|\1|p'
 
-.PHONY: help demo test soak guest bench generated dist build tools demo-tools test-tools guest-tools packages
+.PHONY: help demo test soak guest bench generated dist build tools demo-tools test-tools guest-tools bind packages
 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
@@ -73,6 +76,17 @@ test-tools: demo-tools
 	@command -v wg >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-tools"
 	@command -v wireguard-go >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="wireguard-go"
 	@command -v ip >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="iproute2"
+	@command -v dig >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="bind9-dnsutils"
+	@command -v named-compilezone >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="bind9-utils"
+	@[ -x /usr/sbin/named ] || $(MAKE) --no-print-directory bind
+	@[ -x $(COREDNS)/coredns ] || GOBIN=$(CURDIR)/$(COREDNS) \
+	  go install github.com/coredns/coredns@$(COREDNS_VERSION) || \
+	  echo "CoreDNS cannot be built, which needs Go from 1.24 on: the tests with it say so (and fail if CI is set)" >&2
+
+# Tests run it on hosts of their own; the service that Debian starts is not wanted.
+bind:
+	@$(MAKE) --no-print-directory packages PACKAGES="bind9"
+	@[ ! -d /run/systemd/system ] || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo systemctl disable --now named; }
 
 # What boots the guest, and makes its file system.
 guest-tools:

@@ -19,6 +19,9 @@ use zeroize::Zeroizing;
 /// The mode of a file that only its owner may read and write.
 pub const PRIVATE: u32 = 0o600;
 
+/// How the name of a file ends, after a dot, that [`write_whole`] makes before it takes the place of another.
+pub const NEW: &str = "nm-new";
+
 /// Why a path is not safe to keep secrets at.
 #[derive(Debug, thiserror::Error)]
 pub enum Exposed {
@@ -144,7 +147,7 @@ pub fn in_place() -> OpenOptions {
 /// Makes a file hold this, with this mode: whole and on the disk, or the old one stays. A process that is
 /// killed meanwhile leaves a new file beside it, which the next write replaces.
 pub fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let new = sibling(path, "nm-new");
+    let new = sibling(path, NEW);
     let (Some(folder), Some(name)) = (new.parent(), new.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };

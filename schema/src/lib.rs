@@ -40,5 +40,6 @@ pub mod text;
 pub mod value;
 pub mod view;
 pub mod world;
+pub mod zone;
 
 pub use rules::source_map;

@@ -13,6 +13,7 @@ pub mod selected;
 pub mod selectors;
 pub mod server;
 pub mod source_map;
+pub mod top_level;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,6 +14,7 @@ use schema::scalars::{Endpoint, EndpointHost, Name, Port, Seconds};
 use schema::settings::{self, SettingsError, Switch};
 use schema::world::ServerInfo;
 
+use crate::core::name_files::Forward;
 use crate::listen::Configured;
 
 /// What a server listens on by default, and what it listens on if agents find it by an IPv6 address.
@@ -61,6 +62,10 @@ pub struct Settings {
     pub client_mode: bool,
     /// The name of that node (`CLIENT_NAME`).
     pub client_name: Name,
+    /// Whether files for a name server are written (`DNS_MODE`).
+    pub dns_mode: bool,
+    /// Which name servers that one asks for names outside of the networks (`DNS_FORWARD`).
+    pub dns_forward: Forward,
     /// How much clients may take up.
     pub clients: Configured,
 }
@@ -84,6 +89,11 @@ const NAMES: &[(&str, &str)] = &[
     ("PUBLIC_COMMS", "host:port where agents reach the tunnels' end, if a NAT changes it"),
     ("CLIENT_MODE", "on or off: whether this host is a node of the networks that declare it"),
     ("CLIENT_NAME", "the name of that node"),
+    ("DNS_MODE", "on or off: whether files for CoreDNS are written, in dns/ in DATA_DIR"),
+    (
+        "DNS_FORWARD",
+        "the name servers that it asks for other names: addresses, a file that names them, or off",
+    ),
     ("API_CONNECTIONS", "the most connections to the REST API, 4 to 1000000"),
     (
         "GRPC_CONNECTIONS",
@@ -200,6 +210,8 @@ fn from_values(
         client_name: values
             .read("CLIENT_NAME", str::parse)?
             .unwrap_or_else(|| ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name")),
+        dns_mode: values.read("DNS_MODE", switch)?.unwrap_or(true),
+        dns_forward: values.read("DNS_FORWARD", str::parse)?.unwrap_or_default(),
         clients: clients(&values)?,
     };
     check(&settings)?;
@@ -441,6 +453,8 @@ impl Settings {
             self.comms_address(),
             switch(self.client_mode),
             self.client_name.to_string(),
+            switch(self.dns_mode),
+            self.dns_forward.to_string(),
             self.clients.api_connections.to_string(),
             self.clients.grpc_connections.to_string(),
             self.clients.anonymous_connections.to_string(),
@@ -494,6 +508,8 @@ mod tests {
             ("COMMS_PORT", "70000"),
             ("COMMS_PORT", "8081"),
             ("CLIENT_NAME", "A B"),
+            ("DNS_MODE", "always"),
+            ("DNS_FORWARD", "dns.example.net"),
             ("API_CONNECTIONS", "3"),
             ("GRPC_CONNECTIONS", "many"),
             ("ANONYMOUS_CONNECTIONS", "-1"),

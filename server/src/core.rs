@@ -6,5 +6,6 @@ pub mod clones;
 pub mod enrol;
 pub mod facts;
 pub mod guesses;
+pub mod name_files;
 pub mod nonces;
 pub mod registry;

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod listen;
 pub mod liveness;
 pub mod mark;
+pub mod names;
 pub mod openapi;
 pub mod readers;
 pub mod rest;
@@ -56,6 +57,7 @@ use crate::identity::{DataDir, IdentityError, Secrets};
 use crate::listen::{Configured, Connections, Shares};
 use crate::liveness::LastSeen;
 use crate::mark::{Mark, Served};
+use crate::names::NameFiles;
 use crate::readers::Readers;
 use crate::service::{Parts, Service, Upkeep};
 use crate::state::State;
@@ -106,6 +108,7 @@ pub struct Server {
     behind_proxy: bool,
     clients: Configured,
     host: OwnHost,
+    names: Option<NameFiles>,
     /// Whether this start created the admin token.
     pub first_start: bool,
     _lock: fs::File,
@@ -171,6 +174,11 @@ pub async fn open_with(
     drop(log);
     let readers = Readers::open(&*store)?;
     let (committer, states) = Committer::start(store, State::new(world, chain, since), Some(mark));
+    let mut names = NameFiles::of(&settings);
+    if let Some(names) = &mut names {
+        // A CoreDNS that starts once this serves finds its files.
+        names.pass(&states.borrow().clone(), Timestamp::now());
+    }
     let service = Service::new(Parts {
         committer,
         readers,
@@ -183,7 +191,7 @@ pub async fn open_with(
     });
     let (behind_proxy, clients) = (settings.behind_proxy, settings.clients);
     let host = OwnHost::new(&settings);
-    Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, first_start, _lock: lock })
+    Ok(Server { service, tls, rest, agents, behind_proxy, clients, host, names, first_start, _lock: lock })
 }
 
 /// Opens the tunnels to agents; if there are none, logs the reason once.
@@ -294,7 +302,8 @@ impl Server {
 
     /// Serves until `shutdown` becomes true.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
-        let Self { service, tls, rest, agents, behind_proxy, clients, host, first_start: _, _lock } = self;
+        let Self { service, tls, rest, agents, behind_proxy, clients, host, names, first_start: _, _lock } =
+            self;
         let descriptors =
             rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         let shares = Shares::of(&clients, descriptors);
@@ -315,11 +324,13 @@ impl Server {
         // In a task of its own: it waits for disk and kernel.
         let own_node = tokio::spawn(client::run(host, service.clone(), inside, shutdown.clone()));
         let own_node = async { drop(own_node.await) };
+        let names = names.map(|names| tokio::spawn(names::run(names, service.states(), shutdown.clone())));
+        let names = async { drop(futures_util::future::OptionFuture::from(names).await) };
         let keep = keep_seen(service.clone(), shutdown.clone());
         let resolve = keep_resolved(service.clone(), shutdown.clone());
         let look = keep_looking(service.clone(), shutdown.clone());
         let rest = serve(rest, rest::router(service.clone(), clients.max_body, behind_proxy), shares.rest);
-        tokio::join!(rest, agents, tunnels, own_node, keep, resolve, look);
+        tokio::join!(rest, agents, tunnels, own_node, names, keep, resolve, look);
     }
 }
 

@@ -192,6 +192,11 @@ impl State {
         self.networks.get(network)?.now()
     }
 
+    /// The meshes of all networks as they are, by network.
+    pub fn meshes(&self) -> impl Iterator<Item = &Arc<Mesh>> {
+        self.networks.values().filter_map(|history| history.now())
+    }
+
     /// What a node with the View of a revision of this history has to be sent; absent: its View is not known.
     /// Nothing if it has not joined.
     pub fn pending(&self, network: &NetworkName, node: &Name, at: Option<Revision>) -> Option<Pending> {

@@ -23,7 +23,9 @@ fn nmserver(directory: &Path) -> Command {
         .env("API_PORT", free_port())
         .env("GRPC_PORT", free_port())
         .env("COMMS", "off")
-        .env("CLIENT_MODE", "off");
+        .env("CLIENT_MODE", "off")
+        // This host may have no name server.
+        .env("DNS_FORWARD", "off");
     command
 }
 
@@ -103,7 +105,11 @@ fn a_first_start_makes_everything_and_says_what_to_type_and_the_next_says_nothin
         let mode = std::fs::metadata(data.join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    // A name server is another user, and reads what is for it alone.
+    for (path, mode) in [(".", 0o711), ("dns", 0o755), ("dns/Corefile", 0o644), ("dns/netmaker.hosts", 0o644)]
+    {
+        assert_eq!(std::fs::metadata(data.join(path)).unwrap().permissions().mode() & 0o777, mode, "{path}");
+    }
     let token = std::fs::read_to_string(data.join("admin.token")).unwrap();
     assert!(!first.said.contains(token.trim()), "a secret is not logged");
     let (success, _) = first.end(Signal::TERM);
@@ -202,6 +208,37 @@ fn a_directory_that_others_may_use_is_refused_with_what_to_type() {
     }
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o711)).unwrap();
     drop(Serving::start(&mut nmserver(&data)));
+}
+
+#[test]
+fn without_files_for_a_name_server_it_serves_and_says_why_once() {
+    let folder_of = |dns: &Path, mode| {
+        std::fs::create_dir(dns).unwrap();
+        std::fs::set_permissions(dns, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for word in ["Not a directory", "chmod 0755", "move it elsewhere"] {
+        let directory = folder();
+        let dns = directory.path().join("dns");
+        let (_, off) = Serving::start(nmserver(directory.path()).env("DNS_MODE", "off")).end(Signal::TERM);
+        assert_eq!(off.matches("DNS_MODE is off").count(), 1, "{off}");
+        assert!(!dns.exists(), "nothing is written");
+        match word {
+            "Not a directory" => std::fs::write(&dns, "").unwrap(),
+            "chmod 0755" => folder_of(&dns, 0o777),
+            _ => {
+                folder_of(&dns, 0o755);
+                std::fs::write(dns.join("Corefile"), "example.net {\n}\n").unwrap();
+            }
+        }
+        // The end of a server is one more pass.
+        let (_, said) = Serving::start(&mut nmserver(directory.path())).end(Signal::TERM);
+        assert_eq!(said.matches("names for a name server are not as").count(), 1, "{said}");
+        assert!(said.contains(word), "{said}");
+        if word.contains("move it") {
+            assert_eq!(std::fs::read_to_string(dns.join("Corefile")).unwrap(), "example.net {\n}\n");
+            assert!(dns.join("netmaker.hosts").exists(), "the rest is written");
+        }
+    }
 }
 
 #[test]

@@ -17,12 +17,13 @@ pub mod load;
 pub mod loopback;
 pub mod matrix;
 pub mod meshes;
+pub mod name_server;
 pub mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -223,6 +224,24 @@ pub fn kill(process: u32) {
     let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
     let process = process.expect("a process number");
     rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it is killed");
+}
+
+/// Puts the files of the database in one folder in place of those in another.
+///
+/// # Panics
+///
+/// When one cannot be read or written.
+pub fn copy_database(from: &Path, to: &Path) {
+    let files = |folder: &Path| {
+        let all = std::fs::read_dir(folder).expect("a folder").flatten();
+        all.filter(|file| file.file_name().to_string_lossy().starts_with("nmserver.db")).collect::<Vec<_>>()
+    };
+    for file in files(to) {
+        std::fs::remove_file(file.path()).expect("it is removed");
+    }
+    for file in files(from) {
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("it is copied");
+    }
 }
 
 /// Bytes that a program printed, as text.

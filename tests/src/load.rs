@@ -119,7 +119,7 @@ pub fn settings(directory: &Path) -> Settings {
         "DATA_DIR" => Some(directory.display().to_string()),
         "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
         // They would change this host.
-        "COMMS" | "CLIENT_MODE" => Some("off".into()),
+        "COMMS" | "CLIENT_MODE" | "DNS_MODE" => Some("off".into()),
         _ => None,
     };
     Settings { api_port: 0, grpc_port: 0, ..config::load(None, value).expect("the settings are good") }

@@ -36,7 +36,7 @@ impl Server {
                 ("API_PORT", &*rest),
                 ("GRPC_PORT", &*agents),
             ])
-            .envs([("COMMS", "off"), ("CLIENT_MODE", "off")])
+            .envs([("COMMS", "off"), ("CLIENT_MODE", "off"), ("DNS_MODE", "off")])
             .stdout(Stdio::null())
             .stderr(File::create(&log).expect("a log"))
             .spawn()

@@ -8,11 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use end_to_end::{Mesh, Tokens, addresses, eventually, in_runtime, rounds, text_of};
+use end_to_end::{Mesh, Tokens, addresses, copy_database, eventually, in_runtime, rounds, text_of};
 use nmplan::lab::{Agent, Host, Pinger, Programs, Server, Underlay, enter_test};
 
 const WITHOUT: &str = r#"network "corp" {
@@ -239,20 +238,6 @@ fn without_privilege_the_server_says_so_once_and_serves_on() {
         assert_eq!(printed.matches(MESSAGE).count(), 1, "{printed}");
         assert!(own_network(&mesh.server).await.is_null());
     });
-}
-
-/// Puts the files of the database in one folder in place of those in another.
-fn copy_database(from: &Path, to: &Path) {
-    let files = |folder: &Path| {
-        let all = std::fs::read_dir(folder).expect("a folder").flatten();
-        all.filter(|file| file.file_name().to_string_lossy().starts_with("nmserver.db")).collect::<Vec<_>>()
-    };
-    for file in files(to) {
-        std::fs::remove_file(file.path()).expect("it is removed");
-    }
-    for file in files(from) {
-        std::fs::copy(file.path(), to.join(file.file_name())).expect("it is copied");
-    }
 }
 
 #[test]

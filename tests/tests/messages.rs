@@ -149,6 +149,7 @@ async fn run(host: &Host, programs: &Programs, given: &str, line: &str) -> Strin
         ("SERVER_HOST", "192.0.2.11"),
         ("COMMS", "off"),
         ("CLIENT_MODE", "off"),
+        ("DNS_FORWARD", "off"),
         ("NMPLAN_TOKEN_FILE", "data/admin.token"),
         ("NMPLAN_CA", "data/ca.pem"),
     ]);

@@ -1,7 +1,7 @@
 //! The state of the host's networks and of its tunnels to servers: the documents that `list` and `status`
 //! print.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
 use schema::inventory::NodeProblem;
-use schema::scalars::{Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
+use schema::scalars::{DomainName, Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::{Forward, Tunnel, View};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use super::{Agent, AgentError, error_chain};
 use crate::comms;
 use crate::device::Kind;
 use crate::membership::Membership;
+use crate::system::hosts;
 
 /// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -90,6 +91,10 @@ pub struct NetworkStatus {
     /// that the node reaches, and it does not reach them.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub refused: BTreeSet<IpNet>,
+    /// The names that have no line in `/etc/hosts`, each with the name outside of the network that it is an
+    /// alias of: they resolve through a name server of the network alone.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<Name, DomainName>,
     /// What it may forward to outside of the network, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<ForwardStatus>,
@@ -217,6 +222,7 @@ impl Agent {
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
                 refused: refused.map(|(range, _)| *range).collect(),
+                aliases: hosts::aliases(view.resolutions()),
                 forwards: view.forwards.iter().map(forward).collect(),
                 peers,
                 reaches,

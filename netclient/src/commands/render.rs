@@ -113,6 +113,10 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
             joined(&network.refused)
         ));
     }
+    let aliases = network.aliases.iter().map(|(alias, of)| {
+        format!("  {alias}.{name} is an alias of {of}, which /etc/hosts cannot hold: it needs a name server")
+    });
+    text.extend(aliases);
     text.extend(network.forwards.iter().map(|forward| {
         let by = forward.interface.as_ref().map(|interface| format!(" by {interface}"));
         let nat = if forward.nat { ", with its own address as the source" } else { "" };
@@ -199,6 +203,8 @@ fn ago(time: Option<Timestamp>, now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use schema::inventory::NodeProblem;
     use schema::snapshot::Revision;
 
@@ -220,6 +226,7 @@ mod tests {
             addresses: ["10.40.0.1", "fd40::1"].map(|address| address.parse().expect("good")).into(),
             ranges: ["10.40.0.0/24", "fd40::/64"].map(|range| range.parse().expect("good")).into(),
             refused: BTreeSet::new(),
+            aliases: BTreeMap::new(),
             forwards: Vec::new(),
             peers: Vec::new(),
             reaches: Vec::new(),
@@ -237,15 +244,17 @@ mod tests {
         };
         let network = NetworkStatus {
             refused: ["192.168.10.0/24", "::/0"].map(range).into(),
+            aliases: [("www".parse().expect("good"), "example.net".parse().expect("good"))].into(),
             forwards: vec![forward],
             problems: Vec::new(),
             ..network()
         };
         let lines = network_lines(&network, Timestamp::UNIX_EPOCH);
         assert_eq!(
-            lines[4..6],
+            lines[4..7],
             [
                 "  refused, as nobody carries it or it is not for this node: 192.168.10.0/24, ::/0",
+                "  www.corp is an alias of example.net, which /etc/hosts cannot hold: it needs a name server",
                 "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
             ]
         );

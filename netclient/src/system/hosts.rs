@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use schema::scalars::{Name, NetworkName};
+use schema::scalars::{DomainName, Name, NetworkName};
 use schema::view::Resolution;
+use schema::zone::hosts_line;
 
 use crate::files::{self, Lock};
 
@@ -38,17 +38,25 @@ impl HostsError {
 /// The lines for the names of a network. An alias of a name outside of the network needs a resolver and has
 /// no line.
 pub fn lines(network: &NetworkName, names: &BTreeMap<&Name, Resolution>) -> Vec<String> {
-    let line = |address: &IpAddr, name: &Name| format!("{address}\t{name}.{network}");
     let mut lines = Vec::new();
     for (name, resolution) in names {
         match resolution {
             Resolution::Addresses(addresses) => {
-                lines.extend(addresses.iter().map(|address| line(address, name)))
+                lines.extend(addresses.iter().map(|address| hosts_line(address, name, network)))
             }
             Resolution::Alias(_) => {}
         }
     }
     lines
+}
+
+/// The names without a line, each with the name outside of the network that it is an alias of.
+pub fn aliases(names: BTreeMap<&Name, Resolution>) -> BTreeMap<Name, DomainName> {
+    let alias = |(name, resolution): (&Name, Resolution)| match resolution {
+        Resolution::Alias(of) => Some((name.clone(), of)),
+        Resolution::Addresses(_) => None,
+    };
+    names.into_iter().filter_map(alias).collect()
 }
 
 /// Makes the block of an interface hold these lines; without lines there is no block. Blocks the caller. The

@@ -96,7 +96,7 @@ impl Mesh {
         let mut settings = config::load(None, |name| match name {
             "DATA_DIR" => Some(folder.path().display().to_string()),
             "BIND" | "SERVER_HOST" => Some("127.0.0.1".into()),
-            "COMMS" | "CLIENT_MODE" | "REST_BACKEND" => Some("off".into()),
+            "COMMS" | "CLIENT_MODE" | "DNS_MODE" | "REST_BACKEND" => Some("off".into()),
             _ => None,
         })
         .expect("the settings are good");

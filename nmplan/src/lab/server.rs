@@ -138,6 +138,8 @@ impl Server {
         let mut command = self.host.command(&self.program);
         command.env("DATA_DIR", self.data()).env("SERVER_HOST", self.host.ipv4().to_string());
         command.env("CLIENT_NAME", OWN_NODE).env_remove("CLIENT_MODE");
+        // Hosts of the lab have no name servers.
+        command.env("DNS_FORWARD", "off");
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let process = self.host.start("nmserver", command).map_err(system("start nmserver"))?;
         let process = self.process.insert(process);

@@ -1,6 +1,7 @@
 //! What DNS entries resolve to, and who may know it: one that leads to a node is for those who may know that
 //! node.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use imbl::OrdSet;
@@ -13,6 +14,14 @@ use crate::snapshot::Snapshot;
 use crate::view::Resolution;
 
 impl Mesh {
+    /// Every name that resolves in the network and what it resolves to, by name, whoever may know it.
+    pub fn resolutions(&self) -> BTreeMap<&Name, Resolution> {
+        let named = self.members.values().flatten().filter(|(_, peer)| peer.named);
+        let members = named.map(|(name, peer)| (name, Resolution::Addresses(peer.addresses.clone())));
+        let others = self.names.iter().chain(self.names_of.values().flatten());
+        members.chain(others.map(|(name, resolution)| (name, (**resolution).clone()))).collect()
+    }
+
     /// Records where an entry leads; to nothing in the network if `target` is absent.
     pub(super) fn link_entry(&mut self, entry: &Name, target: Option<Name>) {
         if self.targets.get(entry) == target.as_ref() {

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use schema_derive::Describe;
 
-use super::Node;
+use super::{Egress, Node};
+use super::network::within;
 use crate::attribute::Ref;
 use crate::report::{Code, Problem};
 use crate::rules::{Claim, Findings, Rules};
@@ -30,12 +32,18 @@ pub struct Dns {
     pub node: Option<Ref<Node>>,
     /// The name that it is an alias of: one of this network, written NAME.NETWORK, or any other.
     pub cname: Option<DomainName>,
-    /// How long resolvers may cache it. Names in /etc/hosts are replaced when they change, and have no TTL.
-    #[field(default = Seconds(60))]
+    /// How long resolvers may cache it, at most `365d`. Names in /etc/hosts are replaced when they change, and
+    /// have no TTL.
+    #[field(default = Dns::TTL)]
     pub ttl: Seconds,
 }
 
 impl Dns {
+    /// How long resolvers may cache a name of which nothing else is said; also the names of members.
+    pub const TTL: Seconds = Seconds(60);
+    /// The longest that they may: much less than the DNS could express (RFC 2181, section 8).
+    const LONGEST_TTL: Seconds = Seconds::hours(365 * 24);
+
     /// The name inside the network that its `cname` ends at, if it does.
     pub fn inner_cname(&self, network: &NetworkName) -> Option<Name> {
         let (name, suffix) = self.cname.as_ref()?.in_network()?;
@@ -58,10 +66,31 @@ impl Rules for Dns {
                 findings.push(problem.help("keep the addresses, or node, or cname".to_owned()), &[]);
             }
         }
+        within(findings, "ttl", self.ttl, Seconds(0), Self::LONGEST_TTL);
         if leads_too_far(self, id, world) {
             let message = format!("{id} leads through more than {LONGEST_CHAIN} other entries");
             let help = "let it refer directly to the target of the last entry".to_owned();
             findings.push(Problem::new(Code::DnsChain, message).help(help), &[Step::Field("cname")]);
+        }
+    }
+
+    fn doubt(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
+        let Some(network) = world.network(&id.network) else { return };
+        let forwarded = world.all_in::<Egress>(&id.network).flat_map(|(_, egress)| egress.ranges.iter());
+        // A default route holds every address.
+        let forwarded = forwarded.map(|range| range.net()).filter(|range| range.prefix_len() > 0);
+        let inside: Vec<IpNet> = network.ranges().chain(forwarded).collect();
+        for (field, claim) in self.claims() {
+            let Claim::Meant(address) = claim else { continue };
+            if !inside.iter().any(|range| range.contains(&address)) {
+                let message = format!(
+                    "{address} of {id} is in no range of network {} and in none that its gateways forward to, so members reach \
+                     it outside of the mesh, if at all",
+                    id.network
+                );
+                let help = "give an address of the network, or `node`; where it is meant, nothing is wrong".to_owned();
+                findings.push_at(Problem::new(Code::OutsideEntry, message).help(help), field, &address.to_string());
+            }
         }
     }
 

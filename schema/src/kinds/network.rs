@@ -8,6 +8,7 @@ use schema_derive::{Choice, Describe};
 use super::{ExternalClient, Ingress, Node};
 use crate::attribute::{Bounded, Ref};
 use crate::report::{Code, Problem};
+use crate::rules::top_level::{self, Standing};
 use crate::rules::{Claim, Findings, Rules};
 use crate::scalars::{Ipv4Range, Ipv6Range, NetworkName, Scalar, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
@@ -71,22 +72,12 @@ pub struct Network {
     pub address_quarantine: Seconds,
 }
 
-/// Top-level domains whose names belong to others, with what they are for. Agents let names of a network
-/// resolve as NAME.NETWORK, and theirs go first.
-const RESERVED_NAMES: &[(&str, &str)] = &[
-    ("arpa", "is the domain of the internet's own infrastructure (RFC 3172)"),
-    ("com", "is a public domain"),
-    ("invalid", "never resolves (RFC 6761)"),
-    ("local", "is resolved on the link by multicast (RFC 6762)"),
-    ("localhost", "is each host's own (RFC 6761)"),
-    ("onion", "belongs to Tor (RFC 7686)"),
-];
-
 impl Rules for Network {
     fn check(&self, id: &ResourceId, world: &Snapshot, findings: &mut Findings<'_>) {
-        if let Some((name, what)) = RESERVED_NAMES.iter().find(|(name, _)| id.network.as_str() == *name) {
-            let message = format!("a network cannot be named {name:?}: names of its nodes end in .{name}, which {what}");
-            let help = format!("choose another name, such as \"{name}-net\"");
+        if let Some(Standing::Taken(what)) = self.standing(id) {
+            let name = &id.network;
+            let message = format!("a network cannot be named \"{name}\": names of its nodes end in .{name}, which {what}");
+            let help = format!("choose another name, such as \"{name}-net\", or set name-service to false");
             findings.push(Problem::new(Code::ReservedNetworkName, message).help(help), &[]);
         }
         if self.ipv4.is_none() && self.ipv6.is_none() {
@@ -105,6 +96,18 @@ impl Rules for Network {
         }
     }
 
+    fn doubt(&self, id: &ResourceId, _world: &Snapshot, findings: &mut Findings<'_>) {
+        if self.standing(id) == Some(Standing::Delegated) {
+            let name = &id.network;
+            let message = format!(
+                "names of nodes of network {name} end in .{name}, which is a public top-level domain: its members may not reach public \
+                 names that end in it"
+            );
+            let help = format!("choose a name that is nobody's, such as \"{name}-net\", or set name-service to false");
+            findings.push(Problem::new(Code::PublicNetworkName, message).help(help), &[]);
+        }
+    }
+
     fn claims(&self) -> Vec<(&'static str, Claim)> {
         let field = |range: &IpNet| if range.network().is_ipv4() { "ipv4" } else { "ipv6" };
         self.ranges().map(|range| (field(&range), Claim::Range(range))).collect()
@@ -112,6 +115,11 @@ impl Rules for Network {
 }
 
 impl Network {
+    /// What its name is to others; absent: nothing, or no names resolve by it.
+    fn standing(&self, id: &ResourceId) -> Option<Standing> {
+        self.name_service.then(|| top_level::standing(&id.network)).flatten()
+    }
+
     fn check_room(&self, id: &ResourceId, nodes: u128, world: &Snapshot, findings: &mut Findings<'_>) {
         for range in self.ranges() {
             let (field, width) = if range.network().is_ipv4() { ("ipv4", 32) } else { ("ipv6", 128) };

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Scalar;
+use super::name::a_label;
 use crate::descriptor::{Reference, Target};
 
 /// A host name of the DNS: labels joined by dots, without the dot at the end, in lower case.
@@ -30,7 +31,11 @@ impl Scalar for DomainName {
     const DOC: &'static str =
         "Labels of letters, digits and inner hyphens, joined by dots; at most 253 characters.";
     const GOOD: &'static [&'static str] = &["gw.example.net", "localhost", "EXAMPLE.net", "example.net."];
-    const BAD: &'static [&'static str] = &["", ".", "a..b", "-a.net", "a_b.net", "a b"];
+    const BAD: &'static [&'static str] = &["", ".", "a..b", "-a.net", "a_b.net", "a b", "bücher.example.net"];
+
+    fn meant(text: &str) -> Option<String> {
+        a_label(text).filter(|meant| meant.parse::<Self>().is_ok())
+    }
 
     fn reference(&self) -> Option<Reference<'_>> {
         let (name, network) = self.in_network()?;
@@ -57,7 +62,10 @@ impl FromStr for DomainName {
                 || label.starts_with('-')
                 || label.ends_with('-')
             {
-                return Err(format!("its part {label:?} is not 1 to 63 letters, digits and inner hyphens"));
+                let ascii = if label.is_ascii() { "" } else { " of ASCII" };
+                return Err(format!(
+                    "its part {label:?} is not 1 to 63 letters{ascii}, digits and inner hyphens"
+                ));
             }
         }
         Ok(Self(text.to_ascii_lowercase().into()))

@@ -80,6 +80,10 @@ impl Scalar for Endpoint {
     ];
 
     fn meant(text: &str) -> Option<String> {
+        if !text.is_ascii() {
+            let (host, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            return Some(DomainName::meant(host)? + rest).filter(|meant| meant.parse::<Self>().is_ok());
+        }
         let (host, port) = text.rsplit_once(':')?;
         let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let meant = match (bracketed, host.parse::<Ipv6Addr>()) {

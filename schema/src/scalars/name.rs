@@ -62,9 +62,15 @@ impl Scalar for Name {
     ];
 
     fn meant(text: &str) -> Option<String> {
-        let name: Self = shaped(text, 63).parse().ok()?;
+        let name: Self = a_label(text).unwrap_or_else(|| shaped(text, 63)).parse().ok()?;
         (name.as_str() != text).then(|| name.to_string())
     }
+}
+
+/// A name that is not ASCII as the DNS has it (RFC 5890, section 2.3.2.1); absent: it is ASCII, or no name in any
+/// writing.
+pub(super) fn a_label(text: &str) -> Option<String> {
+    if text.is_ascii() { None } else { idna::domain_to_ascii(text).ok() }
 }
 
 /// The text reduced to what a name may hold, cut to `longest`.
@@ -83,8 +89,9 @@ impl FromStr for Name {
             return Err("it is empty".into());
         }
         if let Some(odd) = text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+            let ascii = if odd.is_ascii() { "" } else { " of ASCII" };
             return Err(format!(
-                "{odd:?} is not allowed in it; lower-case letters, digits and inner hyphens are"
+                "{odd:?} is not allowed in it; lower-case letters{ascii}, digits and inner hyphens are"
             ));
         }
         if text.len() > 63 {
@@ -105,7 +112,8 @@ impl Scalar for NetworkName {
     const BAD: &'static [&'static str] = &["a234567890123", "comms", "comms2", "Corp"];
 
     fn meant(text: &str) -> Option<String> {
-        let name: Self = shaped(text, 12).parse().ok()?;
+        let a_label = a_label(text).filter(|label| label.parse::<Self>().is_ok());
+        let name: Self = a_label.unwrap_or_else(|| shaped(text, 12)).parse().ok()?;
         (name.as_str() != text).then(|| name.to_string())
     }
 }

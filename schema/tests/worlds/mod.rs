@@ -39,7 +39,7 @@ use schema::world::{ServerInfo, World};
 /// things.
 const NETWORKS: [(&str, &[&str], &[&str]); 2] = [
     ("corp", &["10.40.0.0/24", "10.40.0.0/28", "10.40.0.8/29"], &["fd40::/64", "fd40::/125"]),
-    ("010", &["10.41.0.0/29", "10.41.0.0/16"], &["fd41::/120"]),
+    ("0x10", &["10.41.0.0/29", "10.41.0.0/16"], &["fd41::/120"]),
 ];
 /// Names of the first kinds, in their order, which other programs read as something else.
 const TRICKY: [&[&str]; 4] = [

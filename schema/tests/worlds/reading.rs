@@ -542,6 +542,14 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// What a name resolves to for those who may know it; nothing if it does for nobody.
+    pub fn resolves_for_some(&self, name: &Name) -> Option<Resolution> {
+        Some(match self.declaration().name_service.then(|| self.leads(name, 0))?? {
+            Leads::To(member) => Resolution::Addresses(self.addresses(&member)),
+            Leads::Out(resolution) => resolution,
+        })
+    }
+
     fn leads(&self, name: &Name, depth: usize) -> Option<Leads> {
         let member = |name: &Name| self.key(name).map(|_| Leads::To(name.clone()));
         let Some(entry) = self.world.snapshot.named::<Dns>(&self.network, name) else { return member(name) };
