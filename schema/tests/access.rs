@@ -94,19 +94,28 @@ impl<'a> Hosts<'a> {
         around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, peer)| peer)
     }
 
-    /// Where a host sends what is for an address; absent: nowhere. Of tunnels, what is refused, and what it
-    /// forwards to the longest prefix goes first; what is for the network's own ranges goes into tunnels alone.
+    /// Where a host sends what is for an address; absent: nowhere. Of what it routes into the mesh, what it refuses
+    /// and what it forwards to the longest prefix goes first; what is for the network's own ranges goes into the mesh
+    /// alone. There the tunnel of the longest prefix has it, if there is one.
     fn next(&self, host: &Name, address: IpAddr) -> Option<Hop<'_>> {
         let view = &self.views[host];
-        let within = view.interface.addresses.iter().any(|own| own.trunc().contains(&address));
-        let tunnels = self.allowed(host).map(|(range, peer)| (range, Some(Hop::Tunnel(peer))));
-        let refused =
-            view.routes.iter().filter(|(_, route)| route.via.is_none()).map(|(range, _)| (*range, None));
+        let longest = |range: &&(IpNet, Option<Option<ClassId>>)| range.0.prefix_len();
+        let into = |range| (range, Some(None));
+        let own = view.interface.addresses.iter().map(|own| into(own.trunc()));
+        let routes = view.routes.iter().map(|(range, route)| (*range, route.via.is_some().then_some(None)));
         let outside = view.forwards.values().flat_map(|forward| &forward.ranges);
-        let outside = outside.map(|(range, class)| (*range, Some(Hop::Outside(*class))));
-        let beyond = refused.chain(outside).filter(|_| !within);
-        let all = tunnels.chain(beyond).filter(|(range, _)| range.contains(&address));
-        all.max_by_key(|(range, _)| range.prefix_len())?.1
+        let outside = outside.map(|(range, class)| (*range, Some(Some(*class))));
+        let all: Vec<_> =
+            own.chain(routes).chain(outside).filter(|(range, _)| range.contains(&address)).collect();
+        let within = view.interface.addresses.iter().any(|own| own.trunc().contains(&address));
+        let (_, way) = if within { &into(IpNet::from(address)) } else { all.iter().max_by_key(longest)? };
+        match way.as_ref()? {
+            Some(class) => Some(Hop::Outside(*class)),
+            None => {
+                let around = self.allowed(host).filter(|(range, _)| range.contains(&address));
+                around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, peer)| Hop::Tunnel(peer))
+            }
+        }
     }
 
     /// Whether what a host sends itself to an address is for the mesh, and not for where the host would send it
