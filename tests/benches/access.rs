@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use end_to_end::load::memory_of;
 use end_to_end::meshes::{compile, declare, follow, followed, median, network, number, put_node, timed};
 use jiff::Timestamp;
 use prost::Message as _;
@@ -212,22 +213,15 @@ fn signed(node: &Name, body: SignedBody) -> usize {
 /// What following joins one after the other adds to this program's memory, where each mesh is kept.
 fn remembered(world: &World) -> String {
     let (mut world, mut meshes) = (world.clone(), vec![compile(world)]);
-    let before = resident();
+    let before = memory_of(std::process::id());
     for number in 0..REMEMBERED {
         let mut after = world.clone();
         join(&mut after, 30_000 + number);
         meshes.push(follow(&meshes[meshes.len() - 1], &world, &after));
         world = after;
     }
-    let kept = resident() - before;
+    let kept = memory_of(std::process::id()) - before;
     drop(meshes);
     let kibibytes = kept as f64 / 1024.0;
     format!("{:.1} MiB, {:.1} KiB for each", kibibytes / 1024.0, kibibytes / f64::from(REMEMBERED))
-}
-
-/// The resident set of this program, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

@@ -43,7 +43,7 @@ fn main() {
 async fn compare() {
     let calls: usize = std::env::var("CALLS").ok().and_then(|calls| calls.parse().ok()).unwrap_or(24_000);
     let folder = end_to_end::load::private_folder();
-    seed(folder.path(), NODES);
+    seed(folder.path(), NODES, &[]);
     let path = folder.path().display().to_string();
     let (ours, peer) = (Serving::start(&["serve", &path]), Serving::start(&["bare", &path]));
     println!("{calls} calls to each server in blocks of {BLOCK}, {NODES} nodes in the network\n");

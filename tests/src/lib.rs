@@ -16,6 +16,7 @@ pub mod load;
 pub mod loopback;
 pub mod matrix;
 pub mod meshes;
+pub mod watching;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -4,9 +4,10 @@
 //! input ends.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -38,6 +39,13 @@ pub fn cpu_of(process: u32) -> Duration {
     let process = Pid::from_raw(process.try_into().expect("ids are small"));
     let now = clock_getcpuclockid(process).and_then(nix::time::ClockId::now).expect("it runs");
     now.into()
+}
+
+/// The memory that a process holds, in bytes.
+pub fn memory_of(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
 /// The copy of this program that serves. It ends with this value.
@@ -84,13 +92,7 @@ impl Serving {
 
     /// The memory that it holds, in bytes.
     pub fn memory(&self) -> u64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-    }
-
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.process.id())).expect("it runs")
+        memory_of(self.process.id())
     }
 }
 
@@ -154,14 +156,17 @@ pub fn raise_file_limit() {
 }
 
 /// A world as a server would keep it, in the database of a directory: a network with both families, a key,
-/// and this many nodes that have joined.
-pub fn seed(directory: &Path, nodes: u32) {
+/// this many nodes that have joined, and what else is declared, as documents of the REST API.
+pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
-    let mut store = Sqlite::open(&directory.join(identity::DATABASE)).expect("a database");
+    let database = directory.join(identity::DATABASE);
+    // A server serves no database that others may read.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database).expect("there is none");
+    let mut store = Sqlite::open(&database).expect("a database");
     let Stored { world: before, hash, .. } = store.load().expect("it loads");
-    let after = seeded(&before, nodes, Timestamp::now());
+    let after = seeded(&before, nodes, declared, Timestamp::now());
     let (puts, deletes) = rows::between(&before, &after);
     let entry = LogEntry {
         revision: after.revision,
@@ -180,12 +185,12 @@ pub fn seed(directory: &Path, nodes: u32) {
     store.commit(&[Batch::new(&hash, after.epoch, entry, puts, deletes)]).expect("it is kept");
 }
 
-fn seeded(before: &World, nodes: u32, now: Timestamp) -> World {
+fn seeded(before: &World, nodes: u32, declared: &[Value], now: Timestamp) -> World {
     let mut world = World { revision: Revision(before.revision.0 + 1), ..before.clone() };
     let network = serde_json::json!({ "id": "corp", "body": { "ipv4": "10.0.0.0/16", "ipv6": "fd00::/64" } });
     let key = serde_json::json!({ "id": "corp/access-key/k", "body": { "uses": "unlimited" } });
-    for document in [network, key] {
-        let document: ResourceDocument = serde_json::from_value(document).expect("a resource");
+    for document in [&network, &key].into_iter().chain(declared) {
+        let document: ResourceDocument = serde_json::from_value(document.clone()).expect("a resource");
         world.snapshot.put(document.id.clone(), document.entry().expect("it decodes"));
     }
     let verifier = proto::sign::public_key(&test_agent::seed("k"));

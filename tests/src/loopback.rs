@@ -54,6 +54,11 @@ impl Server {
         ];
         Self { child, environment }
     }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Server {
