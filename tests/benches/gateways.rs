@@ -2,8 +2,7 @@
 //!
 //! A failover is measured beside a join: agents watch over a connection of their own each, the server runs in a
 //! process of its own. External clients are measured beside as many nodes more, and what the ingress does of one
-//! more of them beside `wg syncconf` and `nft -f`, which read everything that there is. `NODES` (1000) and `CLIENTS`
-//! (500) change the sizes.
+//! more of them beside wg(8) and nft(8). `NODES` (1000) and `CLIENTS` (500) change the sizes.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::collections::BTreeSet;
@@ -41,8 +40,11 @@ use test_agent::Agent;
 
 /// The interface of the ingress.
 const INTERFACE: &str = "nm-bench";
-/// How often programs are run; the median counts.
+/// How often something large is done; the median counts.
 const RUNS: usize = 11;
+/// How often `wg syncconf` is run.
+const SYNCS: usize = 3;
+const PORT: u16 = 51_821;
 /// Numbers from here on are no node's so far.
 const FRESH: u32 = 20_000;
 
@@ -288,7 +290,7 @@ async fn one_more_at_the_ingress(nodes: u32, clients: u32) {
         let allowed_ips = tunnel.allowed_ips.clone();
         DeviceStep::PutPeer(*key, PeerSettings { endpoint: None, allowed_ips, keepalive: 0 })
     };
-    let mut steps = vec![DeviceStep::SetPrivateKey(PrivateKey([9; 32]))];
+    let mut steps = vec![DeviceStep::SetPrivateKey(PrivateKey([9; 32])), DeviceStep::SetListenPort(PORT)];
     steps.extend(tunnels.iter().map(|(key, tunnel)| put(key, tunnel)));
     device.apply(&steps).expect("it takes them");
 
@@ -334,6 +336,7 @@ async fn one_more_at_the_ingress(nodes: u32, clients: u32) {
     for (what, times) in whats.into_iter().zip(times) {
         row(what, times.map(|times| milliseconds(median(times))));
     }
+    row("beside it: `wg set` of one peer", set(&host));
     row("beside it: `wg syncconf` of all peers", syncconf(&host, &phones));
     row("beside it: `nft -f` of one element", one_by_nft(&host));
     let none = String::new;
@@ -352,7 +355,7 @@ fn slot() -> Slot {
 fn syncconf(host: &Host, phones: &Phones) -> [String; 2] {
     let file = |name: &str, world: &World| {
         let private = WireGuardKey([9; 32]);
-        let mut text = format!("[Interface]\nPrivateKey = {private}\n");
+        let mut text = format!("[Interface]\nPrivateKey = {private}\nListenPort = {PORT}\n");
         for (key, tunnel) in view_of(world).tunnels() {
             let ranges: Vec<_> = tunnel.allowed_ips.iter().map(ToString::to_string).collect();
             let _ = write!(text, "[Peer]\nPublicKey = {key}\nAllowedIPs = {}\n", ranges.join(", "));
@@ -363,17 +366,38 @@ fn syncconf(host: &Host, phones: &Phones) -> [String; 2] {
     };
     let files = [file("more.conf", &phones.one_more(0)), file("less.conf", &phones.world)];
     let mut times: [Vec<Duration>; 2] = Default::default();
-    for _ in 0..RUNS {
+    for _ in 0..SYNCS {
         for (file, times) in files.iter().zip(&mut times) {
-            let mut wg = host.command("wg");
-            wg.args(["syncconf", INTERFACE]).arg(file);
-            let mut output = None;
-            times.push(timed(|| output = Some(wg.output().expect("wireguard-tools are installed"))));
-            let output = output.expect("it ran");
-            assert!(output.status.success(), "{}", text_of(&output.stderr));
+            times.push(wg(host, &["syncconf", INTERFACE, &file.display().to_string()]));
         }
     }
     times.map(|times| milliseconds(median(times)))
+}
+
+/// One more peer, and one less, as `wg set` brings it about.
+fn set(host: &Host) -> [String; 2] {
+    let key = Agent::keys(FRESH).1.to_string();
+    let peer = ["set", INTERFACE, "peer", &key];
+    let changes =
+        [[&peer[..], &["allowed-ips", "10.201.0.1/32"]].concat(), [&peer[..], &["remove"]].concat()];
+    let mut times: [Vec<Duration>; 2] = Default::default();
+    for _ in 0..RUNS {
+        for (change, times) in changes.iter().zip(&mut times) {
+            times.push(wg(host, change));
+        }
+    }
+    times.map(|times| milliseconds(median(times)))
+}
+
+/// How long wg(8) takes.
+fn wg(host: &Host, arguments: &[&str]) -> Duration {
+    let mut wg = host.command("wg");
+    wg.args(arguments);
+    let mut output = None;
+    let took = timed(|| output = Some(wg.output().expect("wireguard-tools are installed")));
+    let output = output.expect("it ran");
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    took
 }
 
 /// One more element of the sets, and one less, by nft(8).

@@ -4,9 +4,10 @@
 //! input ends.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -160,7 +161,10 @@ pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
-    let mut store = Sqlite::open(&directory.join(identity::DATABASE)).expect("a database");
+    let database = directory.join(identity::DATABASE);
+    // A server serves no database that others may read.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database).expect("there is none");
+    let mut store = Sqlite::open(&database).expect("a database");
     let Stored { world: before, hash, .. } = store.load().expect("it loads");
     let after = seeded(&before, nodes, declared, Timestamp::now());
     let (puts, deletes) = rows::between(&before, &after);
