@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use end_to_end::gateways::{agents, filter_paths, joined, network, seen_by};
+use end_to_end::gateways::{agents, carrier, filter_paths, joined, network, seen_by};
 use end_to_end::host_state::HostState;
 use end_to_end::lan::Lan;
 use end_to_end::{Mesh, addresses, all_ping_all, eventually, in_runtime, packets, run, run_all, text_of};
