@@ -37,7 +37,7 @@ pub struct Trial<'a> {
     pub outcome: Outcome,
 }
 
-/// Tries services of each node from each other, at all addresses, once.
+/// Tries services of each node from each other, at all addresses of families that it has itself, once.
 ///
 /// # Panics
 ///
@@ -57,6 +57,8 @@ async fn part<'a>(
     let all = nodes.iter().map(|from| async move {
         let others = nodes.iter().filter(|to| to.name != from.name);
         let addresses = others.flat_map(|to| to.addresses.iter().map(move |at| (to.name, *at)));
+        let has = |family: IpAddr| from.addresses.iter().any(|own| own.is_ipv4() == family.is_ipv4());
+        let addresses = addresses.filter(|(_, at)| has(*at));
         let probes = addresses
             .flat_map(|(name, to)| services.iter().map(move |it| (name, Probe { to, service: *it })));
         let (names, probes): (Vec<_>, Vec<_>) =

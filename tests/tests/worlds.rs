@@ -386,11 +386,13 @@ impl<'a> Corp<'a> {
     async fn disagreements(&self, reading: &Reading<'_>) -> String {
         let services: Vec<_> = reading.packets().into_iter().filter_map(service).collect();
         let everywhere = ["0.0.0.0", "::"].map(|any| any.parse().expect("an address"));
-        let hosts =
-            self.nodes.iter().map(|node| node.agent.host()).chain(self.phone.iter().map(Client::host));
-        let hosts = hosts.chain(self.lans.iter().map(|(_, host)| host));
+        let phone = self.phone.iter().map(Client::host);
+        let hosts = self.nodes.iter().map(|node| node.agent.host()).chain(phone);
+        let hosts = hosts.map(|host| (host, &everywhere[..]));
+        // One of several addresses in a range answers as that which was asked.
+        let hosts = hosts.chain(self.lans.iter().map(|(lan, host)| (host, &lan.addresses[..])));
         let listeners: Result<Vec<_>, _> =
-            hosts.map(|host| host.listen(&everywhere, services.clone())).collect();
+            hosts.map(|(host, at)| host.listen(at, services.clone())).collect();
         let listeners = listeners.expect("the ports are free");
         let parties: BTreeMap<String, Party> =
             self.parties(reading).into_iter().map(|party| (shown(&party), party)).collect();
