@@ -30,6 +30,7 @@ pub mod host;
 mod journal;
 pub mod membership;
 pub mod outside;
+pub mod ranges;
 pub mod reconcile;
 pub mod registration;
 pub mod server_names;

@@ -46,7 +46,7 @@ use schema::inventory::NodeProblem;
 use schema::scalars::{Name, NetworkName, is_default};
 use schema::view::View;
 
-use crate::filter::{Interval, by_longest_prefix};
+use crate::ranges::by_longest_prefix;
 
 /// The group of the interfaces of agents and servers (`ip link set group`), by which they tell them from
 /// those of others: "nm" in ASCII, a number that /etc/iproute2/group gives to nobody.
@@ -322,8 +322,9 @@ impl Outside {
             set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(ToString::to_string));
         }
         for (name, ty, ipv4) in [("held4", "ipv4_addr", true), ("held6", "ipv6_addr", false)] {
-            let of_family = self.held().filter(|held| held.first.is_ipv4() == ipv4);
-            set(name, &format!("{ty}; flags interval; auto-merge"), &mut of_family.map(|it| it.to_string()));
+            let of_family = self.held().into_iter().filter(|(first, _)| first.is_ipv4() == ipv4);
+            let texts = of_family.map(|(first, last)| format!("{first}-{last}"));
+            set(name, &format!("{ty}; flags interval; auto-merge"), &mut { texts });
         }
         text + &CHAINS.replace("MARK", &mark.to_string()).replace("GROUP", &GROUP.to_string())
     }
@@ -393,11 +394,10 @@ impl Outside {
     }
 
     /// The addresses that no longer range takes from what the host forwards to.
-    fn held(&self) -> impl Iterator<Item = Interval> {
+    fn held(&self) -> Vec<(IpAddr, IpAddr)> {
         let routed = self.ranges.keys().map(|range| (*range, None));
         let all = routed.chain(self.forwarded.iter().map(|range| (*range, Some(()))));
-        let held = by_longest_prefix(all, &BTreeSet::new()).into_iter();
-        held.map(|((first, last), ())| Interval { first, last, class: None })
+        by_longest_prefix(all, &BTreeSet::new()).into_iter().map(|(interval, ())| interval).collect()
     }
 }
 

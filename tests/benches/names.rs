@@ -28,7 +28,7 @@ fn main() {
 async fn run() {
     let nodes = number("NODES", 10_000);
     let folder = private_folder();
-    seed(folder.path(), nodes);
+    seed(folder.path(), nodes, &[]);
     let settings = Settings { dns_mode: true, ..settings(folder.path()) };
     let server = nmserver::open(settings.clone()).await.expect("a server");
     let service = server.service().clone();

@@ -373,13 +373,7 @@ impl<'a> Corp<'a> {
             };
             is_other || way.iter().any(|node| gateway(node) && Some(*node) != carrier)
         });
-        // Nobody judges what the node of an ingress opens at its own clients.
-        let client = match to {
-            Party::Member(name) => reading.client(name).and_then(|_| reading.carrier(name)),
-            Party::Host(_) => None,
-        };
-        let is_unjudged = client.is_some_and(|node| Party::from(node) == *from);
-        (sends && !is_local && !is_unjudged && from != to).then(|| reading.reaches(from, to)(packet))
+        (sends && !is_local && from != to).then(|| reading.reaches(from, to)(packet))
     }
 
     /// A line for each pair and service of which packets show something else than the reading says.

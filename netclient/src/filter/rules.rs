@@ -11,8 +11,9 @@ use schema::scalars::Name;
 use schema::view::{Forward, Guarded};
 
 use super::script::{Script, Set};
-use super::{Element, FilterChanges, Interval, MAPS, by_longest_prefix, chain};
+use super::{Element, FilterChanges, Interval, MAPS, chain};
 use crate::outside::GROUP;
+use crate::ranges::by_longest_prefix;
 
 /// What a table says of everything but who the members are.
 #[derive(Clone, Debug, PartialEq, Eq)]

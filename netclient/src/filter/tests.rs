@@ -6,6 +6,7 @@ use schema::scalars::WireGuardKey;
 use schema::view::Route;
 
 use super::*;
+use crate::ranges::by_longest_prefix;
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
