@@ -642,7 +642,8 @@ fn parts(node: &Name, carrying: &[CarryingChange]) -> Vec<PartChange> {
 /// Whether what a node's host sends to an address goes into the mesh. A route to everything does not count: the
 /// agent's own packets stay outside of it, and others reach the server by way of the gateway.
 fn leads_into_mesh(view: &View, address: IpAddr) -> bool {
-    let routes = view.routes.keys().filter(|range| range.prefix_len() > 0).copied();
+    let own = view.routes.iter().filter(|(range, route)| range.prefix_len() > 0 && !route.carried);
+    let routes = own.map(|(range, _)| *range);
     ranges(view).into_iter().chain(routes).any(|range| range.contains(&address))
 }
 

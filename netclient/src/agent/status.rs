@@ -142,6 +142,9 @@ pub struct ReachStatus {
     pub ranges: BTreeSet<IpNet>,
     /// The peer that carries what is sent there.
     pub via: Name,
+    /// Whether it is reached for nodes whose traffic the node carries, and not for itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
 }
 
 /// How a network is, as whoever keeps it current knows.
@@ -259,11 +262,11 @@ fn reaches(view: &View) -> Vec<ReachStatus> {
     let nodes = view.peers.iter().filter_map(|(name, peer)| {
         let via = view.next_hop(name).filter(|hop| *hop != name)?.clone();
         let ranges = peer.addresses.iter().copied().map(IpNet::from).collect();
-        Some(ReachStatus { name: Some(name.clone()), ranges, via })
+        Some(ReachStatus { name: Some(name.clone()), ranges, via, carried: false })
     });
     let ranges = view.routes.iter().filter_map(|(range, route)| {
         let via = view.next_hop(route.via.as_ref()?)?.clone();
-        Some(ReachStatus { name: None, ranges: [*range].into(), via })
+        Some(ReachStatus { name: None, ranges: [*range].into(), via, carried: route.carried })
     });
     nodes.chain(ranges).collect()
 }
@@ -294,18 +297,30 @@ mod tests {
             };
             view.peers.insert(format!("n{number}").parse().expect("a name"), Arc::new(peer));
         }
-        for (range, via) in [("192.168.7.0/24", "n5"), ("192.168.8.0/24", "gone")] {
-            let route = Route { via: via.parse().ok(), class: Default::default(), carried: false };
+        for (range, via, carried) in [
+            ("192.168.7.0/24", "n5", false),
+            ("192.168.8.0/24", "gone", false),
+            ("192.168.9.0/24", "n5", true),
+        ] {
+            let route = Route { via: via.parse().ok(), class: Default::default(), carried };
             view.routes.insert(range.parse().expect("a range"), Arc::new(route));
         }
         let found: Vec<_> = reaches(&view)
             .into_iter()
-            .map(|ReachStatus { name, ranges, via }| {
+            .map(|ReachStatus { name, ranges, via, carried }| {
                 let name = name.map_or_else(|| "-".to_owned(), |name| name.to_string());
                 let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
-                format!("{name} {} via {via}", ranges.join(" "))
+                let carried = if carried { " for others" } else { "" };
+                format!("{name} {} via {via}{carried}", ranges.join(" "))
             })
             .collect();
-        assert_eq!(found, ["n3 10.9.0.3/32 fd09::3/128 via n2", "- 192.168.7.0/24 via n5"]);
+        assert_eq!(
+            found,
+            [
+                "n3 10.9.0.3/32 fd09::3/128 via n2",
+                "- 192.168.7.0/24 via n5",
+                "- 192.168.9.0/24 via n5 for others"
+            ]
+        );
     }
 }

@@ -149,9 +149,10 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
 /// What has no tunnel of its own, and who carries it.
 fn reaches(all: &[ReachStatus]) -> Table {
     let mut table = table(&["REACHES", "ADDRESSES", "VIA"]);
-    for ReachStatus { name, ranges, via } in all {
+    for ReachStatus { name, ranges, via, carried } in all {
         let name = name.as_ref().map_or_else(|| "a range".to_owned(), ToString::to_string);
-        table.add_row([name, joined(ranges), via.to_string()]);
+        let others = if *carried { " (for nodes that it carries)" } else { "" };
+        table.add_row([name, joined(ranges), format!("{via}{others}")]);
     }
     table
 }
@@ -275,13 +276,14 @@ mod tests {
             name: name.map(|name| name.parse().expect("good")),
             ranges: [range.parse().expect("good")].into(),
             via: "hub".parse().expect("good"),
+            carried: name.is_none(),
         };
         network.reaches = vec![reach(Some("b"), "10.40.0.2/32"), reach(None, "192.168.7.0/24")];
         let text = network_lines(&network, Timestamp::UNIX_EPOCH).join("\n");
         let below = text.split_once("hub").expect("it is a peer").1.split_once("\n").expect("more lines").1;
         assert_eq!(
             below,
-            "\n  REACHES  ADDRESSES       VIA\n  b        10.40.0.2/32    hub\n  a range  192.168.7.0/24  hub"
+            "\n  REACHES  ADDRESSES       VIA\n  b        10.40.0.2/32    hub\n  a range  192.168.7.0/24  hub (for nodes that it carries)"
         );
     }
 
