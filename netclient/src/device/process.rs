@@ -157,7 +157,12 @@ impl Server {
                         return end;
                     }
                 }
-                () = self.engine.failed() => return End::Lost,
+                () = self.engine.failed() => {
+                    // While the interface is there, it is a false report.
+                    if !self.is_whole() {
+                        return End::Lost;
+                    }
+                }
                 _ = self.watch.tick() => {
                     if !self.is_whole() {
                         return End::Lost;

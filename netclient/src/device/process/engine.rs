@@ -3,9 +3,9 @@
 //! Its traps, all of 0.10.2: a peer before the key, or a socket before the key, panics; a port that cannot be
 //! bound leaves the device deaf until another is set; what used a socket that it closes is only asked to end, so
 //! that a new one on the same port, which a new key needs, may find it taken for a moment; a port that moves may
-//! make it report a false failure, since what read the TUN for the old socket finds its queue closed; a handshake is forgotten with its
-//! session, after three minutes; a peer that is updated through WireGuard's own protocol loses its session,
-//! so everything here goes through the API.
+//! make it report a false failure, since what read the TUN for the old socket finds its queue closed; a
+//! handshake is forgotten with its session, after three minutes; a peer that is updated through WireGuard's own
+//! protocol loses its session, so everything here goes through the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::FutureExt;
 use gotatun::device::configure::{DeviceWrite, PeerStats};
 use gotatun::device::uapi::UapiServer;
 use gotatun::device::{DefaultDeviceTransports, Device as Gotatun, Error, Peer, build};
@@ -34,8 +33,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine {
     device: Gotatun<DefaultDeviceTransports>,
-    /// gotatun has reported the one failure that it ever reports, and it was a false alarm.
-    false_alarm: bool,
+    /// gotatun has reported the one failure that it ever reports.
+    reported: bool,
     /// When each peer last completed a handshake, also after its session.
     handshakes: BTreeMap<WireGuardKey, u64>,
     endpoints: Endpoints,
@@ -57,18 +56,19 @@ impl Engine {
         let device =
             builder.build().await.map_err(Refusal::failed(format!("start the device {interface}")))?;
         Ok((
-            Self { device, false_alarm: false, handshakes: BTreeMap::new(), endpoints: Endpoints::default() },
+            Self { device, reported: false, handshakes: BTreeMap::new(), endpoints: Endpoints::default() },
             file,
         ))
     }
 
-    /// Returns when gotatun cannot go on, as when its TUN was removed. After a false alarm it never does: the
-    /// process looks for its interface anyway.
+    /// Returns once, when gotatun reports that it cannot go on, as when its TUN was removed; it may be a false
+    /// report, that comes some time after its port or key has changed, also by WireGuard's own protocol.
     pub(super) async fn failed(&mut self) {
-        if self.false_alarm {
+        if self.reported {
             std::future::pending::<()>().await;
         }
         self.device.wait().await;
+        self.reported = true;
     }
 
     /// Returns when its port is free again as well.
@@ -186,13 +186,10 @@ impl Engine {
                 device.set_listen_port(port);
             }
         };
-        let written = match self.device.write(change).await {
+        match self.device.write(change).await {
             Err(error) if in_use(&error) => within(CLOSING, async || self.reopen().await).await,
             written => written,
-        };
-        // What ran on the old socket has ended by now.
-        self.false_alarm |= self.device.wait().now_or_never().is_some();
-        written
+        }
     }
 
     /// Opens the socket again on the same port.
