@@ -37,7 +37,6 @@ const SUITES: &[Suite] = &[
     ),
     ("clients", &[]),
     ("outside", &["an_ipv6_range_that_holds_the_server_and_every_endpoint_cuts_nobody_off"]),
-    ("gateways", &["a_lan_behind_a_gateway_is_reached_and_reaches_back_and_nothing_of_it_stays"]),
     ("netem", &["under_loss_and_delay_changes_arrive_and_hosts_join"]),
     ("clock", &["a_key_has_expired_for_as_long_as_the_clock_says_so"]),
 ];
