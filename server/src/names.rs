@@ -126,14 +126,20 @@ impl NameFiles {
     }
 
     /// Makes the folder if there is none, and lets others pass through to it. Modes that somebody set later stay.
+    /// It has its name once all is done, so that whatever is interrupted is done again.
     fn prepare(&self) -> io::Result<()> {
-        match DirBuilder::new().mode(FOLDER_MODE).create(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        if fs::symlink_metadata(&self.folder).is_ok() {
+            return Ok(());
+        }
+        fs::set_permissions(&self.data_dir, Permissions::from_mode(PASSED_THROUGH))?;
+        let unfinished = self.folder.with_extension(files::NEW);
+        match DirBuilder::new().mode(FOLDER_MODE).create(&unfinished) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made?,
         }
         // Whatever the umask of this process leaves of it.
-        fs::set_permissions(&self.folder, Permissions::from_mode(FOLDER_MODE))?;
-        fs::set_permissions(&self.data_dir, Permissions::from_mode(PASSED_THROUGH))
+        fs::set_permissions(&unfinished, Permissions::from_mode(FOLDER_MODE))?;
+        fs::rename(&unfinished, &self.folder)
     }
 
     /// The files in the folder that may be nmserver's.
@@ -220,6 +226,8 @@ mod tests {
         };
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         let read = |file: &str| fs::read_to_string(folder.join(file)).expect("it is there");
+        // One that was killed before it had made the folder.
+        fs::create_dir(folder.with_extension(files::NEW)).expect("made");
         assert_eq!(pass(), BTreeMap::new());
         let corefile = read(COREFILE);
         assert_eq!((mode(&folder), mode(&folder.join(COREFILE))), (FOLDER_MODE, FILE_MODE));
