@@ -23,7 +23,7 @@ use schema::snapshot::{ResourceId, Revision, Snapshot};
 use schema::value::{Record, Value as Field};
 use schema::world::World;
 
-use super::{Moment, joined, repaired};
+use super::{Draft, Moment, joined, repaired};
 
 /// The one network.
 const NETWORK: &str = "corp";
@@ -720,7 +720,8 @@ fn id(name: &str) -> NodeId {
     NodeId { network: network(), name: name.parse().unwrap() }
 }
 
-/// What these files say, without what breaks a rule. A hub that is not declared is none: the network stays.
+/// What these files say, without what breaks a rule. The network stays: a hub that is not declared is none,
+/// and a range that is too small for what is declared is a wide one.
 fn snapshot(declared: &BTreeMap<ResourceId, Option<Value>>) -> Snapshot {
     let is_declared = |hub: &Value| {
         let mut nodes = declared.iter().filter(|(id, body)| id.kind == Kind::Node && body.is_some());
@@ -733,6 +734,13 @@ fn snapshot(declared: &BTreeMap<ResourceId, Option<Value>>) -> Snapshot {
         }
         serde_json::from_value::<Field>(body).unwrap().as_record().unwrap().clone()
     };
-    let drafts = declared.iter().map(|(id, body)| (id.clone(), body.as_ref().map(fields)));
-    repaired(Snapshot::default(), drafts.collect())
+    let drafts: Vec<Draft> =
+        declared.iter().map(|(id, body)| (id.clone(), body.as_ref().map(fields))).collect();
+    let repair = |drafts| repaired(Snapshot::default(), drafts);
+    let files = repair(drafts.clone());
+    if files.network(&network()).is_some() {
+        return files;
+    }
+    let wide = (ResourceId::of_network(network()), Some(fields(&json!({ "ipv4": "10.40.0.0/24" }))));
+    repair(drafts.into_iter().filter(|(id, _)| id.kind != Kind::Network).chain([wide]).collect())
 }
