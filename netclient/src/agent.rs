@@ -46,8 +46,8 @@ pub use join::{JoinMethod, JoinOptions, JoinOutcome};
 pub use outside::{Down, not_ours};
 pub use register::Registered;
 pub use status::{
-    DamagedNetwork, DriverStatus, ForwardStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus,
-    Status,
+    DamagedNetwork, DriverStatus, ForwardStatus, NamesStatus, NetworkStatus, PeerStatus, ReachStatus,
+    RegistrationStatus, Status,
 };
 
 /// The agent.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
-use schema::scalars::Endpoint;
+use schema::scalars::{Endpoint, NetworkName};
 use tokio::sync::mpsc;
 
 use crate::device::{self, Device, DeviceError, Kind, Refusal};
@@ -28,6 +28,7 @@ use crate::system::forwarding::{self, Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{self, LinkError, LinkState, LinkStep};
 use crate::system::own_tables::OwnTables;
+use crate::system::resolved::{self, ResolvedError, Resolvers};
 use crate::system::routing::{self, RoutingError};
 use crate::system::rp_filter::{self, MarksUnheeded};
 use crate::system::slots::{self, SlotsTaken};
@@ -114,6 +115,13 @@ pub trait Host: Send + Sync {
     /// Writes the lines of an interface to the file of names; agents of one directory take turns by the lock
     /// file `turn`.
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
+    /// Whether programs of this host ask systemd-resolved; see [`resolved::is_asked`].
+    fn asks_resolved(&self) -> bool;
+    /// Has systemd-resolved ask these name servers for the names of a network, or none any more. Blocks the
+    /// caller.
+    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError>;
+    /// Whether systemd-resolved asks name servers for the names of a network. Blocks the caller.
+    fn resolves(&self, interface: &str, network: &NetworkName) -> bool;
     /// Where an endpoint with a port may be right now, the better address first; empty: its name does not
     /// resolve. It may take as long as the host's resolver does.
     fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>>;
@@ -136,6 +144,8 @@ pub struct System {
     filter: Arc<Mutex<Option<Standing<Outside>>>>,
     /// The tables of networks with access rules, by interface; absent in turn: there is none.
     access: Arc<Mutex<BTreeMap<String, Option<Standing<Filter>>>>>,
+    /// What systemd-resolved was told last, by interface, and what it knew then; nothing in turn: to ask nobody.
+    resolvers: Arc<Mutex<BTreeMap<String, Option<(Resolvers, Option<String>)>>>>,
     /// What others did to all of these.
     own: OwnTables,
 }
@@ -187,6 +197,7 @@ impl Default for System {
             slots: "/run/netclient".into(),
             filter: Arc::default(),
             access: Arc::default(),
+            resolvers: Arc::default(),
             own: OwnTables::default(),
         }
     }
@@ -456,6 +467,37 @@ impl Host for System {
 
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError> {
         hosts::set(&self.hosts, turn, interface, lines)
+    }
+
+    fn asks_resolved(&self) -> bool {
+        resolved::is_asked()
+    }
+
+    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError> {
+        let mut told = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.remove(interface);
+        let now = match (resolvers, before) {
+            (None, Some(None)) => None,
+            (None, _) => {
+                resolved::revert(interface)?;
+                None
+            }
+            (Some(wanted), Some(Some((had, known))))
+                if had == *wanted && known.is_some() && known == resolved::known(interface) =>
+            {
+                Some((had, known))
+            }
+            (Some(wanted), _) => {
+                resolved::set(interface, wanted)?;
+                Some((wanted.clone(), resolved::known(interface)))
+            }
+        };
+        told.insert(interface.to_owned(), now);
+        Ok(())
+    }
+
+    fn resolves(&self, interface: &str, network: &NetworkName) -> bool {
+        resolved::is_asked() && resolved::asks_for(interface, network)
     }
 
     fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>> {

@@ -8,6 +8,7 @@ pub mod hosts;
 pub mod link;
 mod netlink;
 pub mod own_tables;
+pub mod resolved;
 pub mod routing;
 pub mod rp_filter;
 pub mod slots;

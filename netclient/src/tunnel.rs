@@ -30,6 +30,7 @@ use crate::system::firewall::FirewallError;
 use crate::system::forwarding::{Forwarding, ForwardingError};
 use crate::system::hosts::{self, HostsError};
 use crate::system::link::{LinkError, LinkState};
+use crate::system::resolved::{ResolvedError, Resolvers};
 use crate::system::routing::RoutingError;
 use crate::system::slots::SlotsTaken;
 use crate::tunnels::{EndpointNames, TunnelChanges, fitting_mtu, kind_problem, mtu_problem, peer_settings};
@@ -57,6 +58,8 @@ pub struct NetworkTunnel {
     applied: AppliedEndpoints,
     names: EndpointNames,
     mark: Mark,
+    /// Whom systemd-resolved asks for the names of the network; absent: they are in `/etc/hosts`.
+    told: Option<Resolvers>,
 }
 
 /// Why a tunnel could not be brought up.
@@ -85,10 +88,21 @@ pub enum TunnelError {
     Forwarding(#[from] ForwardingError),
     /// Names.
     #[error(transparent)]
-    Hosts(#[from] HostsError),
+    Names(#[from] NamesError),
     /// No port near the wanted one is free.
     #[error("no UDP port from {0} to {1} is free on this host; free one, or choose another with --port")]
     NoPort(u16, u16),
+}
+
+/// Why names of a network do not resolve as they should.
+#[derive(Debug, thiserror::Error)]
+pub enum NamesError {
+    /// `/etc/hosts`.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// systemd-resolved.
+    #[error(transparent)]
+    Resolved(#[from] ResolvedError),
 }
 
 impl NetworkTunnel {
@@ -103,6 +117,7 @@ impl NetworkTunnel {
             applied: AppliedEndpoints::new(),
             names: EndpointNames::new(known),
             mark,
+            told: None,
         }
     }
 
@@ -145,7 +160,7 @@ impl NetworkTunnel {
             }
             outcome => outcome?,
         };
-        let View { network, interface, .. } = &membership.view;
+        let interface = &membership.view.interface;
         let mtu = match interface.mtu {
             Some(mtu) => mtu,
             None => self.host.underlay_mtu(&self.interface).await?,
@@ -189,7 +204,7 @@ impl NetworkTunnel {
         if let Err(error) = self.host.set_forwarding(&self.interface, forwarding) {
             problems.push(problem(NodeProblem::FORWARDING, &error));
         }
-        if let Err(error) = self.set_names(hosts::lines(network, &membership.view.resolutions())).await {
+        if let Err(error) = self.set_names(&membership.view).await {
             problems.push(problem(NodeProblem::NAMES, &error));
         }
         let wanted = interface.listen_port;
@@ -205,7 +220,7 @@ impl NetworkTunnel {
         membership: &Membership,
         changes: TunnelChanges,
     ) -> Result<(), TunnelError> {
-        let View { network, interface, .. } = &membership.view;
+        let interface = &membership.view.interface;
         let TunnelChanges { tunnels, names: names_changed, members: _, filter: _ } = changes;
         let gone: Vec<_> =
             tunnels.iter().filter(|(_, tunnel)| tunnel.is_none()).map(|(key, _)| *key).collect();
@@ -218,8 +233,8 @@ impl NetworkTunnel {
             self.applied.remove(key);
         }
         self.applied.extend(found);
-        if names_changed {
-            self.set_names(hosts::lines(network, &membership.view.resolutions())).await?;
+        if names_changed && (self.told.is_none() || self.told != Resolvers::of(&membership.view)) {
+            self.set_names(&membership.view).await?;
         }
         Ok(())
     }
@@ -243,7 +258,36 @@ impl NetworkTunnel {
         &self.interface
     }
 
-    async fn set_names(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
+    /// Has the names of the network resolve: by its name servers, through systemd-resolved where programs ask
+    /// that, else by `/etc/hosts`.
+    async fn set_names(&mut self, view: &View) -> Result<(), NamesError> {
+        let told = match self.host.asks_resolved() {
+            true => self.tell_resolved(Resolvers::of(view)).await,
+            false => Ok(None),
+        };
+        let (told, refused) = match told {
+            Ok(told) => (told, None),
+            Err(error) => (None, Some(error)),
+        };
+        // One that is not told leaves the names where they resolve all the same.
+        let lines =
+            if told.is_some() { Vec::new() } else { hosts::lines(&view.network, &view.resolutions()) };
+        self.told = told;
+        self.set_lines(lines).await?;
+        refused.map_or(Ok(()), |refused| Err(refused.into()))
+    }
+
+    /// Has systemd-resolved ask these, or nobody; returns them.
+    async fn tell_resolved(
+        &mut self,
+        resolvers: Option<Resolvers>,
+    ) -> Result<Option<Resolvers>, ResolvedError> {
+        let host = Arc::clone(&self.host);
+        let interface = self.interface.clone();
+        blocking(move || host.set_resolvers(&interface, resolvers.as_ref()).map(|()| resolvers)).await
+    }
+
+    async fn set_lines(&mut self, lines: Vec<String>) -> Result<(), HostsError> {
         let host = Arc::clone(&self.host);
         let interface = self.interface.clone();
         let turn = self.sibling("hosts.lock");
@@ -293,7 +337,7 @@ impl NetworkTunnel {
             Err(error) => Err(error),
         };
         self.forget_device();
-        if let Err(error) = self.set_names(Vec::new()).await {
+        if let Err(error) = self.set_lines(Vec::new()).await {
             // Nobody can be kept in a network by a file that cannot be written.
             tracing::warn!(
                 error = error_chain(&error),

@@ -258,6 +258,7 @@ pub(crate) mod tests {
             restricted: false,
             class: Default::default(),
             named: true,
+            resolvers: BTreeSet::new(),
         };
         View {
             network: network.parse().expect("good"),

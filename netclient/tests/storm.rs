@@ -85,6 +85,7 @@ fn view() -> View {
         restricted: false,
         class: Default::default(),
         named: true,
+        resolvers: Default::default(),
     };
     let [network, node] = ["corp", "a"];
     View {

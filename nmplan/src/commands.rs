@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
+use ::schema::advice::advice;
 use ::schema::api::{KeyState, key_states};
 use ::schema::decode::Declared;
 use ::schema::guard::{self, Guard, Judgement};
@@ -291,6 +292,11 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                     plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
                 let mut warnings = ::schema::report::Report::default();
                 about_nobody.for_each(|it| warnings.push(it));
+                if let Ok(after) = plan.apply(world, info, Timestamp::now()) {
+                    let mut networks: Vec<_> = networks(&loaded.declared.snapshot).collect();
+                    networks.retain(|it| self.only.as_ref().is_none_or(|only| only == it));
+                    warnings.append(advice(&networks, &after.snapshot, &after.inventory, map));
+                }
                 self.show(loaded, &warnings)?;
                 Ok(Plan { provenance, ..plan })
             }

@@ -648,6 +648,31 @@ fn tokens_reach_their_sink_if_it_is_unknown_whether_the_plan_was_applied() {
 }
 
 #[test]
+fn a_plan_warns_where_rules_keep_members_from_the_name_server() {
+    let workspace = workspace();
+    let text = |rule: &str| {
+        format!(
+            "network \"corp\" {{\n ipv4 \"10.40.0.0/24\"; acl \"deny\"\n node \"ns\" ipv4=\"10.40.0.53\"\n node \"a\"\n {rule}\n}}\n"
+        )
+    };
+    workspace.server.change_elsewhere(|world| {
+        world.inventory.set_resolvers(["10.40.0.53".parse().unwrap()].into());
+    });
+    workspace.write("corp.kdl", &text(""));
+    let printed = workspace.nmplan("plan -C @. --project acme");
+    let stderr = printed.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        printed.exit == 0 && stderr.contains("a of network corp may not open udp 53"),
+        "{}",
+        printed.all()
+    );
+    assert!(stderr.contains("10.40.0.53 (COREDNS_ADDR)") && stderr.contains("corp.kdl:1"), "{stderr}");
+    workspace.write("corp.kdl", &text("allow \"dns\" from=\"*\" to=\"ns\""));
+    let printed = workspace.nmplan("plan -C @. --project acme");
+    assert!(printed.exit == 0 && !printed.stderr.contains("COREDNS_ADDR"), "{}", printed.all());
+}
+
+#[test]
 fn a_refused_apply_leaves_the_file_of_tokens_as_it_was() {
     let workspace = workspace();
     workspace.write("corp.kdl", BEFORE);

@@ -233,6 +233,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         restricted,
         class,
         named,
+        resolvers,
     } = interface;
     wire::Interface {
         addresses: addresses.iter().map(from_prefix).collect(),
@@ -246,6 +247,7 @@ fn from_interface(interface: &Interface) -> wire::Interface {
         restricted: *restricted,
         class: from_class(class),
         named: *named,
+        resolvers: resolvers.iter().map(from_address).collect(),
     }
 }
 
@@ -262,6 +264,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         restricted,
         class,
         named,
+        resolvers,
     } = interface;
     let mtu = u16::try_from(mtu).map_err(|_| Malformed::Field("mtu"))?;
     let addresses: BTreeSet<IpNet> = addresses.iter().map(to_prefix).collect::<Result<_, _>>()?;
@@ -280,6 +283,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         restricted,
         class: to_class(&class)?,
         named,
+        resolvers: to_addresses(&resolvers)?,
     })
 }
 

@@ -127,8 +127,9 @@ fn resolutions() -> impl Strategy<Value = Resolution> {
 
 fn interfaces() -> impl Strategy<Value = Interface> {
     let numbers = (any::<u16>(), prop::option::of(1u16..), any::<u32>(), any::<u32>());
-    (own(), numbers, prop::option::of(name()), classes(), any::<[bool; 4]>()).prop_map(
-        |(addresses, (listen_port, mtu, keepalive, check_in), carrier, class, flags)| Interface {
+    let resolvers = prop::collection::btree_set(any::<IpAddr>(), 0..3);
+    (own(), numbers, prop::option::of(name()), classes(), any::<[bool; 4]>(), resolvers).prop_map(
+        |(addresses, (listen_port, mtu, keepalive, check_in), carrier, class, flags, resolvers)| Interface {
             addresses,
             listen_port,
             listen_port_fixed: flags[0],
@@ -140,6 +141,7 @@ fn interfaces() -> impl Strategy<Value = Interface> {
             restricted: flags[2],
             class,
             named: flags[3],
+            resolvers,
         },
     )
 }
@@ -274,6 +276,7 @@ fn a_node_takes_no_address_that_no_mesh_has() {
             restricted: false,
             class: Default::default(),
             named: true,
+            resolvers: BTreeSet::new(),
         };
         let (peers, access, routes, forwards, guarded, names) = Default::default();
         let (network, node) = (network(), node());

@@ -129,13 +129,16 @@ impl Configuration {
         let Some(endpoint) = compile::endpoint(endpoint.as_ref().or(own), joined) else {
             return Err(Unavailable::NoEndpoint { ingress, node });
         };
-        let Network { mtu, keepalive, .. } = &**settings;
+        let Network { mtu, keepalive, name_service, .. } = &**settings;
         let gets = |egress: &Egress| is_for(egress, client, (&declaration.tags, &status.addresses), declared);
         let behind = declared.all_in::<Egress>(network).filter(|(_, egress)| gets(egress));
         let behind = behind.flat_map(|(_, egress)| egress.ranges.iter().map(|range| range.net()));
         Ok(Self {
             addresses: status.addresses.clone(),
-            dns: dns.clone(),
+            dns: match dns.is_empty() && *name_service {
+                true => inventory.resolvers().clone(),
+                false => dns.clone(),
+            },
             mtu: mtu.and_then(|mtu| u16::try_from(mtu.number()).ok()),
             public_key: joined.public_key,
             endpoint,
@@ -268,6 +271,19 @@ mod tests {
             of("ingress \"front\" via=\"gw\"; keepalive \"0s\"", &let_in()).expect("it has one").text("P");
         assert!(!["DNS", "MTU", "PersistentKeepalive"].iter().any(|field| text.contains(field)), "{text}");
         assert!(text.contains("Endpoint = 192.0.2.9:51821\n"), "{text}");
+    }
+
+    #[test]
+    fn a_client_asks_the_name_servers_of_its_ingress_or_else_of_the_server() {
+        let asked = |more: &str| {
+            let (declared, mut inventory) = world(more, &let_in());
+            inventory.set_resolvers(["10.40.0.1".parse().expect("good")].into());
+            let text = Configuration::of(&id("alice"), &declared, &inventory).expect("it has one").text("P");
+            text.lines().find(|line| line.starts_with("DNS")).unwrap_or_default().to_owned()
+        };
+        assert_eq!(asked("ingress \"front\" via=\"gw\""), "DNS = 10.40.0.1");
+        assert_eq!(asked("ingress \"front\" via=\"gw\" { dns \"9.9.9.9\" }"), "DNS = 9.9.9.9");
+        assert_eq!(asked("ingress \"front\" via=\"gw\"; name-service #false"), "");
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Mesh {
     entries_to: OrdMap<Name, OrdSet<Name>>,
     /// Where each of these entries leads.
     targets: OrdMap<Name, Name>,
+    /// The name servers that nodes are given.
+    resolvers: BTreeSet<IpAddr>,
 }
 
 /// What differs between two moments: resources by id, and joined nodes by name.
@@ -88,20 +90,27 @@ pub struct Changed {
     pub nodes: BTreeSet<NodeId>,
     /// Networks in which other nodes carry something.
     pub carrying: BTreeSet<NetworkName>,
+    /// Networks whose nodes are given other name servers.
+    pub resolving: BTreeSet<NetworkName>,
 }
 
 impl Changed {
     /// The networks in which anything was changed.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         let resources = self.resources.iter().map(|id| &id.network);
-        resources.chain(self.nodes.iter().map(|id| &id.network)).chain(&self.carrying).collect()
+        let nodes = self.nodes.iter().map(|id| &id.network);
+        resources.chain(nodes).chain(&self.carrying).chain(&self.resolving).collect()
     }
 
     /// What differs between two moments.
     pub fn between(before: (&Snapshot, &Inventory), after: (&Snapshot, &Inventory)) -> Self {
         let resources = before.0.differences(after.0).map(|(id, ..)| id.clone()).collect();
         let nodes = before.1.changed_nodes(after.1);
-        Self { resources, nodes, carrying: before.1.changed_carrying(after.1) }
+        let resolving = match before.1.resolvers() == after.1.resolvers() {
+            true => BTreeSet::new(),
+            false => after.0.networks().map(|(name, _)| name.clone()).collect(),
+        };
+        Self { resources, nodes, carrying: before.1.changed_carrying(after.1), resolving }
     }
 
     /// Adds the differences of a later change.
@@ -109,6 +118,7 @@ impl Changed {
         self.resources.extend(later.resources);
         self.nodes.extend(later.nodes);
         self.carrying.extend(later.carrying);
+        self.resolving.extend(later.resolving);
     }
 }
 
@@ -138,7 +148,11 @@ impl Mesh {
             homes: OrdMap::new(),
             entries_to: OrdMap::new(),
             targets: OrdMap::new(),
+            resolvers: BTreeSet::new(),
         };
+        if mesh.network.name_service {
+            mesh.resolvers = inventory.resolvers().clone();
+        }
         for (id, dns) in declared.all_in::<Dns>(name) {
             mesh.link_entry(&id.name, target(dns, name));
         }
@@ -162,7 +176,7 @@ impl Mesh {
     pub fn follow(&self, declared: &Snapshot, inventory: &Inventory, changed: &Changed) -> Option<Self> {
         let network = declared.network(&self.name)?;
         let anew = || Self::compile(&self.name, declared, inventory).map(|fresh| fresh.sharing_with(self));
-        if *network != self.network {
+        if *network != self.network || changed.resolving.contains(&self.name) {
             return anew();
         }
         let joined = changed.nodes.iter().filter(|id| id.network == self.name).map(|id| id.name.clone());
@@ -698,6 +712,7 @@ impl Mesh {
             restricted: self.policy.is_restricted(),
             class,
             named,
+            resolvers: self.resolvers.clone(),
         }
     }
 

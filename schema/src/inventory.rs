@@ -261,6 +261,7 @@ pub struct Inventory {
     away: OrdMap<NodeId, Away>,
     /// The egress, by network and name, that a node has carried at least once.
     carried: OrdSet<NodeId>,
+    resolvers: BTreeSet<IpAddr>,
 }
 
 /// How far a stored moment may lie in the future and still be right: clocks are corrected by a little all the
@@ -285,6 +286,8 @@ pub struct Differences<'a> {
     pub away: Vec<DiffItem<'a, 'a, NodeId, Away>>,
     /// Egress that were carried at least once.
     pub carried: Vec<SetItem<'a, 'a, NodeId>>,
+    /// The name servers that nodes are given, if they are others.
+    pub resolvers: Option<&'a BTreeSet<IpAddr>>,
 }
 
 impl Members for Inventory {
@@ -485,6 +488,16 @@ impl Inventory {
         }
     }
 
+    /// The name servers that members are given for the names of their networks (`COREDNS_ADDR`).
+    pub fn resolvers(&self) -> &BTreeSet<IpAddr> {
+        &self.resolvers
+    }
+
+    /// Gives members other name servers.
+    pub fn set_resolvers(&mut self, resolvers: BTreeSet<IpAddr>) {
+        self.resolvers = resolvers;
+    }
+
     /// Adds or replaces a node.
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
@@ -642,6 +655,7 @@ impl Inventory {
             clients: self.clients.diff(&later.clients).collect(),
             away: self.away.diff(&later.away).collect(),
             carried: self.carried.diff(&later.carried).collect(),
+            resolvers: (self.resolvers != later.resolvers).then_some(&later.resolvers),
         }
     }
 }

@@ -121,6 +121,24 @@ pub fn judge(network: &NetworkName, declared: &Snapshot, inventory: &Inventory) 
     assertions.into_iter().zip(court.sides.chunks(3)).map(|(it, sides)| court.judge(it, sides)).collect()
 }
 
+/// Whether every member of a network, less `except`, may open something at these; nothing if the network is not
+/// declared.
+pub fn everybody_reaches(
+    network: &NetworkName,
+    (to, except): (BTreeSet<Selector>, BTreeSet<Selector>),
+    access: Access,
+    declared: &Snapshot,
+    inventory: &Inventory,
+) -> Option<Verdict> {
+    let test = &ResourceId::of_network(network.clone());
+    let (from, asks) = ([Selector::All].into(), Asks::Reach { access, without_any_gateway: false });
+    let assertion = Assertion { test, word: Word::Reach, place: 0, from, to, except, asks };
+    let sides = [&assertion.from, &assertion.to, &assertion.except];
+    let court = Distinguished::of(network, declared, inventory, sides.into_iter())?;
+    let sides = court.sides.clone();
+    Some(court.judge(assertion, &sides))
+}
+
 /// The tests of several networks.
 pub fn judge_all<'a>(
     networks: impl IntoIterator<Item = &'a NetworkName>,

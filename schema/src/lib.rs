@@ -12,6 +12,7 @@
 extern crate self as schema;
 
 pub mod access;
+pub mod advice;
 pub mod api;
 pub mod attribute;
 pub mod chain;

@@ -274,6 +274,8 @@ codes! {
         "The day on which the access key expires has begun already, so nobody could join with its token. A key that exists may get such a day, which ends it."
     CommsOverlap "plan::comms_overlap" Error "range of the server's tunnels"
         "The server reserves a range for its tunnels to agents: 10.101.0.0/16, or what its COMMS_RANGE sets. A host in a network with the same addresses could not distinguish the two. Nor may an egress forward to a part of it."
+    ResolverClosed "plan::resolver_closed" Warning "name server out of reach"
+        "Members ask the name servers of the server's COREDNS_ADDR for names of the network. One of these is in a range of the network, or behind one of its gateways, and rules keep members from its port 53, or nobody has its address: there names of the network do not resolve."
     EndpointInMesh "plan::endpoint_in_mesh" Error "endpoint inside of a mesh"
         "The endpoint lies in a range of a network, is the address of a member, or lies in the range of the server's tunnels to agents: the tunnel would run through itself. In a range that was let through with `--allow cut-off` only addresses of members are refused."
     CutOff "plan::cut_off" Error "range that holds the server"

@@ -79,6 +79,9 @@ pub struct Interface {
     /// Whether its own name resolves to its addresses; otherwise `names` says what it resolves to, if
     /// anything.
     pub named: bool,
+    /// The name servers that are asked for names of the network, and for no others; empty: the host keeps the
+    /// names itself.
+    pub resolvers: BTreeSet<IpAddr>,
 }
 
 /// Another member: facts that are the same in every View, save that what only those need who reach it directly
@@ -219,6 +222,15 @@ impl View {
         let peers = named.map(|(name, peer)| (name, Resolution::Addresses(peer.addresses.clone())));
         let names = self.names.iter().map(|(name, resolution)| (name, (**resolution).clone()));
         own.into_iter().chain(peers).chain(names).collect()
+    }
+
+    /// Whether what the node sends to an address goes through the network, or to itself in it.
+    pub fn reaches(&self, address: IpAddr) -> bool {
+        let own = self.interface.addresses.iter().any(|own| own.addr() == address);
+        let routes = self.routes.iter().filter(|(range, route)| !route.carried && range.contains(&address));
+        let longest = routes.max_by_key(|(range, _)| range.prefix_len());
+        own || longest.is_some_and(|(_, route)| route.via.is_some())
+            || self.peers.values().any(|peer| peer.addresses.contains(&address))
     }
 
     /// How much it holds; travels with each update, so that nothing is lost in transit unnoticed.

@@ -1,5 +1,6 @@
 //! Everything a server knows at one revision, and its form on the wire.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
@@ -64,6 +65,9 @@ pub struct WorldDocument {
     /// The egress that a node has carried, at any time.
     #[serde(default)]
     pub carried: Vec<CarriedDocument>,
+    /// The name servers that members are given for the names of their networks.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub resolvers: BTreeSet<IpAddr>,
 }
 
 /// A resource, who manages it, and the revision that wrote it.
@@ -227,6 +231,7 @@ impl World {
             clients: self.inventory.clients().map(client).collect(),
             away: self.inventory.away().map(away).collect(),
             carried: self.inventory.carried().map(carried).collect(),
+            resolvers: self.inventory.resolvers().clone(),
         }
     }
 }
@@ -260,6 +265,7 @@ impl WorldDocument {
         for CarriedDocument { network, egress } in &self.carried {
             world.inventory.set_carried(NodeId::of(network, egress), true);
         }
+        world.inventory.set_resolvers(self.resolvers.clone());
         Ok(world)
     }
 }

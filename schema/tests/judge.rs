@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use schema::advice::advice;
 use schema::decode::{Declared, decode};
 use schema::inventory::{Endpoints, Inventory, Joined, NodeId};
 use schema::judge::explain::{Asked, Because, Explanation, Unresolved, explain, network_of};
@@ -67,6 +68,47 @@ fn outcomes(fields: &str, objects: &str, assertions: &str, inventory: &Inventory
         (Outcome::Fails, why) => why,
     };
     verdicts.iter().map(outcome).collect()
+}
+
+#[test]
+fn whom_rules_keep_from_a_name_server_is_said_once_with_the_first_of_them() {
+    let warned = |fields: &str, objects: &str, resolver: &str| -> Vec<String> {
+        let world = network(fields, objects);
+        let mut inventory = joined(&[("late", 77, &["web"])]);
+        inventory.set_resolvers([resolver.parse().unwrap()].into());
+        let network = "corp".parse().unwrap();
+        let report = advice([&network], &world.snapshot, &inventory, &world.source_map);
+        report.problems().map(|problem| problem.message.to_string()).collect()
+    };
+    let nodes = r#"node "ns" ipv4="10.40.0.53" { tags "dns" }
+        node "a"
+        node "b"
+        egress "office" via="a" ranges="192.0.2.0/24"
+        ingress "front" via="a" { dns "9.9.9.9" }
+        external-client "phone" via="front" public-key="xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=""#;
+    let (to_all, both) = (r#"allow "dns" from="*" to="ns""#, ["10.40.0.53", "192.0.2.9"]);
+    assert_eq!(warned("", nodes, both[0]), [""; 0], "everybody may open everything");
+    for outside in ["192.0.3.1", "9.9.9.9"] {
+        assert_eq!(warned("acl=\"deny\"", nodes, outside), [""; 0], "no rule is about {outside}");
+    }
+    assert_eq!(
+        warned("acl=\"deny\"", nodes, both[0]),
+        [
+            "a and 2 more members of network corp may not open udp 53 at the name server 10.40.0.53 (COREDNS_ADDR): names of the network do not resolve there"
+        ]
+    );
+    assert_eq!(warned("acl=\"deny\"", &format!("{nodes}\n{to_all}"), both[0]), [""; 0]);
+    let udp = r#"allow "dns" from="*" to="tag:dns" proto="udp" ports="53""#;
+    let warning = warned("acl=\"deny\"", &format!("{nodes}\n{udp}"), both[0]);
+    assert!(warning.len() == 1 && warning[0].contains("may not open tcp 53"), "{warning:?}");
+    assert!(warned("acl=\"deny\"", nodes, both[1])[0].contains("at the name server 192.0.2.9"));
+    assert_eq!(
+        warned("", nodes, "10.40.0.200"),
+        [
+            "members of network corp are given the name server 10.40.0.200 (COREDNS_ADDR), an address that nobody there has"
+        ]
+    );
+    assert_eq!(warned("acl=\"deny\" name-service=#false", nodes, both[0]), [""; 0], "nobody is given one");
 }
 
 const COMPANY: &str = r#"

@@ -177,6 +177,7 @@ proptest! {
         for (id, _) in moment.world.snapshot.entries().filter(|(id, _)| id.kind == Kind::Egress) {
             world.inventory.set_carried(id.node(), true);
         }
+        world.inventory.set_resolvers(["10.40.0.53".parse().unwrap()].into());
         let json = serde_json::to_string(&world.document(server())).unwrap();
         let back: WorldDocument = serde_json::from_str(&json).unwrap();
         prop_assert_eq!(back.world().unwrap(), World { epoch: 1, ..world });

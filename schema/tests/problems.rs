@@ -25,6 +25,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::ManagedByAnother, "needs a server that has the resource"),
     (Code::NotManaged, "needs a server that has the resource"),
     (Code::NotText, "needs a file that is not text"),
+    (Code::ResolverClosed, "needs a server with COREDNS_ADDR"),
     (Code::EndpointInMesh, "needs a server, or nodes that have joined"),
     (Code::CutOff, "needs a server that has addresses"),
     (Code::ServerAddress, "needs a server that has addresses"),

@@ -66,6 +66,8 @@ pub struct Settings {
     pub dns_mode: bool,
     /// Which name servers that one asks for names outside of the networks (`DNS_FORWARD`).
     pub dns_forward: Forward,
+    /// The name servers that members are given (`COREDNS_ADDR`).
+    pub coredns_addr: BTreeSet<IpAddr>,
     /// How much clients may take up.
     pub clients: Configured,
 }
@@ -93,6 +95,10 @@ const NAMES: &[(&str, &str)] = &[
     (
         "DNS_FORWARD",
         "the name servers that it asks for other names: addresses, a file that names them, or off",
+    ),
+    (
+        "COREDNS_ADDR",
+        "the addresses of that CoreDNS, for members to ask for names of their networks; empty: none",
     ),
     ("API_CONNECTIONS", "the most connections to the REST API, 4 to 1000000"),
     (
@@ -212,6 +218,7 @@ fn from_values(
             .unwrap_or_else(|| ServerInfo::DEFAULT_OWN_NODE.parse().expect("it is a name")),
         dns_mode: values.read("DNS_MODE", switch)?.unwrap_or(true),
         dns_forward: values.read("DNS_FORWARD", str::parse)?.unwrap_or_default(),
+        coredns_addr: values.read("COREDNS_ADDR", resolvers)?.unwrap_or_default(),
         clients: clients(&values)?,
     };
     check(&settings)?;
@@ -310,6 +317,23 @@ fn body(text: &str) -> Result<usize, &'static str> {
 
 fn address(text: &str) -> Result<IpAddr, &'static str> {
     text.parse().map_err(|_| "write an IP address")
+}
+
+/// Addresses of name servers that members reach: each is asked on port 53.
+fn resolvers(text: &str) -> Result<BTreeSet<IpAddr>, String> {
+    let one = |text: &str| {
+        let address: IpAddr = text.parse().map_err(|_| {
+            format!("{text:?} is no address; write one or several, with commas between: 10.40.0.1, fd40::1")
+        })?;
+        match refused_everywhere(address) {
+            Some(why) => Err(format!("members cannot use {address}: {why}")),
+            None if address.is_loopback() => {
+                Err(format!("{address} is the loopback of each member's own host, where none listens"))
+            }
+            None => Ok(address),
+        }
+    };
+    text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(one).collect()
 }
 
 fn host(text: &str) -> Result<String, String> {
@@ -455,6 +479,7 @@ impl Settings {
             self.client_name.to_string(),
             switch(self.dns_mode),
             self.dns_forward.to_string(),
+            self.coredns_addr.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             self.clients.api_connections.to_string(),
             self.clients.grpc_connections.to_string(),
             self.clients.anonymous_connections.to_string(),

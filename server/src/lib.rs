@@ -143,6 +143,7 @@ pub async fn open_with(
     correct_tokens(&mut *store)?;
     continue_history(&mut *store, directory, &mut world, &mut hash)?;
     record_version(&mut *store, directory, &mut world, &mut hash)?;
+    store::set_resolvers(&mut *store, &mut world, &mut hash, &settings.coredns_addr)?;
     let mark = Mark::begin(directory, &Served { epoch: world.epoch, revision: world.revision, hash })?;
     directory.complete()?;
     let comms = tunnels(&settings, directory, &world).await;

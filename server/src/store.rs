@@ -11,6 +11,7 @@ pub mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -83,6 +84,8 @@ pub const CLOCK: &str = "clock";
 pub const FAILOVER: &str = "failover";
 /// The action in the log for external clients that have expired.
 pub const EXPIRE: &str = "expire";
+/// The action in the log for a setting that nodes are told.
+pub const SETTINGS: &str = "settings";
 /// The actor in the log for what the server does by itself.
 pub const SERVER: &str = "nmserver";
 /// How far back the log is searched at a start.
@@ -99,7 +102,7 @@ pub fn unchanged_since(log: &[LogEntry], head: Revision) -> impl Fn(&NetworkName
     let mut oldest = Revision(head.0.saturating_sub(SEARCHED));
     let mut last = BTreeMap::new();
     for entry in log {
-        if matches!(&*entry.action, UPGRADE | EPOCH) {
+        if matches!(&*entry.action, UPGRADE | EPOCH | SETTINGS) {
             oldest = entry.revision;
         }
         let declared = entry.changes.iter().map(|change| &change.id.network);
@@ -147,20 +150,56 @@ pub fn raise_epoch(
     record(store, world, hash, LogEntry { provenance, ..own_entry(EPOCH) })
 }
 
+/// Makes a revision that gives members other name servers, if those are not what they have.
+pub fn set_resolvers(
+    store: &mut dyn Store,
+    world: &mut World,
+    hash: &mut ChainHash,
+    resolvers: &BTreeSet<IpAddr>,
+) -> Result<(), StoreError> {
+    if world.inventory.resolvers() == resolvers {
+        return Ok(());
+    }
+    let all = resolvers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let why = match resolvers.is_empty() {
+        true => "COREDNS_ADDR is not set any more: members are given no name server".to_owned(),
+        false => format!("COREDNS_ADDR: members ask {all} for names of their networks"),
+    };
+    let before = world.clone();
+    world.inventory.set_resolvers(resolvers.clone());
+    let provenance = Some(Provenance { message: Some(Provenance::cut(why)), ..Provenance::default() });
+    record_change(store, &before, world, hash, LogEntry { provenance, ..own_entry(SETTINGS) })
+}
+
+/// Makes a revision that changes no object.
 fn record(
     store: &mut dyn Store,
     world: &mut World,
     hash: &mut ChainHash,
     entry: LogEntry,
 ) -> Result<(), StoreError> {
-    let revision = Revision(world.revision.0 + 1);
-    let batch = Batch::new(hash, world.epoch, LogEntry { revision, ..entry }, Vec::new(), Vec::new());
+    let before = world.clone();
+    record_change(store, &before, world, hash, entry)
+}
+
+/// Makes a revision that leads from one world to another, whose revision it sets.
+fn record_change(
+    store: &mut dyn Store,
+    before: &World,
+    after: &mut World,
+    hash: &mut ChainHash,
+    entry: LogEntry,
+) -> Result<(), StoreError> {
+    after.revision = Revision(before.revision.0 + 1);
+    let (puts, deletes) = rows::between(before, after);
+    let entry = LogEntry { revision: after.revision, ..entry };
+    let batch = Batch::new(hash, after.epoch, entry, puts, deletes);
     store.commit(std::slice::from_ref(&batch))?;
-    (world.revision, *hash) = (revision, batch.hash);
+    *hash = batch.hash;
     Ok(())
 }
 
-/// An entry of what the server does by itself and what changes no object; its revision is filled in.
+/// An entry of what the server does by itself; its revision is filled in.
 fn own_entry(action: &str) -> LogEntry {
     LogEntry {
         revision: Revision(0),

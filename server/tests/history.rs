@@ -113,6 +113,40 @@ async fn a_database_below_the_mark_begins_another_epoch_and_nodes_converge_withi
 }
 
 #[tokio::test]
+async fn another_name_server_is_one_revision_that_says_so_and_every_node_is_sent_it() {
+    let data = folder();
+    let server = Running::on_disk(data.path()).await;
+    server.declare(CORP).await;
+    let mut agent = server.joined("a", 1, "k").await;
+    agent.check_in(None).await.unwrap();
+    end(server, data.path()).await;
+    let both = ["10.0.0.53", "192.0.2.53"];
+    for (set, message) in [
+        (&both[..], Some("COREDNS_ADDR: members ask 10.0.0.53, 192.0.2.53 for names of their networks")),
+        (&both[..], None),
+        (&[], Some("COREDNS_ADDR is not set any more: members are given no name server")),
+    ] {
+        let resolvers = set.iter().map(|address| address.parse().unwrap()).collect();
+        let server = Running::with_resolvers(data.path(), resolvers).await;
+        agent.client = server.agent("a", 1).client;
+        let before = agent.at.revision;
+        let update = agent.check_in(None).await.unwrap().update;
+        assert_eq!(update.is_some(), message.is_some(), "{set:?}");
+        let view = agent.view.as_ref().unwrap();
+        let given: Vec<_> = view.interface.resolvers.iter().map(ToString::to_string).collect();
+        assert_eq!(given, set);
+        assert_eq!(agent.at.revision.0 - before.0, u64::from(message.is_some()), "{set:?}");
+        let log: Vec<LogEntry> = server.get("/api/v1/revisions?limit=1000").await.json().await.unwrap();
+        if let Some(message) = message {
+            let last = log.iter().max_by_key(|entry| entry.revision).unwrap();
+            assert_eq!(last.action, "settings");
+            assert_eq!(last.provenance.as_ref().unwrap().message.as_deref(), Some(message));
+        }
+        end(server, data.path()).await;
+    }
+}
+
+#[tokio::test]
 async fn a_directory_that_is_put_back_as_a_whole_is_noticed_by_what_a_node_has() {
     for after in 0..4 {
         let (data, saved) = (folder(), folder());

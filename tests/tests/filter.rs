@@ -51,6 +51,7 @@ fn restricted(access: &[(&str, Access)]) -> View {
         restricted: true,
         class: Default::default(),
         named: true,
+        resolvers: Default::default(),
     };
     View {
         network: "corp".parse().expect("good"),

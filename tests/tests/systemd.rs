@@ -276,17 +276,16 @@ fn configure(etc: &str, settings: &str) {
     fs::write(directory.join("netclient.toml"), settings).expect("settings");
 }
 
-/// Declares a network of that name; returns a token of it.
-fn token(network: &str) -> String {
+/// Declares a network for devices of a kind; returns a token of it.
+fn token(kind: &str) -> String {
+    let range = if kind == "kernel" { "10.40.0.0/16" } else { "10.41.0.0/16" };
+    declare(kind, &format!(r#"ipv4 "{range}"; check-in "1s"; access-key "k" uses=2"#))
+}
+
+/// Declares a network of that name that holds these; returns a token of it.
+fn declare(network: &str, objects: &str) -> String {
     let (file, keys) = (format!("/tmp/{network}.kdl"), format!("/tmp/{network}.json"));
-    let range = if network == "kernel" { "10.40.0.0/16" } else { "10.41.0.0/16" };
-    let text = format!(
-        r#"network "{network}" {{
-            ipv4 "{range}"; check-in "1s"
-            access-key "k" uses=2
-        }}"#
-    );
-    fs::write(&file, text).expect("a file");
+    fs::write(&file, format!("network \"{network}\" {{\n{objects}\n}}\n")).expect("a file");
     let nmplan = Programs::find().expect("the programs are here").nmplan;
     let mut apply = Command::new(nmplan);
     apply.args(["apply", "--project", network, "-f", &file, "-y", "--keys-to", &keys]).stdin(Stdio::null());
@@ -409,6 +408,158 @@ fn devices_of_the_kernel_outlive_their_service() {
 #[ignore = "needs systemd as process 1; kernel.rs runs it in a guest"]
 fn device_processes_outlive_their_service() {
     in_runtime(story("userspace"));
+}
+
+/// A name server that the other host runs; it ends with this.
+struct NameServer(Child);
+
+impl NameServer {
+    /// The primary server of a zone, on one of the host's addresses.
+    fn start(at: &str, zone: &str, file: &str) -> Self {
+        let settings = format!("/tmp/named-{at}.conf");
+        let text = format!(
+            "options {{ directory \"/tmp\"; pid-file none; session-keyfile none; listen-on {{ {at}; }}; \
+             listen-on-v6 {{ none; }}; recursion no; dnssec-validation no; }};\ncontrols {{ }};\n\
+             zone \"{zone}\" {{ type primary; file \"{file}\"; }};\n"
+        );
+        fs::write(&settings, text).expect("settings");
+        let log = File::create(format!("/tmp/named-{at}.log")).expect("a file");
+        let mut named = command_there(&["/usr/sbin/named", "-g", "-c", &settings]);
+        Self(named.stdout(Stdio::null()).stderr(log).spawn().expect("it runs"))
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What systemd-resolved knows of everything but an interface.
+fn resolved_without(interface: &str) -> Vec<String> {
+    let asked = ["dns", "domain", "default-route", "dnssec", "dnsovertls", "llmnr", "mdns"];
+    let printed: String = asked.iter().map(|of| run(&["resolvectl", of])).collect();
+    printed.lines().filter(|line| !line.contains(&format!("({interface})"))).map(str::to_owned).collect()
+}
+
+/// What a name resolves to by systemd-resolved; empty: nothing.
+fn queried(name: &str) -> String {
+    let answer = output(&["resolvectl", "query", "--cache=no", "--legend=no", name]);
+    if answer.status.success() { text_of(&answer.stdout) } else { String::new() }
+}
+
+/// How many packets this host has sent to port 53 of an address.
+fn asked(address: &str) -> u64 {
+    let listed = run(&["nft", "list", "table", "ip", "asked"]);
+    let rule = listed.lines().find(|line| line.contains(address)).expect("it is counted");
+    let packets = rule.split_once("packets ").and_then(|(_, rest)| rest.split(' ').next());
+    packets.and_then(|packets| packets.parse().ok()).expect("a number")
+}
+
+#[test]
+#[ignore = "needs systemd as process 1; kernel.rs runs it in a guest"]
+fn names_of_a_network_are_asked_of_its_name_servers_through_resolved_and_no_others() {
+    in_runtime(async {
+        const OURS: &str = "10.42.0.53";
+        set_up();
+        configure("/etc", "device = \"kernel\"\n");
+        fs::write(
+            "/tmp/example.org.zone",
+            "$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 198.18.0.2\nwww A 203.0.113.7\n",
+        )
+        .expect("a zone");
+        let _outside = NameServer::start(THERE, "example.org", "/tmp/example.org.zone");
+        let settings = "/run/systemd/resolved.conf.d";
+        fs::create_dir_all(settings).expect("a directory");
+        fs::write(format!("{settings}/outside.conf"), format!("[Resolve]\nDNS={THERE}\n")).expect("settings");
+        run(&["systemctl", "restart", "systemd-resolved"]);
+        // The second one is not reached through the network, and asked by no node of it.
+        let given = format!("server_host = \"{HERE}\"\ncoredns_addr = \"{OURS}, {THERE}\"\n");
+        fs::write("/etc/nmserver.toml", given).expect("settings");
+        run(&["systemctl", "restart", "nmserver", "netclient"]);
+        run(&[
+            "nft",
+            &format!(
+                "table ip asked {{ chain out {{ type filter hook output priority 0; \
+                 ip daddr {OURS} udp dport 53 counter; ip daddr {OURS} tcp dport 53 counter; }}; }}"
+            ),
+        ]);
+        eventually("an outside name resolves", QUICK * 5, async || {
+            queried("www.example.org").contains("203.0.113.7")
+        })
+        .await;
+        let (before, hosts) = (resolved_without("nm-names"), fs::read("/etc/hosts").expect("it is there"));
+        assert_eq!(queried("a.names"), "");
+
+        let token = declare(
+            "names",
+            r#"ipv4 "10.42.0.0/16"; check-in "1s"; access-key "k" { for "a" "b" }
+            node "a"; node "b" ipv4="10.42.0.53"
+            dns "api" a="10.42.0.200"; dns "www" cname="www.example.org""#,
+        );
+        let zone = "/var/lib/nmserver/dns/names.zone";
+        eventually("there is a zone", QUICK, async || Path::new(zone).exists()).await;
+        run(&[NETCLIENT, "join", "-t", &token, "--name", "a"]);
+        eventually("the zone has the node", QUICK, async || {
+            fs::read_to_string(zone).is_ok_and(|zone| zone.lines().any(|line| line.starts_with("a")))
+        })
+        .await;
+        let lines = fs::read_to_string("/etc/hosts").expect("it is there");
+        assert!(lines.contains("api.names"), "the name server has not joined: {lines}");
+        run_there(&[NETCLIENT, "join", "-t", &token, "--name", "b", "--daemon", "off"]);
+        let _ours = NameServer::start(OURS, "names", zone);
+        let resolve = async |when: &str| {
+            for (name, address) in [("a", "10.42.0."), ("api", "10.42.0.200"), ("www", "203.0.113.7")] {
+                let what = format!("{name}.names resolves {when}");
+                eventually(&what, QUICK * 5, async || queried(&format!("{name}.names")).contains(address))
+                    .await;
+            }
+            assert!(run(&["getent", "hosts", "api.names"]).contains("10.42.0.200"));
+            assert_eq!(queried("nobody.names"), "", "{when}");
+            assert_eq!(
+                fs::read("/etc/hosts").expect("it is there"),
+                hosts,
+                "names are not in two places: {when}"
+            );
+            assert_eq!(resolved_without("nm-names"), before, "{when}");
+            let status = run(&[NETCLIENT, "status", "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+            let names = serde_json::json!({ "by": "systemd-resolved", "servers": [OURS] });
+            assert_eq!(status["networks"][0]["names"], names, "{status}");
+        };
+        resolve("after the joins").await;
+        let count = asked(OURS);
+        assert!(count > 0);
+        for name in ["www.example.org", "nobody.example.org", "names.example.org", "api"] {
+            let found = queried(name);
+            assert_eq!(found.is_empty(), name != "www.example.org", "{name}: {found}");
+        }
+        assert_eq!(asked(OURS), count, "names of others are asked of others");
+
+        run(&["resolvectl", "revert", "nm-names"]);
+        resolve("once another has taken the name servers away").await;
+        run(&["systemctl", "restart", "systemd-resolved"]);
+        resolve("once resolved has been restarted").await;
+        run(&["systemctl", "kill", "--signal=KILL", "netclient"]);
+        resolve("while the agent is not there, or is again").await;
+        eventually("the agent is there again", QUICK * 5, async || {
+            property("netclient", "ActiveState") == "active"
+        })
+        .await;
+        resolve("by another process").await;
+
+        run(&[NETCLIENT, "leave"]);
+        run_there(&[NETCLIENT, "leave", "--force"]);
+        assert_eq!(resolved_without("nm-names"), before);
+        assert_eq!(fs::read("/etc/hosts").expect("it is there"), hosts);
+        assert_eq!(queried("api.names"), "");
+        assert!(queried("www.example.org").contains("203.0.113.7"));
+        fs::write("/etc/nmserver.toml", format!("server_host = \"{HERE}\"\n")).expect("settings");
+        fs::remove_dir_all(settings).expect("they go");
+        run(&["nft", "delete", "table", "ip", "asked"]);
+        run(&["systemctl", "restart", "systemd-resolved", "nmserver"]);
+    });
 }
 
 /// The messages of the programs in the journal, with their levels (syslog(3)).

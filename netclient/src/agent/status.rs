@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentError, error_chain};
 use crate::comms;
-use crate::device::Kind;
+use crate::device::{Kind, blocking};
 use crate::membership::Membership;
 use crate::system::hosts;
+use crate::system::resolved::Resolvers;
 
 /// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -91,6 +92,8 @@ pub struct NetworkStatus {
     /// that the node reaches, and it does not reach them.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub refused: BTreeSet<IpNet>,
+    /// How its names resolve on the host.
+    pub names: NamesStatus,
     /// The names that have no line in `/etc/hosts`, each with the name outside of the network that it is an
     /// alias of: they resolve through a name server of the network alone.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -102,6 +105,18 @@ pub struct NetworkStatus {
     pub peers: Vec<PeerStatus>,
     /// What is reached through a peer, besides the peer itself: nodes by name, then ranges.
     pub reaches: Vec<ReachStatus>,
+}
+
+/// How the names of a network resolve on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "by", content = "servers", rename_all = "kebab-case")]
+pub enum NamesStatus {
+    /// systemd-resolved asks these name servers for them.
+    SystemdResolved(BTreeSet<IpAddr>),
+    /// They are in `/etc/hosts`.
+    Hosts,
+    /// It has none.
+    None,
 }
 
 /// What a node may forward to outside of its network: an egress that has it as a gateway, whether or not
@@ -203,6 +218,7 @@ impl Agent {
                 }
             };
             let reaches = reaches(&view);
+            let names = self.names_status(&interface, &view).await;
             let mut peers: Vec<_> = view.tunnels().into_iter().map(peer).collect();
             peers.sort_by(|one, other| one.name.cmp(&other.name));
             let refused = view.routes.iter().filter(|(_, route)| route.via.is_none());
@@ -225,13 +241,28 @@ impl Agent {
                 addresses: view.interface.addresses.iter().map(IpNet::addr).collect(),
                 ranges: view.interface.addresses.iter().map(IpNet::trunc).collect(),
                 refused: refused.map(|(range, _)| *range).collect(),
-                aliases: hosts::aliases(view.resolutions()),
+                aliases: if names == NamesStatus::Hosts {
+                    hosts::aliases(view.resolutions())
+                } else {
+                    BTreeMap::new()
+                },
+                names,
                 forwards: view.forwards.iter().map(forward).collect(),
                 peers,
                 reaches,
             });
         }
         Ok(Status { daemon, networks, damaged, registrations: self.registrations().await? })
+    }
+
+    async fn names_status(&self, interface: &str, view: &View) -> NamesStatus {
+        let (host, interface, network) = (Arc::clone(&self.host), interface.to_owned(), view.network.clone());
+        if let Some(resolvers) = Resolvers::of(view)
+            && blocking(move || host.resolves(&interface, &network)).await
+        {
+            return NamesStatus::SystemdResolved(resolvers.servers);
+        }
+        if view.resolutions().is_empty() { NamesStatus::None } else { NamesStatus::Hosts }
     }
 
     /// The state of the tunnels to servers.

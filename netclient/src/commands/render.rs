@@ -11,7 +11,9 @@ use schema::text;
 use serde_json::json;
 
 use super::{Outcome, json as print_json};
-use crate::agent::{NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, not_ours};
+use crate::agent::{
+    NamesStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, not_ours,
+};
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
@@ -112,6 +114,13 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
             "  refused, as nobody carries it or it is not for this node: {}",
             joined(&network.refused)
         ));
+    }
+    match &network.names {
+        NamesStatus::SystemdResolved(servers) => {
+            text.push(format!("  names *.{name} by systemd-resolved, which asks {}", joined(servers)))
+        }
+        NamesStatus::Hosts => text.push(format!("  names *.{name} in /etc/hosts")),
+        NamesStatus::None => {}
     }
     let aliases = network.aliases.iter().map(|(alias, of)| {
         format!("  {alias}.{name} is an alias of {of}, which /etc/hosts cannot hold: it needs a name server")
@@ -227,6 +236,7 @@ mod tests {
             addresses: ["10.40.0.1", "fd40::1"].map(|address| address.parse().expect("good")).into(),
             ranges: ["10.40.0.0/24", "fd40::/64"].map(|range| range.parse().expect("good")).into(),
             refused: BTreeSet::new(),
+            names: NamesStatus::Hosts,
             aliases: BTreeMap::new(),
             forwards: Vec::new(),
             peers: Vec::new(),
@@ -252,9 +262,10 @@ mod tests {
         };
         let lines = network_lines(&network, Timestamp::UNIX_EPOCH);
         assert_eq!(
-            lines[4..7],
+            lines[4..8],
             [
                 "  refused, as nobody carries it or it is not for this node: 192.168.10.0/24, ::/0",
+                "  names *.corp in /etc/hosts",
                 "  www.corp is an alias of example.net, which /etc/hosts cannot hold: it needs a name server",
                 "  forwards to 192.168.50.0/24, fd50::/64 by eth1, with its own address as the source (lab)",
             ]
@@ -296,7 +307,7 @@ mod tests {
             "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: \
              netclient daemon\n\n\
              corp: a, 10.40.0.1, fd40::1, on nm-corp\n  ranges 10.40.0.0/24, fd40::/64\n  device kernel\n  \
-             revision 7, control traffic by none\n  \
+             revision 7, control traffic by none\n  names *.corp in /etc/hosts\n  \
              problem: the file of names is read-only (names)\n  no peers yet\n"
         );
         status.daemon = true;

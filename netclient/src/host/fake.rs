@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
-use schema::scalars::Endpoint;
+use schema::scalars::{Endpoint, NetworkName};
 use tokio::sync::{mpsc, watch};
 
 use super::Host;
@@ -24,6 +24,7 @@ use crate::system::firewall::FirewallError;
 use crate::system::forwarding::{Forwarding, ForwardingError};
 use crate::system::hosts::HostsError;
 use crate::system::link::{LinkError, LinkState, LinkStep};
+use crate::system::resolved::{ResolvedError, Resolvers};
 use crate::system::routing::RoutingError;
 use crate::system::rp_filter::MarksUnheeded;
 use crate::system::slots::SlotsTaken;
@@ -74,6 +75,10 @@ struct Inner {
     routed_elsewhere: Option<String>,
     no_ipv6: bool,
     names_fail: bool,
+    /// Whether programs ask systemd-resolved.
+    asks_resolved: bool,
+    resolved_fails: bool,
+    resolvers: BTreeMap<String, Resolvers>,
     marks_unheeded: bool,
     watchers: Vec<mpsc::UnboundedSender<HostEvent>>,
     refusal: Option<Refusal>,
@@ -207,6 +212,18 @@ impl FakeHost {
     /// Has the file of names be read-only from now on, or not.
     pub fn protect_names(&self, protected: bool) {
         self.lock().names_fail = protected;
+    }
+
+    /// Has programs ask systemd-resolved from now on, which takes name servers or does not.
+    pub fn ask_resolved(&self, takes: bool) {
+        let mut inner = self.lock();
+        inner.asks_resolved = true;
+        inner.resolved_fails = !takes;
+    }
+
+    /// What systemd-resolved was told of an interface.
+    pub fn resolvers(&self, interface: &str) -> Option<Resolvers> {
+        self.lock().resolvers.get(interface).cloned()
     }
 
     /// Has the kernel not look at marks from now on, where reverse paths are filtered strictly; or look
@@ -532,6 +549,26 @@ impl Host for FakeHost {
         }
         inner.names.insert(interface.to_owned(), lines.to_vec());
         Ok(())
+    }
+
+    fn asks_resolved(&self) -> bool {
+        self.lock().asks_resolved
+    }
+
+    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError> {
+        let mut inner = self.lock();
+        if inner.resolved_fails {
+            return Err(ResolvedError::stopped(interface));
+        }
+        match resolvers {
+            Some(resolvers) => drop(inner.resolvers.insert(interface.to_owned(), resolvers.clone())),
+            None => drop(inner.resolvers.remove(interface)),
+        }
+        Ok(())
+    }
+
+    fn resolves(&self, interface: &str, network: &NetworkName) -> bool {
+        self.resolvers(interface).is_some_and(|resolvers| resolvers.network == *network)
     }
 
     fn resolve<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Vec<SocketAddr>> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::collection::vec;
@@ -115,6 +116,8 @@ enum Event {
     SwitchAway(&'static str, Option<&'static str>),
     /// A default route was carried once.
     Carried(&'static str),
+    /// Members are given a name server, or none any more.
+    SwitchResolvers,
     /// Hours pass.
     Wait(i64),
 }
@@ -174,6 +177,7 @@ impl fmt::Display for Event {
             Self::SwitchIpv6(name) => write!(f, "{name} has no IPv6, or has it again"),
             Self::SwitchAway(name, egress) => write!(f, "{name} is away, or back, for {egress:?}"),
             Self::Carried(egress) => write!(f, "{egress} was carried"),
+            Self::SwitchResolvers => write!(f, "members are given a name server, or none any more"),
             Self::Wait(hours) => write!(f, "{hours} hours pass"),
         }
     }
@@ -567,6 +571,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => node().prop_map(Event::SwitchIpv6),
         2 => away.prop_map(|(node, egress)| Event::SwitchAway(node, egress)),
         1 => select(&EGRESS[..]).prop_map(Event::Carried),
+        1 => Just(Event::SwitchResolvers),
         1 => Just(Event::Wait(2)),
     ]
 }
@@ -577,7 +582,7 @@ impl History {
         let declared = self.events.iter_mut().filter_map(|event| match event {
             Event::Declare(declared) => Some(declared),
             Event::Join(_) | Event::Leave(_) | Event::Rekey(_) | Event::SwitchIpv6(_) => None,
-            Event::SwitchAway(..) | Event::Carried(_) | Event::Wait(_) => None,
+            Event::SwitchAway(..) | Event::Carried(_) | Event::SwitchResolvers | Event::Wait(_) => None,
         });
         self.declared.iter_mut().chain(declared)
     }
@@ -706,6 +711,11 @@ impl State {
                     .named::<Egress>(&network(), &egress.parse().unwrap())
                     .filter(|it| it.is_default_route())?;
                 inventory.set_carried(id(egress), true);
+            }
+            Event::SwitchResolvers => {
+                let resolver: IpAddr = "10.40.0.53".parse().unwrap();
+                let others = if inventory.resolvers().is_empty() { vec![resolver] } else { Vec::new() };
+                inventory.set_resolvers(others.into_iter().collect());
             }
             Event::Wait(hours) => {
                 self.now += SignedDuration::from_hours(*hours);

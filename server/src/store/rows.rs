@@ -32,6 +32,8 @@ const BARRED: &str = "@barred";
 const CLIENT: &str = "@client";
 const AWAY: &str = "@away";
 const CARRIED: &str = "@carried";
+/// Of no network.
+const RESOLVERS: &str = "@resolvers";
 
 /// The key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +125,10 @@ impl Writes {
                 SetItem::Remove(id) => self.deletes.push(key(&id.network, CARRIED, id.name.as_str())),
             }
         }
+        if let Some(resolvers) = changes.resolvers {
+            let row = self.row(own_key(RESOLVERS), resolvers);
+            self.puts.push(row);
+        }
     }
 
     fn item<K, V: Serialize>(&mut self, item: DiffItem<'_, '_, K, V>, key: impl Fn(&K) -> RowKey) {
@@ -145,6 +151,11 @@ fn key(network: &NetworkName, kind: &str, name: &str) -> RowKey {
     RowKey { network: network.to_string(), kind: kind.into(), name: name.into() }
 }
 
+/// The key of what is of no network.
+fn own_key(kind: &str) -> RowKey {
+    RowKey { network: String::new(), kind: kind.into(), name: String::new() }
+}
+
 /// Puts one row back into a world.
 pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     let RowKey { network, kind, name } = &row.key;
@@ -153,6 +164,10 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
             row,
             format!("its format is {}, but this version reads {FORMAT}", row.format),
         ));
+    }
+    if kind == RESOLVERS {
+        world.inventory.set_resolvers(json(row)?);
+        return Ok(());
     }
     let network: NetworkName = network.parse().map_err(|why| unreadable(row, why))?;
     match kind.as_str() {
@@ -296,13 +311,16 @@ mod tests {
         later.inventory.put_client(id("old"), client(&[], true), created);
         later.inventory.set_away(id("a"), Away { everything: true, egress: [id("office").name].into() });
         later.inventory.set_carried(id("exit"), true);
+        later.inventory.set_resolvers(["10.0.0.53".parse().expect("good")].into());
         let (puts, deletes) = between(&world(), &later);
-        assert_eq!((puts.len(), deletes.len()), (4, 0));
+        assert_eq!((puts.len(), deletes.len()), (5, 0));
         let mut read = world();
         puts.iter().for_each(|row| restore(row, &mut read).expect("it can be read"));
         assert_eq!(read, later);
         let (puts, deletes) = between(&later, &world());
-        assert_eq!((puts.len(), deletes.len()), (0, 4), "{deletes:?}");
+        assert_eq!((puts.len(), deletes.len()), (1, 4), "{deletes:?}");
+        puts.iter().for_each(|row| restore(row, &mut read).expect("it can be read"));
+        assert!(read.inventory.resolvers().is_empty());
     }
 
     #[test]

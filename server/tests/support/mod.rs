@@ -4,7 +4,7 @@
 pub mod proxy;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -130,6 +130,12 @@ impl Running {
     /// Starts one on the database in a directory, which agents reach at an address with a port.
     pub async fn reached_at(directory: &Path, address: &str) -> Self {
         let settings = Settings { public_grpc: Some(address.into()), ..settings(directory) };
+        Self::with(settings, directory, |path| Ok(Box::new(Sqlite::open(path)?))).await
+    }
+
+    /// Starts one on the database in a directory, which gives members these name servers.
+    pub async fn with_resolvers(directory: &Path, resolvers: BTreeSet<IpAddr>) -> Self {
+        let settings = Settings { coredns_addr: resolvers, ..settings(directory) };
         Self::with(settings, directory, |path| Ok(Box::new(Sqlite::open(path)?))).await
     }
 

@@ -479,6 +479,37 @@ async fn a_server_whose_name_does_not_resolve_is_spared_at_its_last_addresses() 
 }
 
 #[tokio::test]
+async fn names_are_asked_of_the_name_servers_where_resolved_runs_and_are_in_the_file_otherwise() {
+    let (folder, host) = (private_folder(), FakeHost::default());
+    let mut member = member_whose_range_holds_its_server(folder.path(), &host, "192.0.2.7:1");
+    let known = member.membership.view.peers.values().next().expect("it has peers");
+    let resolver = *known.addresses.first().expect("it has an address");
+    // Another one is not reached through the network.
+    let all = [resolver, "192.0.2.53".parse().expect("good")];
+    member.membership.view.interface.resolvers = all.into();
+    member.reconcile().await.expect("it is applied");
+    let lines = host.names("nm-corp");
+    assert!(!lines.is_empty() && host.resolvers("nm-corp").is_none(), "nobody asks resolved: {lines:?}");
+    host.ask_resolved(true);
+    member.reconcile().await.expect("it is applied");
+    let told = host.resolvers("nm-corp").expect("resolved is told");
+    assert_eq!((told.servers, told.network.as_str()), ([resolver].into(), "corp"));
+    assert_eq!(host.names("nm-corp"), Vec::<String>::new(), "not in two places");
+    host.ask_resolved(false);
+    member.reconcile().await.expect("it is applied");
+    assert_eq!(host.names("nm-corp"), lines, "one that refuses leaves names where they resolve");
+    assert_eq!(codes(&member), ["names"]);
+    let said = &member.problems()[0].message;
+    assert!(said.contains("systemd-resolved") && said.contains("/etc/hosts"), "{said}");
+    host.ask_resolved(true);
+    member.reconcile().await.expect("it is applied");
+    assert!(host.names("nm-corp").is_empty() && codes(&member).is_empty());
+    member.membership.view.interface.resolvers.remove(&resolver);
+    member.reconcile().await.expect("it is applied");
+    assert_eq!((host.names("nm-corp"), host.resolvers("nm-corp")), (lines, None));
+}
+
+#[tokio::test]
 async fn a_device_that_stays_keeps_its_packet_filter() {
     let (folder, host) = (private_folder(), FakeHost::default());
     let mut member = member_whose_range_holds_its_server(folder.path(), &host, "10.9.0.77:1");

@@ -1,0 +1,175 @@
+//! systemd-resolved: which name servers are asked for the names of a network, and of no other.
+//!
+//! Name servers and names belong to the network's interface, and resolved forgets them with it: whoever removes
+//! the interface has nothing to put back. Everything is said by resolvectl(1), which blocks the caller.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use schema::scalars::NetworkName;
+use schema::view::View;
+
+/// Where resolved can be asked, while it runs (systemd-resolved.service(8)).
+const SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve";
+/// Where resolved listens for those that read `/etc/resolv.conf`.
+const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
+
+/// What resolved is told of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolvers {
+    /// The name servers.
+    pub servers: BTreeSet<IpAddr>,
+    /// The network whose names they are asked for.
+    pub network: NetworkName,
+}
+
+impl Resolvers {
+    /// What a View says; nothing if the node reaches none of its name servers through the network: resolved asks
+    /// those of an interface by that interface alone (IP_UNICAST_IF of ip(7)).
+    pub fn of(view: &View) -> Option<Self> {
+        let reached = |server: &&IpAddr| view.reaches(**server);
+        let servers: BTreeSet<_> = view.interface.resolvers.iter().filter(reached).copied().collect();
+        (!servers.is_empty()).then(|| Self { servers, network: view.network.clone() })
+    }
+}
+
+/// Why resolved was not told.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolvedError {
+    /// resolvectl could not be run.
+    #[error("cannot run resolvectl, so the names of the network are in /etc/hosts")]
+    Broken(#[source] io::Error),
+    /// resolved refused.
+    #[error(
+        "systemd-resolved takes no name servers for {interface}, so the names of the network are in /etc/hosts: {reason}"
+    )]
+    Refused {
+        /// The interface.
+        interface: String,
+        /// The first line that resolvectl printed.
+        reason: String,
+    },
+}
+
+impl ResolvedError {
+    /// As a resolved answers that has just been stopped.
+    pub(crate) fn stopped(interface: &str) -> Self {
+        let reason = "Unit dbus-org.freedesktop.resolve1.service not found.".to_owned();
+        Self::Refused { interface: interface.to_owned(), reason }
+    }
+}
+
+/// Whether programs of this host ask resolved, and it knows this host's interfaces: not those of another
+/// network namespace than the first process's.
+pub fn is_asked() -> bool {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    Path::new(SOCKET).exists()
+        && namespace("self").is_some_and(|own| namespace("1") == Some(own))
+        && leads_to_resolved(&read("/etc/resolv.conf"), &read("/etc/nsswitch.conf"))
+}
+
+/// Whether programs are led to resolved: by resolv.conf(5), or by nss-resolve(8) in nsswitch.conf(5).
+fn leads_to_resolved(resolv_conf: &str, nsswitch: &str) -> bool {
+    let mut words = resolv_conf.lines().map(|line| line.split_whitespace());
+    let by_stub = words.any(|mut line| {
+        line.next() == Some("nameserver") && line.next().is_some_and(|address| STUBS.contains(&address))
+    });
+    let mut words =
+        nsswitch.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+    by_stub || words.any(|mut line| line.next() == Some("hosts:") && line.any(|word| word == "resolve"))
+}
+
+/// Has resolved ask these name servers for the names of a network, on its interface; twice is as once.
+pub fn set(interface: &str, Resolvers { servers, network }: &Resolvers) -> Result<(), ResolvedError> {
+    let servers = servers.iter().map(ToString::to_string);
+    let servers: Vec<String> = ["dns".to_owned(), interface.to_owned()].into_iter().chain(servers).collect();
+    resolvectl(interface, servers)?;
+    // `~`: other names are not asked of them, and no name is completed by it.
+    resolvectl(interface, ["domain", interface, &format!("~{network}")])?;
+    resolvectl(interface, ["default-route", interface, "false"])?;
+    for multicast in ["llmnr", "mdns"] {
+        resolvectl(interface, [multicast, interface, "no"])?;
+    }
+    // Nobody signs the names of a network, and CoreDNS answers by UDP and TCP, whatever holds for others.
+    resolvectl(interface, ["dnssec", interface, "no"])?;
+    resolvectl(interface, ["dnsovertls", interface, "no"])
+}
+
+/// Has resolved ask nobody on an interface.
+pub fn revert(interface: &str) -> Result<(), ResolvedError> {
+    resolvectl(interface, ["revert", interface])
+}
+
+/// Whether resolved asks name servers for the names of a network, on its interface.
+pub fn asks_for(interface: &str, network: &NetworkName) -> bool {
+    let domain = format!("~{network}");
+    known(interface).is_some_and(|known| known.split_whitespace().any(|word| word == domain))
+}
+
+/// What resolved knows of an interface, to be compared with what it knows later; absent: it cannot be asked.
+pub fn known(interface: &str) -> Option<String> {
+    let mut command = command(["status", interface]);
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(without_current(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Which of the servers is asked at present changes by itself.
+fn without_current(status: &str) -> String {
+    status.lines().filter(|line| !line.trim_start().starts_with("Current ")).collect::<Vec<_>>().join("\n")
+}
+
+fn resolvectl<S: AsRef<std::ffi::OsStr>>(
+    interface: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> Result<(), ResolvedError> {
+    let output = command(arguments).output().map_err(ResolvedError::Broken)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let printed = String::from_utf8_lossy(&output.stderr);
+    let reason = printed.lines().next().unwrap_or("it gave no reason").to_owned();
+    Err(ResolvedError::Refused { interface: interface.to_owned(), reason })
+}
+
+fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new("resolvectl");
+    command.args(arguments).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0").stdin(Stdio::null());
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_led_to_resolved_by_its_stub_or_by_nsswitch() {
+        let debian = "passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n";
+        for (resolv_conf, nsswitch, led) in [
+            ("# resolved\nnameserver 127.0.0.53\noptions edns0\n", "hosts: files dns\n", true),
+            ("nameserver\t127.0.0.54\n", "", true),
+            ("nameserver 192.0.2.1\n", debian, true),
+            ("nameserver 192.0.2.1\n", "hosts: files dns # resolve\n", false),
+            ("# nameserver 127.0.0.53\nnameserver 127.0.0.1\n", "networks: resolve\n", false),
+            ("search 127.0.0.53\n", "", false),
+            ("", "", false),
+        ] {
+            assert_eq!(leads_to_resolved(resolv_conf, nsswitch), led, "{resolv_conf}{nsswitch}");
+        }
+    }
+
+    #[test]
+    fn what_changes_by_itself_is_no_difference() {
+        let status = |server: &str| {
+            format!(
+                "Link 3 (nm-corp)\nCurrent Scopes: DNS\nCurrent DNS Server: {server}\n  DNS Domain: ~corp\n"
+            )
+        };
+        assert_eq!(without_current(&status("10.0.0.1")), without_current(&status("10.0.0.2")));
+        assert!(without_current(&status("10.0.0.1")).contains("~corp"));
+    }
+}
