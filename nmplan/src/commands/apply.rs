@@ -539,7 +539,12 @@ fn record_acknowledgements<C>(
     run: &mut Run<'_, C>,
 ) -> io::Result<()> {
     // A node that left, or that the plan removed, has nothing to acknowledge.
-    missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
+    missing.retain(|id| {
+        status
+            .nodes
+            .iter()
+            .any(|node| node.id == *id && !matches!(node.state, Presence::Awaiting | Presence::Pending))
+    });
     for node in &status.nodes {
         if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json
         {
