@@ -276,7 +276,9 @@ impl Service {
         let mut nodes: Vec<_> =
             visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
         let pending = inventory.pending().filter(|((network, _), _)| caller.grant.holds_in(network).is_ok());
-        nodes.extend(pending.map(|((network, identity), pending)| {
+        let mut pending: Vec<_> = pending.collect();
+        pending.sort_by_key(|((network, identity), it)| (network, &it.name, it.since, identity));
+        nodes.extend(pending.into_iter().map(|((network, identity), pending)| {
             status::of_pending(&state.world, &self.inner.info, network, (identity, pending))
         }));
         let mut keys = key_states(snapshot, inventory, Timestamp::now());
