@@ -623,7 +623,8 @@ mod tests {
             ..JoinRequest::default()
         };
         let answer = sign_waiting(60, &request, &server);
-        let check = |answer: &Waiting, request| verify_waiting(answer, request, &public_key(&server));
+        let check =
+            |answer: &Waiting, request: &JoinRequest| verify_waiting(answer, request, &public_key(&server));
         assert_eq!(check(&answer, &request), Ok(()));
         assert!(check(&Waiting { left: 0, ..answer.clone() }, &request).is_err(), "nobody else drops it");
         for other in [

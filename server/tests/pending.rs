@@ -5,12 +5,21 @@
 #[expect(clippy::allow_attributes, reason = "what is unused differs from suite to suite")]
 mod support;
 
+use std::sync::Arc;
+
+use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
+use netclient::control::CallError;
+use netclient::directory::Directory;
+use netclient::host::fake::FakeHost;
+use netclient::settings::Settings;
 use nmserver::core::authorize::Role;
+use nmserver::identity::DATABASE;
 use reqwest::{Method, StatusCode};
 use schema::api::{Approved, LogEntry, NodeStatus, Presence};
 use schema::scalars::Fingerprint;
 use serde_json::Value;
-use support::{Running, failure, folder, token_beside};
+use support::proxy::Proxy;
+use support::{Running, eventually, failure, folder, token_beside};
 use test_agent::Agent;
 use tonic::Code;
 
@@ -84,6 +93,7 @@ async fn who_waits_survives_a_restart_of_the_server() {
     let directory = folder();
     let server = Running::on_disk(directory.path()).await;
     server.declare(OPEN).await;
+    let member = server.joined("a", 2, "k").await;
     let mut agent = server.agent("web", 1);
     agent.ask(false).await.unwrap();
     let before = waiting(&server).await;
@@ -91,10 +101,61 @@ async fn who_waits_survives_a_restart_of_the_server() {
     let server = Running::on_disk(directory.path()).await;
     let after = waiting(&server).await;
     assert_eq!(format!("{after:?}"), format!("{before:?}"));
+    let mut again = server.agent("a", 2);
+    (again.at, again.view) = (member.at, member.view);
+    assert_eq!(again.check_in(None).await.unwrap().update, None, "a stranger costs nobody a whole View");
     let mut same = server.agent("web", 1);
     assert!(same.ask(true).await.unwrap().is_some_and(|left| left > 0), "it waits on");
     assert!(approve(&server, &server.token, &same, "web").await.status().is_success());
     assert_eq!(same.ask(true).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn who_has_waited_for_a_day_is_dropped_by_the_server() {
+    let directory = folder();
+    let server = Running::on_disk(directory.path()).await;
+    server.declare(OPEN).await;
+    let mut agent = server.agent("web", 1);
+    agent.ask(false).await.unwrap();
+    server.end().await;
+    let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+    let earlier =
+        "update rows set body = json_set(body, '$.since', '2026-01-01T00:00:00Z') where kind = '@pending'";
+    assert_eq!(database.execute(earlier, []).unwrap(), 1);
+    drop(database);
+    let server = Running::on_disk(directory.path()).await;
+    eventually("nobody waits", async || waiting(&server).await.is_empty().then_some(())).await;
+    let last = log(&server).await.pop().unwrap();
+    assert_eq!((&*last.actor, &*last.action), ("nmserver", "drop"));
+    assert!(last.provenance.unwrap().message.unwrap().contains("1 host waited for 24 hours"));
+    assert_eq!(server.agent("web", 1).ask(true).await.unwrap(), Some(0), "and is told so");
+}
+
+#[tokio::test]
+async fn who_ends_tls_in_between_learns_nothing_of_the_host() {
+    let (server, _) = Running::in_memory().await;
+    server.declare(OPEN).await;
+    let proxy = Proxy::start(&server.known).await;
+    let own = folder();
+    let directory = Directory::open(own.path()).unwrap();
+    let agent = netclient::agent::Agent::new(directory, Settings::default(), Arc::new(FakeHost::default()));
+    let (pin, corp) = (server.known.signing_key.fingerprint(), "corp".parse().unwrap());
+    let options = JoinOptions { name: "web".parse().ok(), ..JoinOptions::default() };
+    let asked = agent.ask(&proxy.known.at.to_string(), pin, &corp, &options).await;
+    assert!(matches!(asked, Err(AgentError::Control(CallError::Stranger { .. }))), "{asked:?}");
+    let calls: Vec<_> = proxy.recorded().iter().map(|call| call.method().to_owned()).collect();
+    assert_eq!(calls, ["Identify"]);
+    assert_eq!(
+        std::fs::read_dir(own.path())
+            .unwrap()
+            .flatten()
+            .filter(|it| it.path().extension().is_some_and(|it| it == "json"))
+            .count(),
+        0
+    );
+    let asked = agent.ask(&server.known.at.to_string(), pin, &corp, &options).await.unwrap();
+    assert!(matches!(asked, JoinOutcome::Waiting(_)), "{asked:?}");
+    assert_eq!(waiting(&server).await.len(), 1);
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ pub enum JoinOutcome {
 /// What an attempt to join has led to.
 enum Entered {
     In(Box<Membership>, Journal),
-    Waiting(Waiting),
+    Waiting(Box<Waiting>),
 }
 
 impl Agent {
@@ -91,7 +91,7 @@ impl Agent {
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
         let (membership, journal) = match self.enter(network, server, options, method).await? {
             Entered::In(membership, journal) => (*membership, journal),
-            Entered::Waiting(waiting) => return Ok(JoinOutcome::Waiting(waiting)),
+            Entered::Waiting(waiting) => return Ok(JoinOutcome::Waiting(*waiting)),
         };
         let mut member = Member::new(self.clone(), membership, journal)?;
         if let Err(error) = member.apply().await {
@@ -206,7 +206,7 @@ impl Agent {
                     self.directory.keep_waiting(&kept)?;
                 }
                 attempt.commit();
-                return Ok(Entered::Waiting(kept));
+                return Ok(Entered::Waiting(Box::new(kept)));
             }
             Err(error) => {
                 // Only a server that refused does not know it.

@@ -225,10 +225,7 @@ mod tests {
         taken.remove_node(&id("db"), Timestamp::UNIX_EPOCH);
         assert_eq!(reconciled(&taken, &files).node(&id("db")).map(|db| db.identity.0[0]), Some(1));
         let mut same_key = waiting(&[1]);
-        same_key.put_node(
-            id("elsewhere"),
-            crate::inventory::Joined { identity: Identity([9; 32]), ..joined(1, "10.0.0.7") },
-        );
+        same_key.put_node(id("elsewhere"), Joined { identity: Identity([9; 32]), ..joined(1, "10.0.0.7") });
         assert_eq!(reconciled(&same_key, &files), same_key, "a WireGuard key is one node's");
     }
 

@@ -13,7 +13,7 @@ use crate::snapshot::{ResourceId, Snapshot};
 /// A declared node: a host that is expected under this name, and how its node is configured once it has
 /// joined.
 ///
-/// A key whose `for` names it lets a host claim the name, and so does `approved`, without a key.
+/// A key whose `for` names it lets a host claim the name; `approved` lets one host do so without a key.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "node", plural = "nodes", within = "network", namespace = "names", named_by("selector", "alias"))]
 pub struct Node {
