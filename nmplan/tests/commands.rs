@@ -1687,6 +1687,13 @@ fn a_plan_says_who_is_let_in_who_is_dropped_and_whom_a_declaration_waits_for() {
     workspace.write("let-in/corp.kdl", &update);
     let update = workspace.nmplan("plan -C @let-in --project acme");
     assert!(update.stdout.contains("nmplan node remove corp/web"), "{}", update.all());
+    let in_use = workspace::joined(4).identity.fingerprint();
+    let elsewhere = plan_of(&format!(" manual-approval\n node \"db\" approved=\"{in_use}\""));
+    assert!(
+        elsewhere.stdout.contains("the host that db approves has joined as laptop"),
+        "{}",
+        elsewhere.all()
+    );
     // What the plan was made for is what it is applied to.
     plan_of(&format!(" manual-approval\n node \"db\" approved=\"{}\"", host(1)));
     let saved = workspace.nmplan("plan -C @let-in --project acme --out @plan.json");

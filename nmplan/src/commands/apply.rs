@@ -21,7 +21,7 @@ use schema::world::{ServerInfo, World};
 use tokio::time::Instant;
 
 use super::history::PAGE;
-use super::{Run, awaiting, command, plan};
+use super::{Run, awaiting, command, elsewhere, plan};
 use crate::args;
 use crate::control::{ControlError, ControlPlane};
 use crate::error::{Error, Exit, Next, wrong_format};
@@ -272,6 +272,11 @@ fn show<C: ControlPlane>(
             .loaded
             .as_ref()
             .map(|loaded| awaiting(loaded, run.only.as_ref(), &ready.world))
+            .unwrap_or_default(),
+        elsewhere: ready
+            .loaded
+            .as_ref()
+            .map(|loaded| elsewhere(loaded, run.only.as_ref(), &ready.world))
             .unwrap_or_default(),
         keys,
         next: None,

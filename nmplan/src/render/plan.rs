@@ -13,7 +13,7 @@ use schema::inventory::NodeId;
 use schema::judge;
 use schema::kinds::Kind;
 use schema::plan::{Bind, Internet, NodeImpact, PartChange, PendingChange, Plan, Summary};
-use schema::scalars::NetworkName;
+use schema::scalars::{Name, NetworkName};
 use schema::snapshot::ResourceId;
 use schema::text::{count, moment};
 use schema::value::{Data, Value};
@@ -29,6 +29,8 @@ pub struct Shown {
     pub server: Option<String>,
     /// The declared nodes that have not joined.
     pub awaiting: Vec<NodeId>,
+    /// The declared nodes that approve a host which has joined under another name, and that name.
+    pub elsewhere: Vec<(NodeId, Name)>,
     /// The access keys of the project as they will be.
     pub keys: Vec<KeyState>,
     /// What to type next.
@@ -60,6 +62,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let later = "Who can reach whom once the nodes that are awaited have joined";
     text += &section(later, reach(&plan.reach, true, shown));
     text += &awaiting(&shown.awaiting, plan, shown.full);
+    text += &section("Approved hosts that are other nodes already", elsewhere(&shown.elsewhere));
     text += &section("Tests that fail", super::verdicts::failing(&plan.tests));
     text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
@@ -266,6 +269,16 @@ fn joined_node(change: &Change, plan: &Plan) -> Option<String> {
         }
         Action::Delete => line("the joined node stays, undeclared"),
     })
+}
+
+fn elsewhere(nodes: &[(NodeId, Name)]) -> Vec<String> {
+    let line = |(NodeId { network, name }, joined): &(NodeId, Name)| {
+        format!(
+            "  {network}  the host that {name} approves has joined as {joined}: declare that name, or make room: nmplan node \
+             remove {network}/{joined}"
+        )
+    };
+    nodes.iter().map(line).collect()
 }
 
 /// Whether the plan lets a host in as a node that waits.

@@ -61,12 +61,16 @@ impl FromStr for Fingerprint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.strip_prefix(PREFIX).ok_or("it begins with sha256:")?;
+        let digits =
+            text.strip_prefix(PREFIX).ok_or("a fingerprint begins with sha256:, which this does not")?;
         if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err("after sha256: it has hexadecimal digits alone".into());
+            return Err("a fingerprint has hexadecimal digits alone after sha256:".into());
         }
         if digits.len() != DIGITS {
-            return Err(format!("after sha256: it has {DIGITS} digits, and this has {}", digits.len()));
+            return Err(format!(
+                "a fingerprint has {DIGITS} digits after sha256:, this has {}",
+                digits.len()
+            ));
         }
         let byte = |place| {
             let pair =
