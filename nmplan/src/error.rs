@@ -530,7 +530,7 @@ impl Error {
                 near.unwrap_or_else(|| "`nmplan node list` shows who waits".into())
             }
             Self::SeveralWait { fingerprints, .. } => format!(
-                "compare with what netclient printed on the host, and choose one: --identity {}",
+                "choose the one that the host itself shows: --identity {}",
                 fingerprints.join(", or --identity ")
             ),
             Self::NotJoined { declared: true, .. } => {
