@@ -1,7 +1,7 @@
 //! The agent as a value: a directory, settings, and the host that it runs on. Other programs may use one.
 //!
-//! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::check_in`],
-//! [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. Running continuously is the
+//! Everything that a command does is here, once: [`Agent::register`], [`Agent::join`], [`Agent::ask`] (a join
+//! without an access key), [`Agent::check_in`], [`Agent::pull`], [`Agent::leave`], [`Agent::status`]. Running continuously is the
 //! [driver](crate::driver)'s task.
 
 mod error;
@@ -14,6 +14,7 @@ mod outside;
 mod register;
 mod status;
 mod update;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,7 +48,7 @@ pub use outside::{Down, not_ours};
 pub use register::Registered;
 pub use status::{
     DamagedNetwork, DriverStatus, ForwardStatus, NamesStatus, NetworkStatus, PeerStatus, ReachStatus,
-    RegistrationStatus, Status,
+    RegistrationStatus, Status, WaitingStatus,
 };
 
 /// The agent.

@@ -92,6 +92,9 @@ async fn act(args: Args) -> Outcome {
         Verb::Join(join) => join::run(&args.directory, join).await,
         Verb::Checkin(which) => {
             let (agent, network) = member(&args.directory, &which).await?;
+            if agent.directory.waited_for()?.contains(&network) {
+                return join::ask_again(&agent, &network, which.form).await;
+            }
             let news = match agent.check_in(&network).await {
                 Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::CheckIn(network.clone()))?,
                 outcome => outcome?,
@@ -100,6 +103,9 @@ async fn act(args: Args) -> Outcome {
         }
         Verb::Pull(which) => {
             let (agent, network) = member(&args.directory, &which).await?;
+            if agent.directory.waited_for()?.contains(&network) {
+                return join::ask_again(&agent, &network, which.form).await;
+            }
             let news = match agent.pull(&network).await {
                 Err(AgentError::Busy(_)) => ask(&agent, DaemonRequest::Pull(network.clone()))?,
                 outcome => outcome?,
@@ -108,6 +114,7 @@ async fn act(args: Args) -> Outcome {
         }
         Verb::Leave { which, force } => {
             let (agent, network) = member(&args.directory, &which).await?;
+            let waits = agent.directory.waited_for()?.contains(&network);
             let left = match agent.leave(&network, force).await {
                 Err(AgentError::Busy(_)) => {
                     ask(&agent, DaemonRequest::Leave { network: network.clone(), force })?;
@@ -117,6 +124,9 @@ async fn act(args: Args) -> Outcome {
             };
             agent.end_expired().await?;
             agent.directory.remove_if_empty();
+            if waits {
+                return render::done(which.form, &network, "waits no longer; everything of it was removed");
+            }
             render::left(which.form, &network, &left)
         }
         Verb::List(form) => render::list(form, &status(&args.directory).await?),
@@ -149,7 +159,8 @@ async fn member(directory: &Path, which: &Which) -> Outcome<(Agent, NetworkName)
         return Err(NONE.into());
     }
     let agent = open_tidied(directory).await?;
-    let networks = agent.directory.networks()?;
+    let mut networks = agent.directory.networks()?;
+    networks.extend(agent.directory.waited_for()?);
     let network = match (&which.network, &*networks) {
         (Some(network), _) if networks.contains(network) => network.clone(),
         (Some(network), _) => return Err(AgentError::NotMember(network.clone()).into()),
@@ -219,7 +230,9 @@ fn looked_after(agent: &Agent) -> bool {
 /// The token as it was typed, or from a file, or from standard input; checked before anything else happens. A
 /// file of tokens, as nmplan writes it, is good as well.
 fn read_token(shown: &TokenArg) -> Outcome<Token> {
-    let typed = shown.token.expose();
+    const NONE: &str = "an access token is needed: -t TOKEN, or NETCLIENT_TOKEN; `netclient join --help` says how to join without";
+    let token = shown.token.as_ref().ok_or(NONE)?;
+    let typed = token.expose();
     let text = match typed.strip_prefix('@') {
         Some(path) => {
             let read = std::fs::read_to_string(path);
@@ -231,7 +244,7 @@ fn read_token(shown: &TokenArg) -> Outcome<Token> {
             io::stdin().lock().take(LONGEST_TOKEN as u64).read_to_string(text.expose_mut())?;
             text
         }
-        None => shown.token.clone(),
+        None => token.clone(),
     };
     Ok(token::choose(text.expose(), shown.key.as_deref())?)
 }

@@ -30,7 +30,7 @@ use proto::token::Token;
 use proto::wire::agent_client::AgentClient;
 use proto::wire::{self, Facts, Update};
 use schema::api;
-use schema::scalars::{Endpoint, Identity, Name, NetworkName, SigningKey};
+use schema::scalars::{CaPin, Endpoint, Fingerprint, Identity, Name, NetworkName, SigningKey};
 use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -88,6 +88,17 @@ pub struct JoinRequest<'a> {
     pub facts: Facts,
     /// What it runs.
     pub os: String,
+}
+
+/// What the server says to a host that asks to join.
+#[derive(Clone, Debug)]
+pub enum Admission {
+    /// It has joined, under this name, with this View.
+    In(Name, Box<Update>),
+    /// It waits until somebody lets it in, for so long.
+    Waits(Duration),
+    /// It does not wait any more.
+    Dropped,
 }
 
 /// A connection to one server.
@@ -202,29 +213,64 @@ impl Connection {
         challenge: wire::ChallengeResponse,
         asked: JoinRequest<'_>,
     ) -> Result<(Name, Update), CallError> {
-        let JoinRequest { name, identity, private_key, facts, os } = asked;
+        let without_key = wire::JoinRequest {
+            network: token.network.to_string(),
+            key: token.key.to_string(),
+            ..wire::JoinRequest::default()
+        };
         let access_key = sign::from_seed(token.seed.expose());
+        let (answer, _) = self.send_join(without_key, Some(&access_key), challenge, asked).await?;
+        read_joined(answer)
+    }
+
+    /// Asks to join a network without an access key; `waits`: whether the host has asked before, and does not
+    /// begin to wait where it was dropped.
+    pub async fn ask_to_join(
+        &self,
+        network: &NetworkName,
+        waits: bool,
+        challenge: wire::ChallengeResponse,
+        asked: JoinRequest<'_>,
+    ) -> Result<Admission, CallError> {
+        let bare = wire::JoinRequest { network: network.to_string(), waits, ..wire::JoinRequest::default() };
+        let (answer, request) = self.send_join(bare, None, challenge, asked).await?;
+        let Some(waiting) = &answer.waiting else {
+            let (name, update) = read_joined(answer)?;
+            return Ok(Admission::In(name, Box::new(update)));
+        };
+        sign::verify_waiting(waiting, &request, &self.server.signing_key)
+            .map_err(|why| CallError::Answer(why.to_string()))?;
+        Ok(match waiting.left {
+            0 => Admission::Dropped,
+            left => Admission::Waits(Duration::from_secs(left.into())),
+        })
+    }
+
+    /// Sends a request to join, of which the network and the access key are filled in; returns it as well.
+    async fn send_join(
+        &self,
+        bare: wire::JoinRequest,
+        access_key: Option<&ed25519::SigningKey>,
+        challenge: wire::ChallengeResponse,
+        asked: JoinRequest<'_>,
+    ) -> Result<(wire::JoinResponse, wire::JoinRequest), CallError> {
+        let JoinRequest { name, identity, private_key, facts, os } = asked;
         let signed = |wire::ChallengeResponse { nonce, ephemeral }| {
             let mut request = wire::JoinRequest {
                 nonce,
-                network: token.network.to_string(),
                 name: name.to_string(),
-                key: token.key.to_string(),
                 identity: self.identity().0.to_vec().into(),
                 public_key: private_key.public().0.to_vec().into(),
                 facts: Some(facts.clone()),
                 os: os.clone(),
-                ..wire::JoinRequest::default()
+                ..bare.clone()
             };
             let (server, ephemeral) = (&self.server.signing_key, as_key(&ephemeral)?);
-            sign::sign_join(&mut request, server, &ephemeral, &access_key, identity, &private_key.0);
+            sign::sign_join(&mut request, server, &ephemeral, access_key, identity, &private_key.0);
             Ok(request)
         };
         let call = |mut client: Client, request| async move { client.join(request).await };
-        let (answer, _) = self.ask_signed(challenge, signed, call).await?;
-        let name =
-            answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
-        Ok((name, answer.update.ok_or_else(|| CallError::Answer("it holds no View".into()))?))
+        self.ask_signed(challenge, signed, call).await
     }
 
     /// Registers the host; returns the server's answer, and in how long the registration expires unless the
@@ -436,7 +482,12 @@ impl Connection {
             Err(CallError::Unreachable { .. }) if transport == Transport::Tunnel => {
                 lock(&self.selector).failed(Instant::now());
             }
-            Err(CallError::Unreachable { .. } | CallError::Stranger { .. } | CallError::Slow { .. }) => {}
+            Err(
+                CallError::Unreachable { .. }
+                | CallError::Stranger { .. }
+                | CallError::Slow { .. }
+                | CallError::OtherServer { .. },
+            ) => {}
             Ok(_)
             | Err(
                 CallError::Refused(_) | CallError::NonceUsed | CallError::SessionEnded | CallError::Answer(_),
@@ -615,6 +666,37 @@ fn read_terms(
         server: SocketAddrV4::new(peer, port),
     };
     Ok((terms, (answer.expires > 0).then(|| Duration::from_secs(answer.expires.into()))))
+}
+
+/// The name under which a host has joined, and its View.
+fn read_joined(answer: wire::JoinResponse) -> Result<(Name, Update), CallError> {
+    let name = answer.name.parse().map_err(|why| CallError::Answer(format!("{:?}: {why}", answer.name)))?;
+    Ok((name, answer.update.ok_or_else(|| CallError::Answer("it holds no View".into()))?))
+}
+
+/// Asks the server at an address who it is: its signing key, which has the fingerprint, and what pins its
+/// certificate. `within`: it is in this process.
+pub(crate) async fn identify(
+    address: &str,
+    comms: &ServerTunnel,
+    within: Option<Opener>,
+    pin: Fingerprint,
+) -> Result<(SigningKey, Option<CaPin>), CallError> {
+    let mut client = client(match within {
+        Some(open) => connect::within(open, TIMEOUT),
+        None => connect::unchecked(address, comms, TIMEOUT),
+    });
+    let mut nonce = vec![0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| CallError::Answer(error.to_string()))?;
+    let request = wire::IdentifyRequest { nonce: nonce.into() };
+    let asked = tokio::time::timeout(TIMEOUT, client.identify(request.clone())).await;
+    let answer = match asked {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => return Err(error::failed(address.to_owned(), &status)),
+        Err(_) => return Err(CallError::Slow { at: address.to_owned() }),
+    };
+    sign::verify_identify(&answer, &request, pin)
+        .map_err(|why| CallError::OtherServer { at: address.to_owned(), why })
 }
 
 fn as_key(bytes: &[u8]) -> Result<[u8; 32], CallError> {

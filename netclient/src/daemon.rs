@@ -1,4 +1,5 @@
-//! The daemon: a driver for each network, and a socket by which commands reach it.
+//! The daemon: a driver for each network, whoever asks for those that the host waits to be let into, and a socket
+//! by which commands reach it.
 //!
 //! A network belongs to the process that has its lock. A command that finds the lock taken asks the daemon
 //! instead ([`ask`]); one that joined or left a network makes the daemon look again. A message is one line of
@@ -15,10 +16,13 @@ use schema::scalars::NetworkName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::agent::member::Member;
-use crate::agent::{Agent, AgentError, DriverStatus, error_chain};
+use crate::agent::{Agent, AgentError, DriverStatus, JoinOutcome, error_chain};
+use crate::backoff::Backoff;
 use crate::directory::Directory;
 use crate::driver::{Command, Driver, End, Request, ended};
 use crate::files::{self, Lock, OwnFile, lock_path};
@@ -102,13 +106,20 @@ pub enum DaemonError {
 pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<(), DaemonError> {
     let path = agent.directory.agent_socket();
     let (listener, _file, _lock) = listen(&path)?;
-    let daemon = Arc::new(Daemon { agent, drivers: Mutex::default(), shutdown: shutdown.clone() });
+    let daemon = Arc::new(Daemon {
+        agent,
+        drivers: Mutex::default(),
+        waiting: Mutex::default(),
+        joined: Notify::new(),
+        shutdown: shutdown.clone(),
+    });
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     // Commands reach it; its networks come up whether or not a server answers.
     systemd::ready();
     loop {
         tokio::select! {
             _ = poll.tick() => daemon.rescan().await,
+            () = daemon.joined.notified() => daemon.rescan().await,
             client = listener.accept() => match client {
                 Ok((client, _)) => drop(tokio::spawn(Arc::clone(&daemon).serve(client))),
                 Err(error) => {
@@ -120,6 +131,9 @@ pub async fn run(agent: Agent, mut shutdown: watch::Receiver<bool>) -> Result<()
             },
             () = ended(&mut shutdown) => break,
         }
+    }
+    for (_, task) in std::mem::take(&mut *daemon.waiting.lock().await) {
+        let _ = tokio::time::timeout(END, task).await;
     }
     // Each ends between two steps, never within one.
     for (_, driver) in std::mem::take(&mut *daemon.drivers.lock().await) {
@@ -145,18 +159,22 @@ fn listen(path: &PathBuf) -> Result<(UnixListener, OwnFile, Lock), DaemonError> 
 struct Daemon {
     agent: Agent,
     drivers: Mutex<BTreeMap<NetworkName, Running>>,
+    /// Who asks for the networks that the host waits to be let into.
+    waiting: Mutex<BTreeMap<NetworkName, JoinHandle<()>>>,
+    /// A network was joined for which the host had waited.
+    joined: Notify,
     shutdown: watch::Receiver<bool>,
 }
 
 struct Running {
-    task: tokio::task::JoinHandle<End>,
+    task: JoinHandle<End>,
     requests: mpsc::Sender<Request>,
     status: watch::Receiver<DriverStatus>,
 }
 
 impl Daemon {
     /// Starts a driver for every network that no process has locked.
-    async fn rescan(&self) {
+    async fn rescan(self: &Arc<Self>) {
         if let Err(error) = self.agent.end_expired().await {
             tracing::warn!(error = error_chain(&error), "cannot remove an expired registration");
         }
@@ -177,6 +195,62 @@ impl Daemon {
                     tracing::error!(error = error_chain(&error), %network, "cannot look after the network");
                     self.bring_up(&network).await;
                 }
+            }
+        }
+        drop(drivers);
+        self.ask_for_networks().await;
+    }
+
+    /// Starts to ask for each network that the host waits to be let into.
+    async fn ask_for_networks(self: &Arc<Self>) {
+        let networks = match self.agent.directory.waited_for() {
+            Ok(networks) => networks,
+            Err(error) => return tracing::error!(%error, "cannot look for networks that this host waits for"),
+        };
+        let mut waiting = self.waiting.lock().await;
+        waiting.retain(|_, task| !task.is_finished());
+        for network in networks {
+            let goes_on =
+                self.agent.directory.waiting(&network).is_ok_and(|it| it.is_some_and(|it| it.goes_on()));
+            if goes_on && !waiting.contains_key(&network) {
+                let task = tokio::spawn(Arc::clone(self).ask_for(network.clone()));
+                waiting.insert(network, task);
+            }
+        }
+    }
+
+    /// Asks for a network with backoff until the host is in it, or waits no longer.
+    async fn ask_for(self: Arc<Self>, network: NetworkName) {
+        let mut shutdown = self.shutdown.clone();
+        let seed = self.agent.directory.waiting(&network).ok().flatten();
+        let seed =
+            seed.and_then(|waiting| waiting.identity.0.first_chunk().map(|first| u64::from_be_bytes(*first)));
+        let mut pauses = Backoff::new(seed.unwrap_or(1));
+        let mut failing = false;
+        loop {
+            match self.agent.ask_again(&network).await {
+                Ok(JoinOutcome::New(_) | JoinOutcome::Already(_)) => {
+                    tracing::info!(%network, "somebody has let this host in");
+                    return self.joined.notify_one();
+                }
+                Ok(JoinOutcome::Waiting(waiting)) if !waiting.goes_on() => {
+                    tracing::warn!(%network, "the server does not let this host wait any more: nobody approved it in time, or somebody dropped it");
+                    return;
+                }
+                Ok(JoinOutcome::Waiting(_)) => failing = false,
+                // Somebody ended the waiting.
+                Err(AgentError::NotMember(_)) => return,
+                Err(AgentError::Busy(_)) => {}
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(error = error_chain(&error), %network, "cannot ask whether this host is let in; trying on");
+                }
+                Err(error) => tracing::debug!(error = error_chain(&error), %network, "cannot ask"),
+            }
+            let due = pauses.failed(Instant::now().into_std());
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = ended(&mut shutdown) => return,
             }
         }
     }
@@ -212,7 +286,7 @@ impl Daemon {
         let _ = write.write_all(&line).await;
     }
 
-    async fn answer(&self, question: DaemonRequest) -> DaemonResponse {
+    async fn answer(self: &Arc<Self>, question: DaemonRequest) -> DaemonResponse {
         let outcome = match question {
             DaemonRequest::Rescan => {
                 self.rescan().await;

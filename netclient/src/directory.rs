@@ -8,6 +8,7 @@
 //! network-NAME.json     a membership
 //! network-NAME.log      what the server sent since that was written (see journal)
 //! network-NAME.names    what the names of its peers' endpoints resolved to last
+//! waiting-NAME.json     a network that the host waits to be let into
 //! network-NAME.lock     held by the process that looks after that network
 //! forwarding.json       what was turned on of the host's forwarding, to be put back (see forwarding)
 //! device-INTERFACE.sock the device process (see device)
@@ -38,6 +39,7 @@ use crate::forwarding::Changed;
 use crate::journal::Journal;
 use crate::membership::Membership;
 use crate::registration::Registration;
+use crate::waiting::Waiting;
 
 /// Where the agent keeps its state unless `NETCLIENT_DIR` says otherwise.
 pub const DEFAULT: &str = "/etc/netclient";
@@ -230,6 +232,34 @@ impl Directory {
         Ok(Some(Kept { membership, journal, torn }))
     }
 
+    /// Whether the host is in a network, as far as a file says so.
+    pub(crate) fn is_in(&self, network: &NetworkName) -> bool {
+        self.membership_path(network).exists()
+    }
+
+    /// How the host waits to be let into a network; nothing if it does not.
+    pub fn waiting(&self, network: &NetworkName) -> Result<Option<Waiting>, DirectoryError> {
+        self.read(&self.waiting_path(network))
+    }
+
+    /// The networks that the host waits to be let into, or was dropped from, by name; not those that it is in.
+    pub fn waited_for(&self) -> Result<Vec<NetworkName>, DirectoryError> {
+        let names = self.named("waiting-", ".json")?;
+        let waits = |network: &NetworkName| !self.is_in(network);
+        Ok(names.iter().filter_map(|name| name.parse().ok()).filter(waits).collect())
+    }
+
+    /// Stores how the host waits.
+    pub(crate) fn keep_waiting(&self, waiting: &Waiting) -> Result<(), DirectoryError> {
+        self.write(&self.waiting_path(&waiting.network), waiting)
+    }
+
+    /// Forgets how the host waits.
+    pub(crate) fn forget_waiting(&self, network: &NetworkName) -> Result<(), DirectoryError> {
+        let path = self.waiting_path(network);
+        self.disk.remove(&path).map_err(failed("remove", &path))
+    }
+
     /// The networks that the host is in, by name.
     pub fn networks(&self) -> Result<Vec<NetworkName>, DirectoryError> {
         Ok(self.named("network-", ".json")?.iter().filter_map(|name| name.parse().ok()).collect())
@@ -319,11 +349,22 @@ impl Directory {
         Ok(false)
     }
 
+    /// Whether the host is in a network of a server, or waits to be let into one: then it is known there by its
+    /// identity.
+    pub(crate) fn is_known_at(&self, server: &SigningKey) -> Result<bool, DirectoryError> {
+        let waits = |network: NetworkName| match self.waiting(&network) {
+            Ok(waiting) => waiting.is_some_and(|waiting| waiting.server.signing_key == *server),
+            Err(_) => true,
+        };
+        Ok(self.is_member(server)? || self.waited_for()?.into_iter().any(waits))
+    }
+
     /// Forgets a membership.
     pub fn forget(&self, network: &NetworkName) -> Result<(), DirectoryError> {
         // The log after its base, without which it is ignored.
         let names = self.addresses_path(NamesOf::Network(network));
-        for path in [self.membership_path(network), self.log_path(network), names] {
+        for path in [self.membership_path(network), self.log_path(network), names, self.waiting_path(network)]
+        {
             self.disk.remove(&path).map_err(failed("remove", &path))?;
         }
         Ok(())
@@ -370,6 +411,11 @@ impl Directory {
         Self::wait_for(self.path.join("outside.lock")).await
     }
 
+    /// The lock of a network, of which whoever has it is done soon.
+    pub(crate) async fn lock_soon(&self, network: &NetworkName) -> Result<Lock, DirectoryError> {
+        Self::wait_for(self.path.join(format!("network-{network}.lock"))).await
+    }
+
     async fn wait_for(path: PathBuf) -> Result<Lock, DirectoryError> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -408,6 +454,10 @@ impl Directory {
 
     fn membership_path(&self, network: &NetworkName) -> PathBuf {
         self.path.join(format!("network-{network}.json"))
+    }
+
+    fn waiting_path(&self, network: &NetworkName) -> PathBuf {
+        self.path.join(format!("waiting-{network}.json"))
     }
 
     fn log_path(&self, network: &NetworkName) -> PathBuf {

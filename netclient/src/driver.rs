@@ -256,6 +256,7 @@ impl Driver {
                     error @ (CallError::Refused(_)
                     | CallError::NonceUsed
                     | CallError::SessionEnded
+                    | CallError::OtherServer { .. }
                     | CallError::Answer(_)),
                 ),
                 _,

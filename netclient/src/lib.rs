@@ -39,3 +39,4 @@ pub mod system;
 pub mod systemd;
 pub mod tunnel;
 pub mod tunnels;
+pub mod waiting;

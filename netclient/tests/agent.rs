@@ -1,5 +1,7 @@
 //! The whole agent, from a join to its end, against the real server: no socket, no device, no waiting.
 
+#[allow(dead_code, reason = "each suite uses its part")]
+#[expect(clippy::allow_attributes, reason = "what is unused differs from suite to suite")]
 mod support;
 
 use std::time::Duration;

@@ -194,6 +194,13 @@ impl Server {
 
 #[tonic::async_trait]
 impl Service for Server {
+    async fn identify(
+        &self,
+        _: Request<wire::IdentifyRequest>,
+    ) -> Result<Response<wire::IdentifyResponse>, Status> {
+        Err(Status::unimplemented("it is known by its token"))
+    }
+
     async fn challenge(
         &self,
         _: Request<wire::ChallengeRequest>,
@@ -213,7 +220,7 @@ impl Service for Server {
     async fn join(&self, _: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         self.joined.store(true, Ordering::SeqCst);
         let update = Some(whole());
-        Ok(Response::new(wire::JoinResponse { name: "a".into(), update }))
+        Ok(Response::new(wire::JoinResponse { name: "a".into(), update, waiting: None }))
     }
 
     async fn open_session(

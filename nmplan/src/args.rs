@@ -9,7 +9,7 @@ use schema::access::Protocol;
 use schema::attribute::Choice as _;
 use schema::guard::Guard;
 use schema::kinds::Kind;
-use schema::scalars::{Name, NetworkName, Seconds};
+use schema::scalars::{Fingerprint, Name, NetworkName, Seconds};
 
 use crate::keys::Sink;
 
@@ -124,7 +124,7 @@ pub enum Verb {
     Status,
     /// Shows the revisions, newest first: who made them, when, what changed and why.
     History(History),
-    /// Removes nodes that have joined, bars their hosts, and lets them join again.
+    /// Shows nodes, lets hosts in that wait, removes nodes, bars their hosts, and lets them join again.
     #[command(subcommand)]
     Node(NodeVerb),
     /// Configures external clients: hosts with WireGuard and without an agent, such as phones.
@@ -229,8 +229,13 @@ pub struct History {
 /// What `node` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum NodeVerb {
+    /// Shows the nodes, joined and expected, and the hosts that wait to be let in, each with the fingerprint of
+    /// its host.
+    List,
+    /// Lets a host in that asked to join without an access key (netclient join --server) and waits.
+    Approve(ApproveNode),
     /// Removes a node from its network: its peers drop it at once, and its agent removes what it set up. Its
-    /// declaration stays, and its name can be claimed again.
+    /// declaration stays, and its name can be claimed again. A host that waits to be let in is dropped.
     Remove(RemoveNode),
     /// Lets the hosts join again that were removed as a node with --ban.
     Unban {
@@ -242,12 +247,34 @@ pub enum NodeVerb {
     Bans,
 }
 
+/// What `node approve` takes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ApproveNode {
+    /// The name that the host asked for: NETWORK/NAME, or NAME with --network.
+    #[arg(value_name = "NETWORK/NAME")]
+    pub node: NodeArg,
+    /// The fingerprint that netclient printed on the host: needed with -y, and where several hosts ask for one
+    /// name.
+    #[arg(long, value_name = "sha256:...")]
+    pub identity: Option<Fingerprint>,
+    /// The name of the node that it becomes. Absent: the one that it asked for.
+    #[arg(long = "as", value_name = "NAME")]
+    pub becomes: Option<Name>,
+    /// Lets it in without asking.
+    #[arg(short = 'y', long)]
+    pub auto_approve: bool,
+}
+
 /// What `node remove` takes.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct RemoveNode {
     /// The node: NETWORK/NAME, or NAME with --network.
     #[arg(value_name = "NETWORK/NAME")]
     pub node: NodeArg,
+    /// The fingerprint of its host, as `nmplan node list` shows it. Absent: the node that has joined, else the
+    /// only host that waits under that name.
+    #[arg(long, value_name = "sha256:...")]
+    pub identity: Option<Fingerprint>,
     /// Bars the identity of its host from the network as well: it cannot join again with a token that it has.
     #[arg(long)]
     pub ban: bool,

@@ -17,7 +17,7 @@ pub mod status;
 pub mod test;
 pub mod validate;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ use ::schema::plan::Plan;
 use ::schema::report::Severity;
 use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
-use ::schema::scalars::NetworkName;
+use ::schema::scalars::{Name, NetworkName};
 use ::schema::snapshot::{Provenance, ResourceId, Snapshot};
 use ::schema::source_map::SourceMap;
 use ::schema::syntax::Source;
@@ -421,6 +421,27 @@ fn awaiting(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<N
         networks.flat_map(|network| loaded.declared.snapshot.all_in::<::schema::kinds::Node>(network));
     let ids = nodes.map(|(id, _)| id.node());
     ids.filter(|id| world.inventory.node(id).is_none()).collect()
+}
+
+/// The declared nodes that approve a host which has joined under another name, and that name.
+fn elsewhere(loaded: &Loaded, only: Option<&NetworkName>, world: &World) -> Vec<(NodeId, Name)> {
+    let declared = &loaded.declared.snapshot;
+    let networks = declared.networks().map(|(network, _)| network);
+    let networks = networks.filter(|network| only.is_none_or(|only| only == *network));
+    let of_network = |network: &NetworkName| {
+        let approved: BTreeMap<_, _> = declared
+            .all_in::<::schema::kinds::Node>(network)
+            .filter_map(|(id, node)| Some((node.approved?, &id.name)))
+            .collect();
+        // What most networks have none of costs no look at all their nodes.
+        let nodes = world.inventory.nodes_in(network).filter(|_| !approved.is_empty());
+        let joined = nodes.filter_map(|(name, joined)| {
+            let approver = approved.get(&joined.identity.fingerprint())?;
+            (*approver != name).then(|| (NodeId::of(network, approver), name.clone()))
+        });
+        joined.collect::<Vec<_>>()
+    };
+    networks.flat_map(of_network).collect()
 }
 
 /// A command line with the same project flags and another command.

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Approved, Committed, Failure, LogEntry, Removed, StatusDocument};
 use schema::inventory::NodeId;
-use schema::scalars::Identity;
+use schema::scalars::{Fingerprint, Identity, Name, NetworkName};
 use schema::snapshot::Revision;
 use schema::text::word;
 use schema::world::WorldDocument;
@@ -47,6 +47,20 @@ pub trait ControlPlane {
     ) -> impl Future<Output = Result<Removed, ControlError>>;
     /// Lets the hosts join again that were removed as a node and barred.
     fn lift_ban(&self, node: &NodeId) -> impl Future<Output = Result<Committed, ControlError>>;
+    /// Lets a host in that waits, as the node of a name.
+    fn approve(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        name: &Name,
+    ) -> impl Future<Output = Result<Approved, ControlError>>;
+    /// Drops a host that waits; `ban`: bars it from the network as well.
+    fn drop_pending(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        ban: bool,
+    ) -> impl Future<Output = Result<Committed, ControlError>>;
     /// The log after a revision, oldest first.
     fn revisions(
         &self,

@@ -226,6 +226,32 @@ pub enum Error {
         /// What would remove it, if nobody could be asked.
         command: Option<String>,
     },
+    /// Letting a host in was not approved.
+    #[error(
+        "nobody was let in: {}",
+        if command.is_some() { "that needs the fingerprint of the host and -y where there is no terminal to ask on" }
+        else { "the answer was not `yes`" }
+    )]
+    NotLetIn {
+        /// What would let it in, if nobody could be asked.
+        command: Option<String>,
+    },
+    /// No host waits under that name.
+    #[error("no host waits to be let in as {asked}")]
+    NobodyWaits {
+        /// The node, as network/name.
+        asked: String,
+        /// The nodes that hosts wait to be.
+        known: Vec<String>,
+    },
+    /// Several hosts wait under that name.
+    #[error("{} hosts wait to be let in as {asked}", .fingerprints.len())]
+    SeveralWait {
+        /// The node, as network/name.
+        asked: String,
+        /// The fingerprint of each.
+        fingerprints: Vec<String>,
+    },
     /// No host has joined as that node.
     #[error(
         "{}",
@@ -413,6 +439,9 @@ impl Error {
             | Self::NobodyToAsk { .. }
             | Self::Declined
             | Self::RemovalNotApproved { .. }
+            | Self::NotLetIn { .. }
+            | Self::NobodyWaits { .. }
+            | Self::SeveralWait { .. }
             | Self::NotJoined { .. }
             | Self::Client(_)
             | Self::NoProject
@@ -450,7 +479,11 @@ impl Error {
             Self::Unexpected { .. } => "unexpected_plan",
             Self::Unknown { .. } => "unknown",
             Self::Interrupted => "interrupted",
-            Self::NobodyToAsk { .. } | Self::Declined | Self::RemovalNotApproved { .. } => "not_approved",
+            Self::NobodyToAsk { .. }
+            | Self::Declined
+            | Self::RemovalNotApproved { .. }
+            | Self::NotLetIn { .. } => "not_approved",
+            Self::NobodyWaits { .. } | Self::SeveralWait { .. } => "not_waiting",
             Self::PlanFile { .. } | Self::OtherPlan { .. } => "plan_file",
             Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision(_) | Self::NoCode(_) => "usage",
             Self::File { .. } | Self::Exists(_) => "file",
@@ -489,6 +522,17 @@ impl Error {
             Self::RemovalNotApproved { command: Some(command) } => {
                 format!("-y does without:\n\n    {command}")
             }
+            Self::NotLetIn { command: Some(command) } => {
+                format!("compare the fingerprint with what netclient printed on the host:\n\n    {command}")
+            }
+            Self::NobodyWaits { asked, known } => {
+                let near = did_you_mean(asked, known.iter().map(String::as_str));
+                near.unwrap_or_else(|| "`nmplan node list` shows who waits".into())
+            }
+            Self::SeveralWait { fingerprints, .. } => format!(
+                "choose the one that the host itself shows: --identity {}",
+                fingerprints.join(", or --identity ")
+            ),
             Self::NotJoined { declared: true, .. } => {
                 "to delete the declaration, delete it from the files and apply".into()
             }
@@ -551,6 +595,7 @@ impl Error {
             | Self::Unreported { .. }
             | Self::Declined
             | Self::RemovalNotApproved { command: None }
+            | Self::NotLetIn { command: None }
             | Self::Usage(_)
             | Self::File { .. }
             | Self::Exists(_)

@@ -23,7 +23,7 @@ pub use history::{HistoryEntry, RevisionState, history};
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
-pub use status::{bans, declared, status};
+pub use status::{bans, declared, nodes, status};
 pub use verdicts::{tests_hold, verdicts};
 
 /// How a difference shows that there is no value.

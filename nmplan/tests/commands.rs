@@ -1207,11 +1207,11 @@ fn node(name: &str, state: Presence, acknowledged: u64) -> NodeStatus {
         control: match state {
             Presence::Online => Control::Tunnel,
             Presence::Silent => Control::Tls,
-            Presence::Awaiting => Control::None,
+            Presence::Awaiting | Presence::Pending => Control::None,
         },
         problems: match state {
             Presence::Silent => vec![NodeProblem::new(NodeProblem::NO_IPV6, "IPv6 is off on this host")],
-            Presence::Online | Presence::Awaiting => Vec::new(),
+            Presence::Online | Presence::Awaiting | Presence::Pending => Vec::new(),
         },
         ..online(name, Some(Revision(acknowledged)))
     }
@@ -1566,4 +1566,166 @@ fn a_host_that_is_barred_is_listed_until_the_ban_is_lifted() {
         (&json["id"], &json["barred"], &json["next"]),
         (&"corp/node/web".into(), &true.into(), &Value::Null)
     );
+}
+
+/// A workspace in which these hosts wait for the network corp, each with keys of its number.
+fn with_waiting(hosts: &[(u8, &str)]) -> Workspace {
+    let workspace = in_use();
+    workspace.server.change_elsewhere(|world| {
+        let corp: ResourceId = "corp".parse().unwrap();
+        let document =
+            serde_json::json!({"id": "corp", "body": {"ipv4": "10.40.0.0/16", "manual-approval": true}});
+        let document: schema::world::ResourceDocument = serde_json::from_value(document).unwrap();
+        let before = world.snapshot.entry(&corp).unwrap().clone();
+        world.snapshot.put(corp, Entry { owner: before.owner, ..document.entry().unwrap() });
+        for (number, name) in hosts {
+            let (identity, pending) = workspace::pending(*number, name);
+            world.inventory.put_pending("corp".parse().unwrap(), identity, pending);
+        }
+    });
+    workspace
+}
+
+fn host(number: u8) -> schema::scalars::Fingerprint {
+    schema::scalars::Identity([number; 32]).fingerprint()
+}
+
+#[test]
+fn a_host_that_waits_is_let_in_by_its_fingerprint_or_by_somebody_who_has_compared_it() {
+    let mut workspace = with_waiting(&[(1, "new"), (2, "twice"), (3, "twice")]);
+    let nobody = workspace.nmplan("node approve corp/new");
+    assert_eq!(nobody.exit, 1);
+    insta::assert_snapshot!(nobody.all());
+    let by_name = workspace.nmplan("node approve corp/new -y");
+    assert!(by_name.stderr.contains(&format!("--identity {} -y", host(1))), "{}", by_name.all());
+    workspace.typed = Some("no\n");
+    assert!(workspace.nmplan("node approve corp/new").stderr.contains("nobody was let in"));
+    workspace.typed = Some("yes\n");
+    let done = workspace.nmplan("node approve new --network corp");
+    assert!(done.stderr.contains("Let in corp/node/new as revision"), "{}", done.all());
+    workspace.typed = None;
+    let again = workspace.nmplan("node approve corp/new");
+    assert!(again.stderr.contains("no host waits to be let in as corp/new"), "{}", again.all());
+    let several = workspace.nmplan("node approve corp/twice");
+    assert!(several.stderr.contains("2 hosts wait"), "{}", several.all());
+    for number in [2, 3] {
+        assert!(several.stderr.contains(&host(number).to_string()), "{}", several.all());
+    }
+    let line = format!("node approve corp/twice --identity {} --as other -y --json", host(3));
+    let done: Value = serde_json::from_str(&workspace.nmplan(&line).stdout).unwrap();
+    assert_eq!((&done["id"], &done["name"]), (&"corp/node/other".into(), &"other".into()));
+    let waits = workspace.server.state().inventory.pending().count();
+    assert_eq!(waits, 1);
+}
+
+#[test]
+fn a_host_that_waits_is_dropped_or_barred_and_a_node_of_its_name_is_meant_first() {
+    let workspace = with_waiting(&[(1, "new"), (2, "web"), (3, "bad")]);
+    let shown = workspace.nmplan("node remove corp/new");
+    insta::assert_snapshot!(shown.all());
+    let dropped = workspace.nmplan("node remove corp/new -y");
+    assert!(dropped.stderr.contains("Dropped the host that waited to be corp/node/new"), "{}", dropped.all());
+    let node = workspace.nmplan("node remove corp/web");
+    assert!(node.stdout.contains("To be removed: corp/node/web"), "{}", node.all());
+    let meant = workspace.nmplan(&format!("node remove corp/web --identity {}", host(2)));
+    assert!(meant.stdout.contains("To be dropped: a host that waits to be corp/node/web"), "{}", meant.all());
+    assert!(meant.stderr.contains(&format!("--identity {} -y", host(2))), "{}", meant.all());
+    assert_eq!(workspace.nmplan("node remove corp/bad --ban -y").exit, 0);
+    assert!(workspace.nmplan("node bans").stdout.contains("bad"));
+    let near = workspace.nmplan("node remove corp/ne -y");
+    assert!(near.stderr.contains("there is no node corp/ne"), "{}", near.all());
+}
+
+#[test]
+fn nodes_are_listed_with_who_waits_and_what_identifies_each_host() {
+    let workspace = in_use();
+    let mut joined = node("gw", Presence::Online, 2);
+    joined.fingerprint = Some(host(9));
+    let mut waits = online("new", None);
+    (waits.state, waits.control, waits.os) =
+        (Presence::Pending, Control::None, Some("Debian 12 x86_64".into()));
+    waits.fingerprint = Some(host(1));
+    let since: jiff::Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+    let until = since + jiff::SignedDuration::from_hours(24);
+    let seen = "192.0.2.7".parse().ok();
+    waits.pending = Some(schema::api::PendingState { since, until, seen, obstacle: None });
+    let mut taken = waits.clone();
+    taken.name = "gw".parse().unwrap();
+    (taken.id, taken.fingerprint) = ("corp/node/gw".into(), Some(host(2)));
+    taken.pending.as_mut().unwrap().obstacle = Some("another host has joined corp as gw".into());
+    workspace.server.set_nodes(vec![joined, node("web", Presence::Awaiting, 0), waits, taken]);
+    let list = workspace.nmplan("node list").all();
+    for part in [
+        "2 nodes (1 online, 0 silent, 1 awaiting a join); 2 hosts wait",
+        "(at 192.0.2.7)",
+        "Debian 12 x86_64",
+    ] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    assert!([9, 1, 2].iter().all(|number| list.contains(&host(*number).to_string())), "{list}");
+    let status = workspace.nmplan("status").all();
+    let (_, waits) = status.split_once("Hosts that wait to be let in\n").unwrap();
+    for part in [
+        "  corp/new from 192.0.2.7, Debian 12 x86_64: asked ",
+        "dropped on 2026-11-25 12:00:00 UTC\n",
+        &format!("    fingerprint {}\n    nmplan node approve corp/new\n", host(1)),
+        "    not under that name: another host has joined corp as gw\n",
+    ] {
+        assert!(waits.contains(part), "{part}: {status}");
+    }
+    let listed: Value = serde_json::from_str(&workspace.nmplan("node list --json").stdout).unwrap();
+    let states: Vec<_> =
+        listed.as_array().unwrap().iter().map(|node| node["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["online", "awaiting", "pending", "pending"]);
+    assert_eq!(workspace.nmplan("node list --network elsewhere").exit, 1);
+}
+
+#[test]
+fn a_plan_says_who_is_let_in_who_is_dropped_and_whom_a_declaration_waits_for() {
+    let workspace = with_waiting(&[(1, "new"), (2, "other")]);
+    let text = |more: &str| {
+        format!(
+            "network \"corp\" {{\n ipv4 \"10.40.0.0/16\"\n{more}\n node \"gw\"\n node \"old\"\n node \"web\"\n access-key \"ci\" uses=5\n}}\n"
+        )
+    };
+    let plan_of = |more: &str| {
+        workspace.write("let-in/corp.kdl", &text(more));
+        workspace.nmplan("plan -C @let-in --project acme")
+    };
+    let plan = plan_of(&format!(" manual-approval\n node \"db\" approved=\"{}\"", host(1)));
+    for part in [
+        "lets in the host that has waited since 2026-11-24 12:00:00 UTC",
+        &format!("identity {}", host(1)),
+        "Hosts that wait to be let in\n  corp/new is let in as db",
+    ] {
+        assert!(plan.stdout.contains(part), "{part}: {}", plan.all());
+    }
+    assert!(!plan.stdout.contains("not joined yet"), "{}", plan.all());
+    let closed = plan_of("");
+    for name in ["new", "other"] {
+        assert!(closed.stdout.contains(&format!("corp/{name} is dropped")), "{}", closed.all());
+    }
+    let taken = plan_of(&format!(" manual-approval\n node \"extra\" approved=\"{}\"", host(9)));
+    assert!(!taken.stdout.contains("Hosts that wait"), "{}", taken.all());
+    let update =
+        text(" manual-approval").replace("node \"web\"", &format!("node \"web\" approved=\"{}\"", host(1)));
+    workspace.write("let-in/corp.kdl", &update);
+    let update = workspace.nmplan("plan -C @let-in --project acme");
+    assert!(update.stdout.contains("nmplan node remove corp/web"), "{}", update.all());
+    let in_use = workspace::joined(4).identity.fingerprint();
+    let elsewhere = plan_of(&format!(" manual-approval\n node \"db\" approved=\"{in_use}\""));
+    assert!(
+        elsewhere.stdout.contains("the host that db approves has joined as laptop"),
+        "{}",
+        elsewhere.all()
+    );
+    // What the plan was made for is what it is applied to.
+    plan_of(&format!(" manual-approval\n node \"db\" approved=\"{}\"", host(1)));
+    let saved = workspace.nmplan("plan -C @let-in --project acme --out @plan.json");
+    assert_eq!(saved.exit, 0, "{}", saved.all());
+    workspace.server.change_elsewhere(|world| {
+        world.inventory.end_pending(&"corp".parse().unwrap(), &schema::scalars::Identity([1; 32]));
+    });
+    let stale = workspace.nmplan("apply @plan.json -C @let-in -y");
+    assert_eq!(stale.exit, 4, "{}", stale.all());
 }

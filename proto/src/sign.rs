@@ -8,15 +8,15 @@
 use ed25519_dalek::{self as ed25519, Signature, Signer, VerifyingKey};
 use hmac::{Hmac, Mac};
 use prost::Message;
-use schema::scalars::{Identity, Name, NetworkName, SigningKey, Verifier};
+use schema::scalars::{CaPin, Fingerprint, Identity, Name, NetworkName, SigningKey, Verifier};
 use schema::snapshot::Revision;
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey as Point, StaticSecret};
 
 use crate::position::{Position, Stamp};
 use crate::wire::{
-    CheckInRequest, JoinRequest, LeaveRequest, RegisterRequest, RegisterResponse, Update, WatchRequest,
-    update::Body,
+    CheckInRequest, IdentifyRequest, IdentifyResponse, JoinRequest, LeaveRequest, RegisterRequest,
+    RegisterResponse, Update, Waiting, WatchRequest, update::Body,
 };
 
 /// The part of a request that only a holder of the access key's token could have made.
@@ -36,6 +36,17 @@ pub enum Invalid {
     /// The nonce has served already: the request was recorded and sent again.
     #[error("the nonce has been used; each request needs a nonce of its own")]
     NonceUsed,
+}
+
+/// Why a server is not the one that a host was told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unidentified {
+    /// Its signing key is another one.
+    #[error("its signing key has the fingerprint {0}")]
+    Other(Fingerprint),
+    /// Its answer is not valid.
+    #[error(transparent)]
+    Invalid(Invalid),
 }
 
 /// The private key that 32 secret bytes encode.
@@ -87,33 +98,90 @@ fn join_transcript(server: &SigningKey, request: &JoinRequest) -> Vec<u8> {
     transcript("join", &parts)
 }
 
-/// Signs a join with everything that it needs: the access key's seed, the identity, and the WireGuard key.
+/// Signs a join with everything that it needs: the access key's seed, if there is one, the identity, and the
+/// WireGuard key.
 pub fn sign_join(
     request: &mut JoinRequest,
     server: &SigningKey,
     ephemeral: &[u8; 32],
-    access_key: &ed25519::SigningKey,
+    access_key: Option<&ed25519::SigningKey>,
     identity: &ed25519::SigningKey,
     private_key: &[u8; 32],
 ) {
     let covered = join_transcript(server, request);
     request.proof = proof(private_key, ephemeral, &covered).to_vec().into();
-    request.key_signature = access_key.sign(&covered).to_vec().into();
+    request.key_signature = access_key.map(|key| key.sign(&covered).to_vec()).unwrap_or_default().into();
     request.identity_signature = identity.sign(&covered).to_vec().into();
 }
 
-/// Checks a join: it was made by a holder of the access key, of the identity and of the WireGuard key that it
-/// names.
+/// Checks a join: it was made by a holder of the identity and of the WireGuard key that it names and, if one is
+/// passed, of the access key.
 pub fn verify_join(
     request: &JoinRequest,
     server: &SigningKey,
     ephemeral: &StaticSecret,
-    access_key: &Verifier,
+    access_key: Option<&Verifier>,
 ) -> Result<(), Invalid> {
     let covered = join_transcript(server, request);
-    verify(ACCESS_KEY_SIGNATURE, &access_key.0, &covered, &request.key_signature)?;
+    if let Some(key) = access_key {
+        verify(ACCESS_KEY_SIGNATURE, &key.0, &covered, &request.key_signature)?;
+    }
     verify("identity's signature", &request.identity, &covered, &request.identity_signature)?;
     verify_proof(&request.public_key, ephemeral, &covered, &request.proof)
+}
+
+fn waiting_transcript(request: &JoinRequest, left: u32) -> Vec<u8> {
+    let parts: [&[u8]; 4] =
+        [request.network.as_bytes(), &request.identity, &request.nonce, &left.to_be_bytes()];
+    transcript("waiting", &parts)
+}
+
+/// Signs the answer to a host that waits: for how many seconds yet.
+pub fn sign_waiting(left: u32, request: &JoinRequest, key: &ed25519::SigningKey) -> Waiting {
+    Waiting { left, signature: key.sign(&waiting_transcript(request, left)).to_vec().into() }
+}
+
+/// Checks that this is the server's answer to this host's request.
+pub fn verify_waiting(answer: &Waiting, request: &JoinRequest, server: &SigningKey) -> Result<(), Invalid> {
+    let covered = waiting_transcript(request, answer.left);
+    verify("server's signature", &server.0, &covered, &answer.signature)
+}
+
+fn identify_transcript(request: &IdentifyRequest, ca_pin: &[u8]) -> Vec<u8> {
+    transcript("identify", &[&request.nonce, ca_pin])
+}
+
+/// Signs who the server is.
+pub fn sign_identify(
+    request: &IdentifyRequest,
+    ca_pin: Option<&CaPin>,
+    key: &ed25519::SigningKey,
+) -> IdentifyResponse {
+    let ca_pin = ca_pin.map(|pin| pin.0.to_vec()).unwrap_or_default();
+    let signature = key.sign(&identify_transcript(request, &ca_pin)).to_vec().into();
+    let signing_key = public_key::<SigningKey>(key).0.to_vec().into();
+    IdentifyResponse { signing_key, ca_pin: ca_pin.into(), signature }
+}
+
+/// Checks who the server is: its signing key has the expected fingerprint, and has signed the rest.
+pub fn verify_identify(
+    answer: &IdentifyResponse,
+    request: &IdentifyRequest,
+    expected: Fingerprint,
+) -> Result<(SigningKey, Option<CaPin>), Unidentified> {
+    let malformed = |what| Unidentified::Invalid(Invalid::Part(what));
+    let key: [u8; 32] = (*answer.signing_key).try_into().map_err(|_| malformed("server's signing key"))?;
+    let key = SigningKey(key);
+    if key.fingerprint() != expected {
+        return Err(Unidentified::Other(key.fingerprint()));
+    }
+    let covered = identify_transcript(request, &answer.ca_pin);
+    verify("server's signature", &key.0, &covered, &answer.signature).map_err(Unidentified::Invalid)?;
+    let pin = match &*answer.ca_pin {
+        [] => None,
+        pin => Some(CaPin(pin.try_into().map_err(|_| malformed("pin of the server's CA"))?)),
+    };
+    Ok((key, pin))
 }
 
 fn register_transcript(server: &SigningKey, request: &RegisterRequest) -> Vec<u8> {
@@ -421,13 +489,13 @@ mod tests {
             ..JoinRequest::default()
         };
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, Some(&access_key), &identity, &private);
         request
     }
 
     fn check(request: &JoinRequest, server: [u8; 32]) -> Result<(), Invalid> {
         let (access_key, _, _, ephemeral) = keys();
-        verify_join(request, &SigningKey(server), &ephemeral, &public_key(&access_key))
+        verify_join(request, &SigningKey(server), &ephemeral, Some(&public_key(&access_key)))
     }
 
     #[test]
@@ -470,7 +538,7 @@ mod tests {
         let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES);
         request.public_key = theirs.to_vec().into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &[3; 32]);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, Some(&access_key), &identity, &[3; 32]);
         assert_eq!(check(&request, [7; 32]), Err(Invalid::Part("proof of the WireGuard key")));
     }
 
@@ -480,7 +548,7 @@ mod tests {
         let mut request = join();
         request.public_key = vec![0; 32].into();
         let ephemeral = x25519_dalek::PublicKey::from(&ephemeral).to_bytes();
-        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, &access_key, &identity, &private);
+        sign_join(&mut request, &SigningKey([7; 32]), &ephemeral, Some(&access_key), &identity, &private);
         request.proof = mac(&[0; 32], &join_transcript(&SigningKey([7; 32]), &request))
             .finalize()
             .into_bytes()
@@ -519,6 +587,53 @@ mod tests {
         assert!(check(&RegisterRequest { nonce: vec![8; 40].into(), ..signed.clone() }, None).is_err());
         let theirs = x25519([5; 32], x25519_dalek::X25519_BASEPOINT_BYTES).to_vec();
         assert!(check(&RegisterRequest { public_key: theirs.into(), ..signed }, None).is_err());
+    }
+
+    #[test]
+    fn a_server_is_known_by_the_fingerprint_of_the_key_that_signs_its_answer_to_that_host() {
+        let [server, other] = [[6; 32], [7; 32]].map(|seed| from_seed(&seed));
+        let request = IdentifyRequest { nonce: vec![1; 32].into() };
+        let (key, pin) = (public_key::<SigningKey>(&server), CaPin([2; 32]));
+        let expected = key.fingerprint();
+        for pin in [Some(pin), None] {
+            let answer = sign_identify(&request, pin.as_ref(), &server);
+            assert_eq!(verify_identify(&answer, &request, expected), Ok((key, pin)));
+            let later = IdentifyRequest { nonce: vec![3; 32].into() };
+            assert!(verify_identify(&answer, &later, expected).is_err(), "it was recorded");
+            for forged in [vec![4; 32], vec![4; 31], Vec::new()] {
+                let answer = IdentifyResponse { ca_pin: forged.clone().into(), ..answer.clone() };
+                let verified = verify_identify(&answer, &request, expected);
+                assert_eq!(verified.is_ok(), forged.is_empty() && pin.is_none(), "{forged:?}");
+            }
+        }
+        let answer = sign_identify(&request, Some(&pin), &other);
+        let found = public_key::<SigningKey>(&other).fingerprint();
+        assert_eq!(verify_identify(&answer, &request, expected), Err(Unidentified::Other(found)));
+        let pretended = IdentifyResponse { signing_key: key.0.to_vec().into(), ..answer };
+        assert!(matches!(verify_identify(&pretended, &request, expected), Err(Unidentified::Invalid(_))));
+    }
+
+    #[test]
+    fn that_a_host_waits_holds_for_its_request_alone() {
+        let server = from_seed(&[6; 32]);
+        let request = JoinRequest {
+            network: "corp".into(),
+            identity: vec![1; 32].into(),
+            nonce: vec![2; 40].into(),
+            ..JoinRequest::default()
+        };
+        let answer = sign_waiting(60, &request, &server);
+        let check =
+            |answer: &Waiting, request: &JoinRequest| verify_waiting(answer, request, &public_key(&server));
+        assert_eq!(check(&answer, &request), Ok(()));
+        assert!(check(&Waiting { left: 0, ..answer.clone() }, &request).is_err(), "nobody else drops it");
+        for other in [
+            JoinRequest { nonce: vec![3; 40].into(), ..request.clone() },
+            JoinRequest { network: "lab".into(), ..request.clone() },
+            JoinRequest { identity: vec![4; 32].into(), ..request.clone() },
+        ] {
+            assert!(check(&answer, &other).is_err());
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::inventory::{Admission, Inventory, KeyStatus, NodeId, NodeProblem};
 use crate::kinds::{AccessKey, Egress, Node, Relay};
 use crate::plan::Plan;
 use crate::published::Time;
-use crate::scalars::{Identity, Name, Verifier, WireGuardKey};
+use crate::scalars::{Fingerprint, Identity, Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision, Snapshot};
 
 /// A request to apply a plan, in the form that `nmplan plan --format json` prints.
@@ -63,6 +63,19 @@ pub struct Removed {
     pub next: Option<String>,
 }
 
+/// The answer to the approval of a host that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Approved {
+    /// The revision that it created.
+    pub revision: Revision,
+    /// The name of its node.
+    pub name: Name,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The identity of the host.
+    pub identity: Identity,
+}
+
 /// One revision: who changed what, when and why. Append-only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogEntry {
@@ -74,7 +87,7 @@ pub struct LogEntry {
     /// Who: a token's id, or the node that joined or left.
     pub actor: String,
     /// What was done: `apply`, `put`, `delete`, `join`, `leave`, `remove`, `ban`, `lift-ban`, `check-in`,
-    /// `upgrade`, `epoch`, `clock`, `failover`, `expire`.
+    /// `upgrade`, `epoch`, `clock`, `failover`, `expire`, `ask`, `approve`, `drop`.
     pub action: String,
     /// The project and env of the declarations.
     pub owner: Option<Owner>,
@@ -90,7 +103,8 @@ pub struct LogEntry {
     /// What changed among the declarations.
     pub changes: Vec<Change>,
     /// The nodes that joined, left or changed, whose host was barred or may join again, or that carry something
-    /// else; and the external clients that changed.
+    /// else; the external clients that changed; and the hosts that began or ceased to wait, by the name that they
+    /// asked for.
     pub nodes: Vec<NodeId>,
     /// The hash of this entry and, through it, of all entries before it. The stored text of an entry, which
     /// it covers, does not have it.
@@ -106,7 +120,7 @@ pub struct StatusDocument {
     pub epoch: u64,
     /// The revision.
     pub revision: Revision,
-    /// The nodes, joined and expected.
+    /// The nodes, joined and expected, and the hosts that wait.
     pub nodes: Vec<NodeStatus>,
     /// The access keys.
     #[serde(default)]
@@ -226,6 +240,31 @@ pub struct NodeStatus {
     pub control: Control,
     /// What is not as it should be on its host.
     pub problems: Vec<NodeProblem>,
+    /// The fingerprint of its host's identity; absent: no host is the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+    /// What its host runs, by its own report; absent: no host is the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<Box<str>>,
+    /// How its host waits; absent: it does not, or no host is the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<PendingState>,
+}
+
+/// How a host waits that asked to join without an access key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PendingState {
+    /// When it asked first.
+    #[schemars(with = "Time")]
+    pub since: Timestamp,
+    /// When it is dropped, unless it is let in before.
+    #[schemars(with = "Time")]
+    pub until: Timestamp,
+    /// The address that it asked from; absent: not known.
+    pub seen: Option<IpAddr>,
+    /// Why it cannot be let in under the name that it asked for; absent: it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
 }
 
 /// Whether a node has joined and checks in.
@@ -234,6 +273,8 @@ pub struct NodeStatus {
 pub enum Presence {
     /// Declared, but no host has joined as it.
     Awaiting,
+    /// A host has asked to join under its name without an access key, and waits to be let in.
+    Pending,
     /// It checked in within the last three intervals.
     Online,
     /// It has not, while the server was serving.

@@ -5,6 +5,7 @@
 //! network by [`Mesh::follow`], which compiles only what a change can affect and shares the rest with the
 //! mesh before, so that the Views before and after can be compared at the cost of the change.
 
+pub mod admission;
 pub mod allocate;
 pub mod audience;
 pub mod carrying;
@@ -695,6 +696,7 @@ impl Mesh {
             node_limit: _,
             check_in,
             address_quarantine: _,
+            manual_approval: _,
         } = &*self.network;
         let with_prefix = |address: &IpAddr| {
             let range = self.network.range_of(*address)?;
@@ -764,7 +766,8 @@ impl<'a> Declaration<'a> {
             return Self { endpoint: None, listen_port, listen_port_fixed: false, keepalive };
         };
         // The allocator assigns addresses; tags are for selectors.
-        let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port: own_port, keepalive } = node;
+        let Node { ipv4: _, ipv6: _, tags: _, endpoint, listen_port: own_port, keepalive, approved: _ } =
+            node;
         Self {
             endpoint: endpoint.as_ref(),
             listen_port,

@@ -244,6 +244,39 @@ pub struct Barred {
     pub node: Name,
 }
 
+/// A host that asked to join a network without an access key, and waits to be let in. It is no member: it has
+/// no address, no name and no peers, and no node is sent anything of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PendingNode {
+    /// The name that it asked for; others may have asked for the same.
+    pub name: Name,
+    /// Its WireGuard key.
+    pub public_key: WireGuardKey,
+    /// Where the others will reach it, by source.
+    pub endpoints: Endpoints,
+    /// The UDP port that it listens on; absent: it has not chosen one.
+    pub listen_port: Option<u16>,
+    /// When it asked first.
+    #[schemars(with = "Time")]
+    pub since: Timestamp,
+    /// The address that it asked from; absent: not known.
+    pub seen: Option<IpAddr>,
+    /// What it runs, by its own report; only shown.
+    pub os: Box<str>,
+}
+
+impl PendingNode {
+    /// How many wait for one network at most.
+    pub const MOST: usize = 100;
+    /// How long each waits.
+    pub const LIFE: SignedDuration = SignedDuration::from_hours(24);
+
+    /// When it is dropped, unless it is let in before.
+    pub fn until(&self) -> Timestamp {
+        self.since.checked_add(Self::LIFE).unwrap_or(Timestamp::MAX)
+    }
+}
+
 /// Everything that the server knows and no file says. Clones share what they have in common.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
@@ -257,6 +290,7 @@ pub struct Inventory {
     former_keys: OrdMap<ResourceId, FormerKey>,
     quarantine: OrdMap<(NetworkName, IpAddr), Quarantined>,
     barred: OrdMap<(NetworkName, Identity), Barred>,
+    pending: OrdMap<(NetworkName, Identity), Arc<PendingNode>>,
     clients: OrdMap<NodeId, Arc<ClientStatus>>,
     away: OrdMap<NodeId, Away>,
     /// The egress, by network and name, that a node has carried at least once.
@@ -280,6 +314,8 @@ pub struct Differences<'a> {
     pub quarantine: Vec<DiffItem<'a, 'a, (NetworkName, IpAddr), Quarantined>>,
     /// Identities that are barred.
     pub barred: Vec<DiffItem<'a, 'a, (NetworkName, Identity), Barred>>,
+    /// Hosts that wait to be let in.
+    pub pending: Vec<DiffItem<'a, 'a, (NetworkName, Identity), Arc<PendingNode>>>,
     /// External clients.
     pub clients: Vec<DiffItem<'a, 'a, NodeId, Arc<ClientStatus>>>,
     /// Nodes that do not carry what they should.
@@ -401,6 +437,37 @@ impl Inventory {
         self.barred.remove(&(network.clone(), *identity));
     }
 
+    /// The host of an identity, where it waits to be let into a network.
+    pub fn pending_of(&self, network: &NetworkName, identity: &Identity) -> Option<&Arc<PendingNode>> {
+        self.pending.get(&(network.clone(), *identity))
+    }
+
+    /// The hosts that wait to be let into a network, by identity.
+    pub fn pending_in(&self, network: &NetworkName) -> impl Iterator<Item = (&Identity, &Arc<PendingNode>)> {
+        let network = network.clone();
+        self.pending
+            .range((network.clone(), Identity([0; 32]))..)
+            .take_while(move |((of, _), _)| *of == network)
+            .map(|((_, identity), pending)| (identity, pending))
+    }
+
+    /// Every host that waits to be let in.
+    pub fn pending(&self) -> impl Iterator<Item = (&(NetworkName, Identity), &Arc<PendingNode>)> {
+        self.pending.iter()
+    }
+
+    /// Makes a host wait to be let in; one that is in does not.
+    pub fn put_pending(&mut self, network: NetworkName, identity: Identity, pending: PendingNode) {
+        if self.name_of(&network, &identity).is_none() {
+            self.pending.insert((network, identity), Arc::new(pending));
+        }
+    }
+
+    /// Ends the waiting of a host; whether it waited.
+    pub fn end_pending(&mut self, network: &NetworkName, identity: &Identity) -> bool {
+        self.pending.remove(&(network.clone(), *identity)).is_some()
+    }
+
     /// The state of an external client.
     pub fn client(&self, id: &NodeId) -> Option<&Arc<ClientStatus>> {
         self.clients.get(id)
@@ -498,9 +565,10 @@ impl Inventory {
         self.resolvers = resolvers;
     }
 
-    /// Adds or replaces a node.
+    /// Adds or replaces a node, whose host waits no longer.
     pub fn put_node(&mut self, id: NodeId, joined: Joined) {
         self.drop_indexes(&id);
+        self.pending.remove(&(id.network.clone(), joined.identity));
         for address in &joined.addresses {
             self.addresses.insert((id.network.clone(), *address), id.name.clone());
             self.quarantine.remove(&(id.network.clone(), *address));
@@ -603,6 +671,9 @@ impl Inventory {
         for (id, status) in self.clients.iter().filter(|(_, status)| status.created > latest) {
             right.clients.insert(id.clone(), Arc::new(ClientStatus { created: now, ..(**status).clone() }));
         }
+        for (place, pending) in self.pending.iter().filter(|(_, pending)| pending.since > latest) {
+            right.pending.insert(place.clone(), Arc::new(PendingNode { since: now, ..(**pending).clone() }));
+        }
         (right != *self).then_some(right)
     }
 
@@ -636,6 +707,17 @@ impl Inventory {
         changed.collect()
     }
 
+    /// The hosts that wait or do so no longer, by the name that they asked for, between this inventory and a
+    /// later one.
+    pub fn changed_pending(&self, later: &Self) -> BTreeSet<NodeId> {
+        let changed = self.pending.diff(&later.pending).map(|item| match item {
+            DiffItem::Add((network, _), pending)
+            | DiffItem::Remove((network, _), pending)
+            | DiffItem::Update { new: ((network, _), pending), .. } => NodeId::of(network, &pending.name),
+        });
+        changed.collect()
+    }
+
     /// The nodes that carry something else, between this inventory and a later one.
     pub fn changed_away(&self, later: &Self) -> BTreeSet<NodeId> {
         let away = self.away.diff(&later.away).map(|item| match item {
@@ -652,6 +734,7 @@ impl Inventory {
             former_keys: self.former_keys.diff(&later.former_keys).collect(),
             quarantine: self.quarantine.diff(&later.quarantine).collect(),
             barred: self.barred.diff(&later.barred).collect(),
+            pending: self.pending.diff(&later.pending).collect(),
             clients: self.clients.diff(&later.clients).collect(),
             away: self.away.diff(&later.away).collect(),
             carried: self.carried.diff(&later.carried).collect(),
@@ -711,6 +794,16 @@ pub(crate) mod tests {
             let status =
                 ClientStatus { addresses: BTreeSet::from([address(3)]), created: moment, expired: false };
             all.put_client(client, status, now);
+            let pending = PendingNode {
+                name: "new".parse().expect("good"),
+                public_key: WireGuardKey([2; 32]),
+                endpoints: Endpoints::default(),
+                listen_port: None,
+                since: moment,
+                seen: None,
+                os: "test".into(),
+            };
+            all.put_pending(network.clone(), Identity([2; 32]), pending);
             all
         };
         for right in [Timestamp::UNIX_EPOCH, now, soon] {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -20,10 +21,10 @@ use crate::compile::audience::{Audience, ViewStep};
 use crate::compile::carrying::{self, CarryingChange, Part};
 use crate::compile::reach::{self, Direction, Moment, ReachChange};
 use crate::compile::reconcile::{self, joined_and_awaited};
-use crate::compile::{Changed, Mesh};
+use crate::compile::{Changed, Mesh, admission};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
-use crate::inventory::{Inventory, NodeId};
+use crate::inventory::{Inventory, NodeId, PendingNode};
 use crate::judge::{self, Verdict};
 use crate::kinds::{AccessKey, ExternalClient, Ingress, Kind, Node};
 use crate::published::Time;
@@ -31,9 +32,9 @@ use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::rules::endpoints::{self, Meshes};
 use crate::rules::source_map::SourceMap;
-use crate::scalars::{Identity, Name, NetworkName, WireGuardKey};
+use crate::scalars::{Fingerprint, Identity, Name, NetworkName, WireGuardKey};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
-use crate::value::Step;
+use crate::value::{Data, Step, Value};
 use crate::view::{Changes, Peer, Route, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
@@ -64,8 +65,9 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// The revision that each changed resource had when the plan was made; 0 for one that is created.
     pub base_revisions: BTreeMap<ResourceId, Revision>,
-    /// The nodes that have joined under declarations that are created or deleted. A declaration without a
-    /// joined node has no entry, which is a precondition as well.
+    /// The nodes that have joined under declarations that are created or deleted, or that approve another host
+    /// than before; where none has, the hosts that wait and are approved. A declaration without either has no
+    /// entry, which is a precondition as well.
     pub binds: Vec<Bind>,
     /// What the plan changes for each node that it affects.
     pub impact: Vec<NodeImpact>,
@@ -77,6 +79,9 @@ pub struct Plan {
     /// The external clients that have to be configured, anew or for the first time, and those that are cut off.
     #[serde(default)]
     pub clients: Vec<ClientChange>,
+    /// What becomes of hosts that wait to be let in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<PendingChange>,
     /// What becomes of the tests in the networks that it declares or changes, each assertion.
     #[serde(default)]
     pub tests: Vec<Verdict>,
@@ -99,18 +104,39 @@ pub struct PlannedServer {
     pub revision: Revision,
 }
 
-/// A node that has joined under a name whose declaration is created or deleted.
+/// A node that has joined under a name whose declaration is created or deleted, or approves another host than
+/// before; or a host that waits and is approved by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bind {
     /// The declaration.
     pub id: ResourceId,
-    /// When the node joined.
+    /// When the node joined, or since when the host waits.
     #[schemars(with = "Time")]
     pub joined: Timestamp,
     /// The key that it joined with.
     pub key: Option<Name>,
     /// Its identity, which must be the same when the plan is applied.
     pub identity: Identity,
+    /// Whether the host waits, and is let in by the plan.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
+}
+
+/// What becomes of a host that waits to be let into a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct PendingChange {
+    /// The network.
+    pub network: NetworkName,
+    /// The name that it asked for.
+    pub name: Name,
+    /// The fingerprint of its identity.
+    pub fingerprint: Fingerprint,
+    /// Since when it waits.
+    #[schemars(with = "Time")]
+    pub since: Timestamp,
+    /// The node that it becomes; null: it is dropped, since the network lets nobody wait any more.
+    pub becomes: Option<Name>,
 }
 
 /// How a plan affects one node.
@@ -250,6 +276,7 @@ pub fn plan(
         return Err(over);
     }
     let after = Outcome { snapshot: desired, inventory };
+    let pending = pending_changes(&world.inventory, &after.inventory);
     let Effects { impact, mut reach, carrying, clients } = effects(world, &after, server);
     for change in &mut reach {
         change.because = cause(change, &changes);
@@ -274,6 +301,7 @@ pub fn plan(
         reach,
         carrying,
         clients,
+        pending,
         tests,
     };
     plan.digest = plan.digest_now();
@@ -448,18 +476,53 @@ fn new_keys(changes: &[Change]) -> impl Iterator<Item = &ResourceId> {
 }
 
 fn binds(changes: &[Change], inventory: &Inventory) -> Vec<Bind> {
-    let bind = |change: &Change| {
-        let joined = inventory.node(&change.id.node())?;
-        let key = joined.key.clone();
-        let identity = joined.identity;
-        Some(Bind { id: change.id.clone(), joined: joined.joined, key, identity })
-    };
-    changes.iter().filter(|change| concerns_a_node(change)).filter_map(bind).collect()
+    changes
+        .iter()
+        .filter(|change| concerns_a_node(change))
+        .filter_map(|change| bind(change, inventory))
+        .collect()
 }
 
-/// Whether a change creates or deletes what a node is known by.
+/// The host that the declaration of a node is, or approves.
+fn bind(change: &Change, inventory: &Inventory) -> Option<Bind> {
+    let id = change.id.clone();
+    if let Some(joined) = inventory.node(&id.node()) {
+        let (key, identity) = (joined.key.clone(), joined.identity);
+        return Some(Bind { id, joined: joined.joined, key, identity, pending: false });
+    }
+    let approved = approved(change.after.as_ref())?;
+    let (identity, pending) = admission::pending_by(inventory, &id.network, approved)?;
+    Some(Bind { id, joined: pending.since, key: None, identity: *identity, pending: true })
+}
+
+/// The host that the body of a node approves.
+fn approved(body: Option<&Value>) -> Option<Fingerprint> {
+    let Data::Text(text) = &body?.field("approved")?.data else { return None };
+    text.parse().ok()
+}
+
+/// Whether a change creates or deletes what a node is known by, or approves another host.
 fn concerns_a_node(change: &Change) -> bool {
-    change.id.kind == Kind::Node && matches!(change.action, Action::Create | Action::Delete)
+    change.id.kind == Kind::Node
+        && match change.action {
+            Action::Create | Action::Delete => true,
+            Action::Update => approved(change.before.as_ref()) != approved(change.after.as_ref()),
+        }
+}
+
+/// What becomes of the hosts that wait.
+fn pending_changes(before: &Inventory, after: &Inventory) -> Vec<PendingChange> {
+    let gone =
+        before.pending().filter(|((network, identity), _)| after.pending_of(network, identity).is_none());
+    let change =
+        |((network, identity), pending): (&(NetworkName, Identity), &Arc<PendingNode>)| PendingChange {
+            network: network.clone(),
+            name: pending.name.clone(),
+            fingerprint: identity.fingerprint(),
+            since: pending.since,
+            becomes: after.name_of(network, identity).cloned(),
+        };
+    gone.map(change).collect()
 }
 
 /// What differs for nodes and external clients between two worlds.
@@ -814,13 +877,11 @@ impl Plan {
             .filter(|(id, was)| now(id) != **was)
             .map(|(id, _)| (id.clone(), now(id)))
             .collect();
-        let identity = |id: &ResourceId| {
-            let joined = world.inventory.node(&id.node());
-            joined.map(|joined| joined.identity)
-        };
-        let bound: BTreeMap<_, _> = self.binds.iter().map(|bind| (&bind.id, bind.identity)).collect();
+        let bound: BTreeMap<_, _> =
+            self.binds.iter().map(|bind| (&bind.id, (bind.identity, bind.pending))).collect();
         for change in self.changes.iter().filter(|change| concerns_a_node(change)) {
-            if identity(&change.id) != bound.get(&change.id).copied() {
+            let now = bind(change, &world.inventory).map(|bind| (bind.identity, bind.pending));
+            if now != bound.get(&change.id).copied() {
                 stale.push((change.id.clone(), world.revision));
             }
         }

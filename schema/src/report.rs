@@ -240,6 +240,8 @@ codes! {
         "Only external clients get addresses of a pool: no other pool overlaps it, no node has a reserved address in it, and no DNS entry leads into it but to an address that is reserved for a client."
     PublicKeyTaken "schema::public_key_taken" Error "WireGuard key used twice"
         "Two external clients of one network have the same public key. WireGuard knows a peer by its key, so they would be one peer, with the addresses of one of them."
+    ApprovedTwice "schema::approved_twice" Error "host approved twice"
+        "Two nodes of one network have the same fingerprint in `approved`. A host has one identity at its server, and is one node of a network."
     Relayed "schema::relayed" Error "node that cannot be relayed"
         "A node has one relay at most, and a node that relays, the hub and an external client have none. What a relay is `for` counts by name, group, reserved address, and by tags: those of declarations, and those that an access key gives. A join may bring about what no file says; then the first relay by name counts."
     NoDefaultRoute "schema::no_default_route" Warning "fallback without a default route"

@@ -5,6 +5,7 @@
 //! [`server`]; which endpoints a node may have is in [`endpoints`]. All that [`check`] finds are errors; what
 //! files hardly mean is found by [`selectors`].
 
+mod approvals;
 pub mod endpoints;
 mod gateways;
 mod references;
@@ -114,6 +115,7 @@ pub fn check(world: &Snapshot, source_map: &SourceMap) -> Report {
     check_claims(world, &mut findings);
     gateways::check(world, &mut findings);
     relays::check(world, &mut findings);
+    approvals::check(world, &mut findings);
     findings.report
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod described;
 mod domain_name;
 mod endpoint;
 mod expiry;
+mod fingerprint;
 mod interface_name;
 mod keys;
 mod name;
@@ -21,6 +22,7 @@ pub use described::Time;
 pub use domain_name::DomainName;
 pub use endpoint::{Endpoint, EndpointHost, Port};
 pub use expiry::Expiry;
+pub use fingerprint::Fingerprint;
 pub use interface_name::InterfaceName;
 pub use keys::{CaPin, Identity, SigningKey, Verifier, WireGuardKey};
 pub use name::{Name, NetworkName};
@@ -116,7 +118,7 @@ serde_as_text!(
     Selector,
     Uses
 );
-serde_as_text!(WireGuardKey, Identity, SigningKey, Verifier, CaPin);
+serde_as_text!(WireGuardKey, Identity, SigningKey, Verifier, CaPin, Fingerprint);
 
 #[cfg(test)]
 mod tests {
@@ -151,6 +153,7 @@ mod tests {
         examples_hold::<SigningKey>();
         examples_hold::<Verifier>();
         examples_hold::<CaPin>();
+        examples_hold::<Fingerprint>();
         examples_hold::<Seconds>();
         examples_hold::<Selector>();
         examples_hold::<Uses>();

@@ -9,7 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::decode_body;
-use crate::inventory::{Away, Barred, ClientStatus, Inventory, Joined, KeyStatus, NodeId, Quarantined};
+use crate::inventory::{
+    Away, Barred, ClientStatus, Inventory, Joined, KeyStatus, NodeId, PendingNode, Quarantined,
+};
 use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{Identity, Name, NetworkName};
@@ -56,6 +58,9 @@ pub struct WorldDocument {
     /// The identities that may not join again.
     #[serde(default)]
     pub barred: Vec<BarredDocument>,
+    /// The hosts that wait to be let in.
+    #[serde(default)]
+    pub pending: Vec<PendingDocument>,
     /// The external clients.
     #[serde(default)]
     pub clients: Vec<ClientDocument>,
@@ -138,6 +143,19 @@ pub struct BarredDocument {
     pub barred: Barred,
 }
 
+/// A host that asked to join without an access key, and waits to be let in.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Pending")]
+pub struct PendingDocument {
+    /// The network.
+    pub network: NetworkName,
+    /// Its identity.
+    pub identity: Identity,
+    /// The rest.
+    #[serde(flatten)]
+    pub pending: PendingNode,
+}
+
 /// The state of an external client.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Client")]
@@ -205,6 +223,14 @@ impl World {
             identity: *identity,
             barred: barred.clone(),
         };
+        let pending =
+            |((network, identity), pending): (&(NetworkName, Identity), &std::sync::Arc<PendingNode>)| {
+                PendingDocument {
+                    network: network.clone(),
+                    identity: *identity,
+                    pending: (**pending).clone(),
+                }
+            };
         let client = |(id, status): (&NodeId, &std::sync::Arc<ClientStatus>)| ClientDocument {
             network: id.network.clone(),
             name: id.name.clone(),
@@ -228,6 +254,7 @@ impl World {
             keys: keys.collect(),
             quarantine: self.inventory.quarantined().map(quarantined).collect(),
             barred: self.inventory.barred().map(barred).collect(),
+            pending: self.inventory.pending().map(pending).collect(),
             clients: self.inventory.clients().map(client).collect(),
             away: self.inventory.away().map(away).collect(),
             carried: self.inventory.carried().map(carried).collect(),
@@ -255,6 +282,9 @@ impl WorldDocument {
         }
         for BarredDocument { network, identity, barred } in &self.barred {
             world.inventory.bar(network.clone(), *identity, barred.clone());
+        }
+        for PendingDocument { network, identity, pending } in &self.pending {
+            world.inventory.put_pending(network.clone(), *identity, pending.clone());
         }
         for ClientDocument { network, name, status } in &self.clients {
             world.inventory.put_client(NodeId::of(network, name), status.clone(), Timestamp::UNIX_EPOCH);

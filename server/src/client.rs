@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use netclient::agent::{Agent, AgentError, Down, JoinMethod, JoinOptions, error_chain, not_ours};
-use netclient::control::{CallError, JoinRequest, Opener};
+use netclient::control::{Admission, CallError, JoinRequest, Opener};
 use netclient::daemon::{self, DaemonRequest, DaemonResponse};
 use netclient::device::{DeviceError, Refusal};
 use netclient::directory::{Directory, DirectoryError};
@@ -397,7 +397,8 @@ impl Client {
                 let identity = public_key(identity);
                 let public_key = private_key.public();
                 let let_in = service.claim(&claimed, identity, public_key, &facts, &os).await;
-                let_in.map_err(|error| CallError::Refused(error.to_string()))
+                let (name, update) = let_in.map_err(|error| CallError::Refused(error.to_string()))?;
+                Ok(Admission::In(name, Box::new(update)))
             })
         });
         self.agent

@@ -292,6 +292,7 @@ fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, aud
         nodes: [
             before.inventory.changed_bars(&after.inventory),
             before.inventory.changed_away(&after.inventory),
+            before.inventory.changed_pending(&after.inventory),
         ]
         .iter()
         .fold(changed.nodes.clone(), |all, more| &all | more)

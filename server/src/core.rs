@@ -1,5 +1,6 @@
 //! Decisions, apart from everything that acts on them.
 
+pub mod asked;
 pub mod authorize;
 pub mod carriers;
 pub mod clones;
@@ -8,4 +9,5 @@ pub mod facts;
 pub mod guesses;
 pub mod name_files;
 pub mod nonces;
+pub mod pending;
 pub mod registry;

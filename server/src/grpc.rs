@@ -151,6 +151,13 @@ fn network(name: &str) -> Result<NetworkName, Error> {
 
 #[tonic::async_trait]
 impl Agent for Adapter {
+    async fn identify(
+        &self,
+        request: Request<wire::IdentifyRequest>,
+    ) -> Result<Response<wire::IdentifyResponse>, Status> {
+        Ok(Response::new(self.service.identify(request.get_ref())))
+    }
+
     async fn challenge(
         &self,
         _: Request<wire::ChallengeRequest>,

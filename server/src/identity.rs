@@ -21,7 +21,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use schema::chain::ChainHash;
-use schema::scalars::{CaPin, Identity};
+use schema::scalars::{CaPin, Fingerprint, Identity, SigningKey};
 use schema::snapshot::Revision;
 use sha2::{Digest, Sha256};
 use x25519_dalek::StaticSecret;
@@ -157,6 +157,16 @@ impl Secrets {
         let (identity, until) = body.split_first_chunk::<32>()?;
         Some((Identity(*identity), i64::from_be_bytes(until.try_into().ok()?)))
     }
+}
+
+/// The fingerprint of the server's signing key, by which hosts without a token know the server; nothing before its
+/// first start.
+pub fn pin(directory: &DataDir) -> Result<Option<Fingerprint>, IdentityError> {
+    if directory.read("signing.key")?.is_none() {
+        return Ok(None);
+    }
+    let key = ed25519::SigningKey::from_bytes(directory.secret("signing.key")?.expose());
+    Ok(Some(proto::sign::public_key::<SigningKey>(&key).fingerprint()))
 }
 
 /// A random number for this process.

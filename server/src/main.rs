@@ -11,7 +11,7 @@ use netclient::agent::Down;
 use netclient::systemd;
 use nmserver::config::{self, Settings};
 use nmserver::core::authorize::{Grant, ProjectScope, Role};
-use nmserver::identity::DataDir;
+use nmserver::identity::{self, DataDir};
 use nmserver::store::Store;
 use nmserver::store::sqlite::Sqlite;
 use nmserver::{down, tokens};
@@ -36,7 +36,7 @@ struct Args {
 enum Verb {
     /// Serves; the first start makes the database, CA, keys and admin token in DATA_DIR.
     Serve,
-    /// Prints every setting with its effective value.
+    /// Prints every setting with its effective value, and how hosts ask to join without an access key.
     Config,
     /// Manages bearer tokens for nmplan and CI.
     Token {
@@ -153,10 +153,34 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         Some(Verb::Config) => {
             settings.check_reached()?;
             settings.lines().iter().try_for_each(|line| writeln!(data, "{line}"))?;
+            if settings.agent_backend {
+                write!(data, "{}", join_line(&settings))?;
+            }
             Ok(())
         }
         Some(Verb::Token { verb }) => token(&settings, verb, &mut data),
         Some(Verb::Device { .. }) => unreachable!("it runs before the settings are read"),
+    }
+}
+
+/// How hosts without an access key ask to join, as comments of a settings file.
+fn join_line(settings: &Settings) -> String {
+    let pin = DataDir::existing(&settings.data_dir)
+        .and_then(|directory| directory.map_or(Ok(None), |directory| identity::pin(&directory)));
+    match pin {
+        Ok(Some(pin)) => format!(
+            "\n# A host without an access key asks to join a network that has manual-approval:\n#\n\
+             #   netclient join --server {} --pin {pin} -n NETWORK\n",
+            settings.agent_address()
+        ),
+        Ok(None) => {
+            "\n# How hosts ask to join without an access key stands here once the server has started.\n"
+                .into()
+        }
+        Err(error) => format!(
+            "\n# How hosts ask to join without an access key is not known: {}.\n",
+            netclient::agent::error_chain(&error)
+        ),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Approved, Committed, Failure, LogEntry, Removed, StatusDocument};
 use schema::published::{Body, Components};
 use schema::world::{ResourceDocument, ServerInfo, WorldDocument};
 use serde_json::{Map, Value, json};
@@ -142,7 +142,19 @@ fn shape(operation: Operation, components: &mut Components) -> Shape {
             Shape { parameters: vec![ban, identity], ..returns(components.of::<Removed>()) }
         }
         Operation::LiftBan => returns(components.of::<Committed>()),
-        Operation::Challenge
+        Operation::ApprovePending => {
+            let doc = "The name of the node that the host becomes.";
+            let name = json!({ "name": "name", "in": "query", "required": true, "description": doc, "schema": { "type": "string" } });
+            Shape { parameters: vec![name], ..returns(components.of::<Approved>()) }
+        }
+        Operation::DropPending => {
+            let schema = json!({ "type": "boolean", "default": false });
+            let doc = "Whether the identity of the host is barred from the network.";
+            let ban = json!({ "name": "ban", "in": "query", "description": doc, "schema": schema });
+            Shape { parameters: vec![ban], ..returns(components.of::<Committed>()) }
+        }
+        Operation::Identify
+        | Operation::Challenge
         | Operation::Register
         | Operation::Join
         | Operation::OpenSession

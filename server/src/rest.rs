@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode, header};
 use proto::secret::Secret;
 use schema::api::Committed;
 use schema::kinds::Kind;
+use schema::scalars::{Fingerprint, NetworkName};
 use schema::snapshot::{ResourceId, Revision};
 use schema::value::Value;
 use serde::Deserialize;
@@ -69,7 +70,10 @@ fn handler(operation: Operation) -> MethodRouter<Service> {
         Operation::DeleteResource => delete(delete_resource),
         Operation::RemoveNode => delete(remove_node),
         Operation::LiftBan => delete(lift_ban),
-        Operation::Challenge
+        Operation::ApprovePending => put(approve_pending),
+        Operation::DropPending => delete(drop_pending),
+        Operation::Identify
+        | Operation::Challenge
         | Operation::Register
         | Operation::Join
         | Operation::OpenSession
@@ -317,4 +321,47 @@ async fn lift_ban(
     let network = network.parse().map_err(Error::BadRequest)?;
     let name = name.parse().map_err(Error::BadRequest)?;
     Ok(Json(Committed { revision: service.lift_ban(&caller, network, name).await? }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Approval {
+    name: String,
+}
+
+async fn approve_pending(
+    State(service): State<Service>,
+    Extension(caller): Extension<Caller>,
+    Parameters((network, fingerprint)): Parameters<(String, String)>,
+    approval: Result<Query<Approval>, QueryRejection>,
+) -> Result<impl IntoResponse, Error> {
+    let Query(Approval { name }) = approval.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let (network, fingerprint) = pending(&network, &fingerprint)?;
+    let name = name.parse().map_err(Error::BadRequest)?;
+    Ok(Json(service.approve(&caller, network, fingerprint, name).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Dropping {
+    #[serde(default)]
+    ban: bool,
+}
+
+async fn drop_pending(
+    State(service): State<Service>,
+    Extension(caller): Extension<Caller>,
+    Parameters((network, fingerprint)): Parameters<(String, String)>,
+    dropping: Result<Query<Dropping>, QueryRejection>,
+) -> Result<impl IntoResponse, Error> {
+    let Query(Dropping { ban }) = dropping.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let (network, fingerprint) = pending(&network, &fingerprint)?;
+    Ok(Json(Committed { revision: service.drop_pending(&caller, network, fingerprint, ban).await? }))
+}
+
+/// The host that waits, as a path names it.
+fn pending(network: &str, fingerprint: &str) -> Result<(NetworkName, Fingerprint), Error> {
+    let bad = |what: &str, why: String| Error::BadRequest(format!("the {what} is not valid: {why}"));
+    let network = network.parse().map_err(|why| bad("network", why))?;
+    Ok((network, fingerprint.parse().map_err(|why| bad("fingerprint", why))?))
 }

@@ -1,11 +1,12 @@
 //! The operations, each once. Knows neither HTTP nor gRPC.
 //!
-//! Here are those of admins; [`agents`] has those of nodes, [`declare`] has the changes of declarations, and
-//! [`upkeep`] what the server does by itself.
+//! Here are those of admins; [`agents`] has those of nodes, [`pending`] those about hosts that wait to be let
+//! in, [`declare`] has the changes of declarations, and [`upkeep`] what the server does by itself.
 
 mod agents;
 mod declare;
 mod documents;
+mod pending;
 mod scope;
 mod status;
 mod upkeep;
@@ -21,6 +22,7 @@ use netclient::device::boottime;
 use proto::position::Position;
 use proto::secret::Secret;
 use schema::api::{Applied, ApplyRequest, Removed, StatusDocument, egress_states, key_states, relay_states};
+use schema::compile::admission::approved_as;
 use schema::inventory::{Barred, Inventory, NodeId};
 use schema::kinds::Node;
 use schema::scalars::{Identity, Name, NetworkName};
@@ -34,6 +36,7 @@ use tokio::time::Instant;
 use crate::addresses::OwnAddresses;
 use crate::committer::{AuditInfo, CommitContext, Committer, Proposal};
 use crate::comms::AgentTunnels;
+use crate::core::asked::Asked;
 use crate::core::authorize::{Grant, Operation};
 use crate::core::enrol;
 use crate::core::guesses::Guesses;
@@ -90,6 +93,7 @@ struct Inner {
     documents: Documents,
     nonces: Mutex<Nonces>,
     guesses: Mutex<Guesses>,
+    asked: Mutex<Asked>,
     refused: Tally,
 }
 
@@ -109,6 +113,7 @@ impl Service {
             documents: Documents::new(),
             nonces: Mutex::default(),
             guesses: Mutex::default(),
+            asked: Mutex::default(),
             refused: Tally::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -268,7 +273,14 @@ impl Service {
             ids.extend(declared.map(|(id, _)| id.node()));
         }
         let visible = ids.into_iter().filter(|id| caller.grant.holds_in(&id.network).is_ok());
-        let nodes = visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
+        let mut nodes: Vec<_> =
+            visible.map(|id| status::of(&state, &id, self.inner.last_seen.of(&id))).collect();
+        let pending = inventory.pending().filter(|((network, _), _)| caller.grant.holds_in(network).is_ok());
+        let mut pending: Vec<_> = pending.collect();
+        pending.sort_by_key(|((network, identity), it)| (network, &it.name, it.since, identity));
+        nodes.extend(pending.into_iter().map(|((network, identity), pending)| {
+            status::of_pending(&state.world, &self.inner.info, network, (identity, pending))
+        }));
         let mut keys = key_states(snapshot, inventory, Timestamp::now());
         keys.retain(|key| caller.grant.holds_in(&key.id.network).is_ok());
         let (mut egress, mut relays) =
@@ -370,11 +382,15 @@ impl Service {
                 next.inventory.bar(network.clone(), identity, Barred { since: now, node: name.clone() });
             }
             let admits = enrol::admits(&next, &network, &removed, now);
+            let node = format!("{network}/{name}");
+            let approved = approved_as(&next.snapshot, &network, identity.fingerprint()).filter(|_| !ban);
             let answer = Removed {
                 revision: context.revision(),
                 identity,
                 barred: ban,
-                next: closing(&format!("{network}/{name}"), &admits),
+                next: approved
+                    .map(|name| reopened(&node, &network, name))
+                    .or_else(|| closing(&node, &admits)),
                 admits,
             };
             let action = if ban { "ban" } else { "remove" };
@@ -416,6 +432,15 @@ fn closing(node: &str, admits: &Option<ResourceId>) -> Option<String> {
         "the host can join again with the token of {key} that it has: delete that key from the files and apply, or, if it \
          comes back, bar it: nmplan node remove {node} --ban"
     ))
+}
+
+/// How to keep out a host that was removed, if a declaration still approves it.
+fn reopened(node: &str, network: &NetworkName, name: &Name) -> String {
+    let declaration = ResourceId::of::<Node>(network, name);
+    format!(
+        "the host can join again without a key, since {declaration} approves it: delete `approved` from the files and \
+         apply, or, if it comes back, bar it: nmplan node remove {node} --ban"
+    )
 }
 
 /// Who manages a resource.

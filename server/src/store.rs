@@ -82,6 +82,10 @@ pub const EPOCH: &str = "epoch";
 pub const CLOCK: &str = "clock";
 /// The action in the log for a node that no longer carries what it may, or carries it again.
 pub const FAILOVER: &str = "failover";
+/// The action in the log for a host that begins to wait to be let in.
+pub const ASK: &str = "ask";
+/// The action in the log for a host that waits no longer, and is not let in.
+pub const DROP: &str = "drop";
 /// The action in the log for external clients that have expired.
 pub const EXPIRE: &str = "expire";
 /// The action in the log for a setting that nodes are told.
@@ -104,6 +108,10 @@ pub fn unchanged_since(log: &[LogEntry], head: Revision) -> impl Fn(&NetworkName
     for entry in log {
         if matches!(&*entry.action, UPGRADE | EPOCH | SETTINGS) {
             oldest = entry.revision;
+        }
+        // No node is sent anything of hosts that wait: strangers must not cost everybody a whole View.
+        if matches!(&*entry.action, ASK | DROP) {
+            continue;
         }
         let declared = entry.changes.iter().map(|change| &change.id.network);
         let networks = declared.chain(entry.nodes.iter().map(|id| &id.network));

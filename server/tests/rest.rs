@@ -8,7 +8,7 @@ mod support;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
-use nmserver::core::authorize::{Call, Needs, Role, TABLE};
+use nmserver::core::authorize::{Call, Needs, Operation, Role, TABLE};
 use reqwest::{Method, StatusCode};
 use schema::api::{Applied, ApplyRequest};
 use schema::guard::Guard;
@@ -138,6 +138,11 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
         for rule in TABLE {
             let (Call::Rest(method, path), Needs::Role(_)) = (rule.call, rule.needs) else { continue };
             let path = path.replace("{network}", "hidden").replace("{kind}", "dns").replace("{name}", "api");
+            let fingerprint = schema::scalars::Identity([1; 32]).fingerprint().to_string();
+            let mut path = path.replace("{fingerprint}", &fingerprint);
+            if rule.operation == Operation::ApprovePending {
+                path += "?name=api";
+            }
             let method: Method = method.to_uppercase().parse().unwrap();
             let call = server.call(method.clone(), &path).bearer_auth(&token).header("if-match", "\"2\"");
             let answer = call.body(r#"{"a":["10.0.0.8"]}"#).send().await.unwrap();
@@ -163,6 +168,7 @@ async fn no_call_tells_or_changes_anything_of_a_network_that_the_token_is_not_fo
         joined: jiff::Timestamp::UNIX_EPOCH,
         key: None,
         identity: schema::scalars::Identity([1; 32]),
+        pending: false,
     };
     let additions: [&dyn Fn(&mut ApplyRequest); 4] = [
         &|request| {

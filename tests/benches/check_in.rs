@@ -189,6 +189,10 @@ impl Service for Bare {
         Ok(Response::new(CheckInResponse { update: None }))
     }
 
+    async fn identify(&self, _: Request<wire::IdentifyRequest>) -> Answer<wire::IdentifyResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn challenge(&self, _: Request<wire::ChallengeRequest>) -> Answer<wire::ChallengeResponse> {
         Err(Status::unimplemented(""))
     }

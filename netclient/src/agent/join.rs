@@ -1,6 +1,8 @@
-//! Joining: a host joins a network, and its tunnel comes up, or nothing is left of the attempt.
+//! Joining: a host joins a network, and its tunnel comes up, or nothing is left of the attempt. A host without
+//! an access key may have to wait; that is stored, and goes on with the next attempt.
 
 use futures_util::future::BoxFuture;
+use jiff::{SignedDuration, Timestamp};
 use proto::convert::{DecodedUpdate, accept_update};
 use proto::position::Position;
 use proto::token::Token;
@@ -11,10 +13,11 @@ use schema::view::View;
 use super::keys::{Attempt, new_private_key};
 use super::member::Member;
 use super::{Agent, AgentError, address_of, error_chain};
-use crate::control::{CallError, Connection, JoinRequest};
+use crate::control::{Admission, CallError, Connection, JoinRequest};
 use crate::journal::Journal;
 use crate::membership::{Accepted, Membership, ServerAddress};
 use crate::tunnel::TunnelError;
+use crate::waiting::{Waiting, WaitingState};
 
 /// The options of a join; what is absent here is taken from the settings, and then chosen by the agent.
 #[derive(Clone, Debug, Default)]
@@ -29,14 +32,13 @@ pub struct JoinOptions {
     pub endpoint: Option<Endpoint>,
 }
 
-/// How a host is admitted: asks the server, by a connection and a challenge from it, and returns the name
-/// under which the host has joined, and its View.
+/// How a host is admitted: asks the server, by a connection and a challenge from it.
 pub type JoinMethod = Box<
     dyn for<'a> FnOnce(
             &'a Connection,
             ChallengeResponse,
             JoinRequest<'a>,
-        ) -> BoxFuture<'a, Result<(Name, Update), CallError>>
+        ) -> BoxFuture<'a, Result<Admission, CallError>>
         + Send,
 >;
 
@@ -47,6 +49,14 @@ pub enum JoinOutcome {
     New(Membership),
     /// It had joined before.
     Already(Membership),
+    /// It has no access key, and waits, or was dropped.
+    Waiting(Waiting),
+}
+
+/// What an attempt to join has led to.
+enum Entered {
+    In(Box<Membership>, Journal),
+    Waiting(Box<Waiting>),
 }
 
 impl Agent {
@@ -58,7 +68,10 @@ impl Agent {
         let network = token.network.clone();
         let server = address_of(&token);
         let method: JoinMethod = Box::new(move |control, challenge, request| {
-            Box::pin(async move { control.join(&token, challenge, request).await })
+            Box::pin(async move {
+                let (name, update) = control.join(&token, challenge, request).await?;
+                Ok(Admission::In(name, Box::new(update)))
+            })
         });
         self.admit(&network, &server, options, method).await
     }
@@ -76,7 +89,10 @@ impl Agent {
             return self.stay(membership, server, options, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
-        let (membership, journal) = self.enter(network, server, options, method).await?;
+        let (membership, journal) = match self.enter(network, server, options, method).await? {
+            Entered::In(membership, journal) => (*membership, journal),
+            Entered::Waiting(waiting) => return Ok(JoinOutcome::Waiting(*waiting)),
+        };
         let mut member = Member::new(self.clone(), membership, journal)?;
         if let Err(error) = member.apply().await {
             member.leave_again().await;
@@ -131,8 +147,12 @@ impl Agent {
         server: &ServerAddress,
         options: &JoinOptions,
         method: JoinMethod,
-    ) -> Result<(Membership, Journal), AgentError> {
-        let options = options.clone();
+    ) -> Result<Entered, AgentError> {
+        let waiting = self.directory.waiting(network)?;
+        if waiting.as_ref().is_some_and(|waiting| waiting.server.signing_key != server.signing_key) {
+            return Err(AgentError::OtherServer(network.clone()));
+        }
+        let options = with_earlier(options.clone(), waiting.as_ref());
         let settings = &self.settings;
         let interface = options.interface.unwrap_or_else(|| self.interface(network));
         let port = options.port.or(settings.port);
@@ -142,7 +162,10 @@ impl Agent {
         let mut attempt = Attempt::begin(&self.directory, server.signing_key)?;
         let control = self.connection(server, attempt.identity.clone());
         let challenge = control.challenge().await?;
-        let private_key = new_private_key()?;
+        let private_key = match &waiting {
+            Some(waiting) => waiting.private_key.clone(),
+            None => new_private_key()?,
+        };
         let mut facts =
             control.facts(port.unwrap_or(0), options.endpoint.as_ref().or(settings.endpoint.as_ref()));
         let ours = self.outside(None, None)?.interfaces;
@@ -157,7 +180,34 @@ impl Agent {
         let identity = &attempt.identity;
         let request = JoinRequest { name: &name, identity, private_key: &private_key, facts, os: os() };
         let (node, update) = match method(&control, challenge, request).await {
-            Ok(answer) => answer,
+            Ok(Admission::In(node, update)) => (node, update),
+            Ok(answer @ (Admission::Waits(_) | Admission::Dropped)) => {
+                let now = Timestamp::now();
+                let state = match answer {
+                    Admission::Waits(left) => {
+                        WaitingState::Until(now.checked_add(left).unwrap_or(Timestamp::MAX))
+                    }
+                    Admission::In(..) | Admission::Dropped => WaitingState::Dropped,
+                };
+                let kept = Waiting {
+                    network: network.clone(),
+                    name,
+                    server: server.clone(),
+                    identity: control.identity(),
+                    interface,
+                    private_key,
+                    port,
+                    endpoint: options.endpoint,
+                    since: waiting.as_ref().filter(|waiting| waiting.goes_on()).map_or(now, |it| it.since),
+                    state,
+                };
+                // Of what is the same nothing is written, however often the host asks.
+                if waiting.is_none_or(|before| !is_same(&before, &kept)) {
+                    self.directory.keep_waiting(&kept)?;
+                }
+                attempt.commit();
+                return Ok(Entered::Waiting(Box::new(kept)));
+            }
             Err(error) => {
                 // Only a server that refused does not know it.
                 if !matches!(error, CallError::Refused(_)) {
@@ -191,15 +241,42 @@ impl Agent {
             // It has joined, but cannot use the answer. If this fails as well, an admin has to remove the
             // node.
             let _ = control.leave(network).await;
-            return kept;
+            return kept.map(|(membership, journal)| Entered::In(Box::new(membership), journal));
         }
         attempt.commit();
+        if let Err(error) = self.directory.forget_waiting(network) {
+            // What is joined does not wait, whatever is stored.
+            tracing::debug!(%error, "what was stored of the waiting stays");
+        }
         if let Err(error) = self.comms(&server.signing_key).keep().await {
             // The next use of the tunnel, or a new registration, corrects that; TLS works meanwhile.
             tracing::warn!(error = error_chain(&error), "the tunnel to the server may expire");
         }
-        kept
+        kept.map(|(membership, journal)| Entered::In(Box::new(membership), journal))
     }
+}
+
+/// The options, those that are absent as they were when the host began to wait.
+fn with_earlier(options: JoinOptions, waiting: Option<&Waiting>) -> JoinOptions {
+    let Some(Waiting { name, interface, port, endpoint, .. }) = waiting else { return options };
+    JoinOptions {
+        name: options.name.or_else(|| Some(name.clone())),
+        interface: options.interface.or_else(|| Some(interface.clone())),
+        port: options.port.or(*port),
+        endpoint: options.endpoint.or_else(|| endpoint.clone()),
+    }
+}
+
+/// Whether a host waits as it did: when it is dropped at the latest is known to the server, and by the clock of
+/// this host to a minute.
+fn is_same(before: &Waiting, now: &Waiting) -> bool {
+    let near = match (before.state, now.state) {
+        (WaitingState::Until(before), WaitingState::Until(now)) => {
+            before.duration_since(now).abs() < SignedDuration::from_mins(1)
+        }
+        (before, now) => before == now,
+    };
+    near && Waiting { state: before.state, ..now.clone() } == *before
 }
 
 fn first_view(

@@ -31,8 +31,11 @@ impl<'a> Attempt<'a> {
         Ok(Self { directory, server, identity, forget })
     }
 
-    /// Writes the identity to the disk.
+    /// Writes the identity to the disk, if it is new.
     pub(super) fn keep(&self) -> Result<(), DirectoryError> {
+        if !self.forget {
+            return Ok(());
+        }
         self.directory.keep_identity(&self.server, &self.identity)
     }
 

@@ -19,6 +19,9 @@ impl Agent {
     /// Returns the interfaces that may be the network's and were left, since nothing shows that they are.
     pub async fn leave(&self, network: &NetworkName, force: bool) -> Result<BTreeSet<String>, AgentError> {
         use DirectoryError::{Damaged, Exposed, File};
+        if self.leave_waiting(network, force).await? {
+            return Ok(BTreeSet::new());
+        }
         match self.member(network) {
             Ok(mut member) => member.leave(force).await.map(|()| BTreeSet::new()),
             Err(
@@ -54,7 +57,7 @@ impl Agent {
     /// Forgets a membership; with the last one at a server also the identity and the registration there.
     pub(crate) async fn forget(&self, network: &NetworkName, server: &SigningKey) -> Result<(), AgentError> {
         let _lock = self.directory.lock_identity(server).await?;
-        if self.forget_membership(network, server).await? {
+        if self.forget_membership(network, server).await? && !self.directory.is_known_at(server)? {
             self.directory.forget_identity(server)?;
         }
         Ok(())

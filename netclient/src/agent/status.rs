@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use schema::api;
 use schema::inventory::NodeProblem;
-use schema::scalars::{DomainName, Endpoint, InterfaceName, Name, NetworkName, WireGuardKey};
+use schema::scalars::{DomainName, Endpoint, Fingerprint, InterfaceName, Name, NetworkName, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::view::{Forward, Tunnel, View};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use crate::device::{Kind, blocking};
 use crate::membership::Membership;
 use crate::system::hosts;
 use crate::system::resolved::Resolvers;
+use crate::waiting::{Waiting, WaitingState};
 
 /// The state of a host's networks.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -28,12 +29,51 @@ pub struct Status {
     pub daemon: bool,
     /// The networks, by name.
     pub networks: Vec<NetworkStatus>,
+    /// The networks that the host waits to be let into, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<WaitingStatus>,
     /// The networks whose state cannot be read; their tunnels may be up.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<DamagedNetwork>,
     /// The tunnels to servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub registrations: Vec<RegistrationStatus>,
+}
+
+/// A network that the host asked to join without an access key.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitingStatus {
+    /// The network.
+    pub name: NetworkName,
+    /// The name that the host asked for.
+    pub node: Name,
+    /// The address of the server.
+    pub server: String,
+    /// The fingerprint by which somebody lets it in.
+    pub fingerprint: Fingerprint,
+    /// Since when it waits.
+    pub since: Timestamp,
+    /// When it is dropped at the latest; absent: it was dropped.
+    pub until: Option<Timestamp>,
+}
+
+impl WaitingStatus {
+    /// The state of a host that waits.
+    pub fn of(waiting: &Waiting) -> Self {
+        let Waiting { network, name, server, since, state, .. } = waiting;
+        let until = match state {
+            WaitingState::Until(until) => Some(*until),
+            WaitingState::Dropped => None,
+        };
+        Self {
+            name: network.clone(),
+            node: name.clone(),
+            server: server.addresses.join(", "),
+            fingerprint: waiting.fingerprint(),
+            since: *since,
+            until,
+        }
+    }
 }
 
 /// A network whose state cannot be read.
@@ -252,7 +292,14 @@ impl Agent {
                 reaches,
             });
         }
-        Ok(Status { daemon, networks, damaged, registrations: self.registrations().await? })
+        let mut waiting = Vec::new();
+        for network in self.directory.waited_for()? {
+            match self.directory.waiting(&network) {
+                Ok(found) => waiting.extend(found.as_ref().map(WaitingStatus::of)),
+                Err(error) => damaged.push(DamagedNetwork { name: network, error: error_chain(&error) }),
+            }
+        }
+        Ok(Status { daemon, networks, waiting, damaged, registrations: self.registrations().await? })
     }
 
     async fn names_status(&self, interface: &str, view: &View) -> NamesStatus {

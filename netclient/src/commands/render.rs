@@ -12,11 +12,14 @@ use serde_json::json;
 
 use super::{Outcome, json as print_json};
 use crate::agent::{
-    NamesStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, not_ours,
+    NamesStatus, NetworkStatus, PeerStatus, ReachStatus, RegistrationStatus, Status, WaitingStatus, not_ours,
 };
 use crate::args::Form;
 
 const NONE: &str = "This host is not in a network. Join one with: netclient join -t TOKEN";
+
+const NOBODY_ASKS: &str =
+    "No daemon runs, so nothing asks whether this host is let in. Start it: netclient daemon";
 
 const NO_DAEMON: &str = "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: netclient daemon";
 
@@ -50,10 +53,13 @@ pub(super) fn list(form: Form, status: &Status) -> Outcome {
     for damaged in &status.damaged {
         writeln!(io::stdout().lock(), "{}: {}", damaged.name, damaged.error)?;
     }
+    let now = Timestamp::now();
+    for waiting in &status.waiting {
+        writeln!(io::stdout().lock(), "{}", waiting_line(waiting, now))?;
+    }
     if status.networks.is_empty() {
-        let nothing =
-            if status.damaged.is_empty() { writeln!(io::stdout().lock(), "{NONE}") } else { Ok(()) };
-        return Ok(nothing?);
+        let known = !status.damaged.is_empty() || !status.waiting.is_empty();
+        return Ok(if known { Ok(()) } else { writeln!(io::stdout().lock(), "{NONE}") }?);
     }
     let mut table = table(&["NETWORK", "NODE", "INTERFACE", "ADDRESSES", "PEERS", "CONTROL", "REVISION"]);
     for network in &status.networks {
@@ -82,7 +88,7 @@ pub(super) fn status(form: Form, status: &Status) -> Outcome {
 fn status_text(status: &Status, now: Timestamp) -> String {
     let mut text: Vec<String> = Vec::new();
     text.extend(status.damaged.iter().map(|damaged| format!("{}: {}", damaged.name, damaged.error)));
-    if status.networks.is_empty() && status.damaged.is_empty() {
+    if status.networks.is_empty() && status.damaged.is_empty() && status.waiting.is_empty() {
         text.push(NONE.to_owned());
     }
     text.extend(status.registrations.iter().map(|registration| tunnel(registration, now)));
@@ -92,6 +98,19 @@ fn status_text(status: &Status, now: Timestamp) -> String {
     if !status.daemon && !status.networks.is_empty() {
         text.extend([NO_DAEMON.to_owned(), String::new()]);
     }
+    let asks = status.waiting.iter().any(|waiting| waiting.until.is_some());
+    if !status.daemon && status.networks.is_empty() && asks {
+        text.extend([NOBODY_ASKS.to_owned(), String::new()]);
+    }
+    for (place, network) in status.waiting.iter().enumerate() {
+        if place > 0 {
+            text.push(String::new());
+        }
+        text.extend(waiting(network, now).lines().map(str::to_owned));
+    }
+    if !status.waiting.is_empty() && !status.networks.is_empty() {
+        text.push(String::new());
+    }
     for (place, network) in status.networks.iter().enumerate() {
         if place > 0 {
             text.push(String::new());
@@ -99,6 +118,32 @@ fn status_text(status: &Status, now: Timestamp) -> String {
         text.extend(network_lines(network, now));
     }
     text.into_iter().map(|line| line + "\n").collect()
+}
+
+/// A network that the host waits for, on a line.
+fn waiting_line(waiting: &WaitingStatus, now: Timestamp) -> String {
+    let WaitingStatus { name, node, since, until, server: _, fingerprint: _ } = waiting;
+    match until {
+        Some(_) => {
+            format!("{name}: waits as {node} until somebody lets it in; asked {}", text::ago(*since, now))
+        }
+        None => format!(
+            "{name}: does not wait any more: nobody let it in as {node} in time, or somebody dropped it; ask again: netclient \
+             join, or give it up: netclient leave -n {name}"
+        ),
+    }
+}
+
+/// What a host waits for, and who can let it in.
+pub(super) fn waiting(waiting: &WaitingStatus, now: Timestamp) -> String {
+    let WaitingStatus { name, node, server, fingerprint, until, since: _ } = waiting;
+    let line = waiting_line(waiting, now);
+    let Some(until) = until else { return line + "\n" };
+    format!(
+        "{line}\n  server       {server}\n  fingerprint  {fingerprint}\n  dropped      {} unless it is let in\n  \
+         let in by    nmplan node approve {name}/{node}\n  or in a file node \"{node}\" approved=\"{fingerprint}\"\n",
+        text::moment(*until)
+    )
 }
 
 fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
@@ -313,6 +358,42 @@ mod tests {
         status.daemon = true;
         assert!(!status_text(&status, Timestamp::UNIX_EPOCH).contains("daemon"));
         assert!(!status_text(&Status::default(), Timestamp::UNIX_EPOCH).contains("daemon"));
+    }
+
+    #[test]
+    fn a_host_that_waits_says_what_for_and_who_can_let_it_in() {
+        let fingerprint = schema::scalars::Identity([1; 32]).fingerprint();
+        let now = Timestamp::UNIX_EPOCH;
+        let waits = WaitingStatus {
+            name: "corp".parse().expect("good"),
+            node: "web".parse().expect("good"),
+            server: "nm.example.net:50051".into(),
+            fingerprint,
+            since: now,
+            until: Some("1970-01-02T00:00:00Z".parse().expect("a time")),
+        };
+        let mut status = Status { waiting: vec![waits.clone()], ..Status::default() };
+        let text = status_text(&status, now);
+        for part in [
+            NOBODY_ASKS,
+            "corp: waits as web until somebody lets it in",
+            "server       nm.example.net:50051",
+            &format!("fingerprint  {fingerprint}\n"),
+            "nmplan node approve corp/web\n",
+            &format!("node \"web\" approved=\"{fingerprint}\""),
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains(NONE));
+        status.daemon = true;
+        assert!(!status_text(&status, now).contains(NOBODY_ASKS));
+        let dropped = Status { waiting: vec![WaitingStatus { until: None, ..waits }], ..Status::default() };
+        let text = status_text(&dropped, now);
+        assert!(
+            text.starts_with("corp: does not wait any more") && text.contains("netclient leave -n corp"),
+            "{text}"
+        );
+        assert!(!text.contains(NOBODY_ASKS));
     }
 
     #[test]

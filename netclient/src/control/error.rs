@@ -1,5 +1,6 @@
 //! Why a call failed, as an error that a user can do something about: made from tonic's status.
 
+use proto::sign::Unidentified;
 use tonic::{Code, Status};
 
 /// Why a call to the server failed.
@@ -31,6 +32,17 @@ pub enum CallError {
         at: String,
         /// What is wrong with its certificate.
         why: String,
+    },
+    /// It is not the server that was meant.
+    #[error(
+        "the server at {at} is not the one of that pin: {why}; nothing was sent to it; check --server and --pin with the \
+         line that `nmserver config` prints on the server"
+    )]
+    OtherServer {
+        /// The address that was tried.
+        at: String,
+        /// What is wrong.
+        why: Unidentified,
     },
     /// It refused.
     #[error("the server refused: {0}")]

@@ -43,6 +43,7 @@ use schema::decode::decode;
 use schema::inventory::NodeProblem;
 use schema::kinds::Kind;
 use schema::plan::plan;
+use schema::scalars::Fingerprint;
 use schema::syntax::{Language, Source, parse};
 use schema::value::SourceId;
 use tempfile::TempDir;
@@ -135,6 +136,25 @@ impl Mesh {
             allow: Default::default(),
         };
         self.service.apply(&Self::admin(), request).await.expect("it is applied");
+    }
+
+    /// Lets a host in that waits, as an admin does, as the node of a name.
+    pub async fn approve(&self, host: Fingerprint, name: &str) -> Result<(), String> {
+        let (network, name) = ("corp".parse().expect("good"), name.parse().expect("good"));
+        let approved = self.service.approve(&Self::admin(), network, host, name).await;
+        approved.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Drops a host that waits, as an admin does.
+    pub async fn drop_pending(&self, host: Fingerprint) {
+        let network = "corp".parse().expect("good");
+        self.service.drop_pending(&Self::admin(), network, host, false).await.expect("it waits");
+    }
+
+    /// The names that hosts which wait asked for.
+    pub fn waiting(&self) -> Vec<String> {
+        let state = self.service.state();
+        state.world.inventory.pending().map(|(_, pending)| pending.name.to_string()).collect()
     }
 
     /// Takes a node out, as an admin does.
@@ -287,6 +307,22 @@ impl Node {
     pub async fn join(&self, mesh: &Mesh) -> Result<JoinOutcome, AgentError> {
         let options = JoinOptions { name: Some(self.name.parse().expect("good")), ..JoinOptions::default() };
         until_done(self.agent.join(&mesh.token(), &options)).await
+    }
+
+    /// Asks to join without an access key.
+    pub async fn ask_to_join(&self, mesh: &Mesh) -> Result<JoinOutcome, AgentError> {
+        let pin = mesh.service.info().signing_key.fingerprint();
+        let options = JoinOptions { name: Some(self.name.parse().expect("good")), ..JoinOptions::default() };
+        let network = "corp".parse().expect("good");
+        until_done(self.agent.ask("nm.example.net:50051", pin, &network, &options)).await
+    }
+
+    /// The same where it has to wait; returns its fingerprint.
+    pub async fn waits(&self, mesh: &Mesh) -> Fingerprint {
+        match self.ask_to_join(mesh).await.expect("it is answered") {
+            JoinOutcome::Waiting(waiting) => waiting.fingerprint(),
+            other @ (JoinOutcome::New(_) | JoinOutcome::Already(_)) => panic!("{other:?}"),
+        }
     }
 
     /// Makes its next join arrive twice, so that the answer to the first is lost.

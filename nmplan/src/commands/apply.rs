@@ -21,7 +21,7 @@ use schema::world::{ServerInfo, World};
 use tokio::time::Instant;
 
 use super::history::PAGE;
-use super::{Run, awaiting, command, plan};
+use super::{Run, awaiting, command, elsewhere, plan};
 use crate::args;
 use crate::control::{ControlError, ControlPlane};
 use crate::error::{Error, Exit, Next, wrong_format};
@@ -272,6 +272,11 @@ fn show<C: ControlPlane>(
             .loaded
             .as_ref()
             .map(|loaded| awaiting(loaded, run.only.as_ref(), &ready.world))
+            .unwrap_or_default(),
+        elsewhere: ready
+            .loaded
+            .as_ref()
+            .map(|loaded| elsewhere(loaded, run.only.as_ref(), &ready.world))
             .unwrap_or_default(),
         keys,
         next: None,
@@ -539,7 +544,12 @@ fn record_acknowledgements<C>(
     run: &mut Run<'_, C>,
 ) -> io::Result<()> {
     // A node that left, or that the plan removed, has nothing to acknowledge.
-    missing.retain(|id| status.nodes.iter().any(|node| node.id == *id && node.state != Presence::Awaiting));
+    missing.retain(|id| {
+        status
+            .nodes
+            .iter()
+            .any(|node| node.id == *id && !matches!(node.state, Presence::Awaiting | Presence::Pending))
+    });
     for node in &status.nodes {
         if node.acknowledged.is_some_and(|at| at >= revision) && missing.remove(&node.id) && run.console.json
         {

@@ -9,7 +9,7 @@ use schema::snapshot::ResourceId;
 use schema::text::path as shown;
 use schema::world::World;
 
-use super::{Run, awaiting, command};
+use super::{Run, awaiting, command, elsewhere};
 use crate::args::{self, Format};
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
@@ -38,6 +38,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
             let shown = Shown {
                 server: Some(server.name().to_owned()),
                 awaiting: awaiting(&loaded, run.only.as_ref(), &world),
+                elsewhere: elsewhere(&loaded, run.only.as_ref(), &world),
                 keys,
                 next: judgement
                     .refused

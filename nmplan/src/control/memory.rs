@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use schema::api::{
-    Applied, ApplyRequest, Committed, Failure, Finding, LogEntry, Moved, NodeStatus, Removed, StatusDocument,
-    egress_states, key_states, relay_states,
+    Applied, ApplyRequest, Approved, Committed, Failure, Finding, LogEntry, Moved, NodeStatus, Removed,
+    StatusDocument, egress_states, key_states, relay_states,
 };
+use schema::compile::admission::{self, Newcomer};
+use schema::compile::allocate::ReservedAddresses;
 use schema::decode::decode_body;
 use schema::guard::{self, Judgement};
 use schema::inventory::{Barred, KeyStatus, NodeId};
 use schema::kinds::AccessKey;
 use schema::report::Report;
-use schema::scalars::{CaPin, Identity, SigningKey, Verifier};
+use schema::scalars::{CaPin, Fingerprint, Identity, Name, NetworkName, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
 use schema::world::{ServerInfo, World, WorldDocument};
@@ -393,6 +395,55 @@ impl ControlPlane for Memory {
         }
         found.iter().for_each(|(network, identity)| inner.world.inventory.end_bar(network, identity));
         Ok(Committed { revision: inner.record("lift-ban", node) })
+    }
+
+    async fn approve(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        name: &Name,
+    ) -> Result<Approved, ControlError> {
+        let mut inner = self.inner();
+        let World { snapshot, inventory, .. } = &mut inner.world;
+        let nobody = || refused(failure(404, "not_found", "there is no host that waits"));
+        let (identity, pending) =
+            admission::pending_by(inventory, network, fingerprint).ok_or_else(nobody)?;
+        let (identity, newcomer) = (*identity, Newcomer::of_pending(*identity, pending, false));
+        let node = NodeId::of(network, name);
+        if inventory.node(&node).is_some() {
+            return Err(refused(failure(403, "refused", "another host has joined")));
+        }
+        let reserved = ReservedAddresses::of(network, snapshot, &[]);
+        let full = |_| refused(failure(403, "refused", "the range has no free address"));
+        admission::admit(inventory, node.clone(), newcomer, snapshot, &reserved, Timestamp::UNIX_EPOCH)
+            .map_err(full)?;
+        let addresses = inventory.node(&node).map(|joined| joined.addresses.clone()).unwrap_or_default();
+        let revision = inner.record("approve", &node);
+        Ok(Approved { revision, name: name.clone(), addresses, identity })
+    }
+
+    async fn drop_pending(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        ban: bool,
+    ) -> Result<Committed, ControlError> {
+        let mut inner = self.inner();
+        let inventory = &mut inner.world.inventory;
+        let nobody = || refused(failure(404, "not_found", "there is no host that waits"));
+        let (identity, pending) =
+            admission::pending_by(inventory, network, fingerprint).ok_or_else(nobody)?;
+        let (identity, name) = (*identity, pending.name.clone());
+        inventory.end_pending(network, &identity);
+        if ban {
+            inventory.bar(
+                network.clone(),
+                identity,
+                Barred { since: Timestamp::UNIX_EPOCH, node: name.clone() },
+            );
+        }
+        let action = if ban { "ban" } else { "drop" };
+        Ok(Committed { revision: inner.record(action, &NodeId::of(network, &name)) })
     }
 
     async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {

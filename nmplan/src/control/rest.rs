@@ -9,9 +9,9 @@ use proto::secret::Secret;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, Url};
-use schema::api::{Applied, ApplyRequest, Committed, Failure, LogEntry, Removed, StatusDocument};
+use schema::api::{Applied, ApplyRequest, Approved, Committed, Failure, LogEntry, Removed, StatusDocument};
 use schema::inventory::NodeId;
-use schema::scalars::Identity;
+use schema::scalars::{Fingerprint, Identity, Name, NetworkName};
 use schema::snapshot::Revision;
 use schema::world::WorldDocument;
 use serde::de::DeserializeOwned;
@@ -136,6 +136,26 @@ impl ControlPlane for Rest {
 
     async fn lift_ban(&self, node: &NodeId) -> Result<Committed, ControlError> {
         self.answer(self.client.delete(self.node(node, "ban"))).await
+    }
+
+    async fn approve(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        name: &Name,
+    ) -> Result<Approved, ControlError> {
+        let path = format!("{}/api/v1/{network}/pending/{fingerprint}", self.base);
+        self.answer(self.client.put(path).query(&[("name", name.as_str())])).await
+    }
+
+    async fn drop_pending(
+        &self,
+        network: &NetworkName,
+        fingerprint: Fingerprint,
+        ban: bool,
+    ) -> Result<Committed, ControlError> {
+        let path = format!("{}/api/v1/{network}/pending/{fingerprint}", self.base);
+        self.answer(self.client.delete(path).query(&[("ban", ban.to_string())])).await
     }
 
     async fn revisions(&self, after: Revision, limit: usize) -> Result<Vec<LogEntry>, ControlError> {

@@ -12,11 +12,11 @@ use schema::diff::{Action, Change};
 use schema::inventory::NodeId;
 use schema::judge;
 use schema::kinds::Kind;
-use schema::plan::{Bind, Internet, NodeImpact, PartChange, Plan, Summary};
-use schema::scalars::NetworkName;
+use schema::plan::{Bind, Internet, NodeImpact, PartChange, PendingChange, Plan, Summary};
+use schema::scalars::{Name, NetworkName};
 use schema::snapshot::ResourceId;
 use schema::text::{count, moment};
-use schema::value::Value;
+use schema::value::{Data, Value};
 
 use super::difference::differences;
 use super::keys::closed;
@@ -29,6 +29,8 @@ pub struct Shown {
     pub server: Option<String>,
     /// The declared nodes that have not joined.
     pub awaiting: Vec<NodeId>,
+    /// The declared nodes that approve a host which has joined under another name, and that name.
+    pub elsewhere: Vec<(NodeId, Name)>,
     /// The access keys of the project as they will be.
     pub keys: Vec<KeyState>,
     /// What to type next.
@@ -54,11 +56,13 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
     let carried = super::carrying::carrying(&plan.carrying, &plan.impact, shown.full);
     text += &section("Who carries traffic for others", carried);
+    text += &section("Hosts that wait to be let in", pending(&plan.pending, shown.full));
     text += &section("External clients", super::carrying::clients(&plan.clients, shown.full));
     text += &section("Who can reach whom", reach(&plan.reach, false, shown));
     let later = "Who can reach whom once the nodes that are awaited have joined";
     text += &section(later, reach(&plan.reach, true, shown));
-    text += &awaiting(&shown.awaiting, shown.full);
+    text += &awaiting(&shown.awaiting, plan, shown.full);
+    text += &section("Approved hosts that are other nodes already", elsewhere(&shown.elsewhere));
     text += &section("Tests that fail", super::verdicts::failing(&plan.tests));
     text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
@@ -232,18 +236,72 @@ fn change_line(change: &Change, kinds: usize, names: usize) -> String {
 fn joined_node(change: &Change, plan: &Plan) -> Option<String> {
     let bind = plan.binds.iter().find(|bind| bind.id == change.id)?;
     let line = |text: &str| format!("\n        {text}");
+    let fingerprint = bind.identity.fingerprint();
+    if bind.pending {
+        let since = moment(bind.joined);
+        let waits = if lets_in(plan, &bind.id.node()) {
+            format!("lets in the host that has waited since {since}")
+        } else {
+            format!(
+                "approves a host that waits since {since} and waits on: another member has its WireGuard key"
+            )
+        };
+        return Some(line(&waits) + &line(&format!("identity {fingerprint}")));
+    }
     Some(match change.action {
         Action::Create => {
             let key = bind.key.as_ref().map_or("without a key".to_owned(), |key| format!("with key {key}"));
             let joined = format!("binds to the node that joined on {} {key}", moment(bind.joined));
             line(&joined) + &line(&format!("identity {}", bind.identity))
         }
-        Action::Update => return None,
+        Action::Update => {
+            let approved = change.after.as_ref().and_then(|body| body.field("approved"));
+            let approved = approved.filter(|it| it.data != Data::Text(fingerprint.to_string().into()));
+            approved?;
+            let NodeId { network, name } = bind.id.node();
+            line(&format!("another host is this node, with the identity {fingerprint}"))
+                + &line(&format!(
+                    "the approved one can join once it is gone: nmplan node remove {network}/{name}"
+                ))
+        }
         Action::Delete if is_removed(bind, &plan.impact) => {
             line(&"the joined node is removed from the network".red().to_string())
         }
         Action::Delete => line("the joined node stays, undeclared"),
     })
+}
+
+fn elsewhere(nodes: &[(NodeId, Name)]) -> Vec<String> {
+    let line = |(NodeId { network, name }, joined): &(NodeId, Name)| {
+        format!(
+            "  {network}  the host that {name} approves has joined as {joined}: declare that name, or make room: nmplan node \
+             remove {network}/{joined}"
+        )
+    };
+    nodes.iter().map(line).collect()
+}
+
+/// Whether the plan lets a host in as a node that waits.
+fn lets_in(plan: &Plan, node: &NodeId) -> bool {
+    plan.pending.iter().any(|it| it.network == node.network && it.becomes.as_ref() == Some(&node.name))
+}
+
+/// What becomes of hosts that wait.
+fn pending(changes: &[PendingChange], full: bool) -> Vec<String> {
+    let line = |PendingChange { network, name, fingerprint, since, becomes }: &PendingChange| {
+        let since = moment(*since);
+        let line = match becomes {
+            Some(node) => {
+                format!("  {network}/{name} is let in as {node}, waiting since {since}, {fingerprint}")
+            }
+            None => format!(
+                "  {network}/{name} is {}, since the network lets nobody wait any more, {fingerprint}",
+                "dropped".red()
+            ),
+        };
+        (line, becomes.is_some())
+    };
+    fold(changes.iter().map(line).collect(), full)
 }
 
 /// Whether the plan removes the node from the network.
@@ -365,9 +423,9 @@ fn reach(reach: &[ReachChange], once_joined: bool, shown: &Shown) -> Vec<String>
     fold(reach.iter().map(line).collect(), shown.full)
 }
 
-fn awaiting(nodes: &[NodeId], full: bool) -> String {
+fn awaiting(nodes: &[NodeId], plan: &Plan, full: bool) -> String {
     let mut networks: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for NodeId { network, name } in nodes {
+    for NodeId { network, name } in nodes.iter().filter(|node| !lets_in(plan, node)) {
         networks.entry(network).or_default().push(name.as_str());
     }
     let lines = networks.into_iter().map(|(network, names)| {

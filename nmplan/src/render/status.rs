@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::Color;
 use jiff::Timestamp;
-use schema::api::{CarrierState, Control, KeyState, NodeStatus, Presence, StatusDocument};
+use schema::api::{CarrierState, Control, KeyState, NodeStatus, PendingState, Presence, StatusDocument};
 use schema::kinds::Node;
 use schema::scalars::Name;
 use schema::snapshot::{Owner, ResourceId, Revision, Snapshot};
-use schema::text::{ago, count, moment};
+use schema::text::{ago, count, moment, plain};
 use schema::world::BarredDocument;
 
 use super::keys::closed;
@@ -28,7 +28,8 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: 
     let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
     let problems =
         problems.map(|(node, problem)| format!("  {}: {} ({})", node.id, problem.message, problem.code));
-    text + &section("Problems", problems.collect())
+    text + &section("Hosts that wait to be let in", waiting(nodes, now))
+        + &section("Problems", problems.collect())
         + &section("Access keys that let nobody join", closed(keys))
 }
 
@@ -48,6 +49,54 @@ fn table(nodes: &[NodeStatus], newest: Revision, now: Timestamp) -> Table {
         ]);
     }
     table
+}
+
+/// The hosts that wait, each with how to let it in.
+fn waiting(nodes: &[NodeStatus], now: Timestamp) -> Vec<String> {
+    let waits = nodes.iter().filter_map(|node| Some((node, node.pending.as_ref()?)));
+    waits.flat_map(|(node, pending)| waiting_host(node, pending, now)).collect()
+}
+
+fn waiting_host(node: &NodeStatus, pending: &PendingState, now: Timestamp) -> Vec<String> {
+    let PendingState { since, until, seen, obstacle } = pending;
+    let network = node.id.split('/').next().unwrap_or_default();
+    let from = seen.map(|seen| format!(" from {seen}")).unwrap_or_default();
+    let os = node.os.as_ref().map(|os| format!(", {}", plain(os))).unwrap_or_default();
+    let (asked, dropped) = (ago(*since, now), moment(*until));
+    let mut lines = vec![format!("  {network}/{}{from}{os}: asked {asked}, dropped on {dropped}", node.name)];
+    lines.extend(node.fingerprint.map(|fingerprint| format!("    fingerprint {fingerprint}")));
+    lines.push(match obstacle {
+        None => format!("    nmplan node approve {network}/{}", node.name),
+        Some(why) => format!("    not under that name: {why}"),
+    });
+    lines
+}
+
+/// The nodes and the hosts that wait, with what identifies each host, as a table in lines of `columns`.
+pub fn nodes(nodes: &[NodeStatus], server: &str, now: Timestamp, columns: Option<usize>) -> String {
+    let mut text = format!("{server}: {}\n", counts(nodes));
+    if nodes.is_empty() {
+        return text;
+    }
+    let mut table =
+        Table::new(&["NETWORK", "NODE", "STATE", "ADDRESSES", "LAST HEARD OF", "OS", "FINGERPRINT"]);
+    for node in nodes {
+        let seen = node.pending.as_ref().and_then(|pending| pending.seen);
+        let addresses = node.addresses.iter().map(ToString::to_string);
+        let addresses = addresses.chain(seen.map(|seen| format!("(at {seen})")));
+        let heard = node.pending.as_ref().map_or(node.last_check_in, |pending| Some(pending.since));
+        table.row([
+            Entry::of(node.id.split('/').next().unwrap_or_default()),
+            Entry::of(&node.name),
+            state(node),
+            Entry::of(addresses.collect::<Vec<_>>().join("\n")),
+            Entry::of(heard.map(|time| ago(time, now)).unwrap_or_default()),
+            Entry::of(node.os.as_ref().map(|os| plain(os)).unwrap_or_default()),
+            Entry::of(node.fingerprint.map(|it| it.to_string()).unwrap_or_default()),
+        ]);
+    }
+    text += &format!("\n{}", table.text(columns));
+    text
 }
 
 fn carriers<'a>(states: impl Iterator<Item = &'a CarrierState>, nodes: &[NodeStatus]) -> Table {
@@ -82,9 +131,15 @@ fn counts(nodes: &[NodeStatus]) -> String {
     let online = number(Presence::Online);
     let silent = number(Presence::Silent);
     let awaiting = number(Presence::Awaiting);
+    let pending = number(Presence::Pending);
+    let waits = match pending {
+        0 => String::new(),
+        1 => "; 1 host waits to be let in".into(),
+        hosts => format!("; {hosts} hosts wait to be let in"),
+    };
     format!(
-        "{} ({online} online, {silent} silent, {awaiting} awaiting a join)",
-        count(nodes.len() as u64, "node")
+        "{} ({online} online, {silent} silent, {awaiting} awaiting a join){waits}",
+        count((nodes.len() - pending) as u64, "node")
     )
 }
 
@@ -93,6 +148,7 @@ fn state(node: &NodeStatus) -> Entry {
         Presence::Online => Entry::coloured("online", Color::Green),
         Presence::Silent => Entry::coloured("silent", Color::Red),
         Presence::Awaiting => Entry::coloured("awaiting", Color::Yellow),
+        Presence::Pending => Entry::coloured("pending", Color::Yellow),
     }
 }
 

@@ -15,7 +15,7 @@ use nmplan::control::Memory;
 use nmplan::environment::Environment;
 use nmplan::interrupt::Interrupts;
 use schema::api::{Control, NodeStatus, Presence};
-use schema::inventory::{Endpoints, Joined, NodeId};
+use schema::inventory::{Endpoints, Joined, NodeId, PendingNode};
 use schema::scalars::{Identity, WireGuardKey};
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -182,7 +182,24 @@ pub fn online(name: &str, acknowledged: Option<Revision>) -> NodeStatus {
         acknowledged,
         control: Control::Tls,
         problems: Vec::new(),
+        fingerprint: None,
+        os: None,
+        pending: None,
     }
+}
+
+/// A host that waits to be let in, with keys of a number.
+pub fn pending(number: u8, name: &str) -> (Identity, PendingNode) {
+    let pending = PendingNode {
+        name: name.parse().expect("good"),
+        public_key: WireGuardKey([number + 50; 32]),
+        endpoints: Endpoints::default(),
+        listen_port: None,
+        since: "2026-11-24T12:00:00Z".parse().expect("good"),
+        seen: "192.0.2.7".parse().ok(),
+        os: "Debian 12 x86_64".into(),
+    };
+    (Identity([number; 32]), pending)
 }
 
 /// Lets nodes join the network corp, declared or not.

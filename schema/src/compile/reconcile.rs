@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::admission::let_in_approved;
 use super::allocate::{Allocator, Claimant, Exhausted, ReservedAddresses};
 use crate::inventory::{Away, ClientStatus, Inventory, Joined, NodeId};
 use crate::kinds::{AccessKey, Egress, ExternalClient, Node};
@@ -18,7 +19,8 @@ use crate::snapshot::Snapshot;
 /// Nodes are removed with their network, and with their declaration if they claimed it; keys with theirs, and
 /// their secrets are remembered while their network is there. A node whose address no longer fits gets the
 /// reserved one, or the lowest that is free. External clients get theirs, in the order of their names, and
-/// lose them while they are disabled, once they have expired, and with their declaration. Addresses that are
+/// lose them while they are disabled, once they have expired, and with their declaration. A host that waits is
+/// let in as the declared node that approves it, and nobody waits for a network that lets nobody wait. Addresses that are
 /// given up are in quarantine from `now` on. No member is given one of the addresses of the `server`. Fails
 /// if a range has too few addresses.
 pub fn reconcile(
@@ -54,6 +56,7 @@ pub fn reconcile(
     }
     free_clients(&mut reconciled, declared, &reserved, now);
     readdress(&mut reconciled, &moving, declared, &reserved, now)?;
+    let_in_approved(&mut reconciled, declared, &reserved, now)?;
     for (network, reserved) in &reserved {
         address_clients(&mut reconciled, network, declared, reserved, now)?;
     }

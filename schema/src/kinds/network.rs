@@ -60,6 +60,12 @@ pub struct Network {
     /// Whether names of this network resolve on its nodes, as NAME.NETWORK.
     #[field(default = true)]
     pub name_service: bool,
+    /// Whether hosts may ask to join without an access key (`netclient join --server HOST:PORT --pin
+    /// sha256:... -n NETWORK`). Each waits, without an address, a name or peers, until `nmplan node approve` or
+    /// `approved` of a declared node lets it in; at most 100 wait at once, each for 24 hours. When it becomes
+    /// false, nobody waits any more, and who is in stays.
+    #[field(default = false)]
+    pub manual_approval: bool,
     /// How many nodes may be in the network, joined and expected together. Absent: as many as there are
     /// addresses.
     pub node_limit: Option<Bounded<1, 1_000_000>>,

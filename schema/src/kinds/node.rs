@@ -7,13 +7,13 @@ use schema_derive::Describe;
 
 use super::network::{ListenPort, within};
 use crate::rules::{Claim, Findings, Rules};
-use crate::scalars::{Endpoint, Name, Seconds};
+use crate::scalars::{Endpoint, Fingerprint, Name, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 
 /// A declared node: a host that is expected under this name, and how its node is configured once it has
 /// joined.
 ///
-/// A key whose `for` names it lets a host claim the name.
+/// A key whose `for` names it lets a host claim the name; `approved` lets one host do so without a key.
 #[derive(Clone, Debug, PartialEq, Describe)]
 #[describe(word = "node", plural = "nodes", within = "network", namespace = "names", named_by("selector", "alias"))]
 pub struct Node {
@@ -33,6 +33,11 @@ pub struct Node {
     /// How often it sends each peer a packet, instead of the network's `keepalive`; `0s` turns that off, at
     /// most `18h`.
     pub keepalive: Option<Seconds>,
+    /// The fingerprint of the host that may join under this name without an access key, as `netclient join`
+    /// printed it there: at once if it waits for approval already, else when it asks, whether or not the
+    /// network has `manual-approval`. While another host is the node, it waits. Who has joined stays when
+    /// this changes, and leaves with the declaration.
+    pub approved: Option<Fingerprint>,
 }
 
 impl Node {

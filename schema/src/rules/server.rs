@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Claim, endpoints};
-use crate::kinds::AccessKey;
+use crate::kinds::{AccessKey, Node};
 use crate::report::{Code, Problem, Report};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{Name, NetworkName, overlap};
@@ -44,6 +44,13 @@ pub fn check(world: &Snapshot, source_map: &SourceMap, server: &ServerInfo) -> R
     for (key, name) in server.own_node.iter().flat_map(|name| claims(world, name).map(move |key| (key, name)))
     {
         report.push(claimed(key, name, source_map));
+    }
+    for id in server.own_node.iter().flat_map(|name| approved(world, name)) {
+        let message = format!("the server itself joins as {}, so {id} cannot approve another host", id.name);
+        let at = source_map.location(id, &[Step::Field("approved")]);
+        let help =
+            "remove `approved`, or set CLIENT_MODE=off or another CLIENT_NAME on the server".to_owned();
+        report.push(Problem::new(Code::OwnNode, message).at(at).about(id).help(help));
     }
     report
 }
@@ -119,6 +126,12 @@ fn at_route(
 fn claims<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a ResourceId> {
     let keys = world.networks().flat_map(|(network, _)| world.all_in::<AccessKey>(network));
     keys.filter(move |(_, key)| key.r#for.iter().any(|node| node.name == *name)).map(|(id, _)| id)
+}
+
+/// The nodes of a name that approve a host.
+fn approved<'a>(world: &'a Snapshot, name: &'a Name) -> impl Iterator<Item = &'a ResourceId> {
+    let nodes = world.networks().flat_map(|(network, _)| world.all_in::<Node>(network));
+    nodes.filter(move |(id, node)| id.name == *name && node.approved.is_some()).map(|(id, _)| id)
 }
 
 fn claimed(key: &ResourceId, name: &Name, source_map: &SourceMap) -> Problem {
@@ -217,6 +230,18 @@ mod tests {
         assert_eq!(found(KEYS, &server(kept, Some("netmaker"))), [own(), own()]);
         assert_eq!(found(KEYS, &server(kept, Some("control"))), []);
         assert_eq!(found(KEYS, &server(kept, None)), [], "its host is no node");
+    }
+
+    #[test]
+    fn no_host_is_approved_as_the_servers_own() {
+        let fingerprint = crate::scalars::Identity([1; 32]).fingerprint();
+        let text = format!(
+            "network \"corp\" {{\n ipv4 \"10.40.0.0/16\"\n node \"netmaker\" approved=\"{fingerprint}\"; node \"gw\"\n}}\n"
+        );
+        let own = (Code::OwnNode, format!("\"{fingerprint}\""));
+        assert_eq!(found(&text, &server(None, Some("netmaker"))), [own]);
+        assert_eq!(found(&text, &server(None, Some("gw"))), []);
+        assert_eq!(found(&text, &server(None, None)), []);
     }
 
     #[test]

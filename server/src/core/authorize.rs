@@ -112,6 +112,9 @@ pub enum Operation {
     DeleteResource,
     RemoveNode,
     LiftBan,
+    ApprovePending,
+    DropPending,
+    Identify,
     Challenge,
     Register,
     Join,
@@ -218,9 +221,28 @@ pub const TABLE: &[Rule] = &[
         Needs::Role(Applier),
         "Lets the hosts join again that were removed as that node with `ban=true`.",
     ),
+    rule(
+        Operation::ApprovePending,
+        Rest("put", "/api/v1/{network}/pending/{fingerprint}"),
+        Needs::Role(Applier),
+        "Lets a host in that asked to join without an access key and waits, as the node `name`; by the fingerprint of its \
+         identity.",
+    ),
+    rule(
+        Operation::DropPending,
+        Rest("delete", "/api/v1/{network}/pending/{fingerprint}"),
+        Needs::Role(Applier),
+        "Drops a host that waits; `ban=true` bars its identity from the network, so that it cannot ask again.",
+    ),
+    rule(Operation::Identify, Grpc("Identify"), Nothing, "The key that signs what the server sends."),
     rule(Operation::Challenge, Grpc("Challenge"), Nothing, "A nonce to sign."),
     rule(Operation::Register, Grpc("Register"), Signature, "Asks for a tunnel to the server."),
-    rule(Operation::Join, Grpc("Join"), Signature, "Enters a network with an access key."),
+    rule(
+        Operation::Join,
+        Grpc("Join"),
+        Signature,
+        "Enters a network with an access key, or waits to be let in without one.",
+    ),
     rule(Operation::OpenSession, Grpc("OpenSession"), Signature, "Opens a node's session."),
     rule(Operation::GetPeers, Grpc("GetPeers"), Session, "The whole View."),
     rule(Operation::CheckIn, Grpc("CheckIn"), Session, "What the node lacks."),
@@ -336,6 +358,7 @@ mod tests {
             Operation::Ready,
             Operation::Server,
             Operation::OpenApi,
+            Operation::Identify,
             Operation::Challenge,
         ];
         assert_eq!(open.collect::<Vec<_>>(), expected);

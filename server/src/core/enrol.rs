@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use schema::compile::allocate::{Allocator, Exhausted, ReservedAddresses};
+use schema::compile::admission::{self, Newcomer};
+use schema::compile::allocate::{Exhausted, ReservedAddresses};
 use schema::compile::reconcile::joined_and_awaited;
-use schema::inventory::{Admission, Inventory, Joined, KeyStatus, NodeId};
-use schema::kinds::{AccessKey, ExternalClient, Kind, Node};
+use schema::inventory::{Admission, Inventory, Joined, KeyStatus, NodeId, PendingNode};
+use schema::kinds::{AccessKey, Kind, Node};
 use schema::scalars::{Identity, Name, NetworkName, Verifier, WireGuardKey};
-use schema::snapshot::{ResourceId, Snapshot};
+use schema::snapshot::ResourceId;
 use schema::text::{count, moment};
 use schema::world::{ServerInfo, World};
 
@@ -124,6 +125,32 @@ pub enum Refused {
     /// The network has as many nodes as its limit allows.
     #[error("the network {0} has {1} nodes, as many as its node-limit allows")]
     Full(NetworkName, usize),
+    /// The network lets nobody wait, or does not exist: one error for both, so that strangers cannot search for
+    /// networks.
+    #[error(
+        "there is no network {0} that hosts may ask to join without an access key: check its name, join with a token, or \
+         have `manual-approval` of the network set to true"
+    )]
+    KeyNeeded(NetworkName),
+    /// As many hosts wait as may.
+    #[error(
+        "{most} hosts wait for {0} already, which is the limit; have some of them approved or dropped, or join with a token",
+        most = PendingNode::MOST
+    )]
+    ManyWait(NetworkName),
+    /// More hosts have asked within a short time than may.
+    #[error(
+        "many hosts have asked to join {0} without an access key just now; try again later, or join with a token"
+    )]
+    ManyAsk(NetworkName),
+    /// A declaration approves the host, under another name.
+    #[error("{0} approves this host, so it cannot be let in under another name")]
+    ApprovedAs(ResourceId),
+    /// A declaration approves another host under that name.
+    #[error(
+        "{0} approves another host, so this one needs another name, or `approved` of that node its fingerprint"
+    )]
+    ApprovesAnother(ResourceId),
     /// The range has no address left.
     #[error("the range {range} of {network} has no free address", range = .0.range, network = .0.network)]
     Exhausted(Exhausted),
@@ -189,7 +216,7 @@ pub fn claim(
 
 /// Makes a node of a host that may be one, if there is room for it; `key` is the one that it joined with. It
 /// is given none of the addresses of the `server`.
-fn admit(
+pub(super) fn admit(
     world: &mut World,
     candidate: Candidate,
     key: Option<(&Name, &AccessKey)>,
@@ -203,32 +230,17 @@ fn admit(
     check_public_key(world, &candidate, &candidate.name)?;
     let Candidate { network, name, identity, public_key, facts, os } = candidate;
     let Facts { endpoints, listen_port, problems, connected: _ } = facts;
-    let listen_port = listen_port.unwrap_or_else(|| wanted_port(&world.snapshot, &network, &name));
+    let key = key.map(|(name, key)| (name.clone(), key.tags.clone()));
+    let newcomer = Newcomer { identity, public_key, endpoints, listen_port, problems, os, key, claimed };
     let reserved = ReservedAddresses::of(&network, &world.snapshot, server);
-    let mut allocator = Allocator::new(&network, &world.snapshot, &reserved, &world.inventory, now);
-    let addresses =
-        allocator.addresses(&name, &Default::default(), &world.inventory).map_err(Refused::Exhausted)?;
-    let (key, tags) = key.map(|(name, key)| (name.clone(), key.tags.clone())).unzip();
-    let tags = tags.unwrap_or_default();
-    let joined = Joined {
-        public_key,
-        identity,
-        addresses,
-        endpoints,
-        listen_port,
-        tags,
-        key,
-        claimed,
-        joined: now,
-        problems,
-        os,
-    };
-    world.inventory.put_node(NodeId { network, name: name.clone() }, joined);
+    let id = NodeId { network, name: name.clone() };
+    admission::admit(&mut world.inventory, id, newcomer, &world.snapshot, &reserved, now)
+        .map_err(Refused::Exhausted)?;
     Ok(Admitted { name, changed: true })
 }
 
 /// A host that joins again, perhaps because the first answer was lost, perhaps with a new WireGuard key.
-fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitted, Refused> {
+pub(super) fn rejoin(world: &mut World, candidate: Candidate, name: Name) -> Result<Admitted, Refused> {
     check_public_key(world, &candidate, &name)?;
     let Candidate { network, name: _, identity: _, public_key, facts, os } = candidate;
     let id = NodeId { network, name: name.clone() };
@@ -285,21 +297,10 @@ pub fn may_register(world: &World, id: &ResourceId, now: Timestamp) -> Result<()
     Ok(())
 }
 
-/// The port that a node will most likely listen on: its declared one, else the network's.
-fn wanted_port(declared: &Snapshot, network: &NetworkName, name: &Name) -> u16 {
-    let declaration = declared.named::<Node>(network, name);
-    declared
-        .network(network)
-        .map(|network| network.listen_port_of(declaration.map(|node| &**node)))
-        .unwrap_or_default()
-}
-
-/// Whether no node of another name has the WireGuard key.
-fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
+/// Whether no other member has the WireGuard key.
+pub(super) fn check_public_key(world: &World, candidate: &Candidate, name: &Name) -> Result<(), Refused> {
     let Candidate { network, public_key, .. } = candidate;
-    let node = world.inventory.holder_of_key(network, public_key).is_some_and(|holder| holder != name);
-    let mut clients = world.snapshot.all_in::<ExternalClient>(network);
-    if node || clients.any(|(_, client)| client.public_key == Some(*public_key)) {
+    if admission::is_key_taken(world.parts(), network, name, public_key) {
         return Err(Refused::PublicKeyTaken(network.clone()));
     }
     Ok(())
@@ -338,7 +339,11 @@ fn check_name(
 
 /// Whether no other node or object has the name.
 fn check_free(world: &World, candidate: &Candidate) -> Result<(), Refused> {
-    let Candidate { network, name, .. } = candidate;
+    is_free(world, &candidate.network, &candidate.name)
+}
+
+/// Whether nobody and nothing has a name.
+pub(super) fn is_free(world: &World, network: &NetworkName, name: &Name) -> Result<(), Refused> {
     if world.inventory.node(&NodeId::of(network, name)).is_some() {
         return Err(Refused::NameTaken { network: network.clone(), name: name.clone() });
     }

@@ -27,7 +27,7 @@ use crate::identity::InvalidSession;
 use crate::liveness::Stream;
 use crate::mark;
 use crate::state::{Origin, Pending, State};
-use crate::store::{EPOCH, Provenance, SERVER, Store};
+use crate::store::{DROP, EPOCH, Provenance, SERVER, Store};
 
 impl Service {
     /// A nonce to sign, and an ephemeral key that belongs to it.
@@ -103,6 +103,9 @@ impl Service {
         from: Option<IpAddr>,
         transport: Control,
     ) -> Result<wire::JoinResponse, Error> {
+        if request.key.is_empty() {
+            return self.ask(request, from, transport).await;
+        }
         let Shown { candidate, key, verifier, nonce_made } = self.candidate(&request, from)?;
         let network = candidate.network.clone();
         let identity = candidate.identity;
@@ -116,7 +119,7 @@ impl Service {
             Ok(enrol::join(world, candidate, &key.name, &server, Timestamp::now())?)
         };
         let (name, update) = self.let_in(network, identity, transport, join).await?;
-        Ok(wire::JoinResponse { name: name.to_string(), update: Some(update) })
+        Ok(wire::JoinResponse { name: name.to_string(), update: Some(update), waiting: None })
     }
 
     /// Makes a host a node of a network: its name, and its View.
@@ -137,40 +140,56 @@ impl Service {
             Ok(Proposal::changed(name, next, audit))
         };
         let name = self.change(change).await?;
-        let update = self.whole(&network, &identity)?;
-        // It is online, but has not reported its revision.
-        self.inner.last_seen.record(
-            &NodeId { network, name: name.clone() },
-            (0, Revision(0)),
-            transport,
-            None,
-        );
+        let update = self.welcome(network, &name, &identity, transport)?;
         Ok((name, update))
+    }
+
+    /// The View of a node that has just joined: it is online, but has not reported its revision.
+    pub(super) fn welcome(
+        &self,
+        network: NetworkName,
+        name: &Name,
+        identity: &Identity,
+        transport: Control,
+    ) -> Result<Update, Error> {
+        let update = self.whole(&network, identity)?;
+        let id = NodeId { network, name: name.clone() };
+        self.inner.last_seen.record(&id, (0, Revision(0)), transport, None);
+        Ok(update)
     }
 
     /// The host that asks, and what it shows.
     fn candidate(&self, request: &wire::JoinRequest, from: Option<IpAddr>) -> Result<Shown, Error> {
-        let bad = |what: &str, why: String| Error::BadRequest(format!("{what} is not valid: {why}"));
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         let ephemeral = self.inner.secrets.ephemeral(&nonce);
         let key = key_id(&request.network, &request.key)?;
-        let network = key.network.clone();
-        let name: Name = request.name.parse().map_err(|why| bad("the name", why))?;
+        let name = name_of(request)?;
         let state = self.state();
         let verifier = self.shown_key(&state, &key, |verifier| {
-            sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, verifier)
+            sign::verify_join(request, &self.inner.info.signing_key, &ephemeral, Some(verifier))
         })?;
         let nonce_made = nonce.made;
         self.nonces().spend(nonce, boottime())?;
-        state.world.snapshot.network(&network).ok_or_else(|| Refused::UnknownKey(key.clone()))?;
+        state.world.snapshot.network(&key.network).ok_or_else(|| Refused::UnknownKey(key.clone()))?;
+        let candidate = self.read_candidate(&state.world, request, (key.network.clone(), name), from)?;
+        Ok(Shown { candidate, key, verifier, nonce_made })
+    }
+
+    /// The host that a request is about, whose signatures were checked.
+    pub(super) fn read_candidate(
+        &self,
+        world: &World,
+        request: &wire::JoinRequest,
+        (network, name): (NetworkName, Name),
+        from: Option<IpAddr>,
+    ) -> Result<Candidate, Error> {
         let identity = key_of::<Identity>(&request.identity)?;
         let addresses = self.inner.addresses.now();
-        let meshes = self.meshes(&state.world, &addresses);
+        let meshes = self.meshes(world, &addresses);
         let said = request.facts.clone().unwrap_or_default();
-        let facts = facts::read(&said, from, meshes, before(&state.world, &network, &identity))?;
+        let facts = facts::read(&said, from, meshes, before(world, &network, &identity))?;
         let public_key = key_of::<WireGuardKey>(&request.public_key)?;
-        let candidate = Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) };
-        Ok(Shown { candidate, key, verifier, nonce_made })
+        Ok(Candidate { network, name, identity, public_key, facts, os: os_of(&request.os) })
     }
 
     /// The networks around the endpoints that agents report.
@@ -376,7 +395,7 @@ impl Service {
         self.change(change).await
     }
 
-    /// Removes a node from a network at its own request.
+    /// Removes a node from a network at its own request, or a host that waits to be one.
     pub async fn leave(&self, request: &wire::LeaveRequest) -> Result<(), Error> {
         let nonce = self.inner.secrets.nonce(&request.nonce)?;
         sign::verify_leave(request, &self.inner.info.signing_key)?;
@@ -384,10 +403,16 @@ impl Service {
         let network: NetworkName = request.network.parse().map_err(Error::BadRequest)?;
         let identity = key_of(&request.identity)?;
         let leave = move |world: &World, _: &mut CommitContext<'_>| {
+            let mut next = world.clone();
+            if let Some(pending) = world.inventory.pending_of(&network, &identity) {
+                let actor = format!("host {}", pending.name);
+                next.inventory.end_pending(&network, &identity);
+                let audit = AuditInfo { actor, action: DROP, ..AuditInfo::default() };
+                return Ok(Proposal::changed((), next, audit));
+            }
             let Some(name) = world.inventory.name_of(&network, &identity) else {
                 return Ok(Proposal::unchanged(()));
             };
-            let mut next = world.clone();
             enrol::remove(&mut next, &network, name, Timestamp::now());
             let audit = AuditInfo { actor: format!("node {name}"), action: "leave", ..AuditInfo::default() };
             Ok(Proposal::changed((), next, audit))
@@ -468,6 +493,11 @@ struct Shown {
 fn before<'a>(world: &'a World, network: &NetworkName, identity: &Identity) -> Option<&'a Endpoints> {
     let name = world.inventory.name_of(network, identity)?;
     world.inventory.node(&NodeId::of(network, name)).map(|joined| &joined.endpoints)
+}
+
+/// The name that a host asks for.
+pub(super) fn name_of(request: &wire::JoinRequest) -> Result<Name, Error> {
+    request.name.parse().map_err(|why| Error::BadRequest(format!("the name is not valid: {why}")))
 }
 
 /// The operating system that a node reports, cut to what is stored.

@@ -107,6 +107,7 @@ fn world(state: &State, grant: &Grant, server: ServerInfo) -> WorldDocument {
         document.keys.retain(|key| holds(&key.id.network));
         document.quarantine.retain(|address| holds(&address.network));
         document.barred.retain(|barred| holds(&barred.network));
+        document.pending.retain(|pending| holds(&pending.network));
         document.clients.retain(|client| holds(&client.network));
         document.away.retain(|away| holds(&away.network));
         document.carried.retain(|carried| holds(&carried.network));

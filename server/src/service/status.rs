@@ -1,16 +1,18 @@
 //! The state of nodes, as status reports it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use schema::api::{Control, NodeStatus, Presence};
+use schema::api::{Control, NodeStatus, PendingState, Presence};
 use schema::compile::tags;
-use schema::inventory::{NodeId, NodeProblem};
+use schema::inventory::{NodeId, NodeProblem, PendingNode};
 use schema::kinds::Node;
-use schema::scalars::Seconds;
+use schema::scalars::{Identity, NetworkName, Seconds};
 use schema::snapshot::{ResourceId, Revision};
-use schema::world::World;
+use schema::world::{ServerInfo, World};
 
 use crate::core::carriers::MISSED;
+use crate::core::pending::obstacle;
 use crate::liveness::Liveness;
 use crate::state::{Pending, State};
 use crate::store::Seen;
@@ -42,8 +44,39 @@ pub(super) fn of(state: &State, id: &NodeId, heard: Option<Liveness>) -> NodeSta
         },
         last_check_in: heard.map(|heard| heard.seen.time),
         acknowledged: heard.and_then(|heard| acknowledged(state, id, &heard)),
+        fingerprint: joined.map(|joined| joined.identity.fingerprint()),
+        os: joined.map(|joined| joined.os.clone()),
+        pending: None,
         problems: joined.iter().flat_map(|joined| joined.problems.clone()).chain(cloned).collect(),
         control: heard.filter(|heard| online || heard.streams).map_or(Control::None, |heard| heard.transport),
+    }
+}
+
+/// The state of a host that waits.
+pub(super) fn of_pending(
+    world: &World,
+    server: &ServerInfo,
+    network: &NetworkName,
+    (identity, pending): (&Identity, &PendingNode),
+) -> NodeStatus {
+    let PendingNode { name, public_key, since, seen, os, .. } = pending;
+    let fingerprint = identity.fingerprint();
+    let obstacle = obstacle(world, network, fingerprint, name, server);
+    let (since, until, seen) = (*since, pending.until(), *seen);
+    NodeStatus {
+        id: ResourceId::of::<Node>(network, name).to_string(),
+        name: name.clone(),
+        tags: BTreeSet::new(),
+        addresses: BTreeSet::new(),
+        public_key: Some(*public_key),
+        state: Presence::Pending,
+        last_check_in: None,
+        acknowledged: None,
+        control: Control::None,
+        problems: Vec::new(),
+        fingerprint: Some(fingerprint),
+        os: Some(os.clone()),
+        pending: Some(PendingState { since, until, seen, obstacle: obstacle.map(|why| why.to_string()) }),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the server changes by itself as time passes: which nodes are away or back, and which external clients
-//! have expired.
+//! What the server changes by itself as time passes: which nodes are away or back, which external clients have
+//! expired, and which hosts have waited to be let in for too long.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use netclient::agent::error_chain;
 use schema::compile::reconcile::reconcile;
-use schema::inventory::{ClientStatus, NodeId};
+use schema::inventory::{ClientStatus, NodeId, PendingNode};
 use schema::kinds::ExternalClient;
 use schema::snapshot::Revision;
 use schema::text::count;
@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use super::Service;
 use crate::committer::{AuditInfo, CommitContext, Proposal};
 use crate::core::carriers::Carriers;
+use crate::core::pending;
 use crate::error::Error;
-use crate::store::{EXPIRE, FAILOVER, Provenance, SERVER};
+use crate::store::{DROP, EXPIRE, FAILOVER, Provenance, SERVER};
 
 /// What has to be remembered from one look to the next.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Upkeep {
     carriers: Carriers,
     /// When the next external client expires, if one does, at an epoch and revision.
     expiry: Option<((u64, Revision), Option<Timestamp>)>,
+    /// When the next host has waited for too long, if one waits, at an epoch and revision.
+    over: Option<((u64, Revision), Option<Timestamp>)>,
     /// Whether changes could not be stored at the last look.
     failing: bool,
 }
@@ -54,12 +57,38 @@ impl Service {
         if next.is_some_and(|next| next <= now) {
             outcomes.push(self.expire_clients(now).await);
         }
+        let over = match upkeep.over {
+            Some((known, over)) if known == at => over,
+            Some(_) | None => upkeep.over.insert((at, pending::next_over(world))).1,
+        };
+        if over.is_some_and(|over| over <= now) {
+            outcomes.push(self.drop_over(now).await);
+        }
         let failed = outcomes.into_iter().find_map(Result::err);
         if let Some(error) = failed.as_ref().filter(|_| !upkeep.failing) {
             let why = error_chain(error);
-            tracing::warn!(why, "cannot store what nodes carry or who has expired; trying on");
+            tracing::warn!(
+                why,
+                "cannot store what nodes carry, who has expired or who is dropped; trying on"
+            );
         }
         upkeep.failing = failed.is_some();
+    }
+
+    /// Drops all hosts that have waited for too long by then.
+    async fn drop_over(&self, now: Timestamp) -> Result<(), Error> {
+        let drop = move |world: &World, _: &mut CommitContext<'_>| {
+            let mut next = world.clone();
+            let dropped = pending::drop_over(&mut next, now);
+            if dropped.is_empty() {
+                return Ok(Proposal::unchanged(()));
+            }
+            let hosts = count(dropped.len() as u64, "host");
+            let why =
+                format!("{hosts} waited for {} hours, and nobody approved", PendingNode::LIFE.as_hours());
+            Ok(by_itself(next, DROP, why))
+        };
+        self.change(drop).await
     }
 
     /// Cuts off all external clients that have expired by then.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetItem;
 use schema::inventory::{
-    Away, Barred, ClientStatus, FormerKey, Inventory, Joined, KeyStatus, NodeId, Quarantined,
+    Away, Barred, ClientStatus, FormerKey, Inventory, Joined, KeyStatus, NodeId, PendingNode, Quarantined,
 };
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
@@ -29,6 +29,7 @@ const KEY: &str = "@key";
 const FORMER_KEY: &str = "@former-key";
 const QUARANTINED: &str = "@quarantine";
 const BARRED: &str = "@barred";
+const PENDING: &str = "@pending";
 const CLIENT: &str = "@client";
 const AWAY: &str = "@away";
 const CARRIED: &str = "@carried";
@@ -109,6 +110,9 @@ impl Writes {
         }
         for item in changes.barred {
             self.item(item, |(network, identity)| key(network, BARRED, &identity.to_string()));
+        }
+        for item in changes.pending {
+            self.item(item, |(network, identity)| key(network, PENDING, &identity.to_string()));
         }
         for item in changes.clients {
             self.item(item, |id| key(&id.network, CLIENT, id.name.as_str()));
@@ -193,6 +197,11 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
             let barred: Barred = json(row)?;
             let identity = name.parse().map_err(|why| unreadable(row, why))?;
             world.inventory.bar(network, identity, barred);
+        }
+        PENDING => {
+            let pending: PendingNode = json(row)?;
+            let identity = name.parse().map_err(|why| unreadable(row, why))?;
+            world.inventory.put_pending(network, identity, pending);
         }
         CLIENT => {
             let status: ClientStatus = json(row)?;
@@ -294,6 +303,36 @@ mod tests {
         assert_eq!(read, later);
         let (puts, deletes) = between(&later, &world());
         assert_eq!((puts.len(), deletes.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_host_that_waits_is_stored_and_read_back_and_is_gone_once_it_is_in() {
+        let identity = schema::scalars::Identity([9; 32]);
+        let pending = PendingNode {
+            name: "new".parse().expect("good"),
+            public_key: schema::scalars::WireGuardKey([9; 32]),
+            endpoints: Default::default(),
+            listen_port: Some(51_821),
+            since: jiff::Timestamp::UNIX_EPOCH,
+            seen: Some(IpAddr::from([192, 0, 2, 9])),
+            os: "linux".into(),
+        };
+        let mut later = world();
+        later.inventory.put_pending("corp".parse().expect("good"), identity, pending);
+        let (puts, deletes) = between(&world(), &later);
+        assert_eq!((puts.len(), deletes.len()), (1, 0));
+        let mut read = world();
+        restore(&puts[0], &mut read).expect("it can be read");
+        assert_eq!(read, later);
+        let joined = later.inventory.node(&node()).expect("it is there").clone();
+        let id = NodeId { name: "new".parse().expect("good"), ..node() };
+        let public_key = schema::scalars::WireGuardKey([9; 32]);
+        let mut admitted = later.clone();
+        let joined = Joined { identity, public_key, addresses: Default::default(), ..(*joined).clone() };
+        admitted.inventory.put_node(id, joined);
+        let (puts, deletes) = between(&later, &admitted);
+        let deleted: Vec<_> = deletes.iter().map(|key| &*key.kind).collect();
+        assert_eq!((puts.len(), deleted), (1, vec![PENDING]));
     }
 
     #[test]

@@ -152,13 +152,13 @@ impl Agent {
         key: &str,
         change: impl FnOnce(&mut JoinRequest),
     ) -> Result<JoinRequest, Status> {
-        self.join_request_with(key, &seed(key), change).await
+        self.join_request_with(key, Some(&seed(key)), change).await
     }
 
     async fn join_request_with(
         &mut self,
         key: &str,
-        seed: &ed25519::SigningKey,
+        seed: Option<&ed25519::SigningKey>,
         change: impl FnOnce(&mut JoinRequest),
     ) -> Result<JoinRequest, Status> {
         let wire::ChallengeResponse { nonce, ephemeral } = self.challenge().await?;
@@ -186,11 +186,31 @@ impl Agent {
 
     /// The same with a key whose seed nmplan made.
     pub async fn join_with(&mut self, key: &str, seed: &ed25519::SigningKey) -> Result<(), Status> {
-        let request = self.join_request_with(key, seed, |_| ()).await?;
-        let wire::JoinResponse { name, update } = self.client.join(request).await?.into_inner();
+        let request = self.join_request_with(key, Some(seed), |_| ()).await?;
+        let wire::JoinResponse { name, update, waiting: _ } = self.client.join(request).await?.into_inner();
         self.name = name.parse().expect("the server returns a valid name");
         self.take(&update.expect("a join is answered with a View")).expect("the server signs what it sends");
         Ok(())
+    }
+
+    /// A request to join without an access key.
+    pub async fn ask_request(&mut self, waits: bool) -> Result<JoinRequest, Status> {
+        self.join_request_with("", None, |request| request.waits = waits).await
+    }
+
+    /// Asks to join without an access key; for how many seconds it waits, 0 if it does not any more, or nothing
+    /// where it is in and has taken its View. `waits`: whether it has asked before.
+    pub async fn ask(&mut self, waits: bool) -> Result<Option<u32>, Status> {
+        let request = self.ask_request(waits).await?;
+        let answer = self.client.join(request.clone()).await?.into_inner();
+        if let Some(waiting) = answer.waiting {
+            sign::verify_waiting(&waiting, &request, &self.server).expect("the server signs what it sends");
+            assert!(answer.name.is_empty() && answer.update.is_none(), "whoever waits is sent nothing else");
+            return Ok(Some(waiting.left));
+        }
+        self.name = answer.name.parse().expect("the server returns a valid name");
+        self.take(&answer.update.expect("a View")).expect("the server signs what it sends");
+        Ok(None)
     }
 
     /// The session's token; opens one if there is none.
