@@ -172,7 +172,11 @@ pub fn next_over(world: &World) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use jiff::SignedDuration;
+    use proptest::prelude::*;
+    use schema::compile::reconcile::reconcile;
     use schema::scalars::WireGuardKey;
     use schema::world::ResourceDocument;
 
@@ -361,6 +365,105 @@ mod tests {
             matches!(approved(&mut world, 4, "web-2"), Some(Ok(_))),
             "whoever approves may give another name"
         );
+    }
+
+    /// Something that a host, an admin or a file does; hosts and names by number.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Ask {
+            host: u8,
+            name: u8,
+            waits: bool,
+        },
+        Approve {
+            host: u8,
+            name: u8,
+        },
+        Drop {
+            host: u8,
+        },
+        Remove {
+            name: u8,
+        },
+        /// Which host each declared node approves; whether the network lets hosts wait.
+        Declare {
+            approved: Vec<Option<u8>>,
+            open: bool,
+        },
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let (host, name) = (1..5u8, 0..4u8);
+        prop_oneof![
+            (host.clone(), name.clone(), any::<bool>()).prop_map(|(host, name, waits)| Act::Ask {
+                host,
+                name,
+                waits
+            }),
+            (host.clone(), name.clone()).prop_map(|(host, name)| Act::Approve { host, name }),
+            host.clone().prop_map(|host| Act::Drop { host }),
+            name.prop_map(|name| Act::Remove { name }),
+            (proptest::collection::vec(proptest::option::of(host), 0..3), any::<bool>())
+                .prop_map(|(approved, open)| Act::Declare { approved, open }),
+        ]
+    }
+
+    fn carry_out(now: &mut World, act: Act) {
+        let named = |number: u8| format!("n{number}");
+        match act {
+            Act::Ask { host, name, waits } => {
+                let asked = applicant(&named(name), host, waits);
+                drop(ask(now, asked, &server(None, &[]), || true, START));
+            }
+            Act::Approve { host, name } => drop(approved(now, host, &named(name))),
+            Act::Drop { host } => drop(drop_by(now, &corp(), fingerprint(host))),
+            Act::Remove { name: number } => {
+                drop(enrol::remove(now, &corp(), &name(&named(number)), START));
+            }
+            Act::Declare { approved, open } => {
+                let network = if open { OPEN } else { CLOSED }.to_owned();
+                let mut resources = vec![("corp".to_owned(), network)];
+                // A host is approved once; rules say so.
+                let hosts = approved.iter().enumerate().filter(|(at, host)| !approved[..*at].contains(host));
+                resources.extend(hosts.map(|(number, host)| {
+                    (format!("corp/node/n{number}"), host.map_or("{}".to_owned(), approves))
+                }));
+                let resources: Vec<_> = resources.iter().map(|(id, body)| (&**id, &**body)).collect();
+                now.snapshot = world(&resources).snapshot;
+                let reconciled = reconcile(&now.inventory, &now.snapshot, &[], START);
+                now.inventory = reconciled.expect("there is room");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_hosts_files_and_admins_do_a_host_is_in_once_or_waits_or_neither(
+            acts in proptest::collection::vec(act(), 1..40)
+        ) {
+            let mut world = world(&[("corp", OPEN)]);
+            for act in acts {
+                let before = world.clone();
+                carry_out(&mut world, act.clone());
+                let World { snapshot, inventory, .. } = &world;
+                let hosts: BTreeSet<_> = inventory.nodes().map(|(_, joined)| joined.identity).collect();
+                prop_assert_eq!(hosts.len(), inventory.nodes().count(), "one node each, after {:?}", act);
+                let waits = |identity: &Identity| inventory.pending_of(&corp(), identity).is_some();
+                prop_assert!(!hosts.iter().any(waits), "who is in does not wait: {:?}", act);
+                let open = snapshot.network(&corp()).is_some_and(|network| network.manual_approval);
+                prop_assert!(open || inventory.pending().count() == 0, "nobody waits there: {:?}", act);
+                let addresses: BTreeSet<_> =
+                    inventory.nodes().flat_map(|(_, joined)| joined.addresses.clone()).collect();
+                prop_assert_eq!(addresses.len(), hosts.len(), "an address is one node's");
+                for (id, joined) in inventory.nodes() {
+                    let is_new = before.inventory.node(id).is_none();
+                    let node = snapshot.named::<Node>(&id.network, &id.name);
+                    let approves = node.and_then(|node| node.approved);
+                    let fits = approves.is_none_or(|host| host == joined.identity.fingerprint());
+                    prop_assert!(!is_new || fits, "nobody is let in where another is approved: {:?}", act);
+                }
+            }
+        }
     }
 
     #[test]
