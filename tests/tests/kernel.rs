@@ -55,6 +55,7 @@ const ALL: &[Suite] = &[
     ("outside", &[]),
     ("gateways", &[]),
     ("stories", &[]),
+    ("company", &[]),
     ("failover", &[]),
     ("access", &[]),
     ("clients", &[]),
