@@ -62,7 +62,9 @@ impl NotKept {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::NoLab(_) => Some("start one, as the same user: nmplan lab DIR --keep".into()),
-            Self::Several(_) => Some("name the directory: nmplan lab DIR --enter HOST".into()),
+            Self::Several(_) => {
+                Some("name the directory, nmplan lab DIR --enter HOST, or end the others with Ctrl-C".into())
+            }
             Self::NoHost { asked, known } => did_you_mean(asked, known.iter().map(String::as_str)),
         }
     }

@@ -190,7 +190,7 @@ impl Names<'_> {
         let mut all = Vec::new();
         for (id, _) in self.declared.all_in::<Group>(self.network) {
             let group = Selector::Name(id.name.clone());
-            let selected = Selected::by([&group].into_iter(), self.network, self.declared);
+            let selected = Selected::by([&group], self.network, self.declared);
             let is_in = |name: &Name, member: &Member| selected.holds(name, &member.tags, &member.addresses);
             let holds = members().filter(|(_, name, member)| is_in(name, member));
             all.push((id.name.to_string(), holds.map(|(party, ..)| party).collect()));
