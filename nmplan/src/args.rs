@@ -139,7 +139,7 @@ pub enum Verb {
     Test(Test),
     /// Says why one member reaches another, or not; with one argument it explains a problem code.
     Explain(Explain),
-    /// Prints a JSON Schema: of the files, of the saved plan, or of the events.
+    /// Prints a JSON Schema: of the files, of the saved plan, of the events, or of what the lab prints.
     Schema(Schema),
 }
 
@@ -372,9 +372,19 @@ pub struct Lab {
     /// The project's directory. Absent: as with the other commands.
     #[arg(id = "project_directory", value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// Leaves the lab running afterwards, and prints how to enter its hosts.
+    /// Leaves the lab running afterwards, until Ctrl-C, and prints how to enter its hosts.
     #[arg(long)]
     pub keep: bool,
+    /// Plays what happens to a network, and sends packets after each step: nodes leave and join again, and each
+    /// hub, gateway, relay and node of an ingress is lost and returns. Nodes check in each second meanwhile.
+    #[arg(long)]
+    pub scenario: bool,
+    /// Enters a host of a lab that --keep left, by its name or an address: with a shell, or with COMMAND.
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["keep", "scenario"])]
+    pub enter: Option<String>,
+    /// What is run there.
+    #[arg(last = true, value_name = "COMMAND", requires = "enter")]
+    pub command: Vec<OsString>,
 }
 
 /// What `test` takes.
@@ -421,6 +431,8 @@ pub enum SchemaOf {
     Plan,
     /// One event of --json.
     Events,
+    /// What `lab --json` prints.
+    Lab,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -100,8 +100,10 @@ pub fn finish(verb: &Verb, error: &Error, console: &mut Console) -> Exit {
 
 fn begin(args: &Args, environment: &Environment, console: &mut Console) -> Result<ExitCode, Error> {
     // Namespaces must be entered before any thread starts; see `lab::enter`.
-    if matches!(args.verb, Verb::Lab(_)) && !crate::lab::inside() {
-        return lab::enter();
+    if let Verb::Lab(lab) = &args.verb
+        && !crate::lab::inside()
+    {
+        return lab.enter.as_deref().map_or_else(lab::enter, |host| lab::enter_host(host, lab, &args.global));
     }
     if matches!(args.verb, Verb::Apply(_)) {
         console.interrupts.receive(interrupted(args))?;

@@ -19,6 +19,7 @@ use crate::client::ClientError;
 use crate::control::ControlError;
 use crate::keys::KeysError;
 use crate::lab::EnterError;
+use crate::lab::kept::NotKept;
 use crate::project::LoadError;
 
 /// How a run ends.
@@ -340,6 +341,9 @@ pub enum Error {
     /// The lab could not be built.
     #[error(transparent)]
     Lab(#[from] crate::lab::Error),
+    /// No host of a lab can be entered.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     /// There are no nodes to bring up.
     #[error("there is nothing to bring up: no network declares a node or an access key")]
     NothingToBringUp,
@@ -458,6 +462,7 @@ impl Error {
             | Self::Exists(_)
             | Self::Enter(_)
             | Self::Lab(_)
+            | Self::NotKept(_)
             | Self::NothingToBringUp
             | Self::Output(_) => (Exit::Failed, Some(false)),
         }
@@ -492,7 +497,7 @@ impl Error {
             }
             Self::NotJoined { .. } => "not_joined",
             Self::Client(_) => "client",
-            Self::Enter(_) | Self::Lab(_) | Self::NothingToBringUp => "lab",
+            Self::Enter(_) | Self::Lab(_) | Self::NotKept(_) | Self::NothingToBringUp => "lab",
             Self::Output(_) | Self::Unreported { .. } => "output",
         }
     }
@@ -501,6 +506,7 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         let text = match self {
             Self::Load(error) => return error.help(),
+            Self::NotKept(error) => return error.help(),
             Self::Control(error) => return error.help(),
             Self::Keys(error) | Self::AfterCommit { source: error, .. } => return error.help(),
             Self::Client(error) => return error.help(),

@@ -14,8 +14,9 @@
 //!    [`Host::flow`] keeps traffic going while something changes.
 //!
 //! `nmplan lab` derives the participants from the declarations ([`roster`]), what is around them
-//! ([`surroundings`]), and what packets between them must show ([`claims`]), runs them ([`run`]) and renders what
-//! they showed ([`verdict`]).
+//! ([`surroundings`]), and what packets between them must show ([`claims`]). It brings them up ([`run`]), sends
+//! packets, also while nodes join, leave and are lost ([`running`], [`scenario`]), and says what they showed
+//! ([`verdict`], as text: [`report`]).
 //!
 //! Invariant: whichever process dies, by whichever signal, the end of the program that was entered is the end
 //! of every process, interface, mount and file made here.
@@ -27,15 +28,22 @@ mod client;
 mod enter;
 mod flow;
 mod host;
+mod judge;
+pub mod kept;
 mod listeners;
+pub mod matrix;
 mod ping;
 mod probe;
 mod process;
 mod programs;
+pub mod report;
 pub mod roster;
 pub mod run;
+pub mod running;
+pub mod scenario;
 mod server;
 pub mod surroundings;
+mod trace;
 mod underlay;
 pub mod verdict;
 mod wiring;

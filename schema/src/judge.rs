@@ -3,9 +3,11 @@
 //!
 //! Tests are judged on [`members`], which have joined or are taken to have, and on ranges behind gateways. Those
 //! that no rule, no test and no [way](Paths) distinguishes are alike, and pairs of these are judged, never pairs
-//! of members: only a counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges.
+//! of members: only a counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges, and
+//! [`present`] for those that are there at present.
 
 pub mod explain;
+pub mod present;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -354,9 +356,12 @@ impl<'a> Distinguished<'a> {
 
     /// The ways while one node is away, or while all are there that will have joined.
     fn paths<'s>(&'s self, away: Option<&'s Name>) -> Paths<'s> {
+        self.paths_with(move |node, _| self.members.contains_key(node) && Some(node) != away)
+    }
+
+    /// The ways while those are there of whom that is true.
+    fn paths_with<'s>(&'s self, is_there: impl Fn(&Name, Option<&Name>) -> bool + 's) -> Paths<'s> {
         let carriers = self.carriers.iter().map(|(name, (_, through))| (name.clone(), through.clone()));
-        let is_there =
-            move |node: &Name, _: Option<&Name>| self.members.contains_key(node) && Some(node) != away;
         Paths::new(&self.ways, self.hub.as_ref(), carriers.collect(), is_there)
     }
 
@@ -394,6 +399,11 @@ impl<'a> Distinguished<'a> {
             .between(&from.at.place, &to.at.place)
             .is_none()
             .then(|| "since no node carries them there".into())
+    }
+
+    /// What rules let those of one class open at those of another.
+    fn opens(&self, from: &Alike, to: &Alike) -> Access {
+        self.policy.between(&from.standing, &to.standing)
     }
 
     /// How many pairs there are of two classes. Nobody is paired with himself, nor with what he reaches outside of

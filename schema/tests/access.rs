@@ -14,9 +14,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use schema::access::{Access, ClassId, Protocol};
+use schema::compile::paths;
 use schema::compile::reach::Direction;
 use schema::inventory::{Away, Joined, NodeId};
 use schema::judge::explain::{Answer, Explanation, explain};
+use schema::judge::present::{Passage, Present};
 use schema::judge::{Outcome, Word, judge};
 use schema::kinds::{Egress, Kind, NoReach, Object, Reach, Test};
 use schema::scalars::{Name, Selector, WireGuardKey};
@@ -398,13 +400,7 @@ fn plans_say_what_differs(before: &World, after: &World) -> Result<(), TestCaseE
 
 /// The world as tests and questions see it: everybody is there, and no host has a problem.
 fn as_tests_see_it(world: &World) -> World {
-    let mut world = worlds::completed(world);
-    let nodes: Vec<_> =
-        world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
-    for (id, joined) in nodes {
-        world.inventory.put_node(id, Joined { problems: Vec::new(), ..joined });
-    }
-    world
+    without_problems(&worlds::completed(world))
 }
 
 /// The range that selects a party alone; absent: there was no room for it.
@@ -432,6 +428,52 @@ fn is_explained(world: &World, reading: &Reading<'_>, from: &Party, to: &Party) 
     let between = reading.way(from, to).filter(|_| any).unwrap_or_default();
     let ends = [from, to];
     let between = between.into_iter().filter(|node| !ends.contains(&&Party::from(*node)));
+    prop_assert_eq!(via.iter().collect::<Vec<_>>(), between.collect::<Vec<_>>(), "{:?} to {:?}", from, to);
+    Ok(())
+}
+
+/// The world without problems that hosts report: what these do to addresses is no matter here.
+fn without_problems(world: &World) -> World {
+    let mut world = world.clone();
+    let nodes: Vec<_> =
+        world.inventory.nodes().map(|(id, joined)| (id.clone(), (**joined).clone())).collect();
+    for (id, joined) in nodes {
+        world.inventory.put_node(id, Joined { problems: Vec::new(), ..joined });
+    }
+    world
+}
+
+/// Asserts that what a party reaches at another at present is what the reading says, with the nodes on the way.
+fn is_present(
+    present: &Present<'_>,
+    reading: &Reading<'_>,
+    from: &Party,
+    to: &Party,
+) -> Result<(), TestCaseError> {
+    let party = |party: &Party| match party {
+        Party::Member(name) => Some(paths::Party::Member(name.clone())),
+        Party::Host(host) => present.range_of(*host).map(paths::Party::Range),
+    };
+    let passage = party(from).zip(party(to)).and_then(|(from, to)| present.between(&from, &to));
+    let reaches = reading.reaches(from, to);
+    let mut any = false;
+    for packet in reading.packets() {
+        any |= reaches(packet);
+        let passes = |it: &Passage| it.via.is_some() && holds(&it.opens, packet);
+        prop_assert_eq!(
+            passage.as_ref().is_some_and(passes),
+            reaches(packet),
+            "{:?} to {:?}: {:?} by {:?}",
+            from,
+            to,
+            packet,
+            passage
+        );
+    }
+    let (Some(via), true) = (passage.and_then(|passage| passage.via), any) else { return Ok(()) };
+    let ends = [from, to];
+    let between = reading.way(from, to).unwrap_or_default().into_iter();
+    let between = between.filter(|node| !ends.contains(&&Party::from(*node)));
     prop_assert_eq!(via.iter().collect::<Vec<_>>(), between.collect::<Vec<_>>(), "{:?} to {:?}", from, to);
     Ok(())
 }
@@ -773,6 +815,21 @@ proptest! {
         for other in parties.iter().filter(|other| *other != one) {
             is_explained(&world, &reading, one, other)?;
             is_explained(&world, &reading, other, one)?;
+        }
+    }
+
+    #[test]
+    fn whom_those_reach_who_are_there_is_what_the_reading_says(history in histories(3)) {
+        let world = without_problems(&history.last());
+        let reading = Reading::of(network(), &world).without_those_away();
+        let name = network();
+        // The last change may have deleted the network.
+        let Some(present) = Present::of(&name, &world.snapshot, &world.inventory) else { return Ok(()) };
+        let parties = parties(&[&reading]);
+        for (one, other) in parties.iter().flat_map(|one| parties.iter().map(move |other| (one, other))) {
+            if one != other {
+                is_present(&present, &reading, one, other)?;
+            }
         }
     }
 

@@ -63,6 +63,7 @@ const ALL: &[Suite] = &[
     ("outside", &[]),
     ("gateways", &[]),
     ("stories", &[]),
+    ("company", &[]),
     ("access", &[]),
     ("clients", &[]),
     ("attacks", &[]),

@@ -1,6 +1,7 @@
 //! `nmplan lab` as a user runs it: what it prints, how it ends, and what it leaves.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -60,8 +61,11 @@ fn nodes_of(output: &Output) -> serde_json::Value {
     let count = nodes.as_array().map_or(0, Vec::len);
     assert!(count >= 2, "{verdict}");
     let clients = verdict["networks"][0]["clients"].as_array().map_or(0, Vec::len);
-    let (members, pairs) = (count + clients, verdict["networks"][0]["pairs"].as_array().map(Vec::len));
-    assert_eq!(pairs, Some(members * (members - 1)), "{verdict}");
+    let (members, all) = (count + clients, verdict["networks"][0]["pairs"].as_array().into_iter().flatten());
+    // Hosts behind gateways are named by their addresses.
+    let is_member = |end: &serde_json::Value| end.as_str().is_some_and(|it| it.parse::<IpAddr>().is_err());
+    let pairs = all.filter(|pair| is_member(&pair["from"]) && is_member(&pair["to"])).count();
+    assert_eq!(pairs, members * (members - 1), "{verdict}");
     nodes
 }
 
@@ -168,16 +172,23 @@ fn tests_and_what_they_do_not_name_are_tried_with_packets() {
     let network = &verdict["networks"][0];
     // Each at two addresses: one pair that must pass and two that must not; and one that pings.
     assert_eq!((&network["tests"]["db"]["tried"], &network["tests"]["ops"]["tried"]), (&6.into(), &2.into()));
-    // TCP at 9, 5432 and 5433 and UDP at 9, of six pairs, but for the one that a test names.
-    assert_eq!(network["sample"]["tried"], 2 * (6 * 4 - 1));
+    // TCP at 9, 5432 and 5433, UDP at 9 and ICMP, of six pairs, but for the one that each pair is tried with.
+    assert_eq!(network["sample"]["tried"], 2 * 6 * 4);
     for probes in [&network["tests"]["db"], &network["tests"]["ops"], &network["sample"]] {
         assert_eq!(probes["failed"], serde_json::json!([]), "{verdict}");
     }
     let allowed = network["pairs"].as_array().into_iter().flatten().filter(|pair| pair["allowed"] == true);
-    assert_eq!(allowed.count(), 2);
+    let allowed = allowed.map(|pair| [&pair["from"], &pair["to"], &pair["service"], &pair["via"]]);
+    let allowed: Vec<_> = allowed.map(|pair| serde_json::json!(pair).to_string()).collect();
+    let expected =
+        [r#"["ops","db","icmp",[]]"#, r#"["ops","web","icmp",[]]"#, r#"["web","db","tcp 5432",[]]"#];
+    assert_eq!(allowed, expected);
     let shown = lab(&[&directory]).output().expect("it runs");
     let shown = text_of(&shown.stdout);
-    assert!(shown.contains("corp: 2 of the 2 pairs ping each other that may, of 6"), "{shown}");
+    assert!(
+        shown.contains("corp: 3 of the 3 pairs reach each other that may, of 6, 2 tests hold"),
+        "{shown}"
+    );
     assert!(shown.contains("  test db: 6 probes show what must hold\n"), "{shown}");
 }
 
@@ -220,8 +231,18 @@ fn clients_and_what_is_behind_gateways_are_tried_with_packets() {
     assert_eq!(of_range["addresses"], serde_json::json!(["192.168.10.254", "192.168.10.126"]));
     let tried = |probes: &serde_json::Value| probes["tried"].as_u64().unwrap_or_default();
     assert!(tried(&network["tests"]["outside"]) > 10 && tried(&network["sample"]) > 50, "{verdict}");
-    let allowed = network["pairs"].as_array().into_iter().flatten().filter(|pair| pair["allowed"] == true);
-    assert_eq!(allowed.count(), 1, "till pings db, through its relay: {verdict}");
+    let way = |from: &str, to: &str| {
+        let mut pairs = network["pairs"].as_array().into_iter().flatten();
+        let pair = pairs.find(|pair| pair["from"] == from && pair["to"] == to).cloned().unwrap_or_default();
+        assert_eq!(pair["allowed"], true, "{pair}");
+        (pair["via"].clone(), pair["by"].clone())
+    };
+    let by = |kind: &str| (serde_json::json!(["gw"]), serde_json::json!([kind]));
+    assert_eq!(way("till", "db"), by("relay"));
+    assert_eq!(way("phone", "db"), by("ingress"));
+    assert_eq!(way("ops", "192.168.10.126"), by("gateway"));
+    let ways = network["ways"].as_array().cloned().unwrap_or_default();
+    assert!(ways.iter().filter(|way| way["seen"] == serde_json::json!(["gw"])).count() >= 3, "{ways:#?}");
 }
 
 #[test]
@@ -243,10 +264,16 @@ fn a_pair_of_which_packets_show_something_else_is_named_and_fails_the_lab() {
     let output = lab(&[&directory]).env("PATH", format!("{directory}:{path}")).output().expect("it runs");
     let printed = text_of(&output.stdout);
     assert_eq!(output.status.code(), Some(3), "{printed}{}", text_of(&output.stderr));
-    let shown = "  test db: 1 of 1 probes show otherwise
-    web must reach db at 10.0.0.1 by tcp 5432: nothing came back
-";
-    assert!(printed.contains(shown), "{printed}");
+    assert!(printed.contains("  test db: 1 of 1 probe shows otherwise\n"), "{printed}");
+    let shown = format!(
+        "  web -> db (10.0.0.1) by tcp 5432
+    must be reached; nothing came back
+    as corp/test/db ({directory}/mesh.kdl:5) demands
+    the way: directly
+    the rule: corp/allow/sql ({directory}/mesh.kdl:4)
+"
+    );
+    assert!(printed.contains(&shown), "{printed}");
 }
 
 #[test]
@@ -264,10 +291,10 @@ fn problems_and_a_network_without_nodes_are_reported() {
     assert!(no_nodes.contains("no network declares a node"), "{no_nodes}");
 }
 
-/// Starts a lab that stays, and waits until it is up.
-async fn kept(mark: &str) -> Child {
+/// Starts a lab of a directory that stays, and waits until it is up.
+async fn kept(mark: &str, directory: &str) -> Child {
     let (name, value) = mark.split_once('=').expect("a variable");
-    let mut command = lab(&[&example("quickstart"), "--keep"]);
+    let mut command = lab(&[directory, "--keep"]);
     let child =
         command.env(name, value).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     // The server, three agents, and the four processes of nmplan; devices have no environment.
@@ -281,7 +308,7 @@ fn a_lab_that_is_interrupted_or_killed_leaves_nothing() {
         let before = SystemState::read();
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
             let mark = format!("NMPLAN_LAB_TEST={}-{}", std::process::id(), signal.as_raw());
-            let mut child = kept(&mark).await;
+            let mut child = kept(&mark, &example("quickstart")).await;
             let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process number");
             kill_process(pid, signal).expect("it is there");
             child.wait().expect("it ends");
@@ -289,4 +316,71 @@ fn a_lab_that_is_interrupted_or_killed_leaves_nothing() {
             assert_eq!(SystemState::read(), before, "{signal:?}");
         }
     });
+}
+
+/// A lab that ends with its test, also with one that fails: others could not tell it from theirs.
+struct EndsWithTest(Child);
+
+impl Drop for EndsWithTest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_host_of_a_lab_that_stays_is_entered_by_name_or_address() {
+    in_runtime(async {
+        let mark = format!("NMPLAN_LAB_TEST={}-enter", std::process::id());
+        // A directory of its own, by which it is told from labs of others.
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = PathBuf::from(example("quickstart")).join("mesh.kdl");
+        std::fs::copy(files, folder.path().join("mesh.kdl")).expect("copied");
+        let directory = folder.path().display().to_string();
+        let child = EndsWithTest(kept(&mark, &directory).await);
+        let within = |host: &str, command: &[&str]| {
+            let words = [&[&*directory, "--enter", host, "--"], command].concat();
+            lab(&words).output().expect("it runs")
+        };
+        let named = async || within("web-1", &["hostname"]).status.success();
+        eventually("the lab can be entered", Duration::from_secs(60), named).await;
+        assert_eq!(text_of(&within("web-1", &["hostname"]).stdout), "web-1\n");
+        let shown = within("10.77.0.1", &["ip", "-brief", "address", "show", "nm-demo"]);
+        assert!(text_of(&shown.stdout).contains("10.77.0.1/"), "{}", text_of(&shown.stdout));
+        assert_eq!(within("web-1", &["sh", "-c", "exit 7"]).status.code(), Some(7));
+        let unknown = within("web-2", &["hostname"]);
+        let said = text_of(&unknown.stderr);
+        assert!(unknown.status.code() == Some(1) && said.contains("did you mean \"web-1\"?"), "{said}");
+        drop(child);
+        let is_gone = async || {
+            let gone = within("web-1", &["hostname"]);
+            gone.status.code() == Some(1) && text_of(&gone.stderr).contains("there is no lab to enter")
+        };
+        eventually("the lab is gone", Duration::from_secs(5), is_gone).await;
+    });
+}
+
+#[test]
+fn while_a_hub_is_lost_nothing_passes_and_when_it_is_back_everything_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"network "corp" {
+        ipv4 "10.0.0.0/24"; hub "hub"
+        node "hub"; node "a"; node "b"
+        test "all" { reach from="*" to="*"; path from="a" to="b" via="hub" }
+    }"#;
+    std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
+    let output =
+        lab(&[&folder.path().display().to_string(), "--scenario", "--json"]).output().expect("it runs");
+    assert!(output.status.success(), "{}{}", text_of(&output.stdout), text_of(&output.stderr));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let steps = verdict["scenario"].as_array().cloned().unwrap_or_default();
+    let named: Vec<_> = steps.iter().map(|step| step["step"].as_str().unwrap_or_default()).collect();
+    assert_eq!(named, ["corp/a leaves", "corp/a joins again", "corp/hub is lost", "corp/hub is back"]);
+    // Of each step: how many pairs there are, how many may reach each other, and how many cannot meanwhile.
+    let pairs = steps.iter().map(|step| {
+        let pairs = step["networks"][0]["pairs"].as_array().cloned().unwrap_or_default();
+        let count = |field: &str| pairs.iter().filter(|pair| pair[field] == true).count();
+        (pairs.len(), count("allowed"), count("lost"))
+    });
+    assert_eq!(pairs.collect::<Vec<_>>(), [(2, 2, 0), (6, 6, 0), (2, 0, 2), (6, 6, 0)], "{verdict}");
 }

@@ -67,7 +67,7 @@ async fn assert_nothing_stays(state: &str, killed: bool) {
         }
     }
     let verdict = running.judge().await.expect("the agents answer");
-    assert!(verdict.is_good(), "{}", nmplan::lab::verdict::text(&verdict));
+    assert!(verdict.is_good(), "{}", nmplan::lab::report::text(&verdict, 80));
     for ((host, theirs), before) in running.hosts().zip(&theirs).zip(&before) {
         let now = HostState::of(host).await;
         let missing: Vec<_> = before.without(&now).into_iter().filter(|it| theirs.contains(it)).collect();

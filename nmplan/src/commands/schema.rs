@@ -10,6 +10,7 @@ use crate::args::{self, SchemaOf};
 use crate::console::Console;
 use crate::error::{Error, Exit};
 use crate::events::Event;
+use crate::lab::verdict::Verdict;
 
 /// The schema of the saved plan; published as `nmplan/schema/plan.schema.json`.
 pub fn plan() -> Value {
@@ -21,11 +22,17 @@ pub fn events() -> Value {
     published::schema::<Event<'_>>()
 }
 
+/// The schema of what `lab --json` prints; published as `nmplan/schema/lab.schema.json`.
+pub fn lab() -> Value {
+    published::schema::<Verdict>()
+}
+
 /// Prints a schema.
 pub fn run(args: &args::Schema, console: &mut Console) -> Result<Exit, Error> {
     let schema = match args.of {
         SchemaOf::Plan => plan(),
         SchemaOf::Events => events(),
+        SchemaOf::Lab => lab(),
         SchemaOf::Files => file_schema(Kind::DESCRIPTORS),
     };
     console.stdout(&format!("{schema:#}\n"))?;

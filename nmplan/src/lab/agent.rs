@@ -7,6 +7,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use schema::scalars::NetworkName;
+
 use super::{Error, Host, Process, Programs, Underlay, system};
 
 /// An agent, on a host of its own.
@@ -74,6 +76,15 @@ impl Agent {
     pub async fn join(&self, token: &str, more: &[&str]) -> Result<(), Error> {
         let arguments = [&["join", "--daemon", "off", "-t", token], more].concat();
         run_or_error(&self.host, self.command(&arguments)).await.map(drop)
+    }
+
+    /// Leaves a network.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with the agent's error output.
+    pub async fn leave(&self, network: &NetworkName) -> Result<(), Error> {
+        run_or_error(&self.host, self.command(&["leave", "--network", network.as_str()])).await.map(drop)
     }
 
     /// The status of its networks: the document of `netclient status --json`.

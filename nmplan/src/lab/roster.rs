@@ -125,6 +125,10 @@ impl Roster {
         }
     }
 
+    pub(super) fn put_network(&mut self, name: &NetworkName, network: Object) {
+        put(&mut self.declared, &ResourceId::of_network(name.clone()), network);
+    }
+
     /// The nodes that take part, each with its tags: those of the key that it joins with and of its declaration.
     pub fn tags(&self) -> BTreeMap<NodeId, BTreeSet<Name>> {
         let of_key = |key: &ResourceId| self.declared.named::<AccessKey>(&key.network, &key.name);

@@ -7,10 +7,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schema::api::StatusDocument;
+use schema::world::World;
 use tokio::time::Instant;
 
 use super::roster::OWN_NODE;
 use super::{Error, Host, Process, Programs, Underlay, agent, system};
+use crate::control::{ControlError, ControlPlane, Rest};
+use crate::environment::Environment;
 
 /// How long the server may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -86,6 +90,34 @@ impl Server {
         agent::status(&self.host, netclient).await
     }
 
+    /// Everything that it knows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with why it does not answer.
+    pub async fn world(&self) -> Result<World, Error> {
+        let document = self.rest()?.world().await.map_err(|error| unanswered(&error))?;
+        document.world().map_err(|report| {
+            Error::Refused(format!("the world of nmserver cannot be read: {} problems", report.len()))
+        })
+    }
+
+    /// The state of the nodes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::world`].
+    pub async fn nodes(&self) -> Result<StatusDocument, Error> {
+        self.rest()?.status().await.map_err(|error| unanswered(&error))
+    }
+
+    fn rest(&self) -> Result<Rest, Error> {
+        // It fails only if a provider is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let environment = self.environment().map(|(name, value)| (name.to_owned(), value));
+        Rest::new(Some(&self.url()), &Environment::from_iter(environment)).map_err(|error| unanswered(&error))
+    }
+
     /// The environment variables with which nmplan reaches it as an admin.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
@@ -154,4 +186,8 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn unanswered(error: &ControlError) -> Error {
+    Error::Refused(format!("nmserver does not answer the lab: {error}"))
 }

@@ -20,7 +20,8 @@ use std::net::IpAddr;
 use std::process::Stdio;
 
 use ipnet::IpNet;
-use schema::snapshot::NodeId;
+use schema::scalars::NetworkName;
+use schema::snapshot::{NodeId, Snapshot};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -79,6 +80,60 @@ impl Around {
         Ok(around)
     }
 
+    /// Unplugs a node from the networks behind it, or plugs it in again.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system refused.
+    pub async fn plug(&self, node: &NodeId, plugged: bool) -> Result<(), Error> {
+        let state = if plugged { "up" } else { "down" };
+        let mut lines = String::new();
+        for (lan, _) in &self.lans {
+            let places = lan.gateways.iter().enumerate().filter(|(_, (gateway, _))| gateway == node);
+            for (place, _) in places {
+                let _ = writeln!(lines, "link set {} {state}", port(lan, place));
+            }
+        }
+        ip(None, &lines).await
+    }
+
+    /// Has hosts send what is for others to the node that carries their range, as their routers would; what nobody
+    /// carries goes where it went.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system refused.
+    pub async fn lead_back<'a>(
+        &self,
+        (exits, declared): (&[Exit], &Snapshot),
+        carrier: impl Fn(&NetworkName, IpNet) -> Option<NodeId>,
+        node: impl Fn(&NodeId) -> Option<&'a Host>,
+    ) -> Result<(), Error> {
+        for (lan, host) in &self.lans {
+            let Some(carrying) = carrier(&lan.network, lan.range) else { continue };
+            let mut gateways = (1..).zip(&lan.gateways);
+            let found = gateways.find(|(_, (gateway, _))| *gateway == carrying);
+            let Some((place, gateway)) =
+                found.and_then(|(place, (id, address))| Some((place, (node(id)?, *address))))
+            else {
+                continue;
+            };
+            ip(Some(host), &routes(lan, place, gateway)).await?;
+        }
+        for Exit { network, gateways: _, ranges } in exits {
+            for range in ranges {
+                let Some(host) = carrier(network, *range).and_then(|id| node(&id)) else { continue };
+                let mesh: BTreeSet<_> =
+                    declared.network(network).into_iter().flat_map(|it| it.ranges()).collect();
+                let is_ipv4 = range.addr().is_ipv4();
+                let family = if is_ipv4 { "-4" } else { "-6" };
+                fed(Command::new("ip").args([family, "-batch", "-"]), &routes_back(&mesh, is_ipv4, host))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
     /// All of them.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.lans.iter().map(|(_, host)| host).chain(&self.internet)
@@ -91,12 +146,12 @@ async fn connect_lan(
     gateways: &[(&Host, Option<IpAddr>)],
     underlay: &Underlay,
 ) -> Result<Host, Error> {
-    let Lan { network: _, range, host: name, addresses, inner, gateways: _ } = lan;
+    let Lan { network: _, range, host: name, addresses, inner: _, gateways: _ } = lan;
     let host = underlay.host_apart(name).await?;
     let mut here = format!("link add {name} type bridge mcast_snooping 0\nlink set {name} up\n");
     let ends = gateways.iter().map(|(gateway, _)| (*gateway, name.as_str())).chain([(&host, "eth0")]);
     for (place, (end, there)) in ends.enumerate() {
-        let (port, network) = (format!("{name}.{place}"), end.network_file());
+        let (port, network) = (port(lan, place), end.network_file());
         let _ = writeln!(here, "link add {port} type veth peer name {there} netns {network}");
         let _ = writeln!(here, "link set {port} master {name} up");
     }
@@ -109,7 +164,7 @@ async fn connect_lan(
             None => writeln!(there, "route add {range} dev {name}"),
         };
         // IPv6 asks for a neighbour by an address that its interface has.
-        let _ = writeln!(there, "addr add fe80::{place:x}/64 dev {name} nodad");
+        let _ = writeln!(there, "addr add {}/64 dev {name} nodad", link_local(place));
         ip(Some(gateway), &there).await?;
     }
     let mut own = "link set lo up\nlink set eth0 up\n".to_owned();
@@ -117,18 +172,31 @@ async fn connect_lan(
         let _ = writeln!(own, "addr add {address}/{length} dev eth0{}", no_dad(*address));
     }
     if let Some((gateway, address)) = gateways.first() {
-        let next = match (range, address) {
-            (IpNet::V6(_), _) => "fe80::1".to_owned(),
-            (IpNet::V4(_), Some(address)) => address.to_string(),
-            (IpNet::V4(_), None) => gateway.ipv4().to_string(),
-        };
-        let there = inner.iter().map(ToString::to_string).chain(["default".to_owned()]);
-        for range in there {
-            let _ = writeln!(own, "route add {range} via {next} dev eth0 onlink");
-        }
+        own.push_str(&routes(lan, 1, (gateway, *address)));
     }
     ip(Some(&host), &own).await?;
     Ok(host)
+}
+
+/// The port of the bridge that leads to the gateway of that place, from 0, or to the host after them.
+fn port(lan: &Lan, place: usize) -> String {
+    format!("{}.{place}", lan.host)
+}
+
+/// The routes of a host through the gateway of that place, from 1, with its address in the range.
+fn routes(lan: &Lan, place: usize, (gateway, address): (&Host, Option<IpAddr>)) -> String {
+    let next = match (lan.range, address) {
+        (IpNet::V6(_), _) => link_local(place),
+        (IpNet::V4(_), Some(address)) => address.to_string(),
+        (IpNet::V4(_), None) => gateway.ipv4().to_string(),
+    };
+    let there = lan.inner.iter().map(ToString::to_string).chain(["default".to_owned()]);
+    there.map(|range| format!("route replace {range} via {next} dev eth0 onlink\n")).collect()
+}
+
+/// The link-local address of the gateway of that place, from 1.
+fn link_local(place: usize) -> String {
+    format!("fe80::{place:x}")
 }
 
 /// An address that IPv6 does not probe for before it is used.
@@ -157,13 +225,17 @@ async fn hide_behind(host: &Host, gateways: &[&Host], mesh: &BTreeSet<IpNet>) ->
             let _ = writeln!(rules, "rule add iif {} lookup {THERE}", gateway.cable());
         }
         if let Some(first) = gateways.first() {
-            for range in mesh.iter().filter(|range| range.addr().is_ipv4() == address.is_ipv4()) {
-                let _ = writeln!(rules, "route add {range} dev {} table {BACK}", first.cable());
-            }
+            rules.push_str(&routes_back(mesh, address.is_ipv4(), first));
         }
         fed(Command::new("ip").args([family, "-batch", "-"]), &rules).await?;
     }
     Ok(())
+}
+
+/// The routes by which the host beyond reaches members through a gateway, of one family.
+fn routes_back(mesh: &BTreeSet<IpNet>, is_ipv4: bool, gateway: &Host) -> String {
+    let same = mesh.iter().filter(|range| range.addr().is_ipv4() == is_ipv4);
+    same.map(|range| format!("route replace {range} dev {} table {BACK}\n", gateway.cable())).collect()
 }
 
 /// Drops datagrams between hosts and those that are listed with each.

@@ -273,8 +273,7 @@ impl<'a> Judge<'a> {
                 carriers.map(|(name, place)| (name, place.through.clone())).collect()
             };
             let is_there = move |node: &Name, egress: Option<&Name>| {
-                let id = NodeId::of(network, node);
-                mesh.has(node) && !moment.inventory.is_away(&id, egress)
+                ways::is_there(network, node, egress, moment.inventory)
             };
             let will_be = move |node: &Name, _: Option<&Name>| situation(node).is_some();
             [

@@ -24,11 +24,14 @@ pub fn carrier<'a>(
     egress: Option<&Name>,
     inventory: &Inventory,
 ) -> Option<&'a Name> {
-    let is_there = |node: &&Name| {
-        let id = NodeId::of(network, node);
-        inventory.node(&id).is_some() && !inventory.is_away(&id, egress)
-    };
-    via.iter().map(|node| &node.name).find(is_there)
+    via.iter().map(|node| &node.name).find(|node| is_there(network, node, egress, inventory))
+}
+
+/// Whether a node has joined, and is not away from what it should carry: an egress (its name given), or anything
+/// else.
+pub fn is_there(network: &NetworkName, node: &Name, egress: Option<&Name>, inventory: &Inventory) -> bool {
+    let id = NodeId::of(network, node);
+    inventory.node(&id).is_some() && !inventory.is_away(&id, egress)
 }
 
 /// What carries a member's traffic, other than the hub.

@@ -299,10 +299,6 @@ pub fn explain(
 }
 
 impl Distinguished<'_> {
-    fn opens(&self, from: &Alike, to: &Alike) -> Access {
-        self.policy.between(&from.standing, &to.standing)
-    }
-
     /// What some member of the one side may open at some member of the other, and the rules that give any of an
     /// access.
     fn given(&self, sides: (&[&Alike], &[&Alike]), access: &Access) -> (Access, Vec<Reason>) {
