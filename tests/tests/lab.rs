@@ -279,15 +279,20 @@ fn a_pair_of_which_packets_show_something_else_is_named_and_fails_the_lab() {
 #[test]
 fn problems_and_a_network_without_nodes_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
-    let printed = |text: &str| {
+    let printed = |text: &str, exit: i32| {
         std::fs::write(folder.path().join("mesh.kdl"), text).expect("written");
         let output = lab(&[&folder.path().display().to_string()]).output().expect("it runs");
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(exit));
         text_of(&output.stderr)
     };
-    let problem = printed("network \"corp\" { ipv4 \"10.0.0.0/33\" }");
+    let problem = printed("network \"corp\" { ipv4 \"10.0.0.0/33\" }", 1);
     assert!(problem.contains("mesh.kdl:1") && problem.contains("10.0.0.0/33"), "{problem}");
-    let no_nodes = printed("network \"corp\" { ipv4 \"10.0.0.0/24\" }");
+    let broken = printed(
+        "network \"corp\" {\n ipv4 \"10.0.0.0/24\"\n node \"a\"; node \"b\"\n test \"t\" { no-reach from=\"a\" to=\"b\" }\n}",
+        3,
+    );
+    assert!(broken.contains("mesh.kdl:4") && broken.contains("1 test fails"), "{broken}");
+    let no_nodes = printed("network \"corp\" { ipv4 \"10.0.0.0/24\" }", 1);
     assert!(no_nodes.contains("no network declares a node"), "{no_nodes}");
 }
 

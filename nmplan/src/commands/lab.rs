@@ -8,6 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
+use schema::decode::Declared;
+use schema::inventory::Inventory;
+use schema::judge;
+use schema::report::Report;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Run;
@@ -62,6 +66,7 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
     if roster.participants.is_empty() && !loaded.declared.snapshot.networks().any(own_node) {
         return Err(Error::NothingToBringUp);
     }
+    check_tests(run, &loaded)?;
     if lab.scenario {
         roster.hurry();
     }
@@ -84,6 +89,22 @@ pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Resu
         keep(&running, &loaded.directory, lab, console).await?;
     }
     Ok(if verdict.is_good() { Exit::Done } else { Exit::Refused })
+}
+
+/// Refuses files whose tests do not hold, which the lab's server would: here they are shown where they stand.
+fn check_tests<C: ControlPlane>(run: &mut Run<'_, C>, loaded: &Loaded) -> Result<(), Error> {
+    let Declared { snapshot, source_map } = &loaded.declared;
+    let networks = snapshot.networks().map(|(network, _)| network);
+    let verdicts = judge::judge_all(networks, snapshot, &Inventory::default());
+    let (hold, tests) = judge::tally(&verdicts);
+    if hold == tests {
+        return Ok(());
+    }
+    let failing = verdicts.iter().filter(|verdict| verdict.fails());
+    let mut report = Report::default();
+    failing.filter_map(|verdict| verdict.problem(source_map)).for_each(|problem| report.push(problem));
+    run.show(loaded, &report)?;
+    Err(Error::TestsFail(tests - hold))
 }
 
 /// Plays the scenario, and shows each step when it is over.
