@@ -144,10 +144,18 @@ pub struct System {
     filter: Arc<Mutex<Option<Standing<Outside>>>>,
     /// The tables of networks with access rules, by interface; absent in turn: there is none.
     access: Arc<Mutex<BTreeMap<String, Option<Standing<Filter>>>>>,
-    /// What systemd-resolved was told last, by interface, and what it knew then; nothing in turn: to ask nobody.
-    resolvers: Arc<Mutex<BTreeMap<String, Option<(Resolvers, Option<String>)>>>>,
+    /// What systemd-resolved was told last, by interface; absent in turn: to ask nobody.
+    resolvers: Arc<Mutex<BTreeMap<String, Option<Told>>>>,
     /// What others did to all of these.
     own: OwnTables,
+}
+
+/// What systemd-resolved was told.
+#[derive(Debug)]
+struct Told {
+    resolvers: Resolvers,
+    /// What it knew of the interface then.
+    known: Option<String>,
 }
 
 /// A table as it was set.
@@ -482,14 +490,16 @@ impl Host for System {
                 resolved::revert(interface)?;
                 None
             }
-            (Some(wanted), Some(Some((had, known))))
-                if had == *wanted && known.is_some() && known == resolved::known(interface) =>
+            (Some(wanted), Some(Some(told)))
+                if told.resolvers == *wanted
+                    && told.known.is_some()
+                    && told.known == resolved::known(interface) =>
             {
-                Some((had, known))
+                Some(told)
             }
             (Some(wanted), _) => {
                 resolved::set(interface, wanted)?;
-                Some((wanted.clone(), resolved::known(interface)))
+                Some(Told { resolvers: wanted.clone(), known: resolved::known(interface) })
             }
         };
         told.insert(interface.to_owned(), now);

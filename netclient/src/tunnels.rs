@@ -258,7 +258,7 @@ pub(crate) mod tests {
             restricted: false,
             class: Default::default(),
             named: true,
-            resolvers: BTreeSet::new(),
+            resolvers: Default::default(),
         };
         View {
             network: network.parse().expect("good"),

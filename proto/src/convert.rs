@@ -283,7 +283,7 @@ fn to_interface(interface: wire::Interface) -> Result<Interface, Malformed> {
         restricted,
         class: to_class(&class)?,
         named,
-        resolvers: to_addresses(&resolvers)?,
+        resolvers: to_addresses(&resolvers)?.into(),
     })
 }
 

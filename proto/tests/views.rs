@@ -141,7 +141,7 @@ fn interfaces() -> impl Strategy<Value = Interface> {
             restricted: flags[2],
             class,
             named: flags[3],
-            resolvers,
+            resolvers: resolvers.into(),
         },
     )
 }
@@ -276,7 +276,7 @@ fn a_node_takes_no_address_that_no_mesh_has() {
             restricted: false,
             class: Default::default(),
             named: true,
-            resolvers: BTreeSet::new(),
+            resolvers: Default::default(),
         };
         let (peers, access, routes, forwards, guarded, names) = Default::default();
         let (network, node) = (network(), node());

@@ -79,7 +79,7 @@ pub struct Mesh {
     /// Where each of these entries leads.
     targets: OrdMap<Name, Name>,
     /// The name servers that nodes are given.
-    resolvers: BTreeSet<IpAddr>,
+    resolvers: Arc<BTreeSet<IpAddr>>,
 }
 
 /// What differs between two moments: resources by id, and joined nodes by name.
@@ -149,10 +149,10 @@ impl Mesh {
             homes: OrdMap::new(),
             entries_to: OrdMap::new(),
             targets: OrdMap::new(),
-            resolvers: BTreeSet::new(),
+            resolvers: Arc::default(),
         };
         if mesh.network.name_service {
-            mesh.resolvers = inventory.resolvers().clone();
+            mesh.resolvers = Arc::new(inventory.resolvers().clone());
         }
         for (id, dns) in declared.all_in::<Dns>(name) {
             mesh.link_entry(&id.name, target(dns, name));

@@ -81,7 +81,7 @@ pub struct Interface {
     pub named: bool,
     /// The name servers that are asked for names of the network, and for no others; empty: the host keeps the
     /// names itself.
-    pub resolvers: BTreeSet<IpAddr>,
+    pub resolvers: Arc<BTreeSet<IpAddr>>,
 }
 
 /// Another member: facts that are the same in every View, save that what only those need who reach it directly

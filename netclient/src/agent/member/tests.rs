@@ -486,7 +486,7 @@ async fn names_are_asked_of_the_name_servers_where_resolved_runs_and_are_in_the_
     let resolver = *known.addresses.first().expect("it has an address");
     // Another one is not reached through the network.
     let all = [resolver, "192.0.2.53".parse().expect("good")];
-    member.membership.view.interface.resolvers = all.into();
+    member.membership.view.interface.resolvers = Arc::new(all.into());
     member.reconcile().await.expect("it is applied");
     let lines = host.names("nm-corp");
     assert!(!lines.is_empty() && host.resolvers("nm-corp").is_none(), "nobody asks resolved: {lines:?}");
@@ -504,7 +504,7 @@ async fn names_are_asked_of_the_name_servers_where_resolved_runs_and_are_in_the_
     host.ask_resolved(true);
     member.reconcile().await.expect("it is applied");
     assert!(host.names("nm-corp").is_empty() && codes(&member).is_empty());
-    member.membership.view.interface.resolvers.remove(&resolver);
+    Arc::make_mut(&mut member.membership.view.interface.resolvers).remove(&resolver);
     member.reconcile().await.expect("it is applied");
     assert_eq!((host.names("nm-corp"), host.resolvers("nm-corp")), (lines, None));
 }
