@@ -486,6 +486,7 @@ impl Connection {
                 CallError::Unreachable { .. }
                 | CallError::Stranger { .. }
                 | CallError::Slow { .. }
+                | CallError::NotAgents { .. }
                 | CallError::OtherServer { .. },
             ) => {}
             Ok(_)

@@ -241,6 +241,10 @@ impl Daemon {
                 // Somebody ended the waiting.
                 Err(AgentError::NotMember(_)) => return,
                 Err(AgentError::Busy(_)) => {}
+                Err(error @ AgentError::NotUpYet(_)) => {
+                    tracing::warn!(error = error_chain(&error), %network, "trying on");
+                    return self.joined.notify_one();
+                }
                 Err(error) if !failing => {
                     failing = true;
                     tracing::warn!(error = error_chain(&error), %network, "cannot ask whether this host is let in; trying on");

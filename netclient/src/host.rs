@@ -248,6 +248,10 @@ impl System {
         elements::change(&self.own, table, gone, new, known).map_err(refused)
     }
 
+    fn told(&self) -> MutexGuard<'_, BTreeMap<String, Option<Told>>> {
+        self.resolvers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn access(&self) -> MutexGuard<'_, BTreeMap<String, Option<Standing<Filter>>>> {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -482,14 +486,10 @@ impl Host for System {
     }
 
     fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError> {
-        let mut told = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = told.remove(interface);
-        let now = match (resolvers, before) {
-            (None, Some(None)) => None,
-            (None, _) => {
-                resolved::revert(interface)?;
-                None
-            }
+        // Nothing is held while other programs run.
+        let before = self.told().remove(interface);
+        let answering = resolvers.filter(|wanted| wanted.answer());
+        let now = match (answering, before) {
             (Some(wanted), Some(Some(told)))
                 if told.resolvers == *wanted
                     && told.known.is_some()
@@ -501,9 +501,22 @@ impl Host for System {
                 resolved::set(interface, wanted)?;
                 Some(Told { resolvers: wanted.clone(), known: resolved::known(interface) })
             }
+            (None, Some(None)) => None,
+            (None, Some(Some(_))) => {
+                resolved::revert(interface)?;
+                None
+            }
+            // Another process may have told it; what somebody else did stays.
+            (None, None) => {
+                resolved::revert_ours(interface);
+                None
+            }
         };
-        told.insert(interface.to_owned(), now);
-        Ok(())
+        self.told().insert(interface.to_owned(), now);
+        match (resolvers, answering) {
+            (Some(wanted), None) => Err(ResolvedError::Silent { network: wanted.network.clone() }),
+            _ => Ok(()),
+        }
     }
 
     fn resolves(&self, interface: &str, network: &NetworkName) -> bool {

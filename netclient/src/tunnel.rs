@@ -233,7 +233,12 @@ impl NetworkTunnel {
             self.applied.remove(key);
         }
         self.applied.extend(found);
-        if names_changed && (self.told.is_none() || self.told != Resolvers::of(&membership.view)) {
+        // A name server that is reached from now on is told to resolved by the next reconciliation.
+        if names_changed && self.told.is_none() {
+            let View { network, .. } = &membership.view;
+            let lines = hosts::lines(network, &membership.view.resolutions());
+            self.set_lines(lines).await.map_err(NamesError::from)?;
+        } else if self.told.is_some() && self.told != Resolvers::of(&membership.view) {
             self.set_names(&membership.view).await?;
         }
         Ok(())

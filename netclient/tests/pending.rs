@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use netclient::agent::{AgentError, JoinOptions, JoinOutcome};
 use netclient::control::CallError;
+use netclient::device::Refusal;
 use netclient::waiting::WaitingState;
 use schema::scalars::{Fingerprint, SigningKey};
 use support::{Mesh, Node, eventually, is_full_mesh, pass, until_done};
@@ -41,6 +42,36 @@ async fn a_host_that_waits_goes_on_by_itself_once_somebody_lets_it_in() {
     assert!(took < IN, "{took:?}");
     assert!(mesh.approve(host, "b").await.expect_err("it is in").contains("has joined corp as b already"));
     assert_eq!(b.files().iter().filter(|file| file.starts_with("waiting-")).count(), 0, "{:?}", b.files());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_approval_outlives_whatever_fails_on_the_host_at_that_moment() {
+    let mesh = Mesh::new(OPEN).await;
+    let a = Node::joined(&mesh, "a").await;
+    for full in [false, true] {
+        let name = if full { "c" } else { "b" };
+        let mut node = Node::new(&mesh, name);
+        let host = node.waits(&mesh).await;
+        node.start().await;
+        if full {
+            node.fill(true);
+        } else {
+            node.host.refuse_devices(Some(Refusal::TunMissing));
+        }
+        mesh.approve(host, name).await.expect("it waits");
+        pass(Duration::from_secs(40)).await;
+        assert!(mesh.has(name), "{name} stays a node");
+        if full {
+            node.fill(false);
+        } else {
+            node.host.refuse_devices(None);
+        }
+        eventually("its tunnel is up", || node.host.device(support::INTERFACE).is_some() && node.peers() > 0)
+            .await;
+        assert!(a.peers() > 0);
+        let status = node.agent.status(true, |_| Default::default()).await.expect("it is known");
+        assert_eq!((status.networks.len(), status.waiting.len()), (1, 0), "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -253,6 +253,16 @@ pub enum Error {
         /// The fingerprint of each.
         fingerprints: Vec<String>,
     },
+    /// A host has joined as that node, and others wait under its name.
+    #[error("{asked} is a node, and a host that waits asks for the same name")]
+    AlsoWaits {
+        /// The node, as network/name.
+        asked: String,
+        /// The fingerprint of the node.
+        node: String,
+        /// The fingerprint of each that waits.
+        waiting: Vec<String>,
+    },
     /// No host has joined as that node.
     #[error(
         "{}",
@@ -446,6 +456,7 @@ impl Error {
             | Self::NotLetIn { .. }
             | Self::NobodyWaits { .. }
             | Self::SeveralWait { .. }
+            | Self::AlsoWaits { .. }
             | Self::NotJoined { .. }
             | Self::Client(_)
             | Self::NoProject
@@ -488,7 +499,7 @@ impl Error {
             | Self::Declined
             | Self::RemovalNotApproved { .. }
             | Self::NotLetIn { .. } => "not_approved",
-            Self::NobodyWaits { .. } | Self::SeveralWait { .. } => "not_waiting",
+            Self::NobodyWaits { .. } | Self::SeveralWait { .. } | Self::AlsoWaits { .. } => "not_waiting",
             Self::PlanFile { .. } | Self::OtherPlan { .. } => "plan_file",
             Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision(_) | Self::NoCode(_) => "usage",
             Self::File { .. } | Self::Exists(_) => "file",
@@ -531,6 +542,9 @@ impl Error {
             Self::NotLetIn { command: Some(command) } => {
                 format!("compare the fingerprint with what netclient printed on the host:\n\n    {command}")
             }
+            Self::NobodyWaits { asked, known } if known.contains(asked) => {
+                "who waits as that has another fingerprint: `nmplan node list` shows it".into()
+            }
             Self::NobodyWaits { asked, known } => {
                 let near = did_you_mean(asked, known.iter().map(String::as_str));
                 near.unwrap_or_else(|| "`nmplan node list` shows who waits".into())
@@ -538,6 +552,10 @@ impl Error {
             Self::SeveralWait { fingerprints, .. } => format!(
                 "choose the one that the host itself shows: --identity {}",
                 fingerprints.join(", or --identity ")
+            ),
+            Self::AlsoWaits { node, waiting, .. } => format!(
+                "say which: the node with --identity {node}, or the one that waits with --identity {}",
+                waiting.join(", or --identity ")
             ),
             Self::NotJoined { declared: true, .. } => {
                 "to delete the declaration, delete it from the files and apply".into()

@@ -1619,13 +1619,27 @@ fn a_host_that_waits_is_let_in_by_its_fingerprint_or_by_somebody_who_has_compare
 }
 
 #[test]
-fn a_host_that_waits_is_dropped_or_barred_and_a_node_of_its_name_is_meant_first() {
+fn a_host_that_waits_is_dropped_or_barred_and_a_node_of_its_name_is_told_from_it_by_its_fingerprint() {
     let workspace = with_waiting(&[(1, "new"), (2, "web"), (3, "bad")]);
     let shown = workspace.nmplan("node remove corp/new");
     insta::assert_snapshot!(shown.all());
     let dropped = workspace.nmplan("node remove corp/new -y");
     assert!(dropped.stderr.contains("Dropped the host that waited to be corp/node/new"), "{}", dropped.all());
-    let node = workspace.nmplan("node remove corp/web");
+    let web = workspace
+        .server
+        .state()
+        .inventory
+        .nodes()
+        .find(|(id, _)| id.name.as_str() == "web")
+        .unwrap()
+        .1
+        .clone();
+    let either = workspace.nmplan("node remove corp/web -y");
+    assert_eq!(either.exit, 1, "what a stranger asks for decides nothing: {}", either.all());
+    for which in [web.identity.fingerprint(), host(2)] {
+        assert!(either.stderr.contains(&format!("--identity {which}")), "{}", either.all());
+    }
+    let node = workspace.nmplan(&format!("node remove corp/web --identity {}", web.identity.fingerprint()));
     assert!(node.stdout.contains("To be removed: corp/node/web"), "{}", node.all());
     let meant = workspace.nmplan(&format!("node remove corp/web --identity {}", host(2)));
     assert!(meant.stdout.contains("To be dropped: a host that waits to be corp/node/web"), "{}", meant.all());

@@ -80,7 +80,7 @@ fn closed(
                     more => format!(" and {}", count(more, "more member")),
                 };
                 format!(
-                    "{}{more} of network {network} may not open {protocol} {DNS} at {given}: names of the network do not resolve there",
+                    "{}{more} of network {network} may not open {protocol} {DNS} at {given}: they do not resolve names of the network by it",
                     pair.from
                 )
             }

@@ -268,6 +268,8 @@ pub struct PendingNode {
 impl PendingNode {
     /// How many wait for one network at most.
     pub const MOST: usize = 100;
+    /// How many of them asked from one address at most, or one /64 of IPv6.
+    pub const MOST_FROM_ONE: usize = 20;
     /// How long each waits.
     pub const LIFE: SignedDuration = SignedDuration::from_hours(24);
 

@@ -33,10 +33,30 @@ pub fn ago(time: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A text that anybody may have written, such as the message of a commit: none of its control characters
-/// reaches the terminal.
+/// A text that anybody may have written, such as the message of a commit: nothing of it that controls a terminal, or
+/// the order of what is on it, reaches one.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_shown(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// Whether a character is shown where it stands: it is no control character, no separator of lines, and none that
+/// is invisible or changes the direction of others (UAX #9; categories Cc, Cf, Zl and Zp).
+pub fn is_shown(c: char) -> bool {
+    let unseen = [
+        '\u{ad}'..='\u{ad}',
+        '\u{600}'..='\u{605}',
+        '\u{61c}'..='\u{61c}',
+        '\u{6dd}'..='\u{6dd}',
+        '\u{70f}'..='\u{70f}',
+        '\u{180e}'..='\u{180e}',
+        '\u{200b}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{206f}',
+        '\u{feff}'..='\u{feff}',
+        '\u{fff9}'..='\u{fffb}',
+        '\u{e0000}'..='\u{e007f}',
+    ];
+    !c.is_control() && !unseen.iter().any(|range| range.contains(&c))
 }
 
 /// A path as it was given, without components that mean nothing; the current directory is `.`.

@@ -81,6 +81,7 @@ pub struct Interface {
     pub named: bool,
     /// The name servers that are asked for names of the network, and for no others; empty: the host keeps the
     /// names itself.
+    #[serde(default)]
     pub resolvers: Arc<BTreeSet<IpAddr>>,
 }
 

@@ -94,7 +94,7 @@ fn whom_rules_keep_from_a_name_server_is_said_once_with_the_first_of_them() {
     assert_eq!(
         warned("acl=\"deny\"", nodes, both[0]),
         [
-            "a and 2 more members of network corp may not open udp 53 at the name server 10.40.0.53 (COREDNS_ADDR): names of the network do not resolve there"
+            "a and 2 more members of network corp may not open udp 53 at the name server 10.40.0.53 (COREDNS_ADDR): they do not resolve names of the network by it"
         ]
     );
     assert_eq!(warned("acl=\"deny\"", &format!("{nodes}\n{to_all}"), both[0]), [""; 0]);

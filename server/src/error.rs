@@ -158,14 +158,15 @@ impl Error {
         }
     }
 
-    /// Whether it refuses what somebody may have guessed: a token, a session or a signature that was never
-    /// valid.
+    /// Whether it refuses what strangers may send: a token, a session or a signature that was never valid, or one
+    /// more request to join without an access key.
     pub fn is_of_guess(&self) -> bool {
         matches!(
             self,
             Self::Unauthenticated(_)
                 | Self::Signature(Invalid::Part(_))
-                | Self::Refused(Refused::UnknownKey(_))
+                | Self::Refused(Refused::UnknownKey(_) | Refused::KeyNeeded(_))
+                | Self::Refused(Refused::ManyWait(_) | Refused::ManyWaitThere(_) | Refused::ManyAsk(_))
         )
     }
 

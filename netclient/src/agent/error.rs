@@ -93,6 +93,9 @@ pub enum AgentError {
     /// The host joined, but its tunnel did not come up, so it left again.
     #[error("the tunnel did not come up, so this host left the network again")]
     NotUp(#[source] TunnelError),
+    /// The host waited and was let in, but its tunnel did not come up.
+    #[error("somebody has let this host in, but the tunnel did not come up; `netclient daemon` tries on")]
+    NotUpYet(#[source] TunnelError),
     /// The server says that the host is no longer a node of the network.
     #[error(
         "the server has removed this node from network {0}; everything of it has been removed from this host"

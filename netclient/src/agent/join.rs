@@ -89,14 +89,20 @@ impl Agent {
             return self.stay(membership, server, options, lock.is_some()).await;
         }
         let _lock = lock.ok_or_else(|| AgentError::Busy(network.clone()))?;
+        let waited = self.directory.waiting(network)?.is_some();
         let (membership, journal) = match self.enter(network, server, options, method).await? {
             Entered::In(membership, journal) => (*membership, journal),
             Entered::Waiting(waiting) => return Ok(JoinOutcome::Waiting(*waiting)),
         };
         let mut member = Member::new(self.clone(), membership, journal)?;
-        if let Err(error) = member.apply().await {
-            member.leave_again().await;
-            return Err(AgentError::NotUp(error));
+        match member.apply().await {
+            // Somebody let this host in, which nobody does again because of what fails here.
+            Err(error) if waited => return Err(AgentError::NotUpYet(error)),
+            Err(error) => {
+                member.leave_again().await;
+                return Err(AgentError::NotUp(error));
+            }
+            Ok(_) => {}
         }
         // Reports the port that was found, and that the View is applied. If it fails, the next one reports
         // it.
@@ -237,6 +243,11 @@ impl Agent {
                 let journal = self.directory.save(&membership)?;
                 Ok((membership, journal))
             });
+        if kept.is_err() && waiting.is_some() {
+            // It asks again, and is in already.
+            attempt.commit();
+            return kept.map(|(membership, journal)| Entered::In(Box::new(membership), journal));
+        }
         if kept.is_err() {
             // It has joined, but cannot use the answer. If this fails as well, an admin has to remove the
             // node.

@@ -49,6 +49,8 @@ pub struct WaitingStatus {
     pub node: Name,
     /// The address of the server.
     pub server: String,
+    /// The fingerprint of the server's signing key.
+    pub pin: Fingerprint,
     /// The fingerprint by which somebody lets it in.
     pub fingerprint: Fingerprint,
     /// Since when it waits.
@@ -69,6 +71,7 @@ impl WaitingStatus {
             name: network.clone(),
             node: name.clone(),
             server: server.addresses.join(", "),
+            pin: server.signing_key.fingerprint(),
             fingerprint: waiting.fingerprint(),
             since: *since,
             until,

@@ -122,26 +122,27 @@ fn status_text(status: &Status, now: Timestamp) -> String {
 
 /// A network that the host waits for, on a line.
 fn waiting_line(waiting: &WaitingStatus, now: Timestamp) -> String {
-    let WaitingStatus { name, node, since, until, server: _, fingerprint: _ } = waiting;
+    let WaitingStatus { name, node, since, until, server, pin, fingerprint: _ } = waiting;
     match until {
         Some(_) => {
             format!("{name}: waits as {node} until somebody lets it in; asked {}", text::ago(*since, now))
         }
         None => format!(
-            "{name}: does not wait any more: nobody let it in as {node} in time, or somebody dropped it; ask again: netclient \
-             join, or give it up: netclient leave -n {name}"
+            "{name}: does not wait any more: nobody let it in as {node} in time, or somebody dropped it\n  \
+             ask again    netclient join --server {server} --pin {pin} -n {name}\n  \
+             give it up   netclient leave -n {name}"
         ),
     }
 }
 
 /// What a host waits for, and who can let it in.
 pub(super) fn waiting(waiting: &WaitingStatus, now: Timestamp) -> String {
-    let WaitingStatus { name, node, server, fingerprint, until, since: _ } = waiting;
+    let WaitingStatus { name, node, server, fingerprint, until, since: _, pin: _ } = waiting;
     let line = waiting_line(waiting, now);
     let Some(until) = until else { return line + "\n" };
     format!(
-        "{line}\n  server       {server}\n  fingerprint  {fingerprint}\n  dropped      {} unless it is let in\n  \
-         let in by    nmplan node approve {name}/{node}\n  or in a file node \"{node}\" approved=\"{fingerprint}\"\n",
+        "{line}\n  server       {server}\n  fingerprint  {fingerprint}\n  waits until  {}\n  \
+         let in by    nmplan node approve {name}/{node} --identity {fingerprint}\n  or in files  node \"{node}\" approved=\"{fingerprint}\"\n",
         text::moment(*until)
     )
 }
@@ -152,7 +153,7 @@ fn network_lines(network: &NetworkStatus, now: Timestamp) -> Vec<String> {
         format!("{name}: {node}, {}, on {}", joined(addresses), interface(network)),
         format!("  ranges {}", joined(ranges)),
         format!("  device {}", device.map_or_else(|| "none".to_owned(), |kind| kind.to_string())),
-        format!("  revision {revision}, control traffic by {}", transport(network.control)),
+        format!("  revision {revision}, {}", control(network.control)),
     ];
     if !network.refused.is_empty() {
         text.push(format!(
@@ -245,6 +246,15 @@ const fn transport(control: Control) -> &'static str {
         Control::Tunnel => "tunnel",
         Control::Tls => "tls",
         Control::None => "none",
+    }
+}
+
+/// How control traffic goes, in words.
+const fn control(control: Control) -> &'static str {
+    match control {
+        Control::Tunnel => "control traffic by tunnel",
+        Control::Tls => "control traffic by tls",
+        Control::None => "no control traffic",
     }
 }
 
@@ -352,7 +362,7 @@ mod tests {
             "No daemon runs, so nothing keeps this host up to date: peers that join or move are not known. Start it: \
              netclient daemon\n\n\
              corp: a, 10.40.0.1, fd40::1, on nm-corp\n  ranges 10.40.0.0/24, fd40::/64\n  device kernel\n  \
-             revision 7, control traffic by none\n  names *.corp in /etc/hosts\n  \
+             revision 7, no control traffic\n  names *.corp in /etc/hosts\n  \
              problem: the file of names is read-only (names)\n  no peers yet\n"
         );
         status.daemon = true;
@@ -368,6 +378,7 @@ mod tests {
             name: "corp".parse().expect("good"),
             node: "web".parse().expect("good"),
             server: "nm.example.net:50051".into(),
+            pin: fingerprint,
             fingerprint,
             since: now,
             until: Some("1970-01-02T00:00:00Z".parse().expect("a time")),
@@ -379,7 +390,7 @@ mod tests {
             "corp: waits as web until somebody lets it in",
             "server       nm.example.net:50051",
             &format!("fingerprint  {fingerprint}\n"),
-            "nmplan node approve corp/web\n",
+            &format!("nmplan node approve corp/web --identity {fingerprint}\n"),
             &format!("node \"web\" approved=\"{fingerprint}\""),
         ] {
             assert!(text.contains(part), "{part}: {text}");

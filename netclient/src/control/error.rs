@@ -44,6 +44,15 @@ pub enum CallError {
         /// What is wrong.
         why: Unidentified,
     },
+    /// Something else listens there.
+    #[error(
+        "what answers at {at} is not the agents' service of nmserver: that has port 50051, unless GRPC_PORT or \
+         PUBLIC_GRPC of the server says otherwise; the REST API has another"
+    )]
+    NotAgents {
+        /// The addresses that were tried.
+        at: String,
+    },
     /// It refused.
     #[error("the server refused: {0}")]
     Refused(String),
@@ -76,6 +85,11 @@ pub(super) fn failed(at: String, status: &Status) -> CallError {
     }
     if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
         return CallError::Slow { at };
+    }
+    // What does not speak gRPC, such as the REST API: tonic says so in these words alone.
+    let foreign = ["invalid compression flag", "grpc-status header missing", "invalid content-type"];
+    if foreign.iter().any(|said| status.message().contains(said)) {
+        return CallError::NotAgents { at };
     }
     // An error without a cause on this side came from the server.
     CallError::Refused(status.message().chars().filter(|c| !c.is_control()).collect())

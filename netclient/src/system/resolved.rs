@@ -4,11 +4,13 @@
 //! the interface has nothing to put back. Everything is said by resolvectl(1), which blocks the caller.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use schema::scalars::NetworkName;
 use schema::view::View;
@@ -17,6 +19,11 @@ use schema::view::View;
 const SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve";
 /// Where resolved listens for those that read `/etc/resolv.conf`.
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
+
+/// How long resolvectl may take: resolved answers it in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a name server may take to answer.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// What resolved is told of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +42,11 @@ impl Resolvers {
         let servers: BTreeSet<_> = view.interface.resolvers.iter().filter(reached).copied().collect();
         (!servers.is_empty()).then(|| Self { servers, network: view.network.clone() })
     }
+
+    /// Whether one of the name servers answers. Blocks the caller for as long as each may take.
+    pub fn answer(&self) -> bool {
+        self.servers.iter().any(|server| answers(*server, &self.network))
+    }
 }
 
 /// Why resolved was not told.
@@ -43,6 +55,12 @@ pub enum ResolvedError {
     /// resolvectl could not be run.
     #[error("cannot run resolvectl, so the names of the network are in /etc/hosts")]
     Broken(#[source] io::Error),
+    /// None of the name servers answers.
+    #[error("no name server answers for the names of {network}, which are in /etc/hosts meanwhile")]
+    Silent {
+        /// The network.
+        network: NetworkName,
+    },
     /// resolved refused.
     #[error(
         "systemd-resolved takes no name servers for {interface}, so the names of the network are in /etc/hosts: {reason}"
@@ -105,6 +123,20 @@ pub fn revert(interface: &str) -> Result<(), ResolvedError> {
     resolvectl(interface, ["revert", interface])
 }
 
+/// The same where it was told so by an agent; a resolved that cannot be asked keeps nothing of it from working.
+pub fn revert_ours(interface: &str) {
+    let network = interface.strip_prefix("nm-").and_then(|network| network.parse().ok());
+    if network.is_some_and(|network| asks_for(interface, &network))
+        && let Err(error) = revert(interface)
+    {
+        tracing::debug!(
+            interface,
+            error = crate::errors::error_chain(&error),
+            "name servers of an earlier process stay"
+        );
+    }
+}
+
 /// Whether resolved asks name servers for the names of a network, on its interface.
 pub fn asks_for(interface: &str, network: &NetworkName) -> bool {
     let domain = format!("~{network}");
@@ -113,8 +145,7 @@ pub fn asks_for(interface: &str, network: &NetworkName) -> bool {
 
 /// What resolved knows of an interface, to be compared with what it knows later; absent: it cannot be asked.
 pub fn known(interface: &str) -> Option<String> {
-    let mut command = command(["status", interface]);
-    let output = command.output().ok().filter(|output| output.status.success())?;
+    let output = run(["status", interface]).ok().filter(|output| output.status.success())?;
     Some(without_current(&String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -123,11 +154,11 @@ fn without_current(status: &str) -> String {
     status.lines().filter(|line| !line.trim_start().starts_with("Current ")).collect::<Vec<_>>().join("\n")
 }
 
-fn resolvectl<S: AsRef<std::ffi::OsStr>>(
+fn resolvectl<S: AsRef<OsStr>>(
     interface: &str,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<(), ResolvedError> {
-    let output = command(arguments).output().map_err(ResolvedError::Broken)?;
+    let output = run(arguments).map_err(ResolvedError::Broken)?;
     if output.status.success() {
         return Ok(());
     }
@@ -136,10 +167,54 @@ fn resolvectl<S: AsRef<std::ffi::OsStr>>(
     Err(ResolvedError::Refused { interface: interface.to_owned(), reason })
 }
 
-fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+/// Runs resolvectl to its end; one that takes longer than [`PATIENCE`] is ended. What it prints fits into a pipe.
+fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> io::Result<Output> {
     let mut command = Command::new("resolvectl");
     command.args(arguments).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0").stdin(Stdio::null());
-    command
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "resolved does not answer it"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output()
+}
+
+/// Whether a name server answers for a network: it is asked for the start of its zone (RFC 1035, section 4.1).
+pub fn answers(server: IpAddr, network: &NetworkName) -> bool {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let ask = || -> io::Result<bool> {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((server, 53))?;
+        socket.set_read_timeout(Some(ANSWER))?;
+        let query = query(network);
+        socket.send(&query)?;
+        let mut answer = [0; 512];
+        let length = socket.recv(&mut answer)?;
+        Ok(is_answer(&query, &answer[..length]))
+    };
+    ask().unwrap_or(false)
+}
+
+/// The question for the SOA record of a network.
+fn query(network: &NetworkName) -> Vec<u8> {
+    // The socket is connected, so the number need not be a secret.
+    let mut query = vec![0x6e, 0x6d, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let label = network.as_str().as_bytes();
+    query.push(u8::try_from(label.len()).expect("a name of a network has at most 12 characters"));
+    query.extend(label);
+    query.extend([0, 0, 6, 0, 1]);
+    query
+}
+
+/// Whether it is an answer that knows the name: its number, and the code NOERROR.
+fn is_answer(query: &[u8], answer: &[u8]) -> bool {
+    matches!(answer, [one, other, flags, code, ..] if [*one, *other] == query[..2] && flags >> 7 == 1 && code & 15 == 0)
 }
 
 #[cfg(test)]
@@ -159,6 +234,23 @@ mod tests {
             ("", "", false),
         ] {
             assert_eq!(leads_to_resolved(resolv_conf, nsswitch), led, "{resolv_conf}{nsswitch}");
+        }
+    }
+
+    #[test]
+    fn an_answer_has_the_number_of_the_question_and_knows_the_name() {
+        let query = query(&"corp".parse().expect("good"));
+        assert_eq!(query[12..], *b"\x04corp\0\0\x06\0\x01");
+        let answer = |flags: [u8; 2]| [&query[..2], &flags, &query[4..]].concat();
+        assert!(is_answer(&query, &answer([0x85, 0x80])));
+        for (wrong, why) in [
+            (query.clone(), "the question"),
+            (answer([0x85, 0x83]), "NXDOMAIN"),
+            (answer([0x81, 0x85]), "REFUSED"),
+            ([b"xy", &answer([0x85, 0x80])[2..]].concat(), "another number"),
+            (vec![0x6e, 0x6d, 0x85], "cut"),
+        ] {
+            assert!(!is_answer(&query, &wrong), "{why}");
         }
     }
 

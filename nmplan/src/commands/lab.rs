@@ -60,6 +60,11 @@ pub fn enter_host(host: &str, lab: &args::Lab, global: &Global) -> Result<ExitCo
 /// Brings up the declared networks, and shows which nodes reach each other.
 pub async fn run<C: ControlPlane>(lab: &args::Lab, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     run.place.directory = lab.directory.clone().or(run.place.directory.take());
+    if run.only.is_some() {
+        return Err(Error::Usage(
+            "the lab brings up every network that the files declare; leave out --network",
+        ));
+    }
     let loaded = run.load_without_server(Some("brought up"))?;
     let mut roster = roster(&loaded.declared.snapshot);
     let own_node = |(network, _): (_, _)| Roster::own_node(&loaded.declared.snapshot, network).is_some();

@@ -149,7 +149,11 @@ async fn drop_host<C: ControlPlane>(
     run.console.must_arrive = true;
     if !(run.console.json || run.console.quiet && args.auto_approve) {
         let barred = if args.ban {
-            format!("Its identity is barred from {}, so that it cannot ask again.\n", node.network)
+            format!(
+                "Its identity is barred from {}, so that it cannot ask again.\n\
+                 A host whose state is deleted, as by `netclient leave`, is another one, and asks with another fingerprint.\n",
+                node.network
+            )
         } else {
             "It can ask again; --ban bars its identity as well.\n".into()
         };
@@ -177,6 +181,16 @@ async fn remove<C: ControlPlane>(args: &RemoveNode, run: &mut Run<'_, C>) -> Res
             Err(error) => Err(error),
         };
     };
+    let others = world.inventory.pending_in(&node.network).filter(|(_, pending)| pending.name == node.name);
+    let others: Vec<_> = others.map(|(identity, _)| identity.fingerprint().to_string()).collect();
+    if args.identity.is_none() && !others.is_empty() {
+        let asked = format!("{}/{}", node.network, node.name);
+        return Err(Error::AlsoWaits {
+            asked,
+            node: joined.identity.fingerprint().to_string(),
+            waiting: others,
+        });
+    }
     let unseen = run.console.json || run.console.quiet && args.auto_approve;
     // As with a plan: what nobody can see is not done.
     run.console.must_arrive = true;
@@ -314,7 +328,7 @@ async fn unban<C: ControlPlane>(typed: &NodeArg, run: &mut Run<'_, C>) -> Result
     let id = resource_id(&node);
     let (Committed { revision }, NodeId { network, .. }) = (&answer, &node);
     run.console.stderr(&format!(
-        "Lifted the ban of {id} as revision {revision}: its host can join {network} again, with a valid token.\n"
+        "Lifted the ban of {id} as revision {revision}: its host can ask for {network} or join it again.\n"
     ));
     report(&Done { id, answer: &answer }, *revision, run)
 }

@@ -268,11 +268,13 @@ fn figures(matrix: &Matrix) -> String {
     text
 }
 
-/// Who is in each group that is named otherwise than whoever is in it.
+/// Who is in each group that is named otherwise than whoever is in it, and whoever has no row.
 fn members(matrix: &Matrix, width: usize) -> String {
-    let several = matrix.groups.iter().enumerate().filter(|(_, group)| group.parties != [&*group.name]);
+    let is_itself = |group: &Together| group.parties == [&*group.name];
+    let has_row = |at: usize| matrix.cells.iter().any(|cell| cell.from == at);
+    let several = matrix.groups.iter().enumerate().filter(|(at, group)| !is_itself(group) || !has_row(*at));
     let line = |(at, group): (usize, &Together)| {
-        let name = format!("{}: ", group.name);
+        let name = if is_itself(group) { String::new() } else { format!("{}: ", group.name) };
         let parties = group.parties.iter().enumerate().map(|(at, party)| match at {
             0 => name.clone() + party,
             _ => party.clone(),

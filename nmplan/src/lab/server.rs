@@ -16,6 +16,9 @@ use super::{Error, Host, Process, Programs, Underlay, agent, system};
 use crate::control::{ControlError, ControlPlane, Rest};
 use crate::environment::Environment;
 
+/// The variables of the caller that the server is given as well.
+const KEPT: [&str; 5] = ["HOME", "LANG", "PATH", "TMPDIR", "USER"];
+
 /// How long the server may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const REST: u16 = 8081;
@@ -168,6 +171,14 @@ impl Server {
             return Ok(());
         }
         let mut command = self.host.command(&self.program);
+        // The settings of a server of the caller's are not the lab's: nmserver's variables have no prefix of their own.
+        let kept = |name: &str| {
+            ["RUST_", "NETCLIENT_"].iter().any(|prefix| name.starts_with(prefix)) || KEPT.contains(&name)
+        };
+        let of_caller = std::env::vars_os().map(|(name, _)| name);
+        of_caller.filter(|name| !name.to_str().is_some_and(kept)).for_each(|name| {
+            command.env_remove(name);
+        });
         command.env("DATA_DIR", self.data()).env("SERVER_HOST", self.host.ipv4().to_string());
         command.env("CLIENT_NAME", OWN_NODE).env_remove("CLIENT_MODE");
         // Hosts of the lab have no name servers.

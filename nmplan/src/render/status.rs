@@ -54,10 +54,12 @@ fn table(nodes: &[NodeStatus], newest: Revision, now: Timestamp) -> Table {
 /// The hosts that wait, each with how to let it in.
 fn waiting(nodes: &[NodeStatus], now: Timestamp) -> Vec<String> {
     let waits = nodes.iter().filter_map(|node| Some((node, node.pending.as_ref()?)));
-    waits.flat_map(|(node, pending)| waiting_host(node, pending, now)).collect()
+    let several = |id: &str| waits.clone().filter(|(node, _)| node.id == id).count() > 1;
+    waits.clone().flat_map(|(node, pending)| waiting_host(node, pending, several(&node.id), now)).collect()
 }
 
-fn waiting_host(node: &NodeStatus, pending: &PendingState, now: Timestamp) -> Vec<String> {
+/// `several`: whether others wait under the same name, so that a fingerprint has to say which is meant.
+fn waiting_host(node: &NodeStatus, pending: &PendingState, several: bool, now: Timestamp) -> Vec<String> {
     let PendingState { since, until, seen, obstacle } = pending;
     let network = node.id.split('/').next().unwrap_or_default();
     let from = seen.map(|seen| format!(" from {seen}")).unwrap_or_default();
@@ -66,7 +68,10 @@ fn waiting_host(node: &NodeStatus, pending: &PendingState, now: Timestamp) -> Ve
     let mut lines = vec![format!("  {network}/{}{from}{os}: asked {asked}, dropped on {dropped}", node.name)];
     lines.extend(node.fingerprint.map(|fingerprint| format!("    fingerprint {fingerprint}")));
     lines.push(match obstacle {
-        None => format!("    nmplan node approve {network}/{}", node.name),
+        None => {
+            let which = node.fingerprint.filter(|_| several).map(|it| format!(" --identity {it}"));
+            format!("    nmplan node approve {network}/{}{}", node.name, which.unwrap_or_default())
+        }
         Some(why) => format!("    not under that name: {why}"),
     });
     lines

@@ -527,7 +527,7 @@ impl<'a> Reading<'a> {
     pub fn resolves(&self, at: &Name, name: &Name) -> Option<Resolution> {
         let resolution = self.declaration().name_service.then(|| self.leads(name, 0))??;
         // Around a hub without rules a node is sent its own name like those of all others.
-        let sent_alike = self.hub().is_some() && self.declaration().acl == Acl::Allow;
+        let sent_alike = self.hub().is_some() && !self.has_rules();
         match resolution {
             // Its own name leads a host to all its addresses, also to those that others do not reach.
             Leads::To(node) if node == *at && node == *name && !sent_alike => {

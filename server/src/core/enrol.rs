@@ -138,6 +138,13 @@ pub enum Refused {
         most = PendingNode::MOST
     )]
     ManyWait(NetworkName),
+    /// As many hosts wait that asked from the same address as may.
+    #[error(
+        "{most} hosts that asked from this address wait for {0} already, which is the limit; have some of them approved \
+         or dropped, or join with a token",
+        most = PendingNode::MOST_FROM_ONE
+    )]
+    ManyWaitThere(NetworkName),
     /// More hosts have asked within a short time than may.
     #[error(
         "many hosts have asked to join {0} without an access key just now; try again later, or join with a token"
@@ -357,7 +364,7 @@ pub(super) fn is_free(world: &World, network: &NetworkName, name: &Name) -> Resu
 
 /// Whether no other interface of the host is connected to all of a range of the network: the host would keep
 /// that for itself, and reach nobody.
-fn check_connected(world: &World, candidate: &Candidate) -> Result<(), Refused> {
+pub(super) fn check_connected(world: &World, candidate: &Candidate) -> Result<(), Refused> {
     let Some(network) = world.snapshot.network(&candidate.network) else { return Ok(()) };
     let taken = candidate.facts.connected.iter().find(|(_, range)| network.ranges().any(|own| own == *range));
     match taken {

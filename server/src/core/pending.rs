@@ -5,6 +5,8 @@
 //! at the apply or when it asks, or by hand ([`approve`]). It is dropped by hand, after
 //! [`PendingNode::LIFE`], and with what it waits for.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use jiff::Timestamp;
 use schema::compile::admission::{approved_as, pending_by};
 use schema::inventory::{NodeId, PendingNode};
@@ -22,7 +24,7 @@ pub struct Applicant {
     /// The host, and the name that it asks for.
     pub candidate: Candidate,
     /// The address that it asks from.
-    pub seen: Option<std::net::IpAddr>,
+    pub seen: Option<IpAddr>,
     /// Whether it has asked before and waits: it does not begin anew.
     pub waits: bool,
 }
@@ -73,6 +75,7 @@ pub fn ask(
         (_, false) => {}
     }
     enrol::check_public_key(world, &candidate, &candidate.name)?;
+    enrol::check_connected(world, &candidate)?;
     let Candidate { network, name, identity, public_key, facts, os } = candidate;
     let Facts { endpoints, listen_port, problems: _, connected: _ } = facts;
     let since = before.as_ref().map_or(now, |before| before.since);
@@ -88,6 +91,9 @@ pub fn ask(
         None if world.inventory.pending_in(&network).count() >= PendingNode::MOST => {
             return Err(Refused::ManyWait(network));
         }
+        None if from_there(world, &network, seen) >= PendingNode::MOST_FROM_ONE => {
+            return Err(Refused::ManyWaitThere(network));
+        }
         None => {}
     }
     if !may_begin() {
@@ -95,6 +101,18 @@ pub fn ask(
     }
     world.inventory.put_pending(network, identity, pending);
     Ok(Standing::Waits(until))
+}
+
+/// How many wait that asked from the same address as this one, or the same /64 of IPv6; none of those whose
+/// address is not known, or is that of a proxy on the server's own host.
+fn from_there(world: &World, network: &NetworkName, seen: Option<IpAddr>) -> usize {
+    let source = |seen: IpAddr| match seen {
+        IpAddr::V4(_) => seen,
+        IpAddr::V6(seen) => (seen & Ipv6Addr::from(!0u128 << 64)).into(),
+    };
+    let Some(there) = seen.filter(|seen| !seen.is_loopback()).map(source) else { return 0 };
+    let waiting = world.inventory.pending_in(network);
+    waiting.filter(|(_, pending)| pending.seen.map(source) == Some(there)).count()
 }
 
 /// Lets a host in by hand that waits, as the node of a name; nothing if it does not wait.
@@ -285,6 +303,25 @@ mod tests {
         let refused = ask(&mut world, applicant("more", 101, false), &server(None, &[]), || false, START);
         assert_eq!(refused, Err(Refused::ManyAsk(corp())));
         assert!(asks(&mut world, "more", 101, START).is_ok());
+    }
+
+    #[test]
+    fn twenty_wait_at_most_that_asked_from_one_address_or_one_network_of_ipv6() {
+        for (there, also_there, elsewhere) in
+            [("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1")]
+        {
+            let mut world = world(&[("corp", OPEN)]);
+            let mut asks_from = |number: u8, seen: &str| {
+                let seen = Some(seen.parse().expect("good"));
+                let applicant = Applicant { seen, ..applicant(&format!("h{number}"), number, false) };
+                ask(&mut world, applicant, &server(None, &[]), || true, START)
+            };
+            for number in 1..=20 {
+                asks_from(number, there).expect("it may wait");
+            }
+            assert_eq!(asks_from(21, also_there), Err(Refused::ManyWaitThere(corp())));
+            assert!(asks_from(21, elsewhere).is_ok() && asks_from(7, also_there).is_ok());
+        }
     }
 
     #[test]

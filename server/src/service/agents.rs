@@ -16,6 +16,7 @@ use schema::kinds::AccessKey;
 use schema::rules::endpoints::Meshes;
 use schema::scalars::{Identity, Name, NetworkName, Scalar, Verifier, WireGuardKey};
 use schema::snapshot::{ResourceId, Revision};
+use schema::text::is_shown;
 use schema::world::World;
 
 use super::Service;
@@ -502,7 +503,8 @@ pub(super) fn name_of(request: &wire::JoinRequest) -> Result<Name, Error> {
 
 /// The operating system that a node reports, cut to what is stored.
 fn os_of(text: &str) -> Box<str> {
-    text.chars().filter(|c| !c.is_control()).take(64).collect::<String>().into()
+    let shown: String = text.chars().filter(|c| is_shown(*c)).take(64).collect();
+    shown.split_whitespace().collect::<Vec<_>>().join(" ").into()
 }
 
 /// The access key that a request names.
