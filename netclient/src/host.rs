@@ -117,9 +117,9 @@ pub trait Host: Send + Sync {
     fn set_names(&self, turn: &Path, interface: &str, lines: &[String]) -> Result<(), HostsError>;
     /// Whether programs of this host ask systemd-resolved; see [`resolved::is_asked`].
     fn asks_resolved(&self) -> bool;
-    /// Has systemd-resolved ask these name servers for the names of a network, or none any more. Blocks the
-    /// caller.
-    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError>;
+    /// Has systemd-resolved ask these name servers for the names of their network; an error if there are some and
+    /// none of them answers. Blocks the caller.
+    fn set_resolvers(&self, interface: &str, resolvers: &Resolvers) -> Result<(), ResolvedError>;
     /// Whether systemd-resolved asks name servers for the names of a network. Blocks the caller.
     fn resolves(&self, interface: &str, network: &NetworkName) -> bool;
     /// Where an endpoint with a port may be right now, the better address first; empty: its name does not
@@ -144,15 +144,15 @@ pub struct System {
     filter: Arc<Mutex<Option<Standing<Outside>>>>,
     /// The tables of networks with access rules, by interface; absent in turn: there is none.
     access: Arc<Mutex<BTreeMap<String, Option<Standing<Filter>>>>>,
-    /// What systemd-resolved was told last, by interface; absent in turn: to ask nobody.
-    resolvers: Arc<Mutex<BTreeMap<String, Option<Told>>>>,
+    /// What systemd-resolved was sent last, by interface; absent in turn: to ask nobody.
+    resolvers: Arc<Mutex<BTreeMap<String, Option<Sent>>>>,
     /// What others did to all of these.
     own: OwnTables,
 }
 
-/// What systemd-resolved was told.
+/// What systemd-resolved was sent.
 #[derive(Debug)]
-struct Told {
+struct Sent {
     resolvers: Resolvers,
     /// What it knew of the interface then.
     known: Option<String>,
@@ -248,7 +248,7 @@ impl System {
         elements::change(&self.own, table, gone, new, known).map_err(refused)
     }
 
-    fn told(&self) -> MutexGuard<'_, BTreeMap<String, Option<Told>>> {
+    fn sent(&self) -> MutexGuard<'_, BTreeMap<String, Option<Sent>>> {
         self.resolvers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -485,38 +485,37 @@ impl Host for System {
         resolved::is_asked()
     }
 
-    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError> {
+    fn set_resolvers(&self, interface: &str, resolvers: &Resolvers) -> Result<(), ResolvedError> {
         // Nothing is held while other programs run.
-        let before = self.told().remove(interface);
-        let answering = resolvers.filter(|wanted| wanted.answer());
-        let now = match (answering, before) {
-            (Some(wanted), Some(Some(told)))
-                if told.resolvers == *wanted
-                    && told.known.is_some()
-                    && told.known == resolved::known(interface) =>
+        let before = self.sent().remove(interface);
+        let answer = resolvers.answer();
+        let now = match (answer, before) {
+            (true, Some(Some(sent)))
+                if sent.resolvers == *resolvers
+                    && sent.known.is_some()
+                    && sent.known == resolved::known(interface) =>
             {
-                Some(told)
+                Some(sent)
             }
-            (Some(wanted), _) => {
-                resolved::set(interface, wanted)?;
-                Some(Told { resolvers: wanted.clone(), known: resolved::known(interface) })
+            (true, _) => {
+                resolved::set(interface, resolvers)?;
+                Some(Sent { resolvers: resolvers.clone(), known: resolved::known(interface) })
             }
-            (None, Some(None)) => None,
-            (None, Some(Some(_))) => {
+            (false, Some(None)) => None,
+            (false, Some(Some(_))) => {
                 resolved::revert(interface)?;
                 None
             }
-            // Another process may have told it; what somebody else did stays.
-            (None, None) => {
-                resolved::revert_ours(interface);
+            (false, None) => {
+                resolved::revert_ours(interface, &resolvers.network);
                 None
             }
         };
-        self.told().insert(interface.to_owned(), now);
-        match (resolvers, answering) {
-            (Some(wanted), None) => Err(ResolvedError::Silent { network: wanted.network.clone() }),
-            _ => Ok(()),
+        self.sent().insert(interface.to_owned(), now);
+        if answer || resolvers.is_empty() {
+            return Ok(());
         }
+        Err(ResolvedError::Silent { network: resolvers.network.clone() })
     }
 
     fn resolves(&self, interface: &str, network: &NetworkName) -> bool {

@@ -59,7 +59,7 @@ pub struct NetworkTunnel {
     names: EndpointNames,
     mark: Mark,
     /// Whom systemd-resolved asks for the names of the network; absent: they are in `/etc/hosts`.
-    told: Option<Resolvers>,
+    asked: Option<Resolvers>,
 }
 
 /// Why a tunnel could not be brought up.
@@ -117,7 +117,7 @@ impl NetworkTunnel {
             applied: AppliedEndpoints::new(),
             names: EndpointNames::new(known),
             mark,
-            told: None,
+            asked: None,
         }
     }
 
@@ -233,13 +233,16 @@ impl NetworkTunnel {
             self.applied.remove(key);
         }
         self.applied.extend(found);
-        // A name server that is reached from now on is told to resolved by the next reconciliation.
-        if names_changed && self.told.is_none() {
-            let View { network, .. } = &membership.view;
-            let lines = hosts::lines(network, &membership.view.resolutions());
-            self.set_lines(lines).await.map_err(NamesError::from)?;
-        } else if self.told.is_some() && self.told != Resolvers::of(&membership.view) {
-            self.set_names(&membership.view).await?;
+        match &self.asked {
+            // resolved gets a name server that is reached from now on by the next reconciliation.
+            None if names_changed => {
+                let lines = hosts::lines(&membership.view.network, &membership.view.resolutions());
+                self.set_lines(lines).await.map_err(NamesError::from)?;
+            }
+            Some(asked) if *asked != Resolvers::of(&membership.view) => {
+                self.set_names(&membership.view).await?;
+            }
+            None | Some(_) => {}
         }
         Ok(())
     }
@@ -266,30 +269,28 @@ impl NetworkTunnel {
     /// Has the names of the network resolve: by its name servers, through systemd-resolved where programs ask
     /// that, else by `/etc/hosts`.
     async fn set_names(&mut self, view: &View) -> Result<(), NamesError> {
-        let told = match self.host.asks_resolved() {
-            true => self.tell_resolved(Resolvers::of(view)).await,
+        let outcome = match self.host.asks_resolved() {
+            true => self.set_resolvers(Resolvers::of(view)).await,
             false => Ok(None),
         };
-        let (told, refused) = match told {
-            Ok(told) => (told, None),
+        let (asked, refused) = match outcome {
+            Ok(asked) => (asked, None),
             Err(error) => (None, Some(error)),
         };
-        // One that is not told leaves the names where they resolve all the same.
+        // Where resolved does not ask for them they resolve all the same.
         let lines =
-            if told.is_some() { Vec::new() } else { hosts::lines(&view.network, &view.resolutions()) };
-        self.told = told;
+            if asked.is_some() { Vec::new() } else { hosts::lines(&view.network, &view.resolutions()) };
+        self.asked = asked;
         self.set_lines(lines).await?;
         refused.map_or(Ok(()), |refused| Err(refused.into()))
     }
 
-    /// Has systemd-resolved ask these, or nobody; returns them.
-    async fn tell_resolved(
-        &mut self,
-        resolvers: Option<Resolvers>,
-    ) -> Result<Option<Resolvers>, ResolvedError> {
+    /// Has systemd-resolved ask these name servers; returns them, if there are any.
+    async fn set_resolvers(&mut self, resolvers: Resolvers) -> Result<Option<Resolvers>, ResolvedError> {
         let host = Arc::clone(&self.host);
         let interface = self.interface.clone();
-        blocking(move || host.set_resolvers(&interface, resolvers.as_ref()).map(|()| resolvers)).await
+        let set = move || host.set_resolvers(&interface, &resolvers).map(|()| resolvers);
+        Ok(Some(blocking(set).await?).filter(|resolvers| !resolvers.is_empty()))
     }
 
     async fn set_lines(&mut self, lines: Vec<String>) -> Result<(), HostsError> {

@@ -307,9 +307,8 @@ impl Agent {
 
     async fn names_status(&self, interface: &str, view: &View) -> NamesStatus {
         let (host, interface, network) = (Arc::clone(&self.host), interface.to_owned(), view.network.clone());
-        if let Some(resolvers) = Resolvers::of(view)
-            && blocking(move || host.resolves(&interface, &network)).await
-        {
+        let resolvers = Resolvers::of(view);
+        if !resolvers.is_empty() && blocking(move || host.resolves(&interface, &network)).await {
             return NamesStatus::SystemdResolved(resolvers.servers);
         }
         if view.resolutions().is_empty() { NamesStatus::None } else { NamesStatus::Hosts }

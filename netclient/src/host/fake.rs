@@ -221,7 +221,7 @@ impl FakeHost {
         inner.resolved_fails = !takes;
     }
 
-    /// What systemd-resolved was told of an interface.
+    /// What systemd-resolved was sent of an interface.
     pub fn resolvers(&self, interface: &str) -> Option<Resolvers> {
         self.lock().resolvers.get(interface).cloned()
     }
@@ -555,14 +555,15 @@ impl Host for FakeHost {
         self.lock().asks_resolved
     }
 
-    fn set_resolvers(&self, interface: &str, resolvers: Option<&Resolvers>) -> Result<(), ResolvedError> {
+    fn set_resolvers(&self, interface: &str, resolvers: &Resolvers) -> Result<(), ResolvedError> {
         let mut inner = self.lock();
         if inner.resolved_fails {
             return Err(ResolvedError::stopped(interface));
         }
-        match resolvers {
-            Some(resolvers) => drop(inner.resolvers.insert(interface.to_owned(), resolvers.clone())),
-            None => drop(inner.resolvers.remove(interface)),
+        if resolvers.is_empty() {
+            inner.resolvers.remove(interface);
+        } else {
+            inner.resolvers.insert(interface.to_owned(), resolvers.clone());
         }
         Ok(())
     }

@@ -25,22 +25,27 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a name server may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
-/// What resolved is told of an interface.
+/// What resolved is to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolvers {
-    /// The name servers.
+    /// The name servers; none: nobody is asked.
     pub servers: BTreeSet<IpAddr>,
     /// The network whose names they are asked for.
     pub network: NetworkName,
 }
 
 impl Resolvers {
-    /// What a View says; nothing if the node reaches none of its name servers through the network: resolved asks
-    /// those of an interface by that interface alone (IP_UNICAST_IF of ip(7)).
-    pub fn of(view: &View) -> Option<Self> {
+    /// Returns the name servers of a View that the node reaches through the network: resolved asks those of an
+    /// interface by that interface alone (IP_UNICAST_IF of ip(7)).
+    pub fn of(view: &View) -> Self {
         let reached = |server: &&IpAddr| view.reaches(**server);
-        let servers: BTreeSet<_> = view.interface.resolvers.iter().filter(reached).copied().collect();
-        (!servers.is_empty()).then(|| Self { servers, network: view.network.clone() })
+        let servers = view.interface.resolvers.iter().filter(reached).copied().collect();
+        Self { servers, network: view.network.clone() }
+    }
+
+    /// Whether nobody is asked.
+    pub fn is_empty(&self) -> bool {
+        self.servers.is_empty()
     }
 
     /// Whether one of the name servers answers. Blocks the caller for as long as each may take.
@@ -49,7 +54,7 @@ impl Resolvers {
     }
 }
 
-/// Why resolved was not told.
+/// Why resolved does not know the name servers.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolvedError {
     /// resolvectl could not be run.
@@ -123,10 +128,10 @@ pub fn revert(interface: &str) -> Result<(), ResolvedError> {
     resolvectl(interface, ["revert", interface])
 }
 
-/// The same where it was told so by an agent; a resolved that cannot be asked keeps nothing of it from working.
-pub fn revert_ours(interface: &str) {
-    let network = interface.strip_prefix("nm-").and_then(|network| network.parse().ok());
-    if network.is_some_and(|network| asks_for(interface, &network))
+/// The same where it asks for the names of the network, as an earlier process has had it do; what others set stays,
+/// and a resolved that cannot be asked keeps nothing else from working.
+pub fn revert_ours(interface: &str, network: &NetworkName) {
+    if asks_for(interface, network)
         && let Err(error) = revert(interface)
     {
         tracing::debug!(
@@ -167,17 +172,21 @@ fn resolvectl<S: AsRef<OsStr>>(
     Err(ResolvedError::Refused { interface: interface.to_owned(), reason })
 }
 
-/// Runs resolvectl to its end; one that takes longer than [`PATIENCE`] is ended. What it prints fits into a pipe.
 fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> io::Result<Output> {
     let mut command = Command::new("resolvectl");
-    command.args(arguments).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0").stdin(Stdio::null());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let deadline = Instant::now() + PATIENCE;
+    command.args(arguments).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0");
+    output_within(PATIENCE, command)
+}
+
+/// Runs a program to its end, and ends one that takes longer. What it prints fits into a pipe (64 KiB).
+fn output_within(limit: Duration, mut command: Command) -> io::Result<Output> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let deadline = Instant::now() + limit;
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "resolved does not answer it"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -212,9 +221,10 @@ fn query(network: &NetworkName) -> Vec<u8> {
     query
 }
 
-/// Whether it is an answer that knows the name: its number, and the code NOERROR.
+/// Whether it is an answer that has the record: its number, the code NOERROR, and an answer in it.
 fn is_answer(query: &[u8], answer: &[u8]) -> bool {
-    matches!(answer, [one, other, flags, code, ..] if [*one, *other] == query[..2] && flags >> 7 == 1 && code & 15 == 0)
+    let [one, other, flags, code, _, _, many, few, ..] = answer else { return false };
+    [*one, *other] == query[..2] && flags >> 7 == 1 && code & 15 == 0 && (*many, *few) != (0, 0)
 }
 
 #[cfg(test)]
@@ -238,16 +248,31 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_the_number_of_the_question_and_knows_the_name() {
+    fn a_program_that_does_not_end_is_ended() {
+        let command = |words: [&str; 2]| {
+            let mut command = Command::new(words[0]);
+            command.arg(words[1]);
+            command
+        };
+        let printed = output_within(PATIENCE, command(["echo", "it"])).expect("it runs");
+        assert_eq!(printed.stdout, b"it\n");
+        let error =
+            output_within(Duration::from_millis(50), command(["sleep", "1000"])).expect_err("it hangs");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_answer_has_the_number_of_the_question_and_the_record() {
         let query = query(&"corp".parse().expect("good"));
         assert_eq!(query[12..], *b"\x04corp\0\0\x06\0\x01");
-        let answer = |flags: [u8; 2]| [&query[..2], &flags, &query[4..]].concat();
-        assert!(is_answer(&query, &answer([0x85, 0x80])));
+        let answer = |flags: [u8; 2], found| [&query[..2], &flags, &[0, 1, 0, found], &query[8..]].concat();
+        assert!(is_answer(&query, &answer([0x85, 0x80], 1)));
         for (wrong, why) in [
             (query.clone(), "the question"),
-            (answer([0x85, 0x83]), "NXDOMAIN"),
-            (answer([0x81, 0x85]), "REFUSED"),
-            ([b"xy", &answer([0x85, 0x80])[2..]].concat(), "another number"),
+            (answer([0x85, 0x80], 0), "no record"),
+            (answer([0x85, 0x83], 1), "NXDOMAIN"),
+            (answer([0x81, 0x85], 1), "REFUSED"),
+            ([b"xy", &answer([0x85, 0x80], 1)[2..]].concat(), "another number"),
             (vec![0x6e, 0x6d, 0x85], "cut"),
         ] {
             assert!(!is_answer(&query, &wrong), "{why}");

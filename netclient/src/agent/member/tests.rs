@@ -492,8 +492,8 @@ async fn names_are_asked_of_the_name_servers_where_resolved_runs_and_are_in_the_
     assert!(!lines.is_empty() && host.resolvers("nm-corp").is_none(), "nobody asks resolved: {lines:?}");
     host.ask_resolved(true);
     member.reconcile().await.expect("it is applied");
-    let told = host.resolvers("nm-corp").expect("resolved is told");
-    assert_eq!((told.servers, told.network.as_str()), ([resolver].into(), "corp"));
+    let sent = host.resolvers("nm-corp").expect("resolved knows them");
+    assert_eq!((sent.servers, sent.network.as_str()), ([resolver].into(), "corp"));
     assert_eq!(host.names("nm-corp"), Vec::<String>::new(), "not in two places");
     host.ask_resolved(false);
     member.reconcile().await.expect("it is applied");
