@@ -327,9 +327,6 @@ fn resolvers(text: &str) -> Result<BTreeSet<IpAddr>, String> {
         })?;
         match refused_everywhere(address) {
             Some(why) => Err(format!("members cannot use {address}: {why}")),
-            None if address.is_loopback() => {
-                Err(format!("{address} is the loopback of each member's own host, where none listens"))
-            }
             None => Ok(address),
         }
     };
@@ -535,6 +532,9 @@ mod tests {
             ("CLIENT_NAME", "A B"),
             ("DNS_MODE", "always"),
             ("DNS_FORWARD", "dns.example.net"),
+            ("COREDNS_ADDR", "ns.example.net"),
+            ("COREDNS_ADDR", "10.40.0.1, 127.0.0.1"),
+            ("COREDNS_ADDR", "10.40.0.1:53"),
             ("API_CONNECTIONS", "3"),
             ("GRPC_CONNECTIONS", "many"),
             ("ANONYMOUS_CONNECTIONS", "-1"),
