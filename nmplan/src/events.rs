@@ -6,8 +6,9 @@ use schema::api::{Finding, NodeStatus};
 use schema::client::ClientChange;
 use schema::compile::carrying::CarryingChange;
 use schema::diff::{self, Action, Change};
+use schema::impact::NodeImpact;
 use schema::judge::{Counterexample, Outcome, Verdict};
-use schema::plan::{NodeImpact, Plan, Summary};
+use schema::plan::{PendingChange, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
 use schema::snapshot::{ResourceId, Revision};
@@ -22,7 +23,7 @@ use crate::error::{Error, Exit};
 use crate::render::Lines;
 
 /// The version of the events; raised when an older reader would misread them.
-pub const VERSION: &str = "1.0";
+pub const VERSION: &str = "2.0";
 
 /// `nmplan validate|plan|apply --json` prints one such object per line; every other command with `--json`
 /// prints a `failure` in place of its document. Later versions may add types and fields; ignore unknown ones.
@@ -57,6 +58,8 @@ pub enum Event<'a> {
     Carrying(&'a CarryingChange),
     /// What becomes of the configuration of an external client.
     ClientChange(&'a ClientChange),
+    /// What becomes of a host that waits to be let in.
+    PendingChange(&'a PendingChange),
     /// What becomes of an assertion of a test.
     Assertion(AssertionEvent<'a>),
     /// The totals of the plan.
@@ -183,6 +186,9 @@ pub struct ReachEvent<'a> {
     pub direction: schema::compile::reach::Direction,
     /// Whether it holds only once nodes that are awaited have joined.
     pub once_joined: bool,
+    /// Whether one side is whoever joins with an access key that names no node, however many that may be; such pairs
+    /// are not counted.
+    pub by_key: bool,
     /// Whether `to` opens the same at `from`; `pairs` then counts both.
     pub both_ways: bool,
     /// How many nodes are on the one side.
@@ -193,8 +199,8 @@ pub struct ReachEvent<'a> {
     pub pairs: u64,
     /// The rule that allows or allowed it; null in a network without rules.
     pub rule: Option<Because<'a>>,
-    /// The change that causes it; null if it is not a single one.
-    pub because: Option<Because<'a>>,
+    /// The changes that may cause it: one, where that can be told.
+    pub because: Vec<Because<'a>>,
 }
 
 /// What becomes of an assertion of a test.
@@ -346,12 +352,13 @@ pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) 
             ports: reach.ports.as_deref(),
             direction: reach.direction,
             once_joined: reach.once_joined,
+            by_key: reach.by_key,
             both_ways: reach.both_ways,
             from_nodes: reach.from_nodes,
             to_nodes: reach.to_nodes,
             pairs: reach.pairs,
             rule: reach.rule.as_ref().map(declared_at),
-            because: reach.because.as_ref().map(declared_at),
+            because: reach.because.iter().map(declared_at).collect(),
         })
     });
     let changes = plan.changes.iter().map(change);
@@ -359,7 +366,8 @@ pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) 
     let tests = assertions(&plan.tests, declared);
     let carrying = plan.carrying.iter().map(Event::Carrying);
     let clients = plan.clients.iter().map(Event::ClientChange);
-    let effects = impact.chain(carrying).chain(clients).chain(reach);
+    let pending = plan.pending.iter().map(Event::PendingChange);
+    let effects = impact.chain(carrying).chain(pending).chain(clients).chain(reach);
     changes.chain(effects).chain(tests).chain([Event::Summary(summary)]).collect()
 }
 

@@ -7,9 +7,11 @@ mod carrying;
 mod difference;
 mod explanation;
 mod history;
+mod impact;
 mod keys;
 mod plan;
 mod problems;
+mod reach;
 mod status;
 mod table;
 mod verdicts;
@@ -28,6 +30,9 @@ pub use verdicts::{tests_hold, verdicts};
 
 /// How a difference shows that there is no value.
 const NONE: &str = "(none)";
+
+/// How many names or ranges are listed; more are only counted.
+const LISTED: usize = 3;
 
 /// How many lines of the same kind are shown before the rest is counted.
 const FOLD: usize = 40;
@@ -89,4 +94,33 @@ fn fold(lines: Vec<(String, bool)>, full: bool) -> Vec<String> {
         text.push(format!("    ... and {} more; -v shows all", foldable - shown).dimmed().to_string());
     }
     text
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn names(names: impl Iterator<Item = impl ToString>) -> String {
+    let mut names: Vec<_> = names.map(|name| name.to_string()).collect();
+    match names.pop() {
+        Some(last) if !names.is_empty() => format!("{} and {last}", names.join(", ")),
+        last => last.unwrap_or_default(),
+    }
+}
+
+/// Lines of at most so many characters, as far as their words allow: what does not fit goes on below, further to the
+/// right than its line begins. Commands, which are indented by four, stay in one piece.
+fn wrap(text: &str, columns: usize) -> String {
+    let line = |line: &str| {
+        let indent = line.chars().take_while(|c| *c == ' ').count();
+        if line.starts_with("    nmplan ") {
+            return line.to_owned();
+        }
+        let hanging = " ".repeat((indent + 4).min(columns / 2));
+        let options = textwrap::Options::new(columns)
+            .subsequent_indent(&hanging)
+            .break_words(false)
+            .word_separator(textwrap::WordSeparator::AsciiSpace)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation)
+            .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit);
+        textwrap::fill(line, options)
+    };
+    text.lines().map(|it| line(it) + "\n").collect()
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use nmplan::commands::schema::{events, lab, plan};
 use schema::world::World;
 use serde_json::Value;
-use workspace::{Workspace, example, join, online};
+use workspace::{Workspace, example, join, online, pending};
 
 /// Where a value does not fit a schema.
 fn misfits(schema: &Value, value: &Value) -> Vec<String> {
@@ -89,6 +89,11 @@ fn every_event_fits_its_schema() {
         "carried/a.kdl",
         "network \"corp\" ipv4=\"10.40.0.0/16\" {\n node \"gw\"; node \"old\"\n egress \"exit\" via=\"gw\" { ranges \"0.0.0.0/0\" }\n ingress \"front\" via=\"gw\"\n external-client \"phone\" via=\"front\"\n}\n",
     );
+    // A host waits, and is dropped with the network that lets it.
+    workspace.server.change_elsewhere(|world| {
+        let (identity, waits) = pending(9, "later");
+        world.inventory.put_pending("corp".parse().unwrap(), identity, waits);
+    });
     workspace.server.set_nodes(vec![online("gw", Some(schema::snapshot::Revision(99)))]);
     let known = events();
     let mut types = std::collections::BTreeSet::new();
@@ -120,7 +125,7 @@ fn what_a_schema_does_not_describe_does_not_fit_it() {
     let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     let changes: [fn(&mut Value); 8] = [
         |plan| plan["surprise"] = 1.into(),
-        |plan| plan["format"] = "2.0".into(),
+        |plan| plan["format"] = "9.9".into(),
         |plan| plan["digest"] = "0123".into(),
         |plan| plan["changes"][0]["id"] = "Corp".into(),
         |plan| plan["changes"][0]["after"]["surprise"] = 1.into(),

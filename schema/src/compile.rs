@@ -330,6 +330,21 @@ impl Mesh {
         self.interfaces.len()
     }
 
+    /// The own side of a node; nothing if it has not joined.
+    pub fn own_side(&self, node: &Name) -> Option<&Arc<Interface>> {
+        self.interfaces.get(node)
+    }
+
+    /// Every member, with its class.
+    pub fn all_members(&self) -> impl Iterator<Item = (&Name, ClassId)> {
+        self.class_of.iter().map(|(name, class)| (name, *class))
+    }
+
+    /// Whether the same carries each member as in another mesh.
+    pub fn carries_as(&self, other: &Self) -> bool {
+        self.through.ptr_eq(&other.through) || self.through == other.through
+    }
+
     /// Whether no node has joined.
     pub fn is_empty(&self) -> bool {
         self.interfaces.is_empty()

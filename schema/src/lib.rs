@@ -23,6 +23,7 @@ pub mod descriptor;
 pub mod diff;
 pub mod document;
 pub mod guard;
+pub mod impact;
 pub mod inventory;
 pub mod judge;
 pub mod kinds;

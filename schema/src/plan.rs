@@ -5,25 +5,22 @@
 //! declarations have none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::access::{Access, ClassId};
 use crate::client::{self, ClientChange, ClientOutcome};
 use crate::compile::allocate::Exhausted;
-use crate::compile::audience::{Audience, ViewStep};
-use crate::compile::carrying::{self, CarryingChange, Part};
-use crate::compile::reach::{self, Direction, Moment, ReachChange};
+use crate::compile::carrying::{self, CarryingChange};
+use crate::compile::reach::{self, Moment, Pairs, ReachChange};
 use crate::compile::reconcile::{self, joined_and_awaited};
 use crate::compile::{Changed, Mesh, admission};
 use crate::decode::{Declared, decode_body};
 use crate::diff::{Action, Change, diff};
+use crate::impact::{self, NodeImpact};
 use crate::inventory::{Inventory, NodeId, PendingNode};
 use crate::judge::{self, Verdict};
 use crate::kinds::{AccessKey, ExternalClient, Ingress, Kind, Node};
@@ -32,15 +29,14 @@ use crate::report::{Code, Problem, Report};
 use crate::rules;
 use crate::rules::endpoints::{self, Meshes};
 use crate::rules::source_map::SourceMap;
-use crate::scalars::{Fingerprint, Identity, Name, NetworkName, WireGuardKey};
+use crate::scalars::{Fingerprint, Identity, Name, NetworkName};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::value::{Data, Step, Value};
-use crate::view::{Changes, Peer, Route, Tunnel, View, ViewDelta, tunnel_changes};
 use crate::world::{ServerInfo, World};
 
 /// The version of the saved form; raised when an older reader would misread it, as after a change of a
 /// default, since bodies leave out what equals it.
-pub const FORMAT: &str = "1.0";
+pub const FORMAT: &str = "2.0";
 
 /// The changes from what a server has to what is declared: what `nmplan plan --out` saves and `nmplan plan
 /// --format json` prints.
@@ -73,6 +69,9 @@ pub struct Plan {
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
     pub reach: Vec<ReachChange>,
+    /// How many pairs that is, each counted once.
+    #[serde(default)]
+    pub pairs: Pairs,
     /// Who carries traffic for others, where that changes.
     #[serde(default)]
     pub carrying: Vec<CarryingChange>,
@@ -139,83 +138,6 @@ pub struct PendingChange {
     pub becomes: Option<Name>,
 }
 
-/// How a plan affects one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub struct NodeImpact {
-    /// The network.
-    pub network: NetworkName,
-    /// The node.
-    pub node: Name,
-    /// Whether the plan removes it from the network.
-    pub removed: bool,
-    /// Peers that it gains.
-    pub peers_added: u32,
-    /// Peers that it loses.
-    pub peers_removed: u32,
-    /// Peers that change.
-    pub peers_changed: u32,
-    /// Ranges that it gains a route to.
-    pub routes_added: u32,
-    /// Ranges that it loses the route to.
-    pub routes_removed: u32,
-    /// Ranges that it reaches through another node than before.
-    #[serde(default)]
-    pub routes_changed: u32,
-    /// Where what it sends to the internet goes, by family, where that changes.
-    #[serde(default)]
-    pub internet: Vec<InternetChange>,
-    /// What it begins or ceases to carry for others.
-    #[serde(default)]
-    pub carries: Vec<PartChange>,
-    /// Whether what may be opened at it changes, by nodes that it knows before and afterwards.
-    #[serde(default)]
-    pub filter: bool,
-    /// The addresses that it gains.
-    pub readdressed: Vec<IpAddr>,
-    /// Whether connections through the mesh break: it loses an address, or its port changes.
-    pub sessions_break: bool,
-    /// Whether its path to the server stays outside of the mesh.
-    pub keeps_server: bool,
-}
-
-/// What a node sends to the internet goes another way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub struct InternetChange {
-    /// The family: `0.0.0.0/0` or `::/0`.
-    #[schemars(with = "String")]
-    pub range: IpNet,
-    /// Where it went.
-    pub before: Internet,
-    /// Where it goes.
-    pub after: Internet,
-}
-
-/// Where what a node sends to the internet goes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Internet {
-    /// Where the host itself routes it, outside of the network.
-    Own,
-    /// Through this node.
-    Through(Name),
-    /// Nowhere: the nodes that would carry it are away.
-    Refused,
-}
-
-/// A node does something else for what is carried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub struct PartChange {
-    /// The egress, ingress or relay; the network, of its hub.
-    pub id: ResourceId,
-    /// What it did; null: nothing.
-    pub before: Option<Part>,
-    /// What it does; null: nothing.
-    pub after: Option<Part>,
-}
-
 /// How much a plan does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -236,11 +158,14 @@ pub struct Summary {
     /// External clients that are cut off.
     #[serde(default)]
     pub clients_cut_off: u64,
-    /// Ordered pairs of joined nodes of which the first can open more at the second afterwards, counted for
-    /// each line of `reach`.
+    /// Ordered pairs of joined nodes, or of one and a range, of which the first can open more at the second
+    /// afterwards.
     pub reach_gained: u64,
-    /// Ordered pairs of joined nodes of which the first could open more at the second before.
+    /// Ordered pairs of which the first can open less at the second afterwards.
     pub reach_lost: u64,
+    /// All such pairs of the networks that are affected.
+    #[serde(default)]
+    pub reach_pairs: u64,
     /// The revision that the plan is based on.
     pub base_revision: Revision,
     /// The digest of the plan.
@@ -277,9 +202,9 @@ pub fn plan(
     }
     let after = Outcome { snapshot: desired, inventory };
     let pending = pending_changes(&world.inventory, &after.inventory);
-    let Effects { impact, mut reach, carrying, clients } = effects(world, &after, server);
+    let Effects { impact, mut reach, pairs, carrying, clients } = effects(world, &after, server);
     for change in &mut reach {
-        change.because = cause(change, &changes);
+        change.because = causes(change, &changes);
     }
     let named = declared.snapshot.entries().map(|(id, _)| &id.network);
     let named = named.filter(|network| only.is_none_or(|only| only == *network));
@@ -299,6 +224,7 @@ pub fn plan(
         changes,
         impact,
         reach,
+        pairs,
         carrying,
         clients,
         pending,
@@ -530,6 +456,7 @@ fn pending_changes(before: &Inventory, after: &Inventory) -> Vec<PendingChange> 
 struct Effects {
     impact: Vec<NodeImpact>,
     reach: Vec<ReachChange>,
+    pairs: Pairs,
     carrying: Vec<CarryingChange>,
     clients: Vec<ClientChange>,
 }
@@ -553,267 +480,51 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
         let before = Moment { declared: old.0, inventory: old.1, mesh: was.as_ref(), hidden: &was_hidden };
         let after = Moment { declared: new.0, inventory: new.1, mesh: is.as_ref(), hidden: &is_hidden };
         let carrying = carrying::between(network, before, after);
-        effects.reach.extend(reach::between(network, before, after));
-        effects.impact.extend(impact_of(was.as_ref(), is.as_ref(), &carrying, server));
+        let (reach, pairs) = reach::between(network, before, after);
+        effects.reach.extend(reach);
+        effects.pairs.add(pairs);
+        effects.impact.extend(impact::of_network(before, after, &carrying, server));
         effects.carrying.extend(carrying);
         effects.clients.extend(client::between(network, old, new));
     }
     effects
 }
 
-fn impact_of(
-    was: Option<&Mesh>,
-    is: Option<&Mesh>,
-    carrying: &[CarryingChange],
-    server: &ServerInfo,
-) -> Vec<NodeImpact> {
-    let Some(was) = was else { return Vec::new() };
-    // What nodes of one audience are sent is the same, and so is what it does to them.
-    let mut shared: BTreeMap<Audience, Option<NodeImpact>> = BTreeMap::new();
-    let impact = |node: &Name| {
-        let Some((is, step)) = is.and_then(|is| Some((is, is.step(was, node)?))) else {
-            return Some(removal(node, was, carrying));
-        };
-        match step {
-            ViewStep::Shared(audience) => {
-                let of_one = || node_impact(node, (was, is), &is.delta(was, &audience), carrying, server);
-                let impact = shared.entry(audience.clone()).or_insert_with(of_one).clone();
-                impact.map(|impact| NodeImpact { node: node.clone(), ..impact })
-            }
-            ViewStep::Own(delta) => node_impact(node, (was, is), &delta, carrying, server),
-            // It had no View before, so nothing changes for it.
-            ViewStep::Whole => None,
-        }
-    };
-    was.nodes().filter_map(impact).collect()
-}
-
-/// How one node is affected by what it is sent; nothing if it is not.
-fn node_impact(
-    node: &Name,
-    (was, is): (&Mesh, &Mesh),
-    delta: &ViewDelta,
-    carrying: &[CarryingChange],
-    server: &ServerInfo,
-) -> Option<NodeImpact> {
-    let named: BTreeSet<&Name> = delta.peers.keys().collect();
-    let (before, after) = (was.part(node, &named)?, is.part(node, &named)?);
-    let peers = PeerCounts::of(&before, &tunnel_changes(&before, &after, delta));
-    let routes = RouteCounts::of(&before, &after, delta);
-    let (old, new) = (addresses(&before), addresses(&after));
-    let impact = NodeImpact {
-        network: after.network.clone(),
-        node: node.clone(),
-        removed: false,
-        peers_added: count(peers.added),
-        peers_removed: count(peers.removed),
-        peers_changed: count(peers.changed),
-        routes_added: count(routes.added),
-        routes_removed: count(routes.removed),
-        routes_changed: count(routes.changed),
-        internet: internet_changes(&before, &after, delta),
-        carries: parts(node, carrying),
-        filter: filter_changes(&before, &after, delta, was, is),
-        // An added address breaks nothing, and an address whose range grows stays as it is.
-        readdressed: new.difference(&old).copied().collect(),
-        sessions_break: !old.is_subset(&new) || before.interface.listen_port != after.interface.listen_port,
-        keeps_server: !server_addresses(server).any(|address| leads_into_mesh(&after, address)),
-    };
-    // That others are called another class by which they may open the same is nothing to it.
-    let settings = delta.interface.is_some() || !delta.names.is_empty() || !delta.forwards.is_empty();
-    (settings || impact.changes_peers() || impact.filter).then_some(impact)
-}
-
-/// Whether what those may open at a node that it knows before and afterwards differs.
-fn filter_changes(before: &View, after: &View, delta: &ViewDelta, was: &Mesh, is: &Mesh) -> bool {
-    let open = |view: &View, peer: &Peer| {
-        if !view.interface.restricted {
-            return Access::everything();
-        }
-        view.access.get(&peer.class).map(|access| (**access).clone()).unwrap_or_default()
-    };
-    let both = |name: &Name| before.peers.get(name).zip(after.peers.get(name));
-    let named = delta.peers.keys().filter_map(both);
-    let mut differ = named.map(|(had, has)| open(before, had) != open(after, has));
-    let stays = |class: &ClassId| {
-        let other =
-            |mesh: &Mesh| mesh.members(class).is_some_and(|all| all.keys().any(|it| *it != after.node));
-        other(was) && other(is)
-    };
-    // What of it is about classes that are there all the time.
-    let guards = |class: &ClassId| {
-        let is_there = |class: &ClassId| was.class(class).is_some() && is.class(class).is_some();
-        let rows = |view: &View| -> BTreeMap<ClassId, Access> {
-            let rows = view.guarded.get(class).into_iter().flat_map(|rows| rows.iter());
-            rows.filter(|(from, _)| is_there(from)).map(|(from, access)| (*from, access.clone())).collect()
-        };
-        is_there(class) && rows(before) != rows(after)
-    };
-    before.interface.restricted != after.interface.restricted
-        || differ.any(|differs| differs)
-        || delta.access.keys().any(stays)
-        || delta.guarded.keys().any(guards)
-}
-
-/// How many of the ranges that a node reaches through others a change affects, and of those that its network
-/// has.
-struct RouteCounts {
-    added: usize,
-    removed: usize,
-    changed: usize,
-}
-
-impl RouteCounts {
-    fn of(before: &View, after: &View, delta: &ViewDelta) -> Self {
-        let (had, has) = (ranges(before), ranges(after));
-        // Which members its addresses count as is of no matter to a route.
-        let via = |view: &View, range: &IpNet| view.routes.get(range).map(|route| route.via.clone());
-        let moves = || delta.routes.keys().map(|range| (via(before, range), via(after, range)));
-        Self {
-            added: has.difference(&had).count() + moves().filter(|(had, _)| had.is_none()).count(),
-            removed: had.difference(&has).count() + moves().filter(|(_, has)| has.is_none()).count(),
-            changed: moves().filter(|(had, has)| had.is_some() && has.is_some() && had != has).count(),
-        }
-    }
-}
-
-/// Where what a node sends to the internet goes, where that changes.
-fn internet_changes(before: &View, after: &View, delta: &ViewDelta) -> Vec<InternetChange> {
-    let leads = |view: &View, range: &IpNet| match view.routes.get(range).map(|route| &**route) {
-        None | Some(Route { carried: true, .. }) => Internet::Own,
-        Some(Route { via: Some(via), .. }) => Internet::Through(via.clone()),
-        Some(Route { via: None, .. }) => Internet::Refused,
-    };
-    let families: BTreeSet<&IpNet> = delta.routes.keys().filter(|range| range.prefix_len() == 0).collect();
-    let changes = families.into_iter().map(|range| InternetChange {
-        range: *range,
-        before: leads(before, range),
-        after: leads(after, range),
-    });
-    changes.filter(|change| change.before != change.after).collect()
-}
-
-/// What a node begins or ceases to carry.
-fn parts(node: &Name, carrying: &[CarryingChange]) -> Vec<PartChange> {
-    let change = |CarryingChange { id, before, after, .. }: &CarryingChange| {
-        let [before, after] = [before, after].map(|state| state.as_ref().and_then(|it| it.part_of(node)));
-        (before != after).then(|| PartChange { id: id.clone(), before, after })
-    };
-    carrying.iter().filter_map(change).collect()
-}
-
-/// Whether what a node's host sends to an address goes into the mesh. A route to everything does not count: the
-/// agent's own packets stay outside of it, and others reach the server by way of the gateway.
-fn leads_into_mesh(view: &View, address: IpAddr) -> bool {
-    let own = view.routes.iter().filter(|(range, route)| range.prefix_len() > 0 && !route.carried);
-    let routes = own.map(|(range, _)| *range);
-    ranges(view).into_iter().chain(routes).any(|range| range.contains(&address))
-}
-
-/// How many of a node's WireGuard peers a change affects: what WireGuard is given counts, not what the View
-/// says of them.
-struct PeerCounts {
-    added: usize,
-    removed: usize,
-    changed: usize,
-}
-
-impl PeerCounts {
-    fn of(before: &View, changes: &Changes<WireGuardKey, Tunnel>) -> Self {
-        let Changes { put, lost } = changes;
-        let key_before = |tunnel: &Tunnel| before.peers.get(&tunnel.peer)?.public_key;
-        let changed = put.iter().filter(|(_, tunnel)| key_before(tunnel).is_some()).count();
-        // A peer with a new key counts as changed, though the old key is lost.
-        let rekeyed = put
-            .iter()
-            .filter(|(key, tunnel)| key_before(tunnel).is_some_and(|before| before != *key))
-            .count();
-        Self { added: put.len() - changed, removed: lost.len().saturating_sub(rekeyed), changed }
-    }
-}
-
-/// How a node is affected that the plan removes from the network.
-fn removal(node: &Name, was: &Mesh, carrying: &[CarryingChange]) -> NodeImpact {
-    let before = was.part(node, &BTreeSet::new());
-    let routes = before.map_or(0, |view| view.interface.addresses.len() + view.routes.len());
-    NodeImpact {
-        network: was.name().clone(),
-        node: node.clone(),
-        removed: true,
-        peers_added: 0,
-        peers_removed: was.counts(node).peers,
-        peers_changed: 0,
-        routes_added: 0,
-        routes_removed: count(routes),
-        routes_changed: 0,
-        internet: Vec::new(),
-        carries: parts(node, carrying),
-        filter: false,
-        readdressed: Vec::new(),
-        sessions_break: true,
-        keeps_server: true,
-    }
-}
-
-impl NodeImpact {
-    /// Whether peers, routes, addresses or what it carries change, and not only what may be opened at it or its settings.
-    fn changes_peers(&self) -> bool {
-        let Self { peers_added, peers_removed, peers_changed, .. } = self;
-        let Self { routes_added, routes_removed, routes_changed, .. } = self;
-        let peers = [peers_added, peers_removed, peers_changed];
-        let routes = [routes_added, routes_removed, routes_changed];
-        let changes = peers.into_iter().chain(routes).any(|count| *count > 0);
-        self.removed || changes || !self.readdressed.is_empty() || !self.carries.is_empty()
-    }
-
-    /// Whether nothing changes for it but what may be opened at it.
-    pub fn is_filter_alone(&self) -> bool {
-        self.filter && !self.changes_peers() && !self.sessions_break && self.keeps_server
-    }
-}
-
-fn ranges(view: &View) -> BTreeSet<IpNet> {
-    view.interface.addresses.iter().map(IpNet::trunc).collect()
-}
-
-fn addresses(view: &View) -> BTreeSet<IpAddr> {
-    view.interface.addresses.iter().map(IpNet::addr).collect()
-}
-
-fn count(of: usize) -> u32 {
-    u32::try_from(of).unwrap_or(u32::MAX)
-}
-
-/// The addresses by which agents reach a server, as far as they are known.
-fn server_addresses(server: &ServerInfo) -> impl Iterator<Item = IpAddr> {
-    let endpoints =
-        server.agent_addresses.iter().filter_map(|address| address.parse::<crate::scalars::Endpoint>().ok());
-    let named = endpoints.filter_map(|endpoint| match endpoint.host {
-        crate::scalars::EndpointHost::Address(address) => Some(address),
-        crate::scalars::EndpointHost::Domain(_) => None,
-    });
-    named.chain(server.addresses.iter().copied())
-}
-
-/// The one change that a change of reachability follows from, if there is one.
-fn cause(reach: &ReachChange, changes: &[Change]) -> Option<ResourceId> {
+/// The changes that a change of reachability may follow from: those of its rule, or of a node that it names, or else
+/// those of what is of importance to all, the nearest first.
+fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
     let here = || changes.iter().filter(|change| change.id.network == reach.network);
-    let rule = here().find(|change| Some(&change.id) == reach.rule.as_ref());
-    let one_of =
-        |side: &str| here().find(|change| change.id.kind == Kind::Node && change.id.name.as_str() == side);
-    let node = one_of(&reach.from).or_else(|| one_of(&reach.to));
-    let network = || here().find(|change| change.id.kind == Kind::Network);
-    // What names, groups and rules say of who may talk to whom, and what carries it there.
-    let carries = |change: &Change| {
-        matches!(change.id.kind, Kind::Egress | Kind::Ingress | Kind::ExternalClient | Kind::Relay)
+    let of_kind = |kinds: &'static [Kind]| here().filter(move |change| kinds.contains(&change.id.kind));
+    let names = |change: &&Change| {
+        let sides = [&reach.from, &reach.to];
+        // Those who are missing from a side are no cause.
+        let named = |side: &String| side.split(" but ").next().unwrap_or_default().replace(" and ", ", ");
+        sides.into_iter().map(named).any(|side| side.split(", ").any(|name| name == change.id.name.as_str()))
     };
-    let of_rules = |change: &Change| matches!(change.id.kind, Kind::Group | Kind::Allow | Kind::Node);
-    let mut others = here().filter(|change| carries(change) || reach.rule.is_some() && of_rules(change));
-    let only = || others.next().filter(|_| others.next().is_none());
-    // The range of another network may hide endpoints of this one.
-    let mut networks = changes.iter().filter(|change| change.id.kind == Kind::Network);
-    let elsewhere = || networks.next().filter(|_| networks.next().is_none());
-    rule.or(node).or_else(network).or_else(only).or_else(elsewhere).map(|change| change.id.clone())
+    let key = |change: &&Change| {
+        let with = |side: &str| {
+            side.strip_prefix("whoever joins with ")
+                .is_some_and(|keys| keys.split(", ").any(|key| key == change.id.name.as_str()))
+        };
+        with(&reach.from) || with(&reach.to)
+    };
+    let ids = |changes: &mut dyn Iterator<Item = &Change>| -> Vec<ResourceId> {
+        changes.map(|change| change.id.clone()).collect()
+    };
+    let nearest = [
+        ids(&mut here().filter(|change| Some(&change.id) == reach.rule.as_ref())),
+        ids(&mut of_kind(&[Kind::AccessKey]).filter(|change| change.action == Action::Create).filter(key)),
+        ids(&mut of_kind(&[Kind::Node, Kind::ExternalClient]).filter(names)),
+        ids(&mut of_kind(&[Kind::Network])),
+        // What names, groups and rules say of who may talk to whom, and what carries it there.
+        ids(&mut of_kind(&[Kind::Egress, Kind::Ingress, Kind::Relay])),
+        ids(&mut of_kind(&[Kind::Group, Kind::Allow, Kind::ExternalClient, Kind::Node])
+            .filter(|_| reach.rule.is_some())),
+        ids(&mut of_kind(&[Kind::Node, Kind::AccessKey])),
+        // The range of another network may hide endpoints of this one.
+        ids(&mut changes.iter().filter(|change| change.id.kind == Kind::Network)),
+    ];
+    nearest.into_iter().find(|ids| !ids.is_empty()).unwrap_or_default()
 }
 
 impl Plan {
@@ -847,10 +558,6 @@ impl Plan {
     /// A summary of it.
     pub fn summary(&self) -> Summary {
         let actions = |action| self.changes.iter().filter(|change| change.action == action).count() as u64;
-        let pairs = |direction| {
-            let now = |change: &&ReachChange| change.direction == direction && !change.once_joined;
-            self.reach.iter().filter(now).map(|change| change.pairs).sum()
-        };
         let clients = |outcome| self.clients.iter().filter(|client| client.outcome == outcome).count() as u64;
         let filters_changed = self.impact.iter().filter(|impact| impact.is_filter_alone()).count();
         Summary {
@@ -861,8 +568,9 @@ impl Plan {
             filters_changed: filters_changed as u64,
             clients_anew: clients(ClientOutcome::Anew),
             clients_cut_off: clients(ClientOutcome::CutOff),
-            reach_gained: pairs(Direction::Gained),
-            reach_lost: pairs(Direction::Lost),
+            reach_gained: self.pairs.gained,
+            reach_lost: self.pairs.lost,
+            reach_pairs: self.pairs.of,
             base_revision: self.server.revision,
             digest: self.digest.clone(),
         }
@@ -911,6 +619,19 @@ impl Plan {
         }
         let inventory = check_and_reconcile(&snapshot, &world.inventory, &SourceMap::default(), server, now)?;
         Ok(Outcome { snapshot, inventory })
+    }
+
+    /// The plan without its effects: what carries it out needs, and what its digest is of.
+    pub fn bare(&self) -> Self {
+        Self {
+            impact: Vec::new(),
+            reach: Vec::new(),
+            pairs: Pairs::default(),
+            carrying: Vec::new(),
+            clients: Vec::new(),
+            tests: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// The access keys that the plan creates.

@@ -1,5 +1,6 @@
 //! How numbers, times, paths and words are written for people: once, for every program.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -31,6 +32,31 @@ pub fn ago(time: Timestamp, now: Timestamp) -> String {
         7_200..172_800 => format!("{} h ago", seconds / 3_600),
         _ => format!("{} days ago", seconds / 86_400),
     }
+}
+
+/// The order in which people list names: numbers in them by their value, so that `host-2` is before `host-10`.
+pub fn natural(one: &str, other: &str) -> Ordering {
+    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
+    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    while let (Some(a), Some(b)) = (one.first(), other.first()) {
+        let (left, right) = (digits(one), digits(other));
+        if left == 0 || right == 0 {
+            if a != b {
+                return a.cmp(b);
+            }
+            (one, other) = (&one[1..], &other[1..]);
+            continue;
+        }
+        let value =
+            |text: &[u8]| text.iter().position(|byte| *byte != b'0').map_or(text.len(), |zeros| zeros);
+        let (a, b) = (&one[value(&one[..left])..left], &other[value(&other[..right])..right]);
+        let order = a.len().cmp(&b.len()).then_with(|| a.cmp(b)).then(left.cmp(&right));
+        if order.is_ne() {
+            return order;
+        }
+        (one, other) = (&one[left..], &other[right..]);
+    }
+    one.len().cmp(&other.len())
 }
 
 /// A text that anybody may have written, such as the message of a commit: nothing of it that controls a terminal, or

@@ -385,12 +385,7 @@ impl ViewDelta {
 /// Costs what the delta names, and a pass over all peers if a tunnel that changes carries others. The result
 /// equals that of comparing [`View::tunnels`] of the two, without computing either.
 pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes<WireGuardKey, Tunnel> {
-    let (had, has) = if before.interface.carrier == after.interface.carrier {
-        let owners = owners_of(before, after, delta);
-        (before.tunnels_of(&owners), after.tunnels_of(&owners))
-    } else {
-        (before.tunnels(), after.tunnels())
-    };
+    let [had, has] = changed_tunnels(before, after, delta);
     let mut changes = Changes::default();
     for (key, tunnel) in &has {
         if had.get(key) != Some(tunnel) {
@@ -399,6 +394,19 @@ pub fn tunnel_changes(before: &View, after: &View, delta: &ViewDelta) -> Changes
     }
     changes.lost = had.into_keys().filter(|key| !has.contains_key(key)).collect();
     changes
+}
+
+/// The tunnels before and after a delta, but for some that it does not change.
+pub fn changed_tunnels(
+    before: &View,
+    after: &View,
+    delta: &ViewDelta,
+) -> [BTreeMap<WireGuardKey, Tunnel>; 2] {
+    if before.interface.carrier != after.interface.carrier {
+        return [before.tunnels(), after.tunnels()];
+    }
+    let owners = owners_of(before, after, delta);
+    [before.tunnels_of(&owners), after.tunnels_of(&owners)]
 }
 
 /// The peers whose tunnels a delta may change: those that it names, and those whose tunnels lead there.

@@ -283,6 +283,7 @@ fn show<C: ControlPlane>(
         empties: plan::empties(&ready.plan, &ready.world),
         places: plan::places(&ready.plan, ready.loaded.as_ref()),
         full: run.console.verbose,
+        columns: run.console.columns,
     };
     let text = render::plan(&ready.plan, &shown) + "\n";
     match args.keys_to {
@@ -366,7 +367,7 @@ async fn commit<C: ControlPlane>(
 ) -> Result<Applied, Error> {
     let request = ApplyRequest {
         apply_id: apply_id()?,
-        plan: ready.plan.clone(),
+        plan: ready.plan.bare(),
         keys: made.iter().map(|made| (made.id.clone(), made.verifier)).collect::<BTreeMap<_, _>>(),
         allow: allow.clone(),
     };

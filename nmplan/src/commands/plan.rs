@@ -47,6 +47,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
                 empties: empties(&plan, &world),
                 places: places(&plan, Some(&loaded)),
                 full: run.console.verbose,
+                columns: run.console.columns,
             };
             run.console.stdout(&render::plan(&plan, &shown))?;
         }
@@ -59,7 +60,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     Ok(if args.detailed_exitcode && plan.applyable { Exit::Changes } else { Exit::Done })
 }
 
-/// Where the rules are declared that a plan's reachability names.
+/// Where the resources are declared that a plan's reachability names.
 pub(super) fn places(plan: &Plan, loaded: Option<&Loaded>) -> BTreeMap<ResourceId, String> {
     let lines = Lines::default();
     let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));
@@ -67,7 +68,9 @@ pub(super) fn places(plan: &Plan, loaded: Option<&Loaded>) -> BTreeMap<ResourceI
         let at = events::because(rule, declared);
         Some((rule.clone(), format!("{}:{}", at.file?, at.line?)))
     };
-    plan.reach.iter().filter_map(|change| place(change.rule.as_ref()?)).collect()
+    let named: BTreeSet<&ResourceId> =
+        plan.reach.iter().flat_map(|change| change.rule.iter().chain(&change.because)).collect();
+    named.into_iter().filter_map(place).collect()
 }
 
 /// Whether the plan deletes everything that the project and env manage.

@@ -110,7 +110,10 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exi
     let text = if run.console.json {
         plan::document(&saved)
     } else {
-        render::plan(&saved, &Shown { empties, full: run.console.verbose, ..Shown::default() })
+        render::plan(
+            &saved,
+            &Shown { empties, full: run.console.verbose, columns: run.console.columns, ..Shown::default() },
+        )
     };
     run.console.stdout(&text)?;
     let moved = observed.map(|(info, world)| (saved.server.id != info.id, saved.stale(&world)));

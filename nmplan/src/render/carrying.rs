@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use owo_colors::OwoColorize;
 use schema::client::{ClientChange, ClientOutcome, FieldChange};
 use schema::compile::carrying::{Carrying, CarryingChange, Traffic};
-use schema::plan::{Internet, NodeImpact};
+use schema::impact::{Internet, NodeImpact};
 use schema::scalars::{Name, NetworkName};
 use schema::text::count;
 
-use super::{NONE, fold};
-
-/// How many names or ranges are listed; more are only counted.
-const LISTED: usize = 3;
+use super::{LISTED, NONE, fold, names};
 
 /// Who carries traffic for others, where that changes, and whose traffic to the internet goes another way.
 pub fn carrying(changes: &[CarryingChange], impact: &[NodeImpact], full: bool) -> Vec<String> {
@@ -265,14 +262,5 @@ fn list(items: impl Iterator<Item = impl ToString>, one: &str) -> Option<String>
         0 => None,
         number if number <= LISTED => Some(items.join(", ")),
         number => Some(count(number as u64, one)),
-    }
-}
-
-/// `a`, `a and b`, `a, b and c`.
-fn names(names: impl Iterator<Item = impl ToString>) -> String {
-    let mut names: Vec<_> = names.map(|name| name.to_string()).collect();
-    match names.pop() {
-        Some(last) if !names.is_empty() => format!("{} and {last}", names.join(", ")),
-        last => last.unwrap_or_default(),
     }
 }

@@ -1,21 +1,21 @@
 //! A plan as text: the verdict first, then the changes, the nodes that are reconfigured, the changes of
 //! reachability, and what to type next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use owo_colors::OwoColorize;
 use schema::api::KeyState;
-use schema::compile::carrying::Part;
-use schema::compile::reach::{Direction, ReachChange};
+use schema::compile::carrying::{Carrying, CarryingChange};
 use schema::diff::{Action, Change};
+use schema::impact::NodeImpact;
 use schema::inventory::NodeId;
 use schema::judge;
 use schema::kinds::Kind;
-use schema::plan::{Bind, Internet, NodeImpact, PartChange, PendingChange, Plan, Summary};
+use schema::plan::{Bind, PendingChange, Plan, Summary};
 use schema::scalars::{Name, NetworkName};
 use schema::snapshot::ResourceId;
-use schema::text::{count, moment};
+use schema::text::{count, moment, natural};
 use schema::value::{Data, Value};
 
 use super::difference::differences;
@@ -37,10 +37,12 @@ pub struct Shown {
     pub next: Option<String>,
     /// Whether the plan deletes everything that the project and env manage.
     pub empties: bool,
-    /// Where rules of access are declared, as `FILE:LINE`.
+    /// Where the resources are declared that changes of reachability follow from, as `FILE:LINE`.
     pub places: BTreeMap<ResourceId, String>,
     /// Whether nothing is folded.
     pub full: bool,
+    /// How many characters a line has at most; absent: any number.
+    pub columns: Option<usize>,
 }
 
 /// A plan as text.
@@ -53,20 +55,23 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
         let _ = writeln!(text, "\n{}", network.bold());
         text += &lines(change_lines(&changes, Some(plan), shown.full));
     }
-    text += &section("Nodes that are reconfigured", impact(&plan.impact, shown.full));
+    text += &section("Nodes that are reconfigured", super::impact::impact(&plan.impact, shown.full));
     let carried = super::carrying::carrying(&plan.carrying, &plan.impact, shown.full);
     text += &section("Who carries traffic for others", carried);
     text += &section("Hosts that wait to be let in", pending(&plan.pending, shown.full));
     text += &section("External clients", super::carrying::clients(&plan.clients, shown.full));
-    text += &section("Who can reach whom", reach(&plan.reach, false, shown));
-    let later = "Who can reach whom once the nodes that are awaited have joined";
-    text += &section(later, reach(&plan.reach, true, shown));
+    let reach = |once_joined| super::reach::reach(&plan.reach, once_joined, &shown.places, shown.full);
+    text += &section("Who can reach whom", reach(false));
+    text += &section("Who can reach whom, once awaited nodes have joined", reach(true));
     text += &awaiting(&shown.awaiting, plan, shown.full);
     text += &section("Approved hosts that are other nodes already", elsewhere(&shown.elsewhere));
     text += &section("Tests that fail", super::verdicts::failing(&plan.tests));
     text += &section("Access keys that let nobody join", closed(&shown.keys));
     if plan.applyable {
         let _ = writeln!(text, "\n{} {}", "digest".bold(), plan.digest);
+    }
+    if let Some(columns) = shown.columns {
+        text = super::wrap(&text, columns);
     }
     if let Some(next) = shown.next.as_ref().filter(|_| plan.applyable) {
         let _ = writeln!(text, "\nTo carry it out:\n\n    {next}");
@@ -93,7 +98,7 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     if plan.changes.is_empty() {
         return format!("{}: the server has what is declared.\n", "No changes".green().bold());
     }
-    let Summary { create, update, delete, nodes_changed, filters_changed, .. } = summary;
+    let Summary { create, update, delete, .. } = summary;
     let parts = [(*create, "to create"), (*update, "to update"), (*delete, "to delete")];
     let parts: Vec<_> = parts
         .iter()
@@ -107,39 +112,9 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         let _ = write!(text, "; {}", everything.red().bold());
     }
     text += ".\n";
-    text += &match (*nodes_changed, *filters_changed) {
-        (0, 0) => "No joined node is affected".to_owned(),
-        (0, filters) => format!("At {} only the packet filter changes", count(filters, "node")),
-        (nodes, 0) => reconfigured(nodes),
-        (nodes, filters) => {
-            format!(
-                "{}, and at {} only the packet filter changes",
-                reconfigured(nodes),
-                count(filters, "more node")
-            )
-        }
-    };
-    if *nodes_changed + *filters_changed > 0 {
-        let changes = [(summary.reach_gained, "gain"), (summary.reach_lost, "lose")];
-        let changes: Vec<_> = changes
-            .into_iter()
-            .filter(|(pairs, _)| *pairs > 0)
-            .map(|(pairs, verb)| reachability(pairs, verb))
-            .collect();
-        text += &if changes.is_empty() {
-            "; reachability stays the same".to_owned()
-        } else {
-            format!("; {}", changes.join(", "))
-        };
-    }
-    text += ".\n";
-    let cut_off = plan.impact.iter().filter(|impact| !impact.keeps_server).count();
-    if cut_off > 0 {
-        let nodes = count(cut_off as u64, "node").red().bold().to_string();
-        text += &format!(
-            "{nodes} would lose the server: its address is in a range that is routed into the mesh.\n"
-        );
-    }
+    text += &nodes(plan, summary);
+    text += &reachability(plan, summary);
+    text.extend(plan.carrying.iter().filter_map(hub).map(|sentence| format!("{sentence}\n")));
     let clients = [
         (summary.clients_anew, "needs a new configuration", "need a new configuration"),
         (summary.clients_cut_off, "is cut off", "are cut off"),
@@ -151,12 +126,94 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     text
 }
 
-fn reconfigured(nodes: u64) -> String {
-    if nodes == 1 {
-        "1 node is reconfigured".into()
-    } else {
-        format!("{} are reconfigured", count(nodes, "node"))
+/// How many nodes are affected, and how badly.
+fn nodes(plan: &Plan, summary: &Summary) -> String {
+    let Summary { nodes_changed, filters_changed, .. } = *summary;
+    let are =
+        |number: u64| format!("{} {}", count(number, "joined node"), if number == 1 { "is" } else { "are" });
+    let mut text = match (nodes_changed, filters_changed) {
+        (0, 0) => return "No joined node is sent anything new.\n".to_owned(),
+        (0, filters) => format!("At {} only the packet filter changes", count(filters, "joined node")),
+        (nodes, 0) => format!("{} reconfigured", are(nodes)),
+        (nodes, filters) => format!(
+            "{} reconfigured, and at {} only the packet filter changes",
+            are(nodes),
+            count(filters, "more node")
+        ),
+    };
+    let counted = |is: fn(&NodeImpact) -> bool| plan.impact.iter().filter(|it| is(it)).count() as u64;
+    let removed = counted(|it| it.removed);
+    let moved = counted(|it| !it.removed && it.loses_an_address());
+    let broken = counted(|it| !it.removed && it.sessions_break);
+    let verb =
+        |number: u64, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
+    let mut parts = Vec::new();
+    if removed > 0 {
+        parts.push(verb(removed, "leaves the network", "leave their network").red().to_string());
     }
+    if moved > 0 {
+        parts.push(verb(moved, "gets another address", "get another address"));
+    }
+    match broken {
+        // What is lost below breaks besides.
+        0 if summary.reach_lost == 0 && removed == 0 => parts.push("no connections break".to_owned()),
+        0 => {}
+        _ => parts.push(format!("connections of {broken} break").yellow().to_string()),
+    }
+    let lost = counted(|it| !it.keeps_server);
+    if lost == 0 {
+        parts.push("none loses the server".to_owned());
+    }
+    text += &format!("; {}.\n", parts.join(", "));
+    match lost {
+        0 => text,
+        nodes => {
+            let nodes = count(nodes, "node").red().bold().to_string();
+            text + &format!(
+                "{nodes} would lose the server: its address is in a range that is routed into the mesh.\n"
+            )
+        }
+    }
+}
+
+/// How many pairs gain or lose reachability; each direction of two nodes, or of a node and a range, counts as a
+/// pair.
+fn reachability(plan: &Plan, summary: &Summary) -> String {
+    let Summary { reach_gained, reach_lost, reach_pairs, .. } = *summary;
+    let later = match plan.reach.iter().any(|change| change.once_joined) {
+        true => "; more follows once awaited nodes have joined",
+        false => "",
+    };
+    let of = format!("of {}", count(reach_pairs, "pair"));
+    let text = match (reach_gained, reach_lost) {
+        (0, 0) if reach_pairs == 0 => "Nobody can reach anybody yet".to_owned(),
+        (0, 0) => "Who can reach whom stays as it is".to_owned(),
+        (gained, 0) => format!("{gained} {of} {} reachability", if gained == 1 { "gains" } else { "gain" }),
+        (0, lost) => format!("{lost} {of} {} reachability", if lost == 1 { "loses" } else { "lose" }),
+        (gained, lost) => format!(
+            "{gained} {of} {} reachability, and {lost} {} some",
+            if gained == 1 { "gains" } else { "gain" },
+            if lost == 1 { "loses" } else { "lose" }
+        ),
+    };
+    format!("{text}{later}.\n")
+}
+
+/// What becomes of all traffic of a network, where its hub changes.
+fn hub(CarryingChange { id, before, after, .. }: &CarryingChange) -> Option<String> {
+    let carrier = |of: &Option<Carrying>| of.as_ref().and_then(|it| it.candidates.first().cloned());
+    if id.kind != Kind::Network {
+        return None;
+    }
+    let whole = format!("all traffic of {id}");
+    Some(match (carrier(before), carrier(after)) {
+        (was, Some(is)) if was.as_ref() != Some(&is) => {
+            let was = was.map(|was| format!(", in place of {was}")).unwrap_or_default();
+            format!("From now on {whole} passes {}{was}.", is.bold())
+        }
+        (Some(was), None) => format!("{was} no longer passes on {whole}: nodes talk to each other directly."),
+        (_, _) => return None,
+    })
 }
 
 /// How many of the tests hold afterwards; nothing if there are none.
@@ -166,12 +223,6 @@ fn tests(plan: &Plan) -> String {
         (hold, tests) if hold == tests => format!("{}.\n", super::tests_hold(hold, tests)),
         (hold, tests) => format!("{}.\n", super::tests_hold(hold, tests).red().bold()),
     }
-}
-
-/// How many pairs gain or lose reachability; each direction of two nodes, or of a node and a range, counts as a
-/// pair.
-fn reachability(pairs: u64, verb: &str) -> String {
-    format!("{} {verb}{} reachability", count(pairs, "directed pair"), if pairs == 1 { "s" } else { "" })
 }
 
 fn by_network(changes: &[Change]) -> BTreeMap<&NetworkName, Vec<&Change>> {
@@ -317,118 +368,13 @@ fn given(kind: Kind, body: Option<&Value>) -> String {
     given.collect::<Vec<_>>().join(" ")
 }
 
-/// How nodes are affected, the worst first.
-fn impact(impact: &[NodeImpact], full: bool) -> Vec<String> {
-    let name = |it: &NodeImpact| format!("{}/{}", it.network, it.node);
-    let width = impact.iter().map(|it| name(it).len()).max().unwrap_or_default();
-    let mut sorted: Vec<&NodeImpact> = impact.iter().collect();
-    sorted.sort_by_key(|it| (!it.removed, it.keeps_server, !it.sessions_break, &it.network, &it.node));
-    let lines = sorted.into_iter().map(|it| (format!("  {:width$}  {}", name(it), effects(it)), false));
-    fold(lines.collect(), full)
-}
-
-/// How one node is affected, the worst first.
-fn effects(impact: &NodeImpact) -> String {
-    let NodeImpact {
-        network: _,
-        node: _,
-        removed,
-        readdressed,
-        sessions_break,
-        keeps_server,
-        filter,
-        internet,
-        carries,
-        ..
-    } = impact;
-    if *removed {
-        return format!("{} leaves the network", "-".red());
-    }
-    let mut parts = Vec::new();
-    if !keeps_server {
-        parts.push("loses the server".red().bold().to_string());
-    }
-    if !readdressed.is_empty() {
-        let addresses: Vec<_> = readdressed.iter().map(ToString::to_string).collect();
-        parts.push(format!("addresses -> {}", addresses.join(", ")));
-    }
-    if *sessions_break {
-        parts.push("connections break".yellow().to_string());
-    }
-    let ways: BTreeSet<_> = internet.iter().map(|change| &change.after).collect();
-    parts.extend(ways.into_iter().map(|way| match way {
-        Internet::Own => "to the internet by its own route".to_owned(),
-        Internet::Through(node) => format!("to the internet through {node}"),
-        Internet::Refused => "not to the internet".yellow().to_string(),
-    }));
-    parts.extend(carries.iter().map(|PartChange { id, before: _, after }| {
-        // A network itself stands for all that its hub carries.
-        let whole = if id.kind.descriptor().within.is_none() { "all of " } else { "" };
-        match after {
-            Some(Part::Carries) => format!("carries {whole}{id}"),
-            Some(Part::StandsBy) => format!("stands by for {whole}{id}"),
-            None => format!("no longer carries {whole}{id}"),
-        }
-    }));
-    parts.extend(numbers(impact));
-    if *filter {
-        parts.push("packet filter".into());
-    }
-    if parts.is_empty() { "settings or names only".into() } else { parts.join("; ") }
-}
-
-fn numbers(impact: &NodeImpact) -> impl Iterator<Item = String> {
-    let NodeImpact { peers_added, peers_removed, peers_changed, .. } = *impact;
-    let NodeImpact { routes_added, routes_removed, routes_changed, .. } = *impact;
-    let signed = |what: &str, counts: [(u32, &str); 3]| {
-        let parts =
-            counts.iter().filter(|(number, _)| *number > 0).map(|(number, sign)| format!(" {sign}{number}"));
-        let parts: String = parts.collect();
-        (!parts.is_empty()).then(|| format!("{what}{parts}"))
-    };
-    let peers = signed("peers", [(peers_added, "+"), (peers_removed, "-"), (peers_changed, "~")]);
-    let routes = signed("routes", [(routes_added, "+"), (routes_removed, "-"), (routes_changed, "~")]);
-    peers.into_iter().chain(routes)
-}
-
-/// What nodes gain and lose, either now or once those that are awaited have joined.
-fn reach(reach: &[ReachChange], once_joined: bool, shown: &Shown) -> Vec<String> {
-    let reach: Vec<_> = reach.iter().filter(|change| change.once_joined == once_joined).collect();
-    let width = reach.iter().map(|it| it.network.as_str().len()).max().unwrap_or_default();
-    let line = |change: &&ReachChange| {
-        let ReachChange { network, from, to, what, direction, both_ways, pairs, rule, because, .. } = change;
-        let sign = match direction {
-            Direction::Gained => "+".green().to_string(),
-            Direction::Lost => "-".red().to_string(),
-        };
-        let every = |text: &str| match text.strip_prefix('*') {
-            Some(but) => format!("every node{but}"),
-            None => text.to_owned(),
-        };
-        let who = every(from);
-        let whom = match (&**from, &**to) {
-            ("*", "*") => "every other node".to_owned(),
-            (_, "*") if *both_ways => "other nodes".to_owned(),
-            (_, to) => every(to),
-        };
-        let arrow = if *both_ways { "<->" } else { "->" };
-        let what = if *both_ways { String::new() } else { format!(" {}", what.bold()) };
-        let place = |rule| shown.places.get(rule).map(|place| format!(" ({place})")).unwrap_or_default();
-        let by = rule.as_ref().map(|rule| format!(", by {rule}{}", place(rule))).unwrap_or_default();
-        let because = because.as_ref().filter(|because| Some(*because) != rule.as_ref());
-        let because = because.map(|id| format!(", because of {id}")).unwrap_or_default();
-        let pairs = count(*pairs, "directed pair");
-        (format!("  {network:width$}  {sign} {who} {arrow} {whom}{what} ({pairs}){by}{because}"), false)
-    };
-    fold(reach.iter().map(line).collect(), shown.full)
-}
-
 fn awaiting(nodes: &[NodeId], plan: &Plan, full: bool) -> String {
     let mut networks: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for NodeId { network, name } in nodes.iter().filter(|node| !lets_in(plan, node)) {
         networks.entry(network).or_default().push(name.as_str());
     }
-    let lines = networks.into_iter().map(|(network, names)| {
+    let lines = networks.into_iter().map(|(network, mut names)| {
+        names.sort_by(|one, other| natural(one, other));
         let shown = if full { names.len() } else { 10 };
         let more = names.len().saturating_sub(shown);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -10,6 +10,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::Mesh;
+use super::paths::Place;
 use super::ways::{RangeWay, Through};
 use crate::access::{Access, ClassId};
 use crate::scalars::Name;
@@ -44,6 +45,17 @@ pub enum ViewStep {
     Own(Box<ViewDelta>),
     /// Its whole View, since it had none.
     Whole,
+}
+
+impl Audience {
+    /// Where its nodes are.
+    pub fn place(&self) -> Place {
+        let through = match &self.behind {
+            Some(Behind::Relay(relay)) => Some(Through::Relay(relay.clone())),
+            Some(Behind::Hub) | None => None,
+        };
+        Place { carrier: self.carrier.clone(), through }
+    }
 }
 
 type Entries<V> = OrdMap<Name, Arc<V>>;
@@ -135,6 +147,15 @@ impl Mesh {
     /// The View of a node with only those of its peers that are named here or that carry traffic for it, and
     /// without names: at the cost of what is named.
     pub fn part(&self, node: &Name, named: &BTreeSet<&Name>) -> Option<View> {
+        self.cut(node, named, |name| name != node)
+    }
+
+    /// The same as it would be for another node of the audience: the node itself is among the peers.
+    pub fn part_of_audience(&self, node: &Name, named: &BTreeSet<&Name>) -> Option<View> {
+        self.cut(node, named, |_| true)
+    }
+
+    fn cut(&self, node: &Name, named: &BTreeSet<&Name>, meant: impl Fn(&Name) -> bool) -> Option<View> {
         let interface = (**self.interfaces.get(node)?).clone();
         let audience = self.audience(node);
         let all = self.peers_of(&audience);
@@ -143,7 +164,7 @@ impl Mesh {
         let gateways = routes.values().filter_map(|route| route.via.as_ref());
         let mut open: Vec<&Name> = named.iter().copied().chain(all.instead.keys()).chain(gateways).collect();
         while let Some(name) = open.pop() {
-            let Some(peer) = all.get(name).filter(|_| name != node && !peers.contains_key(name)) else {
+            let Some(peer) = all.get(name).filter(|_| meant(name) && !peers.contains_key(name)) else {
                 continue;
             };
             peers.insert(name.clone(), peer.clone());
@@ -191,7 +212,34 @@ impl Mesh {
 
     /// What every node of an audience is sent for which [`Mesh::step`] returns the shared step.
     pub fn delta(&self, earlier: &Self, audience: &Audience) -> ViewDelta {
-        self.changes(earlier, (audience, OrdMap::new()), (audience, OrdMap::new()))
+        self.delta_from(earlier, audience, audience)
+    }
+
+    /// What changes for every node of an audience that is one of another afterwards, itself among its peers, but
+    /// for its interface and the names that lead to itself alone.
+    pub fn delta_from(&self, earlier: &Self, from: &Audience, to: &Audience) -> ViewDelta {
+        self.changes(earlier, (from, OrdMap::new()), (to, OrdMap::new()))
+    }
+
+    /// The names that every node of an audience resolves, other than those of peers: in any of these maps.
+    pub fn names_for(&self, audience: &Audience) -> Vec<OrdMap<Name, Arc<Resolution>>> {
+        self.names_of(audience, OrdMap::new()).into_values().collect()
+    }
+
+    /// The peers of an audience that WireGuard has a tunnel to, its nodes among them.
+    pub fn peers_with_keys(&self, audience: &Audience) -> impl Iterator<Item = Name> + use<> {
+        let peers = self.peers_of(audience).whole().into_iter();
+        peers.filter(|(_, peer)| peer.public_key.is_some()).map(|(name, _)| name)
+    }
+
+    /// The ranges that nodes of an audience reach through others, besides those of the network.
+    pub fn ranges_of(&self, audience: &Audience) -> impl Iterator<Item = IpNet> + use<> {
+        self.routes_of(audience).into_iter().map(|(range, _)| range)
+    }
+
+    /// Whether members of two classes may talk: either may open anything at the other.
+    pub fn are_near(&self, one: ClassId, other: ClassId) -> bool {
+        !self.policy.is_restricted() || self.near.get(&one).is_some_and(|near| near.contains(&other))
     }
 
     /// How much the View of a node holds; nodes that share a step have the same.
@@ -366,7 +414,7 @@ impl Mesh {
     }
 
     /// The names that lead to a node itself, where others of its class may not know it.
-    fn own_names(&self, node: &Name) -> Entries<Resolution> {
+    pub fn own_names(&self, node: &Name) -> Entries<Resolution> {
         let class = self.class_of(node).unwrap_or_default();
         let Some(names) = self.names_of.get(&class) else { return OrdMap::new() };
         let others_know = self.knows_its_own(&self.audience(node));

@@ -23,9 +23,10 @@ use super::policy::{self, ChangedRules, Class, Policy};
 use super::ways::{self, Through};
 use crate::access::{Access, Protocol};
 use crate::inventory::{Away, Inventory, NodeId};
-use crate::kinds::{Allow, ExternalClient, Kind, Node};
+use crate::kinds::{AccessKey, Allow, ExternalClient, Kind, Node};
 use crate::scalars::{EndpointHost, Identity, Name, NetworkName, Selector};
 use crate::snapshot::{ResourceId, Snapshot};
+use crate::text::natural;
 use crate::view::Peer;
 
 /// Whether reachability is gained or lost.
@@ -59,6 +60,10 @@ pub struct ReachChange {
     /// Whether it holds only once nodes that are awaited have joined.
     #[serde(default)]
     pub once_joined: bool,
+    /// Whether one side is whoever joins with an access key that names no node, however many that may be; such pairs
+    /// are not counted.
+    #[serde(default)]
+    pub by_key: bool,
     /// Whether `to` opens the same at `from`; `pairs` then counts both.
     pub both_ways: bool,
     /// How many nodes are on the one side.
@@ -69,8 +74,29 @@ pub struct ReachChange {
     pub pairs: u64,
     /// The rule that allows or allowed it; null in a network without rules.
     pub rule: Option<ResourceId>,
-    /// The change that causes it; null unless it is a single one.
-    pub because: Option<ResourceId>,
+    /// The changes that may cause it: one, where that can be told.
+    pub because: Vec<ResourceId>,
+}
+
+/// How many ordered pairs of joined members, and of a member and a range, gain and lose the ability of the first to
+/// open anything at the second, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Pairs {
+    /// Those that gain.
+    pub gained: u64,
+    /// Those that lose.
+    pub lost: u64,
+    /// All that there are, of members and ranges that are there before or afterwards.
+    pub of: u64,
+}
+
+impl Pairs {
+    /// Adds those of another network.
+    pub fn add(&mut self, other: Self) {
+        let Self { gained, lost, of } = other;
+        (self.gained, self.lost, self.of) = (self.gained + gained, self.lost + lost, self.of + of);
+    }
 }
 
 /// A network at one moment, and what hides its nodes from each other.
@@ -149,6 +175,8 @@ struct Situation {
     awaited: bool,
     /// Whether it is what a way to the internet leads to, from where nobody is let in.
     internet: bool,
+    /// The access key that it stands for, of those that name no node.
+    key: Option<Name>,
 }
 
 impl Situation {
@@ -198,13 +226,20 @@ fn reaching(
             inside: inside.cloned().unwrap_or_default(),
             awaited: false,
             internet: false,
+            key: None,
         }
     };
     let there = mesh.classes().flat_map(|(_, members)| members);
     let mut parties: BTreeMap<Party, Situation> =
         there.map(|(name, peer)| (Party::Member(name.clone()), situation(name, peer))).collect();
+    // A key that is used up lets nobody join.
+    let is_open = |key: &Name| {
+        let uses = declared.named::<AccessKey>(network, key).map(|key| key.uses());
+        let status = inventory.key(&ResourceId::of::<AccessKey>(network, key));
+        uses.is_some_and(|uses| status.is_none_or(|status| uses.left(status.used) != Some(0)))
+    };
     let members = members(network, declared, inventory).into_iter();
-    for (name, member) in members.filter(|(_, member)| member.key.is_none()) {
+    for (name, member) in members.filter(|(_, member)| member.key.as_ref().is_none_or(is_open)) {
         let new = || {
             let class = mesh.policy().class(&name, &member.tags, &member.addresses);
             let through = match declared.named::<ExternalClient>(network, &name) {
@@ -212,7 +247,14 @@ fn reaching(
                 None => ways.relay_of(&name, &member.tags, &member.addresses).cloned().map(Through::Relay),
             };
             let (place, families) = (place(&name, through), families(member.addresses.iter()));
-            Situation { class, place, families, awaited: true, ..Situation::default() }
+            Situation {
+                class,
+                place,
+                families,
+                awaited: true,
+                key: member.key.clone(),
+                ..Situation::default()
+            }
         };
         parties.entry(Party::Member(name.clone())).or_insert_with(new);
     }
@@ -369,6 +411,24 @@ impl<'a> Judge<'a> {
         !from.place.is_local_to(&to.place, mesh.ways()) && gets(from, to) && gets(to, from)
     }
 
+    /// Who joins with the keys that these stand for, in words.
+    fn keys(&self, parties: &BTreeSet<&Party>) -> String {
+        let keys = parties.iter().filter_map(|party| self.parties.get(*party)?.key.as_ref());
+        format!("whoever joins with {}", join(keys.collect::<BTreeSet<_>>().into_iter()))
+    }
+
+    /// Members by their names, and those whom keys let in by these.
+    fn named(&self, parties: &BTreeSet<&Party>) -> String {
+        let is_key = |party: &&&Party| self.parties.get(**party).is_some_and(|it| it.key.is_some());
+        let (keys, known): (BTreeSet<&Party>, BTreeSet<&Party>) =
+            parties.iter().copied().partition(|it| is_key(&it));
+        match (keys.is_empty(), known.is_empty()) {
+            (true, _) => first_of(&known),
+            (false, true) => self.keys(&keys),
+            (false, false) => format!("{}, {}", first_of(&known), self.keys(&keys)),
+        }
+    }
+
     /// Whether the nodes of a group are on a side of a rule: that of `to` if `right`.
     fn is_on(&self, rule: &ResourceId, group: &Group<'a>, right: bool) -> bool {
         let class = (self.of)(group).map(|situation| &situation.class);
@@ -387,7 +447,7 @@ impl<'a> Judge<'a> {
 
 /// The reachability that a change of one network gains and loses: what holds now, then what will once awaited
 /// nodes have joined.
-pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> Vec<ReachChange> {
+pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> (Vec<ReachChange>, Pairs) {
     let ranges = &cuts(network, before) | &cuts(network, after);
     let (was, is) = (reaching(network, before, &ranges), reaching(network, after, &ranges));
     let mut groups: Groups<'_> = BTreeMap::new();
@@ -402,10 +462,16 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
         .map(|(was, is)| is.changed_since(was));
     let pairs = concerned(&groups, changed.as_ref());
     let mut changes = Vec::new();
+    let mut counted = Pairs { of: all_pairs(&groups), ..Pairs::default() };
     for once_joined in [false, true] {
         for direction in [Direction::Lost, Direction::Gained] {
             let mut moved = Vec::new();
             for (from, to) in &pairs {
+                // A key that goes takes nothing from those who would have come, nor do they miss who goes.
+                let goes = from.1.is_none() || to.1.is_none();
+                if direction == Direction::Lost && goes && (is_key(from) || is_key(to)) {
+                    continue;
+                }
                 let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
                 let differs = match direction {
                     // What holds from now on need not be waited for.
@@ -417,23 +483,42 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
                     moved.push((*from, *to, differs));
                 }
             }
+            if !once_joined {
+                let size = |group: &Group<'_>| groups[group].len() as u64;
+                let of_one = |(from, to, _): &(&Group<'_>, &Group<'_>, Access)| {
+                    size(from) * (size(to) - u64::from(from == to))
+                };
+                let pairs = moved.iter().map(of_one).sum();
+                match direction {
+                    Direction::Lost => counted.lost = pairs,
+                    Direction::Gained => counted.gained = pairs,
+                }
+            }
             let (here, moment) = match direction {
                 Direction::Lost => (&then, before),
                 Direction::Gained => (&now, after),
             };
             let restricted = then.is_restricted() || now.is_restricted();
             let is_outer = |group: &Group<'_>| group.0.or(group.1).is_some_and(|it| it.class.is_outer());
-            let mut kinds: BTreeMap<[bool; 2], Vec<_>> = BTreeMap::new();
+            let side = |group: &Group<'_>| Side { outer: is_outer(group), key: is_key(group) };
+            let mut kinds: BTreeMap<[Side; 2], Vec<_>> = BTreeMap::new();
             for (from, to, access) in moved {
-                kinds.entry([is_outer(from), is_outer(to)]).or_default().push((from, to, access));
+                kinds.entry([side(from), side(to)]).or_default().push((from, to, access));
             }
             let mut lines = Vec::new();
-            for (outer, moved) in kinds {
-                if restricted || outer.contains(&true) {
-                    lines.extend(by_rules(network, moment, here, &groups, moved, outer));
-                } else {
-                    lines.extend(by_nodes(network, here, &groups, &moved));
+            if !restricted {
+                let inner = |sides: &[Side; 2]| sides.iter().all(|side| !side.outer);
+                for by_key in [false, true] {
+                    let has_key = |sides: &[Side; 2]| sides.iter().any(|side| side.key);
+                    let of_members =
+                        kinds.iter().filter(|(sides, _)| inner(sides) && has_key(sides) == by_key);
+                    let moved: Vec<_> = of_members.flat_map(|(_, moved)| moved).collect();
+                    lines.extend(by_nodes(network, here, &groups, &moved, (once_joined, by_key)));
                 }
+                kinds.retain(|sides, _| !inner(sides));
+            }
+            for (sides, moved) in kinds {
+                lines.extend(by_rules(network, moment, here, &groups, moved, sides));
             }
             if !restricted {
                 join_directions(&mut lines);
@@ -441,7 +526,42 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
             changes.extend(lines.into_iter().map(|line| ReachChange { direction, once_joined, ..line }));
         }
     }
-    changes
+    (changes, counted)
+}
+
+/// What a side of a line is of: lines put nothing together that differs in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Side {
+    /// Ranges outside of the network, and not members.
+    outer: bool,
+    /// Nodes that join with a key, and not those who are known.
+    key: bool,
+}
+
+/// The access key that a group stands for.
+fn key_of<'a>(group: &Group<'a>) -> Option<&'a Name> {
+    group.0.or(group.1).and_then(|situation| situation.key.as_ref())
+}
+
+fn is_key(group: &Group<'_>) -> bool {
+    key_of(group).is_some()
+}
+
+/// How many ordered pairs there are of members that have joined, before or afterwards, and of one and a range; from
+/// the internet nobody opens anything.
+fn all_pairs(groups: &Groups<'_>) -> u64 {
+    let (mut members, mut ranges, mut internet) = (0, 0, 0);
+    for (group, parties) in groups {
+        let there = [group.0, group.1].into_iter().flatten().any(|situation| !situation.awaited);
+        let count = parties.len() as u64;
+        match group.0.or(group.1) {
+            Some(situation) if situation.internet => internet += count,
+            Some(situation) if situation.class.is_outer() => ranges += count,
+            Some(_) if there => members += count,
+            Some(_) | None => {}
+        }
+    }
+    members * u64::saturating_sub(members, 1) + members * (2 * ranges + internet)
 }
 
 /// Makes one line of two that say the same of both directions.
@@ -496,12 +616,13 @@ fn line(network: &NetworkName, from: String, to: String, what: &Access) -> Reach
         ports,
         direction: Direction::Gained,
         once_joined: false,
+        by_key: false,
         both_ways: false,
         from_nodes: 0,
         to_nodes: 0,
         pairs: 0,
         rule: None,
-        because: None,
+        because: Vec::new(),
     }
 }
 
@@ -519,8 +640,9 @@ fn by_rules<'a>(
     here: &Judge<'a>,
     groups: &Groups<'a>,
     moved: Vec<(&Group<'a>, &Group<'a>, Access)>,
-    outer: [bool; 2],
+    sides: [Side; 2],
 ) -> Vec<ReachChange> {
+    let by_key = sides.iter().any(|side| side.key);
     let mut parts: BTreeMap<(Option<&ResourceId>, Access), Against<'_, 'a>> = BTreeMap::new();
     for (from, to, mut left) in moved {
         if !here.is_restricted() {
@@ -555,9 +677,9 @@ fn by_rules<'a>(
         };
         let [all_from, all_to] = [false, true].map(|right| {
             let is_on = |group: &&Group<'a>| {
-                let outer = outer[usize::from(right)];
+                let Side { outer, key } = sides[usize::from(right)];
                 let there = (here.of)(group).is_some_and(|it| it.class.is_outer() == outer);
-                there && rule.is_none_or(|rule| here.is_on(rule, group, right))
+                there && is_key(group) == key && rule.is_none_or(|rule| here.is_on(rule, group, right))
             };
             nodes_of(&mut groups.keys().filter(is_on))
         });
@@ -569,25 +691,37 @@ fn by_rules<'a>(
             let pairs = from.iter().flat_map(|from| to.iter().map(move |to| between((*from, *to)))).sum();
             let (from, to) = (nodes_of(&mut from.into_iter()), nodes_of(&mut to.into_iter()));
             let (froms, tos) = (others(&from, &to), others(&to, &from));
+            let [mut from_nodes, mut to_nodes] = [froms.len() as u64, tos.len() as u64];
+            for (side, nodes) in sides.iter().zip([&mut from_nodes, &mut to_nodes]) {
+                *nodes = if side.key { 0 } else { *nodes };
+            }
             lines.push(ReachChange {
-                from_nodes: froms.len() as u64,
-                to_nodes: tos.len() as u64,
+                from_nodes,
+                to_nodes,
                 pairs,
                 rule: rule.cloned(),
+                by_key,
                 ..line(
                     network,
                     match bound {
+                        _ if sides[0].key => here.keys(&froms),
                         Some(_) if froms.len() <= NAMED => join(froms.iter()),
                         Some(_) => format!("{} external clients", froms.len()),
                         None => words(&froms, &others(&all_from, &to), declared.map(|allow| &*allow.from)),
                     },
-                    words(&tos, &others(&all_to, &from), to_selectors),
+                    match sides[1].key {
+                        true => here.keys(&tos),
+                        false => words(&tos, &others(&all_to, &from), to_selectors),
+                    },
                     &what,
                 )
             });
         }
     }
     lines.retain(|line| line.pairs > 0);
+    for line in lines.iter_mut().filter(|line| line.by_key) {
+        line.pairs = 0;
+    }
     lines
 }
 
@@ -615,7 +749,7 @@ fn words(some: &BTreeSet<&Party>, all: &BTreeSet<&Party>, selectors: Option<&BTr
         0 => selected,
         _ if some.len() <= NAMED => join(some.iter()),
         1..=NAMED => format!("{selected} but {}", join(all.difference(some))),
-        _ if selected == "*" => format!("{} nodes", some.len()),
+        _ if selected == "*" => first_of(some),
         _ => format!("{} of {selected}", some.len()),
     }
 }
@@ -626,64 +760,96 @@ fn breadth(access: &Access) -> (bool, usize, bool) {
     (access.others, ports.map(|range| range.len()).sum(), access.icmp)
 }
 
+/// Names and ranges, in natural order.
 fn join(words: impl Iterator<Item = impl ToString>) -> String {
-    words.map(|word| word.to_string()).collect::<Vec<_>>().join(", ")
+    let mut words: Vec<String> = words.map(|word| word.to_string()).collect();
+    words.sort_by(|one, other| natural(one, other));
+    words.join(", ")
 }
 
-/// What moved in a network without rules, where it is everything and in both directions: by nodes.
+/// The first of some nodes by their names, and how many more there are: `web-1, web-2 and 38 more`.
+fn first_of(some: &BTreeSet<&Party>) -> String {
+    let mut names: Vec<String> = some.iter().map(ToString::to_string).collect();
+    names.sort_by(|one, other| natural(one, other));
+    if names.len() <= NAMED {
+        return names.join(", ");
+    }
+    let shown = NAMED - 1;
+    format!("{} and {} more", names[..shown].join(", "), names.len() - shown)
+}
+
+/// What moved in a network without rules, where it is everything and in both directions: each pair is reported
+/// once, with the group of the first of its two nodes.
 fn by_nodes<'a>(
     network: &NetworkName,
     here: &Judge<'a>,
     groups: &Groups<'a>,
-    moved: &[(&Group<'a>, &Group<'a>, Access)],
+    moved: &[&(&Group<'a>, &Group<'a>, Access)],
+    (once_joined, by_key): (bool, bool),
 ) -> Vec<ReachChange> {
-    let everything = Access::everything();
     let mut against: BTreeMap<&Group<'a>, BTreeSet<&Group<'a>>> = BTreeMap::new();
     for (from, to, _) in moved {
         against.entry(*from).or_default().insert(*to);
     }
-    // How many others a node of a group reaches only here.
+    let size = |group: &Group<'a>| groups[group].len() as u64;
+    // Those who are not there yet count only where all are waited for.
+    let is_there = |group: &&Group<'a>| {
+        let situation = (here.of)(group).filter(|it| !it.class.is_outer() && it.key.is_none());
+        situation.is_some_and(|it| once_joined || !it.awaited)
+    };
+    let there: Vec<&Group<'a>> = groups.keys().filter(is_there).collect();
+    let parties = |some: &mut dyn Iterator<Item = &Group<'a>>| -> BTreeSet<&'a Party> {
+        some.flat_map(|group| &groups[group]).copied().collect()
+    };
+    // Groups that move against most others go first, so that few nodes are named; keys before all.
     let others = |group: &Group<'a>| {
-        let with = |other: &&Group<'a>| groups[*other].len() as u64 - u64::from(group == *other);
+        let with = |other: &&Group<'a>| size(other) - u64::from(group == *other);
         against.get(group).map_or(0, |others| others.iter().map(with).sum::<u64>())
     };
-    let size = |group: &Group<'a>| groups[group].len() as u64;
-    let pairs: u64 = against.keys().map(|group| size(group) * others(group)).sum();
-    if pairs == 0 {
-        return Vec::new();
-    }
-    let there: u64 = groups.keys().filter(|group| (here.of)(group).is_some()).map(size).sum();
-    let both = |from: String, from_nodes: u64, to_nodes: u64, pairs: u64| ReachChange {
-        both_ways: true,
-        from_nodes,
-        to_nodes,
-        pairs,
-        ..line(network, from, "*".into(), &everything)
-    };
-    if pairs == there * (there - 1) {
-        return vec![both("*".into(), there, there - 1, pairs)];
-    }
-    // Each pair is reported once, with the first of its two nodes; groups that move against most others go
-    // first, so that few nodes are named.
     let mut left: Vec<_> = against.keys().copied().collect();
-    left.sort_by_key(|group| Reverse(others(group)));
+    left.sort_by_key(|group| (!is_key(group), Reverse(others(group))));
     let mut done: BTreeSet<&Group<'a>> = BTreeSet::new();
     let mut lines = Vec::new();
     for group in left {
-        let rest: u64 = against[group]
-            .iter()
-            .filter(|other| **other != group && !done.contains(*other))
-            .map(|other| size(other))
-            .sum();
-        let within = if against[group].contains(group) { size(group) - 1 } else { 0 };
+        let rest: BTreeSet<&Group<'a>> =
+            against[group].iter().copied().filter(|other| *other != group && !done.contains(other)).collect();
+        let within = against[group].contains(group) && size(group) > 1;
         done.insert(group);
-        for (place, node) in groups[group].iter().enumerate() {
-            let to = rest + within.saturating_sub(place as u64);
-            if to > 0 {
-                lines.push(both(node.to_string(), 1, to, 2 * to));
+        let (mine, theirs) = (parties(&mut std::iter::once(group)), parties(&mut rest.iter().copied()));
+        let from = match is_key(group) {
+            true => here.keys(&mine),
+            false if mine.len() as u64 == there.iter().map(|it| size(it)).sum::<u64>() => "*".into(),
+            false => first_of(&mine),
+        };
+        let everybody = there
+            .iter()
+            .copied()
+            .all(|other| *other == *group && (within || size(group) == 1) || rest.contains(other));
+        let to_nodes = |others: u64| if by_key { 0 } else { others };
+        let pair = |to: String, others: u64, pairs: u64| ReachChange {
+            both_ways: true,
+            by_key,
+            from_nodes: if is_key(group) { 0 } else { size(group) },
+            to_nodes: to_nodes(others),
+            pairs: if by_key { 0 } else { pairs },
+            ..line(network, from.clone(), to, &Access::everything())
+        };
+        let count = theirs.len() as u64;
+        let inside = if within { size(group) - 1 } else { 0 };
+        match (count, inside) {
+            (0, 0) => {}
+            // To whoever there is, which may be none but themselves.
+            _ if everybody => {
+                lines.push(pair("*".into(), count + inside, size(group) * (2 * count + inside)))
+            }
+            (0, _) => lines.push(pair(from.clone(), inside, size(group) * inside)),
+            (_, 0) => lines.push(pair(here.named(&theirs), count, 2 * size(group) * count)),
+            (..) => {
+                lines.push(pair(here.named(&theirs), count, 2 * size(group) * count));
+                lines.push(pair(from.clone(), inside, size(group) * inside));
             }
         }
     }
-    lines.sort_by(|one, other| one.from.cmp(&other.from));
+    lines.sort_by(|one, other| natural(&one.from, &other.from));
     lines
 }

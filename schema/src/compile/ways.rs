@@ -182,6 +182,12 @@ impl Ways {
         around.max_by_key(|(range, _)| range.prefix_len()).map(|(_, way)| way)
     }
 
+    /// Whether what goes to a range, or to that of which it is a part, leaves with its gateway's own address.
+    pub fn has_nat(&self, range: &IpNet) -> bool {
+        let egress = self.around(range).and_then(|way| self.egress.get(&way.egress));
+        egress.is_some_and(|way| way.nat)
+    }
+
     /// Whether a node may carry anything for others.
     pub fn carries(&self, node: &Name) -> bool {
         self.carrying.contains(node)

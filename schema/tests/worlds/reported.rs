@@ -19,7 +19,7 @@ pub fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reac
         mesh: was.as_ref(),
         hidden: &was_hidden,
     };
-    reach::between(
+    let (changes, _) = reach::between(
         network,
         was,
         reach::Moment {
@@ -28,7 +28,9 @@ pub fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reac
             mesh: is.as_ref(),
             hidden: &is_hidden,
         },
-    )
+    );
+    // Whoever may join with a key is nobody who could be counted.
+    changes.into_iter().filter(|change| !change.by_key).collect()
 }
 
 /// What is meant by the words of a line.
