@@ -7,6 +7,7 @@ use schema::client::ClientChange;
 use schema::compile::carrying::CarryingChange;
 use schema::diff::{self, Action, Change};
 use schema::judge::{Counterexample, Outcome, Verdict};
+use schema::limits::GuardChange;
 use schema::plan::{NodeImpact, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
@@ -49,6 +50,8 @@ pub enum Event<'a> {
         /// The fields that change.
         fields: Vec<FieldChange<'a>>,
     },
+    /// The project's guard, by which the next apply is judged, changes.
+    GuardChange(&'a GuardChange),
     /// A node that is affected.
     NodeImpact(&'a NodeImpact),
     /// Nodes that reach each other only after the change, or only before it.
@@ -354,7 +357,7 @@ pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) 
             because: reach.because.as_ref().map(declared_at),
         })
     });
-    let changes = plan.changes.iter().map(change);
+    let changes = plan.changes.iter().map(change).chain(plan.guard.iter().map(Event::GuardChange));
     let impact = plan.impact.iter().map(Event::NodeImpact);
     let tests = assertions(&plan.tests, declared);
     let carrying = plan.carrying.iter().map(Event::Carrying);

@@ -6,6 +6,7 @@
 mod carrying;
 mod difference;
 mod explanation;
+mod guard;
 mod history;
 mod keys;
 mod plan;
@@ -19,6 +20,7 @@ use schema::diff::Action;
 use schema::value::{Data, Value};
 
 pub use explanation::explanation;
+pub use guard::{guard, guards};
 pub use history::{HistoryEntry, RevisionState, history};
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};

@@ -125,7 +125,7 @@ proptest! {
             let mut moved = world.clone();
             let entry = world.snapshot.entry(id).or(next.entry(id)).unwrap();
             moved.snapshot.put(id.clone(), Entry { revision: Revision(1_000), ..entry.clone() });
-            prop_assert_eq!(plan.stale(&moved), [(id.clone(), Revision(1_000))]);
+            prop_assert_eq!(plan.stale(&moved), [(id.clone().into(), Revision(1_000))]);
         }
     }
 
